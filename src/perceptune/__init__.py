@@ -1,0 +1,56 @@
+"""Perceptune: eyes and ears for any frozen language model by training under 1 % of the parameters.
+
+Torch and transformers load on first use, so `import perceptune` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from perceptune._version import __version__
+from perceptune.errors import UserError
+from perceptune.types import Sample
+
+if TYPE_CHECKING:
+    from perceptune.building import build
+    from perceptune.checkpoint import load
+    from perceptune.config import Recipe, load_recipe
+    from perceptune.evaluation import evaluate
+    from perceptune.model import AdaptedModel
+    from perceptune.training import train
+
+__all__ = [
+    "AdaptedModel",
+    "Recipe",
+    "Sample",
+    "UserError",
+    "__version__",
+    "build",
+    "evaluate",
+    "load",
+    "load_recipe",
+    "train",
+]
+
+_HOMES = {
+    "AdaptedModel": "model",
+    "Recipe": "config",
+    "build": "building",
+    "evaluate": "evaluation",
+    "load": "checkpoint",
+    "load_recipe": "config",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module `perceptune` has no attribute `{name}`")
+    value = getattr(importlib.import_module(f"perceptune.{_HOMES[name]}"), name)
+    globals()[name] = value  # next time without this detour
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

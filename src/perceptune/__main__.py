@@ -1,0 +1,5 @@
+"""`python -m perceptune`."""
+
+from perceptune.cli.main import main
+
+main()

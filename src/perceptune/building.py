@@ -1,0 +1,143 @@
+"""From a recipe to a model: loads the frozen parts and puts the method on them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perceptune import assets
+from perceptune.config import EncoderConfig, LMConfig, Recipe, load_recipe, validate
+from perceptune.encoders.base import Encoder, load_encoder
+from perceptune.errors import UserError, nearest
+from perceptune.lm import FrozenLM
+from perceptune.methods.base import EncoderShape, Method
+from perceptune.model import AdaptedModel
+from perceptune.plugins import leaf
+from perceptune.text import TextFormat
+
+# What `default` stands for.
+DEFAULT_LM = "smollm2-135m-instruct"
+DEFAULT_ENCODERS = {"image": "dinov2-small"}
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def build(recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32", meta: bool = False) -> AdaptedModel:
+    """The model of a recipe, untrained: a plain `nn.Module` whose `method.parameters()` are to be trained.
+
+    `dtype` is that of the frozen LM; encoders and everything trained are float32. With `meta` no weight is loaded: the
+    parts are built on the meta device from their configurations, which is enough to count and to show.
+    """
+    recipe = load_recipe(recipe)
+    lm = load_lm(recipe.lm, dtype=dtype, meta=meta)
+    encoders = {name: _load_encoder(name, config, meta) for name, config in recipe.encoders.items()}
+    text = None if meta else load_text(recipe, lm)
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(recipe.seed)  # the method's first weights depend on the seed alone
+        method = build_method(recipe, lm, encoders)
+    return AdaptedModel(recipe, lm, encoders, method, text)
+
+
+def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> Method:
+    """The recipe's method for these frozen parts, freshly initialised."""
+    found = leaf("methods", recipe.method.name)
+    given = {**found.defaults, **recipe.method.options()}
+    options = validate(found.module.METHOD.Options, given, f"method `{recipe.method.name}`")
+    shapes = {name: EncoderShape(encoder.n_layers, encoder.dim) for name, encoder in encoders.items()}
+    method: Method = found.module.METHOD(options, lm, shapes)
+    return method
+
+
+def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> FrozenLM:
+    """The frozen LM. Raises `UserError` for what is not a decoder-only LM, cannot be found or lacks weights."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    where = _resolve(config.id, DEFAULT_LM, meta)
+    kwargs: dict[str, Any] = {"attn_implementation": config.attention, "dtype": getattr(torch, dtype)}
+    with _loading(f"lm `{config.id}`"):
+        if meta:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(_hf_config(config.id, where, config.revision), **kwargs)
+        else:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                where, revision=config.revision, output_loading_info=True, **kwargs
+            )
+            _require_complete(config.id, info)
+    # Decoding is the recipe's: sampling settings stored beside a checkpoint must not leak into it.
+    model.generation_config = GenerationConfig()
+    return FrozenLM(model, layers=config.layers)
+
+
+def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
+    """The recipe's template with the LM's tokenizer."""
+    from transformers import AutoTokenizer
+
+    with _loading(f"tokenizer of lm `{recipe.lm.id}`"):
+        tokenizer = AutoTokenizer.from_pretrained(_resolve(recipe.lm.id, DEFAULT_LM, False), revision=recipe.lm.revision)
+    rows = lm.model.get_input_embeddings().weight.shape[0]
+    return TextFormat(tokenizer, recipe.text, vocabulary=rows, pad_token=recipe.lm.pad_token)
+
+
+def _load_encoder(modality: str, config: EncoderConfig, meta: bool) -> Encoder:
+    if config.id == "default" and modality not in DEFAULT_ENCODERS:
+        raise UserError(f"encoders.{modality}: there is no default encoder for this modality; name one by `id`")
+    where = _resolve(config.id, DEFAULT_ENCODERS.get(modality, ""), meta)
+    with _loading(f"encoders.{modality} `{config.id}`"):
+        return load_encoder(
+            where, size=config.size, revision=config.revision, meta=meta,
+            image_mean=config.mean, image_std=config.std, resize=config.resize,
+        )  # fmt: skip
+
+
+def _resolve(name: str, default: str, meta: bool) -> str:
+    """A folder or hub id for a name; `default` and the assets' names are fetched when absent."""
+    asset = default if name == "default" else name
+    if meta and (published := CONFIGS / f"{asset.replace('/', '--')}.json").is_file():
+        return str(published)
+    if asset in assets.ASSETS:
+        return str(assets.path(asset))
+    if name.startswith((".", "/", "~")):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+            raise UserError(f"no model folder `{name}`{nearest(folder.name, siblings)}")
+        return str(folder)
+    return name
+
+
+def _hf_config(name: str, where: str, revision: str | None) -> Any:
+    from transformers import AutoConfig
+
+    if where.endswith(".json"):
+        data = json.loads(Path(where).read_text(encoding="utf-8"))
+        return AutoConfig.for_model(data.pop("model_type"), **data)
+    return AutoConfig.from_pretrained(where, revision=revision)
+
+
+@contextlib.contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """Turns what transformers raises for a wrong name or an unfit model into one line; keeps its bars quiet."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{what} cannot be loaded: {first_line}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _require_complete(name: str, info: dict[str, Any]) -> None:
+    for kind in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(str(key) for key in info.get(kind, ())):
+            raise UserError(f"lm `{name}`: its weights are incomplete: {len(keys)} {kind.replace('_', ' ')}, first `{keys[0]}`")

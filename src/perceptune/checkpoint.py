@@ -1,0 +1,204 @@
+"""Run folders: what a trained method is kept in. Tensors are safetensors, the rest YAML and JSON; never pickle.
+
+    run.yaml            the resolved recipe
+    meta.json           format version, base models with fingerprints, versions, parameter counts
+    method.safetensors  the best method by the task's metric, or the last one without evaluation
+    checkpoints/step-*  method and optimizer, to resume from
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from perceptune._version import __version__
+from perceptune.building import build
+from perceptune.config import Recipe, load_recipe
+from perceptune.errors import UserError
+from perceptune.lm import FrozenLM
+from perceptune.model import AdaptedModel, count
+
+FORMAT_VERSION = 1
+METHOD, META, RECIPE = "method.safetensors", "meta.json", "run.yaml"
+
+
+def save_run(run: Path, model: AdaptedModel) -> None:
+    """Writes recipe, metadata and method into a run folder; each file appears whole or not at all."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / RECIPE, model.recipe.dump())
+    write_text(run / META, json.dumps(describe(model), indent=2))
+    write_tensors(run / METHOD, model.method.state_dict())
+
+
+def load(run: str | Path, *, dtype: str | None = None) -> AdaptedModel:
+    """The trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless another is asked for.
+
+    Raises `UserError` for a folder that is no run, of a newer format, damaged, or trained on other base models.
+    """
+    run = Path(run)
+    meta = read_meta(run)
+    recipe = read_recipe(run)
+    model = build(recipe, dtype=dtype or recipe.eval.dtype)
+    _require_same_base(run, meta, model)
+    load_method(run / METHOD, model)
+    return model.eval()
+
+
+def load_method(path: Path, model: AdaptedModel) -> None:
+    """Loads a method's tensors; every name and shape must match."""
+    tensors = read_tensors(path)
+    own = model.method.state_dict()
+    for name in sorted(set(own) ^ set(tensors)):
+        side = "lacks" if name in own else "has the unknown"
+        raise UserError(f"{path}: {side} tensor `{name}`: the file does not belong to method `{model.recipe.method.name}`")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(f"{path}: `{name}` has shape {tuple(tensor.shape)}, the model {tuple(own[name].shape)}")
+    model.method.load_state_dict(tensors)
+
+
+def read_meta(run: Path) -> dict[str, Any]:
+    """A run folder's metadata, in today's format."""
+    if not (run / META).is_file():
+        raise UserError(f"`{run}` is not a run folder: it has no {META}")
+    try:
+        meta: dict[str, Any] = json.loads((run / META).read_text(encoding="utf-8"))
+        version = int(meta["format_version"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{run / META}: damaged: not JSON with a `format_version`") from None
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"`{run}` has run format {version}, written by perceptune {meta.get('perceptune', 'of a later date')}; "
+            f"this is perceptune {__version__}, which reads formats up to {FORMAT_VERSION}: upgrade it"
+        )
+    return meta
+
+
+def read_recipe(run: Path) -> Recipe:
+    """The recipe of a run. A run folder may come from anybody, so it may not name code to import."""
+    if not (run / RECIPE).is_file():
+        raise UserError(f"`{run}` is not a run folder: it has no {RECIPE}")
+    recipe = load_recipe(run / RECIPE)
+    for part in (recipe.method, recipe.task):
+        if part is not None and "." in part.name:
+            raise UserError(f"{run / RECIPE}: `{part.name}` is a third-party module; a run folder may not name code to run")
+    return recipe
+
+
+def describe(model: AdaptedModel) -> dict[str, Any]:
+    """The contents of meta.json."""
+    trained = count(model.method)
+    frozen = count(model.lm) + sum(count(encoder) for encoder in model.encoders.values())
+    return {
+        "format_version": FORMAT_VERSION,
+        "perceptune": __version__,
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "pillow")},
+        "python": platform.python_version(),
+        "base": fingerprints(model),
+        "trained": trained,
+        "frozen": frozen,
+        "trained_share": trained / (trained + frozen),
+    }
+
+
+def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:
+    """Id and fingerprint of each frozen part."""
+    recipe = model.recipe
+    parts = {"lm": {"id": recipe.lm.id, "fingerprint": lm_fingerprint(model.lm)}}
+    for name, encoder in model.encoders.items():
+        parts[f"encoders.{name}"] = {"id": recipe.encoders[name].id, "fingerprint": str(encoder.fingerprint())}
+    return parts
+
+
+def lm_fingerprint(lm: FrozenLM) -> str:
+    """Over the name, shape and up to 1,024 evenly spaced values of each weight, rounded to bfloat16.
+
+    Sampled, because hashing tens of gigabytes at each start would take longer than answering; rounded, so that a base
+    loaded in bfloat16 is recognised as the same.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(lm.model.named_parameters()):
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(flat.numel() // 1024, 1)][:1024].to(torch.bfloat16)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors as safetensors, whole or not at all."""
+    write_bytes(path, save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes beside the file and renames: a crash or a full disk leaves the old file as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _disk_error(path, error) from error
+
+
+def make_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """A folder that appears with all its files or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except (OSError, UserError):
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged: {error}") from None
+
+
+def _disk_error(path: Path, error: OSError) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{path}: the disk is full; nothing already saved was touched. Free space, then resume")
+    return UserError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+def _require_same_base(run: Path, meta: dict[str, Any], model: AdaptedModel) -> None:
+    for part, now in fingerprints(model).items():
+        then = meta.get("base", {}).get(part)
+        if then is None or then.get("fingerprint") != now["fingerprint"]:
+            raise UserError(
+                f"`{run}` was trained on another base model: {part} `{now['id']}` has fingerprint "
+                f"{now['fingerprint'][:12]}, the run expects {str((then or {}).get('fingerprint'))[:12]}"
+            )

@@ -1,0 +1,151 @@
+"""One function per command: options in, exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from perceptune.errors import UserError
+
+out = Console(highlight=False, soft_wrap=True)
+
+
+def demo(options: argparse.Namespace) -> int:
+    from perceptune.demo import run_demo
+
+    run_demo(Path(options.run), smoke=options.smoke, say=out.print)
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    from perceptune.training import train as run_training
+
+    recipe, overrides = _training_recipe(options)
+    result = run_training(recipe, options.run, overrides=overrides, resume=options.resume)
+    if result.interrupted:
+        out.print(f"stopped after step {result.steps}, everything is saved; go on with:\n"
+                  f"  perceptune train --resume --run {result.run}")  # fmt: skip
+        return 130
+    best = "" if result.best is None else f", best {result.best:.4f}"
+    out.print(f"trained {result.steps} steps ({result.samples} samples) in {result.seconds:.0f} s{best}: {result.run}")
+    out.print(f"next:  perceptune eval {result.run}")
+    return 0
+
+
+def eval(options: argparse.Namespace) -> int:  # noqa: A001 - the command's name
+    from perceptune.evaluation import evaluate
+
+    results = evaluate(options.run, split=options.split, samples=options.samples, control=options.control)
+    if options.json:
+        print(json.dumps(results, indent=2))
+    else:
+        print_scores(results)
+        out.print(f"predictions and results: {options.run}")
+    return 0
+
+
+def answer(options: argparse.Namespace) -> int:
+    from perceptune.checkpoint import load
+    from perceptune.evaluation import make_task
+    from perceptune.types import Sample
+
+    model = load(options.run)
+    media = {"image": Path(options.image)} if options.image else {}
+    raw = model.answer([Sample("question", media, options.question)])[0]
+    text = make_task(model.recipe).clean(raw) if model.recipe.task else raw.strip()
+    print(json.dumps({"answer": text, "raw": raw}) if options.json else text)
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    from perceptune.show import describe, recipe_of
+
+    shown = describe(recipe_of(options.source))
+    if options.json:
+        print(json.dumps(shown, indent=2))
+        return 0
+    table = Table("part", "what", "parameters", "", title=f"{shown['recipe']}: {shown['method']}", title_justify="left")
+    for part in shown["parts"]:
+        table.add_row(part["name"], part["what"], f"{part['parameters']:,}", "trained" if part["trained"] else "frozen")
+    out.print(table)
+    out.print(f"trained {shown['trainable']:,} of {shown['total']:,} = {100 * shown['share']:.3f} %")
+    out.print(f"layers below {shown['first_layer']} of {shown['lm_layers']} see bare text: no gradient, once per distinct text")
+    places = Table("LM layer", "where", "what", title="touched places", title_justify="left")
+    for site in shown["sites"]:
+        places.add_row(str(site["layer"]), site["where"], site["what"])
+    out.print(places)
+    return 0
+
+
+def list(options: argparse.Namespace) -> int:  # noqa: A001 - the command's name
+    from perceptune.listing import entries
+
+    found = entries(options.kind)
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for entry in found:
+        out.print(f"{entry['name']:<22} {entry['description']}")
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from perceptune.doctor import examine
+
+    checks = examine(options.recipe)
+    if options.json:
+        print(json.dumps(checks, indent=2))
+    else:
+        for check in checks:
+            mark = {"ok": "ok  ", "note": "note", "problem": "!!  "}[check["state"]]
+            out.print(f"{mark} {check['name']:<14} {check['found']}")
+    return 1 if any(check["state"] == "problem" for check in checks) else 0
+
+
+def assets(options: argparse.Namespace) -> int:
+    from perceptune.assets import ASSETS, fetch, present
+
+    if options.list:
+        for name, asset in ASSETS.items():
+            out.print(f"{name:<24} {asset.what}\n{'':<24} {present(name) or 'not fetched'}")
+        return 0
+    for name, path in fetch(options.names or tuple(ASSETS)).items():
+        out.print(f"{name:<24} {path}")
+    return 0
+
+
+def print_scores(results: dict[str, Any]) -> None:
+    """Summary values beside their shuffled control, with intervals."""
+    table = Table("", "with its image", "image shuffled", "gap (95 % interval)")
+    blind = any(key.endswith("_shuffled") for key in results)
+    for key, value in results.items():
+        if not isinstance(value, float) or key.endswith("_shuffled") or key.startswith("gap") or f"{key}_shuffled" not in results and blind:
+            continue
+        other = results.get(f"{key}_shuffled")
+        gap = {"accuracy": "gap", "accuracy_yes_no": "gap_yes_no", "accuracy_open": "gap_open"}.get(key, "")
+        low, high = results.get(f"{gap}_interval", (None, None))
+        between = "" if low is None else f"{results[gap]:+.3f} ({low:+.3f} to {high:+.3f})"
+        table.add_row(key, f"{value:.3f}", "" if other is None else f"{other:.3f}", between)
+    out.print(table)
+
+
+def _training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The named recipe, or one made of the flags alone."""
+    flags = [f"{key}={value}" for key, value in (
+        ("lm.id", options.lm), ("encoders.image.id", options.encoder), ("method.name", options.method),
+        ("task.name", options.task or ("jsonl" if options.data else None)), ("task.train", options.data),
+        ("task.validation", options.validation),
+    ) if value is not None]  # fmt: skip
+    overrides = flags + options.overrides
+    if options.recipe:
+        return options.recipe, overrides
+    if not overrides:
+        if options.resume and options.run:
+            return None, ()
+        raise UserError("nothing to train: name a recipe, or at least --data FILE or --task NAME")
+    return {"name": options.task or (Path(options.data).stem if options.data else "run")}, overrides

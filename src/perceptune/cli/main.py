@@ -1,0 +1,106 @@
+"""The command line: parses, calls the library, turns the user's mistakes into one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from perceptune._version import __version__
+from perceptune.errors import UserError
+
+KINDS = ("methods", "encoders", "tasks", "metrics", "recipes")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and option."""
+    top = argparse.ArgumentParser(
+        prog="perceptune", description="Eyes and ears for a frozen language model, training under 1 % of the parameters."
+    )
+    top.add_argument("--version", action="version", version=f"perceptune {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train and evaluate on real models and data, and draw what came out")
+    demo.add_argument("--run", default="runs/demo", help="run folder (default: %(default)s)")
+    demo.add_argument("--smoke", action="store_true", help="the same, cut to about two minutes")
+
+    train = commands.add_parser("train", help="train a recipe, or from flags alone")
+    train.add_argument("recipe", nargs="?", help="a recipe file or the name of a shipped recipe")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys, such as train.steps=500")
+    train.add_argument("--lm", help="`default`, a Hugging Face id or a folder")
+    train.add_argument("--encoder", help="image encoder: `default`, a Hugging Face id or a folder")
+    train.add_argument("--method", help="see `perceptune list methods`")
+    train.add_argument("--task", help="see `perceptune list tasks`")
+    train.add_argument("--data", help="training file of your own, one JSON object a line (task `jsonl`)")
+    train.add_argument("--validation", help="file to evaluate on, of the same kind")
+    train.add_argument("--run", help="run folder (default: runs/<recipe name>)")
+    train.add_argument("--resume", action="store_true", help="go on where the run stopped, exactly")
+
+    evaluate = commands.add_parser("eval", help="evaluate a run by generating answers")
+    evaluate.add_argument("run")
+    evaluate.add_argument("--split", help="default: the recipe's, else the task's last split")
+    evaluate.add_argument("--samples", type=int, help="a fixed random subset of this size")
+    evaluate.add_argument("--control", action="store_true", default=None, help="also with the media shuffled")
+    evaluate.add_argument("--json", action="store_true")
+
+    answer = commands.add_parser("answer", help="ask a run about a picture")
+    answer.add_argument("run")
+    answer.add_argument("question", nargs="?", default="")
+    answer.add_argument("--image", help="picture file")
+    answer.add_argument("--json", action="store_true")
+
+    show = commands.add_parser("show", help="parts, parameter counts and touched places of a recipe or run")
+    show.add_argument("source", metavar="RECIPE|RUN")
+    show.add_argument("--json", action="store_true")
+
+    listing = commands.add_parser("list", help="what can be named in a recipe")
+    listing.add_argument("kind", choices=KINDS)
+    listing.add_argument("--json", action="store_true")
+
+    doctor = commands.add_parser("doctor", help="check this machine, and what a recipe will need of it")
+    doctor.add_argument("recipe", nargs="?")
+    doctor.add_argument("--json", action="store_true")
+
+    assets = commands.add_parser("assets", help="fetch the embedded default models and data")
+    assets.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    assets.add_argument("--list", action="store_true", help="what there is, and where it lies")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, 1 for a check that found something, 2 for the user's mistakes."""
+    options, rest = parser().parse_known_args(arguments)
+    _take_overrides(options, rest)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads warn when a worker forks
+    from perceptune.cli import commands
+
+    try:
+        code: int = getattr(commands, options.command.replace("-", "_"))(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `perceptune show ... | head`
+        sys.stderr.close()
+        return 0
+    return code
+
+
+def _take_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """KEY=VALUE may stand anywhere behind `train`; anything else left over is a mistake."""
+    if options.command == "train":
+        if options.recipe and "=" in options.recipe:
+            options.overrides.insert(0, options.recipe)
+            options.recipe = None
+        options.overrides += [word for word in rest if "=" in word and not word.startswith("-")]
+        rest = [word for word in rest if "=" not in word or word.startswith("-")]
+    if rest:
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")

@@ -1,0 +1,282 @@
+"""The recipe: one pydantic tree holds every default. Unknown keys are refused with the nearest valid key.
+
+A recipe file holds only differences from these defaults. `load_recipe` reads a file or a named recipe and applies
+dotted overrides (`train.steps=500`). The options of a method, an encoder or a task belong to its leaf file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from perceptune.errors import UserError, nearest
+
+DType = Literal["float32", "bfloat16"]
+
+
+class Part(BaseModel):
+    """A node of the tree: immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _named(key: str) -> BeforeValidator:
+    """Lets `lm: facebook/opt-2.7b` stand for `lm: {id: facebook/opt-2.7b}`."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class LMConfig(Part):
+    """The frozen language model."""
+
+    id: str = Field("default", description="`default`, a Hugging Face id or a local folder")
+    revision: str | None = None
+    layers: str | None = Field(None, description="dotted path of the decoder blocks, if they are not found")
+    pad_token: str | None = Field(None, description="only for a tokenizer without pad and end token")
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+
+class EncoderConfig(Part):
+    """A frozen encoder of one modality."""
+
+    id: str = Field("default", description="`default`, a Hugging Face id or a local folder")
+    revision: str | None = None
+    size: int | None = Field(None, ge=8, description="input resolution in pixels; None = as published")
+    resize: Literal["squash", "crop", "published"] = "published"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
+class TextConfig(Part):
+    """How a sample becomes text; the same in training, evaluation, answering and serving."""
+
+    template: str = "Question: {prompt} Answer:"
+    target: str = " {target}"
+    separator: str | None = Field(None, description="added after the prompt as a token of its own (the paper's `</a>`)")
+    supervise: Literal["answer", "all"] = "answer"
+    max_tokens: int = Field(512, ge=8, description="longest text; a longer sample is an error, never cut")
+
+    @model_validator(mode="after")
+    def _has_target(self) -> TextConfig:
+        if "{target}" not in self.target:
+            raise ValueError("`target` must contain {target}")
+        return self
+
+
+class NamedPart(BaseModel):
+    """A leaf chosen by `name`, with that leaf's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    def options(self) -> dict[str, Any]:
+        """The keys beside `name`."""
+        return dict(self.model_extra or {})
+
+
+class TrainConfig(Part):
+    """The optimisation. Defaults are the paper's values where it gives one (`docs/papers.md`)."""
+
+    steps: int | None = Field(None, ge=0, description="optimizer steps; None = `epochs`")
+    epochs: float = Field(8, gt=0)
+    batch_size: int = Field(64, ge=1, description="samples of a forward pass")
+    accumulate: int = Field(1, ge=1, description="forward passes of an optimizer step")
+    lr: float = Field(2e-5, gt=0)
+    warmup_lr: float | None = Field(None, ge=0, description="rate of the first step; None = lr / 2")
+    min_lr: float = Field(1e-6, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(400, ge=0)
+    prompt_lr: float = Field(1e-5, gt=0, description="soft prompt and adapters: a group of their own")
+    prompt_schedule: Literal["cosine", "linear", "constant"] = "constant"
+    weight_decay: float = Field(0.02, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; None = no clipping")
+    precision: DType = Field("float32", description="dtype of the frozen LM while training")
+    frozen_dropout: Literal["off", "official"] = "off"
+    gradient_checkpointing: bool = False
+    samples: int | None = Field(None, ge=1, description="train on this many, chosen by seed; None = all")
+    standardize_samples: int = Field(1024, ge=2, description="media from which feature statistics are taken")
+    feature_memory_mb: int = Field(2048, ge=0, description="encoded features kept in memory")
+    text_memory_mb: int = Field(1024, ge=0, description="states of distinct texts kept in memory")
+    max_bad_media: int = Field(0, ge=0, description="broken or missing media tolerated, listed in the run folder")
+    log_every: int = Field(1, ge=1)
+    save_every: int = Field(500, ge=1)
+
+
+class EvalConfig(Part):
+    """Evaluation with real generation."""
+
+    split: str | None = Field(None, description="None = the task's last split")
+    samples: int | None = Field(None, ge=1, description="a fixed random subset; None = all")
+    batch_size: int = Field(64, ge=1)
+    dtype: DType = Field("float32", description="dtype of eval, answer and serve; stored in the run")
+    shuffled_control: bool = False
+    every: int | None = Field(None, ge=1, description="steps between evaluations during training; None = never")
+    during_split: str | None = Field(None, description="split for evaluation during training; None = `validation` or `split`")
+    during_samples: int = Field(200, ge=1)
+    patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better metric")
+
+
+class DecodeConfig(Part):
+    """How answers are generated."""
+
+    max_new_tokens: int = Field(20, ge=1)
+    beams: int = Field(1, ge=1, le=32)
+    sample: bool = False
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    length_penalty: float = 1.0
+
+
+class Recipe(Part):
+    """Everything a run is made of."""
+
+    name: str = "run"
+    seed: int = 0
+    lm: Annotated[LMConfig, _named("id")] = LMConfig()
+    encoders: dict[str, Annotated[EncoderConfig, _named("id")]] = Field(
+        default_factory=lambda: {"image": EncoderConfig()}, min_length=1
+    )
+    method: Annotated[NamedPart, _named("name")] = NamedPart(name="epalm")
+    task: Annotated[NamedPart, _named("name")] | None = None
+    text: TextConfig = TextConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    decode: DecodeConfig = DecodeConfig()
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(source: str | Path | dict[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a file, the name of a shipped recipe, a mapping, or a recipe; then `key.sub=value` overrides."""
+    if isinstance(source, Recipe):
+        data, where = source.model_dump(mode="json"), "recipe"
+    elif isinstance(source, dict):
+        data, where = _deep_copy(source), "recipe"
+    else:
+        path = find_recipe(str(source))
+        data, where = _read_yaml(path), str(path)
+        data.setdefault("name", path.stem)
+        _resolve_files(data, path.parent)
+    for override in overrides:
+        _apply(data, override)
+    return validate(Recipe, data, where)
+
+
+def validate(model: type[Any], data: Any, where: str) -> Any:
+    """`model` from `data`; a mistake becomes one `UserError` naming the key and the nearest valid one."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{where}: unknown key `{key}`{nearest(str(first['loc'][-1]), _siblings(model, first['loc']))}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"[:200]
+        raise UserError(f"{where}: `{key}`: {reason}{given}") from None
+
+
+def recipes_dir() -> Path:
+    """Where the shipped recipes lie: inside the installed package, or at the root of a checkout."""
+    package = Path(__file__).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parents[1] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, such as `paper/epalm`."""
+    root = recipes_dir()
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def find_recipe(source: str) -> Path:
+    """A recipe file: a path, or a shipped recipe's name with or without `recipes/` and `.yaml`."""
+    if Path(source).is_file():
+        return Path(source)
+    name = source.removeprefix("recipes/").removesuffix(".yaml")
+    if name in recipe_names():
+        return recipes_dir() / f"{name}.yaml"
+    raise UserError(f"no recipe `{source}`: neither a file nor a shipped recipe{nearest(name, recipe_names())}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys, this file holds {type(data).__name__}")
+    return data
+
+
+def _resolve_files(data: dict[str, Any], folder: Path) -> None:
+    """Relative data files of the task are meant relative to the recipe, if they lie there."""
+    task = data.get("task")
+    if isinstance(task, dict):
+        for key, value in task.items():
+            if key != "name" and isinstance(value, str) and (folder / value).exists():
+                task[key] = str((folder / value).resolve())
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override `{override}` is not of the form key.sub=value")
+    *parents, last = key.split(".")
+    node = data
+    for index, part in enumerate(parents):
+        child = node.get(part)
+        if isinstance(child, str):  # a shorthand such as `method: epalm`
+            child = {"id" if part == "lm" or parents[index - 1] == "encoders" else "name": child}
+        if child is None:
+            child = {"name": "epalm"} if part == "method" else {}
+        if not isinstance(child, dict):
+            raise UserError(f"override `{override}`: `{part}` holds a value, not keys")
+        node[part] = child
+        node = child
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override `{override}`: the value is not valid YAML") from None
+    node[last] = _number(value)
+
+
+def _number(value: Any) -> Any:
+    """`2e-5` is a string to YAML 1.1, a number to everybody else."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _siblings(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Valid keys beside the one at `location`."""
+    node: Any = model
+    for part in location[:-1]:
+        field = node.model_fields.get(str(part)) if hasattr(node, "model_fields") else None
+        if field is None:
+            continue  # a key of a mapping, such as a modality
+        node = _model_in(field.annotation) or node
+    return list(node.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if found := _model_in(argument):
+            return found
+    return None
+
+
+def _deep_copy(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: _deep_copy(value) if isinstance(value, dict) else value for key, value in data.items()}

@@ -1,0 +1,33 @@
+"""The image tower of CLIP."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from perceptune.encoders.base import BICUBIC, OPENAI, ViTEncoder
+
+
+class Clip(ViTEncoder):
+    """[CLS] is token 0. A whole CLIP checkpoint loads too: text tower and projections are left on disk."""
+
+    MODELS: ClassVar = {"clip_vision_model": "CLIPVisionModel"}
+    BLOCKS = "encoder.layers"
+    NORM = "post_layernorm"
+    UNUSED = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "classifier.")
+
+    @classmethod
+    def published(cls, config: Any) -> dict[str, Any]:
+        """The shortest edge at the model's size, then the centre."""
+        side = config.image_size
+        crop = {"do_center_crop": True, "crop_size": side, "default_to_square": False}
+        return {"size": side, "resample": BICUBIC, **crop, **OPENAI}
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, T, dim), after CLIP's norm in front of the blocks."""
+        return self.tower.pre_layrnorm(self.tower.embeddings(x, interpolate_pos_encoding=True))
+
+
+ENCODER = Clip
+MODEL_TYPES = ("clip", *ENCODER.MODELS)

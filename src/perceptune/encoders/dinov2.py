@@ -1,0 +1,44 @@
+"""DINOv2, with or without registers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from perceptune.encoders.base import BICUBIC, IMAGENET, ViTEncoder
+
+
+class Dinov2(ViTEncoder):
+    """[CLS] is token 0; the registers, where there are any, come next."""
+
+    MODELS: ClassVar = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
+    BLOCKS = "encoder.layer"
+    NORM = "layernorm"
+    UNUSED = ("classifier.", "embeddings.mask_token")
+
+    @classmethod
+    def prepare(cls, config: Any) -> Any:
+        """Without the mask token of pretraining. The variant with registers cannot be built without it."""
+        if config.model_type == "dinov2":
+            config.use_mask_token = False
+        return config
+
+    @classmethod
+    def special_tokens(cls, config: Any) -> int:
+        """[CLS] and the registers."""
+        return 1 + getattr(config, "num_register_tokens", 0)
+
+    @classmethod
+    def published(cls, config: Any) -> dict[str, Any]:
+        """As of `facebook/dinov2-*`: 224 pixels, although position embeddings are made for 518."""
+        crop = {"do_center_crop": True, "crop_size": 224}
+        return {"size": {"shortest_edge": 256}, "resample": BICUBIC, **crop, **IMAGENET}
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, T, dim)."""
+        return self.tower.embeddings(x)
+
+
+ENCODER = Dinov2
+MODEL_TYPES = tuple(ENCODER.MODELS)

@@ -1,0 +1,47 @@
+"""The image tower of SigLIP."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from perceptune.encoders.base import BICUBIC, INCEPTION, ViTEncoder
+
+
+class Siglip(ViTEncoder):
+    """SigLIP has no [CLS]: `cls` is the mean over all tokens after the final norm.
+
+    Its attention-pooling head is no choice: it is trained on the last block's tokens only. A whole SigLIP
+    checkpoint loads too: its text tower is left on disk.
+    """
+
+    MODELS: ClassVar = {"siglip_vision_model": "SiglipVisionModel"}
+    BLOCKS = "encoder.layers"
+    NORM = "post_layernorm"
+    POOL = "mean"
+    UNUSED = ("text_model.", "head.", "logit_scale", "logit_bias", "classifier.")
+
+    @classmethod
+    def prepare(cls, config: Any) -> Any:
+        """Without the pooling head."""
+        config.vision_use_head = False
+        return config
+
+    @classmethod
+    def special_tokens(cls, config: Any) -> int:
+        """None."""
+        return 0
+
+    @classmethod
+    def published(cls, config: Any) -> dict[str, Any]:
+        """Squashed to the model's size."""
+        return {"size": config.image_size, "resample": BICUBIC, **INCEPTION}
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, T, dim)."""
+        return self.tower.embeddings(x, interpolate_pos_encoding=True)
+
+
+ENCODER = Siglip
+MODEL_TYPES = ("siglip", *ENCODER.MODELS)

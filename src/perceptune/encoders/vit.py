@@ -1,0 +1,49 @@
+"""ViT and DeiT."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from perceptune.encoders.base import BICUBIC, BILINEAR, INCEPTION, ViTEncoder
+
+
+class VisionTransformer(ViTEncoder):
+    """[CLS] is token 0. DeiT has a second special token, for distillation."""
+
+    MODELS: ClassVar = {"vit": "ViTModel", "deit": "DeiTModel"}
+    BUILD: ClassVar = {"add_pooling_layer": False}
+    BLOCKS = "layers"
+    NORM = "layernorm"
+    # The pooler, the heads of the classification models, and the decoder and mask of masked-image models.
+    UNUSED = (
+        "pooler.",
+        "classifier.",
+        "cls_classifier.",
+        "distillation_classifier.",
+        "decoder.",
+        "embeddings.mask_token",
+    )
+
+    @classmethod
+    def special_tokens(cls, config: Any) -> int:
+        """2 for DeiT, else 1."""
+        return 2 if config.model_type == "deit" else 1
+
+    @classmethod
+    def published(cls, config: Any) -> dict[str, Any]:
+        """Squashed to the model's size; DeiT cuts that out of an image 256/224 as large."""
+        side = config.image_size
+        if config.model_type == "deit":
+            crop = {"do_center_crop": True, "crop_size": side}
+            return {"size": side * 256 // 224, "resample": BICUBIC, **crop, **INCEPTION}
+        return {"size": side, "resample": BILINEAR, **INCEPTION}
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, T, dim)."""
+        return self.tower.embeddings(x, interpolate_pos_encoding=True)
+
+
+ENCODER = VisionTransformer
+MODEL_TYPES = tuple(ENCODER.MODELS)

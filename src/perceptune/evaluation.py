@@ -1,0 +1,155 @@
+"""Evaluation by real generation, with the shuffled-media control and intervals."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from perceptune.checkpoint import load, write_text
+from perceptune.config import Recipe, validate
+from perceptune.errors import UserError
+from perceptune.model import AdaptedModel
+from perceptune.order import subset
+from perceptune.plugins import leaf
+from perceptune.runlog import progress
+from perceptune.statistics import bootstrap_difference, bootstrap_interval
+from perceptune.tasks.base import Task
+from perceptune.types import Sample
+
+RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
+SUBSET_SEED = 1234  # the evaluated subset must not move when the training seed does
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Answers of one pass over an evaluated set, and what they are worth."""
+
+    summary: dict[str, float]
+    per_sample: list[dict[str, float]]
+    raw: list[str]
+
+
+def make_task(recipe: Recipe) -> Task:
+    """The recipe's task."""
+    if recipe.task is None:
+        raise UserError("the recipe names no `task`: name one, or give your own data as `task: jsonl`")
+    module = leaf("tasks", recipe.task.name).module
+    given = recipe.task.options()
+    if recipe.train.max_bad_media and "check_files" in module.TASK.Options.model_fields:
+        given.setdefault("check_files", False)  # missing media are counted while training instead
+    task: Task = module.TASK(validate(module.TASK.Options, given, f"task `{recipe.task.name}`"))
+    return task
+
+
+def evaluate(
+    run: str | Path, *, split: str | None = None, samples: int | None = None, control: bool | None = None,
+    batch_size: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluates a run folder's model and writes `results.json` and predictions into it; returns the results.
+
+    `control` also answers with the media shuffled among the samples, same prompts. Defaults come from the recipe.
+    """
+    run = Path(run)
+    model = load(run)
+    config = model.recipe.eval
+    task = make_task(model.recipe)
+    chosen = pick_samples(task, split or config.split or task.splits[-1], samples or config.samples)
+    scores = judge(model, task, chosen, batch_size=batch_size, label="evaluate")
+    results: dict[str, Any] = dict(scores.summary)
+    results[f"{task.metric}_interval"] = list(bootstrap_interval([row[task.metric] for row in scores.per_sample]))
+    write_predictions(run / PREDICTIONS, chosen, task, scores)
+    if config.shuffled_control if control is None else control:
+        shuffled = shuffle_media(chosen, model.recipe.seed)
+        blind = judge(model, task, shuffled, batch_size=batch_size, label="shuffled control")
+        write_predictions(run / "predictions_shuffled.jsonl", shuffled, task, blind)
+        results.update({f"{key}_shuffled": value for key, value in blind.summary.items()})
+        results.update(_gaps(task.metric, chosen, scores, blind))
+    results.update(_how(model, split or config.split or task.splits[-1], chosen))
+    write_text(run / RESULTS, json.dumps(results, indent=2))
+    return results
+
+
+def pick_samples(task: Task, split: str, size: int | None) -> list[Sample]:
+    """A fixed random subset of a split."""
+    rows = task.samples(split)
+    if not rows:
+        raise UserError(f"split `{split}` is empty: there is nothing to evaluate")
+    return [rows[index] for index in subset(len(rows), size, SUBSET_SEED)]
+
+
+def judge(
+    model: AdaptedModel, task: Task, samples: Sequence[Sample], *, batch_size: int | None = None, label: str = ""
+) -> Scores:
+    """Answers and scores of samples."""
+    size = batch_size or model.recipe.eval.batch_size
+    raw: list[str] = []
+    with progress(len(samples), label) as bar:
+        for start in range(0, len(samples), size):
+            part = samples[start : start + size]
+            raw += model.answer(part, batch_size=size)
+            bar.advance(len(part))
+    summary, per_sample = task.score(raw, samples)
+    return Scores(summary, per_sample, raw)
+
+
+def shuffle_media(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """The same prompts over a seeded derangement of the media: no sample keeps its own.
+
+    Distinct media are moved around one cycle, so two questions on one picture get the same other picture.
+    """
+    modalities = sorted({modality for sample in samples for modality in sample.media})
+    moved = list(samples)
+    for modality in modalities:
+        media = list(dict.fromkeys(s.media[modality] for s in samples if modality in s.media))
+        if len(media) < 2:
+            raise UserError(f"the shuffled control needs at least two different media (`{modality}` has {len(media)})")
+        random.Random(seed).shuffle(media)
+        following = dict(zip(media, media[1:] + media[:1], strict=True))
+        moved = [
+            replace(s, media={**s.media, modality: following[s.media[modality]]}) if modality in s.media else s
+            for s in moved
+        ]
+    return moved
+
+
+def write_predictions(path: Path, samples: Sequence[Sample], task: Task, scores: Scores) -> None:
+    """One JSON line per sample: question, answer as written and cleaned, targets, scores."""
+    lines = []
+    for sample, raw, row in zip(samples, scores.raw, scores.per_sample, strict=True):
+        media = {name: str(m) for name, m in sample.media.items() if isinstance(m, Path)}
+        lines.append(
+            {"id": sample.id, "media": media, "prompt": sample.prompt, "answer": task.clean(raw), "raw": raw,
+             "targets": list(sample.targets), "scores": row, "meta": dict(sample.meta)}
+        )  # fmt: skip
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _gaps(metric: str, samples: Sequence[Sample], seen: Scores, blind: Scores) -> dict[str, Any]:
+    """How far seeing beats guessing, in all and per answer type, with paired bootstrap intervals."""
+    gaps: dict[str, Any] = {}
+    kinds: dict[str, Callable[[Sample], bool]] = {"": lambda _: True}
+    if any(sample.meta.get("answer_type") == "yes/no" for sample in samples):
+        kinds["_yes_no"] = lambda sample: sample.meta.get("answer_type") == "yes/no"
+        kinds["_open"] = lambda sample: sample.meta.get("answer_type") != "yes/no"
+    for suffix, belongs in kinds.items():
+        rows = [i for i, sample in enumerate(samples) if belongs(sample)]
+        if rows:
+            a = [seen.per_sample[i][metric] for i in rows]
+            b = [blind.per_sample[i][metric] for i in rows]
+            gaps[f"gap{suffix}"] = (sum(a) - sum(b)) / len(rows)
+            gaps[f"gap{suffix}_interval"] = list(bootstrap_difference(a, b))
+    return gaps
+
+
+def _how(model: AdaptedModel, split: str, samples: Sequence[Sample]) -> dict[str, Any]:
+    """How the numbers were made; a number without it cannot be compared."""
+    return {
+        "evaluated_samples": len(samples), "split": split, "decoding": model.recipe.decode.model_dump(),
+        "dtype": str(model.lm.dtype).removeprefix("torch."), "template": model.recipe.text.template,
+    }  # fmt: skip
+
+

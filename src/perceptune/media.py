@@ -1,0 +1,199 @@
+"""Reading media from disk or memory. Files come from strangers: refuse early, name the file, never guess."""
+
+from __future__ import annotations
+
+import difflib
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from perceptune.errors import UserError, nearest
+from perceptune.types import Medium
+
+Resize = Literal["squash", "crop", "published"]
+Pair = tuple[int, int]  # (height, width)
+Extent = int | Pair  # the shortest edge, or both
+
+# Pillow knows some fifty formats; its advisories are mostly about the rare ones.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MAX_PIXELS = 64_000_000
+_TURN = Image.Transpose
+# By hand: `ImageOps.exif_transpose` also rewrites the EXIF block, and fails where reading it is harmless.
+_ORIENTATIONS: dict[Any, Image.Transpose] = {
+    2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
+}  # fmt: skip
+# 140,000 damaged files raised the first three; Pillow itself expects the others of its plugins.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+# The warning too, for a caller who has turned warnings into errors.
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# Names compared when a file is missing; folders of data sets hold hundreds of thousands.
+_MAX_NAMES = 20_000
+
+
+class MediaError(UserError):
+    """A medium that cannot be used. The message names it."""
+
+
+def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image as it is meant to be seen: RGB, upright, transparency on white, first frame of an animation.
+
+    `name` stands for the medium in messages (default: its path, or `image` for bytes). Raises `MediaError`.
+    """
+    label = name or (str(medium) if isinstance(medium, Path) else "image")
+    try:
+        with _opened(medium, label) as file, Image.open(file, formats=FORMATS) as image:
+            width, height = image.size  # from the header: nothing is decoded yet
+            if not 0 < width * height <= max_pixels:
+                raise MediaError(f"{label}: {width} x {height} pixels; allowed are 1 to {max_pixels:,}")
+            return _to_rgb(_upright(image))
+    except _BOMB as error:
+        raise MediaError(f"{label}: more than {max_pixels:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise MediaError(f"{label}: not an image in one of the formats {', '.join(FORMATS)}") from error
+    except _DAMAGE as error:
+        raise MediaError(f"{label}: damaged image ({error})") from error
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """RGB image -> (3, H, W) float32: resize, crop the centre, rescale, normalise, as transformers does."""
+
+    resize: Extent
+    crop: Pair | None
+    resample: int  # one of PIL.Image.Resampling
+    scale: float  # pixel values 0..255 are multiplied by this
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def size(self) -> Pair:
+        """(height, width) of what comes out; a shortest edge always comes with a crop."""
+        return self.crop or _pair(self.resize)
+
+    def __call__(self, image: Image.Image, name: str = "image") -> NDArray[np.float32]:
+        """(3, H, W) float32 of an RGB image; `name` stands for it in messages."""
+        height, width = image.height, image.width
+        if isinstance(self.resize, int):
+            # The longer edge is rounded down, as in transformers.
+            height, width = (self.resize * side // min(height, width) for side in (height, width))
+        else:
+            height, width = self.resize
+        if height * width > MAX_PIXELS:
+            # A strip one pixel high passes every ceiling on the way in and would take gigabytes here.
+            raise MediaError(
+                f"{name}: {image.width} x {image.height} is too narrow to enlarge to {self.resize}"
+            )
+        image = image.resize((width, height), resample=Image.Resampling(self.resample))
+        if self.crop is not None:  # filled with black where the image is too small
+            top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
+            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+        # Through float64 and back, as transformers does: the same rounding, so the same features.
+        pixels = (np.asarray(image).astype(np.float64) * self.scale).astype(np.float32)
+        pixels -= np.asarray(self.mean, np.float32)
+        pixels /= np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings, JSON-able, with the resulting `size`."""
+        settings = {"size": self.size, **asdict(self)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+
+
+def image_transform(
+    settings: Mapping[str, Any],
+    size: int | None,
+    resize: Resize,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> ImageTransform:
+    """The transform of a complete `preprocessor_config.json`, changed where the other arguments say so."""
+    edge, crop = _geometry(settings, size, resize)
+    scale = float(settings["rescale_factor"]) if settings["do_rescale"] else 1.0
+    if not settings["do_normalize"]:
+        mean, std = mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0)
+    mean, std = mean or settings["image_mean"], std or settings["image_std"]
+    return ImageTransform(edge, crop, int(settings["resample"]), scale, tuple(mean), tuple(std))
+
+
+def _geometry(settings: Mapping[str, Any], size: int | None, resize: Resize) -> tuple[Extent, Pair | None]:
+    edge = _extent(settings["size"], settings["default_to_square"]) if settings["do_resize"] else None
+    crop = _pair(_extent(settings["crop_size"], True)) if settings["do_center_crop"] else None
+    published = crop or edge  # a shortest edge alone leaves the other one open
+    if resize != "published" and (target := size or published) is not None:
+        square = _pair(target)
+        return (square, None) if resize == "squash" else (max(square), square)
+    if resize != "published" or edge is None or isinstance(published, int):
+        raise UserError("its preprocessing leaves the size open; set `size` and `resize: squash` or `crop`")
+    if size is None or crop is None:
+        return (edge if size is None else _pair(size)), crop
+    # The share of the image that the crop cuts away stays as published.
+    scaled = tuple(round(side * size / crop[0]) for side in _pair(edge))
+    return (scaled[0] if isinstance(edge, int) else (scaled[0], scaled[1])), _pair(size)
+
+
+def _pair(size: Extent) -> Pair:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _extent(size: int | Mapping[str, int], square: bool) -> Extent:
+    """A published size as a shortest edge or (height, width). A bare number means either, by family."""
+    if isinstance(size, int):
+        return (size, size) if square else size
+    if size.keys() == {"height", "width"}:
+        return (size["height"], size["width"])
+    if size.keys() == {"shortest_edge"}:
+        return size["shortest_edge"]
+    raise UserError(f"its preprocessing gives an image size in an unknown way: {dict(size)}")
+
+
+def _opened(medium: Medium, label: str) -> BinaryIO:
+    if not isinstance(medium, Path):
+        if not medium:
+            raise MediaError(f"{label}: no bytes at all")
+        return BytesIO(medium)
+    try:
+        if medium.is_dir():
+            raise MediaError(f"{label}: is a folder, not an image")
+        if medium.stat().st_size == 0:
+            raise MediaError(f"{label}: the file is empty")
+        return medium.open("rb")
+    except FileNotFoundError as error:
+        raise MediaError(f"{label}: no such file{_nearest_file(medium)}") from error
+    except OSError as error:
+        raise MediaError(f"{label}: cannot be read ({error.strerror})") from error
+
+
+def _nearest_file(path: Path) -> str:
+    names: list[str] = []
+    with suppress(OSError):
+        names = [entry.name for entry in islice(path.parent.iterdir(), _MAX_NAMES)]
+    # Only a close name helps: `nearest` would list the whole folder otherwise.
+    return nearest(path.name, difflib.get_close_matches(path.name, names, n=1))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = _ORIENTATIONS.get(image.getexif().get(0x0112))
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB copy, detached from its file."""
+    if image.mode.startswith("I"):
+        # 16-bit grey. Pillow clips it at 255 on conversion; the high byte is what it keeps of 16-bit colour.
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,153 @@
+"""A frozen LM with a method and its encoders: loss for training, `answer` for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from perceptune.config import Recipe
+from perceptune.encoders.base import Encoder
+from perceptune.errors import UserError, nearest
+from perceptune.features import FeatureStore, TextStates
+from perceptune.lm import Decoding, FrozenLM
+from perceptune.methods.base import Method
+from perceptune.text import TextFormat, Tokens
+from perceptune.types import Features, Sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts with the encoder features of their media."""
+
+    tokens: Tokens
+    features: Mapping[str, Features]
+
+    @property
+    def n_tokens(self) -> int:
+        """Supervised tokens, by which a loss sum is divided."""
+        return int(self.tokens.supervised[:, 1:].sum())
+
+
+class AdaptedModel(nn.Module):
+    """What `perceptune.build` and `perceptune.load` return. Trained: `method.parameters()`, nothing else."""
+
+    def __init__(
+        self, recipe: Recipe, lm: FrozenLM, encoders: Mapping[str, Encoder], method: Method, text: TextFormat | None
+    ) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.lm = lm
+        self.encoders = nn.ModuleDict(dict(encoders))
+        self.method = method
+        self._text = text
+        memory = recipe.train.feature_memory_mb
+        self.stores = {
+            name: FeatureStore(encoder, method.levels(name), method.tokens(name), memory)
+            for name, encoder in encoders.items()
+        }
+        self.text_states = TextStates(lm, method.first_layer, recipe.train.text_memory_mb)
+        self.plain = False  # True: run every layer on every text, the slow path that the fast one must equal
+        method.attach(lm)
+
+    @property
+    def text(self) -> TextFormat:
+        """Template and tokenizer."""
+        if self._text is None:
+            raise UserError("this model was built from configurations only: it has no tokenizer")
+        return self._text
+
+    def collate(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Batch:
+        """A training batch; `targets` default to each sample's first. Raises `UserError` naming the sample."""
+        if targets is None:
+            targets = [_first_target(sample) for sample in samples]
+        pairs = [self.text.training_ids(s, t) for s, t in zip(samples, targets, strict=True)]
+        tokens = self.text.pad_left([ids for ids, _ in pairs], [n for _, n in pairs])
+        return Batch(tokens, self.encode(samples))
+
+    def encode(self, samples: Sequence[Sample]) -> dict[str, Features]:
+        """Features of each modality; rows without that modality hold zeros and are marked absent."""
+        for sample in samples:
+            for modality in sample.media:
+                if modality not in self.stores:
+                    raise UserError(
+                        f"sample `{sample.id}` has `{modality}`, for which this model has no encoder"
+                        f"{nearest(modality, self.stores)}"
+                    )
+        encoded = {}
+        for modality, store in self.stores.items():
+            present = torch.tensor([modality in sample.media for sample in samples])
+            media = [sample.media[modality] for sample in samples if modality in sample.media]
+            if media:
+                given = store.get(media)
+                values = given.new_zeros(len(samples), *given.shape[1:])
+                values[present] = given
+                encoded[modality] = Features(values, present)
+        return encoded
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (N, vocab) at the N positions that predict a supervised token, row by row."""
+        device = self.lm.device
+        ids, mask = batch.tokens.input_ids.to(device), batch.tokens.attention_mask.to(device)
+        slots = self.method.plan(_moved(batch.features, device), ids.shape[0])
+        layer = self.method.first_layer
+        below = None
+        if layer > 0 and not self.plain:
+            below = (layer, self.text_states.get(ids, mask))
+        keep = nn.functional.pad(batch.tokens.supervised[:, 1:], (0, 1)).to(device)
+        return self.lm(ids, mask, slots, keep=keep, text_states=below)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Cross-entropy summed over the supervised tokens, and their number."""
+        logits = self(batch)
+        targets = batch.tokens.input_ids[:, 1:][batch.tokens.supervised[:, 1:]]
+        return nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum"), len(targets)
+
+    @torch.no_grad()
+    def answer(
+        self, samples: Sequence[Sample], *, decoding: Decoding | None = None, batch_size: int | None = None
+    ) -> list[str]:
+        """Generated text of each sample, as the LM wrote it. The same for a sample alone or in any batch (float32)."""
+        decoding = decoding or Decoding(**self.recipe.decode.model_dump())
+        size = batch_size or self.recipe.eval.batch_size
+        answers: list[str] = []
+        for start in range(0, len(samples), size):
+            answers += self._answer_batch(samples[start : start + size], decoding)
+        return answers
+
+    def _answer_batch(self, samples: Sequence[Sample], decoding: Decoding) -> list[str]:
+        tokens = self.text.pad_left([self.text.prompt_ids(sample) for sample in samples])
+        device = self.lm.device
+        slots = self.method.plan(_moved(self.encode(samples), device), len(samples))
+        ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
+        rows = self.lm.generate(ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad)
+        return [self.text.decode(row) for row in rows]
+
+    def fit_statistics(self, samples: Sequence[Sample]) -> None:
+        """Feature statistics for methods that standardise, from the media of these (training) samples."""
+        if not self.method.standardizes:
+            return
+        for modality, store in self.stores.items():
+            media = [sample.media[modality] for sample in samples if modality in sample.media]
+            if len(media) < 2:
+                raise UserError(f"method.standardize needs at least two training samples with `{modality}`")
+            values = store.get(media)  # (N, n_levels, T, dim)
+            self.method.set_statistics(modality, values.mean((0, 2)), values.std((0, 2)).clamp_min(1e-4))
+
+
+def _moved(features: Mapping[str, Features], device: torch.device) -> dict[str, Features]:
+    return {name: Features(f.values.to(device), f.present.to(device)) for name, f in features.items()}
+
+
+def _first_target(sample: Sample) -> str:
+    if not sample.targets:
+        raise UserError(f"sample `{sample.id}` has no target to learn from")
+    return sample.targets[0]
+
+
+def count(module: nn.Module) -> int:
+    """Parameters of a module, tied weights once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+

@@ -1,0 +1,79 @@
+"""What a run leaves to read: one JSON line per step and event, and a progress bar for a person."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from perceptune.errors import UserError
+
+LOG = "log.jsonl"
+
+
+class RunLog:
+    """Appends to `log.jsonl` of a run folder. When resuming, rows past the resumed step are dropped first."""
+
+    def __init__(self, run: Path, *, resumed_at: int | None = None) -> None:
+        self.path = run / LOG
+        rows = [row for row in read_log(run) if row.get("step", 0) <= resumed_at] if resumed_at is not None else []
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def write(self, event: str, **values: Any) -> None:
+        """One line, on disk when the call returns."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **values}) + "\n")
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """All whole lines of a run's log; a line torn by a crash is left out."""
+    path = run / LOG
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Progress:
+    """A rich progress bar on stderr, silent when nobody watches."""
+
+    def __init__(self, total: int, label: str, done: int = 0) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        self.bar = Bar(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.task = self.bar.add_task(label, total=total, completed=done, note="")
+
+    def advance(self, by: int = 1, note: str = "") -> None:
+        """Moves on; `note` is shown beside the bar."""
+        self.bar.update(self.task, advance=by, note=note)
+
+
+@contextmanager
+def progress(total: int, label: str, done: int = 0) -> Iterator[Progress]:
+    """A progress bar while the block runs."""
+    shown = Progress(total, label, done)
+    with shown.bar:
+        yield shown
+
+
+def require_finite(loss: float, step: int, saved: str) -> None:
+    """Raises `UserError` before a loss that is not a number can spoil the weights."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at step {step}: training stopped before the update. {saved} "
+            "Lower `train.lr`, set `train.clip: 1.0`, or use `train.precision: float32`"
+        )

@@ -1,0 +1,45 @@
+"""What a recipe or a run is made of: parts, parameter counts, the trained share, every place touched in the LM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from perceptune.building import build
+from perceptune.checkpoint import META, read_meta, read_recipe
+from perceptune.config import Recipe, load_recipe
+from perceptune.model import count
+
+
+def recipe_of(source: str) -> Recipe:
+    """The recipe of a run folder, a recipe file or a shipped recipe."""
+    if (Path(source) / META).is_file():
+        read_meta(Path(source))
+        return read_recipe(Path(source))
+    return load_recipe(source)
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """Counts on the meta device: no weight is loaded, published configurations need no network.
+
+    `trainable`, `total` and `share` = trainable / (LM + encoders + trainable), tied weights counted once; `parts`;
+    `sites`.
+    """
+    model = build(recipe, meta=True)
+    parts = [{"name": "lm", "what": f"{recipe.lm.id} ({type(model.lm.model).__name__})", "parameters": count(model.lm),
+              "trained": False}]  # fmt: skip
+    for name, encoder in model.encoders.items():
+        config = recipe.encoders[name]
+        parts.append(
+            {"name": f"encoders.{name}", "what": config.id, "parameters": count(encoder), "trained": False}
+        )
+    for name, child in model.method.named_children():
+        parts.append({"name": f"method.{name}", "what": type(child).__name__, "parameters": count(child), "trained": True})
+    trainable = count(model.method)
+    total = trainable + sum(part["parameters"] for part in parts if not part["trained"])
+    sites = [{"layer": site.layer, "where": site.where, "what": site.what} for site in model.method.sites()]
+    return {
+        "recipe": recipe.name, "method": recipe.method.name, "trainable": trainable, "total": total,
+        "share": trainable / total, "parts": parts, "first_layer": model.method.first_layer,
+        "lm_layers": model.lm.n_layers, "sites": sites,
+    }  # fmt: skip

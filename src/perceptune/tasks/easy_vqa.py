@@ -1,0 +1,89 @@
+"""easy-VQA (Zhou, 2020): questions about the shape and colour of one drawn figure; 13 answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from perceptune.errors import UserError
+from perceptune.tasks.base import Task, check_split, exact_match
+from perceptune.types import Sample
+
+
+class EasyVQA(Task):
+    """The train/test split of the data set's authors. The training split is in the authors' order, too."""
+
+    class Options(Task.Options):
+        """`data`: a folder of the same layout; the one in the wheel `easy-vqa` by default."""
+
+        data: Path | None = None
+
+    splits = ("train", "test")
+    metric = "accuracy"
+    lowercase = True
+
+    def __init__(self, options: Options) -> None:
+        self._data = options.data
+
+    def samples(self, split: str) -> list[Sample]:
+        check_split(split, self.splits)
+        folder = (self._data or _default_folder()) / split
+        images = _images(folder / "images")
+        return [
+            _sample(row, images, id=f"{split}-{index:06d}", where=f"{folder / 'questions.json'}, row {index}")
+            for index, row in enumerate(_rows(folder / "questions.json"))
+        ]
+
+    def score(
+        self, predictions: Sequence[str], samples: Sequence[Sample]
+    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """Adds `accuracy_open`, without the yes/no questions: half of those a guess gets right."""
+        summary, rows = exact_match(self, predictions, samples)
+        is_open = [sample.meta["answer_type"] != "yes/no" for sample in samples]
+        hits = [row["accuracy"] for row, chosen in zip(rows, is_open, strict=True) if chosen]
+        if hits:
+            summary["accuracy_open"] = sum(hits) / len(hits)
+        return summary, rows
+
+
+TASK = EasyVQA
+
+
+def _default_folder() -> Path:
+    from perceptune import assets
+
+    return assets.path("easy-vqa")
+
+
+def _rows(path: Path) -> list[object]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the questions in {path}: {error}") from error
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path}: expected a list of [question, answer, image number]")
+    return rows
+
+
+def _images(folder: Path) -> dict[int, Path]:
+    """Image number -> file. One listing of the folder instead of a look at each of 4,000 files."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    return {int(path.stem): path for path in sorted(folder.glob("*.png")) if path.stem.isdecimal()}
+
+
+def _sample(row: object, images: dict[int, Path], *, id: str, where: str) -> Sample:
+    match row:
+        case [str(question), str(answer), int(number)]:
+            if number not in images:
+                raise UserError(f"{where}: there is no images/{number}.png")
+            meta = {"answer_type": _answer_type(question, answer)}
+            return Sample(id, {"image": images[number]}, question, (answer,), meta)
+    raise UserError(f"{where}: expected [question, answer, image number], got {row!r:.120}")
+
+
+def _answer_type(question: str, answer: str) -> str:
+    if answer in ("yes", "no"):
+        return "yes/no"
+    return "color" if "color" in question else "shape"

@@ -1,0 +1,112 @@
+"""How a sample becomes tokens and tokens become an answer: one code path for training, evaluation and answering."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.config import TextConfig
+from perceptune.errors import UserError
+from perceptune.types import Sample
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch of texts, padded on the left."""
+
+    input_ids: Tensor  # (B, T)
+    attention_mask: Tensor  # (B, T) 1 = token
+    supervised: Tensor  # (B, T) bool: tokens that are to be predicted
+
+
+class TextFormat:
+    """Template and tokenizer of a run. `vocabulary` is the number of rows of the LM's embedding."""
+
+    def __init__(self, tokenizer: Any, config: TextConfig, *, vocabulary: int, pad_token: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+        self.eos = _required(tokenizer.eos_token_id, "end token", "no answer could ever end")
+        self.pad = self._pad_id(pad_token)
+        self.bos = _prefix(tokenizer)
+        self.separator = self._separator_ids(vocabulary)
+
+    def prompt_ids(self, sample: Sample) -> list[int]:
+        """Tokens up to where the answer begins. Special tokens typed by a user are read as plain text."""
+        if "{prompt}" in self.config.template and not any(c.isalnum() for c in sample.prompt):
+            raise UserError(f"sample `{sample.id}`: the question has no text: {sample.prompt!r}")
+        text = self.config.template.replace("{prompt}", sample.prompt)
+        ids = self.bos + self._plain(text) + self.separator
+        if not ids:
+            raise UserError(f"sample `{sample.id}`: the prompt is empty and the LM's tokenizer has no start token")
+        return self._checked(ids, sample)
+
+    def target_ids(self, target: str) -> list[int]:
+        """Tokens of the answer with the end token. Encoded apart from the prompt, so no token spans both."""
+        return [*self._plain(self.config.target.replace("{target}", target)), self.eos]
+
+    def training_ids(self, sample: Sample, target: str) -> tuple[list[int], int]:
+        """Tokens of prompt and answer, and how many of them, from the right, are supervised."""
+        prompt, answer = self.prompt_ids(sample), self.target_ids(target)
+        supervised = len(answer) if self.config.supervise == "answer" else len(prompt) + len(answer) - 1
+        return self._checked(prompt + answer, sample), supervised
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Generated tokens as text."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def pad_left(self, rows: Sequence[Sequence[int]], supervised: Sequence[int] | None = None) -> Tokens:
+        """Rows padded on the left to the longest; the last `supervised[i]` tokens of row i are to be predicted."""
+        length = max(len(row) for row in rows)
+        ids = torch.tensor([[self.pad] * (length - len(row)) + list(row) for row in rows])
+        from_right = torch.arange(length, 0, -1)[None]
+        mask = (from_right <= torch.tensor([len(row) for row in rows])[:, None]).long()
+        wanted = torch.tensor(list(supervised or [0] * len(rows)))[:, None]
+        return Tokens(ids, mask, from_right <= wanted)
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+
+    def _checked(self, ids: list[int], sample: Sample) -> list[int]:
+        if len(ids) > self.config.max_tokens:
+            raise UserError(
+                f"sample `{sample.id}`: {len(ids)} tokens, more than `text.max_tokens` = {self.config.max_tokens}"
+            )
+        return ids
+
+    def _pad_id(self, pad_token: str | None) -> int:
+        if pad_token is not None:
+            known = self.tokenizer.get_vocab()
+            if pad_token not in known:
+                raise UserError(f"lm.pad_token `{pad_token}` is not a token of the LM's vocabulary")
+            return int(known[pad_token])
+        # Padding is hidden by the attention mask, so any token will do; many LMs have no pad token of their own.
+        pad = self.tokenizer.pad_token_id
+        return self.eos if pad is None else int(pad)
+
+    def _separator_ids(self, vocabulary: int) -> list[int]:
+        if self.config.separator is None:
+            return []
+        self.tokenizer.add_tokens([self.config.separator], special_tokens=True)
+        token = int(self.tokenizer.convert_tokens_to_ids(self.config.separator))
+        if token >= vocabulary:
+            raise UserError(
+                f"text.separator `{self.config.separator}` needs a free row in the LM's embedding, which has "
+                f"{vocabulary} rows; put the separator into `text.template` instead"
+            )
+        return [token]
+
+
+def _required(token: int | None, name: str, why: str) -> int:
+    if token is None:
+        raise UserError(f"the LM's tokenizer has no {name}: {why}; name one in its tokenizer_config.json")
+    return int(token)
+
+
+def _prefix(tokenizer: Any) -> list[int]:
+    """The start token that the tokenizer puts before a text, if it does."""
+    ids = tokenizer("a").input_ids
+    return [ids[0]] if len(ids) > 1 and ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []

