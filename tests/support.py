@@ -26,14 +26,31 @@ from transformers import (
     ViTModel,
 )
 
-VOCABULARY = ["<pad>", "<s>", "</s>", "<unk>", *string.ascii_lowercase, *string.ascii_uppercase, *string.digits, *" ?.:,-<>/"]
+VOCABULARY = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    *string.ascii_lowercase,
+    *string.ascii_uppercase,
+    *string.digits,
+    *" ?.:,-<>/",
+]
 SIZE = len(VOCABULARY) + 4  # spare rows, as published models have
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_BASE: dict[str, Any] = {"vocab_size": SIZE, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, **SPECIAL}
+_BASE: dict[str, Any] = {
+    "vocab_size": SIZE,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    **SPECIAL,
+}
 _KV = {"num_key_value_heads": 2, "intermediate_size": 48}
 LM_CONFIGS: dict[str, Any] = {
     # OPT-350M's shape: embeddings in a smaller space, projected in and out, layer norm after each block.
-    "opt": lambda: OPTConfig(**_BASE, ffn_dim=48, max_position_embeddings=128, word_embed_proj_dim=16, do_layer_norm_before=False),
+    "opt": lambda: OPTConfig(
+        **_BASE, ffn_dim=48, max_position_embeddings=128, word_embed_proj_dim=16, do_layer_norm_before=False
+    ),
     "llama": lambda: LlamaConfig(**_BASE, **_KV),
     "qwen2": lambda: Qwen2Config(**_BASE, **_KV),
     "qwen3": lambda: Qwen3Config(**_BASE, **_KV, head_dim=8),
@@ -80,7 +97,13 @@ def save_lm(folder: Path, family: str = "llama", *, pad: bool = True) -> Path:
 def save_encoder(folder: Path, family: str = "dinov2") -> Path:
     """A folder with a tiny image encoder of 4 layers, 24 dimensions, 16 pixels."""
     torch.manual_seed(1)
-    shape = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    shape = {
+        "hidden_size": 24,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    }
     model = (
         Dinov2Model(Dinov2Config(**shape, mlp_ratio=2))
         if family == "dinov2"
@@ -91,7 +114,14 @@ def save_encoder(folder: Path, family: str = "dinov2") -> Path:
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(
-        json.dumps({"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_resize": True})
+        json.dumps(
+            {
+                "size": {"height": 16, "width": 16},
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+                "do_resize": True,
+            }
+        )
     )
     return folder
 
@@ -123,7 +153,14 @@ def recipe(lm: Path, encoder: Path, data: Path | None = None, **changes: Any) ->
         "encoders": {"image": str(encoder)},
         "method": {"name": "epalm", "n_levels": 2},
         **task,
-        "train": {"steps": 6, "batch_size": 2, "lr": 1e-2, "prompt_lr": 1e-2, "warmup_steps": 0, "save_every": 2},
+        "train": {
+            "steps": 6,
+            "batch_size": 2,
+            "lr": 1e-2,
+            "prompt_lr": 1e-2,
+            "warmup_steps": 0,
+            "save_every": 2,
+        },
         "decode": {"max_new_tokens": 6},
         **changes,
     }

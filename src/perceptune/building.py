@@ -63,9 +63,10 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(_hf_config(config.id, where, config.revision), **kwargs)
         else:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where, revision=config.revision, output_loading_info=True, **kwargs
             )
+            model, info = loaded
             _require_complete(config.id, info)
     # Decoding is the recipe's: sampling settings stored beside a checkpoint must not leak into it.
     model.generation_config = GenerationConfig()
@@ -77,7 +78,9 @@ def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
     from transformers import AutoTokenizer
 
     with _loading(f"tokenizer of lm `{recipe.lm.id}`"):
-        tokenizer = AutoTokenizer.from_pretrained(_resolve(recipe.lm.id, DEFAULT_LM, False), revision=recipe.lm.revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            _resolve(recipe.lm.id, DEFAULT_LM, False), revision=recipe.lm.revision
+        )
     rows = lm.model.get_input_embeddings().weight.shape[0]
     return TextFormat(tokenizer, recipe.text, vocabulary=rows, pad_token=recipe.lm.pad_token)
 
@@ -140,4 +143,6 @@ def _loading(what: str) -> Iterator[None]:
 def _require_complete(name: str, info: dict[str, Any]) -> None:
     for kind in ("missing_keys", "mismatched_keys"):
         if keys := sorted(str(key) for key in info.get(kind, ())):
-            raise UserError(f"lm `{name}`: its weights are incomplete: {len(keys)} {kind.replace('_', ' ')}, first `{keys[0]}`")
+            raise UserError(
+                f"lm `{name}`: its weights are incomplete: {len(keys)} {kind.replace('_', ' ')}, first `{keys[0]}`"
+            )

@@ -1,9 +1,9 @@
 """Run folders: what a trained method is kept in. Tensors are safetensors, the rest YAML and JSON; never pickle.
 
-    run.yaml            the resolved recipe
-    meta.json           format version, base models with fingerprints, versions, parameter counts
-    method.safetensors  the best method by the task's metric, or the last one without evaluation
-    checkpoints/step-*  method and optimizer, to resume from
+run.yaml            the resolved recipe
+meta.json           format version, base models with fingerprints, versions, parameter counts
+method.safetensors  the best method by the task's metric, or the last one without evaluation
+checkpoints/step-*  method and optimizer, to resume from
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def load_method(path: Path, model: AdaptedModel) -> None:
     own = model.method.state_dict()
     for name in sorted(set(own) ^ set(tensors)):
         side = "lacks" if name in own else "has the unknown"
-        raise UserError(f"{path}: {side} tensor `{name}`: the file does not belong to method `{model.recipe.method.name}`")
+        raise UserError(
+            f"{path}: {side} tensor `{name}`: the file does not belong to method `{model.recipe.method.name}`"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise UserError(f"{path}: `{name}` has shape {tuple(tensor.shape)}, the model {tuple(own[name].shape)}")
@@ -94,7 +96,9 @@ def read_recipe(run: Path) -> Recipe:
     recipe = load_recipe(run / RECIPE)
     for part in (recipe.method, recipe.task):
         if part is not None and "." in part.name:
-            raise UserError(f"{run / RECIPE}: `{part.name}` is a third-party module; a run folder may not name code to run")
+            raise UserError(
+                f"{run / RECIPE}: `{part.name}` is a third-party module; a run folder may not name code to run"
+            )
     return recipe
 
 
@@ -118,24 +122,24 @@ def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:
     """Id and fingerprint of each frozen part."""
     recipe = model.recipe
     parts = {"lm": {"id": recipe.lm.id, "fingerprint": lm_fingerprint(model.lm)}}
-    for name, encoder in model.encoders.items():
-        parts[f"encoders.{name}"] = {"id": recipe.encoders[name].id, "fingerprint": str(encoder.fingerprint())}
+    for name, store in model.stores.items():
+        parts[f"encoders.{name}"] = {"id": recipe.encoders[name].id, "fingerprint": store.encoder.fingerprint()}
     return parts
 
 
 def lm_fingerprint(lm: FrozenLM) -> str:
-    """Over the name, shape and up to 1,024 evenly spaced values of each weight, rounded to bfloat16.
+    """Over the shape and up to 1,024 evenly spaced values of each weight, rounded to bfloat16.
 
     Sampled, because hashing tens of gigabytes at each start would take longer than answering; rounded, so that a base
-    loaded in bfloat16 is recognised as the same.
+    loaded in bfloat16 is recognised as the same; without names, which transformers changes now and then.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(lm.model.named_parameters()):
+    digests = []
+    for tensor in lm.model.parameters():
         flat = tensor.detach().flatten()
-        sample = flat[:: max(flat.numel() // 1024, 1)][:1024].to(torch.bfloat16)
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
+        sample: Tensor = flat[:: max(flat.numel() // 1024, 1)][:1024].to(torch.bfloat16)
+        data = sample.cpu().view(torch.int16).numpy().tobytes()
+        digests.append(hashlib.sha256(repr(tuple(tensor.shape)).encode() + data).digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

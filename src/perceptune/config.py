@@ -116,7 +116,9 @@ class EvalConfig(Part):
     dtype: DType = Field("float32", description="dtype of eval, answer and serve; stored in the run")
     shuffled_control: bool = False
     every: int | None = Field(None, ge=1, description="steps between evaluations during training; None = never")
-    during_split: str | None = Field(None, description="split for evaluation during training; None = `validation` or `split`")
+    during_split: str | None = Field(
+        None, description="split for evaluation during training; None = `validation` or `split`"
+    )
     during_samples: int = Field(200, ge=1)
     patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better metric")
 
@@ -177,7 +179,9 @@ def validate(model: type[Any], data: Any, where: str) -> Any:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{where}: unknown key `{key}`{nearest(str(first['loc'][-1]), _siblings(model, first['loc']))}") from None
+            raise UserError(
+                f"{where}: unknown key `{key}`{nearest(str(first['loc'][-1]), _siblings(model, first['loc']))}"
+            ) from None
         reason = first["msg"].removeprefix("Value error, ")
         given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"[:200]
         raise UserError(f"{where}: `{key}`: {reason}{given}") from None

@@ -17,7 +17,13 @@ from perceptune.runlog import read_log
 from perceptune.training import train
 
 # Two minutes instead of twelve: enough to see that everything works together, not enough for the final accuracy.
-SMOKE = ("name=smoke", "train.steps=150", "train.standardize_samples=64", "train.samples=1200", "eval.samples=200")
+SMOKE = (
+    "name=smoke",
+    "train.steps=150",
+    "train.standardize_samples=64",
+    "train.samples=1200",
+    "eval.samples=200",
+)
 QUESTIONS_SHOWN = 12
 
 
@@ -63,7 +69,11 @@ def draw(run: Path) -> None:
                  correct=row["scores"]["accuracy"] == 1.0)
         for row in rows[::step][:QUESTIONS_SHOWN]
     ]  # fmt: skip
-    answer_grid(cells, run / "answers.png", title="Test pictures it never saw: question, answer, and the truth where it is wrong")
+    answer_grid(
+        cells,
+        run / "answers.png",
+        title="Test pictures it never saw: question, answer, and the truth where it is wrong",
+    )
     training_curve(read_log(run), run / "curve.png")
 
 

@@ -74,7 +74,11 @@ def _assets() -> list[dict[str, str]]:
     from perceptune.assets import ASSETS, present
 
     return [
-        _check(name, "ok" if present(name) else "note", str(present(name) or "not fetched yet: perceptune assets"))
+        _check(
+            name,
+            "ok" if present(name) else "note",
+            str(present(name) or "not fetched yet: perceptune assets"),
+        )
         for name in ASSETS
     ]
 
@@ -93,24 +97,28 @@ def _needs(source: str) -> list[dict[str, str]]:
     low = recipe.train.precision == "bfloat16"
     weights = frozen["lm"] * (2 if low else 4) + 4 * (sum(frozen.values()) - frozen["lm"])
     trained = 16 * shown["trainable"]  # value, gradient and two Adam moments in float32
+    memory = f"about {(weights + trained) / GIB:.1f} GiB for weights and optimizer, plus activations"
     checks = [
         _check("recipe", "ok", f"{recipe.name}: trains {shown['trainable']:,} of {shown['total']:,} parameters"),
-        _check("needs memory", "note", f"about {(weights + trained) / GIB:.1f} GiB for weights and optimizer, plus activations"),
+        _check("needs memory", "note", memory),
         _check("needs disk", "note", f"about {20 * shown['trainable'] / GIB:.2f} GiB in the run folder"),
     ]  # fmt: skip
     try:
-        n = len(make_task(recipe).samples(make_task(recipe).splits[0]))
+        task = make_task(recipe)
+        rows = task.samples(task.splits[0])
     except UserError as error:
         return [*checks, _check("data", "problem", str(error))]
+    n = len(rows)
     steps = total_steps(recipe.train, min(n, recipe.train.samples or n))
     samples = steps * recipe.train.batch_size * recipe.train.accumulate
     upper = 1 - shown["first_layer"] / shown["lm_layers"]
     tokens = 32  # a short question with its answer, prompt and slots
     flops = 4 * frozen["lm"] * upper * tokens * samples  # forward, and backward to the activations only
-    flops += 2 * (sum(frozen.values()) - frozen["lm"]) * 200 * min(n, samples)  # each medium is encoded once
+    media = len({medium for row in rows for medium in row.media.values()})
+    flops += 2 * (sum(frozen.values()) - frozen["lm"]) * 200 * min(media, samples)  # each is encoded once
     seconds = flops / (_gflops(torch.bfloat16 if low else torch.float32) * 1e9) * 2  # half of the peak is a good day
-    return [*checks, _check("data", "ok", f"{n} training samples"),
-            _check("needs time", "note", f"about {max(seconds / 60, 0.1):.1f} minutes for {steps} steps on this machine's CPU")]  # fmt: skip
+    duration = f"about {max(seconds / 60, 0.1):.1f} minutes for {steps} steps on this machine's CPU"
+    return [*checks, _check("data", "ok", f"{n} training samples"), _check("needs time", "note", duration)]
 
 
 def _gflops(dtype: Any) -> float:
@@ -126,5 +134,3 @@ def _timed(a: Any, b: Any) -> float:
     start = time.perf_counter()
     a @ b
     return time.perf_counter() - start
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def evaluate(
     chosen = pick_samples(task, split or config.split or task.splits[-1], samples or config.samples)
     scores = judge(model, task, chosen, batch_size=batch_size, label="evaluate")
     results: dict[str, Any] = dict(scores.summary)
-    results[f"{task.metric}_interval"] = list(bootstrap_interval([row[task.metric] for row in scores.per_sample]))
+    results[f"{task.metric}_interval"] = _interval(task.metric, chosen, scores)
     write_predictions(run / PREDICTIONS, chosen, task, scores)
     if config.shuffled_control if control is None else control:
         shuffled = shuffle_media(chosen, model.recipe.seed)
@@ -82,7 +82,12 @@ def pick_samples(task: Task, split: str, size: int | None) -> list[Sample]:
 
 
 def judge(
-    model: AdaptedModel, task: Task, samples: Sequence[Sample], *, batch_size: int | None = None, label: str = ""
+    model: AdaptedModel,
+    task: Task,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int | None = None,
+    label: str = "",
 ) -> Scores:
     """Answers and scores of samples."""
     size = batch_size or model.recipe.eval.batch_size
@@ -128,21 +133,28 @@ def write_predictions(path: Path, samples: Sequence[Sample], task: Task, scores:
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
+def _interval(metric: str, samples: Sequence[Sample], scores: Scores) -> list[float]:
+    rows = [i for i, row in enumerate(scores.per_sample) if metric in row]
+    values = [scores.per_sample[i][metric] for i in rows]
+    return list(bootstrap_interval(values, groups=[_media_of(samples[i]) for i in rows]))
+
+
 def _gaps(metric: str, samples: Sequence[Sample], seen: Scores, blind: Scores) -> dict[str, Any]:
-    """How far seeing beats guessing, in all and per answer type, with paired bootstrap intervals."""
+    """How far seeing beats guessing, for each summary value, with paired intervals; one picture is one draw."""
     gaps: dict[str, Any] = {}
-    kinds: dict[str, Callable[[Sample], bool]] = {"": lambda _: True}
-    if any(sample.meta.get("answer_type") == "yes/no" for sample in samples):
-        kinds["_yes_no"] = lambda sample: sample.meta.get("answer_type") == "yes/no"
-        kinds["_open"] = lambda sample: sample.meta.get("answer_type") != "yes/no"
-    for suffix, belongs in kinds.items():
-        rows = [i for i, sample in enumerate(samples) if belongs(sample)]
-        if rows:
-            a = [seen.per_sample[i][metric] for i in rows]
-            b = [blind.per_sample[i][metric] for i in rows]
-            gaps[f"gap{suffix}"] = (sum(a) - sum(b)) / len(rows)
-            gaps[f"gap{suffix}_interval"] = list(bootstrap_difference(a, b))
+    for key in seen.summary:
+        rows = [i for i, row in enumerate(seen.per_sample) if key in row]
+        a = [seen.per_sample[i][key] for i in rows]
+        b = [blind.per_sample[i][key] for i in rows]
+        name = f"gap{key.removeprefix(metric)}" if key.startswith(metric) else f"gap_{key}"
+        gaps[name] = (sum(a) - sum(b)) / len(rows)
+        gaps[f"{name}_interval"] = list(bootstrap_difference(a, b, groups=[_media_of(samples[i]) for i in rows]))
     return gaps
+
+
+def _media_of(sample: Sample) -> tuple[Any, ...]:
+    """What makes samples dependent: questions on one picture are right or wrong together."""
+    return tuple(sorted(sample.media.items())) or (sample.id,)
 
 
 def _how(model: AdaptedModel, split: str, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -151,5 +163,3 @@ def _how(model: AdaptedModel, split: str, samples: Sequence[Sample]) -> dict[str
         "evaluated_samples": len(samples), "split": split, "decoding": model.recipe.decode.model_dump(),
         "dtype": str(model.lm.dtype).removeprefix("torch."), "template": model.recipe.text.template,
     }  # fmt: skip
-
-

@@ -8,8 +8,8 @@ computed in batches, where that promise holds to rounding only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, Hashable, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor

@@ -91,9 +91,7 @@ class ImageTransform:
             height, width = self.resize
         if height * width > MAX_PIXELS:
             # A strip one pixel high passes every ceiling on the way in and would take gigabytes here.
-            raise MediaError(
-                f"{name}: {image.width} x {image.height} is too narrow to enlarge to {self.resize}"
-            )
+            raise MediaError(f"{name}: {image.width} x {image.height} is too narrow to enlarge to {self.resize}")
         image = image.resize((width, height), resample=Image.Resampling(self.resample))
         if self.crop is not None:  # filled with black where the image is too small
             top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2

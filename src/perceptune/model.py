@@ -35,7 +35,12 @@ class AdaptedModel(nn.Module):
     """What `perceptune.build` and `perceptune.load` return. Trained: `method.parameters()`, nothing else."""
 
     def __init__(
-        self, recipe: Recipe, lm: FrozenLM, encoders: Mapping[str, Encoder], method: Method, text: TextFormat | None
+        self,
+        recipe: Recipe,
+        lm: FrozenLM,
+        encoders: Mapping[str, Encoder],
+        method: Method,
+        text: TextFormat | None,
     ) -> None:
         super().__init__()
         self.recipe = recipe
@@ -150,4 +155,3 @@ def _first_target(sample: Sample) -> str:
 def count(module: nn.Module) -> int:
     """Parameters of a module, tied weights once."""
     return sum(parameter.numel() for parameter in module.parameters())
-

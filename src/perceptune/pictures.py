@@ -23,7 +23,8 @@ _LINE = 20  # height of a line of text in a grid
 _INK, _FAINT, _RULE, _PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
 _RIGHT, _WRONG = "#1a7f4b", "#c4342d"
 _LOSS, _LOSS_RAW, _SCORE = "#0b62b0", "#bcd6ee", "#b35000"
-Points = Sequence[tuple[float, float]]
+Point = tuple[float, float]
+CellText = tuple[list[str], list[str], list[str]]
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,8 @@ def answer_grid(rows: Sequence[GridCell], path: Path | str, columns: int = 4, ti
         canvas.text((margin, margin + 28 * number), line, 20)
     for index, (cell, text) in enumerate(zip(rows, texts, strict=True)):
         row, column = divmod(index, columns)
-        _draw_cell(
-            canvas, cell, text, (margin + column * (side + gap), top + sum(heights[:row]) + gap * row), side
-        )
+        at = (margin + column * (side + gap), top + sum(heights[:row]) + gap * row)
+        _draw_cell(canvas, cell, text, at, side)
     canvas.save(path)
 
 
@@ -73,29 +73,24 @@ def training_curve(log: Sequence[Mapping[str, Any]], path: Path | str, metric: s
     if not losses:
         raise UserError("the log holds no training step with a finite loss")
     smooth = _smooth(losses)
-    canvas = _Canvas(860, 440)
-    plot = _Plot(canvas, (70, 70, 786, 378), nice_ticks(0, max(x for x, _ in [*losses, *scores]), 8))
+    plot = _Plot(nice_ticks(0, max(8, *(x for x, _ in [*losses, *scores])), 8))
     # The axis follows the smoothed curve: one outlier among thousands of steps would flatten it.
-    loss_ticks = nice_ticks(min(0.0, *(y for _, y in smooth)), max(y for _, y in smooth), 6)
-    plot.frame(loss_ticks)
-    plot.curve(losses, loss_ticks, _LOSS_RAW, 1)
-    plot.curve(smooth, loss_ticks, _LOSS, 2)
-    entries = [(_LOSS_RAW, "loss of a step", False), (_LOSS, "its running mean", False)]
+    ticks = nice_ticks(min(0.0, *(y for _, y in smooth)), max(y for _, y in smooth), 6)
+    plot.axis("loss", ticks, _LOSS, -1)
+    if smooth != losses:
+        plot.curve("loss of a step", losses, ticks, _LOSS_RAW)
+    plot.curve("training loss" if smooth == losses else "its running mean", smooth, ticks, _LOSS)
     if scores:
-        label = f"evaluation {metric.replace('_', ' ')}"
-        values = [y for _, y in scores]
-        score_ticks = nice_ticks(min(0.0, *values), max(1.0, *values), 5)
-        plot.right_axis(score_ticks, label.removeprefix("evaluation "))
-        plot.curve(scores, score_ticks, _SCORE, 2, dots=True)
-        entries.append((_SCORE, label, True))
-    plot.legend(entries)
-    canvas.save(path)
+        ticks = nice_ticks(min(0.0, *(y for _, y in scores)), max(1.0, *(y for _, y in scores)), 5)
+        plot.axis(metric.replace("_", " "), ticks, _SCORE, 1)
+        plot.curve(f"evaluation {metric.replace('_', ' ')}", scores, ticks, _SCORE, dots=True)
+    plot.canvas.save(path)
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten, at most `most` steps, from `low` or below to `high` or above."""
+    """Multiples of 1, 2 or 5 times a power of ten around `low` and `high`, at most `most` steps."""
     high = high if high > low else low + (abs(low) or 1.0)
-    power = 10.0 ** (math.floor(math.log10((high - low) / most)))
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
     for factor in (1, 2, 5, 10, 20):
         step = factor * power
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -112,18 +107,16 @@ class _Canvas:
         self.image = Image.new("RGB", (width * _SCALE, height * _SCALE), _PAPER)
         self.draw = ImageDraw.Draw(self.image)
 
-    def text(
-        self, at: tuple[float, float], text: str, size: int, fill: str = _INK, anchor: str = "la"
-    ) -> None:
+    def text(self, at: Point, text: str, size: int, fill: str = _INK, anchor: str = "la") -> None:
         self.draw.text((at[0] * _SCALE, at[1] * _SCALE), _plain(text), fill, _font(size), anchor)
 
-    def line(self, points: Points, fill: str, width: int) -> None:
+    def line(self, points: Sequence[Point], fill: str, width: int) -> None:
         self.draw.line([(x * _SCALE, y * _SCALE) for x, y in points], fill, width * _SCALE, joint="curve")
 
-    def dot(self, at: tuple[float, float], radius: float, fill: str) -> None:
+    def dot(self, at: Point, radius: float, fill: str) -> None:
         self.draw.circle((at[0] * _SCALE, at[1] * _SCALE), radius * _SCALE, fill)
 
-    def paste(self, image: Image.Image, at: tuple[float, float], side: int) -> None:
+    def paste(self, image: Image.Image, at: Point, side: int) -> None:
         """The whole image, upright, in the middle of a square, on white where it is transparent."""
         upright = ImageOps.exif_transpose(image).convert("RGBA")
         fitted = ImageOps.contain(upright, (side * _SCALE, side * _SCALE))
@@ -137,11 +130,17 @@ class _Canvas:
 
 
 class _Plot:
-    """The rectangle between the axes of a picture."""
+    """Curves over one horizontal axis, which starts at zero, with a legend above."""
 
-    def __init__(self, canvas: _Canvas, box: tuple[int, int, int, int], x_ticks: Sequence[float]) -> None:
-        self.canvas, self.x_ticks = canvas, x_ticks
-        self.left, self.top, self.right, self.bottom = box
+    left, top, right, bottom = 80, 70, 786, 378
+
+    def __init__(self, x_ticks: Sequence[float]) -> None:
+        self.canvas, self.x_ticks, self.legend_x = _Canvas(860, 440), x_ticks, float(self.left)
+        for value in x_ticks:
+            x = self.x(value)
+            self.canvas.line([(x, self.bottom), (x, self.bottom + 5)], _FAINT, 1)
+            self.canvas.text((x, self.bottom + 9), _number(value, x_ticks), 13, _FAINT, "ma")
+        self.canvas.text(((self.left + self.right) / 2, self.bottom + 32), "samples seen", 14, anchor="ma")
 
     def x(self, value: float) -> float:
         return self.left + value / self.x_ticks[-1] * (self.right - self.left)
@@ -150,58 +149,35 @@ class _Plot:
         share = (min(max(value, ticks[0]), ticks[-1]) - ticks[0]) / (ticks[-1] - ticks[0])
         return self.bottom - share * (self.bottom - self.top)
 
-    def frame(self, y_ticks: Sequence[float]) -> None:
-        for value in y_ticks:
-            y = self.y(value, y_ticks)
-            self.canvas.line([(self.left, y), (self.right, y)], _RULE, 1)
-            self.canvas.text((self.left - 8, y), _number(value, y_ticks), 13, _LOSS, "rm")
-        for value in self.x_ticks:
-            x = self.x(value)
-            self.canvas.line([(x, self.bottom), (x, self.bottom + 5)], _FAINT, 1)
-            self.canvas.text((x, self.bottom + 9), _number(value, self.x_ticks), 13, _FAINT, "ma")
-        self.canvas.line([(self.left, self.bottom), (self.right, self.bottom)], _FAINT, 1)
-        self.canvas.text(((self.left + self.right) / 2, self.bottom + 32), "samples seen", 14, anchor="ma")
-        self.canvas.text((self.left - 8, self.top - 14), "loss", 14, _LOSS, "rb")
-
-    def right_axis(self, ticks: Sequence[float], label: str) -> None:
+    def axis(self, label: str, ticks: Sequence[float], fill: str, side: int) -> None:
+        """The left axis (`side` -1) has rules across the plot, the right one (1) only its own marks."""
+        x = self.right if side > 0 else self.left
         for value in ticks:
             y = self.y(value, ticks)
-            self.canvas.line([(self.right, y), (self.right + 5, y)], _SCORE, 1)
-            self.canvas.text((self.right + 9, y), _number(value, ticks), 13, _SCORE, "lm")
-        self.canvas.text((self.right + 50, self.top - 14), label, 14, _SCORE, "rb")
+            if side < 0:
+                self.canvas.line([(self.left, y), (self.right, y)], _FAINT if value == ticks[0] else _RULE, 1)
+            self.canvas.line([(x, y), (x + 5 * side, y)], fill, 1)
+            self.canvas.text((x + 9 * side, y), _number(value, ticks), 13, fill, "lm" if side > 0 else "rm")
+        self.canvas.text((x + 50 * side, self.top - 14), label, 14, fill, "rb" if side > 0 else "lb")
 
-    def curve(
-        self, points: Points, ticks: Sequence[float], fill: str, width: int, dots: bool = False
-    ) -> None:
+    def curve(self, label: str, points: Sequence[Point], ticks: Sequence[float], fill: str, dots: bool = False) -> None:
         placed = [(self.x(x), self.y(y, ticks)) for x, y in points]
-        if len(placed) > 1:
-            self.canvas.line(placed, fill, width)
-        for point in placed if dots or len(placed) == 1 else []:
-            self.canvas.dot(point, 4, fill)
-
-    def legend(self, entries: Sequence[tuple[str, str, bool]]) -> None:
-        x = float(self.left)
-        for fill, label, dots in entries:
-            self.canvas.line([(x, 24), (x + 24, 24)], fill, 3)
-            if dots:
-                self.canvas.dot((x + 12, 24), 5, fill)
-            self.canvas.text((x + 32, 24), label, 14, anchor="lm")
-            x += 32 + _width(label, 14) + 28
+        self.canvas.line(placed, fill, 1 if fill == _LOSS_RAW else 2)
+        if dots or len(placed) == 1:  # one point makes no line
+            for centre in [*placed, (self.legend_x + 12, 24)]:
+                self.canvas.dot(centre, 4, fill)
+        self.canvas.line([(self.legend_x, 24), (self.legend_x + 24, 24)], fill, 3)
+        self.canvas.text((self.legend_x + 32, 24), label, 14, anchor="lm")
+        self.legend_x += 60 + _width(label, 14)
 
 
-def _cell_text(cell: GridCell, width: int) -> tuple[list[str], list[str], list[str]]:
+def _cell_text(cell: GridCell, width: int) -> CellText:
     """Lines of the question, of the answer and, if that is wrong, of the truth."""
     truth = [] if cell.right else _wrap(f"right: {cell.truth}", 14, width - 24, most=3)
     return _wrap(cell.question, 14, width, 5), _wrap(cell.answer or "(no answer)", 16, width - 24, 3), truth
 
 
-def _draw_cell(
-    canvas: _Canvas,
-    cell: GridCell,
-    text: tuple[list[str], list[str], list[str]],
-    at: tuple[int, int],
-    side: int,
-) -> None:
+def _draw_cell(canvas: _Canvas, cell: GridCell, text: CellText, at: Point, side: int) -> None:
     (x, y), colour = at, _RIGHT if cell.right else _WRONG
     canvas.paste(cell.image, at, side)
     question, answer, truth = text
@@ -236,18 +212,18 @@ def _wrap(text: str, size: int, width: float, most: int) -> list[str]:
     return lines[:most] if text.strip() else []
 
 
-def _series(log: Sequence[Mapping[str, Any]], event: str, key: str) -> list[tuple[float, float]]:
+def _series(log: Sequence[Mapping[str, Any]], event: str, key: str) -> list[Point]:
     """Finite values over samples seen. A resumed run repeats steps: the later row counts."""
     rows = [row for row in log if row.get("event") == event and isinstance(row.get(key), int | float)]
     return sorted({row["samples"]: row[key] for row in rows if math.isfinite(row[key])}.items())
 
 
-def _smooth(points: Points) -> list[tuple[float, float]]:
+def _smooth(points: Sequence[Point]) -> list[Point]:
     """The mean of each point and its neighbours, a fiftieth of the run on either side."""
-    half, count = len(points) // 50, len(points)
+    if not (half := (count := len(points)) // 50):
+        return list(points)
     total = np.cumsum([0.0, *(y for _, y in points)])
-    index = np.arange(count)
-    first, last = np.maximum(index - half, 0), np.minimum(index + half, count - 1) + 1
+    first, last = (np.arange(count) - half).clip(0), (np.arange(count) + half + 1).clip(max=count)
     means = (total[last] - total[first]) / (last - first)
     return [(x, float(mean)) for (x, _), mean in zip(points, means, strict=True)]
 
@@ -268,5 +244,5 @@ def _plain(text: str) -> str:
 
 def _number(value: float, ticks: Sequence[float]) -> str:
     """As many decimals as the step between ticks needs."""
-    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
-    return f"{value:,.{decimals}f}"
+    text = f"{value:,.{max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))}f}"
+    return text if len(text) < 10 else f"{value:.3g}"

@@ -28,7 +28,9 @@ def open_run(given: Recipe | None, run: Path | None, *, resume: bool) -> tuple[P
     exists = (folder / META).is_file() or (folder / RECIPE).is_file()
     if not resume:
         if exists:
-            raise UserError(f"`{folder}` holds a run already: resume it with --resume, or choose another folder with --run")
+            raise UserError(
+                f"`{folder}` holds a run already: resume it with --resume, or choose another folder with --run"
+            )
         if folder.exists() and not (folder.is_dir() and all(p.name.endswith(".tmp") for p in folder.iterdir())):
             raise UserError(f"`{folder}` is not empty and holds no run: choose another folder with --run")
         assert given is not None
@@ -61,13 +63,22 @@ class Checkpoints:
         return f"The last good checkpoint is {last}." if last else "No checkpoint had been written yet."
 
     def save(
-        self, step: int, method: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+        self,
+        step: int,
+        method: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        state: Mapping[str, Any],
     ) -> None:
         """Writes a checkpoint whole, then drops those before it."""
         path = self.folder / f"step-{step:08d}"
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in method.items()}
         make_folder(
-            path, {METHOD: save(tensors), OPTIMIZER: save(dict(optimizer)), STATE: json.dumps(dict(state)).encode()}
+            path,
+            {
+                METHOD: save(tensors),
+                OPTIMIZER: save(dict(optimizer)),
+                STATE: json.dumps(dict(state)).encode(),
+            },
         )
         for other in self.folder.iterdir():
             if other != path:
@@ -99,8 +110,8 @@ class BadMedia:
             file.write(json.dumps({"id": sample, "error": reason}) + "\n")
         if len(self.ids) > self.limit:
             raise UserError(
-                f"sample `{sample}`: {reason}; {len(self.ids)} broken so far, `train.max_bad_media` allows {self.limit} "
-                f"(all of them in {self.path})"
+                f"sample `{sample}`: {reason}; {len(self.ids)} broken so far, "
+                f"`train.max_bad_media` allows {self.limit} (all of them in {self.path})"
             )
 
 

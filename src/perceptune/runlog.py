@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from perceptune.errors import UserError
 
 LOG = "log.jsonl"
 
@@ -47,7 +44,13 @@ class Progress:
 
     def __init__(self, total: int, label: str, done: int = 0) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as Bar
 
         console = Console(stderr=True)
@@ -68,12 +71,3 @@ def progress(total: int, label: str, done: int = 0) -> Iterator[Progress]:
     shown = Progress(total, label, done)
     with shown.bar:
         yield shown
-
-
-def require_finite(loss: float, step: int, saved: str) -> None:
-    """Raises `UserError` before a loss that is not a number can spoil the weights."""
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} at step {step}: training stopped before the update. {saved} "
-            "Lower `train.lr`, set `train.clip: 1.0`, or use `train.precision: float32`"
-        )

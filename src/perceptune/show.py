@@ -26,15 +26,20 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     `sites`.
     """
     model = build(recipe, meta=True)
-    parts = [{"name": "lm", "what": f"{recipe.lm.id} ({type(model.lm.model).__name__})", "parameters": count(model.lm),
-              "trained": False}]  # fmt: skip
+    lm = f"{recipe.lm.id} ({type(model.lm.model).__name__})"
+    parts: list[dict[str, Any]] = [{"name": "lm", "what": lm, "parameters": count(model.lm), "trained": False}]
     for name, encoder in model.encoders.items():
         config = recipe.encoders[name]
-        parts.append(
-            {"name": f"encoders.{name}", "what": config.id, "parameters": count(encoder), "trained": False}
-        )
+        parts.append({"name": f"encoders.{name}", "what": config.id, "parameters": count(encoder), "trained": False})
     for name, child in model.method.named_children():
-        parts.append({"name": f"method.{name}", "what": type(child).__name__, "parameters": count(child), "trained": True})
+        parts.append(
+            {
+                "name": f"method.{name}",
+                "what": type(child).__name__,
+                "parameters": count(child),
+                "trained": True,
+            }
+        )
     trainable = count(model.method)
     total = trainable + sum(part["parameters"] for part in parts if not part["trained"])
     sites = [{"layer": site.layer, "where": site.where, "what": site.what} for site in model.method.sites()]

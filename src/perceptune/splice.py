@@ -56,7 +56,10 @@ class Splice:
     def open(self, layer: int, mask: Tensor) -> Tensor:
         """The layer's 4-D mask (bool: True = visible; float: 0 = visible) with the open columns made visible."""
         n_open = sum(slot.entry <= layer for slot in self.slots)
-        key = (n_open, id(mask))  # several layers share a mask object, and the LM keeps it alive during the forward
+        key = (
+            n_open,
+            id(mask),
+        )  # several layers share a mask object, and the LM keeps it alive during the forward
         if key not in self._masks:
             self._masks[key] = self._opened(layer, mask)
         return self._masks[key]
@@ -75,10 +78,7 @@ class Splice:
     def _visible(self, layer: int, mask: Tensor) -> Tensor:
         device, n_queries = mask.device, mask.shape[-2]
         opened = torch.cat(
-            [
-                (slot.present.to(device) & (slot.entry <= layer))[:, None].expand(-1, slot.width)
-                for slot in self.slots
-            ],
+            [(slot.present.to(device) & (slot.entry <= layer))[:, None].expand(-1, slot.width) for slot in self.slots],
             dim=1,
         )  # (B, S)
         if self.past:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 _DRAWS_AT_ONCE = 1 << 21  # resampled values at a time: 32 MiB with their indices
+Values = Sequence[float] | NDArray[np.floating]
 
 
 def bootstrap_interval(
-    values: Sequence[float] | NDArray[np.floating], *, level: float = 0.95, samples: int = 2000, seed: int = 0
+    values: Values,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    samples: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """Interval of the mean of independent `values` at confidence `level`, from `samples` resamplings."""
+    """Interval of the mean of `values` at confidence `level`, from `samples` resamplings.
+
+    Values of one of the `groups` (the questions on one picture, say) are drawn together, because they are not
+    independent; without groups each value is drawn for itself.
+    """
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or not data.size:
         raise ValueError(f"expected a non-empty list of numbers, got shape {data.shape}")
@@ -23,22 +33,22 @@ def bootstrap_interval(
         raise ValueError(f"`level` lies between 0 and 1, got {level}")
     if samples < 1:
         raise ValueError(f"`samples` is at least 1, got {samples}")
+    sums, sizes = _grouped(data, groups)
     rng = np.random.default_rng(seed)
-    at_once = max(1, _DRAWS_AT_ONCE // data.size)
-    means = np.concatenate(
-        [
-            data[rng.integers(data.size, size=(min(at_once, samples - done), data.size))].mean(axis=1)
-            for done in range(0, samples, at_once)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    at_once = max(1, _DRAWS_AT_ONCE // sums.size)
+    means = []
+    for done in range(0, samples, at_once):
+        drawn = rng.integers(sums.size, size=(min(at_once, samples - done), sums.size))
+        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def bootstrap_difference(
-    a: Sequence[float] | NDArray[np.floating],
-    b: Sequence[float] | NDArray[np.floating],
+    a: Values,
+    b: Values,
     *,
+    groups: Sequence[Hashable] | None = None,
     level: float = 0.95,
     samples: int = 2000,
     seed: int = 0,
@@ -50,4 +60,17 @@ def bootstrap_difference(
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
         raise ValueError(f"paired values have one length, got shapes {first.shape} and {second.shape}")
-    return bootstrap_interval(first - second, level=level, samples=samples, seed=seed)
+    return bootstrap_interval(first - second, groups=groups, level=level, samples=samples, seed=seed)
+
+
+def _grouped(
+    data: NDArray[np.float64], groups: Sequence[Hashable] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and size of each group."""
+    if groups is None:
+        return data, np.ones_like(data)
+    if len(groups) != data.size:
+        raise ValueError(f"{data.size} values and {len(groups)} groups")
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    index = np.array([number[group] for group in groups])
+    return np.bincount(index, weights=data).astype(np.float64), np.bincount(index).astype(np.float64)

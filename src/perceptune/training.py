@@ -6,13 +6,10 @@ optimizer and the random state.
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,13 +17,14 @@ import torch
 from perceptune.building import build
 from perceptune.checkpoint import METHOD, save_run, write_tensors
 from perceptune.config import Recipe, load_recipe
-from perceptune.errors import UserError
+from perceptune.errors import UserError, nearest
 from perceptune.evaluation import judge, make_task, pick_samples
+from perceptune.guard import interruptions, out_of_memory_hint, require_finite
 from perceptune.media import MediaError
 from perceptune.model import AdaptedModel, Batch, count
 from perceptune.order import DataOrder, chosen_target, learning_rate, subset, total_steps
 from perceptune.resume import BadMedia, Checkpoints, open_run, pack_optimizer, unpack_optimizer
-from perceptune.runlog import Progress, RunLog, progress, require_finite
+from perceptune.runlog import Progress, RunLog, progress
 from perceptune.tasks.base import Task
 from perceptune.types import Sample
 
@@ -69,7 +67,7 @@ def train(
     run, settled = open_run(given, None if run is None else Path(run), resume=resume)
     model = build(settled, dtype=settled.train.precision)
     trainer = Trainer(model, make_task(settled), run, resume=resume)
-    with _out_of_memory_hint(settled):
+    with out_of_memory_hint(settled.train):
         return trainer.fit()
 
 
@@ -98,8 +96,8 @@ class Trainer:
         self.checkpoints = Checkpoints(run)
         self.bad = BadMedia(run, self.config.max_bad_media)
         self.state = State(data=_digest(self.samples))
+        self.held_out = self._held_out() if self.recipe.eval.every is not None else []
         self._clock = time.monotonic()
-        self._last_evaluation = 0
         if resume and self.checkpoints.last() is not None:
             self._restore()
         else:
@@ -108,7 +106,7 @@ class Trainer:
     def fit(self) -> TrainResult:
         """The loop, to the end or to an interruption."""
         interrupted = False
-        with progress(self.steps, "train", self.state.step) as bar, _interruptions() as interruption:
+        with progress(self.steps, "train", self.state.step) as bar, interruptions() as interruption:
             while self.state.step < self.steps and not interrupted and not self._patience_is_over():
                 self._step(bar)
                 self._evaluate_if_due()
@@ -117,8 +115,7 @@ class Trainer:
                     self._save()
         if not interrupted:
             self._finish()
-        samples = self.state.step * self.config.batch_size * self.config.accumulate
-        return TrainResult(self.run, self.state.step, samples, self._seconds(), self.state.best, interrupted)
+        return TrainResult(self.run, self.state.step, self._seen(), self._seconds(), self.state.best, interrupted)
 
     def _start(self) -> None:
         self.log = RunLog(self.run, resumed_at=0)
@@ -145,7 +142,9 @@ class Trainer:
         step = self.state.step
         batches = self._batches(step)
         tokens = sum(batch.n_tokens for batch in batches)
-        rates = {g["name"]: learning_rate(self.config, g["name"], step, self.steps) for g in self.optimizer.param_groups}
+        rates = {
+            g["name"]: learning_rate(self.config, g["name"], step, self.steps) for g in self.optimizer.param_groups
+        }
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["name"]]
         loss = self._backward(batches, tokens)
@@ -155,9 +154,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step = step + 1
         if self.state.step % self.config.log_every == 0:
-            seen = self.state.step * self.config.batch_size * self.config.accumulate
             extra = {} if norm is None else {"grad_norm": norm}
-            self.log.write("step", step=self.state.step, samples=seen, loss=loss, tokens=tokens,
+            self.log.write("step", step=self.state.step, samples=self._seen(), loss=loss, tokens=tokens,
                            lr=rates, seconds=round(self._seconds(), 3), **extra)  # fmt: skip
         bar.advance(note=f"loss {loss:.3f}")
 
@@ -184,7 +182,9 @@ class Trainer:
         made = []
         for micro in range(self.config.accumulate):
             rows = self.order.positions(step * self.config.accumulate + micro)
-            picked = [(self.samples[i], chosen_target(self.samples[i].targets, self.recipe.seed, e, i)) for e, i in rows]
+            picked = [
+                (self.samples[i], chosen_target(self.samples[i].targets, self.recipe.seed, e, i)) for e, i in rows
+            ]
             if batch := self._collate(picked):
                 made.append(batch)
         return made
@@ -207,23 +207,40 @@ class Trainer:
             return False
         return True
 
+    def _held_out(self) -> list[Sample]:
+        """What is evaluated during training; that it can be judged is found out now, not after hours."""
+        chosen = pick_samples(self.task, self._split(), self.recipe.eval.during_samples)
+        summary, _ = self.task.score([""] * len(chosen), chosen)
+        if self.task.metric not in summary:
+            raise UserError(
+                f"the {len(chosen)} samples evaluated during training have no `{self.task.metric}`"
+                f"{nearest(self.task.metric, summary)}; raise `eval.during_samples`"
+            )
+        return chosen
+
+    def _split(self) -> str:
+        config = self.recipe.eval
+        held_out = "validation" if "validation" in self.task.splits else config.split
+        return config.during_split or held_out or self.task.splits[-1]
+
     def _evaluate_if_due(self) -> None:
         every = self.recipe.eval.every
         if every is None or (self.state.step % every and self.state.step != self.steps):
             return
-        config = self.recipe.eval
-        split = config.during_split or ("validation" if "validation" in self.task.splits else config.split)
-        chosen = pick_samples(self.task, split or self.task.splits[-1], config.during_samples)
-        scores = judge(self.model, self.task, chosen, label=f"evaluate at step {self.state.step}")
+        scores = judge(self.model, self.task, self.held_out, label=f"evaluate at step {self.state.step}")
         value = scores.summary[self.task.metric]
-        seen = self.state.step * self.config.batch_size * self.config.accumulate
-        self.log.write("eval", step=self.state.step, samples=seen, split=split, evaluated=len(chosen), **scores.summary)
+        where = {"step": self.state.step, "samples": self._seen(), "split": self._split()}
+        self.log.write("eval", **where, evaluated=len(self.held_out), **scores.summary)
         if self.state.best is None or value > self.state.best:
             self.state.best, self.state.best_step = value, self.state.step
             self.state.evaluations_without_gain = 0
             write_tensors(self.run / METHOD, self.model.method.state_dict())
         else:
             self.state.evaluations_without_gain += 1
+
+    def _seen(self) -> int:
+        """Samples trained on so far."""
+        return self.state.step * self.config.batch_size * self.config.accumulate
 
     def _patience_is_over(self) -> bool:
         patience = self.recipe.eval.patience
@@ -272,45 +289,3 @@ def _digest(samples: Sequence[Sample]) -> str:
     for sample in samples:
         digest.update(repr((sample.id, sample.prompt, sample.targets)).encode())
     return digest.hexdigest()
-
-
-class _Interruption:
-    wanted = False
-
-
-@contextlib.contextmanager
-def _interruptions() -> Iterator[_Interruption]:
-    """Ctrl-C ends the loop after the current step; a second one ends it at once."""
-    interruption = _Interruption()
-
-    def on_signal(_: int, __: FrameType | None) -> None:
-        if interruption.wanted:
-            raise KeyboardInterrupt
-        interruption.wanted = True
-
-    try:
-        before = signal.signal(signal.SIGINT, on_signal)
-    except ValueError:  # not in the main thread: whoever called us owns the signals
-        yield interruption
-        return
-    try:
-        yield interruption
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _out_of_memory_hint(recipe: Recipe) -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
-            raise
-        size, accumulate = recipe.train.batch_size, recipe.train.accumulate
-        raise UserError(
-            f"out of memory: lower `train.batch_size` (now {size}) and raise `train.accumulate` (now {accumulate}) by the "
-            "same factor, or set `train.gradient_checkpointing: true` or `train.precision: bfloat16`"
-        ) from error
-
-

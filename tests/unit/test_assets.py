@@ -103,9 +103,7 @@ def test_cache_dir(environment: dict[str, str], expected: str, monkeypatch: pyte
     assert assets.cache_dir() == Path(expected)
 
 
-def test_relative_cache_dir_survives_a_change_of_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_cache_dir_survives_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERCEPTUNE_CACHE", "here")
     monkeypatch.chdir(tmp_path)
     assert assets.cache_dir() == tmp_path / "here"
@@ -177,9 +175,7 @@ def test_weights_are_as_readable_as_the_rest(shelf: Shelf, monkeypatch: pytest.M
 
 def test_wrong_sha256_is_refused(shelf: Shelf) -> None:
     shelf.set(sha256="0" * 64)
-    with pytest.raises(
-        UserError, match=r"`tiny`.* has sha256 [0-9a-f]{64}, not 0{64}; check the index or mirror"
-    ):
+    with pytest.raises(UserError, match=r"`tiny`.* has sha256 [0-9a-f]{64}, not 0{64}; check the index or mirror"):
         assets.path("tiny")
     assert shelf.files() == set()
 
@@ -282,9 +278,7 @@ def test_two_fetches_without_file_locks_end_well(shelf: Shelf, monkeypatch: pyte
     monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setitem(assets_convert.CONVERTERS, "folder", convert)
     found: list[dict[str, Path]] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(assets.fetch(["tiny"], progress=False))) for _ in "12"
-    ]
+    threads = [threading.Thread(target=lambda: found.append(assets.fetch(["tiny"], progress=False))) for _ in "12"]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -345,9 +339,7 @@ def test_disk_that_fills_up(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_cache_that_cannot_be_written(shelf: Shelf) -> None:
     shelf.cache.write_text("a file where the folder should be")
-    with pytest.raises(
-        UserError, match=r"cannot write to `.*cache` \(.+\); set PERCEPTUNE_CACHE to a folder"
-    ):
+    with pytest.raises(UserError, match=r"cannot write to `.*cache` \(.+\); set PERCEPTUNE_CACHE to a folder"):
         assets.path("tiny")
 
 
@@ -404,9 +396,7 @@ def test_dinov2_weights_get_their_names_back() -> None:
         "onnx::MatMul_9": np.arange(6, dtype=np.float32).reshape(2, 3),
     }
     nodes = [
-        onnx.helper.make_node(
-            "MatMul", ["x", "onnx::MatMul_9"], ["y"], "/backbone/encoder/layer.0/mlp/fc1/MatMul"
-        ),
+        onnx.helper.make_node("MatMul", ["x", "onnx::MatMul_9"], ["y"], "/backbone/encoder/layer.0/mlp/fc1/MatMul"),
         onnx.helper.make_node("MatMul", ["y", "x"], ["z"], "/backbone/encoder/layer.0/attention/MatMul"),
     ]
     stored = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]

@@ -135,18 +135,14 @@ def png_header(width: int, height: int) -> tuple[bytes, bytes]:
         pytest.param(encoded(two_halves(64, 64), "PNG")[:-30], "damaged", id="truncated PNG"),
         pytest.param(encoded(two_halves(64, 64), "WEBP")[:-20], "image", id="truncated WebP"),
         pytest.param(png((b"IHDR", b"short")), "damaged", id="short PNG header"),
-        pytest.param(
-            png(png_header(9, 9), NO_PIXELS, (b"\xa1\x82(\xb0", b"")), "damaged", id="unknown PNG chunk"
-        ),
+        pytest.param(png(png_header(9, 9), NO_PIXELS, (b"\xa1\x82(\xb0", b"")), "damaged", id="unknown PNG chunk"),
         pytest.param(png(png_header(9000, 9000), NO_PIXELS), "9000 x 9000 pixels", id="over our ceiling"),
         pytest.param(
             png(png_header(12000, 12000), NO_PIXELS),
             "more than 64,000,000 pixels",
             id="over Pillow's warning",
         ),
-        pytest.param(
-            png(png_header(60000, 60000), NO_PIXELS), "more than 64,000,000 pixels", id="over Pillow's error"
-        ),
+        pytest.param(png(png_header(60000, 60000), NO_PIXELS), "more than 64,000,000 pixels", id="over Pillow's error"),
     ],
 )
 def test_bad_bytes_are_refused_by_name(data: bytes, complaint: str) -> None:

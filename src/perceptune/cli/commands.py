@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from perceptune.errors import UserError
 
@@ -37,7 +37,7 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
-def eval(options: argparse.Namespace) -> int:  # noqa: A001 - the command's name
+def eval(options: argparse.Namespace) -> int:
     from perceptune.evaluation import evaluate
 
     results = evaluate(options.run, split=options.split, samples=options.samples, control=options.control)
@@ -74,7 +74,10 @@ def show(options: argparse.Namespace) -> int:
         table.add_row(part["name"], part["what"], f"{part['parameters']:,}", "trained" if part["trained"] else "frozen")
     out.print(table)
     out.print(f"trained {shown['trainable']:,} of {shown['total']:,} = {100 * shown['share']:.3f} %")
-    out.print(f"layers below {shown['first_layer']} of {shown['lm_layers']} see bare text: no gradient, once per distinct text")
+    out.print(
+        f"layers below {shown['first_layer']} of {shown['lm_layers']} see bare text: "
+        "run without gradient, once per distinct text"
+    )
     places = Table("LM layer", "where", "what", title="touched places", title_justify="left")
     for site in shown["sites"]:
         places.add_row(str(site["layer"]), site["where"], site["what"])
@@ -82,7 +85,7 @@ def show(options: argparse.Namespace) -> int:
     return 0
 
 
-def list(options: argparse.Namespace) -> int:  # noqa: A001 - the command's name
+def list(options: argparse.Namespace) -> int:
     from perceptune.listing import entries
 
     found = entries(options.kind)
@@ -121,13 +124,11 @@ def assets(options: argparse.Namespace) -> int:
 
 def print_scores(results: dict[str, Any]) -> None:
     """Summary values beside their shuffled control, with intervals."""
-    table = Table("", "with its image", "image shuffled", "gap (95 % interval)")
-    blind = any(key.endswith("_shuffled") for key in results)
+    table = Table("", "with its image", "image shuffled", Column("gap (95 % interval)", no_wrap=True))
     for key, value in results.items():
-        if not isinstance(value, float) or key.endswith("_shuffled") or key.startswith("gap") or f"{key}_shuffled" not in results and blind:
+        if not isinstance(value, float) or key.endswith("_shuffled") or key.startswith("gap"):
             continue
-        other = results.get(f"{key}_shuffled")
-        gap = {"accuracy": "gap", "accuracy_yes_no": "gap_yes_no", "accuracy_open": "gap_open"}.get(key, "")
+        other, gap = results.get(f"{key}_shuffled"), f"gap{key.removeprefix('accuracy')}"
         low, high = results.get(f"{gap}_interval", (None, None))
         between = "" if low is None else f"{results[gap]:+.3f} ({low:+.3f} to {high:+.3f})"
         table.add_row(key, f"{value:.3f}", "" if other is None else f"{other:.3f}", between)

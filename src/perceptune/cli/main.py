@@ -16,7 +16,8 @@ KINDS = ("methods", "encoders", "tasks", "metrics", "recipes")
 def parser() -> argparse.ArgumentParser:
     """Every command and option."""
     top = argparse.ArgumentParser(
-        prog="perceptune", description="Eyes and ears for a frozen language model, training under 1 % of the parameters."
+        prog="perceptune",
+        description="Eyes and ears for a frozen language model, training under 1 % of the parameters.",
     )
     top.add_argument("--version", action="version", version=f"perceptune {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
     answer = commands.add_parser("answer", help="ask a run about a picture")
     answer.add_argument("run")
-    answer.add_argument("question", nargs="?", default="")
+    answer.add_argument("question", help="what to ask; '' for a run whose template needs no question")
     answer.add_argument("--image", help="picture file")
     answer.add_argument("--json", action="store_true")
 
@@ -95,12 +96,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _take_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """KEY=VALUE may stand anywhere behind `train`; anything else left over is a mistake."""
+    """Recipe and KEY=VALUE may stand anywhere behind `train`; anything else left over is a mistake."""
+    left = list(rest)
     if options.command == "train":
-        if options.recipe and "=" in options.recipe:
-            options.overrides.insert(0, options.recipe)
-            options.recipe = None
-        options.overrides += [word for word in rest if "=" in word and not word.startswith("-")]
-        rest = [word for word in rest if "=" not in word or word.startswith("-")]
-    if rest:
-        parser().error(f"unrecognized arguments: {' '.join(rest)}")
+        words = [word for word in (options.recipe, *options.overrides, *left) if word and not word.startswith("-")]
+        left = [word for word in left if word.startswith("-")]
+        named = [word for word in words if "=" not in word]
+        options.recipe = named[0] if named else None
+        options.overrides = [word for word in words if "=" in word]
+        left += named[1:]
+    if left:
+        parser().error(f"unrecognized arguments: {' '.join(left)}")

@@ -79,8 +79,12 @@ class Encoder(nn.Module, ABC):
     def _fingerprint(self) -> str:
         description = {"config": self.settings(), "preprocessing": self.preprocessing()}
         digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-        for _, tensor in sorted(self.state_dict().items()):
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        # Without the weights' names, which transformers changes now and then: a run must outlive that.
+        weights = (
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in self.state_dict().values()
+        )
+        for one in sorted(hashlib.sha256(weight.numpy()).digest() for weight in weights):
+            digest.update(one)
         return digest.hexdigest()
 
     def fingerprint(self) -> str:
@@ -107,20 +111,19 @@ class ViTEncoder(Encoder):
     BUILD: ClassVar[Mapping[str, Any]] = {}  # arguments of that class beside its config
     BLOCKS: ClassVar[str]  # dotted path of the list of blocks
     NORM: ClassVar[str]  # dotted path of the final norm
-    UNUSED: ClassVar[
-        tuple[str, ...]
-    ]  # how the names of weights begin that a checkpoint may hold and nobody needs
+    UNUSED: ClassVar[tuple[str, ...]]  # how the names of weights begin that a checkpoint may hold and nobody needs
     POOL: ClassVar[Literal["first", "mean"]] = "first"  # what `cls` means
 
     def __init__(self, tower: nn.Module, transform: ImageTransform) -> None:
         super().__init__()
-        self.tower: Any = tower.requires_grad_(False).eval()
+        self.tower: Any = tower
         self.transform = transform
         config: Any = tower.config
         self.n_layers, self.dim = len(self.blocks), int(config.hidden_size)
         self.n_special = self.special_tokens(config)  # in front of the patches, [CLS] first
         height, width = (side // config.patch_size for side in transform.size)
         self.n_tokens = self.n_special + height * width
+        self.requires_grad_(False).eval()
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -222,14 +225,10 @@ def _read_config(source: str, revision: str | None) -> tuple[type[ViTEncoder], A
     try:
         entries, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
         kind = str(entries.get("model_type"))
-        known = {
-            kind: leaf.module for leaf in leaves("encoders").values() for kind in leaf.module.MODEL_TYPES
-        }
+        known = {kind: leaf.module for leaf in leaves("encoders").values() for kind in leaf.module.MODEL_TYPES}
         if kind not in known:
             # Nobody typed this name, so there is no nearest one to guess.
-            raise UserError(
-                f"{source}: no encoder for model type `{kind}`; known are {', '.join(sorted(known))}"
-            )
+            raise UserError(f"{source}: no encoder for model type `{kind}`; known are {', '.join(sorted(known))}")
         config = CONFIG_MAPPING[kind].from_dict(entries)
     except (OSError, StrictDataclassError) as error:
         raise UserError(f"{source}: no usable config ({error})") from error
@@ -273,9 +272,7 @@ def _read_tower(
     except (OSError, SafetensorError) as error:
         raise UserError(f"{source}: the weights cannot be read ({error})") from error
     unexpected = {key.removeprefix(f"{model.base_model_prefix}.") for key in report["unexpected_keys"]}
-    unexpected = {
-        key for key in unexpected if not key.removeprefix("vision_model.").startswith(family.UNUSED)
-    }
+    unexpected = {key for key in unexpected if not key.removeprefix("vision_model.").startswith(family.UNUSED)}
     wrong_shape = {key for key, *_ in report["mismatched_keys"]}
     problems = {
         "lacks": report["missing_keys"],

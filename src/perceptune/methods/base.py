@@ -1,4 +1,4 @@
-"""A method owns every trainable tensor: what is trained is `method.parameters()`, what is saved `method.state_dict()`."""
+"""A method owns every trainable tensor: trained is `method.parameters()`, saved is `method.state_dict()`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,11 @@ class Method(nn.Module, ABC):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Named parameters in two optimizer groups: `connector` (scheduled) and `prompt` (its own rate)."""
-        beside = {id(p) for part in self.text_side() for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())}
+        beside = {
+            id(p)
+            for part in self.text_side()
+            for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())
+        }
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"connector": [], "prompt": []}
         for name, parameter in self.named_parameters():
             groups["prompt" if id(parameter) in beside else "connector"].append((name, parameter))

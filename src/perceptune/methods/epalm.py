@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Options(BaseModel):
+class EPALMOptions(BaseModel):
     """Recipe keys under `method`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,7 +50,10 @@ class Options(BaseModel):
 class Connector(nn.Module):
     """One linear map per level, or one for all; (B, n_levels, 1, dim) -> list of (B, 1, hidden)."""
 
-    def __init__(self, levels: int, dim: int, hidden: int, options: Options) -> None:
+    mean: Tensor  # (n_levels, 1, dim)
+    std: Tensor
+
+    def __init__(self, levels: int, dim: int, hidden: int, options: EPALMOptions) -> None:
         super().__init__()
         count = 1 if options.shared_connector else levels
         self.maps = nn.ModuleList(nn.Linear(dim, hidden) for _ in range(count))
@@ -99,9 +102,9 @@ class Adapter(nn.Module):
 class EPALM(Method):
     """eP-ALM's variants. `shapes` names the encoder of each modality; each owns one slot column and its connectors."""
 
-    Options = Options
+    Options = EPALMOptions
 
-    def __init__(self, options: Options, lm: FrozenLM, shapes: Mapping[str, EncoderShape]) -> None:
+    def __init__(self, options: EPALMOptions, lm: FrozenLM, shapes: Mapping[str, EncoderShape]) -> None:
         super().__init__()
         self.options = options
         self.range = _layer_range(options, lm.n_layers)
@@ -195,7 +198,11 @@ class EPALM(Method):
         for modality in self.shapes:
             levels = self.levels(modality)
             sites += [
-                Site(layer, f"slot `{modality}`", f"[CLS] of encoder layer {levels[self.level_of(layer)]} (0-based)")
+                Site(
+                    layer,
+                    f"slot `{modality}`",
+                    f"[CLS] of encoder layer {levels[self.level_of(layer)]} (0-based)",
+                )
                 for layer in self.range
             ]
         if self.prompt is not None:
@@ -207,10 +214,12 @@ class EPALM(Method):
 METHOD = EPALM
 
 
-def _layer_range(options: Options, n_layers: int) -> range:
+def _layer_range(options: EPALMOptions, n_layers: int) -> range:
     """The injected layers. Default: the last min(12, L // 2), the LM's last one included."""
     last = n_layers - 1 if options.last is None else options.last
     first = n_layers - min(12, n_layers // 2) if options.first is None else options.first
     if not 0 <= first <= last < n_layers:
-        raise UserError(f"method.first={first}, method.last={last}: not a range inside the LM's layers 0-{n_layers - 1}")
+        raise UserError(
+            f"method.first={first}, method.last={last}: not a range inside the LM's layers 0-{n_layers - 1}"
+        )
     return range(first, last + 1)

@@ -11,29 +11,34 @@ Scores = tuple[dict[str, float], list[dict[str, float]]]  # summary, one row per
 def score(
     predictions: Sequence[str], references: Sequence[Sequence[str]], groups: Sequence[str] | None = None
 ) -> Scores:
-    """`accuracy` over all samples and `accuracy_<group>` over each group's; 1 or 0 for each sample.
+    """`accuracy` of all samples and `accuracy_<group>` of each group's; 1 or 0 for each sample.
 
     Case is the caller's matter. A sample whose group is empty counts in `accuracy` only.
     """
-    if not predictions:
-        raise ValueError("there are no predictions to score")
-    hits = [
-        float(_squeeze(prediction) in {_squeeze(reference) for reference in accepted})
-        for prediction, accepted in zip(predictions, references, strict=True)
-    ]
-    members: dict[str, list[float]] = {"accuracy": hits}
-    if groups is not None:
-        for group, hit in zip(groups, hits, strict=True):
-            if slug(group):
-                members.setdefault(f"accuracy_{slug(group)}", []).append(hit)
-    return {key: sum(values) / len(values) for key, values in members.items()}, [
-        {"accuracy": hit} for hit in hits
-    ]
+    rows = []
+    names = [""] * len(predictions) if groups is None else groups
+    for prediction, accepted, group in zip(predictions, references, names, strict=True):
+        hit = float(_squeeze(prediction) in {_squeeze(reference) for reference in accepted})
+        rows.append({key: hit for key in ("accuracy", group_key(group)) if key})
+    return averages(rows), rows
 
 
-def slug(group: str) -> str:
-    """A group's name as part of a key: `yes/no` becomes `yes_no`."""
-    return re.sub(r"\W+", "_", group.lower()).strip("_")
+def averages(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each key over the rows that have it."""
+    if not rows:
+        raise ValueError("there is nothing to score")
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: _mean([row[key] for row in rows if key in row]) for key in keys}
+
+
+def group_key(group: str) -> str:
+    """The summary key of a group: `yes/no` gives `accuracy_yes_no`, a name without letters nothing."""
+    slug = re.sub(r"\W+", "_", group.lower()).strip("_")
+    return f"accuracy_{slug}" if slug else ""
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _squeeze(text: str) -> str:

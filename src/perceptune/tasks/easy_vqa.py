@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from perceptune import assets
 from perceptune.errors import UserError
+from perceptune.metrics import exact
 from perceptune.tasks.base import Task, check_split, exact_match
 from perceptune.types import Sample
 
@@ -28,7 +30,7 @@ class EasyVQA(Task):
 
     def samples(self, split: str) -> list[Sample]:
         check_split(split, self.splits)
-        folder = (self._data or _default_folder()) / split
+        folder = (self._data or assets.path("easy-vqa")) / split
         images = _images(folder / "images")
         return [
             _sample(row, images, id=f"{split}-{index:06d}", where=f"{folder / 'questions.json'}, row {index}")
@@ -39,21 +41,14 @@ class EasyVQA(Task):
         self, predictions: Sequence[str], samples: Sequence[Sample]
     ) -> tuple[dict[str, float], list[dict[str, float]]]:
         """Adds `accuracy_open`, without the yes/no questions: half of those a guess gets right."""
-        summary, rows = exact_match(self, predictions, samples)
-        is_open = [sample.meta["answer_type"] != "yes/no" for sample in samples]
-        hits = [row["accuracy"] for row, chosen in zip(rows, is_open, strict=True) if chosen]
-        if hits:
-            summary["accuracy_open"] = sum(hits) / len(hits)
-        return summary, rows
+        _, rows = exact_match(self, predictions, samples)
+        for row, sample in zip(rows, samples, strict=True):
+            if sample.meta["answer_type"] != "yes/no":
+                row["accuracy_open"] = row["accuracy"]
+        return exact.averages(rows), rows
 
 
 TASK = EasyVQA
-
-
-def _default_folder() -> Path:
-    from perceptune import assets
-
-    return assets.path("easy-vqa")
 
 
 def _rows(path: Path) -> list[object]:

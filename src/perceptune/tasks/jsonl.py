@@ -58,7 +58,7 @@ class JSONLines(Task):
         _check_ids(rows, found)
         if self._options.check_files:
             _check_files(rows)
-        if split == "validation":
+        if split == ("validation" if "validation" in self.splits else self.splits[-1]):
             self._check_metric(path, found)
         return found
 
@@ -79,8 +79,9 @@ class JSONLines(Task):
         )
 
     def _check_metric(self, path: Path, samples: Iterable[Sample]) -> None:
-        groups = {exact.slug(sample.meta.get("answer_type", "")) for sample in samples} - {""}
-        keys = {"accuracy", *(f"accuracy_{group}" for group in groups)}
+        """The split that chooses the best checkpoint must yield the metric: better said before training."""
+        keys = {exact.group_key(sample.meta.get("answer_type", "")) or "accuracy" for sample in samples}
+        keys.add("accuracy")
         if self.metric not in keys:
             raise UserError(f"{path} gives no metric `{self.metric}`{nearest(self.metric, keys)}")
 
@@ -156,9 +157,7 @@ def _id(row: _Row, split: str) -> str:
     match row.values.get("id"):
         case None:
             return f"{split}-{row.line:06d}"  # leads back to the line
-        case bool() | float() | list() | dict() as value:
-            raise row.error(f"`id` is {_json_type(value)}, not a string or an integer")
-        case int(value):
+        case int(value) if not isinstance(value, bool):
             return str(value)
     if not row.text("id").strip():
         raise row.error("`id` is empty")
@@ -188,9 +187,7 @@ def _prompt(row: _Row, allow_empty: bool) -> str:
         raise row.lacks(["prompt"])
     prompt = row.text("prompt")
     if not allow_empty and not any(character.isalnum() for character in prompt):
-        raise row.error(
-            f"`prompt` holds no text: {_short(repr(prompt))} (`allow_empty_prompt: true` permits this)"
-        )
+        raise row.error(f"`prompt` holds no text: {_short(repr(prompt))} (`allow_empty_prompt: true` permits this)")
     return prompt
 
 

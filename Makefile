@@ -1,0 +1,41 @@
+# One command for everything. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo smoke test lint fix docs clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+# The environment is made anew when what it consists of changes.
+$(VENV)/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.made  ## the main job: real models, real data, about a quarter of an hour
+	$(BIN)/perceptune demo --run $(RUN)
+
+smoke: $(VENV)/.made  ## the main job cut to about two minutes
+	$(BIN)/perceptune demo --smoke --run runs/smoke
+
+test: $(VENV)/.made  ## all tests, two at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+lint: $(VENV)/.made  ## what continuous integration checks beside the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(VENV)/.made  ## mend what can be mended by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.made  ## write the generated parts of the documentation anew
+	$(BIN)/python tests/docs/generated.py --write
+
+clean:  ## remove the environment and all runs
+	rm -rf $(VENV) runs

@@ -1,0 +1,66 @@
+"""What keeps a training from losing work: finite losses, interruptions at the end of a step, hints on memory."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+
+from perceptune.config import TrainConfig
+from perceptune.errors import UserError
+
+
+def require_finite(loss: float, step: int, saved: str) -> None:
+    """Raises `UserError` before a loss that is not a number can spoil the weights."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at step {step}: training stopped before the update. {saved} "
+            "Lower `train.lr`, set `train.clip: 1.0`, or use `train.precision: float32`"
+        )
+
+
+class Interruption:
+    """Set by the first Ctrl-C."""
+
+    wanted = False
+
+
+@contextlib.contextmanager
+def interruptions() -> Iterator[Interruption]:
+    """Ctrl-C ends the loop after the current step; a second one ends it at once."""
+    interruption = Interruption()
+
+    def on_signal(_: int, __: FrameType | None) -> None:
+        if interruption.wanted:
+            raise KeyboardInterrupt
+        interruption.wanted = True
+
+    try:
+        before = signal.signal(signal.SIGINT, on_signal)
+    except ValueError:  # not in the main thread: whoever called us owns the signals
+        yield interruption
+        return
+    try:
+        yield interruption
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def out_of_memory_hint(config: TrainConfig) -> Iterator[None]:
+    """An out-of-memory error says what to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
+            raise
+        size, accumulate = config.batch_size, config.accumulate
+        raise UserError(
+            f"out of memory: lower `train.batch_size` (now {size}) and raise `train.accumulate` (now {accumulate}) "
+            "by the same factor, or set `train.gradient_checkpointing: true` or `train.precision: bfloat16`"
+        ) from error

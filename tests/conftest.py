@@ -1,0 +1,35 @@
+"""Shared dwarfs: built once per session, so a test pays for what it tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for a hub must fail at once, not wait
+
+
+@pytest.fixture(autouse=True)
+def _steady() -> Iterator[None]:
+    """Each test starts from the same random state."""
+    torch.manual_seed(0)
+    yield
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.fixture(scope="session")
+def dwarfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `lm` (Llama), `opt`, `encoder` (DINOv2), `vit` and `data/train.jsonl`."""
+    import support
+
+    folder = tmp_path_factory.mktemp("dwarfs")
+    support.save_lm(folder / "lm", "llama")
+    support.save_lm(folder / "opt", "opt")
+    support.save_encoder(folder / "encoder", "dinov2")
+    support.save_encoder(folder / "vit", "vit")
+    support.save_data(folder / "data")
+    return folder

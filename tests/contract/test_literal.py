@@ -1,0 +1,119 @@
+"""Equality with a literal reading of the paper: layers >= k are one position longer than layers < k.
+
+The reference runs the decoder blocks by hand: it concatenates the visual token at the first injected layer, overwrites
+it at the later ones, and pads the mask by one row and one column, as section 3.2 describes and the official code does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rows import Row, row
+
+
+def literal(r: Row, *, official: bool) -> Tensor:
+    """Logits (B, T, vocab) of the text, for a batch without padding."""
+    options: Any = r.method.options
+    prompt = r.method.prompt()[None].expand(len(r.ids), -1, -1) if r.method.prompt is not None else None  # type: ignore[union-attr]
+    n_prompt = 0 if prompt is None else prompt.shape[1]
+    model = r.lm.model
+    hidden = _embed(model, r.ids, prompt)
+    mask = _causal(hidden.shape[1])
+    positions = torch.cat([torch.zeros(n_prompt, dtype=torch.long), torch.arange(r.ids.shape[1])])[None]
+    values = r.features["image"].values
+    if options.standardize:
+        connector: Any = r.method.connectors["image"]  # type: ignore[index]
+        values = (values - connector.mean) / connector.std
+    else:
+        connector = r.method.connectors["image"]  # type: ignore[index]
+    injected = False
+    for index, layer in enumerate(r.lm.layers):
+        if index in r.method.range:  # type: ignore[operator]
+            step = max(len(r.method.range) // options.n_levels, 1)  # type: ignore[arg-type]
+            level = min((index - r.method.range.start) // step, options.n_levels - 1)  # type: ignore[union-attr]
+            visual = connector.maps[min(level, len(connector.maps) - 1)](values[:, level])
+            if not injected:
+                hidden, injected = torch.cat([visual, hidden], 1), True
+                mask = nn.functional.pad(mask, (1, 0, 1, 0), value=0.0)  # everybody sees it, and it sees everybody
+                if not official:
+                    mask[..., 0, 1:] = torch.finfo(mask.dtype).min  # causal: it sees itself only
+                positions = nn.functional.pad(positions, (1, 0))
+            else:
+                hidden = torch.cat([visual, hidden[:, 1:]], 1)
+        hidden = _layer(model, layer, hidden, mask, positions)
+    return _head(model, hidden)[:, 1 + n_prompt :]
+
+
+def _causal(length: int) -> Tensor:
+    lowest = torch.finfo(torch.float32).min
+    return torch.full((length, length), lowest).triu(1)[None, None]
+
+
+def _embed(model: Any, ids: Tensor, prompt: Tensor | None) -> Tensor:
+    if model.config.model_type == "llama":
+        text = model.model.embed_tokens(ids)
+        return text if prompt is None else torch.cat([prompt, text], 1)
+    decoder = model.model.decoder
+    text = decoder.embed_tokens(ids)
+    both = text if prompt is None else torch.cat([prompt, text], 1)  # before project_in, as in the official code
+    both = both if decoder.project_in is None else decoder.project_in(both)
+    # Official: positions are computed before the prompt is put in front, which gets none. Here slots have position 0.
+    places = decoder.embed_positions.weight[2 : 2 + ids.shape[1]]
+    return both + nn.functional.pad(places, (0, 0, both.shape[1] - ids.shape[1], 0))[None]
+
+
+def _layer(model: Any, layer: Any, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    if model.config.model_type == "llama":
+        rotary = model.model.rotary_emb(hidden, positions)
+        return layer(hidden, attention_mask=mask, position_embeddings=rotary)
+    return layer(hidden, attention_mask=mask)
+
+
+def _head(model: Any, hidden: Tensor) -> Tensor:
+    if model.config.model_type == "llama":
+        return model.lm_head(model.model.norm(hidden))
+    decoder = model.model.decoder
+    if decoder.final_layer_norm is not None:
+        hidden = decoder.final_layer_norm(hidden)
+    return model.lm_head(hidden if decoder.project_out is None else decoder.project_out(hidden))
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+@pytest.mark.parametrize("name", ["epalm", "epalm-pt", "epalm-lin", "epalm@not-last", "epalm-lin@whole-range"])
+@pytest.mark.parametrize("slot_mask", ["causal", "official"])
+def test_slots_equal_the_literal_forward(name: str, family: str, slot_mask: str) -> None:
+    r = row(name, family, slot_mask=slot_mask)
+    r.mask = torch.ones_like(r.ids)
+    difference = (r.logits() - literal(r, official=slot_mask == "official")).abs().max()
+    assert difference < 1e-5
+    other = "causal" if slot_mask == "official" else "official"
+    if name == "epalm@not-last":  # the slot's own state is read by the layer behind the range: the masks differ there
+        assert (r.logits() - row_logits(name, family, other)).abs().max() > 1e-4
+
+
+def row_logits(name: str, family: str, slot_mask: str) -> Tensor:
+    r = row(name, family, slot_mask=slot_mask)
+    r.mask = torch.ones_like(r.ids)
+    return r.logits()
+
+
+def test_the_official_mask_leaks_the_future_and_the_causal_one_does_not() -> None:
+    for slot_mask in ("official", "causal"):
+        r = row("epalm@not-last", "opt", slot_mask=slot_mask)
+        changed = r.ids.clone()
+        changed[:, -1] = 4 + (changed[:, -1] - 3) % 40
+        moved = (r.logits(ids=changed) - r.logits())[:, :-1][r.mask.bool()[:, :-1]].abs().max()
+        assert (moved > 1e-4) if slot_mask == "official" else (moved == 0)
+
+
+def test_the_official_mask_never_looks_at_padding() -> None:
+    r = row("epalm@not-last", "opt", slot_mask="official")
+    together = r.logits()
+    ids, mask = r.ids[1:2, 5:], r.mask[1:2, 5:]
+    one = {"image": type(r.features["image"])(r.features["image"].values[1:2], r.features["image"].present[1:2])}
+    alone = r.lm(ids, mask, r.method.plan(one, 1))
+    assert (alone[0] - together[1, 5:]).abs().max() < 1e-5

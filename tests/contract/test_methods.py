@@ -1,0 +1,182 @@
+"""What every method must keep, on every LM family. A new method inherits all of it by existing.
+
+pytest tests/contract/test_methods.py
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from perceptune.lm import Decoding
+from perceptune.types import Features, Slots
+from rows import FAMILIES, absent, method_names, random_features, row
+from support import random_lm
+
+every_row = pytest.mark.parametrize("family", FAMILIES)
+every_method = pytest.mark.parametrize("name", method_names())
+
+
+def test_the_matrix_is_as_large_as_it_claims() -> None:
+    assert len(FAMILIES) >= 5
+    assert {"epalm", "epalm-pt", "epalm-lin", "epalm-ada", "epalm-pt-l"} <= set(method_names())
+    assert len(method_names()) >= 9
+
+
+@every_row
+@every_method
+def test_training_moves_the_method_and_not_one_frozen_bit(name: str, family: str) -> None:
+    r = row(name, family)
+    before = copy.deepcopy(r.lm.model.state_dict())
+    method_before = copy.deepcopy(dict(r.method.named_parameters()))
+    optimizer = torch.optim.AdamW(r.method.parameters(), lr=1e-2)
+    for _ in range(2):
+        logits = r.logits()[:, -4:-1]
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), r.ids[:, -3:].flatten()).backward()
+        optimizer.step()
+        assert all(p.grad is None for p in r.lm.parameters())
+        optimizer.zero_grad()
+    after = r.lm.model.state_dict()
+    assert set(after) == set(before)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    # Everything owned is trained: a parameter that never moves has no business in the optimizer.
+    still = [key for key, p in r.method.named_parameters() if torch.equal(p, method_before[key])]
+    assert still == []
+
+
+@every_row
+@every_method
+def test_without_media_only_the_text_side_acts(name: str, family: str) -> None:
+    r = row(name, family)
+    r.lm.model.double()  # so that 1e-6 speaks of the mathematics, not of rounding
+    seen = r.mask.bool()
+    bare = r.lm(r.ids, r.mask, [slot for slot in r.plan() if slot.name == "prompt"])
+    assert (r.logits(features=absent(r.features)) - bare)[seen].abs().max() <= 1e-6
+    assert (r.logits(features={}) - bare)[seen].abs().max() <= 1e-6
+    mixed = Features(r.features["image"].values, torch.tensor([True, False, True]))
+    assert (r.logits(features={"image": mixed})[1] - bare[1])[seen[1]].abs().max() <= 1e-6
+    assert (r.logits() - bare)[seen].abs().max() > 1e-3  # and with media it does act
+
+
+@every_row
+@every_method
+def test_a_connector_alone_leaves_the_bare_lm_as_it_is(name: str, family: str) -> None:
+    r = row(name, family)
+    r.lm.model.double()  # so that 1e-6 speaks of the mathematics, not of rounding
+    if len(list(r.method.text_side())) > 0:
+        return
+    positions = (r.mask.cumsum(-1) - 1).clamp_min(0)
+    bare = random_lm(family).double()(input_ids=r.ids, attention_mask=r.mask, position_ids=positions).logits
+    assert (r.logits(features={}) - bare)[r.mask.bool()].abs().max() <= 1e-6
+
+
+@every_row
+@every_method
+def test_a_later_token_moves_no_earlier_logit(name: str, family: str) -> None:
+    r = row(name, family)
+    changed = r.ids.clone()
+    changed[:, -1] = (changed[:, -1] + 1 - 4) % 50 + 4
+    difference = (r.logits(ids=changed) - r.logits())[:, :-1][r.mask.bool()[:, :-1]]
+    assert difference.abs().max() == 0
+    assert (r.logits(ids=changed) - r.logits())[:, -1].abs().max() > 1e-3
+
+
+@every_row
+@every_method
+def test_generation_with_a_cache_equals_full_recomputation(name: str, family: str) -> None:
+    r = row(name, family)
+    generated = r.lm.generate(r.ids, r.mask, r.plan(), Decoding(8), eos=2, pad=0)
+    assert generated == [list(row) for row in uncached(r, r.ids, r.mask, r.plan(), 8)]
+
+
+@every_row
+@every_method
+def test_a_ragged_batch_answers_as_each_alone(name: str, family: str) -> None:
+    r = row(name, family)
+    for beams in (1, 3):
+        together = r.lm.generate(r.ids, r.mask, r.plan(), Decoding(6, beams=beams), eos=2, pad=0)
+        for i in range(3):
+            start = int((r.mask[i] == 0).sum())
+            ids, mask = r.ids[i : i + 1, start:], r.mask[i : i + 1, start:]
+            image = r.features["image"]
+            one = {"image": Features(image.values[i : i + 1], image.present[i : i + 1])}
+            alone = r.lm.generate(ids, mask, r.method.plan(one, 1), Decoding(6, beams=beams), eos=2, pad=0)
+            assert alone[0] == together[i], f"{beams} beams, row {i}"
+
+
+@every_row
+@every_method
+def test_mixed_rows_answer_as_each_alone(name: str, family: str) -> None:
+    r = row(name, family)
+    mixed = random_features(3, [True, False, True])
+    together = r.lm.generate(r.ids, r.mask, r.method.plan({"image": mixed}, 3), Decoding(6), eos=2, pad=0)
+    ids, mask = r.ids[1:2, 5:], r.mask[1:2, 5:]
+    assert r.lm.generate(ids, mask, r.method.plan({}, 1), Decoding(6), eos=2, pad=0)[0] == together[1]
+
+
+@every_row
+@every_method
+def test_bfloat16_stays_finite_and_near(name: str, family: str) -> None:
+    r = row(name, family)
+    exact = r.logits().float()
+    r.lm.model.to(torch.bfloat16)
+    rough = r.logits().float()
+    assert torch.isfinite(rough).all()
+    assert (rough - exact)[r.mask.bool()].abs().mean() < 0.15 * exact[r.mask.bool()].abs().mean()
+    assert all(p.dtype == torch.float32 for p in r.method.parameters())
+
+
+@every_row
+@every_method
+def test_gradient_checkpointing_changes_nothing(name: str, family: str) -> None:
+    gradients = []
+    for on in (False, True):
+        r = row(name, family)
+        r.lm.gradient_checkpointing = on
+        r.logits()[r.mask.bool()].pow(2).mean().backward()
+        gradients.append([p.grad.clone() for p in r.method.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    for plain, saved in zip(*gradients, strict=True):
+        assert torch.allclose(plain, saved, atol=1e-6, rtol=1e-5)
+
+
+@every_row
+@every_method
+def test_layers_below_the_first_are_not_needed(name: str, family: str) -> None:
+    """The method's own statement of what lies below it holds: states computed without it give the same result."""
+    r = row(name, family)
+    layer = r.method.first_layer
+    if layer == 0:
+        return
+    below = (layer, r.lm.states_at(layer, r.ids, r.mask))
+    difference = r.lm(r.ids, r.mask, r.plan(), text_states=below) - r.logits()
+    assert difference[r.mask.bool()].abs().max() < 1e-5
+
+
+@every_method
+def test_eager_attention_is_the_same(name: str) -> None:
+    for family in FAMILIES:
+        a, b = row(name, family).logits(), row(name, family, attention="eager").logits()
+        seen = row(name, family).mask.bool()
+        assert (a - b)[seen].abs().max() < 1e-4, family
+
+
+@every_row
+def test_the_kept_positions_are_those_of_the_full_logits(family: str) -> None:
+    r = row("epalm", family)
+    keep = torch.rand(r.ids.shape) < 0.4
+    assert torch.allclose(r.lm(r.ids, r.mask, r.plan(), keep=keep), r.logits()[keep], atol=1e-5)
+
+
+def uncached(r: object, ids: torch.Tensor, mask: torch.Tensor, slots: list[Slots], steps: int) -> list[list[int]]:
+    """Greedy decoding that runs the whole text again for each token: the slow, obvious way."""
+    rows: list[list[int]] = [[] for _ in ids]
+    for _ in range(steps):
+        best = r.lm(ids, mask, slots)[:, -1].argmax(-1)  # type: ignore[attr-defined]
+        for tokens, token in zip(rows, best.tolist(), strict=True):
+            tokens.append(token)
+        ids = torch.cat([ids, best[:, None]], 1)
+        mask = torch.cat([mask, torch.ones_like(best)[:, None]], 1)
+    return [tokens[: tokens.index(2)] if 2 in tokens else tokens for tokens in rows]

@@ -1,0 +1,96 @@
+"""The generated parts of the documentation: the command line's help and the table of recipe keys.
+
+python tests/docs/generated.py --write      (or: make docs)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def command_line() -> str:
+    """docs/cli.md"""
+    os.environ["COLUMNS"] = "100"
+    from perceptune.cli.main import parser
+
+    top = parser()
+    commands: Any = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+    text = ["# Command line", "", "Written by `make docs` from the program itself.", "", _block(top.format_help())]
+    for name, command in commands.choices.items():
+        text += ["", f"## {name}", "", _block(command.format_help())]
+    return "\n".join(text) + "\n"
+
+
+def recipe_keys() -> str:
+    """docs/recipe.md"""
+    from perceptune.config import Recipe
+    from perceptune.plugins import leaves
+
+    text = [
+        "# Recipe keys",
+        "",
+        "Written by `make docs` from the defaults in the code. A recipe holds only differences.",
+        "",
+    ]
+    text += _table(Recipe)
+    for kind in ("methods", "tasks"):
+        seen: set[type] = set()
+        for name, leaf in leaves(kind).items():
+            owner = leaf.module.METHOD if kind == "methods" else leaf.module.TASK
+            if owner.Options in seen:
+                continue
+            seen.add(owner.Options)
+            text += ["", f"## {kind[:-1]}: `{name}`", "", *_table(owner.Options)]
+    return "\n".join(text) + "\n"
+
+
+GENERATED = {"cli.md": command_line, "recipe.md": recipe_keys}
+
+
+def _block(text: str) -> str:
+    return f"```text\n{text.rstrip()}\n```"
+
+
+def _table(model: type[BaseModel]) -> list[str]:
+    return ["| key | type | default | |", "|---|---|---|---|", *_rows(model, "")]
+
+
+def _rows(model: type[BaseModel], prefix: str) -> list[str]:
+    from perceptune.config import EncoderConfig, Part, _model_in
+
+    rows = []
+    for name, field in model.model_fields.items():
+        inside = _model_in(field.annotation)
+        if name == "encoders":
+            rows += _rows(EncoderConfig, f"{prefix}encoders.MODALITY.")
+        elif inside is not None and issubclass(inside, Part):
+            rows += _rows(inside, f"{prefix}{name}.")
+        elif inside is not None:
+            rows.append(f"| `{prefix}{name}.name` | str | | with the keys of that {name}, below |")
+        else:
+            kind = (
+                str(field.annotation)
+                .replace("typing.", "")
+                .replace("pathlib.", "")
+                .replace("<class '", "")
+                .replace("'>", "")
+            )
+            default = "required" if field.is_required() else f"`{field.default!r}`"
+            rows.append(f"| `{prefix}{name}` | {kind.replace('|', 'or')} | {default} | {field.description or ''} |")
+    return rows
+
+
+if __name__ == "__main__":
+    for file, make in GENERATED.items():
+        if "--write" in sys.argv:
+            (DOCS / file).write_text(make(), encoding="utf-8")
+        elif (DOCS / file).read_text(encoding="utf-8") != make():
+            sys.exit(f"docs/{file} is out of date: make docs")

@@ -1,0 +1,114 @@
+"""The documentation is executed: commands, code, help texts, links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import textwrap
+from pathlib import Path
+
+import generated
+import pytest
+from PIL import Image
+
+from perceptune.cli.main import run as cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Run by `make demo` and `make smoke` on the real models, not here; `assets` needs the network.
+ELSEWHERE = ("demo", "assets")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return [textwrap.dedent(code) for _, code in found]
+
+
+def commands(page: Path) -> list[str]:
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("perceptune ")]
+
+
+@pytest.fixture
+def desk(dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the documentation assumes one: `my.jsonl`, some pictures, a model folder."""
+    data = shutil.copytree(dwarfs / "data", tmp_path / "desk")
+    (data / "train.jsonl").rename(data / "my.jsonl")
+    (data / "photos").mkdir()
+    for name in ("photos/001.jpg", "photo.jpg"):
+        Image.new("RGB", (30, 20), "red").save(data / name)
+    shutil.copytree(dwarfs / "lm", data / "my-lm")
+    monkeypatch.chdir(data)
+    return data
+
+
+def test_the_pages_hold_commands() -> None:
+    assert sum(len(commands(page)) for page in PAGES) >= 12
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documented_commands_run(page: Path, desk: Path, dwarfs: Path) -> None:
+    """Each command as written; only the real models are replaced by dwarfs and the training is cut to two steps."""
+    for command in commands(page):
+        words = shlex.split(command, comments=True)[1:]
+        if words[0] in ELSEWHERE:
+            continue
+        words = [str(dwarfs / "vit") if word.startswith("google/vit") else word for word in words]
+        if words[0] == "train" and "--resume" not in words:
+            if "--lm" not in words:
+                words += ["--lm", str(dwarfs / "lm")]
+            if "--encoder" not in words:
+                words += ["--encoder", str(dwarfs / "encoder")]
+            shutil.rmtree(desk / words[words.index("--run") + 1], ignore_errors=True)
+            words += ["method.n_levels=2", "train.steps=2", "train.batch_size=2"]
+        if (
+            words[0] in ("eval", "answer", "show", "train")
+            and "runs/mine" in words
+            and not (desk / "runs/mine").exists()
+        ):
+            _train(desk, dwarfs)
+        assert cli(words) in (0, 1) if words[0] == "doctor" else cli(words) == 0, command
+
+
+def _train(desk: Path, dwarfs: Path) -> None:
+    given = ["--lm", str(dwarfs / "lm"), "--encoder", str(dwarfs / "encoder"), "--run", "runs/mine"]
+    keys = ["method.n_levels=2", "train.steps=2", "train.batch_size=2"]
+    assert cli(["train", "--data", str(desk / "my.jsonl"), *given, *keys]) == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documented_python_runs(page: Path, desk: Path, dwarfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for code in blocks(page, "python"):
+        ready = code.replace('"lm": "default"', f'"lm": "{dwarfs / "lm"}"')
+        ready = ready.replace('{"image": "default"}', f'{{"image": "{dwarfs / "encoder"}"}}')
+        ready = ready.replace('"method": "epalm"', '"method": {"name": "epalm", "n_levels": 2}')
+        if "runs/mine" in ready:
+            _train(desk, dwarfs)
+        exec(compile(ready, str(page), "exec"), {"__name__": "documentation"})
+
+
+def test_the_readme_has_code_that_was_run() -> None:
+    assert len(blocks(ROOT / "README.md", "python")) >= 2
+
+
+@pytest.mark.parametrize("file", generated.GENERATED)
+def test_generated_pages_are_up_to_date(file: str) -> None:
+    """`make docs` writes them anew. White space is ignored: argparse wraps differently from one Python to the next."""
+    written = (ROOT / "docs" / file).read_text(encoding="utf-8")
+    assert written.split() == generated.GENERATED[file]().split(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+def test_every_make_target_is_explained() -> None:
+    text = (ROOT / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: (.*)$", text, flags=re.M)
+    assert targets
+    for target in targets.group(1).split():
+        assert target in ("clean",) or re.search(rf"^{target}:.*## ", text, flags=re.M), target

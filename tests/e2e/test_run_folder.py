@@ -1,0 +1,126 @@
+"""Run folders: strict loading, other base models, newer and older formats, damage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import perceptune
+import support
+from perceptune.checkpoint import FORMAT_VERSION, METHOD
+from perceptune.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def trained(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("trained") / "run"
+    perceptune.train(support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl"), run)
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def edit_meta(run: Path, **changes: object) -> None:
+    meta = json.loads((run / "meta.json").read_text())
+    (run / "meta.json").write_text(json.dumps({**meta, **changes}))
+
+
+def test_saving_a_loaded_model_changes_nothing(run: Path, tmp_path: Path) -> None:
+    from perceptune.checkpoint import save_run
+
+    save_run(tmp_path / "again", perceptune.load(run))
+    for name in ("run.yaml", "meta.json", METHOD):
+        assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def test_a_newer_format_is_refused(run: Path) -> None:
+    edit_meta(run, format_version=FORMAT_VERSION + 1)
+    with pytest.raises(UserError, match=f"run format {FORMAT_VERSION + 1}.*reads formats up to {FORMAT_VERSION}"):
+        perceptune.load(run)
+
+
+def test_another_base_model_is_refused(run: Path, dwarfs: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(dwarfs / "lm", tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"] += 0.5
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    text = (run / "run.yaml").read_text().replace(str(dwarfs / "lm"), str(other))
+    (run / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"trained on another base model: lm .*fingerprint"):
+        perceptune.load(run)
+
+
+def test_the_same_base_model_elsewhere_is_accepted(run: Path, dwarfs: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(dwarfs / "lm", tmp_path / "moved")
+    text = (run / "run.yaml").read_text().replace(str(dwarfs / "lm"), str(moved))
+    (run / "run.yaml").write_text(text)
+    assert perceptune.load(run).method is not None
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
+def test_tensors_must_match_exactly(run: Path, change: str) -> None:
+    tensors = load_file(run / METHOD)
+    name = sorted(tensors)[0]
+    if change == "missing":
+        del tensors[name]
+    elif change == "unknown":
+        tensors["stranger"] = tensors[name].clone()
+    else:
+        tensors[name] = tensors[name][..., :-1].contiguous()
+    save_file(tensors, run / METHOD)
+    words = {
+        "missing": f"lacks tensor `{name}`",
+        "unknown": "unknown tensor `stranger`",
+        "shape": f"`{name}` has shape",
+    }
+    with pytest.raises(UserError, match=words[change]):
+        perceptune.load(run)
+
+
+def test_damaged_files_are_named(run: Path) -> None:
+    whole = (run / METHOD).read_bytes()
+    (run / METHOD).write_bytes(whole[:40])
+    with pytest.raises(UserError, match=r"method\.safetensors: damaged"):
+        perceptune.load(run)
+    (run / METHOD).unlink()
+    with pytest.raises(UserError, match=r"method\.safetensors: missing"):
+        perceptune.load(run)
+    (run / "meta.json").write_text("{")
+    with pytest.raises(UserError, match=r"meta\.json: damaged"):
+        perceptune.load(run)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        perceptune.load(tmp_path)
+
+
+def test_a_run_folder_may_not_name_code(run: Path) -> None:
+    text = (run / "run.yaml").read_text().replace("name: epalm", "name: os.path")
+    (run / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match="may not name code to run"):
+        perceptune.load(run)
+
+
+def test_format_1_stays_readable(dwarfs: Path, tmp_path: Path) -> None:
+    """A run folder as the first release wrote it, with the dwarfs' weights beside it."""
+    run = shutil.copytree(Path(__file__).parents[1] / "golden/run_v1", tmp_path / "run_v1")
+    text = (
+        (run / "run.yaml")
+        .read_text()
+        .replace("LM_FOLDER", str(run / "lm"))
+        .replace("ENCODER_FOLDER", str(run / "encoder"))
+    )
+    (run / "run.yaml").write_text(text)
+    model = perceptune.load(run)
+    expected = json.loads((run / "expected.json").read_text())
+    sample = perceptune.Sample("x", {"image": run / "picture.png"}, expected["prompt"])
+    assert model.answer([sample]) == [expected["answer"]]

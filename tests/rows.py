@@ -1,0 +1,84 @@
+"""The matrix of contract tests: every method, variant and placement x every LM family.
+
+A new method is found by itself through its leaf file; options that deserve a row of their own are listed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import support
+from perceptune.config import Recipe, validate
+from perceptune.lm import FrozenLM
+from perceptune.methods.base import EncoderShape, Method
+from perceptune.plugins import leaf, leaves
+from perceptune.types import Features, Slots
+
+FAMILIES = tuple(support.LM_CONFIGS)
+SHAPE = EncoderShape(n_layers=4, dim=24)
+LEVELS = 2
+EXTRA: dict[str, tuple[str, dict[str, Any]]] = {
+    "epalm@first-injected": ("epalm", {"prompt": "plain", "prompt_at": "first_injected"}),
+    "epalm@not-last": ("epalm", {"first": 1, "last": 2}),
+    "epalm-lin@whole-range": ("epalm-lin", {"first": 0}),
+    "epalm+adapters": ("epalm", {"adapters": True}),
+}
+
+
+@dataclass
+class Row:
+    """A method on a tiny LM, with features for a batch."""
+
+    name: str
+    lm: FrozenLM
+    method: Method
+    ids: torch.Tensor
+    mask: torch.Tensor
+    features: dict[str, Features] = field(default_factory=dict)
+
+    def plan(self, features: dict[str, Features] | None = None) -> list[Slots]:
+        return self.method.plan(self.features if features is None else features, self.ids.shape[0])
+
+    def logits(self, **changes: Any) -> torch.Tensor:
+        """Logits of the text (B, T, vocab)."""
+        ids, mask = changes.get("ids", self.ids), changes.get("mask", self.mask)
+        return self.lm(ids, mask, self.plan(changes.get("features")))
+
+
+def method_names() -> list[str]:
+    """Names of rows: every variant of every method leaf, and the placements above."""
+    return [*leaves("methods"), *EXTRA]
+
+
+def row(name: str, family: str, *, attention: str = "sdpa", **options: Any) -> Row:
+    """A freshly built row; the same weights every time."""
+    base, extra = EXTRA.get(name, (name, {}))
+    recipe = validate(Recipe, {"method": {"name": base, "n_levels": LEVELS, **extra, **options}}, "test")
+    lm = FrozenLM(support.random_lm(family, attention))
+    found = leaf("methods", base)
+    torch.manual_seed(3)
+    chosen = found.module.METHOD.Options(**{**found.defaults, **recipe.method.options()})
+    method = found.module.METHOD(chosen, lm, {"image": SHAPE})
+    with torch.no_grad():
+        for parameter in method.parameters():  # far from any neutral start, so that every part acts
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    method.attach(lm)
+    ids = torch.randint(4, support.SIZE, (3, 11))
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    mask[2, :2] = 0
+    return Row(name, lm, method, ids, mask, {"image": random_features(3)})
+
+
+def random_features(batch: int, present: list[bool] | None = None) -> Features:
+    """Features of a batch for the dwarfs' encoder."""
+    values = torch.randn(batch, LEVELS, 1, SHAPE.dim)
+    return Features(values, torch.tensor(present if present is not None else [True] * batch))
+
+
+def absent(features: dict[str, Features]) -> dict[str, Features]:
+    """The same batch without any medium."""
+    return {name: Features(f.values, torch.zeros_like(f.present)) for name, f in features.items()}

@@ -1,0 +1,103 @@
+"""Recipes: defaults in one place, unknown keys refused with the nearest valid one, every shipped recipe valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perceptune.config import Recipe, load_recipe, recipe_names
+from perceptune.errors import UserError
+from perceptune.evaluation import make_task
+from perceptune.plugins import leaf
+
+
+def test_a_name_stands_for_a_part() -> None:
+    recipe = load_recipe(
+        {"lm": "facebook/opt-2.7b", "encoders": {"image": "x/y"}, "method": "epalm-lin", "task": "easy_vqa"}
+    )
+    assert (recipe.lm.id, recipe.encoders["image"].id, recipe.method.name) == (
+        "facebook/opt-2.7b",
+        "x/y",
+        "epalm-lin",
+    )
+    assert recipe.task is not None
+    assert recipe.task.name == "easy_vqa"
+
+
+@pytest.mark.parametrize(
+    ("data", "key", "hint"),
+    [
+        ({"trian": {}}, "trian", "`train`"),
+        ({"train": {"batchsize": 3}}, "train.batchsize", "`batch_size`"),
+        ({"encoders": {"image": {"siez": 3}}}, "encoders.image.siez", "`size`"),
+        ({"decode": {"beam": 3}}, "decode.beam", "`beams`"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(data: dict[str, object], key: str, hint: str) -> None:
+    with pytest.raises(UserError, match=f"unknown key `{key}`; did you mean {hint}"):
+        load_recipe(data)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.steps=many", "`train.steps`.*integer"),
+        ("train.lr=-1", "`train.lr`.*greater than 0"),
+        ("train.precision=float16", "`train.precision`.*float32"),
+        ("train.steps", "not of the form"),
+        ("seed.x=1", "`seed`.*valid integer"),
+        ("text.target=nothing", "must contain {target}"),
+    ],
+)
+def test_a_wrong_value_names_its_key(override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_recipe({}, [override])
+
+
+def test_overrides_reach_into_shorthands() -> None:
+    recipe = load_recipe({"method": "epalm", "lm": "a"}, ["method.n_levels=2", "lm.revision=v1", "train.lr=2e-5"])
+    assert recipe.method.options() == {"n_levels": 2}
+    assert (recipe.lm.id, recipe.lm.revision, recipe.train.lr) == ("a", "v1", 2e-5)
+
+
+def test_a_recipe_survives_its_own_dump(tmp_path: Path) -> None:
+    recipe = load_recipe("demo", ["train.steps=7"])
+    (tmp_path / "again.yaml").write_text(recipe.dump())
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    names = recipe_names()
+    assert len(names) >= 8
+    for name in names:
+        recipe = load_recipe(name)
+        found = leaf("methods", recipe.method.name)
+        found.module.METHOD.Options(**{**found.defaults, **recipe.method.options()})
+        make_task(recipe)
+        # Recipes hold differences only: nothing may restate a default.
+        assert Recipe.model_validate(recipe.model_dump()) == recipe
+
+
+def test_the_nearest_recipe_is_offered() -> None:
+    with pytest.raises(UserError, match="did you mean `paper/epalm`"):
+        load_recipe("paper/epalmm")
+
+
+def test_broken_yaml_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("train: [")
+    with pytest.raises(UserError, match=r"broken\.yaml: not valid YAML"):
+        load_recipe(path)
+    path.write_text("- a list")
+    with pytest.raises(UserError, match="a recipe is a mapping"):
+        load_recipe(path)
+
+
+def test_data_files_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "my.jsonl").write_text("")
+    path = tmp_path / "r.yaml"
+    path.write_text("task: {name: jsonl, train: my.jsonl}")
+    task = load_recipe(path).task
+    assert task is not None
+    assert task.options()["train"] == str(tmp_path / "my.jsonl")
