@@ -53,7 +53,10 @@ def method_names() -> list[str]:
     return [*leaves("methods"), *EXTRA]
 
 
-def row(name: str, family: str, *, attention: str = "sdpa", **options: Any) -> Row:
+def row(
+    name: str, family: str, *, attention: str = "sdpa", shapes: dict[str, EncoderShape] | None = None,
+    attach: bool = True, **options: Any,
+) -> Row:  # fmt: skip
     """A freshly built row; the same weights every time."""
     base, extra = EXTRA.get(name, (name, {}))
     recipe = validate(Recipe, {"method": {"name": base, "n_levels": LEVELS, **extra, **options}}, "test")
@@ -61,11 +64,12 @@ def row(name: str, family: str, *, attention: str = "sdpa", **options: Any) -> R
     found = leaf("methods", base)
     torch.manual_seed(3)
     chosen = found.module.METHOD.Options(**{**found.defaults, **recipe.method.options()})
-    method = found.module.METHOD(chosen, lm, {"image": SHAPE})
+    method = found.module.METHOD(chosen, lm, shapes or {"image": SHAPE})
     with torch.no_grad():
         for parameter in method.parameters():  # far from any neutral start, so that every part acts
             parameter.add_(torch.randn_like(parameter) * 0.3)
-    method.attach(lm)
+    if attach:
+        method.attach(lm)
     ids = torch.randint(4, support.SIZE, (3, 11))
     mask = torch.ones_like(ids)
     mask[1, :5] = 0

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from perceptune import assets
 from perceptune.config import EncoderConfig, LMConfig, Recipe, load_recipe, validate
@@ -64,13 +66,16 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
                 model = AutoModelForCausalLM.from_config(_hf_config(config.id, where, config.revision), **kwargs)
         else:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, revision=config.revision, output_loading_info=True, **kwargs
+                where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
             model, info = loaded
             _require_complete(config.id, info)
     # Decoding is the recipe's: sampling settings stored beside a checkpoint must not leak into it.
     model.generation_config = GenerationConfig()
-    return FrozenLM(model, layers=config.layers)
+    lm = FrozenLM(model, layers=config.layers)
+    if not meta:
+        lm.check()
+    return lm
 
 
 def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
@@ -82,7 +87,9 @@ def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
             _resolve(recipe.lm.id, DEFAULT_LM, False), revision=recipe.lm.revision
         )
     rows = lm.model.get_input_embeddings().weight.shape[0]
-    return TextFormat(tokenizer, recipe.text, vocabulary=rows, pad_token=recipe.lm.pad_token)
+    room = getattr(lm.config, "max_position_embeddings", None)  # positions the LM knows, generated ones included
+    longest = None if room is None else room - recipe.decode.max_new_tokens
+    return TextFormat(tokenizer, recipe.text, vocabulary=rows, pad_token=recipe.lm.pad_token, longest=longest)
 
 
 def _load_encoder(modality: str, config: EncoderConfig, meta: bool) -> Encoder:
@@ -130,9 +137,7 @@ def _loading(what: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{what} cannot be loaded: {first_line}") from error
     finally:

@@ -8,7 +8,6 @@ checkpoints/step-*  method and optimizer, to resume from
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from torch import Tensor
 from perceptune._version import __version__
 from perceptune.building import build
 from perceptune.config import Recipe, load_recipe
-from perceptune.errors import UserError
+from perceptune.errors import UserError, disk_error
 from perceptune.lm import FrozenLM
 from perceptune.model import AdaptedModel, count
 
@@ -37,24 +36,32 @@ METHOD, META, RECIPE = "method.safetensors", "meta.json", "run.yaml"
 
 def save_run(run: Path, model: AdaptedModel) -> None:
     """Writes recipe, metadata and method into a run folder; each file appears whole or not at all."""
-    run.mkdir(parents=True, exist_ok=True)
-    write_text(run / RECIPE, model.recipe.dump())
-    write_text(run / META, json.dumps(describe(model), indent=2))
+    save_description(run, model)
     write_tensors(run / METHOD, model.method.state_dict())
 
 
-def load(run: str | Path, *, dtype: str | None = None) -> AdaptedModel:
+def save_description(run: Path, model: AdaptedModel) -> None:
+    """Recipe and metadata alone: what a run is from its first minute on."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / RECIPE, model.recipe.dump())
+    write_text(run / META, json.dumps(describe(model), indent=2))
+
+
+def load(
+    run: str | Path, *, dtype: str | None = None, device: str | torch.device | None = None, trust: bool = False
+) -> AdaptedModel:
     """The trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless another is asked for.
 
+    `device` defaults to a GPU where there is one. `trust` lets the run's recipe name third-party code to import.
     Raises `UserError` for a folder that is no run, of a newer format, damaged, or trained on other base models.
     """
     run = Path(run)
-    meta = read_meta(run)
-    recipe = read_recipe(run)
+    read_meta(run)
+    recipe = read_recipe(run, trust=trust)
     model = build(recipe, dtype=dtype or recipe.eval.dtype)
-    _require_same_base(run, meta, model)
+    require_same_base(run, model)
     load_method(run / METHOD, model)
-    return model.eval()
+    return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def load_method(path: Path, model: AdaptedModel) -> None:
@@ -89,15 +96,16 @@ def read_meta(run: Path) -> dict[str, Any]:
     return meta
 
 
-def read_recipe(run: Path) -> Recipe:
-    """The recipe of a run. A run folder may come from anybody, so it may not name code to import."""
+def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
+    """The recipe of a run. A run folder may come from anybody: without `trust` it may not name code to import."""
     if not (run / RECIPE).is_file():
         raise UserError(f"`{run}` is not a run folder: it has no {RECIPE}")
     recipe = load_recipe(run / RECIPE)
     for part in (recipe.method, recipe.task):
-        if part is not None and "." in part.name:
+        if part is not None and "." in part.name and not trust:
             raise UserError(
-                f"{run / RECIPE}: `{part.name}` is a third-party module; a run folder may not name code to run"
+                f"{run / RECIPE}: `{part.name}` is third-party code, "
+                "which a run folder may not name unless it is trusted (--trust)"
             )
     return recipe
 
@@ -163,21 +171,22 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise _disk_error(path, error) from error
+        raise disk_error(path, error) from error
 
 
 def make_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """A folder that appears with all its files or not at all."""
+    """A new folder that appears with all its files or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, data in files.items():
             write_bytes(temporary / name, data)
-        if path.exists():
-            shutil.rmtree(path)
         temporary.replace(path)
-    except (OSError, UserError):
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise disk_error(path, error) from error
+    except UserError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
@@ -187,18 +196,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing") from None
+        raise UserError(f"{path}: missing; a training writes it with its first checkpoint") from None
     except SafetensorError as error:
         raise UserError(f"{path}: damaged: {error}") from None
 
 
-def _disk_error(path: Path, error: OSError) -> UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"{path}: the disk is full; nothing already saved was touched. Free space, then resume")
-    return UserError(f"{path}: cannot be written: {error.strerror or error}")
-
-
-def _require_same_base(run: Path, meta: dict[str, Any], model: AdaptedModel) -> None:
+def require_same_base(run: Path, model: AdaptedModel) -> None:
+    """Raises `UserError` if the frozen parts are not those the run was trained on."""
+    meta = read_meta(run)
     for part, now in fingerprints(model).items():
         then = meta.get("base", {}).get(part)
         if then is None or then.get("fingerprint") != now["fingerprint"]:

@@ -21,7 +21,7 @@ DType = Literal["float32", "bfloat16"]
 class Part(BaseModel):
     """A node of the tree: immutable, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True)
 
 
 def _named(key: str) -> BeforeValidator:
@@ -224,9 +224,17 @@ def _resolve_files(data: dict[str, Any], folder: Path) -> None:
     """Relative data files of the task are meant relative to the recipe, if they lie there."""
     task = data.get("task")
     if isinstance(task, dict):
-        for key, value in task.items():
-            if key != "name" and isinstance(value, str) and (folder / value).exists():
-                task[key] = str((folder / value).resolve())
+        for key in file_keys(task):
+            if (folder / str(task[key])).exists():
+                task[key] = str((folder / str(task[key])).resolve())
+
+
+def file_keys(task: dict[str, Any]) -> list[str]:
+    """The given keys of a task that name files."""
+    from perceptune.plugins import leaf
+
+    fields = leaf("tasks", str(task.get("name"))).module.TASK.Options.model_fields
+    return [key for key in task if key in fields and "Path" in str(fields[key].annotation) and task[key] is not None]
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perceptune import assets
-from perceptune.checkpoint import META, read_meta, write_text
+from perceptune.checkpoint import META
 from perceptune.config import load_recipe
 from perceptune.evaluation import PREDICTIONS, RESULTS, evaluate
 from perceptune.media import open_image
@@ -27,8 +27,11 @@ SMOKE = (
 QUESTIONS_SHOWN = 12
 
 
-def run_demo(run: Path, *, smoke: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Trains, evaluates and draws the demo in a run folder; returns its results.
+def run_demo(
+    run: Path, *, smoke: bool = False, say: Callable[[str], None] = print,
+    tell: Callable[[dict[str, Any]], None] = print,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains, evaluates and draws the demo in a run folder; returns its results, which `tell` prints.
 
     An interrupted demo goes on where it stopped; a finished one is kept under another name.
     """
@@ -47,22 +50,16 @@ def run_demo(run: Path, *, smoke: bool = False, say: Callable[[str], None] = pri
         raise KeyboardInterrupt
     say("[2/3] evaluation on the test split, then with every image replaced by another one")
     results = evaluate(run)
-    results |= {
-        "trained_share": read_meta(run)["trained_share"],
-        "train_seconds": trained.seconds,
-        "train_samples": trained.samples,
-        "samples_per_second": trained.samples / trained.seconds,
-    }
-    write_text(run / RESULTS, json.dumps(results, indent=2))
     say("[3/3] pictures")
     draw(run)
-    _tell(results, run, say)
+    tell(results)
+    _explain(results, run, say)
     return results
 
 
 def draw(run: Path) -> None:
     """A grid of answered test questions and the training curve."""
-    rows = [json.loads(line) for line in (run / PREDICTIONS).read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (run / PREDICTIONS).read_text(encoding="utf-8").strip().split("\n")]
     step = max(len(rows) // QUESTIONS_SHOWN, 1)
     cells = [
         GridCell(open_image(Path(row["media"]["image"])), row["prompt"], row["answer"], row["targets"][0],
@@ -77,10 +74,7 @@ def draw(run: Path) -> None:
     training_curve(read_log(run), run / "curve.png")
 
 
-def _tell(results: dict[str, Any], run: Path, say: Callable[[str], None]) -> None:
-    from perceptune.cli.commands import print_scores
-
-    print_scores(results)
+def _explain(results: dict[str, Any], run: Path, say: Callable[[str], None]) -> None:
     low, high = results["gap_yes_no_interval"]
     say(
         "Most yes/no answers of this data can be guessed from the wording, so the shuffled column is the one to beat:\n"
@@ -90,7 +84,7 @@ def _tell(results: dict[str, Any], run: Path, say: Callable[[str], None]) -> Non
         f"trained share {100 * results['trained_share']:.3f} % of the parameters, "
         f"{results['train_seconds'] / 60:.1f} minutes, {results['samples_per_second']:.1f} samples/s"
     )
-    example = json.loads((run / PREDICTIONS).read_text(encoding="utf-8").splitlines()[0])
+    example = json.loads((run / PREDICTIONS).read_text(encoding="utf-8").split("\n")[0])
     say(f"pictures: {run / 'answers.png'}, {run / 'curve.png'}; figures: {run / RESULTS}")
     say(
         "next, ask it yourself, or show it your own pictures:\n"

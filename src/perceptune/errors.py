@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -20,3 +22,10 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     if close:
         return f"; did you mean `{close[0]}`?"
     return f"; choose from {', '.join(f'`{choice}`' for choice in known)}" if known else ""
+
+
+def disk_error(path: Path, error: OSError) -> UserError:
+    """What a failed write means to the user."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{path}: the disk is full; nothing already saved was touched. Free space, then resume")
+    return UserError(f"{path}: cannot be written: {error.strerror or error}")

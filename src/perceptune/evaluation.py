@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perceptune.checkpoint import load, write_text
+from perceptune.checkpoint import load, read_meta, write_text
 from perceptune.config import Recipe, validate
-from perceptune.errors import UserError
+from perceptune.errors import UserError, nearest
 from perceptune.model import AdaptedModel
 from perceptune.order import subset
 from perceptune.plugins import leaf
-from perceptune.runlog import progress
+from perceptune.runlog import progress, read_log
 from perceptune.statistics import bootstrap_difference, bootstrap_interval
 from perceptune.tasks.base import Task
 from perceptune.types import Sample
 
-RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
+RESULTS, PREDICTIONS, SHUFFLED = "results.json", "predictions.jsonl", "predictions_shuffled.jsonl"
 SUBSET_SEED = 1234  # the evaluated subset must not move when the training seed does
 
 
@@ -47,38 +47,54 @@ def make_task(recipe: Recipe) -> Task:
 
 def evaluate(
     run: str | Path, *, split: str | None = None, samples: int | None = None, control: bool | None = None,
-    batch_size: int | None = None,
+    batch_size: int | None = None, trust: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates a run folder's model and writes `results.json` and predictions into it; returns the results.
 
     `control` also answers with the media shuffled among the samples, same prompts. Defaults come from the recipe.
     """
     run = Path(run)
-    model = load(run)
+    model = load(run, trust=trust)
     config = model.recipe.eval
     task = make_task(model.recipe)
-    chosen = pick_samples(task, split or config.split or task.splits[-1], samples or config.samples)
+    split = split or config.split or task.splits[-1]
+    chosen = pick_samples(task, split, config.samples if samples is None else samples)
+    require_judgeable(task, chosen)  # before hours of generation, not after
+    with_control = config.shuffled_control if control is None else control
+    shuffled = shuffle_media(chosen, model.recipe.seed) if with_control else []
     scores = judge(model, task, chosen, batch_size=batch_size, label="evaluate")
-    results: dict[str, Any] = dict(scores.summary)
-    results[f"{task.metric}_interval"] = _interval(task.metric, chosen, scores)
+    results: dict[str, Any] = {
+        "metrics": [*scores.summary],
+        **scores.summary,
+        f"{task.metric}_interval": _interval(task.metric, chosen, scores),
+    }
     write_predictions(run / PREDICTIONS, chosen, task, scores)
-    if config.shuffled_control if control is None else control:
-        shuffled = shuffle_media(chosen, model.recipe.seed)
+    (run / SHUFFLED).unlink(missing_ok=True)  # one of an earlier evaluation would not belong to these results
+    if with_control:
         blind = judge(model, task, shuffled, batch_size=batch_size, label="shuffled control")
-        write_predictions(run / "predictions_shuffled.jsonl", shuffled, task, blind)
-        results.update({f"{key}_shuffled": value for key, value in blind.summary.items()})
-        results.update(_gaps(task.metric, chosen, scores, blind))
-    results.update(_how(model, split or config.split or task.splits[-1], chosen))
+        write_predictions(run / SHUFFLED, shuffled, task, blind)
+        results |= {f"{key}_shuffled": value for key, value in blind.summary.items()}
+        results |= _gaps(chosen, scores, blind)
+    results |= _how(model, task, split, chosen) | _training_of(run)
     write_text(run / RESULTS, json.dumps(results, indent=2))
     return results
 
 
 def pick_samples(task: Task, split: str, size: int | None) -> list[Sample]:
     """A fixed random subset of a split."""
+    if size is not None and size < 1:
+        raise UserError(f"cannot evaluate {size} samples: name at least 1")
     rows = task.samples(split)
     if not rows:
         raise UserError(f"split `{split}` is empty: there is nothing to evaluate")
     return [rows[index] for index in subset(len(rows), size, SUBSET_SEED)]
+
+
+def require_judgeable(task: Task, samples: Sequence[Sample]) -> None:
+    """Raises `UserError` if these samples lack targets or the task's metric cannot be computed from them."""
+    summary, _ = task.score([""] * len(samples), samples)
+    if task.metric not in summary:
+        raise UserError(f"the {len(samples)} evaluated samples give no `{task.metric}`{nearest(task.metric, summary)}")
 
 
 def judge(
@@ -139,16 +155,21 @@ def _interval(metric: str, samples: Sequence[Sample], scores: Scores) -> list[fl
     return list(bootstrap_interval(values, groups=[_media_of(samples[i]) for i in rows]))
 
 
-def _gaps(metric: str, samples: Sequence[Sample], seen: Scores, blind: Scores) -> dict[str, Any]:
+def gap_name(key: str) -> str:
+    """`accuracy_open` -> `gap_open`, `accuracy` -> `gap`."""
+    return f"gap{key.removeprefix('accuracy')}" if key.startswith("accuracy") else f"gap_{key}"
+
+
+def _gaps(samples: Sequence[Sample], seen: Scores, blind: Scores) -> dict[str, Any]:
     """How far seeing beats guessing, for each summary value, with paired intervals; one picture is one draw."""
     gaps: dict[str, Any] = {}
     for key in seen.summary:
         rows = [i for i, row in enumerate(seen.per_sample) if key in row]
         a = [seen.per_sample[i][key] for i in rows]
         b = [blind.per_sample[i][key] for i in rows]
-        name = f"gap{key.removeprefix(metric)}" if key.startswith(metric) else f"gap_{key}"
-        gaps[name] = (sum(a) - sum(b)) / len(rows)
-        gaps[f"{name}_interval"] = list(bootstrap_difference(a, b, groups=[_media_of(samples[i]) for i in rows]))
+        gaps[gap_name(key)] = (sum(a) - sum(b)) / len(rows)
+        interval = bootstrap_difference(a, b, groups=[_media_of(samples[i]) for i in rows])
+        gaps[f"{gap_name(key)}_interval"] = list(interval)
     return gaps
 
 
@@ -157,9 +178,20 @@ def _media_of(sample: Sample) -> tuple[Any, ...]:
     return tuple(sorted(sample.media.items())) or (sample.id,)
 
 
-def _how(model: AdaptedModel, split: str, samples: Sequence[Sample]) -> dict[str, Any]:
+def _how(model: AdaptedModel, task: Task, split: str, samples: Sequence[Sample]) -> dict[str, Any]:
     """How the numbers were made; a number without it cannot be compared."""
     return {
-        "evaluated_samples": len(samples), "split": split, "decoding": model.recipe.decode.model_dump(),
-        "dtype": str(model.lm.dtype).removeprefix("torch."), "template": model.recipe.text.template,
+        "evaluated_samples": len(samples), "split": split, "trained_on_this_split": split == task.splits[0],
+        "decoding": model.recipe.decode.model_dump(), "dtype": str(model.lm.dtype).removeprefix("torch."),
+        "template": model.recipe.text.template,
+    }  # fmt: skip
+
+
+def _training_of(run: Path) -> dict[str, Any]:
+    """What the run cost to train, as far as it was trained."""
+    steps = [row for row in read_log(run) if row["event"] in ("step", "end")]
+    seconds, seen = (steps[-1]["seconds"], steps[-1]["samples"]) if steps else (0.0, 0)
+    return {
+        "trained_share": read_meta(run)["trained_share"], "train_seconds": seconds, "train_samples": seen,
+        "samples_per_second": seen / seconds if seconds else 0.0,
     }  # fmt: skip

@@ -82,7 +82,8 @@ class TextStates:
         keys = [tuple(row[-n:]) for row, n in zip(ids.tolist(), lengths, strict=True)]
         states = self.memory.gather(keys, self._compute)
         width = ids.shape[1]
-        return torch.stack([torch.nn.functional.pad(s, (0, 0, width - s.shape[0], 0)) for s in states])
+        padded = torch.stack([torch.nn.functional.pad(s, (0, 0, width - s.shape[0], 0)) for s in states])
+        return padded.to(ids.device)
 
     def _compute(self, texts: list[tuple[int, ...]]) -> list[Tensor]:
         device = self.lm.device
@@ -94,8 +95,16 @@ class TextStates:
         lengths = torch.tensor([len(text) for text in texts], device=device)
         mask = (torch.arange(width, 0, -1, device=device)[None] <= lengths[:, None]).long()
         states = self.lm.states_at(self.layer, ids, mask)
-        return [row[-len(text) :].clone() for row, text in zip(states, texts, strict=True)]
+        # Kept in main memory: a GPU's is for what is being computed.
+        return [row[-len(text) :].cpu() for row, text in zip(states, texts, strict=True)]
 
 
 def _media_key(medium: Medium) -> str:
-    return hashlib.sha256(medium).hexdigest() if isinstance(medium, bytes) else str(medium)
+    """A file is known by path, size and time of change, so one that was overwritten is encoded anew."""
+    if isinstance(medium, bytes):
+        return hashlib.sha256(medium).hexdigest()
+    try:
+        stat = medium.stat()
+    except OSError:
+        return str(medium)  # missing: the encoder's `load` says so
+    return f"{medium}|{stat.st_size}|{stat.st_mtime_ns}"

@@ -14,11 +14,12 @@ from perceptune.config import TrainConfig
 from perceptune.errors import UserError
 
 
-def require_finite(loss: float, step: int, saved: str) -> None:
-    """Raises `UserError` before a loss that is not a number can spoil the weights."""
-    if not math.isfinite(loss):
+def require_finite(loss: float, norm: float, step: int, saved: str) -> None:
+    """Raises `UserError` before a loss or a gradient (of this norm) that is not a number can spoil the weights."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
         raise UserError(
-            f"the loss is {loss} at step {step}: training stopped before the update. {saved} "
+            f"the {what} at step {step}: training stopped before the update. {saved} "
             "Lower `train.lr`, set `train.clip: 1.0`, or use `train.precision: float32`"
         )
 

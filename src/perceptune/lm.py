@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 
+from perceptune.blocks import attention_kernel, checkpointed, identity, identity_in_tuple, replaced_forward
 from perceptune.errors import UserError
 from perceptune.splice import Splice, mask_position, replace_inputs
 from perceptune.types import Slots
@@ -20,9 +20,8 @@ from perceptune.types import Slots
 LAYER_PATHS = (
     "model.layers",  # Llama, SmolLM, Qwen, Gemma, Mistral, Phi
     "model.decoder.layers",  # OPT
-    "transformer.h",  # GPT-2, GPT-J, BLOOM
+    "transformer.h",  # GPT-2, GPT-J
     "gpt_neox.layers",  # GPT-NeoX, Pythia
-    "transformer.blocks",  # MPT
     "model.language_model.layers",  # the text part of multimodal checkpoints
 )
 # Inside a block: the linear map that ends attention and the one that ends the feed-forward part, before the residual.
@@ -63,7 +62,7 @@ class FrozenLM(nn.Module):
         super().__init__()
         self.model = cast(Any, model.requires_grad_(False).eval())
         self.config = self.model.config.get_text_config()
-        self.layers_path, self.layers = _find_layers(model, layers)
+        self.layers_path = _find_layers(model, layers)
         _require_mask_attention(self.config)
         self.hidden_size = int(self.config.hidden_size)
         # OPT-350M embeds in 512 dimensions and projects to 1,024: a prompt at the input lives in the smaller space.
@@ -72,7 +71,13 @@ class FrozenLM(nn.Module):
         self._splice: Splice | None = None
         self._keep: Tensor | None = None
         self._stop_at: int | None = None
+        self._blocks_give_tuples = False  # found out by the first forward
         self._install_hooks()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder blocks, first one first."""
+        return cast(nn.ModuleList, self.model.get_submodule(self.layers_path))
 
     @property
     def n_layers(self) -> int:
@@ -126,13 +131,15 @@ class FrozenLM(nn.Module):
         splice.text_states = text_states
         ids, mask, positions = _with_slots(input_ids, attention_mask, splice.width)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_attention_kernel(self.device, self.dtype, ids.shape[1]))
+            stack.enter_context(attention_kernel(self.device, self.dtype, ids.shape[1]))
             stack.enter_context(self._using(splice, _with_slots_before(keep, splice.width)))
             if text_states is not None:
-                stack.enter_context(_replaced_forward(self.layers[: text_states[0]], lambda _: _identity))
+                passing = identity_in_tuple if self._blocks_give_tuples else identity
+                stack.enter_context(replaced_forward(self.layers[: text_states[0]], lambda _: passing))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 first = text_states[0] if text_states is not None else 0
-                stack.enter_context(_replaced_forward(self.layers[first:], _checkpointed))
+                kernel = partial(attention_kernel, self.device, self.dtype, ids.shape[1])
+                stack.enter_context(replaced_forward(self.layers[first:], partial(checkpointed, kernel)))
             logits: Tensor = self.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
             ).logits
@@ -180,6 +187,17 @@ class FrozenLM(nn.Module):
             sequences = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **cache)
         return [_until(row, eos) for row in sequences[:, ids.shape[1] :].tolist()]
 
+    @torch.no_grad()
+    def check(self) -> None:
+        """One forward of two tokens with a slot: an LM that cannot be spliced is found out before any work."""
+        ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        states = torch.zeros(1, 1, self.hidden_size, device=self.device)
+        slot = Slots("check", self.n_layers - 1, {self.n_layers - 1: states}, torch.ones(1, dtype=torch.bool))
+        try:
+            self(ids, torch.ones_like(ids), [slot])
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise UserError(f"{type(self.model).__name__} cannot be spliced: {error}") from error
+
     @contextlib.contextmanager
     def _using(self, splice: Splice, keep: Tensor | None) -> Iterator[None]:
         if self._splice is not None:
@@ -192,7 +210,11 @@ class FrozenLM(nn.Module):
 
     def _install_hooks(self) -> None:
         self.model.register_forward_pre_hook(self._before_model, with_kwargs=True)
-        self.model.get_output_embeddings().register_forward_pre_hook(self._before_head)
+        head = self.model.get_output_embeddings()
+        if head is None:
+            raise UserError(f"{type(self.model).__name__} cannot be spliced: it has no vocabulary head")
+        head.register_forward_pre_hook(self._before_head)
+        self.layers[0].register_forward_hook(self._after_first_layer)
         for index, layer in enumerate(self.layers):
             position = mask_position(layer)
             if position is None:
@@ -212,6 +234,9 @@ class FrozenLM(nn.Module):
 
         return before_layer
 
+    def _after_first_layer(self, _: nn.Module, __: Any, output: Any) -> None:
+        self._blocks_give_tuples = isinstance(output, tuple)  # GPT-J's do, Llama's do not
+
     def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._splice is not None:
             past = kwargs.get("past_key_values")
@@ -222,24 +247,13 @@ class FrozenLM(nn.Module):
         return None if self._keep is None else (args[0][self._keep], *args[1:])
 
 
-def _attention_kernel(device: torch.device, dtype: torch.dtype, length: int) -> contextlib.AbstractContextManager[None]:
-    """Plain products for short bfloat16 texts on a CPU.
-
-    The fused kernel's backward took 86 of 255 ms of a demo step (12 layers, 27 columns); without it a step took 195 ms.
-    """
-    if device.type == "cpu" and dtype == torch.bfloat16 and length <= 256 and torch.is_grad_enabled():
-        kernel: contextlib.AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-        return kernel
-    return contextlib.nullcontext()
-
-
-def _find_layers(model: nn.Module, override: str | None) -> tuple[str, nn.ModuleList]:
+def _find_layers(model: nn.Module, override: str | None) -> str:
     paths = (override,) if override else LAYER_PATHS
     for path in paths:
         with contextlib.suppress(AttributeError):
             found = model.get_submodule(path)
             if isinstance(found, nn.ModuleList) and len(found) > 0:
-                return path, found
+                return path
     lists = [f"`{name}`" for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     raise UserError(
         f"no decoder layers found in {type(model).__name__}: tried {', '.join(f'`{p}`' for p in paths)}; "
@@ -274,24 +288,3 @@ def _repeated(slot: Slots, times: int) -> Slots:
 
 def _until(tokens: list[int], eos: int) -> list[int]:
     return tokens[: tokens.index(eos)] if eos in tokens else tokens
-
-
-def _identity(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    return hidden_states
-
-
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-
-@contextlib.contextmanager
-def _replaced_forward(layers: Iterable[nn.Module], replace: Callable[[Any], Any]) -> Iterator[None]:
-    """Lets the LM's own code build masks and positions while some blocks do something else; undone on exit."""
-    layers = list(layers)
-    for layer in layers:
-        layer.forward = replace(layer.forward)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward

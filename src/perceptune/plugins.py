@@ -42,10 +42,21 @@ def leaves(kind: str) -> dict[str, Leaf]:
     return dict(sorted(found.items()))
 
 
+def _third_party(kind: str, name: str) -> Leaf:
+    wanted = kind.removesuffix("s").upper()  # METHOD, TASK, ...
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{kind.removesuffix('s')} `{name}` cannot be imported: {error}") from error
+    if not hasattr(module, wanted):
+        raise UserError(f"module `{name}` is no {kind.removesuffix('s')}: it defines no `{wanted}`")
+    return Leaf(name, module, {})
+
+
 def leaf(kind: str, name: str) -> Leaf:
     """The leaf called `name`. Raises `UserError` with the nearest valid name."""
     if "." in name:
-        return Leaf(name, importlib.import_module(name), {})
+        return _third_party(kind, name)
     known = leaves(kind)
     if name.replace("_", "-") in known:
         return known[name.replace("_", "-")]

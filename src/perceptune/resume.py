@@ -1,4 +1,4 @@
-"""What lets a training go on after a stop: the run folder's checkpoints and its list of broken media."""
+"""What lets a training go on after a stop: the run folder and its checkpoints."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from perceptune.checkpoint import META, METHOD, RECIPE, make_folder, read_meta, read_recipe, read_tensors
-from perceptune.config import Recipe
-from perceptune.errors import UserError
-from perceptune.model import AdaptedModel
+from perceptune.config import Recipe, file_keys
+from perceptune.errors import UserError, disk_error
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
@@ -34,7 +33,10 @@ def open_run(given: Recipe | None, run: Path | None, *, resume: bool) -> tuple[P
         if folder.exists() and not (folder.is_dir() and all(p.name.endswith(".tmp") for p in folder.iterdir())):
             raise UserError(f"`{folder}` is not empty and holds no run: choose another folder with --run")
         assert given is not None
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(folder, error) from error
         return folder, _with_absolute_paths(given)
     if not exists:
         raise UserError(f"`{folder}` holds no run to resume")
@@ -69,8 +71,10 @@ class Checkpoints:
         optimizer: Mapping[str, Tensor],
         state: Mapping[str, Any],
     ) -> None:
-        """Writes a checkpoint whole, then drops those before it."""
+        """Writes a checkpoint whole, then drops those before it. One that is there already has the same bits."""
         path = self.folder / f"step-{step:08d}"
+        if path.is_dir():
+            return
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in method.items()}
         make_folder(
             path,
@@ -80,39 +84,13 @@ class Checkpoints:
                 STATE: json.dumps(dict(state)).encode(),
             },
         )
-        for other in self.folder.iterdir():
+        for other in self.folder.glob("step-*"):
             if other != path:
                 shutil.rmtree(other)
 
-    def read(self, model: AdaptedModel) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-        """Method, optimizer and state of the newest checkpoint."""
-        last = self.last()
-        assert last is not None
-        state = json.loads((last / STATE).read_text(encoding="utf-8"))
-        return read_tensors(last / METHOD), read_tensors(last / OPTIMIZER), state
-
-
-class BadMedia:
-    """Broken or missing media met while training: listed in `bad_media.jsonl`, an error beyond the limit."""
-
-    def __init__(self, run: Path, limit: int) -> None:
-        self.path, self.limit = run / "bad_media.jsonl", limit
-        self.ids: set[str] = set()
-        if self.path.is_file():
-            self.ids = {json.loads(line)["id"] for line in self.path.read_text(encoding="utf-8").splitlines()}
-
-    def add(self, sample: str, reason: str) -> None:
-        """Counts a sample. Raises `UserError` when there are more than `train.max_bad_media`."""
-        if sample in self.ids:
-            return
-        self.ids.add(sample)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"id": sample, "error": reason}) + "\n")
-        if len(self.ids) > self.limit:
-            raise UserError(
-                f"sample `{sample}`: {reason}; {len(self.ids)} broken so far, "
-                f"`train.max_bad_media` allows {self.limit} (all of them in {self.path})"
-            )
+    def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Optimizer tensors and state of a checkpoint."""
+        return read_tensors(path / OPTIMIZER), json.loads((path / STATE).read_text(encoding="utf-8"))
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -146,9 +124,8 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
         if Path(part["id"]).expanduser().is_dir() and part["id"] != "default":
             part["id"] = str(Path(part["id"]).expanduser().resolve())
     task = data["task"] or {}
-    for key, value in task.items():
-        if key != "name" and isinstance(value, str) and Path(value).expanduser().exists():
-            task[key] = str(Path(value).expanduser().resolve())
+    for key in file_keys(task) if task else ():
+        task[key] = str(Path(task[key]).expanduser().resolve())
     return Recipe.model_validate(data)
 
 

@@ -8,21 +8,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from perceptune.errors import disk_error
+
 LOG = "log.jsonl"
 
 
 class RunLog:
-    """Appends to `log.jsonl` of a run folder. When resuming, rows past the resumed step are dropped first."""
+    """Appends to `log.jsonl` of a run folder. When resuming, rows past the resumed step are dropped first.
+
+    A line is handed to the system at once, but not forced to disk: a power cut may lose the last ones, a kill none.
+    """
 
     def __init__(self, run: Path, *, resumed_at: int | None = None) -> None:
         self.path = run / LOG
         rows = [row for row in read_log(run) if row.get("step", 0) <= resumed_at] if resumed_at is not None else []
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        self._append("".join(json.dumps(row) + "\n" for row in rows), "w")
 
     def write(self, event: str, **values: Any) -> None:
-        """One line, on disk when the call returns."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **values}) + "\n")
+        """One line."""
+        self._append(json.dumps({"event": event, **values}) + "\n", "a")
+
+    def _append(self, text: str, mode: str) -> None:
+        try:
+            with self.path.open(mode, encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise disk_error(self.path, error) from error
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

@@ -24,11 +24,20 @@ class Tokens:
 
 
 class TextFormat:
-    """Template and tokenizer of a run. `vocabulary` is the number of rows of the LM's embedding."""
+    """Template and tokenizer of a run; `vocabulary` rows in the LM's embedding, `longest` text it has positions for."""
 
-    def __init__(self, tokenizer: Any, config: TextConfig, *, vocabulary: int, pad_token: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        config: TextConfig,
+        *,
+        vocabulary: int,
+        pad_token: str | None = None,
+        longest: int | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.config = config
+        self.longest = min(config.max_tokens, config.max_tokens if longest is None else longest)
         self.eos = _required(tokenizer.eos_token_id, "end token", "no answer could ever end")
         self.pad = self._pad_id(pad_token)
         self.bos = _prefix(tokenizer)
@@ -71,10 +80,9 @@ class TextFormat:
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
     def _checked(self, ids: list[int], sample: Sample) -> list[int]:
-        if len(ids) > self.config.max_tokens:
-            raise UserError(
-                f"sample `{sample.id}`: {len(ids)} tokens, more than `text.max_tokens` = {self.config.max_tokens}"
-            )
+        if len(ids) > self.longest:
+            limit = "`text.max_tokens`" if self.longest == self.config.max_tokens else "the LM's positions allow"
+            raise UserError(f"sample `{sample.id}`: {len(ids)} tokens, more than {limit} = {self.longest}")
         return ids
 
     def _pad_id(self, pad_token: str | None) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from perceptune.lm import Decoding
 from perceptune.types import Features, Slots
-from rows import FAMILIES, absent, method_names, random_features, row
+from rows import FAMILIES, SHAPE, absent, method_names, random_features, row
 from support import random_lm
 
 every_row = pytest.mark.parametrize("family", FAMILIES)
@@ -23,6 +23,8 @@ def test_the_matrix_is_as_large_as_it_claims() -> None:
     assert len(FAMILIES) >= 5
     assert {"epalm", "epalm-pt", "epalm-lin", "epalm-ada", "epalm-pt-l"} <= set(method_names())
     assert len(method_names()) >= 9
+    assert {"epalm-lin", "epalm-lin@whole-range"} <= set(CONNECTOR_ONLY)
+    assert {"epalm-lin", "epalm@first-injected"} <= set(LATE)
 
 
 @every_row
@@ -60,13 +62,15 @@ def test_without_media_only_the_text_side_acts(name: str, family: str) -> None:
     assert (r.logits() - bare)[seen].abs().max() > 1e-3  # and with media it does act
 
 
+CONNECTOR_ONLY = [name for name in method_names() if not list(row(name, "llama").method.text_side())]
+LATE = [name for name in method_names() if row(name, "llama").method.first_layer > 0]
+
+
 @every_row
-@every_method
+@pytest.mark.parametrize("name", CONNECTOR_ONLY)
 def test_a_connector_alone_leaves_the_bare_lm_as_it_is(name: str, family: str) -> None:
     r = row(name, family)
     r.lm.model.double()  # so that 1e-6 speaks of the mathematics, not of rounding
-    if len(list(r.method.text_side())) > 0:
-        return
     positions = (r.mask.cumsum(-1) - 1).clamp_min(0)
     bare = random_lm(family).double()(input_ids=r.ids, attention_mask=r.mask, position_ids=positions).logits
     assert (r.logits(features={}) - bare)[r.mask.bool()].abs().max() <= 1e-6
@@ -130,10 +134,12 @@ def test_bfloat16_stays_finite_and_near(name: str, family: str) -> None:
 
 @every_row
 @every_method
-def test_gradient_checkpointing_changes_nothing(name: str, family: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_gradient_checkpointing_changes_nothing(name: str, family: str, dtype: torch.dtype) -> None:
     gradients = []
     for on in (False, True):
         r = row(name, family)
+        r.lm.model.to(dtype)
         r.lm.gradient_checkpointing = on
         r.logits()[r.mask.bool()].pow(2).mean().backward()
         gradients.append([p.grad.clone() for p in r.method.parameters() if p.grad is not None])
@@ -143,13 +149,11 @@ def test_gradient_checkpointing_changes_nothing(name: str, family: str) -> None:
 
 
 @every_row
-@every_method
+@pytest.mark.parametrize("name", LATE)
 def test_layers_below_the_first_are_not_needed(name: str, family: str) -> None:
     """The method's own statement of what lies below it holds: states computed without it give the same result."""
     r = row(name, family)
     layer = r.method.first_layer
-    if layer == 0:
-        return
     below = (layer, r.lm.states_at(layer, r.ids, r.mask))
     difference = r.lm(r.ids, r.mask, r.plan(), text_states=below) - r.logits()
     assert difference[r.mask.bool()].abs().max() < 1e-5
@@ -168,6 +172,34 @@ def test_the_kept_positions_are_those_of_the_full_logits(family: str) -> None:
     r = row("epalm", family)
     keep = torch.rand(r.ids.shape) < 0.4
     assert torch.allclose(r.lm(r.ids, r.mask, r.plan(), keep=keep), r.logits()[keep], atol=1e-5)
+
+
+@pytest.mark.parametrize("slot_mask", ["causal", "official"])
+def test_sampling_is_seeded_and_the_official_mask_generates(slot_mask: str) -> None:
+    """The official mask has no cache: generation must equal the full recomputation all the same."""
+    r = row("epalm@not-last", "opt", slot_mask=slot_mask)
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(r.lm.generate(r.ids, r.mask, r.plan(), Decoding(8, sample=True, top_p=0.9), eos=2, pad=0))
+    assert drawn[0] == drawn[1] != drawn[2]
+    greedy = r.lm.generate(r.ids, r.mask, r.plan(), Decoding(8), eos=2, pad=0)
+    assert greedy == uncached(r, r.ids, r.mask, r.plan(), 8)
+
+
+def test_two_modalities_in_one_batch_answer_as_each_alone() -> None:
+    """Each encoder owns a column; a row opens those it has."""
+    r = row("epalm", "llama", shapes={"image": SHAPE, "audio": SHAPE})
+    image, audio = random_features(3, [True, False, True]), random_features(3, [False, True, True])
+    both = {"image": image, "audio": audio}
+    together = r.lm.generate(r.ids, r.mask, r.method.plan(both, 3), Decoding(6), eos=2, pad=0)
+    for i in range(3):
+        start = int((r.mask[i] == 0).sum())
+        one = {name: Features(f.values[i : i + 1], f.present[i : i + 1]) for name, f in both.items() if f.present[i]}
+        ids, mask = r.ids[i : i + 1, start:], r.mask[i : i + 1, start:]
+        assert r.lm.generate(ids, mask, r.method.plan(one, 1), Decoding(6), eos=2, pad=0)[0] == together[i]
+    without = r.lm(r.ids, r.mask, r.method.plan({"image": image}, 3))
+    assert (r.lm(r.ids, r.mask, r.method.plan(both, 3)) - without)[2].abs().max() > 1e-3
 
 
 def uncached(r: object, ids: torch.Tensor, mask: torch.Tensor, slots: list[Slots], steps: int) -> list[list[int]]:

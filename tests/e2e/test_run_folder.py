@@ -106,7 +106,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
 def test_a_run_folder_may_not_name_code(run: Path) -> None:
     text = (run / "run.yaml").read_text().replace("name: epalm", "name: os.path")
     (run / "run.yaml").write_text(text)
-    with pytest.raises(UserError, match="may not name code to run"):
+    with pytest.raises(UserError, match="third-party code, which a run folder may not name"):
         perceptune.load(run)
 
 

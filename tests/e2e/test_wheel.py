@@ -33,8 +33,9 @@ def perceptune(installed: Path, cwd: Path, *arguments: str) -> str:
         f"from perceptune.cli.main import main; main({list(arguments)!r})"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code],
-                          cwd=cwd, env=environment, capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 

@@ -18,7 +18,10 @@ out = Console(highlight=False, soft_wrap=True)
 def demo(options: argparse.Namespace) -> int:
     from perceptune.demo import run_demo
 
-    run_demo(Path(options.run), smoke=options.smoke, say=out.print)
+    results = run_demo(Path(options.run), smoke=options.smoke, say=out.print, tell=print_scores)
+    if results["gap_open_interval"][0] <= 0:
+        out.print("this run answers open questions no better than with shuffled images: something is broken")
+        return 1
     return 0
 
 
@@ -26,7 +29,7 @@ def train(options: argparse.Namespace) -> int:
     from perceptune.training import train as run_training
 
     recipe, overrides = _training_recipe(options)
-    result = run_training(recipe, options.run, overrides=overrides, resume=options.resume)
+    result = run_training(recipe, options.run, overrides=overrides, resume=options.resume, trust=options.trust)
     if result.interrupted:
         out.print(f"stopped after step {result.steps}, everything is saved; go on with:\n"
                   f"  perceptune train --resume --run {result.run}")  # fmt: skip
@@ -40,7 +43,9 @@ def train(options: argparse.Namespace) -> int:
 def eval(options: argparse.Namespace) -> int:
     from perceptune.evaluation import evaluate
 
-    results = evaluate(options.run, split=options.split, samples=options.samples, control=options.control)
+    results = evaluate(
+        options.run, split=options.split, samples=options.samples, control=options.control, trust=options.trust
+    )
     if options.json:
         print(json.dumps(results, indent=2))
     else:
@@ -54,7 +59,7 @@ def answer(options: argparse.Namespace) -> int:
     from perceptune.evaluation import make_task
     from perceptune.types import Sample
 
-    model = load(options.run)
+    model = load(options.run, trust=options.trust)
     media = {"image": Path(options.image)} if options.image else {}
     raw = model.answer([Sample("question", media, options.question)])[0]
     text = make_task(model.recipe).clean(raw) if model.recipe.task else raw.strip()
@@ -124,20 +129,24 @@ def assets(options: argparse.Namespace) -> int:
 
 def print_scores(results: dict[str, Any]) -> None:
     """Summary values beside their shuffled control, with intervals."""
+    from perceptune.evaluation import gap_name
+
     table = Table("", "with its image", "image shuffled", Column("gap (95 % interval)", no_wrap=True))
-    for key, value in results.items():
-        if not isinstance(value, float) or key.endswith("_shuffled") or key.startswith("gap"):
-            continue
-        other, gap = results.get(f"{key}_shuffled"), f"gap{key.removeprefix('accuracy')}"
+    for key in results["metrics"]:
+        value, other, gap = results[key], results.get(f"{key}_shuffled"), gap_name(key)
         low, high = results.get(f"{gap}_interval", (None, None))
         between = "" if low is None else f"{results[gap]:+.3f} ({low:+.3f} to {high:+.3f})"
         table.add_row(key, f"{value:.3f}", "" if other is None else f"{other:.3f}", between)
     out.print(table)
+    where = f"{results['evaluated_samples']} samples of split `{results['split']}`"
+    if results["trained_on_this_split"]:
+        where += ": the run was trained on it, so this says nothing about new data (give a --validation file)"
+    out.print(where)
 
 
 def _training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
     """The named recipe, or one made of the flags alone."""
-    flags = [f"{key}={value}" for key, value in (
+    flags = [f"{key}={json.dumps(value)}" for key, value in (
         ("lm.id", options.lm), ("encoders.image.id", options.encoder), ("method.name", options.method),
         ("task.name", options.task or ("jsonl" if options.data else None)), ("task.train", options.data),
         ("task.validation", options.validation),
@@ -145,8 +154,8 @@ def _training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
     overrides = flags + options.overrides
     if options.recipe:
         return options.recipe, overrides
+    if options.resume and options.run:
+        return None, overrides  # the run's own recipe
     if not overrides:
-        if options.resume and options.run:
-            return None, ()
         raise UserError("nothing to train: name a recipe, or at least --data FILE or --task NAME")
     return {"name": options.task or (Path(options.data).stem if options.data else "run")}, overrides

@@ -66,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
     assets = commands.add_parser("assets", help="fetch the embedded default models and data")
     assets.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     assets.add_argument("--list", action="store_true", help="what there is, and where it lies")
+    for command in (train, evaluate, answer):
+        command.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
     return top
 
 
@@ -86,12 +88,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # `perceptune show ... | head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk, a folder without permission: the user's to mend, not ours to explain
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return code
 
 
