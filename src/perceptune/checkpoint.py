@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,16 +48,21 @@ def save_description(run: Path, model: AdaptedModel) -> None:
 
 
 def load(
-    run: str | Path, *, dtype: str | None = None, device: str | torch.device | None = None, trust: bool = False
-) -> AdaptedModel:
+    run: str | Path, *, dtype: str | None = None, device: str | torch.device | None = None,
+    overrides: Sequence[str] = (), trust: bool = False,
+) -> AdaptedModel:  # fmt: skip
     """The trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless another is asked for.
 
-    `device` defaults to a GPU where there is one. `trust` lets the run's recipe name third-party code to import.
+    `device` defaults to a GPU where there is one. `overrides` change `decode` and `eval` keys for this use of the run;
+    `trust` lets its recipe name third-party code to import.
     Raises `UserError` for a folder that is no run, of a newer format, damaged, or trained on other base models.
     """
     run = Path(run)
     read_meta(run)
-    recipe = read_recipe(run, trust=trust)
+    for override in overrides:
+        if not override.startswith(("decode.", "eval.")):
+            raise UserError(f"`{override}`: only `decode` and `eval` keys of a trained run can be changed")
+    recipe = load_recipe(read_recipe(run, trust=trust), overrides)
     model = build(recipe, dtype=dtype or recipe.eval.dtype)
     require_same_base(run, model)
     load_method(run / METHOD, model)

@@ -117,7 +117,7 @@ def _needs(source: str) -> list[dict[str, str]]:
     media = len({medium for row in rows for medium in row.media.values()})
     flops += 2 * (sum(frozen.values()) - frozen["lm"]) * 200 * min(media, samples)  # each is encoded once
     seconds = flops / (_gflops(torch.bfloat16 if low else torch.float32) * 1e9) * 2  # half of the peak is a good day
-    duration = f"about {max(seconds / 60, 0.1):.1f} minutes for {steps} steps on this machine's CPU"
+    duration = f"about {max(seconds / 60, 0.1):.1f} minutes for {steps} steps on this machine"
     return [*checks, _check("data", "ok", f"{n} training samples"), _check("needs time", "note", duration)]
 
 
@@ -125,12 +125,13 @@ def _gflops(dtype: Any) -> float:
     """Speed of a matrix product of the size a small LM makes, best of five."""
     import torch
 
-    a, b = torch.randn(512, 1024, dtype=dtype), torch.randn(1024, 1024, dtype=dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = torch.randn(512, 1024, dtype=dtype, device=device), torch.randn(1024, 1024, dtype=dtype, device=device)
     best = min(_timed(a, b) for _ in range(6))
     return float(2 * 512 * 1024 * 1024 / best / 1e9)
 
 
 def _timed(a: Any, b: Any) -> float:
     start = time.perf_counter()
-    a @ b
+    float((a @ b)[0, 0])  # reading a value waits for the device
     return time.perf_counter() - start

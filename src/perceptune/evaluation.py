@@ -47,14 +47,15 @@ def make_task(recipe: Recipe) -> Task:
 
 def evaluate(
     run: str | Path, *, split: str | None = None, samples: int | None = None, control: bool | None = None,
-    batch_size: int | None = None, trust: bool = False,
+    batch_size: int | None = None, trust: bool = False, overrides: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates a run folder's model and writes `results.json` and predictions into it; returns the results.
 
-    `control` also answers with the media shuffled among the samples, same prompts. Defaults come from the recipe.
+    `control` also answers with the media shuffled among the samples, same prompts. Defaults come from the recipe, whose
+    `decode` and `eval` keys `overrides` may change.
     """
     run = Path(run)
-    model = load(run, trust=trust)
+    model = load(run, trust=trust, overrides=overrides)
     config = model.recipe.eval
     task = make_task(model.recipe)
     split = split or config.split or task.splits[-1]

@@ -214,6 +214,16 @@ def test_evaluation_finds_out_before_it_generates(trained: Path, said: Said) -> 
     assert "unknown split" in said()[1]
 
 
+def test_how_a_run_answers_can_be_changed_but_not_what_it_is(trained: Path, dwarfs: Path, said: Said) -> None:
+    assert cli(["eval", str(trained), "--json", "decode.beams=3", "decode.max_new_tokens=2"]) == 0
+    assert json.loads(said()[0])["decoding"]["beams"] == 3
+    picture = ["--image", str(dwarfs / "data/train0.png")]
+    assert cli(["answer", str(trained), *picture, "what is a=b?", "decode.max_new_tokens=1"]) == 0
+    assert len(said()[0].strip()) <= 1
+    assert cli(["eval", str(trained), "train.lr=1"]) == 2
+    assert "only `decode` and `eval` keys" in said()[1]
+
+
 def test_eval_says_when_it_judges_what_was_learned_by_heart(trained: Path, said: Said) -> None:
     assert cli(["eval", str(trained), "--split", "train"]) == 0
     assert "the run was trained on it" in said()[0]

@@ -44,7 +44,12 @@ def eval(options: argparse.Namespace) -> int:
     from perceptune.evaluation import evaluate
 
     results = evaluate(
-        options.run, split=options.split, samples=options.samples, control=options.control, trust=options.trust
+        options.run,
+        split=options.split,
+        samples=options.samples,
+        control=options.control,
+        trust=options.trust,
+        overrides=options.overrides,
     )
     if options.json:
         print(json.dumps(results, indent=2))
@@ -59,7 +64,7 @@ def answer(options: argparse.Namespace) -> int:
     from perceptune.evaluation import make_task
     from perceptune.types import Sample
 
-    model = load(options.run, trust=options.trust)
+    model = load(options.run, trust=options.trust, overrides=options.overrides)
     media = {"image": Path(options.image)} if options.image else {}
     raw = model.answer([Sample("question", media, options.question)])[0]
     text = make_task(model.recipe).clean(raw) if model.recipe.task else raw.strip()
@@ -131,7 +136,9 @@ def print_scores(results: dict[str, Any]) -> None:
     """Summary values beside their shuffled control, with intervals."""
     from perceptune.evaluation import gap_name
 
-    table = Table("", "with its image", "image shuffled", Column("gap (95 % interval)", no_wrap=True))
+    table = Table(
+        Column("", no_wrap=True), "with its image", "image shuffled", Column("gap (95 % interval)", no_wrap=True)
+    )
     for key in results["metrics"]:
         value, other, gap = results[key], results.get(f"{key}_shuffled"), gap_name(key)
         low, high = results.get(f"{gap}_interval", (None, None))

@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="evaluate a run by generating answers")
     evaluate.add_argument("run")
+    evaluate.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="decode.* and eval.*, such as decode.beams=3"
+    )
     evaluate.add_argument("--split", help="default: the recipe's, else the task's last split")
     evaluate.add_argument("--samples", type=int, help="a fixed random subset of this size")
     evaluate.add_argument("--control", action="store_true", default=None, help="also with the media shuffled")
@@ -48,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     answer = commands.add_parser("answer", help="ask a run about a picture")
     answer.add_argument("run")
     answer.add_argument("question", help="what to ask; '' for a run whose template needs no question")
+    answer.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="decode.*, such as decode.beams=3")
     answer.add_argument("--image", help="picture file")
     answer.add_argument("--json", action="store_true")
 
@@ -101,7 +105,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _take_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Recipe and KEY=VALUE may stand anywhere behind `train`; anything else left over is a mistake."""
+    """KEY=VALUE, and the recipe to train, may stand anywhere; anything else left over is a mistake."""
     left = list(rest)
     if options.command == "train":
         words = [word for word in (options.recipe, *options.overrides, *left) if word and not word.startswith("-")]
@@ -110,5 +114,8 @@ def _take_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
         options.recipe = named[0] if named else None
         options.overrides = [word for word in words if "=" in word]
         left += named[1:]
+    elif options.command in ("eval", "answer"):
+        options.overrides += [word for word in left if "=" in word and not word.startswith("-")]
+        left = [word for word in left if word not in options.overrides]
     if left:
         parser().error(f"unrecognized arguments: {' '.join(left)}")
