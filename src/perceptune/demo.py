@@ -89,7 +89,7 @@ def _explain(results: dict[str, Any], run: Path, say: Callable[[str], None]) -> 
     say(
         "next, ask it yourself, or show it your own pictures:\n"
         f'  perceptune answer {run} --image {example["media"]["image"]} "{example["prompt"]}"\n'
-        "  perceptune train --data my.jsonl --run runs/mine"
+        "  perceptune train small --data my.jsonl --run runs/mine"
     )
 
 

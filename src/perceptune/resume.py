@@ -53,6 +53,14 @@ class Checkpoints:
 
     def __init__(self, run: Path) -> None:
         self.folder = run / "checkpoints"
+        for leftover in [
+            *run.glob(".*.tmp"),
+            *self.folder.glob(".*.tmp"),
+        ]:  # of a process that was killed while writing
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
     def last(self) -> Path | None:
         """The newest checkpoint; half-written ones carry another name and are never seen."""
@@ -73,8 +81,15 @@ class Checkpoints:
     ) -> None:
         """Writes a checkpoint whole, then drops those before it. One that is there already has the same bits."""
         path = self.folder / f"step-{step:08d}"
-        if path.is_dir():
-            return
+        if not path.is_dir():
+            self._write(path, method, optimizer, state)
+        for other in self.folder.glob("step-*"):
+            if other != path:
+                shutil.rmtree(other)
+
+    def _write(
+        self, path: Path, method: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+    ) -> None:
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in method.items()}
         make_folder(
             path,
@@ -84,9 +99,6 @@ class Checkpoints:
                 STATE: json.dumps(dict(state)).encode(),
             },
         )
-        for other in self.folder.glob("step-*"):
-            if other != path:
-                shutil.rmtree(other)
 
     def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Optimizer tensors and state of a checkpoint."""

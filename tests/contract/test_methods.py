@@ -48,6 +48,39 @@ def test_training_moves_the_method_and_not_one_frozen_bit(name: str, family: str
     assert still == []
 
 
+HIDDEN, BOTTLENECK, LAYERS = 32, 32 // 8, 4
+MAP = SHAPE.dim * HIDDEN + HIDDEN
+ADAPTERS = LAYERS * 2 * (2 * HIDDEN * BOTTLENECK + BOTTLENECK + HIDDEN)
+
+
+def expected_count(name: str, prompt_size: int) -> int:
+    """From the paper's description, not from the code: connections + soft prompt + adapters."""
+    plain, mlp = 10 * prompt_size, 10 * prompt_size + 2 * (prompt_size * prompt_size + prompt_size)
+    return {
+        "epalm": 2 * MAP + mlp,
+        "epalm-pt": MAP + mlp,
+        "epalm-lin": MAP,
+        "epalm-ada": 2 * MAP + ADAPTERS,
+        "epalm-pt-l": MAP + plain,
+        "epalm@first-injected": 2 * MAP + 10 * HIDDEN,
+        "epalm@not-last": 2 * MAP + mlp,
+        "epalm-lin@whole-range": MAP,
+        "epalm+adapters": 2 * MAP + mlp + ADAPTERS,
+    }[name]
+
+
+@every_row
+@every_method
+def test_what_is_trained_is_exactly_the_method(name: str, family: str) -> None:
+    r = row(name, family)
+    assert sum(p.numel() for p in r.method.parameters()) == expected_count(name, r.lm.prompt_size)
+    assert all(p.requires_grad for p in r.method.parameters())
+    assert not any(p.requires_grad for p in r.lm.parameters())
+    grouped = [p for group in r.method.param_groups() for _, p in group["named"]]
+    assert {id(p) for p in grouped} == {id(p) for p in r.method.parameters()}
+    assert len(grouped) == len(list(r.method.parameters()))
+
+
 @every_row
 @every_method
 def test_without_media_only_the_text_side_acts(name: str, family: str) -> None:

@@ -8,10 +8,10 @@ import shutil
 import textwrap
 from pathlib import Path
 
-import generated
 import pytest
 from PIL import Image
 
+import generated
 from perceptune.cli.main import run as cli
 
 ROOT = Path(__file__).parents[2]

@@ -138,6 +138,7 @@ def test_kill_9_at_any_moment_loses_nothing(dwarfs: Path, tmp_path: Path) -> Non
     perceptune.train(whole, tmp_path / "whole")
     assert read_log(run)[-1]["event"] == "end"
     assert same(tmp_path / "whole", run)
+    assert not list(run.rglob("*.tmp")), "what a killed process left half-written is cleaned up"
 
 
 def _kill_in_training(child: subprocess.Popen[bytes], run: Path, chance: random.Random) -> int:

@@ -75,7 +75,8 @@ def test_every_shipped_recipe_is_valid() -> None:
         recipe = load_recipe(name)
         found = leaf("methods", recipe.method.name)
         found.module.METHOD.Options(**{**found.defaults, **recipe.method.options()})
-        make_task(recipe)
+        if recipe.task is not None:
+            make_task(recipe)
 
 
 def leaves_of(data: dict[str, object], prefix: str = "") -> dict[str, object]:
