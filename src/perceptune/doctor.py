@@ -26,8 +26,8 @@ def _check(name: str, state: str, found: str) -> dict[str, str]:
 
 
 def _python() -> dict[str, str]:
-    fits = (3, 10) <= tuple(map(int, platform.python_version_tuple()[:2])) < (3, 14)
-    return _check("python", "ok" if fits else "problem", f"{platform.python_version()} (supported: 3.10 to 3.13)")
+    fits = (3, 11) <= tuple(map(int, platform.python_version_tuple()[:2])) < (3, 14)
+    return _check("python", "ok" if fits else "problem", f"{platform.python_version()} (supported: 3.11 to 3.13)")
 
 
 def _versions() -> list[dict[str, str]]:
