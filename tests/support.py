@@ -144,6 +144,12 @@ def save_data(folder: Path, rows: int = 12, name: str = "train") -> Path:
     return path
 
 
+def train_section(**changes: Any) -> dict[str, Any]:
+    """The dwarfs' training: six steps, a checkpoint every second."""
+    standard = {"steps": 6, "batch_size": 2, "lr": 1e-2, "prompt_lr": 1e-2, "warmup_steps": 0, "save_every": 2}
+    return {**standard, **changes}
+
+
 def recipe(lm: Path, encoder: Path, data: Path | None = None, **changes: Any) -> dict[str, Any]:
     """A recipe for the dwarfs; `changes` replace whole sections."""
     task = {} if data is None else {"task": {"name": "jsonl", "train": str(data), "validation": str(data)}}
@@ -153,14 +159,7 @@ def recipe(lm: Path, encoder: Path, data: Path | None = None, **changes: Any) ->
         "encoders": {"image": str(encoder)},
         "method": {"name": "epalm", "n_levels": 2},
         **task,
-        "train": {
-            "steps": 6,
-            "batch_size": 2,
-            "lr": 1e-2,
-            "prompt_lr": 1e-2,
-            "warmup_steps": 0,
-            "save_every": 2,
-        },
+        "train": train_section(),
         "decode": {"max_new_tokens": 6},
         **changes,
     }

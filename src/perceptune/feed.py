@@ -63,7 +63,7 @@ class Feed:
 
     def _collate(self, picked: Sequence[tuple[Sample, str]]) -> Batch | None:
         """A batch without the samples whose media are broken."""
-        kept = [(s, t) for s, t in picked if not any(str(_identity(m)) in self.bad for m in s.media.values())]
+        kept = [(s, t) for s, t in picked if not any(_identity(m) in self.bad for m in s.media.values())]
         while kept:
             try:
                 return self.model.collate([sample for sample, _ in kept], [target for _, target in kept])

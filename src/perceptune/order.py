@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -58,8 +59,6 @@ def learning_rate(config: TrainConfig, group: str, step: int, steps: int) -> flo
 
     The paper's code keeps the rate constant inside an epoch; here the cosine falls at each step.
     """
-    import math
-
     if group == "prompt":
         peak, schedule = config.prompt_lr, config.prompt_schedule
     else:

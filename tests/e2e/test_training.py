@@ -24,24 +24,13 @@ from perceptune.checkpoint import METHOD
 from perceptune.errors import UserError
 from perceptune.runlog import read_log
 from perceptune.training import Trainer
+from support import train_section
 
 KILLS = 20
 
 
 def recipe(dwarfs: Path, **changes: Any) -> dict[str, Any]:
     return support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl", **changes)
-
-
-def train_section(**changes: Any) -> dict[str, Any]:
-    return {
-        "steps": 6,
-        "batch_size": 2,
-        "lr": 1e-2,
-        "prompt_lr": 1e-2,
-        "warmup_steps": 0,
-        "save_every": 2,
-        **changes,
-    }
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
