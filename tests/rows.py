@@ -22,6 +22,7 @@ SHAPE = EncoderShape(n_layers=4, dim=24)
 LEVELS = 2
 EXTRA: dict[str, tuple[str, dict[str, Any]]] = {
     "epalm@first-injected": ("epalm", {"prompt": "plain", "prompt_at": "first_injected"}),
+    "epalm@prompt-first": ("epalm", {"prompt": "plain", "prompt_at": "first_injected", "order": "prompt-slots"}),
     "epalm@not-last": ("epalm", {"first": 1, "last": 2}),
     "epalm-lin@whole-range": ("epalm-lin", {"first": 0}),
     "epalm+adapters": ("epalm", {"adapters": True}),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,27 @@ def checkpointed(
             return forward(*args, **kwargs)
 
     return lambda *args, **kwargs: checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+
+class _Carried(Protocol):
+    hidden: Tensor | None
+
+
+def checkpointed_layer(
+    carried: Sequence[_Carried], kernel: Callable[[], contextlib.AbstractContextManager[None]],
+    layer: Callable[[Tensor], Tensor], text: Tensor,
+) -> Tensor:  # fmt: skip
+    """One layer of split execution, recomputed in the backward pass from what the groups of slots held before it."""
+    before = [group.hidden for group in carried]
+
+    def run(hidden: Tensor) -> Tensor:
+        for group, held in zip(carried, before, strict=True):
+            group.hidden = held
+        with kernel():  # the second computation, in backward, must choose the same kernel as the first
+            return layer(hidden)
+
+    result: Tensor = checkpoint(run, text, use_reentrant=False)
+    return result
 
 
 @contextlib.contextmanager

@@ -4,44 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from perceptune.blocks import attention_kernel, checkpointed, identity, identity_in_tuple, replaced_forward
+from perceptune import generation
+from perceptune.anatomy import SITES, find_layers, find_site, require_mask_attention
+from perceptune.blocks import (
+    attention_kernel,
+    checkpointed,
+    checkpointed_layer,
+    identity,
+    identity_in_tuple,
+    replaced_forward,
+)  # fmt: skip
 from perceptune.errors import UserError
-from perceptune.splice import Splice, mask_position, replace_inputs
-from perceptune.types import Slots
-
-# Where decoder LMs of transformers keep their blocks, most common first.
-LAYER_PATHS = (
-    "model.layers",  # Llama, SmolLM, Qwen, Gemma, Mistral, Phi
-    "model.decoder.layers",  # OPT
-    "transformer.h",  # GPT-2, GPT-J
-    "gpt_neox.layers",  # GPT-NeoX, Pythia
-    "model.language_model.layers",  # the text part of multimodal checkpoints
-)
-# Inside a block: the linear map that ends attention and the one that ends the feed-forward part, before the residual.
-SITES = {
-    "attention": ("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense", "attn.c_proj", "attn.out_proj",
-                  "attention.dense", "self_attention.dense"),
-    "mlp": ("mlp.down_proj", "fc2", "mlp.c_proj", "mlp.fc2", "mlp.fc_out", "mlp.dense_4h_to_h"),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are chosen. One beam without sampling is greedy."""
-
-    max_new_tokens: int = 20
-    beams: int = 1
-    sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    length_penalty: float = 1.0
+from perceptune.splice import Splice, mask_position, replace_inputs, with_slots
+from perceptune.split import Record, Split
+from perceptune.types import Decoding, Slots
 
 
 class _ReachedLayerError(Exception):
@@ -62,12 +44,14 @@ class FrozenLM(nn.Module):
         super().__init__()
         self.model = cast(Any, model.requires_grad_(False).eval())
         self.config = self.model.config.get_text_config()
-        self.layers_path = _find_layers(model, layers)
-        _require_mask_attention(self.config)
+        self.layers_path = find_layers(model, layers)
+        require_mask_attention(self.config)
         self.hidden_size = int(self.config.hidden_size)
         # OPT-350M embeds in 512 dimensions and projects to 1,024: a prompt at the input lives in the smaller space.
         self.prompt_size = int(getattr(self.config, "word_embed_proj_dim", self.hidden_size))
         self.gradient_checkpointing = False
+        self.no_split: str | None = None  # why this LM runs the plain path only
+        self._busy = False
         self._splice: Splice | None = None
         self._keep: Tensor | None = None
         self._stop_at: int | None = None
@@ -106,13 +90,12 @@ class FrozenLM(nn.Module):
 
     def site(self, layer: int, kind: str) -> tuple[str, nn.Module]:
         """Full name and module that ends attention (`attention`) or the feed-forward part (`mlp`) of a block."""
-        for path in SITES[kind]:
-            with contextlib.suppress(AttributeError):
-                return f"{self.layers_path}.{layer}.{path}", self.layers[layer].get_submodule(path)
-        tried = ", ".join(f"`{path}`" for path in SITES[kind])
-        raise UserError(
-            f"no {kind} output found in `{self.layers_path}.{layer}` of {type(self.model).__name__}: tried {tried}"
-        )
+        if (found := find_site(self.layers[layer], kind)) is None:
+            tried = ", ".join(f"`{path}`" for path in SITES[kind])
+            raise UserError(
+                f"no {kind} output found in `{self.layers_path}.{layer}` of {type(self.model).__name__}: tried {tried}"
+            )
+        return f"{self.layers_path}.{layer}.{found[0]}", found[1]
 
     def forward(
         self,
@@ -122,23 +105,70 @@ class FrozenLM(nn.Module):
         *,
         keep: Tensor | None = None,  # (B, T) bool
         text_states: tuple[int, Tensor] | None = None,  # (layer, (B, T, d)) from `states_at`
+        plain: bool = False,
     ) -> Tensor:
         """Logits (B, T, vocab) of the text, or (N, vocab) at the N positions marked in `keep`.
 
-        With `text_states` the layers below are not run: their result is given.
+        With `text_states` the layers below are not run: their result is given. `plain` runs every column through every
+        block, which is what split execution must equal.
         """
+        if plain or self.why_plain(slots) is not None:
+            return self._plain(input_ids, attention_mask, slots, keep, text_states)
+        return self.split(input_ids, attention_mask, slots, keep=keep, text_states=text_states)
+
+    def why_plain(self, slots: Sequence[Slots]) -> str | None:
+        """Why these slots cannot be run as keys and values; None if they can."""
+        if any(slot.sees_text for slot in slots):
+            return "slots that see the text (slot_mask: official) change with it"
+        return self.no_split
+
+    def split(
+        self, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots], *, keep: Tensor | None = None,
+        text_states: tuple[int, Tensor] | None = None, record: Record | None = None, last_only: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """`forward` by split execution. `record` is told what the text attends to in each layer.
+
+        With `last_only` the logits (B, vocab) are those of the last position.
+        """
+        split = Split(slots, self.n_layers, tuples=self._blocks_give_tuples)
+        split.text_states, split.record = text_states, record
+        if last_only:
+            keep = torch.zeros_like(attention_mask, dtype=torch.bool)
+            keep[:, -1] = True
+        if keep is not None:
+            marked = keep.any(0).nonzero().flatten().tolist() or [0]
+            split.asking = (marked[0], marked[-1] + 1)
+        ids, mask, positions = with_slots(input_ids, attention_mask, split.width)
+        with contextlib.ExitStack() as stack:
+            kernel = partial(attention_kernel, self.device, self.dtype, ids.shape[1])
+            stack.enter_context(kernel())
+            stack.enter_context(self.using(None, _with_slots_before(keep, split.width)))
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                split.around = partial(checkpointed_layer, split.groups, kernel)  # type: ignore[method-assign]
+            for index, layer in enumerate(self.layers):
+                stack.enter_context(replaced_forward([layer], partial(split.block, index)))
+            logits: Tensor = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=split.past, use_cache=True
+            ).logits
+        return logits if keep is not None else logits[:, split.width :]
+
+    def _plain(
+        self, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots], keep: Tensor | None,
+        text_states: tuple[int, Tensor] | None,
+    ) -> Tensor:  # fmt: skip
         splice = Splice(slots, attention_mask)
         splice.text_states = text_states
-        ids, mask, positions = _with_slots(input_ids, attention_mask, splice.width)
+        ids, mask, positions = with_slots(input_ids, attention_mask, splice.width)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(attention_kernel(self.device, self.dtype, ids.shape[1]))
-            stack.enter_context(self._using(splice, _with_slots_before(keep, splice.width)))
+            kernel = partial(attention_kernel, self.device, self.dtype, ids.shape[1])
+            stack.enter_context(kernel())
+            stack.enter_context(self.using(splice, _with_slots_before(keep, splice.width)))
+            first = 0
             if text_states is not None:
+                first = text_states[0]
                 passing = identity_in_tuple if self._blocks_give_tuples else identity
-                stack.enter_context(replaced_forward(self.layers[: text_states[0]], lambda _: passing))
+                stack.enter_context(replaced_forward(self.layers[:first], lambda _: passing))
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                first = text_states[0] if text_states is not None else 0
-                kernel = partial(attention_kernel, self.device, self.dtype, ids.shape[1])
                 stack.enter_context(replaced_forward(self.layers[first:], partial(checkpointed, kernel)))
             logits: Tensor = self.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
@@ -146,12 +176,14 @@ class FrozenLM(nn.Module):
         return logits if keep is not None else logits[:, splice.width :]
 
     @torch.no_grad()
-    def states_at(self, layer: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """States (B, T, d) of bare text as they enter `layer`; the layers from there on are not run."""
-        _, _, positions = _with_slots(input_ids, attention_mask, 0)
+    def states_at(
+        self, layer: int, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots] = (), *,
+        record: Record | None = None,
+    ) -> Tensor:  # fmt: skip
+        """States (B, T, d) of the text as they enter `layer`; the layers from there on are not run."""
         self._stop_at = layer
         try:
-            self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+            self.split(input_ids, attention_mask, slots, record=record)
         except _ReachedLayerError as reached:
             return reached.states
         finally:
@@ -170,43 +202,42 @@ class FrozenLM(nn.Module):
         pad: int,
     ) -> list[list[int]]:
         """New tokens of each row, up to and without the end token."""
-        from transformers import DynamicCache, GenerationConfig
-
-        beams = decoding.beams
-        splice = Splice([_repeated(slot, beams) for slot in slots], attention_mask.repeat_interleave(beams, 0))
-        ids, mask, _ = _with_slots(input_ids, attention_mask, splice.width)
-        sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.sample else {}
-        search = {"length_penalty": decoding.length_penalty} if beams > 1 else {}
-        config = GenerationConfig(
-            max_new_tokens=decoding.max_new_tokens, num_beams=beams, do_sample=decoding.sample,
-            eos_token_id=eos, pad_token_id=pad, use_cache=not splice.sees_text, **sampling, **search,
-        )  # fmt: skip
-        # An unwindowed cache: a sliding-window cache would drop the slots, which are exempt from the window.
-        cache = {} if splice.sees_text else {"past_key_values": DynamicCache()}
-        with self._using(splice, None):
-            sequences = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **cache)
-        return [_until(row, eos) for row in sequences[:, ids.shape[1] :].tolist()]
+        if decoding.beams > 1 or self.why_plain(slots) is not None:
+            return generation.with_transformers(self, input_ids, attention_mask, slots, decoding, eos, pad)
+        return generation.one_by_one(self, input_ids, attention_mask, slots, decoding, eos)
 
     @torch.no_grad()
     def check(self) -> None:
-        """One forward of two tokens with a slot: an LM that cannot be spliced is found out before any work."""
+        """Two tokens with a slot: an LM that cannot be spliced is found out before any work.
+
+        One that can, but whose attention cannot be given keys and values, runs the plain path: `no_split` says why.
+        """
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-        states = torch.zeros(1, 1, self.hidden_size, device=self.device)
-        slot = Slots("check", self.n_layers - 1, {self.n_layers - 1: states}, torch.ones(1, dtype=torch.bool))
+        middle = self.n_layers // 2
+        states = torch.ones(1, 1, self.hidden_size, device=self.device)
+        slot = Slots("check", middle, {middle: states}, torch.ones(1, dtype=torch.bool))
+        mask = torch.ones_like(ids)
         try:
-            self(ids, torch.ones_like(ids), [slot])
+            plain = self(ids, mask, [slot], plain=True)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise UserError(f"{type(self.model).__name__} cannot be spliced: {error}") from error
+        try:
+            difference = (self(ids, mask, [slot]) - plain).abs().max() / plain.abs().max()
+        except (RuntimeError, TypeError, AttributeError, KeyError, ValueError) as error:
+            self.no_split = f"{type(self.model).__name__} gives its attention no keys and values from outside ({error})"
+            return
+        if not difference < (0.1 if self.dtype == torch.bfloat16 else 1e-3):
+            self.no_split = f"{type(self.model).__name__} computes something else when split (off by {difference:.1e})"
 
     @contextlib.contextmanager
-    def _using(self, splice: Splice, keep: Tensor | None) -> Iterator[None]:
-        if self._splice is not None:
+    def using(self, splice: Splice | None, keep: Tensor | None) -> Iterator[None]:
+        if self._busy:
             raise RuntimeError("a FrozenLM runs one forward at a time: its slots belong to that call")
-        self._splice, self._keep = splice, keep
+        self._splice, self._keep, self._busy = splice, keep, True
         try:
             yield
         finally:
-            self._splice = self._keep = None
+            self._splice, self._keep, self._busy = None, None, False
 
     def _install_hooks(self) -> None:
         self.model.register_forward_pre_hook(self._before_model, with_kwargs=True)
@@ -247,44 +278,5 @@ class FrozenLM(nn.Module):
         return None if self._keep is None else (args[0][self._keep], *args[1:])
 
 
-def _find_layers(model: nn.Module, override: str | None) -> str:
-    paths = (override,) if override else LAYER_PATHS
-    for path in paths:
-        with contextlib.suppress(AttributeError):
-            found = model.get_submodule(path)
-            if isinstance(found, nn.ModuleList) and len(found) > 0:
-                return path
-    lists = [f"`{name}`" for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    raise UserError(
-        f"no decoder layers found in {type(model).__name__}: tried {', '.join(f'`{p}`' for p in paths)}; "
-        f"set `lm.layers` to one of its module lists: {', '.join(lists) or 'it has none'}"
-    )
-
-
-def _require_mask_attention(config: Any) -> None:
-    """Slots are opened in a 4-D mask, which only sdpa and eager attention read."""
-    attention = getattr(config, "_attn_implementation", "eager")
-    if attention not in ("sdpa", "eager", None):
-        raise UserError(f"attention `{attention}` cannot be spliced; load the LM with `sdpa` or `eager`")
-
-
-def _with_slots(ids: Tensor, mask: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and position ids with `width` hidden columns in front; the text's positions do not move."""
-    batch = ids.shape[0]
-    ids = torch.cat([ids.new_zeros(batch, width), ids], dim=1)
-    mask = torch.cat([mask.new_zeros(batch, width), mask], dim=1)
-    positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-    return ids, mask, positions
-
-
 def _with_slots_before(keep: Tensor | None, width: int) -> Tensor | None:
     return None if keep is None else torch.cat([keep.new_zeros(keep.shape[0], width), keep], dim=1)
-
-
-def _repeated(slot: Slots, times: int) -> Slots:
-    states = {layer: tensor.repeat_interleave(times, 0) for layer, tensor in slot.states.items()}
-    return replace(slot, states=states, present=slot.present.repeat_interleave(times, 0))
-
-
-def _until(tokens: list[int], eos: int) -> list[int]:
-    return tokens[: tokens.index(eos)] if eos in tokens else tokens

@@ -12,10 +12,10 @@ from perceptune.config import Recipe
 from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError, nearest
 from perceptune.features import FeatureStore, TextStates
-from perceptune.lm import Decoding, FrozenLM
+from perceptune.lm import FrozenLM
 from perceptune.methods.base import Method
 from perceptune.text import TextFormat, Tokens
-from perceptune.types import Features, Sample
+from perceptune.types import Decoding, Features, Sample
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class AdaptedModel(nn.Module):
         below = None
         if layer > 0 and not self.plain:
             below = (layer, self.text_states.get(ids, mask))
-        keep = nn.functional.pad(batch.tokens.supervised[:, 1:], (0, 1)).to(device)
-        return self.lm(ids, mask, slots, keep=keep, text_states=below)
+        keep = nn.functional.pad(batch.tokens.supervised[:, 1:], (0, 1))
+        return self.lm(ids, mask, slots, keep=keep, text_states=below, plain=self.plain)
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Cross-entropy summed over the supervised tokens, and their number."""

@@ -46,7 +46,10 @@ class Splice:
         for slot in self.slots:
             states = slot.states.get(layer)
             changed |= states is not None
-            pieces.append(hidden[:, start : start + slot.width] if states is None else states.to(hidden.dtype))
+            if states is None:
+                pieces.append(hidden[:, start : start + slot.width])
+            else:
+                pieces.append(states.to(hidden.dtype).expand(hidden.shape[0], -1, -1))
             start += slot.width
         text = hidden[:, start:]
         if self.text_states is not None and self.text_states[0] == layer:
@@ -136,3 +139,12 @@ def replace_inputs(
     else:
         arguments[position] = splice.open(layer, mask)
     return tuple(arguments), kwargs
+
+
+def with_slots(ids: Tensor, mask: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and position ids with `width` hidden columns in front; the text's positions do not move."""
+    batch = ids.shape[0]
+    ids = torch.cat([ids.new_zeros(batch, width), ids], dim=1)
+    mask = torch.cat([mask.new_zeros(batch, width), mask], dim=1)
+    positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    return ids, mask, positions

@@ -42,7 +42,7 @@ class Slots:
 
     name: str
     entry: int  # first layer (0-based) in which the columns are open
-    states: Mapping[int, Tensor]  # layer -> (B, n, hidden_size), float32
+    states: Mapping[int, Tensor]  # layer -> (B, n, hidden_size), or (1, n, ...) if the same for every row; float32
     present: Tensor  # (B,) bool
     sees_text: bool = False  # the official eP-ALM mask: the columns see the whole text, future included
 
@@ -50,3 +50,15 @@ class Slots:
     def width(self) -> int:
         """Number of columns."""
         return int(self.states[self.entry].shape[1])
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen. One beam without sampling is greedy."""
+
+    max_new_tokens: int = 20
+    beams: int = 1
+    sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    length_penalty: float = 1.0

@@ -10,8 +10,7 @@ import copy
 import pytest
 import torch
 
-from perceptune.lm import Decoding
-from perceptune.types import Features, Slots
+from perceptune.types import Decoding, Features, Slots
 from rows import FAMILIES, SHAPE, absent, method_names, random_features, row
 from support import random_lm
 
@@ -22,7 +21,7 @@ every_method = pytest.mark.parametrize("name", method_names())
 def test_the_matrix_is_as_large_as_it_claims() -> None:
     assert len(FAMILIES) >= 5
     assert {"epalm", "epalm-pt", "epalm-lin", "epalm-ada", "epalm-pt-l"} <= set(method_names())
-    assert len(method_names()) >= 9
+    assert len(method_names()) >= 10
     assert {"epalm-lin", "epalm-lin@whole-range"} <= set(CONNECTOR_ONLY)
     assert {"epalm-lin", "epalm@first-injected"} <= set(LATE)
 
@@ -63,6 +62,7 @@ def expected_count(name: str, prompt_size: int) -> int:
         "epalm-ada": 2 * MAP + ADAPTERS,
         "epalm-pt-l": MAP + plain,
         "epalm@first-injected": 2 * MAP + 10 * HIDDEN,
+        "epalm@prompt-first": 2 * MAP + 10 * HIDDEN,
         "epalm@not-last": 2 * MAP + mlp,
         "epalm-lin@whole-range": MAP,
         "epalm+adapters": 2 * MAP + mlp + ADAPTERS,
@@ -179,6 +179,65 @@ def test_gradient_checkpointing_changes_nothing(name: str, family: str, dtype: t
     assert len(gradients[0]) == len(gradients[1]) > 0
     for plain, saved in zip(*gradients, strict=True):
         assert torch.allclose(plain, saved, atol=1e-6, rtol=1e-5)
+
+
+@every_row
+@every_method
+@pytest.mark.parametrize("present", [[True, True, True], [True, False, True], [False, False, False]])
+def test_split_execution_equals_the_plain_path(name: str, family: str, present: list[bool]) -> None:
+    """Logits and every gradient, with some rows without a medium, and only some positions supervised."""
+    results = []
+    for plain in (True, False):
+        r = row(name, family)
+        keep = torch.zeros_like(r.mask, dtype=torch.bool)
+        keep[:, -3:-1] = True
+        slots = r.plan({"image": Features(r.features["image"].values, torch.tensor(present))})
+        logits = r.lm(r.ids, r.mask, slots, keep=keep, plain=plain)
+        loss = torch.nn.functional.cross_entropy(logits, r.ids[:, -2:].flatten(), reduction="sum")
+        if loss.requires_grad:
+            loss.backward()
+        results.append((logits, [p.grad for p in r.method.parameters()]))
+    (full, gradients), (split, others) = results
+    assert torch.allclose(full, split, atol=1e-5, rtol=1e-5)
+    assert [g is None for g in gradients] == [g is None for g in others]
+    for one, other in zip(gradients, others, strict=True):
+        if one is not None and other is not None:
+            scale = one.abs().max().clamp_min(1.0)
+            assert (one - other).abs().max() / scale < 1e-5
+
+
+@every_row
+@every_method
+def test_what_split_execution_leaves_out(name: str, family: str) -> None:
+    """Counted in calls of the last feed-forward map: no slot column that is overwritten, no unsupervised last query."""
+    r = row(name, family)
+    seen: list[tuple[int, int]] = []
+    for layer in range(r.lm.n_layers):
+        _, module = r.lm.site(layer, "mlp")
+        module.register_forward_hook(lambda _, __, out, layer=layer: seen.append((layer, out.numel() // out.shape[-1])))
+    keep = torch.zeros_like(r.mask, dtype=torch.bool)
+    keep[:, -3:-1] = True
+    r.lm(r.ids, r.mask, r.plan(), keep=keep)
+    rows, length = r.ids.shape
+    last = r.lm.n_layers - 1
+    assert [n for layer, n in seen if layer == last] == [rows * 2]
+    for layer in range(last):
+        assert (layer, rows * length) in seen
+    extra = sum(n for layer, n in seen if layer < last) - rows * length * last
+    assert extra == expected_extra(name, rows)
+
+
+def expected_extra(name: str, rows: int) -> int:
+    """Slot columns that must run through a block: the prompt, once below the image's layer, then in each row."""
+    if name == "epalm@first-injected":
+        return 1 * 10 * rows  # layer 2 of 2, 3: behind the image
+    if name == "epalm@prompt-first":
+        return 1 * 10
+    if name == "epalm@not-last":  # image in 1, 2; its last state goes on into 3; prompt in 0 alone, in 1, 2 by row
+        return 10 + 2 * 10 * rows + rows
+    if name in ("epalm-lin", "epalm-ada", "epalm-lin@whole-range"):
+        return 0
+    return 2 * 10 + 10 * rows  # the prompt at the input: layers 0, 1 once, layer 2 behind the image
 
 
 @every_row

@@ -42,6 +42,10 @@ class EPALMOptions(BaseModel):
     prompt_tokens: int = Field(10, ge=1)
     prompt_std: float = Field(1.0, gt=0)
     prompt_at: Literal["input", "first_injected"] = "input"
+    order: Literal["slots-prompt", "prompt-slots"] = Field(
+        "slots-prompt",
+        description="columns from left to right; behind the prompt, slots leave it the same in every row",
+    )
     adapters: bool = Field(False, description="adapters after attention and feed-forward of every LM layer")
     adapter_factor: int = Field(8, ge=1, description="bottleneck = hidden size / factor")
     slot_mask: Literal["causal", "official"] = "causal"
@@ -172,9 +176,8 @@ class EPALM(Method):
 
     def plan(self, features: Mapping[str, Features], batch: int) -> list[Slots]:
         slots = [self._slot(modality, given) for modality, given in features.items() if bool(given.present.any())]
-        if self.prompt is not None:
-            slots.append(self._prompt_slots(self.prompt(), batch))
-        return slots
+        prompt = [] if self.prompt is None else [self._prompt_slots(self.prompt(), batch)]
+        return prompt + slots if self.options.order == "prompt-slots" else slots + prompt
 
     def _slot(self, modality: str, given: Features) -> Slots:
         projected = self.connectors[modality](given.values)
@@ -188,7 +191,7 @@ class EPALM(Method):
         else:
             entry = self.range.start
         present = torch.ones(batch, dtype=torch.bool, device=prompt.device)
-        return Slots("prompt", entry, {entry: prompt.expand(batch, -1, -1)}, present)
+        return Slots("prompt", entry, {entry: prompt[None]}, present)
 
     def text_side(self) -> Sequence[nn.Module | nn.Parameter]:
         return [part for part in (self.prompt, self.adapters) if part is not None]

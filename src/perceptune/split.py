@@ -1,0 +1,212 @@
+"""Split execution: the text runs through the blocks alone, slots come along as extra keys and values.
+
+What a text reads of a slot is one key and one value per layer. So in each block a slot whose state is overwritten
+before the next one is computed no further than that; a slot whose state is the same for every row (a soft prompt with
+nothing of the medium before it) is computed once for the whole batch; and in the last block only the positions that
+predict a supervised token ask for anything. The result is that of the plain path (`Splice`), which runs every column
+through everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.keyvalues import CapturedError, KeyValues, Pair
+from perceptune.splice import MASK
+from perceptune.types import Slots
+
+Forward = Callable[..., Any]
+Record = Callable[[int, Sequence[Pair]], None]  # (layer, what the text attends to in it)
+HIDDEN = "hidden_states"
+
+
+@dataclass
+class Group:
+    """The columns of one `Slots` on their way through the layers."""
+
+    slots: Slots
+    start: int  # first column
+    present: Tensor | None  # (B,) bool; None = all rows
+    hidden: Tensor | None = None  # (1 or B, n, d) as it leaves the last block it was run through
+
+
+class Split:
+    """One forward of `[slots][pad][text]`; `block` gives what stands in for each block's forward."""
+
+    def __init__(self, slots: Sequence[Slots], n_layers: int, *, tuples: bool = False) -> None:
+        self.n_layers = n_layers
+        self.tuples = tuples  # whether the LM's blocks return tuples (GPT-J's do, Llama's do not)
+        self.groups: list[Group] = []
+        for one in slots:
+            self.groups.append(Group(one, self.width, None if bool(one.present.all()) else one.present))
+        self.past = KeyValues()
+        self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): states that enter this layer
+        self.asking: tuple[int, int] | None = None  # text columns [first, end) that the last block computes; None = all
+        self.record: Record | None = None
+        self._masks: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def width(self) -> int:
+        """Number of slot columns."""
+        return sum(group.slots.width for group in self.groups)
+
+    def block(self, index: int, forward: Forward) -> Forward:
+        """What block `index` does in this pass instead of its own `forward`."""
+        names = _parameter_names(forward)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            given = dict(zip(names, args, strict=False)) | kwargs
+            text: Tensor = given.pop(HIDDEN)
+            if index == 0:
+                text = text[:, self.width :]
+            if self.text_states is not None and index <= self.text_states[0]:
+                text = self.text_states[1].to(text.dtype)
+            text = self.around(partial(self._layer, index, forward, given), text)
+            return (text,) if self.tuples else text
+
+        return run
+
+    def around(self, layer: Callable[[Tensor], Tensor], text: Tensor) -> Tensor:
+        """Runs one layer; to be replaced by what saves memory."""
+        return layer(text)
+
+    def _layer(self, index: int, forward: Forward, given: dict[str, Any], text: Tensor) -> Tensor:
+        """All columns through one block: each sees the keys and values of those to its left."""
+        block = _Block(forward, self.past, given, self.width + text.shape[1])
+        left: list[Pair] = []
+        for group in self.groups:
+            if group.slots.entry <= index:
+                left.append(self._slots_through(index, block, group, left, text.dtype))
+        if self.text_states is not None and index < self.text_states[0]:
+            return text
+        mask = self._text_mask(given[MASK], left, text)
+        length = text.shape[1]
+        if index < self.n_layers - 1:
+            out, own = block.full(text, mask, self.width, left)
+        else:
+            first, end = self.asking or (0, length)
+            out, own = _last(block, text, mask, self.width, left, first, end)
+            # The width that the LM's own code expects of its last block; nobody reads the other columns.
+            out = torch.nn.functional.pad(out, (0, 0, self.width + first, length - end))
+        if self.record is not None:
+            self.record(index, [*left, own])
+        return out
+
+    def _slots_through(self, index: int, block: _Block, group: Group, left: Sequence[Pair], dtype: torch.dtype) -> Pair:
+        """Keys and values of a group's columns in this block; its output too, where the next block needs it."""
+        states = group.slots.states.get(index)
+        hidden = group.hidden if states is None else states.to(dtype)
+        assert hidden is not None
+        if index + 1 == self.n_layers or index + 1 in group.slots.states:
+            own = block.keys_and_values(hidden, group.start)
+        else:
+            rows = max([hidden.shape[0], *(pair.keys.shape[0] for pair in left)])
+            hidden = hidden.expand(rows, -1, -1)
+            group.hidden, own = block.full(hidden, _slot_mask(left, hidden, block.given[MASK]), group.start, left)
+        return Pair(own.keys, own.values, group.present)
+
+    def _text_mask(self, mask: Tensor | None, left: Sequence[Pair], text: Tensor) -> Tensor:
+        """(B, 1, T, S + T): the LM's own mask between text columns, after the open slots'."""
+        key = (id(mask), sum(pair.width for pair in left))  # the LM keeps its masks alive during the forward
+        if key not in self._masks:
+            rows, length = text.shape[:2]
+            own = _causal(length, text.device) if mask is None else mask[..., self.width :, self.width :]
+            self._masks[key] = _beside(_seen(left, rows, length, text.device), own.expand(rows, 1, -1, -1))
+        return self._masks[key]
+
+
+@dataclass
+class _Block:
+    """One block of the LM, and what its own code hands to it beside the hidden states."""
+
+    forward: Forward
+    past: KeyValues
+    given: dict[str, Any]
+    columns: int  # for how many columns masks and positions were made
+
+    def full(
+        self, hidden: Tensor, mask: Tensor, start: int, left: Sequence[Pair], *, only_left: bool = False
+    ) -> tuple[Tensor, Pair]:
+        """Output of the columns from `start` on, and their own keys and values."""
+        self.past.expect(left, only_left=only_left)
+        out = self.forward(hidden, **self._arguments(hidden, start), **{MASK: mask})
+        return (out[0] if isinstance(out, tuple) else out), self.past.taken()
+
+    def keys_and_values(self, hidden: Tensor, start: int) -> Pair:
+        """Keys and values alone; the block is left as soon as they are known."""
+        self.past.expect((), leave=True)
+        with contextlib.suppress(CapturedError):
+            self.forward(hidden, **self._arguments(hidden, start), **{MASK: None})
+        return self.past.taken()
+
+    def _arguments(self, hidden: Tensor, start: int) -> dict[str, Any]:
+        rows, n = hidden.shape[:2]
+        wanted = slice(start, start + n)
+        return {name: _cut(v, self.columns, wanted, rows) for name, v in self.given.items() if name != MASK}
+
+
+def _last(
+    block: _Block, text: Tensor, mask: Tensor, start: int, left: Sequence[Pair], first: int, end: int
+) -> tuple[Tensor, Pair]:
+    """The last block: keys and values of the whole text, everything else for the columns [first, end)."""
+    if end - first > 0.75 * text.shape[1]:  # too little to save
+        out, own = block.full(text, mask, start, left)
+        return out[:, first:end], own
+    own = block.keys_and_values(text, start)
+    out, _ = block.full(text[:, first:end], mask[..., first:end, :], start + first, [*left, own], only_left=True)
+    return out, own
+
+
+def _parameter_names(forward: Forward) -> list[str]:
+    return [name for name, p in inspect.signature(forward).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def _cut(value: Any, columns: int, wanted: slice, rows: int) -> Any:
+    """An argument of the block for some of the columns: what has a column axis (the second) is cut there."""
+    if isinstance(value, tuple):
+        return tuple(_cut(v, columns, wanted, rows) for v in value)
+    if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] == columns:
+        # Slots stand at position 0 in every row, so one row's positions serve a group that is computed once.
+        return value[:rows, wanted]
+    return value
+
+
+def _slot_mask(left: Sequence[Pair], hidden: Tensor, like: Tensor | None) -> Tensor:
+    """Slots see those before them and themselves."""
+    rows, n = hidden.shape[:2]
+    own = _causal(n, hidden.device).expand(rows, 1, -1, -1)
+    if like is not None and like.dtype != torch.bool:
+        own = _additive(own, like.dtype)
+    return _beside(_seen(left, rows, n, hidden.device), own)
+
+
+def _causal(n: int, device: torch.device) -> Tensor:
+    return torch.ones(1, 1, n, n, dtype=torch.bool, device=device).tril()
+
+
+def _seen(left: Sequence[Pair], rows: int, queries: int, device: torch.device) -> Tensor:
+    """(rows, 1, queries, S) bool: the slots to the left, row by row where some rows have none."""
+    parts = [
+        torch.ones(rows, 1, queries, pair.width, dtype=torch.bool, device=device)
+        if pair.visible is None
+        else pair.visible.to(device)[:, None, None, None].expand(-1, 1, queries, pair.width)
+        for pair in left
+    ]
+    return torch.cat(parts, dim=-1) if parts else torch.ones(rows, 1, queries, 0, dtype=torch.bool, device=device)
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def _beside(visible: Tensor, own: Tensor) -> Tensor:
+    """Two masks side by side, in the second one's terms."""
+    return torch.cat([visible if own.dtype == torch.bool else _additive(visible, own.dtype), own], dim=-1)
