@@ -21,6 +21,7 @@ from perceptune.blocks import (
     replaced_forward,
 )  # fmt: skip
 from perceptune.errors import UserError
+from perceptune.head import frozen_head_loss
 from perceptune.splice import Splice, mask_position, replace_inputs, with_slots
 from perceptune.split import Record, Split
 from perceptune.types import Decoding, Slots
@@ -51,6 +52,8 @@ class FrozenLM(nn.Module):
         self.prompt_size = int(getattr(self.config, "word_embed_proj_dim", self.hidden_size))
         self.gradient_checkpointing = False
         self.no_split: str | None = None  # why this LM runs the plain path only
+        self.bare_head = False  # whether logits are the head's output as it is; found out by `check`
+        self._before_the_head: list[Tensor] | None = None
         self._busy = False
         self._splice: Splice | None = None
         self._keep: Tensor | None = None
@@ -115,6 +118,27 @@ class FrozenLM(nn.Module):
         if plain or self.why_plain(slots) is not None:
             return self._plain(input_ids, attention_mask, slots, keep, text_states)
         return self.split(input_ids, attention_mask, slots, keep=keep, text_states=text_states)
+
+    def loss(
+        self, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots], *, keep: Tensor, targets: Tensor,
+        text_states: tuple[int, Tensor] | None = None, plain: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Cross-entropy summed over the N positions marked in `keep` (B, T); `targets` (N,) in the same order."""
+        given: dict[str, Any] = {"keep": keep, "text_states": text_states, "plain": plain}
+        head = self.model.get_output_embeddings()
+        if not self.bare_head or head.weight.requires_grad:
+            logits = self(input_ids, attention_mask, slots, **given)
+            return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        return frozen_head_loss(self._states_before_head(input_ids, attention_mask, slots, **given), head, targets)
+
+    def _states_before_head(self, *args: Any, **kwargs: Any) -> Tensor:
+        """(N, d) at the kept positions, as the vocabulary head would take them."""
+        self._before_the_head = []
+        try:
+            self(*args, **kwargs)
+            return self._before_the_head[0]
+        finally:
+            self._before_the_head = None
 
     def why_plain(self, slots: Sequence[Slots]) -> str | None:
         """Why these slots cannot be run as keys and values; None if they can."""
@@ -221,6 +245,7 @@ class FrozenLM(nn.Module):
             plain = self(ids, mask, [slot], plain=True)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise UserError(f"{type(self.model).__name__} cannot be spliced: {error}") from error
+        self.bare_head = self._head_is_bare(ids, mask)
         try:
             difference = (self(ids, mask, [slot]) - plain).abs().max() / plain.abs().max()
         except (RuntimeError, TypeError, AttributeError, KeyError, ValueError) as error:
@@ -228,6 +253,15 @@ class FrozenLM(nn.Module):
             return
         if not difference < (0.1 if self.dtype == torch.bfloat16 else 1e-3):
             self.no_split = f"{type(self.model).__name__} computes something else when split (off by {difference:.1e})"
+
+    def _head_is_bare(self, ids: Tensor, mask: Tensor) -> bool:
+        """Some LMs scale or cap their logits after the head (Gemma 2, Cohere, Granite)."""
+        head = self.model.get_output_embeddings()
+        if type(head) is not nn.Linear:
+            return False
+        kept = torch.ones_like(mask, dtype=torch.bool)
+        bare = head(self._states_before_head(ids, mask, keep=kept, plain=True))
+        return torch.allclose(bare, self(ids, mask, keep=kept, plain=True), rtol=1e-3, atol=1e-3)
 
     @contextlib.contextmanager
     def using(self, splice: Splice | None, keep: Tensor | None) -> Iterator[None]:
@@ -275,7 +309,13 @@ class FrozenLM(nn.Module):
 
     def _before_head(self, _: nn.Module, args: tuple[Any, ...]) -> Any:
         """The vocabulary head runs on the kept positions only, as one 2-D product."""
-        return None if self._keep is None else (args[0][self._keep], *args[1:])
+        if self._keep is None:
+            return None
+        kept = args[0][self._keep]
+        if self._before_the_head is not None:  # the head runs on nothing: what would enter it is wanted
+            self._before_the_head.append(kept)
+            kept = kept[:0]
+        return (kept, *args[1:])
 
 
 def _with_slots_before(keep: Tensor | None, width: int) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,21 +95,27 @@ class AdaptedModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (N, vocab) at the N positions that predict a supervised token, row by row."""
-        device = self.lm.device
-        ids, mask = batch.tokens.input_ids.to(device), batch.tokens.attention_mask.to(device)
-        slots = self.method.plan(_moved(batch.features, device), ids.shape[0])
-        layer = self.method.first_layer
-        below = None
-        if layer > 0 and not self.plain:
-            below = (layer, self.text_states.get(ids, mask))
-        keep = nn.functional.pad(batch.tokens.supervised[:, 1:], (0, 1))
-        return self.lm(ids, mask, slots, keep=keep, text_states=below, plain=self.plain)
+        logits: Tensor = self.lm(**self._arguments(batch))
+        return logits
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Cross-entropy summed over the supervised tokens, and their number."""
-        logits = self(batch)
         targets = batch.tokens.input_ids[:, 1:][batch.tokens.supervised[:, 1:]]
-        return nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum"), len(targets)
+        return self.lm.loss(**self._arguments(batch), targets=targets.to(self.lm.device)), len(targets)
+
+    def _arguments(self, batch: Batch) -> dict[str, Any]:
+        """What the LM is called with."""
+        device = self.lm.device
+        ids, mask = batch.tokens.input_ids.to(device), batch.tokens.attention_mask.to(device)
+        layer = self.method.first_layer
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "slots": self.method.plan(_moved(batch.features, device), ids.shape[0]),
+            "keep": nn.functional.pad(batch.tokens.supervised[:, 1:], (0, 1)),
+            "text_states": (layer, self.text_states.get(ids, mask)) if layer > 0 and not self.plain else None,
+            "plain": self.plain,
+        }
 
     @torch.no_grad()
     def answer(

@@ -192,8 +192,12 @@ def test_split_execution_equals_the_plain_path(name: str, family: str, present: 
         keep = torch.zeros_like(r.mask, dtype=torch.bool)
         keep[:, -3:-1] = True
         slots = r.plan({"image": Features(r.features["image"].values, torch.tensor(present))})
+        r.lm.check()
         logits = r.lm(r.ids, r.mask, slots, keep=keep, plain=plain)
-        loss = torch.nn.functional.cross_entropy(logits, r.ids[:, -2:].flatten(), reduction="sum")
+        targets = r.ids[:, -2:].flatten()
+        loss = r.lm.loss(r.ids, r.mask, slots, keep=keep, targets=targets, plain=plain)
+        expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        assert torch.allclose(loss, expected, rtol=1e-6)
         if loss.requires_grad:
             loss.backward()
         results.append((logits, [p.grad for p in r.method.parameters()]))

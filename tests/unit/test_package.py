@@ -69,7 +69,7 @@ def test_leaves_never_import_one_another() -> None:
 LAYERS = [
     {"errors", "_version", "types", "statistics"},
     {"plugins", "assets", "assets_convert", "media", "pictures", "config", "guard", "runlog"},
-    {"splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues"},
+    {"splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head"},
     {"split"},
     {"lm", "generation"},
     {"encoders", "methods", "metrics", "tasks"},
