@@ -10,10 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from perceptune import generation
+from perceptune import attention, generation, trial
 from perceptune.anatomy import SITES, find_layers, find_site, require_mask_attention
 from perceptune.blocks import (
-    attention_kernel,
     checkpointed,
     checkpointed_layer,
     identity,
@@ -22,6 +21,8 @@ from perceptune.blocks import (
 )  # fmt: skip
 from perceptune.errors import UserError
 from perceptune.head import frozen_head_loss
+from perceptune.norms import lighten
+from perceptune.packed import pack
 from perceptune.splice import Splice, mask_position, replace_inputs, with_slots
 from perceptune.split import Record, Split
 from perceptune.types import Decoding, Slots
@@ -47,6 +48,9 @@ class FrozenLM(nn.Module):
         self.config = self.model.config.get_text_config()
         self.layers_path = find_layers(model, layers)
         require_mask_attention(self.config)
+        if self.config._attn_implementation == "sdpa":
+            attention.register()
+            self.config._attn_implementation = attention.NAME
         self.hidden_size = int(self.config.hidden_size)
         # OPT-350M embeds in 512 dimensions and projects to 1,024: a prompt at the input lives in the smaller space.
         self.prompt_size = int(getattr(self.config, "word_embed_proj_dim", self.hidden_size))
@@ -80,6 +84,12 @@ class FrozenLM(nn.Module):
     def device(self) -> torch.device:
         """Where the LM lives."""
         return self.model.get_input_embeddings().weight.device
+
+    def pack(self, first_layer: int, megabytes: int) -> int:
+        """Lays out the blocks' weights for the CPU's bfloat16 products, trained-through ones (upper) first."""
+        lighten(self.layers.modules())
+        order = [*self.layers[first_layer:], *self.layers[:first_layer]]
+        return pack((module for layer in order for module in layer.modules()), megabytes)
 
     def train(self, mode: bool = True) -> FrozenLM:
         """A frozen LM stays in evaluation mode: its dropout would only add noise to what cannot adapt."""
@@ -129,9 +139,9 @@ class FrozenLM(nn.Module):
         if not self.bare_head or head.weight.requires_grad:
             logits = self(input_ids, attention_mask, slots, **given)
             return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-        return frozen_head_loss(self._states_before_head(input_ids, attention_mask, slots, **given), head, targets)
+        return frozen_head_loss(self.states_before_head(input_ids, attention_mask, slots, **given), head, targets)
 
-    def _states_before_head(self, *args: Any, **kwargs: Any) -> Tensor:
+    def states_before_head(self, *args: Any, **kwargs: Any) -> Tensor:
         """(N, d) at the kept positions, as the vocabulary head would take them."""
         self._before_the_head = []
         try:
@@ -164,11 +174,9 @@ class FrozenLM(nn.Module):
             split.asking = (marked[0], marked[-1] + 1)
         ids, mask, positions = with_slots(input_ids, attention_mask, split.width)
         with contextlib.ExitStack() as stack:
-            kernel = partial(attention_kernel, self.device, self.dtype, ids.shape[1])
-            stack.enter_context(kernel())
             stack.enter_context(self.using(None, _with_slots_before(keep, split.width)))
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                split.around = partial(checkpointed_layer, split.groups, kernel)  # type: ignore[method-assign]
+                split.around = partial(checkpointed_layer, split.groups)  # type: ignore[method-assign]
             for index, layer in enumerate(self.layers):
                 stack.enter_context(replaced_forward([layer], partial(split.block, index)))
             logits: Tensor = self.model(
@@ -184,8 +192,6 @@ class FrozenLM(nn.Module):
         splice.text_states = text_states
         ids, mask, positions = with_slots(input_ids, attention_mask, splice.width)
         with contextlib.ExitStack() as stack:
-            kernel = partial(attention_kernel, self.device, self.dtype, ids.shape[1])
-            stack.enter_context(kernel())
             stack.enter_context(self.using(splice, _with_slots_before(keep, splice.width)))
             first = 0
             if text_states is not None:
@@ -193,7 +199,7 @@ class FrozenLM(nn.Module):
                 passing = identity_in_tuple if self._blocks_give_tuples else identity
                 stack.enter_context(replaced_forward(self.layers[:first], lambda _: passing))
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                stack.enter_context(replaced_forward(self.layers[first:], partial(checkpointed, kernel)))
+                stack.enter_context(replaced_forward(self.layers[first:], checkpointed))
             logits: Tensor = self.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
             ).logits
@@ -230,38 +236,9 @@ class FrozenLM(nn.Module):
             return generation.with_transformers(self, input_ids, attention_mask, slots, decoding, eos, pad)
         return generation.one_by_one(self, input_ids, attention_mask, slots, decoding, eos)
 
-    @torch.no_grad()
     def check(self) -> None:
-        """Two tokens with a slot: an LM that cannot be spliced is found out before any work.
-
-        One that can, but whose attention cannot be given keys and values, runs the plain path: `no_split` says why.
-        """
-        ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-        middle = self.n_layers // 2
-        states = torch.ones(1, 1, self.hidden_size, device=self.device)
-        slot = Slots("check", middle, {middle: states}, torch.ones(1, dtype=torch.bool))
-        mask = torch.ones_like(ids)
-        try:
-            plain = self(ids, mask, [slot], plain=True)
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise UserError(f"{type(self.model).__name__} cannot be spliced: {error}") from error
-        self.bare_head = self._head_is_bare(ids, mask)
-        try:
-            difference = (self(ids, mask, [slot]) - plain).abs().max() / plain.abs().max()
-        except (RuntimeError, TypeError, AttributeError, KeyError, ValueError) as error:
-            self.no_split = f"{type(self.model).__name__} gives its attention no keys and values from outside ({error})"
-            return
-        if not difference < (0.1 if self.dtype == torch.bfloat16 else 1e-3):
-            self.no_split = f"{type(self.model).__name__} computes something else when split (off by {difference:.1e})"
-
-    def _head_is_bare(self, ids: Tensor, mask: Tensor) -> bool:
-        """Some LMs scale or cap their logits after the head (Gemma 2, Cohere, Granite)."""
-        head = self.model.get_output_embeddings()
-        if type(head) is not nn.Linear:
-            return False
-        kept = torch.ones_like(mask, dtype=torch.bool)
-        bare = head(self._states_before_head(ids, mask, keep=kept, plain=True))
-        return torch.allclose(bare, self(ids, mask, keep=kept, plain=True), rtol=1e-3, atol=1e-3)
+        """Tries the LM out (see `trial`). Raises `UserError` for one that cannot be spliced."""
+        trial.check(self)
 
     @contextlib.contextmanager
     def using(self, splice: Splice | None, keep: Tensor | None) -> Iterator[None]:

@@ -211,6 +211,40 @@ def test_split_execution_equals_the_plain_path(name: str, family: str, present: 
 
 
 @every_row
+def test_every_family_is_split_and_its_head_is_used_as_it_is(family: str) -> None:
+    lm = row("epalm", family).lm
+    lm.check()
+    assert lm.no_split is None
+    assert lm.bare_head
+
+
+def test_an_lm_that_cannot_be_split_says_so_and_runs_the_plain_path() -> None:
+    r = row("epalm", "llama")
+    before = r.logits()
+    for layer in r.lm.layers:  # an attention that never asks for a cache
+        forward = layer.self_attn.forward
+        layer.self_attn.forward = lambda *a, past_key_values=None, forward=forward, **k: forward(*a, **k)
+    r.lm.check()
+    assert r.lm.no_split is not None
+    assert "keys and values" in r.lm.no_split
+    assert torch.allclose(r.logits(), before, atol=1e-5)
+    assert r.lm.generate(r.ids, r.mask, r.plan(), Decoding(1), eos=2, pad=0)
+
+
+def test_logits_that_are_capped_after_the_head_are_noticed() -> None:
+    r = row("epalm", "gemma3")
+    r.lm.config.final_logit_softcapping = 3.0
+    r.lm.check()
+    assert not r.lm.bare_head
+    keep = torch.zeros_like(r.mask, dtype=torch.bool)
+    keep[:, -2] = True
+    loss = r.lm.loss(r.ids, r.mask, r.plan(), keep=keep, targets=r.ids[:, -1])
+    logits = r.lm(r.ids, r.mask, r.plan(), keep=keep)
+    assert logits.abs().max() <= 3.0
+    assert torch.allclose(loss, torch.nn.functional.cross_entropy(logits, r.ids[:, -1], reduction="sum"))
+
+
+@every_row
 @every_method
 def test_what_split_execution_leaves_out(name: str, family: str) -> None:
     """Counted in calls of the last feed-forward map: no slot column that is overwritten, no unsupervised last query."""

@@ -69,9 +69,9 @@ def test_leaves_never_import_one_another() -> None:
 LAYERS = [
     {"errors", "_version", "types", "statistics"},
     {"plugins", "assets", "assets_convert", "media", "pictures", "config", "guard", "runlog"},
-    {"splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head"},
+    {"splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms", "attention"},
     {"split"},
-    {"lm", "generation"},
+    {"lm", "generation", "trial"},
     {"encoders", "methods", "metrics", "tasks"},
     {"features"},
     {"model"},
