@@ -82,7 +82,10 @@ class TrainConfig(Part):
 
     steps: int | None = Field(None, ge=0, description="optimizer steps; None = `epochs`")
     epochs: float = Field(8, gt=0)
-    batch_size: int = Field(64, ge=1, description="samples of a forward pass")
+    batch_size: int = Field(64, ge=1, description="samples of a forward pass, over all processes")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="text tokens of a forward pass, padding included, instead of `batch_size`"
+    )
     accumulate: int = Field(1, ge=1, description="forward passes of an optimizer step")
     lr: float = Field(2e-5, gt=0)
     warmup_lr: float | None = Field(None, ge=0, description="rate of the first step; None = lr / 2")
