@@ -36,15 +36,15 @@ METHOD, META, RECIPE = "method.safetensors", "meta.json", "run.yaml"
 
 def save_run(run: Path, model: AdaptedModel) -> None:
     """Writes recipe, metadata and method into a run folder; each file appears whole or not at all."""
-    save_description(run, model)
+    run.mkdir(parents=True, exist_ok=True)
+    save_description(run, model.recipe, describe(model))
     write_tensors(run / METHOD, model.method.state_dict())
 
 
-def save_description(run: Path, model: AdaptedModel) -> None:
-    """Recipe and metadata alone: what a run is from its first minute on."""
-    run.mkdir(parents=True, exist_ok=True)
-    write_text(run / RECIPE, model.recipe.dump())
-    write_text(run / META, json.dumps(describe(model), indent=2))
+def save_description(run: Path, recipe: Recipe, description: Mapping[str, Any]) -> None:
+    """Recipe and metadata (`describe`) alone: what a run is from its first minute on."""
+    write_text(run / RECIPE, recipe.dump())
+    write_text(run / META, json.dumps(description, indent=2))
 
 
 def load(

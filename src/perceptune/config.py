@@ -82,7 +82,10 @@ class TrainConfig(Part):
 
     steps: int | None = Field(None, ge=0, description="optimizer steps; None = `epochs`")
     epochs: float = Field(8, gt=0)
-    batch_size: int = Field(64, ge=1, description="samples of a forward pass")
+    batch_size: int = Field(64, ge=1, description="samples of a forward pass, over all processes")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="text tokens of a forward pass, padding included, instead of `batch_size`"
+    )
     accumulate: int = Field(1, ge=1, description="forward passes of an optimizer step")
     lr: float = Field(2e-5, gt=0)
     warmup_lr: float | None = Field(None, ge=0, description="rate of the first step; None = lr / 2")
@@ -102,6 +105,7 @@ class TrainConfig(Part):
     standardize_samples: int = Field(1024, ge=2, description="media from which feature statistics are taken")
     feature_memory_mb: int = Field(2048, ge=0, description="encoded features kept in memory")
     text_memory_mb: int = Field(1024, ge=0, description="states of distinct texts kept in memory")
+    packed_memory_mb: int = Field(1024, ge=0, description="bfloat16 weights laid out for the CPU, beside the originals")
     max_bad_media: int = Field(0, ge=0, description="broken or missing media tolerated, listed in the run folder")
     log_every: int = Field(1, ge=1)
     save_every: int = Field(500, ge=1)

@@ -85,10 +85,11 @@ def _assets() -> list[dict[str, str]]:
 
 def _needs(source: str) -> list[dict[str, str]]:
     """Memory, time and disk of a training, from parameter counts and this machine's speed; rough by nature."""
+    import numpy as np
     import torch
 
     from perceptune.evaluation import make_task
-    from perceptune.order import total_steps
+    from perceptune.order import order_of, total_steps
     from perceptune.show import describe, recipe_of
 
     recipe = recipe_of(source)
@@ -109,10 +110,12 @@ def _needs(source: str) -> list[dict[str, str]]:
     except UserError as error:
         return [*checks, _check("data", "problem", str(error))]
     n = len(rows)
-    steps = total_steps(recipe.train, min(n, recipe.train.samples or n))
-    samples = steps * recipe.train.batch_size * recipe.train.accumulate
-    upper = 1 - shown["first_layer"] / shown["lm_layers"]
     tokens = 32  # a short question with its answer, prompt and slots
+    lengths = np.full(min(n, recipe.train.samples or n), tokens, np.int32)
+    steps = total_steps(recipe.train, order_of(recipe.train, lengths, recipe.seed))
+    batch = recipe.train.batch_size if recipe.train.batch_tokens is None else recipe.train.batch_tokens // tokens
+    samples = steps * batch * recipe.train.accumulate
+    upper = 1 - shown["first_layer"] / shown["lm_layers"]
     flops = 4 * frozen["lm"] * upper * tokens * samples  # forward, and backward to the activations only
     media = len({medium for row in rows for medium in row.media.values()})
     flops += 2 * (sum(frozen.values()) - frozen["lm"]) * 200 * min(media, samples)  # each is encoded once

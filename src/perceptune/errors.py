@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+class SaidElsewhereError(UserError):
+    """An error that another process of the same job tells the user: this one ends without a word."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """`; did you mean ...?` for a mistyped name, or the list of choices, or nothing when there are none."""
     known = sorted(choices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 from perceptune.checkpoint import load, read_meta, write_text
 from perceptune.config import Recipe, validate
+from perceptune.distributed import World
 from perceptune.errors import UserError, nearest
 from perceptune.model import AdaptedModel
 from perceptune.order import subset
@@ -55,15 +57,29 @@ def evaluate(
     `decode` and `eval` keys `overrides` may change.
     """
     run = Path(run)
-    model = load(run, trust=trust, overrides=overrides)
-    config = model.recipe.eval
-    task = make_task(model.recipe)
-    split = split or config.split or task.splits[-1]
-    chosen = pick_samples(task, split, config.samples if samples is None else samples)
-    require_judgeable(task, chosen)  # before hours of generation, not after
-    with_control = config.shuffled_control if control is None else control
-    shuffled = shuffle_media(chosen, model.recipe.seed) if with_control else []
-    scores = judge(model, task, chosen, batch_size=batch_size, label="evaluate")
+    world = World()
+    with world.together():
+        # Of several processes each has a device of its own.
+        model = load(run, trust=trust, overrides=overrides, device=None if world.size == 1 else "cpu")
+        config = model.recipe.eval
+        task = make_task(model.recipe)
+        split = split or config.split or task.splits[-1]
+        chosen = pick_samples(task, split, config.samples if samples is None else samples)
+        require_judgeable(task, chosen)  # before hours of generation, not after
+        with_control = config.shuffled_control if control is None else control
+        shuffled = shuffle_media(chosen, model.recipe.seed) if with_control else []
+    if world.size > 1:
+        world.place(model)
+    scores = judge(model, task, chosen, world, batch_size=batch_size, label="evaluate")
+    blind = judge(model, task, shuffled, world, batch_size=batch_size, label="shuffled control") if shuffled else None
+    return world.from_main(lambda: _written(run, model, task, split, chosen, scores, shuffled, blind))
+
+
+def _written(
+    run: Path, model: AdaptedModel, task: Task, split: str, chosen: Sequence[Sample], scores: Scores,
+    shuffled: Sequence[Sample], blind: Scores | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The results, after they and the predictions have been written into the run folder."""
     results: dict[str, Any] = {
         "metrics": [*scores.summary],
         **scores.summary,
@@ -71,8 +87,7 @@ def evaluate(
     }
     write_predictions(run / PREDICTIONS, chosen, task, scores)
     (run / SHUFFLED).unlink(missing_ok=True)  # one of an earlier evaluation would not belong to these results
-    if with_control:
-        blind = judge(model, task, shuffled, batch_size=batch_size, label="shuffled control")
+    if blind is not None:
         write_predictions(run / SHUFFLED, shuffled, task, blind)
         results |= {f"{key}_shuffled": value for key, value in blind.summary.items()}
         results |= _gaps(chosen, scores, blind)
@@ -99,23 +114,31 @@ def require_judgeable(task: Task, samples: Sequence[Sample]) -> None:
 
 
 def judge(
-    model: AdaptedModel,
-    task: Task,
-    samples: Sequence[Sample],
-    *,
-    batch_size: int | None = None,
+    model: AdaptedModel, task: Task, samples: Sequence[Sample], world: World, *, batch_size: int | None = None,
     label: str = "",
-) -> Scores:
-    """Answers and scores of samples."""
+) -> Scores:  # fmt: skip
+    """Answers and scores of samples, the same on every process: each answers a part, the main one scores."""
     size = batch_size or model.recipe.eval.batch_size
-    raw: list[str] = []
-    with progress(len(samples), label) as bar:
-        for start in range(0, len(samples), size):
-            part = samples[start : start + size]
-            raw += model.answer(part, batch_size=size)
+    own, raw = world.deal(samples), list[str]()
+    error: UserError | OSError | None = None
+    most = math.ceil(len(samples) / world.size)  # of any process
+    with progress(len(own), label) as bar:
+        for start in range(0, most, size):
+            part = own[start : start + size]
+            if not part and not world.sharded:
+                break
+            try:  # a process without rows answers one for nothing where the others need it to
+                answers = model.answer(part or samples[:1], batch_size=size)
+            except (UserError, OSError) as caught:
+                if world.sharded:
+                    raise  # the others wait inside the LM, where they cannot be told
+                error = caught
+                break
+            raw += answers[: len(part)]
             bar.advance(len(part))
-    summary, per_sample = task.score(raw, samples)
-    return Scores(summary, per_sample, raw)
+    world.agree(error)
+    answered = world.collect(raw)
+    return world.from_main(lambda: Scores(*task.score(answered, samples), answered))
 
 
 def shuffle_media(samples: Sequence[Sample], seed: int) -> list[Sample]:

@@ -32,6 +32,11 @@ class Memory(Generic[Key]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def known(self, keys: Sequence[Key]) -> list[Tensor] | None:
+        """The tensor of each key, or None unless all are there."""
+        found = [self._items[key] for key in keys if key in self._items]
+        return found if len(found) == len(keys) else None
+
     def gather(self, keys: Sequence[Key], compute: Callable[[list[Key]], Iterable[Tensor]]) -> list[Tensor]:
         """The tensor of each key, computing those that are missing, each once."""
         missing = [key for key in dict.fromkeys(keys) if key not in self._items]
@@ -56,6 +61,11 @@ class FeatureStore:
         by_key = {_media_key(medium): medium for medium in media}
         keys = [_media_key(medium) for medium in media]
         return torch.stack(self.memory.gather(keys, lambda missing: self._encode([by_key[k] for k in missing])))
+
+    def known(self, media: Sequence[Medium]) -> Tensor | None:
+        """The same without computing anything: None unless every medium's features are kept. Safe in a thread."""
+        found = self.memory.known([_media_key(medium) for medium in media])
+        return None if found is None else torch.stack(found)
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -5,32 +5,42 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from perceptune.checkpoint import write_text
+from perceptune.distributed import World
 from perceptune.errors import UserError
 from perceptune.media import MediaError
 from perceptune.model import AdaptedModel, Batch
-from perceptune.order import DataOrder, chosen_target, subset
+from perceptune.order import chosen_target, order_of, subset, total_steps
+from perceptune.prefetch import Prefetch
 from perceptune.tasks.base import Task
 from perceptune.types import Medium, Sample
 
+Picked = list[tuple[Sample, str]]  # samples, each with the target it is to learn this time
+
 
 class Feed:
-    """Batches of a task's training split for a model.
+    """This process's part of the batches of a task's training split.
 
     `bad` maps each broken or missing medium to the reason; it is part of a checkpoint, so a resumed run leaves out what
     the uninterrupted one does.
     """
 
-    def __init__(self, model: AdaptedModel, task: Task, run: Path) -> None:
-        self.model, self.config, self.seed = model, model.recipe.train, model.recipe.seed
-        self.samples = _training_samples(model, task)
-        self.order = DataOrder(len(self.samples), self.config.batch_size, self.seed)
+    def __init__(self, model: AdaptedModel, task: Task, run: Path, world: World) -> None:
+        self.model, self.config, self.seed, self.world = model, model.recipe.train, model.recipe.seed, world
+        self.samples, lengths = _training_samples(model, task)
+        self.order = order_of(self.config, lengths, self.seed)
+        self.steps = total_steps(self.config, self.order)
         self.bad: dict[str, str] = {}
+        self.found: dict[str, tuple[str, str]] = {}  # found since the last count, by this process: sample and reason
         self.listed = run / "bad_media.jsonl"
+        self._ahead = Prefetch(self._prepare)
 
     def digest(self) -> str:
         """Of everything a resumed run must find as it was."""
@@ -40,30 +50,71 @@ class Feed:
             digest.update(repr((sample.id, sample.prompt, sample.targets, media)).encode())
         return digest.hexdigest()
 
-    def batches(self, step: int) -> list[Batch]:
-        """The forward passes of an optimizer step."""
-        made = []
-        for micro in range(self.config.accumulate):
-            rows = self.order.positions(step * self.config.accumulate + micro)
-            picked = [(self.samples[i], chosen_target(self.samples[i].targets, self.seed, e, i)) for e, i in rows]
-            if batch := self._collate(picked):
-                made.append(batch)
+    def batches(self, step: int) -> list[Batch | None]:
+        """This process's rows of the forward passes of an optimizer step; None where it has none.
+
+        Texts and kept features of the step after it are prepared in the background meanwhile.
+        """
+        made = [ready or self._collate(picked) for picked, ready in self._ahead.take(step)]
+        if step + 1 < self.steps:
+            self._ahead.start(step + 1)
         return made
 
+    def settle(self) -> None:
+        """Waits for what is being prepared: whoever needs the tokenizer must have it alone."""
+        self._ahead.settle()
+
+    def close(self) -> None:
+        """Ends the background thread."""
+        self._ahead.close()
+
+    def stand_in(self) -> Batch:
+        """One row of text, for a process without rows that must keep step with the others."""
+        first = self.samples[0]
+        return self.model.collate([Sample(first.id, {}, first.prompt)], [first.targets[0]])
+
     def one_sample_per_medium(self, most: int) -> Iterator[Sample]:
-        """Up to `most` readable samples in random order, each with a medium not seen before."""
+        """Up to `most` readable samples in random order, each with a new medium; the same on every process."""
         seen: set[Medium] = set()
         found = 0
         for index in torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.seed)).tolist():
+            if found == most:
+                return
             sample = self.samples[index]
-            if found < most and sample.media and not seen.issuperset(sample.media.values()) and self._readable(sample):
+            if not sample.media or seen.issuperset(sample.media.values()):
+                continue
+            if self._readable(sample):
                 found += 1
                 seen.update(sample.media.values())
                 yield sample
+            else:
+                self._count_bad()
 
-    def _collate(self, picked: Sequence[tuple[Sample, str]]) -> Batch | None:
+    def share_bad(self) -> None:
+        """Counts what any process has found broken since the last call. All processes must call it."""
+        parts = self.world.everyones(self.found)
+        self.found = {medium: told for part in parts for medium, told in part.items()}
+        with self.world.alike():
+            self._count_bad()
+
+    def _prepare(self, step: int) -> list[tuple[Picked, Batch | None]]:
+        """The rows of each forward pass, and the batch if all features are at hand. Runs in the background."""
+        return [(picked, self._ready(picked)) for picked in self._picked(step)]
+
+    def _picked(self, step: int) -> Iterator[Picked]:
+        for micro in range(self.config.accumulate):
+            rows = self.world.deal(self.order.positions(step * self.config.accumulate + micro))
+            yield [(self.samples[i], chosen_target(self.samples[i].targets, self.seed, e, i)) for e, i in rows]
+
+    def _ready(self, picked: Picked) -> Batch | None:
+        kept = self._not_bad(picked)
+        samples = [sample for sample, _ in kept]
+        features = self.model.known(samples) if kept else None
+        return None if features is None else Batch(self.model.tokens(samples, [t for _, t in kept]), features)
+
+    def _collate(self, picked: Picked) -> Batch | None:
         """A batch without the samples whose media are broken."""
-        kept = [(s, t) for s, t in picked if not any(_identity(m) in self.bad for m in s.media.values())]
+        kept = self._not_bad(picked)
         while kept:
             try:
                 return self.model.collate([sample for sample, _ in kept], [target for _, target in kept])
@@ -71,23 +122,32 @@ class Feed:
                 kept = [(sample, target) for sample, target in kept if self._readable(sample)]
         return None
 
+    def _not_bad(self, picked: Picked) -> Picked:
+        return [(s, t) for s, t in picked if not any(_identity(m) in self.bad for m in s.media.values())]
+
     def _readable(self, sample: Sample) -> bool:
         for modality, medium in sample.media.items():
             try:
                 self.model.encode([Sample(sample.id, {modality: medium}, sample.prompt)])
             except MediaError as error:
-                self._count(_identity(medium), sample, str(error))
+                self.bad[_identity(medium)] = str(error)
+                self.found[_identity(medium)] = sample.id, str(error)
                 return False
         return True
 
-    def _count(self, medium: str, sample: Sample, reason: str) -> None:
-        """Lists a broken medium. Raises `UserError` when there are more than `train.max_bad_media`."""
-        self.bad[medium] = reason
-        rows = [json.dumps({"medium": name, "error": why}) for name, why in self.bad.items()]
-        write_text(self.listed, "".join(f"{row}\n" for row in rows))
+    def _count_bad(self) -> None:
+        """Lists broken media. Raises `UserError` when there are more than `train.max_bad_media`."""
+        found, self.found = self.found, {}
+        if not found:
+            return
+        self.bad |= {medium: reason for medium, (_, reason) in found.items()}
+        if self.world.main:
+            rows = [json.dumps({"medium": name, "error": why}) for name, why in self.bad.items()]
+            write_text(self.listed, "".join(f"{row}\n" for row in rows))
         if len(self.bad) > self.config.max_bad_media:
+            sample, reason = next(iter(found.values()))
             raise UserError(
-                f"sample `{sample.id}`: {reason}; {len(self.bad)} broken so far, "
+                f"sample `{sample}`: {reason}; {len(self.bad)} broken so far, "
                 f"`train.max_bad_media` allows {self.config.max_bad_media} (all of them in {self.listed})"
             )
 
@@ -96,19 +156,28 @@ def _identity(medium: Medium) -> str:
     return hashlib.sha256(medium).hexdigest() if isinstance(medium, bytes) else str(medium)
 
 
-def _training_samples(model: AdaptedModel, task: Task) -> list[Sample]:
-    """The chosen samples of the first split; each can be tokenised and has something to learn from."""
+def _training_samples(model: AdaptedModel, task: Task) -> tuple[Sequence[Sample], NDArray[np.int32]]:
+    """The chosen samples of the first split, and the tokens of each with its longest target.
+
+    Each can be tokenised and has something to learn from.
+    """
     split = task.splits[0]
     rows = task.samples(split)
-    chosen = [rows[i] for i in subset(len(rows), model.recipe.train.samples, model.recipe.seed)]
+    chosen = subset(len(rows), model.recipe.train.samples, model.recipe.seed)
     if not chosen:
         raise UserError(f"split `{split}` is empty: there is nothing to train on")
-    checked: set[tuple[str, str]] = set()
-    for sample in chosen:
-        if not sample.targets:
-            raise UserError(f"sample `{sample.id}` of split `{split}` has no targets to learn from")
-        for target in sample.targets:
-            if (sample.prompt, target) not in checked:
-                model.text.training_ids(sample, target)
-                checked.add((sample.prompt, target))
-    return chosen
+    samples = rows if len(chosen) == len(rows) else [rows[i] for i in chosen]
+    budget = model.recipe.train.batch_tokens
+
+    @lru_cache(maxsize=2**16)  # data sets ask a few questions again and again
+    def tokens(prompt: str, target: str) -> int:
+        return len(model.text.training_ids(Sample(current.id, {}, prompt), target)[0])
+
+    lengths = np.empty(len(samples), np.int32)
+    for index, current in enumerate(samples):
+        if not current.targets:
+            raise UserError(f"sample `{current.id}` of split `{split}` has no targets to learn from")
+        lengths[index] = length = max(tokens(current.prompt, target) for target in current.targets)
+        if budget is not None and length > budget:
+            raise UserError(f"sample `{current.id}`: {length} tokens, more than `train.batch_tokens` = {budget}")
+    return samples, lengths

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -24,21 +26,30 @@ def require_finite(loss: float, norm: float, step: int, saved: str) -> None:
         )
 
 
+ECHO = 5.0  # seconds
+
+
 class Interruption:
     """Set by the first Ctrl-C."""
 
     wanted = False
+    since = -math.inf
 
 
 @contextlib.contextmanager
 def interruptions() -> Iterator[Interruption]:
-    """Ctrl-C ends the loop after the current step; a second one ends it at once."""
+    """Ctrl-C ends the loop after the current step; a second one ends it at once.
+
+    A launcher hands on the Ctrl-C that the terminal has sent to its processes already: that is not a second one.
+    """
     interruption = Interruption()
+    echo = ECHO if "LOCAL_RANK" in os.environ else 0.0
 
     def on_signal(_: int, __: FrameType | None) -> None:
-        if interruption.wanted:
+        if not interruption.wanted:
+            interruption.wanted, interruption.since = True, time.monotonic()
+        elif time.monotonic() - interruption.since > echo:
             raise KeyboardInterrupt
-        interruption.wanted = True
 
     try:
         before = signal.signal(signal.SIGINT, on_signal)
@@ -60,8 +71,9 @@ def out_of_memory_hint(config: TrainConfig) -> Iterator[None]:
         text = str(error).lower()
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
             raise
-        size, accumulate = config.batch_size, config.accumulate
+        key = "batch_size" if config.batch_tokens is None else "batch_tokens"
+        size, accumulate = getattr(config, key), config.accumulate
         raise UserError(
-            f"out of memory: lower `train.batch_size` (now {size}) and raise `train.accumulate` (now {accumulate}) "
+            f"out of memory: lower `train.{key}` (now {size}) and raise `train.accumulate` (now {accumulate}) "
             "by the same factor, or set `train.gradient_checkpointing: true` or `train.precision: bfloat16`"
         ) from error

@@ -16,7 +16,7 @@ from perceptune.features import FeatureStore, TextStates
 from perceptune.lm import FrozenLM
 from perceptune.methods.base import Method
 from perceptune.text import TextFormat, Tokens
-from perceptune.types import Decoding, Features, Sample
+from perceptune.types import Decoding, Features, Medium, Sample
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Batch:
     def n_tokens(self) -> int:
         """Supervised tokens, by which a loss sum is divided."""
         return int(self.tokens.supervised[:, 1:].sum())
+
+    @property
+    def n_samples(self) -> int:
+        """Rows."""
+        return len(self.tokens.input_ids)
 
 
 class AdaptedModel(nn.Module):
@@ -56,6 +61,7 @@ class AdaptedModel(nn.Module):
         }
         self.text_states = TextStates(lm, method.first_layer, recipe.train.text_memory_mb)
         self.plain = False  # True: run every layer on every text, the slow path that the fast one must equal
+        self.reuse_texts = True  # layers below the method's first one once per distinct text
         method.attach(lm)
 
     @property
@@ -67,11 +73,14 @@ class AdaptedModel(nn.Module):
 
     def collate(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Batch:
         """A training batch; `targets` default to each sample's first. Raises `UserError` naming the sample."""
+        return Batch(self.tokens(samples, targets), self.encode(samples))
+
+    def tokens(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Tokens:
+        """The text part of a batch."""
         if targets is None:
             targets = [_first_target(sample) for sample in samples]
         pairs = [self.text.training_ids(s, t) for s, t in zip(samples, targets, strict=True)]
-        tokens = self.text.pad_left([ids for ids, _ in pairs], [n for _, n in pairs])
-        return Batch(tokens, self.encode(samples))
+        return self.text.pad_left([ids for ids, _ in pairs], [n for _, n in pairs])
 
     def encode(self, samples: Sequence[Sample]) -> dict[str, Features]:
         """Features of each modality; rows without that modality hold zeros and are marked absent."""
@@ -82,16 +91,19 @@ class AdaptedModel(nn.Module):
                         f"sample `{sample.id}` has `{modality}`, for which this model has no encoder"
                         f"{nearest(modality, self.stores)}"
                     )
-        encoded = {}
+        given = {name: store.get(media) for name, store in self.stores.items() if (media := _media(samples, name))}
+        return {name: _by_row(samples, name, values) for name, values in given.items()}
+
+    def known(self, samples: Sequence[Sample]) -> dict[str, Features] | None:
+        """What `encode` gives if it need not compute anything, else None. Safe in a thread."""
+        features = {}
         for modality, store in self.stores.items():
-            present = torch.tensor([modality in sample.media for sample in samples])
-            media = [sample.media[modality] for sample in samples if modality in sample.media]
-            if media:
-                given = store.get(media)
-                values = given.new_zeros(len(samples), *given.shape[1:])
-                values[present] = given
-                encoded[modality] = Features(values, present)
-        return encoded
+            if media := _media(samples, modality):
+                values = store.known(media)
+                if values is None:
+                    return None
+                features[modality] = _by_row(samples, modality, values)
+        return features
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (N, vocab) at the N positions that predict a supervised token, row by row."""
@@ -108,12 +120,13 @@ class AdaptedModel(nn.Module):
         device = self.lm.device
         ids, mask = batch.tokens.input_ids.to(device), batch.tokens.attention_mask.to(device)
         layer = self.method.first_layer
+        reuse = layer > 0 and self.reuse_texts and not self.plain
         return {
             "input_ids": ids,
             "attention_mask": mask,
             "slots": self.method.plan(_moved(batch.features, device), ids.shape[0]),
             "keep": nn.functional.pad(batch.tokens.supervised[:, 1:], (0, 1)),
-            "text_states": (layer, self.text_states.get(ids, mask)) if layer > 0 and not self.plain else None,
+            "text_states": (layer, self.text_states.get(ids, mask)) if reuse else None,
             "plain": self.plain,
         }
 
@@ -142,11 +155,23 @@ class AdaptedModel(nn.Module):
         if not self.method.standardizes:
             return
         for modality, store in self.stores.items():
-            media = [sample.media[modality] for sample in samples if modality in sample.media]
+            media = _media(samples, modality)
             if len(media) < 2:
                 raise UserError(f"method.standardize needs at least two training samples with `{modality}`")
             values = store.get(media)  # (N, n_levels, T, dim)
             self.method.set_statistics(modality, values.mean((0, 2)), values.std((0, 2)).clamp_min(1e-4))
+
+
+def _media(samples: Sequence[Sample], modality: str) -> list[Medium]:
+    return [sample.media[modality] for sample in samples if modality in sample.media]
+
+
+def _by_row(samples: Sequence[Sample], modality: str, given: Tensor) -> Features:
+    """Features of the rows that have the modality, spread over all rows."""
+    present = torch.tensor([modality in sample.media for sample in samples])
+    values = given.new_zeros(len(samples), *given.shape[1:])
+    values[present] = given
+    return Features(values, present)
 
 
 def _moved(features: Mapping[str, Features], device: torch.device) -> dict[str, Features]:

@@ -4,32 +4,111 @@ from __future__ import annotations
 
 import math
 import random
+from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from perceptune.config import TrainConfig
 
+# Batches among which samples are sorted by length: enough to save padding, few enough to stay random.
+WINDOW = 64
 
-class DataOrder:
+
+class Order(ABC):
+    """The batches of a training, counted from 0 over all its epochs."""
+
+    @abstractmethod
+    def positions(self, batch: int) -> list[tuple[int, int]]:
+        """(epoch, sample index) of each row of a batch."""
+
+    @abstractmethod
+    def batches_of(self, epochs: float) -> float:
+        """How many batches so many epochs have."""
+
+
+class DataOrder(Order):
     """Seeded permutations of `n` samples, one after the other; epochs join without a short batch."""
 
     def __init__(self, n: int, batch_size: int, seed: int) -> None:
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self._epoch = -1
-        self._permutation: list[int] = []
+        self._permutation: NDArray[Any] = np.empty(0)
 
     def positions(self, batch: int) -> list[tuple[int, int]]:
-        """(epoch, sample index) of each row of a batch, counted from 0 over the whole training."""
         start = batch * self.batch_size
         return [self._at(position) for position in range(start, start + self.batch_size)]
+
+    def batches_of(self, epochs: float) -> float:
+        return epochs * self.n / self.batch_size
 
     def _at(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, self.n)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._epoch, self._permutation = epoch, torch.randperm(self.n, generator=generator).tolist()
-        return epoch, self._permutation[place]
+            self._epoch, self._permutation = epoch, _permutation(self.n, _generator(self.seed, epoch))
+        return epoch, int(self._permutation[place])
+
+
+class TokenOrder(Order):
+    """Batches of about equally long samples, at most `budget` tokens each when padded to their longest.
+
+    Each epoch is a seeded permutation, cut into windows of about 64 batches; within a window samples are sorted by
+    length and packed, longest first; then the epoch's batches are shuffled. Every sample comes once per epoch. No
+    sample may be longer than the budget.
+    """
+
+    def __init__(self, lengths: NDArray[np.int32], budget: int, seed: int) -> None:
+        self.lengths, self.budget, self.seed = lengths, budget, seed
+        self.window = WINDOW * max(1, int(budget / float(lengths.mean())))
+        self._ends: list[int] = []  # number of batches up to the end of each epoch packed so far
+        self._epoch = -1
+        self._rows: NDArray[Any] = np.empty(0)
+        self._bounds: NDArray[Any] = np.empty(0)
+
+    def positions(self, batch: int) -> list[tuple[int, int]]:
+        while not self._ends or self._ends[-1] <= batch:
+            self._pack(len(self._ends))
+        epoch = bisect_right(self._ends, batch)
+        if epoch != self._epoch:
+            self._pack(epoch)
+        start, stop = self._bounds[batch - (self._ends[epoch - 1] if epoch else 0)]
+        return [(epoch, index) for index in self._rows[start:stop].tolist()]
+
+    def batches_of(self, epochs: float) -> float:
+        whole = math.floor(epochs)
+        while len(self._ends) <= whole:
+            self._pack(len(self._ends))
+        before = self._ends[whole - 1] if whole else 0
+        return before + (epochs - whole) * (self._ends[whole] - before)
+
+    def _pack(self, epoch: int) -> None:
+        """Makes an epoch the present one."""
+        generator = _generator(self.seed, epoch)
+        rows = _permutation(len(self.lengths), generator)
+        bounds: list[tuple[int, int]] = []
+        for start in range(0, len(rows), self.window):
+            part = rows[start : start + self.window]
+            part[:] = part[np.argsort(-self.lengths[part], kind="stable")]
+            at, stop = start, start + len(part)
+            while at < stop:
+                end = min(at + self.budget // int(self.lengths[rows[at]]), stop)
+                bounds.append((at, end))
+                at = end
+        self._epoch, self._rows = epoch, rows
+        self._bounds = np.array(bounds)[_permutation(len(bounds), generator)]
+        if epoch == len(self._ends):
+            self._ends.append((self._ends[-1] if self._ends else 0) + len(bounds))
+
+
+def order_of(config: TrainConfig, lengths: NDArray[np.int32], seed: int) -> Order:
+    """The order a recipe asks for; `lengths` are the samples' tokens."""
+    if config.batch_tokens is None:
+        return DataOrder(len(lengths), config.batch_size, seed)
+    return TokenOrder(lengths, config.batch_tokens, seed)
 
 
 def chosen_target(targets: Sequence[str], seed: int, epoch: int, index: int) -> str:
@@ -39,19 +118,19 @@ def chosen_target(targets: Sequence[str], seed: int, epoch: int, index: int) -> 
     return random.Random(f"{seed}-{epoch}-{index}").choice(list(targets))
 
 
-def subset(n: int, size: int | None, seed: int) -> list[int]:
+def subset(n: int, size: int | None, seed: int) -> Sequence[int]:
     """A fixed random subset of range(n), in order; smaller subsets of one seed lie inside larger ones."""
     if size is None or size >= n:
-        return list(range(n))
-    generator = torch.Generator().manual_seed(seed)
-    return sorted(torch.randperm(n, generator=generator)[:size].tolist())
+        return range(n)
+    chosen: list[int] = sorted(torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:size].tolist())
+    return chosen
 
 
-def total_steps(config: TrainConfig, n: int) -> int:
-    """Optimizer steps of a training on `n` samples."""
+def total_steps(config: TrainConfig, order: Order) -> int:
+    """Optimizer steps of a training in this order."""
     if config.steps is not None:
         return config.steps
-    return max(1, round(config.epochs * n / (config.batch_size * config.accumulate)))
+    return max(1, round(order.batches_of(config.epochs) / config.accumulate))
 
 
 def learning_rate(config: TrainConfig, group: str, step: int, steps: int) -> float:
@@ -74,3 +153,13 @@ def learning_rate(config: TrainConfig, group: str, step: int, steps: int) -> flo
     if schedule == "linear":
         return low + (peak - low) * (1 - done)
     return peak
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+
+
+def _permutation(n: int, generator: torch.Generator) -> NDArray[Any]:
+    """In 4 bytes a sample where they are enough: of a hundred million samples it stays in memory for an epoch."""
+    drawn = torch.randperm(n, generator=generator)
+    return drawn.to(torch.int32 if n < 2**31 else torch.int64).numpy()

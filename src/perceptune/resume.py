@@ -52,11 +52,11 @@ class Checkpoints:
     """The `checkpoints/` of a run: the newest whole one is what a resume starts from."""
 
     def __init__(self, run: Path) -> None:
-        self.folder = run / "checkpoints"
-        for leftover in [
-            *run.glob(".*.tmp"),
-            *self.folder.glob(".*.tmp"),
-        ]:  # of a process that was killed while writing
+        self.run, self.folder = run, run / "checkpoints"
+
+    def clean(self) -> None:
+        """Removes what a process that was killed while writing has left."""
+        for leftover in [*self.run.glob(".*.tmp"), *self.folder.glob(".*.tmp")]:
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             else:
@@ -106,8 +106,8 @@ class Checkpoints:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Adam's moments by parameter name, and the random state, as plain tensors."""
-    tensors = {"rng": torch.get_rng_state()}
+    """Adam's moments by parameter name, as plain tensors."""
+    tensors = {}
     for group in groups:
         for name, parameter in group["named"]:
             for key, value in optimizer.state.get(parameter, {}).items():
@@ -119,7 +119,6 @@ def unpack_optimizer(
     tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]
 ) -> None:
     """The reverse of `pack_optimizer`."""
-    torch.set_rng_state(tensors["rng"])
     named = {name: parameter for group in groups for name, parameter in group["named"]}
     for full, value in tensors.items():
         key, _, name = full.partition("/")

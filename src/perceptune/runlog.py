@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,11 @@ from typing import Any
 from perceptune.errors import disk_error
 
 LOG = "log.jsonl"
+
+
+def speaks() -> bool:
+    """Whether this process may write to the terminal: of several, the first one does."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class RunLog:
@@ -67,7 +73,7 @@ class Progress:
         console = Console(stderr=True)
         self.bar = Bar(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+            TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not (console.is_terminal and speaks()),
         )  # fmt: skip
         self.task = self.bar.add_task(label, total=total, completed=done, note="")
 

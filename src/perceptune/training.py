@@ -1,14 +1,16 @@
 """The one training loop. Only the method is optimised; frozen parts are computed once where nothing trained lies below.
 
-Resuming is exact: data order and learning rate are functions of the step, and a checkpoint holds the method, the
-optimizer and the random state.
+Resuming is exact: data order, learning rate and random state are functions of the step, and a checkpoint holds the
+method and the optimizer. With several processes each has its part of every batch; gradients are summed over all of them
+and divided by the tokens of the whole step, so the number of processes changes the duration and nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from perceptune.checkpoint import (
     META,
     METHOD,
     RECIPE,
+    describe,
     load_method,
     read_recipe,
     require_same_base,
@@ -27,16 +30,17 @@ from perceptune.checkpoint import (
     write_tensors,
 )  # fmt: skip
 from perceptune.config import Recipe, load_recipe
+from perceptune.distributed import World
 from perceptune.errors import UserError
-from perceptune.evaluation import judge, make_task, pick_samples, require_judgeable
+from perceptune.evaluation import make_task
 from perceptune.feed import Feed
-from perceptune.guard import interruptions, out_of_memory_hint, require_finite
+from perceptune.guard import Interruption, interruptions, out_of_memory_hint, require_finite
+from perceptune.heldout import HeldOut
 from perceptune.model import AdaptedModel, Batch, count
-from perceptune.order import learning_rate, total_steps
+from perceptune.order import learning_rate
 from perceptune.resume import Checkpoints, open_run, pack_optimizer, unpack_optimizer
 from perceptune.runlog import Progress, RunLog, progress, read_log
-from perceptune.tasks.base import Task, check_split
-from perceptune.types import Sample
+from perceptune.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class State:
     """What changes while training, beside tensors; saved as JSON."""
 
     step: int = 0
+    samples: int = 0  # trained on so far, over all processes; without those left out for their media
     seconds: float = 0.0
     best: float | None = None
     best_step: int = 0
@@ -70,36 +75,52 @@ def train(
 ) -> TrainResult:  # fmt: skip
     """Trains a recipe's method into a run folder (default `runs/<name>`).
 
-    With `resume` the run goes on bit by bit as if it had never stopped (float32, CPU); its recipe may then be left out,
-    and names third-party code only with `trust`.
+    With `resume` the run goes on bit by bit as if it had never stopped (float32, CPU, as many processes); its recipe
+    may then be left out, and names third-party code only with `trust`.
     Raises `UserError` for a mistake in recipe or data, for a run folder that is already in use, and for a loss that is
     not finite.
     """
-    if recipe is None and resume and run is not None and (Path(run) / RECIPE).is_file():
-        recipe = read_recipe(Path(run), trust=trust)
-    given = None if recipe is None else load_recipe(recipe, overrides)
-    run, settled = open_run(given, None if run is None else Path(run), resume=resume)
-    with out_of_memory_hint(settled.train):
-        model = build(settled, dtype=settled.train.precision)
-        return Trainer(model, make_task(settled), run, resume=resume).fit()
+    folder = None if run is None else Path(run)
+
+    def opened() -> tuple[Path, Recipe]:
+        own = resume and recipe is None and folder is not None and (folder / RECIPE).is_file()
+        named = read_recipe(folder, trust=trust) if own and folder is not None else recipe
+        given = None if named is None else load_recipe(named, overrides)
+        return open_run(given, folder, resume=resume)
+
+    world = World()
+    folder, settled = world.from_main(opened)
+    with world.contact(), out_of_memory_hint(settled.train):
+        with world.together():
+            model, task = build(settled, dtype=settled.train.precision), make_task(settled)
+            if resume and (folder / META).is_file():
+                require_same_base(folder, model)
+            description = describe(model)  # now, while each process has the LM's weights whole
+        world.place(model)
+        with world.together():
+            trainer = Trainer(model, task, folder, world, description)
+        with contextlib.closing(trainer.feed):
+            return trainer.fit(resume=resume)
 
 
 class Trainer:
-    """One run of one recipe."""
+    """One run of one recipe, in one of the processes of a `World`."""
 
-    def __init__(self, model: AdaptedModel, task: Task, run: Path, *, resume: bool = False) -> None:
-        from accelerate import Accelerator
-
-        self.accelerator = Accelerator()
-        if self.accelerator.num_processes > 1:
-            raise UserError("training in several processes is not supported yet: start one process")
-        self.model: AdaptedModel = model.to(self.accelerator.device)
-        self.recipe, self.config = model.recipe, model.recipe.train
-        self.task, self.run = task, run
-        self.feed = Feed(self.model, task, run)
-        self.steps = total_steps(self.config, len(self.feed.samples))
+    def __init__(
+        self, model: AdaptedModel, task: Task, run: Path, world: World, description: Mapping[str, Any]
+    ) -> None:
+        self.model, self.recipe, self.config = model, model.recipe, model.recipe.train
+        self.run, self.world, self.description = run, world, description
         self.model.lm.gradient_checkpointing = self.config.gradient_checkpointing
         self.model.plain = self.config.frozen_dropout == "official"  # dropped-out states must not be reused
+        # What one process remembers must not change which blocks it runs, when others hold parts of them.
+        self.model.reuse_texts = not world.sharded
+        if not world.sharded:
+            self.model.lm.pack(model.method.first_layer, self.config.packed_memory_mb)
+        self.feed = Feed(self.model, task, run, world)
+        self.steps = self.feed.steps
+        self.stand_in = self.feed.stand_in() if world.sharded else None
+        self.parameters = list(model.method.parameters())
         self.groups = model.method.param_groups()
         self.optimizer = torch.optim.AdamW(
             [{"params": [p for _, p in group["named"]], "name": group["name"]} for group in self.groups],
@@ -107,37 +128,48 @@ class Trainer:
         )  # fmt: skip
         self.checkpoints = Checkpoints(run)
         self.state = State(data=self.feed.digest())
-        if self.recipe.eval.split is not None:
-            check_split(self.recipe.eval.split, task.splits)
-        self.held_out = self._held_out() if self.recipe.eval.every is not None else []
+        self.held_out = HeldOut(self.model, task, world)
+        self.log: RunLog | None = None  # the main process's
         self._clock = time.monotonic()
-        self.resumed = resume and self._restored()
 
-    def fit(self) -> TrainResult:
-        """The loop, to the end or to an interruption."""
+    def fit(self, *, resume: bool = False) -> TrainResult:
+        """The loop, from the start or the last checkpoint, to the end or to an interruption."""
+        with self.world.alike():
+            if len(set(self.world.everyones(self.state.data))) > 1:
+                raise UserError("the processes see different training data: give all of them the same files")
         with interruptions() as interruption:
-            if not self.resumed:
+            if not (resume and self._restored()):
                 self._start()
+            stopped = False
             with progress(self.steps, "train", self.state.step) as bar:
-                while not (self._is_over() or interruption.wanted):
-                    self._step(bar)
+                while not (stopped or self._is_over()):
+                    stopped = self._step(bar, interruption)
                     evaluated = self._evaluate_if_due()
-                    if evaluated or interruption.wanted or self.state.step % self.config.save_every == 0:
+                    if evaluated or (self.state.step % self.config.save_every == 0 and not stopped):
                         self._save()
-        interrupted = interruption.wanted and not self._is_over()
-        if interrupted:
-            self._save()
-        else:
-            self._finish()
-        return TrainResult(self.run, self.state.step, self._seen(), self._seconds(), self.state.best, interrupted)
+        interrupted = stopped and not self._is_over()
+        self._save()
+        if not interrupted:
+            self._log_end()
+        return TrainResult(self.run, self.state.step, self.state.samples, self._seconds(), self.state.best, interrupted)
 
     def _is_over(self) -> bool:
-        return self.state.step >= self.steps or self._patience_is_over()
+        patience = self.recipe.eval.patience
+        enough = patience is not None and self.state.evaluations_without_gain >= patience
+        return enough or self.state.step >= self.steps
 
     def _start(self) -> None:
-        torch.manual_seed(self.recipe.seed)  # for the frozen dropout of the official code, the loop's only chance
-        save_description(self.run, self.model)
-        self.log = RunLog(self.run, resumed_at=None)
+        with self.world.together():
+            if self.world.main:
+                self.checkpoints.clean()
+                save_description(self.run, self.recipe, self.description)
+                self.log = RunLog(self.run, resumed_at=None)
+        with self.world.together(), out_of_memory_hint(self.config):
+            self._fit_statistics()
+        self.world.share(self.model.method.state_dict())
+        self._write("start", steps=self.steps, samples=len(self.feed.samples), trained=count(self.model.method))
+
+    def _fit_statistics(self) -> None:
         most = self.config.standardize_samples if self.model.method.standardizes else 0
         chosen = []
         with progress(min(most, len(self.feed.samples)), "feature statistics") as bar:
@@ -145,75 +177,86 @@ class Trainer:
                 chosen.append(sample)
                 bar.advance()
         self.model.fit_statistics(chosen)
-        self.log.write("start", steps=self.steps, samples=len(self.feed.samples), trained=count(self.model.method))
 
-    def _step(self, bar: Progress) -> None:
+    def _step(self, bar: Progress, interruption: Interruption) -> bool:
+        """One optimizer step; returns whether any process wants to stop."""
         step = self.state.step
-        batches = self.feed.batches(step)
-        tokens = sum(batch.n_tokens for batch in batches)
         rates = {
             g["name"]: learning_rate(self.config, g["name"], step, self.steps) for g in self.optimizer.param_groups
         }
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["name"]]
-        loss = self._backward(batches, tokens)
+        # For dropout. A function of the step, so that a checkpoint need not hold the state of each process.
+        torch.manual_seed(((self.recipe.seed << 32) + step) * self.world.size + self.world.rank & (2**63 - 1))
+        loss, tokens, samples, stop = self._gradients(step, interruption)
         norm = self._clip()
-        require_finite(loss, norm, step + 1, self.checkpoints.where())
+        with self.world.alike():
+            require_finite(loss, norm, step + 1, self.checkpoints.where())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step = step + 1
+        self.state.samples += samples
         if self.state.step % self.config.log_every == 0:
-            self.log.write("step", step=self.state.step, samples=self._seen(), loss=loss, tokens=tokens,
-                           lr=rates, seconds=round(self._seconds(), 3), grad_norm=norm)  # fmt: skip
+            self._write("step", step=self.state.step, samples=self.state.samples, loss=loss, tokens=tokens,
+                        lr=rates, seconds=round(self._seconds(), 3), grad_norm=norm)  # fmt: skip
         bar.advance(note=f"loss {loss:.3f}")
+        return stop
 
-    def _backward(self, batches: Sequence[Batch], tokens: int) -> float:
-        """Gradients of the mean over all supervised tokens of the step, however they fall into batches."""
+    def _gradients(self, step: int, interruption: Interruption) -> tuple[float, int, int, bool]:
+        """Gradients of the mean over all supervised tokens of the step, however they fall into batches and processes.
+
+        Returns this mean, the number of tokens and samples, and whether any process was interrupted.
+        """
+        own, error = (0.0, 0, 0), None
+        try:
+            with out_of_memory_hint(self.config):
+                own = self._backward(self.feed.batches(step))
+        except (UserError, OSError) as caught:
+            if self.world.sharded:
+                raise  # the others wait inside the LM, where they cannot be told
+            error = caught
+        counts = [*own, interruption.wanted, error is not None, len(self.feed.found)]
+        total, tokens, samples, stop, failed, broken = self.world.reduce(self.parameters, counts)
+        if failed:
+            self.world.agree(error)
+        if broken:
+            self.feed.share_bad()
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad /= max(tokens, 1)
+        return total / max(tokens, 1), int(tokens), int(samples), bool(stop)
+
+    def _backward(self, batches: Sequence[Batch | None]) -> tuple[float, int, int]:
+        """Adds up gradients of the loss sum; returns it with the number of tokens and samples."""
         self._dropout(on=self.config.frozen_dropout == "official")
-        total = 0.0
+        total, tokens, samples = 0.0, 0, 0
         for batch in batches:
-            loss_sum, _ = self.model.loss(batch)
-            self.accelerator.backward(loss_sum / max(tokens, 1))
-            total += float(loss_sum.detach())
+            if batch is not None:
+                loss, n = self.model.loss(batch)
+                loss.backward()
+                total, tokens, samples = total + float(loss.detach()), tokens + n, samples + batch.n_samples
+            elif self.stand_in is not None:
+                (0 * self.model.loss(self.stand_in)[0]).backward()
         self._dropout(on=False)
-        return total / max(tokens, 1)
+        return total, tokens, samples
 
     def _dropout(self, *, on: bool) -> None:
         self.model.lm.model.train(on)
 
     def _clip(self) -> float:
         """The gradient's norm before clipping."""
-        given = [p for p in self.model.method.parameters() if p.grad is not None]
+        given = [p for p in self.parameters if p.grad is not None]
         limit = math.inf if self.config.clip is None else self.config.clip
         return float(torch.nn.utils.clip_grad_norm_(given, limit)) if given else 0.0
 
-    def _held_out(self) -> list[Sample]:
-        """What is evaluated during training; that it can be judged is found out now, not after hours."""
-        chosen = pick_samples(self.task, self._split(), self.recipe.eval.during_samples)
-        require_judgeable(self.task, chosen)
-        for start in range(0, len(chosen), 64):
-            self.model.encode(chosen[start : start + 64])
-        return chosen
-
-    def _split(self) -> str:
-        config = self.recipe.eval
-        if config.during_split is not None:
-            return config.during_split
-        if "validation" not in self.task.splits:
-            raise UserError(
-                "`eval.every` chooses the best checkpoint on a `validation` split, and the task has "
-                f"{', '.join(f'`{split}`' for split in self.task.splits)} only: name one by `eval.during_split`"
-            )
-        return "validation"
-
     def _evaluate_if_due(self) -> bool:
-        every = self.recipe.eval.every
-        if every is None or (self.state.step % every and self.state.step != self.steps):
+        if not self.held_out.is_due(self.state.step, self.steps):
             return False
-        scores = judge(self.model, self.task, self.held_out, label=f"evaluate at step {self.state.step}")
-        value = scores.summary[self.task.metric]
-        where = {"step": self.state.step, "samples": self._seen(), "split": self._split()}
-        self.log.write("eval", **where, evaluated=len(self.held_out), **scores.summary)
+        self.feed.settle()
+        scores = self.held_out.judge(self.state.step)
+        value = scores.summary[self.held_out.task.metric]
+        where = {"step": self.state.step, "samples": self.state.samples, "split": self.held_out.split}
+        self._write("eval", **where, evaluated=len(self.held_out.samples), **scores.summary)
         if self.state.best is None or value > self.state.best:
             self.state.best, self.state.best_step = value, self.state.step
             self.state.evaluations_without_gain = 0
@@ -221,53 +264,59 @@ class Trainer:
             self.state.evaluations_without_gain += 1
         return True
 
-    def _seen(self) -> int:
-        """Samples trained on so far."""
-        return self.state.step * self.config.batch_size * self.config.accumulate
+    def _write(self, event: str, **values: Any) -> None:
+        if self.log is not None:
+            self.log.write(event, **values)
 
-    def _patience_is_over(self) -> bool:
-        patience = self.recipe.eval.patience
-        return patience is not None and self.state.evaluations_without_gain >= patience
-
-    def _finish(self) -> None:
-        self._save()
-        if not any(row["event"] == "end" for row in read_log(self.run)):  # a finished run may be "resumed" again
-            self.log.write("end", step=self.state.step, samples=self._seen(), seconds=round(self._seconds(), 3),
-                           best=self.state.best)  # fmt: skip
+    def _log_end(self) -> None:
+        if self.log is None or any(row["event"] == "end" for row in read_log(self.run)):
+            return  # a finished run may be "resumed" again
+        self.log.write("end", step=self.state.step, samples=self.state.samples, seconds=round(self._seconds(), 3),
+                       best=self.state.best)  # fmt: skip
 
     def _save(self) -> None:
         self.state.seconds, self._clock, self.state.bad = self._seconds(), time.monotonic(), self.feed.bad
-        tensors = pack_optimizer(self.optimizer, self.groups)
-        self.checkpoints.save(self.state.step, self.model.method.state_dict(), tensors, vars(self.state))
-        self._publish()
+        with self.world.together():
+            if self.world.main:
+                tensors = pack_optimizer(self.optimizer, self.groups)
+                self.checkpoints.save(self.state.step, self.model.method.state_dict(), tensors, vars(self.state))
+                self._publish()
 
     def _publish(self) -> None:
         """The method that the run answers with: the best by the metric, or the last where there is none.
 
         Written after the checkpoint, and again when resuming from it, so a kill between the two is healed.
         """
-        if self.recipe.eval.every is None or self.state.best_step == self.state.step > 0:
+        if not self.held_out.chooses or self.state.best_step == self.state.step > 0:
             write_tensors(self.run / METHOD, self.model.method.state_dict())
 
     def _restored(self) -> bool:
         """Takes up the newest checkpoint; False if none was written before the stop."""
-        if (self.run / META).is_file():
-            require_same_base(self.run, self.model)
-        last = self.checkpoints.last()
+        last = self.world.from_main(self._last_checkpoint)
         if last is None:
-            if (self.run / METHOD).is_file():
-                raise UserError(f"`{self.run}` has a trained method but no checkpoint: it cannot be resumed")
             return False
-        tensors, state = self.checkpoints.read(last)
-        if state["data"] != self.state.data:
-            raise UserError(f"`{self.run}` cannot be resumed: its training data has changed since it was started")
-        load_method(last / METHOD, self.model)
-        unpack_optimizer(tensors, self.optimizer, self.groups)
+        with self.world.together():
+            tensors, state = self.checkpoints.read(last)
+            if state["data"] != self.state.data:
+                raise UserError(f"`{self.run}` cannot be resumed: its training data has changed since it was started")
+            load_method(last / METHOD, self.model)
+            unpack_optimizer(tensors, self.optimizer, self.groups)
+        # Older checkpoints do not count samples one by one.
+        state.setdefault("samples", state["step"] * self.config.batch_size * self.config.accumulate)
         self.state = State(**state)
         self.feed.bad = dict(self.state.bad)
-        self.log = RunLog(self.run, resumed_at=self.state.step)
-        self._publish()
+        with self.world.together():
+            if self.world.main:
+                self.log = RunLog(self.run, resumed_at=self.state.step)
+                self._publish()
         return True
+
+    def _last_checkpoint(self) -> Path | None:
+        self.checkpoints.clean()
+        last = self.checkpoints.last()
+        if last is None and (self.run / METHOD).is_file():
+            raise UserError(f"`{self.run}` has a trained method but no checkpoint: it cannot be resumed")
+        return last
 
     def _seconds(self) -> float:
         return self.state.seconds + time.monotonic() - self._clock

@@ -1,16 +1,9 @@
-"""Training on dwarfs through the public API: exact resuming, kill -9, Ctrl-C, errors that leave a good run behind."""
+"""Training on dwarfs through the public API: what it writes, what it refuses, errors that leave a good run behind."""
 
 from __future__ import annotations
 
 import errno
 import json
-import os
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +17,8 @@ from perceptune.checkpoint import METHOD
 from perceptune.errors import UserError
 from perceptune.runlog import read_log
 from perceptune.training import Trainer
+from runs import recipe, tensors
 from support import train_section
-
-KILLS = 20
-
-
-def recipe(dwarfs: Path, **changes: Any) -> dict[str, Any]:
-    return support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl", **changes)
-
-
-def tensors(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / METHOD)
-
-
-def same(a: Path, b: Path) -> bool:
-    """The run's method and that of its last checkpoint, bit by bit."""
-    files = [[run / METHOD, *run.glob(f"checkpoints/*/{METHOD}")] for run in (a, b)]
-    assert [len(found) for found in files] == [2, 2]
-    return [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
 
 
 def test_a_method_learns_and_its_run_explains_itself(dwarfs: Path, tmp_path: Path) -> None:
@@ -71,111 +48,6 @@ def test_a_loaded_run_answers_as_eval_wrote(dwarfs: Path, tmp_path: Path) -> Non
         assert model.answer([perceptune.Sample("x", media, row["prompt"])]) == [row["raw"]]
         as_bytes = {"image": media["image"].read_bytes()}
         assert model.answer([perceptune.Sample("x", as_bytes, row["prompt"])]) == [row["raw"]]
-
-
-@pytest.mark.parametrize("method", ["epalm", "epalm-ada", "epalm-lin"])
-def test_resumed_equals_uninterrupted(dwarfs: Path, tmp_path: Path, method: str) -> None:
-    given = recipe(dwarfs, method={"name": method, "n_levels": 2}, eval={"every": 3})
-    perceptune.train(given, tmp_path / "whole")
-    _stop_after(given, tmp_path / "parts", steps=3)
-    assert not same(tmp_path / "whole", tmp_path / "parts")
-    perceptune.train(None, tmp_path / "parts", resume=True)
-    assert same(tmp_path / "whole", tmp_path / "parts")
-    times = ("seconds",)
-    rows = [
-        [{k: v for k, v in row.items() if k not in times} for row in read_log(tmp_path / n)] for n in ("whole", "parts")
-    ]
-    assert rows[0] == rows[1]
-
-
-def _stop_after(given: dict[str, Any], run: Path, steps: int) -> None:
-    """Raises out of the loop like a crash would: nothing is saved on the way out."""
-    original = Trainer._step
-
-    def crash(self: Trainer, bar: Any) -> None:
-        if self.state.step == steps:
-            raise ConnectionAbortedError
-        original(self, bar)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_step", crash)
-        with pytest.raises(ConnectionAbortedError):
-            perceptune.train(given, run)
-
-
-def test_kill_9_at_any_moment_loses_nothing(dwarfs: Path, tmp_path: Path) -> None:
-    """Twenty kills at random steps of one training; in the end the same bits as without them."""
-    given = recipe(dwarfs, train=train_section(steps=4000, save_every=7, schedule="constant"))
-    script = tmp_path / "job.py"
-    script.write_text(
-        "import sys, json, torch, perceptune\n"
-        "torch.set_num_threads(1)\n"
-        "from pathlib import Path\n"
-        "run = Path(sys.argv[1])\n"
-        "started = (run / 'run.yaml').is_file()\n"
-        "perceptune.train(None if started else json.loads(sys.argv[2]), run, resume=started)\n"
-    )
-    chance = random.Random(7)
-    run, length = tmp_path / "killed", 0
-    for _ in range(KILLS):
-        child = subprocess.Popen([sys.executable, str(script), str(run), json.dumps(given)])
-        length = _kill_in_training(child, run, chance)
-    last = length + 10  # the rate is constant, so both trainings may end here instead of at step 4,000
-    _shorten(run, last)
-    perceptune.train(None, run, resume=True)
-    whole = {**given, "train": train_section(steps=last, save_every=7, schedule="constant")}
-    perceptune.train(whole, tmp_path / "whole")
-    assert read_log(run)[-1]["event"] == "end"
-    assert same(tmp_path / "whole", run)
-    assert not list(run.rglob("*.tmp")), "what a killed process left half-written is cleaned up"
-
-
-def _kill_in_training(child: subprocess.Popen[bytes], run: Path, chance: random.Random) -> int:
-    """Kills the child after a random number of further steps; returns the last step it logged."""
-    before = _steps(run)
-    target, deadline = before + chance.randint(1, 40), time.monotonic() + 60
-    while _steps(run) < target:
-        assert child.poll() is None, "the training ended by itself"
-        assert time.monotonic() < deadline, "the training does not go on"
-        time.sleep(chance.random() * 0.01)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    return _steps(run)
-
-
-def _steps(run: Path) -> int:
-    return max((row.get("step", 0) for row in read_log(run)), default=0)
-
-
-def _shorten(run: Path, steps: int) -> None:
-    text = (run / "run.yaml").read_text()
-    assert "steps: 4000" in text
-    (run / "run.yaml").write_text(text.replace("steps: 4000", f"steps: {steps}"))
-
-
-def test_ctrl_c_saves_and_says_how_to_go_on(dwarfs: Path, tmp_path: Path) -> None:
-    given = recipe(dwarfs, train=train_section(steps=100_000, save_every=100_000))
-    (tmp_path / "r.yaml").write_text(perceptune.load_recipe(given).dump())
-    command = [
-        sys.executable,
-        "-m",
-        "perceptune",
-        "train",
-        str(tmp_path / "r.yaml"),
-        "--run",
-        str(tmp_path / "run"),
-    ]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while _steps(tmp_path / "run") < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    child.send_signal(signal.SIGINT)
-    said, _ = child.communicate(timeout=60)
-    assert child.returncode == 130
-    assert f"perceptune train --resume --run {tmp_path / 'run'}" in " ".join(said.split())
-    kept = list((tmp_path / "run/checkpoints").iterdir())
-    assert len(kept) == 1
-    assert int(kept[0].name.removeprefix("step-")) == _steps(tmp_path / "run")
 
 
 def test_accumulation_equals_one_large_batch(dwarfs: Path, tmp_path: Path) -> None:
@@ -216,11 +88,11 @@ def _samples(dwarfs: Path) -> list[perceptune.Sample]:
 def test_what_is_not_finite_stops_before_the_update(dwarfs: Path, tmp_path: Path, what: str) -> None:
     original = Trainer._backward
 
-    def spoiled(self: Trainer, batches: Any, tokens: int) -> float:
-        loss = original(self, batches, tokens)
+    def spoiled(self: Trainer, batches: Any) -> tuple[float, int, int]:
+        loss, tokens, samples = original(self, batches)
         if self.state.step == 4 and what == "gradient":  # a backward pass may overflow where the loss does not
             next(self.model.method.parameters()).grad[0, 0] = float("inf")  # type: ignore[index]
-        return float("nan") if self.state.step == 4 and what == "loss" else loss
+        return float("nan") if self.state.step == 4 and what == "loss" else loss, tokens, samples
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_backward", spoiled)
@@ -239,45 +111,6 @@ def test_out_of_memory_says_what_to_lower(dwarfs: Path, tmp_path: Path) -> None:
         patch.setattr(Trainer, "_backward", full)
         with pytest.raises(UserError, match=r"out of memory: lower `train.batch_size` \(now 2\)"):
             perceptune.train(recipe(dwarfs), tmp_path / "run")
-
-
-def test_a_full_disk_leaves_the_last_checkpoint(dwarfs: Path, tmp_path: Path) -> None:
-    original, calls = Path.replace, []
-
-    def replace(self: Path, target: Path) -> Path:
-        calls.append(target)
-        if "step-00000004" in str(target):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return original(self, target)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "replace", replace)
-        with pytest.raises(UserError, match="the disk is full; nothing already saved was touched"):
-            perceptune.train(recipe(dwarfs), tmp_path / "run")
-    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
-    perceptune.train(None, tmp_path / "run", resume=True)
-    perceptune.train(recipe(dwarfs), tmp_path / "whole")
-    assert same(tmp_path / "run", tmp_path / "whole")
-
-
-def test_an_existing_run_is_never_overwritten(dwarfs: Path, tmp_path: Path) -> None:
-    perceptune.train(recipe(dwarfs), tmp_path / "run")
-    before = (tmp_path / "run" / METHOD).read_bytes()
-    with pytest.raises(UserError, match="holds a run already: resume it with --resume"):
-        perceptune.train(recipe(dwarfs), tmp_path / "run")
-    changed = recipe(dwarfs, train=train_section(lr=5e-3))
-    with pytest.raises(UserError, match=r"started with train.lr = 0.01, the recipe now says 0.005"):
-        perceptune.train(changed, tmp_path / "run", resume=True)
-    assert (tmp_path / "run" / METHOD).read_bytes() == before
-
-
-def test_changed_data_is_not_resumed(dwarfs: Path, tmp_path: Path) -> None:
-    data = support.save_data(tmp_path / "data", rows=6)
-    given = support.recipe(dwarfs / "lm", dwarfs / "encoder", data)
-    perceptune.train(given, tmp_path / "run")
-    data.write_text("\n".join(data.read_text().splitlines()[:-1]))
-    with pytest.raises(UserError, match="training data has changed"):
-        perceptune.train(None, tmp_path / "run", resume=True)
 
 
 def test_broken_media_are_counted_against_a_limit(dwarfs: Path, tmp_path: Path) -> None:
@@ -334,45 +167,6 @@ def test_the_papers_small_configuration_runs_on_dwarfs_of_its_architectures(dwar
     assert results["evaluated_samples"] == 12
     assert results["decoding"]["beams"] == 3
     assert len(perceptune.load(tmp_path / "run").answer(_samples(dwarfs)[:3])) == 3
-
-
-def test_resuming_is_exact_with_every_option_on(dwarfs: Path, tmp_path: Path) -> None:
-    data = support.save_data(tmp_path / "data", rows=8)
-    (tmp_path / "data/train3.png").write_bytes(b"not a picture")
-    options = train_section(accumulate=2, clip=0.5, frozen_dropout="official", max_bad_media=1, schedule="linear")
-    given = {**support.recipe(dwarfs / "opt", dwarfs / "encoder", data), "train": options}
-    perceptune.train(given, tmp_path / "whole")
-    _stop_after(given, tmp_path / "parts", steps=3)
-    perceptune.train(None, tmp_path / "parts", resume=True)
-    assert same(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_a_finished_run_is_not_harmed_by_resuming(dwarfs: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    perceptune.train(recipe(dwarfs), run)
-    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    perceptune.train(None, run, resume=True)
-    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
-    shutil.rmtree(run / "checkpoints")
-    with pytest.raises(UserError, match="has a trained method but no checkpoint"):
-        perceptune.train(None, run, resume=True)
-    assert (run / METHOD).read_bytes() == before[run / METHOD]
-
-
-def test_a_run_is_not_resumed_on_another_base_model(dwarfs: Path, tmp_path: Path) -> None:
-    moved = shutil.copytree(dwarfs / "lm", tmp_path / "lm")
-    given = support.recipe(moved, dwarfs / "encoder", dwarfs / "data/train.jsonl")
-    perceptune.train(given, tmp_path / "run")
-    shutil.rmtree(moved)
-    support.save_lm(moved, "qwen2")
-    with pytest.raises(UserError, match="trained on another base model"):
-        perceptune.train(None, tmp_path / "run", resume=True)
-
-
-def test_overrides_while_resuming_are_compared_with_the_run(dwarfs: Path, tmp_path: Path) -> None:
-    perceptune.train(recipe(dwarfs), tmp_path / "run")
-    with pytest.raises(UserError, match=r"started with train.steps = 6, the recipe now says 50"):
-        perceptune.train(None, tmp_path / "run", resume=True, overrides=["train.steps=50"])
 
 
 @pytest.mark.parametrize(

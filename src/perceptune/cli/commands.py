@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from perceptune.errors import UserError
+from perceptune.runlog import speaks
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -51,9 +52,9 @@ def eval(options: argparse.Namespace) -> int:
         trust=options.trust,
         overrides=options.overrides,
     )
-    if options.json:
+    if options.json and speaks():
         print(json.dumps(results, indent=2))
-    else:
+    elif not options.json:
         print_scores(results)
         out.print(f"predictions and results: {options.run}")
     return 0

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from perceptune._version import __version__
-from perceptune.errors import UserError
+from perceptune.errors import SaidElsewhereError, UserError
 
 KINDS = ("methods", "encoders", "tasks", "metrics", "recipes")
 
@@ -89,6 +89,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     try:
         code: int = getattr(commands, options.command.replace("-", "_"))(options)
+    except SaidElsewhereError:
+        return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

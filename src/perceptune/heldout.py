@@ -1,0 +1,54 @@
+"""Evaluation during training, by which the best method is chosen."""
+
+from __future__ import annotations
+
+from perceptune.distributed import World
+from perceptune.errors import UserError
+from perceptune.evaluation import Scores, judge, pick_samples, require_judgeable
+from perceptune.model import AdaptedModel
+from perceptune.tasks.base import Task, check_split
+from perceptune.types import Sample
+
+
+class HeldOut:
+    """A fixed set of samples that is judged every `eval.every` steps; nothing at all without that key.
+
+    That it can be judged and its media can be read is found out here, not after hours.
+    """
+
+    def __init__(self, model: AdaptedModel, task: Task, world: World) -> None:
+        self.model, self.task, self.world, self.config = model, task, world, model.recipe.eval
+        if self.config.split is not None:
+            check_split(self.config.split, task.splits)
+        self.samples: list[Sample] = []
+        if self.config.every is None:
+            return
+        self.split = self._split()
+        self.samples = pick_samples(task, self.split, self.config.during_samples)
+        require_judgeable(task, self.samples)
+        own = world.deal(self.samples)
+        for start in range(0, len(own), 64):
+            model.encode(own[start : start + 64])
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the best method counts, not the last."""
+        return self.config.every is not None
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether an evaluation belongs after this step."""
+        return self.config.every is not None and (step % self.config.every == 0 or step == steps)
+
+    def judge(self, step: int) -> Scores:
+        """Answers and scores, the same on every process."""
+        return judge(self.model, self.task, self.samples, self.world, label=f"evaluate at step {step}")
+
+    def _split(self) -> str:
+        if self.config.during_split is not None:
+            return self.config.during_split
+        if "validation" not in self.task.splits:
+            raise UserError(
+                "`eval.every` chooses the best checkpoint on a `validation` split, and the task has "
+                f"{', '.join(f'`{split}`' for split in self.task.splits)} only: name one by `eval.during_split`"
+            )
+        return "validation"

@@ -1,0 +1,51 @@
+"""Runs of the dwarfs that several end-to-end tests make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import perceptune
+import support
+from perceptune.checkpoint import METHOD
+from perceptune.runlog import read_log
+from perceptune.training import Trainer
+
+
+def recipe(dwarfs: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe for the shared dwarfs; `changes` replace whole sections."""
+    return support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl", **changes)
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / METHOD)
+
+
+def same(a: Path, b: Path) -> bool:
+    """The run's method and that of its last checkpoint, bit by bit."""
+    files = [[run / METHOD, *run.glob(f"checkpoints/*/{METHOD}")] for run in (a, b)]
+    assert [len(found) for found in files] == [2, 2]
+    return [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+
+
+def stop_after(given: dict[str, Any], run: Path, steps: int) -> None:
+    """Raises out of the loop like a crash would: nothing is saved on the way out."""
+    original = Trainer._step
+
+    def crash(self: Trainer, *given: Any) -> bool:
+        if self.state.step == steps:
+            raise ConnectionAbortedError
+        return original(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", crash)
+        with pytest.raises(ConnectionAbortedError):
+            perceptune.train(given, run)
+
+
+def logged_steps(run: Path) -> int:
+    return max((row.get("step", 0) for row in read_log(run)), default=0)
