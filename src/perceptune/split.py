@@ -86,6 +86,7 @@ class Split:
             if group.slots.entry <= index:
                 left.append(self._slots_through(index, block, group, left, text.dtype))
         if self.text_states is not None and index < self.text_states[0]:
+            self._tell(index, left)
             return text
         mask = self._text_mask(given[MASK], left, text)
         length = text.shape[1]
@@ -96,9 +97,12 @@ class Split:
             out, own = _last(block, text, mask, self.width, left, first, end)
             # The width that the LM's own code expects of its last block; nobody reads the other columns.
             out = torch.nn.functional.pad(out, (0, 0, self.width + first, length - end))
-        if self.record is not None:
-            self.record(index, [*left, own])
+        self._tell(index, [*left, own])
         return out
+
+    def _tell(self, index: int, pairs: Sequence[Pair]) -> None:
+        if self.record is not None:
+            self.record(index, pairs)
 
     def _slots_through(self, index: int, block: _Block, group: Group, left: Sequence[Pair], dtype: torch.dtype) -> Pair:
         """Keys and values of a group's columns in this block; its output too, where the next block needs it."""

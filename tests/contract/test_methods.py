@@ -6,10 +6,12 @@ pytest tests/contract/test_methods.py
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
+from perceptune.generation import with_transformers
 from perceptune.types import Decoding, Features, Slots
 from rows import FAMILIES, SHAPE, absent, method_names, random_features, row
 from support import random_lm
@@ -126,6 +128,21 @@ def test_generation_with_a_cache_equals_full_recomputation(name: str, family: st
     r = row(name, family)
     generated = r.lm.generate(r.ids, r.mask, r.plan(), Decoding(8), eos=2, pad=0)
     assert generated == [list(row) for row in uncached(r, r.ids, r.mask, r.plan(), 8)]
+
+
+@every_row
+@every_method
+def test_equal_prompts_with_other_media_are_generated_like_different_ones(name: str, family: str) -> None:
+    """They share the layers below the first medium; some rows have none, and rows end at different times."""
+    r = row(name, family)
+    order = torch.tensor([0, 1, 0, 2, 1, 0])
+    ids, mask = r.ids[order], r.mask[order]
+    features = {"image": random_features(6, [True, True, True, False, True, False])}
+    slots = r.method.plan(features, 6)
+    endless = uncached(r, ids, mask, slots, 8, -1)
+    eos = ending_some(endless)
+    expected = [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in endless]
+    assert r.lm.generate(ids, mask, slots, Decoding(8), eos=eos, pad=0) == expected
 
 
 @every_row
@@ -304,6 +321,25 @@ def test_the_kept_positions_are_those_of_the_full_logits(family: str) -> None:
     assert torch.allclose(r.lm(r.ids, r.mask, r.plan(), keep=keep), r.logits()[keep], atol=1e-5)
 
 
+@every_row
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("sampling", [{}, {"sample": True, "temperature": 0.7, "top_p": 0.8}])
+def test_generation_is_that_of_transformers(family: str, beams: int, sampling: dict[str, object]) -> None:
+    """Token for token, from the same random numbers, with rows that end early."""
+    r = row("epalm", family)
+    order = torch.tensor([0, 1, 0, 2])
+    ids, mask = r.ids[order], r.mask[order]
+    slots = r.method.plan({"image": random_features(4)}, 4)
+    decoding = Decoding(8, beams=beams, **sampling)  # type: ignore[arg-type]
+    eos = ending_some(r.lm.generate(ids, mask, slots, Decoding(8), eos=-1, pad=0))
+    answers = []
+    for generate in (r.lm.generate, partial(with_transformers, r.lm)):
+        torch.manual_seed(5)
+        with torch.no_grad():
+            answers.append(generate(ids, mask, slots, decoding, eos=eos, pad=0))
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.parametrize("slot_mask", ["causal", "official"])
 def test_sampling_is_seeded_and_the_official_mask_generates(slot_mask: str) -> None:
     """The official mask has no cache: generation must equal the full recomputation all the same."""
@@ -332,7 +368,17 @@ def test_two_modalities_in_one_batch_answer_as_each_alone() -> None:
     assert (r.lm(r.ids, r.mask, r.method.plan(both, 3)) - without)[2].abs().max() > 1e-3
 
 
-def uncached(r: object, ids: torch.Tensor, mask: torch.Tensor, slots: list[Slots], steps: int) -> list[list[int]]:
+def ending_some(answers: list[list[int]]) -> int:
+    """A token that would end some rows before others."""
+    for token in {token for answer in answers for token in answer}:
+        if len({answer.index(token) if token in answer else -1 for answer in answers}) > 1:
+            return token
+    raise AssertionError("all rows say the same")
+
+
+def uncached(
+    r: object, ids: torch.Tensor, mask: torch.Tensor, slots: list[Slots], steps: int, eos: int = 2
+) -> list[list[int]]:
     """Greedy decoding that runs the whole text again for each token: the slow, obvious way."""
     rows: list[list[int]] = [[] for _ in ids]
     for _ in range(steps):
@@ -341,4 +387,4 @@ def uncached(r: object, ids: torch.Tensor, mask: torch.Tensor, slots: list[Slots
             tokens.append(token)
         ids = torch.cat([ids, best[:, None]], 1)
         mask = torch.cat([mask, torch.ones_like(best)[:, None]], 1)
-    return [tokens[: tokens.index(2)] if 2 in tokens else tokens for tokens in rows]
+    return [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in rows]
