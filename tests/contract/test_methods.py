@@ -369,11 +369,11 @@ def test_two_modalities_in_one_batch_answer_as_each_alone() -> None:
 
 
 def ending_some(answers: list[list[int]]) -> int:
-    """A token that would end some rows before others."""
+    """A token that would end some rows before others; -1, which ends none, if all rows say the same."""
     for token in {token for answer in answers for token in answer}:
         if len({answer.index(token) if token in answer else -1 for answer in answers}) > 1:
             return token
-    raise AssertionError("all rows say the same")
+    return -1
 
 
 def uncached(
