@@ -61,6 +61,7 @@ def evaluate(
     split = split or config.split or task.splits[-1]
     chosen = pick_samples(task, split, config.samples if samples is None else samples)
     require_judgeable(task, chosen)  # before hours of generation, not after
+    model.prepare(chosen)
     with_control = config.shuffled_control if control is None else control
     shuffled = shuffle_media(chosen, model.recipe.seed) if with_control else []
     scores = judge(model, task, chosen, batch_size=batch_size, label="evaluate")

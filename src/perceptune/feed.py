@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +15,7 @@ from perceptune.checkpoint import write_text
 from perceptune.errors import UserError
 from perceptune.media import MediaError
 from perceptune.model import AdaptedModel, Batch
-from perceptune.order import DataOrder, chosen_target, subset
+from perceptune.order import DataOrder, chosen_target, subset, view_draw
 from perceptune.tasks.base import Task
 from perceptune.types import Medium, Sample
 
@@ -46,29 +48,53 @@ class Feed:
         for micro in range(self.config.accumulate):
             rows = self.order.positions(step * self.config.accumulate + micro)
             picked = [(self.samples[i], chosen_target(self.samples[i].targets, self.seed, e, i)) for e, i in rows]
-            if batch := self._collate(picked):
+            draws = [view_draw(self.seed, epoch, index) for epoch, index in rows]
+            if batch := self._collate(picked, draws):
                 made.append(batch)
         return made
 
+    def prepare(self, steps: int, standardized: int, rank: int = 0, world: int = 1) -> None:
+        """Computes the features that `steps` steps and statistics over `standardized` media will need.
+
+        The list is the same when a run is resumed, and with it the features' bits.
+        """
+        share: dict[str, Any] = {"rank": rank, "world": world, "on_broken": self._on_broken}
+        self.model.prepare(list(islice(self._distinct(), standardized)), label="features for statistics", **share)
+        batches = steps * self.config.accumulate
+        if all(store.views == 0 for store in self.model.stores.values()):  # then the first epoch reaches them all
+            batches = min(batches, -(-len(self.samples) // self.config.batch_size))
+        rows = [row for batch in range(batches) for row in self.order.positions(batch)]
+        draws = [view_draw(self.seed, epoch, index) for epoch, index in rows]
+        self.model.prepare([self.samples[index] for _, index in rows], draws, **share)
+
     def one_sample_per_medium(self, most: int) -> Iterator[Sample]:
         """Up to `most` readable samples in random order, each with a medium not seen before."""
-        seen: set[Medium] = set()
         found = 0
+        for sample in self._distinct():
+            if found == most:
+                return
+            if self._readable(sample):
+                found += 1
+                yield sample
+
+    def _distinct(self) -> Iterator[Sample]:
+        """Samples in random order, each with a medium not seen before."""
+        seen: set[Medium] = set()
         for index in torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.seed)).tolist():
             sample = self.samples[index]
-            if found < most and sample.media and not seen.issuperset(sample.media.values()) and self._readable(sample):
-                found += 1
+            if sample.media and not seen.issuperset(sample.media.values()):
                 seen.update(sample.media.values())
                 yield sample
 
-    def _collate(self, picked: Sequence[tuple[Sample, str]]) -> Batch | None:
+    def _collate(self, picked: Sequence[tuple[Sample, str]], draws: Sequence[int]) -> Batch | None:
         """A batch without the samples whose media are broken."""
-        kept = [(s, t) for s, t in picked if not any(_identity(m) in self.bad for m in s.media.values())]
-        while kept:
+        rows = [(s, t, draw) for (s, t), draw in zip(picked, draws, strict=True)]
+        rows = [row for row in rows if not any(_identity(m) in self.bad for m in row[0].media.values())]
+        while rows:
             try:
-                return self.model.collate([sample for sample, _ in kept], [target for _, target in kept])
+                return self.model.collate(*map(list, zip(*rows, strict=True)))
             except MediaError:
-                kept = [(sample, target) for sample, target in kept if self._readable(sample)]
+                rows = [row for row in rows if self._readable(row[0])]
         return None
 
     def _readable(self, sample: Sample) -> bool:
@@ -79,6 +105,9 @@ class Feed:
                 self._count(_identity(medium), sample, str(error))
                 return False
         return True
+
+    def _on_broken(self, sample: Sample, medium: Medium, error: MediaError) -> None:
+        self._count(_identity(medium), sample, str(error))
 
     def _count(self, medium: str, sample: Sample, reason: str) -> None:
         """Lists a broken medium. Raises `UserError` when there are more than `train.max_bad_media`."""

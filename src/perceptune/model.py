@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from perceptune.config import Recipe
 from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError, nearest
-from perceptune.features import FeatureStore, TextStates
+from perceptune.features import TextStates, feature_stores
 from perceptune.lm import Decoding, FrozenLM
+from perceptune.media import MediaError
 from perceptune.methods.base import Method
 from perceptune.text import TextFormat, Tokens
-from perceptune.types import Features, Sample
+from perceptune.types import Features, Medium, Sample
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,7 @@ class AdaptedModel(nn.Module):
         self.encoders = nn.ModuleDict(dict(encoders))
         self.method = method
         self._text = text
-        memory = recipe.train.feature_memory_mb
-        self.stores = {
-            name: FeatureStore(encoder, method.levels(name), method.tokens(name), memory)
-            for name, encoder in encoders.items()
-        }
+        self.stores = feature_stores(recipe, encoders, method)
         self.text_states = TextStates(lm, method.first_layer, recipe.train.text_memory_mb)
         self.plain = False  # True: run every layer on every text, the slow path that the fast one must equal
         method.attach(lm)
@@ -64,16 +61,67 @@ class AdaptedModel(nn.Module):
             raise UserError("this model was built from configurations only: it has no tokenizer")
         return self._text
 
-    def collate(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Batch:
-        """A training batch; `targets` default to each sample's first. Raises `UserError` naming the sample."""
+    def prepare(
+        self, samples: Sequence[Sample], draws: Sequence[int] | None = None, *, label: str = "features",
+        rank: int = 0, world: int = 1, on_broken: Callable[[Sample, Medium, MediaError], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Computes the features of these samples' media that are not kept yet, so that `encode` only reads them.
+
+        `draws` as in `encode`. Of `world` processes that give the same samples, each computes its share. A broken
+        medium is told to `on_broken` with the first sample that has it; without it `MediaError` is raised.
+        """
+        self._check_modalities(samples)
+        for modality, store in self.stores.items():
+            having = [i for i, sample in enumerate(samples) if modality in sample.media]
+            media = [samples[i].media[modality] for i in having]
+            first = {medium: samples[i] for medium, i in zip(reversed(media), reversed(having), strict=True)}
+
+            def tell(medium: Medium, error: MediaError, first: dict[Medium, Sample] = first) -> None:
+                assert on_broken is not None
+                on_broken(first[medium], medium, error)
+
+            store.ensure(
+                media, None if draws is None else [draws[i] for i in having], label=label, rank=rank, world=world,
+                on_broken=tell if on_broken else None,
+            )  # fmt: skip
+
+    def collate(
+        self,
+        samples: Sequence[Sample],
+        targets: Sequence[str] | None = None,
+        draws: Sequence[int] | None = None,
+    ) -> Batch:
+        """A training batch; `targets` default to each sample's first, `draws` as in `encode`.
+
+        Raises `UserError` naming the sample.
+        """
         if targets is None:
             targets = [_first_target(sample) for sample in samples]
         pairs = [self.text.training_ids(s, t) for s, t in zip(samples, targets, strict=True)]
         tokens = self.text.pad_left([ids for ids, _ in pairs], [n for _, n in pairs])
-        return Batch(tokens, self.encode(samples))
+        return Batch(tokens, self.encode(samples, draws))
 
-    def encode(self, samples: Sequence[Sample]) -> dict[str, Features]:
-        """Features of each modality; rows without that modality hold zeros and are marked absent."""
+    def encode(self, samples: Sequence[Sample], draws: Sequence[int] | None = None) -> dict[str, Features]:
+        """Features of each modality; rows without that modality hold zeros and are marked absent.
+
+        `draws`, one number a sample, choose augmented views where the recipe has any (`encoders.MODALITY.views`);
+        without them the plain media are seen.
+        """
+        self._check_modalities(samples)
+        encoded = {}
+        for modality, store in self.stores.items():
+            having = [i for i, sample in enumerate(samples) if modality in sample.media]
+            if having:
+                media = [samples[i].media[modality] for i in having]
+                given = store.get(media, None if draws is None else [draws[i] for i in having])
+                values = given.new_zeros(len(samples), *given.shape[1:])
+                present = torch.zeros(len(samples), dtype=torch.bool)
+                present[having] = True
+                values[present] = given
+                encoded[modality] = Features(values, present)
+        return encoded
+
+    def _check_modalities(self, samples: Sequence[Sample]) -> None:
         for sample in samples:
             for modality in sample.media:
                 if modality not in self.stores:
@@ -81,16 +129,6 @@ class AdaptedModel(nn.Module):
                         f"sample `{sample.id}` has `{modality}`, for which this model has no encoder"
                         f"{nearest(modality, self.stores)}"
                     )
-        encoded = {}
-        for modality, store in self.stores.items():
-            present = torch.tensor([modality in sample.media for sample in samples])
-            media = [sample.media[modality] for sample in samples if modality in sample.media]
-            if media:
-                given = store.get(media)
-                values = given.new_zeros(len(samples), *given.shape[1:])
-                values[present] = given
-                encoded[modality] = Features(values, present)
-        return encoded
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (N, vocab) at the N positions that predict a supervised token, row by row."""

@@ -115,6 +115,9 @@ class Trainer:
 
     def fit(self) -> TrainResult:
         """The loop, to the end or to an interruption."""
+        if not self.resumed:
+            save_description(self.run, self.model)
+        self.feed.prepare(self.steps, self._standardized())
         with interruptions() as interruption:
             if not self.resumed:
                 self._start()
@@ -136,16 +139,18 @@ class Trainer:
 
     def _start(self) -> None:
         torch.manual_seed(self.recipe.seed)  # for the frozen dropout of the official code, the loop's only chance
-        save_description(self.run, self.model)
         self.log = RunLog(self.run, resumed_at=None)
-        most = self.config.standardize_samples if self.model.method.standardizes else 0
-        chosen = []
+        most, chosen = self._standardized(), []
         with progress(min(most, len(self.feed.samples)), "feature statistics") as bar:
             for sample in self.feed.one_sample_per_medium(most):
                 chosen.append(sample)
                 bar.advance()
         self.model.fit_statistics(chosen)
         self.log.write("start", steps=self.steps, samples=len(self.feed.samples), trained=count(self.model.method))
+
+    def _standardized(self) -> int:
+        """Media from which feature statistics are taken."""
+        return self.config.standardize_samples if self.model.method.standardizes else 0
 
     def _step(self, bar: Progress) -> None:
         step = self.state.step
@@ -191,8 +196,7 @@ class Trainer:
         """What is evaluated during training; that it can be judged is found out now, not after hours."""
         chosen = pick_samples(self.task, self._split(), self.recipe.eval.during_samples)
         require_judgeable(self.task, chosen)
-        for start in range(0, len(chosen), 64):
-            self.model.encode(chosen[start : start + 64])
+        self.model.prepare(chosen, label="features for evaluation")
         return chosen
 
     def _split(self) -> str:

@@ -72,6 +72,7 @@ LAYERS = [
     {"splice", "blocks", "order", "listing", "text", "places"},
     {"lm", "store"},
     {"encoders", "methods", "metrics", "tasks"},
+    {"loading"},
     {"features"},
     {"model"},
     {"building"},
