@@ -32,7 +32,7 @@ def build(recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32
     """The model of a recipe, untrained: a plain `nn.Module` whose `method.parameters()` are to be trained.
 
     `dtype` is that of the frozen LM, an encoder's is in the recipe, everything trained is float32. With `meta` no
-    weight is loaded: the parts are built on the meta device from their configurations, which is enough to count and to show.
+    weight is loaded: the parts are built on the meta device from their configurations, enough to count and to show.
     """
     recipe = load_recipe(recipe)
     lm = load_lm(recipe.lm, dtype=dtype, meta=meta)
