@@ -180,7 +180,7 @@ class FeatureStore:
         return {item: self._key(row.numpy().tobytes(), item.view) for item, row in known if row is not None}
 
     def _key_of(self, one: Loaded) -> bytes:
-        return self._key(one.digest if self._hashes else digest_of(one.identity.encode()), one.item.view)
+        return self._key(one.digest if self._hashes is not None else digest_of(one.identity.encode()), one.item.view)
 
     def _key(self, digest: bytes, view: int) -> bytes:
         return digest_of(digest, self._settings, view.to_bytes(4, "little")) if view else digest
