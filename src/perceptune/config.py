@@ -48,6 +48,17 @@ class EncoderConfig(Part):
     resize: Literal["squash", "crop", "published"] = "published"
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    dtype: DType = "float32"
+    views: int = Field(0, ge=0, description="augmented views of each training picture; 0 = the plain picture only")
+    flip: bool = Field(True, description="half of the augmented views are mirrored")
+
+
+class CacheConfig(Part):
+    """Where encoder features are kept."""
+
+    features: Literal["disk", "memory", "off"] = Field("disk", description="off = computed at every use")
+    dir: Path | None = Field(None, description="None = `features` in perceptune's cache folder")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype in which they are kept")
 
 
 class TextConfig(Part):
@@ -103,7 +114,7 @@ class TrainConfig(Part):
     gradient_checkpointing: bool = False
     samples: int | None = Field(None, ge=1, description="train on this many, chosen by seed; None = all")
     standardize_samples: int = Field(1024, ge=2, description="media from which feature statistics are taken")
-    feature_memory_mb: int = Field(2048, ge=0, description="encoded features kept in memory")
+    feature_memory_mb: int = Field(2048, ge=0, description="features kept by `cache.features: memory`")
     text_memory_mb: int = Field(1024, ge=0, description="states of distinct texts kept in memory")
     packed_memory_mb: int = Field(1024, ge=0, description="bfloat16 weights laid out for the CPU, beside the originals")
     max_bad_media: int = Field(0, ge=0, description="broken or missing media tolerated, listed in the run folder")
@@ -150,6 +161,7 @@ class Recipe(Part):
     method: Annotated[NamedPart, _named("name")] = NamedPart(name="epalm")
     task: Annotated[NamedPart, _named("name")] | None = None
     text: TextConfig = TextConfig()
+    cache: CacheConfig = CacheConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     decode: DecodeConfig = DecodeConfig()

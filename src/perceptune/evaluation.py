@@ -70,6 +70,8 @@ def evaluate(
         shuffled = shuffle_media(chosen, model.recipe.seed) if with_control else []
     if world.size > 1:
         world.place(model)
+    with world.together():
+        model.prepare(chosen, rank=world.rank, world=world.size)  # those of the shuffled control are the same
     scores = judge(model, task, chosen, world, batch_size=batch_size, label="evaluate")
     blind = judge(model, task, shuffled, world, batch_size=batch_size, label="shuffled control") if shuffled else None
     return world.from_main(lambda: _written(run, model, task, split, chosen, scores, shuffled, blind))

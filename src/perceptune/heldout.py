@@ -26,9 +26,7 @@ class HeldOut:
         self.split = self._split()
         self.samples = pick_samples(task, self.split, self.config.during_samples)
         require_judgeable(task, self.samples)
-        own = world.deal(self.samples)
-        for start in range(0, len(own), 64):
-            model.encode(own[start : start + 64])
+        model.prepare(self.samples, label="features for evaluation", rank=world.rank, world=world.size)
 
     @property
     def chooses(self) -> bool:

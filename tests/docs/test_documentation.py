@@ -62,6 +62,8 @@ def test_documented_commands_run(page: Path, desk: Path, dwarfs: Path) -> None:
                 words += ["--encoder", str(dwarfs / "encoder")]
             shutil.rmtree(desk / words[words.index("--run") + 1], ignore_errors=True)
             words += ["method.n_levels=2", "train.steps=2", "train.batch_size=2"]
+        elif words[0] == "features" and words[1] not in ("info", "verify", "gc"):
+            words += [f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'encoder'}", "method.n_levels=2"]
         elif "runs/mine" in words and not (desk / "runs/mine").exists():
             _train(desk, dwarfs)
         assert cli(words) in (0, 1) if words[0] == "doctor" else cli(words) == 0, command

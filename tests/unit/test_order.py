@@ -7,7 +7,7 @@ import math
 import pytest
 
 from perceptune.config import TrainConfig
-from perceptune.order import DataOrder, chosen_target, learning_rate, subset, total_steps
+from perceptune.order import DataOrder, chosen_target, learning_rate, subset, total_steps, view_draw
 
 
 def test_each_epoch_sees_every_sample_once() -> None:
@@ -30,6 +30,12 @@ def test_all_references_are_used() -> None:
     drawn = {chosen_target(("a", "b", "c"), 0, epoch, 5) for epoch in range(40)}
     assert drawn == {"a", "b", "c"}
     assert chosen_target(("a", "b", "c"), 0, 3, 5) == chosen_target(("a", "b", "c"), 0, 3, 5)
+
+
+def test_all_views_are_drawn_anew_for_each_sample_and_epoch() -> None:
+    assert {view_draw(0, epoch, 5) % 3 for epoch in range(40)} == {0, 1, 2}
+    assert len({view_draw(seed, epoch, i) for seed in range(3) for epoch in range(3) for i in range(3)}) == 27
+    assert view_draw(0, 3, 5) == view_draw(0, 3, 5)
 
 
 def test_subsets_are_nested() -> None:

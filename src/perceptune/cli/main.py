@@ -63,6 +63,15 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", choices=KINDS)
     listing.add_argument("--json", action="store_true")
 
+    features = commands.add_parser("features", help="compute a recipe's encoder features beforehand; look after them")
+    features.add_argument("what", metavar="RECIPE|info|verify|gc", help="a recipe, or what to do with the caches")
+    features.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys")
+    features.add_argument("--split", action="append", default=[], help="may be repeated (default: all splits)")
+    features.add_argument("--dir", help="info, verify, gc: the caches' folder (default: the user's)")
+    features.add_argument("--older-than", type=float, metavar="DAYS", help="gc: remove caches unused for so long")
+    features.add_argument("--max-gb", type=float, metavar="N", help="gc: remove the least recently used beyond this")
+    features.add_argument("--json", action="store_true")
+
     doctor = commands.add_parser("doctor", help="check this machine, and what a recipe will need of it")
     doctor.add_argument("recipe", nargs="?")
     doctor.add_argument("--json", action="store_true")
@@ -116,7 +125,7 @@ def _take_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
         options.recipe = named[0] if named else None
         options.overrides = [word for word in words if "=" in word]
         left += named[1:]
-    elif options.command in ("eval", "answer"):
+    elif options.command in ("eval", "answer", "features"):
         options.overrides += [word for word in left if "=" in word and not word.startswith("-")]
         left = [word for word in left if word not in options.overrides]
     if left:
