@@ -12,6 +12,7 @@ from typing import Any
 from perceptune.checkpoint import load, read_meta, write_text
 from perceptune.config import Recipe, validate
 from perceptune.errors import UserError, nearest
+from perceptune.lazy import select
 from perceptune.model import AdaptedModel
 from perceptune.order import subset
 from perceptune.plugins import leaf
@@ -81,14 +82,14 @@ def evaluate(
     return results
 
 
-def pick_samples(task: Task, split: str, size: int | None) -> list[Sample]:
+def pick_samples(task: Task, split: str, size: int | None) -> Sequence[Sample]:
     """A fixed random subset of a split."""
     if size is not None and size < 1:
         raise UserError(f"cannot evaluate {size} samples: name at least 1")
     rows = task.samples(split)
     if not rows:
         raise UserError(f"split `{split}` is empty: there is nothing to evaluate")
-    return [rows[index] for index in subset(len(rows), size, SUBSET_SEED)]
+    return select(rows, subset(len(rows), size, SUBSET_SEED))
 
 
 def require_judgeable(task: Task, samples: Sequence[Sample]) -> None:
@@ -111,7 +112,7 @@ def judge(
     raw: list[str] = []
     with progress(len(samples), label) as bar:
         for start in range(0, len(samples), size):
-            part = samples[start : start + size]
+            part = list(samples[start : start + size])
             raw += model.answer(part, batch_size=size)
             bar.advance(len(part))
     summary, per_sample = task.score(raw, samples)
@@ -142,7 +143,7 @@ def write_predictions(path: Path, samples: Sequence[Sample], task: Task, scores:
     """One JSON line per sample: question, answer as written and cleaned, targets, scores."""
     lines = []
     for sample, raw, row in zip(samples, scores.raw, scores.per_sample, strict=True):
-        media = {name: str(m) for name, m in sample.media.items() if isinstance(m, Path)}
+        media = {name: str(m) for name, m in sample.media.items() if not isinstance(m, bytes)}
         lines.append(
             {"id": sample.id, "media": media, "prompt": sample.prompt, "answer": task.clean(raw), "raw": raw,
              "targets": list(sample.targets), "scores": row, "meta": dict(sample.meta)}

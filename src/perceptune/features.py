@@ -7,7 +7,6 @@ computed in batches, where that promise holds to rounding only.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from perceptune.encoders.base import Encoder
 from perceptune.lm import FrozenLM
+from perceptune.media import identity
 from perceptune.types import Medium
 
 Key = TypeVar("Key", bound=Hashable)
@@ -53,8 +53,8 @@ class FeatureStore:
 
     def get(self, media: Sequence[Medium]) -> Tensor:
         """Features of each medium. Raises `MediaError` for one that cannot be read."""
-        by_key = {_media_key(medium): medium for medium in media}
-        keys = [_media_key(medium) for medium in media]
+        by_key = {identity(medium): medium for medium in media}
+        keys = [identity(medium) for medium in media]
         return torch.stack(self.memory.gather(keys, lambda missing: self._encode([by_key[k] for k in missing])))
 
     @torch.inference_mode(False)
@@ -97,14 +97,3 @@ class TextStates:
         states = self.lm.states_at(self.layer, ids, mask)
         # Kept in main memory: a GPU's is for what is being computed.
         return [row[-len(text) :].cpu() for row, text in zip(states, texts, strict=True)]
-
-
-def _media_key(medium: Medium) -> str:
-    """A file is known by path, size and time of change, so one that was overwritten is encoded anew."""
-    if isinstance(medium, bytes):
-        return hashlib.sha256(medium).hexdigest()
-    try:
-        stat = medium.stat()
-    except OSError:
-        return str(medium)  # missing: the encoder's `load` says so
-    return f"{medium}|{stat.st_size}|{stat.st_mtime_ns}"

@@ -11,11 +11,15 @@ import torch
 
 from perceptune.checkpoint import write_text
 from perceptune.errors import UserError
+from perceptune.lazy import select
 from perceptune.media import MediaError
 from perceptune.model import AdaptedModel, Batch
 from perceptune.order import DataOrder, chosen_target, subset
 from perceptune.tasks.base import Task
 from perceptune.types import Medium, Sample
+
+# Questions come again and again, captions never: remembering all of them would grow with the data.
+_REMEMBERED = 10_000
 
 
 class Feed:
@@ -96,11 +100,11 @@ def _identity(medium: Medium) -> str:
     return hashlib.sha256(medium).hexdigest() if isinstance(medium, bytes) else str(medium)
 
 
-def _training_samples(model: AdaptedModel, task: Task) -> list[Sample]:
+def _training_samples(model: AdaptedModel, task: Task) -> Sequence[Sample]:
     """The chosen samples of the first split; each can be tokenised and has something to learn from."""
     split = task.splits[0]
     rows = task.samples(split)
-    chosen = [rows[i] for i in subset(len(rows), model.recipe.train.samples, model.recipe.seed)]
+    chosen = select(rows, subset(len(rows), model.recipe.train.samples, model.recipe.seed))
     if not chosen:
         raise UserError(f"split `{split}` is empty: there is nothing to train on")
     checked: set[tuple[str, str]] = set()
@@ -110,5 +114,6 @@ def _training_samples(model: AdaptedModel, task: Task) -> list[Sample]:
         for target in sample.targets:
             if (sample.prompt, target) not in checked:
                 model.text.training_ids(sample, target)
-                checked.add((sample.prompt, target))
+                if len(checked) < _REMEMBERED:
+                    checked.add((sample.prompt, target))
     return chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from perceptune import storage
 from perceptune.errors import UserError, nearest
-from perceptune.types import Medium
+from perceptune.types import Medium, Member
 
 Resize = Literal["squash", "crop", "published"]
 Pair = tuple[int, int]  # (height, width)
@@ -45,12 +47,37 @@ class MediaError(UserError):
     """A medium that cannot be used. The message names it."""
 
 
+def identity(medium: Medium) -> str:
+    """A key for what is computed from a medium, found without reading it; another one when the medium changes."""
+    if isinstance(medium, bytes):
+        return hashlib.sha256(medium).hexdigest()
+    if isinstance(medium, Member):
+        return f"{medium.shard}|{medium.version}|{medium.offset}|{medium.size}"
+    try:
+        stat = medium.stat()
+    except OSError:
+        return str(medium)  # missing: reading it says so
+    return f"{medium}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+
+
+def content(medium: Medium, label: str | None = None) -> bytes:
+    """The encoded bytes of a medium. Raises `MediaError`; `label` stands for the medium in messages."""
+    label = label or ("medium" if isinstance(medium, bytes) else str(medium))
+    if isinstance(medium, Path):
+        with _opened(medium, label) as file:
+            return file.read()
+    data = storage.read(medium) if isinstance(medium, Member) else medium
+    if not data:
+        raise MediaError(f"{label}: no bytes at all")
+    return data
+
+
 def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image as it is meant to be seen: RGB, upright, transparency on white, first frame of an animation.
 
-    `name` stands for the medium in messages (default: its path, or `image` for bytes). Raises `MediaError`.
+    `name` stands for the medium in messages (default: where it lies, or `image` for bytes). Raises `MediaError`.
     """
-    label = name or (str(medium) if isinstance(medium, Path) else "image")
+    label = name or ("image" if isinstance(medium, bytes) else str(medium))
     try:
         with _opened(medium, label) as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size  # from the header: nothing is decoded yet
@@ -157,9 +184,7 @@ def _extent(size: int | Mapping[str, int], square: bool) -> Extent:
 
 def _opened(medium: Medium, label: str) -> BinaryIO:
     if not isinstance(medium, Path):
-        if not medium:
-            raise MediaError(f"{label}: no bytes at all")
-        return BytesIO(medium)
+        return BytesIO(content(medium, label))
     try:
         if medium.is_dir():
             raise MediaError(f"{label}: is a folder, not an image")

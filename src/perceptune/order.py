@@ -39,10 +39,10 @@ def chosen_target(targets: Sequence[str], seed: int, epoch: int, index: int) -> 
     return random.Random(f"{seed}-{epoch}-{index}").choice(list(targets))
 
 
-def subset(n: int, size: int | None, seed: int) -> list[int]:
+def subset(n: int, size: int | None, seed: int) -> Sequence[int]:
     """A fixed random subset of range(n), in order; smaller subsets of one seed lie inside larger ones."""
     if size is None or size >= n:
-        return list(range(n))
+        return range(n)
     generator = torch.Generator().manual_seed(seed)
     return sorted(torch.randperm(n, generator=generator)[:size].tolist())
 

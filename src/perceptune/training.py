@@ -187,7 +187,7 @@ class Trainer:
         limit = math.inf if self.config.clip is None else self.config.clip
         return float(torch.nn.utils.clip_grad_norm_(given, limit)) if given else 0.0
 
-    def _held_out(self) -> list[Sample]:
+    def _held_out(self) -> Sequence[Sample]:
         """What is evaluated during training; that it can be judged is found out now, not after hours."""
         chosen = pick_samples(self.task, self._split(), self.recipe.eval.during_samples)
         require_judgeable(self.task, chosen)

@@ -151,7 +151,7 @@ class ViTEncoder(Encoder):
 
     def load(self, medium: Medium) -> Tensor:
         """(3, H, W) float32."""
-        name = str(medium) if isinstance(medium, Path) else "image"
+        name = "image" if isinstance(medium, bytes) else str(medium)
         return torch.from_numpy(self.transform(open_image(medium, name), name))
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
