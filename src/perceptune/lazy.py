@@ -51,9 +51,9 @@ def select(rows: Sequence[T], indices: Sequence[int]) -> Sequence[T]:
     """The rows at `indices`, without making them."""
     if indices == range(len(rows)):
         return rows
-    if not isinstance(rows, Lazy):
-        rows = Lazy(lambda wanted: (rows[index] for index in wanted), range(len(rows)))
-    return rows.select(indices)
+    if isinstance(rows, Lazy):
+        return rows.select(indices)
+    return Lazy(lambda wanted: (rows[index] for index in wanted), range(len(rows))).select(indices)
 
 
 class Row(NamedTuple):

@@ -106,10 +106,10 @@ def derived(source: str, version: str, chunks: Callable[[], Iterable[bytes]]) ->
         return path
     made = iter(chunks())
     temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
+    with assets.clear_os_errors():
+        folder.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("xb")
     try:
-        with assets.clear_os_errors():
-            folder.mkdir(parents=True, exist_ok=True)
-            file = temporary.open("xb")
         with file:
             for chunk in made:  # outside of the next line: errors of reading are not errors of the cache
                 with assets.clear_os_errors():

@@ -115,7 +115,11 @@ class WebDataset(Task):
             raise _lacks([key, CAPTION], parts, where)
         if CAPTION in texts and values.get("caption") is None:
             values["caption"] = texts[CAPTION].strip()
-        return Record(where, values, (self._options.prompt_key, *self._target_keys))
+        prompt = self._options.prompt_key
+        if prompt not in values and values.get("caption") is not None and not self._options.allow_empty_prompt:
+            advice = "set `allow_empty_prompt: true` and give `text.template` without `{prompt}`"
+            raise UserError(f"{where}: a caption and no `{prompt}`: {advice}")
+        return Record(where, values, (prompt, *self._target_keys))
 
 
 TASK = WebDataset
