@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+import perceptune
+import support
 from perceptune import storage
 from perceptune.errors import UserError
 from perceptune.evaluation import pick_samples
@@ -214,3 +216,14 @@ def test_equal_hashes_are_not_equal_ids(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_text("\n".join([*rows, "", rows[11], rows[2]]))
     with pytest.raises(UserError, match="line 14: the id `11` is that of line 12, too"):
         task(path).samples("train")
+
+
+def test_every_training_text_is_checked_however_few_are_remembered(
+    dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perceptune.feed._REMEMBERED", 2)
+    rows = [{"prompt": "what?" * (1 if n < 5 else 30), "targets": str(n), "image": None} for n in range(6)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = support.recipe(dwarfs / "lm", dwarfs / "encoder", tmp_path / "a.jsonl", text={"max_tokens": 50})
+    with pytest.raises(UserError, match=r"sample `train-000006`: \d+ tokens, more than `text.max_tokens` = 50"):
+        perceptune.train(given, tmp_path / "run")

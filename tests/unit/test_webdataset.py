@@ -10,6 +10,7 @@ import random
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from perceptune.errors import UserError
 from perceptune.evaluation import Scores, write_predictions
 from perceptune.media import MediaError, content, identity, open_image
 from perceptune.tasks.webdataset import WebDataset
-from perceptune.types import Sample
+from perceptune.types import Member, Sample
 
 REMOTE = "memory://bucket"
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -253,12 +254,14 @@ def test_a_sample_in_two_shards(tmp_path: Path) -> None:
 def test_an_index_is_made_once_and_again_for_a_changed_shard(place: str, tmp_path: Path) -> None:
     put(f"{place}/a.tar", archive(PAIR))
     [old] = read(f"{place}/a.tar")
+    assert isinstance(old.media["image"], Member)
     assert content(old.media["image"]) == PAIR[0][1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "opened", None)
         assert read(f"{place}/a.tar") == [old]
         with pytest.raises(TypeError):
             read(f"{place}/a.tar", json_key="meta")  # other texts are needed: read anew
+    assert identity(replace(old.media["image"], version="2")) != identity(old.media["image"])
     [kept] = (tmp_path / "cache" / "index").iterdir()
     put(f"{place}/a.tar", archive([("0.jpg", b"z"), ("0.json", row()), ("1.jpg", b"y" * 700), PAIR[1]]))
     _, new = read(f"{place}/a.tar")
