@@ -6,6 +6,7 @@ dotted overrides (`train.steps=500`). The options of a method, an encoder or a t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -241,12 +242,19 @@ def _resolve_files(data: dict[str, Any], folder: Path) -> None:
     task = data.get("task")
     if isinstance(task, dict):
         for key in file_keys(task):
-            if (folder / str(task[key])).exists():
+            if _lies_in(folder, str(task[key])):
                 task[key] = str((folder / str(task[key])).resolve())
 
 
+def _lies_in(folder: Path, name: str) -> bool:
+    """Whether a relative name, or a pattern with wildcards or braces, leads to something in a folder."""
+    if "://" in name or Path(name).is_absolute():
+        return False
+    return (folder / name).exists() or any(folder.glob(re.sub(r"\{[^{}]*\}", "*", name)))
+
+
 def file_keys(task: dict[str, Any]) -> list[str]:
-    """The given keys of a task that name files."""
+    """The given keys of a task that name files: those that may be a `Path`."""
     from perceptune.plugins import leaf
 
     fields = leaf("tasks", str(task.get("name"))).module.TASK.Options.model_fields

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from perceptune.checkpoint import write_text
 from perceptune.distributed import World
 from perceptune.errors import UserError
-from perceptune.media import MediaError
+from perceptune.lazy import select
+from perceptune.media import MediaError, identity
 from perceptune.model import AdaptedModel, Batch
 from perceptune.order import chosen_target, order_of, subset, total_steps, view_draw
 from perceptune.prefetch import Prefetch
@@ -26,6 +27,8 @@ from perceptune.tasks.base import Task
 from perceptune.types import Medium, Sample
 
 Picked = list[tuple[Sample, str, int]]  # samples, each with its target and the draw of its view for this time
+# Questions come again and again, captions never: remembering all of them would grow with the data.
+_REMEMBERED = 2**16
 AT_ONCE = 2**16  # samples whose features are looked for before all processes wait for one another
 
 
@@ -73,7 +76,7 @@ class Feed:
         rows = (row for batch in range(batches) for row in self.order.positions(batch))
         while part := list(islice(rows, AT_ONCE)):
             draws = [view_draw(self.seed, epoch, index) for epoch, index in part] if views else None
-            self._ensure([self.samples[index] for _, index in part], draws, "features")
+            self._ensure(list(self._at(part)), draws, "features")
 
     def batches(self, step: int) -> list[Batch | None]:
         """This process's rows of the forward passes of an optimizer step; None where it has none.
@@ -142,8 +145,13 @@ class Feed:
     def _picked(self, step: int) -> Iterator[Picked]:
         for micro in range(self.config.accumulate):
             rows = self.world.deal(self.order.positions(step * self.config.accumulate + micro))
-            read = [(epoch, index, self.samples[index]) for epoch, index in rows]
-            yield [(s, chosen_target(s.targets, self.seed, e, i), view_draw(self.seed, e, i)) for e, i, s in read]
+            yield [
+                (sample, chosen_target(sample.targets, self.seed, e, i), view_draw(self.seed, e, i))
+                for (e, i), sample in zip(rows, self._at(rows), strict=True)
+            ]
+
+    def _at(self, rows: Sequence[tuple[int, int]]) -> Sequence[Sample]:
+        return select(self.samples, [index for _, index in rows])
 
     def _ready(self, picked: Picked) -> Batch | None:
         kept = [row for row in picked if not self._is_bad(row[0])]
@@ -203,7 +211,8 @@ class Feed:
 
 
 def _identity(medium: Medium) -> str:
-    return hashlib.sha256(medium).hexdigest() if isinstance(medium, bytes) else str(medium)
+    """Of a medium as it is called in the run folder, whenever it was changed."""
+    return identity(medium) if isinstance(medium, bytes) else str(medium)
 
 
 def _training_samples(model: AdaptedModel, task: Task) -> tuple[Sequence[Sample], NDArray[np.int32]]:
@@ -216,10 +225,10 @@ def _training_samples(model: AdaptedModel, task: Task) -> tuple[Sequence[Sample]
     chosen = subset(len(rows), model.recipe.train.samples, model.recipe.seed)
     if not chosen:
         raise UserError(f"split `{split}` is empty: there is nothing to train on")
-    samples = rows if len(chosen) == len(rows) else [rows[i] for i in chosen]
+    samples = select(rows, chosen)
     budget = model.recipe.train.batch_tokens
 
-    @lru_cache(maxsize=2**16)  # data sets ask a few questions again and again
+    @lru_cache(maxsize=_REMEMBERED)
     def tokens(prompt: str, target: str) -> int:
         return len(model.text.training_ids(Sample(current.id, {}, prompt), target)[0])
 

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from perceptune import storage
 from perceptune.errors import UserError, nearest
-from perceptune.types import Medium
+from perceptune.types import Medium, Member
 
 Resize = Literal["squash", "crop", "published"]
 Pair = tuple[int, int]  # (height, width)
@@ -51,14 +52,16 @@ class MediaError(UserError):
 
 
 def label(medium: Medium) -> str:
-    """What stands for a medium in messages."""
-    return str(medium) if isinstance(medium, Path) else "image"
+    """What stands for a medium in messages: where it lies, or `image` for bytes."""
+    return "image" if isinstance(medium, bytes) else str(medium)
 
 
 def identity(medium: Medium) -> str:
     """Changes whenever the medium does, as far as can be told without reading it; raises nothing."""
     if isinstance(medium, bytes):
-        return hashlib.blake2b(medium, digest_size=16).hexdigest()
+        return hashlib.sha256(medium).hexdigest()
+    if isinstance(medium, Member):
+        return f"{medium.shard}|{medium.version}|{medium.offset}|{medium.size}"
     path = str(medium.absolute())
     try:
         stat = medium.stat()
@@ -67,19 +70,25 @@ def identity(medium: Medium) -> str:
     return f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
 
 
-def content(medium: Medium) -> bytes:
-    """All bytes of a medium. Raises `MediaError`."""
-    with _opened(medium, label(medium)) as file:
-        try:
-            return file.read()
-        except OSError as error:
-            raise MediaError(f"{label(medium)}: cannot be read ({error.strerror})") from error
+def content(medium: Medium, name: str | None = None) -> bytes:
+    """The encoded bytes of a medium, which `name` stands for in messages. Raises `MediaError`."""
+    name = name or label(medium)
+    if isinstance(medium, Path):
+        with _opened(medium, name) as file:
+            try:
+                return file.read()
+            except OSError as error:
+                raise MediaError(f"{name}: cannot be read ({error.strerror})") from error
+    data = storage.read(medium) if isinstance(medium, Member) else medium
+    if not data:
+        raise MediaError(f"{name}: no bytes at all")
+    return data
 
 
 def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image as it is meant to be seen: RGB, upright, transparency on white, first frame of an animation.
 
-    `name` stands for the medium in messages (default: its path, or `image` for bytes). Raises `MediaError`.
+    `name` stands for the medium in messages (default: where it lies, or `image` for bytes). Raises `MediaError`.
     """
     shown = name or label(medium)
     try:
@@ -206,9 +215,7 @@ def _extent(size: int | Mapping[str, int], square: bool) -> Extent:
 
 def _opened(medium: Medium, label: str) -> BinaryIO:
     if not isinstance(medium, Path):
-        if not medium:
-            raise MediaError(f"{label}: no bytes at all")
-        return BytesIO(medium)
+        return BytesIO(content(medium, label))
     try:
         if medium.is_dir():
             raise MediaError(f"{label}: is a folder, not an image")

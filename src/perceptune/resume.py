@@ -159,7 +159,8 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
             part["id"] = str(Path(part["id"]).expanduser().resolve())
     task = data["task"] or {}
     for key in file_keys(task) if task else ():
-        task[key] = str(Path(task[key]).expanduser().resolve())
+        if "://" not in str(task[key]):  # an address says the same from any folder
+            task[key] = str(Path(task[key]).expanduser().resolve())
     return Recipe.model_validate(data)
 
 

@@ -40,12 +40,12 @@ def test_all_views_are_drawn_anew_for_each_sample_and_epoch() -> None:
 
 def test_subsets_are_nested() -> None:
     assert set(subset(100, 10, 0)) < set(subset(100, 30, 0))
-    assert subset(5, None, 0) == subset(5, 9, 0) == [0, 1, 2, 3, 4]
+    assert subset(5, None, 0) == subset(5, 9, 0) == range(5)
 
 
 def test_steps_follow_from_epochs() -> None:
-    assert total_steps(TrainConfig(epochs=2, batch_size=4, accumulate=2), 40) == 10
-    assert total_steps(TrainConfig(steps=3), 40) == 3
+    assert total_steps(TrainConfig(epochs=2, accumulate=2), DataOrder(40, 4, seed=0)) == 10
+    assert total_steps(TrainConfig(steps=3), DataOrder(40, 4, seed=0)) == 3
 
 
 def test_the_paper_schedule() -> None:

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--encoder", help="image encoder: `default`, a Hugging Face id or a folder")
     train.add_argument("--method", help="see `perceptune list methods`")
     train.add_argument("--task", help="see `perceptune list tasks`")
-    train.add_argument("--data", help="training file of your own, one JSON object a line (task `jsonl`)")
+    train.add_argument("--data", help="training file of your own, one JSON object a line (shards: --task webdataset)")
     train.add_argument("--validation", help="file to evaluate on, of the same kind")
     train.add_argument("--run", help="run folder (default: runs/<recipe name>)")
     train.add_argument("--resume", action="store_true", help="go on where the run stopped, exactly")
