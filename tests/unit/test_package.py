@@ -78,7 +78,7 @@ LAYERS = [
     {"checkpoint"},
     {"evaluation", "show", "resume", "feed"},
     {"training", "doctor"},
-    {"demo"},
+    {"demo", "bench"},
     {"cli"},
     {"", "__main__"},
 ]

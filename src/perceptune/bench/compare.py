@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from typing import Any
 
@@ -13,14 +13,16 @@ from torch import Tensor
 from perceptune.bench.baselines import PromptTuning, text_only
 from perceptune.bench.literal import LiteralEPALM
 from perceptune.bench.measure import Contender, measure, nothing, training_step
-from perceptune.bench.roofline import flops, matmul, products, roofline_seconds, work_of
+from perceptune.bench.roofline import Product, flops, matmul, matmul_name, products, roofline_seconds, work_of
 from perceptune.bench.shapes import Models, random_texts
+from perceptune.errors import UserError, nearest
 from perceptune.lm import Decoding
 from perceptune.methods.epalm import EPALM
 from perceptune.model import AdaptedModel, Batch
 from perceptune.text import Tokens
 from perceptune.types import Features
 
+Rows = dict[str, Callable[[str], Contender]]  # name -> what makes the contender of that name
 METHODS = ("epalm-lin", "epalm")
 DTYPES = {"": torch.float32, " bf16": torch.bfloat16}
 PARTS = ("train", "generate", "roofline")
@@ -47,137 +49,140 @@ class Comparison:
         self.models = models
         self.batch = models.setting.batch
 
-    def contenders(self, parts: Sequence[str], *, plain: bool = False) -> list[Contender]:
-        """Those of the named parts, in the order in which they take turns."""
-        found: list[Contender] = []
+    def rows(self, parts: Sequence[str], *, plain: bool = False) -> Rows:
+        """How to make the contenders of the named parts, by name, in the order in which they take turns."""
+        rows: Rows = {}
         if "train" in parts:
-            found += self._train_baselines()
+            rows |= {f"train literal {method}": partial(self._literal, method) for method in METHODS}
+            rows["train peft prompt-tuning"] = self._prompt_tuning
         if "train" in parts or "roofline" in parts:
-            found += self._train_ours(all_rows="train" in parts)
-        if "train" in parts and plain:
-            found += [self._plain(method) for method in METHODS]
+            rows |= self._cached_rows()
+        if "train" in parts:
+            rows |= self._uncached_rows()
+            rows |= {f"train ours {method} plain": partial(self._plain, method) for method in METHODS if plain}
         if "roofline" in parts:
-            found += self._matmuls()
+            rows |= {name: partial(matmul, *what) for name, what in self._matmuls().items()}
         if "generate" in parts:
-            found += self._generate()
-        return found
+            rows |= self._generate_rows()
+        return rows
 
-    def _train_baselines(self) -> list[Contender]:
-        made = []
-        for method in METHODS:
-            literal = self.literal[method]
+    def _cached_rows(self) -> Rows:
+        return {
+            f"train ours {method} cached{suffix}": partial(self._ours, method, dtype)
+            for suffix, dtype in DTYPES.items()
+            for method in METHODS
+        }
 
-            def loss(literal: LiteralEPALM = literal) -> Tensor:
-                total, tokens = literal.loss(self.models.tokens, literal.encode(self.models.images))
-                return total / tokens
-
-            made.append(self._training(f"literal {method}", loss, literal.trained()))
-        tuning = self.tuning
-        made.append(self._training("peft prompt-tuning", lambda: tuning.loss(self.models.tokens), tuning.trained()))
-        return made
-
-    def _train_ours(self, *, all_rows: bool) -> list[Contender]:
-        made = []
+    def _uncached_rows(self) -> Rows:
+        rows: Rows = {}
         for suffix, dtype in DTYPES.items():
-            for method in METHODS:
-                made.append(self._ours(f"{method} cached{suffix}", method, dtype, self._cached))
-            if all_rows:
-                made.append(self._ours(f"epalm uncached{suffix}", "epalm", dtype, self._encoded(dtype)))
-                made.append(self._cold(f"epalm-lin cold texts{suffix}", dtype))
-        if all_rows:
-            ragged = random_texts(self.models.setting, self.models.vocabulary, seed=5, ragged=True)
-            made.append(self._ours("epalm cached, ragged texts", "epalm", torch.float32, self._cached, ragged))
-        return made
+            rows[f"train ours epalm uncached{suffix}"] = partial(self._uncached, dtype)
+            rows[f"train ours epalm-lin cold texts{suffix}"] = partial(self._cold, dtype)
+        return rows | {"train ours epalm cached, ragged texts": self._ragged}
+
+    def _generate_rows(self) -> Rows:
+        rows: Rows = {}
+        for label, beams in (("greedy", 1), ("beam3", 3)):
+            for key in self.generators(beams):
+                rows[f"generate {key.replace('*', label)}"] = partial(self._generating, key, beams)
+        return rows | {"encode literal": self._encoding}
+
+    def contenders(self, parts: Sequence[str], *, plain: bool = False, row: str | None = None) -> list[Contender]:
+        """The contenders themselves, or only the named one. Raises `UserError` for a row that there is not."""
+        rows = self.rows(parts, plain=plain)
+        if row is not None and row not in rows:
+            raise UserError(f"no row `{row}`{nearest(row, rows)}")
+        return [make(name) for name, make in rows.items() if row in (None, name)]
+
+    def _literal(self, method: str, name: str) -> Contender:
+        literal = self.literal[method]
+
+        def loss() -> Tensor:
+            total, tokens = literal.loss(self.models.tokens, literal.encode(self.models.images))
+            return total / tokens
+
+        return self._training(name, loss, literal.trained())
+
+    def _prompt_tuning(self, name: str) -> Contender:
+        tuning = self.tuning
+        return self._training(name, lambda: tuning.loss(self.models.tokens), tuning.trained())
+
+    def _ours(self, method: str, dtype: torch.dtype, name: str) -> Contender:
+        model, tokens, features = self.models.ours(method, dtype), self.models.tokens, self.models.features
+        return self._training_ours(name, model, lambda: mean_loss(model, tokens, features))
+
+    def _uncached(self, dtype: torch.dtype, name: str) -> Contender:
+        model, tokens = self.models.ours("epalm", dtype), self.models.tokens
+        return self._training_ours(name, model, lambda: mean_loss(model, tokens, self.models.encode(dtype)))
+
+    def _ragged(self, name: str) -> Contender:
+        model, features = self.models.ours("epalm", torch.float32), self.models.features
+        tokens = random_texts(self.models.setting, self.models.vocabulary, seed=5, ragged=True)
+        return self._training_ours(name, model, lambda: mean_loss(model, tokens, features))
+
+    def _training_ours(
+        self, name: str, model: AdaptedModel, loss: Callable[[], Tensor], prepare: Callable[[], Any] = nothing
+    ) -> Contender:
+        return self._training(name, loss, list(model.method.parameters()), prepare)
 
     def _training(
         self, name: str, loss: Callable[[], Tensor], trained: Sequence[torch.nn.Parameter],
         prepare: Callable[[], Any] = nothing,
     ) -> Contender:  # fmt: skip
-        return Contender(f"train {name}", "train", training_step(loss, trained), prepare, samples=self.batch)
+        return Contender(name, "train", training_step(loss, trained), prepare, samples=self.batch)
 
-    def _ours(
-        self, name: str, method: str, dtype: torch.dtype, features: Callable[[], Features],
-        tokens: Tokens | None = None,
-    ) -> Contender:  # fmt: skip
-        model = self.models.ours(method, dtype)
-        texts = self.models.tokens if tokens is None else tokens
-
-        def loss() -> Tensor:
-            return _mean(model, Batch(texts, {"image": features()}))
-
-        return self._training(f"ours {name}", loss, list(model.method.parameters()))
-
-    def _cold(self, name: str, dtype: torch.dtype) -> Contender:
+    def _cold(self, dtype: torch.dtype, name: str) -> Contender:
         """Texts never seen before: the states of the lower layers are computed within the step."""
-        model, seeds = self.models.ours("epalm-lin", dtype), count(1000)
-        texts: list[Tokens] = []
+        model, features = self.models.ours("epalm-lin", dtype), self.models.features
+        seeds, texts = count(1000), [self.models.tokens]
 
         def fresh() -> None:
-            texts[:] = [random_texts(self.models.setting, self.models.vocabulary, seed=next(seeds))]
+            texts[0] = random_texts(self.models.setting, self.models.vocabulary, seed=next(seeds))
 
-        def loss() -> Tensor:
-            return _mean(model, Batch(texts[0], {"image": self.models.features}))
+        return self._training_ours(name, model, lambda: mean_loss(model, texts[0], features), fresh)
 
-        return self._training(f"ours {name}", loss, list(model.method.parameters()), fresh)
-
-    def _plain(self, method: str) -> Contender:
+    def _plain(self, method: str, name: str) -> Contender:
         """`AdaptedModel.plain`: every layer on every text, the encoder at every step."""
-        model = self.models.ours(method, torch.float32)
+        model, tokens = self.models.ours(method, torch.float32), self.models.tokens
 
         def loss() -> Tensor:
             model.plain = True
             try:
-                return _mean(model, Batch(self.models.tokens, {"image": self.models.encode(torch.float32)}))
+                return mean_loss(model, tokens, self.models.encode(torch.float32))
             finally:
                 model.plain = False
 
-        return self._training(f"ours {method} plain", loss, list(model.method.parameters()))
+        return self._training_ours(name, model, loss)
 
-    def _cached(self) -> Features:
-        return self.models.features
-
-    def _encoded(self, dtype: torch.dtype) -> Callable[[], Features]:
-        return lambda: self.models.encode(dtype)
-
-    def _matmuls(self) -> list[Contender]:
-        distinct = {}
-        for dtype in DTYPES.values():
-            for method in METHODS:
-                for product in products(work_of(self.models.ours(method, dtype), *self._sizes())):
-                    contender = matmul(product, dtype)
-                    distinct[contender.name] = contender
-        return list(distinct.values())
+    def _matmuls(self) -> dict[str, tuple[Product, torch.dtype]]:
+        return {
+            matmul_name(product, dtype): (product, dtype)
+            for dtype in DTYPES.values()
+            for method in METHODS
+            for product in products(work_of(self.models.ours(method, dtype), *self._sizes()))
+        }
 
     def _sizes(self) -> tuple[int, int, int]:
         setting = self.models.setting
         return setting.batch, setting.text, setting.supervised
 
-    def _generate(self) -> list[Contender]:
-        made = []
-        for label, beams in (("greedy", 1), ("beam3", 3)):
-            for name, new in self.generators(beams).items():
-                made.append(
-                    Contender(
-                        f"generate {name.replace('*', label)}", "generate",
-                        lambda new=new: new(self.models.setting.new_tokens), warm_up=lambda new=new: new(2),
-                        samples=self.batch,
-                    )
-                )  # fmt: skip
-        encode = self.models.raw_tower
-        images = self.models.images
-        made.append(
-            Contender("encode literal", "generate", lambda: _run(encode, images), samples=self.batch)
-        )
-        return made
+    def _generating(self, key: str, beams: int, name: str) -> Contender:
+        new, tokens = self.generators(beams)[key], self.models.setting.new_tokens
+        return Contender(name, "generate", lambda: new(tokens), warm_up=lambda: new(2), samples=self.batch)
+
+    def _encoding(self, name: str) -> Contender:
+        tower, images = self.models.raw_tower, self.models.images
+        return Contender(name, "generate", torch.no_grad()(lambda: tower(images)), samples=self.batch)
 
     def generators(self, beams: int) -> dict[str, Callable[[int], Any]]:
         """Ways to generate a number of new tokens for the batch of texts, features given."""
         ids, mask = self.models.tokens.input_ids, self.models.tokens.attention_mask
-        features, raw = self.models.features, self.models.raw_lm
         return {
-            "literal epalm *": lambda new: self.literal["epalm"].generate(ids, mask, features.values, new, beams),
+            "literal epalm *": lambda new: self.literal["epalm"].generate(
+                ids, mask, self.models.features.values, new, beams
+            ),
             "peft prompt-tuning *": lambda new: self.tuning.generate(ids, mask, new, beams),
-            "text-only *": lambda new: text_only(raw, ids, mask, new, beams),
+            "text-only *": lambda new: text_only(self.models.raw_lm, ids, mask, new, beams),
             "ours epalm *": lambda new: self.answer(torch.float32, new, beams),
             "ours epalm * bf16": lambda new: self.answer(torch.bfloat16, new, beams),
         }
@@ -200,7 +205,7 @@ class Comparison:
         """The literal method, its trained parts copied from a fresh method of ours."""
         made = {}
         for name in METHODS:
-            method = self.models.ours(name, torch.float32).method
+            method = self.models.method(name)
             assert isinstance(method, EPALM)
             made[name] = LiteralEPALM(self.models.raw_lm, self.models.raw_tower, method)
         return made
@@ -227,38 +232,27 @@ class Comparison:
         return rows
 
 
-def compare(models: Models, parts: Sequence[str], rounds: int, *, plain: bool = False) -> dict[str, Any]:
+def compare(
+    models: Models, parts: Sequence[str], rounds: int, *, plain: bool = False, row: str | None = None
+) -> dict[str, Any]:
     """`ratios` and `rows` of the named parts; ratios whose rows were not measured are left out."""
     comparison = Comparison(models)
-    rows = measure(comparison.contenders(parts, plain=plain), rounds)
-    seconds = {row["name"]: models.setting.batch / row["samples_per_s"] for row in rows if row["kind"] != "matmul"}
-    for row in rows:
-        if row["kind"] == "matmul":
-            seconds[row["name"]] = 1 / row["samples_per_s"]
-            row["matmul_gflops"] = _gflops(row["name"]) / seconds[row["name"]]
+    rows = measure(comparison.contenders(parts, plain=plain, row=row), rounds)
+    seconds = {r["name"]: r["median_s"] for r in rows}
     ratios = {
         name: seconds[above] / seconds[below]
         for name, (above, below) in RATIOS.items()
         if above in seconds and below in seconds
     }
-    if "roofline" in parts:
+    if "roofline" in parts and row is None:
         limits = comparison.rooflines(seconds)
         rows += limits
         for name in ROOFLINES:  # the worse one of the two methods
-            ratios[name] = min(row["roofline_x"] for row in limits if row["name"].startswith(name))
+            ratios[name] = min(limit["roofline_x"] for limit in limits if limit["name"].startswith(name))
     return {"ratios": ratios, "rows": rows}
 
 
-def _mean(model: AdaptedModel, batch: Batch) -> Tensor:
-    loss, tokens = model.loss(batch)
-    return loss / tokens
-
-
-@torch.no_grad()
-def _run(module: torch.nn.Module, inputs: Tensor) -> None:
-    module(inputs)
-
-
-def _gflops(name: str) -> float:
-    m, k, n = (int(size) for size in name.rsplit(" ", 1)[1].split("x"))
-    return 2 * m * k * n / 1e9
+def mean_loss(model: AdaptedModel, tokens: Tokens, features: Features) -> Tensor:
+    """Mean cross-entropy of our training step; public, for the other measurements."""
+    loss, n_tokens = model.loss(Batch(tokens, {"image": features}))
+    return loss / n_tokens

@@ -30,7 +30,9 @@ class Contender:
     run: Callable[[], Any]
     prepare: Callable[[], Any] = nothing
     warm_up: Callable[[], Any] | None = None  # None: `run`, twice
-    samples: int = 1  # per run
+    samples: int = 0  # of what is measured; 0: the row is not about samples
+    times: int = 1  # how often `run` does what is measured
+    flops: int = 0  # of what is measured
 
 
 def measure(contenders: Sequence[Contender], rounds: int, label: str = "bench") -> list[dict[str, Any]]:
@@ -45,7 +47,7 @@ def measure(contenders: Sequence[Contender], rounds: int, label: str = "bench") 
                 contender.prepare()
                 start = time.perf_counter()
                 contender.run()
-                seconds[contender.name].append(time.perf_counter() - start)
+                seconds[contender.name].append((time.perf_counter() - start) / contender.times)
                 bar.advance(note=contender.name)
     return [_row(contender, seconds[contender.name]) for contender in contenders]
 
@@ -61,10 +63,12 @@ def _warm(contender: Contender) -> None:
 
 def _row(contender: Contender, seconds: list[float]) -> dict[str, Any]:
     median = statistics.median(seconds)
-    return {
-        "name": contender.name, "kind": contender.kind, "median_s": median, "min_s": min(seconds),
-        "samples_per_s": contender.samples / median, "seconds": seconds,
-    }  # fmt: skip
+    row = {"name": contender.name, "kind": contender.kind, "median_s": median, "min_s": min(seconds)}
+    if contender.samples:
+        row["samples_per_s"] = contender.samples / median
+    if contender.flops:
+        row["matmul_gflops"] = contender.flops / median / 1e9
+    return {**row, "seconds": seconds}
 
 
 def training_step(loss: Callable[[], Tensor], trained: Sequence[torch.nn.Parameter]) -> Callable[[], float]:
@@ -73,7 +77,7 @@ def training_step(loss: Callable[[], Tensor], trained: Sequence[torch.nn.Paramet
 
     def step() -> float:
         value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return float(value.detach())

@@ -48,7 +48,7 @@ class Product(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """A training step's sizes. `prompt` columns lie at the input, so the layers below `first` are run if there are any."""
+    """A training step's sizes. `prompt` columns lie at the input: with any, the layers below `first` are run."""
 
     batch: int
     text: int
@@ -103,9 +103,7 @@ def _layer(work: Work, layer: int) -> Counter[Product]:
         asking_moved = min(moved, asking)
     else:
         moved, asking_moved = rows, asking
-    return Counter(
-        {Product("forward", asking, d, work.ffn): 1, Product("backward", asking, d, work.ffn): 1}
-    ) + _sum(
+    return Counter({Product("forward", asking, d, work.ffn): 1, Product("backward", asking, d, work.ffn): 1}) + _sum(
         (Product("forward", asking, d, d), 2),  # query and output
         (Product("backward", asking, d, d), 1),
         (Product("backward", asking_moved, d, d), 1),
@@ -162,7 +160,7 @@ def flops(work: Work) -> int:
     return sum(product.flops * times for product, times in products(work).items()) + attention_flops(work)
 
 
-def matmul(product: Product, dtype: torch.dtype) -> Contender:
+def matmul(product: Product, dtype: torch.dtype, name: str) -> Contender:
     """Measures a product with torch.mm, going round `WEIGHTS` weights."""
     m, k, n = product.m, product.k, product.n
     used = torch.float32 if product.trained else dtype
@@ -179,7 +177,7 @@ def matmul(product: Product, dtype: torch.dtype) -> Contender:
             else:
                 torch.mm(gradient.t(), x)
 
-    return Contender(matmul_name(product, dtype), "matmul", run, samples=len(weights))
+    return Contender(name, "matmul", run, times=len(weights), flops=product.flops)
 
 
 def matmul_name(product: Product, dtype: torch.dtype) -> str:

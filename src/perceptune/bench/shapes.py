@@ -17,6 +17,7 @@ from perceptune.encoders.base import PREPROCESSOR_DEFAULTS, Encoder
 from perceptune.errors import UserError, nearest
 from perceptune.lm import FrozenLM
 from perceptune.media import image_transform
+from perceptune.methods.base import Method
 from perceptune.model import AdaptedModel
 from perceptune.plugins import leaf
 from perceptune.text import Tokens
@@ -104,6 +105,12 @@ def _shake(model: torch.nn.Module) -> None:
                 parameter.add_(torch.randn_like(parameter) * SPREAD)
 
 
+def _method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> Method:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return build_method(recipe, lm, encoders)
+
+
 class Models:
     """The models of one shape and their inputs; each is built when it is first asked for."""
 
@@ -138,14 +145,23 @@ class Models:
         if (method, dtype) not in self._ours:
             if dtype not in self._lms:
                 self._lms[dtype] = FrozenLM(random_lm(self.lm_entries, depth=self.depth).to(dtype))
-            options = {"name": method, "n_levels": self.setting.levels}
-            recipe = validate(Recipe, {"name": "bench", "method": options}, "bench")
             encoders = {"image": self.encoder(torch.float32)}
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(2)
-                made = build_method(recipe, self._lms[dtype], encoders)
+            recipe = self._recipe(method)
+            made = _method(recipe, self._lms[dtype], encoders)
             self._ours[method, dtype] = AdaptedModel(recipe, self._lms[dtype], encoders, made, None)
         return self._ours[method, dtype]
+
+    def method(self, name: str) -> Method:
+        """A fresh method with the same first weights, without the frozen parts in memory."""
+        with torch.device("meta"):
+            lm = FrozenLM(random_lm(self.lm_entries, depth=self.depth))
+            encoders = {"image": random_encoder(self.encoder_entries)}
+        return _method(self._recipe(name), lm, encoders)
+
+    def _recipe(self, method: str) -> Recipe:
+        options = {"name": method, "n_levels": self.setting.levels}
+        recipe: Recipe = validate(Recipe, {"name": "bench", "method": options}, "bench")
+        return recipe
 
     @cached_property
     def tokens(self) -> Tokens:

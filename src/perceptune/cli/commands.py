@@ -132,6 +132,31 @@ def assets(options: argparse.Namespace) -> int:
     return 0
 
 
+def bench(options: argparse.Namespace) -> int:
+    from perceptune.bench.plan import Assumptions
+    from perceptune.bench.report import lines, markdown
+    from perceptune.bench.run import BenchOptions, run_bench
+
+    given = {name: getattr(options, name) for name in Assumptions.__dataclass_fields__}
+    chosen = {name: getattr(options, name) for name in BenchOptions.__dataclass_fields__ if name != "assumptions"}
+    assumptions = Assumptions(**{name: value for name, value in given.items() if value is not None})
+    result = run_bench(BenchOptions(**chosen, assumptions=assumptions))
+    if options.markdown:
+        Path(options.markdown).write_text(markdown(result), encoding="utf-8")
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    heading, *rows = lines(result)
+    table = Table(Column(heading[0], no_wrap=True), *(Column(name, justify="right") for name in heading[1:]))
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    for name, value in result["ratios"].items():
+        out.print(f"{name:<28} {value:.2f}")
+    out.print(", ".join(f"{key} {value}" for key, value in result["machine"].items()))
+    return 0
+
+
 def print_scores(results: dict[str, Any]) -> None:
     """Summary values beside their shuffled control, with intervals."""
     from perceptune.evaluation import gap_name
