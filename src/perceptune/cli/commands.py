@@ -134,7 +134,7 @@ def assets(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     from perceptune.bench.plan import Assumptions
-    from perceptune.bench.report import lines, markdown
+    from perceptune.bench.report import markdown, text
     from perceptune.bench.run import BenchOptions, run_bench
 
     given = {name: getattr(options, name) for name in Assumptions.__dataclass_fields__}
@@ -146,14 +146,7 @@ def bench(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(result, indent=2))
         return 0
-    heading, *rows = lines(result)
-    table = Table(Column(heading[0], no_wrap=True), *(Column(name, justify="right") for name in heading[1:]))
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
-    for name, value in result["ratios"].items():
-        out.print(f"{name:<28} {value:.2f}")
-    out.print(", ".join(f"{key} {value}" for key, value in result["machine"].items()))
+    out.print(text(result))
     return 0
 
 
