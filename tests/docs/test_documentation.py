@@ -56,8 +56,7 @@ def test_documented_commands_run(page: Path, desk: Path, dwarfs: Path) -> None:
             continue
         words = [str(dwarfs / "vit") if word.startswith("google/vit") else word for word in words]
         if words[0] == "bench":
-            words = [word for word in words if not word.startswith("opt-")]
-            words += ["tiny", "--rounds", "1"] if words[-1] == "--shapes" else ["--shapes", "tiny", "--rounds", "1"]
+            words = ["tiny" if word.startswith("opt-") else word for word in words] + ["--rounds", "1"]
         if words[0] == "train" and "--resume" not in words:
             if "--lm" not in words:
                 words += ["--lm", str(dwarfs / "lm")]

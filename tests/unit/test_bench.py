@@ -63,9 +63,9 @@ def test_the_literal_loss_is_ours(comparison: Comparison, name: str, ragged: boo
     tokens = random_texts(SETTING, comparison.models.vocabulary, seed=8, ragged=ragged)
     given, own, _ = losses(comparison, name, tokens)
     torch.testing.assert_close(given, own, atol=1e-5, rtol=0)
-    other = comparison.models.features.values.flip(0)
+    other = -comparison.models.features.values
     moved, n = comparison.literal[name].loss(tokens, other)
-    assert abs(float((moved / n - given).detach())) > 1e-4  # the image matters
+    assert abs(float((moved / n - given).detach())) > 1e-3  # the image matters
 
 
 @pytest.mark.parametrize("name", METHODS)

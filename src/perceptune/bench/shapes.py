@@ -32,9 +32,10 @@ PUBLISHED = {
 }
 SHAPES = ("opt-125m+vit-b16", "opt-350m+vit-b16", "opt-1.3b+vit-l16", "tiny")
 TINY_LM = {
-    "model_type": "opt", "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "model_type": "opt", "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 8, "num_attention_heads": 4,
     "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 128,
     "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2,
+    "init_std": 0.2,  # large, so that in a test everything matters
 }  # fmt: skip
 TINY_VIT = {
     "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48,
