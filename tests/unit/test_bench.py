@@ -210,6 +210,18 @@ def test_json_has_every_ratio(capsys: pytest.CaptureFixture[str]) -> None:
     assert "train_lin_cached" in markdown(result)
 
 
+def test_ratios_compare_what_they_say() -> None:
+    ratios = dict(RATIOS)
+    assert ratios.pop("generate_vs_text_only") == ("generate ours epalm greedy", "generate text-only greedy")
+    for name, (above, below) in ratios.items():
+        what, _, rest = name.partition("_")
+        assert above.startswith(f"{what} literal epalm")
+        assert below.startswith(f"{what} ours epalm")
+        for word in ("bf16", "cached", "uncached", "greedy", "beam3"):
+            assert (f" {word}" in below) == (word in rest.split("_"))
+        assert ("epalm-lin" in above) == ("epalm-lin" in below) == ("lin" in rest.split("_"))
+
+
 def test_parts_and_rows_are_measured_alone(models: Models) -> None:
     assert set(compare(models, ["generate"], 1)["ratios"]) == {r for r in NAMES if r.startswith("generate")}
     alone = compare(models, PARTS, 1, row="train ours epalm cached")

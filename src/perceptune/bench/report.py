@@ -20,7 +20,7 @@ def lines(result: Mapping[str, Any]) -> Iterator[list[str]]:
     rows = result["rows"]
     if any("meaning" in row for row in rows):  # a plan
         yield ["figure", "kind", "value", "meaning"]
-        yield from ([row["name"], row["kind"], f"{row['value']:,.6g}", row["meaning"]] for row in rows)
+        yield from ([row["name"], row["kind"], _figure(row["value"]), row["meaning"]] for row in rows)
         return
     used = [column for column in FURTHER if any(column[0] in row for row in rows)]
     yield ["row", "median ms", "least ms", *(heading for _, heading, _ in used)]
@@ -49,6 +49,10 @@ def markdown(result: Mapping[str, Any]) -> str:
     text += ["", _cells(heading), _cells(["---"] * len(heading)), *map(_cells, rows), ""]
     text += [", ".join(f"{key} {value}" for key, value in result["machine"].items())]
     return "\n".join(text) + "\n"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 def _cells(cells: list[str]) -> str:
