@@ -89,7 +89,7 @@ LAYERS = [
     {"evaluation", "show", "resume", "feed"},
     {"heldout"},
     {"training", "doctor", "caching"},
-    {"demo"},
+    {"demo", "bench"},
     {"cli"},
     {"", "__main__"},
 ]

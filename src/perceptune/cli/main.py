@@ -10,6 +10,18 @@ from collections.abc import Sequence
 from perceptune._version import __version__
 from perceptune.errors import SaidElsewhereError, UserError
 
+# What `bench --plan` assumes; the defaults lie in `bench.plan`, which would load torch.
+PLAN = {
+    "samples": (int, "images (default: 100 million)"),
+    "epochs": (float, "passes over them (default: 1)"),
+    "gpu-factor": (float, "one GPU is so many times this machine (default: 150)"),
+    "gpus": (int, "default: 8"),
+    "gpu-price": (float, "of a GPU hour (default: 2.5)"),
+    "image-kb": (float, "kB of a JPEG (default: 110)"),
+    "shard-images": (int, "default: 10,000"),
+    "network-mb-s": (float, "MB/s read from storage (default: 1,000)"),
+    "batch": (int, "samples per GPU and step (default: 16)"),
+}
 KINDS = ("methods", "encoders", "tasks", "metrics", "recipes")
 
 
@@ -79,9 +91,35 @@ def parser() -> argparse.ArgumentParser:
     assets = commands.add_parser("assets", help="fetch the embedded default models and data")
     assets.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     assets.add_argument("--list", action="store_true", help="what there is, and where it lies")
+    _add_bench(commands.add_parser("bench", help="measure speed: ours, the method by the letter, the machine's limit"))
     for command in (train, evaluate, answer):
         command.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
     return top
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument(
+        "--shapes", default="opt-125m+vit-b16", help="random weights of published shapes (default: %(default)s)"
+    )
+    bench.add_argument("--models", help="`default`: the embedded models at the demo's recipe, fast against plain path")
+    bench.add_argument("--rounds", type=int, default=5, help="measurements a row, in turns (default: %(default)s)")
+    bench.add_argument("--threads", type=int, help="default: torch's own choice")
+    bench.add_argument("--only", nargs="+", default=[], metavar="PART", help="train, generate, roofline")
+    bench.add_argument("--row", help="one row alone, with its peak memory")
+    bench.add_argument("--plain", action="store_true", help="also our slow path; with --models, the slow path alone")
+    bench.add_argument("--memory", action="store_true", help="peak memory of each row, each in a process of its own")
+    bench.add_argument("--depths", type=_integers, default=[], metavar="4,8,12", help="cost against LM depth")
+    bench.add_argument("--data-sizes", type=_integers, default=[], metavar="1000,10000", help="against cached samples")
+    bench.add_argument("--plan", action="store_true", help="costs of many images, from what is measured here")
+    assumed = bench.add_argument_group("assumptions of --plan")
+    for name, (kind, meaning) in PLAN.items():
+        assumed.add_argument(f"--{name}", type=kind, help=meaning)
+    bench.add_argument("--markdown", metavar="FILE", help="also write the tables as Markdown")
+    bench.add_argument("--json", action="store_true")
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part.replace("_", "")) for part in text.split(",")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
