@@ -21,6 +21,20 @@ def _steady() -> Iterator[None]:
     assert torch.get_default_dtype() == torch.float32
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests compute stays out of the user's cache; the default models in it are used."""
+    from perceptune.assets import cache_dir
+
+    folder = tmp_path_factory.mktemp("cache")
+    models = cache_dir() / "assets"
+    models.mkdir(parents=True, exist_ok=True)
+    (folder / "assets").symlink_to(models)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERCEPTUNE_CACHE", str(folder))
+        yield
+
+
 @pytest.fixture(scope="session")
 def dwarfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `lm` (Llama), `opt`, `encoder` (DINOv2), `vit` and `data/train.jsonl`."""

@@ -124,7 +124,7 @@ def fetch(names: Iterable[str], progress: bool = True) -> dict[str, Path]:
     for asset in missing:  # before the first download
         _check_extra(asset)
     if missing:
-        with _clear_os_errors(), _reporter(missing, progress) as report:
+        with clear_os_errors(), _reporter(missing, progress) as report:
             for asset in missing:
                 _obtain(asset, report)
     return {name: cache_dir() / "assets" / asset.folder for name, asset in assets.items()}
@@ -254,7 +254,8 @@ def _lock(file: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _clear_os_errors() -> Iterator[None]:
+def clear_os_errors() -> Iterator[None]:
+    """Turns errors of writing to the cache into `UserError`."""
     try:
         yield
     except OSError as error:

@@ -31,12 +31,12 @@ CONFIGS = Path(__file__).parent / "configs"
 def build(recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32", meta: bool = False) -> AdaptedModel:
     """The model of a recipe, untrained: a plain `nn.Module` whose `method.parameters()` are to be trained.
 
-    `dtype` is that of the frozen LM; encoders and everything trained are float32. With `meta` no weight is loaded: the
-    parts are built on the meta device from their configurations, which is enough to count and to show.
+    `dtype` is that of the frozen LM, an encoder's is in the recipe, everything trained is float32. With `meta` no
+    weight is loaded: the parts are built on the meta device from their configurations, enough to count and to show.
     """
     recipe = load_recipe(recipe)
     lm = load_lm(recipe.lm, dtype=dtype, meta=meta)
-    encoders = {name: _load_encoder(name, config, meta) for name, config in recipe.encoders.items()}
+    encoders = {name: load_encoder_of(name, config, meta) for name, config in recipe.encoders.items()}
     text = None if meta else load_text(recipe, lm)
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)  # the method's first weights depend on the seed alone
@@ -92,14 +92,15 @@ def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
     return TextFormat(tokenizer, recipe.text, vocabulary=rows, pad_token=recipe.lm.pad_token, longest=longest)
 
 
-def _load_encoder(modality: str, config: EncoderConfig, meta: bool) -> Encoder:
+def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) -> Encoder:
+    """The encoder that a recipe names for a modality."""
     if config.id == "default" and modality not in DEFAULT_ENCODERS:
         raise UserError(f"encoders.{modality}: there is no default encoder for this modality; name one by `id`")
     where = _resolve(config.id, DEFAULT_ENCODERS.get(modality, ""), meta)
     with _loading(f"encoders.{modality} `{config.id}`"):
         return load_encoder(
             where, size=config.size, revision=config.revision, meta=meta,
-            image_mean=config.mean, image_std=config.std, resize=config.resize,
+            image_mean=config.mean, image_std=config.std, resize=config.resize, dtype=getattr(torch, config.dtype),
         )  # fmt: skip
 
 

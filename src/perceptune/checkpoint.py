@@ -53,15 +53,15 @@ def load(
 ) -> AdaptedModel:  # fmt: skip
     """The trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless another is asked for.
 
-    `device` defaults to a GPU where there is one. `overrides` change `decode` and `eval` keys for this use of the run;
-    `trust` lets its recipe name third-party code to import.
+    `device` defaults to a GPU where there is one. `overrides` change `cache`, `decode` and `eval` keys for this use of
+    the run; `trust` lets its recipe name third-party code to import.
     Raises `UserError` for a folder that is no run, of a newer format, damaged, or trained on other base models.
     """
     run = Path(run)
     read_meta(run)
     for override in overrides:
-        if not override.startswith(("decode.", "eval.")):
-            raise UserError(f"`{override}`: only `decode` and `eval` keys of a trained run can be changed")
+        if not override.startswith(("cache.", "decode.", "eval.")):
+            raise UserError(f"`{override}`: only `cache`, `decode` and `eval` keys of a trained run can be changed")
     recipe = load_recipe(read_recipe(run, trust=trust), overrides)
     model = build(recipe, dtype=dtype or recipe.eval.dtype)
     require_same_base(run, model)

@@ -6,6 +6,7 @@ dotted overrides (`train.steps=500`). The options of a method, an encoder or a t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -48,6 +49,18 @@ class EncoderConfig(Part):
     resize: Literal["squash", "crop", "published"] = "published"
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    dtype: DType = "float32"
+    views: int = Field(0, ge=0, description="augmented views of each training picture; 0 = the plain picture only")
+    flip: bool = Field(True, description="half of the augmented views are mirrored")
+
+
+class CacheConfig(Part):
+    """Where encoder features, and states of texts that do not fit into memory, are kept."""
+
+    features: Literal["disk", "memory", "off"] = Field("disk", description="off = computed at every use")
+    dir: Path | None = Field(None, description="None = `features` in perceptune's cache folder")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype in which they are kept")
+    text_disk_mb: int = Field(4096, ge=0, description="states of distinct texts kept on disk, if features are")
 
 
 class TextConfig(Part):
@@ -103,8 +116,8 @@ class TrainConfig(Part):
     gradient_checkpointing: bool = False
     samples: int | None = Field(None, ge=1, description="train on this many, chosen by seed; None = all")
     standardize_samples: int = Field(1024, ge=2, description="media from which feature statistics are taken")
-    feature_memory_mb: int = Field(2048, ge=0, description="encoded features kept in memory")
-    text_memory_mb: int = Field(1024, ge=0, description="states of distinct texts kept in memory")
+    feature_memory_mb: int = Field(2048, ge=0, description="features kept by `cache.features: memory`")
+    text_memory_mb: int = Field(64, ge=0, description="states of distinct texts kept in memory; more of them on disk")
     packed_memory_mb: int = Field(1024, ge=0, description="bfloat16 weights laid out for the CPU, beside the originals")
     max_bad_media: int = Field(0, ge=0, description="broken or missing media tolerated, listed in the run folder")
     log_every: int = Field(1, ge=1)
@@ -150,6 +163,7 @@ class Recipe(Part):
     method: Annotated[NamedPart, _named("name")] = NamedPart(name="epalm")
     task: Annotated[NamedPart, _named("name")] | None = None
     text: TextConfig = TextConfig()
+    cache: CacheConfig = CacheConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     decode: DecodeConfig = DecodeConfig()
@@ -229,12 +243,19 @@ def _resolve_files(data: dict[str, Any], folder: Path) -> None:
     task = data.get("task")
     if isinstance(task, dict):
         for key in file_keys(task):
-            if (folder / str(task[key])).exists():
+            if _lies_in(folder, str(task[key])):
                 task[key] = str((folder / str(task[key])).resolve())
 
 
+def _lies_in(folder: Path, name: str) -> bool:
+    """Whether a relative name, or a pattern with wildcards or braces, leads to something in a folder."""
+    if "://" in name or Path(name).is_absolute():
+        return False
+    return (folder / name).exists() or any(folder.glob(re.sub(r"\{[^{}]*\}", "*", name)))
+
+
 def file_keys(task: dict[str, Any]) -> list[str]:
-    """The given keys of a task that name files."""
+    """The given keys of a task that name files: those that may be a `Path`."""
     from perceptune.plugins import leaf
 
     fields = leaf("tasks", str(task.get("name"))).module.TASK.Options.model_fields

@@ -14,6 +14,7 @@ from perceptune.checkpoint import load, read_meta, write_text
 from perceptune.config import Recipe, validate
 from perceptune.distributed import World
 from perceptune.errors import UserError, nearest
+from perceptune.lazy import select
 from perceptune.model import AdaptedModel
 from perceptune.order import subset
 from perceptune.plugins import leaf
@@ -70,6 +71,8 @@ def evaluate(
         shuffled = shuffle_media(chosen, model.recipe.seed) if with_control else []
     if world.size > 1:
         world.place(model)
+    with world.together():
+        model.prepare(chosen, rank=world.rank, world=world.size)  # those of the shuffled control are the same
     scores = judge(model, task, chosen, world, batch_size=batch_size, label="evaluate")
     blind = judge(model, task, shuffled, world, batch_size=batch_size, label="shuffled control") if shuffled else None
     return world.from_main(lambda: _written(run, model, task, split, chosen, scores, shuffled, blind))
@@ -96,14 +99,14 @@ def _written(
     return results
 
 
-def pick_samples(task: Task, split: str, size: int | None) -> list[Sample]:
+def pick_samples(task: Task, split: str, size: int | None) -> Sequence[Sample]:
     """A fixed random subset of a split."""
     if size is not None and size < 1:
         raise UserError(f"cannot evaluate {size} samples: name at least 1")
     rows = task.samples(split)
     if not rows:
         raise UserError(f"split `{split}` is empty: there is nothing to evaluate")
-    return [rows[index] for index in subset(len(rows), size, SUBSET_SEED)]
+    return select(rows, subset(len(rows), size, SUBSET_SEED))
 
 
 def require_judgeable(task: Task, samples: Sequence[Sample]) -> None:
@@ -128,7 +131,7 @@ def judge(
             if not part and not world.sharded:
                 break
             try:  # a process without rows answers one for nothing where the others need it to
-                answers = model.answer(part or samples[:1], batch_size=size)
+                answers = model.answer(part or list(samples[:1]), batch_size=size)
             except (UserError, OSError) as caught:
                 if world.sharded:
                     raise  # the others wait inside the LM, where they cannot be told
@@ -165,7 +168,7 @@ def write_predictions(path: Path, samples: Sequence[Sample], task: Task, scores:
     """One JSON line per sample: question, answer as written and cleaned, targets, scores."""
     lines = []
     for sample, raw, row in zip(samples, scores.raw, scores.per_sample, strict=True):
-        media = {name: str(m) for name, m in sample.media.items() if isinstance(m, Path)}
+        media = {name: str(m) for name, m in sample.media.items() if not isinstance(m, bytes)}
         lines.append(
             {"id": sample.id, "media": media, "prompt": sample.prompt, "answer": task.clean(raw), "raw": raw,
              "targets": list(sample.targets), "scores": row, "meta": dict(sample.meta)}

@@ -1,24 +1,39 @@
-"""Frozen parts computed once: encoder features of each medium, lower-layer states of each distinct text.
+"""Encoder features, computed once for each medium.
 
-On a CPU every item is computed alone, so its bits do not depend on what else was in a batch or on what was computed
-before: a resumed run, an evaluation and a single answer see exactly the same features. On other devices items are
-computed in batches, where that promise holds to rounding only.
+Features are computed in groups that depend on the list of media alone, not on what was computed before: a build that
+was killed and begun again gives the bits of one that was not.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Generic, TypeVar
+import json
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from perceptune.assets import cache_dir
+from perceptune.config import CacheConfig, Recipe
 from perceptune.encoders.base import Encoder
-from perceptune.lm import FrozenLM
+from perceptune.loading import Loaded, Loader, Seen, ahead, digest_of
+from perceptune.media import VIEW, MediaError, identity
+from perceptune.methods.base import Method
+from perceptune.runlog import progress
+from perceptune.store import DTYPES, Store
 from perceptune.types import Medium
 
 Key = TypeVar("Key", bound=Hashable)
+OnBroken = Callable[[Medium, MediaError], None]
+
+GROUP = 16  # media encoded together: their number is part of the features' bits
+VERSION = 1  # raise it when the features of the same encoder and media come out different
+_HASHES = {"kind": "hashes of media", "dtype": "uint8", "shape": [16]}
 
 
 class Memory(Generic[Key]):
@@ -27,94 +42,218 @@ class Memory(Generic[Key]):
     def __init__(self, megabytes: int) -> None:
         self.budget = megabytes * 2**20
         self.used = 0
+        self.full = megabytes == 0  # whether something did not fit
         self._items: dict[Key, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def known(self, keys: Sequence[Key]) -> list[Tensor] | None:
-        """The tensor of each key, or None unless all are there."""
-        found = [self._items[key] for key in keys if key in self._items]
-        return found if len(found) == len(keys) else None
+    def missing(self, keys: Iterable[Key]) -> list[Key]:
+        """Those of the keys that have no tensor, each once."""
+        return [key for key in dict.fromkeys(keys) if key not in self._items]
 
-    def gather(self, keys: Sequence[Key], compute: Callable[[list[Key]], Iterable[Tensor]]) -> list[Tensor]:
-        """The tensor of each key, computing those that are missing, each once."""
-        missing = [key for key in dict.fromkeys(keys) if key not in self._items]
-        fresh = dict(zip(missing, compute(missing), strict=True)) if missing else {}
-        for key, tensor in fresh.items():
+    def read(self, keys: Sequence[Key]) -> list[Tensor | None]:
+        """The tensor of each key, None where there is none."""
+        return [self._items.get(key) for key in keys]
+
+    def append(self, keys: Iterable[Key], tensors: Iterable[Tensor]) -> None:
+        """Keeps what fits."""
+        for key, tensor in zip(keys, tensors, strict=True):
             size = tensor.numel() * tensor.element_size()
             if self.used + size <= self.budget:
                 self._items[key] = tensor
                 self.used += size
-        return [fresh[key] if key in fresh else self._items[key] for key in keys]
+            else:
+                self.full = True
+
+    def refresh(self) -> None:
+        """As `Store.refresh`; nobody else writes here."""
 
 
 class FeatureStore:
-    """Encoder features of media: (N, n_levels, T, dim) float32 for N media."""
+    """Encoder features of media, kept on disk or in memory as the recipe's `cache` says.
 
-    def __init__(self, encoder: Encoder, levels: Sequence[int], tokens: str, megabytes: int) -> None:
+    On disk the key of a row is the hash of the medium's content. A file's hash is remembered by its path, size and
+    times, so a later run reads only files that have changed.
+    """
+
+    def __init__(
+        self, encoder: Encoder, levels: Sequence[int], tokens: str, cache: CacheConfig | None = None, *,
+        megabytes: int = 2048, views: int = 0, flip: bool = True,
+    ) -> None:  # fmt: skip
         self.encoder, self.levels, self.tokens = encoder, list(levels), tokens
-        self.memory: Memory[str] = Memory(megabytes)
+        self.cache, self.views = cache or CacheConfig(), views
+        self._megabytes, self._settings = megabytes, json.dumps({**VIEW, "flip": flip}).encode()
+        self._loader = Loader(encoder, flip, self._key_of, self._missing)
+        self._lock = threading.RLock()  # `known` reads in another thread than `ensure` and `get` write in
 
-    def get(self, media: Sequence[Medium]) -> Tensor:
-        """Features of each medium. Raises `MediaError` for one that cannot be read."""
-        by_key = {_media_key(medium): medium for medium in media}
-        keys = [_media_key(medium) for medium in media]
-        return torch.stack(self.memory.gather(keys, lambda missing: self._encode([by_key[k] for k in missing])))
+    def ensure(
+        self, media: Sequence[Medium], draws: Sequence[int] | None = None, *, label: str = "features",
+        rank: int = 0, world: int = 1, on_broken: OnBroken | None = None,
+    ) -> int:  # fmt: skip
+        """Computes and keeps the features that are missing; returns their number.
 
-    def known(self, media: Sequence[Medium]) -> Tensor | None:
-        """The same without computing anything: None unless every medium's features are kept. Safe in a thread."""
-        found = self.memory.known([_media_key(medium) for medium in media])
-        return None if found is None else torch.stack(found)
+        `draws` choose one of the augmented views of each medium, if there are any. Of `world` processes that give the
+        same list, this one does every `world`-th group, unless what it keeps in its memory could not be seen by the
+        others. A broken medium is told to `on_broken`; without it `MediaError` is raised.
+        """
+        items = list(dict.fromkeys(self._seen(media, draws)))
+        rank, world = (0, 1) if isinstance(self._kept, Memory) else (rank, world)
+        todo = self._lacking(items, rank, world) if not self._full else []
+        count, start = 0, time.monotonic()
+        if todo:
+            with progress(sum(map(len, todo)), label) as bar:
+                for loaded, rows in self._build(todo, on_broken):
+                    count += len(rows)
+                    bar.advance(len(loaded), f"{count / (time.monotonic() - start):.0f}/s")
+                    if self._full:
+                        break  # what does not fit is computed when it is used
+        return count
+
+    def get(self, media: Sequence[Medium], draws: Sequence[int] | None = None) -> Tensor:
+        """(N, n_levels, T, dim) float32 for N media. Raises `MediaError` for one that cannot be read."""
+        items = self._seen(media, draws)
+        distinct = list(dict.fromkeys(items))
+        rows = self._read(distinct)
+        fresh: dict[Seen, Tensor] = {}
+        keys: dict[Seen, bytes] = {}
+        while len(rows) < len(distinct):  # more than once only where a row turns out to be damaged
+            for loaded, computed in self._build(self._lacking(distinct), None):
+                keys |= {one.item: one.key for one in loaded}
+                fresh |= {one.item: computed[one.key] for one in loaded if one.key in computed}
+            rows = self._read(distinct, keys) | fresh
+        return torch.stack([rows[item] for item in items]).float()
+
+    def known(self, media: Sequence[Medium], draws: Sequence[int] | None = None) -> Tensor | None:
+        """What `get` gives, without computing anything: None unless all of it is kept. Safe in a thread."""
+        items = self._seen(media, draws)
+        with self._lock:
+            rows = self._read(items)
+            if len(rows) < len(set(items)):
+                self._kept.refresh()  # another process may have computed them
+                rows = self._read(items)
+        return torch.stack([rows[item] for item in items]).float() if len(rows) == len(set(items)) else None
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Everything that a row depends on beside its medium and view."""
+        count = self.encoder.n_tokens if self.tokens == "all" else 1
+        return {
+            "kind": "features", "version": VERSION, "encoder": self.encoder.fingerprint(), "levels": self.levels,
+            "preprocessing": self.encoder.preprocessing(), "tokens": self.tokens, "dtype": self.cache.dtype,
+            "shape": [len(self.levels), count, self.encoder.dim],
+        }  # fmt: skip
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where rows that are kept on disk lie."""
+        digest = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
+        return cache_folder(self.cache.dir) / digest[:32]
+
+    @cached_property
+    def _kept(self) -> Store | Memory[bytes]:
+        if self.cache.features == "disk":
+            return Store(self.folder, self.description)
+        return Memory(self._megabytes if self.cache.features == "memory" else 0)
+
+    @property
+    def _full(self) -> bool:
+        return isinstance(self._kept, Memory) and self._kept.full
+
+    @cached_property
+    def _hashes(self) -> Store | None:
+        """Hashes of contents by identity. In memory they are not needed: there, the identity itself is the key."""
+        on_disk = self.cache.features == "disk"
+        return Store(cache_folder(self.cache.dir) / "hashes", _HASHES) if on_disk else None
+
+    def _seen(self, media: Sequence[Medium], draws: Sequence[int] | None) -> list[Seen]:
+        if draws is None or not self.views:
+            return [Seen(medium) for medium in media]
+        return [Seen(medium, 1 + draw % self.views) for medium, draw in zip(media, draws, strict=True)]
+
+    def _keys(self, items: Sequence[Seen]) -> dict[Seen, bytes]:
+        """Keys of the rows of media whose content is known."""
+        hashes = [digest_of(identity(item.medium).encode()) for item in items]
+        if self._hashes is None:
+            return {item: self._key(one, item.view) for item, one in zip(items, hashes, strict=True)}
+        if self._hashes.missing(hashes):
+            self._hashes.refresh()
+        known = zip(items, self._hashes.read(hashes), strict=True)
+        return {item: self._key(row.numpy().tobytes(), item.view) for item, row in known if row is not None}
+
+    def _key_of(self, one: Loaded) -> bytes:
+        return self._key(one.digest if self._hashes is not None else digest_of(one.identity.encode()), one.item.view)
+
+    def _key(self, digest: bytes, view: int) -> bytes:
+        return digest_of(digest, self._settings, view.to_bytes(4, "little")) if view else digest
+
+    def _missing(self, keys: Sequence[bytes]) -> list[bytes]:
+        return self._kept.missing(keys)
+
+    def _read(self, items: Sequence[Seen], keys: Mapping[Seen, bytes] | None = None) -> dict[Seen, Tensor]:
+        """Rows that are there."""
+        with self._lock:
+            keys = {**self._keys(items), **(keys or {})}
+            rows = zip(keys, self._kept.read(list(keys.values())), strict=True)
+            return {item: row for item, row in rows if row is not None}
+
+    def _lacking(self, items: Sequence[Seen], rank: int = 0, world: int = 1) -> list[Sequence[Seen]]:
+        """The groups of which something is missing, or not known to be there."""
+        with self._lock:
+            self._kept.refresh()
+            keys = self._keys(items)
+            absent = set(self._kept.missing(list(keys.values())))
+        groups = [items[start : start + GROUP] for start in range(rank * GROUP, len(items), world * GROUP)]
+        return [group for group in groups if any(item not in keys or keys[item] in absent for item in group)]
+
+    def _build(
+        self, groups: Sequence[Sequence[Seen]], on_broken: OnBroken | None
+    ) -> Iterator[tuple[list[Loaded], dict[bytes, Tensor]]]:
+        """Each group, and the rows by key that were missing and are kept now, as far as there is room."""
+        for loaded in ahead(groups, self._loader.load):
+            rows = self._encode([one for one in loaded if one.pixels is not None])
+            with self._lock:
+                absent = self._kept.missing(list(rows))
+                self._kept.append(absent, [rows[key] for key in absent])
+                self._remember(loaded)
+            for one in loaded:
+                if one.error is not None and on_broken is None:
+                    raise one.error
+                if one.error is not None and on_broken is not None:
+                    on_broken(one.item.medium, one.error)
+            yield loaded, {key: rows[key] for key in absent}
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _encode(self, media: list[Medium]) -> list[Tensor]:
+    def _encode(self, loaded: Sequence[Loaded]) -> dict[bytes, Tensor]:
+        if not loaded:
+            return {}
         device = next(self.encoder.parameters()).device
-        size = 1 if device.type == "cpu" else 64
-        rows: list[Tensor] = []
-        for start in range(0, len(media), size):
-            inputs = torch.stack([self.encoder.load(medium) for medium in media[start : start + size]])
-            rows += self.encoder(inputs.to(device), self.levels, self.tokens).float().cpu().unbind()
-        return rows
+        pixels = torch.stack([one.pixels for one in loaded if one.pixels is not None]).to(device)
+        rows = self.encoder(pixels, self.levels, self.tokens).to(DTYPES[self.cache.dtype]).cpu()
+        return {one.key: row for one, row in zip(loaded, rows, strict=True)}
+
+    def _remember(self, loaded: Sequence[Loaded]) -> None:
+        """Notes the hashes of media that did not change while they were read."""
+        if self._hashes is not None:
+            steady = [one for one in loaded if one.digest and identity(one.item.medium) == one.identity]
+            digests = {digest_of(one.identity.encode()): one.digest for one in steady}
+            new = self._hashes.missing(list(digests))
+            self._hashes.append(new, [torch.tensor(list(digests[key]), dtype=torch.uint8) for key in new])
 
 
-class TextStates:
-    """States of bare texts as they enter one LM layer; left-padded on request."""
-
-    def __init__(self, lm: FrozenLM, layer: int, megabytes: int) -> None:
-        self.lm, self.layer = lm, layer
-        self.memory: Memory[tuple[int, ...]] = Memory(megabytes)
-
-    def get(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, d) for a left-padded batch (B, T); padding rows hold zeros."""
-        lengths = mask.sum(-1).tolist()
-        keys = [tuple(row[-n:]) for row, n in zip(ids.tolist(), lengths, strict=True)]
-        states = self.memory.gather(keys, self._compute)
-        width = ids.shape[1]
-        padded = torch.stack([torch.nn.functional.pad(s, (0, 0, width - s.shape[0], 0)) for s in states])
-        return padded.to(ids.device)
-
-    def _compute(self, texts: list[tuple[int, ...]]) -> list[Tensor]:
-        device = self.lm.device
-        if device.type == "cpu":
-            rows = [torch.tensor([text]) for text in texts]
-            return [self.lm.states_at(self.layer, row, torch.ones_like(row))[0] for row in rows]
-        width = max(len(text) for text in texts)
-        ids = torch.tensor([[0] * (width - len(text)) + list(text) for text in texts], device=device)
-        lengths = torch.tensor([len(text) for text in texts], device=device)
-        mask = (torch.arange(width, 0, -1, device=device)[None] <= lengths[:, None]).long()
-        states = self.lm.states_at(self.layer, ids, mask)
-        # Kept in main memory: a GPU's is for what is being computed.
-        return [row[-len(text) :].cpu() for row, text in zip(states, texts, strict=True)]
+def cache_folder(given: Path | None) -> Path:
+    """The folder of all feature caches: the one given, else `features` in perceptune's cache folder."""
+    return cache_dir() / "features" if given is None else given.expanduser().absolute()
 
 
-def _media_key(medium: Medium) -> str:
-    """A file is known by path, size and time of change, so one that was overwritten is encoded anew."""
-    if isinstance(medium, bytes):
-        return hashlib.sha256(medium).hexdigest()
-    try:
-        stat = medium.stat()
-    except OSError:
-        return str(medium)  # missing: the encoder's `load` says so
-    return f"{medium}|{stat.st_size}|{stat.st_mtime_ns}"
+def feature_stores(recipe: Recipe, encoders: Mapping[str, Encoder], method: Method) -> dict[str, FeatureStore]:
+    """A store for each encoder, with the levels and tokens that the method wants."""
+    stores = {}
+    for name, encoder in encoders.items():
+        config = recipe.encoders[name]
+        stores[name] = FeatureStore(
+            encoder, method.levels(name), method.tokens(name), recipe.cache,
+            megabytes=recipe.train.feature_memory_mb, views=config.views, flip=config.flip,
+        )  # fmt: skip
+    return stores

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +18,22 @@ from numpy.typing import NDArray
 from perceptune.checkpoint import write_text
 from perceptune.distributed import World
 from perceptune.errors import UserError
-from perceptune.media import MediaError
+from perceptune.lazy import select
+from perceptune.media import MediaError, identity
 from perceptune.model import AdaptedModel, Batch
-from perceptune.order import chosen_target, order_of, subset, total_steps
+from perceptune.order import chosen_target, order_of, subset, total_steps, view_draw
 from perceptune.prefetch import Prefetch
 from perceptune.tasks.base import Task
 from perceptune.types import Medium, Sample
 
-Picked = list[tuple[Sample, str]]  # samples, each with the target it is to learn this time
+Picked = list[tuple[Sample, str, int]]  # samples, each with its target and the draw of its view for this time
+# Questions come again and again, captions never: remembering all of them would grow with the data.
+_REMEMBERED = 2**16
+AT_ONCE = 2**16  # samples whose features are looked for before all processes wait for one another
+
+
+class _TooManyBadError(Exception):
+    """More than `train.max_bad_media`: what all processes have found is said together."""
 
 
 class Feed:
@@ -40,7 +51,7 @@ class Feed:
         self.bad: dict[str, str] = {}
         self.found: dict[str, tuple[str, str]] = {}  # found since the last count, by this process: sample and reason
         self.listed = run / "bad_media.jsonl"
-        self._ahead = Prefetch(self._prepare)
+        self._ahead = Prefetch(self._made)
 
     def digest(self) -> str:
         """Of everything a resumed run must find as it was."""
@@ -49,6 +60,39 @@ class Feed:
             media = [(name, _identity(medium)) for name, medium in sample.media.items()]
             digest.update(repr((sample.id, sample.prompt, sample.targets, media)).encode())
         return digest.hexdigest()
+
+    def prepare(self, standardized: int) -> None:
+        """Computes the features that the run's steps, and statistics over `standardized` media, will need.
+
+        The list is the same when a run is resumed, and with it the features' bits. Each process computes its share and
+        may use all of them afterwards; all processes must call it.
+        """
+        self._prepare_texts()
+        if self.model.recipe.cache.features == "off":
+            return
+        self._ensure(list(islice(self._distinct(), standardized)), None, "features for statistics")
+        batches, views = self.steps * self.config.accumulate, any(store.views for store in self.model.stores.values())
+        if not views:  # then the first epoch reaches them all
+            batches = min(batches, math.ceil(self.order.batches_of(1)))
+        rows = (row for batch in range(batches) for row in self.order.positions(batch))
+        while part := list(islice(rows, AT_ONCE)):
+            draws = [view_draw(self.seed, epoch, index) for epoch, index in part] if views else None
+            self._ensure(list(self._at(part)), draws, "features")
+
+    def _prepare_texts(self) -> None:
+        if not self.model.reuses_texts:
+            return
+        uses = round(self.steps * self.config.accumulate / self.order.batches_of(1) * len(self.samples))
+        with self.world.together():
+            self.model.text_states.prepare(self._texts(), uses, rank=self.world.rank, world=self.world.size)
+        self.model.text_states.refresh()
+
+    def _texts(self) -> Iterator[tuple[int, ...]]:
+        @lru_cache(maxsize=2**16)  # data sets ask a few questions again and again
+        def ids(prompt: str, target: str) -> tuple[int, ...]:
+            return tuple(self.model.text.training_ids(Sample("", {}, prompt), target)[0])
+
+        return (ids(sample.prompt, target) for sample in self.samples for target in sample.targets)
 
     def batches(self, step: int) -> list[Batch | None]:
         """This process's rows of the forward passes of an optimizer step; None where it has none.
@@ -75,17 +119,14 @@ class Feed:
 
     def one_sample_per_medium(self, most: int) -> Iterator[Sample]:
         """Up to `most` readable samples in random order, each with a new medium; the same on every process."""
-        seen: set[Medium] = set()
         found = 0
-        for index in torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.seed)).tolist():
+        for sample in self._distinct():
             if found == most:
                 return
-            sample = self.samples[index]
-            if not sample.media or seen.issuperset(sample.media.values()):
+            if self._is_bad(sample):
                 continue
             if self._readable(sample):
                 found += 1
-                seen.update(sample.media.values())
                 yield sample
             else:
                 self._count_bad()
@@ -97,43 +138,76 @@ class Feed:
         with self.world.alike():
             self._count_bad()
 
-    def _prepare(self, step: int) -> list[tuple[Picked, Batch | None]]:
+    def _distinct(self) -> Iterator[Sample]:
+        """Samples in random order, each with a medium not seen before."""
+        seen: set[Medium] = set()
+        for index in torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.seed)).tolist():
+            sample = self.samples[index]
+            if sample.media and not seen.issuperset(sample.media.values()):
+                seen.update(sample.media.values())
+                yield sample
+
+    def _ensure(self, samples: Sequence[Sample], draws: Sequence[int] | None, label: str) -> None:
+        """Computes features of some samples together with the other processes, and counts the broken media."""
+        share = {"rank": self.world.rank, "world": self.world.size}
+        with self.world.together(), suppress(_TooManyBadError):
+            self.model.prepare(samples, draws, label=label, on_broken=self._give_up_on, **share)
+        self.share_bad()
+
+    def _made(self, step: int) -> list[tuple[Picked, Batch | None]]:
         """The rows of each forward pass, and the batch if all features are at hand. Runs in the background."""
         return [(picked, self._ready(picked)) for picked in self._picked(step)]
 
     def _picked(self, step: int) -> Iterator[Picked]:
         for micro in range(self.config.accumulate):
             rows = self.world.deal(self.order.positions(step * self.config.accumulate + micro))
-            yield [(self.samples[i], chosen_target(self.samples[i].targets, self.seed, e, i)) for e, i in rows]
+            yield [
+                (sample, chosen_target(sample.targets, self.seed, e, i), view_draw(self.seed, e, i))
+                for (e, i), sample in zip(rows, self._at(rows), strict=True)
+            ]
+
+    def _at(self, rows: Sequence[tuple[int, int]]) -> Sequence[Sample]:
+        return select(self.samples, [index for _, index in rows])
 
     def _ready(self, picked: Picked) -> Batch | None:
-        kept = self._not_bad(picked)
-        samples = [sample for sample, _ in kept]
-        features = self.model.known(samples) if kept else None
-        return None if features is None else Batch(self.model.tokens(samples, [t for _, t in kept]), features)
+        kept = [row for row in picked if not self._is_bad(row[0])]
+        if not kept:
+            return None
+        samples, targets, draws = map(list, zip(*kept, strict=True))
+        features = self.model.known(samples, draws)
+        return None if features is None else Batch(self.model.tokens(samples, targets), features)
 
     def _collate(self, picked: Picked) -> Batch | None:
         """A batch without the samples whose media are broken."""
-        kept = self._not_bad(picked)
+        kept = [row for row in picked if not self._is_bad(row[0])]
         while kept:
             try:
-                return self.model.collate([sample for sample, _ in kept], [target for _, target in kept])
+                return self.model.collate(*map(list, zip(*kept, strict=True)))
             except MediaError:
-                kept = [(sample, target) for sample, target in kept if self._readable(sample)]
+                kept = [row for row in kept if self._readable(row[0], [row[2]])]
         return None
 
-    def _not_bad(self, picked: Picked) -> Picked:
-        return [(s, t) for s, t in picked if not any(_identity(m) in self.bad for m in s.media.values())]
+    def _is_bad(self, sample: Sample) -> bool:
+        return any(_identity(medium) in self.bad for medium in sample.media.values())
 
-    def _readable(self, sample: Sample) -> bool:
+    def _readable(self, sample: Sample, draws: Sequence[int] | None = None) -> bool:
         for modality, medium in sample.media.items():
             try:
-                self.model.encode([Sample(sample.id, {modality: medium}, sample.prompt)])
+                self.model.encode([Sample(sample.id, {modality: medium}, sample.prompt)], draws)
             except MediaError as error:
-                self.bad[_identity(medium)] = str(error)
-                self.found[_identity(medium)] = sample.id, str(error)
+                self._note(sample, medium, error)
                 return False
         return True
+
+    def _note(self, sample: Sample, medium: Medium, error: MediaError) -> None:
+        self.bad[_identity(medium)] = str(error)
+        self.found[_identity(medium)] = sample.id, str(error)
+
+    def _give_up_on(self, sample: Sample, medium: Medium, error: MediaError) -> None:
+        """The same while features are computed: not all of a large data set, if the first part says that it fails."""
+        self._note(sample, medium, error)
+        if len(self.bad) > self.config.max_bad_media:
+            raise _TooManyBadError
 
     def _count_bad(self) -> None:
         """Lists broken media. Raises `UserError` when there are more than `train.max_bad_media`."""
@@ -153,7 +227,8 @@ class Feed:
 
 
 def _identity(medium: Medium) -> str:
-    return hashlib.sha256(medium).hexdigest() if isinstance(medium, bytes) else str(medium)
+    """Of a medium as it is called in the run folder, whenever it was changed."""
+    return identity(medium) if isinstance(medium, bytes) else str(medium)
 
 
 def _training_samples(model: AdaptedModel, task: Task) -> tuple[Sequence[Sample], NDArray[np.int32]]:
@@ -166,10 +241,10 @@ def _training_samples(model: AdaptedModel, task: Task) -> tuple[Sequence[Sample]
     chosen = subset(len(rows), model.recipe.train.samples, model.recipe.seed)
     if not chosen:
         raise UserError(f"split `{split}` is empty: there is nothing to train on")
-    samples = rows if len(chosen) == len(rows) else [rows[i] for i in chosen]
+    samples = select(rows, chosen)
     budget = model.recipe.train.batch_tokens
 
-    @lru_cache(maxsize=2**16)  # data sets ask a few questions again and again
+    @lru_cache(maxsize=_REMEMBERED)
     def tokens(prompt: str, target: str) -> int:
         return len(model.text.training_ids(Sample(current.id, {}, prompt), target)[0])
 

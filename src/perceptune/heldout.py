@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from perceptune.distributed import World
 from perceptune.errors import UserError
 from perceptune.evaluation import Scores, judge, pick_samples, require_judgeable
@@ -20,15 +22,13 @@ class HeldOut:
         self.model, self.task, self.world, self.config = model, task, world, model.recipe.eval
         if self.config.split is not None:
             check_split(self.config.split, task.splits)
-        self.samples: list[Sample] = []
+        self.samples: Sequence[Sample] = []
         if self.config.every is None:
             return
         self.split = self._split()
         self.samples = pick_samples(task, self.split, self.config.during_samples)
         require_judgeable(task, self.samples)
-        own = world.deal(self.samples)
-        for start in range(0, len(own), 64):
-            model.encode(own[start : start + 64])
+        model.prepare(self.samples, label="features for evaluation", rank=world.rank, world=world.size)
 
     @property
     def chooses(self) -> bool:

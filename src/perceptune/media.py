@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import math
+import random
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from perceptune import storage
 from perceptune.errors import UserError, nearest
-from perceptune.types import Medium
+from perceptune.types import Medium, Member
 
 Resize = Literal["squash", "crop", "published"]
 Pair = tuple[int, int]  # (height, width)
@@ -27,6 +31,8 @@ Extent = int | Pair  # the shortest edge, or both
 # Pillow knows some fifty formats; its advisories are mostly about the rare ones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 64_000_000
+# Augmented views: the share of the area, and by how much the aspect ratio changes.
+VIEW = {"scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3)}
 _TURN = Image.Transpose
 # By hand: `ImageOps.exif_transpose` also rewrites the EXIF block, and fails where reading it is harmless.
 _ORIENTATIONS: dict[Any, Image.Transpose] = {
@@ -45,24 +51,76 @@ class MediaError(UserError):
     """A medium that cannot be used. The message names it."""
 
 
+def label(medium: Medium) -> str:
+    """What stands for a medium in messages: where it lies, or `image` for bytes."""
+    return "image" if isinstance(medium, bytes) else str(medium)
+
+
+def identity(medium: Medium) -> str:
+    """Changes whenever the medium does, as far as can be told without reading it; raises nothing."""
+    if isinstance(medium, bytes):
+        return hashlib.sha256(medium).hexdigest()
+    if isinstance(medium, Member):
+        return f"{medium.shard}|{medium.version}|{medium.offset}|{medium.size}"
+    path = str(medium.absolute())
+    try:
+        stat = medium.stat()
+    except OSError:
+        return path  # reading it says what is wrong
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+
+
+def content(medium: Medium, name: str | None = None) -> bytes:
+    """The encoded bytes of a medium, which `name` stands for in messages. Raises `MediaError`."""
+    name = name or label(medium)
+    if isinstance(medium, Path):
+        with _opened(medium, name) as file:
+            try:
+                return file.read()
+            except OSError as error:
+                raise MediaError(f"{name}: cannot be read ({error.strerror})") from error
+    data = storage.read(medium) if isinstance(medium, Member) else medium
+    if not data:
+        raise MediaError(f"{name}: no bytes at all")
+    return data
+
+
 def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image as it is meant to be seen: RGB, upright, transparency on white, first frame of an animation.
 
-    `name` stands for the medium in messages (default: its path, or `image` for bytes). Raises `MediaError`.
+    `name` stands for the medium in messages (default: where it lies, or `image` for bytes). Raises `MediaError`.
     """
-    label = name or (str(medium) if isinstance(medium, Path) else "image")
+    shown = name or label(medium)
     try:
-        with _opened(medium, label) as file, Image.open(file, formats=FORMATS) as image:
+        with _opened(medium, shown) as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size  # from the header: nothing is decoded yet
             if not 0 < width * height <= max_pixels:
-                raise MediaError(f"{label}: {width} x {height} pixels; allowed are 1 to {max_pixels:,}")
+                raise MediaError(f"{shown}: {width} x {height} pixels; allowed are 1 to {max_pixels:,}")
             return _to_rgb(_upright(image))
     except _BOMB as error:
-        raise MediaError(f"{label}: more than {max_pixels:,} pixels") from error
+        raise MediaError(f"{shown}: more than {max_pixels:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise MediaError(f"{label}: not an image in one of the formats {', '.join(FORMATS)}") from error
+        raise MediaError(f"{shown}: not an image in one of the formats {', '.join(FORMATS)}") from error
     except _DAMAGE as error:
-        raise MediaError(f"{label}: damaged image ({error})") from error
+        raise MediaError(f"{shown}: damaged image ({error})") from error
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of a picture, perhaps mirrored: one of its augmented views, always the same for the same `seed`."""
+
+    seed: bytes
+    flip: bool
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Half to all of the area, its aspect ratio changed by a third at most."""
+        chance = random.Random(self.seed)
+        area, ratio = chance.uniform(*VIEW["scale"]), math.exp(chance.uniform(*map(math.log, VIEW["ratio"])))
+        width = min(image.width, max(1, round(math.sqrt(image.width * image.height * area * ratio))))
+        height = min(image.height, max(1, round(math.sqrt(image.width * image.height * area / ratio))))
+        left, top = chance.randint(0, image.width - width), chance.randint(0, image.height - height)
+        image = image.crop((left, top, left + width, top + height))
+        return image.transpose(_TURN.FLIP_LEFT_RIGHT) if self.flip and chance.random() < 0.5 else image
 
 
 @dataclass(frozen=True)
@@ -157,9 +215,7 @@ def _extent(size: int | Mapping[str, int], square: bool) -> Extent:
 
 def _opened(medium: Medium, label: str) -> BinaryIO:
     if not isinstance(medium, Path):
-        if not medium:
-            raise MediaError(f"{label}: no bytes at all")
-        return BytesIO(medium)
+        return BytesIO(content(medium, label))
     try:
         if medium.is_dir():
             raise MediaError(f"{label}: is a folder, not an image")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from perceptune.config import Recipe
 from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError, nearest
-from perceptune.features import FeatureStore, TextStates
+from perceptune.features import cache_folder, feature_stores
 from perceptune.lm import FrozenLM
+from perceptune.media import MediaError
 from perceptune.methods.base import Method
 from perceptune.text import TextFormat, Tokens
+from perceptune.textstates import TextStates
 from perceptune.types import Decoding, Features, Medium, Sample
 
 
@@ -54,14 +56,13 @@ class AdaptedModel(nn.Module):
         self.encoders = nn.ModuleDict(dict(encoders))
         self.method = method
         self._text = text
-        memory = recipe.train.feature_memory_mb
-        self.stores = {
-            name: FeatureStore(encoder, method.levels(name), method.tokens(name), memory)
-            for name, encoder in encoders.items()
-        }
-        self.text_states = TextStates(lm, method.first_layer, recipe.train.text_memory_mb)
+        self.stores = feature_stores(recipe, encoders, method)
+        folder = cache_folder(recipe.cache.dir) if recipe.cache.features == "disk" else None
+        self.text_states = TextStates(
+            lm, method.first_layer, recipe.train.text_memory_mb, folder=folder, disk_megabytes=recipe.cache.text_disk_mb
+        )
         self.plain = False  # True: run every layer on every text, the slow path that the fast one must equal
-        self.reuse_texts = True  # layers below the method's first one once per distinct text
+        self.may_reuse_texts = True  # False where every process must run the same blocks at each step
         method.attach(lm)
 
     @property
@@ -71,9 +72,40 @@ class AdaptedModel(nn.Module):
             raise UserError("this model was built from configurations only: it has no tokenizer")
         return self._text
 
-    def collate(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Batch:
-        """A training batch; `targets` default to each sample's first. Raises `UserError` naming the sample."""
-        return Batch(self.tokens(samples, targets), self.encode(samples))
+    def prepare(
+        self, samples: Sequence[Sample], draws: Sequence[int] | None = None, *, label: str = "features",
+        rank: int = 0, world: int = 1, on_broken: Callable[[Sample, Medium, MediaError], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Computes the features of these samples' media that are not kept yet, so that `encode` only reads them.
+
+        `draws` as in `encode`. Of `world` processes that give the same samples, each computes its share. A broken
+        medium is told to `on_broken` with the first sample that has it; without it `MediaError` is raised.
+        """
+        samples = list(samples)  # what is read lazily, once
+        self._check_modalities(samples)
+        for modality, store in self.stores.items():
+            first: dict[Medium, Sample] = {}
+            for sample in samples:
+                if modality in sample.media:
+                    first.setdefault(sample.media[modality], sample)
+
+            def tell(medium: Medium, error: MediaError, first: dict[Medium, Sample] = first) -> None:
+                assert on_broken is not None
+                on_broken(first[medium], medium, error)
+
+            store.ensure(
+                *_media(samples, modality, draws), label=label, rank=rank, world=world,
+                on_broken=tell if on_broken else None,
+            )  # fmt: skip
+
+    def collate(
+        self, samples: Sequence[Sample], targets: Sequence[str] | None = None, draws: Sequence[int] | None = None
+    ) -> Batch:
+        """A training batch; `targets` default to each sample's first, `draws` as in `encode`.
+
+        Raises `UserError` naming the sample.
+        """
+        return Batch(self.tokens(samples, targets), self.encode(samples, draws))
 
     def tokens(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Tokens:
         """The text part of a batch."""
@@ -82,8 +114,33 @@ class AdaptedModel(nn.Module):
         pairs = [self.text.training_ids(s, t) for s, t in zip(samples, targets, strict=True)]
         return self.text.pad_left([ids for ids, _ in pairs], [n for _, n in pairs])
 
-    def encode(self, samples: Sequence[Sample]) -> dict[str, Features]:
-        """Features of each modality; rows without that modality hold zeros and are marked absent."""
+    def encode(self, samples: Sequence[Sample], draws: Sequence[int] | None = None) -> dict[str, Features]:
+        """Features of each modality; rows without that modality hold zeros and are marked absent.
+
+        `draws`, one number a sample, choose augmented views where the recipe has any (`encoders.MODALITY.views`);
+        without them the plain media are seen.
+        """
+        self._check_modalities(samples)
+        encoded = {}
+        for modality, store in self.stores.items():
+            media, chosen = _media(samples, modality, draws)
+            if media:
+                encoded[modality] = _by_row(samples, modality, store.get(media, chosen))
+        return encoded
+
+    def known(self, samples: Sequence[Sample], draws: Sequence[int] | None = None) -> dict[str, Features] | None:
+        """What `encode` gives if it need not compute anything, else None. Safe in a thread."""
+        features = {}
+        for modality, store in self.stores.items():
+            media, chosen = _media(samples, modality, draws)
+            if media:
+                values = store.known(media, chosen)
+                if values is None:
+                    return None
+                features[modality] = _by_row(samples, modality, values)
+        return features
+
+    def _check_modalities(self, samples: Sequence[Sample]) -> None:
         for sample in samples:
             for modality in sample.media:
                 if modality not in self.stores:
@@ -91,19 +148,6 @@ class AdaptedModel(nn.Module):
                         f"sample `{sample.id}` has `{modality}`, for which this model has no encoder"
                         f"{nearest(modality, self.stores)}"
                     )
-        given = {name: store.get(media) for name, store in self.stores.items() if (media := _media(samples, name))}
-        return {name: _by_row(samples, name, values) for name, values in given.items()}
-
-    def known(self, samples: Sequence[Sample]) -> dict[str, Features] | None:
-        """What `encode` gives if it need not compute anything, else None. Safe in a thread."""
-        features = {}
-        for modality, store in self.stores.items():
-            if media := _media(samples, modality):
-                values = store.known(media)
-                if values is None:
-                    return None
-                features[modality] = _by_row(samples, modality, values)
-        return features
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (N, vocab) at the N positions that predict a supervised token, row by row."""
@@ -115,18 +159,22 @@ class AdaptedModel(nn.Module):
         targets = batch.tokens.input_ids[:, 1:][batch.tokens.supervised[:, 1:]]
         return self.lm.loss(**self._arguments(batch), targets=targets.to(self.lm.device)), len(targets)
 
+    @property
+    def reuses_texts(self) -> bool:
+        """Whether layers below the method's first one are run once per distinct text."""
+        return self.method.first_layer > 0 and self.may_reuse_texts and not self.plain
+
     def _arguments(self, batch: Batch) -> dict[str, Any]:
         """What the LM is called with."""
         device = self.lm.device
         ids, mask = batch.tokens.input_ids.to(device), batch.tokens.attention_mask.to(device)
         layer = self.method.first_layer
-        reuse = layer > 0 and self.reuse_texts and not self.plain
         return {
             "input_ids": ids,
             "attention_mask": mask,
             "slots": self.method.plan(_moved(batch.features, device), ids.shape[0]),
             "keep": nn.functional.pad(batch.tokens.supervised[:, 1:], (0, 1)),
-            "text_states": (layer, self.text_states.get(ids, mask)) if reuse else None,
+            "text_states": (layer, self.text_states.get(ids, mask)) if self.reuses_texts else None,
             "plain": self.plain,
         }
 
@@ -155,15 +203,19 @@ class AdaptedModel(nn.Module):
         if not self.method.standardizes:
             return
         for modality, store in self.stores.items():
-            media = _media(samples, modality)
+            media, _ = _media(samples, modality)
             if len(media) < 2:
                 raise UserError(f"method.standardize needs at least two training samples with `{modality}`")
             values = store.get(media)  # (N, n_levels, T, dim)
             self.method.set_statistics(modality, values.mean((0, 2)), values.std((0, 2)).clamp_min(1e-4))
 
 
-def _media(samples: Sequence[Sample], modality: str) -> list[Medium]:
-    return [sample.media[modality] for sample in samples if modality in sample.media]
+def _media(
+    samples: Sequence[Sample], modality: str, draws: Sequence[int] | None = None
+) -> tuple[list[Medium], list[int] | None]:
+    """The media of a modality and, if there are any, their draws."""
+    having = [i for i, sample in enumerate(samples) if modality in sample.media]
+    return [samples[i].media[modality] for i in having], None if draws is None else [draws[i] for i in having]
 
 
 def _by_row(samples: Sequence[Sample], modality: str, given: Tensor) -> Features:

@@ -118,6 +118,11 @@ def chosen_target(targets: Sequence[str], seed: int, epoch: int, index: int) -> 
     return random.Random(f"{seed}-{epoch}-{index}").choice(list(targets))
 
 
+def view_draw(seed: int, epoch: int, index: int) -> int:
+    """Chooses an augmented view for a sample in an epoch: a number below 2^32."""
+    return random.Random(f"view-{seed}-{epoch}-{index}").getrandbits(32)
+
+
 def subset(n: int, size: int | None, seed: int) -> Sequence[int]:
     """A fixed random subset of range(n), in order; smaller subsets of one seed lie inside larger ones."""
     if size is None or size >= n:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,20 @@ from perceptune.config import Recipe, file_keys
 from perceptune.errors import UserError, disk_error
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+
+
+@dataclass
+class State:
+    """What changes while training, beside tensors; saved as JSON."""
+
+    step: int = 0
+    samples: int = 0  # trained on so far, over all processes; without those left out for their media
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+    data: str = ""  # digest of the training samples: a resumed run must see the same
+    bad: dict[str, str] = field(default_factory=dict)  # broken media and why
 
 
 def open_run(given: Recipe | None, run: Path | None, *, resume: bool) -> tuple[Path, Recipe]:
@@ -66,6 +81,14 @@ class Checkpoints:
         """The newest checkpoint; half-written ones carry another name and are never seen."""
         found = sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
         return found[-1] if found else None
+
+    def to_resume(self) -> Path | None:
+        """The same after `clean`. Raises `UserError` for a run that ended before there were checkpoints."""
+        self.clean()
+        last = self.last()
+        if last is None and (self.run / METHOD).is_file():
+            raise UserError(f"`{self.run}` has a trained method but no checkpoint: it cannot be resumed")
+        return last
 
     def where(self) -> str:
         """For a message: where the last good state lies."""
@@ -136,7 +159,8 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
             part["id"] = str(Path(part["id"]).expanduser().resolve())
     task = data["task"] or {}
     for key in file_keys(task) if task else ():
-        task[key] = str(Path(task[key]).expanduser().resolve())
+        if "://" not in str(task[key]):  # an address says the same from any folder
+            task[key] = str(Path(task[key]).expanduser().resolve())
     return Recipe.model_validate(data)
 
 

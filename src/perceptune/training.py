@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from perceptune.guard import Interruption, interruptions, out_of_memory_hint, re
 from perceptune.heldout import HeldOut
 from perceptune.model import AdaptedModel, Batch, count
 from perceptune.order import learning_rate
-from perceptune.resume import Checkpoints, open_run, pack_optimizer, unpack_optimizer
+from perceptune.resume import Checkpoints, State, open_run, pack_optimizer, unpack_optimizer
 from perceptune.runlog import Progress, RunLog, progress, read_log
 from perceptune.tasks.base import Task
 
@@ -53,20 +53,6 @@ class TrainResult:
     seconds: float  # features, statistics and evaluations included, loading of the models not
     best: float | None  # best value of the task's metric seen during training
     interrupted: bool = False
-
-
-@dataclass
-class State:
-    """What changes while training, beside tensors; saved as JSON."""
-
-    step: int = 0
-    samples: int = 0  # trained on so far, over all processes; without those left out for their media
-    seconds: float = 0.0
-    best: float | None = None
-    best_step: int = 0
-    evaluations_without_gain: int = 0
-    data: str = ""  # digest of the training samples: a resumed run must see the same
-    bad: dict[str, str] = field(default_factory=dict)  # broken media and why
 
 
 def train(
@@ -114,7 +100,7 @@ class Trainer:
         self.model.lm.gradient_checkpointing = self.config.gradient_checkpointing
         self.model.plain = self.config.frozen_dropout == "official"  # dropped-out states must not be reused
         # What one process remembers must not change which blocks it runs, when others hold parts of them.
-        self.model.reuse_texts = not world.sharded
+        self.model.may_reuse_texts = not world.sharded
         if not world.sharded:
             self.model.lm.pack(model.method.first_layer, self.config.packed_memory_mb)
         self.feed = Feed(self.model, task, run, world)
@@ -125,6 +111,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             [{"params": [p for _, p in group["named"]], "name": group["name"]} for group in self.groups],
             lr=self.config.lr, betas=self.config.betas, eps=self.config.eps, weight_decay=self.config.weight_decay,
+            fused=True,
         )  # fmt: skip
         self.checkpoints = Checkpoints(run)
         self.state = State(data=self.feed.digest())
@@ -137,8 +124,13 @@ class Trainer:
         with self.world.alike():
             if len(set(self.world.everyones(self.state.data))) > 1:
                 raise UserError("the processes see different training data: give all of them the same files")
+        resumed = resume and self._restored()
+        if not resumed:
+            self._claim()
+        # A Ctrl-C ends this at once: what is computed is kept.
+        self.feed.prepare(self._standardized())
         with interruptions() as interruption:
-            if not (resume and self._restored()):
+            if not resumed:
                 self._start()
             stopped = False
             with progress(self.steps, "train", self.state.step) as bar:
@@ -158,20 +150,28 @@ class Trainer:
         enough = patience is not None and self.state.evaluations_without_gain >= patience
         return enough or self.state.step >= self.steps
 
-    def _start(self) -> None:
+    def _claim(self) -> None:
+        """Begins the run folder."""
         with self.world.together():
             if self.world.main:
                 self.checkpoints.clean()
                 save_description(self.run, self.recipe, self.description)
                 self.log = RunLog(self.run, resumed_at=None)
+
+    def _standardized(self) -> int:
+        """Media from which feature statistics are taken."""
+        return self.config.standardize_samples if self.model.method.standardizes else 0
+
+    def _start(self) -> None:
         with self.world.together(), out_of_memory_hint(self.config):
             self._fit_statistics()
         self.world.share(self.model.method.state_dict())
-        self._write("start", steps=self.steps, samples=len(self.feed.samples), trained=count(self.model.method))
+        self._write("start", steps=self.steps, samples=len(self.feed.samples), trained=count(self.model.method),
+                    texts=self.model.text_states.kept if self.model.reuses_texts else "not reused",
+                    plain=self.model.lm.no_split)  # fmt: skip
 
     def _fit_statistics(self) -> None:
-        most = self.config.standardize_samples if self.model.method.standardizes else 0
-        chosen = []
+        most, chosen = self._standardized(), []
         with progress(min(most, len(self.feed.samples)), "feature statistics") as bar:
             for sample in self.feed.one_sample_per_medium(most):
                 chosen.append(sample)
@@ -292,7 +292,7 @@ class Trainer:
 
     def _restored(self) -> bool:
         """Takes up the newest checkpoint; False if none was written before the stop."""
-        last = self.world.from_main(self._last_checkpoint)
+        last = self.world.from_main(self.checkpoints.to_resume)
         if last is None:
             return False
         with self.world.together():
@@ -310,13 +310,6 @@ class Trainer:
                 self.log = RunLog(self.run, resumed_at=self.state.step)
                 self._publish()
         return True
-
-    def _last_checkpoint(self) -> Path | None:
-        self.checkpoints.clean()
-        last = self.checkpoints.last()
-        if last is None and (self.run / METHOD).is_file():
-            raise UserError(f"`{self.run}` has a trained method but no checkpoint: it cannot be resumed")
-        return last
 
     def _seconds(self) -> float:
         return self.state.seconds + time.monotonic() - self._clock

@@ -10,7 +10,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-Medium = Path | bytes
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside an archive, read by its place there."""
+
+    shard: str  # the archive: an absolute path or an address such as s3://bucket/0001.tar
+    offset: int  # of its first byte, counted from the start of the archive
+    size: int  # in bytes
+    name: str
+    version: str  # of the archive: one that was changed is not read from
+
+    def __str__(self) -> str:
+        return f"{self.shard}#{self.name}"
+
+
+Medium = Path | bytes | Member
 
 
 @dataclass(frozen=True)
@@ -18,7 +33,7 @@ class Sample:
     """One row of a task, still on disk: nothing is decoded before it is needed."""
 
     id: str
-    media: Mapping[str, Medium]  # modality -> file or encoded bytes; empty for a text-only sample
+    media: Mapping[str, Medium]  # modality -> where its bytes are; empty for a text-only sample
     prompt: str
     targets: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)

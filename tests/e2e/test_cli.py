@@ -221,7 +221,7 @@ def test_how_a_run_answers_can_be_changed_but_not_what_it_is(trained: Path, dwar
     assert cli(["answer", str(trained), *picture, "what is a=b?", "decode.max_new_tokens=1"]) == 0
     assert len(said()[0].strip()) <= 1
     assert cli(["eval", str(trained), "train.lr=1"]) == 2
-    assert "only `decode` and `eval` keys" in said()[1]
+    assert "only `cache`, `decode` and `eval` keys" in said()[1]
 
 
 def test_eval_says_when_it_judges_what_was_learned_by_heart(trained: Path, said: Said) -> None:

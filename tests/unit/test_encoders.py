@@ -57,6 +57,7 @@ CASES: dict[str, tuple[str, str, Any]] = {
     ),
     "deit": ("DeiTModel", "DeiTModel", transformers.DeiTConfig(**SIZE, intermediate_size=64)),
     "dinov2": ("Dinov2Model", "Dinov2Model", transformers.Dinov2Config(**SIZE)),
+    "dinov2-swiglu": ("Dinov2Model", "Dinov2Model", transformers.Dinov2Config(**SIZE, use_swiglu_ffn=True)),
     "dinov2-registers": (
         "Dinov2WithRegistersModel",
         "Dinov2WithRegistersModel",
@@ -171,6 +172,17 @@ def test_levels_keep_their_order_and_upper_blocks_are_not_run(checkpoints: Path)
 
     encoder.blocks[2].register_forward_pre_hook(run)
     torch.testing.assert_close(features(encoder, x, [0, 1]), both, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("siglip")])
+def test_the_highest_block_runs_for_cls_alone(checkpoints: Path, name: str) -> None:
+    encoder, x = load_encoder(checkpoints / name), pictures(3)
+    assert isinstance(encoder, ViTEncoder)
+    expected = features(encoder, x, [0, 2], "all")[:, :, :1]
+    widths = []
+    encoder.blocks[2].mlp.register_forward_hook(lambda module, given, out: widths.append(out.shape[1]))
+    torch.testing.assert_close(features(encoder, x, [0, 2]), expected, rtol=0, atol=1e-5)
+    assert widths == [1]
 
 
 @pytest.mark.parametrize("levels", [[3], [-1], [0, 12], []])

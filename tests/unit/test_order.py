@@ -7,7 +7,7 @@ import math
 import pytest
 
 from perceptune.config import TrainConfig
-from perceptune.order import DataOrder, chosen_target, learning_rate, subset, total_steps
+from perceptune.order import DataOrder, chosen_target, learning_rate, subset, total_steps, view_draw
 
 
 def test_each_epoch_sees_every_sample_once() -> None:
@@ -32,14 +32,20 @@ def test_all_references_are_used() -> None:
     assert chosen_target(("a", "b", "c"), 0, 3, 5) == chosen_target(("a", "b", "c"), 0, 3, 5)
 
 
+def test_all_views_are_drawn_anew_for_each_sample_and_epoch() -> None:
+    assert {view_draw(0, epoch, 5) % 3 for epoch in range(40)} == {0, 1, 2}
+    assert len({view_draw(seed, epoch, i) for seed in range(3) for epoch in range(3) for i in range(3)}) == 27
+    assert view_draw(0, 3, 5) == view_draw(0, 3, 5)
+
+
 def test_subsets_are_nested() -> None:
     assert set(subset(100, 10, 0)) < set(subset(100, 30, 0))
-    assert subset(5, None, 0) == subset(5, 9, 0) == [0, 1, 2, 3, 4]
+    assert subset(5, None, 0) == subset(5, 9, 0) == range(5)
 
 
 def test_steps_follow_from_epochs() -> None:
-    assert total_steps(TrainConfig(epochs=2, batch_size=4, accumulate=2), 40) == 10
-    assert total_steps(TrainConfig(steps=3), 40) == 3
+    assert total_steps(TrainConfig(epochs=2, accumulate=2), DataOrder(40, 4, seed=0)) == 10
+    assert total_steps(TrainConfig(steps=3), DataOrder(40, 4, seed=0)) == 3
 
 
 def test_the_paper_schedule() -> None:

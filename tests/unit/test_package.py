@@ -68,21 +68,29 @@ def test_leaves_never_import_one_another() -> None:
 
 LAYERS = [
     {"errors", "_version", "types", "statistics"},
-    {"plugins", "assets", "assets_convert", "media", "pictures", "config", "guard", "runlog", "prefetch"},
-    {"splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms", "attention"},
-    {"split"},
-    {"lm", "generation", "trial"},
+    {
+        *("plugins", "assets", "assets_convert", "storage", "media", "pictures", "config", "guard", "runlog"),
+        *("prefetch", "shards"),
+    },
+    {
+        *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),
+        *("attention", "lazy", "records", "tar"),
+    },
+    {"split", "places"},
+    {"lm", "generation", "trial", "store"},
     {"sharding"},
     {"encoders", "methods", "metrics", "tasks"},
+    {"loading"},
     {"features"},
+    {"textstates"},
     {"model"},
     {"distributed"},
     {"building"},
     {"checkpoint"},
     {"evaluation", "show", "resume", "feed"},
     {"heldout"},
-    {"training", "doctor"},
-    {"demo"},
+    {"training", "doctor", "caching"},
+    {"demo", "bench"},
     {"cli"},
     {"", "__main__"},
 ]
@@ -136,7 +144,7 @@ def test_lists_name_what_there_is(kind: str) -> None:
     expected = {
         "methods": {"epalm", "epalm-pt", "epalm-lin", "epalm-ada", "epalm-pt-l"},
         "encoders": {"vit", "dinov2", "clip", "siglip"},
-        "tasks": {"easy-vqa", "jsonl"},
+        "tasks": {"easy-vqa", "jsonl", "webdataset"},
         "metrics": {"exact"},
         "recipes": {"demo", "paper/epalm", "paper/epalm-pt", "paper/epalm-lin", "paper/epalm-pt-l"},
     }

@@ -25,6 +25,11 @@ QUESTIONS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERCEPTUNE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def easy(tmp_path: Path) -> Path:
     """A folder of easy-VQA's layout."""

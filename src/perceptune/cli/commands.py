@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,70 @@ def assets(options: argparse.Namespace) -> int:
         return 0
     for name, path in fetch(options.names or tuple(ASSETS)).items():
         out.print(f"{name:<24} {path}")
+    return 0
+
+
+def features(options: argparse.Namespace) -> int:
+    from perceptune import caching
+    from perceptune.config import load_recipe
+
+    folder = None if options.dir is None else Path(options.dir)
+    if options.what == "info":
+        return _features_info(caching.caches(folder), options.json)
+    if options.what == "verify":
+        damaged = caching.verify(folder)
+        for file, count in damaged.items():
+            out.print(f"{file}: {count} damaged")
+        out.print("what is damaged is not used; `perceptune features gc` removes it, the next use computes it anew"
+                  if damaged else "every row is as it was written")  # fmt: skip
+        return 1 if damaged else 0
+    if options.what == "gc":
+        done = caching.collect_garbage(folder, older_than=options.older_than, max_gb=options.max_gb)
+        for name in done["removed"]:
+            out.print(f"removed {name}")
+        out.print(f"{done['freed'] / 1e6:.1f} MB freed")
+        return 0
+    built = caching.build_features(load_recipe(options.what, options.overrides), options.split)
+    if options.json:
+        print(json.dumps(built, indent=2))
+    else:
+        share = f" (process {built['rank']} of {built['world']})" if built["world"] > 1 else ""
+        out.print(f"{built['computed']} rows computed for {built['media']} media in {built['seconds']:.1f} s, "
+                  f"{built['media_per_second']:.0f}/s; the cache has {built['bytes'] / 1e6:.1f} MB{share}")  # fmt: skip
+        for name, reason in built["broken"].items():
+            out.print(f"broken: {reason if name in reason else f'{name}: {reason}'}")
+    return 1 if built["broken"] else 0
+
+
+def _features_info(found: Sequence[dict[str, Any]], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return 0
+    table = Table("kind", "encoder", "levels", "dtype", "rows", "MB", "last use", "folder")
+    for one in found:
+        day = time.strftime("%Y-%m-%d", time.localtime(one["last_use"]))
+        levels = ",".join(map(str, one["levels"]))
+        table.add_row(one["kind"], one["encoder"], levels, one["dtype"], str(one["rows"]),
+                      f"{one['bytes'] / 1e6:.1f}", day, Path(one["folder"]).name)  # fmt: skip
+    out.print(table)
+    return 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    from perceptune.bench.plan import Assumptions
+    from perceptune.bench.report import markdown, text
+    from perceptune.bench.run import BenchOptions, run_bench
+
+    given = {name: getattr(options, name) for name in Assumptions.__dataclass_fields__}
+    chosen = {name: getattr(options, name) for name in BenchOptions.__dataclass_fields__ if name != "assumptions"}
+    assumptions = Assumptions(**{name: value for name, value in given.items() if value is not None})
+    result = run_bench(BenchOptions(**chosen, assumptions=assumptions))
+    if options.markdown:
+        Path(options.markdown).write_text(markdown(result), encoding="utf-8")
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    out.print(text(result))
     return 0
 
 

@@ -10,6 +10,18 @@ from collections.abc import Sequence
 from perceptune._version import __version__
 from perceptune.errors import SaidElsewhereError, UserError
 
+# What `bench --plan` assumes; the defaults lie in `bench.plan`, which would load torch.
+PLAN = {
+    "samples": (int, "images (default: 100 million)"),
+    "epochs": (float, "passes over them (default: 1)"),
+    "gpu-factor": (float, "one GPU is so many times this machine (default: 150)"),
+    "gpus": (int, "default: 8"),
+    "gpu-price": (float, "of a GPU hour (default: 2.5)"),
+    "image-kb": (float, "kB of a JPEG (default: 110)"),
+    "shard-images": (int, "default: 10,000"),
+    "network-mb-s": (float, "MB/s read from storage (default: 1,000)"),
+    "batch": (int, "samples per GPU and step (default: 16)"),
+}
 KINDS = ("methods", "encoders", "tasks", "metrics", "recipes")
 
 
@@ -33,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--encoder", help="image encoder: `default`, a Hugging Face id or a folder")
     train.add_argument("--method", help="see `perceptune list methods`")
     train.add_argument("--task", help="see `perceptune list tasks`")
-    train.add_argument("--data", help="training file of your own, one JSON object a line (task `jsonl`)")
+    train.add_argument("--data", help="training file of your own, one JSON object a line (shards: --task webdataset)")
     train.add_argument("--validation", help="file to evaluate on, of the same kind")
     train.add_argument("--run", help="run folder (default: runs/<recipe name>)")
     train.add_argument("--resume", action="store_true", help="go on where the run stopped, exactly")
@@ -63,6 +75,15 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", choices=KINDS)
     listing.add_argument("--json", action="store_true")
 
+    features = commands.add_parser("features", help="compute a recipe's encoder features beforehand; look after them")
+    features.add_argument("what", metavar="RECIPE|info|verify|gc", help="a recipe, or what to do with the caches")
+    features.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys")
+    features.add_argument("--split", action="append", default=[], help="may be repeated (default: all splits)")
+    features.add_argument("--dir", help="info, verify, gc: the caches' folder (default: the user's)")
+    features.add_argument("--older-than", type=float, metavar="DAYS", help="gc: remove caches unused for so long")
+    features.add_argument("--max-gb", type=float, metavar="N", help="gc: remove the least recently used beyond this")
+    features.add_argument("--json", action="store_true")
+
     doctor = commands.add_parser("doctor", help="check this machine, and what a recipe will need of it")
     doctor.add_argument("recipe", nargs="?")
     doctor.add_argument("--json", action="store_true")
@@ -70,9 +91,35 @@ def parser() -> argparse.ArgumentParser:
     assets = commands.add_parser("assets", help="fetch the embedded default models and data")
     assets.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     assets.add_argument("--list", action="store_true", help="what there is, and where it lies")
+    _add_bench(commands.add_parser("bench", help="measure speed: ours, the method by the letter, the machine's limit"))
     for command in (train, evaluate, answer):
         command.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
     return top
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument(
+        "--shapes", default="opt-125m+vit-b16", help="random weights of published shapes (default: %(default)s)"
+    )
+    bench.add_argument("--models", help="`default`: the embedded models at the demo's recipe, fast against plain path")
+    bench.add_argument("--rounds", type=int, default=5, help="measurements a row, in turns (default: %(default)s)")
+    bench.add_argument("--threads", type=int, help="default: torch's own choice")
+    bench.add_argument("--only", nargs="+", default=[], metavar="PART", help="train, generate, roofline")
+    bench.add_argument("--row", help="one row alone, with its peak memory")
+    bench.add_argument("--plain", action="store_true", help="also our slow path; with --models, the slow path alone")
+    bench.add_argument("--memory", action="store_true", help="peak memory of each row, each in a process of its own")
+    bench.add_argument("--depths", type=_integers, default=[], metavar="4,8,12", help="cost against LM depth")
+    bench.add_argument("--data-sizes", type=_integers, default=[], metavar="1000,10000", help="against cached samples")
+    bench.add_argument("--plan", action="store_true", help="costs of many images, from what is measured here")
+    assumed = bench.add_argument_group("assumptions of --plan")
+    for name, (kind, meaning) in PLAN.items():
+        assumed.add_argument(f"--{name}", type=kind, help=meaning)
+    bench.add_argument("--markdown", metavar="FILE", help="also write the tables as Markdown")
+    bench.add_argument("--json", action="store_true")
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part.replace("_", "")) for part in text.split(",")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -116,7 +163,7 @@ def _take_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
         options.recipe = named[0] if named else None
         options.overrides = [word for word in words if "=" in word]
         left += named[1:]
-    elif options.command in ("eval", "answer"):
+    elif options.command in ("eval", "answer", "features"):
         options.overrides += [word for word in left if "=" in word and not word.startswith("-")]
         left = [word for word in left if word not in options.overrides]
     if left:

@@ -21,8 +21,9 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
+from perceptune.encoders._parts import BlockParts as BlockParts  # leaves import it from here
 from perceptune.errors import UserError
-from perceptune.media import ImageTransform, Resize, image_transform, open_image
+from perceptune.media import ImageTransform, Resize, View, image_transform, label, open_image
 from perceptune.plugins import leaves
 from perceptune.types import Medium
 
@@ -57,8 +58,11 @@ class Encoder(nn.Module, ABC):
     n_tokens: int  # T of `tokens="all"`, special tokens included
 
     @abstractmethod
-    def load(self, medium: Medium) -> Tensor:
-        """One medium, as `forward` takes it but for the batch axis: float32 on the CPU. Thread-safe."""
+    def load(self, medium: Medium, name: str | None = None, view: View | None = None) -> Tensor:
+        """One medium, as `forward` takes it but for the batch axis: float32 on the CPU. Thread-safe.
+
+        `name` stands for it in messages; `view` is what to see of it instead of the whole. Raises `MediaError`.
+        """
 
     @abstractmethod
     def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
@@ -113,6 +117,7 @@ class ViTEncoder(Encoder):
     NORM: ClassVar[str]  # dotted path of the final norm
     UNUSED: ClassVar[tuple[str, ...]]  # how the names of weights begin that a checkpoint may hold and nobody needs
     POOL: ClassVar[Literal["first", "mean"]] = "first"  # what `cls` means
+    PARTS: ClassVar[BlockParts | None] = None  # None: the highest block is run for every token, wanted or not
 
     def __init__(self, tower: nn.Module, transform: ImageTransform) -> None:
         super().__init__()
@@ -149,10 +154,11 @@ class ViTEncoder(Encoder):
     def embed(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, T, dim) as it enters block 0; position embeddings follow the size of `x`."""
 
-    def load(self, medium: Medium) -> Tensor:
+    def load(self, medium: Medium, name: str | None = None, view: View | None = None) -> Tensor:
         """(3, H, W) float32."""
-        name = str(medium) if isinstance(medium, Path) else "image"
-        return torch.from_numpy(self.transform(open_image(medium, name), name))
+        name = name or label(medium)
+        image = open_image(medium, name)
+        return torch.from_numpy(self.transform(image if view is None else view(image), name))
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
         """(B, n_levels, T, dim) float32; blocks above the highest level are not run."""
@@ -160,7 +166,10 @@ class ViTEncoder(Encoder):
         hidden = self.embed(x.to(self.tower.dtype))  # (B, T, dim)
         kept: dict[int, Tensor] = {}
         for level, block in enumerate(islice(self.blocks, max(levels) + 1)):
-            hidden = block(hidden, None)
+            if level == max(levels) and tokens == "cls" and self.POOL == "first" and self.PARTS is not None:
+                hidden = self.PARTS.first_token(block, hidden)
+            else:
+                hidden = block(hidden, None)
             if level in levels:
                 kept[level] = self._pick(hidden, tokens)
         return torch.stack([kept[level] for level in levels], dim=1).float()

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from perceptune.encoders.base import BICUBIC, OPENAI, ViTEncoder
+from perceptune.encoders.base import BICUBIC, OPENAI, BlockParts, ViTEncoder
 
 
 class Clip(ViTEncoder):
@@ -14,6 +14,7 @@ class Clip(ViTEncoder):
 
     MODELS: ClassVar = {"clip_vision_model": "CLIPVisionModel"}
     BLOCKS = "encoder.layers"
+    PARTS = BlockParts(("layer_norm1", "layer_norm2"), "self_attn", "out_proj")
     NORM = "post_layernorm"
     UNUSED = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "classifier.")
 

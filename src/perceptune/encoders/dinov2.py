@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from perceptune.encoders.base import BICUBIC, IMAGENET, ViTEncoder
+from perceptune.encoders.base import BICUBIC, IMAGENET, BlockParts, ViTEncoder
 
 
 class Dinov2(ViTEncoder):
@@ -14,6 +14,7 @@ class Dinov2(ViTEncoder):
 
     MODELS: ClassVar = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
     BLOCKS = "encoder.layer"
+    PARTS = BlockParts(("norm1", "norm2"), "attention", "o_proj", ("layer_scale1", "layer_scale2"))
     NORM = "layernorm"
     UNUSED = ("classifier.", "embeddings.mask_token")
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from perceptune.encoders.base import BICUBIC, BILINEAR, INCEPTION, ViTEncoder
+from perceptune.encoders.base import BICUBIC, BILINEAR, INCEPTION, BlockParts, ViTEncoder
 
 
 class VisionTransformer(ViTEncoder):
@@ -15,6 +15,7 @@ class VisionTransformer(ViTEncoder):
     MODELS: ClassVar = {"vit": "ViTModel", "deit": "DeiTModel"}
     BUILD: ClassVar = {"add_pooling_layer": False}
     BLOCKS = "layers"
+    PARTS = BlockParts(("layernorm_before", "layernorm_after"), "attention", "o_proj")
     NORM = "layernorm"
     # The pooler, the heads of the classification models, and the decoder and mask of masked-image models.
     UNUSED = (

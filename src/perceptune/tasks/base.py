@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -50,6 +50,13 @@ def check_split(split: str, splits: Sequence[str]) -> None:
     """Raises `UserError` with the nearest split when there is none of this name."""
     if split not in splits:
         raise UserError(f"unknown split `{split}`{nearest(split, splits)}")
+
+
+def check_metric(where: str, metric: str, answer_types: Iterable[str]) -> None:
+    """Raises `UserError` if `exact_match` gives no such metric: better said before training than after."""
+    keys = {exact.group_key(answer_type) or "accuracy" for answer_type in answer_types} | {"accuracy"}
+    if metric not in keys:
+        raise UserError(f"{where} gives no metric `{metric}`{nearest(metric, keys)}")
 
 
 def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> exact.Scores:

@@ -1,0 +1,101 @@
+"""The embedded models at the demo's recipe: our fast path against the plain path of the same recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.bench.measure import Contender, measure, training_step
+from perceptune.building import build
+from perceptune.config import Recipe, load_recipe
+from perceptune.evaluation import make_task
+from perceptune.methods.base import Method
+from perceptune.model import AdaptedModel, Batch
+from perceptune.order import subset
+from perceptune.types import Features, Sample
+
+BATCHES = 4  # different batches that the rows go round
+FAST, PLAIN = "train fast path", "train plain path"
+RATIO = "fast_vs_plain"
+
+
+def compare_paths(recipe: Recipe | str = "demo", *, rounds: int, only_plain: bool = False) -> dict[str, Any]:
+    """`ratios` (`fast_vs_plain`, in samples/s) and `rows`.
+
+    Fast: encoder features cached and lower-layer states in memory, as in every epoch but the first. Plain: media opened
+    and encoded at each step, all LM layers on every text, all columns (`AdaptedModel.plain`).
+    """
+    recipe = load_recipe(recipe)
+    model = build(recipe, dtype=recipe.train.precision)
+    samples = _training_samples(recipe)
+    size = recipe.train.batch_size
+    groups = [samples[start : start + size] for start in range(0, len(samples), size)]
+    model.prepare(samples)
+    model.fit_statistics(samples)
+    contenders = [_plain(model, groups)]
+    if not only_plain:
+        contenders.insert(0, _fast(model, groups))
+    rows = measure(contenders, rounds)
+    by_name = {row["name"]: row["samples_per_s"] for row in rows}
+    ratios = {} if only_plain else {RATIO: by_name[FAST] / by_name[PLAIN]}
+    return {"ratios": ratios, "rows": rows}
+
+
+def _training_samples(recipe: Recipe) -> list[Sample]:
+    task = make_task(recipe)
+    rows = task.samples(task.splits[0])
+    return [rows[i] for i in subset(len(rows), BATCHES * recipe.train.batch_size, recipe.seed)]
+
+
+def _fast(model: AdaptedModel, groups: Sequence[Sequence[Sample]]) -> Contender:
+    turn = cycle(groups)
+    step = training_step(lambda: _mean(model, model.collate(next(turn)), plain=False), _trained(model.method))
+    return Contender(FAST, "train", _steps(step), samples=len(groups[0]), times=BATCHES)
+
+
+def _plain(model: AdaptedModel, groups: Sequence[Sequence[Sample]]) -> Contender:
+    turn = cycle(groups)
+
+    def loss() -> Tensor:
+        group = next(turn)
+        tokens = model.collate([Sample(s.id, {}, s.prompt, s.targets) for s in group]).tokens
+        return _mean(model, Batch(tokens, encode_anew(model, group)), plain=True)
+
+    step = training_step(loss, _trained(model.method))
+    return Contender(PLAIN, "train", _steps(step), samples=len(groups[0]), times=BATCHES)
+
+
+@torch.no_grad()
+def encode_anew(model: AdaptedModel, samples: Sequence[Sample]) -> dict[str, Features]:
+    """Features without any cache: every medium is opened and encoded, in one batch. All samples have all media."""
+    encoded = {}
+    encoders: Mapping[str, Any] = dict(model.encoders.items())
+    for modality, encoder in encoders.items():
+        inputs = torch.stack([encoder.load(sample.media[modality]) for sample in samples])
+        values = encoder(inputs, model.method.levels(modality), model.method.tokens(modality))
+        encoded[modality] = Features(values.float(), torch.ones(len(samples), dtype=torch.bool))
+    return encoded
+
+
+def _steps(step: Callable[[], float]) -> Callable[[], None]:
+    """One run = every batch once, so that a round does not depend on which texts are longest."""
+
+    def run() -> None:
+        for _ in range(BATCHES):
+            step()
+
+    return run
+
+
+def _mean(model: AdaptedModel, batch: Batch, *, plain: bool) -> Tensor:
+    model.plain = plain
+    loss, tokens = model.loss(batch)
+    return loss / tokens
+
+
+def _trained(method: Method) -> list[torch.nn.Parameter]:
+    return list(method.parameters())

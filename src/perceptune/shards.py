@@ -1,0 +1,206 @@
+"""Pairs of files that hold rows: bytes in `<name>.rows`, where each row lies in `<name>.index`.
+
+A pair has one writer and only grows. The bytes of a row are written before its record, so a record whose row is not
+there was torn by a crash; both carry a checksum, so a flipped bit is found.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceptune.errors import UserError, disk_error
+
+KEY_BYTES = 16
+# `crc` is of the record before it, `row_crc` of the row's bytes.
+RECORD = np.dtype([("key", "S16"), ("offset", "<u8"), ("length", "<u4"), ("row_crc", "<u4"), ("crc", "<u4")])
+_BODY = RECORD.itemsize - 4
+Records = NDArray[np.void]
+
+
+class Scan(NamedTuple):
+    """What an index says: records whose rows are there, bytes read of it, and how many records are damaged."""
+
+    records: Records
+    end: int
+    damaged: int
+
+
+class Check(NamedTuple):
+    """What is wrong with a pair."""
+
+    records: int  # damaged ones
+    rows: int  # damaged ones
+    torn: bool  # a kill left bytes that nothing refers to: no damage, but of no use either
+
+
+def scan(rows: Path, start: int = 0) -> Scan:
+    """Reads the index of a pair from byte `start` on; a record that is not whole yet is left for later.
+
+    Raises `FileNotFoundError` for a pair that is gone.
+    """
+    with rows.with_suffix(".index").open("rb") as file:
+        file.seek(start)
+        data = file.read()
+    # After the index: whoever writes to it has written the rows before.
+    size = rows.stat().st_size
+    count = len(data) // RECORD.itemsize
+    records = np.frombuffer(data, RECORD, count)
+    view = memoryview(data)
+    ends = range(0, count * RECORD.itemsize, RECORD.itemsize)
+    crcs = np.fromiter((zlib.crc32(view[at : at + _BODY]) for at in ends), np.uint32, count)
+    whole = (crcs == records["crc"]) & (records["offset"] + records["length"] <= size)
+    return Scan(records[whole], start + count * RECORD.itemsize, int(count - whole.sum()))
+
+
+class Shard:
+    """Reads one pair, its rows through a memory map."""
+
+    def __init__(self, rows: Path) -> None:
+        self.rows, self.index = rows, rows.with_suffix(".index")
+        self.seen = 0  # bytes of the index read so far
+        self._map: mmap.mmap | None = None
+
+    def news(self) -> Records:
+        """Records that were not there at the last call."""
+        try:
+            if self.index.stat().st_size < self.seen + RECORD.itemsize:
+                return np.empty(0, RECORD)
+            found = scan(self.rows, self.seen)
+        except FileNotFoundError:  # compacted away by another process; its rows lie in another pair now
+            return np.empty(0, RECORD)
+        self.seen = found.end
+        return found.records
+
+    def row(self, offset: int, length: int, crc: int) -> bytes | None:
+        """A copy of a row's bytes; None if they are damaged or gone."""
+        if self._map is None or len(self._map) < offset + length:
+            self.close()
+            try:
+                with self.rows.open("rb") as file:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (FileNotFoundError, ValueError):  # ValueError: an empty file cannot be mapped
+                return b"" if length == crc == 0 else None
+        row = self._map[offset : offset + length]
+        return row if len(row) == length and zlib.crc32(row) == crc else None
+
+    def check(self) -> Check:
+        """Reads the whole pair."""
+        try:
+            found = scan(self.rows)
+        except FileNotFoundError:  # a kill between the making of the two files
+            return Check(0, 0, torn=True)
+        bad = 0
+        for number, record in enumerate(found.records):
+            bad += self.row(int(record["offset"]), int(record["length"]), int(record["row_crc"])) is None
+            if number % 512 == 0:
+                self.release()
+        self.close()
+        sizes = (self.index.stat().st_size, self.rows.stat().st_size)
+        return Check(found.damaged, bad, torn=sizes != (found.end, int(found.records["length"].sum())))
+
+    def release(self) -> None:
+        """Gives the pages touched so far back to the system; they are read from disk again when needed."""
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Unmaps the file."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+
+
+class Writer:
+    """Appends to pairs of its own, a new one when the last has reached `limit` bytes. Not for two threads."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        # By time, so that names sort by age; by chance, because other machines may share the folder.
+        self.folder, self.limit = folder, limit
+        self.name, self.number = f"{time.time_ns():016x}{secrets.token_hex(4)}", -1
+        self.process = os.getpid()  # a forked child must not write to its parent's pair
+        self._files: tuple[BinaryIO, BinaryIO] | None = None
+        self._ends = (0, 0)
+
+    @property
+    def rows(self) -> Path:
+        """The data file of the current pair."""
+        return self.folder / f"{self.name}-{self.number:04d}.rows"
+
+    def append(self, keys: Sequence[bytes], rows: Sequence[memoryview]) -> Records:
+        """Adds rows to one pair, `self.rows`, and returns their records. Raises `UserError` if the disk refuses.
+
+        After a failure the pair is as it was before; all that was appended earlier stays.
+        """
+        records = np.zeros(len(keys), RECORD)
+        size = sum(row.nbytes for row in rows)
+        try:
+            data, index = self._pair(size)
+            offset = self._ends[0]
+            for i, (key, row) in enumerate(zip(keys, rows, strict=True)):
+                records[i] = (key, offset, row.nbytes, zlib.crc32(row), 0)
+                records["crc"][i] = zlib.crc32(records[i : i + 1].tobytes()[:_BODY])
+                offset += row.nbytes
+            _write(data, b"".join(rows))
+            _write(index, records.tobytes())
+        except OSError as error:
+            self._undo()
+            raise refused(self.rows, error) from error
+        self._ends = (offset, self._ends[1] + records.nbytes)
+        return records
+
+    def close(self) -> None:
+        """Closes the files; a later `append` starts another pair."""
+        for file in self._files or ():
+            file.close()
+        self._files = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _pair(self, size: int) -> tuple[BinaryIO, BinaryIO]:
+        full = self._ends[0] > 0 and self._ends[0] + size > self.limit
+        # The pair may have been compacted away by `perceptune features gc`.
+        if self._files is None or full or not self.rows.with_suffix(".index").exists():
+            self.close()
+            self.number, self._ends = self.number + 1, (0, 0)
+            data = self.rows.open("xb", buffering=0)
+            try:
+                self._files = (data, self.rows.with_suffix(".index").open("xb", buffering=0))
+            except OSError:
+                data.close()
+                raise
+        return self._files
+
+    def _undo(self) -> None:
+        """Cuts off what a failed write left; where not even that works, the next append starts another pair."""
+        if self._files is not None:
+            try:
+                for file, end in zip(self._files, self._ends, strict=True):
+                    file.truncate(end)
+                    file.seek(end)
+            except OSError:
+                self.close()
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    """All of it: an unbuffered write may take less than it was given."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def refused(path: Path, error: OSError) -> UserError:
+    """What a failed write to a cache means to the user."""
+    return UserError(
+        f"{disk_error(path, error)}; or name another folder by `cache.dir`, or set `cache.features: memory`"
+    )

@@ -1,0 +1,130 @@
+"""WebDataset shards: tar archives of pictures with their texts, on this machine or wherever fsspec reads.
+
+    000123.jpg  000123.json     members of one sample share their name up to the first dot, which becomes its id
+
+The JSON object holds `prompt` and `targets` as a row of task `jsonl` does, or a `caption`; a `txt` beside the picture
+or in place of the JSON is a caption, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from perceptune import tar
+from perceptune.errors import UserError
+from perceptune.lazy import Census, Row, Table
+from perceptune.records import Record, parse, short
+from perceptune.storage import expand
+from perceptune.tasks.base import Task, check_metric, check_split, exact_match
+from perceptune.types import Member, Sample
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+CAPTION = "txt"
+
+
+class WebDataset(Task):
+    """Splits are the patterns that were given. Samples come shard by shard, in the order of the archives."""
+
+    class Options(Task.Options):
+        """A path or an address for each split, with braces and wildcards; and what a sample's parts are called.
+
+        `data/train-{000000..000127}.tar`, `s3://bucket/train-*.tar`, `hf://datasets/user/name/*.tar`
+        """
+
+        train: Path | str
+        validation: Path | str | None = None
+        test: Path | str | None = None
+        image_key: str | None = None  # part that is the picture; None = the one called jpg, jpeg, png or webp
+        json_key: str = "json"
+        prompt_key: str = "prompt"
+        target_key: str | None = None  # None = `targets`, else `caption`, else the part `txt`
+        metric: str = "accuracy"
+        lowercase: bool = False
+        allow_empty_prompt: bool = False  # for captions, whose template holds all the text there is
+
+    def __init__(self, options: Options) -> None:
+        patterns = {"train": options.train, "validation": options.validation, "test": options.test}
+        self._patterns = {split: str(pattern) for split, pattern in patterns.items() if pattern is not None}
+        self._options = options
+        self._json_key = options.json_key.lower()
+        self._target_keys = [options.target_key] if options.target_key else ["targets", "caption"]
+        self.splits = tuple(self._patterns)
+        self.metric = options.metric
+        self.lowercase = options.lowercase
+
+    def samples(self, split: str) -> Sequence[Sample]:
+        """Lazy: texts and places of pictures come from the shards' indices, which are made when first needed."""
+        check_split(split, self.splits)
+        pattern = self._patterns[split]
+        shards = tar.index(expand(pattern), [self._json_key, CAPTION])
+        table = Table([shard.lines for shard in shards], lambda row: self._sample(shards[row.file], row, split))
+        census = Census()
+        for sample in table.scan():
+            census.add(sample)
+        if not census:
+            raise UserError(f"{pattern} holds no samples")
+        samples = table.samples()
+        if repeated := census.repeated(samples):
+            earlier, later = (shards[table.row(index).file].address for index in repeated)
+            raise UserError(f"{later}: the sample `{short(samples[repeated[1]].id)}` is in {earlier}, too")
+        if split == ("validation" if "validation" in self.splits else self.splits[-1]):
+            check_metric(pattern, self.metric, census.answer_types)
+        return samples
+
+    def score(
+        self, predictions: Sequence[str], samples: Sequence[Sample]
+    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """`accuracy`, and `accuracy_<answer_type>` for each type among the samples."""
+        return exact_match(self, predictions, samples)
+
+    def _sample(self, shard: tar.Shard, row: Row, split: str) -> Sample:
+        found = json.loads(row.text)
+        name, parts = found["name"], found["parts"]
+        where = f"{shard.address}, sample `{name}`"
+        image = self._image(parts, where)
+        record = self._record(found["texts"], parts, where)
+        offset, size = parts[image]
+        return Sample(
+            id=name,
+            media={"image": Member(shard.address, offset, size, f"{name}.{image}", shard.version)},
+            prompt=record.prompt(self._options.prompt_key, allow_empty=self._options.allow_empty_prompt),
+            # Training and choosing the best checkpoint need targets; a test split may hold questions only.
+            targets=record.targets(self._target_keys, self.clean, needed=split != "test"),
+            meta=record.meta(),
+        )
+
+    def _image(self, parts: dict[str, Any], where: str) -> str:
+        wanted = [self._options.image_key.lower()] if self._options.image_key else IMAGES
+        found = [part for part in wanted if part in parts]
+        if len(found) > 1:
+            names = " and ".join(f"`{part}`" for part in found)
+            raise UserError(f"{where}: {names} could both be its picture; choose by `image_key`")
+        if not found:
+            raise _lacks(wanted, parts, where)
+        return found[0]
+
+    def _record(self, texts: dict[str, str], parts: dict[str, Any], where: str) -> Record:
+        values: dict[str, Any] = {}
+        key = self._json_key
+        if key in texts and key != CAPTION:
+            values = parse(texts[key].encode(), f"{where}, `{key}`", "one object") or {}
+        elif CAPTION not in texts:
+            raise _lacks([key, CAPTION], parts, where)
+        if CAPTION in texts and values.get("caption") is None:
+            values["caption"] = texts[CAPTION].strip()
+        prompt = self._options.prompt_key
+        if prompt not in values and values.get("caption") is not None and not self._options.allow_empty_prompt:
+            advice = "set `allow_empty_prompt: true` and give `text.template` without `{prompt}`"
+            raise UserError(f"{where}: a caption and no `{prompt}`: {advice}")
+        return Record(where, values, (prompt, *self._target_keys))
+
+
+TASK = WebDataset
+
+
+def _lacks(wanted: Sequence[str], parts: dict[str, Any], where: str) -> UserError:
+    names, there = (", ".join(f"`{part}`" for part in some) for some in (wanted, parts))
+    return UserError(f"{where}: it lacks a part {names.replace(', ', ' or ')}; it has {there}")

@@ -1,0 +1,346 @@
+"""WebDataset shards, local and remote: found, indexed once, read by range; and what is wrong is said by name."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import random
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+import perceptune
+import support
+from perceptune import storage
+from perceptune.checkpoint import METHOD
+from perceptune.errors import UserError
+from perceptune.evaluation import Scores, write_predictions
+from perceptune.media import MediaError, content, identity, open_image
+from perceptune.tasks.webdataset import WebDataset
+from perceptune.types import Member, Sample
+
+REMOTE = "memory://bucket"
+FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+Members = list[tuple[str, bytes]]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("PERCEPTUNE_CACHE", str(tmp_path / "cache"))
+    yield
+    fsspec.filesystem("memory").store.clear()
+
+
+def archive(members: Members, kind: int = tarfile.PAX_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=kind) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def put(place: str, data: bytes) -> None:
+    if "://" in place:
+        fsspec.filesystem("memory").pipe_file(place.removeprefix("memory:/"), data)
+    else:
+        Path(place).write_bytes(data)
+
+
+def row(**more: Any) -> bytes:
+    return json.dumps({"prompt": "what?", "targets": ["a cat", "cat"], **more}).encode()
+
+
+def task(pattern: object, **options: Any) -> WebDataset:
+    return WebDataset(WebDataset.Options.model_validate({"train": str(pattern), **options}))
+
+
+def read(pattern: object, **options: Any) -> list[Sample]:
+    return list(task(pattern, **options).samples("train"))
+
+
+@pytest.fixture(params=["local", "remote"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else REMOTE
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_samples_are_what_was_written(kind: int, place: str) -> None:
+    draw = random.Random(0)
+    written = {}
+    for shard in range(3):
+        members: Members = []
+        for number in range(7):
+            name = f"part.{shard}/{'long-name-' * draw.choice([0, 9])}{number}"
+            picture = draw.randbytes(draw.choice([1, 511, 512, 513, 70_000]))
+            pair = [(f"{name}.JPG", picture), (f"{name}.json", row(page=number))]
+            draw.shuffle(pair)
+            members += [*pair, (f"{name}.seg.png", b"x"), (f"part.{shard}/._hidden.jpg", b"x")]
+            written[name] = picture, {"page": number}, f"/train-{shard}.tar#{name}.jpg"
+        put(f"{place}/train-{shard}.tar", archive(members, kind))
+    samples = task(f"{place}/train-*.tar").samples("train")
+    assert [sample.id for sample in samples] == list(written), "shard by shard, member by member"
+    for sample in samples:
+        medium = sample.media["image"]
+        picture, meta, name = written[sample.id]
+        assert (content(medium), sample.meta) == (picture, meta)
+        assert (sample.prompt, sample.targets) == ("what?", ("a cat", "cat"))
+        assert str(medium).endswith(name)
+    assert len({identity(sample.media["image"]) for sample in samples}) == len(written)
+
+
+@pytest.mark.parametrize(
+    ("members", "options", "prompt", "targets", "meta"),
+    [
+        ({"png": b"x", "txt": b" a dog \n"}, {}, "", ("a dog",), {}),
+        ({"webp": b"x", "json": b'{"caption": "a dog", "page": 2}'}, {}, "", ("a dog",), {"page": 2}),
+        ({"jpg": b"x", "json": b'{"page": 2}', "txt": b"a dog"}, {}, "", ("a dog",), {"page": 2}),
+        ({"jpg": b"x", "json": b'{"caption": null}', "txt": b"a dog"}, {}, "", ("a dog",), {}),
+        ({"jpg": b"x", "json": b'{"caption": "a", "targets": "b", "prompt": "c?"}'}, {}, "c?", ("b",), {}),
+        ({"jpg": b"x", "meta.json": b'{"q": "c?", "a": ["b"]}'},
+         {"json_key": "meta.json", "prompt_key": "q", "target_key": "a"}, "c?", ("b",), {}),
+        ({"jpg": b"x", "png": b"y", "txt": b"a"}, {"image_key": "PNG", "json_key": "txt"}, "", ("a",), {}),
+    ],
+)  # fmt: skip
+def test_prompts_targets_and_captions(
+    members: dict[str, bytes], options: dict[str, Any], prompt: str, targets: tuple[str, ...], meta: dict[str, Any],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    put(f"{tmp_path}/a.tar", archive([(f"1.{part}", data) for part, data in members.items()]))
+    [sample] = read(tmp_path / "a.tar", allow_empty_prompt=True, **options)
+    assert (sample.prompt, sample.targets, sample.meta) == (prompt, targets, meta)
+    assert content(sample.media["image"]) == (b"y" if options.get("image_key") else b"x")
+
+
+def test_a_test_split_may_lack_targets_and_the_metric_must_come(tmp_path: Path) -> None:
+    put(f"{tmp_path}/a.tar", archive([("1.jpg", b"x"), ("1.json", b'{"prompt": "what?", "answer_type": "count"}')]))
+    own = task(tmp_path / "a.tar", test=tmp_path / "a.tar", metric="accuracy_cuont")
+    assert own.splits == ("train", "test")
+    with pytest.raises(UserError, match="no key `targets`"):
+        own.samples("train")
+    with pytest.raises(UserError, match="no metric `accuracy_cuont`; did you mean `accuracy_count`"):
+        own.samples("test")
+    own.metric = "accuracy_count"
+    [sample] = own.samples("test")
+    with pytest.raises(UserError, match="sample `1` has no targets"):
+        own.score(["2"], [sample])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("x-{008..011}.tar", ["x-008.tar", "x-009.tar", "x-010.tar", "x-011.tar"]),
+        ("x-{8..10}", ["x-8", "x-9", "x-10"]),
+        ("x-{0..2}", ["x-0", "x-1", "x-2"]),
+        ("x-{2..1}{a,b}", ["x-2a", "x-2b", "x-1a", "x-1b"]),
+        ("{a,b{1,2}}", ["a", "b1", "b2"]),
+        ("x-{a}-{1}", ["x-{a}-{1}"]),
+    ],
+)
+def test_braces_are_a_shells(pattern: str, names: list[str], tmp_path: Path) -> None:
+    assert storage.expand(f"{tmp_path}/{pattern}") == [f"{tmp_path}/{name}" for name in names]
+    assert storage.expand(f"s3x/{pattern}") == [str(Path("s3x", name).absolute()) for name in names]
+
+
+def test_wildcards_are_sorted_and_may_follow_braces(place: str) -> None:
+    names = ["b-1", "b-0", "a-10", "a-2", "c-0"]
+    for name in names:
+        put(f"{place}/{name}.tar", archive([(f"{name}.jpg", b"x"), (f"{name}.json", row())]))
+    found = [sample.id for sample in read(f"{place}/{{b,a}}-*.tar")]
+    assert found == ["b-0", "b-1", "a-10", "a-2"]
+
+
+def test_a_pattern_without_files_names_the_nearest(place: str) -> None:
+    for name in ("train-0.tar", "train-1.tar", "notes.txt"):
+        put(f"{place}/{name}", archive([]))
+    with pytest.raises(UserError, match=r"no file fits .*/trian-\*\.tar; the nearest names in .* are `train-.\.tar`"):
+        task(f"{place}/trian-*.tar").samples("train")
+    with pytest.raises(UserError, match=r"there is no .*train-2\.tar; the nearest names .*`train-[01]\.tar`"):
+        task(f"{place}/train-{{0..2}}.tar").samples("train")
+    with pytest.raises(UserError, match="nowhere is no folder or an empty one"):
+        task(f"{place}/nowhere/*.tar").samples("train")
+    with pytest.raises(UserError, match="holds no samples"):
+        task(f"{place}/train-?.tar").samples("train")
+
+
+def test_a_folder_is_no_shard(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*: it is a folder"):
+        task(tmp_path).samples("train")
+
+
+@pytest.mark.parametrize(("protocol", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
+def test_a_missing_package_is_named(protocol: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"`{protocol}://` needs the package `{package}`: run `pip install {package}`"):
+        task(f"{protocol}://bucket/x-*.tar").samples("train")
+    with pytest.raises(UserError, match="cannot read zzz://x: Protocol not known: zzz"):
+        task("zzz://x").samples("train")
+
+
+PAIR: Members = [("1.jpg", b"x" * 700), ("1.json", row())]
+
+
+def test_a_shard_that_was_cut_off_never_passes(place: str) -> None:
+    whole = archive(
+        [(f"{n}.{part}", data) for n in range(3) for (_, data), part in zip(PAIR, ("jpg", "json"), strict=True)]
+    )
+    used = 3 * (512 + 1024 + 512 + 512)
+    put(f"{place}/a.tar", whole[: used + 512])
+    assert len(read(f"{place}/a.tar")) == 3
+    for length in [0, 1, 511, *range(512, used + 512, 256)]:
+        put(f"{place}/a.tar", whole[:length])
+        with pytest.raises(UserError, match=r"a\.tar(:| is) .*(cut off|no whole tar archive of)"):
+            read(f"{place}/a.tar")
+
+
+def test_damaged_and_compressed_shards(place: str) -> None:
+    whole = archive([*PAIR, *[(name.replace("1", "2"), data) for name, data in PAIR]])
+    for header in (512 + 1024, 2 * 512 + 1024 + 512):
+        put(f"{place}/a.tar", whole[:header] + b"?" + whole[header + 1 :])
+        with pytest.raises(UserError, match=rf"a\.tar is damaged: no member and no end .* at byte {header:,} of"):
+            read(f"{place}/a.tar")
+    for data in (b"?" + whole[1:], b"no tar at all" * 100):
+        put(f"{place}/a.tar", data)
+        with pytest.raises(UserError, match=r"a\.tar: is no whole tar archive"):
+            read(f"{place}/a.tar")
+    put(f"{place}/a.tar", gzip.compress(whole))
+    with pytest.raises(UserError, match=r"a\.tar: is compressed.*store it as a plain tar"):
+        read(f"{place}/a.tar")
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("1.json", row())], "sample `1`: it lacks a part `jpg` or `jpeg` or `png` or `webp`; it has `json`"),
+        ([*PAIR, ("2.jpg", b"x")], "sample `2`: it lacks a part `json` or `txt`; it has `jpg`"),
+        ([*PAIR, ("1.png", b"x")], "sample `1`: `jpg` and `png` could both be its picture; choose by `image_key`"),
+        ([*PAIR, PAIR[1]], r"sample `1`: two members are called `1\.json`"),
+        ([PAIR[0], ("2.jpg", b"x"), PAIR[1]], "sample `1`: its members do not lie side by side"),
+        ([PAIR[0], ("1.json", b'{"prompt"')], "sample `1`, `json`: invalid JSON: .*; expected one object"),
+        ([PAIR[0], ("1.json", b"[1]")], "sample `1`, `json`: a list, not an object"),
+        ([PAIR[0], ("1.json", b"")], "sample `1`: no key `prompt`"),
+        ([PAIR[0], ("1.json", b"\xe9")], "sample `1`, `json`: not UTF-8"),
+        ([PAIR[0], ("1.json", row(prompt=None))], "sample `1`: `prompt` is null"),
+        ([PAIR[0], ("1.json", row(targets=[]))], "sample `1`: `targets` is empty"),
+        (
+            [PAIR[0], ("1.json", b'{"prompt": "a", "captoin": "b"}')],
+            "sample `1`: no key .*`captoin`; did you mean `caption`",
+        ),
+        ([PAIR[0], ("1.txt", b"a dog")], "sample `1`: a caption and no `prompt`: set `allow_empty_prompt: true`"),
+    ],
+)
+def test_an_error_names_shard_and_sample(members: Members, message: str, tmp_path: Path) -> None:
+    put(f"{tmp_path}/a.tar", archive(members))
+    with pytest.raises(UserError, match=rf"a\.tar, {message}"):
+        read(tmp_path / "a.tar")
+
+
+def test_a_sample_in_two_shards(tmp_path: Path) -> None:
+    put(f"{tmp_path}/a.tar", archive(PAIR))
+    put(f"{tmp_path}/b.tar", archive(PAIR))
+    with pytest.raises(UserError, match=r"b\.tar: the sample `1` is in .*a\.tar, too"):
+        read(tmp_path / "[ab].tar")
+
+
+def test_an_index_is_made_once_and_again_for_a_changed_shard(place: str, tmp_path: Path) -> None:
+    put(f"{place}/a.tar", archive(PAIR))
+    [old] = read(f"{place}/a.tar")
+    assert isinstance(old.media["image"], Member)
+    assert content(old.media["image"]) == PAIR[0][1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "opened", None)
+        assert read(f"{place}/a.tar") == [old]
+        with pytest.raises(TypeError):
+            read(f"{place}/a.tar", json_key="meta")  # other texts are needed: read anew
+    assert identity(replace(old.media["image"], version="2")) != identity(old.media["image"])
+    [kept] = (tmp_path / "cache" / "index").iterdir()
+    put(f"{place}/a.tar", archive([("0.jpg", b"z"), ("0.json", row()), ("1.jpg", b"y" * 700), PAIR[1]]))
+    _, new = read(f"{place}/a.tar")
+    assert content(new.media["image"]) == b"y" * 700
+    assert identity(new.media["image"]) != identity(old.media["image"])
+    assert not kept.exists()
+
+
+def test_a_shard_changed_while_in_use_is_not_read_from(tmp_path: Path) -> None:
+    put(f"{tmp_path}/a.tar", archive(PAIR))
+    [sample] = read(tmp_path / "a.tar")
+    stat = (tmp_path / "a.tar").stat()
+    os.utime(tmp_path / "a.tar", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with pytest.raises(UserError, match=r"a\.tar#1\.jpg: its archive was changed after it was indexed"):
+        open_image(sample.media["image"])
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(UserError, match=r"there is no .*a\.tar"):
+        open_image(sample.media["image"])
+
+
+def test_a_remote_shard_that_has_shrunk() -> None:
+    put(f"{REMOTE}/a.tar", archive(PAIR))
+    [sample] = read(f"{REMOTE}/a.tar")
+    put(f"{REMOTE}/a.tar", b"x" * 600)
+    with pytest.raises(UserError, match=r"a\.tar#1\.jpg: its archive was changed"):
+        content(sample.media["image"])
+
+
+def test_a_broken_picture_is_named_by_shard_and_member(tmp_path: Path) -> None:
+    put(f"{tmp_path}/a.tar", archive([*PAIR, ("2.jpg", b""), ("2.json", row())]))
+    broken, empty = read(tmp_path / "a.tar")
+    with pytest.raises(MediaError, match=r"/a\.tar#1\.jpg: not an image"):
+        open_image(broken.media["image"])
+    with pytest.raises(MediaError, match=r"/a\.tar#2\.jpg: no bytes at all"):
+        open_image(empty.media["image"])
+
+
+def test_predictions_name_shard_and_member(tmp_path: Path) -> None:
+    put(f"{tmp_path}/a.tar", archive(PAIR))
+    own = task(tmp_path / "a.tar")
+    write_predictions(tmp_path / "p.jsonl", own.samples("train"), own, Scores({}, [{}], ["a cat"]))
+    assert json.loads((tmp_path / "p.jsonl").read_text())["media"] == {"image": f"{tmp_path}/a.tar#1.jpg"}
+
+
+def as_shards(data: Path, place: str, size: int) -> None:
+    """The rows of a JSONL file as shards of `size` samples, in the same order."""
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    for start in range(0, len(rows), size):
+        members: Members = []
+        for index, values in enumerate(rows[start : start + size], start):
+            picture = (data.parent / values.pop("image")).read_bytes()
+            members += [(f"{index}.png", picture), (f"{index}.json", json.dumps(values).encode())]
+        put(f"{place}/train-{start // size}.tar", archive(members))
+
+
+def test_training_on_shards_equals_training_on_the_files(dwarfs: Path, place: str, tmp_path: Path) -> None:
+    data = dwarfs / "data/train.jsonl"
+    as_shards(data, place, 7)
+    given = support.recipe(dwarfs / "lm", dwarfs / "encoder", data)
+    perceptune.train(given, tmp_path / "files")
+    given["task"] = {"name": "webdataset", "train": f"{place}/train-{{0..1}}.tar"}
+    perceptune.train(given, tmp_path / "shards")
+    assert (tmp_path / "files" / METHOD).read_bytes() == (tmp_path / "shards" / METHOD).read_bytes()
+    answers = [perceptune.evaluate(tmp_path / run, split="train", control=True) for run in ("files", "shards")]
+    assert answers[0]["accuracy"] == answers[1]["accuracy"]
+
+
+def test_patterns_are_relative_to_the_recipe_and_absolute_in_the_run(
+    dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_shards(dwarfs / "data/train.jsonl", str(tmp_path), 7)
+    as_shards(dwarfs / "data/train.jsonl", REMOTE, 12)
+    names = {"train": "train-{0..1}.tar", "validation": f"{REMOTE}/train-0.tar"}
+    given = support.recipe(dwarfs / "lm", dwarfs / "encoder", task={"name": "webdataset", **names})
+    (tmp_path / "mine.yaml").write_text(json.dumps(given))
+    perceptune.train(tmp_path / "mine.yaml", tmp_path / "run")
+    stored = perceptune.load_recipe(tmp_path / "run" / "run.yaml").task
+    assert stored is not None
+    assert stored.options() == {**names, "train": f"{tmp_path}/train-{{0..1}}.tar"}
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    perceptune.train(None, tmp_path / "run", resume=True)
