@@ -73,7 +73,7 @@ LAYERS = [
     {"lm"},
     {"sharding"},
     {"encoders", "methods", "metrics", "tasks"},
-    {"features"},
+    {"features", "optimizer"},
     {"model"},
     {"distributed"},
     {"building"},
