@@ -80,7 +80,7 @@ LAYERS = [
     {"lm", "generation", "trial", "store"},
     {"sharding"},
     {"encoders", "methods", "metrics", "tasks"},
-    {"loading"},
+    {"loading", "optimizer"},
     {"features"},
     {"textstates"},
     {"model"},
