@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -38,6 +39,10 @@ class TextFormat:
         self.tokenizer = tokenizer
         self.config = config
         self.longest = min(config.max_tokens, config.max_tokens if longest is None else longest)
+        # Data sets ask a few questions, and give a few answers, again and again.
+        self._encoded = lru_cache(2**14)(
+            lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        )
         self.eos = _required(tokenizer.eos_token_id, "end token", "no answer could ever end")
         self.pad = self._pad_id(pad_token)
         self.bos = _prefix(tokenizer)
@@ -77,7 +82,7 @@ class TextFormat:
         return Tokens(ids, mask, from_right <= wanted)
 
     def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+        return list(self._encoded(text))
 
     def _checked(self, ids: list[int], sample: Sample) -> list[int]:
         if len(ids) > self.longest:
