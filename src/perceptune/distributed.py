@@ -163,6 +163,12 @@ class World:
         return model
 
 
+def leave() -> None:
+    """Ends the talk with the other processes in good order; without it one that exits late may be torn down."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _require_supported(accelerator: Any) -> None:
     """Raises `UserError` for settings of `accelerate config` that would otherwise be ignored in silence."""
     if int(os.environ.get("WORLD_SIZE", "1")) != accelerator.num_processes:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -126,29 +125,6 @@ class Checkpoints:
     def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Optimizer tensors and state of a checkpoint."""
         return read_tensors(path / OPTIMIZER), json.loads((path / STATE).read_text(encoding="utf-8"))
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Adam's moments by parameter name, as plain tensors."""
-    tensors = {}
-    for group in groups:
-        for name, parameter in group["named"]:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}/{name}"] = value.detach().contiguous().cpu()
-    return tensors
-
-
-def unpack_optimizer(
-    tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]
-) -> None:
-    """The reverse of `pack_optimizer`."""
-    named = {name: parameter for group in groups for name, parameter in group["named"]}
-    for full, value in tensors.items():
-        key, _, name = full.partition("/")
-        if name:
-            parameter = named[name]
-            device = torch.device("cpu") if key == "step" else parameter.device
-            optimizer.state[parameter][key] = value.to(device)
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:

@@ -8,7 +8,6 @@ and divided by the tokens of the whole step, so the number of processes changes 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,8 +36,8 @@ from perceptune.feed import Feed
 from perceptune.guard import Interruption, interruptions, out_of_memory_hint, require_finite
 from perceptune.heldout import HeldOut
 from perceptune.model import AdaptedModel, Batch, count
-from perceptune.order import learning_rate
-from perceptune.resume import Checkpoints, State, open_run, pack_optimizer, unpack_optimizer
+from perceptune.optimizer import MethodOptimizer
+from perceptune.resume import Checkpoints, State, open_run
 from perceptune.runlog import Progress, RunLog, progress, read_log
 from perceptune.tasks.base import Task
 
@@ -106,12 +105,7 @@ class Trainer:
         self.feed = Feed(self.model, task, run, world)
         self.steps = self.feed.steps
         self.stand_in = self.feed.stand_in() if world.sharded else None
-        self.parameters = list(model.method.parameters())
-        self.groups = model.method.param_groups()
-        self.optimizer = torch.optim.AdamW(
-            [{"params": [p for _, p in group["named"]], "name": group["name"]} for group in self.groups],
-            lr=self.config.lr, betas=self.config.betas, eps=self.config.eps, weight_decay=self.config.weight_decay,
-        )  # fmt: skip
+        self.optimizer = MethodOptimizer(model.method, self.config, self.steps)
         self.checkpoints = Checkpoints(run)
         self.state = State(data=self.feed.digest())
         self.held_out = HeldOut(self.model, task, world)
@@ -140,8 +134,9 @@ class Trainer:
                         self._save()
         interrupted = stopped and not self._is_over()
         self._save()
-        if not interrupted:
-            self._log_end()
+        with self.world.together():
+            if not interrupted:
+                self._log_end()
         return TrainResult(self.run, self.state.step, self.state.samples, self._seconds(), self.state.best, interrupted)
 
     def _is_over(self) -> bool:
@@ -178,19 +173,14 @@ class Trainer:
     def _step(self, bar: Progress, interruption: Interruption) -> bool:
         """One optimizer step; returns whether any process wants to stop."""
         step = self.state.step
-        rates = {
-            g["name"]: learning_rate(self.config, g["name"], step, self.steps) for g in self.optimizer.param_groups
-        }
-        for group in self.optimizer.param_groups:
-            group["lr"] = rates[group["name"]]
+        rates = self.optimizer.set_rates(step)
         # For dropout. A function of the step, so that a checkpoint need not hold the state of each process.
         torch.manual_seed(((self.recipe.seed << 32) + step) * self.world.size + self.world.rank & (2**63 - 1))
         loss, tokens, samples, stop = self._gradients(step, interruption)
-        norm = self._clip()
+        norm = self.optimizer.clip()
         with self.world.alike():
             require_finite(loss, norm, step + 1, self.checkpoints.where())
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.update()
         self.state.step = step + 1
         self.state.samples += samples
         if self.state.step % self.config.log_every == 0:
@@ -213,14 +203,12 @@ class Trainer:
                 raise  # the others wait inside the LM, where they cannot be told
             error = caught
         counts = [*own, interruption.wanted, error is not None, len(self.feed.found)]
-        total, tokens, samples, stop, failed, broken = self.world.reduce(self.parameters, counts)
+        total, tokens, samples, stop, failed, broken = self.world.reduce(self.optimizer.parameters, counts)
         if failed:
             self.world.agree(error)
         if broken:
             self.feed.share_bad()
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad /= max(tokens, 1)
+        self.optimizer.divide(max(tokens, 1))
         return total / max(tokens, 1), int(tokens), int(samples), bool(stop)
 
     def _backward(self, batches: Sequence[Batch | None]) -> tuple[float, int, int]:
@@ -230,7 +218,8 @@ class Trainer:
         for batch in batches:
             if batch is not None:
                 loss, n = self.model.loss(batch)
-                loss.backward()
+                if loss.requires_grad:  # rows without media may leave nothing to learn
+                    loss.backward()
                 total, tokens, samples = total + float(loss.detach()), tokens + n, samples + batch.n_samples
             elif self.stand_in is not None:
                 (0 * self.model.loss(self.stand_in)[0]).backward()
@@ -239,12 +228,6 @@ class Trainer:
 
     def _dropout(self, *, on: bool) -> None:
         self.model.lm.model.train(on)
-
-    def _clip(self) -> float:
-        """The gradient's norm before clipping."""
-        given = [p for p in self.parameters if p.grad is not None]
-        limit = math.inf if self.config.clip is None else self.config.clip
-        return float(torch.nn.utils.clip_grad_norm_(given, limit)) if given else 0.0
 
     def _evaluate_if_due(self) -> bool:
         if not self.held_out.is_due(self.state.step, self.steps):
@@ -275,8 +258,8 @@ class Trainer:
         self.state.seconds, self._clock, self.state.bad = self._seconds(), time.monotonic(), self.feed.bad
         with self.world.together():
             if self.world.main:
-                tensors = pack_optimizer(self.optimizer, self.groups)
-                self.checkpoints.save(self.state.step, self.model.method.state_dict(), tensors, vars(self.state))
+                method, moments = self.model.method.state_dict(), self.optimizer.pack()
+                self.checkpoints.save(self.state.step, method, moments, vars(self.state))
                 self._publish()
 
     def _publish(self) -> None:
@@ -297,7 +280,7 @@ class Trainer:
             if state["data"] != self.state.data:
                 raise UserError(f"`{self.run}` cannot be resumed: its training data has changed since it was started")
             load_method(last / METHOD, self.model)
-            unpack_optimizer(tensors, self.optimizer, self.groups)
+            self.optimizer.unpack(tensors)
         # Older checkpoints do not count samples one by one.
         state.setdefault("samples", state["step"] * self.config.batch_size * self.config.accumulate)
         self.state = State(**state)

@@ -32,6 +32,7 @@ from perceptune.feed import Feed
 from perceptune.media import MediaError, View, content, identity
 from perceptune.store import Store
 from perceptune.training import Trainer
+from runs import features_folder, rows_of
 
 LEVELS = [2, 3]
 
@@ -215,21 +216,6 @@ def build(dwarfs: Path, cache: Path, pictures: Path, rank: int = 0, world: int =
     assert child.stdout is not None
     assert child.stdout.readline() == b"ready\n"
     return child
-
-
-def rows_of(folder: Path) -> dict[bytes, bytes]:
-    """Every row by key."""
-    kept = Store.open(folder)
-    assert kept.verify() == {}
-    keys = kept._index.sorted[0].tobytes()
-    every = [*{keys[i : i + 16] for i in range(0, len(keys), 16)}]
-    rows = kept.read(every)
-    return {key: row.numpy().tobytes() for key, row in zip(every, rows, strict=True) if row is not None}
-
-
-def features_folder(cache: Path) -> Path:
-    [folder] = [path.parent for path in cache.glob("*/meta.json") if path.parent.name != "hashes"]
-    return folder
 
 
 def test_a_build_that_is_killed_again_and_again_gives_the_same_bits(

@@ -154,7 +154,9 @@ def test_changed_data_is_not_resumed(dwarfs: Path, tmp_path: Path) -> None:
 def test_resuming_is_exact_with_every_option_on(dwarfs: Path, tmp_path: Path) -> None:
     data = support.save_data(tmp_path / "data", rows=8)
     (tmp_path / "data/train3.png").write_bytes(b"not a picture")
-    options = train_section(accumulate=2, clip=0.5, frozen_dropout="official", max_bad_media=1, schedule="linear")
+    options = train_section(
+        batch_tokens=100, accumulate=2, clip=0.5, frozen_dropout="official", max_bad_media=1, schedule="linear"
+    )
     given = {**support.recipe(dwarfs / "opt", dwarfs / "encoder", data), "train": options}
     perceptune.train(given, tmp_path / "whole")
     stop_after(given, tmp_path / "parts", steps=3)

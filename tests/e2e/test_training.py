@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import perceptune
 import support
 from perceptune.checkpoint import METHOD
 from perceptune.errors import UserError
+from perceptune.feed import Feed
 from perceptune.runlog import read_log
 from perceptune.training import Trainer
 from runs import recipe, tensors
@@ -57,6 +59,19 @@ def test_accumulation_equals_one_large_batch(dwarfs: Path, tmp_path: Path) -> No
     perceptune.train(recipe(dwarfs, train={**once, "batch_size": 2, "accumulate": 3}), tmp_path / "small")
     large, small = tensors(tmp_path / "large"), tensors(tmp_path / "small")
     assert all(torch.allclose(large[name], small[name], atol=1e-5) for name in large)
+
+
+def test_nothing_is_prepared_past_the_last_step(dwarfs: Path, tmp_path: Path) -> None:
+    original, prepared = Feed._prepare, []
+
+    def prepare(self: Feed, step: int) -> Any:
+        prepared.append((step, threading.current_thread() is threading.main_thread()))
+        return original(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Feed, "_prepare", prepare)
+        perceptune.train(recipe(dwarfs), tmp_path / "run")
+    assert prepared == [(0, True), *((step, False) for step in range(1, 6))]
 
 
 def test_the_fast_path_equals_the_plain_path(dwarfs: Path) -> None:
@@ -172,6 +187,7 @@ def test_the_papers_small_configuration_runs_on_dwarfs_of_its_architectures(dwar
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"train": train_section(batch_tokens=20)}, r"sample `.*`: \d+ tokens, more than `train.batch_tokens` = 20"),
         ({"text": {"max_tokens": 10}}, r"sample `.*`: \d+ tokens, more than `text.max_tokens` = 10"),
         ({"eval": {"split": "tset"}}, "unknown split `tset`"),
         ({"eval": {"every": 2, "during_split": "dev"}}, "unknown split `dev`"),

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from perceptune.config import TrainConfig
-from perceptune.order import DataOrder, chosen_target, learning_rate, subset, total_steps, view_draw
+from perceptune.order import (
+    DataOrder,
+    TokenOrder,
+    chosen_target,
+    learning_rate,
+    order_of,
+    subset,
+    total_steps,
+    view_draw,
+)  # fmt: skip
 
 
 def test_each_epoch_sees_every_sample_once() -> None:
@@ -24,6 +34,54 @@ def test_the_order_does_not_depend_on_where_one_starts() -> None:
     assert late.positions(8) == whole[8]
     assert late.positions(1) == whole[1]
     assert DataOrder(11, 4, seed=3).positions(0) != whole[0]
+
+
+def token_order(seed: int, n: int = 5000, budget: int = 600) -> TokenOrder:
+    lengths = np.random.default_rng(seed).integers(1, 60, n).astype(np.int32)
+    return TokenOrder(lengths, budget, seed)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_token_batches_hold_every_sample_once_per_epoch_within_the_budget(seed: int) -> None:
+    order = token_order(seed, n=997 + seed, budget=60 + 100 * seed)
+    batches = [order.positions(number) for number in range(int(order.batches_of(2)))]
+    for epoch in (0, 1):
+        assert sorted(i for batch in batches for e, i in batch if e == epoch) == list(range(997 + seed))
+    for batch in batches:
+        assert len({epoch for epoch, _ in batch}) == 1
+        lengths = [int(order.lengths[i]) for _, i in batch]
+        assert len(batch) * max(lengths) <= order.budget
+    assert batches[0] != order.positions(int(order.batches_of(1)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_token_batches_do_not_depend_on_where_one_starts(seed: int) -> None:
+    whole = token_order(seed)
+    numbers = range(0, int(whole.batches_of(3)), 97)
+    batches = {number: whole.positions(number) for number in numbers}
+    for number in reversed(numbers):
+        assert token_order(seed).positions(number) == batches[number]
+        assert whole.positions(number) == batches[number]
+    assert token_order(seed + 1).positions(0) != batches[0]
+
+
+def test_token_batches_waste_little_and_come_in_random_order() -> None:
+    order = token_order(7)
+    batches = [[int(order.lengths[i]) for _, i in order.positions(n)] for n in range(int(order.batches_of(1)))]
+    padded = sum(len(batch) * max(batch) for batch in batches)
+    assert padded < 1.06 * int(order.lengths.sum())
+    assert padded > 0.9 * order.budget * len(batches), "batches are full"
+    longest = [max(batch) for batch in batches]
+    assert abs(np.corrcoef(longest[:-1], longest[1:])[0, 1]) < 0.15, "long batches do not follow one another"
+
+
+def test_epochs_of_token_batches_become_steps_by_counting() -> None:
+    order = token_order(1)
+    lengths, one, two = order.lengths, order.batches_of(1), order.batches_of(2)
+    assert one > 64
+    assert order.batches_of(1.5) == pytest.approx((one + two) / 2)
+    config = TrainConfig(epochs=2, batch_tokens=600, accumulate=3)
+    assert total_steps(config, order_of(config, lengths, 1)) == round(two / 3)
 
 
 def test_all_references_are_used() -> None:
@@ -44,8 +102,9 @@ def test_subsets_are_nested() -> None:
 
 
 def test_steps_follow_from_epochs() -> None:
-    assert total_steps(TrainConfig(epochs=2, accumulate=2), DataOrder(40, 4, seed=0)) == 10
-    assert total_steps(TrainConfig(steps=3), DataOrder(40, 4, seed=0)) == 3
+    lengths = np.ones(40, np.int32)
+    for config, steps in ((TrainConfig(epochs=2, batch_size=4, accumulate=2), 10), (TrainConfig(steps=3), 3)):
+        assert total_steps(config, order_of(config, lengths, seed=0)) == steps
 
 
 def test_the_paper_schedule() -> None:

@@ -81,7 +81,7 @@ LAYERS = [
     {"sharding"},
     {"encoders", "methods", "metrics", "tasks"},
     {"loading"},
-    {"features"},
+    {"features", "optimizer"},
     {"model"},
     {"distributed"},
     {"building"},

@@ -150,6 +150,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        if together := sys.modules.get("perceptune.distributed"):
+            together.leave()
     return code
 
 

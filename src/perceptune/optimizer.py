@@ -1,0 +1,69 @@
+"""AdamW over a method's parameters: rates by group and step, clipping, moments by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from perceptune.config import TrainConfig
+from perceptune.methods.base import Method
+from perceptune.order import learning_rate
+
+
+class MethodOptimizer:
+    """The optimizer of a training of so many steps."""
+
+    def __init__(self, method: Method, config: TrainConfig, steps: int) -> None:
+        self.config, self.steps = config, steps
+        self.groups = method.param_groups()
+        self.parameters = list(method.parameters())
+        self.adam = torch.optim.AdamW(
+            [{"params": [p for _, p in group["named"]], "name": group["name"]} for group in self.groups],
+            lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay,
+        )  # fmt: skip
+
+    def set_rates(self, step: int) -> dict[str, float]:
+        """The rate of each group at a step (from 0), set and returned."""
+        rates = {g["name"]: learning_rate(self.config, g["name"], step, self.steps) for g in self.adam.param_groups}
+        for group in self.adam.param_groups:
+            group["lr"] = rates[group["name"]]
+        return rates
+
+    def divide(self, tokens: float) -> None:
+        """Turns gradients of a sum into those of a mean."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad /= tokens
+
+    def clip(self) -> float:
+        """Clips the gradient as the recipe says; returns its norm before."""
+        given = [p for p in self.parameters if p.grad is not None]
+        limit = math.inf if self.config.clip is None else self.config.clip
+        return float(torch.nn.utils.clip_grad_norm_(given, limit)) if given else 0.0
+
+    def update(self) -> None:
+        """One step; the gradients are gone after it."""
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+
+    def pack(self) -> dict[str, Tensor]:
+        """Adam's moments by parameter name, as plain tensors."""
+        tensors = {}
+        for group in self.groups:
+            for name, parameter in group["named"]:
+                for key, value in self.adam.state.get(parameter, {}).items():
+                    tensors[f"{key}/{name}"] = value.detach().contiguous().cpu()
+        return tensors
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """The reverse of `pack`."""
+        named = {name: parameter for group in self.groups for name, parameter in group["named"]}
+        for full, value in tensors.items():
+            key, _, name = full.partition("/")
+            if name:  # older checkpoints hold a random state, too
+                parameter = named[name]
+                device = torch.device("cpu") if key == "step" else parameter.device
+                self.adam.state[parameter][key] = value.to(device)

@@ -1,0 +1,189 @@
+"""Two processes under `accelerate launch`, on CPUs with gloo: the same course of training as in one, DDP and FSDP."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import jobs
+import perceptune
+from perceptune.runlog import read_log
+from runs import features_folder, logged_steps, rows_of, tensors
+
+TESTS = Path(jobs.__file__).parent
+LAUNCH = [
+    *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+]
+KINDS = {"ddp": ["--multi_gpu"], "fsdp": ["--use_fsdp", "--fsdp_version", "2"]}
+
+
+def launch(kind: str, *command: str | Path) -> subprocess.Popen[str]:
+    """Starts two processes with one thread each, in a session of their own."""
+    paths = os.pathsep.join([str(Path(perceptune.__file__).parents[1]), str(TESTS)])
+    environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    words = [*LAUNCH, *KINDS[kind], *map(str, command)]
+    return subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def job(kind: str, name: str, folder: Path) -> list[dict[str, Any]]:
+    """Runs a job to its end; what each process found."""
+    child = launch(kind, TESTS / "jobs.py", name, folder)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 0, said[:3000]
+    found: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text())
+    assert len(found) == 2
+    return found
+
+
+@pytest.fixture(scope="module")
+def place(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the dwarfs and the jobs' data."""
+    folder = tmp_path_factory.mktemp("jobs") / "place"
+    shutil.copytree(dwarfs, folder)
+    jobs.prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every recipe trained in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name, recipe in jobs.recipes(place).items():
+        perceptune.train(recipe, folder / name)
+    perceptune.evaluate(folder / "odd", control=True)
+    return folder
+
+
+def events(run: Path, event: str) -> list[dict[str, Any]]:
+    return [row for row in read_log(run) if row["event"] == event]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_and_evaluate_as_one(place: Path, alone: Path, kind: str) -> None:
+    folder = shutil.copytree(place, place.with_name(kind))
+    first, second = job(kind, "train_all", folder)
+    runs = folder / "runs"
+    assert first["methods"] == second["methods"], "the same bits on both"
+    assert all(n > 0 for n in first["sharded"]) if kind == "fsdp" else not any(first["sharded"])
+    for name in jobs.recipes(place):
+        require_same_course(alone / name, runs / name)
+    assert first["results"] == second["results"]
+    for file in ("predictions.jsonl", "predictions_shuffled.jsonl"):
+        one, two = [
+            [json.loads(line) for line in (run / "odd" / file).read_text().splitlines()] for run in (alone, runs)
+        ]
+        assert [(row["id"], row["raw"], row["scores"]) for row in one] == [
+            (row["id"], row["raw"], row["scores"]) for row in two
+        ]
+    assert len(events(runs / "odd", "start")) == len(events(runs / "odd", "end")) == 1, "one process writes"
+    assert "train4.png" in (runs / "opt/bad_media.jsonl").read_text()
+    require_dealt(first["rows"], second["rows"])
+
+
+def require_same_course(alone: Path, together: Path) -> None:
+    """Loss, tokens and samples of each step, evaluations, and the method in the end."""
+    for one, two in zip(events(alone, "step"), events(together, "step"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), together
+        for key in ("step", "tokens", "samples", "lr"):
+            assert two[key] == one[key], (together, key)
+    assert [row["accuracy"] for row in events(alone, "eval")] == [row["accuracy"] for row in events(together, "eval")]
+    before, after = tensors(alone), tensors(together)
+    assert all(torch.allclose(before[key], after[key], rtol=1e-4, atol=1e-4) for key in before), together
+
+
+def require_dealt(first: list[list[str]], second: list[list[str]]) -> None:
+    """Batches of five: three rows here, two there; of eleven samples each once before any comes again."""
+    assert [[len(batch) for batch in rows] for rows in (first, second)] == [[3] * 4, [2] * 4]
+    dealt = [sample for one, two in zip(first, second, strict=True) for sample in one + two]
+    batches = [{*one, *two} for one, two in zip(first, second, strict=True)]
+    assert len(batches[0] | batches[1]) == 10
+    assert len(set(dealt)) == 11
+    assert max(dealt.count(sample) for sample in dealt) == 2
+
+
+def test_processes_share_the_work_of_the_cache_and_its_results(place: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(place, tmp_path / "together")
+    first, second = job("ddp", "cache", folder)
+    for prepared, encoded in (first["disk"], second["disk"]):
+        assert 0 < prepared == encoded, "nothing is encoded in a step"
+    views = first["disk"][0] + second["disk"][0]
+    assert views <= first["memory"][0] == second["memory"][0] == first["memory"][1]
+    assert "train30.png" in (folder / "disk/bad_media.jsonl").read_text()
+    assert [found["said"][0] for found in (first, second)] == ["UserError", "SaidElsewhereError"]
+    assert "train30.png: not an image" in first["said"][1]
+    assert not logged_steps(folder / "strict")
+    alone = shutil.copytree(place, tmp_path / "alone")
+    perceptune.train(jobs.caching(alone), alone / "disk")
+    require_same_course(alone / "disk", folder / "disk")
+    require_same_course(alone / "disk", folder / "memory")
+    kept = [sorted(rows_of(features_folder(one / "cache")).items()) for one in (alone, folder)]
+    assert kept[0] == kept[1], "the same bits"
+
+
+def test_an_error_of_one_process_ends_both_and_is_said_once(place: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(place, tmp_path / "place")
+    first, second = job("ddp", "fail", folder)
+    words = "no room on the second machine"
+    assert first["said"] == [["UserError", words]] * 2
+    assert second["said"] == [["SaidElsewhereError", words]] * 2
+    (folder / "r.yaml").write_text(perceptune.load_recipe(jobs.recipes(folder)["odd"]).dump())
+    child = launch("ddp", "-m", "perceptune", "train", folder / "r.yaml", "train.stepps=3")
+    _, said = child.communicate(timeout=60)
+    assert child.returncode != 0
+    assert said.count("error: ") == said.count("unknown key `train.stepps`") == 1
+    assert "exitcode  : 2" in said
+
+
+def test_interrupted_killed_and_resumed(place: Path, tmp_path: Path) -> None:
+    """Ctrl-C reaches one process, later one is killed; the run is finished by one process alone."""
+    run, given = tmp_path / "run", jobs.recipes(place)["odd"]
+    given = {**given, "eval": {}, "train": {**given["train"], "steps": 4000, "save_every": 5, "schedule": "constant"}}
+    (tmp_path / "r.yaml").write_text(perceptune.load_recipe(given).dump())
+    child = launch("ddp", "-m", "perceptune", "train", tmp_path / "r.yaml", "--run", run)
+    wait_for(child, run, 3)
+    os.kill(workers(child)[1], signal.SIGINT)
+    out, said = child.communicate(timeout=60)
+    assert out.count("everything is saved") == 1
+    assert "exitcode  : 130" in said
+    stopped = logged_steps(run)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
+
+    child = launch("ddp", "-m", "perceptune", "train", "--resume", "--run", run)
+    wait_for(child, run, stopped + 8)
+    os.kill(workers(child)[1], signal.SIGKILL)
+    child.communicate(timeout=60)
+    assert child.returncode != 0
+
+    last = logged_steps(run) + 3
+    for file in (run / "run.yaml", tmp_path / "r.yaml"):
+        file.write_text(file.read_text().replace("steps: 4000", f"steps: {last}"))
+    perceptune.train(None, run, resume=True)
+    perceptune.train(tmp_path / "r.yaml", tmp_path / "alone")
+    require_same_course(tmp_path / "alone", run)
+
+
+def wait_for(child: subprocess.Popen[str], run: Path, steps: int) -> None:
+    deadline = time.monotonic() + 60
+    while logged_steps(run) < steps:
+        assert child.poll() is None, child.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def workers(child: subprocess.Popen[str]) -> list[int]:
+    """Process ids by rank."""
+    tasks = Path(f"/proc/{child.pid}/task")
+    return sorted(int(one) for thread in tasks.iterdir() for one in (thread / "children").read_text().split())
