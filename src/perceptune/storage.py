@@ -95,8 +95,8 @@ def read(member: Member) -> bytes:
 def derived(source: str, version: str, chunks: Callable[[], Iterable[bytes]]) -> Path:
     """A file in the cache that holds `chunks`, made unless it was already made from this version of the source.
 
-    `source` names what it is made from and how; errors of reading it are `UserError`s already. Raises `UserError` if the
-    file cannot be written.
+    `source` names what it is made from and how; `chunks` raises `UserError` where that cannot be read. Raises
+    `UserError` if the cache cannot be written.
     """
     name = _digest(source)
     folder = assets.cache_dir() / "index"
