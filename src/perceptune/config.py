@@ -55,11 +55,12 @@ class EncoderConfig(Part):
 
 
 class CacheConfig(Part):
-    """Where encoder features are kept."""
+    """Where encoder features, and states of texts that do not fit into memory, are kept."""
 
     features: Literal["disk", "memory", "off"] = Field("disk", description="off = computed at every use")
     dir: Path | None = Field(None, description="None = `features` in perceptune's cache folder")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype in which they are kept")
+    text_disk_mb: int = Field(4096, ge=0, description="states of distinct texts kept on disk, if features are")
 
 
 class TextConfig(Part):
@@ -116,7 +117,7 @@ class TrainConfig(Part):
     samples: int | None = Field(None, ge=1, description="train on this many, chosen by seed; None = all")
     standardize_samples: int = Field(1024, ge=2, description="media from which feature statistics are taken")
     feature_memory_mb: int = Field(2048, ge=0, description="features kept by `cache.features: memory`")
-    text_memory_mb: int = Field(1024, ge=0, description="states of distinct texts kept in memory")
+    text_memory_mb: int = Field(64, ge=0, description="states of distinct texts kept in memory; more of them on disk")
     packed_memory_mb: int = Field(1024, ge=0, description="bfloat16 weights laid out for the CPU, beside the originals")
     max_bad_media: int = Field(0, ge=0, description="broken or missing media tolerated, listed in the run folder")
     log_every: int = Field(1, ge=1)

@@ -1,8 +1,7 @@
-"""Frozen parts computed once: encoder features of each medium, lower-layer states of each distinct text.
+"""Encoder features, computed once for each medium.
 
 Features are computed in groups that depend on the list of media alone, not on what was computed before: a build that
-was killed and begun again gives the bits of one that was not. On a CPU every text is computed alone, so its bits do
-not depend on what else was in a batch; on other devices that holds to rounding only.
+was killed and begun again gives the bits of one that was not.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from torch import Tensor
 from perceptune.assets import cache_dir
 from perceptune.config import CacheConfig, Recipe
 from perceptune.encoders.base import Encoder
-from perceptune.lm import FrozenLM
 from perceptune.loading import Loaded, Loader, Seen, ahead, digest_of
 from perceptune.media import VIEW, MediaError, identity
 from perceptune.methods.base import Method
@@ -70,13 +68,6 @@ class Memory(Generic[Key]):
 
     def refresh(self) -> None:
         """As `Store.refresh`; nobody else writes here."""
-
-    def gather(self, keys: Sequence[Key], compute: Callable[[list[Key]], Iterable[Tensor]]) -> list[Tensor]:
-        """The tensor of each key, computing those that are missing, each once."""
-        missing = self.missing(keys)
-        fresh = dict(zip(missing, compute(missing), strict=True)) if missing else {}
-        self.append(missing, fresh.values())
-        return [fresh[key] if key in fresh else self._items[key] for key in keys]
 
 
 class FeatureStore:
@@ -266,33 +257,3 @@ def feature_stores(recipe: Recipe, encoders: Mapping[str, Encoder], method: Meth
             megabytes=recipe.train.feature_memory_mb, views=config.views, flip=config.flip,
         )  # fmt: skip
     return stores
-
-
-class TextStates:
-    """States of bare texts as they enter one LM layer; left-padded on request."""
-
-    def __init__(self, lm: FrozenLM, layer: int, megabytes: int) -> None:
-        self.lm, self.layer = lm, layer
-        self.memory: Memory[tuple[int, ...]] = Memory(megabytes)
-
-    def get(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, d) for a left-padded batch (B, T); padding rows hold zeros."""
-        lengths = mask.sum(-1).tolist()
-        keys = [tuple(row[-n:]) for row, n in zip(ids.tolist(), lengths, strict=True)]
-        states = self.memory.gather(keys, self._compute)
-        width = ids.shape[1]
-        padded = torch.stack([torch.nn.functional.pad(s, (0, 0, width - s.shape[0], 0)) for s in states])
-        return padded.to(ids.device)
-
-    def _compute(self, texts: list[tuple[int, ...]]) -> list[Tensor]:
-        device = self.lm.device
-        if device.type == "cpu":
-            rows = [torch.tensor([text]) for text in texts]
-            return [self.lm.states_at(self.layer, row, torch.ones_like(row))[0] for row in rows]
-        width = max(len(text) for text in texts)
-        ids = torch.tensor([[0] * (width - len(text)) + list(text) for text in texts], device=device)
-        lengths = torch.tensor([len(text) for text in texts], device=device)
-        mask = (torch.arange(width, 0, -1, device=device)[None] <= lengths[:, None]).long()
-        states = self.lm.states_at(self.layer, ids, mask)
-        # Kept in main memory: a GPU's is for what is being computed.
-        return [row[-len(text) :].cpu() for row, text in zip(states, texts, strict=True)]

@@ -67,6 +67,7 @@ class Feed:
         The list is the same when a run is resumed, and with it the features' bits. Each process computes its share and
         may use all of them afterwards; all processes must call it.
         """
+        self._prepare_texts()
         if self.model.recipe.cache.features == "off":
             return
         self._ensure(list(islice(self._distinct(), standardized)), None, "features for statistics")
@@ -77,6 +78,21 @@ class Feed:
         while part := list(islice(rows, AT_ONCE)):
             draws = [view_draw(self.seed, epoch, index) for epoch, index in part] if views else None
             self._ensure(list(self._at(part)), draws, "features")
+
+    def _prepare_texts(self) -> None:
+        if not self.model.reuses_texts:
+            return
+        uses = round(self.steps * self.config.accumulate / self.order.batches_of(1) * len(self.samples))
+        with self.world.together():
+            self.model.text_states.prepare(self._texts(), uses, rank=self.world.rank, world=self.world.size)
+        self.model.text_states.refresh()
+
+    def _texts(self) -> Iterator[tuple[int, ...]]:
+        @lru_cache(maxsize=2**16)  # data sets ask a few questions again and again
+        def ids(prompt: str, target: str) -> tuple[int, ...]:
+            return tuple(self.model.text.training_ids(Sample("", {}, prompt), target)[0])
+
+        return (ids(sample.prompt, target) for sample in self.samples for target in sample.targets)
 
     def batches(self, step: int) -> list[Batch | None]:
         """This process's rows of the forward passes of an optimizer step; None where it has none.

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from perceptune.config import Recipe
 from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError, nearest
-from perceptune.features import TextStates, feature_stores
+from perceptune.features import cache_folder, feature_stores
 from perceptune.lm import FrozenLM
 from perceptune.media import MediaError
 from perceptune.methods.base import Method
 from perceptune.text import TextFormat, Tokens
+from perceptune.textstates import TextStates
 from perceptune.types import Decoding, Features, Medium, Sample
 
 
@@ -56,9 +57,12 @@ class AdaptedModel(nn.Module):
         self.method = method
         self._text = text
         self.stores = feature_stores(recipe, encoders, method)
-        self.text_states = TextStates(lm, method.first_layer, recipe.train.text_memory_mb)
+        folder = cache_folder(recipe.cache.dir) if recipe.cache.features == "disk" else None
+        self.text_states = TextStates(
+            lm, method.first_layer, recipe.train.text_memory_mb, folder=folder, disk_megabytes=recipe.cache.text_disk_mb
+        )
         self.plain = False  # True: run every layer on every text, the slow path that the fast one must equal
-        self.reuse_texts = True  # layers below the method's first one once per distinct text
+        self.may_reuse_texts = True  # False where every process must run the same blocks at each step
         method.attach(lm)
 
     @property
@@ -155,18 +159,22 @@ class AdaptedModel(nn.Module):
         targets = batch.tokens.input_ids[:, 1:][batch.tokens.supervised[:, 1:]]
         return self.lm.loss(**self._arguments(batch), targets=targets.to(self.lm.device)), len(targets)
 
+    @property
+    def reuses_texts(self) -> bool:
+        """Whether layers below the method's first one are run once per distinct text."""
+        return self.method.first_layer > 0 and self.may_reuse_texts and not self.plain
+
     def _arguments(self, batch: Batch) -> dict[str, Any]:
         """What the LM is called with."""
         device = self.lm.device
         ids, mask = batch.tokens.input_ids.to(device), batch.tokens.attention_mask.to(device)
         layer = self.method.first_layer
-        reuse = layer > 0 and self.reuse_texts and not self.plain
         return {
             "input_ids": ids,
             "attention_mask": mask,
             "slots": self.method.plan(_moved(batch.features, device), ids.shape[0]),
             "keep": nn.functional.pad(batch.tokens.supervised[:, 1:], (0, 1)),
-            "text_states": (layer, self.text_states.get(ids, mask)) if reuse else None,
+            "text_states": (layer, self.text_states.get(ids, mask)) if self.reuses_texts else None,
             "plain": self.plain,
         }
 

@@ -23,6 +23,7 @@ class MethodOptimizer:
         self.adam = torch.optim.AdamW(
             [{"params": [p for _, p in group["named"]], "name": group["name"]} for group in self.groups],
             lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay,
+            fused=True,
         )  # fmt: skip
 
     def set_rates(self, step: int) -> dict[str, float]:

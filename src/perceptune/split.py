@@ -82,23 +82,69 @@ class Split:
         """All columns through one block: each sees the keys and values of those to its left."""
         block = _Block(forward, self.past, given, self.width + text.shape[1])
         left: list[Pair] = []
+        joint = self._joint(index, text)
         for group in self.groups:
-            if group.slots.entry <= index:
+            if group.slots.entry <= index and group is not joint:
                 left.append(self._slots_through(index, block, group, left, text.dtype))
         if self.text_states is not None and index < self.text_states[0]:
             self._tell(index, left)
             return text
         mask = self._text_mask(given[MASK], left, text)
-        length = text.shape[1]
-        if index < self.n_layers - 1:
+        if joint is not None:
+            out, own = self._together(index, block, joint, text, mask, left)
+        elif index < self.n_layers - 1:
             out, own = block.full(text, mask, self.width, left)
         else:
-            first, end = self.asking or (0, length)
+            first, end = self.asking or (0, text.shape[1])
             out, own = _last(block, text, mask, self.width, left, first, end)
             # The width that the LM's own code expects of its last block; nobody reads the other columns.
-            out = torch.nn.functional.pad(out, (0, 0, self.width + first, length - end))
+            out = torch.nn.functional.pad(out, (0, 0, self.width + first, text.shape[1] - end))
         self._tell(index, [*left, own])
         return out
+
+    def _joint(self, index: int, text: Tensor) -> Group | None:
+        """The group next to the text, if it goes through this block whole and row by row, as the text does."""
+        if not self.groups or (self.text_states is not None and index < self.text_states[0]):
+            return None
+        group, before = self.groups[-1], self.groups[:-1]
+        if group.slots.entry > index or group.present is not None or self._is_left_early(index, group):
+            return None
+        held = group.slots.states.get(index, group.hidden)
+        rows = [1 if held is None else held.shape[0]]
+        for other in before:
+            if other.slots.entry <= index:
+                states = other.slots.states.get(index, other.hidden)
+                rows.append(1 if states is None else states.shape[0])
+        return group if max(rows) == text.shape[0] > 1 else None
+
+    def _is_left_early(self, index: int, group: Group) -> bool:
+        """Whether nobody needs more of the group in this block than keys and values."""
+        return index + 1 == self.n_layers or index + 1 in group.slots.states
+
+    def _together(
+        self, index: int, block: _Block, group: Group, text: Tensor, mask: Tensor, left: Sequence[Pair]
+    ) -> tuple[Tensor, Pair]:
+        """A group and the text in one call: fewer, larger products."""
+        states = group.slots.states.get(index)
+        hidden = group.hidden if states is None else states.to(text.dtype)
+        assert hidden is not None
+        hidden = hidden.expand(text.shape[0], -1, -1)
+        out, own = block.full(torch.cat([hidden, text], 1), self._joint_mask(hidden, mask, left), group.start, left)
+        group.hidden = out[:, : hidden.shape[1]]
+        return out[:, hidden.shape[1] :], own
+
+    def _joint_mask(self, hidden: Tensor, mask: Tensor, left: Sequence[Pair]) -> Tensor:
+        """(B, 1, n + T, S + n + T) from the text's (B, 1, T, S + T)."""
+        key = (id(mask), -1)
+        if key not in self._masks:
+            seen, n, length = sum(pair.width for pair in left), hidden.shape[1], mask.shape[-2]
+            shut = torch.zeros(hidden.shape[0], 1, n, length, dtype=torch.bool, device=mask.device)
+            shut = shut if mask.dtype == torch.bool else _additive(shut, mask.dtype)
+            above = torch.cat([_slot_mask(left, hidden, mask), shut], -1)
+            open_ = torch.ones(hidden.shape[0], 1, length, n, dtype=torch.bool, device=mask.device)
+            open_ = open_ if mask.dtype == torch.bool else _additive(open_, mask.dtype)
+            self._masks[key] = torch.cat([above, torch.cat([mask[..., :seen], open_, mask[..., seen:]], -1)], -2)
+        return self._masks[key]
 
     def _tell(self, index: int, pairs: Sequence[Pair]) -> None:
         if self.record is not None:
@@ -109,7 +155,7 @@ class Split:
         states = group.slots.states.get(index)
         hidden = group.hidden if states is None else states.to(dtype)
         assert hidden is not None
-        if index + 1 == self.n_layers or index + 1 in group.slots.states:
+        if self._is_left_early(index, group):
             own = block.keys_and_values(hidden, group.start)
         else:
             rows = max([hidden.shape[0], *(pair.keys.shape[0] for pair in left)])

@@ -99,7 +99,7 @@ class Trainer:
         self.model.lm.gradient_checkpointing = self.config.gradient_checkpointing
         self.model.plain = self.config.frozen_dropout == "official"  # dropped-out states must not be reused
         # What one process remembers must not change which blocks it runs, when others hold parts of them.
-        self.model.reuse_texts = not world.sharded
+        self.model.may_reuse_texts = not world.sharded
         if not world.sharded:
             self.model.lm.pack(model.method.first_layer, self.config.packed_memory_mb)
         self.feed = Feed(self.model, task, run, world)
@@ -160,7 +160,9 @@ class Trainer:
         with self.world.together(), out_of_memory_hint(self.config):
             self._fit_statistics()
         self.world.share(self.model.method.state_dict())
-        self._write("start", steps=self.steps, samples=len(self.feed.samples), trained=count(self.model.method))
+        self._write("start", steps=self.steps, samples=len(self.feed.samples), trained=count(self.model.method),
+                    texts=self.model.text_states.kept if self.model.reuses_texts else "not reused",
+                    plain=self.model.lm.no_split)  # fmt: skip
 
     def _fit_statistics(self) -> None:
         most, chosen = self._standardized(), []

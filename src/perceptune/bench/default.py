@@ -26,7 +26,7 @@ RATIO = "fast_vs_plain"
 def compare_paths(recipe: Recipe | str = "demo", *, rounds: int, only_plain: bool = False) -> dict[str, Any]:
     """`ratios` (`fast_vs_plain`, in samples/s) and `rows`.
 
-    Fast: encoder features cached, lower-layer states in memory, as in every epoch but the first. Plain: media opened
+    Fast: encoder features cached and lower-layer states in memory, as in every epoch but the first. Plain: media opened
     and encoded at each step, all LM layers on every text, all columns (`AdaptedModel.plain`).
     """
     recipe = load_recipe(recipe)

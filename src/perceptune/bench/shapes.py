@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, ViTConfig, ViTModel
 
 from perceptune.building import CONFIGS, build_method
-from perceptune.config import Recipe, validate
+from perceptune.config import Recipe, TrainConfig, validate
 from perceptune.encoders.base import PREPROCESSOR_DEFAULTS, Encoder
 from perceptune.errors import UserError, nearest
 from perceptune.lm import FrozenLM
@@ -146,6 +146,8 @@ class Models:
         if (method, dtype) not in self._ours:
             if dtype not in self._lms:
                 self._lms[dtype] = FrozenLM(random_lm(self.lm_entries, depth=self.depth).to(dtype))
+                self._lms[dtype].check()  # as a training does, both
+                self._lms[dtype].pack(self._lms[dtype].n_layers // 2, TrainConfig().packed_memory_mb)
             encoders = {"image": self.encoder(torch.float32)}
             recipe = self._recipe(method)
             made = _method(recipe, self._lms[dtype], encoders)

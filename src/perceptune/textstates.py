@@ -1,0 +1,141 @@
+"""States of bare texts as they enter one LM layer: computed once per distinct text where that pays.
+
+Nothing trained and no medium lies below a method's first layer, so what happens there depends on the text alone. Before
+a training it is decided once how its texts are treated, for a resumed run must not compute anything in other company
+than the uninterrupted one did: kept in memory if all fit, else on disk, else computed anew with each batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.features import Memory
+from perceptune.lm import FrozenLM
+from perceptune.runlog import progress
+from perceptune.store import Store
+
+Ids = tuple[int, ...]
+GROUP = 16  # texts computed together
+PAYS = 1.5  # uses of a text that make keeping its states worth the while
+VERSION = 1  # raise it when the same LM and text give other states
+
+
+class TextStates:
+    """States (T, d) of distinct texts; left-padded on request.
+
+    `folder` is where they go when they do not fit into `megabytes`, up to `disk_megabytes`; None = nowhere.
+    """
+
+    def __init__(
+        self, lm: FrozenLM, layer: int, megabytes: int, *, folder: Path | None = None, disk_megabytes: int = 0
+    ) -> None:
+        self.lm, self.layer = lm, layer
+        self.budget, self.folder, self.disk_budget = megabytes * 2**20, folder, disk_megabytes * 2**20
+        self._kept: Memory[bytes] | Store | None = Memory(megabytes)  # None: computed anew with each batch
+
+    @property
+    def kept(self) -> str:
+        """Where states are kept: `memory`, `disk` or `nowhere`."""
+        return "nowhere" if self._kept is None else "memory" if isinstance(self._kept, Memory) else "disk"
+
+    def prepare(self, texts: Iterable[Ids], uses: int, *, rank: int = 0, world: int = 1) -> None:
+        """Computes the states of all texts that a training with `uses` of them will see, or decides not to keep any.
+
+        Of `world` processes that give the same texts, each computes its share of those that go to disk; `refresh` then
+        shows it the others'.
+        """
+        distinct = self._distinct(texts)
+        if distinct is None or PAYS * len(distinct) > uses:
+            self._kept = None
+            return
+        if self._bytes(distinct) <= self.budget:
+            rank, world = 0, 1
+        else:
+            assert self.folder is not None
+            description = self._description()
+            digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+            self._kept = Store(self.folder / digest[:32], description)
+        keys = {text: _key(text) for text in distinct}
+        absent = set(self._kept.missing(list(keys.values())))  # type: ignore[union-attr]
+        groups = [distinct[start : start + GROUP] for start in range(rank * GROUP, len(distinct), world * GROUP)]
+        groups = [group for group in groups if any(keys[text] in absent for text in group)]
+        with progress(sum(map(len, groups)), "states of texts") as bar:
+            for group in groups:
+                self._keep([keys[text] for text in group], self._compute(group))
+                bar.advance(len(group))
+
+    def refresh(self) -> None:
+        """Sees what other processes have computed."""
+        if isinstance(self._kept, Store):
+            self._kept.refresh()
+
+    def get(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, d) for a left-padded batch (B, T); padding rows hold anything finite."""
+        if self._kept is None:
+            return self.lm.states_at(self.layer, ids, mask)
+        lengths = mask.sum(-1).tolist()
+        texts = [tuple(row[-n:]) for row, n in zip(ids.tolist(), lengths, strict=True)]
+        distinct = {text: _key(text) for text in texts}
+        rows = dict(zip(distinct, self._kept.read(list(distinct.values())), strict=True))
+        missing = [text for text, row in rows.items() if row is None]
+        if missing:  # damaged on disk, or not foreseen by `prepare`
+            fresh = self._compute(missing)
+            self._keep([distinct[text] for text in missing], fresh)
+            rows |= dict(zip(missing, fresh, strict=True))
+        width = ids.shape[1]
+        padded = [torch.nn.functional.pad(rows[t], (0, 0, width - len(t), 0)) for t in texts]  # type: ignore[arg-type]
+        return torch.stack(padded).to(ids.device)
+
+    def _keep(self, keys: Sequence[bytes], rows: Sequence[Tensor]) -> None:
+        assert self._kept is not None
+        new = set(self._kept.missing(keys))
+        chosen = [(key, row) for key, row in zip(keys, rows, strict=True) if key in new]
+        self._kept.append([key for key, _ in chosen], [row for _, row in chosen])
+
+    def _compute(self, texts: Sequence[Ids]) -> list[Tensor]:
+        """In one padded batch, kept in main memory: a GPU's is for what is being computed."""
+        device, width = self.lm.device, max(map(len, texts))
+        ids = torch.tensor([[0] * (width - len(text)) + list(text) for text in texts], device=device)
+        lengths = torch.tensor([len(text) for text in texts], device=device)
+        mask = (torch.arange(width, 0, -1, device=device)[None] <= lengths[:, None]).long()
+        states = self.lm.states_at(self.layer, ids, mask).cpu()
+        return [row[-len(text) :].clone() for row, text in zip(states, texts, strict=True)]
+
+    def _distinct(self, texts: Iterable[Ids]) -> list[Ids] | None:
+        """Each text once, short ones first; None if their states would fit nowhere."""
+        seen: set[Ids] = set()
+        room = max(self.budget, self.disk_budget if self.folder is not None else 0)
+        for text in texts:
+            if text not in seen:
+                seen.add(text)
+                room -= self._bytes([text])
+                if room < 0:
+                    return None
+        return sorted(seen, key=lambda text: (len(text), text))
+
+    def _bytes(self, texts: Iterable[Ids]) -> int:
+        return sum(map(len, texts)) * self.lm.hidden_size * self.lm.dtype.itemsize
+
+    def _description(self) -> dict[str, Any]:
+        """Everything that a row depends on beside its text."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in self.lm.model.state_dict().items():
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(memoryview(data))
+        return {
+            "kind": "states of texts", "version": VERSION, "lm": digest.hexdigest(), "layer": self.layer,
+            "config": json.loads(self.lm.config.to_json_string()), "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "shape": [-1, self.lm.hidden_size],
+        }  # fmt: skip
+
+
+def _key(text: Ids) -> bytes:
+    return hashlib.blake2b(repr(text).encode(), digest_size=16).digest()
