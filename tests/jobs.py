@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 import perceptune
 import support
-from perceptune import distributed, training
+from perceptune import distributed, features, feed, training
 from perceptune.errors import UserError
 from support import train_section
 
@@ -48,6 +48,8 @@ def prepare(folder: Path) -> None:
     support.save_data(folder / "data", rows=11)
     support.save_data(folder / "broken", rows=11)
     (folder / "broken/train4.png").write_bytes(b"not a picture")
+    support.save_data(folder / "many", rows=40)
+    (folder / "many/train30.png").write_bytes(b"not a picture")
     rows = [json.loads(line) for line in (folder / "data/train.jsonl").read_text().splitlines()]
     mixed = [{**row, "image": None} if i % 4 else row for i, row in enumerate(rows)]
     (folder / "data/mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
@@ -69,9 +71,45 @@ def train_all(folder: Path, world: distributed.World) -> dict[str, Any]:
     sharded = [
         sum(type(p).__name__ == "DTensor" for layer in t.model.lm.layers for p in layer.parameters()) for t in made
     ]
-    rows = [[[s.id for s, _ in picked] for step in range(4) for picked in t.feed._picked(step)] for t in made[:1]]
+    rows = [[[row[0].id for row in picked] for step in range(4) for picked in t.feed._picked(step)] for t in made[:1]]
     results = perceptune.evaluate(folder / "runs/odd", control=True)
     return {"methods": methods, "sharded": sharded, "rows": rows[0], "results": results}
+
+
+def caching(folder: Path, **cache: Any) -> dict[str, Any]:
+    """A training on forty pictures, one of them unreadable, each as two views."""
+    encoders = {"image": {"id": str(folder / "encoder"), "views": 2}}
+    section = train_section(steps=16, batch_size=5, max_bad_media=1, eps=1e-5)
+    given = support.recipe(folder / "lm", folder / "encoder", folder / "many/train.jsonl", train=section)
+    return {**given, "encoders": encoders, "cache": {"dir": str(folder / "cache"), **cache}}
+
+
+def cache(folder: Path, world: distributed.World) -> dict[str, Any]:
+    """Pictures that each process encoded, before the first step and afterwards, on disk and in memory."""
+    encoded, prepared = [0], list[int]()
+    encode, prepare = features.FeatureStore._encode, feed.Feed.prepare
+
+    def counted(self: features.FeatureStore, loaded: Any) -> Any:
+        encoded[0] += len(loaded)
+        return encode(self, loaded)
+
+    def noted(self: feed.Feed, standardized: int) -> None:
+        prepare(self, standardized)
+        prepared.append(encoded[0])
+
+    features.FeatureStore._encode, feed.Feed.prepare = counted, noted  # type: ignore[method-assign]
+    found: dict[str, Any] = {}
+    for mode in ("disk", "memory"):
+        encoded[0] = 0
+        perceptune.train(caching(folder, features=mode), folder / mode)
+        found[mode] = [prepared.pop(), encoded[0]]
+    strict = caching(folder, dir=str(folder / "empty"))
+    strict["train"]["max_bad_media"] = 0
+    try:
+        perceptune.train(strict, folder / "strict")
+    except UserError as error:
+        found["said"] = [type(error).__name__, str(error)]
+    return found
 
 
 def fail(folder: Path, world: distributed.World) -> dict[str, Any]:
@@ -94,7 +132,11 @@ def fail(folder: Path, world: distributed.World) -> dict[str, Any]:
     return {"said": said}
 
 
-JOBS: dict[str, Callable[[Path, distributed.World], dict[str, Any]]] = {"train_all": train_all, "fail": fail}
+JOBS: dict[str, Callable[[Path, distributed.World], dict[str, Any]]] = {
+    "train_all": train_all,
+    "cache": cache,
+    "fail": fail,
+}
 
 if __name__ == "__main__":
     job, place = sys.argv[1], Path(sys.argv[2])

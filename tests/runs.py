@@ -13,6 +13,7 @@ import perceptune
 import support
 from perceptune.checkpoint import METHOD
 from perceptune.runlog import read_log
+from perceptune.store import Store
 from perceptune.training import Trainer
 
 
@@ -49,3 +50,18 @@ def stop_after(given: dict[str, Any], run: Path, steps: int) -> None:
 
 def logged_steps(run: Path) -> int:
     return max((row.get("step", 0) for row in read_log(run)), default=0)
+
+
+def rows_of(folder: Path) -> dict[bytes, bytes]:
+    """Every row by key."""
+    kept = Store.open(folder)
+    assert kept.verify() == {}
+    keys = kept._index.sorted[0].tobytes()
+    every = [*{keys[i : i + 16] for i in range(0, len(keys), 16)}]
+    rows = kept.read(every)
+    return {key: row.numpy().tobytes() for key, row in zip(every, rows, strict=True) if row is not None}
+
+
+def features_folder(cache: Path) -> Path:
+    [folder] = [path.parent for path in cache.glob("*/meta.json") if path.parent.name != "hashes"]
+    return folder

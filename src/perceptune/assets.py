@@ -139,7 +139,7 @@ def _asset(name: str) -> Asset:
 def _obtain(asset: Asset, report: Report) -> None:
     root = cache_dir() / "assets"
     root.mkdir(parents=True, exist_ok=True)
-    with _lock(root / f".{asset.folder}.lock", lambda: report(asset, "wait for another process")) as alone:
+    with lock(root / f".{asset.folder}.lock", lambda: report(asset, "wait for another process")) as alone:
         if present(asset.name) is not None:  # made by the process we waited for
             return
         if alone:  # then a temporary folder of this asset has no living owner
@@ -236,8 +236,8 @@ def _check_space(asset: Asset, root: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(file: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
-    """Hold the lock of one asset; yields whether we are alone. The kernel frees it when a process dies."""
+def lock(file: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
+    """Hold the lock of one thing in the cache; yields whether we are alone. The kernel frees it when a process dies."""
     with file.open("a") as handle:
         try:
             import fcntl  # POSIX only

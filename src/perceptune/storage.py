@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import stat
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,7 +31,6 @@ _TAGS = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "la
 # Read ahead at once. At the usual 50 ms and 50 MB/s a request costs as much as 2.5 MB of data.
 _BLOCK = 4 * 2**20
 _MAX_NAMES = 20_000  # compared when a file is missing
-_ABANDONED = 3600.0  # seconds after which nobody writes to a half-made file any more
 
 
 def expand(pattern: str) -> list[str]:
@@ -97,41 +95,34 @@ def read(member: Member) -> bytes:
 def derived(source: str, version: str, chunks: Callable[[], Iterable[bytes]]) -> Path:
     """A file in the cache that holds `chunks`, made unless it was already made from this version of the source.
 
-    `source` names what it is made from and how. Raises `UserError` if it cannot be written.
+    `source` names what it is made from and how; `chunks` raises `UserError` where that cannot be read. Raises
+    `UserError` if the cache cannot be written.
     """
     name = _digest(source)
     folder = assets.cache_dir() / "index"
     path = folder / f"{name}-{_digest(version)}"
     if path.is_file():
         return path
-    made = iter(chunks())
-    temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
     with assets.clear_os_errors():
         folder.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("xb")
-    try:
-        with file:
-            for chunk in made:  # outside of the next line: errors of reading are not errors of the cache
-                with assets.clear_os_errors():
-                    file.write(chunk)
-            with assets.clear_os_errors():
-                file.flush()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _tidy(folder, name, path)
+        # Several processes of one training start at once: one reads, the others wait for it.
+        with assets.lock(folder / f".{name}.lock", lambda: None) as alone:
+            if not path.is_file():
+                if alone:  # then what is half-made or of an earlier version has no living maker
+                    for old in (*folder.glob(f".{name}.*.tmp"), *folder.glob(f"{name}-*")):
+                        old.unlink(missing_ok=True)
+                _write(path, folder / f".{name}.{uuid.uuid4().hex}.tmp", chunks())
     return path
 
 
-def _tidy(folder: Path, name: str, current: Path) -> None:
-    """Removes what was made from earlier versions, and what a killed process has left half-made."""
-    for old in folder.glob(f"{name}-*"):
-        if old != current:
-            old.unlink(missing_ok=True)
-    for half in folder.glob(f".{name}.*.tmp"):
-        with suppress(OSError):
-            if time.time() - half.stat().st_mtime > _ABANDONED:
-                half.unlink()
+def _write(path: Path, temporary: Path, chunks: Iterable[bytes]) -> None:
+    """A file that appears by one rename, whole."""
+    try:
+        with temporary.open("xb") as file:
+            file.writelines(chunks)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _braces(pattern: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ import torch
 import jobs
 import perceptune
 from perceptune.runlog import read_log
-from runs import logged_steps, tensors
+from runs import features_folder, logged_steps, rows_of, tensors
 
 TESTS = Path(jobs.__file__).parent
 LAUNCH = [
@@ -112,6 +112,25 @@ def require_dealt(first: list[list[str]], second: list[list[str]]) -> None:
     assert len(batches[0] | batches[1]) == 10
     assert len(set(dealt)) == 11
     assert max(dealt.count(sample) for sample in dealt) == 2
+
+
+def test_processes_share_the_work_of_the_cache_and_its_results(place: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(place, tmp_path / "together")
+    first, second = job("ddp", "cache", folder)
+    for prepared, encoded in (first["disk"], second["disk"]):
+        assert 0 < prepared == encoded, "nothing is encoded in a step"
+    views = first["disk"][0] + second["disk"][0]
+    assert views <= first["memory"][0] == second["memory"][0] == first["memory"][1]
+    assert "train30.png" in (folder / "disk/bad_media.jsonl").read_text()
+    assert [found["said"][0] for found in (first, second)] == ["UserError", "SaidElsewhereError"]
+    assert "train30.png: not an image" in first["said"][1]
+    assert not logged_steps(folder / "strict")
+    alone = shutil.copytree(place, tmp_path / "alone")
+    perceptune.train(jobs.caching(alone), alone / "disk")
+    require_same_course(alone / "disk", folder / "disk")
+    require_same_course(alone / "disk", folder / "memory")
+    kept = [sorted(rows_of(features_folder(one / "cache")).items()) for one in (alone, folder)]
+    assert kept[0] == kept[1], "the same bits"
 
 
 def test_an_error_of_one_process_ends_both_and_is_said_once(place: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from perceptune.feed import Feed
 from perceptune.media import MediaError, View, content, identity
 from perceptune.store import Store
 from perceptune.training import Trainer
+from runs import features_folder, rows_of
 
 LEVELS = [2, 3]
 
@@ -205,31 +206,26 @@ def slow(*given):
 type(encoder).forward = slow
 store = FeatureStore(encoder, [2, 3], "cls", CacheConfig(dir=Path(sys.argv[2])))
 print("ready", flush=True)
+sys.stdin.readline()
 store.ensure(sorted(Path(sys.argv[3]).glob("*.png")), rank=int(sys.argv[4]), world=int(sys.argv[5]))
 """
 
 
-def build(dwarfs: Path, cache: Path, pictures: Path, rank: int = 0, world: int = 1) -> subprocess.Popen[bytes]:
-    given = [str(dwarfs / "encoder"), str(cache), str(pictures), str(rank), str(world)]
-    child = subprocess.Popen([sys.executable, "-c", BUILD, *given], stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"ready\n"
-    return child
-
-
-def rows_of(folder: Path) -> dict[bytes, bytes]:
-    """Every row by key."""
-    kept = Store.open(folder)
-    assert kept.verify() == {}
-    keys = kept._index.sorted[0].tobytes()
-    every = [*{keys[i : i + 16] for i in range(0, len(keys), 16)}]
-    rows = kept.read(every)
-    return {key: row.numpy().tobytes() for key, row in zip(every, rows, strict=True) if row is not None}
-
-
-def features_folder(cache: Path) -> Path:
-    [folder] = [path.parent for path in cache.glob("*/meta.json") if path.parent.name != "hashes"]
-    return folder
+def build(dwarfs: Path, cache: Path, pictures: Path, *shares: tuple[int, int]) -> list[subprocess.Popen[bytes]]:
+    """Processes that have just begun to build, each its share (rank, world)."""
+    children = []
+    for rank, world in shares:
+        given = [str(dwarfs / "encoder"), str(cache), str(pictures), str(rank), str(world)]
+        command = [sys.executable, "-c", BUILD, *given]
+        children.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write(b"go\n")
+        child.stdin.flush()
+    return children
 
 
 def test_a_build_that_is_killed_again_and_again_gives_the_same_bits(
@@ -237,7 +233,7 @@ def test_a_build_that_is_killed_again_and_again_gives_the_same_bits(
 ) -> None:
     chance, held = random.Random(5), 0
     for _ in range(3):
-        child = build(dwarfs, tmp_path / "killed", pictures[0].parent)
+        [child] = build(dwarfs, tmp_path / "killed", pictures[0].parent, (0, 1))
         time.sleep(0.05 + chance.random() * 0.15)
         child.send_signal(signal.SIGKILL)
         child.communicate()
@@ -260,9 +256,8 @@ def test_two_processes_build_one_cache(
     dwarfs: Path, encoder: Encoder, pictures: list[Path], tmp_path: Path, share: bool
 ) -> None:
     """Each its share, or both everything at the same time."""
-    children = [
-        build(dwarfs, tmp_path / "both", pictures[0].parent, *((rank, 2) if share else (0, 1))) for rank in (0, 1)
-    ]
+    shares = ((0, 2), (1, 2)) if share else ((0, 1), (0, 1))
+    children = build(dwarfs, tmp_path / "both", pictures[0].parent, *shares)
     for child in children:
         child.communicate()
         assert child.returncode == 0
@@ -377,6 +372,7 @@ def test_training_sees_views_and_answers_see_the_plain_picture(
     seen = [batch.features["image"].values for batch in batches]
     rows = [[torch.allclose(row, one, atol=1e-4) for one in plain] for row in torch.cat(seen)]
     assert sum(map(any, rows)) < 6, "hardly a view is the whole picture"
+    assert 12 < len(torch.cat(seen).flatten(1).unique(dim=0)) <= 24, "two views of twelve pictures"
     assert again is not None
     assert torch.equal(again.features["image"].values, seen[3])
     run = tmp_path / "run"

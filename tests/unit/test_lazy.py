@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import time
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -148,22 +149,31 @@ def test_a_gzipped_file_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(gzip, "open", None)
         assert len(task(file).samples("train")) == 30
-    assert [path.read_bytes() for path in kept.iterdir()] == [rows]
+    assert [path.read_bytes() for path in kept.glob("[!.]*")] == [rows]
     file.write_bytes(gzip.compress(rows + rows.replace(b'"id": ', b'"id": 9')))
     assert len(task(file).samples("train")) == 60, "made anew from the changed file"
-    assert len([*kept.iterdir()]) == 1, "and the old one is gone"
+    assert len([*kept.glob("[!.]*")]) == 1, "and the old one is gone"
 
 
-def test_what_a_killed_process_left_is_removed_later(tmp_path: Path) -> None:
-    kept = storage.derived("a", "1", lambda: [b"x"])
-    name = kept.name.partition("-")[0]
-    old, new = (kept.with_name(f".{name}.{what}.tmp") for what in ("old", "new"))
-    old.touch()
-    new.touch()
-    os.utime(old, (0, 0))
-    storage.derived("a", "2", lambda: [b"y"])
-    assert not old.exists()
-    assert new.exists(), "another process may be writing it"
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    name = storage.derived("a", "1", lambda: [b"x"]).name.partition("-")[0]
+    half = tmp_path / "cache" / "index" / f".{name}.0.tmp"
+    half.touch()
+    assert storage.derived("a", "2", lambda: [b"y"]).read_bytes() == b"y"
+    assert not half.exists()
+
+
+def test_only_one_of_many_makes_a_file() -> None:
+    made = []
+
+    def chunks() -> list[bytes]:
+        time.sleep(0.05)
+        made.append(1)
+        return [b"x"]
+
+    with ThreadPoolExecutor(6) as pool:
+        paths = set(pool.map(lambda _: storage.derived("a", "1", chunks), range(6)))
+    assert len(paths) == len(made) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
