@@ -61,17 +61,19 @@ def test_accumulation_equals_one_large_batch(dwarfs: Path, tmp_path: Path) -> No
     assert all(torch.allclose(large[name], small[name], atol=1e-5) for name in large)
 
 
-def test_nothing_is_prepared_past_the_last_step(dwarfs: Path, tmp_path: Path) -> None:
-    original, prepared = Feed._prepare, []
+@pytest.mark.parametrize("ahead", [True, None])
+def test_nothing_is_prepared_past_the_last_step(dwarfs: Path, tmp_path: Path, ahead: bool | None) -> None:
+    original, prepared = Feed._made, []
 
     def prepare(self: Feed, step: int) -> Any:
         prepared.append((step, threading.current_thread() is threading.main_thread()))
         return original(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Feed, "_prepare", prepare)
-        perceptune.train(recipe(dwarfs), tmp_path / "run")
-    assert prepared == [(0, True), *((step, False) for step in range(1, 6))]
+        patch.setattr(Feed, "_made", prepare)
+        perceptune.train(recipe(dwarfs, train=train_section(prefetch=ahead)), tmp_path / "run")
+    in_step = ahead is None  # on a CPU nothing is prepared in the background unless asked for
+    assert prepared == [(0, True), *((step, in_step) for step in range(1, 6))]
 
 
 def test_the_fast_path_equals_the_plain_path(dwarfs: Path) -> None:
