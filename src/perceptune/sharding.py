@@ -50,7 +50,7 @@ class Sharding:
         fully_shard(lm.model, ignored_params=whole, **options)
         lm.layers[first_layer].register_forward_pre_hook(_with_gradient(), with_kwargs=True)
         lm.bare_head = False  # the head's weight is whole inside the LM's forward pass only
-        # Blocks that hand on views, and are left early, confuse FSDP's hooks: it gathered in another order then.
+        # Our generation loop ends with its own rows, which would leave the other processes waiting inside the LM.
         lm.no_split = "its weights are spread over several processes (FSDP)"
 
 
