@@ -145,3 +145,4 @@ if __name__ == "__main__":
     if shared.main:
         (place / f"{job}.json").write_text(json.dumps(found))
     distributed.leave()
+    distributed.end_at_once(0)

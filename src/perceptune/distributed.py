@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -163,10 +164,22 @@ class World:
         return model
 
 
-def leave() -> None:
-    """Ends the talk with the other processes in good order; without it one that exits late may be torn down."""
-    if dist.is_initialized():
+def leave() -> bool:
+    """Ends the talk with the other processes in good order; without it one that exits late may be torn down.
+
+    Returns whether there was one. The process should then end by `end_at_once`.
+    """
+    talked = dist.is_initialized()
+    if talked:
         dist.destroy_process_group()
+    return talked
+
+
+def end_at_once(code: int) -> NoReturn:
+    """Exits without tearing libraries down, during which one in ten sharded processes on CPUs was aborted."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _require_supported(accelerator: Any) -> None:

@@ -124,7 +124,11 @@ def _integers(text: str) -> list[int]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
-    sys.exit(run(arguments))
+    code = run(arguments)
+    together = sys.modules.get("perceptune.distributed")
+    if together is not None and "WORLD_SIZE" in os.environ:  # one of several processes
+        together.end_at_once(code)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
