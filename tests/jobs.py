@@ -113,7 +113,7 @@ def cache(folder: Path, world: distributed.World) -> dict[str, Any]:
 
 
 def fail(folder: Path, world: distributed.World) -> dict[str, Any]:
-    """The second process alone cannot build its model; then it alone runs out of memory in a step."""
+    """The second process alone cannot build its model; then it alone fails in a step; then both do."""
     said = []
     for name in ("build", "_backward"):
         where: Any = training if name == "build" else training.Trainer
@@ -129,6 +129,11 @@ def fail(folder: Path, world: distributed.World) -> dict[str, Any]:
         except UserError as error:
             said.append([type(error).__name__, str(error)])
         setattr(where, name, original)
+    training.Trainer._backward = lambda *_: (float("nan"), 1, 1)  # type: ignore[method-assign]
+    try:
+        perceptune.train(recipes(folder)["odd"], folder / "not a number")
+    except UserError as error:
+        said.append([type(error).__name__, str(error)])
     return {"said": said}
 
 

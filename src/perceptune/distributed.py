@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from perceptune.errors import SaidElsewhereError, UserError
 from perceptune.model import AdaptedModel
-from perceptune.sharding import Sharding, requested_sharding
+from perceptune.sharding import Sharding, requested_sharding, require_known_version
 
 T = TypeVar("T")
 # How long one process may wait for the others: longer than the main process needs to write or to score.
@@ -38,12 +38,13 @@ class World:
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         self.rank = int(os.environ.get("RANK", "0"))
         with self.alike():
+            require_known_version()
             try:
                 accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
             except ValueError as error:
                 raise UserError(f"accelerate: {error}") from error
+            _require_supported(accelerator)  # before its idea of our rank is taken over
             self.rank, self.size = accelerator.process_index, accelerator.num_processes
-            _require_supported(accelerator)
             self.device = torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
             self.sharding: Sharding | None = requested_sharding(accelerator)
 
@@ -125,8 +126,8 @@ class World:
         except RuntimeError as error:
             if self.size == 1 or not any(sign in str(error) for sign in LOST):
                 raise
-            raise UserError("another process has ended or hangs; its own message, if it had time for one, says why") \
-                from error  # fmt: skip
+            said = "another process has ended or hangs; its own message, if it had time for one, says why"
+            raise (UserError if self.main else SaidElsewhereError)(said) from error
 
     def reduce(self, parameters: Sequence[nn.Parameter], counts: Sequence[float]) -> list[float]:
         """Sums gradients (in place) and counts over all processes, in one all-reduce.

@@ -54,13 +54,23 @@ class Sharding:
         lm.no_split = "its weights are spread over several processes (FSDP)"
 
 
+def _wanted() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def require_known_version() -> None:
+    """Raises `UserError` for FSDP version 1, over which Accelerate itself stumbles on CPUs."""
+    if _wanted() and int(os.environ.get("FSDP_VERSION", "1")) != 2:
+        raise UserError("accelerate: FSDP version 1 is not supported: set `fsdp_version: 2`")
+
+
 def requested_sharding(accelerator: Any) -> Sharding | None:
     """Accelerate's FSDP settings, if FSDP was asked for. Raises `UserError` for those that do not fit frozen weights.
 
     They are read from the environment, where `accelerate launch` puts them: on CPUs Accelerate itself passes them over.
     """
     precision = str(accelerator.mixed_precision)
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+    if not _wanted():
         if precision != "no":
             raise UserError(f"accelerate: `mixed_precision: {precision}`: set it to `no` and choose `train.precision`")
         return None
@@ -69,8 +79,6 @@ def requested_sharding(accelerator: Any) -> Sharding | None:
 
     if not dist.is_initialized():
         return None  # not launched: one process has nobody to share with
-    if int(os.environ.get("FSDP_VERSION", "1")) != 2:
-        raise UserError("accelerate: FSDP version 1 is not supported: set `fsdp_version: 2`")
     try:
         plugin = FullyShardedDataParallelPlugin()
     except ValueError as error:
