@@ -210,12 +210,18 @@ class FrozenLM(nn.Module):
         self, layer: int, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots] = (), *,
         record: Record | None = None,
     ) -> Tensor:  # fmt: skip
-        """States (B, T, d) of the text as they enter `layer`; the layers from there on are not run."""
+        """States (B, T, d) of the text as they enter `layer`; the layers from there on are not run.
+
+        With `record` by split execution, without it as `forward` runs.
+        """
         self._stop_at = layer
         try:
-            self.split(input_ids, attention_mask, slots, record=record)
+            if record is None:
+                self(input_ids, attention_mask, slots)
+            else:
+                self.split(input_ids, attention_mask, slots, record=record)
         except _ReachedLayerError as reached:
-            return reached.states
+            return reached.states[:, -input_ids.shape[1] :]  # the plain path's have the slots before them
         finally:
             self._stop_at = None
         raise RuntimeError(f"layer {layer} was never reached")

@@ -237,7 +237,8 @@ def test_every_family_is_split_and_its_head_is_used_as_it_is(family: str) -> Non
 
 def test_an_lm_that_cannot_be_split_says_so_and_runs_the_plain_path() -> None:
     r = row("epalm", "llama")
-    before = r.logits()
+    before, seen = r.logits(), r.mask.bool()
+    below = [r.lm.states_at(2, r.ids, r.mask, slots)[seen] for slots in ([], r.plan())]
     for layer in r.lm.layers:  # an attention that never asks for a cache
         forward = layer.self_attn.forward
         layer.self_attn.forward = lambda *a, past_key_values=None, forward=forward, **k: forward(*a, **k)
@@ -245,6 +246,8 @@ def test_an_lm_that_cannot_be_split_says_so_and_runs_the_plain_path() -> None:
     assert r.lm.no_split is not None
     assert "keys and values" in r.lm.no_split
     assert torch.allclose(r.logits(), before, atol=1e-5)
+    for slots, states in zip(([], r.plan()), below, strict=True):
+        assert torch.allclose(r.lm.states_at(2, r.ids, r.mask, slots)[seen], states, atol=1e-5)
     assert r.lm.generate(r.ids, r.mask, r.plan(), Decoding(1), eos=2, pad=0)
 
 
