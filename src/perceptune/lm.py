@@ -23,7 +23,7 @@ from perceptune.errors import UserError
 from perceptune.head import frozen_head_loss
 from perceptune.norms import lighten
 from perceptune.packed import pack
-from perceptune.splice import Splice, mask_position, replace_inputs, with_slots
+from perceptune.splice import MASK, Splice, argument_names, replace_inputs, with_slots
 from perceptune.split import Record, Split
 from perceptune.types import Decoding, Slots
 
@@ -63,6 +63,7 @@ class FrozenLM(nn.Module):
         self._keep: Tensor | None = None
         self._stop_at: int | None = None
         self._blocks_give_tuples = False  # found out by the first forward
+        self._argument_names: list[list[str]] = []  # of each block
         self._install_hooks()
 
     @property
@@ -178,7 +179,8 @@ class FrozenLM(nn.Module):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 split.around = partial(checkpointed_layer, split.groups)  # type: ignore[method-assign]
             for index, layer in enumerate(self.layers):
-                stack.enter_context(replaced_forward([layer], partial(split.block, index)))
+                replace = partial(split.block, index, self._argument_names[index])
+                stack.enter_context(replaced_forward([layer], replace))
             logits: Tensor = self.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=split.past, use_cache=True
             ).logits
@@ -264,13 +266,14 @@ class FrozenLM(nn.Module):
         head.register_forward_pre_hook(self._before_head)
         self.layers[0].register_forward_hook(self._after_first_layer)
         for index, layer in enumerate(self.layers):
-            position = mask_position(layer)
-            if position is None:
+            names = argument_names(layer)
+            if MASK not in names:
                 raise UserError(
                     f"{type(self.model).__name__} cannot be spliced: "
                     f"`{self.layers_path}.{index}` takes no attention mask"
                 )
-            layer.register_forward_pre_hook(self._layer_hook(index, position), with_kwargs=True)
+            self._argument_names.append(names)
+            layer.register_forward_pre_hook(self._layer_hook(index, names.index(MASK)), with_kwargs=True)
 
     def _layer_hook(self, index: int, position: int) -> Callable[..., Any]:
         def before_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

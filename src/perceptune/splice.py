@@ -114,10 +114,10 @@ class Splice:
         return torch.where(rows, torch.zeros_like(rest).masked_fill(~text, lowest), rest)
 
 
-def mask_position(layer: nn.Module) -> int | None:
-    """Index of the mask among a decoder layer's positional arguments, or None if the layer takes no mask."""
-    names = list(inspect.signature(layer.forward).parameters)
-    return names.index(MASK) if MASK in names else None
+def argument_names(layer: nn.Module) -> list[str]:
+    """Names of the arguments that a decoder layer takes by position, in their order."""
+    parameters = inspect.signature(layer.forward).parameters
+    return [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
 def replace_inputs(

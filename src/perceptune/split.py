@@ -10,7 +10,6 @@ through everything.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -58,12 +57,11 @@ class Split:
         """Number of slot columns."""
         return sum(group.slots.width for group in self.groups)
 
-    def block(self, index: int, forward: Forward) -> Forward:
-        """What block `index` does in this pass instead of its own `forward`."""
-        names = _parameter_names(forward)
+    def block(self, index: int, names: Sequence[str], forward: Forward) -> Forward:
+        """What block `index` does in this pass instead of its own `forward`, whose arguments have these names."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            given = dict(zip(names, args, strict=False)) | kwargs
+            given = dict(zip(names[: len(args)], args, strict=True)) | kwargs
             text: Tensor = given.pop(HIDDEN)
             if index == 0:
                 text = text[:, self.width :]
@@ -213,10 +211,6 @@ def _last(
     own = block.keys_and_values(text, start)
     out, _ = block.full(text[:, first:end], mask[..., first:end, :], start + first, [*left, own], only_left=True)
     return out, own
-
-
-def _parameter_names(forward: Forward) -> list[str]:
-    return [name for name, p in inspect.signature(forward).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
 def _cut(value: Any, columns: int, wanted: slice, rows: int) -> Any:
