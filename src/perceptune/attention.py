@@ -43,17 +43,18 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: flo
     q = query.reshape(batch * shared, group * length, size)
     k = key.reshape(batch * shared, columns, size)
     v = value.reshape(batch * shared, columns, value.shape[-1])
-    bias = _additive(mask, query.dtype)  # (B, 1, Q, K)
+    bias = additive(mask, query.dtype)  # (B, 1, Q, K)
     bias = bias[:, :, None].expand(batch, shared, group, length, columns).reshape(batch * shared, -1, columns)
     weights = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale).softmax(-1)
     mixed = torch.bmm(weights, v).view(batch, heads, length, -1)
     return mixed.transpose(1, 2).contiguous()
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask (True = seen) as what is added to the scores; one that is that already stays as it is."""
     if mask.dtype != torch.bool:
         return mask
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def register() -> None:

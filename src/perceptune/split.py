@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from perceptune.attention import additive
 from perceptune.keyvalues import CapturedError, KeyValues, Pair
 from perceptune.splice import MASK
 from perceptune.types import Slots
@@ -35,6 +36,14 @@ class Group:
     start: int  # first column
     present: Tensor | None  # (B,) bool; None = all rows
     hidden: Tensor | None = None  # (1 or B, n, d) as it leaves the last block it was run through
+
+    def entering(self, index: int, dtype: torch.dtype) -> Tensor:
+        """(1 or B, n, d) as the columns enter block `index`."""
+        states = self.slots.states.get(index)
+        if states is not None:
+            return states.to(dtype)
+        assert self.hidden is not None
+        return self.hidden
 
 
 class Split:
@@ -79,17 +88,13 @@ class Split:
     def _layer(self, index: int, forward: Forward, given: dict[str, Any], text: Tensor) -> Tensor:
         """All columns through one block: each sees the keys and values of those to its left."""
         block = _Block(forward, self.past, given, self.width + text.shape[1])
-        left: list[Pair] = []
-        joint = self._joint(index, text)
-        for group in self.groups:
-            if group.slots.entry <= index and group is not joint:
-                left.append(self._slots_through(index, block, group, left, text.dtype))
+        left, joint = self._open_slots(index, block, text)
         if self.text_states is not None and index < self.text_states[0]:
             self._tell(index, left)
             return text
         mask = self._text_mask(given[MASK], left, text)
         if joint is not None:
-            out, own = self._together(index, block, joint, text, mask, left)
+            out, own = self._together(block, joint, text, mask, left)
         elif index < self.n_layers - 1:
             out, own = block.full(text, mask, self.width, left)
         else:
@@ -100,33 +105,35 @@ class Split:
         self._tell(index, [*left, own])
         return out
 
-    def _joint(self, index: int, text: Tensor) -> Group | None:
-        """The group next to the text, if it goes through this block whole and row by row, as the text does."""
-        if not self.groups or (self.text_states is not None and index < self.text_states[0]):
-            return None
-        group, before = self.groups[-1], self.groups[:-1]
-        if group.slots.entry > index or group.present is not None or self._is_left_early(index, group):
-            return None
-        held = group.slots.states.get(index, group.hidden)
-        rows = [1 if held is None else held.shape[0]]
-        for other in before:
-            if other.slots.entry <= index:
-                states = other.slots.states.get(index, other.hidden)
-                rows.append(1 if states is None else states.shape[0])
-        return group if max(rows) == text.shape[0] > 1 else None
+    def _open_slots(self, index: int, block: _Block, text: Tensor) -> tuple[list[Pair], Tensor | None]:
+        """Keys and values of the open groups; the states (B, n, d) of one that is to go through with the text."""
+        left: list[Pair] = []
+        rows = 1  # 1 as long as the columns so far are the same for the whole batch
+        for group in self.groups:
+            if group.slots.entry > index:
+                continue
+            hidden = group.entering(index, text.dtype)
+            rows = max(rows, hidden.shape[0])
+            if rows == text.shape[0] > 1 and self._is_joint(index, group):
+                return left, hidden.expand(rows, -1, -1)
+            left.append(self._slots_through(index, block, group, hidden, rows, left))
+        return left, None
+
+    def _is_joint(self, index: int, group: Group) -> bool:
+        """Whether this open group is the one next to the text and goes through this block whole, as the text does."""
+        if self.text_states is not None and index < self.text_states[0]:
+            return False
+        return group is self.groups[-1] and group.present is None and not self._is_left_early(index, group)
 
     def _is_left_early(self, index: int, group: Group) -> bool:
         """Whether nobody needs more of the group in this block than keys and values."""
         return index + 1 == self.n_layers or index + 1 in group.slots.states
 
     def _together(
-        self, index: int, block: _Block, group: Group, text: Tensor, mask: Tensor, left: Sequence[Pair]
+        self, block: _Block, hidden: Tensor, text: Tensor, mask: Tensor, left: Sequence[Pair]
     ) -> tuple[Tensor, Pair]:
-        """A group and the text in one call: fewer, larger products."""
-        states = group.slots.states.get(index)
-        hidden = group.hidden if states is None else states.to(text.dtype)
-        assert hidden is not None
-        hidden = hidden.expand(text.shape[0], -1, -1)
+        """The last group and the text in one call: fewer, larger products."""
+        group = self.groups[-1]
         out, own = block.full(torch.cat([hidden, text], 1), self._joint_mask(hidden, mask, left), group.start, left)
         group.hidden = out[:, : hidden.shape[1]]
         return out[:, hidden.shape[1] :], own
@@ -137,10 +144,8 @@ class Split:
         if key not in self._masks:
             seen, n, length = sum(pair.width for pair in left), hidden.shape[1], mask.shape[-2]
             shut = torch.zeros(hidden.shape[0], 1, n, length, dtype=torch.bool, device=mask.device)
-            shut = shut if mask.dtype == torch.bool else _additive(shut, mask.dtype)
-            above = torch.cat([_slot_mask(left, hidden, mask), shut], -1)
-            open_ = torch.ones(hidden.shape[0], 1, length, n, dtype=torch.bool, device=mask.device)
-            open_ = open_ if mask.dtype == torch.bool else _additive(open_, mask.dtype)
+            above = torch.cat([_slot_mask(left, hidden, mask), _like(mask, shut)], -1)
+            open_ = _like(mask, torch.ones(hidden.shape[0], 1, length, n, dtype=torch.bool, device=mask.device))
             self._masks[key] = torch.cat([above, torch.cat([mask[..., :seen], open_, mask[..., seen:]], -1)], -2)
         return self._masks[key]
 
@@ -148,15 +153,13 @@ class Split:
         if self.record is not None:
             self.record(index, pairs)
 
-    def _slots_through(self, index: int, block: _Block, group: Group, left: Sequence[Pair], dtype: torch.dtype) -> Pair:
+    def _slots_through(
+        self, index: int, block: _Block, group: Group, hidden: Tensor, rows: int, left: Sequence[Pair]
+    ) -> Pair:
         """Keys and values of a group's columns in this block; its output too, where the next block needs it."""
-        states = group.slots.states.get(index)
-        hidden = group.hidden if states is None else states.to(dtype)
-        assert hidden is not None
         if self._is_left_early(index, group):
             own = block.keys_and_values(hidden, group.start)
         else:
-            rows = max([hidden.shape[0], *(pair.keys.shape[0] for pair in left)])
             hidden = hidden.expand(rows, -1, -1)
             group.hidden, own = block.full(hidden, _slot_mask(left, hidden, block.given[MASK]), group.start, left)
         return Pair(own.keys, own.values, group.present)
@@ -167,7 +170,8 @@ class Split:
         if key not in self._masks:
             rows, length = text.shape[:2]
             own = _causal(length, text.device) if mask is None else mask[..., self.width :, self.width :]
-            self._masks[key] = _beside(_seen(left, rows, length, text.device), own.expand(rows, 1, -1, -1))
+            seen = _like(own, _seen(left, rows, length, text.device))
+            self._masks[key] = torch.cat([seen, own.expand(rows, 1, -1, -1)], -1)
         return self._masks[key]
 
 
@@ -227,9 +231,7 @@ def _slot_mask(left: Sequence[Pair], hidden: Tensor, like: Tensor | None) -> Ten
     """Slots see those before them and themselves."""
     rows, n = hidden.shape[:2]
     own = _causal(n, hidden.device).expand(rows, 1, -1, -1)
-    if like is not None and like.dtype != torch.bool:
-        own = _additive(own, like.dtype)
-    return _beside(_seen(left, rows, n, hidden.device), own)
+    return _like(like, torch.cat([_seen(left, rows, n, hidden.device), own], -1))
 
 
 def _causal(n: int, device: torch.device) -> Tensor:
@@ -247,10 +249,6 @@ def _seen(left: Sequence[Pair], rows: int, queries: int, device: torch.device) -
     return torch.cat(parts, dim=-1) if parts else torch.ones(rows, 1, queries, 0, dtype=torch.bool, device=device)
 
 
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
-
-
-def _beside(visible: Tensor, own: Tensor) -> Tensor:
-    """Two masks side by side, in the second one's terms."""
-    return torch.cat([visible if own.dtype == torch.bool else _additive(visible, own.dtype), own], dim=-1)
+def _like(mask: Tensor | None, visible: Tensor) -> Tensor:
+    """`visible` (True = seen) in the terms of another mask."""
+    return visible if mask is None or mask.dtype == torch.bool else additive(visible, mask.dtype)
