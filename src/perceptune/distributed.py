@@ -143,7 +143,7 @@ class World:
         dist.all_reduce(flat)
         tail: list[float] = flat[-len(given) - len(counts) :].tolist()
         start = 0
-        for parameter, present in zip(parameters, tail, strict=False):
+        for parameter, present in zip(parameters, tail[: len(given)], strict=True):
             end = start + parameter.numel()
             parameter.grad = flat[start:end].view_as(parameter) if present else None
             start = end

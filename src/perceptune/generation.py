@@ -145,8 +145,9 @@ def _prefill(lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], ro
         below = (shared, states[index])
 
     def record(layer: int, pairs: Sequence[Pair]) -> None:
-        starts = _starts(slots, layer, width)
-        for start, pair in zip(starts, pairs, strict=False):  # below `shared` the text's own pair is there already
+        # Below `shared` the text's own pair is there already; elsewhere its pair may be that of the last group, too.
+        starts = _starts(slots, layer, width)[: len(pairs)]
+        for start, pair in zip(starts, pairs, strict=True):
             cache.put(layer, start, pair)
 
     logits = lm.split(ids, mask, slots, text_states=below, record=record, last_only=True)

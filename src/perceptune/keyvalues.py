@@ -72,6 +72,3 @@ class KeyValues(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return query_length, 0
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return 0
