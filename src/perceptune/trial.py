@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from perceptune.errors import UserError
 from perceptune.types import Slots
@@ -22,29 +22,24 @@ def check(lm: FrozenLM) -> None:
     """
     ids = torch.zeros(1, 2, dtype=torch.long, device=lm.device)
     mask = torch.ones_like(ids)
+    both = torch.ones_like(mask, dtype=torch.bool)
     middle = lm.n_layers // 2
     states = torch.ones(1, 1, lm.hidden_size, device=lm.device)
     slot = Slots("check", middle, {middle: states}, torch.ones(1, dtype=torch.bool))
     name = type(lm.model).__name__
     try:
-        plain = lm(ids, mask, [slot], plain=True)
+        plain = lm(ids, mask, [slot], keep=both, plain=True)  # (2, vocab)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{name} cannot be spliced: {error}") from error
-    lm.bare_head = _head_is_bare(lm, ids, mask)
+    head = lm.model.get_output_embeddings()
+    lm.bare_head = False  # some LMs scale or cap their logits after the head (Gemma 2, Cohere, Granite)
+    if type(head) is nn.Linear:
+        bare = head(lm.states_before_head(ids, mask, [slot], keep=both, plain=True))
+        lm.bare_head = torch.allclose(bare, plain, rtol=1e-3, atol=1e-3)
     try:
-        difference = (lm(ids, mask, [slot]) - plain).abs().max() / plain.abs().max()
+        difference = (lm(ids, mask, [slot], keep=both) - plain).abs().max() / plain.abs().max()
     except (RuntimeError, TypeError, AttributeError, KeyError, ValueError) as error:
         lm.no_split = f"{name} gives its attention no keys and values from outside ({error})"
         return
     if not difference < (0.1 if lm.dtype == torch.bfloat16 else 1e-3):
         lm.no_split = f"{name} computes something else when split (off by {difference:.1e})"
-
-
-def _head_is_bare(lm: FrozenLM, ids: Tensor, mask: Tensor) -> bool:
-    """Some LMs scale or cap their logits after the head (Gemma 2, Cohere, Granite)."""
-    head = lm.model.get_output_embeddings()
-    if type(head) is not nn.Linear:
-        return False
-    kept = torch.ones_like(mask, dtype=torch.bool)
-    bare = head(lm.states_before_head(ids, mask, keep=kept, plain=True))
-    return torch.allclose(bare, lm(ids, mask, keep=kept, plain=True), rtol=1e-3, atol=1e-3)
