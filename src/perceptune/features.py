@@ -6,7 +6,6 @@ was killed and begun again gives the bits of one that was not.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import time
@@ -21,11 +20,11 @@ from torch import Tensor
 from perceptune.assets import cache_dir
 from perceptune.config import CacheConfig, Recipe
 from perceptune.encoders.base import Encoder
-from perceptune.loading import Loaded, Loader, Seen, ahead, digest_of
+from perceptune.loading import Loaded, Loader, Seen, ahead
 from perceptune.media import VIEW, MediaError, identity
 from perceptune.methods.base import Method
 from perceptune.runlog import progress
-from perceptune.store import DTYPES, Store
+from perceptune.store import DTYPES, Store, digest_of, folder_for
 from perceptune.types import Medium
 
 Key = TypeVar("Key", bound=Hashable)
@@ -147,8 +146,7 @@ class FeatureStore:
     @cached_property
     def folder(self) -> Path:
         """Where rows that are kept on disk lie."""
-        digest = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
-        return cache_folder(self.cache.dir) / digest[:32]
+        return folder_for(cache_folder(self.cache.dir), self.description)
 
     @cached_property
     def _kept(self) -> Store | Memory[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from perceptune.encoders.base import Encoder
 from perceptune.media import MediaError, View, content, identity, label
+from perceptune.store import digest_of
 from perceptune.types import Medium
 
 AHEAD = 2  # groups that are decoded while one is encoded
@@ -38,14 +38,6 @@ class Loaded:
     data: bytes = b""
     pixels: Tensor | None = None  # None: broken, or not needed
     error: MediaError | None = None
-
-
-def digest_of(*parts: bytes) -> bytes:
-    """16 bytes: blake2b."""
-    state = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        state.update(part)
-    return state.digest()
 
 
 class Loader:

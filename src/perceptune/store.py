@@ -6,6 +6,7 @@ memory maps whose pages are given back, so that neither the index (36 bytes a ro
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -239,6 +240,19 @@ class Store:
             temporary.replace(path)
         except OSError as error:
             raise refused(path, error) from error
+
+
+def digest_of(*parts: bytes | memoryview) -> bytes:
+    """A key's 16 bytes: blake2b of the parts, one after the other."""
+    state = hashlib.blake2b(digest_size=KEY_BYTES)
+    for part in parts:
+        state.update(part)
+    return state.digest()
+
+
+def folder_for(root: Path, description: Mapping[str, Any]) -> Path:
+    """Where rows of a kind lie in a cache: in a folder named after what they are (`Store`'s `meta`)."""
+    return root / hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ than the uninterrupted one did: kept in memory if all fit, else on disk, else co
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from perceptune.features import Memory
 from perceptune.lm import FrozenLM
 from perceptune.runlog import progress
-from perceptune.store import Store
+from perceptune.store import Store, digest_of, folder_for
 
 Ids = tuple[int, ...]
 GROUP = 16  # texts computed together
@@ -60,8 +59,7 @@ class TextStates:
         else:
             assert self.folder is not None
             description = self._description()
-            digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-            self._kept = Store(self.folder / digest[:32], description)
+            self._kept = Store(folder_for(self.folder, description), description)
         keys = {text: _key(text) for text in distinct}
         absent = set(self._kept.missing(list(keys.values())))  # type: ignore[union-attr]
         groups = [distinct[start : start + GROUP] for start in range(rank * GROUP, len(distinct), world * GROUP)]
@@ -125,17 +123,18 @@ class TextStates:
 
     def _description(self) -> dict[str, Any]:
         """Everything that a row depends on beside its text."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in self.lm.model.state_dict().items():
-            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(memoryview(data))
+        weights = [_weight_digest(name, tensor) for name, tensor in self.lm.model.state_dict().items()]
         return {
-            "kind": "states of texts", "version": VERSION, "lm": digest.hexdigest(), "layer": self.layer,
+            "kind": "states of texts", "version": VERSION, "lm": digest_of(*weights).hex(), "layer": self.layer,
             "config": json.loads(self.lm.config.to_json_string()), "dtype": str(self.lm.dtype).removeprefix("torch."),
             "shape": [-1, self.lm.hidden_size],
         }  # fmt: skip
 
 
 def _key(text: Ids) -> bytes:
-    return hashlib.blake2b(repr(text).encode(), digest_size=16).digest()
+    return digest_of(repr(text).encode())
+
+
+def _weight_digest(name: str, tensor: Tensor) -> bytes:
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return digest_of(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +14,7 @@ from perceptune.bench.compare import METHODS, Comparison, mean_loss
 from perceptune.bench.measure import Contender, measure, peak_memory_mb, training_step
 from perceptune.bench.shapes import Models, Setting
 from perceptune.model import AdaptedModel
-from perceptune.shards import KEY_BYTES
-from perceptune.store import Store
+from perceptune.store import Store, digest_of
 from perceptune.types import Features
 
 WRITTEN = 1000  # rows at a time
@@ -39,7 +37,7 @@ class Cached:
 
 
 def _key(number: int) -> bytes:
-    return hashlib.blake2b(number.to_bytes(8, "little"), digest_size=KEY_BYTES).digest()
+    return digest_of(number.to_bytes(8, "little"))
 
 
 def data_size_row(shapes: str, setting: Setting, size: int, rounds: int) -> dict[str, Any]:
