@@ -74,12 +74,8 @@ class TextFormat:
 
     def pad_left(self, rows: Sequence[Sequence[int]], supervised: Sequence[int] | None = None) -> Tokens:
         """Rows padded on the left to the longest; the last `supervised[i]` tokens of row i are to be predicted."""
-        length = max(len(row) for row in rows)
-        ids = torch.tensor([[self.pad] * (length - len(row)) + list(row) for row in rows])
-        from_right = torch.arange(length, 0, -1)[None]
-        mask = (from_right <= torch.tensor([len(row) for row in rows])[:, None]).long()
-        wanted = torch.tensor(list(supervised or [0] * len(rows)))[:, None]
-        return Tokens(ids, mask, from_right <= wanted)
+        ids, mask = pad_left(rows, self.pad)
+        return Tokens(ids, mask, last_columns(ids.shape[1], supervised or [0] * len(rows)))
 
     def _plain(self, text: str) -> list[int]:
         return list(self._encoded(text))
@@ -111,6 +107,18 @@ class TextFormat:
                 f"{vocabulary} rows; put the separator into `text.template` instead"
             )
         return [token]
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask (B, T) of rows padded on the left to the longest."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows])
+    return ids, last_columns(length, [len(row) for row in rows]).long()
+
+
+def last_columns(length: int, numbers: Sequence[int]) -> Tensor:
+    """(B, length) bool: in row i the last `numbers[i]` columns."""
+    return torch.arange(length, 0, -1)[None] <= torch.tensor(numbers)[:, None]
 
 
 def _required(token: int | None, name: str, why: str) -> int:

@@ -19,6 +19,7 @@ from perceptune.features import Memory
 from perceptune.lm import FrozenLM
 from perceptune.runlog import progress
 from perceptune.store import Store, digest_of, folder_for
+from perceptune.text import pad_left
 
 Ids = tuple[int, ...]
 GROUP = 16  # texts computed together
@@ -99,10 +100,7 @@ class TextStates:
 
     def _compute(self, texts: Sequence[Ids]) -> list[Tensor]:
         """In one padded batch, kept in main memory: a GPU's is for what is being computed."""
-        device, width = self.lm.device, max(map(len, texts))
-        ids = torch.tensor([[0] * (width - len(text)) + list(text) for text in texts], device=device)
-        lengths = torch.tensor([len(text) for text in texts], device=device)
-        mask = (torch.arange(width, 0, -1, device=device)[None] <= lengths[:, None]).long()
+        ids, mask = (tensor.to(self.lm.device) for tensor in pad_left(texts, 0))
         states = self.lm.states_at(self.layer, ids, mask).cpu()
         return [row[-len(text) :].clone() for row, text in zip(states, texts, strict=True)]
 

@@ -20,7 +20,7 @@ from perceptune.media import image_transform
 from perceptune.methods.base import Method
 from perceptune.model import AdaptedModel
 from perceptune.plugins import leaf
-from perceptune.text import Tokens
+from perceptune.text import Tokens, last_columns
 from perceptune.types import Features
 
 PUBLISHED = {
@@ -206,5 +206,5 @@ def random_texts(setting: Setting, vocabulary: int, *, seed: int, ragged: bool =
     if ragged:
         lengths = torch.randint(setting.text // 2, setting.text + 1, shape[:1], generator=generator)
         lengths[0] = setting.text
-        mask = (torch.arange(setting.text, 0, -1)[None] <= lengths[:, None]).long()
+        mask = last_columns(setting.text, lengths.tolist()).long()
     return Tokens(ids, mask, supervised)
