@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -27,8 +26,6 @@ from perceptune.tasks.base import Task
 from perceptune.types import Medium, Sample
 
 Picked = list[tuple[Sample, str, int]]  # samples, each with its target and the draw of its view for this time
-# Questions come again and again, captions never: remembering all of them would grow with the data.
-_REMEMBERED = 2**16
 AT_ONCE = 2**16  # samples whose features are looked for before all processes wait for one another
 
 
@@ -91,11 +88,8 @@ class Feed:
         self.model.text_states.refresh()
 
     def _texts(self) -> Iterator[tuple[int, ...]]:
-        @lru_cache(maxsize=2**16)  # data sets ask a few questions again and again
-        def ids(prompt: str, target: str) -> tuple[int, ...]:
-            return tuple(self.model.text.training_ids(Sample("", {}, prompt), target)[0])
-
-        return (ids(sample.prompt, target) for sample in self.samples for target in sample.targets)
+        ids = self.model.text.training_ids
+        return (tuple(ids(sample, target)[0]) for sample in self.samples for target in sample.targets)
 
     def batches(self, step: int) -> list[Batch | None]:
         """This process's rows of the forward passes of an optimizer step; None where it has none.
@@ -246,16 +240,11 @@ def _training_samples(model: AdaptedModel, task: Task) -> tuple[Sequence[Sample]
         raise UserError(f"split `{split}` is empty: there is nothing to train on")
     samples = select(rows, chosen)
     budget = model.recipe.train.batch_tokens
-
-    @lru_cache(maxsize=_REMEMBERED)
-    def tokens(prompt: str, target: str) -> int:
-        return len(model.text.training_ids(Sample(current.id, {}, prompt), target)[0])
-
     lengths = np.empty(len(samples), np.int32)
-    for index, current in enumerate(samples):
-        if not current.targets:
-            raise UserError(f"sample `{current.id}` of split `{split}` has no targets to learn from")
-        lengths[index] = length = max(tokens(current.prompt, target) for target in current.targets)
+    for index, sample in enumerate(samples):
+        if not sample.targets:
+            raise UserError(f"sample `{sample.id}` of split `{split}` has no targets to learn from")
+        lengths[index] = length = max(len(model.text.training_ids(sample, target)[0]) for target in sample.targets)
         if budget is not None and length > budget:
-            raise UserError(f"sample `{current.id}`: {length} tokens, more than `train.batch_tokens` = {budget}")
+            raise UserError(f"sample `{sample.id}`: {length} tokens, more than `train.batch_tokens` = {budget}")
     return samples, lengths

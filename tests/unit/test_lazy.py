@@ -228,10 +228,7 @@ def test_equal_hashes_are_not_equal_ids(tmp_path: Path, monkeypatch: pytest.Monk
         task(path).samples("train")
 
 
-def test_every_training_text_is_checked_however_few_are_remembered(
-    dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("perceptune.feed._REMEMBERED", 2)
+def test_every_training_text_is_checked_before_the_first_step(dwarfs: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "what?" * (1 if n < 5 else 30), "targets": str(n), "image": None} for n in range(6)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = support.recipe(dwarfs / "lm", dwarfs / "encoder", tmp_path / "a.jsonl", text={"max_tokens": 50})
