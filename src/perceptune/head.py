@@ -19,8 +19,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         rows = max(1, PIECE // weight.shape[0])
-        wanted = states.requires_grad or ctx.needs_input_grad[0]
-        gradient = torch.empty_like(states) if wanted else None
+        gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         for start in range(0, len(states), rows):
             part, aims = states[start : start + rows], targets[start : start + rows, None]
