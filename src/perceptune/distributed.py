@@ -165,15 +165,13 @@ class World:
         return model
 
 
-def leave() -> bool:
-    """Ends the talk with the other processes in good order; without it one that exits late may be torn down.
+def leave() -> None:
+    """Ends the talk with the other processes, if there is one; without it one that exits late may be torn down.
 
-    Returns whether there was one. The process should then end by `end_at_once`.
+    The process should then end by `end_at_once`.
     """
-    talked = dist.is_initialized()
-    if talked:
+    if dist.is_initialized():
         dist.destroy_process_group()
-    return talked
 
 
 def end_at_once(code: int) -> NoReturn:
