@@ -62,8 +62,7 @@ def _plain(model: AdaptedModel, groups: Sequence[Sequence[Sample]]) -> Contender
 
     def loss() -> Tensor:
         group = next(turn)
-        tokens = model.collate([Sample(s.id, {}, s.prompt, s.targets) for s in group]).tokens
-        return _mean(model, Batch(tokens, encode_anew(model, group)), plain=True)
+        return _mean(model, Batch(model.tokens(group), encode_anew(model, group)), plain=True)
 
     step = training_step(loss, _trained(model.method))
     return Contender(PLAIN, "train", _steps(step), samples=len(groups[0]), times=BATCHES)
