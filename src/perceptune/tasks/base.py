@@ -46,6 +46,32 @@ class Task(ABC):
         return answer.lower() if self.lowercase else answer
 
 
+class GivenFiles(Task):
+    """A task whose splits are those for which something is given, by options `train`, `validation` and `test`.
+
+    Its other options are `metric` and `lowercase`; answers are judged by exact match.
+    """
+
+    def __init__(self, options: Any) -> None:
+        given = {split: getattr(options, split) for split in ("train", "validation", "test")}
+        self._given = {split: place for split, place in given.items() if place is not None}
+        self._options = options
+        self.splits = tuple(self._given)
+        self.metric = options.metric
+        self.lowercase = options.lowercase
+
+    def score(
+        self, predictions: Sequence[str], samples: Sequence[Sample]
+    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """`accuracy`, and `accuracy_<answer_type>` for each type among the samples."""
+        return exact_match(self, predictions, samples)
+
+    def _check_metric(self, split: str, answer_types: Iterable[str]) -> None:
+        """Raises `UserError` if the split that is evaluated during training gives no such metric."""
+        if split == ("validation" if "validation" in self.splits else self.splits[-1]):
+            check_metric(str(self._given[split]), self.metric, answer_types)
+
+
 def check_split(split: str, splits: Sequence[str]) -> None:
     """Raises `UserError` with the nearest split when there is none of this name."""
     if split not in splits:

@@ -20,14 +20,14 @@ from perceptune import storage
 from perceptune.errors import UserError, nearest
 from perceptune.lazy import Census, Row, Table
 from perceptune.records import Record, parse, short
-from perceptune.tasks.base import Task, check_metric, check_split, exact_match
+from perceptune.tasks.base import GivenFiles, Task, check_split
 from perceptune.types import Sample
 
 MODALITIES = ("image", "audio", "video")
 _KEYS = (*MODALITIES, "prompt", "targets", "id")
 
 
-class JSONLines(Task):
+class JSONLines(GivenFiles):
     """Splits are the files that were given."""
 
     class Options(Task.Options):
@@ -41,18 +41,10 @@ class JSONLines(Task):
         allow_empty_prompt: bool = False  # for captions, whose template holds all the text there is
         check_files: bool = True  # look for every media file before the first step
 
-    def __init__(self, options: Options) -> None:
-        files = {"train": options.train, "validation": options.validation, "test": options.test}
-        self._files = {split: path for split, path in files.items() if path is not None}
-        self._options = options
-        self.splits = tuple(self._files)
-        self.metric = options.metric
-        self.lowercase = options.lowercase
-
     def samples(self, split: str) -> Sequence[Sample]:
         """Lazy: the file is gone through and checked once, then a row is read whenever it is asked for."""
         check_split(split, self.splits)
-        path = self._files[split]
+        path = self._given[split]
         table = Table([_plain(path)], lambda row: self._sample(row, split))
         census, absent = Census(), _Absent()
         for index, sample in enumerate(table.scan()):
@@ -72,18 +64,11 @@ class JSONLines(Task):
             record = _record(table.row(index), path)
             assert record is not None  # it has given a sample
             raise record.error(f"cannot read `{key}` {short(record.text(key))}: {_missing(file)}{absent.others()}")
-        if split == ("validation" if "validation" in self.splits else self.splits[-1]):
-            check_metric(str(path), self.metric, census.answer_types)
+        self._check_metric(split, census.answer_types)
         return samples
 
-    def score(
-        self, predictions: Sequence[str], samples: Sequence[Sample]
-    ) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """`accuracy`, and `accuracy_<answer_type>` for each type among the samples."""
-        return exact_match(self, predictions, samples)
-
     def _sample(self, row: Row, split: str) -> Sample | None:
-        path = self._files[split]
+        path: Path = self._given[split]
         record = _record(row, path)
         if record is None:
             return None

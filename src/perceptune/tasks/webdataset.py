@@ -18,14 +18,14 @@ from perceptune.errors import UserError
 from perceptune.lazy import Census, Row, Table
 from perceptune.records import Record, parse, short
 from perceptune.storage import expand
-from perceptune.tasks.base import Task, check_metric, check_split, exact_match
+from perceptune.tasks.base import GivenFiles, Task, check_split
 from perceptune.types import Member, Sample
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 CAPTION = "txt"
 
 
-class WebDataset(Task):
+class WebDataset(GivenFiles):
     """Splits are the patterns that were given. Samples come shard by shard, in the order of the archives."""
 
     class Options(Task.Options):
@@ -46,19 +46,14 @@ class WebDataset(Task):
         allow_empty_prompt: bool = False  # for captions, whose template holds all the text there is
 
     def __init__(self, options: Options) -> None:
-        patterns = {"train": options.train, "validation": options.validation, "test": options.test}
-        self._patterns = {split: str(pattern) for split, pattern in patterns.items() if pattern is not None}
-        self._options = options
+        super().__init__(options)
         self._json_key = options.json_key.lower()
         self._target_keys = [options.target_key] if options.target_key else ["targets", "caption"]
-        self.splits = tuple(self._patterns)
-        self.metric = options.metric
-        self.lowercase = options.lowercase
 
     def samples(self, split: str) -> Sequence[Sample]:
         """Lazy: texts and places of pictures come from the shards' indices, which are made when first needed."""
         check_split(split, self.splits)
-        pattern = self._patterns[split]
+        pattern = str(self._given[split])
         shards = tar.index(expand(pattern), [self._json_key, CAPTION])
         table = Table([shard.lines for shard in shards], lambda row: self._sample(shards[row.file], row, split))
         census = Census()
@@ -70,15 +65,8 @@ class WebDataset(Task):
         if repeated := census.repeated(samples):
             earlier, later = (shards[table.row(index).file].address for index in repeated)
             raise UserError(f"{later}: the sample `{short(samples[repeated[1]].id)}` is in {earlier}, too")
-        if split == ("validation" if "validation" in self.splits else self.splits[-1]):
-            check_metric(pattern, self.metric, census.answer_types)
+        self._check_metric(split, census.answer_types)
         return samples
-
-    def score(
-        self, predictions: Sequence[str], samples: Sequence[Sample]
-    ) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """`accuracy`, and `accuracy_<answer_type>` for each type among the samples."""
-        return exact_match(self, predictions, samples)
 
     def _sample(self, shard: tar.Shard, row: Row, split: str) -> Sample:
         found = json.loads(row.text)
