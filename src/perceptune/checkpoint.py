@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from perceptune._version import __version__
+from perceptune.atomic import write_whole
 from perceptune.building import build
 from perceptune.config import Recipe, load_recipe
 from perceptune.errors import UserError, disk_error
@@ -166,16 +167,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes beside the file and renames: a crash or a full disk leaves the old file as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Writes a file whole or not at all. Raises `UserError` if the disk is full or refuses."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, [data])
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise disk_error(path, error) from error
 
 

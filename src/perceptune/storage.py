@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import stat
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -22,6 +21,7 @@ from fsspec.core import split_protocol, url_to_fs
 from fsspec.registry import known_implementations
 
 from perceptune import assets
+from perceptune.atomic import write_whole
 from perceptune.errors import UserError
 from perceptune.types import Member
 
@@ -109,20 +109,10 @@ def derived(source: str, version: str, chunks: Callable[[], Iterable[bytes]]) ->
         with assets.lock(folder / f".{name}.lock", lambda: None) as alone:
             if not path.is_file():
                 if alone:  # then what is half-made or of an earlier version has no living maker
-                    for old in (*folder.glob(f".{name}.*.tmp"), *folder.glob(f"{name}-*")):
+                    for old in (*folder.glob(f".{name}-*.tmp"), *folder.glob(f"{name}-*")):
                         old.unlink(missing_ok=True)
-                _write(path, folder / f".{name}.{uuid.uuid4().hex}.tmp", chunks())
+                write_whole(path, chunks())
     return path
-
-
-def _write(path: Path, temporary: Path, chunks: Iterable[bytes]) -> None:
-    """A file that appears by one rename, whole."""
-    try:
-        with temporary.open("xb") as file:
-            file.writelines(chunks)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _braces(pattern: str) -> Iterator[str]:

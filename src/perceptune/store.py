@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perceptune.atomic import write_whole
 from perceptune.errors import UserError
 from perceptune.places import NOWHERE, Index, places_of
 from perceptune.shards import KEY_BYTES, Records, Shard, Writer, refused
@@ -233,11 +234,9 @@ class Store:
         path = self.folder / META
         if path.is_file():
             return
-        temporary = path.with_name(f".{META}.{os.getpid()}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self.meta, indent=2), encoding="utf-8")
-            temporary.replace(path)
+            write_whole(path, [json.dumps(self.meta, indent=2).encode()])
         except OSError as error:
             raise refused(path, error) from error
 

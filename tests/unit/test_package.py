@@ -67,7 +67,7 @@ def test_leaves_never_import_one_another() -> None:
 
 
 LAYERS = [
-    {"errors", "_version", "types", "statistics"},
+    {"errors", "_version", "types", "statistics", "atomic"},
     {
         *("plugins", "assets", "assets_convert", "storage", "media", "pictures", "config", "guard", "runlog"),
         *("prefetch", "shards"),
