@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 
 import support
@@ -52,6 +53,10 @@ class Row:
 def method_names() -> list[str]:
     """Names of rows: every variant of every method leaf, and the placements above."""
     return [*leaves("methods"), *EXTRA]
+
+
+every_row = pytest.mark.parametrize("family", FAMILIES)
+every_method = pytest.mark.parametrize("name", method_names())
 
 
 def row(

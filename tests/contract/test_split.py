@@ -1,0 +1,207 @@
+"""What split execution and generation must keep, for every method on every LM family.
+
+pytest tests/contract/test_split.py
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from perceptune.generation import with_transformers
+from perceptune.types import Decoding, Features, Slots
+from rows import every_method, every_row, method_names, random_features, row
+
+LATE = [name for name in method_names() if row(name, "llama").method.first_layer > 0]
+
+
+def test_the_matrix_has_methods_that_start_late() -> None:
+    assert {"epalm-lin", "epalm@first-injected"} <= set(LATE)
+
+
+@every_row
+@every_method
+def test_generation_with_a_cache_equals_full_recomputation(name: str, family: str) -> None:
+    r = row(name, family)
+    generated = r.lm.generate(r.ids, r.mask, r.plan(), Decoding(8), eos=2, pad=0)
+    assert generated == [list(row) for row in uncached(r, r.ids, r.mask, r.plan(), 8)]
+
+
+@every_row
+@every_method
+def test_equal_prompts_with_other_media_are_generated_like_different_ones(name: str, family: str) -> None:
+    """They share the layers below the first medium; some rows have none, and rows end at different times."""
+    r = row(name, family)
+    order = torch.tensor([0, 1, 0, 2, 1, 0])
+    ids, mask = r.ids[order], r.mask[order]
+    features = {"image": random_features(6, [True, True, True, False, True, False])}
+    slots = r.method.plan(features, 6)
+    endless = uncached(r, ids, mask, slots, 8, -1)
+    eos = ending_some(endless)
+    expected = [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in endless]
+    assert r.lm.generate(ids, mask, slots, Decoding(8), eos=eos, pad=0) == expected
+
+
+@every_row
+@every_method
+@pytest.mark.parametrize("present", [[True, True, True], [True, False, True], [False, False, False]])
+def test_split_execution_equals_the_plain_path(name: str, family: str, present: list[bool]) -> None:
+    """Logits and every gradient, with some rows without a medium, and only some positions supervised."""
+    results = []
+    for plain in (True, False):
+        r = row(name, family)
+        keep = torch.zeros_like(r.mask, dtype=torch.bool)
+        keep[:, -3:-1] = True
+        slots = r.plan({"image": Features(r.features["image"].values, torch.tensor(present))})
+        r.lm.check()
+        logits = r.lm(r.ids, r.mask, slots, keep=keep, plain=plain)
+        targets = r.ids[:, -2:].flatten()
+        loss = r.lm.loss(r.ids, r.mask, slots, keep=keep, targets=targets, plain=plain)
+        expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        assert torch.allclose(loss, expected, rtol=1e-6)
+        if loss.requires_grad:
+            loss.backward()
+        results.append((logits, [p.grad for p in r.method.parameters()]))
+    (full, gradients), (split, others) = results
+    assert torch.allclose(full, split, atol=1e-5, rtol=1e-5)
+    assert [g is None for g in gradients] == [g is None for g in others]
+    for one, other in zip(gradients, others, strict=True):
+        if one is not None and other is not None:
+            scale = one.abs().max().clamp_min(1.0)
+            assert (one - other).abs().max() / scale < 1e-5
+
+
+@every_row
+def test_every_family_is_split_and_its_head_is_used_as_it_is(family: str) -> None:
+    lm = row("epalm", family).lm
+    lm.check()
+    assert lm.no_split is None
+    assert lm.bare_head
+
+
+def test_an_lm_that_cannot_be_split_says_so_and_runs_the_plain_path() -> None:
+    r = row("epalm", "llama")
+    before, seen = r.logits(), r.mask.bool()
+    below = [r.lm.states_at(2, r.ids, r.mask, slots)[seen] for slots in ([], r.plan())]
+    for layer in r.lm.layers:  # an attention that never asks for a cache
+        forward = layer.self_attn.forward
+        layer.self_attn.forward = lambda *a, past_key_values=None, forward=forward, **k: forward(*a, **k)
+    r.lm.check()
+    assert r.lm.no_split is not None
+    assert "keys and values" in r.lm.no_split
+    assert torch.allclose(r.logits(), before, atol=1e-5)
+    for slots, states in zip(([], r.plan()), below, strict=True):
+        assert torch.allclose(r.lm.states_at(2, r.ids, r.mask, slots)[seen], states, atol=1e-5)
+    assert r.lm.generate(r.ids, r.mask, r.plan(), Decoding(1), eos=2, pad=0)
+
+
+def test_logits_that_are_capped_after_the_head_are_noticed() -> None:
+    r = row("epalm", "gemma3")
+    r.lm.config.final_logit_softcapping = 3.0
+    r.lm.check()
+    assert not r.lm.bare_head
+    keep = torch.zeros_like(r.mask, dtype=torch.bool)
+    keep[:, -2] = True
+    loss = r.lm.loss(r.ids, r.mask, r.plan(), keep=keep, targets=r.ids[:, -1])
+    logits = r.lm(r.ids, r.mask, r.plan(), keep=keep)
+    assert logits.abs().max() <= 3.0
+    assert torch.allclose(loss, torch.nn.functional.cross_entropy(logits, r.ids[:, -1], reduction="sum"))
+
+
+@every_row
+@every_method
+def test_what_split_execution_leaves_out(name: str, family: str) -> None:
+    """Counted in calls of the last feed-forward map: no slot column that is overwritten, no unsupervised last query."""
+    r = row(name, family)
+    seen: list[tuple[int, int]] = []
+    for layer in range(r.lm.n_layers):
+        _, module = r.lm.site(layer, "mlp")
+        module.register_forward_hook(lambda _, __, out, layer=layer: seen.append((layer, out.numel() // out.shape[-1])))
+    keep = torch.zeros_like(r.mask, dtype=torch.bool)
+    keep[:, -3:-1] = True
+    r.lm(r.ids, r.mask, r.plan(), keep=keep)
+    rows, length = r.ids.shape
+    last = r.lm.n_layers - 1
+    assert [n for layer, n in seen if layer == last] == [rows * 2]
+    extra = sum(n for layer, n in seen if layer < last) - rows * length * last
+    assert extra == expected_extra(name, rows)
+
+
+def expected_extra(name: str, rows: int) -> int:
+    """Slot columns that must run through a block: the prompt, once below the image's layer, then in each row."""
+    if name == "epalm@first-injected":
+        return 1 * 10 * rows  # layer 2 of 2, 3: behind the image
+    if name == "epalm@prompt-first":
+        return 1 * 10
+    if name == "epalm@not-last":  # image in 1, 2; its last state goes on into 3; prompt in 0 alone, in 1, 2 by row
+        return 10 + 2 * 10 * rows + rows
+    if name in ("epalm-lin", "epalm-ada", "epalm-lin@whole-range"):
+        return 0
+    return 2 * 10 + 10 * rows  # the prompt at the input: layers 0, 1 once, layer 2 behind the image
+
+
+@every_row
+@pytest.mark.parametrize("name", LATE)
+def test_layers_below_the_first_are_not_needed(name: str, family: str) -> None:
+    """The method's own statement of what lies below it holds: states computed without it give the same result."""
+    r = row(name, family)
+    layer = r.method.first_layer
+    below = (layer, r.lm.states_at(layer, r.ids, r.mask))
+    difference = r.lm(r.ids, r.mask, r.plan(), text_states=below) - r.logits()
+    assert difference[r.mask.bool()].abs().max() < 1e-5
+
+
+@every_row
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("sampling", [{}, {"sample": True, "temperature": 0.7, "top_p": 0.8}])
+def test_generation_is_that_of_transformers(family: str, beams: int, sampling: dict[str, object]) -> None:
+    """Token for token, from the same random numbers, with rows that end early."""
+    r = row("epalm", family)
+    order = torch.tensor([0, 1, 0, 2])
+    ids, mask = r.ids[order], r.mask[order]
+    slots = r.method.plan({"image": random_features(4)}, 4)
+    decoding = Decoding(8, beams=beams, **sampling)  # type: ignore[arg-type]
+    eos = ending_some(r.lm.generate(ids, mask, slots, Decoding(8), eos=-1, pad=0))
+    answers = []
+    for generate in (r.lm.generate, partial(with_transformers, r.lm)):
+        torch.manual_seed(5)
+        with torch.no_grad():
+            answers.append(generate(ids, mask, slots, decoding, eos=eos, pad=0))
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("slot_mask", ["causal", "official"])
+def test_sampling_is_seeded_and_the_official_mask_generates(slot_mask: str) -> None:
+    """The official mask has no cache: generation must equal the full recomputation all the same."""
+    r = row("epalm@not-last", "opt", slot_mask=slot_mask)
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(r.lm.generate(r.ids, r.mask, r.plan(), Decoding(8, sample=True, top_p=0.9), eos=2, pad=0))
+    assert drawn[0] == drawn[1] != drawn[2]
+    greedy = r.lm.generate(r.ids, r.mask, r.plan(), Decoding(8), eos=2, pad=0)
+    assert greedy == uncached(r, r.ids, r.mask, r.plan(), 8)
+
+
+def ending_some(answers: list[list[int]]) -> int:
+    """A token that would end some rows before others; -1, which ends none, if all rows say the same."""
+    for token in {token for answer in answers for token in answer}:
+        if len({answer.index(token) if token in answer else -1 for answer in answers}) > 1:
+            return token
+    return -1
+
+
+def uncached(
+    r: object, ids: torch.Tensor, mask: torch.Tensor, slots: list[Slots], steps: int, eos: int = 2
+) -> list[list[int]]:
+    """Greedy decoding that runs the whole text again for each token: the slow, obvious way."""
+    rows: list[list[int]] = [[] for _ in ids]
+    for _ in range(steps):
+        best = r.lm(ids, mask, slots)[:, -1].argmax(-1)  # type: ignore[attr-defined]
+        for tokens, token in zip(rows, best.tolist(), strict=True):
+            tokens.append(token)
+        ids = torch.cat([ids, best[:, None]], 1)
+        mask = torch.cat([mask, torch.ones_like(best)[:, None]], 1)
+    return [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in rows]
