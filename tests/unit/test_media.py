@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perceptune.media import FORMATS, ImageTransform, MediaError, open_image
+from perceptune.media import FORMATS, ImageTransform, MediaError, View, identity, open_image
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -201,3 +201,31 @@ def test_a_long_strip_is_not_blown_up() -> None:
     transform = ImageTransform(256, (224, 224), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(MediaError, match="strip: 1000000 x 1 is too narrow"):
         transform(Image.new("RGB", (1_000_000, 1)), "strip")
+
+
+def test_a_view_shows_half_of_the_picture_at_least() -> None:
+    image = Image.new("RGB", (60, 40))
+    image.putdata([(x * 4, y * 6, 0) for y in range(40) for x in range(60)])
+    mirrored = 0
+    for i in range(200):
+        shown = View(bytes([i]), flip=True)(image)
+        assert 0.45 < shown.width * shown.height / 2400 <= 1
+        left, right = shown.getpixel((0, 0)), shown.getpixel((shown.width - 1, 0))
+        mirrored += left[0] > right[0]  # type: ignore[index]
+        assert View(bytes([i]), flip=False)(image).getpixel((0, 0))[0] <= 120  # type: ignore[index]
+    assert 70 < mirrored < 130
+    assert View(b"", flip=True)(Image.new("RGB", (1, 1))).size == (1, 1)
+
+
+def test_identity_follows_a_file_and_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    assert identity(path) == str(path)
+    path.write_bytes(b"1")
+    first = identity(path)
+    assert first != identity(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert identity(Path("x")) == first
+    path.rename(tmp_path / "y")
+    path.write_bytes(b"2")
+    assert identity(path) != first
+    assert identity(b"1") != identity(b"2")

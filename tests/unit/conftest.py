@@ -1,0 +1,66 @@
+"""What several unit tests start from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+
+from perceptune import assets
+from shelf import Shelf
+from tars import REMOTE
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache folder, and a remote place, that begin empty."""
+    monkeypatch.setenv("PERCEPTUNE_CACHE", str(tmp_path / "cache"))
+    yield
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture(params=["local", "remote"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else REMOTE
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """A cache of its own."""
+    made = Shelf(wheel=tmp_path / "tiny_wheel-1.2-py3-none-any.whl", cache=tmp_path / "cache")
+    monkeypatch.setenv("PERCEPTUNE_CACHE", str(made.cache))
+    monkeypatch.setattr(assets, "ASSETS", {})
+    monkeypatch.setattr(assets, "_run_pip", made.run_pip)
+    made.set()
+    return made
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder per case, all weights random and none at its initial zero or one."""
+    import transformers
+    from torch import nn
+
+    from encoder_cases import CASES, SQUASHED
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    transformers.utils.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    for name, (_, saved, config) in CASES.items():
+        model = getattr(transformers, saved)(config)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(root / name)
+        (root / name / "preprocessor_config.json").write_text(json.dumps(SQUASHED))
+    return root
+
+
+@pytest.fixture
+def copy(checkpoints: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a checkpoint that a test may damage."""
+    return lambda name: Path(shutil.copytree(checkpoints / name, tmp_path / "copy"))
