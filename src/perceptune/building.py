@@ -13,13 +13,15 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from perceptune import assets
-from perceptune.config import EncoderConfig, LMConfig, Recipe, load_recipe, validate
+from perceptune.config import Recipe, load_recipe, validate
+from perceptune.encoders._fit import fit
 from perceptune.encoders.base import Encoder, load_encoder
 from perceptune.errors import UserError, nearest
 from perceptune.lm import FrozenLM
 from perceptune.methods.base import EncoderShape, Method
 from perceptune.model import AdaptedModel
 from perceptune.plugins import leaf
+from perceptune.sections import EncoderConfig, LMConfig
 from perceptune.text import TextFormat
 
 # What `default` stands for.
@@ -98,10 +100,7 @@ def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) ->
         raise UserError(f"encoders.{modality}: there is no default encoder for this modality; name one by `id`")
     where = _resolve(config.id, DEFAULT_ENCODERS.get(modality, ""), meta)
     with _loading(f"encoders.{modality} `{config.id}`"):
-        return load_encoder(
-            where, size=config.size, revision=config.revision, meta=meta,
-            image_mean=config.mean, image_std=config.std, resize=config.resize, dtype=getattr(torch, config.dtype),
-        )  # fmt: skip
+        return fit(load_encoder(where, meta=meta, **config.model_dump(exclude={"id", "views"})), modality, config)
 
 
 def _resolve(name: str, default: str, meta: bool) -> str:

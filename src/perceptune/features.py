@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from perceptune.assets import cache_dir
-from perceptune.config import CacheConfig, Recipe
+from perceptune.config import Recipe
 from perceptune.encoders.base import Encoder
 from perceptune.loading import Loaded, Loader, Seen, ahead
-from perceptune.media import VIEW, MediaError, identity
+from perceptune.media import MediaError, identity
 from perceptune.methods.base import Method
 from perceptune.runlog import progress
+from perceptune.sections import CacheConfig
 from perceptune.store import DTYPES, Store, digest_of, folder_for
 from perceptune.types import Medium
 
@@ -78,12 +79,12 @@ class FeatureStore:
 
     def __init__(
         self, encoder: Encoder, levels: Sequence[int], tokens: str, cache: CacheConfig | None = None, *,
-        megabytes: int = 2048, views: int = 0, flip: bool = True,
+        megabytes: int = 2048, views: int = 0,
     ) -> None:  # fmt: skip
         self.encoder, self.levels, self.tokens = encoder, list(levels), tokens
         self.cache, self.views = cache or CacheConfig(), views
-        self._megabytes, self._settings = megabytes, json.dumps({**VIEW, "flip": flip}).encode()
-        self._loader = Loader(encoder, flip, self._key_of, self._missing)
+        self._megabytes, self._settings = megabytes, json.dumps(encoder.augmentation()).encode()
+        self._loader = Loader(encoder, self._key_of, self._missing)
         self._lock = threading.RLock()  # `known` reads in another thread than `ensure` and `get` write in
 
     def ensure(
@@ -252,6 +253,6 @@ def feature_stores(recipe: Recipe, encoders: Mapping[str, Encoder], method: Meth
         config = recipe.encoders[name]
         stores[name] = FeatureStore(
             encoder, method.levels(name), method.tokens(name), recipe.cache,
-            megabytes=recipe.train.feature_memory_mb, views=config.views, flip=config.flip,
+            megabytes=recipe.train.feature_memory_mb, views=config.views,
         )  # fmt: skip
     return stores

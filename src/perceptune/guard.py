@@ -12,8 +12,8 @@ from types import FrameType
 
 import torch
 
-from perceptune.config import TrainConfig
 from perceptune.errors import UserError
+from perceptune.sections import TrainConfig
 
 
 def require_finite(loss: float, norm: float, step: int, saved: str) -> None:

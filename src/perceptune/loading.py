@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor
 
 from perceptune.encoders.base import Encoder
-from perceptune.media import MediaError, View, content, identity, label
+from perceptune.media import MediaError, content, identity, label
 from perceptune.store import digest_of
 from perceptune.types import Medium
 
@@ -49,11 +49,10 @@ class Loader:
     def __init__(
         self,
         encoder: Encoder,
-        flip: bool,
         key_of: Callable[[Loaded], bytes],
         missing: Callable[[Sequence[bytes]], list[bytes]],
     ) -> None:
-        self.encoder, self.flip, self.key_of, self.missing = encoder, flip, key_of, missing
+        self.encoder, self.key_of, self.missing = encoder, key_of, missing
 
     def load(self, group: Sequence[Seen]) -> list[Loaded]:
         """A group, decoded as a whole if any sound one of it has no row: the bits of one depend on the others."""
@@ -84,10 +83,10 @@ class Loader:
     def _decode(self, one: Loaded) -> None:
         if one.error is not None:
             return
-        view = View(one.digest + one.item.view.to_bytes(4, "little"), self.flip) if one.item.view else None
+        seed = one.digest + one.item.view.to_bytes(4, "little") if one.item.view else None
         try:
             # From the bytes that were hashed: the file may have changed since.
-            one.pixels = self.encoder.load(one.data, label(one.item.medium), view)
+            one.pixels = self.encoder.load(one.data, label(one.item.medium), seed)
         except MediaError as error:
             one.error = error
 

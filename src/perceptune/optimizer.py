@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from perceptune.config import TrainConfig
 from perceptune.methods.base import Method
 from perceptune.order import learning_rate
+from perceptune.sections import TrainConfig
 
 
 class MethodOptimizer:

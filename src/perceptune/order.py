@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perceptune.config import TrainConfig
+from perceptune.sections import TrainConfig
 
 # Batches among which samples are sorted by length: enough to save padding, few enough to stay random.
 WINDOW = 64

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceptune.config import TextConfig
 from perceptune.errors import UserError
+from perceptune.sections import TextConfig
 from perceptune.types import Sample
 
 

@@ -64,7 +64,8 @@ def _table(model: type[BaseModel]) -> list[str]:
 
 
 def _rows(model: type[BaseModel], prefix: str) -> list[str]:
-    from perceptune.config import EncoderConfig, Part, _model_in
+    from perceptune.config import _model_in
+    from perceptune.sections import EncoderConfig, Part
 
     rows = []
     for name, field in model.model_fields.items():

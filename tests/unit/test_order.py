@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from perceptune.config import TrainConfig
 from perceptune.order import (
     DataOrder,
     TokenOrder,
@@ -18,6 +17,7 @@ from perceptune.order import (
     total_steps,
     view_draw,
 )
+from perceptune.sections import TrainConfig
 
 
 def test_each_epoch_sees_every_sample_once() -> None:

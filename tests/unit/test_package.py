@@ -61,16 +61,19 @@ def test_leaves_never_import_one_another() -> None:
             checked += 1
             for name in imports(path):
                 inside = name.split(".")
-                if inside[0] == folder:
-                    assert inside == [folder, "base"], f"{path.name} imports {name}"
-    assert checked >= 8
+                if inside[0] != folder:
+                    continue
+                # What leaves share lies in files that begin with an underscore; leaves reach it through `base`.
+                shared = path.stem.startswith("_") and inside[1].startswith("_")
+                assert shared or inside == [folder, "base"], f"{path.name} imports {name}"
+    assert checked >= 12
 
 
 LAYERS = [
     {"errors", "_version", "types", "statistics", "atomic"},
     {
         *("plugins", "assets", "assets_convert", "storage", "media", "pictures", "config", "guard", "runlog"),
-        *("prefetch", "shards"),
+        *("prefetch", "shards", "sections"),
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import support
-from perceptune.config import TextConfig
 from perceptune.errors import UserError
+from perceptune.sections import TextConfig
 from perceptune.text import TextFormat
 from perceptune.types import Sample
 

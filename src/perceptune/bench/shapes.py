@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, ViTConfig, ViTModel
 
 from perceptune.building import CONFIGS, build_method
-from perceptune.config import Recipe, TrainConfig, validate
+from perceptune.config import Recipe, validate
 from perceptune.encoders.base import PREPROCESSOR_DEFAULTS, Encoder
 from perceptune.errors import UserError, nearest
 from perceptune.lm import FrozenLM
@@ -20,6 +20,7 @@ from perceptune.media import image_transform
 from perceptune.methods.base import Method
 from perceptune.model import AdaptedModel
 from perceptune.plugins import leaf
+from perceptune.sections import TrainConfig
 from perceptune.text import Tokens, last_columns
 from perceptune.types import Features
 

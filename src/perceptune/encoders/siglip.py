@@ -25,6 +25,7 @@ class Siglip(ViTEncoder):
     @classmethod
     def prepare(cls, config: Any) -> Any:
         """Without the pooling head."""
+        config = super().prepare(config)
         config.vision_use_head = False
         return config
 

@@ -1,0 +1,104 @@
+"""Reading the towers of published checkpoints: exact weights or an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers.utils import logging as hf_logging
+from transformers.utils.hub import cached_file
+
+from perceptune.errors import UserError
+
+# Entries of a config that do not change what the encoder computes.
+VOLATILE = {
+    "_name_or_path", "architectures", "dtype", "id2label", "label2id", "num_labels", "out_features",
+    "out_indices", "problem_type", "stage_names", "torch_dtype", "transformers_version",
+}  # fmt: skip
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """What differs from the config class's defaults: an entry added by a later release changes nothing."""
+    defaults = type(config)().to_dict()
+    settings = {k: v for k, v in config.to_dict().items() if k not in VOLATILE and v != defaults.get(k)}
+    return settings | {"model_type": config.model_type}
+
+
+def read_preprocessor(source: str, revision: str | None) -> dict[str, Any]:
+    """What the checkpoint says about its preprocessing; nothing where it says nothing."""
+    if Path(source).is_file():
+        return {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        try:
+            file = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+            entries = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{source}: `{name}` cannot be read ({error})") from error
+        entries = entries.get("image_processor", entries)
+        if "size" in entries:
+            # A size without a word on cropping is what comes out: the family's crop belongs to its own size.
+            return {"do_center_crop": "crop_size" in entries} | entries
+    return {}
+
+
+def build_tower(
+    source: str, config: Any, model: str, *, revision: str | None, dtype: torch.dtype, meta: bool,
+    unused: Sequence[str] = (), arguments: Mapping[str, Any] | None = None,
+) -> nn.Module:  # fmt: skip
+    """The tower of class `model` of transformers with the weights in `source`; with `meta` without any.
+
+    `unused` says how the names of weights begin that a checkpoint may hold and nobody needs. Raises `UserError` for
+    weights that do not fit exactly.
+    """
+    kind, given = getattr(transformers, model), dict(arguments or {})
+    if meta:
+        with torch.device("meta"):
+            tower: nn.Module = kind(config, **given)
+        return tower.to(dtype)
+    try:
+        with _quiet():
+            tower, report = kind.from_pretrained(
+                source,
+                config=config,
+                revision=revision or "main",
+                dtype=dtype,
+                use_safetensors=True,  # never a pickle
+                ignore_mismatched_sizes=True,  # they are reported, and refused below
+                output_loading_info=True,
+                **given,
+            )
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{source}: the weights cannot be read ({error})") from error
+    _require_exact(source, kind.base_model_prefix, report, tuple(unused))
+    return tower
+
+
+def _require_exact(source: str, prefix: str, report: Mapping[str, Any], unused: tuple[str, ...]) -> None:
+    unexpected = {key.removeprefix(f"{prefix}.") for key in report["unexpected_keys"]}
+    unexpected = {key for key in unexpected if not key.removeprefix("vision_model.").startswith(unused)}
+    problems = {
+        "lacks": report["missing_keys"],
+        "has unknown": unexpected,
+        "has other shapes of": {key for key, *_ in report["mismatched_keys"]},
+    }
+    for problem, keys in problems.items():
+        if keys:
+            raise UserError(f"{source}: the checkpoint {problem} {len(keys)} weights, first `{min(keys)}`")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of unused weights: what matters in it is an error here."""
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)

@@ -1,0 +1,94 @@
+"""What every frozen encoder offers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from perceptune.errors import UserError
+from perceptune.sections import EncoderConfig
+from perceptune.types import Medium
+
+Tokens = Literal["cls", "all"]
+Self = TypeVar("Self", bound="Encoder")
+
+
+class Encoder(nn.Module, ABC):
+    """A frozen encoder that gives the tokens of chosen transformer blocks."""
+
+    modality: ClassVar[str] = "image"  # what `load` takes
+    n_layers: int  # transformer blocks
+    dim: int  # hidden size
+    n_tokens: int  # T of `tokens="all"`, special tokens included
+
+    @classmethod
+    def prepare(cls, config: Any) -> Any:
+        """From the checkpoint's config, that of the tower in use, with parts switched off that are never used."""
+        return config
+
+    @classmethod
+    @abstractmethod
+    def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
+        """The encoder in a folder or repository, given `prepare`'s config; see `load_encoder`."""
+
+    @abstractmethod
+    def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
+        """One medium, as `forward` takes it but for the batch axis: float32 on the CPU. Thread-safe.
+
+        `name` stands for it in messages; `seed` chooses one of its augmented views, always the same for the same
+        seed, instead of the plain medium. Raises `MediaError`.
+        """
+
+    @abstractmethod
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+        """(B, n_levels, T, dim) float32: the tokens that leave block `level` (0-based), after the final norm.
+
+        T = 1 for `cls`, `n_tokens` for `all`. Raises `UserError` for a level outside the encoder.
+        """
+
+    @abstractmethod
+    def preprocessing(self) -> dict[str, Any]:
+        """What `load` does, as JSON-able settings."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The part of the config that, with the weights, fixes what is computed."""
+
+    def augmentation(self) -> dict[str, Any]:
+        """What augmented views may change, as JSON-able settings."""
+        return {}
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        description = {"config": self.settings(), "preprocessing": self.preprocessing()}
+        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+        # Without the weights' names, which transformers changes now and then: a run must outlive that.
+        weights = (
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in self.state_dict().values()
+        )
+        for one in sorted(hashlib.sha256(weight.numpy()).digest() for weight in weights):
+            digest.update(one)
+        return digest.hexdigest()
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of config, weights in the dtype they are held in, and preprocessing. Computed once."""
+        return self._fingerprint
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Stays in evaluation mode: its features are cached, and dropout would only add noise to them."""
+        return super().train(False)
+
+    def check_levels(self, levels: Sequence[int]) -> None:
+        """Raises `UserError` for a block the encoder does not have."""
+        for level in levels:
+            if not 0 <= level < self.n_layers:
+                raise UserError(f"the encoder has no level {level}: its blocks are 0 to {self.n_layers - 1}")
+        if not levels:
+            raise UserError("no encoder level was chosen")

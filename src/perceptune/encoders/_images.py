@@ -1,0 +1,139 @@
+"""One implementation for the Vision Transformers of transformers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from perceptune.encoders._checkpoints import build_tower, read_preprocessor, settings_of
+from perceptune.encoders._encoder import Encoder, Tokens
+from perceptune.encoders._parts import BlockParts
+from perceptune.errors import UserError
+from perceptune.media import VIEW, ImageTransform, View, image_transform, label, open_image
+from perceptune.sections import EncoderConfig
+from perceptune.types import Medium
+
+Self = TypeVar("Self", bound="ViTEncoder")
+
+# What a preprocessor config leaves unsaid; the family's own defaults come on top of it.
+PREPROCESSOR_DEFAULTS: dict[str, Any] = {
+    "default_to_square": True, "do_resize": True, "do_center_crop": False, "crop_size": 224,
+    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+}  # fmt: skip
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+INCEPTION = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+OPENAI = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+BILINEAR, BICUBIC = 2, 3
+
+
+class ViTEncoder(Encoder):
+    """A Vision Transformer of transformers. A leaf says where its parts lie."""
+
+    MODELS: ClassVar[Mapping[str, str]]  # model type -> class of transformers that holds the image tower
+    BUILD: ClassVar[Mapping[str, Any]] = {}  # arguments of that class beside its config
+    BLOCKS: ClassVar[str]  # dotted path of the list of blocks
+    NORM: ClassVar[str]  # dotted path of the final norm
+    UNUSED: ClassVar[tuple[str, ...]]  # how the names of weights begin that a checkpoint may hold and nobody needs
+    POOL: ClassVar[Literal["first", "mean"]] = "first"  # what `cls` means
+    PARTS: ClassVar[BlockParts | None] = None  # None: the highest block is run for every token, wanted or not
+
+    def __init__(self, tower: nn.Module, transform: ImageTransform, *, flip: bool = True) -> None:
+        super().__init__()
+        self.tower: Any = tower
+        self.transform, self.flip = transform, flip
+        config: Any = tower.config
+        self.n_layers, self.dim = len(self.blocks), int(config.hidden_size)
+        self.n_special = self.special_tokens(config)  # in front of the patches, [CLS] first
+        height, width = (side // config.patch_size for side in transform.size)
+        self.n_tokens = self.n_special + height * width
+        self.requires_grad_(False).eval()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks. A property, or their weights would appear twice in the state dict."""
+        return self.tower.get_submodule(self.BLOCKS)
+
+    @classmethod
+    def prepare(cls, config: Any) -> Any:
+        """That of the vision tower, where the checkpoint has others."""
+        return getattr(config, "vision_config", config)
+
+    @classmethod
+    def special_tokens(cls, config: Any) -> int:
+        """How many tokens stand in front of the patches."""
+        return 1
+
+    @classmethod
+    @abstractmethod
+    def published(cls, config: Any) -> dict[str, Any]:
+        """The family's `preprocessor_config.json`, for a checkpoint that comes without one."""
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, T, dim) as it enters block 0; position embeddings follow the size of `x`."""
+
+    @classmethod
+    def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
+        """See `load_encoder`."""
+        settings = PREPROCESSOR_DEFAULTS | cls.published(config) | read_preprocessor(source, options.revision)
+        try:
+            transform = image_transform(settings, options.size, options.resize, options.mean, options.std)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
+        if (size := options.size) is not None and size % config.patch_size:
+            low = max(1, size // config.patch_size) * config.patch_size
+            raise UserError(
+                f"{source}: `size` {size} is no multiple of its patches' {config.patch_size} pixels; "
+                f"use {low} or {low + config.patch_size}"
+            )
+        tower = build_tower(
+            source, config, cls.MODELS[config.model_type], revision=options.revision,
+            dtype=getattr(torch, options.dtype), meta=meta, unused=cls.UNUSED, arguments=cls.BUILD,
+        )  # fmt: skip
+        return cls(tower, transform, flip=options.flip)
+
+    def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
+        """(3, H, W) float32."""
+        name = name or label(medium)
+        image = open_image(medium, name)
+        return torch.from_numpy(self.transform(image if seed is None else View(seed, self.flip)(image), name))
+
+    def augmentation(self) -> dict[str, Any]:
+        """Size and shape of what is cut out, and whether it is mirrored."""
+        return {**VIEW, "flip": self.flip}
+
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+        """(B, n_levels, T, dim) float32; blocks above the highest level are not run."""
+        self.check_levels(levels)
+        hidden = self.embed(x.to(self.tower.dtype))  # (B, T, dim)
+        kept: dict[int, Tensor] = {}
+        for level, block in enumerate(islice(self.blocks, max(levels) + 1)):
+            if level == max(levels) and tokens == "cls" and self.POOL == "first" and self.PARTS is not None:
+                hidden = self.PARTS.first_token(block, hidden)
+            else:
+                hidden = block(hidden, None)
+            if level in levels:
+                kept[level] = self._pick(hidden, tokens)
+        return torch.stack([kept[level] for level in levels], dim=1).float()
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Size, crop, resampling, scale, mean and standard deviation."""
+        return self.transform.as_dict()
+
+    def settings(self) -> dict[str, Any]:
+        """What differs from the class's defaults."""
+        return settings_of(self.tower.config)
+
+    def _pick(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        norm = self.tower.get_submodule(self.NORM)
+        if tokens == "cls" and self.POOL == "mean":
+            return norm(hidden).mean(dim=1, keepdim=True)
+        return norm(hidden[:, :1] if tokens == "cls" else hidden)

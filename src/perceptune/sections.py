@@ -1,0 +1,138 @@
+"""The sections of a recipe: every default is here. The options of a method or task belong to its leaf file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DType = Literal["float32", "bfloat16"]
+
+
+class Part(BaseModel):
+    """A node of the tree: immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True)
+
+
+class LMConfig(Part):
+    """The frozen language model."""
+
+    id: str = Field("default", description="`default`, a Hugging Face id or a local folder")
+    revision: str | None = None
+    layers: str | None = Field(None, description="dotted path of the decoder blocks, if they are not found")
+    pad_token: str | None = Field(None, description="only for a tokenizer without pad and end token")
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+
+class EncoderConfig(Part):
+    """A frozen encoder of one modality."""
+
+    id: str = Field("default", description="`default`, a Hugging Face id or a local folder")
+    revision: str | None = None
+    size: int | None = Field(None, ge=8, description="input resolution in pixels; None = as published")
+    resize: Literal["squash", "crop", "published"] = "published"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    dtype: DType = "float32"
+    views: int = Field(0, ge=0, description="augmented views of each training picture; 0 = the plain picture only")
+    flip: bool = Field(True, description="half of the augmented views are mirrored")
+
+
+class CacheConfig(Part):
+    """Where encoder features, and states of texts that do not fit into memory, are kept."""
+
+    features: Literal["disk", "memory", "off"] = Field("disk", description="off = computed at every use")
+    dir: Path | None = Field(None, description="None = `features` in perceptune's cache folder")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype in which they are kept")
+    text_disk_mb: int = Field(4096, ge=0, description="states of distinct texts kept on disk, if features are")
+
+
+class TextConfig(Part):
+    """How a sample becomes text; the same in training, evaluation, answering and serving."""
+
+    template: str = "Question: {prompt} Answer:"
+    target: str = " {target}"
+    separator: str | None = Field(None, description="added after the prompt as a token of its own (the paper's `</a>`)")
+    supervise: Literal["answer", "all"] = "answer"
+    max_tokens: int = Field(512, ge=8, description="longest text; a longer sample is an error, never cut")
+
+    @model_validator(mode="after")
+    def _has_target(self) -> TextConfig:
+        if "{target}" not in self.target:
+            raise ValueError("`target` must contain {target}")
+        return self
+
+
+class NamedPart(BaseModel):
+    """A leaf chosen by `name`, with that leaf's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    def options(self) -> dict[str, Any]:
+        """The keys beside `name`."""
+        return dict(self.model_extra or {})
+
+
+class TrainConfig(Part):
+    """The optimisation. Defaults are the paper's values where it gives one (`docs/papers.md`)."""
+
+    steps: int | None = Field(None, ge=0, description="optimizer steps; None = `epochs`")
+    epochs: float = Field(8, gt=0)
+    batch_size: int = Field(64, ge=1, description="samples of a forward pass, over all processes")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="text tokens of a forward pass, padding included, instead of `batch_size`"
+    )
+    accumulate: int = Field(1, ge=1, description="forward passes of an optimizer step")
+    lr: float = Field(2e-5, gt=0)
+    warmup_lr: float | None = Field(None, ge=0, description="rate of the first step; None = lr / 2")
+    min_lr: float = Field(1e-6, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(400, ge=0)
+    prompt_lr: float = Field(1e-5, gt=0, description="soft prompt and adapters: a group of their own")
+    prompt_schedule: Literal["cosine", "linear", "constant"] = "constant"
+    weight_decay: float = Field(0.02, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; None = no clipping")
+    precision: DType = Field("float32", description="dtype of the frozen LM while training")
+    frozen_dropout: Literal["off", "official"] = "off"
+    gradient_checkpointing: bool = False
+    samples: int | None = Field(None, ge=1, description="train on this many, chosen by seed; None = all")
+    standardize_samples: int = Field(1024, ge=2, description="media from which feature statistics are taken")
+    feature_memory_mb: int = Field(2048, ge=0, description="features kept by `cache.features: memory`")
+    text_memory_mb: int = Field(64, ge=0, description="states of distinct texts kept in memory; more of them on disk")
+    prefetch: bool | None = Field(None, description="prepare the next batch in a thread; None = unless on a CPU")
+    packed_memory_mb: int = Field(1024, ge=0, description="bfloat16 weights laid out for the CPU, beside the originals")
+    max_bad_media: int = Field(0, ge=0, description="broken or missing media tolerated, listed in the run folder")
+    log_every: int = Field(1, ge=1)
+    save_every: int = Field(500, ge=1)
+
+
+class EvalConfig(Part):
+    """Evaluation with real generation."""
+
+    split: str | None = Field(None, description="None = the task's last split")
+    samples: int | None = Field(None, ge=1, description="a fixed random subset; None = all")
+    batch_size: int = Field(64, ge=1)
+    dtype: DType = Field("float32", description="dtype of eval, answer and serve; stored in the run")
+    shuffled_control: bool = False
+    every: int | None = Field(None, ge=1, description="steps between evaluations during training; None = never")
+    during_split: str | None = Field(
+        None, description="split for evaluation during training; None = `validation` or `split`"
+    )
+    during_samples: int = Field(200, ge=1)
+    patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better metric")
+
+
+class DecodeConfig(Part):
+    """How answers are generated."""
+
+    max_new_tokens: int = Field(20, ge=1)
+    beams: int = Field(1, ge=1, le=32)
+    sample: bool = False
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    length_penalty: float = 1.0
