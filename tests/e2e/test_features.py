@@ -31,7 +31,7 @@ def encoder(dwarfs: Path) -> Encoder:
 
 
 def store(encoder: Encoder, folder: Path, **changes: Any) -> FeatureStore:
-    views = {key: changes.pop(key) for key in ("views", "flip", "megabytes") if key in changes}
+    views = {key: changes.pop(key) for key in ("views", "megabytes") if key in changes}
     return FeatureStore(encoder, LEVELS, "cls", CacheConfig(**{"dir": folder, **changes}), **views)
 
 
@@ -91,8 +91,8 @@ def test_nothing_old_is_taken_for_new(encoder: Encoder, dwarfs: Path, pictures: 
         FeatureStore(encoder, [1, 3], "cls", CacheConfig(dir=folder)),
         FeatureStore(encoder, LEVELS, "all", CacheConfig(dir=folder)),
         store(load_encoder(dwarfs / "encoder", size=24), folder),
-        store(load_encoder(dwarfs / "encoder", image_mean=(0.4, 0.5, 0.6)), folder),
-        store(load_encoder(dwarfs / "encoder", dtype=torch.bfloat16), folder),
+        store(load_encoder(dwarfs / "encoder", mean=(0.4, 0.5, 0.6)), folder),
+        store(load_encoder(dwarfs / "encoder", dtype="bfloat16"), folder),
         store(load_encoder(dwarfs / "vit"), folder),
     ]
     assert len({one.folder for one in others}) == 8
@@ -229,7 +229,7 @@ def test_two_processes_build_one_cache(
 
 
 def test_views_are_functions_of_picture_and_number(
-    encoder: Encoder, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: Encoder, dwarfs: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = store(encoder, tmp_path / "c", views=3)
     draws = list(range(40))
@@ -242,7 +242,8 @@ def test_views_are_functions_of_picture_and_number(
     assert torch.equal(store(encoder, tmp_path / "c", views=3).get(pictures, draws), seen)
     assert torch.equal(store(encoder, tmp_path / "c").get(pictures, draws), plain), "no views, no draw"
     assert counting.encoded == 0
-    store(encoder, tmp_path / "c", views=3, flip=False).get(pictures, draws)
-    assert counting.encoded == 40, "the augmentation's settings belong to the key"
+    unflipped = Counting(monkeypatch, other := load_encoder(dwarfs / "encoder", flip=False))
+    store(other, tmp_path / "c", views=3).get(pictures, draws)
+    assert unflipped.encoded == 40, "the augmentation's settings belong to the key"
     elsewhere = store(encoder, tmp_path / "other", views=3).get([path.read_bytes() for path in pictures], draws)
     torch.testing.assert_close(elsewhere, seen, rtol=0, atol=1e-6)

@@ -123,7 +123,7 @@ def _squash() -> Any:
 
 
 def test_half_precision_weights_give_float32_features(checkpoints: Path) -> None:
-    encoder = load_encoder(checkpoints / "vit", dtype=torch.bfloat16)
+    encoder = load_encoder(checkpoints / "vit", dtype="bfloat16")
     assert {p.dtype for p in encoder.parameters()} == {torch.bfloat16}
     out = features(encoder, pictures(1), [2])
     assert out.dtype == torch.float32
@@ -138,9 +138,9 @@ def test_the_fingerprint_is_of_weights_config_and_preprocessing(checkpoints: Pat
     assert load_encoder(folder).fingerprint() == original  # not of the folder's name
     others = {
         load_encoder(folder, size=48).fingerprint(),
-        load_encoder(folder, image_mean=(0.4, 0.5, 0.6)).fingerprint(),
+        load_encoder(folder, mean=(0.4, 0.5, 0.6)).fingerprint(),
         load_encoder(folder, resize="crop").fingerprint(),
-        load_encoder(folder, dtype=torch.bfloat16).fingerprint(),
+        load_encoder(folder, dtype="bfloat16").fingerprint(),
     }
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"transformers_version": "5.0.0", "dtype": "float16"}))

@@ -119,7 +119,7 @@ def test_preprocessing_can_be_replaced(checkpoints: Path, copy: Callable[[str], 
     assert shown(size=112, resize="squash") == [[112, 112], None, [112, 112]]
     assert shown(resize="squash") == [[224, 224], None, [224, 224]]
     assert load_encoder(folder, meta=True, size=112).load(photo(99, 50)).shape == (3, 112, 112)
-    changed = load_encoder(folder, meta=True, image_mean=(0.1, 0.2, 0.3), image_std=(1.0, 2.0, 3.0)).preprocessing()
+    changed = load_encoder(folder, meta=True, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0)).preprocessing()
     assert (changed["mean"], changed["std"]) == ([0.1, 0.2, 0.3], [1.0, 2.0, 3.0])
 
 
