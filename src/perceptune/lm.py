@@ -218,10 +218,8 @@ class FrozenLM(nn.Module):
         """
         self._stop_at = layer
         try:
-            if record is None:
-                self(input_ids, attention_mask, slots)
-            else:
-                self.split(input_ids, attention_mask, slots, record=record)
+            run = self if record is None else partial(self.split, record=record)
+            run(input_ids, attention_mask, slots)
         except _ReachedLayerError as reached:
             return reached.states[:, -input_ids.shape[1] :]  # the plain path's have the slots before them
         finally:
