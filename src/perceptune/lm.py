@@ -21,8 +21,6 @@ from perceptune.blocks import (
 )  # fmt: skip
 from perceptune.errors import UserError
 from perceptune.head import frozen_head_loss
-from perceptune.norms import lighten
-from perceptune.packed import pack
 from perceptune.splice import MASK, Splice, argument_names, replace_inputs, with_slots
 from perceptune.split import Record, Split
 from perceptune.types import Decoding, Slots
@@ -85,12 +83,6 @@ class FrozenLM(nn.Module):
     def device(self) -> torch.device:
         """Where the LM lives."""
         return self.model.get_input_embeddings().weight.device
-
-    def pack(self, first_layer: int, megabytes: int) -> int:
-        """Lays out the blocks' weights for the CPU's bfloat16 products, trained-through ones (upper) first."""
-        lighten(self.layers.modules())
-        order = [*self.layers[first_layer:], *self.layers[:first_layer]]
-        return pack((module for layer in order for module in layer.modules()), megabytes)
 
     def train(self, mode: bool = True) -> FrozenLM:
         """A frozen LM stays in evaluation mode: its dropout would only add noise to what cannot adapt."""
@@ -172,7 +164,11 @@ class FrozenLM(nn.Module):
             keep[:, -1] = True
         if keep is not None:
             marked = keep.any(0).nonzero().flatten().tolist() or [0]
-            split.asking = (marked[0], marked[-1] + 1)
+            split.asking = (marked[0], end := marked[-1] + 1)
+            # Nothing that is kept sees what comes after it: a text's last token is predicted, it predicts nothing.
+            input_ids, attention_mask, keep = input_ids[:, :end], attention_mask[:, :end], keep[:, :end]
+            if text_states is not None:
+                split.text_states = (text_states[0], text_states[1][:, :end])
         ids, mask, positions = with_slots(input_ids, attention_mask, split.width)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.using(None, _with_slots_before(keep, split.width)))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 DType = Literal["float32", "bfloat16"]
+# YAML reads a bare `off` as false.
+_Off = BeforeValidator(lambda value: "off" if value is False else value)
 
 
 class Part(BaseModel):
@@ -43,7 +45,9 @@ class EncoderConfig(Part):
 class CacheConfig(Part):
     """Where encoder features, and states of texts that do not fit into memory, are kept."""
 
-    features: Literal["disk", "memory", "off"] = Field("disk", description="off = computed at every use")
+    features: Annotated[Literal["disk", "memory", "off"], _Off] = Field(
+        "disk", description="off = computed at every use"
+    )
     dir: Path | None = Field(None, description="None = `features` in perceptune's cache folder")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype in which they are kept")
     text_disk_mb: int = Field(4096, ge=0, description="states of distinct texts kept on disk, if features are")
@@ -98,7 +102,7 @@ class TrainConfig(Part):
     eps: float = Field(1e-8, gt=0)
     clip: float | None = Field(None, gt=0, description="largest gradient norm; None = no clipping")
     precision: DType = Field("float32", description="dtype of the frozen LM while training")
-    frozen_dropout: Literal["off", "official"] = "off"
+    frozen_dropout: Annotated[Literal["off", "official"], _Off] = "off"
     gradient_checkpointing: bool = False
     samples: int | None = Field(None, ge=1, description="train on this many, chosen by seed; None = all")
     standardize_samples: int = Field(1024, ge=2, description="media from which feature statistics are taken")
@@ -106,6 +110,7 @@ class TrainConfig(Part):
     text_memory_mb: int = Field(64, ge=0, description="states of distinct texts kept in memory; more of them on disk")
     prefetch: bool | None = Field(None, description="prepare the next batch in a thread; None = unless on a CPU")
     packed_memory_mb: int = Field(1024, ge=0, description="bfloat16 weights laid out for the CPU, beside the originals")
+    compile: bool = Field(False, description="the LM's feed-forward parts through `torch.compile`")
     max_bad_media: int = Field(0, ge=0, description="broken or missing media tolerated, listed in the run folder")
     log_every: int = Field(1, ge=1)
     save_every: int = Field(500, ge=1)

@@ -35,6 +35,7 @@ from perceptune.evaluation import make_task
 from perceptune.feed import Feed
 from perceptune.guard import Interruption, interruptions, out_of_memory_hint, require_finite
 from perceptune.heldout import HeldOut
+from perceptune.lighter import lighten
 from perceptune.model import AdaptedModel, Batch, count
 from perceptune.optimizer import MethodOptimizer
 from perceptune.resume import Checkpoints, State, open_run
@@ -101,7 +102,7 @@ class Trainer:
         # What one process remembers must not change which blocks it runs, when others hold parts of them.
         self.model.may_reuse_texts = not world.sharded
         if not world.sharded:
-            self.model.lm.pack(model.method.first_layer, self.config.packed_memory_mb)
+            lighten(model.lm, model.method.first_layer, self.config.packed_memory_mb, compiled=self.config.compile)
         self.feed = Feed(self.model, task, run, world)
         self.steps = self.feed.steps
         self.stand_in = self.feed.stand_in() if world.sharded else None

@@ -113,7 +113,7 @@ def test_logits_that_are_capped_after_the_head_are_noticed() -> None:
 @every_row
 @every_method
 def test_what_split_execution_leaves_out(name: str, family: str) -> None:
-    """Counted in calls of the last feed-forward map: no slot column that is overwritten, no unsupervised last query."""
+    """Counted in rows of the last feed-forward map: no slot that is overwritten, no last token, no unsupervised query."""
     r = row(name, family)
     seen: list[tuple[int, int]] = []
     for layer in range(r.lm.n_layers):
@@ -125,7 +125,7 @@ def test_what_split_execution_leaves_out(name: str, family: str) -> None:
     rows, length = r.ids.shape
     last = r.lm.n_layers - 1
     assert [n for layer, n in seen if layer == last] == [rows * 2]
-    extra = sum(n for layer, n in seen if layer < last) - rows * length * last
+    extra = sum(n for layer, n in seen if layer < last) - rows * (length - 1) * last
     assert extra == expected_extra(name, rows)
 
 

@@ -81,7 +81,7 @@ LAYERS = [
     },
     {"split", "places"},
     {"lm", "generation", "trial", "store"},
-    {"sharding"},
+    {"sharding", "lighter"},
     {"encoders", "methods", "metrics", "tasks"},
     {"loading", "optimizer"},
     {"features"},
