@@ -113,7 +113,7 @@ def test_logits_that_are_capped_after_the_head_are_noticed() -> None:
 @every_row
 @every_method
 def test_what_split_execution_leaves_out(name: str, family: str) -> None:
-    """Counted in rows of the last feed-forward map: no slot that is overwritten, no last token, no unsupervised query."""
+    """Counted in rows of the last feed-forward map: no slot that is overwritten, last token or unsupervised query."""
     r = row(name, family)
     seen: list[tuple[int, int]] = []
     for layer in range(r.lm.n_layers):
