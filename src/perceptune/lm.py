@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from perceptune import attention, generation, trial
-from perceptune.anatomy import SITES, find_layers, find_site, require_mask_attention
+from perceptune.anatomy import ENTRANCES, SITES, find_layers, find_site, require_mask_attention, weights_fingerprint
 from perceptune.blocks import (
     checkpointed,
     checkpointed_layer,
@@ -104,12 +104,24 @@ class FrozenLM(nn.Module):
 
     def site(self, layer: int, kind: str) -> tuple[str, nn.Module]:
         """Full name and module that ends attention (`attention`) or the feed-forward part (`mlp`) of a block."""
-        if (found := find_site(self.layers[layer], kind)) is None:
-            tried = ", ".join(f"`{path}`" for path in SITES[kind])
+        return self._find(layer, kind, SITES, "output")
+
+    def entrance(self, layer: int, kind: str) -> nn.Module:
+        """The module that attention (`attention`) or the feed-forward part (`mlp`) of a block begins with."""
+        return self._find(layer, kind, ENTRANCES, "input")[1]
+
+    def _find(self, layer: int, kind: str, places: Mapping[str, Sequence[str]], what: str) -> tuple[str, nn.Module]:
+        if (found := find_site(self.layers[layer], kind, places)) is None:
+            tried = ", ".join(f"`{path}`" for path in places[kind])
             raise UserError(
-                f"no {kind} output found in `{self.layers_path}.{layer}` of {type(self.model).__name__}: tried {tried}"
+                f"no {kind} {what} found in `{self.layers_path}.{layer}` of {type(self.model).__name__}: tried {tried}"
             )
         return f"{self.layers_path}.{layer}.{found[0]}", found[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights as they were when it was first asked for: training may change them later."""
+        return weights_fingerprint(self.model)
 
     def forward(
         self,

@@ -27,10 +27,19 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     """
     model = build(recipe, meta=True)
     lm = f"{recipe.lm.id} ({type(model.lm.model).__name__})"
-    parts: list[dict[str, Any]] = [{"name": "lm", "what": lm, "parameters": count(model.lm), "trained": False}]
+    parts: list[dict[str, Any]] = [
+        {"name": "lm", "what": lm, "parameters": count(model.lm, without=model.method), "trained": False}
+    ]
     for name, encoder in model.encoders.items():
         config = recipe.encoders[name]
-        parts.append({"name": f"encoders.{name}", "what": config.id, "parameters": count(encoder), "trained": False})
+        parts.append(
+            {
+                "name": f"encoders.{name}",
+                "what": config.id,
+                "parameters": count(encoder, without=model.method),
+                "trained": False,
+            }
+        )
     for name, child in model.method.named_children():
         parts.append(
             {
