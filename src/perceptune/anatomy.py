@@ -48,15 +48,16 @@ def find_layers(model: nn.Module, override: str | None) -> str:
     )
 
 
-def find_site(layer: nn.Module, kind: str, places: Mapping[str, Sequence[str]] = SITES) -> tuple[str, nn.Module] | None:
+def require_site(layer: nn.Module, kind: str, places: Mapping[str, Sequence[str]], where: str) -> tuple[str, nn.Module]:
     """Path inside a block, and module, of the linear map that ends attention (`attention`) or the MLP (`mlp`).
 
-    With `ENTRANCES` as `places`, of the module that it begins with.
+    `places` is `SITES`; with `ENTRANCES`, of the module that it begins with. Raises `UserError` saying what was tried.
     """
     for path in places[kind]:
         with contextlib.suppress(AttributeError):
             return path, layer.get_submodule(path)
-    return None
+    what, tried = "output" if places is SITES else "input", ", ".join(f"`{path}`" for path in places[kind])
+    raise UserError(f"no {kind} {what} found in {where}: tried {tried}")
 
 
 def require_mask_attention(config: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from perceptune import attention, generation, trial
-from perceptune.anatomy import ENTRANCES, SITES, find_layers, find_site, require_mask_attention, weights_fingerprint
+from perceptune.anatomy import (
+    ENTRANCES,
+    SITES,
+    find_layers,
+    require_mask_attention,
+    require_site,
+    weights_fingerprint,
+)  # fmt: skip
 from perceptune.blocks import (
     checkpointed,
     checkpointed_layer,
@@ -104,19 +111,15 @@ class FrozenLM(nn.Module):
 
     def site(self, layer: int, kind: str) -> tuple[str, nn.Module]:
         """Full name and module that ends attention (`attention`) or the feed-forward part (`mlp`) of a block."""
-        return self._find(layer, kind, SITES, "output")
+        path, module = require_site(self.layers[layer], kind, SITES, self._place_of(layer))
+        return f"{self.layers_path}.{layer}.{path}", module
 
     def entrance(self, layer: int, kind: str) -> nn.Module:
         """The module that attention (`attention`) or the feed-forward part (`mlp`) of a block begins with."""
-        return self._find(layer, kind, ENTRANCES, "input")[1]
+        return require_site(self.layers[layer], kind, ENTRANCES, self._place_of(layer))[1]
 
-    def _find(self, layer: int, kind: str, places: Mapping[str, Sequence[str]], what: str) -> tuple[str, nn.Module]:
-        if (found := find_site(self.layers[layer], kind, places)) is None:
-            tried = ", ".join(f"`{path}`" for path in places[kind])
-            raise UserError(
-                f"no {kind} {what} found in `{self.layers_path}.{layer}` of {type(self.model).__name__}: tried {tried}"
-            )
-        return f"{self.layers_path}.{layer}.{found[0]}", found[1]
+    def _place_of(self, layer: int) -> str:
+        return f"`{self.layers_path}.{layer}` of {type(self.model).__name__}"
 
     @cached_property
     def fingerprint(self) -> str:
