@@ -85,4 +85,5 @@ class TakenOver(nn.Module):
                     f"method.unfreeze: {what} is held in {str(parameter.dtype).removeprefix('torch.')}, but weights "
                     "are trained in float32: set `train.precision`, `eval.dtype` and the encoder's `dtype` to float32"
                 )
-            self.register_parameter(name.replace(".", "/"), parameter.requires_grad_())
+            parameter.requires_grad_(True)
+            self.register_parameter(name.replace(".", "/"), parameter)
