@@ -10,15 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from perceptune import attention, generation, trial
-from perceptune.anatomy import (
-    ENTRANCES,
-    SITES,
-    find_layers,
-    require_mask_attention,
-    require_site,
-    weights_fingerprint,
-)  # fmt: skip
+from perceptune import anatomy, attention, generation, trial
 from perceptune.blocks import (
     checkpointed,
     checkpointed_layer,
@@ -53,8 +45,8 @@ class FrozenLM(nn.Module):
         super().__init__()
         self.model = cast(Any, model.requires_grad_(False).eval())
         self.config = self.model.config.get_text_config()
-        self.layers_path = find_layers(model, layers)
-        require_mask_attention(self.config)
+        self.layers_path = anatomy.find_layers(model, layers)
+        anatomy.require_mask_attention(self.config)
         if self.config._attn_implementation == "sdpa":
             attention.register()
             self.config._attn_implementation = attention.NAME
@@ -111,12 +103,12 @@ class FrozenLM(nn.Module):
 
     def site(self, layer: int, kind: str) -> tuple[str, nn.Module]:
         """Full name and module that ends attention (`attention`) or the feed-forward part (`mlp`) of a block."""
-        path, module = require_site(self.layers[layer], kind, SITES, self._place_of(layer))
+        path, module = anatomy.require_site(self.layers[layer], kind, anatomy.SITES, self._place_of(layer))
         return f"{self.layers_path}.{layer}.{path}", module
 
     def entrance(self, layer: int, kind: str) -> nn.Module:
         """The module that attention (`attention`) or the feed-forward part (`mlp`) of a block begins with."""
-        return require_site(self.layers[layer], kind, ENTRANCES, self._place_of(layer))[1]
+        return anatomy.require_site(self.layers[layer], kind, anatomy.ENTRANCES, self._place_of(layer))[1]
 
     def _place_of(self, layer: int) -> str:
         return f"`{self.layers_path}.{layer}` of {type(self.model).__name__}"
@@ -124,7 +116,7 @@ class FrozenLM(nn.Module):
     @cached_property
     def fingerprint(self) -> str:
         """Of the weights as they were when it was first asked for: training may change them later."""
-        return weights_fingerprint(self.model)
+        return anatomy.weights_fingerprint(self.model)
 
     def forward(
         self,
