@@ -27,7 +27,12 @@ EXTRA: dict[str, tuple[str, dict[str, Any]]] = {
     "epalm@not-last": ("epalm", {"first": 1, "last": 2}),
     "epalm-lin@whole-range": ("epalm-lin", {"first": 0}),
     "epalm+adapters": ("epalm", {"adapters": True}),
+    "epalm@free-plan": ("epalm", {"prompt": "plain", "inject": {1: 3, 3: -3}}),
+    "magma@parallel": ("magma", {"adapter_form": "parallel", "adapter_scaled": True}),
 }
+# Other names for the same thing, on an encoder of another modality.
+ALIASES = {"frozenbilm": "magma", "audio-adapter": "magma"}
+TOKENS = 3  # of the dwarfs' encoder, where a method wants all of them
 
 
 @dataclass
@@ -44,6 +49,12 @@ class Row:
     def plan(self, features: dict[str, Features] | None = None) -> list[Slots]:
         return self.method.plan(self.features if features is None else features, self.ids.shape[0])
 
+    def media(self, batch: int, present: list[bool] | None = None) -> Features:
+        """Features of a batch, as the method wants them of the dwarfs' encoder."""
+        tokens = TOKENS if self.method.tokens("image") == "all" else 1
+        values = torch.randn(batch, len(self.method.levels("image")), tokens, SHAPE.dim)
+        return Features(values, torch.tensor(present if present is not None else [True] * batch))
+
     def logits(self, **changes: Any) -> torch.Tensor:
         """Logits of the text (B, T, vocab)."""
         ids, mask = changes.get("ids", self.ids), changes.get("mask", self.mask)
@@ -52,7 +63,7 @@ class Row:
 
 def method_names() -> list[str]:
     """Names of rows: every variant of every method leaf, and the placements above."""
-    return [*leaves("methods"), *EXTRA]
+    return [*(name for name in leaves("methods") if name not in ALIASES), *EXTRA]
 
 
 every_row = pytest.mark.parametrize("family", FAMILIES)
@@ -64,29 +75,32 @@ def row(
     attach: bool = True, **options: Any,
 ) -> Row:  # fmt: skip
     """A freshly built row; the same weights every time."""
-    base, extra = EXTRA.get(name, (name, {}))
-    recipe = validate(Recipe, {"method": {"name": base, "n_levels": LEVELS, **extra, **options}}, "test")
+    recipe = validate(Recipe, {"method": {**method_section(name), **options}}, "test")
     lm = FrozenLM(support.random_lm(family, attention))
-    found = leaf("methods", base)
+    found = leaf("methods", recipe.method.name)
     torch.manual_seed(3)
     chosen = found.module.METHOD.Options(**{**found.defaults, **recipe.method.options()})
     method = found.module.METHOD(chosen, lm, shapes or {"image": SHAPE})
     with torch.no_grad():
         for parameter in method.parameters():  # far from any neutral start, so that every part acts
             parameter.add_(torch.randn_like(parameter) * 0.3)
+    method.take_over(lm, {})
     if attach:
         method.attach(lm)
     ids = torch.randint(4, support.SIZE, (3, 11))
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
     mask[2, :2] = 0
-    return Row(name, lm, method, ids, mask, {"image": random_features(3)})
+    made = Row(name, lm, method, ids, mask)
+    made.features = {"image": made.media(3)}
+    return made
 
 
-def random_features(batch: int, present: list[bool] | None = None) -> Features:
-    """Features of a batch for the dwarfs' encoder."""
-    values = torch.randn(batch, LEVELS, 1, SHAPE.dim)
-    return Features(values, torch.tensor(present if present is not None else [True] * batch))
+def method_section(name: str) -> dict[str, Any]:
+    """A row's method as a recipe names it; two levels, where the number is free."""
+    base, extra = EXTRA.get(name, (name, {}))
+    free = not {"n_levels", "inject"} & {*leaf("methods", base).defaults, *extra}
+    return {"name": base, **({"n_levels": LEVELS} if free else {}), **extra}
 
 
 def absent(features: dict[str, Features]) -> dict[str, Features]:

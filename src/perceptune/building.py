@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,18 @@ def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> 
     options = validate(found.module.METHOD.Options, given, f"method `{recipe.method.name}`")
     shapes = {name: EncoderShape(encoder.n_layers, encoder.dim) for name, encoder in encoders.items()}
     method: Method = found.module.METHOD(options, lm, shapes)
+    _remember_base(lm, encoders, method)
+    method.take_over(lm, encoders)
     return method
+
+
+def _remember_base(lm: FrozenLM, encoders: Mapping[str, Encoder], method: Method) -> None:
+    """Takes the fingerprints of what is going to be trained while it is what a run must find when it is loaded."""
+    if method.trains_lm and lm.device.type != "meta":
+        lm.fingerprint  # noqa: B018
+    for encoder in encoders.values() if method.trains_encoders else ():
+        if next(encoder.parameters()).device.type != "meta":
+            encoder.fingerprint()
 
 
 def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> FrozenLM:

@@ -8,7 +8,6 @@ checkpoints/step-*  method and optimizer, to resume from
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -28,7 +27,6 @@ from perceptune.atomic import write_whole
 from perceptune.building import build
 from perceptune.config import Recipe, load_recipe
 from perceptune.errors import UserError, disk_error
-from perceptune.lm import FrozenLM
 from perceptune.model import AdaptedModel, count
 
 FORMAT_VERSION = 1
@@ -119,7 +117,7 @@ def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
 def describe(model: AdaptedModel) -> dict[str, Any]:
     """The contents of meta.json."""
     trained = count(model.method)
-    frozen = count(model.lm) + sum(count(encoder) for encoder in model.encoders.values())
+    frozen = sum(count(part, without=model.method) for part in (model.lm, *model.encoders.values()))
     return {
         "format_version": FORMAT_VERSION,
         "perceptune": __version__,
@@ -135,25 +133,10 @@ def describe(model: AdaptedModel) -> dict[str, Any]:
 def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:
     """Id and fingerprint of each frozen part."""
     recipe = model.recipe
-    parts = {"lm": {"id": recipe.lm.id, "fingerprint": lm_fingerprint(model.lm)}}
+    parts = {"lm": {"id": recipe.lm.id, "fingerprint": model.lm.fingerprint}}
     for name, store in model.stores.items():
         parts[f"encoders.{name}"] = {"id": recipe.encoders[name].id, "fingerprint": store.encoder.fingerprint()}
     return parts
-
-
-def lm_fingerprint(lm: FrozenLM) -> str:
-    """Over the shape and up to 1,024 evenly spaced values of each weight, rounded to bfloat16.
-
-    Sampled, because hashing tens of gigabytes at each start would take longer than answering; rounded, so that a base
-    loaded in bfloat16 is recognised as the same; without names, which transformers changes now and then.
-    """
-    digests = []
-    for tensor in lm.model.parameters():
-        flat = tensor.detach().flatten()
-        sample: Tensor = flat[:: max(flat.numel() // 1024, 1)][:1024].to(torch.bfloat16)
-        data = sample.cpu().view(torch.int16).numpy().tobytes()
-        digests.append(hashlib.sha256(repr(tuple(tensor.shape)).encode() + data).digest())
-    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from perceptune import attention, generation, trial
-from perceptune.anatomy import SITES, find_layers, find_site, require_mask_attention
+from perceptune import anatomy, attention, generation, trial
 from perceptune.blocks import (
     checkpointed,
     checkpointed_layer,
@@ -44,8 +43,8 @@ class FrozenLM(nn.Module):
         super().__init__()
         self.model = cast(Any, model.requires_grad_(False).eval())
         self.config = self.model.config.get_text_config()
-        self.layers_path = find_layers(model, layers)
-        require_mask_attention(self.config)
+        self.layers_path = anatomy.find_layers(model, layers)
+        anatomy.require_mask_attention(self.config)
         if self.config._attn_implementation == "sdpa":
             attention.register()
             self.config._attn_implementation = attention.NAME
@@ -96,12 +95,20 @@ class FrozenLM(nn.Module):
 
     def site(self, layer: int, kind: str) -> tuple[str, nn.Module]:
         """Full name and module that ends attention (`attention`) or the feed-forward part (`mlp`) of a block."""
-        if (found := find_site(self.layers[layer], kind)) is None:
-            tried = ", ".join(f"`{path}`" for path in SITES[kind])
-            raise UserError(
-                f"no {kind} output found in `{self.layers_path}.{layer}` of {type(self.model).__name__}: tried {tried}"
-            )
-        return f"{self.layers_path}.{layer}.{found[0]}", found[1]
+        path, module = anatomy.require_site(self.layers[layer], kind, anatomy.SITES, self._place_of(layer))
+        return f"{self.layers_path}.{layer}.{path}", module
+
+    def entrance(self, layer: int, kind: str) -> nn.Module:
+        """The module that attention (`attention`) or the feed-forward part (`mlp`) of a block begins with."""
+        return anatomy.require_site(self.layers[layer], kind, anatomy.ENTRANCES, self._place_of(layer))[1]
+
+    def _place_of(self, layer: int) -> str:
+        return f"`{self.layers_path}.{layer}` of {type(self.model).__name__}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights as they were when it was first asked for: training may change them later."""
+        return anatomy.weights_fingerprint(self.model)
 
     def forward(
         self,

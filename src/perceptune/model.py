@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from perceptune.config import Recipe
 from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError, nearest
-from perceptune.features import cache_folder, feature_stores
+from perceptune.features import FeatureStore, cache_folder, feature_stores
+from perceptune.live import LiveFeatures
 from perceptune.lm import FrozenLM
 from perceptune.media import MediaError
 from perceptune.methods.base import Method
@@ -56,7 +57,7 @@ class AdaptedModel(nn.Module):
         self.encoders = nn.ModuleDict(dict(encoders))
         self.method = method
         self._text = text
-        self.stores = feature_stores(recipe, encoders, method)
+        self.stores = _stores(recipe, encoders, method)
         folder = cache_folder(recipe.cache.dir) if recipe.cache.features == "disk" else None
         self.text_states = TextStates(
             lm, method.first_layer, recipe.train.text_memory_mb, folder=folder, disk_megabytes=recipe.cache.text_disk_mb
@@ -198,6 +199,7 @@ class AdaptedModel(nn.Module):
         rows = self.lm.generate(ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad)
         return [self.text.decode(row) for row in rows]
 
+    @torch.no_grad()
     def fit_statistics(self, samples: Sequence[Sample]) -> None:
         """Feature statistics for methods that standardise, from the media of these (training) samples."""
         if not self.method.standardizes:
@@ -236,6 +238,17 @@ def _first_target(sample: Sample) -> str:
     return sample.targets[0]
 
 
-def count(module: nn.Module) -> int:
-    """Parameters of a module, tied weights once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def count(module: nn.Module, *, without: nn.Module | None = None) -> int:
+    """Parameters of a module, tied weights once; `without` those that are another module's, too."""
+    others = set() if without is None else {id(parameter) for parameter in without.parameters()}
+    return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in others)
+
+
+def _stores(recipe: Recipe, encoders: Mapping[str, Encoder], method: Method) -> dict[str, FeatureStore]:
+    """Where features come from: kept ones, or computed with gradients if the encoders are trained."""
+    if not method.trains_encoders:
+        return feature_stores(recipe, encoders, method)
+    return {
+        name: LiveFeatures(encoder, method.levels(name), method.tokens(name), views=recipe.encoders[name].views)
+        for name, encoder in encoders.items()
+    }

@@ -28,7 +28,10 @@ class MethodOptimizer:
 
     def set_rates(self, step: int) -> dict[str, float]:
         """The rate of each group at a step (from 0), set and returned."""
-        rates = {g["name"]: learning_rate(self.config, g["name"], step, self.steps) for g in self.adam.param_groups}
+        rates = {
+            group["name"]: group.get("lr") or learning_rate(self.config, group["name"], step, self.steps)
+            for group in self.groups
+        }
         for group in self.adam.param_groups:
             group["lr"] = rates[group["name"]]
         return rates

@@ -27,19 +27,13 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     """
     model = build(recipe, meta=True)
     lm = f"{recipe.lm.id} ({type(model.lm.model).__name__})"
-    parts: list[dict[str, Any]] = [{"name": "lm", "what": lm, "parameters": count(model.lm), "trained": False}]
+    parts = [_part("lm", lm, count(model.lm, without=model.method), trained=False)]
     for name, encoder in model.encoders.items():
-        config = recipe.encoders[name]
-        parts.append({"name": f"encoders.{name}", "what": config.id, "parameters": count(encoder), "trained": False})
+        what = recipe.encoders[name].id
+        parts.append(_part(f"encoders.{name}", what, count(encoder, without=model.method), trained=False))
     for name, child in model.method.named_children():
-        parts.append(
-            {
-                "name": f"method.{name}",
-                "what": type(child).__name__,
-                "parameters": count(child),
-                "trained": True,
-            }
-        )
+        if count(child):
+            parts.append(_part(f"method.{name}", type(child).__name__, count(child), trained=True))
     trainable = count(model.method)
     total = trainable + sum(part["parameters"] for part in parts if not part["trained"])
     sites = [{"layer": site.layer, "where": site.where, "what": site.what} for site in model.method.sites()]
@@ -48,3 +42,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "share": trainable / total, "parts": parts, "first_layer": model.method.first_layer,
         "lm_layers": model.lm.n_layers, "sites": sites,
     }  # fmt: skip
+
+
+def _part(name: str, what: str, parameters: int, *, trained: bool) -> dict[str, Any]:
+    return {"name": name, "what": what, "parameters": parameters, "trained": trained}

@@ -216,7 +216,7 @@ class Trainer:
 
     def _backward(self, batches: Sequence[Batch | None]) -> tuple[float, int, int]:
         """Adds up gradients of the loss sum; returns it with the number of tokens and samples."""
-        self._dropout(on=self.config.frozen_dropout == "official")
+        self._dropout(on=True)
         total, tokens, samples = 0.0, 0, 0
         for batch in batches:
             if batch is not None:
@@ -230,7 +230,9 @@ class Trainer:
         return total, tokens, samples
 
     def _dropout(self, *, on: bool) -> None:
-        self.model.lm.model.train(on)
+        """That of the method's own parts, such as LoRA's, and the LM's own where the recipe wants it."""
+        self.model.method.train(on)
+        self.model.lm.model.train(on and self.config.frozen_dropout == "official")
 
     def _evaluate_if_due(self) -> bool:
         if not self.held_out.is_due(self.state.step, self.steps):

@@ -12,7 +12,7 @@ import torch
 
 from perceptune.generation import with_transformers
 from perceptune.types import Decoding, Features, Slots
-from rows import every_method, every_row, method_names, random_features, row
+from rows import TOKENS, every_method, every_row, method_names, row
 
 LATE = [name for name in method_names() if row(name, "llama").method.first_layer > 0]
 
@@ -36,7 +36,7 @@ def test_equal_prompts_with_other_media_are_generated_like_different_ones(name: 
     r = row(name, family)
     order = torch.tensor([0, 1, 0, 2, 1, 0])
     ids, mask = r.ids[order], r.mask[order]
-    features = {"image": random_features(6, [True, True, True, False, True, False])}
+    features = {"image": r.media(6, [True, True, True, False, True, False])}
     slots = r.method.plan(features, 6)
     endless = uncached(r, ids, mask, slots, 8, -1)
     eos = ending_some(endless)
@@ -137,8 +137,13 @@ def expected_extra(name: str, rows: int) -> int:
         return 1 * 10
     if name == "epalm@not-last":  # image in 1, 2; its last state goes on into 3; prompt in 0 alone, in 1, 2 by row
         return 10 + 2 * 10 * rows + rows
-    if name in ("epalm-lin", "epalm-ada", "epalm-lin@whole-range"):
+    if name == "epalm@free-plan":  # the same, but it is in block 1 that the image's state goes on
+        return 10 + 2 * 10 * rows + rows
+    if name in ("epalm-lin", "epalm-ada", "epalm-lin@whole-range", "late-adapter", "deep-prompt"):
         return 0
+    at_input = {"promptfuse": 1 + 10, "magma-all": TOKENS}  # columns that go through all blocks but the last
+    if name in ("limber", "magma", "magma@parallel", "lora", "full", *at_input):
+        return 3 * at_input.get(name, 1) * rows
     return 2 * 10 + 10 * rows  # the prompt at the input: layers 0, 1 once, layer 2 behind the image
 
 
@@ -161,7 +166,7 @@ def test_generation_is_that_of_transformers(family: str, beams: int, sampling: d
     r = row("epalm", family)
     order = torch.tensor([0, 1, 0, 2])
     ids, mask = r.ids[order], r.mask[order]
-    slots = r.method.plan({"image": random_features(4)}, 4)
+    slots = r.method.plan({"image": r.media(4)}, 4)
     decoding = Decoding(8, beams=beams, **sampling)  # type: ignore[arg-type]
     eos = ending_some(r.lm.generate(ids, mask, slots, Decoding(8), eos=-1, pad=0))
     answers = []

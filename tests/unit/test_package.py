@@ -85,7 +85,7 @@ LAYERS = [
     {"encoders", "methods", "metrics", "tasks"},
     {"loading", "optimizer"},
     {"features"},
-    {"textstates"},
+    {"textstates", "live"},
     {"model"},
     {"distributed"},
     {"building"},
