@@ -16,6 +16,7 @@ from perceptune.checkpoint import read_meta
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
 from perceptune.lm import FrozenLM
+from perceptune.model import AdaptedModel
 from perceptune.optimizer import MethodOptimizer
 from perceptune.types import Decoding
 from rows import row
@@ -187,3 +188,21 @@ def test_rates_of_unfrozen_models_are_their_own(dwarfs: Path) -> None:
     assert rates["unfrozen lm"] == rates["unfrozen image"] == 1e-7
     assert {group["name"]: group["lr"] for group in optimizer.adam.param_groups} == rates
     assert rates["connector"] != 1e-7
+
+
+def test_dropout_of_the_method_acts_while_it_is_trained_and_not_while_it_is_judged(
+    dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[bool]] = {"loss": set(), "answer": set()}
+    for name, states in seen.items():
+        original = getattr(AdaptedModel, name)
+
+        def spy(self: AdaptedModel, *a: Any, o: Any = original, s: set[bool] = states, **k: Any) -> Any:
+            s.add(self.method.training)
+            return o(self, *a, **k)
+
+        monkeypatch.setattr(AdaptedModel, name, spy)
+    method = {"name": "lora", "peft": {"lora_dropout": 0.5}}
+    given = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl", method=method)
+    perceptune.train(given, tmp_path / "run", overrides=["eval.every=3"])
+    assert seen == {"loss": {True}, "answer": {False}}
