@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from rows import row
     ("options", "words"),
     [
         ({"n_levels": 3}, "n_levels is 3, but only 2 LM layers are injected: the last 1 would never enter"),
-        ({"n_levels": 5, "first": 0}, "n_levels is 5, but the image encoder has 4 layers"),
         ({"n_levels": 1, "levels": [4]}, "the image encoder has no layer 4: its layers are 0 to 3"),
         ({"levels": [-1, 3]}, "an encoder layer is named twice"),
         ({"n_levels": 6, "inject": {4: 0}}, "method.inject: the LM has no layer 4: its layers are 0 to 3"),
@@ -56,9 +54,10 @@ def test_plans_that_cannot_be(options: dict[str, Any], words: str) -> None:
     ],
 )
 def test_what_is_refused(method: dict[str, Any], words: str, dwarfs: Path) -> None:
+    lm = dwarfs / ("opt" if "weights of the LM itself" in words else "lm")  # whose maps have biases
     dtype = "bfloat16" if "bfloat16" in words else "float32"
     with pytest.raises(UserError, match=words):
-        perceptune.build(support.recipe(dwarfs / "lm", dwarfs / "encoder", method=method), dtype=dtype)
+        perceptune.build(support.recipe(lm, dwarfs / "encoder", method=method), dtype=dtype)
 
 
 def test_refreshing_at_levels_and_free_plans() -> None:
@@ -87,7 +86,8 @@ def test_other_peft_types_are_owned_by_the_method_alone(name: str) -> None:
     assert r.method.first_layer == (2 if name == "all-linear" else 0)
     r.method.eval()
     assert (r.lm(r.ids, r.mask) - plain(r.ids, r.mask))[r.mask.bool()].abs().max() > 1e-3
-    assert torch.allclose(r.logits(), r.lm(r.ids, r.mask, r.plan(), plain=True), atol=1e-5)
+    difference = r.logits() - r.lm(r.ids, r.mask, r.plan(), plain=True)
+    assert difference[r.mask.bool()].abs().max() < 1e-4
     first = r.logits()[:, -1].argmax(-1).tolist()
     assert [t[:1] for t in r.lm.generate(r.ids, r.mask, r.plan(), Decoding(1), eos=-1, pad=0)] == [[t] for t in first]
     r.logits()[:, -1].pow(2).mean().backward()
@@ -156,7 +156,7 @@ def test_features_of_a_trained_encoder_carry_gradients_and_are_not_kept(dwarfs: 
     encoder = [p for p in model.method.unfrozen["image"].parameters() if p.grad is not None]
     assert len(encoder) > 20
     with torch.no_grad():
-        encoder[0].add_(0.5)
+        encoder[0].add_(torch.randn_like(encoder[0]))
     assert (model.encode(samples)["image"].values - live[:5]).abs().max() > 1e-3
     with pytest.raises(UserError, match="trains its encoders"):
         build_features(perceptune.load_recipe(given))
@@ -190,15 +190,19 @@ def test_rates_of_unfrozen_models_are_their_own(dwarfs: Path) -> None:
     assert rates["connector"] != 1e-7
 
 
-def test_a_copy_of_a_model_keeps_its_lora_apart(dwarfs: Path) -> None:
-    model: AdaptedModel = perceptune.build(
-        support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl", method="lora")
-    )
-    batch = model.collate(list(make_task(model.recipe).samples("train"))[:2])
-    other = copy.deepcopy(model)
-    before = model(batch)
-    with torch.no_grad():
-        for parameter in other.method.parameters():
-            parameter.add_(1.0)
-    assert torch.equal(model(batch), before)
-    assert not torch.equal(other(batch), before)
+def test_dropout_of_the_method_acts_while_it_is_trained_and_not_while_it_is_judged(
+    dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[bool]] = {"loss": set(), "answer": set()}
+    for name, states in seen.items():
+        original = getattr(AdaptedModel, name)
+
+        def spy(self: AdaptedModel, *a: Any, o: Any = original, s: set[bool] = states, **k: Any) -> Any:
+            s.add(self.method.training)
+            return o(self, *a, **k)
+
+        monkeypatch.setattr(AdaptedModel, name, spy)
+    method = {"name": "lora", "peft": {"lora_dropout": 0.5}}
+    given = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl", method=method)
+    perceptune.train(given, tmp_path / "run", overrides=["eval.every=3"])
+    assert seen == {"loss": {True}, "answer": {False}}

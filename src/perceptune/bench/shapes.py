@@ -121,7 +121,8 @@ class Models:
         self.name, self.depth = shapes, depth
         self.lm_entries, self.encoder_entries = published(shapes)
         levels = min(setting.levels, self.encoder_entries["num_hidden_layers"])
-        self.setting = replace(setting, levels=levels)
+        injected = levels if depth is None else max(1, min(12, depth // 2))  # no more levels than LM layers take one
+        self.setting = replace(setting, levels=min(levels, injected))
         self.vocabulary = int(self.lm_entries["vocab_size"])
         self._lms: dict[torch.dtype, FrozenLM] = {}
         self._encoders: dict[torch.dtype, Encoder] = {}
