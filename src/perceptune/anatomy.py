@@ -13,7 +13,7 @@ from perceptune.errors import UserError
 LAYER_PATHS = (
     "model.layers",  # Llama, SmolLM, Qwen, Gemma, Mistral, Phi
     "model.decoder.layers",  # OPT
-    "transformer.h",  # GPT-2, GPT-J
+    "transformer.h",  # GPT-2, GPT-J, BLOOM
     "gpt_neox.layers",  # GPT-NeoX, Pythia
     "model.language_model.layers",  # the text part of multimodal checkpoints
 )
@@ -46,6 +46,15 @@ def find_site(layer: nn.Module, kind: str) -> tuple[str, nn.Module] | None:
         with contextlib.suppress(AttributeError):
             return path, layer.get_submodule(path)
     return None
+
+
+def attention_for(config: Any, wanted: str) -> str:
+    """The attention to load an LM with: `wanted`, or `eager` where its class in transformers knows no `sdpa`."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    has_sdpa = not known or MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa
+    return wanted if wanted != "sdpa" or has_sdpa else "eager"
 
 
 def require_mask_attention(config: Any) -> None:

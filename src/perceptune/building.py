@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from perceptune import assets
+from perceptune.anatomy import attention_for
 from perceptune.config import Recipe, load_recipe, validate
 from perceptune.encoders._fit import fit
 from perceptune.encoders.base import Encoder, load_encoder
@@ -61,11 +62,14 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     where = _resolve(config.id, DEFAULT_LM, meta)
-    kwargs: dict[str, Any] = {"attn_implementation": config.attention, "dtype": getattr(torch, dtype)}
     with _loading(f"lm `{config.id}`"):
+        published = _hf_config(where, config.revision)
+        kwargs: dict[str, Any] = {
+            "attn_implementation": attention_for(published, config.attention), "dtype": getattr(torch, dtype),
+        }  # fmt: skip
         if meta:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(_hf_config(config.id, where, config.revision), **kwargs)
+                model = AutoModelForCausalLM.from_config(published, **kwargs)
         else:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -119,7 +123,7 @@ def _resolve(name: str, default: str, meta: bool) -> str:
     return name
 
 
-def _hf_config(name: str, where: str, revision: str | None) -> Any:
+def _hf_config(where: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
     if where.endswith(".json"):

@@ -23,7 +23,7 @@ class LMConfig(Part):
     revision: str | None = None
     layers: str | None = Field(None, description="dotted path of the decoder blocks, if they are not found")
     pad_token: str | None = Field(None, description="only for a tokenizer without pad and end token")
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["sdpa", "eager"] = Field("sdpa", description="`eager` anyway where the LM knows no `sdpa`")
 
 
 class EncoderConfig(Part):

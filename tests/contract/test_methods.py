@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from perceptune.types import Decoding, Features
-from rows import FAMILIES, SHAPE, absent, every_method, every_row, method_names, random_features, row
+from rows import FAMILIES, SHAPE, absent, every_method, every_row, is_run, method_names, precise, random_features, row
 from support import random_lm
 
 
 def test_the_matrix_is_as_large_as_it_claims() -> None:
-    assert len(FAMILIES) >= 5
+    assert len(FAMILIES) == 12
+    assert sum(is_run(name, family) for name in method_names() for family in FAMILIES) == 7 * len(method_names()) + 20
     assert {"epalm", "epalm-pt", "epalm-lin", "epalm-ada", "epalm-pt-l"} <= set(method_names())
     assert len(method_names()) >= 10
     assert {"epalm-lin", "epalm-lin@whole-range"} <= set(CONNECTOR_ONLY)
@@ -81,13 +82,13 @@ def test_what_is_trained_is_exactly_the_method(name: str, family: str) -> None:
 @every_method
 def test_without_media_only_the_text_side_acts(name: str, family: str) -> None:
     r = row(name, family)
-    r.lm.model.double()  # so that 1e-6 speaks of the mathematics, not of rounding
+    tolerance = precise(r)
     seen = r.mask.bool()
     bare = r.lm(r.ids, r.mask, [slot for slot in r.plan() if slot.name == "prompt"])
-    assert (r.logits(features=absent(r.features)) - bare)[seen].abs().max() <= 1e-6
-    assert (r.logits(features={}) - bare)[seen].abs().max() <= 1e-6
+    assert (r.logits(features=absent(r.features)) - bare)[seen].abs().max() <= tolerance
+    assert (r.logits(features={}) - bare)[seen].abs().max() <= tolerance
     mixed = Features(r.features["image"].values, torch.tensor([True, False, True]))
-    assert (r.logits(features={"image": mixed})[1] - bare[1])[seen[1]].abs().max() <= 1e-6
+    assert (r.logits(features={"image": mixed})[1] - bare[1])[seen[1]].abs().max() <= tolerance
     assert (r.logits() - bare)[seen].abs().max() > 1e-3  # and with media it does act
 
 
@@ -98,10 +99,10 @@ CONNECTOR_ONLY = [name for name in method_names() if not list(row(name, "llama")
 @pytest.mark.parametrize("name", CONNECTOR_ONLY)
 def test_a_connector_alone_leaves_the_bare_lm_as_it_is(name: str, family: str) -> None:
     r = row(name, family)
-    r.lm.model.double()  # so that 1e-6 speaks of the mathematics, not of rounding
+    tolerance = precise(r)
     positions = (r.mask.cumsum(-1) - 1).clamp_min(0)
-    bare = random_lm(family).double()(input_ids=r.ids, attention_mask=r.mask, position_ids=positions).logits
-    assert (r.logits(features={}) - bare)[r.mask.bool()].abs().max() <= 1e-6
+    bare = random_lm(family).to(r.lm.dtype)(input_ids=r.ids, attention_mask=r.mask, position_ids=positions).logits
+    assert (r.logits(features={}) - bare)[r.mask.bool()].abs().max() <= tolerance
 
 
 @every_row
