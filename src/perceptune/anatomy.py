@@ -52,9 +52,10 @@ def attention_for(config: Any, wanted: str) -> str:
     """The attention to load an LM with: `wanted`, or `eager` where its class in transformers knows no `sdpa`."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    has_sdpa = not known or MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa
-    return wanted if wanted != "sdpa" or has_sdpa else "eager"
+    if wanted != "sdpa" or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return wanted
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return "sdpa" if model._supports_sdpa else "eager"
 
 
 def require_mask_attention(config: Any) -> None:

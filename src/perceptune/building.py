@@ -22,7 +22,7 @@ from perceptune.lm import FrozenLM
 from perceptune.methods.base import EncoderShape, Method
 from perceptune.model import AdaptedModel
 from perceptune.plugins import leaf
-from perceptune.sections import EncoderConfig, LMConfig
+from perceptune.sections import DecodeConfig, EncoderConfig, LMConfig
 from perceptune.text import TextFormat
 
 # What `default` stands for.
@@ -94,8 +94,17 @@ def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
         )
     rows = lm.model.get_input_embeddings().weight.shape[0]
     room = getattr(lm.config, "max_position_embeddings", None)  # positions the LM knows, generated ones included
-    longest = None if room is None else room - recipe.decode.max_new_tokens
+    longest = None if room is None else room - _most_new(recipe.decode, room)
     return TextFormat(tokenizer, recipe.text, vocabulary=rows, pad_token=recipe.lm.pad_token, longest=longest)
+
+
+def _most_new(decode: DecodeConfig, room: int) -> int:
+    """Positions to be left for the answer of the longest prompt."""
+    if decode.max_length is None:
+        return decode.max_new_tokens
+    if decode.max_length > room:
+        raise UserError(f"decode.max_length is {decode.max_length}, but the LM has {room} positions")
+    return 1
 
 
 def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) -> Encoder:

@@ -14,8 +14,9 @@ from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError, nearest
 from perceptune.features import cache_folder, feature_stores
 from perceptune.lm import FrozenLM
-from perceptune.media import MediaError
+from perceptune.media import MediaError, content
 from perceptune.methods.base import Method
+from perceptune.store import digest_of
 from perceptune.text import TextFormat, Tokens
 from perceptune.textstates import TextStates
 from perceptune.types import Decoding, Features, Medium, Sample
@@ -195,8 +196,18 @@ class AdaptedModel(nn.Module):
         device = self.lm.device
         slots = self.method.plan(_moved(self.encode(samples), device), len(samples))
         ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
-        rows = self.lm.generate(ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad)
+        rows = self.lm.generate(
+            ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad,
+            seeds=[self._seed(sample, decoding) for sample in samples] if decoding.sample else None,
+        )  # fmt: skip
         return [self.text.decode(row) for row in rows]
+
+    def _seed(self, sample: Sample, decoding: Decoding) -> int:
+        """What an answer is drawn with: the same wherever the same question on the same media is asked."""
+        parts = [repr((decoding.seed, self.text.prompt_ids(sample))).encode()]
+        for modality, medium in sorted(sample.media.items()):
+            parts += [modality.encode(), digest_of(content(medium))]
+        return int.from_bytes(digest_of(*parts)[:7], "little")
 
     def fit_statistics(self, samples: Sequence[Sample]) -> None:
         """Feature statistics for methods that standardise, from the media of these (training) samples."""
