@@ -33,6 +33,7 @@ class EncoderConfig(Part):
     revision: str | None = None
     size: int | None = Field(None, ge=8, description="input resolution in pixels; None = as published")
     resize: Literal["squash", "crop", "published"] = "published"
+    resample: Literal["bilinear", "bicubic"] | None = Field(None, description="None = as published")
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     dtype: DType = "float32"
