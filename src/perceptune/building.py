@@ -22,6 +22,7 @@ from perceptune.lm import FrozenLM
 from perceptune.methods.base import EncoderShape, Method
 from perceptune.model import AdaptedModel
 from perceptune.plugins import leaf
+from perceptune.quantized import quantization
 from perceptune.sections import DecodeConfig, EncoderConfig, LMConfig
 from perceptune.text import TextFormat
 
@@ -72,8 +73,9 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
                 model = AutoModelForCausalLM.from_config(published, **kwargs)
         else:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
+                where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs,
+                **quantization(config, kwargs["dtype"]),
+            )  # fmt: skip
             model, info = loaded
             _require_complete(config.id, info)
     # Decoding is the recipe's: sampling settings stored beside a checkpoint must not leak into it.

@@ -145,10 +145,11 @@ def lm_fingerprint(lm: FrozenLM) -> str:
     """Over the shape and up to 1,024 evenly spaced values of each weight, rounded to bfloat16.
 
     Sampled, because hashing tens of gigabytes at each start would take longer than answering; rounded, so that a base
-    loaded in bfloat16 is recognised as the same; without names, which transformers changes now and then.
+    loaded in bfloat16 is recognised as the same; without names, which transformers changes now and then. Quantised
+    weights are left out: how they lie in memory differs from machine to machine.
     """
     digests = []
-    for tensor in lm.model.parameters():
+    for tensor in filter(torch.is_floating_point, lm.model.parameters()):
         flat = tensor.detach().flatten()
         sample: Tensor = flat[:: max(flat.numel() // 1024, 1)][:1024].to(torch.bfloat16)
         data = sample.cpu().view(torch.int16).numpy().tobytes()

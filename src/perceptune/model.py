@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -248,5 +249,6 @@ def _first_target(sample: Sample) -> str:
 
 
 def count(module: nn.Module) -> int:
-    """Parameters of a module, tied weights once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    """Parameters of a module, tied weights once; of quantised ones the numbers they stand for."""
+    shapes = (getattr(getattr(p, "quant_state", None), "shape", p.shape) for p in module.parameters())
+    return sum(math.prod(shape) for shape in shapes)

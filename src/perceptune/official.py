@@ -1,7 +1,7 @@
 """Weights of the official eP-ALM release as a run folder.
 
 The release saves `{"model", "optimizer", "lr_scheduler", "config", "epoch", ...}` with `torch.save`; `model` holds what
-was trained: `connector.{j}.*`, one linear map per level or one for all, and `prompt_module.prefix_embedding`, a sequence
+was trained: `connector.{j}.*`, one linear map per level or one for all, and `prompt_module.prefix_embedding`, a list
 of embedding (0) and, with an MLP, linear (1), tanh and linear (3). The run answers as the official code does: its mask,
 layers, normalisation, separator and length. Facts are from its models/epalm.py and its configs.
 """

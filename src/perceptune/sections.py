@@ -24,6 +24,7 @@ class LMConfig(Part):
     layers: str | None = Field(None, description="dotted path of the decoder blocks, if they are not found")
     pad_token: str | None = Field(None, description="only for a tokenizer without pad and end token")
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="`eager` anyway where the LM knows no `sdpa`")
+    quantization: Literal["8bit", "4bit"] | None = Field(None, description="of its frozen weights, by bitsandbytes")
 
 
 class EncoderConfig(Part):

@@ -73,7 +73,7 @@ LAYERS = [
     {"errors", "_version", "types", "statistics", "atomic"},
     {
         *("plugins", "assets", "assets_convert", "storage", "media", "pictures", "config", "guard", "runlog"),
-        *("prefetch", "shards", "sections"),
+        *("prefetch", "shards", "sections", "quantized"),
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),
