@@ -22,7 +22,7 @@ from perceptune.lm import FrozenLM
 from perceptune.methods.base import EncoderShape, Method
 from perceptune.model import AdaptedModel
 from perceptune.plugins import leaf
-from perceptune.quantized import quantization
+from perceptune.quantized import keep_differentiable, quantization
 from perceptune.sections import DecodeConfig, EncoderConfig, LMConfig
 from perceptune.text import TextFormat
 
@@ -78,6 +78,7 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
             )  # fmt: skip
             model, info = loaded
             _require_complete(config.id, info)
+            keep_differentiable(model)
     # Decoding is the recipe's: sampling settings stored beside a checkpoint must not leak into it.
     model.generation_config = GenerationConfig()
     lm = FrozenLM(model, layers=config.layers)

@@ -87,7 +87,7 @@ def read_official(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(
             f"{file}: refused, {found}; only tensors and plain values are read, for a checkpoint can run code"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
         raise UserError(f"{file}: damaged, or no file of torch.save: {str(error).splitlines()[0]}") from error
     model = data.get("model") if isinstance(data, dict) else None
     if not isinstance(model, dict) or not all(isinstance(tensor, Tensor) for tensor in model.values()):

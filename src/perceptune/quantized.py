@@ -11,6 +11,7 @@ import logging
 from typing import Any
 
 import torch
+from torch import nn
 
 from perceptune.errors import UserError
 from perceptune.sections import LMConfig
@@ -37,3 +38,11 @@ def quantization(config: LMConfig, dtype: torch.dtype) -> dict[str, Any]:
         load_in_8bit=eight, load_in_4bit=not eight, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
     )
     return {"quantization_config": bits, "device_map": {"": "cuda" if torch.cuda.is_available() else "cpu"}}
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keeps 4-bit weights as they were loaded: on some CPUs the first forward without gradient would lay them out for
+    a product that has none, and a training would go on without learning anything."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 import perceptune
 import support
@@ -20,6 +21,21 @@ from perceptune.sections import LMConfig
 
 needed = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 every_width = pytest.mark.parametrize("bits", ["8bit", "4bit"])
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `llama` and `opt` as wide as a block of 4-bit weights: 64 columns."""
+    folder = tmp_path_factory.mktemp("wide")
+    shape = {"vocab_size": support.SIZE, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    for name, config in (
+        ("llama", LlamaConfig(**shape, num_key_value_heads=4, intermediate_size=128, **support.SPECIAL)),
+        ("opt", OPTConfig(**shape, word_embed_proj_dim=64, ffn_dim=128, **support.SPECIAL)),
+    ):
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+        support.tokenizer(bos=name == "opt").save_pretrained(folder / name)
+    return folder
 
 
 def quantized(folder: Path, bits: Any = None) -> FrozenLM:
@@ -35,8 +51,8 @@ def test_without_bitsandbytes_one_line_says_what_to_install(dwarfs: Path, monkey
 
 @needed
 @every_width
-def test_quantised_weights_are_smaller_and_say_nearly_the_same(bits: str, dwarfs: Path) -> None:
-    exact, rough = quantized(dwarfs / "lm"), quantized(dwarfs / "lm", bits)
+def test_quantised_weights_are_smaller_and_say_nearly_the_same(bits: str, wide: Path) -> None:
+    exact, rough = quantized(wide / "llama"), quantized(wide / "llama", bits)
     ids = torch.randint(4, support.SIZE, (2, 9))
     a, b = (lm.model.model.layers[0].mlp.up_proj for lm in (exact, rough))
     assert b.weight.nbytes <= a.weight.nbytes / (4 if bits == "8bit" else 8)
@@ -51,10 +67,12 @@ def test_quantised_weights_are_smaller_and_say_nearly_the_same(bits: str, dwarfs
 
 @needed
 @every_width
-@pytest.mark.parametrize("family", ["lm", "opt"])
-def test_a_method_is_trained_around_quantised_weights(bits: str, family: str, dwarfs: Path, tmp_path: Path) -> None:
-    recipe = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl")
-    recipe["lm"] = {"id": str(dwarfs / family), "quantization": bits}
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_a_method_is_trained_around_quantised_weights(
+    bits: str, family: str, wide: Path, dwarfs: Path, tmp_path: Path
+) -> None:
+    recipe = support.recipe(wide / family, dwarfs / "encoder", dwarfs / "data/train.jsonl")
+    recipe["lm"] = {"id": str(wide / family), "quantization": bits}
     perceptune.train(recipe, tmp_path / "run")
     model, again = perceptune.load(tmp_path / "run"), perceptune.load(tmp_path / "run")
     samples = list(make_task(model.recipe).samples("train"))
