@@ -71,6 +71,8 @@ def evaluate(
         shuffled = shuffle_media(chosen, model.recipe.seed) if with_control else []
     if world.size > 1:
         world.place(model)
+    if config.dtype == "bfloat16" and not world.sharded:
+        model.lm.pack(0, model.recipe.train.packed_memory_mb)
     with world.together():
         model.prepare(chosen, rank=world.rank, world=world.size)  # those of the shuffled control are the same
     scores = judge(model, task, chosen, world, batch_size=batch_size, label="evaluate")

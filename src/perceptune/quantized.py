@@ -45,4 +45,4 @@ def keep_differentiable(model: nn.Module) -> None:
     a product that has none, and a training would go on without learning anything."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            vars(module)["support_avx512bf16_for_cpu"] = False

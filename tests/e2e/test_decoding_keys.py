@@ -13,6 +13,7 @@ import support
 from perceptune.config import load_recipe
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
+from perceptune.lm import FrozenLM
 from perceptune.model import AdaptedModel
 from perceptune.types import Decoding, Sample
 
@@ -54,3 +55,16 @@ def test_prompt_and_answer_together_fit_the_positions(dwarfs: Path) -> None:
     assert len(answer) <= 1
     with pytest.raises(UserError, match=r"decode.max_length is 500, but the LM has 128 positions"):
         perceptune.build({**recipe, "decode": {"max_length": 500}})
+
+
+def test_an_evaluation_in_bfloat16_lays_the_weights_out(
+    dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl")
+    perceptune.train(recipe, tmp_path / "run")
+    laid_out: list[int] = []
+    monkeypatch.setattr(FrozenLM, "pack", lambda self, first, megabytes: laid_out.append(first))
+    perceptune.evaluate(tmp_path / "run")
+    assert laid_out == []
+    perceptune.evaluate(tmp_path / "run", overrides=["eval.dtype=bfloat16"])
+    assert laid_out == [0]
