@@ -16,7 +16,7 @@ from perceptune.errors import UserError
 LAYER_PATHS = (
     "model.layers",  # Llama, SmolLM, Qwen, Gemma, Mistral, Phi
     "model.decoder.layers",  # OPT
-    "transformer.h",  # GPT-2, GPT-J
+    "transformer.h",  # GPT-2, GPT-J, BLOOM
     "gpt_neox.layers",  # GPT-NeoX, Pythia
     "model.language_model.layers",  # the text part of multimodal checkpoints
 )
@@ -60,6 +60,16 @@ def require_site(layer: nn.Module, kind: str, places: Mapping[str, Sequence[str]
     raise UserError(f"no {kind} {what} found in {where}: tried {tried}")
 
 
+def attention_for(config: Any, wanted: str) -> str:
+    """The attention to load an LM with: `wanted`, or `eager` where its class in transformers knows no `sdpa`."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if wanted != "sdpa" or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return wanted
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return "sdpa" if model._supports_sdpa else "eager"
+
+
 def require_mask_attention(config: Any) -> None:
     """Slots are opened in a 4-D mask, which only sdpa and eager attention read."""
     attention = getattr(config, "_attn_implementation", "eager")
@@ -71,10 +81,11 @@ def weights_fingerprint(model: nn.Module) -> str:
     """Over the shape and up to 1,024 evenly spaced values of each weight, rounded to bfloat16.
 
     Sampled, because hashing tens of gigabytes at each start would take longer than answering; rounded, so that a base
-    loaded in bfloat16 is recognised as the same; without names, which transformers changes now and then.
+    loaded in bfloat16 is recognised as the same; without names, which transformers changes now and then. Quantised
+    weights are left out: how they lie in memory differs from machine to machine.
     """
     digests = []
-    for tensor in model.parameters():
+    for tensor in filter(torch.is_floating_point, model.parameters()):
         flat = tensor.detach().flatten()
         sample: Tensor = flat[:: max(flat.numel() // 1024, 1)][:1024].to(torch.bfloat16)
         data = sample.cpu().view(torch.int16).numpy().tobytes()

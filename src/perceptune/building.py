@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from perceptune import assets
+from perceptune.anatomy import attention_for
 from perceptune.config import Recipe, load_recipe, validate
 from perceptune.encoders._fit import fit
 from perceptune.encoders.base import Encoder, load_encoder
@@ -21,7 +22,8 @@ from perceptune.lm import FrozenLM
 from perceptune.methods.base import EncoderShape, Method
 from perceptune.model import AdaptedModel
 from perceptune.plugins import leaf
-from perceptune.sections import EncoderConfig, LMConfig
+from perceptune.quantized import keep_differentiable, quantization
+from perceptune.sections import DecodeConfig, EncoderConfig, LMConfig
 from perceptune.text import TextFormat
 
 # What `default` stands for.
@@ -72,17 +74,22 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     where = _resolve(config.id, DEFAULT_LM, meta)
-    kwargs: dict[str, Any] = {"attn_implementation": config.attention, "dtype": getattr(torch, dtype)}
     with _loading(f"lm `{config.id}`"):
+        published = _hf_config(where, config.revision)
+        kwargs: dict[str, Any] = {
+            "attn_implementation": attention_for(published, config.attention), "dtype": getattr(torch, dtype),
+        }  # fmt: skip
         if meta:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(_hf_config(config.id, where, config.revision), **kwargs)
+                model = AutoModelForCausalLM.from_config(published, **kwargs)
         else:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
+                where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs,
+                **quantization(config, kwargs["dtype"]),
+            )  # fmt: skip
             model, info = loaded
             _require_complete(config.id, info)
+            keep_differentiable(model)
     # Decoding is the recipe's: sampling settings stored beside a checkpoint must not leak into it.
     model.generation_config = GenerationConfig()
     lm = FrozenLM(model, layers=config.layers)
@@ -101,8 +108,17 @@ def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
         )
     rows = lm.model.get_input_embeddings().weight.shape[0]
     room = getattr(lm.config, "max_position_embeddings", None)  # positions the LM knows, generated ones included
-    longest = None if room is None else room - recipe.decode.max_new_tokens
+    longest = None if room is None else room - _most_new(recipe.decode, room)
     return TextFormat(tokenizer, recipe.text, vocabulary=rows, pad_token=recipe.lm.pad_token, longest=longest)
+
+
+def _most_new(decode: DecodeConfig, room: int) -> int:
+    """Positions to be left for the answer of the longest prompt."""
+    if decode.max_length is None:
+        return decode.max_new_tokens
+    if decode.max_length > room:
+        raise UserError(f"decode.max_length is {decode.max_length}, but the LM has {room} positions")
+    return 1
 
 
 def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) -> Encoder:
@@ -130,7 +146,7 @@ def _resolve(name: str, default: str, meta: bool) -> str:
     return name
 
 
-def _hf_config(name: str, where: str, revision: str | None) -> Any:
+def _hf_config(where: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
     if where.endswith(".json"):

@@ -15,6 +15,7 @@ from perceptune.config import Recipe, validate
 from perceptune.distributed import World
 from perceptune.errors import UserError, nearest
 from perceptune.lazy import select
+from perceptune.lighter import lighten
 from perceptune.model import AdaptedModel
 from perceptune.order import subset
 from perceptune.plugins import leaf
@@ -71,6 +72,8 @@ def evaluate(
         shuffled = shuffle_media(chosen, model.recipe.seed) if with_control else []
     if world.size > 1:
         world.place(model)
+    if config.dtype == "bfloat16" and not world.sharded:
+        lighten(model.lm, 0, model.recipe.train.packed_memory_mb)
     with world.together():
         model.prepare(chosen, rank=world.rank, world=world.size)  # those of the shuffled control are the same
     scores = judge(model, task, chosen, world, batch_size=batch_size, label="evaluate")

@@ -239,11 +239,10 @@ class FrozenLM(nn.Module):
         *,
         eos: int,
         pad: int,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[int]]:
-        """New tokens of each row, up to and without the end token."""
-        if decoding.beams > 1 or self.why_plain(slots) is not None:
-            return generation.with_transformers(self, input_ids, attention_mask, slots, decoding, eos, pad)
-        return generation.one_by_one(self, input_ids, attention_mask, slots, decoding, eos)
+        """New tokens of each row, up to and without the end token. `seeds`, one a row, default to `decoding.seed`."""
+        return generation.generate(self, input_ids, attention_mask, slots, decoding, eos=eos, pad=pad, seeds=seeds)
 
     def check(self) -> None:
         """Tries the LM out (see `trial`). Raises `UserError` for one that cannot be spliced."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,9 @@ from perceptune.errors import UserError, nearest
 from perceptune.features import FeatureStore, cache_folder, feature_stores
 from perceptune.live import LiveFeatures
 from perceptune.lm import FrozenLM
-from perceptune.media import MediaError
+from perceptune.media import MediaError, content
 from perceptune.methods.base import Method
+from perceptune.store import digest_of
 from perceptune.text import TextFormat, Tokens
 from perceptune.textstates import TextStates
 from perceptune.types import Decoding, Features, Medium, Sample
@@ -196,8 +198,18 @@ class AdaptedModel(nn.Module):
         device = self.lm.device
         slots = self.method.plan(_moved(self.encode(samples), device), len(samples))
         ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
-        rows = self.lm.generate(ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad)
+        rows = self.lm.generate(
+            ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad,
+            seeds=[self._seed(sample, decoding) for sample in samples] if decoding.sample else None,
+        )  # fmt: skip
         return [self.text.decode(row) for row in rows]
+
+    def _seed(self, sample: Sample, decoding: Decoding) -> int:
+        """What an answer is drawn with: the same wherever the same question on the same media is asked."""
+        parts = [repr((decoding.seed, self.text.prompt_ids(sample))).encode()]
+        for modality, medium in sorted(sample.media.items()):
+            parts += [modality.encode(), digest_of(content(medium))]
+        return int.from_bytes(digest_of(*parts)[:7], "little")
 
     @torch.no_grad()
     def fit_statistics(self, samples: Sequence[Sample]) -> None:
@@ -239,9 +251,13 @@ def _first_target(sample: Sample) -> str:
 
 
 def count(module: nn.Module, *, without: nn.Module | None = None) -> int:
-    """Parameters of a module, tied weights once; `without` those that are another module's, too."""
+    """Parameters of a module, tied weights once, of quantised ones the numbers they stand for.
+
+    `without` leaves out those that are another module's, too.
+    """
     others = set() if without is None else {id(parameter) for parameter in without.parameters()}
-    return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in others)
+    own = [parameter for parameter in module.parameters() if id(parameter) not in others]
+    return sum(math.prod(getattr(getattr(p, "quant_state", None), "shape", p.shape)) for p in own)
 
 
 def _stores(recipe: Recipe, encoders: Mapping[str, Encoder], method: Method) -> dict[str, FeatureStore]:

@@ -25,7 +25,8 @@ class LMConfig(Part):
     revision: str | None = None
     layers: str | None = Field(None, description="dotted path of the decoder blocks, if they are not found")
     pad_token: str | None = Field(None, description="only for a tokenizer without pad and end token")
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["sdpa", "eager"] = Field("sdpa", description="`eager` anyway where the LM knows no `sdpa`")
+    quantization: Literal["8bit", "4bit"] | None = Field(None, description="of its frozen weights, by bitsandbytes")
 
 
 class EncoderConfig(Part):
@@ -35,6 +36,7 @@ class EncoderConfig(Part):
     revision: str | None = None
     size: int | None = Field(None, ge=8, description="input resolution in pixels; None = as published")
     resize: Literal["squash", "crop", "published"] = "published"
+    resample: Literal["bilinear", "bicubic"] | None = Field(None, description="None = as published")
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     dtype: DType = "float32"
@@ -136,8 +138,20 @@ class DecodeConfig(Part):
     """How answers are generated."""
 
     max_new_tokens: int = Field(20, ge=1)
+    max_length: int | None = Field(
+        None, ge=2, description="tokens of prompt and answer together, instead of `max_new_tokens`; at least one is new"
+    )
     beams: int = Field(1, ge=1, le=32)
-    sample: bool = False
+    sample: bool = Field(False, description="draw each token; with one beam")
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    length_penalty: float = 1.0
+    length_penalty: float = Field(1.0, description="beams are compared by score / length ** this")
+    seed: int = Field(
+        0, ge=0, description="of what is drawn; an answer depends on it, the question and the media alone"
+    )
+
+    @model_validator(mode="after")
+    def _draws_or_searches(self) -> DecodeConfig:
+        if self.sample and self.beams > 1:
+            raise ValueError("`sample` draws with one beam: set `beams` to 1, or `sample` to false")
+        return self

@@ -12,7 +12,18 @@ import torch
 
 from perceptune.plugins import leaf
 from perceptune.types import Decoding, Features
-from rows import ALIASES, FAMILIES, SHAPE, absent, every_method, every_row, method_names, row
+from rows import (
+    ALIASES,
+    FAMILIES,
+    SHAPE,
+    absent,
+    every_method,
+    every_row,
+    is_run,
+    method_names,
+    precise,
+    row,
+)  # fmt: skip
 from support import random_lm
 
 METHODS = (
@@ -22,7 +33,8 @@ METHODS = (
 
 
 def test_the_matrix_is_as_large_as_it_claims() -> None:
-    assert len(FAMILIES) >= 7
+    assert len(FAMILIES) == 12
+    assert sum(is_run(name, family) for name in method_names() for family in FAMILIES) == 7 * len(method_names()) + 20
     assert set(METHODS.split()) <= {*method_names(), *ALIASES}
     assert len(method_names()) >= 20
     assert {"epalm-lin", "epalm-lin@whole-range", "limber", "full"} <= set(CONNECTOR_ONLY)
@@ -109,13 +121,13 @@ def test_what_is_trained_is_exactly_the_method(name: str, family: str) -> None:
 @every_method
 def test_without_media_only_the_text_side_acts(name: str, family: str) -> None:
     r = row(name, family)
-    r.lm.model.double()  # so that 1e-6 speaks of the mathematics, not of rounding
+    tolerance = precise(r)
     seen = r.mask.bool()
     bare = r.lm(r.ids, r.mask, [slot for slot in r.plan() if slot.name == "prompt"])
-    assert (r.logits(features=absent(r.features)) - bare)[seen].abs().max() <= 1e-6
-    assert (r.logits(features={}) - bare)[seen].abs().max() <= 1e-6
+    assert (r.logits(features=absent(r.features)) - bare)[seen].abs().max() <= tolerance
+    assert (r.logits(features={}) - bare)[seen].abs().max() <= tolerance
     mixed = Features(r.features["image"].values, torch.tensor([True, False, True]))
-    assert (r.logits(features={"image": mixed})[1] - bare[1])[seen[1]].abs().max() <= 1e-6
+    assert (r.logits(features={"image": mixed})[1] - bare[1])[seen[1]].abs().max() <= tolerance
     assert (r.logits() - bare)[seen].abs().max() > 1e-3  # and with media it does act
 
 
@@ -127,10 +139,10 @@ CONNECTOR_ONLY = [name for name in method_names() if not list(row(name, "llama")
 @pytest.mark.parametrize("name", CONNECTOR_ONLY)
 def test_a_connector_alone_leaves_the_bare_lm_as_it_is(name: str, family: str) -> None:
     r = row(name, family)
-    r.lm.model.double()  # so that 1e-6 speaks of the mathematics, not of rounding
+    tolerance = precise(r)
     positions = (r.mask.cumsum(-1) - 1).clamp_min(0)
-    bare = random_lm(family).double()(input_ids=r.ids, attention_mask=r.mask, position_ids=positions).logits
-    assert (r.logits(features={}) - bare)[r.mask.bool()].abs().max() <= 1e-6
+    bare = random_lm(family).to(r.lm.dtype)(input_ids=r.ids, attention_mask=r.mask, position_ids=positions).logits
+    assert (r.logits(features={}) - bare)[r.mask.bool()].abs().max() <= tolerance
 
 
 @every_row

@@ -5,13 +5,11 @@ pytest tests/contract/test_split.py
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 
-from perceptune.generation import with_transformers
-from perceptune.types import Decoding, Features, Slots
+from answers import ending_some, uncached
+from perceptune.types import Decoding, Features
 from rows import TOKENS, every_method, every_row, method_names, row
 
 LATE = [name for name in method_names() if row(name, "llama").method.first_layer > 0]
@@ -78,7 +76,7 @@ def test_every_family_is_split_and_its_head_is_used_as_it_is(family: str) -> Non
     lm = row("epalm", family).lm
     lm.check()
     assert lm.no_split is None
-    assert lm.bare_head
+    assert lm.bare_head == (family != "gemma2")  # which caps its logits after the head
 
 
 def test_an_lm_that_cannot_be_split_says_so_and_runs_the_plain_path() -> None:
@@ -156,57 +154,3 @@ def test_layers_below_the_first_are_not_needed(name: str, family: str) -> None:
     below = (layer, r.lm.states_at(layer, r.ids, r.mask))
     difference = r.lm(r.ids, r.mask, r.plan(), text_states=below) - r.logits()
     assert difference[r.mask.bool()].abs().max() < 1e-5
-
-
-@every_row
-@pytest.mark.parametrize("beams", [1, 2])
-@pytest.mark.parametrize("sampling", [{}, {"sample": True, "temperature": 0.7, "top_p": 0.8}])
-def test_generation_is_that_of_transformers(family: str, beams: int, sampling: dict[str, object]) -> None:
-    """Token for token, from the same random numbers, with rows that end early."""
-    r = row("epalm", family)
-    order = torch.tensor([0, 1, 0, 2])
-    ids, mask = r.ids[order], r.mask[order]
-    slots = r.method.plan({"image": r.media(4)}, 4)
-    decoding = Decoding(8, beams=beams, **sampling)  # type: ignore[arg-type]
-    eos = ending_some(r.lm.generate(ids, mask, slots, Decoding(8), eos=-1, pad=0))
-    answers = []
-    for generate in (r.lm.generate, partial(with_transformers, r.lm)):
-        torch.manual_seed(5)
-        with torch.no_grad():
-            answers.append(generate(ids, mask, slots, decoding, eos=eos, pad=0))
-    assert answers[0] == answers[1]
-
-
-@pytest.mark.parametrize("slot_mask", ["causal", "official"])
-def test_sampling_is_seeded_and_the_official_mask_generates(slot_mask: str) -> None:
-    """The official mask has no cache: generation must equal the full recomputation all the same."""
-    r = row("epalm@not-last", "opt", slot_mask=slot_mask)
-    drawn = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        drawn.append(r.lm.generate(r.ids, r.mask, r.plan(), Decoding(8, sample=True, top_p=0.9), eos=2, pad=0))
-    assert drawn[0] == drawn[1] != drawn[2]
-    greedy = r.lm.generate(r.ids, r.mask, r.plan(), Decoding(8), eos=2, pad=0)
-    assert greedy == uncached(r, r.ids, r.mask, r.plan(), 8)
-
-
-def ending_some(answers: list[list[int]]) -> int:
-    """A token that would end some rows before others; -1, which ends none, if all rows say the same."""
-    for token in {token for answer in answers for token in answer}:
-        if len({answer.index(token) if token in answer else -1 for answer in answers}) > 1:
-            return token
-    return -1
-
-
-def uncached(
-    r: object, ids: torch.Tensor, mask: torch.Tensor, slots: list[Slots], steps: int, eos: int = 2
-) -> list[list[int]]:
-    """Greedy decoding that runs the whole text again for each token: the slow, obvious way."""
-    rows: list[list[int]] = [[] for _ in ids]
-    for _ in range(steps):
-        best = r.lm(ids, mask, slots)[:, -1].argmax(-1)  # type: ignore[attr-defined]
-        for tokens, token in zip(rows, best.tolist(), strict=True):
-            tokens.append(token)
-        ids = torch.cat([ids, best[:, None]], 1)
-        mask = torch.cat([mask, torch.ones_like(best)[:, None]], 1)
-    return [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in rows]

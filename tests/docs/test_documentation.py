@@ -16,8 +16,9 @@ from perceptune.cli.main import run as cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Run by `make demo` and `make smoke` on the real models, not here; `assets` needs the network.
-ELSEWHERE = ("demo", "assets")
+# Run by `make demo` and `make smoke` on the real models, not here; `assets` needs the network, `import-epalm` the
+# released weights (tests/e2e/test_official.py has made-up ones).
+ELSEWHERE = ("demo", "assets", "import-epalm")
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -123,6 +123,22 @@ def doctor(options: argparse.Namespace) -> int:
     return 1 if any(check["state"] == "problem" for check in checks) else 0
 
 
+def import_epalm(options: argparse.Namespace) -> int:
+    from perceptune.official import import_official
+
+    run = import_official(
+        options.file,
+        options.out or Path("runs") / Path(options.file).stem,
+        lm=options.lm,
+        encoder=options.encoder,
+        captions=options.captions,
+        overrides=options.overrides,
+    )
+    out.print(f"imported: {run}")
+    out.print(f'next:  perceptune answer {run} --image FILE "..."')
+    return 0
+
+
 def assets(options: argparse.Namespace) -> int:
     from perceptune.assets import ASSETS, fetch, present
 

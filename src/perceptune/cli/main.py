@@ -88,6 +88,14 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("recipe", nargs="?")
     doctor.add_argument("--json", action="store_true")
 
+    official = commands.add_parser("import-epalm", help="make a run of weights of the official eP-ALM release")
+    official.add_argument("file", help="as its training saved it")
+    official.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys, such as task.name=jsonl")
+    official.add_argument("--lm", required=True, help="the LM it was trained with: a Hugging Face id or a folder")
+    official.add_argument("--encoder", required=True, help="the image encoder it was trained with, likewise")
+    official.add_argument("--out", help="run folder (default: runs/<name of the file>)")
+    official.add_argument("--captions", action="store_true", help="it was trained on captions: there is no question")
+
     assets = commands.add_parser("assets", help="fetch the embedded default models and data")
     assets.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     assets.add_argument("--list", action="store_true", help="what there is, and where it lies")
@@ -170,7 +178,7 @@ def _take_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
         options.recipe = named[0] if named else None
         options.overrides = [word for word in words if "=" in word]
         left += named[1:]
-    elif options.command in ("eval", "answer", "features"):
+    elif options.command in ("eval", "answer", "features", "import-epalm"):
         options.overrides += [word for word in left if "=" in word and not word.startswith("-")]
         left = [word for word in left if word not in options.overrides]
     if left:

@@ -84,6 +84,8 @@ class ViTEncoder(Encoder):
     def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
         """See `load_encoder`."""
         settings = PREPROCESSOR_DEFAULTS | cls.published(config) | read_preprocessor(source, options.revision)
+        if options.resample is not None:
+            settings["resample"] = {"bilinear": BILINEAR, "bicubic": BICUBIC}[options.resample]
         try:
             transform = image_transform(settings, options.size, options.resize, options.mean, options.std)
         except UserError as error:
