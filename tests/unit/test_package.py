@@ -72,7 +72,7 @@ def test_leaves_never_import_one_another() -> None:
 LAYERS = [
     {"errors", "_version", "types", "statistics", "atomic"},
     {
-        *("plugins", "assets", "assets_convert", "storage", "media", "pictures", "config", "guard", "runlog"),
+        *("plugins", "assets", "assets_convert", "storage", "media", "video", "pictures", "config", "guard", "runlog"),
         *("prefetch", "shards", "sections"),
     },
     {
