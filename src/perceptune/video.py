@@ -37,10 +37,10 @@ def read_frames(
 ) -> Iterator[Image.Image]:  # fmt: skip
     """`count` frames of a clip in order of time: RGB, upright, transparency on white.
 
-    The clip is shown from the time of its first frame, 0, to the end of its last one, `d` (time stamps, not the
-    header's duration). Frame i of n is the one that is shown at (i + 0.5) * d / n: the last one that begins at or before
-    that time. With a `seed` the time is drawn from segment i instead, from i * d / n to (i + 1) * d / n. A short clip
-    gives a frame several times; a still picture is a clip of one frame. Frames without time stamps count as equally long.
+    Time runs from 0, where the first frame begins, to `d`, where the last one ends (by time stamps, not by the header's
+    duration). Frame i of n is the one shown at (i + 0.5) * d / n: the last one that begins at or before that time. With
+    a `seed` the time is drawn instead between i * d / n and (i + 1) * d / n. A short clip gives frames several times; a
+    still picture is a clip of one frame. Frames without time stamps count as equally long.
 
     `name` stands for the medium in messages (default: where it lies, or `video` for bytes). Raises `MediaError`.
     """
@@ -117,7 +117,8 @@ def _stream(container: Any, limits: _Limits) -> Any:
 
 def _packets(container: Any, stream: Any, limits: _Limits) -> tuple[list[Any], _Times]:
     """The encoded frames in the order of decoding, and their times. Raises `MediaError` for a clip that was cut off."""
-    packets, end = [], Fraction(0)
+    packets: list[Any] = []
+    end = Fraction(0)
     for packet in container.demux():
         limits.check_time()
         if packet.size == 0 and packet.pts is None:  # PyAV's sign for the end
