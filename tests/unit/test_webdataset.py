@@ -135,9 +135,9 @@ def test_a_missing_package_is_named(protocol: str, package: str, monkeypatch: py
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("1.json", row())], "sample `1`: it lacks a part `jpg` or `jpeg` or `png` or `webp`; it has `json`"),
+        ([("1.json", row())], "sample `1`: it lacks a part `jpg` or `jpeg` or `png` or `webp` or `mp4` or .*; it has `json`"),
         ([*PAIR, ("2.jpg", b"x")], "sample `2`: it lacks a part `json` or `txt`; it has `jpg`"),
-        ([*PAIR, ("1.png", b"x")], "sample `1`: `jpg` and `png` could both be its picture; choose by `image_key`"),
+        ([*PAIR, ("1.png", b"x")], "sample `1`: `jpg` and `png` could both be its image; choose by `image_key`"),
         ([*PAIR, PAIR[1]], r"sample `1`: two members are called `1\.json`"),
         ([PAIR[0], ("2.jpg", b"x"), PAIR[1]], "sample `1`: its members do not lie side by side"),
         ([PAIR[0], ("1.json", b'{"prompt"')], "sample `1`, `json`: invalid JSON: .*; expected one object"),
