@@ -39,9 +39,7 @@ def read(image: Image.Image) -> int:
     return sum(int(cell > 127) << bit for bit, cell in enumerate(cells))
 
 
-def clip(
-    times: Iterable[int], kind: tuple[str, str, str] = KINDS[0], sound: bool = False, **options: str
-) -> bytes:
+def clip(times: Iterable[int], kind: tuple[str, str, str] = KINDS[0], sound: bool = False, **options: str) -> bytes:
     """Frames 0, 1, 2, ... that begin at these times, in thirtieths of a second."""
     times = list(times)
     return encoded([painted(number) for number in range(len(times))], times, kind, sound, **options)

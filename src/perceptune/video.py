@@ -76,7 +76,9 @@ class _Limits:
     ended: bool  # whether a GIF would end here
 
     def check_size(self, width: int, height: int) -> None:
-        if not 0 < width * height <= self.pixels:
+        if not width * height:
+            raise self.error("the size of its pictures is unknown: they are damaged or far too large")
+        if width * height > self.pixels:
             raise self.error(f"{width} x {height} pixels; allowed are 1 to {self.pixels:,}")
 
     def check_count(self, count: int) -> None:

@@ -184,15 +184,15 @@ def test_what_cannot_be_shown_is_refused_by_name(data: bytes, complaint: str) ->
 
 def test_a_clip_that_claims_a_billion_frames_is_refused() -> None:
     said = refused(stuffed(clip(range(30)), b"stts", 8, 10**9))
-    assert "allowed are 500,000" in said or "cut off" in said or "damaged" in said
-    assert "31 frames or more; allowed are 30" not in said
+    assert said.endswith("1,000,000,000 frames or more; allowed are 500,000")
     assert refused(clip(range(31)), max_frames=30).endswith("31 frames or more; allowed are 30")
 
 
 def test_huge_pictures_are_refused() -> None:
     assert "64 x 32 pixels; allowed are 1 to 2,047" in refused(clip(range(3)), max_pixels=64 * 32 - 1)
     gif = clip(range(3), KINDS[5])
-    assert "60000 x 60000 pixels" in refused(gif[:6] + (60_000).to_bytes(2, "little") * 2 + gif[10:])
+    for side, complaint in ((9_000, "9000 x 9000 pixels; allowed are 1 to 64,000,000"), (60_000, "far too large")):
+        assert complaint in refused(gif[:6] + side.to_bytes(2, "little") * 2 + gif[10:])
 
 
 def test_decoding_ends_in_time() -> None:

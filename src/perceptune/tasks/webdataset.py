@@ -83,8 +83,9 @@ class WebDataset(GivenFiles):
         return Sample(
             id=name,
             media={
-                modality: Member(shard.address, *parts[part], f"{name}.{part}", shard.version)
+                modality: Member(shard.address, offset, size, f"{name}.{part}", shard.version)
                 for modality, part in media.items()
+                for offset, size in [parts[part]]
             },
             prompt=record.prompt(self._options.prompt_key, allow_empty=self._options.allow_empty_prompt),
             # Training and choosing the best checkpoint need targets; a test split may hold questions only.
@@ -102,7 +103,8 @@ class WebDataset(GivenFiles):
                 raise UserError(f"{where}: {names} could both be its {modality}; choose by `{modality}_key`")
             if not found and self._given_media:
                 raise _lacks(wanted, parts, where)
-            media.update({modality: part for part in found})
+            if found:
+                media[modality] = found[0]
         if not media:
             raise _lacks([part for wanted in MEDIA.values() for part in wanted], parts, where)
         return media
