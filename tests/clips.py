@@ -60,7 +60,7 @@ def encoded(
             stream.codec_context.time_base = TICK
         track: Any = out.add_stream("aac", rate=16_000) if sound else None
         for pixel, moment in zip(frames, times, strict=True):
-            frame = av.VideoFrame.from_ndarray(pixel, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(pixel, format="rgb24" if pixel.shape[2] == 3 else "rgba")
             frame.pts, frame.time_base = moment, TICK
             out.mux(stream.encode(frame))
         if frames:

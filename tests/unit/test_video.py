@@ -76,9 +76,10 @@ def test_a_seed_draws_one_time_from_each_segment(times: list[int]) -> None:
 
 
 @pytest.mark.parametrize("gap", [1, 5, 1000])
-def test_key_frames_change_nothing(gap: int) -> None:
-    data = clip(range(200), g=str(gap), sc_threshold="0", bf="2")
-    assert shown(data, 16) == [int((i + 0.5) * 200 / 16) for i in range(16)]
+@pytest.mark.parametrize(("length", "count"), [(200, 16), (41, 82)])
+def test_key_frames_change_nothing(gap: int, length: int, count: int) -> None:
+    data = clip(range(length), g=str(gap), sc_threshold="0", bf="2")
+    assert shown(data, count) == [int((i + 0.5) * length / count) for i in range(count)]
 
 
 def test_only_groups_with_a_chosen_frame_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +113,13 @@ def test_a_still_picture_is_a_clip_of_one_frame() -> None:
         buffer = BytesIO()
         Image.fromarray(painted(77)).save(buffer, kind)
         assert shown(buffer.getvalue(), 3) == [77, 77, 77]
+
+
+def test_what_is_transparent_is_white() -> None:
+    frame = np.zeros((32, 64, 4), np.uint8)
+    frame[:, 32:, 3] = 255
+    [image] = read_frames(clips.encoded([frame], [0], ("mov", "qtrle", "argb")), 1)
+    assert [image.getpixel((x, 9)) for x in (5, 60)] == [(255, 255, 255), (0, 0, 0)]
 
 
 def test_an_animation_is_shown_on_white() -> None:
@@ -173,13 +181,20 @@ def refused(data: bytes, **limits: float) -> str:
         pytest.param(clip(range(30), movflags="faststart")[:-200], "", id="truncated MP4 with its index in front"),
         pytest.param(clip(range(0, 360, 4), KINDS[2])[:-2000], "cut off after", id="truncated Matroska"),
         pytest.param(clip(range(30), KINDS[4])[:-2000], "damaged", id="truncated AVI"),
-        pytest.param(clip(range(30), KINDS[5])[:-500], "cut off", id="truncated GIF"),
+        pytest.param(clip(range(30), KINDS[5])[:-500], "cut off: its end is missing", id="truncated GIF"),
+        pytest.param(clip(range(30), ("flv", "flv1", "yuv420p"))[:-500], "cut off at frame", id="truncated FLV"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_by_name(data: bytes, complaint: str) -> None:
     said = refused(data)
     assert said.startswith("upload 3: ")
     assert complaint in said
+
+
+def test_a_list_of_files_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret.mp4").write_bytes(clip(range(3)))
+    monkeypatch.chdir(tmp_path)
+    assert "not one in a format" in refused(b"ffconcat version 1.0\nfile secret.mp4\n")
 
 
 def test_a_clip_that_claims_a_billion_frames_is_refused() -> None:

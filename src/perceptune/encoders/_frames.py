@@ -49,8 +49,8 @@ class FrameAverage(Encoder):
         return {**self.encoder.preprocessing(), "frames": self.frames, "sampling": "uniform"}
 
     def settings(self) -> dict[str, Any]:
-        """Those of the image encoder."""
-        return {**self.encoder.settings(), "over_frames": "mean"}
+        """Those of the image encoder; that there are frames is said by `preprocessing`."""
+        return self.encoder.settings()
 
 
 class Still(Encoder):
