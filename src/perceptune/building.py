@@ -28,7 +28,7 @@ from perceptune.text import TextFormat
 
 # What `default` stands for.
 DEFAULT_LM = "smollm2-135m-instruct"
-DEFAULT_ENCODERS = {"image": "dinov2-small"}
+DEFAULT_ENCODERS = {"image": "dinov2-small", "video": "dinov2-small"}  # averaged over frames
 CONFIGS = Path(__file__).parent / "configs"
 
 

@@ -42,6 +42,12 @@ class EncoderConfig(Part):
     dtype: DType = "float32"
     views: int = Field(0, ge=0, description="augmented views of each training picture; 0 = the plain picture only")
     flip: bool = Field(True, description="half of the augmented views are mirrored")
+    frames: int | None = Field(
+        None, ge=1, le=256, description="frames of a clip; None = as a video encoder publishes, 8 for an image encoder"
+    )
+    temporal: Literal["skip", "t1"] | None = Field(
+        None, description="a video encoder for images: without its attention over time, or with one step of it (None)"
+    )
 
 
 class CacheConfig(Part):

@@ -72,7 +72,7 @@ def test_leaves_never_import_one_another() -> None:
 LAYERS = [
     {"errors", "_version", "types", "statistics", "atomic"},
     {
-        *("plugins", "assets", "assets_convert", "storage", "media", "pictures", "config", "guard", "runlog"),
+        *("plugins", "assets", "assets_convert", "storage", "media", "video", "pictures", "config", "guard", "runlog"),
         *("prefetch", "shards", "sections", "quantized"),
     },
     {
@@ -130,6 +130,25 @@ def test_the_papers_parameter_counts(name: str, trainable: int, percent: float) 
     assert set(shown) >= {"trainable", "total", "share", "parts", "sites"}
 
 
+@pytest.mark.parametrize(
+    ("name", "trainable", "percent"), [("epalm", 24_949_760, 0.89), ("epalm-pt", 15_106_560, 0.54)]
+)
+def test_the_papers_parameter_counts_for_video(name: str, trainable: int, percent: float) -> None:
+    shown = describe(
+        load_recipe(
+            {
+                "lm": "facebook/opt-2.7b",
+                "encoders": {"video": "facebook/timesformer-base-finetuned-k600"},
+                "method": {"name": name, "first": 19, "last": 30},
+            }
+        )
+    )
+    assert shown["trainable"] == trainable
+    assert shown["share"] * 100 == pytest.approx(percent, abs=0.005)
+    sizes = {part["what"]: part["parameters"] for part in shown["parts"]}
+    assert sizes["facebook/timesformer-base-finetuned-k600"] == 121_258_752  # as published, without its classifier
+
+
 def test_the_published_backbones_have_their_published_sizes() -> None:
     """Counts of the real checkpoints, tied embeddings once; the ViT without the pooler, which is not used."""
     shown = [describe(load_recipe(f"paper/{name}")) for name in ("epalm", "epalm-pt-l", "epalm-350m")]
@@ -146,7 +165,7 @@ def test_lists_name_what_there_is(kind: str) -> None:
     names = [entry["name"] for entry in entries(kind)]
     expected = {
         "methods": {"epalm", "epalm-pt", "epalm-lin", "epalm-ada", "epalm-pt-l"},
-        "encoders": {"vit", "dinov2", "clip", "siglip"},
+        "encoders": {"vit", "dinov2", "clip", "siglip", "staged", "timesformer", "videomae", "vivit"},
         "tasks": {"easy-vqa", "jsonl", "webdataset"},
         "metrics": {"exact"},
         "recipes": {"demo", "paper/epalm", "paper/epalm-pt", "paper/epalm-lin", "paper/epalm-pt-l"},

@@ -68,7 +68,7 @@ def answer(options: argparse.Namespace) -> int:
     from perceptune.types import Sample
 
     model = load(options.run, trust=options.trust, overrides=options.overrides)
-    media = {"image": Path(options.image)} if options.image else {}
+    media = {kind: Path(file) for kind in ("image", "video") if (file := getattr(options, kind))}
     raw = model.answer([Sample("question", media, options.question)])[0]
     text = make_task(model.recipe).clean(raw) if model.recipe.task else raw.strip()
     print(json.dumps({"answer": text, "raw": raw}) if options.json else text)

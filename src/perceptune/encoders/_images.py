@@ -1,4 +1,4 @@
-"""One implementation for the Vision Transformers of transformers."""
+"""What image encoders share, and one implementation for the Vision Transformers of transformers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from perceptune.encoders._checkpoints import build_tower, read_preprocessor, settings_of
@@ -34,7 +35,58 @@ OPENAI = {
 BILINEAR, BICUBIC = 2, 3
 
 
-class ViTEncoder(Encoder):
+class ImageEncoder(Encoder):
+    """An encoder of pictures, as `transform` prepares them."""
+
+    transform: ImageTransform
+    flip: bool  # whether augmented views may be mirrored
+
+    def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
+        """(3, H, W) float32."""
+        name = name or label(medium)
+        return self.pixels(open_image(medium, name), name, seed)
+
+    def pixels(self, image: Image, name: str, seed: bytes | None = None) -> Tensor:
+        """(3, H, W) float32 of an RGB image, or of the view of it that `seed` chooses."""
+        return torch.from_numpy(self.transform(image if seed is None else View(seed, self.flip)(image), name))
+
+    def augmentation(self) -> dict[str, Any]:
+        """Size and shape of what is cut out, and whether it is mirrored."""
+        return {**VIEW, "flip": self.flip}
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Size, crop, resampling, scale, mean and standard deviation."""
+        return self.transform.as_dict()
+
+
+def transform_of(source: str, settings: Mapping[str, Any], options: EncoderConfig) -> ImageTransform:
+    """The preprocessing in `source` (what it leaves unsaid: `settings`), changed where `options` say so."""
+    entries = PREPROCESSOR_DEFAULTS | dict(settings) | read_preprocessor(source, options.revision)
+    if entries.get("offset"):  # ViViT's processor takes 1 off before it normalises
+        entries["image_mean"] = [mean + 1 for mean in entries["image_mean"]]
+    if "crop_pct" in entries:  # also where it is null
+        entries |= _crop_share(entries)
+    if options.resample is not None:
+        entries["resample"] = {"bilinear": BILINEAR, "bicubic": BICUBIC}[options.resample]
+    try:
+        return image_transform(entries, options.size, options.resize, options.mean, options.std)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def _crop_share(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """ConvNeXt's way of saying how much is cut away: from 384 pixels on nothing, and the picture is squashed."""
+    size = settings["size"]
+    if isinstance(size, Mapping) and "shortest_edge" not in size:
+        return {}
+    side = int(size["shortest_edge"] if isinstance(size, Mapping) else size)
+    if side >= 384:
+        return {"size": {"height": side, "width": side}, "do_center_crop": False}
+    edge = int(side / (settings["crop_pct"] or 224 / 256))
+    return {"size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": side}
+
+
+class ViTEncoder(ImageEncoder):
     """A Vision Transformer of transformers. A leaf says where its parts lie."""
 
     MODELS: ClassVar[Mapping[str, str]]  # model type -> class of transformers that holds the image tower
@@ -52,7 +104,7 @@ class ViTEncoder(Encoder):
         config: Any = tower.config
         self.n_layers, self.dim = len(self.blocks), int(config.hidden_size)
         self.n_special = self.special_tokens(config)  # in front of the patches, [CLS] first
-        height, width = (side // config.patch_size for side in transform.size)
+        height, width = (side // self.patch(config) for side in transform.size)
         self.n_tokens = self.n_special + height * width
         self.requires_grad_(False).eval()
 
@@ -72,6 +124,11 @@ class ViTEncoder(Encoder):
         return 1
 
     @classmethod
+    def patch(cls, config: Any) -> int:
+        """Side of a patch in pixels."""
+        return int(config.patch_size)
+
+    @classmethod
     @abstractmethod
     def published(cls, config: Any) -> dict[str, Any]:
         """The family's `preprocessor_config.json`, for a checkpoint that comes without one."""
@@ -83,34 +140,17 @@ class ViTEncoder(Encoder):
     @classmethod
     def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
         """See `load_encoder`."""
-        settings = PREPROCESSOR_DEFAULTS | cls.published(config) | read_preprocessor(source, options.revision)
-        if options.resample is not None:
-            settings["resample"] = {"bilinear": BILINEAR, "bicubic": BICUBIC}[options.resample]
-        try:
-            transform = image_transform(settings, options.size, options.resize, options.mean, options.std)
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from error
-        if (size := options.size) is not None and size % config.patch_size:
-            low = max(1, size // config.patch_size) * config.patch_size
+        transform, patch = transform_of(source, cls.published(config), options), cls.patch(config)
+        if (size := options.size) is not None and size % patch:
+            low = max(1, size // patch) * patch
             raise UserError(
-                f"{source}: `size` {size} is no multiple of its patches' {config.patch_size} pixels; "
-                f"use {low} or {low + config.patch_size}"
+                f"{source}: `size` {size} is no multiple of its patches' {patch} pixels; use {low} or {low + patch}"
             )
         tower = build_tower(
             source, config, cls.MODELS[config.model_type], revision=options.revision,
             dtype=getattr(torch, options.dtype), meta=meta, unused=cls.UNUSED, arguments=cls.BUILD,
         )  # fmt: skip
         return cls(tower, transform, flip=options.flip)
-
-    def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
-        """(3, H, W) float32."""
-        name = name or label(medium)
-        image = open_image(medium, name)
-        return torch.from_numpy(self.transform(image if seed is None else View(seed, self.flip)(image), name))
-
-    def augmentation(self) -> dict[str, Any]:
-        """Size and shape of what is cut out, and whether it is mirrored."""
-        return {**VIEW, "flip": self.flip}
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
         """(B, n_levels, T, dim) float32; blocks above the highest level are not run."""
@@ -121,21 +161,26 @@ class ViTEncoder(Encoder):
             if level == max(levels) and tokens == "cls" and self.POOL == "first" and self.PARTS is not None:
                 hidden = self.PARTS.first_token(block, hidden)
             else:
-                hidden = block(hidden, None)
+                hidden = self.run(block, hidden)
             if level in levels:
                 kept[level] = self._pick(hidden, tokens)
         return torch.stack([kept[level] for level in levels], dim=1).float()
 
-    def preprocessing(self) -> dict[str, Any]:
-        """Size, crop, resampling, scale, mean and standard deviation."""
-        return self.transform.as_dict()
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """(B, T, dim) through one block."""
+        return block(hidden, None)
 
     def settings(self) -> dict[str, Any]:
         """What differs from the class's defaults."""
         return settings_of(self.tower.config)
 
+    @property
+    def norm(self) -> nn.Module:
+        """The final norm. A property for the same reason as `blocks`."""
+        return self.tower.get_submodule(self.NORM)
+
     def _pick(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        norm = self.tower.get_submodule(self.NORM)
+        norm = self.norm
         if tokens == "cls" and self.POOL == "mean":
             return norm(hidden).mean(dim=1, keepdim=True)
         return norm(hidden[:, :1] if tokens == "cls" else hidden)
