@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,10 @@ class AdaptedModel(nn.Module):
         if self._text is None:
             raise UserError("this model was built from configurations only: it has no tokenizer")
         return self._text
+
+    @text.setter
+    def text(self, text: TextFormat) -> None:
+        self._text = text
 
     def prepare(
         self, samples: Sequence[Sample], draws: Sequence[int] | None = None, *, label: str = "features",
@@ -198,11 +202,16 @@ class AdaptedModel(nn.Module):
         rows = self.lm.generate(ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad)
         return [self.text.decode(row) for row in rows]
 
-    def fit_statistics(self, samples: Sequence[Sample]) -> None:
-        """Feature statistics for methods that standardise, from the media of these (training) samples."""
+    def fit_statistics(self, samples: Sequence[Sample], *, known: Collection[str] = ()) -> None:
+        """Feature statistics for methods that standardise, from the media of these (training) samples.
+
+        Modalities that are `known` keep theirs.
+        """
         if not self.method.standardizes:
             return
         for modality, store in self.stores.items():
+            if modality in known:
+                continue
             media, _ = _media(samples, modality)
             if len(media) < 2:
                 raise UserError(f"method.standardize needs at least two training samples with `{modality}`")
@@ -239,3 +248,8 @@ def _first_target(sample: Sample) -> str:
 def count(module: nn.Module) -> int:
     """Parameters of a module, tied weights once."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_trained(method: nn.Module) -> int:
+    """Parameters of a method that `train.freeze` leaves to be trained."""
+    return sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)

@@ -8,7 +8,7 @@ from typing import Any
 from perceptune.building import build
 from perceptune.checkpoint import META, read_meta, read_recipe
 from perceptune.config import Recipe, load_recipe
-from perceptune.model import count
+from perceptune.model import count, count_trained
 
 
 def recipe_of(source: str) -> Recipe:
@@ -37,11 +37,11 @@ def describe(recipe: Recipe) -> dict[str, Any]:
                 "name": f"method.{name}",
                 "what": type(child).__name__,
                 "parameters": count(child),
-                "trained": True,
+                "trained": count_trained(child) > 0,
             }
         )
-    trainable = count(model.method)
-    total = trainable + sum(part["parameters"] for part in parts if not part["trained"])
+    trainable = count_trained(model.method)
+    total = sum(count(part) for part in (model.method, model.lm, *model.encoders.values()))
     sites = [{"layer": site.layer, "where": site.where, "what": site.what} for site in model.method.sites()]
     return {
         "recipe": recipe.name, "method": recipe.method.name, "trainable": trainable, "total": total,
