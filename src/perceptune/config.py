@@ -135,17 +135,20 @@ def _resolve_files(data: dict[str, Any], folder: Path) -> None:
 
 
 def tasks_in(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tasks that a recipe writes out with their keys: its own and those of `eval.on`."""
+    """The tasks that a recipe writes out with their keys: its own and those of `eval.others`."""
+    return [task for task in _tasks(data) if isinstance(task, dict)]
+
+
+def _tasks(data: dict[str, Any]) -> list[Any]:
     evaluation = data.get("eval")
-    others = evaluation.get("on") if isinstance(evaluation, dict) else None
+    others = evaluation.get("others") if isinstance(evaluation, dict) else None
     owners = [data, *(others.values() if isinstance(others, dict) else ())]
-    found = [owner.get("task") for owner in owners if isinstance(owner, dict)]
-    return [task for task in found if isinstance(task, dict)]
+    return [owner.get("task") for owner in owners if isinstance(owner, dict)]
 
 
 def leaf_names(data: dict[str, Any]) -> list[str]:
     """Names of the method and tasks of a recipe as it is written. Imports nothing."""
-    named = [data.get("method"), data.get("task"), *tasks_in(data)]
+    named = [data.get("method"), *_tasks(data)]
     return [str(part.get("name")) if isinstance(part, dict) else str(part) for part in named]
 
 

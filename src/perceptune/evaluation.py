@@ -64,9 +64,9 @@ def evaluate(
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates a run folder's model and writes `results.json` and predictions into it; returns the results.
 
-    `control` also answers with the media shuffled among the samples, same prompts. The data sets of `eval.on` follow,
-    with the gap to them. Defaults come from the recipe, whose `decode` and `eval` keys `overrides` may change. `into`
-    is another folder for what is written.
+    `control` also answers with the media shuffled among the samples, same prompts. The data sets of `eval.others`
+    follow, with the gap to them. Defaults come from the recipe, whose `decode` and `eval` keys `overrides` may change.
+    `into` is another folder for what is written.
     """
     run = Path(run)
     folder = run if into is None else Path(into)
@@ -81,7 +81,7 @@ def evaluate(
         require_judgeable(task, chosen)  # before hours of generation, not after
         with_control = config.shuffled_control if control is None else control
         shuffled = shuffle_media(chosen, model.recipe.seed) if with_control else []
-        others = {name: _other_set(other) for name, other in config.on.items()}
+        others = {name: _other_set(other) for name, other in config.others.items()}
     if world.size > 1:
         world.place(model)
     with world.together():
@@ -90,7 +90,7 @@ def evaluate(
     blind = judge(model, task, shuffled, world, batch_size=batch_size, label="shuffled control") if shuffled else None
     judged = {}
     for name, other in others.items():
-        with _in_words_of(model, config.on[name]):
+        with _in_words_of(model, config.others[name]):
             with world.together():
                 model.prepare(other.samples, rank=world.rank, world=world.size)
             judged[name] = judge(
@@ -101,7 +101,7 @@ def evaluate(
         results = _written(folder, task, chosen, scores, shuffled, blind)
         results |= _how(model, task, split, chosen) | _training_of(run)
         if others:
-            results["on"] = {
+            results["others"] = {
                 name: _transfer(folder, name, chosen, scores, others[name], judged[name]) for name in others
             }
         write_text(folder / RESULTS, json.dumps(results, indent=2))
@@ -132,7 +132,7 @@ def _written(
 
 @dataclass(frozen=True)
 class _Other:
-    """A data set of `eval.on`, found to be judgeable."""
+    """A data set of `eval.others`, found to be judgeable."""
 
     task: Task
     split: str

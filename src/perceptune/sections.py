@@ -170,15 +170,15 @@ class EvalConfig(Part):
         None, description="split for evaluation during training; None = `validation` or `held-out`"
     )
     during_samples: int = Field(200, ge=1)
-    on: dict[str, OtherSet] = Field(default_factory=dict, description="other data sets by name, for the gap table")
+    others: dict[str, OtherSet] = Field(default_factory=dict, description="other data sets by name, for the gap table")
     patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better metric")
 
     @model_validator(mode="after")
     def _names_are_file_names(self) -> EvalConfig:
-        for name in self.on:
+        for name in self.others:
             if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(
-                    f"`on.{name}`: a name has letters, digits, `_` and `-` only: it becomes part of a file's"
+                    f"`others.{name}`: a name has letters, digits, `_` and `-` only: it becomes part of a file's"
                 )
         return self
 

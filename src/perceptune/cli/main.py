@@ -57,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--split", help="default: the recipe's, else the task's last split")
     evaluate.add_argument("--samples", type=int, help="a fixed random subset of this size")
+    evaluate.add_argument("--data", help="also on this file of your own, as `eval.others` would; a table shows the gap")
+    evaluate.add_argument("--task", help="also on this task's data, or of what kind --data is (default: jsonl)")
     evaluate.add_argument("--control", action="store_true", default=None, help="also with the media shuffled")
     evaluate.add_argument("--json", action="store_true")
 
