@@ -183,11 +183,15 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise UserError(f"override `{override}`: `{part}` holds a value, not keys")
         node[part] = child
         node = child
+    node[last] = parse_value(text)
+
+
+def parse_value(text: str) -> Any:
+    """A value as it stands behind `key=`."""
     try:
-        value = yaml.safe_load(text)
+        return _number(yaml.safe_load(text))
     except yaml.YAMLError:
-        raise UserError(f"override `{override}`: the value is not valid YAML") from None
-    node[last] = _number(value)
+        raise UserError(f"`{text}` is not valid YAML") from None
 
 
 def _shorthand(part: str, parent: str) -> str:

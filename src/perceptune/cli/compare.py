@@ -1,0 +1,66 @@
+"""`perceptune compare`: what is to be run, then the table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from perceptune.errors import UserError
+from perceptune.runlog import speaks
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Plans, and runs the plan unless it is asked for alone."""
+    from perceptune.compare.plan import make_plan, parse_grid
+    from perceptune.compare.report import NAME, cells, terms
+    from perceptune.compare.run import outlook, plan_rows, run_plan
+
+    say = Console(highlight=False, soft_wrap=True, quiet=not speaks() or options.json)
+    plan = make_plan(
+        options.recipes, options.overrides, methods=_words(options.methods), seeds=_seeds(options.seeds),
+        grid=parse_grid(options.grid) if options.grid else None,
+    )  # fmt: skip
+    out = Path(options.out or f"runs/compare-{Path(options.recipes[0]).stem}")
+    if options.dry_run:
+        found = outlook(plan, out)
+        if options.json:
+            print(json.dumps(found | {"rows": [entry.label for entry in plan.entries]}, indent=2))
+            return 0
+        say.print(_table([["", "trained", "share"], *map(list, plan_rows(plan))]))
+        say.print(f"{found['runs']} runs, {found['left']} of them still to do: about {found['minutes']:.1f} minutes")
+        if plan.select_on:
+            say.print(f"{len(plan.settings)} settings each, chosen on `{plan.select_on}`; tested on `{plan.test_on}`")
+        return 0
+    say.print(f"{plan.runs} runs into {out}; the same command goes on after a stop")
+    result = run_plan(plan, out, say.print)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    say.print(_table(cells(result)))
+    say.print(terms(result))
+    say.print(f"{out / NAME}.md, .csv, .json, .png")
+    return 0
+
+
+def _words(text: str | None) -> list[str]:
+    return [word for word in (text or "").split(",") if word]
+
+
+def _seeds(text: str | None) -> list[int]:
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise UserError(f"`--seeds {text}`: seeds are whole numbers, such as 0,1,2") from None
+
+
+def _table(rows: list[list[str]]) -> Any:
+    heading, *others = rows
+    table = Table(*heading)
+    for row in others:
+        table.add_row(*row)
+    return table
