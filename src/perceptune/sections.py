@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 DType = Literal["float32", "bfloat16"]
 
@@ -16,14 +16,11 @@ def named(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
-def _amount(value: int | float) -> int | float:
-    if (isinstance(value, float) and not 0 < value < 1) or value <= 0:
+def require_amount(value: int | float | None) -> int | float | None:
+    """So many samples, or this share of them. Raises `ValueError` for what is neither."""
+    if value is not None and (value <= 0 or (isinstance(value, float) and value >= 1)):
         raise ValueError("must be a whole number of at least 1, or a share between 0 and 1")
     return value
-
-
-# So many samples, or this share of them.
-Amount = Annotated[int | float, AfterValidator(_amount)]
 
 
 class Part(BaseModel):
@@ -116,11 +113,11 @@ class TrainConfig(Part):
     precision: DType = Field("float32", description="dtype of the frozen LM while training")
     frozen_dropout: Literal["off", "official"] = "off"
     gradient_checkpointing: bool = False
-    samples: Amount | None = Field(
+    samples: int | float | None = Field(
         None, description="train on so many, or on this share; smaller choices lie in larger"
     )
     samples_seed: int | None = Field(None, description="chooses them; None = `seed`")
-    hold_out: Amount | None = Field(
+    hold_out: int | float | None = Field(
         None, description="keep so many, or this share, of the training samples as split `held-out`, whole media each"
     )
     freeze: tuple[str, ...] = Field(
@@ -134,6 +131,8 @@ class TrainConfig(Part):
     max_bad_media: int = Field(0, ge=0, description="broken or missing media tolerated, listed in the run folder")
     log_every: int = Field(1, ge=1)
     save_every: int = Field(500, ge=1)
+
+    _amounts = field_validator("samples", "hold_out")(require_amount)
 
 
 class DecodeConfig(Part):
@@ -206,4 +205,6 @@ class CompareConfig(Part):
         default_factory=dict, description="recipe key -> values; keys joined by `+` move together"
     )
     select_samples: int | None = Field(500, ge=1, description="validation samples that select; None = all")
-    hold_out: Amount = Field(0.1, description="`train.hold_out` if there is no other split to select on")
+    hold_out: int | float = Field(0.1, description="`train.hold_out` if there is no other split to select on")
+
+    _amounts = field_validator("hold_out")(require_amount)
