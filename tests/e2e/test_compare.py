@@ -22,6 +22,7 @@ import support
 from perceptune import training
 from perceptune.cli.main import run as cli
 from perceptune.compare import run as comparing
+from perceptune.compare.plan import make_plan
 from perceptune.config import load_recipe
 from perceptune.evaluation import make_task
 from perceptune.runlog import read_log
@@ -56,7 +57,7 @@ def without_times(result: Any) -> Any:
 @pytest.fixture(scope="module")
 def compared(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compared") / "out"
-    assert cli(command(written, out, *METHODS, *GRID, "--seeds", "3,5", "train.steps=20", "train.batch_size=4")) == 0
+    assert cli(command(written, out, *METHODS, *GRID, "--seeds", "3,5", "train.steps=10", "train.batch_size=4")) == 0
     return out
 
 
@@ -82,11 +83,30 @@ def test_each_method_is_chosen_on_held_out_data_and_tested_once(compared: Path) 
     assert lin["samples_per_second"] > 0
 
 
+def test_the_best_validation_value_wins_and_of_equals_the_first(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {0.1: 0.2, 0.2: 0.7, 0.3: 0.7, 0.4: 0.1}
+    plan = make_plan([str(written)], ["method.n_levels=2"], grid={"train.lr": [*values]})
+    asked = []
+
+    def judged(run: Any, split: str, *_: Any) -> dict[str, float]:
+        asked.append((split, run.recipe.seed))
+        return {"accuracy": values[run.recipe.train.lr]}
+
+    monkeypatch.setattr(comparing, "_trained", lambda _: None)
+    monkeypatch.setattr(comparing, "_judged", judged)
+    setting, found = comparing._select(plan, plan.entries[0], tmp_path, lambda _: None)
+    assert setting == {"train.lr": 0.2}
+    assert [*found.values()] == [*values.values()]
+    assert asked == [("held-out", 0)] * 4
+
+
 def test_all_runs_have_the_same_samples_and_steps(compared: Path) -> None:
     runs = [path.parent for path in compared.glob("runs/*/*/*/run.yaml")]
     assert len(runs) == 6
     logs = [read_log(run) for run in runs]
-    assert {(log[-1]["step"], log[-1]["samples"]) for log in logs} == {(20, 80)}
+    assert {(log[-1]["step"], log[-1]["samples"]) for log in logs} == {(10, 40)}
     held = make_task(load_recipe(runs[0] / "run.yaml"))
     out = {sample.id for sample in held.samples("held-out")}
     assert len(out) == 2, "a tenth of sixteen"
@@ -102,7 +122,7 @@ def test_the_table_is_written_four_ways(compared: Path) -> None:
     assert [float(row["accuracy"]) for row in rows] == [row["accuracy"] for row in result["rows"]]
     text = (compared / "compare.md").read_text()
     assert f"{result['rows'][0]['trained']:,}" in text
-    assert "80 training samples each; 8 samples of `test`, seeds 3, 5; each row's setting is the best of 2" in text
+    assert "40 training samples each; 8 samples of `test`, seeds 3, 5; each row's setting is the best of 2" in text
     with Image.open(compared / "compare.png") as picture:
         assert picture.size == (860, 520)
 
@@ -112,7 +132,7 @@ def test_what_is_finished_is_not_repeated(compared: Path, written: Path, monkeyp
     table = json.loads((compared / "compare.json").read_text())
     monkeypatch.setattr(comparing, "train", None)
     monkeypatch.setattr(comparing, "evaluate", None)
-    same = [*METHODS, *GRID, "train.steps=20", "train.batch_size=4"]
+    same = [*METHODS, *GRID, "train.steps=10", "train.batch_size=4"]
     assert cli(command(written, compared, *same, "--seeds", "3,5")) == 0
     assert json.loads((compared / "compare.json").read_text()) == table
     assert {path: path.stat().st_mtime_ns for path in compared.glob("runs/**/*") if path.is_file()} == before
@@ -122,14 +142,14 @@ def test_a_run_of_another_recipe_is_not_taken_for_ours(
     compared: Path, written: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
-        cli(command(written, compared, *METHODS, *GRID, "--seeds", "3,5", "train.steps=21", "train.batch_size=4")) == 2
+        cli(command(written, compared, *METHODS, *GRID, "--seeds", "3,5", "train.steps=11", "train.batch_size=4")) == 2
     )
-    assert "was started with train.steps = 20, the recipe now says 21" in capsys.readouterr().err
+    assert "was started with train.steps = 10, the recipe now says 11" in capsys.readouterr().err
 
 
 def test_kill_9_and_again_gives_the_same_table(written: Path, tmp_path: Path) -> None:
     """Killed within the second run, when the first is finished; then in one go elsewhere."""
-    keys = [*METHODS, "--seeds", "0,1", "train.steps=30", "train.save_every=5", "eval.samples=4"]
+    keys = ["--seeds", "0,1", "train.steps=30", "train.save_every=5", "eval.samples=4"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     code = f"import sys; from perceptune.cli.main import run; sys.exit(run({command(written, killed, *keys)!r}))"
     child = subprocess.Popen(
@@ -167,7 +187,7 @@ def test_a_dry_run_counts_and_estimates_without_leaving_anything(
     assert "2 settings each, chosen on `held-out`; tested on `test`" in said
     assert "epalm-lin" in said
     assert not out.exists()
-    same = [*METHODS, *GRID, "--seeds", "3,5", "train.steps=20", "train.batch_size=4", "--dry-run", "--json"]
+    same = [*METHODS, *GRID, "--seeds", "3,5", "train.steps=10", "train.batch_size=4", "--dry-run", "--json"]
     assert cli(command(written, compared, *same)) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["runs"], found["left"], found["minutes"]) == (6, 0, 0)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from perceptune.errors import UserError
 from perceptune.runlog import speaks
@@ -31,7 +30,7 @@ def compare(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(found | {"rows": [entry.label for entry in plan.entries]}, indent=2))
             return 0
-        say.print(_table([["", "trained", "share"], *map(list, plan_rows(plan))]))
+        say.print(_table([("", "trained", "share"), *plan_rows(plan)]))
         say.print(f"{found['runs']} runs, {found['left']} of them still to do: about {found['minutes']:.1f} minutes")
         if plan.select_on:
             say.print(f"{len(plan.settings)} settings each, chosen on `{plan.select_on}`; tested on `{plan.test_on}`")
@@ -58,9 +57,11 @@ def _seeds(text: str | None) -> list[int]:
         raise UserError(f"`--seeds {text}`: seeds are whole numbers, such as 0,1,2") from None
 
 
-def _table(rows: list[list[str]]) -> Any:
-    heading, *others = rows
-    table = Table(*heading)
-    for row in others:
-        table.add_row(*row)
-    return table
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned lines, however narrow the terminal is: figures that are cut off are none."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *figures in rows:
+        aligned = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True))
+        lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
+    return "\n".join(lines)
