@@ -18,6 +18,7 @@ from perceptune.config import Recipe, load_recipe, validate
 from perceptune.encoders._fit import fit
 from perceptune.encoders.base import Encoder, load_encoder
 from perceptune.errors import UserError, nearest
+from perceptune.freezing import freeze
 from perceptune.lm import FrozenLM
 from perceptune.methods.base import EncoderShape, Method
 from perceptune.model import AdaptedModel
@@ -37,6 +38,7 @@ def build(recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32
 
     `dtype` is that of the frozen LM, an encoder's is in the recipe, everything trained is float32. With `meta` no
     weight is loaded: the parts are built on the meta device from their configurations, enough to count and to show.
+    `init_from` is what `train` does first: here its method is new all the same.
     """
     recipe = load_recipe(recipe)
     lm = load_lm(recipe.lm, dtype=dtype, meta=meta)
@@ -45,19 +47,24 @@ def build(recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)  # the method's first weights depend on the seed alone
         method = build_method(recipe, lm, encoders)
+    freeze(method, recipe.train.freeze)
     return AdaptedModel(recipe, lm, encoders, method, text)
 
 
 def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> Method:
     """The recipe's method for these frozen parts, freshly initialised."""
-    found = leaf("methods", recipe.method.name)
-    given = {**found.defaults, **recipe.method.options()}
-    options = validate(found.module.METHOD.Options, given, f"method `{recipe.method.name}`")
     shapes = {name: EncoderShape(encoder.n_layers, encoder.dim) for name, encoder in encoders.items()}
-    method: Method = found.module.METHOD(options, lm, shapes)
+    method: Method = leaf("methods", recipe.method.name).module.METHOD(method_options(recipe), lm, shapes)
     _remember_base(lm, encoders, method)
     method.take_over(lm, encoders)
     return method
+
+
+def method_options(recipe: Recipe) -> Any:
+    """All options of the recipe's method: its variant's and the recipe's own."""
+    found = leaf("methods", recipe.method.name)
+    given = {**found.defaults, **recipe.method.options()}
+    return validate(found.module.METHOD.Options, given, f"method `{recipe.method.name}`")
 
 
 def _remember_base(lm: FrozenLM, encoders: Mapping[str, Encoder], method: Method) -> None:

@@ -25,9 +25,9 @@ from torch import Tensor
 from perceptune._version import __version__
 from perceptune.atomic import write_whole
 from perceptune.building import build
-from perceptune.config import Recipe, load_recipe
+from perceptune.config import Recipe, leaf_names, load_recipe, read_yaml
 from perceptune.errors import UserError, disk_error
-from perceptune.model import AdaptedModel, count
+from perceptune.model import AdaptedModel, count, count_trained
 
 FORMAT_VERSION = 1
 METHOD, META, RECIPE = "method.safetensors", "meta.json", "run.yaml"
@@ -104,20 +104,20 @@ def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
     """The recipe of a run. A run folder may come from anybody: without `trust` it may not name code to import."""
     if not (run / RECIPE).is_file():
         raise UserError(f"`{run}` is not a run folder: it has no {RECIPE}")
-    recipe = load_recipe(run / RECIPE)
-    for part in (recipe.method, recipe.task):
-        if part is not None and "." in part.name and not trust:
+    for name in leaf_names(read_yaml(run / RECIPE)):  # before `load_recipe`, which asks a task for its keys
+        if "." in name and not trust:
             raise UserError(
-                f"{run / RECIPE}: `{part.name}` is third-party code, "
+                f"{run / RECIPE}: `{name}` is third-party code, "
                 "which a run folder may not name unless it is trusted (--trust)"
             )
-    return recipe
+    return load_recipe(run / RECIPE)
 
 
 def describe(model: AdaptedModel) -> dict[str, Any]:
     """The contents of meta.json."""
-    trained = count(model.method)
+    trained = count_trained(model.method)
     frozen = sum(count(part, without=model.method) for part in (model.lm, *model.encoders.values()))
+    frozen += count(model.method) - trained
     return {
         "format_version": FORMAT_VERSION,
         "perceptune": __version__,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,10 @@ class AdaptedModel(nn.Module):
         if self._text is None:
             raise UserError("this model was built from configurations only: it has no tokenizer")
         return self._text
+
+    @text.setter
+    def text(self, text: TextFormat) -> None:
+        self._text = text
 
     def prepare(
         self, samples: Sequence[Sample], draws: Sequence[int] | None = None, *, label: str = "features",
@@ -212,11 +216,16 @@ class AdaptedModel(nn.Module):
         return int.from_bytes(digest_of(*parts)[:7], "little")
 
     @torch.no_grad()
-    def fit_statistics(self, samples: Sequence[Sample]) -> None:
-        """Feature statistics for methods that standardise, from the media of these (training) samples."""
+    def fit_statistics(self, samples: Sequence[Sample], *, known: Collection[str] = ()) -> None:
+        """Feature statistics for methods that standardise, from the media of these (training) samples.
+
+        Modalities that are `known` keep theirs.
+        """
         if not self.method.standardizes:
             return
         for modality, store in self.stores.items():
+            if modality in known:
+                continue
             media, _ = _media(samples, modality)
             if len(media) < 2:
                 raise UserError(f"method.standardize needs at least two training samples with `{modality}`")
@@ -258,6 +267,11 @@ def count(module: nn.Module, *, without: nn.Module | None = None) -> int:
     others = set() if without is None else {id(parameter) for parameter in without.parameters()}
     own = [parameter for parameter in module.parameters() if id(parameter) not in others]
     return sum(math.prod(getattr(getattr(p, "quant_state", None), "shape", p.shape)) for p in own)
+
+
+def count_trained(method: nn.Module) -> int:
+    """Parameters of a method that `train.freeze` leaves to be trained."""
+    return sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
 
 
 def _stores(recipe: Recipe, encoders: Mapping[str, Encoder], method: Method) -> dict[str, FeatureStore]:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 DType = Literal["float32", "bfloat16"]
 # YAML reads a bare `off` as false.
 _Off = BeforeValidator(lambda value: "off" if value is False else value)
+
+
+def named(key: str) -> BeforeValidator:
+    """Lets `lm: facebook/opt-2.7b` stand for `lm: {id: facebook/opt-2.7b}`."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+def require_amount(value: int | float | None) -> int | float | None:
+    """So many samples, or this share of them. Raises `ValueError` for what is neither."""
+    if value is not None and (value <= 0 or (isinstance(value, float) and value >= 1)):
+        raise ValueError("must be a whole number of at least 1, or a share between 0 and 1")
+    return value
 
 
 class Part(BaseModel):
@@ -112,7 +125,16 @@ class TrainConfig(Part):
     precision: DType = Field("float32", description="dtype of the frozen LM while training")
     frozen_dropout: Annotated[Literal["off", "official"], _Off] = "off"
     gradient_checkpointing: bool = False
-    samples: int | None = Field(None, ge=1, description="train on this many, chosen by seed; None = all")
+    samples: int | float | None = Field(
+        None, description="train on so many, or on this share; smaller choices lie in larger"
+    )
+    samples_seed: int | None = Field(None, description="chooses them; None = `seed`")
+    hold_out: int | float | None = Field(
+        None, description="keep so many, or this share, of the training samples as split `held-out`, whole media each"
+    )
+    freeze: tuple[str, ...] = Field(
+        (), description="parts of the method that stay as they are, by the start of their tensors' names"
+    )
     standardize_samples: int = Field(1024, ge=2, description="media from which feature statistics are taken")
     feature_memory_mb: int = Field(2048, ge=0, description="features kept by `cache.features: memory`")
     text_memory_mb: int = Field(64, ge=0, description="states of distinct texts kept in memory; more of them on disk")
@@ -123,21 +145,7 @@ class TrainConfig(Part):
     log_every: int = Field(1, ge=1)
     save_every: int = Field(500, ge=1)
 
-
-class EvalConfig(Part):
-    """Evaluation with real generation."""
-
-    split: str | None = Field(None, description="None = the task's last split")
-    samples: int | None = Field(None, ge=1, description="a fixed random subset; None = all")
-    batch_size: int = Field(64, ge=1)
-    dtype: DType = Field("float32", description="dtype of eval, answer and serve; stored in the run")
-    shuffled_control: bool = False
-    every: int | None = Field(None, ge=1, description="steps between evaluations during training; None = never")
-    during_split: str | None = Field(
-        None, description="split for evaluation during training; None = `validation` or `split`"
-    )
-    during_samples: int = Field(200, ge=1)
-    patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better metric")
+    _amounts = field_validator("samples", "hold_out")(require_amount)
 
 
 class DecodeConfig(Part):
@@ -161,3 +169,67 @@ class DecodeConfig(Part):
         if self.sample and self.beams > 1:
             raise ValueError("`sample` draws with one beam: set `beams` to 1, or `sample` to false")
         return self
+
+
+class OtherSet(Part):
+    """Another data set on which a run is evaluated, beside its own."""
+
+    task: Annotated[NamedPart, named("name")]
+    split: str | None = Field(None, description="None = the task's last split")
+    samples: int | None = Field(None, ge=1, description="a fixed random subset; None = all")
+    text: TextConfig | None = Field(None, description="template and so on; None = the recipe's")
+    decode: DecodeConfig | None = Field(None, description="None = the recipe's")
+
+
+class EvalConfig(Part):
+    """Evaluation with real generation."""
+
+    split: str | None = Field(None, description="None = the task's last split")
+    samples: int | None = Field(None, ge=1, description="a fixed random subset; None = all")
+    batch_size: int = Field(64, ge=1)
+    dtype: DType = Field("float32", description="dtype of eval, answer and serve; stored in the run")
+    shuffled_control: bool = False
+    every: int | None = Field(None, ge=1, description="steps between evaluations during training; None = never")
+    during_split: str | None = Field(
+        None, description="split for evaluation during training; None = `validation` or `held-out`"
+    )
+    during_samples: int = Field(200, ge=1)
+    others: dict[str, OtherSet] = Field(default_factory=dict, description="other data sets by name, for the gap table")
+    patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better metric")
+
+    @model_validator(mode="after")
+    def _names_are_file_names(self) -> EvalConfig:
+        for name in self.others:
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(
+                    f"`others.{name}`: a name has letters, digits, `_` and `-` only: it becomes part of a file's"
+                )
+        return self
+
+
+class InitConfig(Part):
+    """Another run whose trained method this one starts from."""
+
+    run: str = Field(description="its folder")
+    rename: dict[str, str] = Field(
+        default_factory=dict, description="modality of that run -> modality of this recipe, such as {image: video}"
+    )
+    may_differ: tuple[Literal["lm", "encoders", "method"], ...] = Field(
+        (), description="what need not be the same there; tensors must fit all the same"
+    )
+
+
+class CompareConfig(Part):
+    """What `perceptune compare` varies, all else being equal; its options of the same names come first."""
+
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="label -> keys of `method`; `name` is the label unless given"
+    )
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="runs of each method; the first one selects")
+    grid: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description="recipe key -> values; keys joined by `+` move together"
+    )
+    select_samples: int | None = Field(500, ge=1, description="validation samples that select; None = all")
+    hold_out: int | float = Field(0.1, description="`train.hold_out` if there is no other split to select on")
+
+    _amounts = field_validator("hold_out")(require_amount)

@@ -8,7 +8,7 @@ from typing import Any
 from perceptune.building import build
 from perceptune.checkpoint import META, read_meta, read_recipe
 from perceptune.config import Recipe, load_recipe
-from perceptune.model import count
+from perceptune.model import count, count_trained
 
 
 def recipe_of(source: str) -> Recipe:
@@ -33,9 +33,10 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         parts.append(_part(f"encoders.{name}", what, count(encoder, without=model.method), trained=False))
     for name, child in model.method.named_children():
         if count(child):
-            parts.append(_part(f"method.{name}", type(child).__name__, count(child), trained=True))
-    trainable = count(model.method)
-    total = trainable + sum(part["parameters"] for part in parts if not part["trained"])
+            parts.append(_part(f"method.{name}", type(child).__name__, count(child), trained=count_trained(child) > 0))
+    trainable = count_trained(model.method)
+    total = sum(count(part, without=model.method) for part in (model.lm, *model.encoders.values()))
+    total += count(model.method)
     sites = [{"layer": site.layer, "where": site.where, "what": site.what} for site in model.method.sites()]
     return {
         "recipe": recipe.name, "method": recipe.method.name, "trainable": trainable, "total": total,

@@ -36,6 +36,7 @@ def desk(dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as the documentation assumes one: `my.jsonl`, some pictures, a model folder."""
     data = shutil.copytree(dwarfs / "data", tmp_path / "desk")
     (data / "train.jsonl").rename(data / "my.jsonl")
+    shutil.copy(data / "my.jsonl", data / "other.jsonl")
     (data / "photos").mkdir()
     for name in ("photos/001.jpg", "photo.jpg"):
         Image.new("RGB", (30, 20), "red").save(data / name)
@@ -68,7 +69,11 @@ def test_documented_commands_run(page: Path, desk: Path, dwarfs: Path) -> None:
             if "--encoder" not in words:
                 words += ["--encoder", str(dwarfs / "encoder")]
             shutil.rmtree(desk / words[words.index("--run") + 1], ignore_errors=True)
-            words += ["method.n_levels=2", "train.steps=2", "train.batch_size=2"]
+            words += ["method.n_levels=2", "train.batch_size=2"]
+            words += [] if "train.steps=0" in words else ["train.steps=2"]
+        elif words[0] == "compare":
+            words += [f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'encoder'}", "method.n_levels=2"]
+            words += ["train.steps=2", "train.batch_size=2"]
         elif words[0] == "features" and words[1] not in ("info", "verify", "gc"):
             words += [f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'encoder'}", "method.n_levels=2"]
         elif "runs/mine" in words and not (desk / "runs/mine").exists():

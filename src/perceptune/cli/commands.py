@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def eval(options: argparse.Namespace) -> int:
         samples=options.samples,
         control=options.control,
         trust=options.trust,
-        overrides=options.overrides,
+        overrides=[*_other_set(options), *options.overrides],
     )
     if options.json and speaks():
         print(json.dumps(results, indent=2))
@@ -60,6 +61,22 @@ def eval(options: argparse.Namespace) -> int:
         print_scores(results)
         out.print(f"predictions and results: {options.run}")
     return 0
+
+
+def _other_set(options: argparse.Namespace) -> Sequence[str]:
+    """`--data` and `--task` as keys of the recipe."""
+    if not options.data and not options.task:
+        return ()
+    task = options.task or "jsonl"
+    name = re.sub(r"[^\w-]", "-", Path(options.data).stem if options.data else task)
+    keys = {"name": task} | (
+        {
+            "train": str(Path(options.data).resolve()),
+        }
+        if options.data
+        else {}
+    )
+    return [f"eval.others.{name}.task.{key}={json.dumps(value)}" for key, value in keys.items()]
 
 
 def answer(options: argparse.Namespace) -> int:
@@ -232,6 +249,21 @@ def print_scores(results: dict[str, Any]) -> None:
     if results["trained_on_this_split"]:
         where += ": the run was trained on it, so this says nothing about new data (give a --validation file)"
     out.print(where)
+    if "others" in results:
+        out.print(_gap_table(results["others"]))
+
+
+def _gap_table(others: dict[str, Any]) -> Table:
+    """The run's own data set against others."""
+    table = Table("other data", "", "own", "other", Column("own - other (95 % interval)", no_wrap=True))
+    for name, other in others.items():
+        for key in other["metrics"]:
+            gap = other["gaps"].get(key)
+            own = ("", "") if gap is None else (
+                f"{gap['in']:.3f}", "{:+.3f} ({:+.3f} to {:+.3f})".format(gap["difference"], *gap["interval"])
+            )  # fmt: skip
+            table.add_row(f"{name}, {other['evaluated_samples']} samples", key, own[0], f"{other[key]:.3f}", own[1])
+    return table
 
 
 def _training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
