@@ -90,9 +90,9 @@ def test_what_stages_cannot_give_is_an_error(checkpoints: Path) -> None:
 def test_fewer_stages_than_levels_is_an_error(checkpoints: Path) -> None:
     encoder = load_encoder(checkpoints / "resnet")
     shape = EncoderShape(encoder.n_layers, encoder.dim)
-    assert rows.row("epalm", "opt", shapes={"image": shape}, n_levels=3).method is not None
+    assert rows.row("epalm", "opt", shapes={"image": shape}, n_levels=3, first=0).method is not None
     with pytest.raises(UserError, match=r"method\.n_levels is 4, but the image encoder has 3 layers"):
-        rows.row("epalm", "opt", shapes={"image": shape}, n_levels=4)
+        rows.row("epalm", "opt", shapes={"image": shape}, n_levels=4, first=0)
 
 
 @pytest.mark.parametrize("edge", [224, 384])
