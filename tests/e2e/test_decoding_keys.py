@@ -13,7 +13,6 @@ import support
 from perceptune.config import load_recipe
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
-from perceptune.lm import FrozenLM
 from perceptune.model import AdaptedModel
 from perceptune.types import Decoding, Sample
 
@@ -63,7 +62,7 @@ def test_an_evaluation_in_bfloat16_lays_the_weights_out(
     recipe = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl")
     perceptune.train(recipe, tmp_path / "run")
     laid_out: list[int] = []
-    monkeypatch.setattr(FrozenLM, "pack", lambda self, first, megabytes: laid_out.append(first))
+    monkeypatch.setattr("perceptune.evaluation.lighten", lambda lm, first, megabytes: laid_out.append(first))
     perceptune.evaluate(tmp_path / "run")
     assert laid_out == []
     perceptune.evaluate(tmp_path / "run", overrides=["eval.dtype=bfloat16"])

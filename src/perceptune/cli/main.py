@@ -162,7 +162,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     from perceptune.cli import commands
     from perceptune.cli.compare import compare
 
-    command = compare if options.command == "compare" else getattr(commands, options.command)
+    command = compare if options.command == "compare" else getattr(commands, options.command.replace("-", "_"))
     try:
         code: int = command(options)
     except SaidElsewhereError:
