@@ -223,7 +223,8 @@ class CompareConfig(Part):
     """What `perceptune compare` varies, all else being equal; its options of the same names come first."""
 
     methods: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="label -> keys of `method`; `name` is the label unless given"
+        default_factory=dict,
+        description="label -> keys of `method`, its `name` being the label unless given; with a dot, recipe keys",
     )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="runs of each method; the first one selects")
     grid: dict[str, tuple[Any, ...]] = Field(

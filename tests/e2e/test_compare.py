@@ -24,6 +24,7 @@ from perceptune.cli.main import run as cli
 from perceptune.compare import run as comparing
 from perceptune.compare.plan import make_plan
 from perceptune.config import load_recipe
+from perceptune.errors import UserError
 from perceptune.evaluation import make_task
 from perceptune.runlog import read_log
 
@@ -227,6 +228,20 @@ def test_mistakes_are_found_before_the_first_run(
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_method_may_need_a_precision_of_its_own_but_no_budget(written: Path) -> None:
+    methods: dict[str, Any] = {
+        "epalm": {"n_levels": 2},
+        "full": {"unfreeze": {"lm": 1e-5}, "train.precision": "float32"},
+    }
+    given = {**yaml.safe_load(written.read_text()), "compare": {"methods": methods}}
+    given["train"] = {**given["train"], "precision": "bfloat16"}
+    plan = make_plan([given])
+    assert [entry.recipe.train.precision for entry in plan.entries] == ["bfloat16", "float32"]
+    given["compare"] = {"methods": {"epalm": {"n_levels": 2}, "full": {"train.steps": 3}}}
+    with pytest.raises(UserError, match=r"unequal terms: the recipes have train\.steps"):
+        make_plan([given])
 
 
 def test_several_recipes_need_one_budget(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,13 +137,16 @@ def _variants(
         return [(recipe.name if several else recipe.method.name, load_recipe(plain))]
     made = []
     for label in labels:
+        beside: list[str] = []  # what this method needs of the training, such as float32 for weights that are trained
         if label in recipe.compare.methods:
-            method = {"name": label, **recipe.compare.methods[label]}
+            keys = recipe.compare.methods[label]
+            method = {"name": label, **{key: value for key, value in keys.items() if "." not in key}}
+            beside = [f"{key}={json.dumps(value)}" for key, value in keys.items() if "." in key]
         else:
             method = plain["method"] if label == recipe.method.name else {"name": label}
         leaf("methods", method["name"])
         full = f"{recipe.name}/{label}" if several else label
-        made.append((full, load_recipe({**plain, "name": folder_name(full), "method": method}, on_method)))
+        made.append((full, load_recipe({**plain, "name": folder_name(full), "method": method}, [*beside, *on_method])))
     return made
 
 
