@@ -86,7 +86,7 @@ class Loader:
         seed = one.digest + one.item.view.to_bytes(4, "little") if one.item.view else None
         try:
             # From the bytes that were hashed: the file may have changed since.
-            one.pixels = self.encoder.load(one.data, label(one.item.medium), seed)
+            one.pixels = self.encoder.load(one.data, label(one.item.medium, self.encoder.modality), seed)
         except MediaError as error:
             one.error = error
 

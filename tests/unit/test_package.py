@@ -72,7 +72,19 @@ def test_leaves_never_import_one_another() -> None:
 LAYERS = [
     {"errors", "_version", "types", "statistics", "atomic"},
     {
-        *("plugins", "assets", "assets_convert", "storage", "media", "pictures", "config", "guard", "runlog"),
+        *(
+            "plugins",
+            "assets",
+            "assets_convert",
+            "storage",
+            "media",
+            "sound",
+            "mel",
+            "pictures",
+            "config",
+            "guard",
+            "runlog",
+        ),
         *("prefetch", "shards", "sections"),
     },
     {
@@ -146,7 +158,7 @@ def test_lists_name_what_there_is(kind: str) -> None:
     names = [entry["name"] for entry in entries(kind)]
     expected = {
         "methods": {"epalm", "epalm-pt", "epalm-lin", "epalm-ada", "epalm-pt-l"},
-        "encoders": {"vit", "dinov2", "clip", "siglip"},
+        "encoders": {"vit", "dinov2", "clip", "siglip", "ast", "whisper", "clap", "efficientat"},
         "tasks": {"easy-vqa", "jsonl", "webdataset"},
         "metrics": {"exact"},
         "recipes": {"demo", "paper/epalm", "paper/epalm-pt", "paper/epalm-lin", "paper/epalm-pt-l"},

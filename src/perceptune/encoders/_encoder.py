@@ -24,6 +24,7 @@ class Encoder(nn.Module, ABC):
     """A frozen encoder that gives the tokens of chosen transformer blocks."""
 
     modality: ClassVar[str] = "image"  # what `load` takes
+    KEYS: ClassVar[frozenset[str]] = frozenset()  # keys of `EncoderConfig` that it heeds beside those all heed
     n_layers: int  # transformer blocks
     dim: int  # hidden size
     n_tokens: int  # T of `tokens="all"`, special tokens included
@@ -34,9 +35,9 @@ class Encoder(nn.Module, ABC):
         return config
 
     @classmethod
-    @abstractmethod
     def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
-        """The encoder in a folder or repository, given `prepare`'s config; see `load_encoder`."""
+        """The encoder in a folder or repository, given `prepare`'s config; see `load_encoder`. Every leaf has it."""
+        raise NotImplementedError(f"{cls.__name__} is made of another encoder")
 
     @abstractmethod
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:

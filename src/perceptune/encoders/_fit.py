@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from perceptune.encoders._encoder import Encoder
-from perceptune.errors import UserError
+from perceptune.encoders._sound_pictures import sound_pictures
+from perceptune.errors import UserError, nearest
 from perceptune.sections import EncoderConfig
 
 # (what is to be read, what the encoder reads) -> what makes the one serve the other
-ADAPTERS: dict[tuple[str, str], Callable[[Encoder, EncoderConfig], Encoder]] = {}
+ADAPTERS: dict[tuple[str, str], Callable[[Encoder, EncoderConfig], Encoder]] = {("audio", "image"): sound_pictures}
+# Keys of `EncoderConfig` that every encoder heeds; the others are in `Encoder.KEYS`.
+COMMON = frozenset({"id", "revision", "dtype", "views"})
 
 
 def fit(encoder: Encoder, modality: str, options: EncoderConfig) -> Encoder:
-    """`encoder` as one for `modality`. Raises `UserError` if it cannot be."""
-    if encoder.modality == modality:
-        return encoder
-    if (adapter := ADAPTERS.get((modality, encoder.modality))) is None:
-        raise UserError(f"encoders.{modality} `{options.id}` reads {encoder.modality}s, not {modality}s")
-    return adapter(encoder, options)
+    """`encoder` as one for `modality`. Raises `UserError` if it cannot be, and for keys that mean nothing to it."""
+    if encoder.modality != modality:
+        if (adapter := ADAPTERS.get((modality, encoder.modality))) is None:
+            raise UserError(f"encoders.{modality} `{options.id}` reads {encoder.modality}s, not {modality}s")
+        encoder = adapter(encoder, options)
+    for key, field in EncoderConfig.model_fields.items():
+        if key not in COMMON | encoder.KEYS and getattr(options, key) != field.default:
+            known = nearest(key, COMMON | encoder.KEYS)
+            raise UserError(f"encoders.{modality}.{key}: `{options.id}` has no such key{known}")
+    return encoder
