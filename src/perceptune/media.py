@@ -51,9 +51,9 @@ class MediaError(UserError):
     """A medium that cannot be used. The message names it."""
 
 
-def label(medium: Medium, modality: str = "image") -> str:
-    """What stands for a medium in messages: where it lies, or its modality for bytes."""
-    return modality if isinstance(medium, bytes) else str(medium)
+def label(medium: Medium, kind: str = "image") -> str:
+    """What stands for a medium in messages: where it lies, or `kind` for bytes."""
+    return kind if isinstance(medium, bytes) else str(medium)
 
 
 def identity(medium: Medium) -> str:
@@ -74,7 +74,7 @@ def content(medium: Medium, name: str | None = None) -> bytes:
     """The encoded bytes of a medium, which `name` stands for in messages. Raises `MediaError`."""
     name = name or label(medium)
     if isinstance(medium, Path):
-        with opened(medium, name) as file:
+        with _opened(medium, name) as file:
             try:
                 return file.read()
             except OSError as error:
@@ -85,22 +85,6 @@ def content(medium: Medium, name: str | None = None) -> bytes:
     return data
 
 
-def opened(medium: Medium, label: str) -> BinaryIO:
-    """A file to read a medium from, which `label` stands for in messages. Raises `MediaError`."""
-    if not isinstance(medium, Path):
-        return BytesIO(content(medium, label))
-    try:
-        if medium.is_dir():
-            raise MediaError(f"{label}: is a folder, not a file")
-        if medium.stat().st_size == 0:
-            raise MediaError(f"{label}: the file is empty")
-        return medium.open("rb")
-    except FileNotFoundError as error:
-        raise MediaError(f"{label}: no such file{_nearest_file(medium)}") from error
-    except OSError as error:
-        raise MediaError(f"{label}: cannot be read ({error.strerror})") from error
-
-
 def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image as it is meant to be seen: RGB, upright, transparency on white, first frame of an animation.
 
@@ -108,7 +92,7 @@ def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX
     """
     shown = name or label(medium)
     try:
-        with opened(medium, shown) as file, Image.open(file, formats=FORMATS) as image:
+        with _opened(medium, shown) as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size  # from the header: nothing is decoded yet
             if not 0 < width * height <= max_pixels:
                 raise MediaError(f"{shown}: {width} x {height} pixels; allowed are 1 to {max_pixels:,}")
@@ -227,6 +211,21 @@ def _extent(size: int | Mapping[str, int], square: bool) -> Extent:
     if size.keys() == {"shortest_edge"}:
         return size["shortest_edge"]
     raise UserError(f"its preprocessing gives an image size in an unknown way: {dict(size)}")
+
+
+def _opened(medium: Medium, label: str) -> BinaryIO:
+    if not isinstance(medium, Path):
+        return BytesIO(content(medium, label))
+    try:
+        if medium.is_dir():
+            raise MediaError(f"{label}: is a folder, not a file")
+        if medium.stat().st_size == 0:
+            raise MediaError(f"{label}: the file is empty")
+        return medium.open("rb")
+    except FileNotFoundError as error:
+        raise MediaError(f"{label}: no such file{_nearest_file(medium)}") from error
+    except OSError as error:
+        raise MediaError(f"{label}: cannot be read ({error.strerror})") from error
 
 
 def _nearest_file(path: Path) -> str:

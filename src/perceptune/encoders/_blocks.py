@@ -66,17 +66,26 @@ class BlockEncoder(Encoder):
             if level == max(levels) and tokens == "cls" and self.POOL == "first" and self.PARTS is not None:
                 hidden = self.PARTS.first_token(block, hidden)
             else:
-                hidden = block(hidden, None)
+                hidden = self.run(block, hidden)
             if level in levels:
                 kept[level] = self._pick(hidden, tokens, x)
         return torch.stack([kept[level] for level in levels], dim=1).float()
+
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """(B, T, dim) through one block."""
+        return block(hidden, None)
 
     def settings(self) -> dict[str, Any]:
         """What differs from the class's defaults."""
         return settings_of(self.tower.config)
 
+    @property
+    def norm(self) -> nn.Module:
+        """The final norm. A property for the same reason as `blocks`."""
+        return self.tower.get_submodule(self.NORM)
+
     def _pick(self, hidden: Tensor, tokens: Tokens, x: Tensor) -> Tensor:
-        norm = self.tower.get_submodule(self.NORM)
+        norm = self.norm
         if tokens == "cls" and self.POOL == "mean":
             return self.pool(norm(hidden), x)
         return norm(hidden[:, :1] if tokens == "cls" else hidden)
