@@ -55,10 +55,11 @@ class LogMel:
 
 @cache
 def _filters(mel: LogMel) -> NDArray[np.float64]:
-    """(fft / 2 + 1, mels): triangles on Kaldi's mel scale."""
-    from transformers.audio_utils import mel_filter_bank
-
-    return mel_filter_bank(
-        num_frequency_bins=mel.fft // 2 + 1, num_mel_filters=mel.mels, min_frequency=mel.low, max_frequency=mel.high,
-        sampling_rate=mel.rate, norm=None, mel_scale="kaldi", triangularize_in_mel_space=True,
-    )  # fmt: skip
+    """(fft / 2 + 1, mels): triangles on Kaldi's mel scale, 1127 ln(1 + f / 700); a narrow one may hold no frequency."""
+    low, high, bins = (
+        1127 * np.log1p(np.asarray(f) / 700)
+        for f in (mel.low, mel.high, np.arange(mel.fft // 2 + 1) * mel.rate / mel.fft)
+    )
+    step = (high - low) / (mel.mels + 1)
+    away = (bins[:, None] - low) / step - np.arange(1, mel.mels + 1)  # from the middle of each triangle
+    return np.maximum(0, 1 - np.abs(away))

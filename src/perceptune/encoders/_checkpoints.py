@@ -45,7 +45,9 @@ def read_preprocessor(source: str, revision: str | None, part: str = "image_proc
         except (OSError, ValueError) as error:
             raise UserError(f"{source}: `{name}` cannot be read ({error})") from error
         entries = entries.get(part, entries)
-        if "size" in entries:
+        if part == "feature_extractor" and "sampling_rate" in entries:
+            return dict(entries)
+        if part == "image_processor" and "size" in entries:
             # A size without a word on cropping is what comes out: the family's crop belongs to its own size.
             return {"do_center_crop": "crop_size" in entries} | entries
     return {}

@@ -135,7 +135,8 @@ def _weights(source: str, meta: bool) -> Weights:
     try:
         weights = torch.load(source, map_location="meta" if meta else "cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{source}: the weights cannot be read ({str(error).splitlines()[0][:120]})") from error
+        reason = (str(error) or "it ends too early").splitlines()[0][:120]
+        raise UserError(f"{source}: the weights cannot be read ({reason})") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{source}: holds no table of weights")
     return weights
