@@ -1,8 +1,9 @@
-"""WebDataset shards: tar archives of pictures with their texts, on this machine or wherever fsspec reads.
+"""WebDataset shards: tar archives of media with their texts, on this machine or wherever fsspec reads.
 
     000123.jpg  000123.json     members of one sample share their name up to the first dot, which becomes its id
+    000124.flac 000124.json
 
-The JSON object holds `prompt` and `targets` as a row of task `jsonl` does, or a `caption`; a `txt` beside the picture
+The JSON object holds `prompt` and `targets` as a row of task `jsonl` does, or a `caption`; a `txt` beside the medium
 or in place of the JSON is a caption, too.
 """
 
@@ -21,7 +22,11 @@ from perceptune.storage import expand
 from perceptune.tasks.base import GivenFiles, Task, check_split
 from perceptune.types import Member, Sample
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+# What is taken for a medium, by the last part of its name.
+MEDIA = {
+    "image": ("jpg", "jpeg", "png", "webp"),
+    "audio": ("flac", "wav", "mp3", "ogg", "opus", "m4a"),
+}
 CAPTION = "txt"
 
 
@@ -38,6 +43,7 @@ class WebDataset(GivenFiles):
         validation: Path | str | None = None
         test: Path | str | None = None
         image_key: str | None = None  # part that is the picture; None = the one called jpg, jpeg, png or webp
+        audio_key: str | None = None  # part that is the sound; None = the one called flac, wav, mp3, ogg, opus or m4a
         json_key: str = "json"
         prompt_key: str = "prompt"
         target_key: str | None = None  # None = `targets`, else `caption`, else the part `txt`
@@ -48,6 +54,9 @@ class WebDataset(GivenFiles):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self._json_key = options.json_key.lower()
+        keys = {modality: getattr(options, f"{modality}_key") for modality in MEDIA}
+        given = {modality: (key.lower(),) for modality, key in keys.items() if key}
+        self._given_media, self._media_parts = bool(given), given or MEDIA
         self._target_keys = [options.target_key] if options.target_key else ["targets", "caption"]
 
     def samples(self, split: str) -> Sequence[Sample]:
@@ -72,27 +81,35 @@ class WebDataset(GivenFiles):
         found = json.loads(row.text)
         name, parts = found["name"], found["parts"]
         where = f"{shard.address}, sample `{name}`"
-        image = self._image(parts, where)
+        media = self._media(parts, where)
         record = self._record(found["texts"], parts, where)
-        offset, size = parts[image]
         return Sample(
             id=name,
-            media={"image": Member(shard.address, offset, size, f"{name}.{image}", shard.version)},
+            media={
+                modality: Member(shard.address, parts[part][0], parts[part][1], f"{name}.{part}", shard.version)
+                for modality, part in media.items()
+            },
             prompt=record.prompt(self._options.prompt_key, allow_empty=self._options.allow_empty_prompt),
             # Training and choosing the best checkpoint need targets; a test split may hold questions only.
             targets=record.targets(self._target_keys, self.clean, needed=split != "test"),
             meta=record.meta(),
         )
 
-    def _image(self, parts: dict[str, Any], where: str) -> str:
-        wanted = [self._options.image_key.lower()] if self._options.image_key else IMAGES
-        found = [part for part in wanted if part in parts]
-        if len(found) > 1:
-            names = " and ".join(f"`{part}`" for part in found)
-            raise UserError(f"{where}: {names} could both be its picture; choose by `image_key`")
-        if not found:
-            raise _lacks(wanted, parts, where)
-        return found[0]
+    def _media(self, parts: dict[str, Any], where: str) -> dict[str, str]:
+        """The part that holds the medium of each modality: every one named in the recipe, else those that are there."""
+        media = {}
+        for modality, wanted in self._media_parts.items():
+            found = [part for part in wanted if part in parts]
+            if len(found) > 1:
+                names = " and ".join(f"`{part}`" for part in found)
+                raise UserError(f"{where}: {names} could both be its {modality}; choose by `{modality}_key`")
+            if not found and self._given_media:
+                raise _lacks(wanted, parts, where)
+            if found:
+                media[modality] = found[0]
+        if not media:
+            raise _lacks([part for wanted in MEDIA.values() for part in wanted], parts, where)
+        return media
 
     def _record(self, texts: dict[str, str], parts: dict[str, Any], where: str) -> Record:
         values: dict[str, Any] = {}
