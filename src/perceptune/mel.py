@@ -49,8 +49,9 @@ class LogMel:
         if self.centred:
             return frames
         frames = frames - frames.mean(1, keepdims=True)
-        # Kaldi takes the value before the first one to be its equal.
-        return frames - PREEMPHASIS * np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
+        # The first value of a window has none before it, and counts for nothing: there, Hann's window is 0.
+        frames[:, 1:] -= PREEMPHASIS * frames[:, :-1]
+        return frames
 
 
 @cache

@@ -80,8 +80,7 @@ def _by_libsndfile(data: bytes, seconds: float, shown: str) -> tuple[Wave, int]:
             rate = sound.samplerate
             _check_header(rate, sound.channels, sound.frames / max(1, rate), shown)
             wanted = min(sound.frames, math.ceil(seconds * rate))
-            blocks = sound.blocks(_BLOCK, frames=wanted, dtype="float32", always_2d=True)
-            wave = _mono(block.T for block in blocks)
+            wave = _mono(_blocks(sound, wanted))
     except soundfile.LibsndfileError as error:
         if error.code == 1:  # format not recognised
             known = "WAV, FLAC, Ogg, MP3, AIFF and others"
@@ -91,6 +90,16 @@ def _by_libsndfile(data: bytes, seconds: float, shown: str) -> tuple[Wave, int]:
     if len(wave) < (1 - _SHORT_SHARE) * wanted - _SHORT_SECONDS * rate:
         raise MediaError(f"{shown}: damaged sound ({len(wave) / rate:.1f} of {wanted / rate:.1f} seconds are there)")
     return wave, rate
+
+
+def _blocks(sound: Any, wanted: int) -> Iterator[NDArray[np.float32]]:
+    """(channels, N) each. Not `sound.blocks`: where a file ends too early, that gives what lay in memory before."""
+    while wanted > 0:
+        block = sound.read(min(_BLOCK, wanted), dtype="float32", always_2d=True)
+        if not len(block):
+            return
+        yield block.T
+        wanted -= len(block)
 
 
 def _by_ffmpeg(data: bytes, formats: str, seconds: float, shown: str) -> tuple[Wave, int]:

@@ -87,6 +87,9 @@ BAD = [
     pytest.param(encoded(tone() + np.inf, 16_000, "WAV", "FLOAT"), "values that are no numbers", id="inf"),
     pytest.param(encoded(tone(), 16_000, "FLAC")[:200], "damaged sound", id="truncated FLAC"),
     pytest.param(encoded(noise(), 16_000, "FLAC")[:9_000], "damaged sound", id="half of a FLAC"),
+    pytest.param(
+        encoded(noise(3), 16_000, "MP3")[:2_000], r"damaged sound \(0\.[0-9] of 1\.0 seconds", id="part of an MP3"
+    ),
     pytest.param(encoded(noise(), 16_000, "OGG")[:3_000], "damaged sound", id="Ogg without sound"),
     pytest.param(encoded(tone(channels=65), 16_000), "damaged sound .65 channels", id="too many channels"),
     pytest.param(encoded(tone(), 500), "damaged sound .1 channels at 500 Hz", id="unlikely rate"),

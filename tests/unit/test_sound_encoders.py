@@ -13,6 +13,9 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from transformers.models.audio_spectrogram_transformer import (
+    feature_extraction_audio_spectrogram_transformer as feature_extraction,
+)
 
 from perceptune.building import load_encoder_of
 from perceptune.encoders.base import Encoder, load_encoder
@@ -66,6 +69,19 @@ def test_ast_gives_the_normed_states_of_transformers(checkpoints: Path, name: st
     torch.testing.assert_close(everything, expected)
     assert everything.shape == (2, 2, encoder.n_tokens, encoder.dim)
     torch.testing.assert_close(features(encoder, x, [0, 2]), expected[:, :, :1])  # [CLS] is the first of two
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filter")
+@pytest.mark.parametrize("seconds", [0.3, 2.0])
+def test_asts_sounds_enter_as_its_feature_extractor_prepares_them(
+    checkpoints: Path, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_extraction, "is_speech_available", lambda: False)  # its path without torchaudio
+    wave = (tone(700, seconds) + noise(seconds))[:, 0]
+    extractor = transformers.ASTFeatureExtractor(**CASES["ast"][2])
+    expected = extractor(wave, sampling_rate=16_000, return_tensors="np")["input_values"][0].T
+    loaded = load_encoder(checkpoints / "ast").load(encoded(wave, 16_000, "WAV", "DOUBLE"))
+    np.testing.assert_allclose(loaded, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["whisper", "whisper-classifier"])
@@ -179,6 +195,17 @@ def test_a_sound_becomes_a_picture(checkpoints: Path) -> None:
     assert columns[12:].mean() > columns[:8].mean()  # time runs to the right
     loud, soft = (encoder.load(encoded(noise(1.0) * by, 16_000, "WAV", "FLOAT")) for by in (1.0, 0.1))
     torch.testing.assert_close(soft, loud, atol=0.05, rtol=0)  # not of loudness
+
+
+def test_nothing_of_a_sound_is_cropped_away(checkpoints: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints / "pictures", tmp_path / "copy")
+    file = folder / "preprocessor_config.json"
+    cropped = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 16, "width": 16}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | cropped))
+    end = encoded(np.concatenate([tone(200, 0.9) * 1e-4, tone(200, 0.1)]), 16_000, "WAV", "FLOAT")
+    columns = load_encoder_of("audio", EncoderConfig(id=str(folder), seconds=1.0)).load(end).mean((0, 1))
+    assert columns.shape == (16,)
+    assert columns[-1] > columns[:12].max()
 
 
 @pytest.mark.parametrize("kind", KINDS)
