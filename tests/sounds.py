@@ -13,6 +13,10 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from perceptune.building import load_encoder_of
+from perceptune.encoders.base import Encoder
+from perceptune.sections import EncoderConfig
+
 Samples = NDArray[np.float64]
 
 
@@ -34,6 +38,7 @@ def encoded(samples: Samples, rate: int = 16_000, kind: str = "WAV", subtype: st
     return buffer.getvalue()
 
 
+KINDS = ("ast", "whisper", "clap", "efficientat", "pictures")  # those of the fixture `ears`
 # The name of a case, the class whose checkpoint is read, its config, its preprocessing.
 _WHISPER = transformers.WhisperConfig(
     d_model=16, encoder_layers=3, encoder_attention_heads=2, encoder_ffn_dim=32, num_mel_bins=20,
@@ -148,3 +153,14 @@ def save_sounds(folder: Path, rows: int = 8, name: str = "train") -> Path:
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def where(ears: Path, kind: str) -> Path:
+    return ears / (f"{kind}.pt" if kind == "efficientat" else kind)
+
+
+def build(ears: Path, kind: str, **options: Any) -> Encoder:
+    """As a recipe names it under `encoders.audio`."""
+    if kind in ("efficientat", "pictures"):
+        options = {"seconds": 1.0, **options}
+    return load_encoder_of("audio", EncoderConfig(id=str(where(ears, kind)), **options))

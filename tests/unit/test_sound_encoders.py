@@ -22,33 +22,10 @@ from perceptune.encoders.base import Encoder, load_encoder
 from perceptune.errors import UserError
 from perceptune.media import MediaError
 from perceptune.sections import EncoderConfig
-from sounds import CASES, MOBILENET, encoded, mobilenet_weights, noise, save_mobilenet, save_sound_encoder, tone
+from sounds import CASES, KINDS, MOBILENET, build, encoded, mobilenet_weights, noise, tone, where
 
 WAVE = encoded(tone(700, 0.4) + noise(0.4))
 OTHER = encoded(noise(0.9, seed=1))
-KINDS = ("ast", "whisper", "clap", "efficientat", "pictures")
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory, dwarfs: Path) -> Path:
-    """A folder per case, `efficientat.pt` and `pictures`, an image encoder."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    for name in CASES:
-        save_sound_encoder(root / name, name)
-    save_mobilenet(root / "efficientat.pt")
-    shutil.copytree(dwarfs / "encoder", root / "pictures")
-    return root
-
-
-def where(checkpoints: Path, kind: str) -> Path:
-    return checkpoints / (f"{kind}.pt" if kind == "efficientat" else kind)
-
-
-def build(checkpoints: Path, kind: str, **options: Any) -> Encoder:
-    """As a recipe names it under `encoders.audio`."""
-    if kind in ("efficientat", "pictures"):
-        options = {"seconds": 1.0, **options}
-    return load_encoder_of("audio", EncoderConfig(id=str(where(checkpoints, kind)), **options))
 
 
 def features(encoder: Encoder, x: Tensor, levels: list[int], tokens: Any = "cls") -> Tensor:
@@ -58,10 +35,10 @@ def features(encoder: Encoder, x: Tensor, levels: list[int], tokens: Any = "cls"
 
 
 @pytest.mark.parametrize("name", ["ast", "ast-classifier"])
-def test_ast_gives_the_normed_states_of_transformers(checkpoints: Path, name: str) -> None:
-    encoder, x = load_encoder(checkpoints / name), torch.stack([load_encoder(checkpoints / name).load(WAVE)] * 2)
+def test_ast_gives_the_normed_states_of_transformers(ears: Path, name: str) -> None:
+    encoder, x = load_encoder(ears / name), torch.stack([load_encoder(ears / name).load(WAVE)] * 2)
     assert x.shape == (2, 32, 64)
-    hf = transformers.ASTModel.from_pretrained(checkpoints / name).eval()
+    hf = transformers.ASTModel.from_pretrained(ears / name).eval()
     with torch.no_grad():
         states = hf(x.transpose(1, 2), output_hidden_states=True).hidden_states
         expected = torch.stack([hf.layernorm(states[level + 1]) for level in (0, 2)], dim=1)
@@ -74,23 +51,23 @@ def test_ast_gives_the_normed_states_of_transformers(checkpoints: Path, name: st
 @pytest.mark.filterwarnings("ignore:At least one mel filter")
 @pytest.mark.parametrize("seconds", [0.3, 2.0])
 def test_asts_sounds_enter_as_its_feature_extractor_prepares_them(
-    checkpoints: Path, seconds: float, monkeypatch: pytest.MonkeyPatch
+    ears: Path, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feature_extraction, "is_speech_available", lambda: False)  # its path without torchaudio
     wave = (tone(700, seconds) + noise(seconds))[:, 0]
     extractor = transformers.ASTFeatureExtractor(**CASES["ast"][2])
     expected = extractor(wave, sampling_rate=16_000, return_tensors="np")["input_values"][0].T
-    loaded = load_encoder(checkpoints / "ast").load(encoded(wave, 16_000, "WAV", "DOUBLE"))
+    loaded = load_encoder(ears / "ast").load(encoded(wave, 16_000, "WAV", "DOUBLE"))
     np.testing.assert_allclose(loaded, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["whisper", "whisper-classifier"])
-def test_whisper_gives_the_mean_where_there_is_sound(checkpoints: Path, name: str) -> None:
-    encoder = load_encoder(checkpoints / name)
+def test_whisper_gives_the_mean_where_there_is_sound(ears: Path, name: str) -> None:
+    encoder = load_encoder(ears / name)
     x = encoder.load(WAVE)[None]
-    hf = transformers.WhisperModel.from_pretrained(checkpoints / "whisper").encoder.eval()
+    hf = transformers.WhisperModel.from_pretrained(ears / "whisper").encoder.eval()
     if name != "whisper":
-        hf = transformers.WhisperForAudioClassification.from_pretrained(checkpoints / name).encoder.eval()
+        hf = transformers.WhisperForAudioClassification.from_pretrained(ears / name).encoder.eval()
     extractor = transformers.WhisperFeatureExtractor(feature_size=20, chunk_length=1)
     wave = (tone(700, 0.4) + noise(0.4))[:, 0]
     given = extractor(wave, sampling_rate=16_000, return_tensors="pt")["input_features"]
@@ -107,12 +84,12 @@ def test_whisper_gives_the_mean_where_there_is_sound(checkpoints: Path, name: st
 
 
 @pytest.mark.parametrize("name", ["clap", "clap-tower", "clap-fused"])
-def test_clap_gives_the_means_of_its_stages(checkpoints: Path, name: str) -> None:
-    encoder = load_encoder(checkpoints / name)
+def test_clap_gives_the_means_of_its_stages(ears: Path, name: str) -> None:
+    encoder = load_encoder(ears / name)
     x = torch.stack([encoder.load(WAVE), encoder.load(OTHER)])
     hf = transformers.ClapAudioModel.from_pretrained(
-        checkpoints / name, **({"key_mapping": {r"^audio_model\.": ""}} if name == "clap" else {}),
-        config=transformers.AutoConfig.from_pretrained(checkpoints / "clap").audio_config if name == "clap" else None,
+        ears / name, **({"key_mapping": {r"^audio_model\.": ""}} if name == "clap" else {}),
+        config=transformers.AutoConfig.from_pretrained(ears / "clap").audio_config if name == "clap" else None,
     ).eval()  # fmt: skip
     seen: list[Tensor] = []
     for stage in hf.audio_encoder.layers:
@@ -129,9 +106,9 @@ def test_clap_gives_the_means_of_its_stages(checkpoints: Path, name: str) -> Non
 
 @pytest.mark.parametrize(("name", "padding"), [("clap", "repeatpad"), ("clap", "repeat"), ("clap-fused", "pad")])
 def test_claps_sounds_enter_as_its_feature_extractor_prepares_them(
-    checkpoints: Path, tmp_path: Path, name: str, padding: str
+    ears: Path, tmp_path: Path, name: str, padding: str
 ) -> None:
-    folder = shutil.copytree(checkpoints / name, tmp_path / "copy")
+    folder = shutil.copytree(ears / name, tmp_path / "copy")
     given = {**CASES[name][2], "padding": padding}
     (folder / "preprocessor_config.json").write_text(json.dumps(given))
     wave = (tone(700, 0.4) + noise(0.4))[:, 0]
@@ -169,8 +146,8 @@ def mobilenet(weights: dict[str, Tensor], x: Tensor) -> list[Tensor]:
     return [*out, convolution("features.16", out[-1], 1, F.hardswish)]
 
 
-def test_efficientat_is_the_network_of_its_paper(checkpoints: Path) -> None:
-    encoder = build(checkpoints, "efficientat")
+def test_efficientat_is_the_network_of_its_paper(ears: Path) -> None:
+    encoder = build(ears, "efficientat")
     x = torch.stack([encoder.load(WAVE), encoder.load(OTHER)])
     assert x.shape == (2, 128, 100)
     expected = mobilenet(mobilenet_weights(), x[:, None])
@@ -183,8 +160,8 @@ def test_efficientat_is_the_network_of_its_paper(checkpoints: Path) -> None:
     assert not any("classifier" in key for key in encoder.state_dict())
 
 
-def test_a_sound_becomes_a_picture(checkpoints: Path) -> None:
-    encoder = build(checkpoints, "pictures")
+def test_a_sound_becomes_a_picture(ears: Path) -> None:
+    encoder = build(ears, "pictures")
     low, high = (encoder.load(encoded(tone(pitch, 1.0))) for pitch in (200, 6_000))
     assert low.shape == (3, 16, 16)
     rows = low.mean((0, 2)).argmax(), high.mean((0, 2)).argmax()
@@ -197,8 +174,8 @@ def test_a_sound_becomes_a_picture(checkpoints: Path) -> None:
     torch.testing.assert_close(soft, loud, atol=0.05, rtol=0)  # not of loudness
 
 
-def test_nothing_of_a_sound_is_cropped_away(checkpoints: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(checkpoints / "pictures", tmp_path / "copy")
+def test_nothing_of_a_sound_is_cropped_away(ears: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(ears / "pictures", tmp_path / "copy")
     file = folder / "preprocessor_config.json"
     cropped = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 16, "width": 16}}
     file.write_text(json.dumps(json.loads(file.read_text()) | cropped))
@@ -209,8 +186,8 @@ def test_nothing_of_a_sound_is_cropped_away(checkpoints: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_gives_what_each_sound_gives_alone(checkpoints: Path, kind: str) -> None:
-    encoder = build(checkpoints, kind)
+def test_a_batch_gives_what_each_sound_gives_alone(ears: Path, kind: str) -> None:
+    encoder = build(ears, kind)
     x = torch.stack([encoder.load(data) for data in (WAVE, OTHER, encoded(noise(0.2, seed=4)))])
     levels = list(range(encoder.n_layers))
     alone = torch.cat([features(encoder, row[None], levels) for row in x])
@@ -222,15 +199,15 @@ def test_a_batch_gives_what_each_sound_gives_alone(checkpoints: Path, kind: str)
 
 
 @pytest.mark.parametrize("kind", ["clap", "efficientat"])
-def test_stages_have_no_common_tokens(checkpoints: Path, kind: str) -> None:
-    encoder = build(checkpoints, kind)
+def test_stages_have_no_common_tokens(ears: Path, kind: str) -> None:
+    encoder = build(ears, kind)
     with pytest.raises(UserError, match="one pooled token a level"):
         features(encoder, encoder.load(WAVE)[None], [0], "all")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_loading_is_deterministic_and_views_follow_their_seed(checkpoints: Path, kind: str) -> None:
-    encoder = build(checkpoints, kind, time_mask=40, frequency_mask=12)
+def test_loading_is_deterministic_and_views_follow_their_seed(ears: Path, kind: str) -> None:
+    encoder = build(ears, kind, time_mask=40, frequency_mask=12)
     plain = encoder.load(WAVE)
     assert plain.dtype == torch.float32
     torch.testing.assert_close(encoder.load(WAVE), plain, rtol=0, atol=0)
@@ -238,25 +215,23 @@ def test_loading_is_deterministic_and_views_follow_their_seed(checkpoints: Path,
     assert all(view.shape == plain.shape for view in views)
     assert len({view.numpy().tobytes() for view in views}) == 6
     torch.testing.assert_close(encoder.load(WAVE, None, b"\3"), views[3], rtol=0, atol=0)
-    none = build(checkpoints, kind, time_mask=0, frequency_mask=0)
+    none = build(ears, kind, time_mask=0, frequency_mask=0)
     torch.testing.assert_close(none.load(WAVE, None, b"\3"), plain, rtol=0, atol=0)
     assert encoder.augmentation() == {"time_mask": 40, "frequency_mask": 12}
     assert encoder.fingerprint() == none.fingerprint()  # views are no matter of the plain features
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_fingerprint_is_of_what_is_heard_and_of_the_weights(checkpoints: Path, kind: str) -> None:
-    prints = {
-        build(checkpoints, kind, **given).fingerprint() for given in ({}, {"seconds": 0.3}, {"dtype": "bfloat16"})
-    }
+def test_the_fingerprint_is_of_what_is_heard_and_of_the_weights(ears: Path, kind: str) -> None:
+    prints = {build(ears, kind, **given).fingerprint() for given in ({}, {"seconds": 0.3}, {"dtype": "bfloat16"})}
     assert len(prints) == 3
-    assert build(checkpoints, kind).fingerprint() in prints
-    json.dumps(build(checkpoints, kind).preprocessing())
+    assert build(ears, kind).fingerprint() in prints
+    json.dumps(build(ears, kind).preprocessing())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_precision_gives_float32_near_the_exact(checkpoints: Path, kind: str) -> None:
-    rough, exact = build(checkpoints, kind, dtype="bfloat16"), build(checkpoints, kind)
+def test_half_precision_gives_float32_near_the_exact(ears: Path, kind: str) -> None:
+    rough, exact = build(ears, kind, dtype="bfloat16"), build(ears, kind)
     x = exact.load(WAVE)[None]
     out, expected = features(rough, x, [1]), features(exact, x, [1])
     assert out.dtype == torch.float32
@@ -264,9 +239,9 @@ def test_half_precision_gives_float32_near_the_exact(checkpoints: Path, kind: st
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_meta_counts_the_parameters_of_the_real_thing(checkpoints: Path, kind: str) -> None:
-    real = build(checkpoints, kind)
-    config = EncoderConfig(id=str(where(checkpoints, kind)))
+def test_meta_counts_the_parameters_of_the_real_thing(ears: Path, kind: str) -> None:
+    real = build(ears, kind)
+    config = EncoderConfig(id=str(where(ears, kind)))
     meta = load_encoder_of("audio", config, meta=True)
     assert {p.device.type for p in meta.parameters()} == {"meta"}
     assert {n: p.shape for n, p in meta.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
@@ -276,8 +251,8 @@ def test_meta_counts_the_parameters_of_the_real_thing(checkpoints: Path, kind: s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_sound_that_cannot_be_used_is_named(checkpoints: Path, kind: str) -> None:
-    encoder = build(checkpoints, kind)
+def test_a_sound_that_cannot_be_used_is_named(ears: Path, kind: str) -> None:
+    encoder = build(ears, kind)
     with pytest.raises(MediaError, match=r"^audio: silent"):
         encoder.load(encoded(tone() * 0))
     with pytest.raises(MediaError, match=r"^clip 7: not a sound"):
@@ -301,80 +276,3 @@ def test_masks_hide_frames_and_bands() -> None:
     assert {w for w, _ in widths} == set(range(11))
     assert {w for _, w in widths} == set(range(7))
     assert (masked(spectrogram, (99, 0), b"long", 0.0) == 0).sum() <= spectrogram.size
-
-
-@pytest.mark.parametrize(
-    ("modality", "kind", "given", "message"),
-    [
-        ("audio", "ast", {"size": 32}, r"encoders\.audio\.size: `.*ast` has no such key"),
-        ("audio", "efficientat", {"flip": False}, r"encoders\.audio\.flip: .* has no such key"),
-        ("audio", "pictures", {"flip": False}, r"encoders\.audio\.flip: .* has no such key"),
-        ("image", "pictures", {"seconds": 3.0}, r"encoders\.image\.seconds: .* has no such key"),
-        ("image", "pictures", {"time_mask": 3}, r"encoders\.image\.time_mask: .* has no such key"),
-        ("image", "whisper", {}, r"encoders\.image `.*whisper` reads audios, not images"),
-        ("audio", "ast", {"seconds": 0.7}, r"ast: `seconds` is 0\.7, but the model hears 0\.655 seconds at most"),
-        ("audio", "whisper", {"seconds": 1.5}, "whisper: `seconds` is 1.5, but the model hears 1 seconds at most"),
-        ("audio", "clap", {"seconds": 1.5}, "clap: `seconds` is 1.5, but the model hears 1 seconds at most"),
-        ("audio", "efficientat", {"seconds": 7200.0}, "`seconds` is 7200, but the model hears 3600 seconds"),
-    ],
-)
-def test_keys_that_mean_nothing_are_refused(
-    checkpoints: Path, modality: str, kind: str, given: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        load_encoder_of(modality, EncoderConfig(id=str(where(checkpoints, kind)), **given))
-
-
-def test_keys_of_pictures_are_heeded_for_pictures_of_sounds(checkpoints: Path) -> None:
-    assert build(checkpoints, "pictures", size=32).load(WAVE).shape == (3, 32, 32)
-
-
-@pytest.mark.parametrize(
-    ("kind", "changes", "message"),
-    [
-        ("ast", {"max_length": 128}, "its preprocessing has `max_length` 128, its model 64"),
-        ("whisper", {"chunk_length": 2}, "gives 20 mel bands x 200 frames, its model takes 20 mel bands x 100 frames"),
-        ("clap", {"feature_size": 32}, "its preprocessing gives 32 mel bands, its model takes 16"),
-        ("clap", {"padding": "mirror"}, "has an unknown `padding`: mirror"),
-    ],
-)
-def test_preprocessing_that_does_not_fit_is_refused(
-    checkpoints: Path, tmp_path: Path, kind: str, changes: dict[str, Any], message: str
-) -> None:
-    folder = shutil.copytree(checkpoints / kind, tmp_path / "copy")
-    (folder / "preprocessor_config.json").write_text(json.dumps({**CASES[kind][2], **changes}))
-    with pytest.raises(UserError, match=message):
-        load_encoder(folder)
-
-
-def test_files_of_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    file, weights = tmp_path / "net.pt", mobilenet_weights()
-    key = "features.3.block.1.1.running_mean"
-    for changed, message in (
-        ({k: v for k, v in weights.items() if k != key}, f"not a MobileNet of EfficientAT .*{key}"),
-        (weights | {"features.17.weight": torch.zeros(1)}, r"not a MobileNet of EfficientAT .*features\.17"),
-        (weights | {key: torch.zeros(3)}, "not a MobileNet of EfficientAT .*size mismatch"),
-        ({"layer.weight": torch.zeros(1)}, r"not a MobileNet of EfficientAT .*features\.0\.0\.weight"),
-        ({"a": "text"}, "holds no table of weights"),
-        ([torch.zeros(1)], "holds no table of weights"),
-    ):
-        torch.save(changed, file)
-        with pytest.raises(UserError, match=rf"net\.pt: {message}"):
-            load_encoder(file)
-    data = file.read_bytes()
-    for broken in (b"", b"not a file of torch", data[: len(data) // 2]):
-        file.write_bytes(broken)
-        with pytest.raises(UserError, match=r"net\.pt: the weights cannot be read"):
-            load_encoder(file)
-    torch.save({"weights": Trap()}, file)
-    with pytest.raises(UserError, match=r"net\.pt: the weights cannot be read"):
-        load_encoder(file)
-    with pytest.raises(UserError, match=r"no model folder or file `.*nets\.pt`; did you mean `net\.pt`"):
-        load_encoder_of("audio", EncoderConfig(id=str(tmp_path / "nets.pt")))
-
-
-class Trap:
-    """What a pickle could run."""
-
-    def __reduce__(self) -> Any:
-        return print, ("run",)
