@@ -62,6 +62,57 @@ CASES: dict[str, tuple[str, str, Any]] = {
         transformers.SiglipVisionConfig(**SIZE, intermediate_size=64),
     ),
 }
+CLIP: dict[str, Any] = {**SIZE, "intermediate_size": 64, "num_frames": 4}
+# Encoders of clips: the class that holds the tower, the class whose checkpoint is read, its config.
+VIDEO_CASES: dict[str, tuple[str, str, Any]] = {
+    "timesformer": ("TimesformerModel", "TimesformerModel", transformers.TimesformerConfig(**CLIP)),
+    "timesformer-classifier": (
+        "TimesformerModel",
+        "TimesformerForVideoClassification",
+        transformers.TimesformerConfig(**CLIP),
+    ),
+    "videomae": ("VideoMAEModel", "VideoMAEModel", transformers.VideoMAEConfig(**CLIP, use_mean_pooling=False)),
+    "videomae-classifier": (
+        "VideoMAEModel",
+        "VideoMAEForVideoClassification",
+        transformers.VideoMAEConfig(**CLIP),
+    ),
+    "videomae-pretraining": (
+        "VideoMAEModel",
+        "VideoMAEForPreTraining",
+        transformers.VideoMAEConfig(
+            **CLIP, use_mean_pooling=False, decoder_hidden_size=16, decoder_num_attention_heads=2,
+            decoder_num_hidden_layers=1, decoder_intermediate_size=16,
+        ),
+    ),
+    "vivit": (
+        "VivitModel",
+        "VivitModel",
+        transformers.VivitConfig(**{k: v for k, v in CLIP.items() if k != "patch_size"}, tubelet_size=[2, 8, 8]),
+    ),
+}  # fmt: skip
+WIDTHS: dict[str, Any] = {"depths": [1, 2, 1], "hidden_sizes": [8, 12, 20], "num_stages": 3}
+SWIN: dict[str, Any] = {
+    "image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 2, 1], "num_heads": [1, 2, 2], "window_size": 4,
+}  # fmt: skip
+# Encoders in stages, as above.
+STAGED_CASES: dict[str, tuple[str, str, Any]] = {
+    "swin": ("SwinModel", "SwinModel", transformers.SwinConfig(**SWIN)),
+    "swin-classifier": ("SwinModel", "SwinForImageClassification", transformers.SwinConfig(**SWIN)),
+    "swinv2": ("Swinv2Model", "Swinv2Model", transformers.Swinv2Config(**SWIN)),
+    "convnext": ("ConvNextModel", "ConvNextModel", transformers.ConvNextConfig(**WIDTHS)),
+    "convnext-classifier": (
+        "ConvNextModel",
+        "ConvNextForImageClassification",
+        transformers.ConvNextConfig(**WIDTHS),
+    ),
+    "convnextv2": ("ConvNextV2Model", "ConvNextV2Model", transformers.ConvNextV2Config(**WIDTHS)),
+    "resnet": (
+        "ResNetModel",
+        "ResNetForImageClassification",
+        transformers.ResNetConfig(embedding_size=8, depths=[1, 2, 1], hidden_sizes=[8, 12, 20]),
+    ),
+}
 SQUASHED = {
     "size": {"height": 32, "width": 32},
     "resample": 3,

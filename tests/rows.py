@@ -19,6 +19,9 @@ from perceptune.plugins import leaf, leaves
 from perceptune.types import Features, Slots
 
 FAMILIES = tuple(support.LM_CONFIGS)
+# These share their blocks' shape with others: a few methods tell whether their own traits are kept.
+FURTHER_FAMILIES = ("gemma2", "mistral", "phi", "bloom", "gptj")
+METHODS_FOR_FURTHER = ("epalm", "epalm-lin", "epalm@not-last", "epalm@prompt-first")
 SHAPE = EncoderShape(n_layers=4, dim=24)
 LEVELS = 2
 EXTRA: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,7 +30,12 @@ EXTRA: dict[str, tuple[str, dict[str, Any]]] = {
     "epalm@not-last": ("epalm", {"first": 1, "last": 2}),
     "epalm-lin@whole-range": ("epalm-lin", {"first": 0}),
     "epalm+adapters": ("epalm", {"adapters": True}),
+    "epalm@free-plan": ("epalm", {"prompt": "plain", "inject": {1: 3, 3: -3}}),
+    "magma@parallel": ("magma", {"adapter_form": "parallel", "adapter_scaled": True}),
 }
+# Other names for the same thing, on an encoder of another modality.
+ALIASES = {"frozenbilm": "magma", "audio-adapter": "magma"}
+TOKENS = 3  # of the dwarfs' encoder, where a method wants all of them
 
 
 @dataclass
@@ -44,6 +52,12 @@ class Row:
     def plan(self, features: dict[str, Features] | None = None) -> list[Slots]:
         return self.method.plan(self.features if features is None else features, self.ids.shape[0])
 
+    def media(self, batch: int, present: list[bool] | None = None) -> Features:
+        """Features of a batch, as the method wants them of the dwarfs' encoder."""
+        tokens = TOKENS if self.method.tokens("image") == "all" else 1
+        values = torch.randn(batch, len(self.method.levels("image")), tokens, SHAPE.dim)
+        return Features(values, torch.tensor(present if present is not None else [True] * batch))
+
     def logits(self, **changes: Any) -> torch.Tensor:
         """Logits of the text (B, T, vocab)."""
         ids, mask = changes.get("ids", self.ids), changes.get("mask", self.mask)
@@ -52,11 +66,16 @@ class Row:
 
 def method_names() -> list[str]:
     """Names of rows: every variant of every method leaf, and the placements above."""
-    return [*leaves("methods"), *EXTRA]
+    return [*(name for name in leaves("methods") if name not in ALIASES), *EXTRA]
 
 
 every_row = pytest.mark.parametrize("family", FAMILIES)
 every_method = pytest.mark.parametrize("name", method_names())
+
+
+def is_run(name: str, family: str) -> bool:
+    """Whether the matrix has this row; `tests/contract/conftest.py` leaves the others out."""
+    return family not in FURTHER_FAMILIES or name in METHODS_FOR_FURTHER
 
 
 def row(
@@ -64,29 +83,45 @@ def row(
     attach: bool = True, **options: Any,
 ) -> Row:  # fmt: skip
     """A freshly built row; the same weights every time."""
-    base, extra = EXTRA.get(name, (name, {}))
-    recipe = validate(Recipe, {"method": {"name": base, "n_levels": LEVELS, **extra, **options}}, "test")
+    recipe = validate(Recipe, {"method": {**method_section(name), **options}}, "test")
     lm = FrozenLM(support.random_lm(family, attention))
-    found = leaf("methods", base)
+    if family in FURTHER_FAMILIES:
+        lm.check()  # as loading does; the other families need nothing of what it finds out
+    found = leaf("methods", recipe.method.name)
     torch.manual_seed(3)
     chosen = found.module.METHOD.Options(**{**found.defaults, **recipe.method.options()})
     method = found.module.METHOD(chosen, lm, shapes or {"image": SHAPE})
     with torch.no_grad():
         for parameter in method.parameters():  # far from any neutral start, so that every part acts
             parameter.add_(torch.randn_like(parameter) * 0.3)
+    method.take_over(lm, {})
     if attach:
         method.attach(lm)
     ids = torch.randint(4, support.SIZE, (3, 11))
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
     mask[2, :2] = 0
-    return Row(name, lm, method, ids, mask, {"image": random_features(3)})
+    made = Row(name, lm, method, ids, mask)
+    made.features = {"image": made.media(3)}
+    return made
 
 
-def random_features(batch: int, present: list[bool] | None = None) -> Features:
-    """Features of a batch for the dwarfs' encoder."""
-    values = torch.randn(batch, LEVELS, 1, SHAPE.dim)
-    return Features(values, torch.tensor(present if present is not None else [True] * batch))
+def method_section(name: str) -> dict[str, Any]:
+    """A row's method as a recipe names it; two levels, where the number is free."""
+    base, extra = EXTRA.get(name, (name, {}))
+    free = not {"n_levels", "inject"} & {*leaf("methods", base).defaults, *extra}
+    return {"name": base, **({"n_levels": LEVELS} if free else {}), **extra}
+
+
+def precise(r: Row) -> float:
+    """Computes in float64, so that 1e-6 speaks of the mathematics and not of rounding; returns the tolerance.
+
+    Attention written out in transformers stays in float32, and in float64 its masks become infinite there.
+    """
+    if r.lm.config._attn_implementation == "eager":
+        return 1e-5
+    r.lm.model.double()
+    return 1e-6
 
 
 def absent(features: dict[str, Features]) -> dict[str, Features]:

@@ -12,19 +12,26 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     Dinov2Config,
     Dinov2Model,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTJConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     OPTConfig,
+    PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
     ViTConfig,
     ViTModel,
 )
+
+from perceptune.anatomy import attention_for
 
 VOCABULARY = [
     "<pad>",
@@ -58,13 +65,26 @@ LM_CONFIGS: dict[str, Any] = {
     "gpt-neox": lambda: GPTNeoXConfig(**_BASE, intermediate_size=48),
     # A window much shorter than the tests' texts: slots must be exempt from it.
     "gemma3": lambda: Gemma3TextConfig(**_BASE, **_KV, head_dim=8, sliding_window=6),
+    # Caps scores and logits; every second layer has the window.
+    "gemma2": lambda: Gemma2Config(
+        **_BASE, **_KV, head_dim=8, query_pre_attn_scalar=8, sliding_window=6, attn_logit_softcapping=5.0,
+        final_logit_softcapping=6.0,
+    ),
+    "mistral": lambda: MistralConfig(**_BASE, **_KV, sliding_window=6),
+    # Attention and feed-forward side by side, half of a head turned by its position.
+    "phi": lambda: PhiConfig(**_BASE, intermediate_size=48, partial_rotary_factor=0.5),
+    "bloom": lambda: BloomConfig(**_BASE),  # positions come from the attention mask (ALiBi)
+    "gptj": lambda: GPTJConfig(
+        vocab_size=SIZE, n_embd=32, n_layer=4, n_head=4, n_positions=128, rotary_dim=4, n_inner=48, **SPECIAL
+    ),
 }  # fmt: skip
 
 
 def random_lm(family: str, attention: str = "sdpa") -> Any:
     """A tiny random causal LM whose logits differ clearly between inputs."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(LM_CONFIGS[family](), attn_implementation=attention)
+    config = LM_CONFIGS[family]()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention_for(config, attention))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from perceptune.errors import UserError
 
@@ -13,7 +16,7 @@ from perceptune.errors import UserError
 LAYER_PATHS = (
     "model.layers",  # Llama, SmolLM, Qwen, Gemma, Mistral, Phi
     "model.decoder.layers",  # OPT
-    "transformer.h",  # GPT-2, GPT-J
+    "transformer.h",  # GPT-2, GPT-J, BLOOM
     "gpt_neox.layers",  # GPT-NeoX, Pythia
     "model.language_model.layers",  # the text part of multimodal checkpoints
 )
@@ -23,6 +26,11 @@ SITES = {
                   "attention.dense", "self_attention.dense"),
     "mlp": ("mlp.down_proj", "fc2", "mlp.c_proj", "mlp.fc2", "mlp.fc_out", "mlp.dense_4h_to_h"),
 }  # fmt: skip
+# Where what these maps end begins: the module that is given the block's normalised states.
+ENTRANCES = {
+    "attention": ("self_attn", "attn", "attention", "self_attention"),
+    "mlp": ("mlp", "fc1"),
+}
 
 
 def find_layers(model: nn.Module, override: str | None) -> str:
@@ -40,12 +48,26 @@ def find_layers(model: nn.Module, override: str | None) -> str:
     )
 
 
-def find_site(layer: nn.Module, kind: str) -> tuple[str, nn.Module] | None:
-    """Path inside a block, and module, of the linear map that ends attention (`attention`) or the MLP (`mlp`)."""
-    for path in SITES[kind]:
+def require_site(layer: nn.Module, kind: str, places: Mapping[str, Sequence[str]], where: str) -> tuple[str, nn.Module]:
+    """Path inside a block, and module, of the linear map that ends attention (`attention`) or the MLP (`mlp`).
+
+    `places` is `SITES`; with `ENTRANCES`, of the module that it begins with. Raises `UserError` saying what was tried.
+    """
+    for path in places[kind]:
         with contextlib.suppress(AttributeError):
             return path, layer.get_submodule(path)
-    return None
+    what, tried = "output" if places is SITES else "input", ", ".join(f"`{path}`" for path in places[kind])
+    raise UserError(f"no {kind} {what} found in {where}: tried {tried}")
+
+
+def attention_for(config: Any, wanted: str) -> str:
+    """The attention to load an LM with: `wanted`, or `eager` where its class in transformers knows no `sdpa`."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if wanted != "sdpa" or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return wanted
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return "sdpa" if model._supports_sdpa else "eager"
 
 
 def require_mask_attention(config: Any) -> None:
@@ -53,3 +75,19 @@ def require_mask_attention(config: Any) -> None:
     attention = getattr(config, "_attn_implementation", "eager")
     if attention not in ("sdpa", "eager", None):
         raise UserError(f"attention `{attention}` cannot be spliced; load the LM with `sdpa` or `eager`")
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Over the shape and up to 1,024 evenly spaced values of each weight, rounded to bfloat16.
+
+    Sampled, because hashing tens of gigabytes at each start would take longer than answering; rounded, so that a base
+    loaded in bfloat16 is recognised as the same; without names, which transformers changes now and then. Quantised
+    weights are left out: how they lie in memory differs from machine to machine.
+    """
+    digests = []
+    for tensor in filter(torch.is_floating_point, model.parameters()):
+        flat = tensor.detach().flatten()
+        sample: Tensor = flat[:: max(flat.numel() // 1024, 1)][:1024].to(torch.bfloat16)
+        data = sample.cpu().view(torch.int16).numpy().tobytes()
+        digests.append(hashlib.sha256(repr(tuple(tensor.shape)).encode() + data).digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()

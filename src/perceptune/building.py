@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,24 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from perceptune import assets
+from perceptune.anatomy import attention_for
 from perceptune.config import Recipe, load_recipe, validate
 from perceptune.encoders._fit import fit
 from perceptune.encoders.base import Encoder, load_encoder
 from perceptune.errors import UserError, nearest
+from perceptune.freezing import freeze
 from perceptune.lm import FrozenLM
 from perceptune.methods.base import EncoderShape, Method
 from perceptune.model import AdaptedModel
 from perceptune.plugins import leaf
-from perceptune.sections import EncoderConfig, LMConfig
+from perceptune.quantized import keep_differentiable, quantization
+from perceptune.sections import DecodeConfig, EncoderConfig, LMConfig
 from perceptune.text import TextFormat
 
 # What `default` stands for.
 DEFAULT_LM = "smollm2-135m-instruct"
-DEFAULT_ENCODERS = {"image": "dinov2-small", "audio": "dinov2-small"}
+# The image encoder serves the others, too: averaged over frames, shown pictures of sounds.
+DEFAULT_ENCODERS = dict.fromkeys(("image", "video", "audio"), "dinov2-small")
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -35,6 +39,7 @@ def build(recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32
 
     `dtype` is that of the frozen LM, an encoder's is in the recipe, everything trained is float32. With `meta` no
     weight is loaded: the parts are built on the meta device from their configurations, enough to count and to show.
+    `init_from` is what `train` does first: here its method is new all the same.
     """
     recipe = load_recipe(recipe)
     lm = load_lm(recipe.lm, dtype=dtype, meta=meta)
@@ -43,17 +48,33 @@ def build(recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)  # the method's first weights depend on the seed alone
         method = build_method(recipe, lm, encoders)
+    freeze(method, recipe.train.freeze)
     return AdaptedModel(recipe, lm, encoders, method, text)
 
 
 def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> Method:
     """The recipe's method for these frozen parts, freshly initialised."""
+    shapes = {name: EncoderShape(encoder.n_layers, encoder.dim) for name, encoder in encoders.items()}
+    method: Method = leaf("methods", recipe.method.name).module.METHOD(method_options(recipe), lm, shapes)
+    _remember_base(lm, encoders, method)
+    method.take_over(lm, encoders)
+    return method
+
+
+def method_options(recipe: Recipe) -> Any:
+    """All options of the recipe's method: its variant's and the recipe's own."""
     found = leaf("methods", recipe.method.name)
     given = {**found.defaults, **recipe.method.options()}
-    options = validate(found.module.METHOD.Options, given, f"method `{recipe.method.name}`")
-    shapes = {name: EncoderShape(encoder.n_layers, encoder.dim) for name, encoder in encoders.items()}
-    method: Method = found.module.METHOD(options, lm, shapes)
-    return method
+    return validate(found.module.METHOD.Options, given, f"method `{recipe.method.name}`")
+
+
+def _remember_base(lm: FrozenLM, encoders: Mapping[str, Encoder], method: Method) -> None:
+    """Takes the fingerprints of what is going to be trained while it is what a run must find when it is loaded."""
+    if method.trains_lm and lm.device.type != "meta":
+        lm.fingerprint  # noqa: B018
+    for encoder in encoders.values() if method.trains_encoders else ():
+        if next(encoder.parameters()).device.type != "meta":
+            encoder.fingerprint()
 
 
 def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> FrozenLM:
@@ -61,17 +82,22 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     where = _resolve(config.id, DEFAULT_LM, meta)
-    kwargs: dict[str, Any] = {"attn_implementation": config.attention, "dtype": getattr(torch, dtype)}
     with _loading(f"lm `{config.id}`"):
+        published = _hf_config(where, config.revision)
+        kwargs: dict[str, Any] = {
+            "attn_implementation": attention_for(published, config.attention), "dtype": getattr(torch, dtype),
+        }  # fmt: skip
         if meta:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(_hf_config(config.id, where, config.revision), **kwargs)
+                model = AutoModelForCausalLM.from_config(published, **kwargs)
         else:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
+                where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs,
+                **quantization(config, kwargs["dtype"]),
+            )  # fmt: skip
             model, info = loaded
             _require_complete(config.id, info)
+            keep_differentiable(model)
     # Decoding is the recipe's: sampling settings stored beside a checkpoint must not leak into it.
     model.generation_config = GenerationConfig()
     lm = FrozenLM(model, layers=config.layers)
@@ -90,8 +116,17 @@ def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
         )
     rows = lm.model.get_input_embeddings().weight.shape[0]
     room = getattr(lm.config, "max_position_embeddings", None)  # positions the LM knows, generated ones included
-    longest = None if room is None else room - recipe.decode.max_new_tokens
+    longest = None if room is None else room - _most_new(recipe.decode, room)
     return TextFormat(tokenizer, recipe.text, vocabulary=rows, pad_token=recipe.lm.pad_token, longest=longest)
+
+
+def _most_new(decode: DecodeConfig, room: int) -> int:
+    """Positions to be left for the answer of the longest prompt."""
+    if decode.max_length is None:
+        return decode.max_new_tokens
+    if decode.max_length > room:
+        raise UserError(f"decode.max_length is {decode.max_length}, but the LM has {room} positions")
+    return 1
 
 
 def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) -> Encoder:
@@ -119,7 +154,7 @@ def _resolve(name: str, default: str, meta: bool) -> str:
     return name
 
 
-def _hf_config(name: str, where: str, revision: str | None) -> Any:
+def _hf_config(where: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
     if where.endswith(".json"):

@@ -118,6 +118,8 @@ def _stores(recipe: Recipe) -> dict[str, FeatureStore]:
     lm = load_lm(recipe.lm, meta=True)
     with torch.device("meta"):
         method = build_method(recipe, lm, encoders)
+    if method.trains_encoders:
+        raise UserError("the recipe trains its encoders (`method.unfreeze`): their features cannot be kept")
     return feature_stores(recipe, encoders, method)
 
 

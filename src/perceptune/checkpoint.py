@@ -8,7 +8,6 @@ checkpoints/step-*  method and optimizer, to resume from
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -26,10 +25,9 @@ from torch import Tensor
 from perceptune._version import __version__
 from perceptune.atomic import write_whole
 from perceptune.building import build
-from perceptune.config import Recipe, load_recipe
+from perceptune.config import Recipe, leaf_names, load_recipe, read_yaml
 from perceptune.errors import UserError, disk_error
-from perceptune.lm import FrozenLM
-from perceptune.model import AdaptedModel, count
+from perceptune.model import AdaptedModel, count, count_trained
 
 FORMAT_VERSION = 1
 METHOD, META, RECIPE = "method.safetensors", "meta.json", "run.yaml"
@@ -106,20 +104,20 @@ def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
     """The recipe of a run. A run folder may come from anybody: without `trust` it may not name code to import."""
     if not (run / RECIPE).is_file():
         raise UserError(f"`{run}` is not a run folder: it has no {RECIPE}")
-    recipe = load_recipe(run / RECIPE)
-    for part in (recipe.method, recipe.task):
-        if part is not None and "." in part.name and not trust:
+    for name in leaf_names(read_yaml(run / RECIPE)):  # before `load_recipe`, which asks a task for its keys
+        if "." in name and not trust:
             raise UserError(
-                f"{run / RECIPE}: `{part.name}` is third-party code, "
+                f"{run / RECIPE}: `{name}` is third-party code, "
                 "which a run folder may not name unless it is trusted (--trust)"
             )
-    return recipe
+    return load_recipe(run / RECIPE)
 
 
 def describe(model: AdaptedModel) -> dict[str, Any]:
     """The contents of meta.json."""
-    trained = count(model.method)
-    frozen = count(model.lm) + sum(count(encoder) for encoder in model.encoders.values())
+    trained = count_trained(model.method)
+    frozen = sum(count(part, without=model.method) for part in (model.lm, *model.encoders.values()))
+    frozen += count(model.method) - trained
     return {
         "format_version": FORMAT_VERSION,
         "perceptune": __version__,
@@ -135,25 +133,10 @@ def describe(model: AdaptedModel) -> dict[str, Any]:
 def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:
     """Id and fingerprint of each frozen part."""
     recipe = model.recipe
-    parts = {"lm": {"id": recipe.lm.id, "fingerprint": lm_fingerprint(model.lm)}}
+    parts = {"lm": {"id": recipe.lm.id, "fingerprint": model.lm.fingerprint}}
     for name, store in model.stores.items():
         parts[f"encoders.{name}"] = {"id": recipe.encoders[name].id, "fingerprint": store.encoder.fingerprint()}
     return parts
-
-
-def lm_fingerprint(lm: FrozenLM) -> str:
-    """Over the shape and up to 1,024 evenly spaced values of each weight, rounded to bfloat16.
-
-    Sampled, because hashing tens of gigabytes at each start would take longer than answering; rounded, so that a base
-    loaded in bfloat16 is recognised as the same; without names, which transformers changes now and then.
-    """
-    digests = []
-    for tensor in lm.model.parameters():
-        flat = tensor.detach().flatten()
-        sample: Tensor = flat[:: max(flat.numel() // 1024, 1)][:1024].to(torch.bfloat16)
-        data = sample.cpu().view(torch.int16).numpy().tobytes()
-        digests.append(hashlib.sha256(repr(tuple(tensor.shape)).encode() + data).digest())
-    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,25 +12,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from perceptune.errors import UserError, nearest
 from perceptune.sections import (
     CacheConfig,
+    CompareConfig,
     DecodeConfig,
     EncoderConfig,
     EvalConfig,
+    InitConfig,
     LMConfig,
     NamedPart,
     Part,
     TextConfig,
     TrainConfig,
+    named,
 )  # fmt: skip
-
-
-def _named(key: str) -> BeforeValidator:
-    """Lets `lm: facebook/opt-2.7b` stand for `lm: {id: facebook/opt-2.7b}`."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
 class Recipe(Part):
@@ -38,17 +36,19 @@ class Recipe(Part):
 
     name: str = "run"
     seed: int = 0
-    lm: Annotated[LMConfig, _named("id")] = LMConfig()
-    encoders: dict[str, Annotated[EncoderConfig, _named("id")]] = Field(
+    lm: Annotated[LMConfig, named("id")] = LMConfig()
+    encoders: dict[str, Annotated[EncoderConfig, named("id")]] = Field(
         default_factory=lambda: {"image": EncoderConfig()}, min_length=1
     )
-    method: Annotated[NamedPart, _named("name")] = NamedPart(name="epalm")
-    task: Annotated[NamedPart, _named("name")] | None = None
+    method: Annotated[NamedPart, named("name")] = NamedPart(name="epalm")
+    task: Annotated[NamedPart, named("name")] | None = None
+    init_from: Annotated[InitConfig, named("run")] | None = None
     text: TextConfig = TextConfig()
     cache: CacheConfig = CacheConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     decode: DecodeConfig = DecodeConfig()
+    compare: CompareConfig = CompareConfig()
 
     def dump(self) -> str:
         """The resolved recipe as YAML."""
@@ -63,7 +63,7 @@ def load_recipe(source: str | Path | dict[str, Any] | Recipe, overrides: Sequenc
         data, where = _deep_copy(source), "recipe"
     else:
         path = find_recipe(str(source))
-        data, where = _read_yaml(path), str(path)
+        data, where = read_yaml(path), str(path)
         data.setdefault("name", path.stem)
         _resolve_files(data, path.parent)
     for override in overrides:
@@ -110,7 +110,8 @@ def find_recipe(source: str) -> Path:
     raise UserError(f"no recipe `{source}`: neither a file nor a shipped recipe{nearest(name, recipe_names())}")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A recipe's keys as they are written."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -121,12 +122,34 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _resolve_files(data: dict[str, Any], folder: Path) -> None:
-    """Relative data files of the task are meant relative to the recipe, if they lie there."""
-    task = data.get("task")
-    if isinstance(task, dict):
+    """Relative data files of tasks, and the run to start from, are meant relative to the recipe, if they lie there."""
+    for task in tasks_in(data):
         for key in file_keys(task):
             if _lies_in(folder, str(task[key])):
                 task[key] = str((folder / str(task[key])).resolve())
+    init = data.get("init_from")
+    if isinstance(init, str):
+        data["init_from"] = init = {"run": init}
+    if isinstance(init, dict) and _lies_in(folder, str(init.get("run"))):
+        init["run"] = str((folder / str(init["run"])).resolve())
+
+
+def tasks_in(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tasks that a recipe writes out with their keys: its own and those of `eval.others`."""
+    return [task for task in _tasks(data) if isinstance(task, dict)]
+
+
+def _tasks(data: dict[str, Any]) -> list[Any]:
+    evaluation = data.get("eval")
+    others = evaluation.get("others") if isinstance(evaluation, dict) else None
+    owners = [data, *(others.values() if isinstance(others, dict) else ())]
+    return [owner.get("task") for owner in owners if isinstance(owner, dict)]
+
+
+def leaf_names(data: dict[str, Any]) -> list[str]:
+    """Names of the method and tasks of a recipe as it is written. Imports nothing."""
+    named = [data.get("method"), *_tasks(data)]
+    return [str(part.get("name")) if isinstance(part, dict) else str(part) for part in named]
 
 
 def _lies_in(folder: Path, name: str) -> bool:
@@ -153,18 +176,29 @@ def _apply(data: dict[str, Any], override: str) -> None:
     for index, part in enumerate(parents):
         child = node.get(part)
         if isinstance(child, str):  # a shorthand such as `method: epalm`
-            child = {"id" if part == "lm" or parents[index - 1] == "encoders" else "name": child}
+            child = {_shorthand(part, parents[index - 1] if index else ""): child}
         if child is None:
             child = {"name": "epalm"} if part == "method" else {}
         if not isinstance(child, dict):
             raise UserError(f"override `{override}`: `{part}` holds a value, not keys")
         node[part] = child
         node = child
+    node[last] = parse_value(text)
+
+
+def parse_value(text: str) -> Any:
+    """A value as it stands behind `key=`."""
     try:
-        value = yaml.safe_load(text)
+        return _number(yaml.safe_load(text))
     except yaml.YAMLError:
-        raise UserError(f"override `{override}`: the value is not valid YAML") from None
-    node[last] = _number(value)
+        raise UserError(f"`{text}` is not valid YAML") from None
+
+
+def _shorthand(part: str, parent: str) -> str:
+    """The key that a bare string at `part` stands for."""
+    if part == "init_from":
+        return "run"
+    return "id" if part == "lm" or parent == "encoders" else "name"
 
 
 def _number(value: Any) -> Any:

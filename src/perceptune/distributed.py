@@ -159,6 +159,9 @@ class World:
         """Moves a model to this process's device; shards its LM if Accelerate was asked for FSDP."""
         if self.sharding is None:
             return model.to(self.device)
+        with self.alike():
+            if model.method.trains_lm:
+                raise UserError("accelerate: FSDP shards frozen weights only: leave out `lm` under `method.unfreeze`")
         model.encoders.to(self.device)
         model.method.to(self.device)
         self.sharding.apply(model.lm, model.method.first_layer, self.device)

@@ -89,7 +89,7 @@ def _needs(source: str) -> list[dict[str, str]]:
     import torch
 
     from perceptune.evaluation import make_task
-    from perceptune.order import order_of, total_steps
+    from perceptune.order import order_of, sample_count, total_steps
     from perceptune.show import describe, recipe_of
 
     recipe = recipe_of(source)
@@ -111,7 +111,7 @@ def _needs(source: str) -> list[dict[str, str]]:
         return [*checks, _check("data", "problem", str(error))]
     n = len(rows)
     tokens = 32  # a short question with its answer, prompt and slots
-    lengths = np.full(min(n, recipe.train.samples or n), tokens, np.int32)
+    lengths = np.full(min(n, sample_count(n, recipe.train.samples) or n), tokens, np.int32)
     steps = total_steps(recipe.train, order_of(recipe.train, lengths, recipe.seed))
     batch = recipe.train.batch_size if recipe.train.batch_tokens is None else recipe.train.batch_tokens // tokens
     samples = steps * batch * recipe.train.accumulate

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from perceptune.building import load_text
 from perceptune.checkpoint import load, read_meta, write_text
 from perceptune.config import Recipe, validate
 from perceptune.distributed import World
 from perceptune.errors import UserError, nearest
+from perceptune.holdout import HoldOut
 from perceptune.lazy import select
+from perceptune.lighter import lighten
 from perceptune.model import AdaptedModel
 from perceptune.order import subset
 from perceptune.plugins import leaf
 from perceptune.runlog import progress, read_log
-from perceptune.statistics import bootstrap_difference, bootstrap_interval
+from perceptune.sections import NamedPart, OtherSet
+from perceptune.statistics import bootstrap_difference, bootstrap_gap, bootstrap_interval
 from perceptune.tasks.base import Task
 from perceptune.types import Sample
 
@@ -37,27 +42,35 @@ class Scores:
 
 
 def make_task(recipe: Recipe) -> Task:
-    """The recipe's task."""
+    """The recipe's task, with what it holds out of the training split as a split of its own."""
     if recipe.task is None:
         raise UserError("the recipe names no `task`: name one, or give your own data as `task: jsonl`")
-    module = leaf("tasks", recipe.task.name).module
-    given = recipe.task.options()
-    if recipe.train.max_bad_media and "check_files" in module.TASK.Options.model_fields:
+    task = task_of(recipe.task, max_bad_media=recipe.train.max_bad_media)
+    return task if recipe.train.hold_out is None else HoldOut(task, recipe.train.hold_out)
+
+
+def task_of(part: NamedPart, *, max_bad_media: int = 0) -> Task:
+    """A task with its options."""
+    module = leaf("tasks", part.name).module
+    given = part.options()
+    if max_bad_media and "check_files" in module.TASK.Options.model_fields:
         given.setdefault("check_files", False)  # missing media are counted while training instead
-    task: Task = module.TASK(validate(module.TASK.Options, given, f"task `{recipe.task.name}`"))
+    task: Task = module.TASK(validate(module.TASK.Options, given, f"task `{part.name}`"))
     return task
 
 
 def evaluate(
     run: str | Path, *, split: str | None = None, samples: int | None = None, control: bool | None = None,
-    batch_size: int | None = None, trust: bool = False, overrides: Sequence[str] = (),
+    batch_size: int | None = None, trust: bool = False, overrides: Sequence[str] = (), into: str | Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates a run folder's model and writes `results.json` and predictions into it; returns the results.
 
-    `control` also answers with the media shuffled among the samples, same prompts. Defaults come from the recipe, whose
-    `decode` and `eval` keys `overrides` may change.
+    `control` also answers with the media shuffled among the samples, same prompts. The data sets of `eval.others`
+    follow, with the gap to them. Defaults come from the recipe, whose `decode` and `eval` keys `overrides` may change.
+    `into` is another folder for what is written.
     """
     run = Path(run)
+    folder = run if into is None else Path(into)
     world = World()
     with world.together():
         # Of several processes each has a device of its own.
@@ -69,34 +82,106 @@ def evaluate(
         require_judgeable(task, chosen)  # before hours of generation, not after
         with_control = config.shuffled_control if control is None else control
         shuffled = shuffle_media(chosen, model.recipe.seed) if with_control else []
+        others = {name: _other_set(other) for name, other in config.others.items()}
     if world.size > 1:
         world.place(model)
+    if config.dtype == "bfloat16" and not world.sharded:
+        lighten(model.lm, 0, model.recipe.train.packed_memory_mb)
     with world.together():
         model.prepare(chosen, rank=world.rank, world=world.size)  # those of the shuffled control are the same
     scores = judge(model, task, chosen, world, batch_size=batch_size, label="evaluate")
     blind = judge(model, task, shuffled, world, batch_size=batch_size, label="shuffled control") if shuffled else None
-    return world.from_main(lambda: _written(run, model, task, split, chosen, scores, shuffled, blind))
+    judged = {}
+    for name, other in others.items():
+        with _in_words_of(model, config.others[name]):
+            with world.together():
+                model.prepare(other.samples, rank=world.rank, world=world.size)
+            judged[name] = judge(
+                model, other.task, other.samples, world, batch_size=batch_size, label=f"evaluate {name}"
+            )
+
+    def written() -> dict[str, Any]:
+        results = _written(folder, task, chosen, scores, shuffled, blind)
+        results |= _how(model, task, split, chosen) | _training_of(run)
+        if others:
+            results["others"] = {
+                name: _transfer(folder, name, chosen, scores, others[name], judged[name]) for name in others
+            }
+        write_text(folder / RESULTS, json.dumps(results, indent=2))
+        return results
+
+    return world.from_main(written)
 
 
 def _written(
-    run: Path, model: AdaptedModel, task: Task, split: str, chosen: Sequence[Sample], scores: Scores,
-    shuffled: Sequence[Sample], blind: Scores | None,
+    folder: Path, task: Task, chosen: Sequence[Sample], scores: Scores, shuffled: Sequence[Sample],
+    blind: Scores | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The results, after they and the predictions have been written into the run folder."""
+    """What the answers are worth, after they have been written into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {
         "metrics": [*scores.summary],
         **scores.summary,
         f"{task.metric}_interval": _interval(task.metric, chosen, scores),
     }
-    write_predictions(run / PREDICTIONS, chosen, task, scores)
-    (run / SHUFFLED).unlink(missing_ok=True)  # one of an earlier evaluation would not belong to these results
+    write_predictions(folder / PREDICTIONS, chosen, task, scores)
+    (folder / SHUFFLED).unlink(missing_ok=True)  # one of an earlier evaluation would not belong to these results
     if blind is not None:
-        write_predictions(run / SHUFFLED, shuffled, task, blind)
+        write_predictions(folder / SHUFFLED, shuffled, task, blind)
         results |= {f"{key}_shuffled": value for key, value in blind.summary.items()}
         results |= _gaps(chosen, scores, blind)
-    results |= _how(model, task, split, chosen) | _training_of(run)
-    write_text(run / RESULTS, json.dumps(results, indent=2))
     return results
+
+
+@dataclass(frozen=True)
+class _Other:
+    """A data set of `eval.others`, found to be judgeable."""
+
+    task: Task
+    split: str
+    samples: Sequence[Sample]
+
+
+def _other_set(other: OtherSet) -> _Other:
+    task = task_of(other.task)
+    split = other.split or task.splits[-1]
+    samples = pick_samples(task, split, other.samples)
+    require_judgeable(task, samples)
+    return _Other(task, split, samples)
+
+
+@contextmanager
+def _in_words_of(model: AdaptedModel, other: OtherSet) -> Iterator[None]:
+    """The model with another data set's template and decoding meanwhile."""
+    recipe, text = model.recipe, model.text
+    model.recipe = recipe.model_copy(
+        update={"text": other.text or recipe.text, "decode": other.decode or recipe.decode}
+    )
+    try:
+        if other.text or other.decode:
+            model.text = load_text(model.recipe, model.lm)
+        yield
+    finally:
+        model.recipe, model.text = recipe, text
+
+
+def _transfer(
+    folder: Path, name: str, samples: Sequence[Sample], seen: Scores, other: _Other, scores: Scores
+) -> dict[str, Any]:
+    """What the answers on another data set are worth, and for each value that both sets have how far they differ."""
+    write_predictions(folder / f"predictions_{name}.jsonl", other.samples, other.task, scores)
+    gaps = {}
+    for key in seen.summary:
+        (a, groups_a), (b, groups_b) = _values(key, samples, seen), _values(key, other.samples, scores)
+        if a and b:
+            interval = bootstrap_gap(a, b, groups_a=groups_a, groups_b=groups_b)
+            gaps[key] = {"in": seen.summary[key], "out": scores.summary[key],
+                         "difference": seen.summary[key] - scores.summary[key], "interval": list(interval)}  # fmt: skip
+    return {
+        "metric": other.task.metric, "metrics": [*scores.summary], **scores.summary,
+        f"{other.task.metric}_interval": _interval(other.task.metric, other.samples, scores),
+        "split": other.split, "evaluated_samples": len(other.samples), "gaps": gaps,
+    }  # fmt: skip
 
 
 def pick_samples(task: Task, split: str, size: int | None) -> Sequence[Sample]:
@@ -177,9 +262,14 @@ def write_predictions(path: Path, samples: Sequence[Sample], task: Task, scores:
 
 
 def _interval(metric: str, samples: Sequence[Sample], scores: Scores) -> list[float]:
+    values, groups = _values(metric, samples, scores)
+    return list(bootstrap_interval(values, groups=groups))
+
+
+def _values(metric: str, samples: Sequence[Sample], scores: Scores) -> tuple[list[float], list[tuple[Any, ...]]]:
+    """The metric of each sample that has it, and what is resampled together."""
     rows = [i for i, row in enumerate(scores.per_sample) if metric in row]
-    values = [scores.per_sample[i][metric] for i in rows]
-    return list(bootstrap_interval(values, groups=[_media_of(samples[i]) for i in rows]))
+    return [scores.per_sample[i][metric] for i in rows], [_media_of(samples[i]) for i in rows]
 
 
 def gap_name(key: str) -> str:
@@ -207,8 +297,9 @@ def _media_of(sample: Sample) -> tuple[Any, ...]:
 
 def _how(model: AdaptedModel, task: Task, split: str, samples: Sequence[Sample]) -> dict[str, Any]:
     """How the numbers were made; a number without it cannot be compared."""
+    trained = model.recipe.train.steps != 0
     return {
-        "evaluated_samples": len(samples), "split": split, "trained_on_this_split": split == task.splits[0],
+        "evaluated_samples": len(samples), "split": split, "trained_on_this_split": trained and split == task.splits[0],
         "decoding": model.recipe.decode.model_dump(), "dtype": str(model.lm.dtype).removeprefix("torch."),
         "template": model.recipe.text.template,
     }  # fmt: skip

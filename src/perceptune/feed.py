@@ -20,7 +20,7 @@ from perceptune.errors import UserError
 from perceptune.lazy import select
 from perceptune.media import MediaError, identity
 from perceptune.model import AdaptedModel, Batch
-from perceptune.order import chosen_target, order_of, subset, total_steps, view_draw
+from perceptune.order import chosen_target, order_of, sample_count, subset, total_steps, view_draw
 from perceptune.prefetch import Prefetch
 from perceptune.tasks.base import Task
 from perceptune.types import Medium, Sample
@@ -235,11 +235,13 @@ def _training_samples(model: AdaptedModel, task: Task) -> tuple[Sequence[Sample]
     """
     split = task.splits[0]
     rows = task.samples(split)
-    chosen = subset(len(rows), model.recipe.train.samples, model.recipe.seed)
+    config, seed = model.recipe.train, model.recipe.seed
+    size = sample_count(len(rows), config.samples)
+    chosen = subset(len(rows), size, seed if config.samples_seed is None else config.samples_seed)
     if not chosen:
         raise UserError(f"split `{split}` is empty: there is nothing to train on")
     samples = select(rows, chosen)
-    budget = model.recipe.train.batch_tokens
+    budget = config.batch_tokens
     lengths = np.empty(len(samples), np.int32)
     for index, sample in enumerate(samples):
         if not sample.targets:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from perceptune.distributed import World
 from perceptune.errors import UserError
 from perceptune.evaluation import Scores, judge, pick_samples, require_judgeable
+from perceptune.holdout import HELD_OUT
 from perceptune.model import AdaptedModel
 from perceptune.tasks.base import Task, check_split
 from perceptune.types import Sample
@@ -46,9 +47,11 @@ class HeldOut:
     def _split(self) -> str:
         if self.config.during_split is not None:
             return self.config.during_split
-        if "validation" not in self.task.splits:
+        found = [split for split in ("validation", HELD_OUT) if split in self.task.splits]
+        if not found:
             raise UserError(
                 "`eval.every` chooses the best checkpoint on a `validation` split, and the task has "
-                f"{', '.join(f'`{split}`' for split in self.task.splits)} only: name one by `eval.during_split`"
+                f"{', '.join(f'`{split}`' for split in self.task.splits)} only: "
+                "name one by `eval.during_split`, or keep training samples for it by `train.hold_out`"
             )
-        return "validation"
+        return found[0]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from perceptune import attention, generation, trial
-from perceptune.anatomy import SITES, find_layers, find_site, require_mask_attention
+from perceptune import anatomy, attention, generation, trial
 from perceptune.blocks import (
     checkpointed,
     checkpointed_layer,
@@ -21,8 +20,6 @@ from perceptune.blocks import (
 )  # fmt: skip
 from perceptune.errors import UserError
 from perceptune.head import frozen_head_loss
-from perceptune.norms import lighten
-from perceptune.packed import pack
 from perceptune.splice import MASK, Splice, argument_names, replace_inputs, with_slots
 from perceptune.split import Record, Split
 from perceptune.types import Decoding, Slots
@@ -46,8 +43,8 @@ class FrozenLM(nn.Module):
         super().__init__()
         self.model = cast(Any, model.requires_grad_(False).eval())
         self.config = self.model.config.get_text_config()
-        self.layers_path = find_layers(model, layers)
-        require_mask_attention(self.config)
+        self.layers_path = anatomy.find_layers(model, layers)
+        anatomy.require_mask_attention(self.config)
         if self.config._attn_implementation == "sdpa":
             attention.register()
             self.config._attn_implementation = attention.NAME
@@ -86,12 +83,6 @@ class FrozenLM(nn.Module):
         """Where the LM lives."""
         return self.model.get_input_embeddings().weight.device
 
-    def pack(self, first_layer: int, megabytes: int) -> int:
-        """Lays out the blocks' weights for the CPU's bfloat16 products, trained-through ones (upper) first."""
-        lighten(self.layers.modules())
-        order = [*self.layers[first_layer:], *self.layers[:first_layer]]
-        return pack((module for layer in order for module in layer.modules()), megabytes)
-
     def train(self, mode: bool = True) -> FrozenLM:
         """A frozen LM stays in evaluation mode: its dropout would only add noise to what cannot adapt."""
         return super().train(False)
@@ -104,12 +95,20 @@ class FrozenLM(nn.Module):
 
     def site(self, layer: int, kind: str) -> tuple[str, nn.Module]:
         """Full name and module that ends attention (`attention`) or the feed-forward part (`mlp`) of a block."""
-        if (found := find_site(self.layers[layer], kind)) is None:
-            tried = ", ".join(f"`{path}`" for path in SITES[kind])
-            raise UserError(
-                f"no {kind} output found in `{self.layers_path}.{layer}` of {type(self.model).__name__}: tried {tried}"
-            )
-        return f"{self.layers_path}.{layer}.{found[0]}", found[1]
+        path, module = anatomy.require_site(self.layers[layer], kind, anatomy.SITES, self._place_of(layer))
+        return f"{self.layers_path}.{layer}.{path}", module
+
+    def entrance(self, layer: int, kind: str) -> nn.Module:
+        """The module that attention (`attention`) or the feed-forward part (`mlp`) of a block begins with."""
+        return anatomy.require_site(self.layers[layer], kind, anatomy.ENTRANCES, self._place_of(layer))[1]
+
+    def _place_of(self, layer: int) -> str:
+        return f"`{self.layers_path}.{layer}` of {type(self.model).__name__}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights as they were when it was first asked for: training may change them later."""
+        return anatomy.weights_fingerprint(self.model)
 
     def forward(
         self,
@@ -172,7 +171,11 @@ class FrozenLM(nn.Module):
             keep[:, -1] = True
         if keep is not None:
             marked = keep.any(0).nonzero().flatten().tolist() or [0]
-            split.asking = (marked[0], marked[-1] + 1)
+            split.asking = (marked[0], end := marked[-1] + 1)
+            # Nothing that is kept sees what comes after it: a text's last token is predicted, it predicts nothing.
+            input_ids, attention_mask, keep = input_ids[:, :end], attention_mask[:, :end], keep[:, :end]
+            if text_states is not None:
+                split.text_states = (text_states[0], text_states[1][:, :end])
         ids, mask, positions = with_slots(input_ids, attention_mask, split.width)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.using(None, _with_slots_before(keep, split.width)))
@@ -236,11 +239,10 @@ class FrozenLM(nn.Module):
         *,
         eos: int,
         pad: int,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[int]]:
-        """New tokens of each row, up to and without the end token."""
-        if decoding.beams > 1 or self.why_plain(slots) is not None:
-            return generation.with_transformers(self, input_ids, attention_mask, slots, decoding, eos, pad)
-        return generation.one_by_one(self, input_ids, attention_mask, slots, decoding, eos)
+        """New tokens of each row, up to and without the end token. `seeds`, one a row, default to `decoding.seed`."""
+        return generation.generate(self, input_ids, attention_mask, slots, decoding, eos=eos, pad=pad, seeds=seeds)
 
     def check(self) -> None:
         """Tries the LM out (see `trial`). Raises `UserError` for one that cannot be spliced."""

@@ -96,7 +96,7 @@ def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX
             width, height = image.size  # from the header: nothing is decoded yet
             if not 0 < width * height <= max_pixels:
                 raise MediaError(f"{shown}: {width} x {height} pixels; allowed are 1 to {max_pixels:,}")
-            return _to_rgb(_upright(image))
+            return to_rgb(_upright(image))
     except _BOMB as error:
         raise MediaError(f"{shown}: more than {max_pixels:,} pixels") from error
     except UnidentifiedImageError as error:
@@ -236,13 +236,8 @@ def _nearest_file(path: Path) -> str:
     return nearest(path.name, difflib.get_close_matches(path.name, names, n=1))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    method = _ORIENTATIONS.get(image.getexif().get(0x0112))
-    return image if method is None else image.transpose(method)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB copy, detached from its file."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB copy, detached from its file; transparency on white."""
     if image.mode.startswith("I"):
         # 16-bit grey. Pillow clips it at 255 on conversion; the high byte is what it keeps of 16-bit colour.
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
@@ -251,3 +246,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = _ORIENTATIONS.get(image.getexif().get(0x0112))
+    return image if method is None else image.transpose(method)

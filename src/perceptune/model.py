@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from perceptune.config import Recipe
 from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError, nearest
-from perceptune.features import cache_folder, feature_stores
+from perceptune.features import FeatureStore, cache_folder, feature_stores
+from perceptune.live import LiveFeatures
 from perceptune.lm import FrozenLM
-from perceptune.media import MediaError
+from perceptune.media import MediaError, content
 from perceptune.methods.base import Method
+from perceptune.store import digest_of
 from perceptune.text import TextFormat, Tokens
 from perceptune.textstates import TextStates
 from perceptune.types import Decoding, Features, Medium, Sample
@@ -56,7 +59,7 @@ class AdaptedModel(nn.Module):
         self.encoders = nn.ModuleDict(dict(encoders))
         self.method = method
         self._text = text
-        self.stores = feature_stores(recipe, encoders, method)
+        self.stores = _stores(recipe, encoders, method)
         folder = cache_folder(recipe.cache.dir) if recipe.cache.features == "disk" else None
         self.text_states = TextStates(
             lm, method.first_layer, recipe.train.text_memory_mb, folder=folder, disk_megabytes=recipe.cache.text_disk_mb
@@ -71,6 +74,10 @@ class AdaptedModel(nn.Module):
         if self._text is None:
             raise UserError("this model was built from configurations only: it has no tokenizer")
         return self._text
+
+    @text.setter
+    def text(self, text: TextFormat) -> None:
+        self._text = text
 
     def prepare(
         self, samples: Sequence[Sample], draws: Sequence[int] | None = None, *, label: str = "features",
@@ -195,14 +202,30 @@ class AdaptedModel(nn.Module):
         device = self.lm.device
         slots = self.method.plan(_moved(self.encode(samples), device), len(samples))
         ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
-        rows = self.lm.generate(ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad)
+        rows = self.lm.generate(
+            ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad,
+            seeds=[self._seed(sample, decoding) for sample in samples] if decoding.sample else None,
+        )  # fmt: skip
         return [self.text.decode(row) for row in rows]
 
-    def fit_statistics(self, samples: Sequence[Sample]) -> None:
-        """Feature statistics for methods that standardise, from the media of these (training) samples."""
+    def _seed(self, sample: Sample, decoding: Decoding) -> int:
+        """What an answer is drawn with: the same wherever the same question on the same media is asked."""
+        parts = [repr((decoding.seed, self.text.prompt_ids(sample))).encode()]
+        for modality, medium in sorted(sample.media.items()):
+            parts += [modality.encode(), digest_of(content(medium))]
+        return int.from_bytes(digest_of(*parts)[:7], "little")
+
+    @torch.no_grad()
+    def fit_statistics(self, samples: Sequence[Sample], *, known: Collection[str] = ()) -> None:
+        """Feature statistics for methods that standardise, from the media of these (training) samples.
+
+        Modalities that are `known` keep theirs.
+        """
         if not self.method.standardizes:
             return
         for modality, store in self.stores.items():
+            if modality in known:
+                continue
             media, _ = _media(samples, modality)
             if len(media) < 2:
                 raise UserError(f"method.standardize needs at least two training samples with `{modality}`")
@@ -236,6 +259,26 @@ def _first_target(sample: Sample) -> str:
     return sample.targets[0]
 
 
-def count(module: nn.Module) -> int:
-    """Parameters of a module, tied weights once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def count(module: nn.Module, *, without: nn.Module | None = None) -> int:
+    """Parameters of a module, tied weights once, of quantised ones the numbers they stand for.
+
+    `without` leaves out those that are another module's, too.
+    """
+    others = set() if without is None else {id(parameter) for parameter in without.parameters()}
+    own = [parameter for parameter in module.parameters() if id(parameter) not in others]
+    return sum(math.prod(getattr(getattr(p, "quant_state", None), "shape", p.shape)) for p in own)
+
+
+def count_trained(method: nn.Module) -> int:
+    """Parameters of a method that `train.freeze` leaves to be trained."""
+    return sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+
+
+def _stores(recipe: Recipe, encoders: Mapping[str, Encoder], method: Method) -> dict[str, FeatureStore]:
+    """Where features come from: kept ones, or computed with gradients if the encoders are trained."""
+    if not method.trains_encoders:
+        return feature_stores(recipe, encoders, method)
+    return {
+        name: LiveFeatures(encoder, method.levels(name), method.tokens(name), views=recipe.encoders[name].views)
+        for name, encoder in encoders.items()
+    }

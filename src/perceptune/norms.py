@@ -29,7 +29,7 @@ class _RMSNorm(torch.autograd.Function):
         return centred.add_((mean * rate).to(x.dtype)), None, None, None
 
 
-def lighten(modules: Iterable[nn.Module]) -> int:
+def lighten_norms(modules: Iterable[nn.Module]) -> int:
     """Gives frozen norms on a CPU the lighter computation, where it gives the same; returns how many got it."""
     return sum(_lighten(module) for module in modules)
 

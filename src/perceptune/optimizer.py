@@ -18,8 +18,12 @@ class MethodOptimizer:
 
     def __init__(self, method: Method, config: TrainConfig, steps: int) -> None:
         self.config, self.steps = config, steps
-        self.groups = method.param_groups()
-        self.parameters = list(method.parameters())
+        groups = [
+            {**group, "named": [(name, p) for name, p in group["named"] if p.requires_grad]}
+            for group in method.param_groups()
+        ]
+        self.groups = [group for group in groups if group["named"]]
+        self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.adam = torch.optim.AdamW(
             [{"params": [p for _, p in group["named"]], "name": group["name"]} for group in self.groups],
             lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay,
@@ -28,7 +32,10 @@ class MethodOptimizer:
 
     def set_rates(self, step: int) -> dict[str, float]:
         """The rate of each group at a step (from 0), set and returned."""
-        rates = {g["name"]: learning_rate(self.config, g["name"], step, self.steps) for g in self.adam.param_groups}
+        rates = {
+            group["name"]: group.get("lr") or learning_rate(self.config, group["name"], step, self.steps)
+            for group in self.groups
+        }
         for group in self.adam.param_groups:
             group["lr"] = rates[group["name"]]
         return rates

@@ -131,6 +131,11 @@ def subset(n: int, size: int | None, seed: int) -> Sequence[int]:
     return chosen
 
 
+def sample_count(n: int, amount: int | float | None) -> int | None:
+    """How many of `n` samples a number, or a share below 1, asks for; None for all."""
+    return max(1, round(n * amount)) if isinstance(amount, float) else amount
+
+
 def total_steps(config: TrainConfig, order: Order) -> int:
     """Optimizer steps of a training in this order."""
     if config.steps is not None:

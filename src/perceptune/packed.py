@@ -15,17 +15,36 @@ from torch import Tensor, nn
 ROWS = 256  # the number of rows the layout is chosen for: tokens of a usual batch
 
 
-class _Packed(torch.autograd.Function):
+class Packed:
+    """A frozen linear map's weight (N, K) in oneDNN's layout, for x W^T and for the gradient of x."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.forward = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        self.transposed = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), ROWS)
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., N) = x W^T + b for x (..., K)."""
+        return _multiply(x, self.forward, bias)
+
+    def gradient(self, upstream: Tensor) -> Tensor:
+        """(..., K): the gradient of x, given that of the product."""
+        return _multiply(upstream.contiguous(), self.transposed, None)
+
+
+def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return result
+
+
+class _PackedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, transposed: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.transposed = transposed
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return result
+    def forward(ctx: Any, x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
+        ctx.packed = packed
+        return packed.product(x, bias)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        gradient = upstream[0].contiguous()
-        return torch.ops.mkldnn._linear_pointwise(gradient, ctx.transposed, None, "none", [], ""), None, None, None
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.packed.gradient(upstream[0]), None, None
 
 
 def can_pack(module: nn.Module) -> bool:
@@ -41,6 +60,12 @@ def can_pack(module: nn.Module) -> bool:
     )
 
 
+def packed_weight(module: nn.Module) -> Packed | None:
+    """What `pack` laid out for a linear map that is still frozen; None if it did not."""
+    found: Packed | None = vars(module).get("packed")
+    return None if found is None or module.weight.requires_grad else found
+
+
 def pack(modules: Iterable[nn.Module], megabytes: int) -> int:
     """Packs linear maps until their copies fill `megabytes`; returns how many were packed."""
     left, packed = megabytes * 2**20, 0
@@ -51,21 +76,20 @@ def pack(modules: Iterable[nn.Module], megabytes: int) -> int:
         left -= 2 * module.weight.nbytes
         if left < 0:
             break
+        object.__setattr__(module, "packed", Packed(module.weight.detach()))
         module.forward = _packed_forward(module)  # type: ignore[method-assign]
         packed += 1
     return packed
 
 
 def _packed_forward(module: nn.Linear) -> Any:
-    weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), ROWS)
-    transposed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach().t().contiguous(), ROWS)
-
     original = module.forward
 
     def forward(x: Tensor) -> Tensor:
-        if module.weight.requires_grad:  # somebody trains it: the copies would be stale, its gradient lost
+        packed = packed_weight(module)  # None where somebody trains it: the copies would be stale, its gradient lost
+        if packed is None:
             return original(x)
-        result: Tensor = _Packed.apply(x, weight, transposed, module.bias)
+        result: Tensor = _PackedLinear.apply(x, packed, module.bias)
         return result
 
     return forward

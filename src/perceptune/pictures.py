@@ -20,7 +20,7 @@ from perceptune.errors import UserError
 
 _SCALE = 2
 _LINE = 20  # height of a line of text in a grid
-_INK, _FAINT, _RULE, _PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
+INK, FAINT, RULE, _PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
 _RIGHT, _WRONG = "#1a7f4b", "#c4342d"
 _LOSS, _LOSS_RAW, _SCORE = "#0b62b0", "#bcd6ee", "#b35000"
 Point = tuple[float, float]
@@ -57,7 +57,7 @@ def answer_grid(rows: Sequence[GridCell], path: Path | str, columns: int = 4, ti
         for start in range(0, len(rows), columns)
     ]
     top = margin + 28 * len(heading) + (8 if heading else 0)
-    canvas = _Canvas(width, top + sum(heights) + gap * (len(heights) - 1) + margin)
+    canvas = Canvas(width, top + sum(heights) + gap * (len(heights) - 1) + margin)
     for number, line in enumerate(heading):
         canvas.text((margin, margin + 28 * number), line, 20)
     for index, (cell, text) in enumerate(zip(rows, texts, strict=True)):
@@ -99,7 +99,7 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-class _Canvas:
+class Canvas:
     """A white picture; coordinates are its final pixels."""
 
     def __init__(self, width: int, height: int) -> None:
@@ -107,7 +107,7 @@ class _Canvas:
         self.image = Image.new("RGB", (width * _SCALE, height * _SCALE), _PAPER)
         self.draw = ImageDraw.Draw(self.image)
 
-    def text(self, at: Point, text: str, size: int, fill: str = _INK, anchor: str = "la") -> None:
+    def text(self, at: Point, text: str, size: int, fill: str = INK, anchor: str = "la") -> None:
         self.draw.text((at[0] * _SCALE, at[1] * _SCALE), _plain(text), fill, _font(size), anchor)
 
     def line(self, points: Sequence[Point], fill: str, width: int) -> None:
@@ -122,7 +122,7 @@ class _Canvas:
         fitted = ImageOps.contain(upright, (side * _SCALE, side * _SCALE))
         x, y = (int(at[axis]) * _SCALE + (side * _SCALE - fitted.size[axis]) // 2 for axis in (0, 1))
         self.image.paste(fitted, (x, y), fitted)
-        self.draw.rectangle((x, y, x + fitted.width - 1, y + fitted.height - 1), outline=_RULE, width=_SCALE)
+        self.draw.rectangle((x, y, x + fitted.width - 1, y + fitted.height - 1), outline=RULE, width=_SCALE)
 
     def save(self, path: Path | str) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -135,11 +135,11 @@ class _Plot:
     left, top, right, bottom = 80, 70, 786, 378
 
     def __init__(self, x_ticks: Sequence[float]) -> None:
-        self.canvas, self.x_ticks, self.legend_x = _Canvas(860, 440), x_ticks, float(self.left)
+        self.canvas, self.x_ticks, self.legend_x = Canvas(860, 440), x_ticks, float(self.left)
         for value in x_ticks:
             x = self.x(value)
-            self.canvas.line([(x, self.bottom), (x, self.bottom + 5)], _FAINT, 1)
-            self.canvas.text((x, self.bottom + 9), _number(value, x_ticks), 13, _FAINT, "ma")
+            self.canvas.line([(x, self.bottom), (x, self.bottom + 5)], FAINT, 1)
+            self.canvas.text((x, self.bottom + 9), tick_label(value, x_ticks), 13, FAINT, "ma")
         self.canvas.text(((self.left + self.right) / 2, self.bottom + 32), "samples seen", 14, anchor="ma")
 
     def x(self, value: float) -> float:
@@ -155,9 +155,9 @@ class _Plot:
         for value in ticks:
             y = self.y(value, ticks)
             if side < 0:
-                self.canvas.line([(self.left, y), (self.right, y)], _FAINT if value == ticks[0] else _RULE, 1)
+                self.canvas.line([(self.left, y), (self.right, y)], FAINT if value == ticks[0] else RULE, 1)
             self.canvas.line([(x, y), (x + 5 * side, y)], fill, 1)
-            self.canvas.text((x + 9 * side, y), _number(value, ticks), 13, fill, "lm" if side > 0 else "rm")
+            self.canvas.text((x + 9 * side, y), tick_label(value, ticks), 13, fill, "lm" if side > 0 else "rm")
         self.canvas.text((x + 50 * side, self.top - 14), label, 14, fill, "rb" if side > 0 else "lb")
 
     def curve(self, label: str, points: Sequence[Point], ticks: Sequence[float], fill: str, dots: bool = False) -> None:
@@ -168,7 +168,7 @@ class _Plot:
                 self.canvas.dot(centre, 4, fill)
         self.canvas.line([(self.legend_x, 24), (self.legend_x + 24, 24)], fill, 3)
         self.canvas.text((self.legend_x + 32, 24), label, 14, anchor="lm")
-        self.legend_x += 60 + _width(label, 14)
+        self.legend_x += 60 + text_width(label, 14)
 
 
 def _cell_text(cell: GridCell, width: int) -> CellText:
@@ -177,12 +177,12 @@ def _cell_text(cell: GridCell, width: int) -> CellText:
     return _wrap(cell.question, 14, width, 5), _wrap(cell.answer or "(no answer)", 16, width - 24, 3), truth
 
 
-def _draw_cell(canvas: _Canvas, cell: GridCell, text: CellText, at: Point, side: int) -> None:
+def _draw_cell(canvas: Canvas, cell: GridCell, text: CellText, at: Point, side: int) -> None:
     (x, y), colour = at, _RIGHT if cell.right else _WRONG
     canvas.paste(cell.image, at, side)
     question, answer, truth = text
-    styled = [(line, 0, 14, _FAINT) for line in question]
-    styled += [(line, 24, 16, colour) for line in answer] + [(line, 24, 14, _INK) for line in truth]
+    styled = [(line, 0, 14, FAINT) for line in question]
+    styled += [(line, 24, 16, colour) for line in answer] + [(line, 24, 14, INK) for line in truth]
     for number, (line, indent, size, fill) in enumerate(styled):
         canvas.text((x + indent, y + side + 26 + _LINE * number), line, size, fill, "ls")
     # A tick or a cross: told apart without colours, too.
@@ -197,16 +197,16 @@ def _wrap(text: str, size: int, width: float, most: int) -> list[str]:
     """At most `most` lines no wider than `width`; an ellipsis stands for what does not fit."""
     lines = [""]
     for word in text.split():
-        if _width(f"{lines[-1]} {word}".strip(), size) <= width:
+        if text_width(f"{lines[-1]} {word}".strip(), size) <= width:
             lines[-1] = f"{lines[-1]} {word}".strip()
             continue
         lines += [""] if lines[-1] else []
         for character in word:
-            if _width(lines[-1] + character, size) > width:
+            if text_width(lines[-1] + character, size) > width:
                 lines.append("")
             lines[-1] += character
     if len(lines) > most:
-        while _width(lines[most - 1] + "…", size) > width:
+        while text_width(lines[most - 1] + "…", size) > width:
             lines[most - 1] = lines[most - 1][:-1]
         lines[most - 1] += "…"
     return lines[:most] if text.strip() else []
@@ -233,7 +233,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size * _SCALE)
 
 
-def _width(text: str, size: int) -> float:
+def text_width(text: str, size: int) -> float:
+    """Of a line, in final pixels."""
     return _font(size).getlength(_plain(text)) / _SCALE
 
 
@@ -242,7 +243,7 @@ def _plain(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
 
 
-def _number(value: float, ticks: Sequence[float]) -> str:
+def tick_label(value: float, ticks: Sequence[float]) -> str:
     """As many decimals as the step between ticks needs."""
     text = f"{value:,.{max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))}f}"
     return text if len(text) < 10 else f"{value:.3g}"

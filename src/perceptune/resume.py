@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from perceptune.checkpoint import META, METHOD, RECIPE, make_folder, read_meta, read_recipe, read_tensors
-from perceptune.config import Recipe, file_keys
+from perceptune.config import Recipe, file_keys, tasks_in
 from perceptune.errors import UserError, disk_error
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
@@ -58,7 +58,7 @@ def open_run(given: Recipe | None, run: Path | None, *, resume: bool) -> tuple[P
         read_meta(folder)
     stored = read_recipe(folder)
     if given is not None:
-        _require_equal(folder, stored, _with_absolute_paths(given))
+        require_same_recipe(folder, stored, given)
     return folder, stored
 
 
@@ -133,15 +133,18 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
     for part in (data["lm"], *data["encoders"].values()):
         if Path(part["id"]).expanduser().is_dir() and part["id"] != "default":
             part["id"] = str(Path(part["id"]).expanduser().resolve())
-    task = data["task"] or {}
-    for key in file_keys(task) if task else ():
-        if "://" not in str(task[key]):  # an address says the same from any folder
-            task[key] = str(Path(task[key]).expanduser().resolve())
+    for task in tasks_in(data):
+        for key in file_keys(task):
+            if "://" not in str(task[key]):  # an address says the same from any folder
+                task[key] = str(Path(task[key]).expanduser().resolve())
+    if data["init_from"]:
+        data["init_from"]["run"] = str(Path(data["init_from"]["run"]).expanduser().resolve())
     return Recipe.model_validate(data)
 
 
-def _require_equal(run: Path, stored: Recipe, given: Recipe) -> None:
-    before, now = _flat(stored.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
+def require_same_recipe(run: Path, stored: Recipe, given: Recipe) -> None:
+    """Raises `UserError` naming the first key in which a run's recipe and the one given for it differ."""
+    before, now = (_flat(one.model_dump(mode="json")) for one in (stored, _with_absolute_paths(given)))
     for key in sorted(set(before) | set(now)):
         if before.get(key) != now.get(key):
             raise UserError(

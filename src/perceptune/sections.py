@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 DType = Literal["float32", "bfloat16"]
+# YAML reads a bare `off` as false.
+_Off = BeforeValidator(lambda value: "off" if value is False else value)
+
+
+def named(key: str) -> BeforeValidator:
+    """Lets `lm: facebook/opt-2.7b` stand for `lm: {id: facebook/opt-2.7b}`."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+def require_amount(value: int | float | None) -> int | float | None:
+    """So many samples, or this share of them. Raises `ValueError` for what is neither."""
+    if value is not None and (value <= 0 or (isinstance(value, float) and value >= 1)):
+        raise ValueError("must be a whole number of at least 1, or a share between 0 and 1")
+    return value
 
 
 class Part(BaseModel):
@@ -23,7 +38,8 @@ class LMConfig(Part):
     revision: str | None = None
     layers: str | None = Field(None, description="dotted path of the decoder blocks, if they are not found")
     pad_token: str | None = Field(None, description="only for a tokenizer without pad and end token")
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["sdpa", "eager"] = Field("sdpa", description="`eager` anyway where the LM knows no `sdpa`")
+    quantization: Literal["8bit", "4bit"] | None = Field(None, description="of its frozen weights, by bitsandbytes")
 
 
 class EncoderConfig(Part):
@@ -33,6 +49,7 @@ class EncoderConfig(Part):
     revision: str | None = None
     size: int | None = Field(None, ge=8, description="input resolution in pixels; None = as published")
     resize: Literal["squash", "crop", "published"] = "published"
+    resample: Literal["bilinear", "bicubic"] | None = Field(None, description="None = as published")
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     dtype: DType = "float32"
@@ -43,12 +60,20 @@ class EncoderConfig(Part):
     )
     time_mask: int = Field(96, ge=0, description="augmented views of a sound: longest time hidden, in frames")
     frequency_mask: int = Field(24, ge=0, description="augmented views of a sound: most mel bands hidden")
+    frames: int | None = Field(
+        None, ge=1, le=256, description="frames of a clip; None = as a video encoder publishes, 8 for an image encoder"
+    )
+    temporal: Literal["skip", "t1"] | None = Field(
+        None, description="a video encoder for images: without its attention over time, or with one step of it (None)"
+    )
 
 
 class CacheConfig(Part):
     """Where encoder features, and states of texts that do not fit into memory, are kept."""
 
-    features: Literal["disk", "memory", "off"] = Field("disk", description="off = computed at every use")
+    features: Annotated[Literal["disk", "memory", "off"], _Off] = Field(
+        "disk", description="off = computed at every use"
+    )
     dir: Path | None = Field(None, description="None = `features` in perceptune's cache folder")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype in which they are kept")
     text_disk_mb: int = Field(4096, ge=0, description="states of distinct texts kept on disk, if features are")
@@ -103,17 +128,62 @@ class TrainConfig(Part):
     eps: float = Field(1e-8, gt=0)
     clip: float | None = Field(None, gt=0, description="largest gradient norm; None = no clipping")
     precision: DType = Field("float32", description="dtype of the frozen LM while training")
-    frozen_dropout: Literal["off", "official"] = "off"
+    frozen_dropout: Annotated[Literal["off", "official"], _Off] = "off"
     gradient_checkpointing: bool = False
-    samples: int | None = Field(None, ge=1, description="train on this many, chosen by seed; None = all")
+    samples: int | float | None = Field(
+        None, description="train on so many, or on this share; smaller choices lie in larger"
+    )
+    samples_seed: int | None = Field(None, description="chooses them; None = `seed`")
+    hold_out: int | float | None = Field(
+        None, description="keep so many, or this share, of the training samples as split `held-out`, whole media each"
+    )
+    freeze: tuple[str, ...] = Field(
+        (), description="parts of the method that stay as they are, by the start of their tensors' names"
+    )
     standardize_samples: int = Field(1024, ge=2, description="media from which feature statistics are taken")
     feature_memory_mb: int = Field(2048, ge=0, description="features kept by `cache.features: memory`")
     text_memory_mb: int = Field(64, ge=0, description="states of distinct texts kept in memory; more of them on disk")
     prefetch: bool | None = Field(None, description="prepare the next batch in a thread; None = unless on a CPU")
     packed_memory_mb: int = Field(1024, ge=0, description="bfloat16 weights laid out for the CPU, beside the originals")
+    compile: bool = Field(False, description="the LM's feed-forward parts through `torch.compile`")
     max_bad_media: int = Field(0, ge=0, description="broken or missing media tolerated, listed in the run folder")
     log_every: int = Field(1, ge=1)
     save_every: int = Field(500, ge=1)
+
+    _amounts = field_validator("samples", "hold_out")(require_amount)
+
+
+class DecodeConfig(Part):
+    """How answers are generated."""
+
+    max_new_tokens: int = Field(20, ge=1)
+    max_length: int | None = Field(
+        None, ge=2, description="tokens of prompt and answer together, instead of `max_new_tokens`; at least one is new"
+    )
+    beams: int = Field(1, ge=1, le=32)
+    sample: bool = Field(False, description="draw each token; with one beam")
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    length_penalty: float = Field(1.0, description="beams are compared by score / length ** this")
+    seed: int = Field(
+        0, ge=0, description="of what is drawn; an answer depends on it, the question and the media alone"
+    )
+
+    @model_validator(mode="after")
+    def _draws_or_searches(self) -> DecodeConfig:
+        if self.sample and self.beams > 1:
+            raise ValueError("`sample` draws with one beam: set `beams` to 1, or `sample` to false")
+        return self
+
+
+class OtherSet(Part):
+    """Another data set on which a run is evaluated, beside its own."""
+
+    task: Annotated[NamedPart, named("name")]
+    split: str | None = Field(None, description="None = the task's last split")
+    samples: int | None = Field(None, ge=1, description="a fixed random subset; None = all")
+    text: TextConfig | None = Field(None, description="template and so on; None = the recipe's")
+    decode: DecodeConfig | None = Field(None, description="None = the recipe's")
 
 
 class EvalConfig(Part):
@@ -126,18 +196,45 @@ class EvalConfig(Part):
     shuffled_control: bool = False
     every: int | None = Field(None, ge=1, description="steps between evaluations during training; None = never")
     during_split: str | None = Field(
-        None, description="split for evaluation during training; None = `validation` or `split`"
+        None, description="split for evaluation during training; None = `validation` or `held-out`"
     )
     during_samples: int = Field(200, ge=1)
+    others: dict[str, OtherSet] = Field(default_factory=dict, description="other data sets by name, for the gap table")
     patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better metric")
 
+    @model_validator(mode="after")
+    def _names_are_file_names(self) -> EvalConfig:
+        for name in self.others:
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(
+                    f"`others.{name}`: a name has letters, digits, `_` and `-` only: it becomes part of a file's"
+                )
+        return self
 
-class DecodeConfig(Part):
-    """How answers are generated."""
 
-    max_new_tokens: int = Field(20, ge=1)
-    beams: int = Field(1, ge=1, le=32)
-    sample: bool = False
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    length_penalty: float = 1.0
+class InitConfig(Part):
+    """Another run whose trained method this one starts from."""
+
+    run: str = Field(description="its folder")
+    rename: dict[str, str] = Field(
+        default_factory=dict, description="modality of that run -> modality of this recipe, such as {image: video}"
+    )
+    may_differ: tuple[Literal["lm", "encoders", "method"], ...] = Field(
+        (), description="what need not be the same there; tensors must fit all the same"
+    )
+
+
+class CompareConfig(Part):
+    """What `perceptune compare` varies, all else being equal; its options of the same names come first."""
+
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="label -> keys of `method`; `name` is the label unless given"
+    )
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="runs of each method; the first one selects")
+    grid: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description="recipe key -> values; keys joined by `+` move together"
+    )
+    select_samples: int | None = Field(500, ge=1, description="validation samples that select; None = all")
+    hold_out: int | float = Field(0.1, description="`train.hold_out` if there is no other split to select on")
+
+    _amounts = field_validator("hold_out")(require_amount)

@@ -34,6 +34,8 @@ class Sharding:
         """
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
+        if getattr(lm.model, "is_quantized", False):
+            raise UserError("accelerate: FSDP cannot share out an LM with `lm.quantization`: choose one of the two")
         options: dict[str, Any] = {
             "mesh": dist.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),)),
             "reshard_after_forward": self.reshard_after_forward,

@@ -8,7 +8,7 @@ from typing import Any
 from perceptune.building import build
 from perceptune.checkpoint import META, read_meta, read_recipe
 from perceptune.config import Recipe, load_recipe
-from perceptune.model import count
+from perceptune.model import count, count_trained
 
 
 def recipe_of(source: str) -> Recipe:
@@ -27,24 +27,23 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     """
     model = build(recipe, meta=True)
     lm = f"{recipe.lm.id} ({type(model.lm.model).__name__})"
-    parts: list[dict[str, Any]] = [{"name": "lm", "what": lm, "parameters": count(model.lm), "trained": False}]
+    parts = [_part("lm", lm, count(model.lm, without=model.method), trained=False)]
     for name, encoder in model.encoders.items():
-        config = recipe.encoders[name]
-        parts.append({"name": f"encoders.{name}", "what": config.id, "parameters": count(encoder), "trained": False})
+        what = recipe.encoders[name].id
+        parts.append(_part(f"encoders.{name}", what, count(encoder, without=model.method), trained=False))
     for name, child in model.method.named_children():
-        parts.append(
-            {
-                "name": f"method.{name}",
-                "what": type(child).__name__,
-                "parameters": count(child),
-                "trained": True,
-            }
-        )
-    trainable = count(model.method)
-    total = trainable + sum(part["parameters"] for part in parts if not part["trained"])
+        if count(child):
+            parts.append(_part(f"method.{name}", type(child).__name__, count(child), trained=count_trained(child) > 0))
+    trainable = count_trained(model.method)
+    total = sum(count(part, without=model.method) for part in (model.lm, *model.encoders.values()))
+    total += count(model.method)
     sites = [{"layer": site.layer, "where": site.where, "what": site.what} for site in model.method.sites()]
     return {
         "recipe": recipe.name, "method": recipe.method.name, "trainable": trainable, "total": total,
         "share": trainable / total, "parts": parts, "first_layer": model.method.first_layer,
         "lm_layers": model.lm.n_layers, "sites": sites,
     }  # fmt: skip
+
+
+def _part(name: str, what: str, parameters: int, *, trained: bool) -> dict[str, Any]:
+    return {"name": name, "what": what, "parameters": parameters, "trained": trained}

@@ -26,6 +26,7 @@ from perceptune.types import Slots
 Forward = Callable[..., Any]
 Record = Callable[[int, Sequence[Pair]], None]  # (layer, what the text attends to in it)
 HIDDEN = "hidden_states"
+ALIBI = "alibi"  # (B x heads, 1, columns): what BLOOM adds to the scores of each key for its position
 
 
 @dataclass
@@ -87,7 +88,7 @@ class Split:
 
     def _layer(self, index: int, forward: Forward, given: dict[str, Any], text: Tensor) -> Tensor:
         """All columns through one block: each sees the keys and values of those to its left."""
-        block = _Block(forward, self.past, given, self.width + text.shape[1])
+        block = _Block(forward, self.past, given, text.shape[0], self.width + text.shape[1])
         left, joint = self._open_slots(index, block, text)
         if self.text_states is not None and index < self.text_states[0]:
             self._tell(index, left)
@@ -182,6 +183,7 @@ class _Block:
     forward: Forward
     past: KeyValues
     given: dict[str, Any]
+    rows: int  # of the batch
     columns: int  # for how many columns masks and positions were made
 
     def full(
@@ -189,7 +191,14 @@ class _Block:
     ) -> tuple[Tensor, Pair]:
         """Output of the columns from `start` on, and their own keys and values."""
         self.past.expect(left, only_left=only_left)
-        out = self.forward(hidden, **self._arguments(hidden, start), **{MASK: mask})
+        arguments = self._arguments(hidden, start)
+        if arguments.get(ALIBI) is not None:
+            with_text = only_left or start + hidden.shape[1] == self.columns
+            # All slots stand at position 0, so which of their columns are kept does not matter.
+            keys = slice(-mask.shape[-1], None) if with_text else slice(mask.shape[-1])
+            heads = arguments[ALIBI].shape[0] // self.rows
+            arguments[ALIBI] = arguments[ALIBI][: heads * hidden.shape[0], :, keys]
+        out = self.forward(hidden, **arguments, **{MASK: mask})
         return (out[0] if isinstance(out, tuple) else out), self.past.taken()
 
     def keys_and_values(self, hidden: Tensor, start: int) -> Pair:

@@ -24,24 +24,7 @@ def bootstrap_interval(
     Values of one of the `groups` (the questions on one picture, say) are drawn together, because they are not
     independent; without groups each value is drawn for itself.
     """
-    data = np.asarray(values, dtype=np.float64)
-    if data.ndim != 1 or not data.size:
-        raise ValueError(f"expected a non-empty list of numbers, got shape {data.shape}")
-    if not np.isfinite(data).all():
-        raise ValueError("the values must be finite")
-    if not 0 < level < 1:
-        raise ValueError(f"`level` lies between 0 and 1, got {level}")
-    if samples < 1:
-        raise ValueError(f"`samples` is at least 1, got {samples}")
-    sums, sizes = _grouped(data, groups)
-    rng = np.random.default_rng(seed)
-    at_once = max(1, _DRAWS_AT_ONCE // sums.size)
-    means = []
-    for done in range(0, samples, at_once):
-        drawn = rng.integers(sums.size, size=(min(at_once, samples - done), sums.size))
-        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return _quantiles(_resampled_means(values, groups, samples, np.random.default_rng(seed)), level)
 
 
 def bootstrap_difference(
@@ -61,6 +44,48 @@ def bootstrap_difference(
     if first.shape != second.shape:
         raise ValueError(f"paired values have one length, got shapes {first.shape} and {second.shape}")
     return bootstrap_interval(first - second, groups=groups, level=level, samples=samples, seed=seed)
+
+
+def bootstrap_gap(
+    a: Values,
+    b: Values,
+    *,
+    groups_a: Sequence[Hashable] | None = None,
+    groups_b: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    samples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Interval of mean(a) - mean(b) of two different sets of samples, each resampled for itself."""
+    rng = np.random.default_rng(seed)
+    first = _resampled_means(a, groups_a, samples, rng)
+    return _quantiles(first - _resampled_means(b, groups_b, samples, rng), level)
+
+
+def _resampled_means(
+    values: Values, groups: Sequence[Hashable] | None, samples: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or not data.size:
+        raise ValueError(f"expected a non-empty list of numbers, got shape {data.shape}")
+    if not np.isfinite(data).all():
+        raise ValueError("the values must be finite")
+    if samples < 1:
+        raise ValueError(f"`samples` is at least 1, got {samples}")
+    sums, sizes = _grouped(data, groups)
+    at_once = max(1, _DRAWS_AT_ONCE // sums.size)
+    means = []
+    for done in range(0, samples, at_once):
+        drawn = rng.integers(sums.size, size=(min(at_once, samples - done), sums.size))
+        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    return np.concatenate(means)
+
+
+def _quantiles(means: NDArray[np.float64], level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ValueError(f"`level` lies between 0 and 1, got {level}")
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _grouped(

@@ -29,8 +29,8 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float1
 SHARD_BYTES = 256 * 2**20
 IDLE_SECONDS = 3600  # files that were written to more recently are left alone by `compact`
 
-_RESIDENT = 64 * 2**20  # bytes of mapped pages touched before they are given back
-_AROUND = 64 * 2**10  # what the system maps around a touched page
+_RESIDENT = 32 * 2**20  # bytes of mapped pages touched before they are given back
+_AROUND = 2 * 2**20  # what the system maps around a touched page at most: a large folio of its page cache
 _MAPS = 64  # files mapped at a time
 # Inside `Store`, the name `bytes` is taken.
 Key: TypeAlias = bytes

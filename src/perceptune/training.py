@@ -35,7 +35,9 @@ from perceptune.evaluation import make_task
 from perceptune.feed import Feed
 from perceptune.guard import Interruption, interruptions, out_of_memory_hint, require_finite
 from perceptune.heldout import HeldOut
-from perceptune.model import AdaptedModel, Batch, count
+from perceptune.initial import start_from
+from perceptune.lighter import lighten
+from perceptune.model import AdaptedModel, Batch, count_trained
 from perceptune.optimizer import MethodOptimizer
 from perceptune.resume import Checkpoints, State, open_run
 from perceptune.runlog import Progress, RunLog, progress, read_log
@@ -83,7 +85,7 @@ def train(
             description = describe(model)  # now, while each process has the LM's weights whole
         world.place(model)
         with world.together():
-            trainer = Trainer(model, task, folder, world, description)
+            trainer = Trainer(model, task, folder, world, description, trust=trust)
         with contextlib.closing(trainer.feed):
             return trainer.fit(resume=resume)
 
@@ -92,16 +94,17 @@ class Trainer:
     """One run of one recipe, in one of the processes of a `World`."""
 
     def __init__(
-        self, model: AdaptedModel, task: Task, run: Path, world: World, description: Mapping[str, Any]
-    ) -> None:
-        self.model, self.recipe, self.config = model, model.recipe, model.recipe.train
+        self, model: AdaptedModel, task: Task, run: Path, world: World, description: Mapping[str, Any], *,
+        trust: bool = False,
+    ) -> None:  # fmt: skip
+        self.model, self.recipe, self.config, self.trust = model, model.recipe, model.recipe.train, trust
         self.run, self.world, self.description = run, world, description
         self.model.lm.gradient_checkpointing = self.config.gradient_checkpointing
         self.model.plain = self.config.frozen_dropout == "official"  # dropped-out states must not be reused
         # What one process remembers must not change which blocks it runs, when others hold parts of them.
         self.model.may_reuse_texts = not world.sharded
         if not world.sharded:
-            self.model.lm.pack(model.method.first_layer, self.config.packed_memory_mb)
+            lighten(model.lm, model.method.first_layer, self.config.packed_memory_mb, compiled=self.config.compile)
         self.feed = Feed(self.model, task, run, world)
         self.steps = self.feed.steps
         self.stand_in = self.feed.stand_in() if world.sharded else None
@@ -158,19 +161,22 @@ class Trainer:
 
     def _start(self) -> None:
         with self.world.together(), out_of_memory_hint(self.config):
-            self._fit_statistics()
+            start = start_from(self.model, self.description["base"], trust=self.trust)
+            self._fit_statistics(start.modalities if start else ())
         self.world.share(self.model.method.state_dict())
-        self._write("start", steps=self.steps, samples=len(self.feed.samples), trained=count(self.model.method),
+        self._write("start", steps=self.steps, samples=len(self.feed.samples), trained=count_trained(self.model.method),
                     texts=self.model.text_states.kept if self.model.reuses_texts else "not reused",
-                    plain=self.model.lm.no_split)  # fmt: skip
+                    plain=self.model.lm.no_split, init_from=start._asdict() if start else None)  # fmt: skip
 
-    def _fit_statistics(self) -> None:
+    def _fit_statistics(self, known: Sequence[str]) -> None:
+        if set(known) >= set(self.model.stores):
+            return
         most, chosen = self._standardized(), []
         with progress(min(most, len(self.feed.samples)), "feature statistics") as bar:
             for sample in self.feed.one_sample_per_medium(most):
                 chosen.append(sample)
                 bar.advance()
-        self.model.fit_statistics(chosen)
+        self.model.fit_statistics(chosen, known=known)
 
     def _step(self, bar: Progress, interruption: Interruption) -> bool:
         """One optimizer step; returns whether any process wants to stop."""
@@ -215,7 +221,7 @@ class Trainer:
 
     def _backward(self, batches: Sequence[Batch | None]) -> tuple[float, int, int]:
         """Adds up gradients of the loss sum; returns it with the number of tokens and samples."""
-        self._dropout(on=self.config.frozen_dropout == "official")
+        self._dropout(on=True)
         total, tokens, samples = 0.0, 0, 0
         for batch in batches:
             if batch is not None:
@@ -229,7 +235,9 @@ class Trainer:
         return total, tokens, samples
 
     def _dropout(self, *, on: bool) -> None:
-        self.model.lm.model.train(on)
+        """That of the method's own parts, such as LoRA's, and the LM's own where the recipe wants it."""
+        self.model.method.train(on)
+        self.model.lm.model.train(on and self.config.frozen_dropout == "official")
 
     def _evaluate_if_due(self) -> bool:
         if not self.held_out.is_due(self.state.step, self.steps):

@@ -41,5 +41,6 @@ def check(lm: FrozenLM) -> None:
     except (RuntimeError, TypeError, AttributeError, KeyError, ValueError) as error:
         lm.no_split = f"{name} gives its attention no keys and values from outside ({error})"
         return
-    if not difference < (0.1 if lm.dtype == torch.bfloat16 else 1e-3):
+    rough = lm.dtype == torch.bfloat16 or getattr(lm.model, "is_quantized", False)
+    if not difference < (0.1 if rough else 1e-3):
         lm.no_split = f"{name} computes something else when split (off by {difference:.1e})"

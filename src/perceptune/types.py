@@ -69,7 +69,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen. One beam without sampling is greedy."""
+    """How tokens are chosen. One beam without sampling is greedy; sampling is done with one beam."""
 
     max_new_tokens: int = 20
     beams: int = 1
@@ -77,3 +77,5 @@ class Decoding:
     temperature: float = 1.0
     top_p: float = 1.0
     length_penalty: float = 1.0
+    max_length: int | None = None  # tokens of prompt and answer together, instead of `max_new_tokens`
+    seed: int = 0  # of what is drawn

@@ -19,8 +19,11 @@ def literal(r: Row, *, official: bool) -> Tensor:
     """Logits (B, T, vocab) of the text, for a batch without padding."""
     options: Any = r.method.options
     prompt = r.method.prompt()[None].expand(len(r.ids), -1, -1) if r.method.prompt is not None else None  # type: ignore[union-attr]
+    model, deep = r.lm.model, ()
+    if options.prompt_at == "every_layer":  # new vectors in each layer: what is embedded is replaced at once
+        deep = prompt.split(options.prompt_tokens, 1)  # type: ignore[union-attr]
+        prompt = torch.zeros(len(r.ids), options.prompt_tokens, r.lm.prompt_size)
     n_prompt = 0 if prompt is None else prompt.shape[1]
-    model = r.lm.model
     hidden = _embed(model, r.ids, prompt)
     mask = _causal(hidden.shape[1])
     positions = torch.cat([torch.zeros(n_prompt, dtype=torch.long), torch.arange(r.ids.shape[1])])[None]
@@ -30,22 +33,26 @@ def literal(r: Row, *, official: bool) -> Tensor:
         values = (values - connector.mean) / connector.std
     else:
         connector = r.method.connectors["image"]  # type: ignore[index]
-    injected = False
+    n_visual = 0
     for index, layer in enumerate(r.lm.layers):
         if index in r.method.range:  # type: ignore[operator]
-            step = max(len(r.method.range) // options.n_levels, 1)  # type: ignore[arg-type]
-            level = min((index - r.method.range.start) // step, options.n_levels - 1)  # type: ignore[union-attr]
+            step = max(len(r.method.range) // values.shape[1], 1)  # type: ignore[arg-type]
+            level = min((index - r.method.range.start) // step, values.shape[1] - 1)  # type: ignore[union-attr]
             visual = connector.maps[min(level, len(connector.maps) - 1)](values[:, level])
-            if not injected:
-                hidden, injected = torch.cat([visual, hidden], 1), True
-                mask = nn.functional.pad(mask, (1, 0, 1, 0), value=0.0)  # everybody sees it, and it sees everybody
-                if not official:
-                    mask[..., 0, 1:] = torch.finfo(mask.dtype).min  # causal: it sees itself only
-                positions = nn.functional.pad(positions, (1, 0))
+            if not n_visual:
+                n_visual = visual.shape[1]
+                hidden = torch.cat([visual, hidden], 1)
+                mask = nn.functional.pad(mask, (n_visual, 0, n_visual, 0))  # everybody sees it, and it sees everybody
+                if not official:  # causal: it sees itself, and what stands left of it
+                    mask[..., :n_visual, n_visual:] = torch.finfo(mask.dtype).min
+                    mask[..., :n_visual, :n_visual] = _causal(n_visual)
+                positions = nn.functional.pad(positions, (n_visual, 0))
             else:
-                hidden = torch.cat([visual, hidden[:, 1:]], 1)
+                hidden = torch.cat([visual, hidden[:, n_visual:]], 1)
+        if deep:
+            hidden = torch.cat([hidden[:, :n_visual], deep[index], hidden[:, n_visual + n_prompt :]], 1)
         hidden = _layer(model, layer, hidden, mask, positions)
-    return _head(model, hidden)[:, 1 + n_prompt :]
+    return _head(model, hidden)[:, n_visual + n_prompt :]
 
 
 def _causal(length: int) -> Tensor:
@@ -84,7 +91,21 @@ def _head(model: Any, hidden: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("family", ["opt", "llama"])
 @pytest.mark.parametrize(
-    "name", ["epalm", "epalm-pt", "epalm-lin", "epalm-ada", "epalm@not-last", "epalm-lin@whole-range"]
+    "name",
+    [
+        "epalm",
+        "epalm-pt",
+        "epalm-lin",
+        "epalm-ada",
+        "epalm@not-last",
+        "epalm-lin@whole-range",
+        "limber",
+        "promptfuse",
+        "magma",
+        "magma-all",
+        "late-adapter",
+        "deep-prompt",
+    ],
 )
 @pytest.mark.parametrize("slot_mask", ["causal", "official"])
 def test_slots_equal_the_literal_forward(name: str, family: str, slot_mask: str) -> None:
@@ -92,12 +113,13 @@ def test_slots_equal_the_literal_forward(name: str, family: str, slot_mask: str)
     r.mask = torch.ones_like(r.ids)
     reference = row(name, family, slot_mask=slot_mask, attach=False)
     reference.features = r.features
-    if name == "epalm-ada":
+    if r.method.adapters is not None:
         put_adapters_into_the_modules(reference)
     difference = (r.logits() - literal(reference, official=slot_mask == "official")).abs().max()
     assert difference < 1e-5
     other = "causal" if slot_mask == "official" else "official"
-    if name == "epalm@not-last":  # the slot's own state is read by the layer behind the range: the masks differ there
+    # The slot's own state is read by the layers behind the range: the masks differ there.
+    if name in ("epalm@not-last", "limber", "promptfuse", "magma", "magma-all"):
         assert (r.logits() - row_logits(name, family, other)).abs().max() > 1e-4
 
 
@@ -122,15 +144,40 @@ def put_adapters_into_the_modules(r: Row) -> None:
             setattr(owner, name, AfterModule(getattr(owner, name), r.method.adapters[f"{index}_{kind}"]))  # type: ignore[index]
 
 
+class BesideModule(nn.Module):
+    """The parallel form: a module's output plus s W2 relu(W1 x) of its input."""
+
+    def __init__(self, module: nn.Module, adapter: Any) -> None:
+        super().__init__()
+        self.module, self.adapter = module, adapter
+
+    def forward(self, hidden_states: Tensor, **rest: Any) -> Any:
+        out = self.module(hidden_states, **rest)
+        delta = self.adapter.up(self.adapter.down(hidden_states).clamp_min(0)) * self.adapter.scale
+        return (out[0] + delta, *out[1:]) if isinstance(out, tuple) else out + delta
+
+
+def test_parallel_adapters_take_the_modules_input() -> None:
+    r, reference = (row("magma@parallel", "llama", attach=attach) for attach in (True, False))
+    r.mask, reference.features = torch.ones_like(r.ids), r.features
+    for index, layer in enumerate(reference.lm.layers):
+        for kind, name in (("attention", "self_attn"), ("mlp", "mlp")):
+            adapter = reference.method.adapters[f"{index}_{kind}"]  # type: ignore[index]
+            setattr(layer, name, BesideModule(getattr(layer, name), adapter))
+    assert (r.logits() - literal(reference, official=False)).abs().max() < 1e-5
+
+
 def row_logits(name: str, family: str, slot_mask: str) -> Tensor:
     r = row(name, family, slot_mask=slot_mask)
     r.mask = torch.ones_like(r.ids)
     return r.logits()
 
 
-def test_the_official_mask_leaks_the_future_and_the_causal_one_does_not() -> None:
+@pytest.mark.parametrize("name", ["epalm@not-last", "limber", "promptfuse", "magma"])
+def test_the_official_mask_leaks_the_future_and_the_causal_one_does_not(name: str) -> None:
+    """Baselines at the input leak through every layer: their slot is never overwritten."""
     for slot_mask in ("official", "causal"):
-        r = row("epalm@not-last", "opt", slot_mask=slot_mask)
+        r = row(name, "opt", slot_mask=slot_mask)
         changed = r.ids.clone()
         changed[:, -1] = 4 + (changed[:, -1] - 3) % 40
         moved = (r.logits(ids=changed) - r.logits())[:, :-1][r.mask.bool()[:, :-1]].abs().max()

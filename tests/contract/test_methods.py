@@ -10,22 +10,46 @@ import copy
 import pytest
 import torch
 
+from perceptune.plugins import leaf
 from perceptune.types import Decoding, Features
-from rows import FAMILIES, SHAPE, absent, every_method, every_row, method_names, random_features, row
+from rows import (
+    ALIASES,
+    FAMILIES,
+    SHAPE,
+    absent,
+    every_method,
+    every_row,
+    is_run,
+    method_names,
+    precise,
+    row,
+)  # fmt: skip
 from support import random_lm
+
+METHODS = (
+    "epalm epalm-pt epalm-lin epalm-ada epalm-pt-l limber promptfuse magma magma-all frozenbilm audio-adapter "
+    "late-adapter deep-prompt lora full"
+)
 
 
 def test_the_matrix_is_as_large_as_it_claims() -> None:
-    assert len(FAMILIES) >= 5
-    assert {"epalm", "epalm-pt", "epalm-lin", "epalm-ada", "epalm-pt-l"} <= set(method_names())
-    assert len(method_names()) >= 10
-    assert {"epalm-lin", "epalm-lin@whole-range"} <= set(CONNECTOR_ONLY)
+    assert len(FAMILIES) == 12
+    assert sum(is_run(name, family) for name in method_names() for family in FAMILIES) == 7 * len(method_names()) + 20
+    assert set(METHODS.split()) <= {*method_names(), *ALIASES}
+    assert len(method_names()) >= 20
+    assert {"epalm-lin", "epalm-lin@whole-range", "limber", "full"} <= set(CONNECTOR_ONLY)
+    assert set(method_names()) - set(FROZEN) == {"full"}
+    for name, same in ALIASES.items():
+        assert leaf("methods", name)[1:] == leaf("methods", same)[1:]
 
 
 @every_row
 @every_method
 def test_training_moves_the_method_and_not_one_frozen_bit(name: str, family: str) -> None:
     r = row(name, family)
+    owned = {id(p) for p in r.method.parameters()}
+    frozen = {key for key, value in r.lm.model.state_dict(keep_vars=True).items() if id(value) not in owned}
+    assert (not frozen) == (name == "full")
     before = copy.deepcopy(r.lm.model.state_dict())
     method_before = copy.deepcopy(dict(r.method.named_parameters()))
     optimizer = torch.optim.AdamW(r.method.parameters(), lr=1e-2)
@@ -33,11 +57,11 @@ def test_training_moves_the_method_and_not_one_frozen_bit(name: str, family: str
         logits = r.logits()[:, -4:-1]
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), r.ids[:, -3:].flatten()).backward()
         optimizer.step()
-        assert all(p.grad is None for p in r.lm.parameters())
+        assert all(p.grad is None for p in r.lm.parameters() if id(p) not in owned)
         optimizer.zero_grad()
     after = r.lm.model.state_dict()
     assert set(after) == set(before)
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(torch.equal(before[key], after[key]) for key in frozen)
     # Everything owned is trained: a parameter that never moves has no business in the optimizer.
     still = [key for key, p in r.method.named_parameters() if torch.equal(p, method_before[key])]
     assert still == []
@@ -48,30 +72,46 @@ MAP = SHAPE.dim * HIDDEN + HIDDEN
 ADAPTERS = LAYERS * 2 * (2 * HIDDEN * BOTTLENECK + BOTTLENECK + HIDDEN)
 
 
-def expected_count(name: str, prompt_size: int) -> int:
+def expected_count(name: str, family: str, prompt_size: int) -> int:
     """From the paper's description, not from the code: connections + soft prompt + adapters."""
-    plain, mlp = 10 * prompt_size, 10 * prompt_size + 2 * (prompt_size * prompt_size + prompt_size)
+    plain, deep = 10 * prompt_size, LAYERS * 10 * HIDDEN
+    mlp = plain + 2 * (prompt_size * prompt_size + prompt_size)
     return {
         "epalm": 2 * MAP + mlp,
         "epalm-pt": MAP + mlp,
         "epalm-lin": MAP,
         "epalm-ada": 2 * MAP + ADAPTERS,
         "epalm-pt-l": MAP + plain,
+        "late-adapter": MAP + ADAPTERS,
+        "deep-prompt": 2 * MAP + deep + 2 * (HIDDEN * HIDDEN + HIDDEN),
+        "limber": MAP,
+        "promptfuse": MAP + mlp,
+        "magma": MAP + ADAPTERS,
+        "magma-all": MAP + ADAPTERS,
+        "magma@parallel": MAP + ADAPTERS + LAYERS * 2,
+        "lora": MAP + LAYERS * 8 * LORA_WIDTHS.get(family, HIDDEN + HIDDEN + HIDDEN + HIDDEN // 2),
+        "full": MAP + sum(p.numel() for p in random_lm(family).parameters()),
         "epalm@first-injected": 2 * MAP + 10 * HIDDEN,
         "epalm@prompt-first": 2 * MAP + 10 * HIDDEN,
         "epalm@not-last": 2 * MAP + mlp,
+        "epalm@free-plan": 2 * MAP + plain,
         "epalm-lin@whole-range": MAP,
         "epalm+adapters": 2 * MAP + mlp + ADAPTERS,
     }[name]
+
+
+# Rank 8 at the queries' and values' maps: inputs + outputs. Half as many values as queries, but in these:
+LORA_WIDTHS = {"opt": 4 * HIDDEN, "gpt2": HIDDEN + 3 * HIDDEN, "gpt-neox": HIDDEN + 3 * HIDDEN}
 
 
 @every_row
 @every_method
 def test_what_is_trained_is_exactly_the_method(name: str, family: str) -> None:
     r = row(name, family)
-    assert sum(p.numel() for p in r.method.parameters()) == expected_count(name, r.lm.prompt_size)
+    assert sum(p.numel() for p in r.method.parameters()) == expected_count(name, family, r.lm.prompt_size)
     assert all(p.requires_grad for p in r.method.parameters())
-    assert not any(p.requires_grad for p in r.lm.parameters())
+    owned = {id(p) for p in r.method.parameters()}
+    assert not any(p.requires_grad for p in r.lm.parameters() if id(p) not in owned)
     grouped = [p for group in r.method.param_groups() for _, p in group["named"]]
     assert {id(p) for p in grouped} == {id(p) for p in r.method.parameters()}
     assert len(grouped) == len(list(r.method.parameters()))
@@ -81,16 +121,17 @@ def test_what_is_trained_is_exactly_the_method(name: str, family: str) -> None:
 @every_method
 def test_without_media_only_the_text_side_acts(name: str, family: str) -> None:
     r = row(name, family)
-    r.lm.model.double()  # so that 1e-6 speaks of the mathematics, not of rounding
+    tolerance = precise(r)
     seen = r.mask.bool()
     bare = r.lm(r.ids, r.mask, [slot for slot in r.plan() if slot.name == "prompt"])
-    assert (r.logits(features=absent(r.features)) - bare)[seen].abs().max() <= 1e-6
-    assert (r.logits(features={}) - bare)[seen].abs().max() <= 1e-6
+    assert (r.logits(features=absent(r.features)) - bare)[seen].abs().max() <= tolerance
+    assert (r.logits(features={}) - bare)[seen].abs().max() <= tolerance
     mixed = Features(r.features["image"].values, torch.tensor([True, False, True]))
-    assert (r.logits(features={"image": mixed})[1] - bare[1])[seen[1]].abs().max() <= 1e-6
+    assert (r.logits(features={"image": mixed})[1] - bare[1])[seen[1]].abs().max() <= tolerance
     assert (r.logits() - bare)[seen].abs().max() > 1e-3  # and with media it does act
 
 
+FROZEN = [name for name in method_names() if not row(name, "llama").method.trains_lm]
 CONNECTOR_ONLY = [name for name in method_names() if not list(row(name, "llama").method.text_side())]
 
 
@@ -98,10 +139,10 @@ CONNECTOR_ONLY = [name for name in method_names() if not list(row(name, "llama")
 @pytest.mark.parametrize("name", CONNECTOR_ONLY)
 def test_a_connector_alone_leaves_the_bare_lm_as_it_is(name: str, family: str) -> None:
     r = row(name, family)
-    r.lm.model.double()  # so that 1e-6 speaks of the mathematics, not of rounding
+    tolerance = precise(r)
     positions = (r.mask.cumsum(-1) - 1).clamp_min(0)
-    bare = random_lm(family).double()(input_ids=r.ids, attention_mask=r.mask, position_ids=positions).logits
-    assert (r.logits(features={}) - bare)[r.mask.bool()].abs().max() <= 1e-6
+    bare = random_lm(family).to(r.lm.dtype)(input_ids=r.ids, attention_mask=r.mask, position_ids=positions).logits
+    assert (r.logits(features={}) - bare)[r.mask.bool()].abs().max() <= tolerance
 
 
 @every_row
@@ -134,14 +175,14 @@ def test_a_ragged_batch_answers_as_each_alone(name: str, family: str) -> None:
 @every_method
 def test_mixed_rows_answer_as_each_alone(name: str, family: str) -> None:
     r = row(name, family)
-    mixed = random_features(3, [True, False, True])
+    mixed = r.media(3, [True, False, True])
     together = r.lm.generate(r.ids, r.mask, r.method.plan({"image": mixed}, 3), Decoding(6), eos=2, pad=0)
     ids, mask = r.ids[1:2, 5:], r.mask[1:2, 5:]
     assert r.lm.generate(ids, mask, r.method.plan({}, 1), Decoding(6), eos=2, pad=0)[0] == together[1]
 
 
 @every_row
-@every_method
+@pytest.mark.parametrize("name", FROZEN)
 def test_bfloat16_stays_finite_and_near(name: str, family: str) -> None:
     r = row(name, family)
     exact = r.logits().float()
@@ -153,8 +194,9 @@ def test_bfloat16_stays_finite_and_near(name: str, family: str) -> None:
 
 
 @every_row
-@every_method
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [(name, torch.float32) for name in method_names()] + [(name, torch.bfloat16) for name in FROZEN]
+)
 def test_gradient_checkpointing_changes_nothing(name: str, family: str, dtype: torch.dtype) -> None:
     gradients = []
     for on in (False, True):
@@ -186,7 +228,7 @@ def test_the_kept_positions_are_those_of_the_full_logits(family: str) -> None:
 def test_two_modalities_in_one_batch_answer_as_each_alone() -> None:
     """Each encoder owns a column; a row opens those it has."""
     r = row("epalm", "llama", shapes={"image": SHAPE, "audio": SHAPE})
-    image, audio = random_features(3, [True, False, True]), random_features(3, [False, True, True])
+    image, audio = r.media(3, [True, False, True]), r.media(3, [False, True, True])
     both = {"image": image, "audio": audio}
     together = r.lm.generate(r.ids, r.mask, r.method.plan(both, 3), Decoding(6), eos=2, pad=0)
     for i in range(3):

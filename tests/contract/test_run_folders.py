@@ -11,7 +11,7 @@ import perceptune
 import support
 from perceptune.checkpoint import METHOD, save_run
 from perceptune.evaluation import make_task
-from rows import EXTRA, FAMILIES, method_names
+from rows import FAMILIES, method_names, method_section
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +27,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", method_names())
 def test_a_saved_method_answers_the_same_when_loaded(name: str, family: str, models: Path, tmp_path: Path) -> None:
-    base, extra = EXTRA.get(name, (name, {}))
-    method = {"name": base, "n_levels": 2, **extra}
-    given = support.recipe(models / family, models / "encoder", models / "data/train.jsonl", method=method)
+    data = models / "data/train.jsonl"
+    given = support.recipe(models / family, models / "encoder", data, method=method_section(name))
     model = perceptune.build(given)
     samples = list(make_task(model.recipe).samples("train"))
     with torch.no_grad():

@@ -65,13 +65,15 @@ def _table(model: type[BaseModel]) -> list[str]:
 
 def _rows(model: type[BaseModel], prefix: str) -> list[str]:
     from perceptune.config import _model_in
-    from perceptune.sections import EncoderConfig, Part
+    from perceptune.sections import EncoderConfig, OtherSet, Part
 
     rows = []
     for name, field in model.model_fields.items():
         inside = _model_in(field.annotation)
         if name == "encoders":
             rows += _rows(EncoderConfig, f"{prefix}encoders.MODALITY.")
+        elif name == "others":
+            rows += _rows(OtherSet, f"{prefix}others.NAME.")
         elif inside is not None and issubclass(inside, Part):
             rows += _rows(inside, f"{prefix}{name}.")
         elif inside is not None:
@@ -84,7 +86,7 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
                 .replace("<class '", "")
                 .replace("'>", "")
             )
-            default = "required" if field.is_required() else f"`{field.default!r}`"
+            default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
             rows.append(f"| `{prefix}{name}` | {kind.replace('|', 'or')} | {default} | {field.description or ''} |")
     return rows
 

@@ -17,8 +17,9 @@ from sounds import save_sounds
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Run by `make demo` and `make smoke` on the real models, not here; `assets` needs the network.
-ELSEWHERE = ("demo", "assets")
+# Run by `make demo` and `make smoke` on the real models, not here; `assets` needs the network, `import-epalm` the
+# released weights (tests/e2e/test_official.py has made-up ones).
+ELSEWHERE = ("demo", "assets", "import-epalm")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -36,6 +37,7 @@ def desk(dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as the documentation assumes one: `my.jsonl`, some pictures and sounds, a model folder."""
     data = shutil.copytree(dwarfs / "data", tmp_path / "desk")
     (data / "train.jsonl").rename(data / "my.jsonl")
+    shutil.copy(data / "my.jsonl", data / "other.jsonl")
     (data / "photos").mkdir()
     for name in ("photos/001.jpg", "photo.jpg"):
         Image.new("RGB", (30, 20), "red").save(data / name)
@@ -66,19 +68,26 @@ def test_documented_commands_run(page: Path, desk: Path, dwarfs: Path) -> None:
         if words[0] == "bench":
             words = ["tiny" if word.startswith("opt-") else word for word in words] + ["--rounds", "1"]
         if words[0] == "train" and "--resume" not in words:
-            if "--lm" not in words:
-                words += ["--lm", str(dwarfs / "lm")]
-            if "audio" in words:
-                words += [f"encoders.audio.id={dwarfs / 'encoder'}"]
-            elif "--encoder" not in words:
-                words += ["--encoder", str(dwarfs / "encoder")]
+            words += _dwarfs_for(words, dwarfs)
             shutil.rmtree(desk / words[words.index("--run") + 1], ignore_errors=True)
-            words += ["method.n_levels=2", "train.steps=2", "train.batch_size=2"]
+            words += ["method.n_levels=2", "train.batch_size=2"]
+            words += [] if "train.steps=0" in words else ["train.steps=2"]
+        elif words[0] == "compare":
+            words += [f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'encoder'}", "method.n_levels=2"]
+            words += ["train.steps=2", "train.batch_size=2"]
         elif words[0] == "features" and words[1] not in ("info", "verify", "gc"):
             words += [f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'encoder'}", "method.n_levels=2"]
         elif "runs/mine" in words and not (desk / "runs/mine").exists():
             _train(desk, dwarfs)
         assert cli(words) in (0, 1) if words[0] == "doctor" else cli(words) == 0, command
+
+
+def _dwarfs_for(words: list[str], dwarfs: Path) -> list[str]:
+    """What replaces the default models of a training."""
+    lm = [] if "--lm" in words else ["--lm", str(dwarfs / "lm")]
+    if "audio" in words:
+        return [*lm, f"encoders.audio.id={dwarfs / 'encoder'}"]
+    return lm if "--encoder" in words else [*lm, "--encoder", str(dwarfs / "encoder")]
 
 
 def _train(desk: Path, dwarfs: Path) -> None:

@@ -46,12 +46,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import transformers
     from torch import nn
 
-    from encoder_cases import CASES, SQUASHED
+    from encoder_cases import CASES, SQUASHED, STAGED_CASES, VIDEO_CASES
 
     root = tmp_path_factory.mktemp("checkpoints")
     transformers.utils.logging.set_verbosity_error()
     torch.manual_seed(0)
-    for name, (_, saved, config) in CASES.items():
+    for name, (_, saved, config) in {**CASES, **VIDEO_CASES, **STAGED_CASES}.items():
         model = getattr(transformers, saved)(config)
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.3)

@@ -62,6 +62,11 @@ def test_overrides_reach_into_shorthands() -> None:
     assert (recipe.lm.id, recipe.lm.revision, recipe.train.lr) == ("a", "v1", 2e-5)
 
 
+def test_a_bare_off_of_yaml_is_the_word() -> None:
+    assert load_recipe({}, ["cache.features=off"]).cache.features == "off"
+    assert load_recipe({"train": {"frozen_dropout": False}}).train.frozen_dropout == "off"
+
+
 def test_a_recipe_survives_its_own_dump(tmp_path: Path) -> None:
     recipe = load_recipe("demo", ["train.steps=7"])
     (tmp_path / "again.yaml").write_text(recipe.dump())

@@ -9,7 +9,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from perceptune import attention
-from perceptune.norms import lighten
+from perceptune.norms import lighten_norms
 from perceptune.packed import can_pack, pack
 
 
@@ -64,7 +64,7 @@ def norm(kind: type[nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_lightened_norm_is_the_norm(dtype: torch.dtype) -> None:
     plain, light = norm(LlamaRMSNorm, dtype), norm(LlamaRMSNorm, dtype)
-    assert lighten([light, nn.Linear(2, 2)]) == 1
+    assert lighten_norms([light, nn.Linear(2, 2)]) == 1
     x = torch.randn(3, 5, 16, dtype=dtype) * 4 + 1
     results = []
     for module in (plain, light):
@@ -79,9 +79,9 @@ def test_a_lightened_norm_is_the_norm(dtype: torch.dtype) -> None:
 
 def test_other_norms_and_trained_ones_keep_their_own_way() -> None:
     other = norm(Gemma3RMSNorm)  # 1 + weight
-    assert lighten([other]) == 0
+    assert lighten_norms([other]) == 0
     trained = norm(LlamaRMSNorm)
-    assert lighten([trained]) == 1
+    assert lighten_norms([trained]) == 1
     trained.requires_grad_(True)
     trained(torch.randn(2, 16)).sum().backward()
     assert trained.weight.grad is not None  # type: ignore[union-attr]

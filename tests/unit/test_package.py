@@ -72,40 +72,28 @@ def test_leaves_never_import_one_another() -> None:
 LAYERS = [
     {"errors", "_version", "types", "statistics", "atomic"},
     {
-        *(
-            "plugins",
-            "assets",
-            "assets_convert",
-            "storage",
-            "media",
-            "sound",
-            "mel",
-            "pictures",
-            "config",
-            "guard",
-            "runlog",
-        ),
-        *("prefetch", "shards", "sections"),
+        *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
+        *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter"),
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),
-        *("attention", "lazy", "records", "tar"),
+        *("attention", "lazy", "records", "tar", "choosing"),
     },
     {"split", "places"},
-    {"lm", "generation", "trial", "store"},
-    {"sharding"},
+    {"lm", "generation", "beams", "prefill", "trial", "store"},
+    {"sharding", "lighter"},
     {"encoders", "methods", "metrics", "tasks"},
-    {"loading", "optimizer"},
+    {"loading", "optimizer", "holdout"},
     {"features"},
-    {"textstates"},
+    {"textstates", "live"},
     {"model"},
     {"distributed"},
     {"building"},
     {"checkpoint"},
-    {"evaluation", "show", "resume", "feed"},
+    {"evaluation", "show", "resume", "feed", "official", "initial"},
     {"heldout"},
     {"training", "doctor", "caching"},
-    {"demo", "bench"},
+    {"demo", "bench", "compare"},
     {"cli"},
     {"", "__main__"},
 ]
@@ -142,6 +130,25 @@ def test_the_papers_parameter_counts(name: str, trainable: int, percent: float) 
     assert set(shown) >= {"trainable", "total", "share", "parts", "sites"}
 
 
+@pytest.mark.parametrize(
+    ("name", "trainable", "percent"), [("epalm", 24_949_760, 0.89), ("epalm-pt", 15_106_560, 0.54)]
+)
+def test_the_papers_parameter_counts_for_video(name: str, trainable: int, percent: float) -> None:
+    shown = describe(
+        load_recipe(
+            {
+                "lm": "facebook/opt-2.7b",
+                "encoders": {"video": "facebook/timesformer-base-finetuned-k600"},
+                "method": {"name": name, "first": 19, "last": 30},
+            }
+        )
+    )
+    assert shown["trainable"] == trainable
+    assert shown["share"] * 100 == pytest.approx(percent, abs=0.005)
+    sizes = {part["what"]: part["parameters"] for part in shown["parts"]}
+    assert sizes["facebook/timesformer-base-finetuned-k600"] == 121_258_752  # as published, without its classifier
+
+
 def test_the_published_backbones_have_their_published_sizes() -> None:
     """Counts of the real checkpoints, tied embeddings once; the ViT without the pooler, which is not used."""
     shown = [describe(load_recipe(f"paper/{name}")) for name in ("epalm", "epalm-pt-l", "epalm-350m")]
@@ -158,7 +165,10 @@ def test_lists_name_what_there_is(kind: str) -> None:
     names = [entry["name"] for entry in entries(kind)]
     expected = {
         "methods": {"epalm", "epalm-pt", "epalm-lin", "epalm-ada", "epalm-pt-l"},
-        "encoders": {"vit", "dinov2", "clip", "siglip", "ast", "whisper", "clap", "efficientat"},
+        "encoders": {
+            *("vit", "dinov2", "clip", "siglip", "staged", "timesformer", "videomae", "vivit"),
+            *("ast", "whisper", "clap", "efficientat"),
+        },
         "tasks": {"easy-vqa", "jsonl", "webdataset"},
         "metrics": {"exact"},
         "recipes": {"demo", "paper/epalm", "paper/epalm-pt", "paper/epalm-lin", "paper/epalm-pt-l"},

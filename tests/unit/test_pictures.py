@@ -70,7 +70,7 @@ def test_wrapped_lines_fit_and_lose_nothing_before_the_ellipsis() -> None:
     assert cut[2].endswith("…")
     broken = pictures._wrap("x" * 300, 14, 200, most=50)
     assert "".join(broken) == "x" * 300
-    assert max(pictures._width(line, 14) for line in [*lines, *cut, *broken]) <= 200
+    assert max(pictures.text_width(line, 14) for line in [*lines, *cut, *broken]) <= 200
 
 
 def test_right_and_wrong_differ_in_shape_and_the_truth_follows_a_wrong_answer(tmp_path: Path) -> None:
@@ -207,6 +207,6 @@ def test_ticks_are_round_and_enclose_the_values(low: float, high: float, most: i
 
 
 def test_ticks_are_labelled_with_the_decimals_they_need() -> None:
-    assert [pictures._number(tick, (0, 0.05, 0.1)) for tick in (0, 0.05, 0.1)] == ["0.00", "0.05", "0.10"]
-    assert pictures._number(4_000_000, (0, 500_000)) == "4,000,000"
-    assert pictures._number(2e9, (0, 1e9)) == "2e+09", "no wider than the margin"
+    assert [pictures.tick_label(tick, (0, 0.05, 0.1)) for tick in (0, 0.05, 0.1)] == ["0.00", "0.05", "0.10"]
+    assert pictures.tick_label(4_000_000, (0, 500_000)) == "4,000,000"
+    assert pictures.tick_label(2e9, (0, 1e9)) == "2e+09", "no wider than the margin"

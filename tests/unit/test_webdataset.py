@@ -137,7 +137,7 @@ def test_a_missing_package_is_named(protocol: str, package: str, monkeypatch: py
     [
         (
             [("1.json", row())],
-            "sample `1`: it lacks a part `jpg` or `jpeg` or .* or `flac` or .*; it has `json`",
+            "sample `1`: it lacks a part `jpg` or `jpeg` or .* or `flac` or .* or `mp4` or .*; it has `json`",
         ),
         ([*PAIR, ("2.jpg", b"x")], "sample `2`: it lacks a part `json` or `txt`; it has `jpg`"),
         ([*PAIR, ("1.png", b"x")], "sample `1`: `jpg` and `png` could both be its image; choose by `image_key`"),
@@ -187,6 +187,19 @@ def test_sounds_come_as_pictures_do(tmp_path: Path) -> None:
     assert {name: content(medium) for name, medium in chosen.media.items()} == {"audio": b"x"}
     with pytest.raises(UserError, match="`wav` and `mp3` could both be its audio; choose by `audio_key`"):
         read(tmp_path / "b.tar")
+
+
+def test_clips_come_as_pictures_do(tmp_path: Path) -> None:
+    both: Members = [("2.gif", b"y"), ("2.jpg", b"z"), ("2.json", row())]
+    put(f"{tmp_path}/a.tar", archive([("1.MP4", b"x"), ("1.json", row()), *both]))
+    first, second = read(tmp_path / "a.tar")
+    assert {name: content(medium) for name, medium in first.media.items()} == {"video": b"x"}
+    assert {name: content(medium) for name, medium in second.media.items()} == {"image": b"z", "video": b"y"}
+    put(f"{tmp_path}/b.tar", archive([("1.front.mp4", b"x"), ("1.mp4", b"y"), ("1.jpg", b"z"), ("1.json", row())]))
+    [chosen] = read(tmp_path / "b.tar", video_key="front.mp4")
+    assert {name: content(medium) for name, medium in chosen.media.items()} == {"video": b"x"}
+    with pytest.raises(UserError, match=r"it lacks a part `back\.mp4`; it has `front\.mp4`, `mp4`, `jpg`, `json`"):
+        read(tmp_path / "b.tar", video_key="back.mp4")
 
 
 def as_shards(data: Path, place: str, size: int) -> None:

@@ -15,6 +15,7 @@ from perceptune.building import CONFIGS, build_method
 from perceptune.config import Recipe, validate
 from perceptune.encoders.base import PREPROCESSOR_DEFAULTS, Encoder
 from perceptune.errors import UserError, nearest
+from perceptune.lighter import lighten
 from perceptune.lm import FrozenLM
 from perceptune.media import image_transform
 from perceptune.methods.base import Method
@@ -120,7 +121,8 @@ class Models:
         self.name, self.depth = shapes, depth
         self.lm_entries, self.encoder_entries = published(shapes)
         levels = min(setting.levels, self.encoder_entries["num_hidden_layers"])
-        self.setting = replace(setting, levels=levels)
+        injected = levels if depth is None else max(1, min(12, depth // 2))  # no more levels than LM layers take one
+        self.setting = replace(setting, levels=min(levels, injected))
         self.vocabulary = int(self.lm_entries["vocab_size"])
         self._lms: dict[torch.dtype, FrozenLM] = {}
         self._encoders: dict[torch.dtype, Encoder] = {}
@@ -148,7 +150,7 @@ class Models:
             if dtype not in self._lms:
                 self._lms[dtype] = FrozenLM(random_lm(self.lm_entries, depth=self.depth).to(dtype))
                 self._lms[dtype].check()  # as a training does, both
-                self._lms[dtype].pack(self._lms[dtype].n_layers // 2, TrainConfig().packed_memory_mb)
+                lighten(self._lms[dtype], self._lms[dtype].n_layers // 2, TrainConfig().packed_memory_mb)
             encoders = {"image": self.encoder(torch.float32)}
             recipe = self._recipe(method)
             made = _method(recipe, self._lms[dtype], encoders)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def eval(options: argparse.Namespace) -> int:
         samples=options.samples,
         control=options.control,
         trust=options.trust,
-        overrides=options.overrides,
+        overrides=[*_other_set(options), *options.overrides],
     )
     if options.json and speaks():
         print(json.dumps(results, indent=2))
@@ -62,13 +63,30 @@ def eval(options: argparse.Namespace) -> int:
     return 0
 
 
+def _other_set(options: argparse.Namespace) -> Sequence[str]:
+    """`--data` and `--task` as keys of the recipe."""
+    if not options.data and not options.task:
+        return ()
+    task = options.task or "jsonl"
+    name = re.sub(r"[^\w-]", "-", Path(options.data).stem if options.data else task)
+    keys = {"name": task} | (
+        {
+            "train": str(Path(options.data).resolve()),
+        }
+        if options.data
+        else {}
+    )
+    return [f"eval.others.{name}.task.{key}={json.dumps(value)}" for key, value in keys.items()]
+
+
 def answer(options: argparse.Namespace) -> int:
     from perceptune.checkpoint import load
     from perceptune.evaluation import make_task
     from perceptune.types import Sample
 
     model = load(options.run, trust=options.trust, overrides=options.overrides)
-    media = {kind: Path(file) for kind in ("image", "audio") if (file := getattr(options, kind))}
+    kinds = ("image", "audio", "video")
+    media = {kind: Path(file) for kind in kinds if (file := getattr(options, kind))}
     raw = model.answer([Sample("question", media, options.question)])[0]
     text = make_task(model.recipe).clean(raw) if model.recipe.task else raw.strip()
     print(json.dumps({"answer": text, "raw": raw}) if options.json else text)
@@ -121,6 +139,22 @@ def doctor(options: argparse.Namespace) -> int:
             mark = {"ok": "ok  ", "note": "note", "problem": "!!  "}[check["state"]]
             out.print(f"{mark} {check['name']:<14} {check['found']}")
     return 1 if any(check["state"] == "problem" for check in checks) else 0
+
+
+def import_epalm(options: argparse.Namespace) -> int:
+    from perceptune.official import import_official
+
+    run = import_official(
+        options.file,
+        options.out or Path("runs") / Path(options.file).stem,
+        lm=options.lm,
+        encoder=options.encoder,
+        captions=options.captions,
+        overrides=options.overrides,
+    )
+    out.print(f"imported: {run}")
+    out.print(f'next:  perceptune answer {run} --image FILE "..."')
+    return 0
 
 
 def assets(options: argparse.Namespace) -> int:
@@ -216,6 +250,21 @@ def print_scores(results: dict[str, Any]) -> None:
     if results["trained_on_this_split"]:
         where += ": the run was trained on it, so this says nothing about new data (give a --validation file)"
     out.print(where)
+    if "others" in results:
+        out.print(_gap_table(results["others"]))
+
+
+def _gap_table(others: dict[str, Any]) -> Table:
+    """The run's own data set against others."""
+    table = Table("other data", "", "own", "other", Column("own - other (95 % interval)", no_wrap=True))
+    for name, other in others.items():
+        for key in other["metrics"]:
+            gap = other["gaps"].get(key)
+            own = ("", "") if gap is None else (
+                f"{gap['in']:.3f}", "{:+.3f} ({:+.3f} to {:+.3f})".format(gap["difference"], *gap["interval"])
+            )  # fmt: skip
+            table.add_row(f"{name}, {other['evaluated_samples']} samples", key, own[0], f"{other[key]:.3f}", own[1])
+    return table
 
 
 def _training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:

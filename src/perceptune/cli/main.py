@@ -57,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--split", help="default: the recipe's, else the task's last split")
     evaluate.add_argument("--samples", type=int, help="a fixed random subset of this size")
+    evaluate.add_argument("--data", help="also on this file of your own, as `eval.others` would; a table shows the gap")
+    evaluate.add_argument("--task", help="also on this task's data, or of what kind --data is (default: jsonl)")
     evaluate.add_argument("--control", action="store_true", default=None, help="also with the media shuffled")
     evaluate.add_argument("--json", action="store_true")
 
@@ -66,7 +68,20 @@ def parser() -> argparse.ArgumentParser:
     answer.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="decode.*, such as decode.beams=3")
     answer.add_argument("--image", help="picture file")
     answer.add_argument("--audio", help="sound file")
+    answer.add_argument("--video", help="video file")
     answer.add_argument("--json", action="store_true")
+
+    compare = commands.add_parser("compare", help="methods, seeds and settings on equal terms: table and picture")
+    compare.add_argument("recipes", nargs="+", metavar="RECIPE", help="one or several; their budgets must be equal")
+    compare.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys, for every run")
+    compare.add_argument("--methods", metavar="A,B", help="default: the recipe's `compare.methods`, else its method")
+    compare.add_argument("--seeds", metavar="0,1,2", help="default: the recipe's `compare.seeds`")
+    compare.add_argument(
+        "--grid", action="append", metavar="KEY=V,V", help="settings to choose from; may be repeated; K+K=V,V together"
+    )
+    compare.add_argument("--out", help="folder (default: runs/compare-RECIPE)")
+    compare.add_argument("--dry-run", action="store_true", help="say what would be run, and for how long")
+    compare.add_argument("--json", action="store_true")
 
     show = commands.add_parser("show", help="parts, parameter counts and touched places of a recipe or run")
     show.add_argument("source", metavar="RECIPE|RUN")
@@ -88,6 +103,14 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this machine, and what a recipe will need of it")
     doctor.add_argument("recipe", nargs="?")
     doctor.add_argument("--json", action="store_true")
+
+    official = commands.add_parser("import-epalm", help="make a run of weights of the official eP-ALM release")
+    official.add_argument("file", help="as its training saved it")
+    official.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys, such as task.name=jsonl")
+    official.add_argument("--lm", required=True, help="the LM it was trained with: a Hugging Face id or a folder")
+    official.add_argument("--encoder", required=True, help="the image encoder it was trained with, likewise")
+    official.add_argument("--out", help="run folder (default: runs/<name of the file>)")
+    official.add_argument("--captions", action="store_true", help="it was trained on captions: there is no question")
 
     assets = commands.add_parser("assets", help="fetch the embedded default models and data")
     assets.add_argument("names", nargs="*", metavar="NAME", help="default: all")
@@ -138,9 +161,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     _take_overrides(options, rest)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads warn when a worker forks
     from perceptune.cli import commands
+    from perceptune.cli.compare import compare
 
+    command = compare if options.command == "compare" else getattr(commands, options.command.replace("-", "_"))
     try:
-        code: int = getattr(commands, options.command.replace("-", "_"))(options)
+        code: int = command(options)
     except SaidElsewhereError:
         return 2
     except UserError as error:
@@ -171,7 +196,12 @@ def _take_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
         options.recipe = named[0] if named else None
         options.overrides = [word for word in words if "=" in word]
         left += named[1:]
-    elif options.command in ("eval", "answer", "features"):
+    elif options.command == "compare":
+        words = [*options.recipes, *options.overrides, *(word for word in left if not word.startswith("-"))]
+        left = [word for word in left if word.startswith("-")]
+        options.recipes = [word for word in words if "=" not in word]
+        options.overrides = [word for word in words if "=" in word]
+    elif options.command in ("eval", "answer", "features", "import-epalm"):
         options.overrides += [word for word in left if "=" in word and not word.startswith("-")]
         left = [word for word in left if word not in options.overrides]
     if left:

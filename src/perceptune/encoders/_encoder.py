@@ -36,8 +36,8 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
-        """The encoder in a folder or repository, given `prepare`'s config; see `load_encoder`. Every leaf has it."""
-        raise NotImplementedError(f"{cls.__name__} is made of another encoder")
+        """The encoder in a folder or repository, given `prepare`'s config; see `load_encoder`. For leaves to define."""
+        raise NotImplementedError(f"{cls.__name__} is made from another encoder")
 
     @abstractmethod
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:

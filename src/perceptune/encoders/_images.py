@@ -1,15 +1,18 @@
-"""One implementation for the Vision Transformers of transformers that see pictures."""
+"""What image encoders share, and one implementation for the Vision Transformers of transformers."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from perceptune.encoders._blocks import BlockEncoder
 from perceptune.encoders._checkpoints import read_preprocessor
+from perceptune.encoders._encoder import Encoder
 from perceptune.errors import UserError
 from perceptune.media import VIEW, ImageTransform, View, image_transform, label, open_image
 from perceptune.sections import EncoderConfig
@@ -31,17 +34,68 @@ OPENAI = {
 BILINEAR, BICUBIC = 2, 3
 
 
-class ViTEncoder(BlockEncoder):
-    """A Vision Transformer of transformers. A leaf says where its parts lie."""
+class ImageEncoder(Encoder):
+    """An encoder of pictures, as `transform` prepares them."""
 
-    KEYS: ClassVar = frozenset({"size", "resize", "mean", "std", "flip"})
+    KEYS: ClassVar = frozenset({"size", "resize", "resample", "mean", "std", "flip"})
+
+    transform: ImageTransform
+    flip: bool  # whether augmented views may be mirrored
+
+    def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
+        """(3, H, W) float32."""
+        name = name or label(medium)
+        return self.pixels(open_image(medium, name), name, seed)
+
+    def pixels(self, image: Image, name: str, seed: bytes | None = None) -> Tensor:
+        """(3, H, W) float32 of an RGB image, or of the view of it that `seed` chooses."""
+        return torch.from_numpy(self.transform(image if seed is None else View(seed, self.flip)(image), name))
+
+    def augmentation(self) -> dict[str, Any]:
+        """Size and shape of what is cut out, and whether it is mirrored."""
+        return {**VIEW, "flip": self.flip}
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Size, crop, resampling, scale, mean and standard deviation."""
+        return self.transform.as_dict()
+
+
+def transform_of(source: str, settings: Mapping[str, Any], options: EncoderConfig) -> ImageTransform:
+    """The preprocessing in `source` (what it leaves unsaid: `settings`), changed where `options` say so."""
+    entries = PREPROCESSOR_DEFAULTS | dict(settings) | read_preprocessor(source, options.revision)
+    if entries.get("offset"):  # ViViT's processor takes 1 off before it normalises
+        entries["image_mean"] = [mean + 1 for mean in entries["image_mean"]]
+    if "crop_pct" in entries:  # also where it is null
+        entries |= _crop_share(entries)
+    if options.resample is not None:
+        entries["resample"] = {"bilinear": BILINEAR, "bicubic": BICUBIC}[options.resample]
+    try:
+        return image_transform(entries, options.size, options.resize, options.mean, options.std)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def _crop_share(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """ConvNeXt's way of saying how much is cut away: from 384 pixels on nothing, and the picture is squashed."""
+    size = settings["size"]
+    if isinstance(size, Mapping) and "shortest_edge" not in size:
+        return {}
+    side = int(size["shortest_edge"] if isinstance(size, Mapping) else size)
+    if side >= 384:
+        return {"size": {"height": side, "width": side}, "do_center_crop": False}
+    edge = int(side / (settings["crop_pct"] or 224 / 256))
+    return {"size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": side}
+
+
+class ViTEncoder(ImageEncoder, BlockEncoder):
+    """A Vision Transformer of transformers. A leaf says where its parts lie."""
 
     def __init__(self, tower: nn.Module, transform: ImageTransform, *, flip: bool = True) -> None:
         super().__init__(tower)
         self.transform, self.flip = transform, flip
         config: Any = tower.config
         self.n_special = self.special_tokens(config)  # in front of the patches, [CLS] first
-        height, width = (side // config.patch_size for side in transform.size)
+        height, width = (side // self.patch(config) for side in transform.size)
         self.n_tokens = self.n_special + height * width
 
     @classmethod
@@ -55,6 +109,11 @@ class ViTEncoder(BlockEncoder):
         return 1
 
     @classmethod
+    def patch(cls, config: Any) -> int:
+        """Side of a patch in pixels."""
+        return int(config.patch_size)
+
+    @classmethod
     @abstractmethod
     def published(cls, config: Any) -> dict[str, Any]:
         """The family's `preprocessor_config.json`, for a checkpoint that comes without one."""
@@ -66,30 +125,10 @@ class ViTEncoder(BlockEncoder):
     @classmethod
     def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
         """See `load_encoder`."""
-        settings = PREPROCESSOR_DEFAULTS | cls.published(config) | read_preprocessor(source, options.revision)
-        try:
-            transform = image_transform(settings, options.size, options.resize, options.mean, options.std)
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from error
-        if (size := options.size) is not None and size % config.patch_size:
-            low = max(1, size // config.patch_size) * config.patch_size
+        transform, patch = transform_of(source, cls.published(config), options), cls.patch(config)
+        if (size := options.size) is not None and size % patch:
+            low = max(1, size // patch) * patch
             raise UserError(
-                f"{source}: `size` {size} is no multiple of its patches' {config.patch_size} pixels; "
-                f"use {low} or {low + config.patch_size}"
+                f"{source}: `size` {size} is no multiple of its patches' {patch} pixels; use {low} or {low + patch}"
             )
-        tower = cls.tower_of(source, config, options, meta)
-        return cls(tower, transform, flip=options.flip)
-
-    def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
-        """(3, H, W) float32."""
-        name = name or label(medium)
-        image = open_image(medium, name)
-        return torch.from_numpy(self.transform(image if seed is None else View(seed, self.flip)(image), name))
-
-    def augmentation(self) -> dict[str, Any]:
-        """Size and shape of what is cut out, and whether it is mirrored."""
-        return {**VIEW, "flip": self.flip}
-
-    def preprocessing(self) -> dict[str, Any]:
-        """Size, crop, resampling, scale, mean and standard deviation."""
-        return self.transform.as_dict()
+        return cls(cls.tower_of(source, config, options, meta), transform, flip=options.flip)

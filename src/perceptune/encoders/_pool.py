@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,10 @@ from perceptune.encoders._encoder import Tokens
 from perceptune.errors import UserError
 
 
-def pooled_levels(means: Sequence[Tensor], levels: Sequence[int], dim: int, tokens: Tokens) -> Tensor:
-    """(B, n_levels, 1, dim) float32 of the means (B, width) of all stages; zeros follow the narrower ones.
+def pooled_levels(
+    means: Sequence[Tensor] | Mapping[int, Tensor], levels: Sequence[int], dim: int, tokens: Tokens
+) -> Tensor:
+    """(B, n_levels, 1, dim) float32 of the means (B, width) of stages; zeros follow the narrower ones.
 
     Raises `UserError` for `tokens="all"`: the stages differ in their numbers of tokens.
     """

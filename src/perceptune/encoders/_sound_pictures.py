@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from perceptune.encoders._encoder import Encoder, Tokens
-from perceptune.encoders._images import ViTEncoder
+from perceptune.encoders._images import ImageEncoder
 from perceptune.encoders._sounds import SOUND_KEYS, SoundEncoder
 from perceptune.errors import UserError
 from perceptune.mel import LogMel
@@ -29,9 +29,9 @@ RANGE = 8.0 * np.log(10.0)  # from black to white: 80 dB
 class SoundPictures(SoundEncoder):
     """An image encoder that is shown sounds: time to the right, pitch upwards, the loudest white, 80 dB below black."""
 
-    KEYS: ClassVar = SOUND_KEYS | ViTEncoder.KEYS - {"flip"}
+    KEYS: ClassVar = SOUND_KEYS | ImageEncoder.KEYS - {"flip"}
 
-    def __init__(self, encoder: ViTEncoder, options: EncoderConfig) -> None:
+    def __init__(self, encoder: ImageEncoder, options: EncoderConfig) -> None:
         super().__init__()
         self.inner = encoder
         # Nothing of a spectrogram may be cropped away.
@@ -65,6 +65,6 @@ class SoundPictures(SoundEncoder):
 
 def sound_pictures(encoder: Encoder, options: EncoderConfig) -> Encoder:
     """`encoder` of pictures as one of sounds."""
-    if not isinstance(encoder, ViTEncoder):
-        raise UserError(f"`{options.id}` cannot be shown sounds: only Vision Transformers can")
+    if not isinstance(encoder, ImageEncoder):
+        raise UserError(f"`{options.id}` cannot be shown sounds: only an `ImageEncoder` can")
     return SoundPictures(encoder, options)

@@ -21,10 +21,13 @@ from perceptune.encoders._images import IMAGENET as IMAGENET
 from perceptune.encoders._images import INCEPTION as INCEPTION
 from perceptune.encoders._images import OPENAI as OPENAI
 from perceptune.encoders._images import PREPROCESSOR_DEFAULTS as PREPROCESSOR_DEFAULTS
+from perceptune.encoders._images import ImageEncoder as ImageEncoder
 from perceptune.encoders._images import ViTEncoder as ViTEncoder
+from perceptune.encoders._images import transform_of as transform_of
 from perceptune.encoders._parts import BlockParts as BlockParts
 from perceptune.encoders._pool import pooled_levels as pooled_levels
 from perceptune.encoders._sounds import SoundEncoder as SoundEncoder
+from perceptune.encoders._videos import VideoEncoder as VideoEncoder
 from perceptune.errors import UserError
 from perceptune.plugins import leaves
 from perceptune.sections import EncoderConfig

@@ -1,85 +1,10 @@
-"""A method owns every trainable tensor: trained is `method.parameters()`, saved is `method.state_dict()`."""
+"""What a leaf file of a method builds on."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
-
-from pydantic import BaseModel
-from torch import Tensor, nn
-
-from perceptune.lm import FrozenLM
-from perceptune.types import Features, Slots
-
-
-@dataclass(frozen=True)
-class EncoderShape:
-    """What a method must know of a frozen encoder."""
-
-    n_layers: int
-    dim: int
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place where a method touches the LM, for `perceptune show`."""
-
-    layer: int
-    where: str  # module name, or the columns that are overwritten
-    what: str
-
-
-class Method(nn.Module, ABC):
-    """Base of all methods. A leaf file holds one subclass and the `VARIANTS` its names stand for."""
-
-    Options: ClassVar[type[BaseModel]]
-
-    @property
-    @abstractmethod
-    def first_layer(self) -> int:
-        """First LM layer whose input depends on media or on anything trained. Layers below see bare text only."""
-
-    @abstractmethod
-    def levels(self, modality: str) -> list[int]:
-        """Encoder layers (0-based) whose tokens are wanted."""
-
-    def tokens(self, modality: str) -> Literal["cls", "all"]:
-        """Which tokens of each level are wanted."""
-        return "cls"
-
-    @abstractmethod
-    def plan(self, features: Mapping[str, Features], batch: int) -> list[Slots]:
-        """What goes into which columns at which layer, for `batch` rows."""
-
-    @abstractmethod
-    def sites(self) -> list[Site]:
-        """Every place in the LM that the method touches."""
-
-    def attach(self, lm: FrozenLM) -> None:
-        """Hook deltas `y + delta(x)` onto named modules of the LM. Called once, after the method is built."""
-
-    def set_statistics(self, modality: str, mean: Tensor, std: Tensor) -> None:
-        """Feature statistics (n_levels, dim) of the training split, for methods that standardise."""
-
-    @property
-    def standardizes(self) -> bool:
-        """Whether `set_statistics` is wanted before training."""
-        return False
-
-    def text_side(self) -> Sequence[nn.Module | nn.Parameter]:
-        """Parts that act without any medium (prompt, adapters): the constant-rate group of the optimizer."""
-        return ()
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Named parameters in two optimizer groups: `connector` (scheduled) and `prompt` (its own rate)."""
-        beside = {
-            id(p)
-            for part in self.text_side()
-            for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())
-        }
-        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"connector": [], "prompt": []}
-        for name, parameter in self.named_parameters():
-            groups["prompt" if id(parameter) in beside else "connector"].append((name, parameter))
-        return [{"name": name, "named": named} for name, named in groups.items() if named]
+# Leaves import from here.
+from perceptune.methods._injection import Injection as Injection
+from perceptune.methods._method import EncoderShape as EncoderShape
+from perceptune.methods._method import Method as Method
+from perceptune.methods._method import Site as Site
+from perceptune.methods._options import InjectionOptions as InjectionOptions

@@ -2,6 +2,7 @@
 
     000123.jpg  000123.json     members of one sample share their name up to the first dot, which becomes its id
     000124.flac 000124.json
+    000124.mp4  000124.json
 
 The JSON object holds `prompt` and `targets` as a row of task `jsonl` does, or a `caption`; a `txt` beside the medium
 or in place of the JSON is a caption, too.
@@ -26,6 +27,7 @@ from perceptune.types import Member, Sample
 MEDIA = {
     "image": ("jpg", "jpeg", "png", "webp"),
     "audio": ("flac", "wav", "mp3", "ogg", "opus", "m4a"),
+    "video": ("mp4", "webm", "mkv", "mov", "avi", "gif"),
 }
 CAPTION = "txt"
 
@@ -44,6 +46,7 @@ class WebDataset(GivenFiles):
         test: Path | str | None = None
         image_key: str | None = None  # part that is the picture; None = the one called jpg, jpeg, png or webp
         audio_key: str | None = None  # part that is the sound; None = the one called flac, wav, mp3, ogg, opus or m4a
+        video_key: str | None = None  # part that is the clip; None = the one called mp4, webm, mkv, mov, avi or gif
         json_key: str = "json"
         prompt_key: str = "prompt"
         target_key: str | None = None  # None = `targets`, else `caption`, else the part `txt`

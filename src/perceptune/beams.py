@@ -1,0 +1,106 @@
+"""Beam search on our own cache: the tokens of transformers' `generate`, each row on its own.
+
+A beam's score is the sum of its tokens' log-probabilities; that of a finished one is divided by its length to the power
+`length_penalty`. A row is done when its best open beam, at its present length, cannot beat its worst finished one
+(transformers' `early_stopping=False`). The prompt's keys and values are computed once per row and are never moved: only
+those of the new tokens follow the beams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from perceptune.prefill import Prefilled
+from perceptune.types import Slots
+
+if TYPE_CHECKING:
+    from perceptune.lm import FrozenLM
+
+NEVER = -1e9  # the score of what is not there
+
+
+@dataclass
+class _Beams:
+    """k open and k finished beams of n rows, best first; tokens from column `length` on are not written yet."""
+
+    scores: Tensor  # (n, k)
+    tokens: Tensor  # (n, k, room)
+    finished: Tensor  # (n, k) scores
+    texts: Tensor  # (n, k, room) the finished beams' tokens
+    filled: Tensor  # (n, k) bool: whether there is a finished beam yet
+
+    def rows(self, index: Tensor) -> _Beams:
+        return _Beams(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+def beam_search(
+    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], *, beams: int, length_penalty: float,
+    limits: Tensor, eos: int,
+) -> list[list[int]]:  # fmt: skip
+    """New tokens of each row's best beam, its end token included; `limits` (B,) says how many at most."""
+    n, room = len(ids), int(limits.max())
+    state = Prefilled(lm, ids, mask, slots, room)
+    held = _none_yet(n, beams, room, ids.device)
+    state.keep(torch.arange(n, device=ids.device).repeat_interleave(beams))
+    answers: list[list[int]] = [[] for _ in range(n)]
+    going = torch.arange(n, device=ids.device)
+    for length in range(1, room + 1):
+        parents, open_ = _step(held, state.logits, length, limits[going], length_penalty, eos)
+        for place in (~open_).nonzero().flatten().tolist():
+            best = held.texts[place, 0].tolist()
+            answers[int(going[place])] = best[: best.index(eos) + 1] if eos in best else best
+        if not bool(open_.any()):
+            break
+        first = torch.arange(len(going), device=ids.device)[:, None] * beams
+        state.cache.exchange((first + parents).flatten(), state.prompt)
+        if not bool(open_.all()):
+            state.keep((first + torch.arange(beams, device=ids.device))[open_].flatten())
+            going, held = going[open_], held.rows(open_)
+        state.feed(held.tokens[:, :, length - 1].flatten())
+    return [tokens[:limit] for tokens, limit in zip(answers, limits.tolist(), strict=True)]
+
+
+def _none_yet(rows: int, beams: int, room: int, device: torch.device) -> _Beams:
+    """All beams alike: the first one alone counts, or they would all say the same."""
+    scores = torch.full((rows, beams), NEVER, device=device)
+    finished, filled = scores.clone(), torch.zeros_like(scores, dtype=torch.bool)
+    scores[:, 0] = 0.0
+    tokens = torch.zeros(rows, beams, room, dtype=torch.long, device=device)
+    return _Beams(scores, tokens, finished, tokens.clone(), filled)
+
+
+def _step(
+    held: _Beams, logits: Tensor, length: int, limits: Tensor, length_penalty: float, eos: int
+) -> tuple[Tensor, Tensor]:
+    """One token more for every beam; the open beams' parents (n, k), and which rows (n,) go on."""
+    n, k = held.scores.shape
+    chances = logits.float().log_softmax(-1).view(n, k, -1) + held.scores[..., None]
+    # Each beam ends in one way, so that of twice as many continuations at least k go on.
+    top, place = chances.view(n, -1).topk(2 * k)
+    parents, token = place // logits.shape[-1], place % logits.shape[-1]
+    tokens = _pick(held.tokens, parents)
+    tokens[:, :, length - 1] = token
+    ends = (token == eos) | (limits == length)[:, None]
+
+    final = top / length**length_penalty
+    counts = ends.clone()
+    counts[:, k:] = False  # a beam that ends must be among the best k to count
+    merged, order = torch.cat([held.finished, final + ~counts * NEVER], 1).topk(k)
+    held.finished, held.texts = merged, _pick(torch.cat([held.texts, tokens], 1), order)
+    held.filled = torch.cat([held.filled, counts], 1).gather(1, order)
+
+    held.scores, order = (top + ends * NEVER).topk(k)
+    held.tokens = _pick(tokens, order)
+    best = held.scores[:, :1] / length**length_penalty
+    worst = torch.where(held.filled, held.finished.min(1, keepdim=True).values, NEVER)
+    return parents.gather(1, order), (best > worst).any(1) & (limits > length)
+
+
+def _pick(tokens: Tensor, beams: Tensor) -> Tensor:
+    """(n, m, room) from (n, k, room): the beams (n, m) of each row."""
+    return tokens.gather(1, beams[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -1,0 +1,41 @@
+"""How the next token is chosen: the likeliest one, or drawn by each row from random numbers of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.types import Decoding
+
+Choose = Callable[[Tensor, Sequence[int]], Tensor]
+
+
+def chooser(decoding: Decoding, seeds: Sequence[int], device: torch.device) -> Choose:
+    """(logits (n, vocab), the rows' numbers) -> the next token (n,) of each; row i draws with `seeds[i]`.
+
+    A row's draws depend on nothing but its seed and its logits, so a batch draws what each row draws alone: the tokens
+    of transformers' `generate` for that row after `torch.manual_seed(seed)`.
+    """
+    if not decoding.sample:
+        return lambda logits, _: logits.float().argmax(-1)
+    from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+
+    warpers: list[Any] = []
+    if decoding.temperature != 1.0:
+        warpers.append(TemperatureLogitsWarper(decoding.temperature))
+    if decoding.top_p < 1.0:
+        warpers.append(TopPLogitsWarper(decoding.top_p))
+    own = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def draw(logits: Tensor, rows: Sequence[int]) -> Tensor:
+        scores = logits.float()
+        for warper in warpers:
+            scores = warper(None, scores)
+        chances = scores.softmax(-1)
+        drawn = [torch.multinomial(chances[i : i + 1], 1, generator=own[row]) for i, row in enumerate(rows)]
+        return torch.cat(drawn)[:, 0]
+
+    return draw

@@ -1,0 +1,104 @@
+"""An image encoder for clips, and a video encoder for pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from perceptune.encoders._encoder import Encoder, Tokens
+from perceptune.encoders._images import ImageEncoder
+from perceptune.encoders._videos import VideoEncoder
+from perceptune.errors import UserError
+from perceptune.media import label
+from perceptune.sections import EncoderConfig
+from perceptune.types import Medium
+from perceptune.video import read_frames
+
+FRAMES = 8  # as in the paper's video question answering
+
+
+class FrameAverage(Encoder):
+    """An image encoder that sees the frames of a clip one by one: the mean of their tokens (the paper's "ViT Avg")."""
+
+    modality = "video"
+    KEYS: ClassVar = ImageEncoder.KEYS | {"frames"}
+
+    def __init__(self, encoder: ImageEncoder, frames: int) -> None:
+        super().__init__()
+        self.encoder, self.frames = encoder, frames
+        self.n_layers, self.dim, self.n_tokens = encoder.n_layers, encoder.dim, encoder.n_tokens
+
+    def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
+        """(frames, 3, H, W) float32; every frame of an augmented view shows the same part."""
+        name = name or label(medium, self.modality)
+        frames = read_frames(medium, self.frames, name, seed)
+        return torch.stack([self.encoder.pixels(frame, name, seed) for frame in frames])
+
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+        """(B, n_levels, T, dim) float32 of (B, frames, 3, H, W). One frame of every clip at a time, to save memory."""
+        return torch.stack([self.encoder(frame, levels, tokens) for frame in x.unbind(1)]).mean(0)
+
+    def augmentation(self) -> dict[str, Any]:
+        """That of a frame; the frames themselves are drawn from equal segments."""
+        return self.encoder.augmentation()
+
+    def preprocessing(self) -> dict[str, Any]:
+        """That of a frame, and how many there are."""
+        return {**self.encoder.preprocessing(), "frames": self.frames, "sampling": "uniform"}
+
+    def settings(self) -> dict[str, Any]:
+        """Those of the image encoder; that there are frames is said by `preprocessing`."""
+        return self.encoder.settings()
+
+
+class Still(Encoder):
+    """A video encoder that sees a picture as the shortest clip there is: one step of time."""
+
+    modality = "image"
+    KEYS: ClassVar = ImageEncoder.KEYS | {"temporal"}
+
+    def __init__(self, encoder: VideoEncoder, *, skip_time: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        encoder.use_frames(encoder.tubelet(encoder.tower.config))
+        if skip_time:
+            encoder.skip_time()
+        self.n_layers, self.dim, self.n_tokens = encoder.n_layers, encoder.dim, encoder.n_tokens
+
+    def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
+        """(3, H, W) float32."""
+        return ImageEncoder.load(self.encoder, medium, name, seed)
+
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+        """(B, n_levels, T, dim) float32 of (B, 3, H, W)."""
+        return self.encoder(x[:, None].expand(-1, self.encoder.frames, -1, -1, -1), levels, tokens)
+
+    def augmentation(self) -> dict[str, Any]:
+        """Size and shape of what is cut out, and whether it is mirrored."""
+        return self.encoder.augmentation()
+
+    def preprocessing(self) -> dict[str, Any]:
+        """That of a frame."""
+        return self.encoder.preprocessing()
+
+    def settings(self) -> dict[str, Any]:
+        """Those of the video encoder."""
+        return {**self.encoder.settings(), "temporal": "skip" if self.encoder.skips_time else "t1"}
+
+
+def average(encoder: Encoder, options: EncoderConfig) -> Encoder:
+    """`encoder` of images for clips."""
+    assert isinstance(encoder, ImageEncoder)
+    return FrameAverage(encoder, options.frames or FRAMES)
+
+
+def still(encoder: Encoder, options: EncoderConfig) -> Encoder:
+    """`encoder` of clips for pictures."""
+    assert isinstance(encoder, VideoEncoder)
+    try:
+        return Still(encoder, skip_time=options.temporal == "skip")
+    except UserError as error:
+        raise UserError(f"encoders.image `{options.id}`: {error}") from error

@@ -1,0 +1,84 @@
+"""One implementation for the video transformers of transformers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from perceptune.encoders._images import ImageEncoder, ViTEncoder
+from perceptune.errors import UserError
+from perceptune.media import ImageTransform, label
+from perceptune.sections import EncoderConfig
+from perceptune.types import Medium
+from perceptune.video import read_frames
+
+Self = TypeVar("Self", bound="VideoEncoder")
+
+
+class VideoEncoder(ViTEncoder):
+    """A transformer over the patches of all frames of a clip. A leaf says where its parts lie.
+
+    `frames` other than those it was trained with take the position embeddings of the nearest times.
+    """
+
+    modality = "video"
+    KEYS: ClassVar = ImageEncoder.KEYS | {"frames"}
+    SIZES: ClassVar[bool] = False  # whether pictures may be of another size than the published one
+
+    def __init__(self, tower: nn.Module, transform: ImageTransform, *, flip: bool = True) -> None:
+        super().__init__(tower, transform, flip=flip)
+        self.skips_time = False
+        self.frames = 0
+        self.use_frames(self.tower.config.num_frames)
+
+    @classmethod
+    def tubelet(cls, config: Any) -> int:
+        """How many frames a patch extends over."""
+        return 1
+
+    @classmethod
+    def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
+        """See `load_encoder`."""
+        encoder = super().read(source, config, options, meta)
+        published = (config.image_size, config.image_size)
+        if not cls.SIZES and encoder.transform.size != published:
+            raise UserError(f"{source}: its pictures are {published[0]} x {published[1]}; `size` cannot change that")
+        try:
+            encoder.use_frames(options.frames or encoder.frames)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
+        return encoder
+
+    def use_frames(self, frames: int) -> None:
+        """Makes clips `frames` long. Raises `UserError` for a number that its patches do not divide."""
+        tubelet = self.tubelet(self.tower.config)
+        if frames % tubelet:
+            low = max(1, frames // tubelet) * tubelet
+            raise UserError(f"`frames` {frames} is no multiple of its patches' {tubelet}; use {low} or {low + tubelet}")
+        height, width = (side // self.patch(self.tower.config) for side in self.transform.size)
+        self.frames, self.n_tokens = frames, self.n_special + frames // tubelet * height * width
+
+    def skip_time(self) -> None:
+        """Leaves the attention over time out. Raises `UserError` where there is none of its own."""
+        raise UserError("`temporal: skip`: it has no attention over time alone; use `temporal: t1`")
+
+    def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
+        """(frames, 3, H, W) float32; every frame of an augmented view shows the same part."""
+        name = name or label(medium, self.modality)
+        return torch.stack([self.pixels(f, name, seed) for f in read_frames(medium, self.frames, name, seed)])
+
+    def preprocessing(self) -> dict[str, Any]:
+        """That of a frame, and how many there are."""
+        return {**super().preprocessing(), "frames": self.frames, "sampling": "uniform"}
+
+    def in_time(self, embeddings: Tensor) -> Tensor:
+        """Position embeddings (1, steps * patches, dim), in that order, for clips as long as `frames`: the nearest."""
+        config: Any = self.tower.config
+        published, steps = (frames // self.tubelet(config) for frames in (config.num_frames, self.frames))
+        if published == steps:
+            return embeddings
+        table = embeddings.unflatten(1, (published, -1)).flatten(2).transpose(1, 2)  # (1, patches * dim, steps)
+        table = nn.functional.interpolate(table, size=steps, mode="nearest").transpose(1, 2)
+        return table.unflatten(2, (-1, embeddings.shape[2])).flatten(1, 2)

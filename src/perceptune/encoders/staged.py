@@ -1,0 +1,118 @@
+"""Image encoders in stages, without a [CLS]: Swin, ConvNeXt, ResNet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from perceptune.encoders.base import (
+    BICUBIC,
+    BILINEAR,
+    IMAGENET,
+    ImageEncoder,
+    Tokens,
+    build_tower,
+    pooled_levels,
+    settings_of,
+    transform_of,
+)
+from perceptune.errors import UserError
+from perceptune.media import ImageTransform
+from perceptune.sections import EncoderConfig
+
+
+class Kind(NamedTuple):
+    """Where a family of transformers keeps its parts."""
+
+    model: str  # class that holds the tower
+    stages: str  # dotted path of the list of stages
+    arguments: Mapping[str, Any] = MappingProxyType({})  # of its forward pass
+
+
+_SWIN = {"interpolate_pos_encoding": True}
+KINDS = {
+    "swin": Kind("SwinModel", "encoder.layers", _SWIN),
+    "swinv2": Kind("Swinv2Model", "encoder.layers", _SWIN),
+    "convnext": Kind("ConvNextModel", "encoder.stages"),
+    "convnextv2": Kind("ConvNextV2Model", "encoder.stages"),
+    "resnet": Kind("ResNetModel", "encoder.stages"),
+}
+
+
+class Staged(ImageEncoder):
+    """Levels are the stages, usually four: `cls` is the mean of a stage's output over space.
+
+    Stages differ in width: `dim` is that of the widest, narrower ones are filled up with zeros (a connector learns
+    nothing from those). The final norm fits the last stage only, which is as transformers' `pooler_output`; the others
+    stay as they are. There is no `tokens="all"`: every stage has another number of them.
+    """
+
+    n_tokens = 1
+
+    def __init__(self, tower: nn.Module, transform: ImageTransform, *, flip: bool = True) -> None:
+        super().__init__()
+        self.tower: Any = tower
+        self.transform, self.flip = transform, flip
+        config: Any = tower.config
+        self.kind = KINDS[config.model_type]
+        self.n_layers, self.dim = len(config.depths), _width(config)
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Staged:
+        """See `load_encoder`."""
+        transform = transform_of(source, _published(config), options)
+        least = getattr(config, "patch_size", 4) * 2 ** (len(config.depths) - 1)
+        if min(transform.size) < least:
+            raise UserError(f"{source}: `size` {min(transform.size)} is too small for its stages; use {least} or more")
+        tower = build_tower(
+            source, config, KINDS[config.model_type].model, revision=options.revision,
+            dtype=getattr(torch, options.dtype), meta=meta, unused=("classifier.", "embeddings.mask_token"),
+        )  # fmt: skip
+        return cls(tower, transform, flip=options.flip)
+
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+        """(B, n_levels, 1, dim) float32. All stages are run."""
+        self.check_levels(levels)
+        means: dict[int, Tensor] = {}
+        stages: Any = self.tower.get_submodule(self.kind.stages)
+        hooks = [stages[level].register_forward_hook(partial(_keep, means, level)) for level in levels]
+        try:
+            out = self.tower(x.to(self.tower.dtype), **self.kind.arguments)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        means[self.n_layers - 1] = out.pooler_output.flatten(1)
+        return pooled_levels(means, levels, self.dim, tokens)
+
+    def settings(self) -> dict[str, Any]:
+        """What differs from the class's defaults."""
+        return settings_of(self.tower.config)
+
+
+ENCODER = Staged
+MODEL_TYPES = tuple(KINDS)
+
+
+def _keep(means: dict[int, Tensor], level: int, _: nn.Module, __: Any, out: Any) -> None:
+    """Notes the mean over space of what leaves a stage: (B, T, dim) of a Swin, (B, dim, H, W) of the others."""
+    states = out[0] if isinstance(out, tuple) else out
+    means[level] = states.mean(1) if states.dim() == 3 else states.mean((2, 3))
+
+
+def _width(config: Any) -> int:
+    """That of the last stage, the widest."""
+    sizes = getattr(config, "hidden_sizes", None)
+    return int(max(sizes)) if sizes else int(config.embed_dim * 2 ** (len(config.depths) - 1))
+
+
+def _published(config: Any) -> dict[str, Any]:
+    """Swins squash to their own size; the others cut 224 pixels out of 256."""
+    if config.model_type.startswith("swin"):
+        return {"size": config.image_size, "resample": BICUBIC, **IMAGENET}
+    return {"size": {"shortest_edge": 224}, "crop_pct": 224 / 256, "resample": BILINEAR, **IMAGENET}

@@ -1,0 +1,44 @@
+"""Features of an encoder that is being trained: computed at every use, with gradients, and never kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.encoders.base import Encoder
+from perceptune.features import GROUP, FeatureStore
+from perceptune.loading import Loader, ahead
+from perceptune.types import Medium
+
+
+class LiveFeatures(FeatureStore):
+    """Stands in for a `FeatureStore` whose rows would be wrong after the next step."""
+
+    def __init__(self, encoder: Encoder, levels: Sequence[int], tokens: str, *, views: int = 0) -> None:
+        super().__init__(encoder, levels, tokens, views=views)
+        self._live = Loader(encoder, lambda one: one.identity.encode(), list)
+
+    def ensure(self, media: Sequence[Medium], draws: Sequence[int] | None = None, **_: Any) -> int:
+        """Nothing can be computed beforehand: broken media are met when they are used."""
+        return 0
+
+    def known(self, media: Sequence[Medium], draws: Sequence[int] | None = None) -> Tensor | None:
+        """Nothing is."""
+        return None
+
+    def get(self, media: Sequence[Medium], draws: Sequence[int] | None = None) -> Tensor:
+        """(N, n_levels, T, dim) float32, through which gradients reach the encoder."""
+        items = self._seen(media, draws)
+        distinct = list(dict.fromkeys(items))
+        device = next(self.encoder.parameters()).device
+        parts = []
+        for loaded in ahead([distinct[i : i + GROUP] for i in range(0, len(distinct), GROUP)], self._live.load):
+            for one in loaded:
+                if one.error is not None:
+                    raise one.error
+            pixels = torch.stack([one.pixels for one in loaded if one.pixels is not None])
+            parts.append(self.encoder(pixels.to(device), self.levels, self.tokens))
+        return torch.cat(parts)[[distinct.index(item) for item in items]].float()

@@ -1,0 +1,71 @@
+"""Recipe keys that methods share: what is injected where, and what is trained beside the connections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+RATE = 1e-7  # of unfrozen weights: "the only option" without significant degradation (appendix, Tables 1 and 12)
+Rates = dict[Literal["lm", "encoder"], float]
+
+
+def _with_default_rates(value: Any) -> Any:
+    """Lets `unfreeze: [lm]` stand for `unfreeze: {lm: 1e-7}`."""
+    names = [value] if isinstance(value, str) else value
+    return dict.fromkeys(names, RATE) if isinstance(names, list) else value
+
+
+class InjectionOptions(BaseModel):
+    """Recipe keys under `method`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    n_levels: int = Field(6, ge=1, description="last encoder layers whose [CLS] is used")
+    levels: list[int] | None = Field(
+        None, min_length=1, description="encoder layers (0-based; -1 = the last) instead of the last `n_levels`"
+    )
+    tokens: Literal["cls", "all"] = Field("cls", description="all = every token of a level, one slot each")
+    first: int | None = Field(None, ge=0, description="first LM layer of the range; None = L - min(12, L // 2)")
+    last: int | None = Field(None, ge=0, description="last LM layer of the range, included; None = the LM's last")
+    refresh: Literal["layer", "level"] = Field(
+        "layer", description="layer = overwritten at each layer of the range; level = only where a new level enters"
+    )
+    inject: dict[int, int] | None = Field(
+        None, min_length=1,
+        description="a free plan, LM layer: encoder layer, instead of `levels`, `first`, `last` and `refresh`",
+    )  # fmt: skip
+    shared_connector: bool = Field(False, description="one linear connection for all levels")
+    connector_std: float | None = Field(0.02, gt=0, description="std of its weights; None = torch's own initialisation")
+    standardize: bool = Field(True, description="features to mean 0, std 1 per level and dimension")
+    prompt: Literal["none", "plain", "mlp"] = "mlp"
+    prompt_tokens: int = Field(10, ge=1)
+    prompt_std: float = Field(1.0, gt=0)
+    prompt_at: Literal["input", "first_injected", "every_layer"] = Field(
+        "input", description="every_layer = deep prompts: new vectors enter each LM layer"
+    )
+    order: Literal["slots-prompt", "prompt-slots"] = Field(
+        "slots-prompt",
+        description="columns from left to right; behind the prompt, slots leave it the same in every row",
+    )
+    adapters: bool = Field(False, description="adapters at attention and feed-forward of every LM layer")
+    adapter_factor: int = Field(8, ge=1, description="bottleneck = hidden size / factor")
+    adapter_form: Literal["sequential", "parallel"] = Field(
+        "sequential", description="sequential = on a module's output; parallel = from its input, added to its output"
+    )
+    adapter_scaled: bool = Field(False, description="each adapter with a trained factor, 1 at the start")
+    adapter_at: tuple[Literal["attention", "mlp"], ...] = Field(("attention", "mlp"), min_length=1)
+    slot_mask: Literal["causal", "official"] = "causal"
+    unfreeze: Annotated[Rates, BeforeValidator(_with_default_rates)] = Field(
+        default_factory=dict, description="base models that are trained too, `lm` and `encoder`: learning rate (1e-7)"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InjectionOptions:
+        if self.inject is not None:
+            for name in ("n_levels", "levels", "first", "last", "refresh"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"`inject` names every layer, so it does not go with `{name}`")
+        for name, rate in self.unfreeze.items():
+            if not rate > 0:
+                raise ValueError(f"`unfreeze.{name}` is a learning rate, greater than 0")
+        return self

@@ -1,0 +1,64 @@
+"""The slow, obvious ways to generate, which the fast ones must equal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from transformers import DynamicCache, GenerationConfig
+
+from perceptune.splice import Splice, with_slots
+from perceptune.types import Decoding, Slots
+from rows import Row
+
+
+def ending_some(answers: list[list[int]]) -> int:
+    """A token that would end some rows before others; -1, which ends none, if all rows say the same."""
+    for token in {token for answer in answers for token in answer}:
+        if len({answer.index(token) if token in answer else -1 for answer in answers}) > 1:
+            return token
+    return -1
+
+
+def uncached(
+    r: Row, ids: torch.Tensor, mask: torch.Tensor, slots: list[Slots], steps: int, eos: int = 2
+) -> list[list[int]]:
+    """Greedy decoding that runs the whole text again for each token: the slow, obvious way."""
+    rows: list[list[int]] = [[] for _ in ids]
+    for _ in range(steps):
+        best = r.lm(ids, mask, slots)[:, -1].argmax(-1)
+        for tokens, token in zip(rows, best.tolist(), strict=True):
+            tokens.append(token)
+        ids = torch.cat([ids, best[:, None]], 1)
+        mask = torch.cat([mask, torch.ones_like(best)[:, None]], 1)
+    return [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in rows]
+
+
+@torch.no_grad()
+def transformers_own(
+    r: Row, ids: torch.Tensor, mask: torch.Tensor, slots: list[Slots], decoding: Decoding, eos: int
+) -> list[list[int]]:
+    """What transformers' own loop writes: its cache, its beams, its draws."""
+    width = sum(slot.width for slot in slots)
+    times = decoding.beams
+    several = [
+        replace(
+            slot,
+            present=slot.present.repeat_interleave(times, 0),
+            states={k: t if len(t) == 1 else t.repeat_interleave(times, 0) for k, t in slot.states.items()},
+        )
+        for slot in slots
+    ]
+    ids, seen, _ = with_slots(ids, mask, width)
+    drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.sample else {}
+    search = {"length_penalty": decoding.length_penalty} if times > 1 else {}
+    config = GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens, num_beams=times, do_sample=decoding.sample, eos_token_id=eos,
+        pad_token_id=0, **drawn, **search,
+    )  # fmt: skip
+    with r.lm.using(Splice(several, mask.repeat_interleave(times, 0)), None):
+        rows = r.lm.model.generate(
+            input_ids=ids, attention_mask=seen, generation_config=config, past_key_values=DynamicCache()
+        )
+    answers = rows[:, ids.shape[1] :].tolist()
+    return [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in answers]

@@ -1,0 +1,109 @@
+"""Greedy decoding, beams and sampling: the tokens of transformers' own loops, a batch as each row alone.
+
+pytest tests/contract/test_decoding.py
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from answers import ending_some, transformers_own, uncached
+from perceptune.types import Decoding, Features, Slots
+from rows import Row, every_row, row
+
+SEARCHES = [(1, 1.0), (2, 1.0), (3, 0.0), (3, 2.0), (4, -1.0), (5, 1.0)]
+DRAWN: dict[str, Any] = {"sample": True, "temperature": 0.7, "top_p": 0.8}
+
+
+class Asked:
+    """Six questions, some of them equal, some without a medium, and a token that ends some answers before others."""
+
+    def __init__(self, r: Row) -> None:
+        self.r = r
+        order = torch.tensor([0, 1, 0, 2, 1, 0])
+        self.ids, self.mask = r.ids[order], r.mask[order]
+        self.image = r.media(6, [True, True, True, False, True, False])
+        self.slots = r.method.plan({"image": self.image}, 6)
+        greedy = r.lm.generate(self.ids, self.mask, self.slots, Decoding(8), eos=-1, pad=0)
+        self.eos = ending_some(greedy)
+
+    def answers(self, decoding: Decoding, **given: Any) -> list[list[int]]:
+        return self.r.lm.generate(self.ids, self.mask, self.slots, decoding, eos=self.eos, pad=0, **given)
+
+    def alone(self, i: int) -> tuple[torch.Tensor, torch.Tensor, list[Slots]]:
+        """Question i without padding."""
+        start = int((self.mask[i] == 0).sum())
+        image = Features(self.image.values[i : i + 1], self.image.present[i : i + 1])
+        slots = self.r.method.plan({"image": image}, 1)
+        return self.ids[i : i + 1, start:], self.mask[i : i + 1, start:], slots
+
+
+@every_row
+def test_greedy_and_beams_are_those_of_transformers(family: str) -> None:
+    """Token for token, whatever the length penalty, with rows that end early."""
+    asked = Asked(row("epalm", family))
+    found = {}
+    for beams, penalty in SEARCHES:
+        decoding = Decoding(8, beams=beams, length_penalty=penalty)
+        found[beams, penalty] = asked.answers(decoding)
+        expected = transformers_own(asked.r, asked.ids, asked.mask, asked.slots, decoding, asked.eos)
+        assert found[beams, penalty] == expected, (beams, penalty)
+    assert found[3, 0.0] != found[1, 1.0], "beams find something else"
+
+
+def test_the_length_penalty_matters() -> None:
+    asked = Asked(row("epalm", "llama"))
+    lengths = [sum(map(len, asked.answers(Decoding(8, beams=4, length_penalty=p)))) for p in (-4.0, 4.0)]
+    assert lengths[0] < lengths[1]
+
+
+@every_row
+def test_a_batch_draws_what_transformers_draws_for_each_row_alone(family: str) -> None:
+    asked = Asked(row("epalm", family))
+    seeds = [11, 12, 13, 14, 15, 11]
+    together = asked.answers(Decoding(8, **DRAWN), seeds=seeds)
+    for i, seed in enumerate(seeds):
+        torch.manual_seed(seed)
+        assert transformers_own(asked.r, *asked.alone(i), Decoding(8, **DRAWN), asked.eos) == [together[i]]
+    assert together != asked.answers(Decoding(8, **DRAWN), seeds=[seed + 1 for seed in seeds])
+
+
+def test_without_seeds_every_row_draws_with_that_of_the_decoding() -> None:
+    asked = Asked(row("epalm", "llama"))
+    state = torch.get_rng_state()
+    drawn = [asked.answers(Decoding(8, seed=seed, **DRAWN)) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert torch.equal(torch.get_rng_state(), state), "nobody else's random numbers are used up"
+
+
+@pytest.mark.parametrize("slot_mask", ["causal", "official"])
+@pytest.mark.parametrize("how", [{}, {"beams": 3}, DRAWN], ids=["greedy", "beams", "sampled"])
+def test_prompt_and_answer_share_the_length(how: dict[str, Any], slot_mask: str) -> None:
+    """`max_length` counts the row's own tokens, neither slots nor padding; a prompt that fills it gets one token."""
+    asked = Asked(row("epalm@not-last", "opt", slot_mask=slot_mask))
+    together = asked.answers(Decoding(max_length=10, **how), seeds=[7] * 6)
+    for i in range(6):
+        ids, mask, slots = asked.alone(i)
+        room = max(1, 10 - ids.shape[1])
+        decoding = Decoding(room, **how)
+        assert asked.r.lm.generate(ids, mask, slots, decoding, eos=asked.eos, pad=0, seeds=[7]) == [together[i]]
+    asked.eos = -1
+    assert [len(tokens) for tokens in asked.answers(Decoding(max_length=10, **how))] == [1, 4, 1, 1, 4, 1]
+
+
+def test_the_official_mask_generates_as_full_recomputation() -> None:
+    """It has no cache: the slot's state changes with every token."""
+    r = row("epalm@not-last", "opt", slot_mask="official")
+    greedy = r.lm.generate(r.ids, r.mask, r.plan(), Decoding(8), eos=2, pad=0)
+    assert greedy == uncached(r, r.ids, r.mask, r.plan(), 8)
+
+
+@pytest.mark.parametrize("how", [{"beams": 3}, DRAWN], ids=["beams", "sampled"])
+def test_an_lm_that_cannot_be_split_answers_the_same(how: dict[str, Any]) -> None:
+    asked = Asked(row("epalm", "llama"))
+    expected = asked.answers(Decoding(8, **how), seeds=[3, 4, 5, 6, 7, 8])
+    asked.r.lm.no_split = "a test"
+    assert asked.answers(Decoding(8, **how), seeds=[3, 4, 5, 6, 7, 8]) == expected

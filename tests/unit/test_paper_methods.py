@@ -1,0 +1,155 @@
+"""The paper's methods on the paper's backbones: exact counts, what enters where, and the page that lists them."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from perceptune.building import load_encoder_of, load_lm
+from perceptune.config import load_recipe, recipe_names
+from perceptune.lm import FrozenLM
+from perceptune.methods.base import EncoderShape, Injection
+from perceptune.model import count
+from perceptune.plugins import leaf, leaves
+from perceptune.sections import LMConfig
+
+PAGE = Path(__file__).parents[2] / "docs/methods.md"
+# Published sizes (weights in use) of encoders whose configurations are not shipped: layers, dimension, parameters.
+PUBLISHED = {
+    "facebook/timesformer-base-finetuned-k600": (12, 768, 121_258_752),
+    "MIT/ast-finetuned-audioset-10-10-0.4593": (12, 768, 86_187_264),
+}
+
+
+@cache
+def lm_of(name: str) -> FrozenLM:
+    return load_lm(LMConfig(id=name), meta=True)
+
+
+def built(name: str) -> tuple[Injection, int, int]:
+    """A recipe's method on the meta device, what it trains, and all parameters."""
+    recipe = load_recipe(f"paper/{name}")
+    unfreezes = "unfreeze" in {**leaf("methods", recipe.method.name).defaults, **recipe.method.options()}
+    lm = load_lm(recipe.lm, meta=True) if unfreezes else lm_of(recipe.lm.id)
+    shapes, sizes, encoders = {}, 0, {}
+    for modality, config in recipe.encoders.items():
+        if config.id in PUBLISHED:
+            n_layers, dim, size = PUBLISHED[config.id]
+        else:
+            encoder = encoders[modality] = load_encoder_of(modality, config, meta=True)
+            n_layers, dim, size = encoder.n_layers, encoder.dim, count(encoder)
+        shapes[modality], sizes = EncoderShape(n_layers, dim), sizes + size
+    found = leaf("methods", recipe.method.name)
+    with torch.device("meta"):
+        method = found.module.METHOD(
+            found.module.METHOD.Options(**{**found.defaults, **recipe.method.options()}), lm, shapes
+        )
+    method.take_over(lm, encoders)
+    taken = sum(count(part) for part in method.unfrozen.values())
+    return method, count(method), count(lm) + sizes + count(method) - taken
+
+
+COUNTS: list[tuple[str, int, float]] = [
+    ("limber", 1_968_640, 0.07),
+    ("promptfuse", 15_106_560, 0.55),
+    ("magma", 107_010_560, 3.76),
+    ("frozenbilm", 107_010_560, 3.72),
+    ("audio-adapter", 107_010_560, 3.76),
+    ("late-adapter", 107_010_560, 3.76),
+    ("deep-prompt", 25_743_360, 0.93),
+    ("table15/epalm-pt", 15_106_560, 0.55),
+    ("table15/epalm", 24_949_760, 0.90),
+    ("table14/prompt-6-12-to-19-31", 24_949_760, 0.89),  # Table 4's eP-ALM on the same encoder
+    ("lora", 1_968_640 + 32 * 2 * 8 * 2 * 2560, 0.17),
+]
+
+
+@pytest.mark.parametrize(("name", "trained", "percent"), COUNTS)
+def test_counts_on_the_papers_backbones(name: str, trained: int, percent: float) -> None:
+    _, counted, total = built(name)
+    assert counted == trained
+    assert counted / total * 100 == pytest.approx(percent, abs=0.006)
+
+
+def test_a_video_encoder_and_one_connection_are_the_papers_share() -> None:
+    """Table 4's eP-ALM_pt has no recipe of its own here: Table 15's on the video encoder's size."""
+    _, trained, total = built("table15/epalm-pt")
+    audio, video = (PUBLISHED[name][2] for name in reversed(PUBLISHED))
+    assert trained / (total - audio + video) * 100 == pytest.approx(0.54, abs=0.006)
+
+
+# What the rows of the ablations say, layers of the LM counted from 0: (levels, first, last, prompt, adapters).
+ROWS: dict[str, tuple[int, int, int, str, bool]] = {
+    "table9/12-to-12-23": (1, 11, 22, "mlp", False),
+    "epalm-350m": (6, 11, 22, "mlp", False),
+    "table9/1-12-to-12-23": (12, 11, 22, "mlp", False),
+    "table9/6-12-to-1-23": (6, 0, 22, "mlp", False),
+    "table9/12-to-1": (1, 0, 0, "mlp", False),
+    "table14/prompt-12-to-1": (1, 0, 0, "mlp", False),
+    "table14/prompt-12-to-1-31": (1, 0, 30, "mlp", False),
+    "table14/prompt-12-to-19-31": (1, 19, 30, "mlp", False),
+    "table14/prompt-6-12-to-19-31": (6, 19, 30, "mlp", False),
+    "table14/adapters-12-to-1": (1, 0, 0, "none", True),
+    "table14/adapters-12-to-1-31": (1, 0, 30, "none", True),
+    "table14/adapters-12-to-19-31": (1, 19, 30, "none", True),
+    "audio-adapter": (1, 0, 0, "none", True),
+    "late-adapter": (1, 19, 30, "none", True),
+    "deep-prompt": (6, 19, 30, "mlp", False),
+    "table15/epalm-pt": (6, 19, 30, "mlp", False),
+    "table15/epalm": (6, 19, 30, "mlp", False),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_of_tables_9_14_and_15(name: str) -> None:
+    levels, first, last, prompt, adapters = ROWS[name]
+    method, _, _ = built(name)
+    (modality,) = method.shapes
+    assert method.levels(modality) == list(range(12 - levels, 12))
+    assert list(method.injected) == list(range(first, last + 1))
+    assert set(method.injected.values()) == set(range(levels))
+    assert (method.options.prompt, method.options.adapters) == (prompt, adapters)
+    assert load_recipe(f"paper/{name}").decode.sample  # ablations: multinomial
+
+
+def test_all_recipes_of_tables_are_pinned() -> None:
+    tables = {name.removeprefix("paper/") for name in recipe_names() if "/table" in name}
+    assert tables - set(ROWS) == {"table12/lm", "table12/lm-encoder"}
+    assert load_recipe("paper/epalm").decode.beams == load_recipe("paper/limber").decode.beams == 3
+
+
+@pytest.mark.parametrize(("name", "parts"), [("lm", {"lm"}), ("lm-encoder", {"lm", "image"})])
+def test_table_12_trains_what_it_says(name: str, parts: set[str]) -> None:
+    method, _, _ = built(f"table12/{name}")
+    assert set(method.unfrozen) == parts
+    rates = {group["name"]: group.get("lr") for group in method.param_groups()}
+    assert rates == {"connector": None, "prompt": None, **{f"unfrozen {part}": 1e-7 for part in parts}}
+
+
+def listed() -> dict[str, dict[str, Any]]:
+    """The rows of the page's table."""
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    keys = ("method", "trains", "where", "trained", "share", "recipe", "paper")
+    return {row[0].strip("`"): dict(zip(keys, row, strict=True)) for row in rows}
+
+
+def test_the_page_lists_every_method() -> None:
+    assert set(listed()) == set(leaves("methods"))
+
+
+@pytest.mark.parametrize("name", listed())
+def test_the_page_tells_the_truth(name: str) -> None:
+    line = listed()[name]
+    recipe = line["recipe"].strip("`")
+    assert load_recipe(recipe).method.name == name
+    method, trained, total = built(recipe.removeprefix("paper/"))
+    assert int(line["trained"].replace(",", "")) == trained
+    assert line["share"] == f"{100 * trained / total:.2f} %"
+    touched = {layer.layer for layer in method.sites() if re.match("slot `", layer.where)}
+    assert ("at the input" in line["where"].split(";")[0]) == (touched == {0})
+    assert ("adapters" in line["where"]) == method.options.adapters
