@@ -29,7 +29,8 @@ from perceptune.text import TextFormat
 
 # What `default` stands for.
 DEFAULT_LM = "smollm2-135m-instruct"
-DEFAULT_ENCODERS = {"image": "dinov2-small", "video": "dinov2-small"}  # averaged over frames
+# The image encoder serves the others, too: averaged over frames, shown pictures of sounds.
+DEFAULT_ENCODERS = dict.fromkeys(("image", "video", "audio"), "dinov2-small")
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -145,11 +146,11 @@ def _resolve(name: str, default: str, meta: bool) -> str:
     if asset in assets.ASSETS:
         return str(assets.path(asset))
     if name.startswith((".", "/", "~")):
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-            raise UserError(f"no model folder `{name}`{nearest(folder.name, siblings)}")
-        return str(folder)
+        place = Path(name).expanduser()
+        if not place.exists():
+            siblings = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+            raise UserError(f"no model folder or file `{name}`{nearest(place.name, siblings)}")
+        return str(place)
     return name
 
 

@@ -53,8 +53,13 @@ class EncoderConfig(Part):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     dtype: DType = "float32"
-    views: int = Field(0, ge=0, description="augmented views of each training picture; 0 = the plain picture only")
+    views: int = Field(0, ge=0, description="augmented views of each training medium; 0 = the plain medium only")
     flip: bool = Field(True, description="half of the augmented views are mirrored")
+    seconds: float | None = Field(
+        None, gt=0, description="how much of a sound is heard, from its start; None = as published"
+    )
+    time_mask: int = Field(96, ge=0, description="augmented views of a sound: longest time hidden, in frames")
+    frequency_mask: int = Field(24, ge=0, description="augmented views of a sound: most mel bands hidden")
     frames: int | None = Field(
         None, ge=1, le=256, description="frames of a clip; None = as a video encoder publishes, 8 for an image encoder"
     )

@@ -13,6 +13,7 @@ from PIL import Image
 
 import generated
 from perceptune.cli.main import run as cli
+from sounds import save_sounds
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,13 +34,16 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture
 def desk(dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as the documentation assumes one: `my.jsonl`, some pictures, a model folder."""
+    """A folder as the documentation assumes one: `my.jsonl`, some pictures and sounds, a model folder."""
     data = shutil.copytree(dwarfs / "data", tmp_path / "desk")
     (data / "train.jsonl").rename(data / "my.jsonl")
     shutil.copy(data / "my.jsonl", data / "other.jsonl")
     (data / "photos").mkdir()
     for name in ("photos/001.jpg", "photo.jpg"):
         Image.new("RGB", (30, 20), "red").save(data / name)
+    for name in ("train", "test"):
+        save_sounds(data / "sounds", name=name)
+    shutil.copy(data / "sounds/train0.wav", data / "sounds/001.wav")
     shutil.copytree(dwarfs / "lm", data / "my-lm")
     monkeypatch.chdir(data)
     monkeypatch.setenv("PERCEPTUNE_CACHE", str(tmp_path / "cache"))
@@ -64,10 +68,7 @@ def test_documented_commands_run(page: Path, desk: Path, dwarfs: Path) -> None:
         if words[0] == "bench":
             words = ["tiny" if word.startswith("opt-") else word for word in words] + ["--rounds", "1"]
         if words[0] == "train" and "--resume" not in words:
-            if "--lm" not in words:
-                words += ["--lm", str(dwarfs / "lm")]
-            if "--encoder" not in words:
-                words += ["--encoder", str(dwarfs / "encoder")]
+            words += _dwarfs_for(words, dwarfs)
             shutil.rmtree(desk / words[words.index("--run") + 1], ignore_errors=True)
             words += ["method.n_levels=2", "train.batch_size=2"]
             words += [] if "train.steps=0" in words else ["train.steps=2"]
@@ -79,6 +80,14 @@ def test_documented_commands_run(page: Path, desk: Path, dwarfs: Path) -> None:
         elif "runs/mine" in words and not (desk / "runs/mine").exists():
             _train(desk, dwarfs)
         assert cli(words) in (0, 1) if words[0] == "doctor" else cli(words) == 0, command
+
+
+def _dwarfs_for(words: list[str], dwarfs: Path) -> list[str]:
+    """What replaces the default models of a training."""
+    lm = [] if "--lm" in words else ["--lm", str(dwarfs / "lm")]
+    if "audio" in words:
+        return [*lm, f"encoders.audio.id={dwarfs / 'encoder'}"]
+    return lm if "--encoder" in words else [*lm, "--encoder", str(dwarfs / "encoder")]
 
 
 def _train(desk: Path, dwarfs: Path) -> None:

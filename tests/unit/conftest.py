@@ -64,3 +64,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(checkpoints: Path, tmp_path: Path) -> Callable[[str], Path]:
     """A copy of a checkpoint that a test may damage."""
     return lambda name: Path(shutil.copytree(checkpoints / name, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def ears(tmp_path_factory: pytest.TempPathFactory, dwarfs: Path) -> Path:
+    """A folder per case of `sounds`, `efficientat.pt` and `pictures`, an image encoder."""
+    from sounds import CASES, save_mobilenet, save_sound_encoder
+
+    root = tmp_path_factory.mktemp("ears")
+    for name in CASES:
+        save_sound_encoder(root / name, name)
+    save_mobilenet(root / "efficientat.pt")
+    shutil.copytree(dwarfs / "encoder", root / "pictures")
+    return root

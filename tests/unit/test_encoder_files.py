@@ -35,7 +35,9 @@ def test_an_unsupported_model_type_lists_the_supported(tmp_path: Path) -> None:
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=20
     )
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
-    with pytest.raises(UserError, match=r"bert: no encoder for model type `bert`; known are clip, .*siglip.*vit$"):
+    with pytest.raises(
+        UserError, match=r"bert: no encoder for model type `bert`; known are audio-.*clip, .*siglip.*vit"
+    ):
         load_encoder(tmp_path / "bert")
     (tmp_path / "unheard-of.json").write_text('{"model_type": "vlt"}')
     with pytest.raises(UserError, match="no encoder for model type `vlt`"):

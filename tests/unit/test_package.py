@@ -72,8 +72,8 @@ def test_leaves_never_import_one_another() -> None:
 LAYERS = [
     {"errors", "_version", "types", "statistics", "atomic"},
     {
-        *("plugins", "assets", "assets_convert", "storage", "media", "video", "pictures", "config", "guard", "runlog"),
-        *("prefetch", "shards", "sections", "quantized", "freezing", "scatter"),
+        *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
+        *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter"),
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),
@@ -165,7 +165,10 @@ def test_lists_name_what_there_is(kind: str) -> None:
     names = [entry["name"] for entry in entries(kind)]
     expected = {
         "methods": {"epalm", "epalm-pt", "epalm-lin", "epalm-ada", "epalm-pt-l"},
-        "encoders": {"vit", "dinov2", "clip", "siglip", "staged", "timesformer", "videomae", "vivit"},
+        "encoders": {
+            *("vit", "dinov2", "clip", "siglip", "staged", "timesformer", "videomae", "vivit"),
+            *("ast", "whisper", "clap", "efficientat"),
+        },
         "tasks": {"easy-vqa", "jsonl", "webdataset"},
         "metrics": {"exact"},
         "recipes": {"demo", "paper/epalm", "paper/epalm-pt", "paper/epalm-lin", "paper/epalm-pt-l"},

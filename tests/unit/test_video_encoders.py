@@ -179,17 +179,44 @@ def test_without_attention_over_time_a_block_is_one_with_its_part_at_zero(checkp
 
 
 def test_keys_of_another_modality_are_errors(checkpoints: Path) -> None:
-    for modality, keys, complaint in (
-        ("image", {"frames": 4}, r"encoders\.image\.frames: .* `encoders\.video`"),
-        ("image", {"temporal": "t1"}, r"encoders\.image\.temporal: the key is for a video encoder"),
-        ("video", {"temporal": "t1"}, r"encoders\.video\.temporal: the key is for a video encoder"),
+    for modality, name, keys, complaint in (
+        ("image", "vit", {"frames": 4}, r"encoders\.image\.frames: .*vit` has no such key there; choose from .*`size`"),
+        ("image", "vit", {"temporal": "t1"}, r"encoders\.image\.temporal: .*vit` has no such key"),
+        ("video", "vit", {"temporal": "t1"}, r"encoders\.video\.temporal: .*vit` has no such key there; .*`frames`"),
+        (
+            "video",
+            "vivit",
+            {"temporal": "t1"},
+            r"encoders\.video\.temporal: .*vivit` has no such key there; .*`frames`",
+        ),
+        ("image", "vivit", {"frames": 4}, r"encoders\.image\.frames: .*vivit` has no such key there; .*`temporal`"),
+        ("video", "vit", {"seconds": 2.0}, r"encoders\.video\.seconds: .*vit` has no such key"),
+        ("audio", "vit", {"frames": 4}, r"encoders\.audio\.frames: .*vit` has no such key there; .*`seconds`"),
+        ("image", "convnext", {"frames": 4}, r"encoders\.image\.frames: .*convnext` has no such key"),
     ):
         with pytest.raises(UserError, match=complaint):
-            load_encoder_of(modality, EncoderConfig(id=str(checkpoints / "vit"), **keys))  # type: ignore[arg-type]
+            load_encoder_of(modality, EncoderConfig(id=str(checkpoints / name), **keys))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"encoders\.image .*no attention over time alone; use `temporal: t1`"):
         load_encoder_of("image", EncoderConfig(id=str(checkpoints / "vivit"), temporal="skip"))
     with pytest.raises(UserError, match=r"`encoders\.image\.temporal`"):
         load_recipe({"encoders": {"image": {"temporal": "sometimes"}}})
+
+
+@pytest.mark.parametrize(
+    ("modality", "name", "own"),
+    [
+        *[("image", "swin", {}), ("audio", "swin", {"seconds": 2.0}), ("video", "swin", {"frames": 2})],
+        *[("video", "vivit", {"frames": 2}), ("image", "vivit", {"temporal": "t1"})],
+    ],
+)
+def test_keys_of_pictures_are_heeded_by_all_that_sees(
+    checkpoints: Path, modality: str, name: str, own: dict[str, Any]
+) -> None:
+    keys = {"size": 32, "resample": "bicubic", "resize": "squash", "mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)}
+    encoder = load_encoder_of(modality, EncoderConfig(id=str(checkpoints / name), **keys, **own))
+    heeded = json.dumps(encoder.preprocessing())
+    assert '"resample": 3' in heeded
+    assert '"mean": [0.1, 0.2, 0.3]' in heeded
 
 
 def test_the_default_for_clips_is_the_default_image_encoder(monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -> None:
@@ -200,9 +227,9 @@ def test_the_default_for_clips_is_the_default_image_encoder(monkeypatch: pytest.
     assert (encoder.frames, encoder.modality) == (8, "video")
 
 
-def test_an_encoder_of_pictures_alone_can_be_asked_for_nothing_else(checkpoints: Path) -> None:
-    encoder = load_encoder(checkpoints / "vit")
-    with pytest.raises(UserError, match=r"encoders\.audio .* reads images, not audios"):
+def test_an_encoder_of_clips_can_be_asked_for_no_sounds(checkpoints: Path) -> None:
+    encoder = load_encoder(checkpoints / "vivit")
+    with pytest.raises(UserError, match=r"encoders\.audio .* reads videos, not audios"):
         fit(encoder, "audio", EncoderConfig())
     assert SIZE["num_hidden_layers"] == encoder.n_layers
     assert isinstance(Image.new("RGB", (2, 2)), Image.Image)

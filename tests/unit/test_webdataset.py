@@ -137,7 +137,7 @@ def test_a_missing_package_is_named(protocol: str, package: str, monkeypatch: py
     [
         (
             [("1.json", row())],
-            "sample `1`: it lacks a part `jpg` or `jpeg` or .* or `mp4` or .*; it has `json`",
+            "sample `1`: it lacks a part `jpg` or `jpeg` or .* or `flac` or .* or `mp4` or .*; it has `json`",
         ),
         ([*PAIR, ("2.jpg", b"x")], "sample `2`: it lacks a part `json` or `txt`; it has `jpg`"),
         ([*PAIR, ("1.png", b"x")], "sample `1`: `jpg` and `png` could both be its image; choose by `image_key`"),
@@ -174,6 +174,19 @@ def test_predictions_name_shard_and_member(tmp_path: Path) -> None:
     own = task(tmp_path / "a.tar")
     write_predictions(tmp_path / "p.jsonl", own.samples("train"), own, Scores({}, [{}], ["a cat"]))
     assert json.loads((tmp_path / "p.jsonl").read_text())["media"] == {"image": f"{tmp_path}/a.tar#1.jpg"}
+
+
+def test_sounds_come_as_pictures_do(tmp_path: Path) -> None:
+    both: Members = [("2.wav", b"y"), ("2.jpg", b"z"), ("2.json", row())]
+    put(f"{tmp_path}/a.tar", archive([("1.FLAC", b"x"), ("1.json", row()), *both]))
+    first, second = read(tmp_path / "a.tar")
+    assert {name: content(medium) for name, medium in first.media.items()} == {"audio": b"x"}
+    assert {name: content(medium) for name, medium in second.media.items()} == {"image": b"z", "audio": b"y"}
+    put(f"{tmp_path}/b.tar", archive([("1.left.wav", b"x"), ("1.wav", b"y"), ("1.mp3", b"z"), ("1.json", row())]))
+    [chosen] = read(tmp_path / "b.tar", audio_key="left.wav")
+    assert {name: content(medium) for name, medium in chosen.media.items()} == {"audio": b"x"}
+    with pytest.raises(UserError, match="`wav` and `mp3` could both be its audio; choose by `audio_key`"):
+        read(tmp_path / "b.tar")
 
 
 def test_clips_come_as_pictures_do(tmp_path: Path) -> None:

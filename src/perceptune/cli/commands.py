@@ -85,7 +85,8 @@ def answer(options: argparse.Namespace) -> int:
     from perceptune.types import Sample
 
     model = load(options.run, trust=options.trust, overrides=options.overrides)
-    media = {kind: Path(file) for kind in ("image", "video") if (file := getattr(options, kind))}
+    kinds = ("image", "audio", "video")
+    media = {kind: Path(file) for kind in kinds if (file := getattr(options, kind))}
     raw = model.answer([Sample("question", media, options.question)])[0]
     text = make_task(model.recipe).clean(raw) if model.recipe.task else raw.strip()
     print(json.dumps({"answer": text, "raw": raw}) if options.json else text)
@@ -237,7 +238,7 @@ def print_scores(results: dict[str, Any]) -> None:
     from perceptune.evaluation import gap_name
 
     table = Table(
-        Column("", no_wrap=True), "with its image", "image shuffled", Column("gap (95 % interval)", no_wrap=True)
+        Column("", no_wrap=True), "with its media", "media shuffled", Column("gap (95 % interval)", no_wrap=True)
     )
     for key in results["metrics"]:
         value, other, gap = results[key], results.get(f"{key}_shuffled"), gap_name(key)

@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     answer.add_argument("question", help="what to ask; '' for a run whose template needs no question")
     answer.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="decode.*, such as decode.beams=3")
     answer.add_argument("--image", help="picture file")
+    answer.add_argument("--audio", help="sound file")
     answer.add_argument("--video", help="video file")
     answer.add_argument("--json", action="store_true")
 

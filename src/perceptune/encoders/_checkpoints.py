@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as hf_logging
@@ -31,8 +31,11 @@ def settings_of(config: Any) -> dict[str, Any]:
     return settings | {"model_type": config.model_type}
 
 
-def read_preprocessor(source: str, revision: str | None) -> dict[str, Any]:
-    """What the checkpoint says about its preprocessing; nothing where it says nothing."""
+def read_preprocessor(source: str, revision: str | None, part: str = "image_processor") -> dict[str, Any]:
+    """What the checkpoint says about its preprocessing; nothing where it says nothing.
+
+    `part` is where it says so in a checkpoint of several modalities.
+    """
     if Path(source).is_file():
         return {}
     for name in ("preprocessor_config.json", "processor_config.json"):
@@ -41,8 +44,10 @@ def read_preprocessor(source: str, revision: str | None) -> dict[str, Any]:
             entries = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
         except (OSError, ValueError) as error:
             raise UserError(f"{source}: `{name}` cannot be read ({error})") from error
-        entries = entries.get("image_processor", entries)
-        if "size" in entries:
+        entries = entries.get(part, entries)
+        if part == "feature_extractor" and "sampling_rate" in entries:
+            return dict(entries)
+        if part == "image_processor" and "size" in entries:
             # A size without a word on cropping is what comes out: the family's crop belongs to its own size.
             return {"do_center_crop": "crop_size" in entries} | entries
     return {}
@@ -50,14 +55,15 @@ def read_preprocessor(source: str, revision: str | None) -> dict[str, Any]:
 
 def build_tower(
     source: str, config: Any, model: str, *, revision: str | None, dtype: torch.dtype, meta: bool,
-    unused: Sequence[str] = (), arguments: Mapping[str, Any] | None = None,
+    unused: Sequence[str] = (), arguments: Mapping[str, Any] | None = None, renamed: Mapping[str, str] | None = None,
 ) -> nn.Module:  # fmt: skip
     """The tower of class `model` of transformers with the weights in `source`; with `meta` without any.
 
-    `unused` says how the names of weights begin that a checkpoint may hold and nobody needs. Raises `UserError` for
-    weights that do not fit exactly.
+    `unused` says how the names of weights begin that a checkpoint may hold and nobody needs; `renamed` are patterns
+    in their names and what they become. Raises `UserError` for weights that do not fit exactly.
     """
-    kind, given = getattr(transformers, model), dict(arguments or {})
+    module, _, name = model.rpartition(".")
+    kind, given = getattr(importlib.import_module(module or "transformers"), name), dict(arguments or {})
     if meta:
         with torch.device("meta"):
             tower: nn.Module = kind(config, **given)
@@ -72,6 +78,7 @@ def build_tower(
                 use_safetensors=True,  # never a pickle
                 ignore_mismatched_sizes=True,  # they are reported, and refused below
                 output_loading_info=True,
+                **({"key_mapping": dict(renamed)} if renamed else {}),
                 **given,
             )
     except (OSError, SafetensorError) as error:

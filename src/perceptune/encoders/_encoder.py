@@ -24,6 +24,7 @@ class Encoder(nn.Module, ABC):
     """A frozen encoder that gives the tokens of chosen transformer blocks."""
 
     modality: ClassVar[str] = "image"  # what `load` takes
+    KEYS: ClassVar[frozenset[str]] = frozenset()  # keys of `EncoderConfig` that it heeds beside those all heed
     n_layers: int  # transformer blocks
     dim: int  # hidden size
     n_tokens: int  # T of `tokens="all"`, special tokens included

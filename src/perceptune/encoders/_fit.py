@@ -6,24 +6,30 @@ from collections.abc import Callable
 
 from perceptune.encoders._encoder import Encoder
 from perceptune.encoders._frames import average, still
+from perceptune.encoders._sound_pictures import sound_pictures
 from perceptune.errors import UserError
 from perceptune.sections import EncoderConfig
 
 # (what is to be read, what the encoder reads) -> what makes the one serve the other
 ADAPTERS: dict[tuple[str, str], Callable[[Encoder, EncoderConfig], Encoder]] = {
+    ("audio", "image"): sound_pictures,
     ("video", "image"): average,
     ("image", "video"): still,
 }
+# Keys of `EncoderConfig` that every encoder heeds; the others are in `Encoder.KEYS`.
+COMMON = frozenset({"id", "revision", "dtype", "views"})
 
 
 def fit(encoder: Encoder, modality: str, options: EncoderConfig) -> Encoder:
-    """`encoder` as one for `modality`. Raises `UserError` if it cannot be."""
-    if options.frames is not None and modality != "video":
-        raise UserError(f"encoders.{modality}.frames: an {modality} has none; the key belongs to `encoders.video`")
-    if options.temporal is not None and (modality, encoder.modality) != ("image", "video"):
-        raise UserError(f"encoders.{modality}.temporal: the key is for a video encoder that reads images")
-    if encoder.modality == modality:
-        return encoder
-    if (adapter := ADAPTERS.get((modality, encoder.modality))) is None:
-        raise UserError(f"encoders.{modality} `{options.id}` reads {encoder.modality}s, not {modality}s")
-    return adapter(encoder, options)
+    """`encoder` as one for `modality`. Raises `UserError` if it cannot be, and for keys that mean nothing to it."""
+    if encoder.modality != modality:
+        if (adapter := ADAPTERS.get((modality, encoder.modality))) is None:
+            raise UserError(f"encoders.{modality} `{options.id}` reads {encoder.modality}s, not {modality}s")
+        encoder = adapter(encoder, options)
+    heeded = COMMON | encoder.KEYS
+    for key, field in EncoderConfig.model_fields.items():
+        if key not in heeded and getattr(options, key) != field.default:
+            # Nobody mistyped it, so the nearest one would mislead.
+            known = ", ".join(f"`{one}`" for one in sorted(heeded))
+            raise UserError(f"encoders.{modality}.{key}: `{options.id}` has no such key there; choose from {known}")
+    return encoder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class FrameAverage(Encoder):
     """An image encoder that sees the frames of a clip one by one: the mean of their tokens (the paper's "ViT Avg")."""
 
     modality = "video"
+    KEYS: ClassVar = ImageEncoder.KEYS | {"frames"}
 
     def __init__(self, encoder: ImageEncoder, frames: int) -> None:
         super().__init__()
@@ -57,6 +58,7 @@ class Still(Encoder):
     """A video encoder that sees a picture as the shortest clip there is: one step of time."""
 
     modality = "image"
+    KEYS: ClassVar = ImageEncoder.KEYS | {"temporal"}
 
     def __init__(self, encoder: VideoEncoder, *, skip_time: bool) -> None:
         super().__init__()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from itertools import islice
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from perceptune.encoders._checkpoints import build_tower, read_preprocessor, settings_of
-from perceptune.encoders._encoder import Encoder, Tokens
-from perceptune.encoders._parts import BlockParts
+from perceptune.encoders._blocks import BlockEncoder
+from perceptune.encoders._checkpoints import read_preprocessor
+from perceptune.encoders._encoder import Encoder
 from perceptune.errors import UserError
 from perceptune.media import VIEW, ImageTransform, View, image_transform, label, open_image
 from perceptune.sections import EncoderConfig
@@ -37,6 +36,8 @@ BILINEAR, BICUBIC = 2, 3
 
 class ImageEncoder(Encoder):
     """An encoder of pictures, as `transform` prepares them."""
+
+    KEYS: ClassVar = frozenset({"size", "resize", "resample", "mean", "std", "flip"})
 
     transform: ImageTransform
     flip: bool  # whether augmented views may be mirrored
@@ -86,32 +87,16 @@ def _crop_share(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": side}
 
 
-class ViTEncoder(ImageEncoder):
+class ViTEncoder(ImageEncoder, BlockEncoder):
     """A Vision Transformer of transformers. A leaf says where its parts lie."""
 
-    MODELS: ClassVar[Mapping[str, str]]  # model type -> class of transformers that holds the image tower
-    BUILD: ClassVar[Mapping[str, Any]] = {}  # arguments of that class beside its config
-    BLOCKS: ClassVar[str]  # dotted path of the list of blocks
-    NORM: ClassVar[str]  # dotted path of the final norm
-    UNUSED: ClassVar[tuple[str, ...]]  # how the names of weights begin that a checkpoint may hold and nobody needs
-    POOL: ClassVar[Literal["first", "mean"]] = "first"  # what `cls` means
-    PARTS: ClassVar[BlockParts | None] = None  # None: the highest block is run for every token, wanted or not
-
     def __init__(self, tower: nn.Module, transform: ImageTransform, *, flip: bool = True) -> None:
-        super().__init__()
-        self.tower: Any = tower
+        super().__init__(tower)
         self.transform, self.flip = transform, flip
         config: Any = tower.config
-        self.n_layers, self.dim = len(self.blocks), int(config.hidden_size)
         self.n_special = self.special_tokens(config)  # in front of the patches, [CLS] first
         height, width = (side // self.patch(config) for side in transform.size)
         self.n_tokens = self.n_special + height * width
-        self.requires_grad_(False).eval()
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The transformer blocks. A property, or their weights would appear twice in the state dict."""
-        return self.tower.get_submodule(self.BLOCKS)
 
     @classmethod
     def prepare(cls, config: Any) -> Any:
@@ -146,41 +131,4 @@ class ViTEncoder(ImageEncoder):
             raise UserError(
                 f"{source}: `size` {size} is no multiple of its patches' {patch} pixels; use {low} or {low + patch}"
             )
-        tower = build_tower(
-            source, config, cls.MODELS[config.model_type], revision=options.revision,
-            dtype=getattr(torch, options.dtype), meta=meta, unused=cls.UNUSED, arguments=cls.BUILD,
-        )  # fmt: skip
-        return cls(tower, transform, flip=options.flip)
-
-    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
-        """(B, n_levels, T, dim) float32; blocks above the highest level are not run."""
-        self.check_levels(levels)
-        hidden = self.embed(x.to(self.tower.dtype))  # (B, T, dim)
-        kept: dict[int, Tensor] = {}
-        for level, block in enumerate(islice(self.blocks, max(levels) + 1)):
-            if level == max(levels) and tokens == "cls" and self.POOL == "first" and self.PARTS is not None:
-                hidden = self.PARTS.first_token(block, hidden)
-            else:
-                hidden = self.run(block, hidden)
-            if level in levels:
-                kept[level] = self._pick(hidden, tokens)
-        return torch.stack([kept[level] for level in levels], dim=1).float()
-
-    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """(B, T, dim) through one block."""
-        return block(hidden, None)
-
-    def settings(self) -> dict[str, Any]:
-        """What differs from the class's defaults."""
-        return settings_of(self.tower.config)
-
-    @property
-    def norm(self) -> nn.Module:
-        """The final norm. A property for the same reason as `blocks`."""
-        return self.tower.get_submodule(self.NORM)
-
-    def _pick(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        norm = self.norm
-        if tokens == "cls" and self.POOL == "mean":
-            return norm(hidden).mean(dim=1, keepdim=True)
-        return norm(hidden[:, :1] if tokens == "cls" else hidden)
+        return cls(cls.tower_of(source, config, options, meta), transform, flip=options.flip)

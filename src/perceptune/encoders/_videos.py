@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from perceptune.encoders._images import ViTEncoder
+from perceptune.encoders._images import ImageEncoder, ViTEncoder
 from perceptune.errors import UserError
 from perceptune.media import ImageTransform, label
 from perceptune.sections import EncoderConfig
@@ -24,6 +24,7 @@ class VideoEncoder(ViTEncoder):
     """
 
     modality = "video"
+    KEYS: ClassVar = ImageEncoder.KEYS | {"frames"}
     SIZES: ClassVar[bool] = False  # whether pictures may be of another size than the published one
 
     def __init__(self, tower: nn.Module, transform: ImageTransform, *, flip: bool = True) -> None:

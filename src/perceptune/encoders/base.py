@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 # Leaves import from here.
+from perceptune.encoders._blocks import BlockEncoder as BlockEncoder
 from perceptune.encoders._checkpoints import build_tower as build_tower
 from perceptune.encoders._checkpoints import read_preprocessor as read_preprocessor
 from perceptune.encoders._checkpoints import settings_of as settings_of
@@ -24,6 +25,8 @@ from perceptune.encoders._images import ImageEncoder as ImageEncoder
 from perceptune.encoders._images import ViTEncoder as ViTEncoder
 from perceptune.encoders._images import transform_of as transform_of
 from perceptune.encoders._parts import BlockParts as BlockParts
+from perceptune.encoders._pool import pooled_levels as pooled_levels
+from perceptune.encoders._sounds import SoundEncoder as SoundEncoder
 from perceptune.encoders._videos import VideoEncoder as VideoEncoder
 from perceptune.errors import UserError
 from perceptune.plugins import leaves
@@ -44,6 +47,9 @@ def load_encoder(id_or_path: str | Path, *, meta: bool = False, **options: Any) 
 
 def _read_config(source: str, revision: str | None) -> tuple[type[Encoder], Any]:
     """The leaf class for a checkpoint, and the config of its tower."""
+    for leaf in leaves("encoders").values():
+        if source.endswith(tuple(getattr(leaf.module, "SUFFIXES", ()))):  # a file of weights, whose config lies in them
+            return leaf.module.ENCODER, None
     try:
         entries, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
         kind = str(entries.get("model_type"))

@@ -17,6 +17,7 @@ from perceptune.encoders.base import (
     ImageEncoder,
     Tokens,
     build_tower,
+    pooled_levels,
     settings_of,
     transform_of,
 )
@@ -78,8 +79,6 @@ class Staged(ImageEncoder):
     def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
         """(B, n_levels, 1, dim) float32. All stages are run."""
         self.check_levels(levels)
-        if tokens == "all":
-            raise UserError("this encoder's stages have different numbers of tokens: only their mean can be used")
         means: dict[int, Tensor] = {}
         stages: Any = self.tower.get_submodule(self.kind.stages)
         hooks = [stages[level].register_forward_hook(partial(_keep, means, level)) for level in levels]
@@ -89,8 +88,7 @@ class Staged(ImageEncoder):
             for hook in hooks:
                 hook.remove()
         means[self.n_layers - 1] = out.pooler_output.flatten(1)
-        rows = [nn.functional.pad(means[level], (0, self.dim - means[level].shape[1])) for level in levels]
-        return torch.stack(rows, dim=1)[:, :, None].float()
+        return pooled_levels(means, levels, self.dim, tokens)
 
     def settings(self) -> dict[str, Any]:
         """What differs from the class's defaults."""

@@ -1,6 +1,7 @@
 """WebDataset shards: tar archives of media with their texts, on this machine or wherever fsspec reads.
 
     000123.jpg  000123.json     members of one sample share their name up to the first dot, which becomes its id
+    000124.flac 000124.json
     000124.mp4  000124.json
 
 The JSON object holds `prompt` and `targets` as a row of task `jsonl` does, or a `caption`; a `txt` beside the medium
@@ -23,7 +24,11 @@ from perceptune.tasks.base import GivenFiles, Task, check_split
 from perceptune.types import Member, Sample
 
 # What is taken for a medium, by the last part of its name.
-MEDIA = {"image": ("jpg", "jpeg", "png", "webp"), "video": ("mp4", "webm", "mkv", "mov", "avi", "gif")}
+MEDIA = {
+    "image": ("jpg", "jpeg", "png", "webp"),
+    "audio": ("flac", "wav", "mp3", "ogg", "opus", "m4a"),
+    "video": ("mp4", "webm", "mkv", "mov", "avi", "gif"),
+}
 CAPTION = "txt"
 
 
@@ -40,6 +45,7 @@ class WebDataset(GivenFiles):
         validation: Path | str | None = None
         test: Path | str | None = None
         image_key: str | None = None  # part that is the picture; None = the one called jpg, jpeg, png or webp
+        audio_key: str | None = None  # part that is the sound; None = the one called flac, wav, mp3, ogg, opus or m4a
         video_key: str | None = None  # part that is the clip; None = the one called mp4, webm, mkv, mov, avi or gif
         json_key: str = "json"
         prompt_key: str = "prompt"
@@ -83,9 +89,8 @@ class WebDataset(GivenFiles):
         return Sample(
             id=name,
             media={
-                modality: Member(shard.address, offset, size, f"{name}.{part}", shard.version)
+                modality: Member(shard.address, parts[part][0], parts[part][1], f"{name}.{part}", shard.version)
                 for modality, part in media.items()
-                for offset, size in [parts[part]]
             },
             prompt=record.prompt(self._options.prompt_key, allow_empty=self._options.allow_empty_prompt),
             # Training and choosing the best checkpoint need targets; a test split may hold questions only.

@@ -1,0 +1,91 @@
+"""One implementation for the encoders of transformers that are a stack of equal blocks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from perceptune.encoders._checkpoints import build_tower, settings_of
+from perceptune.encoders._encoder import Encoder, Tokens
+from perceptune.encoders._parts import BlockParts
+from perceptune.sections import EncoderConfig
+
+
+class BlockEncoder(Encoder):
+    """A transformer whose levels are its blocks. A leaf says where its parts lie."""
+
+    MODELS: ClassVar[Mapping[str, str]]  # model type -> class of transformers that holds the tower
+    BUILD: ClassVar[Mapping[str, Any]] = {}  # arguments of that class beside its config
+    RENAMED: ClassVar[Mapping[str, str]] = {}  # patterns in the names of a checkpoint's weights -> what they become
+    BLOCKS: ClassVar[str]  # dotted path of the list of blocks
+    NORM: ClassVar[str]  # dotted path of the final norm
+    UNUSED: ClassVar[tuple[str, ...]]  # how the names of weights begin that a checkpoint may hold and nobody needs
+    POOL: ClassVar[Literal["first", "mean"]] = "first"  # what `cls` means
+    PARTS: ClassVar[BlockParts | None] = None  # None: the highest block is run for every token, wanted or not
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower: Any = tower
+        config: Any = tower.config
+        self.n_layers, self.dim = len(self.blocks), int(config.hidden_size)
+        self.requires_grad_(False).eval()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks. A property, or their weights would appear twice in the state dict."""
+        return self.tower.get_submodule(self.BLOCKS)
+
+    @classmethod
+    def tower_of(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> nn.Module:
+        """The tower with the weights in `source`; see `build_tower`."""
+        return build_tower(
+            source, config, cls.MODELS[config.model_type], revision=options.revision,
+            dtype=getattr(torch, options.dtype), meta=meta, unused=cls.UNUSED, arguments=cls.BUILD,
+            renamed=cls.RENAMED,
+        )  # fmt: skip
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Tensor:
+        """What `load` gives, (B, ...) -> (B, T, dim) as it enters block 0."""
+
+    def pool(self, hidden: Tensor, x: Tensor) -> Tensor:
+        """(B, T, dim) -> (B, 1, dim): what `cls` means where `POOL` is `mean`; `x` is the encoder's input."""
+        return hidden.mean(dim=1, keepdim=True)
+
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+        """(B, n_levels, T, dim) float32; blocks above the highest level are not run."""
+        self.check_levels(levels)
+        hidden = self.embed(x.to(self.tower.dtype))  # (B, T, dim)
+        kept: dict[int, Tensor] = {}
+        for level, block in enumerate(islice(self.blocks, max(levels) + 1)):
+            if level == max(levels) and tokens == "cls" and self.POOL == "first" and self.PARTS is not None:
+                hidden = self.PARTS.first_token(block, hidden)
+            else:
+                hidden = self.run(block, hidden)
+            if level in levels:
+                kept[level] = self._pick(hidden, tokens, x)
+        return torch.stack([kept[level] for level in levels], dim=1).float()
+
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """(B, T, dim) through one block."""
+        return block(hidden, None)
+
+    def settings(self) -> dict[str, Any]:
+        """What differs from the class's defaults."""
+        return settings_of(self.tower.config)
+
+    @property
+    def norm(self) -> nn.Module:
+        """The final norm. A property for the same reason as `blocks`."""
+        return self.tower.get_submodule(self.NORM)
+
+    def _pick(self, hidden: Tensor, tokens: Tokens, x: Tensor) -> Tensor:
+        norm = self.norm
+        if tokens == "cls" and self.POOL == "mean":
+            return self.pool(norm(hidden), x)
+        return norm(hidden[:, :1] if tokens == "cls" else hidden)

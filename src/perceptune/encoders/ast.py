@@ -1,0 +1,82 @@
+"""The Audio Spectrogram Transformer (AST)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from perceptune.encoders.base import BlockEncoder, BlockParts, SoundEncoder, read_preprocessor
+from perceptune.errors import UserError
+from perceptune.mel import LogMel
+from perceptune.sections import EncoderConfig
+from perceptune.sound import Wave, check_seconds
+
+Self = TypeVar("Self", bound="AudioSpectrogramTransformer")
+
+# The statistics of AudioSet with which the published checkpoints were trained.
+PUBLISHED = {"sampling_rate": 16_000, "mean": -4.2677393, "std": 4.5689974, "do_normalize": True}
+
+
+class AudioSpectrogramTransformer(SoundEncoder, BlockEncoder):
+    """[CLS] is token 0; a second special token, for distillation, comes next.
+
+    Sounds become Kaldi's filter bank energies (25 ms windows every 10 ms, no dither); what is shorter than the model's
+    frames is followed by zeros, what is longer is cut. The mean of the sound, which the paper subtracts first, is gone
+    with that of each window.
+    """
+
+    MODELS: ClassVar = {"audio-spectrogram-transformer": "ASTModel"}
+    BLOCKS = "layers"
+    PARTS = BlockParts(("layernorm_before", "layernorm_after"), "attention", "o_proj")
+    NORM = "layernorm"
+    UNUSED = ("classifier.",)
+
+    def __init__(self, tower: nn.Module, mel: LogMel, scale: tuple[float, float], options: EncoderConfig) -> None:
+        super().__init__(tower)
+        config: Any = tower.config
+        self.mel, self.scale, self.frames = mel, scale, int(config.max_length)
+        self.n_special = 2
+        self.n_tokens = int(self.tower.embeddings.position_embeddings.shape[1])
+        most = ((self.frames - 1) * mel.hop + mel.window) / mel.rate
+        self.hears(options, mel.rate, check_seconds(options.seconds, most, most, "the model"))
+        self.blank = -scale[0] / scale[1]  # as in the paper's code: 0 before the statistics are taken off
+
+    @classmethod
+    def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
+        """See `load_encoder`."""
+        given = PUBLISHED | read_preprocessor(source, options.revision, "feature_extractor")
+        for key, own in (("max_length", config.max_length), ("num_mel_bins", config.num_mel_bins)):
+            if given.get(key, own) != own:
+                raise UserError(f"{source}: its preprocessing has `{key}` {given[key]}, its model {own}")
+        rate = int(given["sampling_rate"])
+        window = rate * 25 // 1000
+        mel = LogMel(
+            rate=rate, window=window, hop=rate // 100, fft=1 << (window - 1).bit_length(), mels=config.num_mel_bins,
+            low=20, high=rate // 2, floor=float(np.finfo(np.float32).eps), centred=False,
+        )  # fmt: skip
+        scale = (float(given["mean"]), 2 * float(given["std"])) if given["do_normalize"] else (0.0, 1.0)
+        try:
+            return cls(cls.tower_of(source, config, options, meta), mel, scale, options)
+        except UserError as error:
+            raise UserError(f"{source}: {str(error).removeprefix(f'{source}: ')}") from error
+
+    def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
+        """(mels, max_length)."""
+        mel = self.mel(wave)[:, : self.frames]
+        mel = np.pad(mel, ((0, 0), (0, self.frames - mel.shape[1])))
+        return ((mel - np.float32(self.scale[0])) / np.float32(self.scale[1])).astype(np.float32)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, T, dim)."""
+        return self.tower.embeddings(x.transpose(1, 2))
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Sampling rate, what is heard, mean and divisor."""
+        return {**super().preprocessing(), "scale": list(self.scale)}
+
+
+ENCODER = AudioSpectrogramTransformer
+MODEL_TYPES = tuple(ENCODER.MODELS)

@@ -1,0 +1,111 @@
+"""The audio encoder of CLAP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import ClapFeatureExtractor
+from transformers.audio_utils import spectrogram, window_function
+
+from perceptune.encoders.base import SoundEncoder, Tokens, build_tower, pooled_levels, read_preprocessor, settings_of
+from perceptune.errors import UserError
+from perceptune.sections import EncoderConfig
+from perceptune.sound import Wave, check_seconds, padded
+
+Self = TypeVar("Self", bound="Clap")
+
+_EXTRACTOR = (
+    "feature_size", "sampling_rate", "hop_length", "max_length_s", "fft_window_size", "frequency_min", "frequency_max",
+    "truncation", "padding",
+)  # fmt: skip
+
+
+class Clap(SoundEncoder):
+    """A hierarchical Swin transformer (HTSAT). Its levels are the stages, before they are made smaller.
+
+    It has no [CLS]: a level is the mean over time and frequency, of the last stage after the final norm. Stages differ
+    in width; `dim` is that of the last one, and zeros follow the narrower ones. A sound shorter than 10 s is repeated
+    as its preprocessing says; of a longer one the beginning is heard, where CLAP takes random parts. A whole CLAP
+    checkpoint loads too: its text tower and projections are left on disk.
+    """
+
+    UNUSED: ClassVar = ("text_model.", "audio_projection.", "text_projection.", "logit_scale_")
+
+    def __init__(self, tower: Any, extractor: ClapFeatureExtractor, options: EncoderConfig) -> None:
+        super().__init__()
+        self.tower: Any = tower
+        self.extractor = extractor
+        self.n_layers, self.n_tokens = len(self.tower.config.depths), 1
+        self.dim = int(self.tower.audio_encoder.num_features)
+        most = float(extractor.max_length_s)
+        self.hears(options, extractor.sampling_rate, check_seconds(options.seconds, most, most, "the model"))
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def prepare(cls, config: Any) -> Any:
+        """That of the audio tower, where the checkpoint has both."""
+        return getattr(config, "audio_config", config)
+
+    @classmethod
+    def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
+        """See `load_encoder`."""
+        given = read_preprocessor(source, options.revision, "feature_extractor")
+        given = {"feature_size": config.num_mel_bins} | {key: given[key] for key in _EXTRACTOR if key in given}
+        extractor = ClapFeatureExtractor(**given)
+        if extractor.feature_size != config.num_mel_bins:
+            own = f"its model takes {config.num_mel_bins}"
+            raise UserError(f"{source}: its preprocessing gives {extractor.feature_size} mel bands, {own}")
+        if extractor.padding not in ("repeatpad", "repeat", "pad"):
+            raise UserError(f"{source}: its preprocessing has an unknown `padding`: {extractor.padding}")
+        tower = build_tower(
+            source, config, "ClapAudioModel", revision=options.revision, dtype=getattr(torch, options.dtype),
+            meta=meta, unused=cls.UNUSED, renamed={r"^audio_model\.": ""},
+        )  # fmt: skip
+        try:
+            return cls(tower, extractor, options)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
+
+    def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
+        """(mels, frames) in decibels, as the feature extractor makes it of a sound that fits."""
+        ex = self.extractor
+        times = ex.nb_max_samples // len(wave)
+        if ex.padding == "repeatpad":
+            wave = np.tile(wave, max(1, times))
+        elif ex.padding == "repeat":
+            wave = np.tile(wave, times + 1)
+        # The two filter banks belong to the two ways of training CLAP.
+        filters = ex.mel_filters if ex.truncation == "fusion" else ex.mel_filters_slaney
+        made = spectrogram(
+            padded(wave, ex.nb_max_samples), window_function(ex.fft_window_size, "hann"),
+            frame_length=ex.fft_window_size, hop_length=ex.hop_length, power=2.0, mel_filters=filters, log_mel="dB",
+        )  # fmt: skip
+        return np.asarray(made, np.float32)
+
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+        """(B, n_levels, 1, dim) float32. Raises `UserError` for `tokens="all"`: stages differ in their tokens."""
+        self.check_levels(levels)
+        # Fusing several parts of a long sound is never asked for: one part is heard.
+        made = self.tower(
+            x.to(self.tower.dtype).transpose(1, 2)[:, None], is_longer=torch.zeros(len(x), 1, device=x.device),
+            output_hidden_states=True, output_hidden_states_before_downsampling=True,
+        )  # fmt: skip
+        means = [stage.mean((2, 3)) for stage in made.hidden_states[1:-1]] + [made.pooler_output]
+        return pooled_levels(means, levels, self.dim, tokens)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Sampling rate, what is heard, and the settings of CLAP's own feature extractor."""
+        return {**super().preprocessing(), **{key: getattr(self.extractor, key) for key in _EXTRACTOR}}
+
+    def settings(self) -> dict[str, Any]:
+        """What differs from the class's defaults."""
+        return settings_of(self.tower.config)
+
+
+ENCODER = Clap
+MODEL_TYPES = ("clap", "clap_audio_model")
