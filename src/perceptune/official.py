@@ -21,6 +21,7 @@ from torch import Tensor
 from perceptune.building import build, load_lm
 from perceptune.checkpoint import save_run
 from perceptune.config import load_recipe
+from perceptune.encoders.base import OPENAI
 from perceptune.errors import UserError, nearest
 from perceptune.sections import LMConfig
 
@@ -36,7 +37,7 @@ LEVELS = 6  # encoder levels behind a shared connector, where the file's config 
 VARIANTS = {
     (False, "mlp"): "epalm", (True, "mlp"): "epalm-pt", (True, "plain"): "epalm-pt-l", (True, "none"): "epalm-lin",
 }  # fmt: skip
-CLIP = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
+CLIP = {key.removeprefix("image_"): values for key, values in OPENAI.items()}  # whatever the encoder expects
 
 
 def import_official(
