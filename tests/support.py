@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -162,6 +164,16 @@ def save_data(folder: Path, rows: int = 12, name: str = "train") -> Path:
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def damaged(data: bytes, copies: int = 150) -> Iterator[bytes]:
+    """The start of a file, cut off by chance, with three of its first 200 bytes changed."""
+    random = np.random.default_rng(0)
+    for _ in range(copies):
+        broken = bytearray(data[: random.integers(1, len(data) + 1)])
+        for position in random.integers(0, min(len(broken), 200), size=3):
+            broken[position] = random.integers(256)
+        yield bytes(broken)
 
 
 def train_section(**changes: Any) -> dict[str, Any]:

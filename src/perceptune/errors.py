@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,6 +18,15 @@ class UserError(Exception):
 
 class SaidElsewhereError(UserError):
     """An error that another process of the same job tells the user: this one ends without a word."""
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Says at the front of a `UserError` raised inside what it is about: a file, a key."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from perceptune.encoders._encoder import Encoder, Tokens
 from perceptune.encoders._images import ImageEncoder
 from perceptune.encoders._videos import VideoEncoder
-from perceptune.errors import UserError
+from perceptune.errors import naming
 from perceptune.media import label
 from perceptune.sections import EncoderConfig
 from perceptune.types import Medium
@@ -98,7 +98,5 @@ def average(encoder: Encoder, options: EncoderConfig) -> Encoder:
 def still(encoder: Encoder, options: EncoderConfig) -> Encoder:
     """`encoder` of clips for pictures."""
     assert isinstance(encoder, VideoEncoder)
-    try:
+    with naming(f"encoders.image `{options.id}`"):
         return Still(encoder, skip_time=options.temporal == "skip")
-    except UserError as error:
-        raise UserError(f"encoders.image `{options.id}`: {error}") from error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from perceptune.encoders._blocks import BlockEncoder
 from perceptune.encoders._checkpoints import read_preprocessor
 from perceptune.encoders._encoder import Encoder
-from perceptune.errors import UserError
+from perceptune.errors import UserError, naming
 from perceptune.media import VIEW, ImageTransform, View, image_transform, label, open_image
 from perceptune.sections import EncoderConfig
 from perceptune.types import Medium
@@ -69,10 +69,8 @@ def transform_of(source: str, settings: Mapping[str, Any], options: EncoderConfi
         entries |= _crop_share(entries)
     if options.resample is not None:
         entries["resample"] = {"bilinear": BILINEAR, "bicubic": BICUBIC}[options.resample]
-    try:
+    with naming(source):
         return image_transform(entries, options.size, options.resize, options.mean, options.std)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
 
 
 def _crop_share(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptune.encoders._images import ImageEncoder, ViTEncoder
-from perceptune.errors import UserError
+from perceptune.errors import UserError, naming
 from perceptune.media import ImageTransform, label
 from perceptune.sections import EncoderConfig
 from perceptune.types import Medium
@@ -45,10 +45,8 @@ class VideoEncoder(ViTEncoder):
         published = (config.image_size, config.image_size)
         if not cls.SIZES and encoder.transform.size != published:
             raise UserError(f"{source}: its pictures are {published[0]} x {published[1]}; `size` cannot change that")
-        try:
+        with naming(source):
             encoder.use_frames(options.frames or encoder.frames)
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from error
         return encoder
 
     def use_frames(self, frames: int) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perceptune.encoders.base import BlockEncoder, BlockParts, SoundEncoder, read_preprocessor
-from perceptune.errors import UserError
+from perceptune.errors import UserError, naming
 from perceptune.mel import LogMel
 from perceptune.sections import EncoderConfig
 from perceptune.sound import Wave, check_seconds
@@ -58,10 +58,9 @@ class AudioSpectrogramTransformer(SoundEncoder, BlockEncoder):
             low=20, high=rate // 2, floor=float(np.finfo(np.float32).eps), centred=False,
         )  # fmt: skip
         scale = (float(given["mean"]), 2 * float(given["std"])) if given["do_normalize"] else (0.0, 1.0)
-        try:
-            return cls(cls.tower_of(source, config, options, meta), mel, scale, options)
-        except UserError as error:
-            raise UserError(f"{source}: {str(error).removeprefix(f'{source}: ')}") from error
+        tower = cls.tower_of(source, config, options, meta)
+        with naming(source):
+            return cls(tower, mel, scale, options)
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
         """(mels, max_length)."""

@@ -13,7 +13,7 @@ from transformers import ClapFeatureExtractor
 from transformers.audio_utils import spectrogram, window_function
 
 from perceptune.encoders.base import SoundEncoder, Tokens, build_tower, pooled_levels, read_preprocessor, settings_of
-from perceptune.errors import UserError
+from perceptune.errors import UserError, naming
 from perceptune.sections import EncoderConfig
 from perceptune.sound import Wave, check_seconds, padded
 
@@ -66,10 +66,8 @@ class Clap(SoundEncoder):
             source, config, "ClapAudioModel", revision=options.revision, dtype=getattr(torch, options.dtype),
             meta=meta, unused=cls.UNUSED, renamed={r"^audio_model\.": ""},
         )  # fmt: skip
-        try:
+        with naming(source):
             return cls(tower, extractor, options)
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from error
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
         """(mels, frames) in decibels, as the feature extractor makes it of a sound that fits."""

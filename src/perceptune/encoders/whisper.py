@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
 from perceptune.encoders.base import BlockEncoder, SoundEncoder, read_preprocessor
-from perceptune.errors import UserError
+from perceptune.errors import UserError, naming
 from perceptune.sections import EncoderConfig
 from perceptune.sound import Wave, check_seconds
 
@@ -51,10 +51,8 @@ class Whisper(SoundEncoder, BlockEncoder):
             shapes = [f"{mels} mel bands x {frames} frames" for mels, frames in (made, wanted)]
             raise UserError(f"{source}: its preprocessing gives {shapes[0]}, its model takes {shapes[1]}")
         tower = cls.tower_of(source, config, options, meta)
-        try:
+        with naming(source):
             return cls(tower, extractor, options)
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from error
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
         """(mels, frames)."""
