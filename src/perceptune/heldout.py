@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from perceptune.distributed import World
 from perceptune.errors import UserError
 from perceptune.evaluation import Scores, judge, pick_samples, require_judgeable
-from perceptune.holdout import HELD_OUT
+from perceptune.holdout import selecting_splits
 from perceptune.model import AdaptedModel
 from perceptune.tasks.base import Task, check_split
 from perceptune.types import Sample
@@ -47,7 +47,7 @@ class HeldOut:
     def _split(self) -> str:
         if self.config.during_split is not None:
             return self.config.during_split
-        found = [split for split in ("validation", HELD_OUT) if split in self.task.splits]
+        found = selecting_splits(self.task.splits)
         if not found:
             raise UserError(
                 "`eval.every` chooses the best checkpoint on a `validation` split, and the task has "

@@ -17,6 +17,11 @@ HELD_OUT = "held-out"
 SEED = 4321  # what is held out must not move when the training seed does
 
 
+def selecting_splits(splits: Sequence[str]) -> list[str]:
+    """Those of a task's splits that settings and checkpoints may be chosen on, best first."""
+    return [split for split in ("validation", HELD_OUT) if split in splits]
+
+
 class HoldOut(Task):
     """A task whose first split has given up random media, with all their samples, to the split `held-out`.
 

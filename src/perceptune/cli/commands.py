@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
+from perceptune.cli.compare import compare as compare
 from perceptune.errors import UserError
 from perceptune.runlog import speaks
 
@@ -69,13 +70,9 @@ def _other_set(options: argparse.Namespace) -> Sequence[str]:
         return ()
     task = options.task or "jsonl"
     name = re.sub(r"[^\w-]", "-", Path(options.data).stem if options.data else task)
-    keys = {"name": task} | (
-        {
-            "train": str(Path(options.data).resolve()),
-        }
-        if options.data
-        else {}
-    )
+    keys = {"name": task}
+    if options.data:
+        keys["train"] = str(Path(options.data).resolve())
     return [f"eval.others.{name}.task.{key}={json.dumps(value)}" for key, value in keys.items()]
 
 

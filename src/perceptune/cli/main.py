@@ -161,11 +161,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     _take_overrides(options, rest)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads warn when a worker forks
     from perceptune.cli import commands
-    from perceptune.cli.compare import compare
 
-    command = compare if options.command == "compare" else getattr(commands, options.command.replace("-", "_"))
     try:
-        code: int = command(options)
+        code: int = getattr(commands, options.command.replace("-", "_"))(options)
     except SaidElsewhereError:
         return 2
     except UserError as error:

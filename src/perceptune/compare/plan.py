@@ -13,7 +13,7 @@ from perceptune.building import method_options
 from perceptune.config import Recipe, load_recipe, parse_value
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task, pick_samples, require_judgeable
-from perceptune.holdout import HELD_OUT
+from perceptune.holdout import HELD_OUT, selecting_splits
 from perceptune.plugins import leaf
 from perceptune.sections import CompareConfig
 from perceptune.show import describe
@@ -122,7 +122,7 @@ def _with_held_out(recipe: Recipe, config: CompareConfig, *, selects: bool) -> R
     """The recipe with something to select on."""
     task = make_task(recipe)
     test_on = recipe.eval.split or task.splits[-1]
-    if not selects or {"validation", HELD_OUT} & set(task.splits) - {test_on}:
+    if not selects or set(selecting_splits(task.splits)) - {test_on}:
         return recipe
     return load_recipe(recipe, [f"train.hold_out={config.hold_out}"])
 
@@ -171,9 +171,9 @@ def _splits(recipe: Recipe, *, selects: bool) -> tuple[str, str | None, str]:
             f"nothing to test on: the task has {', '.join(f'`{split}`' for split in task.splits)}, "
             "and a comparison is tested on data that nothing was trained or chosen on"
         )
-    left = [split for split in ("validation", HELD_OUT) if split in task.splits and split != test_on]
+    left = [split for split in selecting_splits(task.splits) if split != test_on]
     if recipe.eval.every is not None:
-        during = recipe.eval.during_split or next((s for s in ("validation", HELD_OUT) if s in task.splits), None)
+        during = recipe.eval.during_split or next(iter(selecting_splits(task.splits)), None)
         if during == test_on:
             raise UserError(f"`eval.every` would choose on `{test_on}`, the split to test on: set `eval.during_split`")
     require_judgeable(task, pick_samples(task, test_on, recipe.eval.samples))
