@@ -43,7 +43,7 @@ def test_the_short_way_is_taken() -> None:
         patch.setattr(_ptb, "_TOKEN", None)
         assert ptb_tokens("A dog, in a hat, runs .") == ["a", "dog", "in", "a", "hat", "runs"]
         assert ptb_tokens("a dog runs.") == ["a", "dog", "runs"]
-        assert ptb_tokens("") == ptb_tokens(" . ") == []
+        assert ptb_tokens("") == ptb_tokens(" .") == []
 
 
 @STEADY

@@ -53,8 +53,9 @@ class Cider:
             documents, counts = self._captions.owners, table.referred
         else:
             documents, counts = self._documents, table.further
-        pairs = np.unique(documents[counts.caption] * table.grams + counts.gram)
-        return np.bincount(pairs % table.grams, minlength=table.grams)
+        pairs = np.sort(documents[counts.caption] * table.grams + counts.gram)  # np.unique hashes: ten times as slow
+        distinct = pairs[np.diff(pairs, prepend=-1) > 0]
+        return np.bincount(distinct % table.grams, minlength=table.grams)
 
 
 def _norms(counts: Counts, weights: Floats, captions: int) -> Floats:
