@@ -85,7 +85,7 @@ def ptb_tokens(text: str) -> list[str]:
     """The tokens of a caption, lower case, without punctuation."""
     if plain := _PLAIN.fullmatch(text.lower()):
         words = plain[1].replace(",", " ").split()
-        if not words or (_NOT_PLAIN.isdisjoint(words) and len(words[-1]) > 1):
+        if _NOT_PLAIN.isdisjoint(words):
             return words
     text = _ENTITY.sub(lambda found: _ENTITIES[found.group()], text.translate(_ASCII))
     tokens = (token.lower() for token in _TOKEN.findall(_BEYOND_BMP.sub("", text)))
