@@ -170,7 +170,7 @@ def test_lists_name_what_there_is(kind: str) -> None:
             *("ast", "whisper", "clap", "efficientat"),
         },
         "tasks": {"easy-vqa", "jsonl", "webdataset"},
-        "metrics": {"exact"},
+        "metrics": {"exact", "caption", "rouge"},
         "recipes": {"demo", "paper/epalm", "paper/epalm-pt", "paper/epalm-lin", "paper/epalm-pt-l"},
     }
     assert expected[kind] <= set(names)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from perceptune import statistics
-from perceptune.statistics import bootstrap_difference, bootstrap_interval
+from perceptune.statistics import bootstrap_corpus, bootstrap_difference, bootstrap_interval
 
 
 def test_it_agrees_with_the_normal_approximation() -> None:
@@ -97,3 +97,27 @@ def test_what_has_no_interval_is_refused() -> None:
         bootstrap_interval([1.0], samples=0)
     with pytest.raises(ValueError, match="one length"):
         bootstrap_difference([1.0, 2.0], [1.0])
+
+
+def test_a_corpus_value_that_is_a_mean_has_the_interval_of_the_mean() -> None:
+    rng = np.random.default_rng(8)
+    values, groups = rng.random(60), rng.integers(9, size=60).tolist()
+    statistics = np.column_stack([values, np.ones(60)])
+    for given in (None, groups):
+        interval = bootstrap_corpus(statistics, lambda sums: sums[..., 0] / sums[..., 1], groups=given, seed=5)
+        assert interval == bootstrap_interval(values, groups=given, seed=5)
+
+
+def test_a_ratio_of_sums_is_not_the_mean_of_ratios() -> None:
+    statistics = np.array([[1.0, 1.0], [0.0, 99.0]] * 50)
+
+    def ratio(sums: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return sums[..., 0] / sums[..., 1]
+
+    low, high = bootstrap_corpus(statistics, ratio)
+    assert low < 0.01 < high < 0.03, "the mean of ratios is 0.5"
+    assert bootstrap_corpus(statistics, ratio, level=0.5)[0] > low
+    with pytest.raises(ValueError, match="non-empty rows"):
+        bootstrap_corpus(statistics[:, 0], ratio)
+    with pytest.raises(ValueError, match="100 values and 1 groups"):
+        bootstrap_corpus(statistics, ratio, groups=[1])

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from perceptune.errors import UserError, nearest
 from perceptune.metrics import exact
+from perceptune.metrics.base import group_key
 from perceptune.types import Sample
 
 
@@ -80,18 +81,21 @@ def check_split(split: str, splits: Sequence[str]) -> None:
 
 def check_metric(where: str, metric: str, answer_types: Iterable[str]) -> None:
     """Raises `UserError` if `exact_match` gives no such metric: better said before training than after."""
-    keys = {exact.group_key(answer_type) or "accuracy" for answer_type in answer_types} | {"accuracy"}
+    keys = {group_key(answer_type) or "accuracy" for answer_type in answer_types} | {"accuracy"}
     if metric not in keys:
         raise UserError(f"{where} gives no metric `{metric}`{nearest(metric, keys)}")
 
 
-def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> exact.Scores:
+def exact_match(
+    task: Task, predictions: Sequence[str], samples: Sequence[Sample]
+) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Cleaned answers against cleaned targets: over all samples and for each `answer_type` in their meta."""
     for sample in samples:
         if not sample.targets:
             raise UserError(f"sample `{sample.id}` has no targets to judge its answer by")
-    return exact.score(
+    scored = exact.score(
         [task.clean(prediction) for prediction in predictions],
         [[task.clean(target) for target in sample.targets] for sample in samples],
-        [str(sample.meta.get("answer_type", "")) for sample in samples],
+        groups=[str(sample.meta.get("answer_type", "")) for sample in samples],
     )
+    return scored.summary, scored.per_sample

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from perceptune import assets
 from perceptune.errors import UserError
-from perceptune.metrics import exact
+from perceptune.metrics.base import averages
 from perceptune.tasks.base import Task, check_split, exact_match
 from perceptune.types import Sample
 
@@ -45,7 +45,7 @@ class EasyVQA(Task):
         for row, sample in zip(rows, samples, strict=True):
             if sample.meta["answer_type"] != "yes/no":
                 row["accuracy_open"] = row["accuracy"]
-        return exact.averages(rows), rows
+        return averages(rows), rows
 
 
 TASK = EasyVQA
