@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from perceptune.errors import UserError, nearest
 from perceptune.metrics import exact
-from perceptune.metrics.base import group_key
+from perceptune.metrics.base import Scored
 from perceptune.types import Sample
 
 
@@ -35,10 +35,8 @@ class Task(ABC):
         """Every row of a split, in an order that never changes. Raises `UserError` on an unknown split."""
 
     @abstractmethod
-    def score(
-        self, predictions: Sequence[str], samples: Sequence[Sample]
-    ) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """Summary over all samples, and one row per sample. The predictions may be cleaned or not."""
+    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
+        """Values over all samples and of each. The predictions may be cleaned or not."""
 
     def clean(self, text: str) -> str:
         """The answer in a generated text: its first line with text, without the final period."""
@@ -61,9 +59,7 @@ class GivenFiles(Task):
         self.metric = options.metric
         self.lowercase = options.lowercase
 
-    def score(
-        self, predictions: Sequence[str], samples: Sequence[Sample]
-    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """`accuracy`, and `accuracy_<answer_type>` for each type among the samples."""
         return exact_match(self, predictions, samples)
 
@@ -81,21 +77,19 @@ def check_split(split: str, splits: Sequence[str]) -> None:
 
 def check_metric(where: str, metric: str, answer_types: Iterable[str]) -> None:
     """Raises `UserError` if `exact_match` gives no such metric: better said before training than after."""
-    keys = {group_key(answer_type) or "accuracy" for answer_type in answer_types} | {"accuracy"}
+    keys = {exact.group_key(answer_type) or "accuracy" for answer_type in answer_types} | {"accuracy"}
     if metric not in keys:
         raise UserError(f"{where} gives no metric `{metric}`{nearest(metric, keys)}")
 
 
-def exact_match(
-    task: Task, predictions: Sequence[str], samples: Sequence[Sample]
-) -> tuple[dict[str, float], list[dict[str, float]]]:
+def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
     """Cleaned answers against cleaned targets: over all samples and for each `answer_type` in their meta."""
     for sample in samples:
         if not sample.targets:
             raise UserError(f"sample `{sample.id}` has no targets to judge its answer by")
-    scored = exact.score(
+    summary, rows = exact.score(
         [task.clean(prediction) for prediction in predictions],
         [[task.clean(target) for target in sample.targets] for sample in samples],
-        groups=[str(sample.meta.get("answer_type", "")) for sample in samples],
+        [str(sample.meta.get("answer_type", "")) for sample in samples],
     )
-    return scored.summary, scored.per_sample
+    return Scored(summary, rows, {"metric": "exact", "lowercase": task.lowercase})
