@@ -1,5 +1,8 @@
-"""What metrics share."""
+"""What a leaf file of a metric builds on."""
 
+from __future__ import annotations
+
+# Leaves import from here.
 from perceptune.metrics._groups import Groups as Groups
 from perceptune.metrics._groups import averages as averages
 from perceptune.metrics._groups import group_key as group_key
