@@ -12,6 +12,9 @@ from perceptune.metrics._groups import group_key as group_key
 from perceptune.metrics._groups import scored_by_group as scored_by_group
 from perceptune.metrics._groups import with_groups as with_groups
 from perceptune.metrics._groups import zipped as zipped
+from perceptune.metrics._java import find_java as find_java
+from perceptune.metrics._java import java_version as java_version
+from perceptune.metrics._java import package_folder as package_folder
 from perceptune.metrics._ngrams import Captions as Captions
 from perceptune.metrics._ngrams import Ints as Ints
 from perceptune.metrics._ngrams import Table as Table

@@ -43,7 +43,7 @@ def score(
     if choices is not None:
         named = [_named(text, [_form(choice) for choice in several])
                  for (text, _), several in zip(pairs, choices, strict=True)]  # fmt: skip
-    hits = [float(text in map(_form, accepted)) for text, (_, accepted) in zip(named, pairs, strict=True)]
+    hits = [float(text in [_form(one) for one in accepted]) for text, (_, accepted) in zip(named, pairs, strict=True)]
     scored = scored_by_group(hits, groups, {"metric": "choice", "choices_given": choices is not None})
     if choices is None:
         return scored
