@@ -16,7 +16,7 @@ from perceptune.metrics.base import Scored, averages, with_groups
 from perceptune.plugins import leaf
 from perceptune.records import short
 from perceptune.scoring.rows import Needs, Prediction, Reference, read_predictions, read_references
-from perceptune.statistics import bootstrap_interval
+from perceptune.statistics import bootstrap_corpus, bootstrap_interval
 
 _SHOWN = 5  # ids in a message
 _FEWEST_ANSWERS = 4  # so many equal ones make an answer worth 1
@@ -212,9 +212,8 @@ def _distinct(keys: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], str]:
 def _interval(key: str, ids: Sequence[str], scored: Scored, held: Mapping[str, Reference]) -> list[float]:
     media = [held[id].medium for id in ids]
     if key in scored.corpus:
-        from perceptune.statistics import bootstrap_corpus
-
-        return list(bootstrap_corpus(scored.corpus[key], groups=media))
+        corpus = scored.corpus[key]
+        return list(bootstrap_corpus(corpus.statistics, corpus.value, groups=media))
     having = [index for index, row in enumerate(scored.per_sample) if key in row]
     values = [scored.per_sample[index][key] for index in having]
     return list(bootstrap_interval(values, groups=[media[index] for index in having]))
