@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perceptune.metrics import a_okvqa, choice, exact, f1, gqa, vqa
@@ -23,6 +23,7 @@ def key_of(metric: ModuleType) -> str:
 
 
 @pytest.mark.parametrize("name", METRICS)
+@settings(max_examples=30, deadline=None)
 @given(rows=rows, data=st.data())
 def test_values_are_shares_and_do_not_depend_on_order(
     name: str, rows: list[tuple[str, list[str]]], data: st.DataObject
@@ -40,6 +41,7 @@ def test_values_are_shares_and_do_not_depend_on_order(
 
 
 @pytest.mark.parametrize("name", METRICS)
+@settings(max_examples=30, deadline=None)
 @given(answer=word)
 def test_what_all_references_say_is_right(name: str, answer: str) -> None:
     metric = METRICS[name]

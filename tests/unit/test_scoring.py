@@ -137,7 +137,7 @@ def test_several_metrics_keep_their_keys_apart(write: Write) -> None:
     assert {key: scores.result[key] for key in scores.keys} == {"vqa_accuracy": 0.0, "exact_accuracy": 1.0, "f1": 1.0}
     assert scores.result["definition"]["exact"]["lowercase"] is True
     assert scores.rows == [{"id": "1", "prediction": "Yes", "vqa_accuracy": 0.0, "exact_accuracy": 1.0, "f1": 1.0}]
-    both = score_files(predictions, references, ["vqa", "exact"], options=["lowercase=true"])
+    both = score_files(given(write, **{"1": "Yes"}), references, ["vqa", "exact"], options=["lowercase=true"])
     assert both.result["vqa_accuracy"] == both.result["exact_accuracy"] == 1.0
 
 

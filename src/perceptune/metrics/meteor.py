@@ -91,7 +91,7 @@ def _divided(a: Floats, b: Floats) -> Floats:
 
 
 def _joined(text: str) -> str:
-    return " ".join(ptb_tokens(text)).replace("|||", "")  # which divides the fields of what is asked
+    return " ".join(ptb_tokens(text))  # never holds `|||`, which divides the fields of what is asked
 
 
 def _jar() -> Path:

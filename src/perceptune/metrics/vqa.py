@@ -7,7 +7,7 @@ For each of the n annotators, min(1, matches among the other n - 1 / 3); the mea
   compared as written, so `Yes` for ten times `yes` is worth nothing.
 - `always`: the same rules, always (LMMs-Eval and VLMEvalKit on VQA v2).
 - `evalai`: lower case first, without commas and question marks and with `'s` as a word of its own, then the same
-  rules, always (the EvalAI evaluators of TextVQA, ST-VQA and OK-VQA).
+  rules, always (the evaluators of TextVQA and ST-VQA, MMF).
 """
 
 from __future__ import annotations
