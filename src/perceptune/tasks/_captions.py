@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from perceptune.errors import UserError
-from perceptune.metrics._scored import Scored
+from perceptune.metrics.base import Scored
 from perceptune.plugins import leaf
 from perceptune.records import Record
 from perceptune.tasks._sets import TRAIN, MediaSet

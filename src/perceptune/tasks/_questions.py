@@ -16,7 +16,7 @@ from pydantic import Field
 
 from perceptune.errors import UserError
 from perceptune.metrics import exact
-from perceptune.metrics._scored import Scored
+from perceptune.metrics.base import Scored
 from perceptune.plugins import leaf
 from perceptune.records import Record, short
 from perceptune.tasks._sets import TRAIN, MediaSet

@@ -35,9 +35,7 @@ class MediaSet(Task):
         template: str | None = None  # a medium's path in there; None = as published
         annotations: dict[str, tuple[Path, ...] | Path] = Field(default_factory=dict)  # split -> its file(s), if others
         check_files: bool = True  # look for every medium before the first step
-        skip_missing: int = Field(
-            0, ge=0
-        )  # missing media of a split to bear: their samples are left out
+        skip_missing: int = Field(0, ge=0)  # missing media of a split to bear: their samples are left out
 
     modality: ClassVar[str] = "image"
     files: ClassVar[Mapping[str, tuple[str, ...]]]  # split -> annotation files, as published

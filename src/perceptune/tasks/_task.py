@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from perceptune.errors import UserError, nearest
 from perceptune.metrics import exact
+from perceptune.metrics.base import Scored
 from perceptune.types import Sample
 
 
@@ -34,10 +35,8 @@ class Task(ABC):
         """Every row of a split, in an order that never changes. Raises `UserError` on an unknown split."""
 
     @abstractmethod
-    def score(
-        self, predictions: Sequence[str], samples: Sequence[Sample]
-    ) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """Summary over all samples, and one row per sample. The predictions may be cleaned or not."""
+    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
+        """Values over all samples and of each. The predictions may be cleaned or not."""
 
     def clean(self, text: str) -> str:
         """The answer in a generated text: its first line with text, without the final period."""
@@ -60,9 +59,7 @@ class GivenFiles(Task):
         self.metric = options.metric
         self.lowercase = options.lowercase
 
-    def score(
-        self, predictions: Sequence[str], samples: Sequence[Sample]
-    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """`accuracy`, and `accuracy_<answer_type>` for each type among the samples."""
         return exact_match(self, predictions, samples)
 
@@ -85,13 +82,14 @@ def check_metric(where: str, metric: str, answer_types: Iterable[str]) -> None:
         raise UserError(f"{where} gives no metric `{metric}`{nearest(metric, keys)}")
 
 
-def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> exact.Scores:
+def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
     """Cleaned answers against cleaned targets: over all samples and for each `answer_type` in their meta."""
     for sample in samples:
         if not sample.targets:
             raise UserError(f"sample `{sample.id}` has no targets to judge its answer by")
-    return exact.score(
+    summary, rows = exact.score(
         [task.clean(prediction) for prediction in predictions],
         [[task.clean(target) for target in sample.targets] for sample in samples],
         [str(sample.meta.get("answer_type", "")) for sample in samples],
     )
+    return Scored(summary, rows, {"metric": "exact", "lowercase": task.lowercase})
