@@ -6,14 +6,18 @@ from __future__ import annotations
 from perceptune.tasks._canonical import to_row as to_row
 from perceptune.tasks._captions import Captioned as Captioned
 from perceptune.tasks._captions import CaptionSet as CaptionSet
+from perceptune.tasks._coco import coco_rows as coco_rows
 from perceptune.tasks._files import Absent as Absent
 from perceptune.tasks._files import missing as missing
 from perceptune.tasks._files import plain as plain
+from perceptune.tasks._flickr import FlickrSet as FlickrSet
+from perceptune.tasks._karpathy import karpathy_rows as karpathy_rows
 from perceptune.tasks._questions import Asked as Asked
 from perceptune.tasks._questions import QuestionSet as QuestionSet
 from perceptune.tasks._rows import json_rows as json_rows
 from perceptune.tasks._rows import read_json as read_json
 from perceptune.tasks._rows import table_rows as table_rows
+from perceptune.tasks._rows import text_lines as text_lines
 from perceptune.tasks._sets import MediaSet as MediaSet
 from perceptune.tasks._sets import number_of as number_of
 from perceptune.tasks._sets import text_of as text_of
@@ -22,3 +26,7 @@ from perceptune.tasks._task import Task as Task
 from perceptune.tasks._task import check_metric as check_metric
 from perceptune.tasks._task import check_split as check_split
 from perceptune.tasks._task import exact_match as exact_match
+from perceptune.tasks._vqa_files import answers_of as answers_of
+from perceptune.tasks._vqa_files import label_of as label_of
+from perceptune.tasks._vqa_files import question_of as question_of
+from perceptune.tasks._vqa_files import vqa_rows as vqa_rows
