@@ -9,14 +9,17 @@ balanced ones are named by `annotations`, several files a split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from perceptune.metrics.base import Scored
+from perceptune.plugins import leaf
 from perceptune.records import Record
 from perceptune.tasks.base import Asked, QuestionSet, json_rows, label_of, question_of, read_json, text_of
+from perceptune.types import Sample
 
 
 class GQA(QuestionSet):
@@ -40,6 +43,14 @@ class GQA(QuestionSet):
         for path in self.annotations(split):
             for row in json_rows(read_json(path), path):
                 yield make(row)
+
+    def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:
+        if any("label" in sample.meta for sample in samples):
+            return super().against_targets(texts, samples, groups)
+        scored: Scored = leaf("metrics", "gqa").module.score(
+            texts, [sample.targets for sample in samples], groups=groups
+        )
+        return scored
 
     def _official(self, row: Record) -> Asked:
         answer, types = row.values.get("answer"), row.values.get("types")
