@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from perceptune.errors import UserError
+from perceptune.metrics import vqa
 from perceptune.metrics.base import Scored, scored_by_group
-from perceptune.plugins import leaf
 from perceptune.records import Record, short
 from perceptune.tasks._sets import TRAIN, MediaSet
 from perceptune.tasks._task import exact_match
@@ -121,10 +121,8 @@ class QuestionSet(MediaSet):
 
     def against_answers(self, texts: Sequence[str], answers: Sequence[Any], groups: Sequence[str]) -> Scored:
         """Cleaned answers against those of several annotators."""
-        vqa = leaf("metrics", "vqa").module
         options = vqa.Options(dialect=self._options.dialect or self.dialect)
-        scored: Scored = vqa.score(texts, answers, options, groups=groups)
-        return scored
+        return vqa.score(texts, answers, options, groups=groups)
 
     def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:
         """Cleaned answers against the right one, or against the several that the file gives a worth."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from perceptune.metrics import a_okvqa, choice
 from perceptune.metrics.base import Scored
 from perceptune.records import Record, json_type
 from perceptune.tasks.base import (
@@ -72,15 +73,13 @@ class AOKVQA(QuestionSet):
 
     def against_answers(self, texts: Sequence[str], answers: Sequence[Any], groups: Sequence[str]) -> Scored:
         """Worth min(matches / 3, 1), compared as the authors do it, without more cleaning."""
-        scored: Scored = leaf("metrics", "a_okvqa").module.score(texts, answers, groups=groups)
-        return scored
+        return a_okvqa.score(texts, answers, groups=groups)
 
     def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:
         """The share of right choices, and `no_choice`: that of answers that name none."""
         choices = [sample.meta.get("choices", ()) for sample in samples]
         targets = [sample.targets for sample in samples]
-        scored: Scored = leaf("metrics", "choice").module.score(texts, targets, choices=choices, groups=groups)
-        return scored
+        return choice.score(texts, targets, choices=choices, groups=groups)
 
 
 TASK = AOKVQA

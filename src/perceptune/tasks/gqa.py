@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from perceptune.metrics import gqa
 from perceptune.metrics.base import Scored
-from perceptune.plugins import leaf
 from perceptune.records import Record
 from perceptune.tasks.base import Asked, QuestionSet, json_rows, label_of, question_of, read_json, text_of
 from perceptune.types import Sample
@@ -47,10 +47,7 @@ class GQA(QuestionSet):
     def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:
         if any("label" in sample.meta for sample in samples):
             return super().against_targets(texts, samples, groups)
-        scored: Scored = leaf("metrics", "gqa").module.score(
-            texts, [sample.targets for sample in samples], groups=groups
-        )
-        return scored
+        return gqa.score(texts, [sample.targets for sample in samples], groups=groups)
 
     def _official(self, row: Record) -> Asked:
         answer, types = row.values.get("answer"), row.values.get("types")
