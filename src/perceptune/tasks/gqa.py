@@ -33,10 +33,10 @@ class GQA(QuestionSet):
     template = "images/{image_id}.jpg"
 
     def published(self) -> dict[str, tuple[str | Path, ...]]:
-        names = ("train", "valid", "testdev")
-        if self._options.format == "official":
-            names = tuple(f"{name}_balanced_questions" for name in ("train", "val", "testdev"))
-        return {split: (f"{name}.json",) for split, name in zip(("train", "validation", "testdev"), names, strict=True)}
+        if self._options.format == "vl-t5":
+            return {"train": ("train.json",), "validation": ("valid.json",), "testdev": ("testdev.json",)}
+        names = {"train": "train", "validation": "val", "testdev": "testdev"}
+        return {split: (f"{name}_balanced_questions.json",) for split, name in names.items()}
 
     def rows(self, split: str) -> Iterator[Asked]:
         make = self._official if self._options.format == "official" else self._vl_t5

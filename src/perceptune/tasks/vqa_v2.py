@@ -59,8 +59,8 @@ class VQAv2(QuestionSet):
                 record=question,
                 id=text_of(question, "question_id"),
                 media=self.medium(question, subset=subset, name=f"COCO_{subset}_{number:012d}", image_id=number),
-                question=question.text("question"),
-                answers=() if annotation is None else answers_of(annotation),
+                question=question_of(question),
+                answers=() if annotation is None else answers_of(annotation, needed=True),
                 label=None,
                 meta={key: said.get(key) for key in ("question_type", "answer_type")},
             )
