@@ -56,7 +56,7 @@ class JSONLines(GivenFiles):
             )
         if absent.first:
             index, key, file = absent.first
-            record = _record(table.row(index), path)
+            record = record_of(table.row(index), path)
             assert record is not None  # it has given a sample
             raise record.error(f"cannot read `{key}` {short(record.text(key))}: {missing(file)}{absent.others()}")
         self._check_metric(split, census.answer_types)
@@ -64,12 +64,12 @@ class JSONLines(GivenFiles):
 
     def _sample(self, row: Row, split: str) -> Sample | None:
         path: Path = self._given[split]
-        record = _record(row, path)
+        record = record_of(row, path)
         if record is None:
             return None
         return Sample(
-            id=_id(record, f"{split}-{row.line:06d}"),  # leads back to the line
-            media=_media(record, path.parent),
+            id=id_of(record, f"{split}-{row.line:06d}"),  # leads back to the line
+            media=media_of(record, path.parent),
             prompt=record.prompt("prompt", allow_empty=self._options.allow_empty_prompt),
             # Training and choosing the best checkpoint need targets; a test file may hold questions only.
             targets=record.targets(["targets"], self.clean, needed=split != "test"),
@@ -80,14 +80,15 @@ class JSONLines(GivenFiles):
 TASK = JSONLines
 
 
-def _record(row: Row, path: Path) -> Record | None:
+def record_of(row: Row, path: Path) -> Record | None:
     """The object of a line; blank lines are passed over."""
     where = f"{path}, line {row.line}"
     values = parse(row.text, where, "one object a line", "utf-8-sig" if row.line == 1 else "utf-8")
     return None if values is None else Record(where, values, _KEYS)
 
 
-def _id(record: Record, default: str) -> str:
+def id_of(record: Record, default: str) -> str:
+    """The row's own name."""
     match record.values.get("id"):
         case None:
             return default
@@ -98,7 +99,8 @@ def _id(record: Record, default: str) -> str:
     return record.text("id")
 
 
-def _media(record: Record, folder: Path) -> dict[str, Path]:
+def media_of(record: Record, folder: Path) -> dict[str, Path]:
+    """The row's files by modality; none where all are null."""
     if not record.values.keys() & set(MODALITIES):
         raise record.lacks(MODALITIES)
     media = {}
