@@ -7,13 +7,24 @@ of the test questions are hidden: `annotations: {test: aokvqa_v1p0_test.json}` r
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from perceptune.metrics import a_okvqa, choice
 from perceptune.metrics.base import Scored
 from perceptune.records import Record, json_type
-from perceptune.tasks.base import Asked, QuestionSet, answers_of, json_rows, number_of, question_of, read_json, text_of
+from perceptune.tasks.base import (
+    Asked,
+    Files,
+    QuestionSet,
+    answers_of,
+    json_rows,
+    number_of,
+    question_of,
+    read_json,
+    text_of,
+)
 from perceptune.types import Sample
 
 _SUBSETS = {"validation": "val2017"}
@@ -30,7 +41,7 @@ class AOKVQA(QuestionSet):
             "{question} Choices: {choices}.", description="prompt for `answers: choice`; the choices are in it"
         )
 
-    files = {"train": ("aokvqa_v1p0_train.json",), "validation": ("aokvqa_v1p0_val.json",)}
+    files: ClassVar[Files] = {"train": ("aokvqa_v1p0_train.json",), "validation": ("aokvqa_v1p0_val.json",)}
     template = "{subset}/{image_id:012d}.jpg"
 
     def rows(self, split: str) -> Iterator[Asked]:
@@ -60,9 +71,15 @@ class AOKVQA(QuestionSet):
         media = self.medium(row, subset=_SUBSETS.get(split, f"{split}2017"), image_id=number_of(row, "image_id"))
         return Asked(row, text_of(row, "question_id"), media, prompt, answers, None, meta)
 
-    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
-        """`accuracy`: of direct answers the authors' min(matches / 3, 1), of choices the share of right ones."""
-        return super().score(predictions, samples)
+    def against_answers(self, texts: Sequence[str], answers: Sequence[Any], groups: Sequence[str]) -> Scored:
+        """Worth min(matches / 3, 1), compared as the authors do it, without more cleaning."""
+        return a_okvqa.score(texts, answers, groups=groups)
+
+    def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:
+        """The share of right choices, and `no_choice`: that of answers that name none."""
+        choices = [sample.meta.get("choices", ()) for sample in samples]
+        targets = [sample.targets for sample in samples]
+        return choice.score(texts, targets, choices=choices, groups=groups)
 
 
 TASK = AOKVQA

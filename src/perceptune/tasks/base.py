@@ -18,6 +18,7 @@ from perceptune.tasks._rows import json_rows as json_rows
 from perceptune.tasks._rows import read_json as read_json
 from perceptune.tasks._rows import table_rows as table_rows
 from perceptune.tasks._rows import text_lines as text_lines
+from perceptune.tasks._sets import Files as Files
 from perceptune.tasks._sets import MediaSet as MediaSet
 from perceptune.tasks._sets import number_of as number_of
 from perceptune.tasks._sets import text_of as text_of

@@ -11,6 +11,9 @@ Pictures are `flickr30k-images/1000092795.jpg`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from perceptune.tasks.base import FlickrSet
 
 
@@ -18,13 +21,13 @@ class Flickr30k(FlickrSet):
     """Judged by CIDEr against all captions of a picture."""
 
     template = "flickr30k-images/{name}"
-    forms = {
+    forms: ClassVar[Mapping[str, str]] = {
         "karpathy": "dataset_flickr30k.json",
         "hf": "flickr_annotations_30k.csv",
         "token": "results_20130124.token",
         "csv": "results.csv",
     }
-    lists = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
+    lists: ClassVar[Mapping[str, str]] = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 
 
 TASK = Flickr30k

@@ -9,14 +9,17 @@ balanced ones are named by `annotations`, several files a split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from perceptune.metrics import gqa
+from perceptune.metrics.base import Scored
 from perceptune.records import Record
 from perceptune.tasks.base import Asked, QuestionSet, json_rows, label_of, question_of, read_json, text_of
+from perceptune.types import Sample
 
 
 class GQA(QuestionSet):
@@ -30,16 +33,21 @@ class GQA(QuestionSet):
     template = "images/{image_id}.jpg"
 
     def published(self) -> dict[str, tuple[str | Path, ...]]:
-        names = ("train", "valid", "testdev")
-        if self._options.format == "official":
-            names = tuple(f"{name}_balanced_questions" for name in ("train", "val", "testdev"))
-        return {split: (f"{name}.json",) for split, name in zip(("train", "validation", "testdev"), names, strict=True)}
+        if self._options.format == "vl-t5":
+            return {"train": ("train.json",), "validation": ("valid.json",), "testdev": ("testdev.json",)}
+        names = {"train": "train", "validation": "val", "testdev": "testdev"}
+        return {split: (f"{name}_balanced_questions.json",) for split, name in names.items()}
 
     def rows(self, split: str) -> Iterator[Asked]:
         make = self._official if self._options.format == "official" else self._vl_t5
         for path in self.annotations(split):
             for row in json_rows(read_json(path), path):
                 yield make(row)
+
+    def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:
+        if any("label" in sample.meta for sample in samples):
+            return super().against_targets(texts, samples, groups)
+        return gqa.score(texts, [sample.targets for sample in samples], groups=groups)
 
     def _official(self, row: Record) -> Asked:
         answer, types = row.values.get("answer"), row.values.get("types")

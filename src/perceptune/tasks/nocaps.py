@@ -7,16 +7,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from perceptune.metrics.base import Scored
-from perceptune.tasks.base import Captioned, CaptionSet, coco_rows, text_of
+from perceptune.tasks.base import Captioned, CaptionSet, Files, coco_rows, text_of
 from perceptune.types import Sample
 
 
 class NoCaps(CaptionSet):
     """Judged by CIDEr, together and for each domain by itself."""
 
-    files = {"validation": ("nocaps_val_4500_captions.json",)}
+    files: ClassVar[Files] = {"validation": ("nocaps_val_4500_captions.json",)}
     template = "val/{file_name}"
 
     def rows(self, split: str) -> Iterator[Captioned]:

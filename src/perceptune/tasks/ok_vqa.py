@@ -35,6 +35,7 @@ class OKVQA(QuestionSet):
 
         format: Literal["official", "lavis"] = Field("official", description="whose annotation files these are")
 
+    template = ""  # by format
     dialect = "evalai"
 
     def __init__(self, options: Options) -> None:
@@ -61,7 +62,7 @@ class OKVQA(QuestionSet):
                 text_of(question, "question_id"),
                 self.medium(question, subset=subset, name=f"COCO_{subset}_{number:012d}", image_id=number),
                 question_of(question),
-                () if annotation is None else answers_of(annotation),
+                () if annotation is None else answers_of(annotation, needed=True),
                 None,
                 {"question_type": None if annotation is None else annotation.values.get("question_type")},
             )

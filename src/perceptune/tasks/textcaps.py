@@ -7,14 +7,15 @@ those of validation, too.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
-from perceptune.tasks.base import Captioned, CaptionSet, json_rows, read_json, text_of
+from perceptune.tasks.base import Captioned, CaptionSet, Files, json_rows, read_json, text_of
 
 
 class TextCaps(CaptionSet):
     """Judged by CIDEr against all captions of a picture."""
 
-    files = {"train": ("TextCaps_0.1_train.json",), "validation": ("TextCaps_0.1_val.json",)}
+    files: ClassVar[Files] = {"train": ("TextCaps_0.1_train.json",), "validation": ("TextCaps_0.1_val.json",)}
     template = "{folder}/{image_id}.jpg"
     one_row_a_medium = False
 

@@ -7,14 +7,15 @@ validation, too. The test questions are `annotations: {test: TextVQA_0.5.1_test.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
-from perceptune.tasks.base import Asked, QuestionSet, answers_of, json_rows, question_of, read_json, text_of
+from perceptune.tasks.base import Asked, Files, QuestionSet, answers_of, json_rows, question_of, read_json, text_of
 
 
 class TextVQA(QuestionSet):
     """Judged by VQA accuracy, in the dialect of EvalAI's evaluation."""
 
-    files = {"train": ("TextVQA_0.5.1_train.json",), "validation": ("TextVQA_0.5.1_val.json",)}
+    files: ClassVar[Files] = {"train": ("TextVQA_0.5.1_train.json",), "validation": ("TextVQA_0.5.1_val.json",)}
     template = "{folder}/{image_id}.jpg"
     dialect = "evalai"
 

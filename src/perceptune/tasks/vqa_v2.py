@@ -1,7 +1,7 @@
 """VQA v2 (Goyal et al., 2017): questions on COCO's pictures, ten annotators' answers each.
 
     official   v2_OpenEnded_mscoco_train2014_questions.json, v2_mscoco_train2014_annotations.json, the same of val2014
-    vl-t5      karpathy_train.json, karpathy_val.json, karpathy_test.json (Karpathy's split, as VL-T5 and eP-ALM have it)
+    vl-t5      karpathy_train.json, karpathy_val.json, karpathy_test.json (Karpathy's split, in VL-T5's form)
 
 Pictures are `train2014/COCO_train2014_000000458752.jpg`. The official test questions, whose answers are hidden, are a
 split of their own when named: `annotations: {test: v2_OpenEnded_mscoco_test2015_questions.json}`.
@@ -59,8 +59,8 @@ class VQAv2(QuestionSet):
                 record=question,
                 id=text_of(question, "question_id"),
                 media=self.medium(question, subset=subset, name=f"COCO_{subset}_{number:012d}", image_id=number),
-                question=question.text("question"),
-                answers=() if annotation is None else answers_of(annotation),
+                question=question_of(question),
+                answers=() if annotation is None else answers_of(annotation, needed=True),
                 label=None,
                 meta={key: said.get(key) for key in ("question_type", "answer_type")},
             )
