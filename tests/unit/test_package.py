@@ -83,7 +83,7 @@ LAYERS = [
     {"lm", "generation", "beams", "prefill", "trial", "store", "ranking"},
     {"sharding", "lighter"},
     {"encoders", "methods", "metrics", "tasks"},
-    {"loading", "optimizer", "holdout"},
+    {"loading", "optimizer", "holdout", "scoring"},
     {"features"},
     {"textstates", "live"},
     {"model", "likelihood"},

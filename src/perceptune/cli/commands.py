@@ -17,6 +17,7 @@ from perceptune.cli.evaluate import answer as answer
 from perceptune.cli.evaluate import eval as eval
 from perceptune.cli.evaluate import predict as predict
 from perceptune.cli.evaluate import print_scores
+from perceptune.cli.score import score as score
 from perceptune.errors import UserError
 from perceptune.runlog import speaks
 

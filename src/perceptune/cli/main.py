@@ -102,6 +102,17 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--dry-run", action="store_true", help="say what would be run, and for how long")
     compare.add_argument("--json", action="store_true")
 
+    score = commands.add_parser("score", help="score a file of predictions against one of references")
+    score.add_argument("predictions", help="JSONL, or a JSON list: COCO or VQA results, a run's predictions.jsonl")
+    score.add_argument("references", help="JSONL, or COCO, VQA, GQA or A-OKVQA annotations")
+    score.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the metric's options, such as lowercase=true")
+    score.add_argument("--metric", required=True, metavar="NAME[,NAME]", help="see `perceptune list metrics`")
+    score.add_argument("--dialect", help="vqa: official, always or evalai; gqa: official or lmms-eval")
+    score.add_argument("--subset", action="store_true", help="leave out what has no prediction instead of refusing it")
+    score.add_argument("--per-sample", metavar="FILE", help="also write one JSON line a sample with its values")
+    score.add_argument("--no-intervals", action="store_true", help="without bootstrap intervals")
+    score.add_argument("--json", action="store_true")
+
     show = commands.add_parser("show", help="parts, parameter counts and touched places of a recipe or run")
     show.add_argument("source", metavar="RECIPE|RUN")
     show.add_argument("--json", action="store_true")
@@ -219,7 +230,7 @@ def _take_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
         left = [word for word in left if word.startswith("-")]
         options.recipes = [word for word in words if "=" not in word]
         options.overrides = [word for word in words if "=" in word]
-    elif options.command in ("eval", "predict", "answer", "features", "import-epalm"):
+    elif options.command in ("eval", "predict", "answer", "features", "import-epalm", "score"):
         options.overrides += [word for word in left if "=" in word and not word.startswith("-")]
         left = [word for word in left if word not in options.overrides]
     if left:

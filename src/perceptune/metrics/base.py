@@ -10,6 +10,7 @@ from perceptune.metrics._groups import Groups as Groups
 from perceptune.metrics._groups import averages as averages
 from perceptune.metrics._groups import group_key as group_key
 from perceptune.metrics._groups import scored_by_group as scored_by_group
+from perceptune.metrics._groups import with_groups as with_groups
 from perceptune.metrics._groups import zipped as zipped
 from perceptune.metrics._ngrams import Captions as Captions
 from perceptune.metrics._ngrams import Ints as Ints
