@@ -19,7 +19,7 @@ from perceptune.metrics.base import Corpus
 from perceptune.model import AdaptedModel
 from perceptune.runlog import read_log
 from perceptune.sections import NamedPart
-from perceptune.statistics import bootstrap_difference, bootstrap_gap, bootstrap_interval
+from perceptune.statistics import bootstrap_corpus, bootstrap_difference, bootstrap_gap, bootstrap_interval
 from perceptune.tasks.base import Task
 from perceptune.types import Sample
 
@@ -92,6 +92,8 @@ def transfer(
     for key in [key for key in seen.summary if key in other.summary]:
         found[key] = {"in": seen.summary[key], "out": other.summary[key],
                       "difference": seen.summary[key] - other.summary[key]}  # fmt: skip
+        if key in seen.scored.corpus:
+            continue
         (a, groups_a), (b, groups_b) = _values(key, samples, seen), _values(key, other_samples, other)
         if a and b:
             found[key]["interval"] = list(bootstrap_gap(a, b, groups_a=groups_a, groups_b=groups_b))
@@ -154,9 +156,8 @@ def _values(metric: str, samples: Sequence[Sample], judged: Judged) -> tuple[lis
 
 
 def _corpus_interval(corpus: Corpus, samples: Sequence[Sample]) -> list[float]:
-    from perceptune.statistics import bootstrap_corpus
-
-    return list(bootstrap_corpus(corpus, groups=[_media_of(sample) for sample in samples]))
+    groups = [_media_of(sample) for sample in samples]
+    return list(bootstrap_corpus(corpus.statistics, corpus.value, groups=groups))
 
 
 def _difference(a: Corpus, b: Corpus) -> Corpus:

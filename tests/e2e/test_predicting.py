@@ -93,7 +93,7 @@ def test_a_folder_of_files_is_asked_one_question(trained: Path, questions: Path,
     done = predict(trained, folder, prompt="color?")
     assert done.out == trained / "predicted_data.jsonl"
     rows = rows_in(done.out)
-    assert [row["id"] for row in rows] == sorted(f"train{i}.png" for i in range(12) if i != 3) + ["sub/a.PNG"]
+    assert [row["id"] for row in rows] == [*sorted(f"train{i}.png" for i in range(12) if i != 3), "sub/a.PNG"]
     assert {row["prompt"] for row in rows} == {"color?"}
     [row] = rows_in(predict(trained, folder / "sub/a.PNG", tmp_path / "one.jsonl", prompt="color?").out)
     assert row["raw"] == rows[-1]["raw"]
@@ -144,7 +144,7 @@ def test_rows_of_something_else_are_not_mixed(trained: Path, questions: Path, tm
     with pytest.raises(UserError, match="holds an answer to `3` where `three` is asked"):
         predict(trained, questions, out)
     questions.write_text("".join(text.splitlines(keepends=True)[:20]))
-    with pytest.raises(UserError, match="holds 24 rows, but .* has 20"):
+    with pytest.raises(UserError, match=r"holds 24 rows, but .* has 20"):
         predict(trained, questions, out)
     (tmp_path / "mine.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="was not written by `predict`"):
