@@ -23,6 +23,11 @@ def selecting_splits(splits: Sequence[str]) -> list[str]:
     return [split for split in ("validation", HELD_OUT) if split in splits]
 
 
+def is_test(split: str) -> bool:
+    """Whether a split is one that nothing may be chosen on: `test`, `testdev`, `test-std`, `testA`."""
+    return split.startswith("test")
+
+
 class HoldOut(Task):
     """A task whose first split has given up random media, with all their samples, to the split `held-out`.
 
