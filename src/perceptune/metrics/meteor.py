@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
@@ -119,6 +119,8 @@ def _program(java: str, jar: Path) -> Iterator[Callable[[str], list[float]]]:
                 yield lambda line: _counts(line, to, back, said)
             finally:
                 running.kill()
+                with suppress(OSError):  # what a program that ended early has not read
+                    to.close()
 
 
 def _counts(line: str, to: IO[bytes], back: IO[bytes], said: IO[bytes]) -> list[float]:
