@@ -72,8 +72,10 @@ def train_all(folder: Path, world: distributed.World) -> dict[str, Any]:
         sum(type(p).__name__ == "DTensor" for layer in t.model.lm.layers for p in layer.parameters()) for t in made
     ]
     rows = [[[row[0].id for row in picked] for step in range(4) for picked in t.feed._picked(step)] for t in made[:1]]
-    results = perceptune.evaluate(folder / "runs/odd", control=True)
-    return {"methods": methods, "sharded": sharded, "rows": rows[0], "results": results}
+    results = perceptune.evaluate(folder / "runs/odd", control=True, no_media=True)
+    captions = {"name": "leaves.captions", "train": str(folder / "data/train.jsonl")}
+    captioned = perceptune.evaluate(folder / "runs/odd", task=captions, control=True, into=folder / "captioned")
+    return {"methods": methods, "sharded": sharded, "rows": rows[0], "results": results, "captioned": captioned}
 
 
 def caching(folder: Path, **cache: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 
 from perceptune.errors import UserError
 from perceptune.lazy import select
+from perceptune.metrics.base import Scored
 from perceptune.order import sample_count
 from perceptune.tasks.base import Task, check_split
 from perceptune.types import Medium, Sample
@@ -20,6 +21,11 @@ SEED = 4321  # what is held out must not move when the training seed does
 def selecting_splits(splits: Sequence[str]) -> list[str]:
     """Those of a task's splits that settings and checkpoints may be chosen on, best first."""
     return [split for split in ("validation", HELD_OUT) if split in splits]
+
+
+def is_test(split: str) -> bool:
+    """Whether a split is one that nothing may be chosen on: `test`, `testdev`, `test-std`, `testA`."""
+    return split.startswith("test")
 
 
 class HoldOut(Task):
@@ -45,9 +51,7 @@ class HoldOut(Task):
     def clean(self, text: str) -> str:
         return self._task.clean(text)
 
-    def score(
-        self, predictions: Sequence[str], samples: Sequence[Sample]
-    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         return self._task.score(predictions, samples)
 
     @cached_property

@@ -71,7 +71,9 @@ def alone(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     for name, recipe in jobs.recipes(place).items():
         perceptune.train(recipe, folder / name)
-    perceptune.evaluate(folder / "odd", control=True)
+    perceptune.evaluate(folder / "odd", control=True, no_media=True)
+    captions = {"name": "leaves.captions", "train": str(place / "data/train.jsonl")}
+    perceptune.evaluate(folder / "odd", task=captions, control=True, into=folder.parent / "captioned")
     return folder
 
 
@@ -89,16 +91,26 @@ def test_two_processes_train_and_evaluate_as_one(place: Path, alone: Path, kind:
     for name in jobs.recipes(place):
         require_same_course(alone / name, runs / name)
     assert first["results"] == second["results"]
-    for file in ("predictions.jsonl", "predictions_shuffled.jsonl"):
-        one, two = [
-            [json.loads(line) for line in (run / "odd" / file).read_text().splitlines()] for run in (alone, runs)
-        ]
-        assert [(row["id"], row["raw"], row["scores"]) for row in one] == [
-            (row["id"], row["raw"], row["scores"]) for row in two
-        ]
+    for file in ("predictions.jsonl", "predictions_shuffled.jsonl", "predictions_no_media.jsonl"):
+        require_same_predictions(alone / "odd" / file, runs / "odd" / file)
+    require_same_predictions(alone.parent / "captioned/predictions.jsonl", folder / "captioned/predictions.jsonl")
+    assert first["captioned"] == second["captioned"]
+    own = json.loads((alone.parent / "captioned/results.json").read_text())
+    for key in (*own["metrics"], "CIDEr_interval", "gap_CIDEr", "gap_BLEU-4_interval", "evaluated_samples"):
+        assert first["captioned"][key] == own[key], key
     assert len(events(runs / "odd", "start")) == len(events(runs / "odd", "end")) == 1, "one process writes"
     assert "train4.png" in (runs / "opt/bad_media.jsonl").read_text()
     require_dealt(first["rows"], second["rows"])
+
+
+def require_same_predictions(alone: Path, together: Path) -> None:
+    """Every sample once, in the same order, with the same answer and scores."""
+    one, two = [
+        [(row["id"], row["raw"], row["scores"]) for row in map(json.loads, path.read_text().splitlines())]
+        for path in (alone, together)
+    ]
+    assert len(one) == 11
+    assert one == two
 
 
 def require_same_course(alone: Path, together: Path) -> None:

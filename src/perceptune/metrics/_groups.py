@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from perceptune.metrics._scored import Scored
@@ -23,12 +24,18 @@ def scored_by_group(
     values: Iterable[float], groups: Groups | None, definition: Mapping[str, Any], key: str = "accuracy"
 ) -> Scored:
     """`key` of all samples and `key_<group>` of each group's. A sample without a group counts in `key` only."""
-    hits = list(values)
+    rows = [{key: value} for value in values]
+    scored = Scored(averages(rows), rows, dict(definition))
+    return scored if groups is None else with_groups(scored, groups, key)
+
+
+def with_groups(scored: Scored, groups: Groups, key: str = "accuracy") -> Scored:
+    """Adds `key_<group>` of each group's samples."""
     rows = []
-    for hit, names in zip(hits, [""] * len(hits) if groups is None else groups, strict=True):
+    for row, names in zip(scored.per_sample, groups, strict=True):
         several = (names,) if isinstance(names, str) else names
-        rows.append({name: hit for name in (key, *(group_key(group, key) for group in several)) if name})
-    return Scored(averages(rows), rows, dict(definition))
+        rows.append(row | {name: row[key] for group in several if (name := group_key(group, key))})
+    return replace(scored, summary=scored.summary | averages(rows), per_sample=rows)
 
 
 def averages(rows: Sequence[dict[str, float]]) -> dict[str, float]:

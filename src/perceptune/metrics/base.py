@@ -1,5 +1,8 @@
-"""What metrics share."""
+"""What a leaf file of a metric builds on."""
 
+from __future__ import annotations
+
+# Leaves import from here.
 from perceptune.metrics._bleu import ORDERS as ORDERS
 from perceptune.metrics._bleu import Bleu as Bleu
 from perceptune.metrics._cider import Cider as Cider
@@ -7,7 +10,11 @@ from perceptune.metrics._groups import Groups as Groups
 from perceptune.metrics._groups import averages as averages
 from perceptune.metrics._groups import group_key as group_key
 from perceptune.metrics._groups import scored_by_group as scored_by_group
+from perceptune.metrics._groups import with_groups as with_groups
 from perceptune.metrics._groups import zipped as zipped
+from perceptune.metrics._java import find_java as find_java
+from perceptune.metrics._java import java_version as java_version
+from perceptune.metrics._java import package_folder as package_folder
 from perceptune.metrics._ngrams import Captions as Captions
 from perceptune.metrics._ngrams import Ints as Ints
 from perceptune.metrics._ngrams import Table as Table

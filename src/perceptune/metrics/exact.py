@@ -35,7 +35,7 @@ def score(
         float(_squeeze(prediction, options) in {_squeeze(reference, options) for reference in accepted})
         for prediction, accepted in zipped(predictions, references)
     ]
-    return scored_by_group(hits, groups, {"metric": "exact match", **options.model_dump()})
+    return scored_by_group(hits, groups, {"metric": "exact", **options.model_dump()})
 
 
 def _squeeze(text: str, options: Options) -> str:

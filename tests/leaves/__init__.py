@@ -1,0 +1,1 @@
+"""Third-party leaves, as a user might have them."""

@@ -1,0 +1,103 @@
+"""The adapter for lmms-eval, on the suite's own base class where it is installed, else on the little it needs of it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import perceptune
+import support
+from perceptune.checkpoint import save_run
+from perceptune.errors import UserError
+
+
+@dataclass
+class Result:
+    text: Any
+
+
+@dataclass
+class Manifest:
+    model_id: str
+    simple_class_path: str
+
+
+class Base:
+    def __init__(self) -> None:
+        self.task_dict: dict[str, Any] = {}
+
+
+@pytest.fixture
+def adapter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    try:
+        importlib.import_module("lmms_eval.api.model")
+    except ImportError:
+        names = {"lmms_eval": {}, "lmms_eval.api": {}, "lmms_eval.models": {}, "lmms_eval.api.model": {"lmms": Base},
+                 "lmms_eval.api.instance": {"GenerationResult": Result},
+                 "lmms_eval.models.registry_v2": {"ModelManifest": Manifest}}  # fmt: skip
+        for name, contents in names.items():
+            module = ModuleType(name)
+            vars(module).update(contents)
+            monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "perceptune.lmms_eval", raising=False)
+    yield importlib.import_module("perceptune.lmms_eval")
+    sys.modules.pop("perceptune.lmms_eval", None)
+
+
+@pytest.fixture
+def asked(dwarfs: Path, tmp_path: Path, adapter: Any) -> Any:
+    """The adapter on an untrained run, with a task of three documents."""
+    given = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl")
+    save_run(tmp_path / "run", perceptune.build(given))
+    model = adapter.Perceptune(run=str(tmp_path / "run"), batch_size="2", device="cpu")
+    files = [dwarfs / f"data/train{i}.png" for i in range(3)]
+    model.task_dict = {"colors": {"test": [{"image": Image.open(file), "answer": "red"} for file in files]}}
+    return SimpleNamespace(model=model, files=files)
+
+
+def request(row: int, second: Any, text: str = "<image>\ncolor?", visual: Any = lambda doc: [doc["image"]]) -> Any:
+    return SimpleNamespace(args=(text, second, visual, row, "colors", "test"))
+
+
+def test_answers_are_the_runs_own(asked: Any, adapter: Any) -> None:
+    settings = [{"max_new_tokens": 6, "temperature": 0}, {"max_new_tokens": 2, "num_beams": 3, "until": ["\n\n"]}]
+    requests = [request(row, settings[row % 2]) for row in range(3)]
+    answers = asked.model.generate_until(requests)
+    run = asked.model.model
+    samples = [perceptune.Sample("x", {"image": file}, "color?") for file in asked.files]
+    own, short = run.answer(samples), run.answer(samples, decoding=perceptune.types.Decoding(2, beams=3))
+    assert answers == [own[0].strip(), short[1].strip(), own[2].strip()]
+    assert adapter._cut("a red one\n\nand more", ["\n\n"]) == "a red one"
+    assert adapter.manifest().simple_class_path == "perceptune.lmms_eval.Perceptune"
+
+
+def test_choices_are_losses(asked: Any) -> None:
+    requests = [request(row, choice) for row in range(3) for choice in (" red", lambda doc: doc["answer"], " blue")]
+    found = [one.text for one in asked.model.loglikelihood(requests)]
+    run = asked.model.model
+    for row, file in enumerate(asked.files):
+        [values] = run.rank([perceptune.Sample("x", {"image": file}, "color?")], [["red", "blue"]])
+        losses = [loss for loss, _ in found[3 * row : 3 * row + 3]]
+        assert losses == pytest.approx([-values[0], -values[0], -values[1]], abs=1e-5)
+    assert all(isinstance(greedy, bool) for _, greedy in found)
+
+
+def test_what_a_run_cannot_do_is_said(asked: Any, adapter: Any) -> None:
+    with pytest.raises(UserError, match="name the run folder"):
+        adapter.Perceptune()
+    with pytest.raises(UserError, match="unknown `pretrained`"):
+        adapter.Perceptune(run="x", pretrained="y")
+    with pytest.raises(UserError, match="colors, test 0: more than one image"):
+        asked.model.generate_until([request(0, {}, visual=lambda doc: [doc["image"]] * 2)])
+    with pytest.raises(UserError, match="int is no picture"):
+        asked.model.generate_until([request(0, {}, visual=lambda doc: [3])])
+    with pytest.raises(UserError, match="single questions"):
+        asked.model.generate_until_multi_round([])
