@@ -58,7 +58,7 @@ def test_the_pages_hold_commands() -> None:
 def test_documented_commands_run(page: Path, desk: Path, dwarfs: Path) -> None:
     """Each command as written; only the real models are replaced by dwarfs and the training is cut to two steps."""
     for code in blocks(page, "python"):
-        if "tarfile" in code:  # makes the shards that a command trains on
+        if "tarfile" in code or "write_text" in code:  # makes the files that a command reads
             exec(compile(code, str(page), "exec"), {})
     for command in commands(page):
         words = shlex.split(command, comments=True)[1:]
