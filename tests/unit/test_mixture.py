@@ -85,12 +85,13 @@ def sets(tmp_path: Path) -> Path:
 
 
 def mixture(sets: Path, **options: Any) -> dict[str, Any]:
-    file, captions = str(sets / "q.jsonl"), str(sets / "c.jsonl")
+    file, other = str(sets / "q.jsonl"), str(sets / "c.jsonl")
+    captions = {"train": other, "test": other, "allow_empty_prompt": True, "prompt": "A pic of"}
     return {
         "name": "mixture",
         "parts": {
             "q": {"name": "jsonl", "train": file, "validation": file, "weight": 2, "prompt": "Q: {prompt}"},
-            "c": {"name": "jsonl", "train": captions, "test": captions, "allow_empty_prompt": True, "prompt": "A pic of"},
+            "c": {"name": "jsonl", **captions},
         },
         **options,
     }  # fmt: skip
@@ -166,5 +167,5 @@ def test_parts_files_are_found_beside_the_recipe_and_their_code_is_not_trusted(s
     (sets / "mine.yaml").write_text(text)
     assert len(make_task(load_recipe(sets / "mine.yaml")).samples("train")) == 4
     (sets / "run.yaml").write_text(text.replace("jsonl, train", "json.tool, train"))
-    with pytest.raises(UserError, match="`json.tool` is third-party code"):
+    with pytest.raises(UserError, match=r"`json\.tool` is third-party code"):
         read_recipe(sets)
