@@ -42,13 +42,13 @@ def recipe_keys() -> str:
     ]
     text += _table(Recipe)
     for kind in ("methods", "tasks"):
-        seen: set[type] = set()
+        alike: dict[type[BaseModel], list[str]] = {}
         for name, leaf in leaves(kind).items():
             owner = leaf.module.METHOD if kind == "methods" else leaf.module.TASK
-            if owner.Options in seen:
-                continue
-            seen.add(owner.Options)
-            text += ["", f"## {kind[:-1]}: `{name}`", "", *_table(owner.Options)]
+            alike.setdefault(owner.Options, []).append(name)
+        for options, names in alike.items():
+            shown = names[:1] if kind == "methods" else names
+            text += ["", f"## {kind[:-1]}: {', '.join(f'`{name}`' for name in shown)}", "", *_table(options)]
     return "\n".join(text) + "\n"
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from perceptune.errors import UserError
+from perceptune.metrics import caption
 from perceptune.metrics.base import Scored
-from perceptune.plugins import leaf
 from perceptune.records import Record
 from perceptune.tasks._sets import TRAIN, MediaSet
 from perceptune.types import Sample
@@ -35,6 +35,14 @@ class CaptionSet(MediaSet):
 
         prompt: str = Field("", description="of every sample; most often the template holds all text")
         skip_empty: bool = Field(False, description="leave out captions without text instead of refusing them")
+
+        metric_tokenizer: Literal["ptb", "none"] = Field(
+            "ptb",
+            description="words that captions are judged by; `none`: what stands between spaces, as PETAL's code does",
+        )
+        metric_df: Path | None = Field(
+            None, description="JSONL file whose references say which words are rare, for CIDEr; None = the judged ones"
+        )
 
     metric = "CIDEr"
     one_row_a_medium: ClassVar[bool] = True  # then two rows of one medium are a mistake
@@ -83,7 +91,6 @@ class CaptionSet(MediaSet):
         for sample in samples:
             if not sample.targets:
                 raise UserError(f"sample `{sample.id}` has no captions to judge its own by")
-        caption = leaf("metrics", "caption").module
-        references = [sample.targets for sample in samples]
-        scored: Scored = caption.score([self.clean(text) for text in predictions], references)
-        return scored
+        df = {} if self._options.metric_df is None else {"df": str(self._options.metric_df)}
+        options = caption.Options(tokenizer=self._options.metric_tokenizer, **df)
+        return caption.score([self.clean(text) for text in predictions], [s.targets for s in samples], options)

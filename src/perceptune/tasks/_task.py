@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +28,7 @@ class Task(ABC):
     splits: tuple[str, ...]
     metric: str  # the summary key by which the best checkpoint is chosen; higher is better
     lowercase: bool = False  # whether answers are judged and shown in lower case
+    weights: Mapping[str, float] = MappingProxyType({})  # of a task with parts: how often each is trained on
 
     @abstractmethod
     def __init__(self, options: Any) -> None: ...
@@ -38,6 +40,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """Values over all samples and of each. The predictions may be cleaned or not."""
+
+    def part_of(self, sample: Sample) -> str:
+        """Which of the `weights` a training sample is drawn by. Only for a task that has some."""
+        raise NotImplementedError
 
     def clean(self, text: str) -> str:
         """The answer in a generated text: its first line with text, without the final period."""

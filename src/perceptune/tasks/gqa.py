@@ -10,7 +10,6 @@ balanced ones are named by `annotations`, several files a split.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -32,7 +31,7 @@ class GQA(QuestionSet):
 
     template = "images/{image_id}.jpg"
 
-    def published(self) -> dict[str, tuple[str | Path, ...]]:
+    def published(self) -> dict[str, tuple[str, ...]]:
         if self._options.format == "vl-t5":
             return {"train": ("train.json",), "validation": ("valid.json",), "testdev": ("testdev.json",)}
         names = {"train": "train", "validation": "val", "testdev": "testdev"}

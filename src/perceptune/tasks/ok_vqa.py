@@ -9,7 +9,6 @@ Pictures are `val2014/COCO_val2014_000000297147.jpg`. Five annotators' answers s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -43,7 +42,7 @@ class OKVQA(QuestionSet):
         published = "{subset}/{name}.jpg" if options.format == "official" else "{image}"
         self._template = options.template or published
 
-    def published(self) -> dict[str, tuple[str | Path, ...]]:
+    def published(self) -> dict[str, tuple[str, ...]]:
         if self._options.format == "lavis":
             return {"train": ("okvqa_train.json",), "validation": ("okvqa_val.json",)}
         return {

@@ -10,7 +10,6 @@ split of their own when named: `annotations: {test: v2_OpenEnded_mscoco_test2015
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -45,7 +44,7 @@ class VQAv2(QuestionSet):
 
     template = "{subset}/{name}.jpg"
 
-    def published(self) -> dict[str, tuple[str | Path, ...]]:
+    def published(self) -> dict[str, tuple[str, ...]]:
         return dict(_OFFICIAL if self._options.format == "official" else _VL_T5)
 
     def rows(self, split: str) -> Iterator[Asked]:

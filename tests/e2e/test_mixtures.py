@@ -1,0 +1,41 @@
+"""A training on a mixture of data sets: resumed as any other, each part judged by its own metric."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import perceptune
+from runs import recipe, same, stop_after
+
+
+@pytest.fixture
+def mixed(dwarfs: Path, tmp_path: Path) -> dict[str, Any]:
+    """Questions of the dwarfs' own, and captions of their pictures in Karpathy's form."""
+    pictures = [
+        {"filename": f"train{n}.png", "split": split, "sentences": [{"raw": f"a {word} dot"}, {"raw": word}]}
+        for n, (split, word) in enumerate([("train", "red"), ("train", "green"), ("val", "blue"), ("val", "gray")])
+    ]
+    (tmp_path / "dataset_flickr8k.json").write_text(json.dumps({"images": pictures}))
+    file, pictures_dir = str(dwarfs / "data/train.jsonl"), str(dwarfs / "data")
+    parts: dict[str, Any] = {
+        "q": {"name": "jsonl", "train": file, "validation": file, "prompt": "Question: {prompt} Answer:"},
+        "c": {"name": "flickr8k", "dir": str(tmp_path), "media": pictures_dir, "template": "{name}", "weight": 3,
+              "prompt": "A picture of"},
+    }  # fmt: skip
+    return recipe(dwarfs, task={"name": "mixture", "parts": parts}, text={"template": "{prompt}"})
+
+
+def test_a_mixture_is_trained_resumed_and_judged(mixed: dict[str, Any], tmp_path: Path) -> None:
+    perceptune.train(mixed, tmp_path / "whole")
+    stop_after(mixed, tmp_path / "cut", steps=4)
+    perceptune.train(mixed, tmp_path / "cut", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    results = perceptune.evaluate(tmp_path / "whole", split="validation")
+    assert {"q_accuracy", "q_accuracy_color", "c_CIDEr", "c_BLEU-4"} < set(results["metrics"])
+    assert "q_accuracy_interval" in results
+    rows = [json.loads(line) for line in (tmp_path / "whole/predictions.jsonl").read_text().splitlines()]
+    assert [row["id"].partition("/")[0] for row in rows].count("c") == 2
