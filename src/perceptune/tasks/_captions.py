@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from perceptune.errors import UserError
 from perceptune.metrics.base import Scored
-from perceptune.plugins import leaf
 from perceptune.records import Record
 from perceptune.tasks._sets import TRAIN, MediaSet
+from perceptune.tasks._task import score_captions
 from perceptune.types import Sample
 
 
@@ -78,10 +77,4 @@ class CaptionSet(MediaSet):
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """`CIDEr` and what else `metrics/caption.py` gives, against all captions of each medium."""
-        for sample in samples:
-            if not sample.targets:
-                raise UserError(f"sample `{sample.id}` has no captions to judge its own by")
-        caption = leaf("metrics", "caption").module
-        references = [sample.targets for sample in samples]
-        scored: Scored = caption.score([self.clean(text) for text in predictions], references)
-        return scored
+        return score_captions(self, predictions, samples)

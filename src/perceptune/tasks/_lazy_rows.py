@@ -14,17 +14,20 @@ import numpy as np
 
 from perceptune.errors import UserError
 from perceptune.lazy import Census, Row, Table, select
-from perceptune.metrics.base import Scored
-from perceptune.plugins import leaf
 from perceptune.records import Record, short
 from perceptune.tasks._files import Absent, missing
 from perceptune.tasks._streams import kept
 from perceptune.tasks._task import GivenFiles, Task, check_split
 from perceptune.types import Sample
 
-MODALITIES = ("image", "audio", "video")
+# What is taken for a medium, by the last part of its name.
+MEDIA = {
+    "image": ("jpg", "jpeg", "png", "webp"),
+    "audio": ("flac", "wav", "mp3", "ogg", "opus", "m4a"),
+    "video": ("mp4", "webm", "mkv", "mov", "avi", "gif"),
+}
+MODALITIES = tuple(MEDIA)
 KEYS = (*MODALITIES, "prompt", "targets", "id")
-CAPTION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
 
 
 class LazyRows(GivenFiles):
@@ -41,11 +44,6 @@ class LazyRows(GivenFiles):
         allow_empty_prompt: bool = False  # where the template holds all the text there is
         check_files: bool = True  # look for every media file before the first step
         skip_missing: int = 0  # so many media of a split may be missing: their samples are left out and counted
-
-    def __init__(self, options: Any) -> None:
-        super().__init__(options)
-        self._captions = options.metric in CAPTION_METRICS
-        self.may_lack_prompt = self._captions or options.allow_empty_prompt
 
     @abstractmethod
     def _file(self, split: str) -> Path:
@@ -81,8 +79,7 @@ class LazyRows(GivenFiles):
             raise record.error(f"cannot read `{key}` {short(record.text(key))}: {missing(file)}{absent.others()}")
         if len(census) == len(gone):
             raise UserError(f"{path} holds no samples")
-        if not self._captions:
-            self._check_metric(split, census.answer_types)
+        self._check_metric(split, census.answer_types)
         if not gone:
             return samples
         print(f"{split}: {len(absent)} media are missing; {len(gone)} samples are left out", file=sys.stderr)
@@ -105,18 +102,6 @@ class LazyRows(GivenFiles):
             targets=record.targets(["targets"], self.clean, needed=split != "test"),
             meta=record.meta(),
         )
-
-    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
-        """By exact match, `accuracy`; captions by `CIDEr` and what else `metrics/caption.py` gives."""
-        if not self._captions:
-            return super().score(predictions, samples)
-        for sample in samples:
-            if not sample.targets:
-                raise UserError(f"sample `{sample.id}` has no captions to judge its own by")
-        scored: Scored = leaf("metrics", "caption").module.score(
-            [self.clean(text) for text in predictions], [sample.targets for sample in samples]
-        )
-        return scored
 
 
 class Converted(LazyRows):

@@ -1,4 +1,4 @@
-"""Files too large for memory: JSON lists object by object, and what a reader makes of a file, row by row in the cache."""
+"""Files too large for memory: JSON lists object by object, and what a reader makes of a file, kept row by row."""
 
 from __future__ import annotations
 

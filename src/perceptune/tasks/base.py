@@ -9,6 +9,11 @@ from perceptune.tasks._captions import CaptionSet as CaptionSet
 from perceptune.tasks._files import Absent as Absent
 from perceptune.tasks._files import missing as missing
 from perceptune.tasks._files import plain as plain
+from perceptune.tasks._lazy_rows import KEYS as KEYS
+from perceptune.tasks._lazy_rows import MEDIA as MEDIA
+from perceptune.tasks._lazy_rows import MODALITIES as MODALITIES
+from perceptune.tasks._lazy_rows import Converted as Converted
+from perceptune.tasks._lazy_rows import LazyRows as LazyRows
 from perceptune.tasks._questions import Asked as Asked
 from perceptune.tasks._questions import QuestionSet as QuestionSet
 from perceptune.tasks._rows import json_rows as json_rows
@@ -17,8 +22,15 @@ from perceptune.tasks._rows import table_rows as table_rows
 from perceptune.tasks._sets import MediaSet as MediaSet
 from perceptune.tasks._sets import number_of as number_of
 from perceptune.tasks._sets import text_of as text_of
+from perceptune.tasks._streams import json_objects as json_objects
+from perceptune.tasks._streams import parquet_rows as parquet_rows
 from perceptune.tasks._task import GivenFiles as GivenFiles
 from perceptune.tasks._task import Task as Task
 from perceptune.tasks._task import check_metric as check_metric
 from perceptune.tasks._task import check_split as check_split
 from perceptune.tasks._task import exact_match as exact_match
+from perceptune.tasks._turns import Conversations as Conversations
+from perceptune.tasks._turns import Talk as Talk
+from perceptune.tasks._turns import Turn as Turn
+from perceptune.tasks._turns import turns_of as turns_of
+from perceptune.tasks._video_questions import VideoQuestions as VideoQuestions

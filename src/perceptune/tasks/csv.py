@@ -28,7 +28,9 @@ class Table(Converted):
         audio_key: str = "audio"
         video_key: str = "video"
         prompt_key: str = "prompt"
-        target_key: str | tuple[str, ...] | None = None  # None = `targets`, else `caption`; several = one target in each
+        target_key: str | tuple[str, ...] | None = (
+            None  # None = `targets`, else `caption`; several = one target in each
+        )
         target_separator: str = "|"  # between the targets of a cell
         id_key: str = "id"
 

@@ -3,13 +3,14 @@
     train/metadata.jsonl    {"file_name": "001.jpg", "text": "a cat"}       or metadata.csv, metadata.parquet
     train/001.jpg           beside the metadata, or below
 
-`file_name`, or `image_file_name`, `audio_file_name` and `video_file_name`, is relative to the metadata. Without metadata the
-name of a medium's folder is its target. Splits are the folders that were given.
+`file_name`, or `image_file_name`, `audio_file_name` and `video_file_name`, is relative to the metadata. Without metadata
+the name of a medium's folder is its target. Splits are the folders that were given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Folder(Converted):
         if not path.is_dir():
             raise UserError(f"{path} is no folder; task `folder` reads media with `metadata.jsonl` beside them")
         found = sorted(file for name in _NAMES for file in path.rglob(name))
-        for one, other in zip(found, found[1:], strict=False):
+        for one, other in pairwise(found):
             if one.parent == other.parent:
                 raise UserError(f"{one} and {other.name} describe one folder: remove one of them")
         return found or sorted(file for file in path.rglob("*") if _suffix(file) in _KINDS and file.parent != path)
@@ -66,7 +67,9 @@ class Folder(Converted):
             name = row.text(key)
             kind = _FILE_KEYS[key] or _KINDS.get(_suffix(Path(name)))
             if kind is None:
-                raise row.error(f"`{key}` {short(name)}: no medium has this suffix{nearest(_suffix(Path(name)), _KINDS)}")
+                raise row.error(
+                    f"`{key}` {short(name)}: no medium has this suffix{nearest(_suffix(Path(name)), _KINDS)}"
+                )
             if kind in media:
                 raise row.error(f"`{key}`: more than one {kind}")
             media[kind] = (folder / name).as_posix()

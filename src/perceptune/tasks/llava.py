@@ -3,8 +3,8 @@
     {"id": "7", "image": "a/7.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
                                                       {"from": "gpt", "value": "A cat."}]}
 
-`image`, `video` or `audio` is a file relative to `media`; a row without one is text alone. Every answer becomes a sample:
-its prompt is the question after all earlier turns, a line each (`turns: first`, `last`; `history: false`).
+`image`, `video` or `audio` is a file relative to `media`; a row without one is text alone. Every answer becomes a
+sample: its prompt is the question after all earlier turns, a line each (`turns: first`, `last`; `history: false`).
 """
 
 from __future__ import annotations

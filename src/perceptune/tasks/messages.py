@@ -3,9 +3,10 @@
     {"messages": [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A cat."}],
      "images": ["a/7.jpg"]}
 
-`images`, `videos` and `audios` hold one file at most, relative to `media`; `content` is a text or a list of parts such as
-`{"type": "text", "text": "..."}` and `{"type": "image", "image": "a/7.jpg"}`. Tags such as `<image>` may be there or not.
-Every answer becomes a sample: its prompt is the question after all earlier turns (`turns: first`, `last`; `history`).
+`images`, `videos` and `audios` hold one file at most, relative to `media`; `content` is a text or a list of parts such
+as `{"type": "text", "text": "..."}` and `{"type": "image", "image": "a/7.jpg"}`. Tags such as `<image>` may be there or
+not. Every answer becomes a sample: its prompt is the question after all earlier turns, a line each (`turns: first`,
+`last`; `history: false`).
 """
 
 from __future__ import annotations
