@@ -1,6 +1,6 @@
 """AudioCaps (Kim et al., 2019): captions of 10-second sounds from YouTube, of which many are gone.
 
-    train.csv  val.csv  test.csv        columns audiocap_id, youtube_id, start_time, caption; five rows a clip in val, test
+    train.csv  val.csv  test.csv        columns audiocap_id, youtube_id, start_time, caption; in two five rows a clip
     audios/--L22BmDI6E.wav              another place or name by `media` and `template`
 
 The files of eP-ALM, lists of `{"audio", "caption"}`, are read, too: name them by `annotations`.

@@ -3,9 +3,9 @@
     Train_GCC-training.tsv      lines `caption<TAB>address`, without a header, as published
     00012/000123456.jpg         the picture of line 123,457 as img2dataset saves it (`output_format: files`)
 
-`template` names a picture by `row` (counted from 0) and `shard` (ten thousand rows). Where the second column holds files
-instead of addresses these are read. Many addresses are dead: missing pictures are left out and counted. The shards of
-img2dataset (`output_format: webdataset`) are read by task `webdataset`.
+`template` names a picture by `row` (counted from 0) and `shard` (ten thousand rows). Where the second column holds
+files instead of addresses these are read. Many addresses are dead: missing pictures are left out and counted. The
+shards of img2dataset (`output_format: webdataset`) are read by task `webdataset`.
 """
 
 from __future__ import annotations

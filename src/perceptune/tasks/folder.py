@@ -3,8 +3,8 @@
     train/metadata.jsonl    {"file_name": "001.jpg", "text": "a cat"}       or metadata.csv, metadata.parquet
     train/001.jpg           beside the metadata, or below
 
-`file_name`, or `image_file_name`, `audio_file_name` and `video_file_name`, is relative to the metadata. Without metadata
-the name of a medium's folder is its target. Splits are the folders that were given.
+`file_name`, or `image_file_name`, `audio_file_name` and `video_file_name`, is relative to the metadata. Without
+metadata the name of a medium's folder is its target. Splits are the folders that were given.
 """
 
 from __future__ import annotations
