@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from typing import Literal
 
-Scores = tuple[dict[str, float], list[dict[str, float]]]  # summary, one row per sample
+from pydantic import BaseModel, ConfigDict
+
+from perceptune.metrics.base import Groups, Scored, scored_by_group, zipped
+
+REFERENCES: Literal["references", "answers"] = "references"
+
+
+class Options(BaseModel):
+    """How strictly texts are compared."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    lowercase: bool = False  # compare in lower case
 
 
 def score(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], groups: Sequence[str] | None = None
-) -> Scores:
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    options: Options = Options(),  # noqa: B008
+    *,
+    groups: Groups | None = None,
+) -> Scored:
     """`accuracy` of all samples and `accuracy_<group>` of each group's; 1 or 0 for each sample.
 
-    Case is the caller's matter. A sample whose group is empty counts in `accuracy` only.
+    Raises `ValueError` if there are no samples, or one without references.
     """
-    rows = []
-    names = [""] * len(predictions) if groups is None else groups
-    for prediction, accepted, group in zip(predictions, references, names, strict=True):
-        hit = float(_squeeze(prediction) in {_squeeze(reference) for reference in accepted})
-        rows.append({key: hit for key in ("accuracy", group_key(group)) if key})
-    return averages(rows), rows
+    hits = [
+        float(_squeeze(prediction, options) in {_squeeze(reference, options) for reference in accepted})
+        for prediction, accepted in zipped(predictions, references)
+    ]
+    return scored_by_group(hits, groups, {"metric": "exact", **options.model_dump()})
 
 
-def averages(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each key over the rows that have it."""
-    if not rows:
-        raise ValueError("there is nothing to score")
-    keys = dict.fromkeys(key for row in rows for key in row)
-    return {key: _mean([row[key] for row in rows if key in row]) for key in keys}
-
-
-def group_key(group: str) -> str:
-    """The summary key of a group: `yes/no` gives `accuracy_yes_no`, a name without letters nothing."""
-    slug = re.sub(r"\W+", "_", group.lower()).strip("_")
-    return f"accuracy_{slug}" if slug else ""
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _squeeze(text: str) -> str:
-    return " ".join(text.split())
+def _squeeze(text: str, options: Options) -> str:
+    squeezed = " ".join(text.split())
+    return squeezed.lower() if options.lowercase else squeezed

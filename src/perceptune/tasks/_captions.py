@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from pydantic import Field
+
 from perceptune.metrics.base import Scored
 from perceptune.records import Record
 from perceptune.tasks._sets import TRAIN, MediaSet
@@ -30,8 +32,8 @@ class CaptionSet(MediaSet):
     class Options(MediaSet.Options):
         """Those of every published set, and what its captions add."""
 
-        prompt: str = ""  # of every sample; most often the template holds all the text there is
-        skip_empty: bool = False  # leave out captions without text instead of refusing them
+        prompt: str = Field("", description="of every sample; most often the template holds all text")
+        skip_empty: bool = Field(False, description="leave out captions without text instead of refusing them")
 
     metric = "CIDEr"
     one_row_a_medium: ClassVar[bool] = True  # then two rows of one medium are a mistake

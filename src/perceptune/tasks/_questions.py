@@ -7,7 +7,6 @@ import sys
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -15,11 +14,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from perceptune.errors import UserError
-from perceptune.metrics import exact
-from perceptune.metrics.base import Scored
-from perceptune.plugins import leaf
+from perceptune.metrics import vqa
+from perceptune.metrics.base import Scored, scored_by_group
 from perceptune.records import Record, short
 from perceptune.tasks._sets import TRAIN, MediaSet
+from perceptune.tasks._task import exact_match
 from perceptune.types import Sample
 
 Dialect = Literal["official", "always", "evalai"]
@@ -45,11 +44,15 @@ class QuestionSet(MediaSet):
     class Options(MediaSet.Options):
         """Those of every published set, and what its questions add."""
 
-        # What is learnt in split `train`: the answer that is worth most; one drawn in each epoch by what it is worth
-        # (eP-ALM's rule), or any of them alike; the first in the file (PETAL's rule).
-        target: Literal["sampled", "best", "all", "first"] = "sampled"
-        dialect: Dialect | None = None  # of VQA accuracy; None = the one the data set is published with
-        top_answers: int | None = Field(None, ge=1)  # judge only answers among so many commonest of training
+        target: Literal["sampled", "best", "all", "first"] = Field(
+            "sampled",
+            description="what is learnt: an answer drawn in each epoch by its worth, the one of most worth, any alike, "
+            "or the first in the file",
+        )
+        dialect: Dialect | None = Field(None, description="of VQA accuracy; None = the data set's usual one")
+        top_answers: int | None = Field(
+            None, ge=1, description="judge only questions whose answer is among so many commonest of training"
+        )
 
     metric = "accuracy"
     lowercase = True  # generated text is judged in lower case
@@ -61,9 +64,13 @@ class QuestionSet(MediaSet):
 
     def entries(self, split: str) -> Iterator[tuple[Record, Sample]]:
         frequent = self._frequent if self._options.top_answers and split != TRAIN else None
+        without = 0
         for row in self.rows(split):
             worth = _worth(row)
-            if not worth and split != "test":
+            if not worth and row.label is not None and split == TRAIN:
+                without += 1  # VL-T5's files list answers among the commonest 3,129 only
+                continue
+            if not worth and row.label is None and split != "test":
                 raise row.record.error("no answer to the question")
             if frequent is not None and next(iter(worth), None) not in frequent:
                 continue
@@ -71,12 +78,14 @@ class QuestionSet(MediaSet):
                 raise row.record.error(f"the question holds no text: {short(repr(row.question))}")
             targets = self._targets(row, worth) if split == TRAIN else tuple(worth)
             yield row.record, Sample(row.id, row.media, row.question, targets, self._meta(row))
+        if without:
+            print(f"{split}: {without} questions have no answer in their `label` and are left out", file=sys.stderr)
 
     def _meta(self, row: Asked) -> dict[str, Any]:
         meta = {key: value for key, value in row.meta.items() if value is not None}
         if len(row.answers) > 1:
             meta["answers"] = [sys.intern(answer) for answer in row.answers]
-        elif row.label and len(row.label) > 1:
+        elif row.label is not None and len(row.label) != 1:  # one answer is simply right
             meta["label"] = dict(row.label)
         return meta
 
@@ -101,41 +110,47 @@ class QuestionSet(MediaSet):
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """`accuracy`, and `accuracy_<answer_type>` for each type among the samples."""
-        cleaned = [self.clean(text) for text in predictions]
-        asked = [sample.meta.get("answers") for sample in samples]
-        if any(asked) and not all(asked):
-            lacking = samples[asked.index(None)].id
+        texts, groups = [self.clean(text) for text in predictions], [answer_type(sample) for sample in samples]
+        answers = [sample.meta.get("answers") for sample in samples]
+        if not any(answers):
+            return self.against_targets(texts, samples, groups)
+        if not all(answers):
+            lacking = samples[next(index for index, found in enumerate(answers) if not found)].id
             raise UserError(f"sample `{lacking}` has no annotators' answers to judge its answer by, and others do")
-        if any(asked):
-            vqa = leaf("metrics", "vqa").module
-            scored = vqa.score(cleaned, asked, vqa.Options(dialect=self._options.dialect or self.dialect))
-        else:
-            scored = Scored({}, [{"accuracy": self._match(*pair)} for pair in zip(cleaned, samples, strict=True)])
-        return by_answer_type(scored, samples)
+        return self.against_answers(texts, answers, groups)
 
-    def _match(self, answer: str, sample: Sample) -> float:
-        """What an answer is worth that has to be one of the targets."""
-        if not sample.targets:
-            raise UserError(f"sample `{sample.id}` has no targets to judge its answer by")
-        worth = sample.meta.get("label") or dict.fromkeys(sample.targets, 1.0)
-        return max((float(value) for target, value in worth.items() if self._same(answer, target)), default=0.0)
+    def against_answers(self, texts: Sequence[str], answers: Sequence[Any], groups: Sequence[str]) -> Scored:
+        """Cleaned answers against those of several annotators."""
+        options = vqa.Options(dialect=self._options.dialect or self.dialect)
+        return vqa.score(texts, answers, options, groups=groups)
 
-    def _same(self, answer: str, target: str) -> bool:
-        return answer.split() == self.clean(target).split()
+    def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:
+        """Cleaned answers against the right one, or against the several that the file gives a worth."""
+        if not any("label" in sample.meta for sample in samples):
+            return exact_match(self, texts, samples)
+        worth = [self._label_of(sample) for sample in samples]
+        values = [found.get(_squeezed(text), 0.0) for text, found in zip(texts, worth, strict=True)]
+        return scored_by_group(values, groups, {"metric": "label"})
+
+    def _label_of(self, sample: Sample) -> dict[str, float]:
+        label = sample.meta.get("label")
+        if label is None:
+            label = dict.fromkeys(sample.targets, 1.0)
+        return {_squeezed(self.clean(answer)): worth for answer, worth in label.items()}
 
 
-def by_answer_type(scored: Scored, samples: Sequence[Sample]) -> Scored:
-    """Adds `accuracy_<answer_type>` of each type in the samples' meta."""
-    rows = []
-    for row, sample in zip(scored.per_sample, samples, strict=True):
-        key = exact.group_key(str(sample.meta.get("answer_type", "")))
-        rows.append({**row, key: row["accuracy"]} if key else row)
-    return replace(scored, summary={**exact.averages(rows), **scored.summary}, per_sample=rows)
+def answer_type(sample: Sample) -> str:
+    """The group of questions among which a sample is judged by itself; most often there is none."""
+    return str(sample.meta.get("answer_type", ""))
+
+
+def _squeezed(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _worth(row: Asked) -> dict[str, float]:
     """Answer -> its worth, the best first; of equal ones the one that comes first in the file."""
-    if row.label is not None:
+    if row.label:
         found = {answer: float(value) for answer, value in row.label.items() if value > 0}
     else:
         counts = Counter(answer for answer in row.answers if answer.strip())

@@ -69,7 +69,7 @@ def table_rows(
     `UserError` for a line with more or fewer columns.
     """
     lines = csv.reader(
-        _lines(path), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True,
+        text_lines(path), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True,
         skipinitialspace=True,
     )  # fmt: skip
     while True:
@@ -92,7 +92,8 @@ def table_rows(
         yield Record(f"{path}, line {line}", dict(zip(columns, cells, strict=True)), tuple(keys))
 
 
-def _lines(path: Path) -> Iterator[str]:
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, with their ends. Raises `UserError` naming the line that is not UTF-8."""
     try:
         with plain(path).open("rb") as file:
             for number, line in enumerate(file, 1):  # lines end at "\n" only

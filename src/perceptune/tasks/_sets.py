@@ -21,6 +21,9 @@ TRAIN = "train"
 _ORDER = (TRAIN, "validation")
 
 
+Files = Mapping[str, tuple[str, ...]]  # split -> annotation files
+
+
 class MediaSet(Task):
     """A data set of one medium a sample. A leaf says what its files are called and what their rows mean.
 
@@ -30,15 +33,17 @@ class MediaSet(Task):
     class Options(Task.Options):
         """Where the data set lies, and in what its files differ from what its authors publish."""
 
-        dir: Path  # the data set's folder; everything else is relative to it
-        media: Path | None = None  # folder of the media, if it is another
-        template: str | None = None  # a medium's path in there; None = as published
-        annotations: dict[str, tuple[Path, ...] | Path] = Field(default_factory=dict)  # split -> its file(s), if others
-        check_files: bool = True  # look for every medium before the first step
-        skip_missing: int = Field(0, ge=0)  # missing media of a split to bear: their samples are left out
+        dir: Path = Field(description="the data set's folder; other paths are relative to it")
+        media: Path | None = Field(None, description="folder of the media, if it is another")
+        template: str | None = Field(None, description="a medium's path in there; None = as published")
+        annotations: dict[str, tuple[Path, ...] | Path] = Field(
+            default_factory=dict, description="split -> its file or files, if others than published"
+        )
+        check_files: bool = Field(True, description="look for every medium before the first step")
+        skip_missing: int = Field(0, ge=0, description="so many missing media of a split are left out and counted")
 
     modality: ClassVar[str] = "image"
-    files: ClassVar[Mapping[str, tuple[str, ...]]]  # split -> annotation files, as published
+    files: ClassVar[Files]  # as published
     template: ClassVar[str]  # a medium's path in the folder of media, as published
 
     def __init__(self, options: Any) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from perceptune.errors import UserError, nearest
 from perceptune.metrics import exact
-from perceptune.metrics.base import Scored
+from perceptune.metrics.base import Scored, group_key
 from perceptune.plugins import leaf
 from perceptune.types import Sample
 
@@ -83,7 +84,7 @@ def check_split(split: str, splits: Sequence[str]) -> None:
 
 def check_metric(where: str, metric: str, answer_types: Iterable[str]) -> None:
     """Raises `UserError` if `exact_match` gives no such metric: better said before training than after."""
-    keys = {exact.group_key(answer_type) or "accuracy" for answer_type in answer_types} | {"accuracy"}
+    keys = {group_key(answer_type) or "accuracy" for answer_type in answer_types} | {"accuracy"}
     if metric not in keys:
         raise UserError(f"{where} gives no metric `{metric}`{nearest(metric, keys)}")
 
@@ -93,12 +94,12 @@ def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample
     for sample in samples:
         if not sample.targets:
             raise UserError(f"sample `{sample.id}` has no targets to judge its answer by")
-    summary, rows = exact.score(
+    scored = exact.score(
         [task.clean(prediction) for prediction in predictions],
         [[task.clean(target) for target in sample.targets] for sample in samples],
-        [str(sample.meta.get("answer_type", "")) for sample in samples],
+        groups=[str(sample.meta.get("answer_type", "")) for sample in samples],
     )
-    return Scored(summary, rows, {"metric": "exact", "lowercase": task.lowercase})
+    return replace(scored, definition={**scored.definition, "lowercase": task.lowercase})
 
 
 def score_captions(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:

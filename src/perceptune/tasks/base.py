@@ -6,9 +6,12 @@ from __future__ import annotations
 from perceptune.tasks._canonical import to_row as to_row
 from perceptune.tasks._captions import Captioned as Captioned
 from perceptune.tasks._captions import CaptionSet as CaptionSet
+from perceptune.tasks._coco import coco_rows as coco_rows
 from perceptune.tasks._files import Absent as Absent
 from perceptune.tasks._files import missing as missing
 from perceptune.tasks._files import plain as plain
+from perceptune.tasks._flickr import FlickrSet as FlickrSet
+from perceptune.tasks._karpathy import karpathy_rows as karpathy_rows
 from perceptune.tasks._lazy_rows import KEYS as KEYS
 from perceptune.tasks._lazy_rows import MEDIA as MEDIA
 from perceptune.tasks._lazy_rows import MODALITIES as MODALITIES
@@ -19,6 +22,8 @@ from perceptune.tasks._questions import QuestionSet as QuestionSet
 from perceptune.tasks._rows import json_rows as json_rows
 from perceptune.tasks._rows import read_json as read_json
 from perceptune.tasks._rows import table_rows as table_rows
+from perceptune.tasks._rows import text_lines as text_lines
+from perceptune.tasks._sets import Files as Files
 from perceptune.tasks._sets import MediaSet as MediaSet
 from perceptune.tasks._sets import number_of as number_of
 from perceptune.tasks._sets import text_of as text_of
@@ -34,3 +39,7 @@ from perceptune.tasks._turns import Talk as Talk
 from perceptune.tasks._turns import Turn as Turn
 from perceptune.tasks._turns import turns_of as turns_of
 from perceptune.tasks._video_questions import VideoQuestions as VideoQuestions
+from perceptune.tasks._vqa_files import answers_of as answers_of
+from perceptune.tasks._vqa_files import label_of as label_of
+from perceptune.tasks._vqa_files import question_of as question_of
+from perceptune.tasks._vqa_files import vqa_rows as vqa_rows

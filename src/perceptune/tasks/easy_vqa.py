@@ -9,8 +9,7 @@ from pathlib import Path
 
 from perceptune import assets
 from perceptune.errors import UserError
-from perceptune.metrics import exact
-from perceptune.metrics.base import Scored
+from perceptune.metrics.base import Scored, averages
 from perceptune.tasks.base import Task, check_split, exact_match
 from perceptune.types import Sample
 
@@ -45,7 +44,7 @@ class EasyVQA(Task):
         for row, sample in zip(scored.per_sample, samples, strict=True):
             if sample.meta["answer_type"] != "yes/no":
                 row["accuracy_open"] = row["accuracy"]
-        return replace(scored, summary=exact.averages(scored.per_sample))
+        return replace(scored, summary=averages(scored.per_sample))
 
 
 TASK = EasyVQA
