@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from perceptune.errors import UserError
 from perceptune.lazy import Census, Row, Table, select
@@ -39,11 +40,11 @@ class LazyRows(GivenFiles):
         train: Path
         validation: Path | None = None
         test: Path | None = None
-        metric: str = "accuracy"  # or `CIDEr`, for captions: they are judged so, and need no prompt of their own
+        metric: str = Field("accuracy", description="`CIDEr` for captions, which need no prompt of their own")
         lowercase: bool = False
-        allow_empty_prompt: bool = False  # where the template holds all the text there is
-        check_files: bool = True  # look for every media file before the first step
-        skip_missing: int = 0  # so many media of a split may be missing: their samples are left out and counted
+        allow_empty_prompt: bool = Field(False, description="where the template holds all the text there is")
+        check_files: bool = Field(True, description="look for every media file before the first step")
+        skip_missing: int = Field(0, ge=0, description="so many missing media of a split are left out and counted")
 
     @abstractmethod
     def _file(self, split: str) -> Path:
@@ -110,9 +111,9 @@ class Converted(LazyRows):
     class Options(LazyRows.Options):
         """Those of rows, and where their media lie."""
 
-        media: Path | None = None  # folder of the media; None = that of the file
-        prompt: str | None = None  # of rows that have none
-        number_rows: bool = False  # name samples by their number, whatever ids the file gives
+        media: Path | None = Field(None, description="folder of the media; None = that of the file")
+        prompt: str | None = Field(None, description="of rows that have none")
+        number_rows: bool = Field(False, description="name samples by their number, whatever ids the file gives")
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pydantic import Field
+
 from perceptune.errors import nearest
 from perceptune.records import Record, json_type
 from perceptune.tasks._lazy_rows import MODALITIES, Converted
@@ -40,8 +42,8 @@ class Conversations(Converted):
     class Options(Converted.Options):
         """Those of rows, and which answers of a conversation are learned."""
 
-        turns: Literal["each", "first", "last"] = "each"
-        history: bool = True  # put earlier turns in front of the question
+        turns: Literal["each", "first", "last"] = Field("each", description="which answers become samples")
+        history: bool = Field(True, description="put earlier turns in front of the question")
 
     strict_tags = True  # whether every medium must have its tag
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
 
-from perceptune.records import Record, json_type
+from perceptune.records import Record
 from perceptune.tasks._questions import Asked, QuestionSet
 from perceptune.tasks._rows import json_rows, read_json
 from perceptune.tasks._sets import text_of
+from perceptune.tasks._vqa_files import label_of, question_of
 
 _KEYS = ("id", "question_id", "question", "sent", "answer", "label", "video", "video_id")
 
@@ -23,9 +25,9 @@ class VideoQuestions(QuestionSet):
     modality = "video"
     files: ClassVar = {"train": ("train_qa.json",), "validation": ("val_qa.json",), "test": ("test_qa.json",)}
 
+    @abstractmethod
     def video(self, record: Record, number: str) -> str:
         """The file of a clip by its number."""
-        raise NotImplementedError
 
     def rows(self, split: str) -> Iterator[Asked]:
         for path in self.annotations(split):
@@ -33,32 +35,19 @@ class VideoQuestions(QuestionSet):
                 yield self._asked(record, split)
 
     def _asked(self, record: Record, split: str) -> Asked:
-        if record.values.get("video") is not None:
-            number, video = "", text_of(record, "video")
-        else:
+        if record.values.get("video") is None:
             number = text_of(record, "video_id")
             video = self.video(record, number)
-        answers, label = (), None
-        if record.values.get("label") is not None:
-            label = _label(record)
-        elif split != "test" or record.values.get("answer") is not None:
-            answers = (text_of(record, "answer"),)
+        else:
+            number, video = "", text_of(record, "video")
+        label = label_of(record)
+        hidden = label is not None or (split == "test" and record.values.get("answer") is None)
         return Asked(
             record=record,
             id=text_of(record, "id" if record.values.get("id") is not None else "question_id"),
             media=self.medium(record, video=video, video_id=number),
-            question=text_of(record, "sent" if record.values.get("sent") is not None else "question"),
-            answers=answers,
+            question=question_of(record),
+            answers=() if hidden else (text_of(record, "answer"),),
             label=label,
             meta=record.meta(),
         )
-
-
-def _label(record: Record) -> dict[str, float]:
-    label = record.values["label"]
-    if not isinstance(label, dict):
-        raise record.error(f"`label` is {json_type(label)}, not an object of answers")
-    for answer, worth in label.items():
-        if isinstance(worth, bool) or not isinstance(worth, int | float) or not 0 <= worth <= 1:
-            raise record.error(f"`label`: `{answer}` is worth {worth!r}, not a number between 0 and 1")
-    return {record.check_text("label", answer): float(worth) for answer, worth in label.items()}

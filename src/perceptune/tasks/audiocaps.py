@@ -26,7 +26,7 @@ class AudioCaps(CaptionSet):
     class Options(CaptionSet.Options):
         """Those of caption sets; by default a fifth of the sounds may be missing."""
 
-        skip_missing: int = Field(10_000, ge=0)
+        skip_missing: int = Field(10_000, ge=0, description="so many missing media of a split are left out and counted")
 
     modality = "audio"
     files: ClassVar = {"train": ("train.csv",), "validation": ("val.csv",), "test": ("test.csv",)}

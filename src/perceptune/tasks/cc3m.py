@@ -29,8 +29,10 @@ class CC3M(Converted):
         """Those of rows; by default half of the pictures may be missing."""
 
         metric: str = "CIDEr"
-        skip_missing: int = Field(1_700_000, ge=0)
-        template: str = "{shard:05d}/{row:09d}.jpg"  # a picture's path in the folder of media
+        skip_missing: int = Field(
+            1_700_000, ge=0, description="so many missing media of a split are left out and counted"
+        )
+        template: str = Field("{shard:05d}/{row:09d}.jpg", description="a picture's path in the folder of media")
 
     def settings(self) -> object:
         return self._options.template

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from perceptune.records import Record
 from perceptune.tasks.base import MODALITIES, Converted, table_rows
 
@@ -23,15 +25,15 @@ class Table(Converted):
     class Options(Converted.Options):
         """Those of rows, and what the columns are called."""
 
-        delimiter: str | None = None  # None = a tab for `.tsv` and `.tsv.gz`, else a comma
+        delimiter: str | None = Field(None, description="None = a tab for `.tsv` and `.tsv.gz`, else a comma")
         image_key: str = "image"
         audio_key: str = "audio"
         video_key: str = "video"
         prompt_key: str = "prompt"
-        target_key: str | tuple[str, ...] | None = (
-            None  # None = `targets`, else `caption`; several = one target in each
+        target_key: str | tuple[str, ...] | None = Field(
+            None, description="None = `targets`, else `caption`; several columns = a target in each"
         )
-        target_separator: str = "|"  # between the targets of a cell
+        target_separator: str = Field("|", min_length=1, description="between the targets of a cell")
         id_key: str = "id"
 
     def settings(self) -> object:

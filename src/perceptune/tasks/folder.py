@@ -14,6 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from perceptune.errors import UserError, nearest
 from perceptune.records import Record, short
 from perceptune.tasks.base import MEDIA, MODALITIES, Converted, json_objects, parquet_rows, table_rows
@@ -30,7 +32,7 @@ class Folder(Converted):
         """Those of rows, and what the metadata's columns are called."""
 
         prompt_key: str = "prompt"
-        target_key: str | None = None  # None = `targets`, else `text`, else `caption`
+        target_key: str | None = Field(None, description="None = `targets`, else `text`, else `caption`")
 
     def settings(self) -> object:
         return [self._options.prompt_key, self._options.target_key]

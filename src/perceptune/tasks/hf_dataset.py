@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from perceptune.errors import UserError, nearest
 from perceptune.lazy import Census, Lazy
 from perceptune.records import Record, json_type, short
@@ -26,20 +28,20 @@ class HFDataset(GivenFiles):
     class Options(Task.Options):
         """Where the data set is, its splits, and what the columns are called."""
 
-        path: Path | str
-        config: str | None = None
+        path: Path | str = Field(description="a folder or file of this machine, or a name of the hub")
+        config: str | None = Field(None, description="of a data set that has several")
         train: str = "train"
         validation: str | None = None
         test: str | None = None
-        image_key: str | None = None  # None = the column of pictures
-        audio_key: str | None = None
-        video_key: str | None = None
+        image_key: str | None = Field(None, description="None = the column of pictures")
+        audio_key: str | None = Field(None, description="None = the column of sounds")
+        video_key: str | None = Field(None, description="None = the column of clips")
         prompt_key: str = "prompt"
-        target_key: str | None = None  # None = `targets`, else `caption`, `text` or `label`
+        target_key: str | None = Field(None, description="None = `targets`, else `caption`, `text` or `label`")
         id_key: str = "id"
-        metric: str = "accuracy"  # or `CIDEr`, for captions: they are judged so, and need no prompt of their own
+        metric: str = Field("accuracy", description="`CIDEr` for captions, which need no prompt of their own")
         lowercase: bool = False
-        allow_empty_prompt: bool = False  # where the template holds all the text there is
+        allow_empty_prompt: bool = Field(False, description="where the template holds all the text there is")
 
     def samples(self, split: str) -> Sequence[Sample]:
         """Lazy: texts are gone through and checked once; a medium is read with its row."""

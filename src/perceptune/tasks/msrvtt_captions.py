@@ -32,8 +32,10 @@ class MSRVTTCaptions(CaptionSet):
         """Those of caption sets, and which clips belong to which split."""
 
         partition: Literal["official", "1k-A"] = "official"
-        # Of `1k-A`: split -> table of its clips, with a column `video_id`.
-        lists: dict[str, Path] = Field(default_factory=lambda: {split: Path(name) for split, name in _LISTS.items()})
+        lists: dict[str, Path] = Field(
+            default_factory=lambda: {split: Path(name) for split, name in _LISTS.items()},
+            description="of `1k-A`: split -> table of its clips, with a column `video_id`",
+        )
 
     modality = "video"
     files: ClassVar = {"train": (_TRAIN_VAL,), "validation": (_TRAIN_VAL,), "test": (_TEST,)}

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import Field
+
 from perceptune.records import Record
 from perceptune.tasks.base import VideoQuestions, missing, table_rows
 
@@ -23,7 +25,7 @@ class MSVDQA(VideoQuestions):
     class Options(VideoQuestions.Options):
         """Those of question sets, and the table of names."""
 
-        mapping: Path | None = None  # None = `youtube_mapping.txt`, if it is there
+        mapping: Path | None = Field(None, description="None = `youtube_mapping.txt`, if it is there")
 
     template: ClassVar = "YouTubeClips/{video}"
 
