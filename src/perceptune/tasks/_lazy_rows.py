@@ -46,6 +46,8 @@ class LazyRows(GivenFiles):
         check_files: bool = Field(True, description="look for every media file before the first step")
         skip_missing: int = Field(0, ge=0, description="so many missing media of a split are left out and counted")
 
+    against_repeats = ""  # what else could be done about ids that repeat
+
     @abstractmethod
     def _file(self, split: str) -> Path:
         """The text file with one row a line."""
@@ -73,7 +75,9 @@ class LazyRows(GivenFiles):
         if repeated := census.repeated(samples):
             earlier, later = (self._at(table, index, split) for index in repeated)
             there = earlier.where.removeprefix(f"{path}, ")
-            raise later.error(f"the id `{short(samples[repeated[1]].id)}` is that of {there}, too")
+            raise later.error(
+                f"the id `{short(samples[repeated[1]].id)}` is that of {there}, too{self.against_repeats}"
+            )
         if absent.first and len(absent) > self._options.skip_missing:
             index, key, file = absent.first
             record = self._at(table, index, split)
@@ -114,6 +118,8 @@ class Converted(LazyRows):
         media: Path | None = Field(None, description="folder of the media; None = that of the file")
         prompt: str | None = Field(None, description="of rows that have none")
         number_rows: bool = Field(False, description="name samples by their number, whatever ids the file gives")
+
+    against_repeats = "; `number_rows: true` names samples by their number instead"
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)

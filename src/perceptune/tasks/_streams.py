@@ -26,7 +26,7 @@ def json_objects(path: Path) -> Iterator[Record]:
     Plain or gzipped, one at a time. Raises `UserError` naming the file and the line of what is wrong.
     """
     with plain(path).open("rb") as file:
-        start = file.read(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
+        start = file.read(2**16).removeprefix(codecs.BOM_UTF8).lstrip()
         file.seek(0)
         if start.startswith(b"["):
             yield from _ListReader(file, path).items()

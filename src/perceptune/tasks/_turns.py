@@ -74,9 +74,9 @@ class Conversations(Converted):
             text = _TAG.sub(lambda tag: "" if tag[1] in talk.media else tag[0], turn.text).strip()
             if turn.answers and asked:
                 number += 1
-                media = {key: file for key, file in talk.media.items() if key in seen} or {"image": None}
+                media: dict[str, str | None] = {key: file for key, file in talk.media.items() if key in seen}
                 prompt = "\n".join(said if self._options.history else said[-1:])
-                row = {"id": name, **media, "prompt": prompt, "targets": text, **talk.meta}
+                row = {"id": name, **(media or {"image": None}), "prompt": prompt, "targets": text, **talk.meta}
                 if number > 1:
                     row |= {"id": None if name is None else f"{name}/{number}", "turn": number}
                 yield row

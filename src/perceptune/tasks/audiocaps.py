@@ -8,7 +8,7 @@ The files of eP-ALM, lists of `{"audio", "caption"}`, are read, too: name them b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,11 +43,11 @@ class AudioCaps(CaptionSet):
             else:
                 for record in table_rows(path, _KEYS):
                     name = text_of(record, "youtube_id")
-                    start, number = number_of(record, "start_time"), text_of(record, "audiocap_id")
-                    fields = {"audio": f"{name}.wav", "youtube_id": name, "start": start, "audiocap_id": number}
-                    yield self._captioned(record, fields, split)
+                    number, start = text_of(record, "audiocap_id"), number_of(record, "start_time")
+                    by_name = {"audio": f"{name}.wav", "youtube_id": name, "start": start, "audiocap_id": number}
+                    yield self._captioned(record, by_name, split)
 
-    def _captioned(self, record: Record, fields: dict[str, str | int], split: str) -> Captioned:
+    def _captioned(self, record: Record, fields: Mapping[str, str | int], split: str) -> Captioned:
         media = self.medium(record, **fields)
         captions = self.captions(record, ("caption",), split)
         return Captioned(record, str(fields["youtube_id"]), media, captions, record.meta())
