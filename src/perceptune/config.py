@@ -143,7 +143,14 @@ def _tasks(data: dict[str, Any]) -> list[Any]:
     evaluation = data.get("eval")
     others = evaluation.get("others") if isinstance(evaluation, dict) else None
     owners = [data, *(others.values() if isinstance(others, dict) else ())]
-    return [owner.get("task") for owner in owners if isinstance(owner, dict)]
+    return [found for owner in owners if isinstance(owner, dict) for found in _with_parts(owner.get("task"))]
+
+
+def _with_parts(task: Any) -> list[Any]:
+    """A task, and before it those that it is mixed of."""
+    parts = task.get("parts") if isinstance(task, dict) else None
+    inside = parts.values() if isinstance(parts, dict) else ()
+    return [*(found for part in inside for found in _with_parts(part)), task]
 
 
 def leaf_names(data: dict[str, Any]) -> list[str]:

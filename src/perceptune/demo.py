@@ -10,9 +10,10 @@ from typing import Any
 from perceptune import assets
 from perceptune.checkpoint import META
 from perceptune.config import load_recipe
-from perceptune.evaluation import PREDICTIONS, RESULTS, evaluate
+from perceptune.evaluation import evaluate
 from perceptune.media import open_image
 from perceptune.pictures import GridCell, answer_grid, training_curve
+from perceptune.results import PREDICTIONS, RESULTS
 from perceptune.runlog import read_log
 from perceptune.training import train
 

@@ -1,54 +1,40 @@
-"""Evaluation by real generation, with the shuffled-media control and intervals."""
+"""Evaluation by real generation, or by ranking choices, with controls and other data sets."""
 
 from __future__ import annotations
 
 import json
-import math
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from perceptune.building import load_text
-from perceptune.checkpoint import load, read_meta, write_text
+from perceptune.checkpoint import load, write_text
 from perceptune.config import Recipe, validate
+from perceptune.controls import CONTROLS
 from perceptune.distributed import World
-from perceptune.errors import UserError, nearest
+from perceptune.errors import UserError
 from perceptune.holdout import HoldOut
-from perceptune.lazy import select
+from perceptune.judging import Judged, judge, pick_samples, require_answerable, require_judgeable
 from perceptune.lighter import lighten
-from perceptune.metrics.base import Corpus, Scored
 from perceptune.model import AdaptedModel
-from perceptune.order import subset
 from perceptune.plugins import leaf
-from perceptune.runlog import progress, read_log
+from perceptune.results import (
+    PREDICTIONS,
+    RESULTS,
+    data_of,
+    gaps,
+    how,
+    numbers,
+    predictions_of,
+    training_of,
+    transfer,
+    write_predictions,
+)  # fmt: skip
 from perceptune.sections import NamedPart, OtherSet
-from perceptune.statistics import bootstrap_difference, bootstrap_gap, bootstrap_interval
 from perceptune.tasks.base import Task
 from perceptune.types import Sample
-
-RESULTS, PREDICTIONS, SHUFFLED = "results.json", "predictions.jsonl", "predictions_shuffled.jsonl"
-SUBSET_SEED = 1234  # the evaluated subset must not move when the training seed does
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Answers of one pass over an evaluated set, and what they are worth."""
-
-    scored: Scored
-    raw: list[str]
-
-    @property
-    def summary(self) -> dict[str, float]:
-        return self.scored.summary
-
-    @property
-    def per_sample(self) -> list[dict[str, float]]:
-        return self.scored.per_sample
 
 
 def make_task(recipe: Recipe) -> Task:
@@ -69,53 +55,87 @@ def task_of(part: NamedPart, *, max_bad_media: int = 0) -> Task:
     return task
 
 
+def data_key(name: str) -> str:
+    """The option by which a task is told where its data lie. Raises `UserError` if it has none."""
+    fields = leaf("tasks", name).module.TASK.Options.model_fields
+    found = [key for key in ("dir", "data", "train") if key in fields]
+    if not found:
+        raise UserError(f"task `{name}` takes no place of its data")
+    return found[0]
+
+
+@dataclass(frozen=True)
+class EvaluatedSet:
+    """Samples of a task, found to be judgeable."""
+
+    part: NamedPart | None
+    task: Task
+    split: str
+    samples: Sequence[Sample]
+
+
+def evaluated_set(
+    recipe: Recipe, part: NamedPart | None = None, split: str | None = None, samples: int | None = None
+) -> EvaluatedSet:
+    """What a recipe is evaluated on, or so many `samples` of a split of another task (`part`)."""
+    task = make_task(recipe) if part is None else task_of(part)
+    if part is None:
+        split, samples = split or recipe.eval.split, recipe.eval.samples if samples is None else samples
+    split = split or task.splits[-1]
+    chosen = pick_samples(task, split, samples)
+    require_judgeable(task, chosen)  # before hours of generation, not after
+    return EvaluatedSet(part or recipe.task, task, split, chosen)
+
+
 def evaluate(
     run: str | Path, *, split: str | None = None, samples: int | None = None, control: bool | None = None,
-    batch_size: int | None = None, trust: bool = False, overrides: Sequence[str] = (), into: str | Path | None = None,
+    no_media: bool | None = None, batch_size: int | None = None, trust: bool = False, overrides: Sequence[str] = (),
+    into: str | Path | None = None, task: Mapping[str, Any] | None = None, command: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates a run folder's model and writes `results.json` and predictions into it; returns the results.
 
-    `control` also answers with the media shuffled among the samples, same prompts. The data sets of `eval.others`
-    follow, with the gap to them. Defaults come from the recipe, whose `decode` and `eval` keys `overrides` may change.
-    `into` is another folder for what is written.
+    `control` also answers with the media shuffled among the samples, `no_media` without any; same prompts. The data
+    sets of `eval.others` follow, with the gap to them. Defaults come from the recipe, whose `decode` and `eval` keys
+    `overrides` may change. `task`, a task's `name` and options, is evaluated instead of the run's own. `into` is
+    another folder for what is written; `command` is noted there.
     """
     run = Path(run)
-    folder = run if into is None else Path(into)
     world = World()
     with world.together():
         # Of several processes each has a device of its own.
         model = load(run, trust=trust, overrides=overrides, device=None if world.size == 1 else "cpu")
         config = model.recipe.eval
-        task = make_task(model.recipe)
-        split = split or config.split or task.splits[-1]
-        chosen = pick_samples(task, split, config.samples if samples is None else samples)
-        require_judgeable(task, chosen)  # before hours of generation, not after
-        with_control = config.shuffled_control if control is None else control
-        shuffled = shuffle_media(chosen, model.recipe.seed) if with_control else []
-        others = {name: _other_set(other) for name, other in config.others.items()}
+        part = None if task is None else NamedPart(**task)
+        own = evaluated_set(model.recipe, part, split, samples)
+        require_answerable(model, own.samples)
+        wanted = {"shuffled": config.shuffled_control if control is None else control,
+                  "no_media": config.no_media_control if no_media is None else no_media}  # fmt: skip
+        controls = {name: CONTROLS[name](own.samples, model.recipe.seed) for name in CONTROLS if wanted[name]}
+        given = config.others if task is None else {}
+        others = {name: evaluated_set(model.recipe, other.task, other.split, other.samples)
+                  for name, other in given.items()}  # fmt: skip
     if world.size > 1:
         world.place(model)
     if config.dtype == "bfloat16" and not world.sharded:
         lighten(model.lm, 0, model.recipe.train.packed_memory_mb)
     with world.together():
-        model.prepare(chosen, rank=world.rank, world=world.size)  # those of the shuffled control are the same
-    scores = judge(model, task, chosen, world, batch_size=batch_size, label="evaluate")
-    blind = judge(model, task, shuffled, world, batch_size=batch_size, label="shuffled control") if shuffled else None
-    judged = {}
-    for name, other in others.items():
-        with _in_words_of(model, config.others[name]):
-            with world.together():
-                model.prepare(other.samples, rank=world.rank, world=world.size)
-            judged[name] = judge(
-                model, other.task, other.samples, world, batch_size=batch_size, label=f"evaluate {name}"
-            )
+        model.prepare(own.samples, rank=world.rank, world=world.size)  # those of the shuffled control are the same
+    seen = judge(model, own.task, own.samples, world, batch_size=batch_size, label="evaluate")
+    blind = {
+        name: judge(model, own.task, rows, world, batch_size=batch_size, label=f"{name.replace('_', ' ')} control")
+        for name, rows in controls.items()
+    }
+    judged = {name: _judge_other(model, name, other, given[name], world, batch_size) for name, other in others.items()}
 
     def written() -> dict[str, Any]:
-        results = _written(folder, task, chosen, scores, shuffled, blind)
-        results |= _how(model, task, split, chosen) | _training_of(run)
+        folder = run if into is None else Path(into)
+        results = _written(folder, own, seen, {name: (controls[name], blind[name]) for name in controls})
+        results |= how(model, own.samples, run) | {"split": own.split, "command": command}
+        results |= {"trained_on_this_split": _trained_on(model.recipe, own, is_own=task is None)}
+        results |= {"data": data_of(own.part, own.split, own.samples)} | training_of(run)
         if others:
             results["others"] = {
-                name: _transfer(folder, name, chosen, scores, others[name], judged[name]) for name in others
+                name: _transfer(folder, name, own, seen, others[name], judged[name]) for name in others
             }
         write_text(folder / RESULTS, json.dumps(results, indent=2))
         return results
@@ -123,42 +143,31 @@ def evaluate(
     return world.from_main(written)
 
 
+def _judge_other(
+    model: AdaptedModel, name: str, other: EvaluatedSet, config: OtherSet, world: World, batch_size: int | None
+) -> Judged:
+    with _in_words_of(model, config):
+        with world.together():
+            model.prepare(other.samples, rank=world.rank, world=world.size)
+        return judge(model, other.task, other.samples, world, batch_size=batch_size, label=f"evaluate {name}")
+
+
 def _written(
-    folder: Path, task: Task, chosen: Sequence[Sample], scores: Judged, shuffled: Sequence[Sample],
-    blind: Judged | None,
-) -> dict[str, Any]:  # fmt: skip
+    folder: Path, own: EvaluatedSet, seen: Judged, controls: Mapping[str, tuple[Sequence[Sample], Judged]]
+) -> dict[str, Any]:
     """What the answers are worth, after they have been written into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {
-        "metrics": [*scores.summary],
-        **scores.summary,
-        "definition": scores.scored.definition,
-        f"{task.metric}_interval": _interval(task.metric, chosen, scores),
-    }
-    write_predictions(folder / PREDICTIONS, chosen, task, scores)
-    (folder / SHUFFLED).unlink(missing_ok=True)  # one of an earlier evaluation would not belong to these results
-    if blind is not None:
-        write_predictions(folder / SHUFFLED, shuffled, task, blind)
-        results |= {f"{key}_shuffled": value for key, value in blind.summary.items()}
-        results |= _gaps(chosen, scores, blind)
+    results = numbers(own.task, own.samples, seen)
+    write_predictions(folder / PREDICTIONS, own.samples, own.task, seen)
+    for name in CONTROLS:
+        if name not in controls:  # one of an earlier evaluation would not belong to these results
+            (folder / predictions_of(name)).unlink(missing_ok=True)
+            continue
+        rows, blind = controls[name]
+        write_predictions(folder / predictions_of(name), rows, own.task, blind)
+        results |= {f"{key}_{name}": value for key, value in blind.summary.items()}
+        results |= gaps(name, own.samples, seen, blind)
     return results
-
-
-@dataclass(frozen=True)
-class _Other:
-    """A data set of `eval.others`, found to be judgeable."""
-
-    task: Task
-    split: str
-    samples: Sequence[Sample]
-
-
-def _other_set(other: OtherSet) -> _Other:
-    task = task_of(other.task)
-    split = other.split or task.splits[-1]
-    samples = pick_samples(task, split, other.samples)
-    require_judgeable(task, samples)
-    return _Other(task, split, samples)
 
 
 @contextmanager
@@ -177,183 +186,27 @@ def _in_words_of(model: AdaptedModel, other: OtherSet) -> Iterator[None]:
 
 
 def _transfer(
-    folder: Path, name: str, samples: Sequence[Sample], seen: Judged, other: _Other, scores: Judged
+    folder: Path, name: str, own: EvaluatedSet, seen: Judged, other: EvaluatedSet, judged: Judged
 ) -> dict[str, Any]:
     """What the answers on another data set are worth, and for each value that both sets have how far they differ."""
-    write_predictions(folder / f"predictions_{name}.jsonl", other.samples, other.task, scores)
-    gaps = {}
-    for key in seen.summary:
-        if key not in scores.summary:
-            continue
-        (a, groups_a), (b, groups_b) = _values(key, samples, seen), _values(key, other.samples, scores)
-        gaps[key] = {"in": seen.summary[key], "out": scores.summary[key],
-                     "difference": seen.summary[key] - scores.summary[key]}  # fmt: skip
-        if a and b:  # a value of each sample, not of the whole set alone
-            gaps[key]["interval"] = list(bootstrap_gap(a, b, groups_a=groups_a, groups_b=groups_b))
+    write_predictions(folder / predictions_of(name), other.samples, other.task, judged)
     return {
-        "metric": other.task.metric, "metrics": [*scores.summary], **scores.summary,
-        "definition": scores.scored.definition,
-        f"{other.task.metric}_interval": _interval(other.task.metric, other.samples, scores),
-        "split": other.split, "evaluated_samples": len(other.samples), "gaps": gaps,
+        "metric": other.task.metric, **numbers(other.task, other.samples, judged), "split": other.split,
+        "evaluated_samples": len(other.samples), "data": data_of(other.part, other.split, other.samples),
+        "gaps": transfer(own.samples, seen, other.samples, judged),
     }  # fmt: skip
 
 
-def pick_samples(task: Task, split: str, size: int | None) -> Sequence[Sample]:
-    """A fixed random subset of a split."""
-    if size is not None and size < 1:
-        raise UserError(f"cannot evaluate {size} samples: name at least 1")
-    rows = task.samples(split)
-    if not rows:
-        raise UserError(f"split `{split}` is empty: there is nothing to evaluate")
-    return select(rows, subset(len(rows), size, SUBSET_SEED))
+def _trained_on(recipe: Recipe, evaluated: EvaluatedSet, *, is_own: bool) -> bool:
+    """Whether the run has learned from these very samples."""
+    if recipe.train.steps == 0 or recipe.task is None or evaluated.part is None:
+        return False
+    if not is_own and evaluated.part.name != recipe.task.name:
+        return False
+    first = (evaluated.task if not is_own else make_task(recipe)).splits[0]
+    return evaluated.split == first and (is_own or _files(evaluated.part) == _files(recipe.task))
 
 
-def require_judgeable(task: Task, samples: Sequence[Sample]) -> None:
-    """Raises `UserError` if these samples lack targets or the task's metric cannot be computed from them."""
-    summary = task.score([""] * len(samples), samples).summary
-    if task.metric not in summary:
-        raise UserError(f"the {len(samples)} evaluated samples give no `{task.metric}`{nearest(task.metric, summary)}")
-
-
-def judge(
-    model: AdaptedModel, task: Task, samples: Sequence[Sample], world: World, *, batch_size: int | None = None,
-    label: str = "",
-) -> Judged:  # fmt: skip
-    """Answers and scores of samples, the same on every process: each answers a part, the main one scores.
-
-    What intervals of corpus values need stays on the main process.
-    """
-    size = batch_size or model.recipe.eval.batch_size
-    own, raw = world.deal(samples), list[str]()
-    error: UserError | OSError | None = None
-    most = math.ceil(len(samples) / world.size)  # of any process
-    with progress(len(own), label) as bar:
-        for start in range(0, most, size):
-            part = own[start : start + size]
-            if not part and not world.sharded:
-                break
-            try:  # a process without rows answers one for nothing where the others need it to
-                answers = model.answer(part or list(samples[:1]), batch_size=size)
-            except (UserError, OSError) as caught:
-                if world.sharded:
-                    raise  # the others wait inside the LM, where they cannot be told
-                error = caught
-                break
-            raw += answers[: len(part)]
-            bar.advance(len(part))
-    world.agree(error)
-    answered = world.collect(raw)
-    corpus: dict[str, Corpus] = {}
-
-    def scored() -> Scored:
-        whole = task.score(answered, samples)
-        corpus.update(whole.corpus)
-        return replace(whole, corpus={})  # functions do not travel between processes
-
-    return Judged(replace(world.from_main(scored), corpus=corpus), answered)
-
-
-def shuffle_media(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """The same prompts over a seeded derangement of the media: no sample keeps its own.
-
-    Distinct media are moved around one cycle, so two questions on one picture get the same other picture.
-    """
-    modalities = sorted({modality for sample in samples for modality in sample.media})
-    moved = list(samples)
-    for modality in modalities:
-        media = list(dict.fromkeys(s.media[modality] for s in samples if modality in s.media))
-        if len(media) < 2:
-            raise UserError(f"the shuffled control needs at least two different media (`{modality}` has {len(media)})")
-        random.Random(seed).shuffle(media)
-        following = dict(zip(media, media[1:] + media[:1], strict=True))
-        moved = [
-            replace(s, media={**s.media, modality: following[s.media[modality]]}) if modality in s.media else s
-            for s in moved
-        ]
-    return moved
-
-
-def write_predictions(path: Path, samples: Sequence[Sample], task: Task, scores: Judged) -> None:
-    """One JSON line per sample: question, answer as written and cleaned, targets, scores."""
-    lines = []
-    for sample, raw, row in zip(samples, scores.raw, scores.per_sample, strict=True):
-        media = {name: str(m) for name, m in sample.media.items() if not isinstance(m, bytes)}
-        lines.append(
-            {"id": sample.id, "media": media, "prompt": sample.prompt, "answer": task.clean(raw), "raw": raw,
-             "targets": list(sample.targets), "scores": row, "meta": dict(sample.meta)}
-        )  # fmt: skip
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def _interval(metric: str, samples: Sequence[Sample], scores: Judged) -> list[float]:
-    if metric in scores.scored.corpus:
-        return _corpus_interval(scores.scored.corpus[metric], samples)
-    values, groups = _values(metric, samples, scores)
-    return list(bootstrap_interval(values, groups=groups))
-
-
-def _values(metric: str, samples: Sequence[Sample], scores: Judged) -> tuple[list[float], list[tuple[Any, ...]]]:
-    """The metric of each sample that has it, and what is resampled together."""
-    rows = [i for i, row in enumerate(scores.per_sample) if metric in row]
-    return [scores.per_sample[i][metric] for i in rows], [_media_of(samples[i]) for i in rows]
-
-
-def gap_name(key: str) -> str:
-    """`accuracy_open` -> `gap_open`, `accuracy` -> `gap`."""
-    return f"gap{key.removeprefix('accuracy')}" if key.startswith("accuracy") else f"gap_{key}"
-
-
-def _gaps(samples: Sequence[Sample], seen: Judged, blind: Judged) -> dict[str, Any]:
-    """How far seeing beats guessing, for each summary value, with paired intervals; one picture is one draw."""
-    gaps: dict[str, Any] = {}
-    for key in seen.summary:
-        gaps[gap_name(key)] = seen.summary[key] - blind.summary[key]
-        if key in seen.scored.corpus:
-            both = _difference(seen.scored.corpus[key], blind.scored.corpus[key])
-            interval = _corpus_interval(both, samples)
-        else:
-            a, groups = _values(key, samples, seen)
-            b, _ = _values(key, samples, blind)
-            interval = list(bootstrap_difference(a, b, groups=groups))
-        gaps[f"{gap_name(key)}_interval"] = interval
-    return gaps
-
-
-def _corpus_interval(corpus: Corpus, samples: Sequence[Sample]) -> list[float]:
-    from perceptune.statistics import bootstrap_corpus
-
-    return list(bootstrap_corpus(corpus, groups=[_media_of(sample) for sample in samples]))
-
-
-def _difference(a: Corpus, b: Corpus) -> Corpus:
-    """How far two corpus values of the same samples differ, in a form that draws them together."""
-    width = a.statistics.shape[1]
-    return Corpus(
-        np.concatenate([a.statistics, b.statistics], axis=1),
-        lambda sums: a.value(sums[..., :width]) - b.value(sums[..., width:]),
-    )
-
-
-def _media_of(sample: Sample) -> tuple[Any, ...]:
-    """What makes samples dependent: questions on one picture are right or wrong together."""
-    return tuple(sorted(sample.media.items())) or (sample.id,)
-
-
-def _how(model: AdaptedModel, task: Task, split: str, samples: Sequence[Sample]) -> dict[str, Any]:
-    """How the numbers were made; a number without it cannot be compared."""
-    trained = model.recipe.train.steps != 0
-    return {
-        "evaluated_samples": len(samples), "split": split, "trained_on_this_split": trained and split == task.splits[0],
-        "decoding": model.recipe.decode.model_dump(), "dtype": str(model.lm.dtype).removeprefix("torch."),
-        "template": model.recipe.text.template,
-    }  # fmt: skip
-
-
-def _training_of(run: Path) -> dict[str, Any]:
-    """What the run cost to train, as far as it was trained."""
-    steps = [row for row in read_log(run) if row["event"] in ("step", "end")]
-    seconds, seen = (steps[-1]["seconds"], steps[-1]["samples"]) if steps else (0.0, 0)
-    return {
-        "trained_share": read_meta(run)["trained_share"], "train_seconds": seconds, "train_samples": seen,
-        "samples_per_second": seen / seconds if seconds else 0.0,
-    }  # fmt: skip
+def _files(part: NamedPart) -> str:
+    """Where a task's training data lie."""
+    return str(Path(str(part.options().get(data_key(part.name)))).resolve())

@@ -20,7 +20,7 @@ from perceptune.errors import UserError
 from perceptune.lazy import select
 from perceptune.media import MediaError, identity
 from perceptune.model import AdaptedModel, Batch
-from perceptune.order import chosen_target, order_of, sample_count, subset, total_steps, view_draw
+from perceptune.order import WeightedDraws, chosen_target, order_of, sample_count, subset, total_steps, view_draw
 from perceptune.prefetch import Prefetch
 from perceptune.tasks.base import Task
 from perceptune.types import Medium, Sample
@@ -42,8 +42,8 @@ class Feed:
 
     def __init__(self, model: AdaptedModel, task: Task, run: Path, world: World) -> None:
         self.model, self.config, self.seed, self.world = model, model.recipe.train, model.recipe.seed, world
-        self.samples, lengths = _training_samples(model, task)
-        self.order = order_of(self.config, lengths, self.seed)
+        self.samples, lengths, drawn = _training_samples(model, task)
+        self.order = order_of(self.config, lengths, self.seed, drawn)
         self.steps = total_steps(self.config, self.order)
         self.bad: dict[str, str] = {}
         self.found: dict[str, tuple[str, str]] = {}  # found since the last count, by this process: sample and reason
@@ -228,8 +228,10 @@ def _identity(medium: Medium) -> str:
     return identity(medium) if isinstance(medium, bytes) else str(medium)
 
 
-def _training_samples(model: AdaptedModel, task: Task) -> tuple[Sequence[Sample], NDArray[np.int32]]:
-    """The chosen samples of the first split, and the tokens of each with its longest target.
+def _training_samples(
+    model: AdaptedModel, task: Task
+) -> tuple[Sequence[Sample], NDArray[np.int32], WeightedDraws | None]:
+    """The chosen samples of the first split, the tokens of each with its longest target, and how parts are drawn.
 
     Each can be tokenised and has something to learn from.
     """
@@ -242,11 +244,14 @@ def _training_samples(model: AdaptedModel, task: Task) -> tuple[Sequence[Sample]
         raise UserError(f"split `{split}` is empty: there is nothing to train on")
     samples = select(rows, chosen)
     budget = config.batch_tokens
-    lengths = np.empty(len(samples), np.int32)
+    lengths, parts = np.empty(len(samples), np.int32), np.zeros(len(samples), np.int16)
+    numbers = {name: number for number, name in enumerate(task.weights)}
     for index, sample in enumerate(samples):
         if not sample.targets:
             raise UserError(f"sample `{sample.id}` of split `{split}` has no targets to learn from")
-        lengths[index] = length = max(len(model.text.training_ids(sample, target)[0]) for target in sample.targets)
+        lengths[index] = length = max(len(model.text.training_ids(sample, target)[0]) for target in {*sample.targets})
+        if numbers:
+            parts[index] = numbers[task.part_of(sample)]
         if budget is not None and length > budget:
             raise UserError(f"sample `{sample.id}`: {length} tokens, more than `train.batch_tokens` = {budget}")
-    return samples, lengths
+    return samples, lengths, WeightedDraws(parts, list(task.weights.values()), seed) if numbers else None

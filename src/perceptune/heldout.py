@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from perceptune.distributed import World
 from perceptune.errors import UserError
-from perceptune.evaluation import Judged, judge, pick_samples, require_judgeable
-from perceptune.holdout import selecting_splits
+from perceptune.holdout import is_test, selecting_splits
+from perceptune.judging import Judged, judge, pick_samples, require_judgeable
 from perceptune.model import AdaptedModel
 from perceptune.tasks.base import Task, check_split
 from perceptune.types import Sample
@@ -45,8 +45,13 @@ class HeldOut:
         return judge(self.model, self.task, self.samples, self.world, label=f"evaluate at step {step}")
 
     def _split(self) -> str:
-        if self.config.during_split is not None:
-            return self.config.during_split
+        if (named := self.config.during_split) is not None:
+            if is_test(named):
+                raise UserError(
+                    f"`eval.during_split: {named}` would choose the best checkpoint on test data, and a test result "
+                    "would say nothing any more: keep training samples for it by `train.hold_out`"
+                )
+            return named
         found = selecting_splits(self.task.splits)
         if not found:
             raise UserError(

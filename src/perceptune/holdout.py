@@ -23,6 +23,11 @@ def selecting_splits(splits: Sequence[str]) -> list[str]:
     return [split for split in ("validation", HELD_OUT) if split in splits]
 
 
+def is_test(split: str) -> bool:
+    """Whether a split is one that nothing may be chosen on: `test`, `testdev`, `test-std`, `testA`."""
+    return split.startswith("test")
+
+
 class HoldOut(Task):
     """A task whose first split has given up random media, with all their samples, to the split `held-out`.
 
@@ -33,7 +38,7 @@ class HoldOut(Task):
     def __init__(self, task: Task, amount: int | float) -> None:
         self._task, self._amount = task, amount
         self.splits = (task.splits[0], HELD_OUT, *task.splits[1:])
-        self.metric, self.lowercase = task.metric, task.lowercase
+        self.metric, self.lowercase, self.weights = task.metric, task.lowercase, task.weights
 
     def samples(self, split: str) -> Sequence[Sample]:
         """Rows in their order. Raises `UserError` if nothing would be left to train on."""
@@ -45,6 +50,9 @@ class HoldOut(Task):
 
     def clean(self, text: str) -> str:
         return self._task.clean(text)
+
+    def part_of(self, sample: Sample) -> str:
+        return self._task.part_of(sample)
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         return self._task.score(predictions, samples)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perceptune import likelihood
 from perceptune.config import Recipe
 from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError, nearest
@@ -21,7 +22,7 @@ from perceptune.methods.base import Method
 from perceptune.store import digest_of
 from perceptune.text import TextFormat, Tokens
 from perceptune.textstates import TextStates
-from perceptune.types import Decoding, Features, Medium, Sample
+from perceptune.types import Decoding, Features, Medium, Sample, Slots
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class AdaptedModel(nn.Module):
         medium is told to `on_broken` with the first sample that has it; without it `MediaError` is raised.
         """
         samples = list(samples)  # what is read lazily, once
-        self._check_modalities(samples)
+        self.check_modalities(samples)
         for modality, store in self.stores.items():
             first: dict[Medium, Sample] = {}
             for sample in samples:
@@ -127,7 +128,7 @@ class AdaptedModel(nn.Module):
         `draws`, one number a sample, choose augmented views where the recipe has any (`encoders.MODALITY.views`);
         without them the plain media are seen.
         """
-        self._check_modalities(samples)
+        self.check_modalities(samples)
         encoded = {}
         for modality, store in self.stores.items():
             media, chosen = _media(samples, modality, draws)
@@ -147,7 +148,8 @@ class AdaptedModel(nn.Module):
                 features[modality] = _by_row(samples, modality, values)
         return features
 
-    def _check_modalities(self, samples: Sequence[Sample]) -> None:
+    def check_modalities(self, samples: Sequence[Sample]) -> None:
+        """Raises `UserError` for a medium that no encoder of this model takes."""
         for sample in samples:
             for modality in sample.media:
                 if modality not in self.stores:
@@ -198,15 +200,42 @@ class AdaptedModel(nn.Module):
         return answers
 
     def _answer_batch(self, samples: Sequence[Sample], decoding: Decoding) -> list[str]:
+        return [self.text.decode(row) for row in self.generated(*self.prompts(samples), samples, decoding)]
+
+    def prompts(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[Slots]]:
+        """Ids and mask (B, T) of the prompts, and their slots."""
         tokens = self.text.pad_left([self.text.prompt_ids(sample) for sample in samples])
         device = self.lm.device
         slots = self.method.plan(_moved(self.encode(samples), device), len(samples))
-        ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
-        rows = self.lm.generate(
+        return tokens.input_ids.to(device), tokens.attention_mask.to(device), slots
+
+    def generated(
+        self, ids: Tensor, mask: Tensor, slots: Sequence[Slots], samples: Sequence[Sample], decoding: Decoding
+    ) -> list[list[int]]:
+        """New tokens of each row."""
+        return self.lm.generate(
             ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad,
             seeds=[self._seed(sample, decoding) for sample in samples] if decoding.sample else None,
         )  # fmt: skip
-        return [self.text.decode(row) for row in rows]
+
+    @torch.no_grad()
+    def token_logprobs(
+        self, samples: Sequence[Sample], *, decoding: Decoding | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """The tokens of each sample's answer with the LM's log-probabilities, end token included where one came."""
+        return likelihood.token_logprobs(self, samples, decoding or Decoding(**self.recipe.decode.model_dump()))
+
+    @torch.no_grad()
+    def rank(
+        self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, normalize: bool = False,
+        batch_size: int | None = None,
+    ) -> list[list[float]]:  # fmt: skip
+        """Log-probability of each sample's candidate answers with their end token; `normalize`: per token.
+
+        The same for a sample alone or in any batch (float32). `batch_size` counts candidates.
+        """
+        size = batch_size or self.recipe.eval.batch_size
+        return likelihood.rank(self, samples, candidates, normalize=normalize, batch_size=size)
 
     def _seed(self, sample: Sample, decoding: Decoding) -> int:
         """What an answer is drawn with: the same wherever the same question on the same media is asked."""

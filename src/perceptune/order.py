@@ -31,13 +31,49 @@ class Order(ABC):
         """How many batches so many epochs have."""
 
 
+class WeightedDraws:
+    """Epochs of samples that fall into parts, each part drawn by its weight; inside a part all come equally often.
+
+    An epoch has as many draws as there are samples; how many of them are a part's is its share of the weights, rounded
+    so that over all epochs it is exact. A part goes through permutations of its own, one after the other.
+    """
+
+    def __init__(self, parts: NDArray[np.integer], weights: Sequence[float], seed: int) -> None:
+        """`parts` has the number of each sample's part (n,); `weights` are those of the parts, at least 0."""
+        self._n, self._seed = len(parts), seed
+        self._members = [np.flatnonzero(parts == number) for number in range(len(weights))]
+        present = [weight if len(members) else 0.0 for weight, members in zip(weights, self._members, strict=True)]
+        self._ends = np.cumsum(present) / sum(present)
+
+    def epoch(self, epoch: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Sample index of each draw (n,), and how many times its part had been gone through before it (n,)."""
+        before, after = (np.rint(self._ends * self._n * passed).astype(np.int64) for passed in (epoch, epoch + 1))
+        indices, passes = [], []
+        for number, members in enumerate(self._members):
+            start, stop = (int(np.diff(ends, prepend=0)[number]) for ends in (before, after))
+            if stop <= start:
+                continue
+            passed, places = np.divmod(np.arange(start, stop), len(members))
+            for k in np.unique(passed):
+                permuted = members[_permutation(len(members), self._generator(number, int(k)))]
+                indices.append(permuted[places[passed == k]])
+            passes.append(passed)
+        # A part with less than one draw an epoch may owe one: then there is one too many.
+        mixed = _permutation(sum(map(len, indices)), _generator(self._seed, epoch))[: self._n]
+        return np.concatenate(indices)[mixed], np.concatenate(passes)[mixed]
+
+    def _generator(self, part: int, passed: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self._seed * 1_000_003 + passed) * 1_009 + part + 1)
+
+
 class DataOrder(Order):
     """Seeded permutations of `n` samples, one after the other; epochs join without a short batch."""
 
-    def __init__(self, n: int, batch_size: int, seed: int) -> None:
-        self.n, self.batch_size, self.seed = n, batch_size, seed
+    def __init__(self, n: int, batch_size: int, seed: int, draws: WeightedDraws | None = None) -> None:
+        """With `draws` an epoch is these, in place of a permutation."""
+        self.n, self.batch_size, self.seed, self._draws = n, batch_size, seed, draws
         self._epoch = -1
-        self._permutation: NDArray[Any] = np.empty(0)
+        self._rows, self._passes = np.empty(0), np.empty(0)
 
     def positions(self, batch: int) -> list[tuple[int, int]]:
         start = batch * self.batch_size
@@ -49,8 +85,9 @@ class DataOrder(Order):
     def _at(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, self.n)
         if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, _permutation(self.n, _generator(self.seed, epoch))
-        return epoch, int(self._permutation[place])
+            self._rows, self._passes = _drawn(self.n, _generator(self.seed, epoch), epoch, self._draws)
+            self._epoch = epoch
+        return int(self._passes[place]), int(self._rows[place])
 
 
 class TokenOrder(Order):
@@ -61,12 +98,12 @@ class TokenOrder(Order):
     sample may be longer than the budget.
     """
 
-    def __init__(self, lengths: NDArray[np.int32], budget: int, seed: int) -> None:
-        self.lengths, self.budget, self.seed = lengths, budget, seed
+    def __init__(self, lengths: NDArray[np.int32], budget: int, seed: int, draws: WeightedDraws | None = None) -> None:
+        self.lengths, self.budget, self.seed, self._draws = lengths, budget, seed, draws
         self.window = WINDOW * max(1, int(budget / float(lengths.mean())))
         self._ends: list[int] = []  # number of batches up to the end of each epoch packed so far
         self._epoch = -1
-        self._rows: NDArray[Any] = np.empty(0)
+        self._rows, self._passes = np.empty(0), np.empty(0)
         self._bounds: NDArray[Any] = np.empty(0)
 
     def positions(self, batch: int) -> list[tuple[int, int]]:
@@ -76,7 +113,7 @@ class TokenOrder(Order):
         if epoch != self._epoch:
             self._pack(epoch)
         start, stop = self._bounds[batch - (self._ends[epoch - 1] if epoch else 0)]
-        return [(epoch, index) for index in self._rows[start:stop].tolist()]
+        return list(zip(self._passes[start:stop].tolist(), self._rows[start:stop].tolist(), strict=True))
 
     def batches_of(self, epochs: float) -> float:
         whole = math.floor(epochs)
@@ -88,27 +125,28 @@ class TokenOrder(Order):
     def _pack(self, epoch: int) -> None:
         """Makes an epoch the present one."""
         generator = _generator(self.seed, epoch)
-        rows = _permutation(len(self.lengths), generator)
+        rows, passes = _drawn(len(self.lengths), generator, epoch, self._draws)
         bounds: list[tuple[int, int]] = []
         for start in range(0, len(rows), self.window):
-            part = rows[start : start + self.window]
-            part[:] = part[np.argsort(-self.lengths[part], kind="stable")]
-            at, stop = start, start + len(part)
+            window = slice(start, start + self.window)
+            longest_first = np.argsort(-self.lengths[rows[window]], kind="stable")
+            rows[window], passes[window] = rows[window][longest_first], passes[window][longest_first]
+            at, stop = start, start + len(longest_first)
             while at < stop:
                 end = min(at + self.budget // int(self.lengths[rows[at]]), stop)
                 bounds.append((at, end))
                 at = end
-        self._epoch, self._rows = epoch, rows
+        self._epoch, self._rows, self._passes = epoch, rows, passes
         self._bounds = np.array(bounds)[_permutation(len(bounds), generator)]
         if epoch == len(self._ends):
             self._ends.append((self._ends[-1] if self._ends else 0) + len(bounds))
 
 
-def order_of(config: TrainConfig, lengths: NDArray[np.int32], seed: int) -> Order:
-    """The order a recipe asks for; `lengths` are the samples' tokens."""
+def order_of(config: TrainConfig, lengths: NDArray[np.int32], seed: int, draws: WeightedDraws | None = None) -> Order:
+    """The order a recipe asks for; `lengths` are the samples' tokens, `draws` come in place of permutations."""
     if config.batch_tokens is None:
-        return DataOrder(len(lengths), config.batch_size, seed)
-    return TokenOrder(lengths, config.batch_tokens, seed)
+        return DataOrder(len(lengths), config.batch_size, seed, draws)
+    return TokenOrder(lengths, config.batch_tokens, seed, draws)
 
 
 def chosen_target(targets: Sequence[str], seed: int, epoch: int, index: int) -> str:
@@ -167,6 +205,15 @@ def learning_rate(config: TrainConfig, group: str, step: int, steps: int) -> flo
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+
+
+def _drawn(
+    n: int, generator: torch.Generator, epoch: int, draws: WeightedDraws | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """An epoch's sample indices (n,), and for each of them which pass over the data it belongs to (n,)."""
+    if draws is not None:
+        return draws.epoch(epoch)
+    return _permutation(n, generator), np.broadcast_to(np.int64(epoch), n).copy()
 
 
 def _permutation(n: int, generator: torch.Generator) -> NDArray[Any]:

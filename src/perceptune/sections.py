@@ -193,7 +193,12 @@ class EvalConfig(Part):
     samples: int | None = Field(None, ge=1, description="a fixed random subset; None = all")
     batch_size: int = Field(64, ge=1)
     dtype: DType = Field("float32", description="dtype of eval, answer and serve; stored in the run")
-    shuffled_control: bool = False
+    shuffled_control: bool = Field(False, description="also with the media shuffled among the samples")
+    no_media_control: bool = Field(False, description="also without any medium")
+    rank: Literal["choices"] | None = Field(
+        None, description="the likeliest of each sample's `choices` is its answer; None = answers are generated"
+    )
+    rank_normalize: bool = Field(False, description="by log-probability per token, not in sum")
     every: int | None = Field(None, ge=1, description="steps between evaluations during training; None = never")
     during_split: str | None = Field(
         None, description="split for evaluation during training; None = `validation` or `held-out`"

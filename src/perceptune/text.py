@@ -72,6 +72,12 @@ class TextFormat:
         """Generated tokens as text."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def token(self, id: int) -> str:
+        """One token as text; the end token and others that `decode` leaves out by their names."""
+        if id in self.tokenizer.all_special_ids:
+            return str(self.tokenizer.convert_ids_to_tokens(id))
+        return str(self.tokenizer.decode([id], clean_up_tokenization_spaces=False))
+
     def pad_left(self, rows: Sequence[Sequence[int]], supervised: Sequence[int] | None = None) -> Tokens:
         """Rows padded on the left to the longest; the last `supervised[i]` tokens of row i are to be predicted."""
         ids, mask = pad_left(rows, self.pad)

@@ -144,7 +144,7 @@ def test_a_data_set_given_at_evaluation_shows_in_a_table(
     run = str(tmp_path / "run")
     perceptune.train(recipe(dwarfs), run)
     keys = ["eval.others.again.task.name=jsonl", f"eval.others.again.task.train={gray}"]
-    assert cli(["eval", run, "--data", str(gray), *keys]) == 0
+    assert cli(["eval", run, "--data", str(gray), "--gap", *keys]) == 0
     shown = capsys.readouterr().out
     assert "own - other" in shown
     assert "gray" in shown

@@ -19,7 +19,7 @@ import perceptune
 import support
 from perceptune import storage
 from perceptune.errors import UserError
-from perceptune.evaluation import pick_samples
+from perceptune.judging import pick_samples
 from perceptune.lazy import Lazy, select
 from perceptune.order import subset
 from perceptune.tasks.jsonl import JSONLines

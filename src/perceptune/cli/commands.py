@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from perceptune.cli.compare import compare as compare
+from perceptune.cli.evaluate import answer as answer
+from perceptune.cli.evaluate import eval as eval
+from perceptune.cli.evaluate import predict as predict
+from perceptune.cli.evaluate import print_scores
 from perceptune.errors import UserError
 from perceptune.runlog import speaks
 
@@ -42,51 +45,6 @@ def train(options: argparse.Namespace) -> int:
     best = "" if result.best is None else f", best {result.best:.4f}"
     out.print(f"trained {result.steps} steps ({result.samples} samples) in {result.seconds:.0f} s{best}: {result.run}")
     out.print(f"next:  perceptune eval {result.run}")
-    return 0
-
-
-def eval(options: argparse.Namespace) -> int:
-    from perceptune.evaluation import evaluate
-
-    results = evaluate(
-        options.run,
-        split=options.split,
-        samples=options.samples,
-        control=options.control,
-        trust=options.trust,
-        overrides=[*_other_set(options), *options.overrides],
-    )
-    if options.json and speaks():
-        print(json.dumps(results, indent=2))
-    elif not options.json:
-        print_scores(results)
-        out.print(f"predictions and results: {options.run}")
-    return 0
-
-
-def _other_set(options: argparse.Namespace) -> Sequence[str]:
-    """`--data` and `--task` as keys of the recipe."""
-    if not options.data and not options.task:
-        return ()
-    task = options.task or "jsonl"
-    name = re.sub(r"[^\w-]", "-", Path(options.data).stem if options.data else task)
-    keys = {"name": task}
-    if options.data:
-        keys["train"] = str(Path(options.data).resolve())
-    return [f"eval.others.{name}.task.{key}={json.dumps(value)}" for key, value in keys.items()]
-
-
-def answer(options: argparse.Namespace) -> int:
-    from perceptune.checkpoint import load
-    from perceptune.evaluation import make_task
-    from perceptune.types import Sample
-
-    model = load(options.run, trust=options.trust, overrides=options.overrides)
-    kinds = ("image", "audio", "video")
-    media = {kind: Path(file) for kind in kinds if (file := getattr(options, kind))}
-    raw = model.answer([Sample("question", media, options.question)])[0]
-    text = make_task(model.recipe).clean(raw) if model.recipe.task else raw.strip()
-    print(json.dumps({"answer": text, "raw": raw}) if options.json else text)
     return 0
 
 
@@ -228,40 +186,6 @@ def bench(options: argparse.Namespace) -> int:
         return 0
     out.print(text(result))
     return 0
-
-
-def print_scores(results: dict[str, Any]) -> None:
-    """Summary values beside their shuffled control, with intervals."""
-    from perceptune.evaluation import gap_name
-
-    table = Table(
-        Column("", no_wrap=True), "with its media", "media shuffled", Column("gap (95 % interval)", no_wrap=True)
-    )
-    for key in results["metrics"]:
-        value, other, gap = results[key], results.get(f"{key}_shuffled"), gap_name(key)
-        low, high = results.get(f"{gap}_interval", (None, None))
-        between = "" if low is None else f"{results[gap]:+.3f} ({low:+.3f} to {high:+.3f})"
-        table.add_row(key, f"{value:.3f}", "" if other is None else f"{other:.3f}", between)
-    out.print(table)
-    where = f"{results['evaluated_samples']} samples of split `{results['split']}`"
-    if results["trained_on_this_split"]:
-        where += ": the run was trained on it, so this says nothing about new data (give a --validation file)"
-    out.print(where)
-    if "others" in results:
-        out.print(_gap_table(results["others"]))
-
-
-def _gap_table(others: dict[str, Any]) -> Table:
-    """The run's own data set against others."""
-    table = Table("other data", "", "own", "other", Column("own - other (95 % interval)", no_wrap=True))
-    for name, other in others.items():
-        for key in other["metrics"]:
-            gap = other["gaps"].get(key)
-            own = ("", "") if gap is None else (
-                f"{gap['in']:.3f}", "{:+.3f} ({:+.3f} to {:+.3f})".format(gap["difference"], *gap["interval"])
-            )  # fmt: skip
-            table.add_row(f"{name}, {other['evaluated_samples']} samples", key, own[0], f"{other[key]:.3f}", own[1])
-    return table
 
 
 def _training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:

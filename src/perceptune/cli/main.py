@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -57,10 +58,26 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--split", help="default: the recipe's, else the task's last split")
     evaluate.add_argument("--samples", type=int, help="a fixed random subset of this size")
-    evaluate.add_argument("--data", help="also on this file of your own, as `eval.others` would; a table shows the gap")
-    evaluate.add_argument("--task", help="also on this task's data, or of what kind --data is (default: jsonl)")
-    evaluate.add_argument("--control", action="store_true", default=None, help="also with the media shuffled")
+    evaluate.add_argument("--task", help="another task than the run's own; see `perceptune list tasks`")
+    evaluate.add_argument("--data", help="where that task's data lie; alone: a file of your own (--task jsonl)")
+    evaluate.add_argument(
+        "--gap", action="store_true", help="the run's own data, too, and the gap to --task and --data (`eval.others`)"
+    )
+    evaluate.add_argument(
+        "--control", "--shuffled", action="store_true", default=None, help="also with the media shuffled"
+    )
+    evaluate.add_argument("--no-media", action="store_true", default=None, help="also without any medium")
+    evaluate.add_argument("--predictions", metavar="FILE", help="score these answers; the model is not run")
+    evaluate.add_argument("--out", help="folder of the results (default: the run's; RUN/eval/NAME for another task)")
     evaluate.add_argument("--json", action="store_true")
+
+    predict = commands.add_parser("predict", help="answer a whole file or folder; goes on where it was stopped")
+    predict.add_argument("run")
+    predict.add_argument("source", metavar="FILE|DIR", help="JSON lines with media and prompts, or media files")
+    predict.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="decode.*, such as decode.beams=3")
+    predict.add_argument("--prompt", help="what to ask where a row has no `prompt`, and of files in a folder")
+    predict.add_argument("--out", metavar="FILE", help="JSON lines (default: RUN/predicted_NAME.jsonl)")
+    predict.add_argument("--batch-size", type=int, help="rows answered at a time (default: the recipe's)")
 
     answer = commands.add_parser("answer", help="ask a run about a picture")
     answer.add_argument("run")
@@ -69,6 +86,8 @@ def parser() -> argparse.ArgumentParser:
     answer.add_argument("--image", help="picture file")
     answer.add_argument("--audio", help="sound file")
     answer.add_argument("--video", help="video file")
+    answer.add_argument("--choices", metavar="A,B,C", help="the likeliest of these is the answer")
+    answer.add_argument("--logprobs", action="store_true", help="with log-probabilities: of tokens, or of the choices")
     answer.add_argument("--json", action="store_true")
 
     compare = commands.add_parser("compare", help="methods, seeds and settings on equal terms: table and picture")
@@ -116,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     assets.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     assets.add_argument("--list", action="store_true", help="what there is, and where it lies")
     _add_bench(commands.add_parser("bench", help="measure speed: ours, the method by the letter, the machine's limit"))
-    for command in (train, evaluate, answer):
+    for command in (train, evaluate, predict, answer):
         command.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
     return top
 
@@ -159,6 +178,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, 1 for a check that found something, 2 for the user's mistakes."""
     options, rest = parser().parse_known_args(arguments)
     _take_overrides(options, rest)
+    options.words = shlex.join(["perceptune", *(sys.argv[1:] if arguments is None else arguments)])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads warn when a worker forks
     from perceptune.cli import commands
 
@@ -199,7 +219,7 @@ def _take_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
         left = [word for word in left if word.startswith("-")]
         options.recipes = [word for word in words if "=" not in word]
         options.overrides = [word for word in words if "=" in word]
-    elif options.command in ("eval", "answer", "features", "import-epalm"):
+    elif options.command in ("eval", "predict", "answer", "features", "import-epalm"):
         options.overrides += [word for word in left if "=" in word and not word.startswith("-")]
         left = [word for word in left if word not in options.overrides]
     if left:

@@ -12,8 +12,9 @@ from typing import Any
 from perceptune.building import method_options
 from perceptune.config import Recipe, load_recipe, parse_value
 from perceptune.errors import UserError
-from perceptune.evaluation import make_task, pick_samples, require_judgeable
+from perceptune.evaluation import make_task
 from perceptune.holdout import HELD_OUT, selecting_splits
+from perceptune.judging import pick_samples, require_judgeable
 from perceptune.plugins import leaf
 from perceptune.sections import CompareConfig
 from perceptune.show import describe

@@ -21,8 +21,10 @@ from perceptune.compare.plan import Entry, Plan, Setting, folder_name, setting_n
 from perceptune.compare.report import Outcome, summarise
 from perceptune.config import Recipe
 from perceptune.errors import UserError
-from perceptune.evaluation import PREDICTIONS, RESULTS, evaluate, make_task, pick_samples
+from perceptune.evaluation import evaluate, make_task
+from perceptune.judging import pick_samples
 from perceptune.order import order_of, sample_count, total_steps
+from perceptune.results import PREDICTIONS, RESULTS
 from perceptune.resume import require_same_recipe
 from perceptune.runlog import read_log
 from perceptune.training import train
@@ -188,9 +190,13 @@ def _estimated(recipe: Recipe, plan: Plan, probe: dict[str, float]) -> float:
     steps = total_steps(recipe.train, order_of(recipe.train, np.full(chosen, TEXT_TOKENS, np.int32), recipe.seed))
     budget = recipe.train.batch_tokens
     batch = recipe.train.batch_size if budget is None else budget // TEXT_TOKENS
-    answers = len(pick_samples(task, plan.test_on, recipe.eval.samples)) * (1 + recipe.eval.shuffled_control)
+    answers = len(pick_samples(task, plan.test_on, recipe.eval.samples)) * _answers_a_sample(recipe)
     trained = steps * recipe.train.accumulate * batch
     return 2 * probe["loading"] + trained * probe["sample"] + answers * probe["answer"]
+
+
+def _answers_a_sample(recipe: Recipe) -> int:
+    return 1 + recipe.eval.shuffled_control + recipe.eval.no_media_control
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str, str]]:

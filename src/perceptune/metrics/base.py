@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 # Leaves import from here.
+from perceptune.metrics._bleu import ORDERS as ORDERS
+from perceptune.metrics._bleu import Bleu as Bleu
+from perceptune.metrics._cider import Cider as Cider
 from perceptune.metrics._groups import Groups as Groups
 from perceptune.metrics._groups import averages as averages
 from perceptune.metrics._groups import group_key as group_key
 from perceptune.metrics._groups import scored_by_group as scored_by_group
 from perceptune.metrics._groups import zipped as zipped
+from perceptune.metrics._ngrams import Captions as Captions
+from perceptune.metrics._ngrams import Ints as Ints
+from perceptune.metrics._ngrams import Table as Table
+from perceptune.metrics._ngrams import Tokenizer as Tokenizer
+from perceptune.metrics._ngrams import numbered as numbered
+from perceptune.metrics._ngrams import rows_of as rows_of
+from perceptune.metrics._ngrams import tables as tables
+from perceptune.metrics._ptb import ptb_tokens as ptb_tokens
+from perceptune.metrics._rouge_l import common_lengths as common_lengths
+from perceptune.metrics._rouge_l import rouge_l as rouge_l
 from perceptune.metrics._scored import Corpus as Corpus
+from perceptune.metrics._scored import Floats as Floats
 from perceptune.metrics._scored import Scored as Scored

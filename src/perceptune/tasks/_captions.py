@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
+from perceptune.metrics import caption
 from perceptune.metrics.base import Scored
 from perceptune.records import Record
 from perceptune.tasks._sets import TRAIN, MediaSet
@@ -34,6 +35,14 @@ class CaptionSet(MediaSet):
 
         prompt: str = Field("", description="of every sample; most often the template holds all text")
         skip_empty: bool = Field(False, description="leave out captions without text instead of refusing them")
+
+        metric_tokenizer: Literal["ptb", "none"] = Field(
+            "ptb",
+            description="words that captions are judged by; `none`: what stands between spaces, as PETAL's code does",
+        )
+        metric_df: Path | None = Field(
+            None, description="JSONL file whose references say which words are rare, for CIDEr; None = the judged ones"
+        )
 
     metric = "CIDEr"
     one_row_a_medium: ClassVar[bool] = True  # then two rows of one medium are a mistake
@@ -79,4 +88,6 @@ class CaptionSet(MediaSet):
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """`CIDEr` and what else `metrics/caption.py` gives, against all captions of each medium."""
-        return score_captions(self, predictions, samples)
+        df = {} if self._options.metric_df is None else {"df": str(self._options.metric_df)}
+        options = caption.Options(tokenizer=self._options.metric_tokenizer, **df)
+        return score_captions(self, predictions, samples, options)

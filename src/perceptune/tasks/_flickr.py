@@ -30,7 +30,7 @@ class FlickrSet(CaptionSet):
         """Those of every set of captions, and the form of its files."""
 
         format: _FORMATS = Field("karpathy", description="form of the annotation files")
-        lists: dict[str, Path] = Field(
+        lists: dict[str, str] = Field(
             default_factory=dict, description="split -> text file with its pictures' names, if others than published"
         )
 
@@ -39,7 +39,7 @@ class FlickrSet(CaptionSet):
     forms: ClassVar[Mapping[str, str]]  # form -> its file, as published
     lists: ClassVar[Mapping[str, str]]  # split -> list of its pictures, as published
 
-    def published(self) -> dict[str, tuple[str | Path, ...]]:
+    def published(self) -> dict[str, tuple[str, ...]]:
         form = self._options.format
         if form not in self.forms:
             raise UserError(f"`format`: this data set has no form `{form}`{nearest(form, self.forms)}")

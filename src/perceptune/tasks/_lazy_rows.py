@@ -63,7 +63,8 @@ class LazyRows(GivenFiles):
     def samples(self, split: str) -> Sequence[Sample]:
         """The file is gone through and checked once, then a row is read whenever it is asked for."""
         check_split(split, self.splits)
-        table = Table([self._file(split)], lambda row: self._sample(row, split))
+        folder = self._folder(split)
+        table = Table([self._file(split)], lambda row: self._sample(row, split, folder))
         census, absent, gone = Census(), Absent(), array("q")
         looks = self._options.check_files or self._options.skip_missing > 0
         for index, sample in enumerate(table.scan()):
@@ -95,13 +96,13 @@ class LazyRows(GivenFiles):
         assert record is not None  # it has given a sample
         return record
 
-    def _sample(self, row: Row, split: str) -> Sample | None:
+    def _sample(self, row: Row, split: str, folder: Path) -> Sample | None:
         record = self._record(row, split)
         if record is None:
             return None
         return Sample(
-            id=_id(record, f"{split}-{row.line:06d}"),  # leads back to the line
-            media=_media(record, self._folder(split)),
+            id=id_of(record, f"{split}-{row.line:06d}"),  # leads back to the line
+            media=media_of(record, folder),
             prompt=record.prompt("prompt", allow_empty=self.may_lack_prompt),
             # Training and choosing the best checkpoint need targets; a test file may hold questions only.
             targets=record.targets(["targets"], self.clean, needed=split != "test"),
@@ -161,7 +162,8 @@ class Converted(LazyRows):
         return Record(where, values, KEYS)
 
 
-def _id(record: Record, default: str) -> str:
+def id_of(record: Record, default: str) -> str:
+    """The row's own name."""
     match record.values.get("id"):
         case None:
             return default
@@ -172,7 +174,8 @@ def _id(record: Record, default: str) -> str:
     return record.text("id")
 
 
-def _media(record: Record, folder: Path) -> dict[str, Path]:
+def media_of(record: Record, folder: Path) -> dict[str, Path]:
+    """The row's files by modality; none where all are null."""
     if not record.values.keys() & set(MODALITIES):
         raise record.lacks(MODALITIES)
     media = {}

@@ -34,9 +34,10 @@ class MediaSet(Task):
         """Where the data set lies, and in what its files differ from what its authors publish."""
 
         dir: Path = Field(description="the data set's folder; other paths are relative to it")
-        media: Path | None = Field(None, description="folder of the media, if it is another")
+        # These are no `Path`: a recipe's own paths are taken relative to the recipe or to the current folder.
+        media: str | None = Field(None, description="folder of the media, if it is another")
         template: str | None = Field(None, description="a medium's path in there; None = as published")
-        annotations: dict[str, tuple[Path, ...] | Path] = Field(
+        annotations: dict[str, str | tuple[str, ...]] = Field(
             default_factory=dict, description="split -> its file or files, if others than published"
         )
         check_files: bool = Field(True, description="look for every medium before the first step")
@@ -55,7 +56,7 @@ class MediaSet(Task):
         self._template = options.template or self.template
         self._made: dict[str, list[Sample]] = {}
 
-    def published(self) -> dict[str, tuple[str | Path, ...]]:
+    def published(self) -> dict[str, tuple[str, ...]]:
         """Split -> annotation files as published, for the options that were given."""
         return dict(self.files)
 
@@ -106,8 +107,8 @@ class MediaSet(Task):
         return kept
 
 
-def _given(annotations: Mapping[str, tuple[Path, ...] | Path]) -> dict[str, tuple[str | Path, ...]]:
-    return {split: (files,) if isinstance(files, Path) else files for split, files in annotations.items()}
+def _given(annotations: Mapping[str, str | tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    return {split: (files,) if isinstance(files, str) else files for split, files in annotations.items()}
 
 
 def text_of(record: Record, key: str) -> str:

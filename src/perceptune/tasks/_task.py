@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from perceptune.errors import UserError, nearest
-from perceptune.metrics import exact
+from perceptune.metrics import caption, exact
 from perceptune.metrics.base import Scored, group_key
-from perceptune.plugins import leaf
 from perceptune.types import Sample
 
 CAPTION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
@@ -30,6 +30,7 @@ class Task(ABC):
     splits: tuple[str, ...]
     metric: str  # the summary key by which the best checkpoint is chosen; higher is better
     lowercase: bool = False  # whether answers are judged and shown in lower case
+    weights: Mapping[str, float] = MappingProxyType({})  # of a task with parts: how often each is trained on
 
     @abstractmethod
     def __init__(self, options: Any) -> None: ...
@@ -41,6 +42,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """Values over all samples and of each. The predictions may be cleaned or not."""
+
+    def part_of(self, sample: Sample) -> str:
+        """Which of the `weights` a training sample is drawn by. Only for a task that has some."""
+        raise NotImplementedError
 
     def clean(self, text: str) -> str:
         """The answer in a generated text: its first line with text, without the final period."""
@@ -102,12 +107,12 @@ def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample
     return replace(scored, definition={**scored.definition, "lowercase": task.lowercase})
 
 
-def score_captions(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
+def score_captions(
+    task: Task, predictions: Sequence[str], samples: Sequence[Sample], options: caption.Options | None = None
+) -> Scored:
     """`CIDEr` and what else `metrics/caption.py` gives, against all captions of each medium."""
     for sample in samples:
         if not sample.targets:
             raise UserError(f"sample `{sample.id}` has no captions to judge its own by")
-    scored: Scored = leaf("metrics", "caption").module.score(
-        [task.clean(text) for text in predictions], [sample.targets for sample in samples]
-    )
-    return scored
+    references = [sample.targets for sample in samples]
+    return caption.score([task.clean(text) for text in predictions], references, options or caption.Options())

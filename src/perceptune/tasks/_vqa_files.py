@@ -44,10 +44,12 @@ def vqa_rows(paths: Sequence[Path]) -> Iterator[Paired]:
             yield Paired(row, found.get(name), document)
 
 
-def answers_of(record: Record, key: str = "answers") -> tuple[str, ...]:
-    """The annotators' answers: strings, or objects with an `answer`; none where the key is not there."""
+def answers_of(record: Record, key: str = "answers", *, needed: bool = False) -> tuple[str, ...]:
+    """The annotators' answers: strings, or objects with an `answer`; none where the key may be missing and is."""
     value = record.values.get(key)
     if value is None:
+        if needed:
+            raise record.lacks([key])
         return ()
     if not isinstance(value, list):
         raise record.error(f"`{key}` is {json_type(value)}, not a list of answers")

@@ -17,6 +17,8 @@ from perceptune.tasks._lazy_rows import MEDIA as MEDIA
 from perceptune.tasks._lazy_rows import MODALITIES as MODALITIES
 from perceptune.tasks._lazy_rows import Converted as Converted
 from perceptune.tasks._lazy_rows import LazyRows as LazyRows
+from perceptune.tasks._lazy_rows import id_of as id_of
+from perceptune.tasks._lazy_rows import media_of as media_of
 from perceptune.tasks._questions import Asked as Asked
 from perceptune.tasks._questions import QuestionSet as QuestionSet
 from perceptune.tasks._rows import json_rows as json_rows

@@ -48,7 +48,7 @@ class COCOCaptions(CaptionSet):
         super().__init__(options)
         self._template = options.template or _TEMPLATES[options.format]
 
-    def published(self) -> dict[str, tuple[str | Path, ...]]:
+    def published(self) -> dict[str, tuple[str, ...]]:
         match self._options.format:
             case "karpathy":
                 return dict.fromkeys(_LAVIS, ("dataset_coco.json",))

@@ -34,7 +34,7 @@ class DAQUAR(QuestionSet):
 
     template = "images/{image_id}.png"
 
-    def published(self) -> dict[str, tuple[str | Path, ...]]:
+    def published(self) -> dict[str, tuple[str, ...]]:
         if self._options.format == "csv":
             return {"train": ("data_train.csv",), "test": ("data_eval.csv",)}
         return {"train": ("qa.37.raw.train.txt",), "test": ("qa.37.raw.test.txt",)}

@@ -10,7 +10,6 @@ balanced ones are named by `annotations`, several files a split.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -32,11 +31,11 @@ class GQA(QuestionSet):
 
     template = "images/{image_id}.jpg"
 
-    def published(self) -> dict[str, tuple[str | Path, ...]]:
-        names = ("train", "valid", "testdev")
-        if self._options.format == "official":
-            names = tuple(f"{name}_balanced_questions" for name in ("train", "val", "testdev"))
-        return {split: (f"{name}.json",) for split, name in zip(("train", "validation", "testdev"), names, strict=True)}
+    def published(self) -> dict[str, tuple[str, ...]]:
+        if self._options.format == "vl-t5":
+            return {"train": ("train.json",), "validation": ("valid.json",), "testdev": ("testdev.json",)}
+        names = {"train": "train", "validation": "val", "testdev": "testdev"}
+        return {split: (f"{name}_balanced_questions.json",) for split, name in names.items()}
 
     def rows(self, split: str) -> Iterator[Asked]:
         make = self._official if self._options.format == "official" else self._vl_t5

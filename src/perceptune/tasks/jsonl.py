@@ -23,10 +23,14 @@ class JSONLines(LazyRows):
         return plain(self._given[split])
 
     def _record(self, row: Row, split: str) -> Record | None:
-        """The object of a line; blank lines are passed over."""
-        where = f"{self._given[split]}, line {row.line}"
-        values = parse(row.text, where, "one object a line", "utf-8-sig" if row.line == 1 else "utf-8")
-        return None if values is None else Record(where, values, KEYS)
+        return record_of(row, self._given[split])
 
 
 TASK = JSONLines
+
+
+def record_of(row: Row, path: Path) -> Record | None:
+    """The object of a line; blank lines are passed over."""
+    where = f"{path}, line {row.line}"
+    values = parse(row.text, where, "one object a line", "utf-8-sig" if row.line == 1 else "utf-8")
+    return None if values is None else Record(where, values, KEYS)

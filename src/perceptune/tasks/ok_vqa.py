@@ -9,7 +9,6 @@ Pictures are `val2014/COCO_val2014_000000297147.jpg`. Five annotators' answers s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -35,6 +34,7 @@ class OKVQA(QuestionSet):
 
         format: Literal["official", "lavis"] = Field("official", description="whose annotation files these are")
 
+    template = ""  # by format
     dialect = "evalai"
 
     def __init__(self, options: Options) -> None:
@@ -42,7 +42,7 @@ class OKVQA(QuestionSet):
         published = "{subset}/{name}.jpg" if options.format == "official" else "{image}"
         self._template = options.template or published
 
-    def published(self) -> dict[str, tuple[str | Path, ...]]:
+    def published(self) -> dict[str, tuple[str, ...]]:
         if self._options.format == "lavis":
             return {"train": ("okvqa_train.json",), "validation": ("okvqa_val.json",)}
         return {
@@ -61,7 +61,7 @@ class OKVQA(QuestionSet):
                 text_of(question, "question_id"),
                 self.medium(question, subset=subset, name=f"COCO_{subset}_{number:012d}", image_id=number),
                 question_of(question),
-                () if annotation is None else answers_of(annotation),
+                () if annotation is None else answers_of(annotation, needed=True),
                 None,
                 {"question_type": None if annotation is None else annotation.values.get("question_type")},
             )

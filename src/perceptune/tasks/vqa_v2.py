@@ -10,7 +10,6 @@ split of their own when named: `annotations: {test: v2_OpenEnded_mscoco_test2015
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -45,7 +44,7 @@ class VQAv2(QuestionSet):
 
     template = "{subset}/{name}.jpg"
 
-    def published(self) -> dict[str, tuple[str | Path, ...]]:
+    def published(self) -> dict[str, tuple[str, ...]]:
         return dict(_OFFICIAL if self._options.format == "official" else _VL_T5)
 
     def rows(self, split: str) -> Iterator[Asked]:
@@ -59,8 +58,8 @@ class VQAv2(QuestionSet):
                 record=question,
                 id=text_of(question, "question_id"),
                 media=self.medium(question, subset=subset, name=f"COCO_{subset}_{number:012d}", image_id=number),
-                question=question.text("question"),
-                answers=() if annotation is None else answers_of(annotation),
+                question=question_of(question),
+                answers=() if annotation is None else answers_of(annotation, needed=True),
                 label=None,
                 meta={key: said.get(key) for key in ("question_type", "answer_type")},
             )

@@ -1,0 +1,42 @@
+"""What an evaluated set is compared with: the same questions with other media, or without any."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from perceptune.errors import UserError
+from perceptune.types import Sample
+
+
+def shuffle_media(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """The same prompts over a seeded derangement of the media: no sample keeps its own.
+
+    Distinct media are moved around one cycle, so two questions on one picture get the same other picture.
+    """
+    modalities = sorted({modality for sample in samples for modality in sample.media})
+    moved = list(samples)
+    for modality in modalities:
+        media = list(dict.fromkeys(s.media[modality] for s in samples if modality in s.media))
+        if len(media) < 2:
+            raise UserError(f"the shuffled control needs at least two different media (`{modality}` has {len(media)})")
+        random.Random(seed).shuffle(media)
+        following = dict(zip(media, media[1:] + media[:1], strict=True))
+        moved = [
+            replace(s, media={**s.media, modality: following[s.media[modality]]}) if modality in s.media else s
+            for s in moved
+        ]
+    return moved
+
+
+def without_media(samples: Sequence[Sample], _: int) -> list[Sample]:
+    """The same prompts alone."""
+    return [replace(sample, media={}) for sample in samples]
+
+
+# name in results and files -> the samples of the control, from those evaluated and the recipe's seed
+CONTROLS: dict[str, Callable[[Sequence[Sample], int], list[Sample]]] = {
+    "shuffled": shuffle_media,
+    "no_media": without_media,
+}

@@ -1,0 +1,101 @@
+"""How likely given continuations of a prompt are: the choices of a question, or the tokens of an answer.
+
+The continuations of one prompt share its keys and values, which are computed once. What cannot be split runs one whole
+forward pass over prompts and continuations, as training does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from perceptune.errors import UserError
+from perceptune.prefill import Prefilled
+from perceptune.text import last_columns, pad_left
+from perceptune.types import Sample, Slots
+
+if TYPE_CHECKING:
+    from perceptune.lm import FrozenLM
+
+
+def choices_of(sample: Sample) -> list[str]:
+    """The key `choices` of a sample: at least two different texts. Raises `UserError`."""
+    given = sample.meta.get("choices")
+    if not isinstance(given, list | tuple):
+        raise UserError(f"sample `{sample.id}` has no list `choices` to be ranked")
+    choices = [choice for choice in given if isinstance(choice, str) and choice.strip()]
+    if len(choices) < len(given):
+        raise UserError(f"sample `{sample.id}`: `choices` holds what is no text")
+    if len(set(choices)) < max(2, len(choices)):
+        raise UserError(f"sample `{sample.id}`: `choices` must be at least two different texts")
+    return choices
+
+
+def continuation_logprobs(
+    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], continuations: Sequence[Sequence[Sequence[int]]],
+) -> list[list[list[float]]]:  # fmt: skip
+    """Log-probability of each token of each row's continuations; every continuation has at least one token.
+
+    `ids`, `mask` (B, T) are the prompts, padded on the left. `continuations[row][number]` are token ids.
+    """
+    rows = [row for row, own in enumerate(continuations) for _ in own]
+    tokens = [list(one) for own in continuations for one in own]
+    if not rows:
+        return [[] for _ in continuations]
+    run = _plainly if lm.why_plain(slots) is not None else _one_by_one
+    found = iter(run(lm, ids, mask, slots, torch.tensor(rows, device=ids.device), tokens))
+    return [[next(found) for _ in own] for own in continuations]
+
+
+def _one_by_one(
+    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], rows: Tensor, tokens: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """Tokens are fed to the prompts' cache; those that have ended leave."""
+    room = max(map(len, tokens))
+    state = Prefilled(lm, ids, mask, slots, room)
+    going = list(range(len(tokens)))
+    found: list[list[float]] = [[] for _ in tokens]
+    state.keep(rows)
+    for place in range(room):
+        chances = state.logits.float().log_softmax(-1)
+        now = torch.tensor([tokens[i][place] for i in going], device=ids.device)
+        for i, value in zip(going, chances.gather(1, now[:, None])[:, 0].tolist(), strict=True):
+            found[i].append(value)
+        alive = [at for at, i in enumerate(going) if len(tokens[i]) > place + 1]
+        if not alive:
+            break
+        if len(alive) < len(going):
+            index = torch.tensor(alive, device=ids.device)
+            state.keep(index)
+            now, going = now[index], [going[at] for at in alive]
+        state.feed(now)
+    return found
+
+
+def _plainly(
+    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], rows: Tensor, tokens: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """One forward pass over everything."""
+    prompts = [ids[row][mask[row].bool()].tolist() for row in rows.tolist()]
+    pad = int(ids[0, 0])  # hidden by the mask, whatever it is
+    whole, seen = pad_left([prompt + list(own) for prompt, own in zip(prompts, tokens, strict=True)], pad)
+    lengths = [len(own) for own in tokens]
+    aims = last_columns(whole.shape[1], lengths)
+    keep = torch.nn.functional.pad(aims[:, 1:], (0, 1))
+    logits = lm(
+        whole.to(ids.device), seen.to(ids.device), [_of_rows(slot, rows) for slot in slots], keep=keep.to(ids.device)
+    )
+    chances = logits.float().log_softmax(-1).gather(1, whole[aims].to(ids.device)[:, None])[:, 0]
+    return [part.tolist() for part in chances.split(lengths)]
+
+
+def _of_rows(slot: Slots, rows: Tensor) -> Slots:
+    states = {
+        layer: states if states.shape[0] == 1 else states[rows.to(states.device)]
+        for layer, states in slot.states.items()
+    }
+    return replace(slot, states=states, present=slot.present[rows.to(slot.present.device)])

@@ -1,0 +1,88 @@
+"""Scoring answers that were written before, by this program or another one, with a task's metrics: no model runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from perceptune.checkpoint import read_recipe, write_text
+from perceptune.errors import UserError, naming, nearest
+from perceptune.evaluation import evaluated_set
+from perceptune.judging import Answered, Judged
+from perceptune.records import parse, short
+from perceptune.results import PREDICTIONS, RESULTS, data_of, file_hash, numbers, versions, write_predictions
+from perceptune.sections import NamedPart
+from perceptune.types import Sample
+
+
+def score_stored(
+    run: str | Path, file: str | Path, into: str | Path, *, split: str | None = None, samples: int | None = None,
+    task: Mapping[str, Any] | None = None, trust: bool = False, command: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Scores the answers in a JSONL `file` (`id`, and `raw` or `answer`) on the run's task, or on `task`.
+
+    Writes `results.json` and `predictions.jsonl` into the folder `into` and returns the results. The file must hold
+    one answer to each of the samples that `evaluate` would take, in any order. Raises `UserError` otherwise.
+    """
+    file, folder = Path(file), Path(into)
+    recipe = read_recipe(Path(run), trust=trust)
+    own = evaluated_set(recipe, None if task is None else NamedPart(**task), split, samples)
+    if (folder / PREDICTIONS).absolute() == file.absolute():
+        raise UserError(f"{file}: the results would overwrite it: name another folder")
+    answers = [Answered(raw) for raw in _answers(file, own.samples)]
+    judged = Judged(own.task.score([one.raw for one in answers], own.samples), answers)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_predictions(folder / PREDICTIONS, own.samples, own.task, judged)
+    results = {
+        **numbers(own.task, own.samples, judged), "evaluated_samples": len(own.samples), "split": own.split,
+        "predictions": {"file": str(file), "sha256": file_hash(file)}, "versions": versions(), "command": command,
+        "data": data_of(own.part, own.split, own.samples), "trained_on_this_split": False,
+    }  # fmt: skip
+    write_text(folder / RESULTS, json.dumps(results, indent=2))
+    return results
+
+
+def _answers(file: Path, samples: Sequence[Sample]) -> list[str]:
+    """The answer to each sample."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(_lines(file), 1):
+        where = f"{file}, line {number}"
+        row = parse(line, where, "one object a line")
+        if row is None:
+            continue
+        with naming(where):
+            name, text = _answer_in(row)
+            if name in found:
+                raise UserError(f"a second answer to `{short(name)}`")
+        found[name] = text
+    wanted = {sample.id for sample in samples}
+    for name in found:
+        if name not in wanted:
+            raise UserError(f"{file}: `{short(name)}` is none of the {len(wanted)} evaluated samples"
+                            f"{'' if len(wanted) > 1000 else nearest(name, wanted)}")  # fmt: skip
+    lacking = [sample.id for sample in samples if sample.id not in found]
+    if lacking:
+        raise UserError(f"{file}: {len(lacking)} of {len(samples)} evaluated samples have no answer in it, first "
+                        f"`{short(lacking[0])}`; a smaller evaluation is named by --samples")  # fmt: skip
+    return [found[sample.id] for sample in samples]
+
+
+def _answer_in(row: Mapping[str, Any]) -> tuple[str, str]:
+    name = row.get("id")
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise UserError("a row needs an `id`")
+    if "error" in row and "raw" not in row:
+        raise UserError(f"`{short(str(name))}` was not answered: {short(str(row['error']))}")
+    text = row.get("raw", row.get("answer"))
+    if not isinstance(text, str):
+        raise UserError("a row needs a string `raw` or `answer`")
+    return str(name), text
+
+
+def _lines(file: Path) -> list[bytes]:
+    try:
+        return file.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
