@@ -64,7 +64,7 @@ def test_msvd_qa_finds_clips_by_their_names_at_youtube(tmp_path: Path) -> None:
         task("msvd-qa", dir=tmp_path).samples("test")
     (tmp_path / "youtube_mapping.txt").unlink()
     assert task("msvd-qa", dir=tmp_path).samples("test")[0].media["video"].name == "vid2.avi"
-    with pytest.raises(UserError, match="no `names.txt`"):
+    with pytest.raises(UserError, match=r"no `names\.txt`"):
         task("msvd-qa", dir=tmp_path, mapping="names.txt").samples("test")
 
 
@@ -257,7 +257,7 @@ def test_cc3m(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there_and_back(samples, tmp_path)
     with pytest.raises(UserError, match=r"Train_GCC\.tsv, line 3: cannot read `image`"):
         task("cc3m", train=path, skip_missing=0).samples("train")
-    with pytest.raises(UserError, match="line 1: `template` .* cannot be filled in: 'rwo'"):
+    with pytest.raises(UserError, match=r"line 1: `template` .* cannot be filled in: 'rwo'"):
         task("cc3m", train=path, template="{rwo}.jpg").samples("train")
 
 

@@ -47,7 +47,7 @@ class AudioCaps(CaptionSet):
                     by_name = {"audio": f"{name}.wav", "youtube_id": name, "start": start, "audiocap_id": number}
                     yield self._captioned(record, by_name, split)
 
-    def _captioned(self, record: Record, fields: Mapping[str, str | int], split: str) -> Captioned:
+    def _captioned(self, record: Record, fields: Mapping[str, object], split: str) -> Captioned:
         media = self.medium(record, **fields)
         captions = self.captions(record, ("caption",), split)
         return Captioned(record, str(fields["youtube_id"]), media, captions, record.meta())

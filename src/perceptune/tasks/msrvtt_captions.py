@@ -42,7 +42,7 @@ class MSRVTTCaptions(CaptionSet):
     template: ClassVar = "videos/all/{video}"
     one_row_a_medium = False
 
-    def published(self) -> dict[str, tuple[str | Path, ...]]:
+    def published(self) -> dict[str, tuple[str, ...]]:
         if self._options.partition == "official":
             return dict(self.files)
         return dict.fromkeys(self._options.lists, (_TRAIN_VAL, _TEST))
