@@ -166,7 +166,7 @@ def test_captions_in_a_table_need_no_prompt(tmp_path: Path) -> None:
     reader = table(tmp_path, "image,caption\n1.jpg,a cat\n", metric="CIDEr")
     [sample] = reader.samples("train")
     assert (sample.prompt, sample.targets, reader.metric) == ("", ("a cat",), "CIDEr")
-    [sample] = table(tmp_path, "image,caption\n1.jpg,a cat\n", prompt="what is it?").samples("train")
+    [sample] = task("csv", train=tmp_path / "rows.csv", prompt="what is it?").samples("train")
     assert sample.prompt == "what is it?", "for all rows, and made anew for another setting"
 
 
