@@ -17,6 +17,7 @@ from perceptune.errors import UserError
 from perceptune.types import Sample
 
 T = TypeVar("T")
+MAX_ROW = 16 * 2**20  # bytes: what is longer is no row, and most often a file without line ends
 
 
 class Lazy(Sequence[T]):
@@ -64,6 +65,16 @@ class Row(NamedTuple):
     text: bytes
 
 
+def lines_of(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Lines with their ends, which are "\\n" only. Raises `UserError` for one that is no row for its length."""
+    number = 0
+    while text := file.readline(MAX_ROW + 1):
+        number += 1
+        if len(text) > MAX_ROW:
+            raise UserError(f"{name}, line {number}: longer than {MAX_ROW // 2**20} MiB: has the file one row a line?")
+        yield text
+
+
 class Table:
     """Text files with one row a line: where each row starts. The files must stay as they are."""
 
@@ -83,7 +94,7 @@ class Table:
                 self._first.append(first)
                 self._blank.append(blank)
                 self._stamps.append(_stamp(file))
-                for line, text in enumerate(file, 1):  # lines end at "\n" only
+                for line, text in enumerate(lines_of(file, str(self._files[number])), 1):
                     sample = self._parse(Row(number, line, text))
                     if sample is None:
                         blank.append(len(self._starts) - first)

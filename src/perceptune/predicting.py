@@ -24,9 +24,8 @@ from perceptune.model import AdaptedModel
 from perceptune.records import parse
 from perceptune.results import models
 from perceptune.runlog import progress
-from perceptune.tasks.base import Task, plain
-from perceptune.tasks.jsonl import id_of, media_of, record_of
-from perceptune.tasks.webdataset import MEDIA
+from perceptune.tasks.base import MEDIA, Task, id_of, media_of, plain
+from perceptune.tasks.jsonl import record_of
 from perceptune.types import Sample
 
 SUFFIXES = {**MEDIA, "image": (*MEDIA["image"], "gif", "bmp")}

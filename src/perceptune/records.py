@@ -10,6 +10,13 @@ from typing import Any, NamedTuple
 from perceptune.errors import UserError
 
 
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} is no number in JSON; write null")
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse)  # without NaN and infinities, which Python lets pass
+
+
 class Record(NamedTuple):
     """One object; its errors name where it stands and the key."""
 
@@ -89,7 +96,7 @@ def parse(text: bytes, where: str, expected: str, encoding: str = "utf-8") -> di
     """The JSON object in `text`, None where there is only white space. `expected` says what ought to stand there."""
     try:
         line = text.decode(encoding).strip()
-        values = json.loads(line) if line else None
+        values = DECODER.decode(line) if line else None
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error
     except (ValueError, RecursionError) as error:

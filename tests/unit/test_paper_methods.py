@@ -120,7 +120,8 @@ def test_rows_of_figures_4_and_5_and_tables_9_14_and_15(name: str) -> None:
 
 def test_all_recipes_of_tables_are_pinned() -> None:
     tables = {name.removeprefix("paper/") for name in recipe_names() if re.search("/(table|figure)", name)}
-    assert tables - set(ROWS) == {"table12/lm", "table12/lm-encoder"}
+    elsewhere = {name for name in tables if name.startswith("table13/")}  # test_paper_recipes_media.py
+    assert tables - set(ROWS) - elsewhere == {"table12/lm", "table12/lm-encoder"}
     assert load_recipe("paper/epalm").decode.beams == load_recipe("paper/limber").decode.beams == 3
 
 

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from perceptune.errors import UserError
 from perceptune.metrics import caption
 from perceptune.metrics.base import Scored
 from perceptune.records import Record
 from perceptune.tasks._sets import TRAIN, MediaSet
+from perceptune.tasks._task import score_captions
 from perceptune.types import Sample
 
 
@@ -88,9 +88,6 @@ class CaptionSet(MediaSet):
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """`CIDEr` and what else `metrics/caption.py` gives, against all captions of each medium."""
-        for sample in samples:
-            if not sample.targets:
-                raise UserError(f"sample `{sample.id}` has no captions to judge its own by")
         df = {} if self._options.metric_df is None else {"df": str(self._options.metric_df)}
         options = caption.Options(tokenizer=self._options.metric_tokenizer, **df)
-        return caption.score([self.clean(text) for text in predictions], [s.targets for s in samples], options)
+        return score_captions(self, predictions, samples, options)

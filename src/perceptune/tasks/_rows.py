@@ -7,13 +7,13 @@ file and the place in it.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from perceptune.errors import UserError
-from perceptune.records import Record, json_type
+from perceptune.lazy import lines_of
+from perceptune.records import DECODER, Record, json_type
 from perceptune.tasks._files import plain
 
 
@@ -26,7 +26,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
     try:
-        return json.loads(text)
+        return DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: invalid JSON: {error}") from error
 
@@ -85,6 +85,9 @@ def table_rows(
         cells = [cell.strip() for cell in cells]
         if columns is None:
             columns = cells
+            for name in cells:
+                if cells.count(name) > 1:
+                    raise UserError(f"{path}, line {line}: two columns are called `{name}`")
             continue
         if len(cells) != len(columns):
             names = ", ".join(f"`{name}`" for name in columns)
@@ -96,7 +99,7 @@ def text_lines(path: Path) -> Iterator[str]:
     """The lines of a text file, with their ends. Raises `UserError` naming the line that is not UTF-8."""
     try:
         with plain(path).open("rb") as file:
-            for number, line in enumerate(file, 1):  # lines end at "\n" only
+            for number, line in enumerate(lines_of(file, str(path)), 1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from error

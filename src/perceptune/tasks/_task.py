@@ -12,9 +12,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from perceptune.errors import UserError, nearest
-from perceptune.metrics import exact
+from perceptune.metrics import caption, exact
 from perceptune.metrics.base import Scored, group_key
 from perceptune.types import Sample
+
+CAPTION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
 
 
 class Task(ABC):
@@ -55,7 +57,8 @@ class Task(ABC):
 class GivenFiles(Task):
     """A task whose splits are those for which something is given, by options `train`, `validation` and `test`.
 
-    Its other options are `metric` and `lowercase`; answers are judged by exact match.
+    Its other options are `metric`, `lowercase` and `allow_empty_prompt`. Answers are judged by exact match, captions by
+    theirs: `metric` says which, and captions need no prompt.
     """
 
     def __init__(self, options: Any) -> None:
@@ -65,14 +68,16 @@ class GivenFiles(Task):
         self.splits = tuple(self._given)
         self.metric = options.metric
         self.lowercase = options.lowercase
+        self.captions = options.metric in CAPTION_METRICS
+        self.may_lack_prompt = self.captions or options.allow_empty_prompt
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
-        """`accuracy`, and `accuracy_<answer_type>` for each type among the samples."""
-        return exact_match(self, predictions, samples)
+        """`accuracy`, and `accuracy_<answer_type>` for each type among the samples; or those of captions."""
+        return (score_captions if self.captions else exact_match)(self, predictions, samples)
 
     def _check_metric(self, split: str, answer_types: Iterable[str]) -> None:
         """Raises `UserError` if the split that is evaluated during training gives no such metric."""
-        if split == ("validation" if "validation" in self.splits else self.splits[-1]):
+        if not self.captions and split == ("validation" if "validation" in self.splits else self.splits[-1]):
             check_metric(str(self._given[split]), self.metric, answer_types)
 
 
@@ -100,3 +105,14 @@ def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample
         groups=[str(sample.meta.get("answer_type", "")) for sample in samples],
     )
     return replace(scored, definition={**scored.definition, "lowercase": task.lowercase})
+
+
+def score_captions(
+    task: Task, predictions: Sequence[str], samples: Sequence[Sample], options: caption.Options | None = None
+) -> Scored:
+    """`CIDEr` and what else `metrics/caption.py` gives, against all captions of each medium."""
+    for sample in samples:
+        if not sample.targets:
+            raise UserError(f"sample `{sample.id}` has no captions to judge its own by")
+    references = [sample.targets for sample in samples]
+    return caption.score([task.clean(text) for text in predictions], references, options or caption.Options())

@@ -9,72 +9,21 @@ become the sample's `meta`; `answer_type` among them gives an accuracy of its ow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from perceptune.errors import UserError
-from perceptune.lazy import Census, Row, Table
-from perceptune.records import Record, parse, short
-from perceptune.tasks.base import Absent, GivenFiles, Task, check_split, missing, plain
-from perceptune.types import Sample
-
-MODALITIES = ("image", "audio", "video")
-_KEYS = (*MODALITIES, "prompt", "targets", "id")
+from perceptune.lazy import Row
+from perceptune.records import Record, parse
+from perceptune.tasks.base import KEYS, LazyRows, plain
 
 
-class JSONLines(GivenFiles):
-    """Splits are the files that were given."""
+class JSONLines(LazyRows):
+    """Splits are the files that were given, plain or gzipped."""
 
-    class Options(Task.Options):
-        """One file for each split, plain or gzipped, and how strictly its rows are read."""
+    def _file(self, split: str) -> Path:
+        return plain(self._given[split])
 
-        train: Path
-        validation: Path | None = None
-        test: Path | None = None
-        metric: str = "accuracy"
-        lowercase: bool = False
-        allow_empty_prompt: bool = False  # for captions, whose template holds all the text there is
-        check_files: bool = True  # look for every media file before the first step
-
-    def samples(self, split: str) -> Sequence[Sample]:
-        """Lazy: the file is gone through and checked once, then a row is read whenever it is asked for."""
-        check_split(split, self.splits)
-        path = self._given[split]
-        table = Table([plain(path)], lambda row: self._sample(row, split))
-        census, absent = Census(), Absent()
-        for index, sample in enumerate(table.scan()):
-            census.add(sample)
-            if self._options.check_files:
-                absent.look(index, sample)
-        if not census:
-            raise UserError(f"{path} holds no samples")
-        samples = table.samples()
-        if repeated := census.repeated(samples):
-            earlier, later = (table.row(index).line for index in repeated)
-            raise UserError(
-                f"{path}, line {later}: the id `{short(samples[repeated[1]].id)}` is that of line {earlier}, too"
-            )
-        if absent.first:
-            index, key, file = absent.first
-            record = record_of(table.row(index), path)
-            assert record is not None  # it has given a sample
-            raise record.error(f"cannot read `{key}` {short(record.text(key))}: {missing(file)}{absent.others()}")
-        self._check_metric(split, census.answer_types)
-        return samples
-
-    def _sample(self, row: Row, split: str) -> Sample | None:
-        path: Path = self._given[split]
-        record = record_of(row, path)
-        if record is None:
-            return None
-        return Sample(
-            id=id_of(record, f"{split}-{row.line:06d}"),  # leads back to the line
-            media=media_of(record, path.parent),
-            prompt=record.prompt("prompt", allow_empty=self._options.allow_empty_prompt),
-            # Training and choosing the best checkpoint need targets; a test file may hold questions only.
-            targets=record.targets(["targets"], self.clean, needed=split != "test"),
-            meta=record.meta(),
-        )
+    def _record(self, row: Row, split: str) -> Record | None:
+        return record_of(row, self._given[split])
 
 
 TASK = JSONLines
@@ -84,33 +33,4 @@ def record_of(row: Row, path: Path) -> Record | None:
     """The object of a line; blank lines are passed over."""
     where = f"{path}, line {row.line}"
     values = parse(row.text, where, "one object a line", "utf-8-sig" if row.line == 1 else "utf-8")
-    return None if values is None else Record(where, values, _KEYS)
-
-
-def id_of(record: Record, default: str) -> str:
-    """The row's own name."""
-    match record.values.get("id"):
-        case None:
-            return default
-        case int(value) if not isinstance(value, bool):
-            return str(value)
-    if not record.text("id").strip():
-        raise record.error("`id` is empty")
-    return record.text("id")
-
-
-def media_of(record: Record, folder: Path) -> dict[str, Path]:
-    """The row's files by modality; none where all are null."""
-    if not record.values.keys() & set(MODALITIES):
-        raise record.lacks(MODALITIES)
-    media = {}
-    for key in MODALITIES:
-        if record.values.get(key) is None:
-            continue
-        name = record.text(key)
-        if not name.strip():
-            raise record.error(f"`{key}` is empty; write null if the row has none")
-        if "://" in name or name.startswith("data:"):
-            raise record.error(f"`{key}` is an address, not a file: {short(name)}")
-        media[key] = folder / name
-    return media
+    return None if values is None else Record(where, values, KEYS)

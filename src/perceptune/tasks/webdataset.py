@@ -20,15 +20,9 @@ from perceptune.errors import UserError
 from perceptune.lazy import Census, Row, Table
 from perceptune.records import Record, parse, short
 from perceptune.storage import expand
-from perceptune.tasks.base import GivenFiles, Task, check_split
+from perceptune.tasks.base import MEDIA, GivenFiles, Task, check_split
 from perceptune.types import Member, Sample
 
-# What is taken for a medium, by the last part of its name.
-MEDIA = {
-    "image": ("jpg", "jpeg", "png", "webp"),
-    "audio": ("flac", "wav", "mp3", "ogg", "opus", "m4a"),
-    "video": ("mp4", "webm", "mkv", "mov", "avi", "gif"),
-}
 CAPTION = "txt"
 
 
@@ -50,7 +44,7 @@ class WebDataset(GivenFiles):
         json_key: str = "json"
         prompt_key: str = "prompt"
         target_key: str | None = None  # None = `targets`, else `caption`, else the part `txt`
-        metric: str = "accuracy"
+        metric: str = "accuracy"  # or `CIDEr`, for captions: they are judged so, and need no prompt of their own
         lowercase: bool = False
         allow_empty_prompt: bool = False  # for captions, whose template holds all the text there is
 
@@ -92,7 +86,7 @@ class WebDataset(GivenFiles):
                 modality: Member(shard.address, parts[part][0], parts[part][1], f"{name}.{part}", shard.version)
                 for modality, part in media.items()
             },
-            prompt=record.prompt(self._options.prompt_key, allow_empty=self._options.allow_empty_prompt),
+            prompt=record.prompt(self._options.prompt_key, allow_empty=self.may_lack_prompt),
             # Training and choosing the best checkpoint need targets; a test split may hold questions only.
             targets=record.targets(self._target_keys, self.clean, needed=split != "test"),
             meta=record.meta(),
@@ -124,7 +118,7 @@ class WebDataset(GivenFiles):
         if CAPTION in texts and values.get("caption") is None:
             values["caption"] = texts[CAPTION].strip()
         prompt = self._options.prompt_key
-        if prompt not in values and values.get("caption") is not None and not self._options.allow_empty_prompt:
+        if prompt not in values and values.get("caption") is not None and not self.may_lack_prompt:
             advice = "set `allow_empty_prompt: true` and give `text.template` without `{prompt}`"
             raise UserError(f"{where}: a caption and no `{prompt}`: {advice}")
         return Record(where, values, (prompt, *self._target_keys))
