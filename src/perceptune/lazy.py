@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceptune.errors import UserError
+from perceptune.records import MAX_LINE
 from perceptune.types import Sample
 
 T = TypeVar("T")
@@ -83,14 +84,14 @@ class Table:
                 self._first.append(first)
                 self._blank.append(blank)
                 self._stamps.append(_stamp(file))
-                for line, text in enumerate(file, 1):  # lines end at "\n" only
+                for line, (text, size) in enumerate(read_lines(file), 1):
                     sample = self._parse(Row(number, line, text))
                     if sample is None:
                         blank.append(len(self._starts) - first)
                     else:
                         self._starts.append(offset)
                         yield sample
-                    offset += len(text)
+                    offset += size
                 self._require_unchanged(number, file)
 
     def samples(self) -> Lazy[Sample]:
@@ -135,6 +136,17 @@ class Table:
 
     def _changed(self, number: int) -> UserError:
         return UserError(f"{self._files[number]} was changed or removed while it was in use: start again")
+
+
+def read_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Each line, which ends at "\\n" only, and its size in bytes. Of one that is too long for a row only the start."""
+    while text := file.readline(MAX_LINE + 1):
+        size = len(text)
+        if size > MAX_LINE:
+            part = text
+            while not part.endswith(b"\n") and (part := file.readline(2**20)):
+                size += len(part)
+        yield text, size
 
 
 def _stamp(file: BinaryIO) -> tuple[int, ...]:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from perceptune.errors import UserError, nearest
 from perceptune.metrics import exact
 from perceptune.types import Sample
+
+
+class Examined(NamedTuple):
+    """A split gone through to its end, mistakes and all."""
+
+    rows: Iterator[tuple[int, Sample | UserError]]  # number of the line or row, from 1; the sample or what is wrong
+    place: str  # what stands before the number, such as `my.jsonl, line`
+    form: Callable[[], list[str]] = list  # what is uncommon about the file, and no mistake
 
 
 class Task(ABC):
@@ -32,6 +40,19 @@ class Task(ABC):
     @abstractmethod
     def samples(self, split: str) -> Sequence[Sample]:
         """Every row of a split, in an order that never changes. Raises `UserError` on an unknown split."""
+
+    def examine(self, split: str) -> Examined:
+        """As `samples`, without stopping at a row's mistake where the reader can go on after it."""
+        check_split(split, self.splits)
+        return Examined(self._examined(split), f"split `{split}`, row")
+
+    def _examined(self, split: str) -> Iterator[tuple[int, Sample | UserError]]:
+        number = 0
+        try:
+            for number, sample in enumerate(self.samples(split), 1):
+                yield number, sample
+        except UserError as error:
+            yield number + 1, error
 
     @abstractmethod
     def score(

@@ -13,14 +13,14 @@ import difflib
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from perceptune import storage
 from perceptune.errors import UserError, nearest
-from perceptune.lazy import Census, Row, Table
-from perceptune.records import Record, parse, short
-from perceptune.tasks.base import GivenFiles, Task, check_split
+from perceptune.lazy import Census, Row, Table, read_lines
+from perceptune.records import Record, RowError, parse, short
+from perceptune.tasks.base import Examined, GivenFiles, Task, check_split
 from perceptune.types import Sample
 
 MODALITIES = ("image", "audio", "video")
@@ -67,6 +67,40 @@ class JSONLines(GivenFiles):
         self._check_metric(split, census.answer_types)
         return samples
 
+    def examine(self, split: str) -> Examined:
+        """Every line with its own mistake. Raises `UserError` for a file that is not there."""
+        check_split(split, self.splits)
+        path = self._given[split]
+        if problem := _missing(path):
+            raise UserError(f"cannot read {path}: {problem}")
+        return Examined(self._examined(split), f"{path}, line", partial(_form, path))
+
+    def _examined(self, split: str) -> Iterator[tuple[int, Sample | UserError]]:
+        path, line, answer_types, mistaken = self._given[split], 0, set(), False
+        try:
+            with _plain(path).open("rb") as file:
+                for line, (text, _) in enumerate(read_lines(file), 1):
+                    try:
+                        sample = self._sample(Row(0, line, text), split)
+                    except UserError as error:
+                        mistaken = True
+                        yield line, error
+                        continue
+                    if sample is not None:
+                        answer_types.add(sample.meta.get("answer_type", ""))
+                        yield line, sample
+        except UserError as error:
+            yield line, error
+            return
+        if not answer_types:
+            if not mistaken:
+                yield line, RowError(f"{path} holds no samples", "no-samples")
+            return
+        try:
+            self._check_metric(split, answer_types)
+        except UserError as error:
+            yield line, error
+
     def _sample(self, row: Row, split: str) -> Sample | None:
         path: Path = self._given[split]
         record = _record(row, path)
@@ -107,6 +141,16 @@ def _plain(path: Path) -> Path:
     return storage.derived(f"unzipped {name}", storage.version(name)[1], lambda: _unzipped(path))
 
 
+def _form(path: Path) -> list[str]:
+    """What a reader might stumble over in a file, and this one does not."""
+    plain = _plain(path)
+    with plain.open("rb") as file:
+        text, _ = next(read_lines(file), (b"", 0))
+    found = {"gzipped": plain != path, "a byte order mark": text.startswith(b"\xef\xbb\xbf"),
+             "lines end in CRLF": text.endswith(b"\r\n")}  # fmt: skip
+    return [name for name, there in found.items() if there]
+
+
 def _unzipped(path: Path) -> Iterator[bytes]:
     try:
         with gzip.open(path) as file:
@@ -123,7 +167,7 @@ def _id(record: Record, default: str) -> str:
         case int(value) if not isinstance(value, bool):
             return str(value)
     if not record.text("id").strip():
-        raise record.error("`id` is empty")
+        raise record.error("`id` is empty", "empty-id")
     return record.text("id")
 
 
@@ -136,9 +180,9 @@ def _media(record: Record, folder: Path) -> dict[str, Path]:
             continue
         name = record.text(key)
         if not name.strip():
-            raise record.error(f"`{key}` is empty; write null if the row has none")
+            raise record.error(f"`{key}` is empty; write null if the row has none", "empty-medium")
         if "://" in name or name.startswith("data:"):
-            raise record.error(f"`{key}` is an address, not a file: {short(name)}")
+            raise record.error(f"`{key}` is an address, not a file: {short(name)}", "address")
         media[key] = folder / name
     return media
 
