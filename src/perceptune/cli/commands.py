@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from perceptune.cli.compare import compare as compare
+from perceptune.cli.data import data as data
 from perceptune.errors import UserError
 from perceptune.runlog import speaks
 
