@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from perceptune.building import load_text
 from perceptune.checkpoint import load, read_meta, write_text
 from perceptune.config import Recipe, validate
@@ -19,6 +21,7 @@ from perceptune.errors import UserError, nearest
 from perceptune.holdout import HoldOut
 from perceptune.lazy import select
 from perceptune.lighter import lighten
+from perceptune.metrics.base import Corpus, Scored
 from perceptune.model import AdaptedModel
 from perceptune.order import subset
 from perceptune.plugins import leaf
@@ -33,12 +36,19 @@ SUBSET_SEED = 1234  # the evaluated subset must not move when the training seed 
 
 
 @dataclass(frozen=True)
-class Scores:
+class Judged:
     """Answers of one pass over an evaluated set, and what they are worth."""
 
-    summary: dict[str, float]
-    per_sample: list[dict[str, float]]
+    scored: Scored
     raw: list[str]
+
+    @property
+    def summary(self) -> dict[str, float]:
+        return self.scored.summary
+
+    @property
+    def per_sample(self) -> list[dict[str, float]]:
+        return self.scored.per_sample
 
 
 def make_task(recipe: Recipe) -> Task:
@@ -114,14 +124,15 @@ def evaluate(
 
 
 def _written(
-    folder: Path, task: Task, chosen: Sequence[Sample], scores: Scores, shuffled: Sequence[Sample],
-    blind: Scores | None,
+    folder: Path, task: Task, chosen: Sequence[Sample], scores: Judged, shuffled: Sequence[Sample],
+    blind: Judged | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What the answers are worth, after they have been written into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {
         "metrics": [*scores.summary],
         **scores.summary,
+        "definition": scores.scored.definition,
         f"{task.metric}_interval": _interval(task.metric, chosen, scores),
     }
     write_predictions(folder / PREDICTIONS, chosen, task, scores)
@@ -166,19 +177,22 @@ def _in_words_of(model: AdaptedModel, other: OtherSet) -> Iterator[None]:
 
 
 def _transfer(
-    folder: Path, name: str, samples: Sequence[Sample], seen: Scores, other: _Other, scores: Scores
+    folder: Path, name: str, samples: Sequence[Sample], seen: Judged, other: _Other, scores: Judged
 ) -> dict[str, Any]:
     """What the answers on another data set are worth, and for each value that both sets have how far they differ."""
     write_predictions(folder / f"predictions_{name}.jsonl", other.samples, other.task, scores)
     gaps = {}
     for key in seen.summary:
+        if key not in scores.summary:
+            continue
         (a, groups_a), (b, groups_b) = _values(key, samples, seen), _values(key, other.samples, scores)
-        if a and b:
-            interval = bootstrap_gap(a, b, groups_a=groups_a, groups_b=groups_b)
-            gaps[key] = {"in": seen.summary[key], "out": scores.summary[key],
-                         "difference": seen.summary[key] - scores.summary[key], "interval": list(interval)}  # fmt: skip
+        gaps[key] = {"in": seen.summary[key], "out": scores.summary[key],
+                     "difference": seen.summary[key] - scores.summary[key]}  # fmt: skip
+        if a and b:  # a value of each sample, not of the whole set alone
+            gaps[key]["interval"] = list(bootstrap_gap(a, b, groups_a=groups_a, groups_b=groups_b))
     return {
         "metric": other.task.metric, "metrics": [*scores.summary], **scores.summary,
+        "definition": scores.scored.definition,
         f"{other.task.metric}_interval": _interval(other.task.metric, other.samples, scores),
         "split": other.split, "evaluated_samples": len(other.samples), "gaps": gaps,
     }  # fmt: skip
@@ -196,7 +210,7 @@ def pick_samples(task: Task, split: str, size: int | None) -> Sequence[Sample]:
 
 def require_judgeable(task: Task, samples: Sequence[Sample]) -> None:
     """Raises `UserError` if these samples lack targets or the task's metric cannot be computed from them."""
-    summary, _ = task.score([""] * len(samples), samples)
+    summary = task.score([""] * len(samples), samples).summary
     if task.metric not in summary:
         raise UserError(f"the {len(samples)} evaluated samples give no `{task.metric}`{nearest(task.metric, summary)}")
 
@@ -204,8 +218,11 @@ def require_judgeable(task: Task, samples: Sequence[Sample]) -> None:
 def judge(
     model: AdaptedModel, task: Task, samples: Sequence[Sample], world: World, *, batch_size: int | None = None,
     label: str = "",
-) -> Scores:  # fmt: skip
-    """Answers and scores of samples, the same on every process: each answers a part, the main one scores."""
+) -> Judged:  # fmt: skip
+    """Answers and scores of samples, the same on every process: each answers a part, the main one scores.
+
+    What intervals of corpus values need stays on the main process.
+    """
     size = batch_size or model.recipe.eval.batch_size
     own, raw = world.deal(samples), list[str]()
     error: UserError | OSError | None = None
@@ -226,7 +243,14 @@ def judge(
             bar.advance(len(part))
     world.agree(error)
     answered = world.collect(raw)
-    return world.from_main(lambda: Scores(*task.score(answered, samples), answered))
+    corpus: dict[str, Corpus] = {}
+
+    def scored() -> Scored:
+        whole = task.score(answered, samples)
+        corpus.update(whole.corpus)
+        return replace(whole, corpus={})  # functions do not travel between processes
+
+    return Judged(replace(world.from_main(scored), corpus=corpus), answered)
 
 
 def shuffle_media(samples: Sequence[Sample], seed: int) -> list[Sample]:
@@ -249,7 +273,7 @@ def shuffle_media(samples: Sequence[Sample], seed: int) -> list[Sample]:
     return moved
 
 
-def write_predictions(path: Path, samples: Sequence[Sample], task: Task, scores: Scores) -> None:
+def write_predictions(path: Path, samples: Sequence[Sample], task: Task, scores: Judged) -> None:
     """One JSON line per sample: question, answer as written and cleaned, targets, scores."""
     lines = []
     for sample, raw, row in zip(samples, scores.raw, scores.per_sample, strict=True):
@@ -261,12 +285,14 @@ def write_predictions(path: Path, samples: Sequence[Sample], task: Task, scores:
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def _interval(metric: str, samples: Sequence[Sample], scores: Scores) -> list[float]:
+def _interval(metric: str, samples: Sequence[Sample], scores: Judged) -> list[float]:
+    if metric in scores.scored.corpus:
+        return _corpus_interval(scores.scored.corpus[metric], samples)
     values, groups = _values(metric, samples, scores)
     return list(bootstrap_interval(values, groups=groups))
 
 
-def _values(metric: str, samples: Sequence[Sample], scores: Scores) -> tuple[list[float], list[tuple[Any, ...]]]:
+def _values(metric: str, samples: Sequence[Sample], scores: Judged) -> tuple[list[float], list[tuple[Any, ...]]]:
     """The metric of each sample that has it, and what is resampled together."""
     rows = [i for i, row in enumerate(scores.per_sample) if metric in row]
     return [scores.per_sample[i][metric] for i in rows], [_media_of(samples[i]) for i in rows]
@@ -277,17 +303,35 @@ def gap_name(key: str) -> str:
     return f"gap{key.removeprefix('accuracy')}" if key.startswith("accuracy") else f"gap_{key}"
 
 
-def _gaps(samples: Sequence[Sample], seen: Scores, blind: Scores) -> dict[str, Any]:
+def _gaps(samples: Sequence[Sample], seen: Judged, blind: Judged) -> dict[str, Any]:
     """How far seeing beats guessing, for each summary value, with paired intervals; one picture is one draw."""
     gaps: dict[str, Any] = {}
     for key in seen.summary:
-        rows = [i for i, row in enumerate(seen.per_sample) if key in row]
-        a = [seen.per_sample[i][key] for i in rows]
-        b = [blind.per_sample[i][key] for i in rows]
-        gaps[gap_name(key)] = (sum(a) - sum(b)) / len(rows)
-        interval = bootstrap_difference(a, b, groups=[_media_of(samples[i]) for i in rows])
-        gaps[f"{gap_name(key)}_interval"] = list(interval)
+        gaps[gap_name(key)] = seen.summary[key] - blind.summary[key]
+        if key in seen.scored.corpus:
+            both = _difference(seen.scored.corpus[key], blind.scored.corpus[key])
+            interval = _corpus_interval(both, samples)
+        else:
+            a, groups = _values(key, samples, seen)
+            b, _ = _values(key, samples, blind)
+            interval = list(bootstrap_difference(a, b, groups=groups))
+        gaps[f"{gap_name(key)}_interval"] = interval
     return gaps
+
+
+def _corpus_interval(corpus: Corpus, samples: Sequence[Sample]) -> list[float]:
+    from perceptune.statistics import bootstrap_corpus
+
+    return list(bootstrap_corpus(corpus, groups=[_media_of(sample) for sample in samples]))
+
+
+def _difference(a: Corpus, b: Corpus) -> Corpus:
+    """How far two corpus values of the same samples differ, in a form that draws them together."""
+    width = a.statistics.shape[1]
+    return Corpus(
+        np.concatenate([a.statistics, b.statistics], axis=1),
+        lambda sums: a.value(sums[..., :width]) - b.value(sums[..., width:]),
+    )
 
 
 def _media_of(sample: Sample) -> tuple[Any, ...]:

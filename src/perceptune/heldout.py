@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from perceptune.distributed import World
 from perceptune.errors import UserError
-from perceptune.evaluation import Scores, judge, pick_samples, require_judgeable
+from perceptune.evaluation import Judged, judge, pick_samples, require_judgeable
 from perceptune.holdout import selecting_splits
 from perceptune.model import AdaptedModel
 from perceptune.tasks.base import Task, check_split
@@ -40,7 +40,7 @@ class HeldOut:
         """Whether an evaluation belongs after this step."""
         return self.config.every is not None and (step % self.config.every == 0 or step == steps)
 
-    def judge(self, step: int) -> Scores:
+    def judge(self, step: int) -> Judged:
         """Answers and scores, the same on every process."""
         return judge(self.model, self.task, self.samples, self.world, label=f"evaluate at step {step}")
 

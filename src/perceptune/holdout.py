@@ -9,6 +9,7 @@ import torch
 
 from perceptune.errors import UserError
 from perceptune.lazy import select
+from perceptune.metrics.base import Scored
 from perceptune.order import sample_count
 from perceptune.tasks.base import Task, check_split
 from perceptune.types import Medium, Sample
@@ -45,9 +46,7 @@ class HoldOut(Task):
     def clean(self, text: str) -> str:
         return self._task.clean(text)
 
-    def score(
-        self, predictions: Sequence[str], samples: Sequence[Sample]
-    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         return self._task.score(predictions, samples)
 
     @cached_property

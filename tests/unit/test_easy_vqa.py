@@ -68,7 +68,8 @@ def test_easy_vqa_rows(easy: Path) -> None:
 def test_easy_vqa_scores(easy: Path) -> None:
     task = easy_task(easy)
     rows = task.samples("train")
-    summary, per_sample = task.score(["Rectangle.\nand so on", "red", "yes", "yes"], rows)
+    scored = task.score(["Rectangle.\nand so on", "red", "yes", "yes"], rows)
+    summary, per_sample = scored.summary, scored.per_sample
     assert summary == {
         "accuracy": 0.5,
         "accuracy_open": 0.5,
@@ -79,8 +80,8 @@ def test_easy_vqa_scores(easy: Path) -> None:
     assert [row["accuracy"] for row in per_sample] == [1.0, 0.0, 1.0, 0.0]
     assert ["accuracy_open" in row for row in per_sample] == [True, True, False, False]
     assert task.metric in summary
-    assert "accuracy_open" not in task.score(["yes"], rows[2:3])[0], "no open question, no number"
-    assert task.score([row.targets[0] for row in rows], rows)[0]["accuracy"] == 1.0
+    assert "accuracy_open" not in task.score(["yes"], rows[2:3]).summary, "no open question, no number"
+    assert task.score([row.targets[0] for row in rows], rows).summary["accuracy"] == 1.0
 
 
 def test_a_mistyped_split_gets_the_nearest(easy: Path) -> None:

@@ -93,7 +93,7 @@ LAYERS = [
     {"evaluation", "show", "resume", "feed", "official", "initial"},
     {"heldout"},
     {"training", "doctor", "caching"},
-    {"demo", "bench", "compare"},
+    {"demo", "bench", "compare", "data"},
     {"cli"},
     {"", "__main__"},
 ]

@@ -108,15 +108,15 @@ def test_scores_per_answer_type(write: Write) -> None:
     task = write(ROW, {**ROW, "answer_type": "Animal"}, {**ROW, "answer_type": None}, lowercase=True)
     samples = task.samples("train")
     assert "answer_type" not in samples[2].meta
-    summary, _ = task.score(["Cat.", "dog", "a  cat"], samples)
-    assert summary == {"accuracy": pytest.approx(2 / 3), "accuracy_animal": 0.0}
+    scored = task.score(["Cat.", "dog", "a  cat"], samples)
+    assert scored.summary == {"accuracy": pytest.approx(2 / 3), "accuracy_animal": 0.0}
 
 
 def test_targets_are_judged_like_answers(write: Write) -> None:
     task = write({**ROW, "targets": "A cat."}, lowercase=True)
     samples = task.samples("train")
-    assert task.score(["A cat."], samples)[0] == {"accuracy": 1.0}
-    assert task.score([task.clean("A cat.")], samples)[0] == {"accuracy": 1.0}
+    assert task.score(["A cat."], samples).summary == {"accuracy": 1.0}
+    assert task.score([task.clean("A cat.")], samples).summary == {"accuracy": 1.0}
 
 
 def test_a_metric_that_never_comes_is_refused_before_training(write: Write) -> None:

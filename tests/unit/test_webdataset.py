@@ -16,8 +16,9 @@ import support
 from perceptune import storage
 from perceptune.checkpoint import METHOD
 from perceptune.errors import UserError
-from perceptune.evaluation import Scores, write_predictions
+from perceptune.evaluation import Judged, write_predictions
 from perceptune.media import content, identity
+from perceptune.metrics.base import Scored
 from tars import PAIR, REMOTE, Members, archive, put, read, row, task
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -172,7 +173,7 @@ def test_a_sample_in_two_shards(tmp_path: Path) -> None:
 def test_predictions_name_shard_and_member(tmp_path: Path) -> None:
     put(f"{tmp_path}/a.tar", archive(PAIR))
     own = task(tmp_path / "a.tar")
-    write_predictions(tmp_path / "p.jsonl", own.samples("train"), own, Scores({}, [{}], ["a cat"]))
+    write_predictions(tmp_path / "p.jsonl", own.samples("train"), own, Judged(Scored({}, [{}]), ["a cat"]))
     assert json.loads((tmp_path / "p.jsonl").read_text())["media"] == {"image": f"{tmp_path}/a.tar#1.jpg"}
 
 

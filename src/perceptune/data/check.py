@@ -14,6 +14,9 @@ from perceptune.data.problems import Problems
 from perceptune.data.text_census import TextCensus
 from perceptune.errors import UserError, nearest
 from perceptune.evaluation import make_task, task_of
+from perceptune.plugins import leaf
+from perceptune.records import json_type
+from perceptune.sections import NamedPart
 from perceptune.tasks.base import Task, check_split
 from perceptune.types import Sample
 
@@ -68,7 +71,7 @@ def check(
     if recipe.task is None:
         make_task(recipe)  # says what is missing
     assert recipe.task is not None
-    task = task_of(recipe.task)
+    task = task_of(_unchecked(recipe.task))
     if split is not None:
         check_split(split, task.splits)
     text = _text_format(recipe) if whole and options.tokens else None
@@ -80,6 +83,12 @@ def check(
         "shared_media": checker.shared(),
     }  # fmt: skip
     return Checked(report, checker.drawn)
+
+
+def _unchecked(part: NamedPart) -> NamedPart:
+    """The task without a look of its own at every file, which would stop at the first that is missing."""
+    options = leaf("tasks", part.name).module.TASK.Options.model_fields
+    return part.model_copy(update={"check_files": False}) if "check_files" in options else part
 
 
 class _Checker:
@@ -110,6 +119,7 @@ class _Checker:
                 continue
             rows += 1
             self._require_encoders(where, row)
+            self._require_answers(where, row)
             texts.look(number, where, row)
             media.look(where, row)
             if len(drawn) < self._options.samples:
@@ -131,6 +141,12 @@ class _Checker:
         train = self._media.get("train", set())
         found = {split: len(train & seen) for split, seen in self._media.items() if split != "train"}
         return {split: count for split, count in found.items() if count}
+
+    def _require_answers(self, where: str, sample: Sample) -> None:
+        """`answers` of several annotators are a list: a string would count as one answer a letter."""
+        answers = sample.meta.get("answers", [])
+        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+            self.problems.add("wrong-type", f"{where}: `answers` is {json_type(answers)}, not a list of strings")
 
     def _require_encoders(self, where: str, sample: Sample) -> None:
         for modality in sample.media if self._recipe else ():

@@ -15,6 +15,7 @@ from perceptune.errors import UserError
 from perceptune.media import content, image_size, label, open_image
 from perceptune.records import short
 from perceptune.sound import MAX_SECONDS, read_sound, sound_header
+from perceptune.tasks.base import is_file
 from perceptune.types import Medium, Member, Sample
 
 _RATE = 16_000  # Hz; any will do to decode a sound
@@ -56,7 +57,7 @@ class MediaCensus:
         }  # fmt: skip
 
     def _open(self, where: str, modality: str, medium: Medium) -> None:
-        if isinstance(medium, Path) and not _is_file(medium):
+        if isinstance(medium, Path) and not is_file(medium):
             self._problems.add("missing-medium", f"{where}: there is no file {short(str(medium))}")
             return
         try:
@@ -108,12 +109,3 @@ def _bytes(medium: Medium) -> int:
     if isinstance(medium, Path):
         return medium.stat().st_size
     return medium.size if isinstance(medium, Member) else len(medium)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name too long, a folder without permission
-        return False
-
-

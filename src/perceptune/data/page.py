@@ -71,7 +71,9 @@ def _facts(found: dict[str, Any]) -> str:
     for modality, media in found["media"].items():
         rows.append((escape(modality), f"{media['distinct']:,} distinct in {media['rows']:,} rows"))
         rows += [
-            (f"{escape(modality)} {name}", escape(_spread(value))) for name, value in media.items() if isinstance(value, dict)
+            (f"{escape(modality)} {name}", escape(_spread(value)))
+            for name, value in media.items()
+            if isinstance(value, dict)
         ]
     answers = found["answers"]
     rows.append(("distinct answers", f"{answers['distinct']:,}"))

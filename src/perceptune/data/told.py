@@ -60,4 +60,6 @@ def _split(split: str, found: dict[str, Any]) -> Iterator[str]:
 
 def _sample(sample: Sample) -> str:
     media = " ".join(f"{key}={label(medium, key)}" for key, medium in sample.media.items())
-    return f"{short(sample.id, 40)}: {media} {short(repr(sample.prompt))} -> {short(', '.join(map(repr, sample.targets)))}"
+    return (
+        f"{short(sample.id, 40)}: {media} {short(repr(sample.prompt))} -> {short(', '.join(map(repr, sample.targets)))}"
+    )

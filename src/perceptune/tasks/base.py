@@ -1,118 +1,26 @@
-"""A task: a data set together with its way of judging answers."""
+"""What a leaf file of a task builds on."""
 
 from __future__ import annotations
 
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
-
-from pydantic import BaseModel, ConfigDict
-
-from perceptune.errors import UserError, nearest
-from perceptune.metrics import exact
-from perceptune.types import Sample
-
-
-class Examined(NamedTuple):
-    """A split gone through to its end, mistakes and all."""
-
-    rows: Iterator[tuple[int, Sample | UserError]]  # number of the line or row, from 1; the sample or what is wrong
-    place: str  # what stands before the number, such as `my.jsonl, line`
-    form: Callable[[], list[str]] = list  # what is uncommon about the file, and no mistake
-
-
-class Task(ABC):
-    """Rows in a fixed order, the cleaning of generated text, and the score. Constructed from `Options`."""
-
-    class Options(BaseModel):
-        """The recipe keys of this task."""
-
-        model_config = ConfigDict(extra="forbid")
-
-    splits: tuple[str, ...]
-    metric: str  # the summary key by which the best checkpoint is chosen; higher is better
-    lowercase: bool = False  # whether answers are judged and shown in lower case
-
-    @abstractmethod
-    def __init__(self, options: Any) -> None: ...
-
-    @abstractmethod
-    def samples(self, split: str) -> Sequence[Sample]:
-        """Every row of a split, in an order that never changes. Raises `UserError` on an unknown split."""
-
-    def examine(self, split: str) -> Examined:
-        """As `samples`, without stopping at a row's mistake where the reader can go on after it."""
-        check_split(split, self.splits)
-        return Examined(self._examined(split), f"split `{split}`, row")
-
-    def _examined(self, split: str) -> Iterator[tuple[int, Sample | UserError]]:
-        number = 0
-        try:
-            for number, sample in enumerate(self.samples(split), 1):
-                yield number, sample
-        except UserError as error:
-            yield number + 1, error
-
-    @abstractmethod
-    def score(
-        self, predictions: Sequence[str], samples: Sequence[Sample]
-    ) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """Summary over all samples, and one row per sample. The predictions may be cleaned or not."""
-
-    def clean(self, text: str) -> str:
-        """The answer in a generated text: its first line with text, without the final period."""
-        lines = text.strip().splitlines()
-        answer = re.sub(r"[\s.]+$", "", lines[0]) if lines else ""
-        return answer.lower() if self.lowercase else answer
-
-
-class GivenFiles(Task):
-    """A task whose splits are those for which something is given, by options `train`, `validation` and `test`.
-
-    Its other options are `metric` and `lowercase`; answers are judged by exact match.
-    """
-
-    def __init__(self, options: Any) -> None:
-        given = {split: getattr(options, split) for split in ("train", "validation", "test")}
-        self._given = {split: place for split, place in given.items() if place is not None}
-        self._options = options
-        self.splits = tuple(self._given)
-        self.metric = options.metric
-        self.lowercase = options.lowercase
-
-    def score(
-        self, predictions: Sequence[str], samples: Sequence[Sample]
-    ) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """`accuracy`, and `accuracy_<answer_type>` for each type among the samples."""
-        return exact_match(self, predictions, samples)
-
-    def _check_metric(self, split: str, answer_types: Iterable[str]) -> None:
-        """Raises `UserError` if the split that is evaluated during training gives no such metric."""
-        if split == ("validation" if "validation" in self.splits else self.splits[-1]):
-            check_metric(str(self._given[split]), self.metric, answer_types)
-
-
-def check_split(split: str, splits: Sequence[str]) -> None:
-    """Raises `UserError` with the nearest split when there is none of this name."""
-    if split not in splits:
-        raise UserError(f"unknown split `{split}`{nearest(split, splits)}")
-
-
-def check_metric(where: str, metric: str, answer_types: Iterable[str]) -> None:
-    """Raises `UserError` if `exact_match` gives no such metric: better said before training than after."""
-    keys = {exact.group_key(answer_type) or "accuracy" for answer_type in answer_types} | {"accuracy"}
-    if metric not in keys:
-        raise UserError(f"{where} gives no metric `{metric}`{nearest(metric, keys)}")
-
-
-def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> exact.Scores:
-    """Cleaned answers against cleaned targets: over all samples and for each `answer_type` in their meta."""
-    for sample in samples:
-        if not sample.targets:
-            raise UserError(f"sample `{sample.id}` has no targets to judge its answer by")
-    return exact.score(
-        [task.clean(prediction) for prediction in predictions],
-        [[task.clean(target) for target in sample.targets] for sample in samples],
-        [str(sample.meta.get("answer_type", "")) for sample in samples],
-    )
+# Leaves import from here.
+from perceptune.tasks._canonical import to_row as to_row
+from perceptune.tasks._captions import Captioned as Captioned
+from perceptune.tasks._captions import CaptionSet as CaptionSet
+from perceptune.tasks._files import Absent as Absent
+from perceptune.tasks._files import is_file as is_file
+from perceptune.tasks._files import missing as missing
+from perceptune.tasks._files import plain as plain
+from perceptune.tasks._questions import Asked as Asked
+from perceptune.tasks._questions import QuestionSet as QuestionSet
+from perceptune.tasks._rows import json_rows as json_rows
+from perceptune.tasks._rows import read_json as read_json
+from perceptune.tasks._rows import table_rows as table_rows
+from perceptune.tasks._sets import MediaSet as MediaSet
+from perceptune.tasks._sets import number_of as number_of
+from perceptune.tasks._sets import text_of as text_of
+from perceptune.tasks._task import Examined as Examined
+from perceptune.tasks._task import GivenFiles as GivenFiles
+from perceptune.tasks._task import Task as Task
+from perceptune.tasks._task import check_metric as check_metric
+from perceptune.tasks._task import check_split as check_split
+from perceptune.tasks._task import exact_match as exact_match

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from perceptune import assets
 from perceptune.errors import UserError
 from perceptune.metrics import exact
+from perceptune.metrics.base import Scored
 from perceptune.tasks.base import Task, check_split, exact_match
 from perceptune.types import Sample
 
@@ -37,15 +39,13 @@ class EasyVQA(Task):
             for index, row in enumerate(_rows(folder / "questions.json"))
         ]
 
-    def score(
-        self, predictions: Sequence[str], samples: Sequence[Sample]
-    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """Adds `accuracy_open`, without the yes/no questions: half of those a guess gets right."""
-        _, rows = exact_match(self, predictions, samples)
-        for row, sample in zip(rows, samples, strict=True):
+        scored = exact_match(self, predictions, samples)
+        for row, sample in zip(scored.per_sample, samples, strict=True):
             if sample.meta["answer_type"] != "yes/no":
                 row["accuracy_open"] = row["accuracy"]
-        return exact.averages(rows), rows
+        return replace(scored, summary=exact.averages(scored.per_sample))
 
 
 TASK = EasyVQA

@@ -1,0 +1,90 @@
+"""Files as users have them: plain or gzipped, there or not, with the nearest name where they are not."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from perceptune import storage
+from perceptune.errors import UserError, nearest
+from perceptune.records import short
+from perceptune.types import Sample
+
+
+def plain(path: Path) -> Path:
+    """The file itself, or what is gzipped in it, whatever its name. Raises `UserError` if it cannot be read."""
+    if problem := missing(path):
+        raise UserError(f"cannot read {path}: {problem}")
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not zipped:
+        return path
+    name = str(path.absolute())
+    return storage.derived(f"unzipped {name}", storage.version(name)[1], lambda: _unzipped(path))
+
+
+def _unzipped(path: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(path) as file:
+            while chunk := file.read(2**20):
+                yield chunk
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+class Absent:
+    """Media that are not there. Decoding those that are is left to the moment they are needed."""
+
+    def __init__(self) -> None:
+        self._is_file = lru_cache(maxsize=10_000)(is_file)  # neighbours often ask about one picture
+        self._hashes: set[int] = set()
+        self.first: tuple[int, str, Path] | None = None  # index of a sample, modality, file
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def look(self, index: int, sample: Sample) -> bool:
+        """Notes which media of the next sample are no files; whether all are."""
+        whole = True
+        for key, medium in sample.media.items():
+            if isinstance(medium, Path) and not self._is_file(medium):
+                self.first = self.first or (index, key, medium)
+                self._hashes.add(hash(medium))
+                whole = False
+        return whole
+
+    def others(self) -> str:
+        """How many there are beside the first."""
+        return f" (and {len(self) - 1} more files are missing)" if len(self) > 1 else ""
+
+
+def missing(path: Path) -> str:
+    """Why `path` is not a file, with the nearest existing name; empty when it is one."""
+    if is_file(path):
+        return ""
+    try:
+        if path.is_dir():
+            return "it is a folder"
+        name, folder = path.name, path.absolute().parent
+        while not folder.is_dir() and folder != folder.parent:
+            name, folder = folder.name, folder.parent
+        close = difflib.get_close_matches(name, sorted(entry.name for entry in folder.iterdir()), n=1)
+    except OSError as error:
+        return error.strerror or str(error)
+    # `nearest` would list a folder of thousands when no name is close.
+    return f"{folder} holds no `{short(name)}`{nearest(name, close)}"
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file of this name; a name that cannot be is none."""
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, a folder without permission
+        return False
