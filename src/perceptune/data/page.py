@@ -95,7 +95,8 @@ def _figure(sample: Sample) -> str:
     pictures = "".join(_picture(modality, medium) for modality, medium in sample.media.items())
     prompt = f"{escape(short(sample.prompt))}<br>" if sample.prompt else ""
     answers = escape(short("; ".join(sample.targets)))
-    return f"<figure>{pictures}<figcaption>{prompt}<b>{answers}</b><br><small>{escape(sample.id)}</small></figcaption></figure>"
+    words = f"{prompt}<b>{answers}</b><br><small>{escape(short(sample.id))}</small>"
+    return f"<figure>{pictures}<figcaption>{words}</figcaption></figure>"
 
 
 def _picture(modality: str, medium: Medium) -> str:

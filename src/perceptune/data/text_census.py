@@ -89,7 +89,7 @@ class TextCensus:
             self._problems.add("text", f"{where}: {error}")
 
     def _repeats(self, hashes: array[int]) -> list[tuple[int, int]]:
-        """Equal hashes of 64 bits count as equal: among a million rows two others share one once in 40 million times."""
+        """Equal 64-bit hashes count as equal: in one of 40 million sets of a million rows two others share one."""
         values: NDArray[np.int64] = np.frombuffer(hashes, np.int64)
         order = np.argsort(values, kind="stable")
         same = np.diff(values[order]) == 0

@@ -13,6 +13,12 @@ from perceptune.types import Sample
 
 def lines(checked: Checked, samples: int) -> Iterator[str]:
     """What a person reads, the verdict last, with so many sample rows of each split."""
+    # Data come from strangers: what would steer the terminal is written out.
+    for line in _lines(checked, samples):
+        yield "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def _lines(checked: Checked, samples: int) -> Iterator[str]:
     report = checked.report
     for split, found in report["splits"].items():
         yield from _split(split, found)
@@ -43,16 +49,16 @@ def _split(split: str, found: dict[str, Any]) -> Iterator[str]:
             for name, value in media.items()
             if isinstance(value, dict)
         ]
-        yield f"  {modality}: {media['distinct']:,} distinct in {media['rows']:,} rows; {', '.join(figures) or 'none read'}"
+        said = ", ".join(figures) or "none could be read"
+        yield f"  {modality}: {media['distinct']:,} distinct in {media['rows']:,} rows; {said}"
     answers = found["answers"]
     if answers["distinct"]:
         common = ", ".join(f"{short(one['answer'], 40)} {one['share']:.1%}" for one in answers["most_frequent"][:5])
         more = " or more" if answers["not_counted"] else ""
         yield f"  {answers['distinct']:,}{more} distinct answers; most frequent: {common}"
-    if repeated := found["repeated_rows"]:
-        if repeated["count"]:
-            pairs = ", ".join(f"{later} = {earlier}" for later, earlier in repeated["first"])
-            yield f"  note: {repeated['count']:,} rows say what an earlier one says: {pairs}"
+    if (repeated := found["repeated_rows"])["count"]:
+        pairs = ", ".join(f"{later} = {earlier}" for later, earlier in repeated["first"])
+        yield f"  note: {repeated['count']:,} rows say what an earlier one says: {pairs}"
     if found["copied_media"]["count"]:
         pairs = ", ".join(f"{later} = {earlier}" for later, earlier in found["copied_media"]["first"])
         yield f"  note: {found['copied_media']['count']:,} media have the bytes of another: {pairs}"
