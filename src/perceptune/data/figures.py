@@ -67,7 +67,7 @@ def play(chance: random.Random, name: str, times: int) -> bytes:
         start = first + number * (length + gap)
         wave[start : start + length] = SOUNDS[name](chance, length) * _faded(length)
     wave *= chance.uniform(0.3, 0.8)
-    wave += np.random.default_rng(chance.getrandbits(32)).normal(0, 0.002, len(wave))
+    wave += np.random.default_rng(chance.getrandbits(32)).normal(0, 0.0005, len(wave))
     buffer = BytesIO()
     soundfile.write(buffer, wave, _HZ, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
@@ -91,9 +91,8 @@ def _drawn(
         draw.ellipse([at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius], fill=COLORS[color])
         return picture
     corners = {"square": 4, "triangle": 3, "star": 10}[shape]
-    angles = [
-        turn + math.pi / 4 * (shape == "square") - math.pi / 2 + 2 * math.pi * i / corners for i in range(corners)
-    ]
+    turn += math.pi / 4 if shape == "square" else 0.0  # upright
+    angles = [turn + 2 * math.pi * i / corners - math.pi / 2 for i in range(corners)]
     reach = [radius * (0.45 if shape == "star" and i % 2 else 1.0) for i in range(corners)]
     outline = [(at[0] + r * math.cos(a), at[1] + r * math.sin(a)) for a, r in zip(angles, reach, strict=True)]
     draw.polygon(outline, fill=COLORS[color])
