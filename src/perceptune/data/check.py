@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from perceptune.types import Sample
 
 if TYPE_CHECKING:
     from perceptune.text import TextFormat
+
+_MOST_NAMES = 1_000  # compared when a file is missing
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,20 @@ class Checked:
         return not self.report["problems"]
 
 
-def source_recipe(source: str, overrides: Sequence[str] = (), split: str | None = None) -> tuple[Recipe, bool]:
-    """The recipe that a command's SOURCE stands for, and whether it is one: a text file is task `jsonl`."""
-    names = source.endswith((".yaml", ".yml")) or source.removeprefix("recipes/") in recipe_names()
-    if names and not Path(source).is_dir():
+def source_recipe(
+    source: str, overrides: Sequence[str] = (), split: str | None = None, *, also: Iterable[str] = ()
+) -> tuple[Recipe, bool]:
+    """The recipe that a command's SOURCE stands for, and whether it is one: a text file is task `jsonl`.
+
+    Raises `UserError` with the nearest name, `also` among them, if it is neither.
+    """
+    is_recipe = source.endswith((".yaml", ".yml")) or source.removeprefix("recipes/") in recipe_names()
+    if is_recipe and not Path(source).is_dir():
         return load_recipe(source, overrides), True
     if not Path(source).exists():
-        folder, names_there = Path(source).parent, []
-        if folder.is_dir():
-            names_there = [entry.name for entry in folder.iterdir()][:1000]
-        close = nearest(Path(source).name, [*names_there, *recipe_names()])
+        folder = Path(source).parent
+        names = [entry.name for entry in islice(folder.iterdir(), _MOST_NAMES)] if folder.is_dir() else []
+        close = nearest(Path(source).name, [*names, *recipe_names(), *also])
         raise UserError(f"no file and no recipe `{source}`{close if 'did you mean' in close else ''}")
     task = {"name": "jsonl", "train": source, **({split: source} if split else {})}
     return load_recipe({"name": Path(source).stem, "task": task}, overrides), False

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from perceptune.atomic import write_whole
 from perceptune.config import Recipe, load_recipe
 from perceptune.data.check import source_recipe
-from perceptune.errors import UserError, disk_error, nearest
+from perceptune.errors import UserError, disk_error
 from perceptune.evaluation import make_task
 from perceptune.media import content
 from perceptune.plugins import leaves
@@ -58,11 +58,7 @@ def _recipe(source: str, overrides: Sequence[str], split: str | None) -> Recipe:
     """A task by its name with options `task.KEY=VALUE`, else as `data check` takes it."""
     if not Path(source).exists() and source.replace("_", "-") in leaves("tasks"):
         return load_recipe({"task": {"name": source}}, overrides)
-    try:
-        return source_recipe(source, overrides, split)[0]
-    except UserError as error:
-        known = nearest(source, leaves("tasks"))
-        raise UserError(f"{error}{known}" if "did you mean" in known else str(error)) from error
+    return source_recipe(source, overrides, split, also=leaves("tasks"))[0]
 
 
 def _chosen(task: Task, split: str | None) -> str:
@@ -113,7 +109,7 @@ class _Files:
         path = self._folder.resolve() / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, [content(medium)])
+            path.write_bytes(content(medium))  # the rows are written last, and whole
         except OSError as error:
             raise disk_error(path, error) from error
         return path

@@ -87,7 +87,7 @@ def _split(folder: Path, modality: str, kind: _Kind, split: str, seed: int) -> I
     for number in range(kind.sizes[split]):
         data, asked = kind.make(chance, number)
         name = f"{modality}/{split}-{number:03d}.{kind.suffix}"
-        write_whole(folder / name, [data])
+        (folder / name).write_bytes(data)
         for row in asked:
             yield {"id": f"{modality}-{split}-{number:03d}-{row['answer_type']}", modality: name, **row}
 
