@@ -121,8 +121,8 @@ def test_made_up_data_can_be_trained_on(modality: str, desk: Path, dwarfs: Path,
     sizes = [f"encoders.{name}.size=16" for name in encoders if name != "audio"]
     arguments = [*models, *small, *sizes, "train.standardize_samples=8", "train.warmup_steps=0"]
     assert cli(["train", "made/recipe.yaml", "--run", "run", *arguments]) == 0
-    assert cli(["eval", "run", "eval.samples=4"]) == 0
-    assert "4 samples of split `test`" in said()[0]
+    assert cli(["eval", "run", "eval.samples=24"]) == 0
+    assert "24 samples of split `test`" in said()[0]
     assert cli(["data", "check", "made/recipe.yaml", "--no-tokens"]) == 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from perceptune.data import demo
 from perceptune.data.check import CheckOptions, check
 from perceptune.data.demo import SIZES, write_demo
 from perceptune.data.figures import COLORS, SHAPES, SOUNDS, draw_clip, draw_picture, play
@@ -49,7 +50,10 @@ def test_every_answer_of_the_test_is_one_to_be_learnt(everything: Path) -> None:
 
 
 @pytest.mark.parametrize("modality", ["image", "audio", "video"])
-def test_the_seed_decides_everything(modality: str, tmp_path: Path) -> None:
+def test_the_seed_decides_everything(modality: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for sizes in (demo.SIZES, demo.SIZES_OF_CLIPS):
+        for split in sizes:
+            monkeypatch.setitem(sizes, split, 4)
     sets = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         recipe = write_demo(tmp_path / name, modality, seed=seed)
@@ -83,12 +87,13 @@ def test_pictures_show_their_color_and_shapes_differ(color: str) -> None:
     assert len(set(areas)) == len(SHAPES), "of the same radius each shape has an area of its own"
 
 
-@pytest.mark.parametrize("moves", [True, False])
-def test_clips_move_or_stay(moves: bool) -> None:
-    data = draw_clip(random.Random(2), "red", "star", moves)
-    red = [np.asarray(frame)[..., 0] > 130 for frame in read_frames(data, 8)]
-    changed = (red[0] ^ red[-1]).sum() / red[0].sum()
-    assert changed > 1.5 if moves else changed < 0.1
+@pytest.mark.parametrize("blinks", [True, False])
+def test_clips_move_and_blink_or_not(blinks: bool) -> None:
+    data = draw_clip(random.Random(2), "red", "star", blinks)
+    red = [np.asarray(frame)[..., 0] > 130 for frame in read_frames(data, 16)]
+    assert sum(not frame.any() for frame in red) == (8 if blinks else 0)
+    seen = [frame for frame in red if frame.any()]
+    assert (seen[0] ^ seen[-1]).sum() > 1.5 * seen[0].sum(), "it has left its place"
 
 
 def spectrum(data: bytes) -> tuple[float, float]:

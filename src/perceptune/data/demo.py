@@ -13,7 +13,7 @@ from perceptune.data.figures import COLORS, SHAPES, SOUNDS, draw_clip, draw_pict
 from perceptune.errors import UserError, disk_error
 
 SIZES = {"train": 240, "validation": 60, "test": 80}  # media of each split
-_FEWER = {"train": 160, "validation": 40, "test": 60}  # clips, each of which costs eight pictures to see
+SIZES_OF_CLIPS = {"train": 160, "validation": 40, "test": 60}  # each costs eight pictures to see
 # Settings that learn these sets in one to two minutes on two CPU cores; docs/data_tools.md has the figures.
 _RECIPE = """\
 # {title}, made up by `perceptune data demo`.
@@ -107,13 +107,13 @@ def _picture(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
 
 def _clip(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
     color, shape = _pair(number, list(COLORS), SHAPES)
-    moves = chance.random() < 0.5
+    blinks = number // (len(COLORS) * len(SHAPES)) % 2 == 1
     questions = [
         ("color", "What color is the shape?", color), ("shape", "What shape is it?", shape),
-        ("motion", "Does it move?", "yes" if moves else "no"),
-        ("caption", "Describe the clip.", f"a {'moving' if moves else 'still'} {color} {shape}"),
+        ("blinks", "Does it blink?", "yes" if blinks else "no"),
+        ("caption", "Describe the clip.", f"a {'blinking' if blinks else 'steady'} {color} {shape}"),
     ]  # fmt: skip
-    return draw_clip(chance, color, shape, moves), _asked(questions)
+    return draw_clip(chance, color, shape, blinks), _asked(questions)
 
 
 def _sound(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
@@ -136,6 +136,6 @@ _KINDS = {
     "image": _Kind("pictures of shapes", "{id: default, size: 112, resize: squash}", SIZES, 200, "png", _picture),
     "audio": _Kind("tones, chirps and noise", "{id: default, seconds: 2}", SIZES, 250, "flac", _sound),
     "video": _Kind(
-        "clips of shapes", "{id: default, size: 112, resize: squash, frames: 8}", _FEWER, 200, "mp4", _clip
+        "clips of shapes", "{id: default, size: 112, resize: squash, frames: 8}", SIZES_OF_CLIPS, 200, "mp4", _clip
     ),
 }  # fmt: skip

@@ -22,6 +22,7 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "star")
 _SIDE = 112  # pixels
 _FRAMES, _RATE = 16, 8  # of a clip: two seconds
+_BLINK = 8  # frames from one blink to the next
 _HZ, _SECONDS = 16_000, 2.0  # of a sound
 
 
@@ -33,13 +34,13 @@ def draw_picture(chance: random.Random, color: str, shape: str) -> bytes:
     return buffer.getvalue()
 
 
-def draw_clip(chance: random.Random, color: str, shape: str, moves: bool) -> bytes:
-    """An MP4 of a shape that goes from one place to a far one, or stays."""
+def draw_clip(chance: random.Random, color: str, shape: str, blinks: bool) -> bytes:
+    """An MP4 of a shape that goes from one place to a far one, and is hidden half of the time if it blinks."""
     import av
 
     radius, turn, ground = chance.uniform(14, 26), chance.uniform(-0.3, 0.3), _ground(chance)
     start = end = _place(chance, radius)
-    while moves and math.dist(start, end) < _SIDE / 3:
+    while math.dist(start, end) < _SIDE / 3:
         start, end = _place(chance, radius), _place(chance, radius)
     buffer = BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
@@ -49,7 +50,10 @@ def draw_clip(chance: random.Random, color: str, shape: str, moves: bool) -> byt
         for number in range(_FRAMES):
             part = number / (_FRAMES - 1)
             at = (start[0] + part * (end[0] - start[0]), start[1] + part * (end[1] - start[1]))
-            picture = _drawn(ground, color, shape, at, radius, turn)
+            hidden = blinks and number % _BLINK >= _BLINK // 2
+            picture = (
+                Image.new("RGB", (_SIDE, _SIDE), ground) if hidden else _drawn(ground, color, shape, at, radius, turn)
+            )
             container.mux(stream.encode(av.VideoFrame.from_image(picture)))
         container.mux(stream.encode())
     return buffer.getvalue()
