@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceptune.errors import UserError
+from perceptune.records import MAX_LINE, RowError
 from perceptune.types import Sample
 
 T = TypeVar("T")
-MAX_ROW = 16 * 2**20  # bytes: what is longer is no row, and most often a file without line ends
 
 
 class Lazy(Sequence[T]):
@@ -66,12 +66,12 @@ class Row(NamedTuple):
 
 
 def lines_of(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """Lines with their ends, which are "\\n" only. Raises `UserError` for one that is no row for its length."""
-    number = 0
-    while text := file.readline(MAX_ROW + 1):
-        number += 1
-        if len(text) > MAX_ROW:
-            raise UserError(f"{name}, line {number}: longer than {MAX_ROW // 2**20} MiB: has the file one row a line?")
+    """Lines with their ends, which are "\n" only. Raises `UserError` for one that is no row for its length."""
+    for number, (text, size) in enumerate(read_lines(file), 1):
+        if size > MAX_LINE:
+            raise RowError(
+                f"{name}, line {number}: longer than {MAX_LINE // 2**20} MiB: has the file one row a line?", "long-line"
+            )
         yield text
 
 
@@ -94,14 +94,14 @@ class Table:
                 self._first.append(first)
                 self._blank.append(blank)
                 self._stamps.append(_stamp(file))
-                for line, text in enumerate(lines_of(file, str(self._files[number])), 1):
+                for line, (text, size) in enumerate(read_lines(file), 1):
                     sample = self._parse(Row(number, line, text))
                     if sample is None:
                         blank.append(len(self._starts) - first)
                     else:
                         self._starts.append(offset)
                         yield sample
-                    offset += len(text)
+                    offset += size
                 self._require_unchanged(number, file)
 
     def samples(self) -> Lazy[Sample]:
@@ -146,6 +146,17 @@ class Table:
 
     def _changed(self, number: int) -> UserError:
         return UserError(f"{self._files[number]} was changed or removed while it was in use: start again")
+
+
+def read_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Each line, which ends at "\\n" only, and its size in bytes. Of one that is too long for a row only the start."""
+    while text := file.readline(MAX_LINE + 1):
+        size = len(text)
+        if size > MAX_LINE:
+            part = text
+            while not part.endswith(b"\n") and (part := file.readline(2**20)):
+                size += len(part)
+        yield text, size
 
 
 def _stamp(file: BinaryIO) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ import math
 import random
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from itertools import islice
@@ -90,13 +90,25 @@ def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX
 
     `name` stands for the medium in messages (default: where it lies, or `image` for bytes). Raises `MediaError`.
     """
-    shown = name or label(medium)
+    with _image(medium, name or label(medium), max_pixels) as image:
+        return to_rgb(_upright(image))
+
+
+def image_size(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Pair:
+    """(height, width) as the header has it: nothing is decoded. Raises `MediaError` for what is no picture."""
+    with _image(medium, name or label(medium), max_pixels) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _image(medium: Medium, shown: str, max_pixels: int) -> Iterator[Image.Image]:
+    """A picture of which the header is read and found fit; what is raised inside for damage is made clear."""
     try:
         with _opened(medium, shown) as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size  # from the header: nothing is decoded yet
             if not 0 < width * height <= max_pixels:
                 raise MediaError(f"{shown}: {width} x {height} pixels; allowed are 1 to {max_pixels:,}")
-            return to_rgb(_upright(image))
+            yield image
     except _BOMB as error:
         raise MediaError(f"{shown}: more than {max_pixels:,} pixels") from error
     except UnidentifiedImageError as error:

@@ -9,12 +9,26 @@ from typing import Any, NamedTuple
 
 from perceptune.errors import UserError
 
-
-def _refuse(constant: str) -> object:
-    raise ValueError(f"{constant} is no number in JSON; write null")
+MAX_LINE = 2**24  # bytes of one row's text: what is longer is no row, and is never read into memory whole
 
 
-DECODER = json.JSONDecoder(parse_constant=_refuse)  # without NaN and infinities, which Python lets pass
+class RowError(UserError):
+    """A row that cannot be used; `kind` groups alike mistakes of many rows."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class _NotANumberError(ValueError):
+    """`NaN` or `Infinity`, which Python's own parser lets pass and other programs do not."""
+
+
+def _no_number(constant: str) -> object:
+    raise _NotANumberError(constant)
+
+
+DECODER = json.JSONDecoder(parse_constant=_no_number)  # without NaN and infinities, which Python lets pass
 
 
 class Record(NamedTuple):
@@ -24,18 +38,18 @@ class Record(NamedTuple):
     values: dict[str, Any]
     keys: tuple[str, ...]  # those with a meaning; all others are the sample's meta
 
-    def error(self, message: str) -> UserError:
+    def error(self, message: str, kind: str = "wrong-value") -> RowError:
         """What is wrong, with the place in front."""
-        return UserError(f"{self.where}: {message}")
+        return RowError(f"{self.where}: {message}", kind)
 
-    def lacks(self, wanted: Sequence[str]) -> UserError:
+    def lacks(self, wanted: Sequence[str]) -> RowError:
         """The error for a row with none of the `wanted` keys: most often one of them is misspelt."""
         names = " or ".join(f"`{key}`" for key in wanted)
         for key in self.values:
             if key not in self.keys and (close := difflib.get_close_matches(key, wanted, n=1, cutoff=0.6)):
-                return self.error(f"no key {names}, but `{key}`; did you mean `{close[0]}`?")
+                return self.error(f"no key {names}, but `{key}`; did you mean `{close[0]}`?", "missing-key")
         found = ", ".join(f"`{key}`" for key in self.values) or "none"
-        return self.error(f"no key {names}; the keys are {found}")
+        return self.error(f"no key {names}; the keys are {found}", "missing-key")
 
     def text(self, key: str) -> str:
         """The string at `key`."""
@@ -44,11 +58,11 @@ class Record(NamedTuple):
     def check_text(self, key: str, value: object) -> str:
         """`value` if it is a string that can be encoded."""
         if not isinstance(value, str):
-            raise self.error(f"`{key}` is {json_type(value)}, not a string")
+            raise self.error(f"`{key}` is {json_type(value)}, not a string", "wrong-type")
         try:
             value.encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes
-            raise self.error(f"`{key}` holds an unpaired surrogate: {short(ascii(value))}") from error
+            raise self.error(f"`{key}` holds an unpaired surrogate: {short(ascii(value))}", "bad-text") from error
         return value
 
     def prompt(self, key: str, *, allow_empty: bool) -> str:
@@ -60,7 +74,7 @@ class Record(NamedTuple):
         prompt = self.text(key)
         if not allow_empty and not any(character.isalnum() for character in prompt):
             permitted = "(`allow_empty_prompt: true` permits this)"
-            raise self.error(f"`{key}` holds no text: {short(repr(prompt))} {permitted}")
+            raise self.error(f"`{key}` holds no text: {short(repr(prompt))} {permitted}", "empty-prompt")
         return prompt
 
     def targets(self, keys: Sequence[str], clean: Callable[[str], str], *, needed: bool) -> tuple[str, ...]:
@@ -69,17 +83,17 @@ class Record(NamedTuple):
         if key is None:
             if needed:
                 null = [key for key in keys if key in self.values]
-                raise self.error(f"`{null[0]}` is null") if null else self.lacks(keys)
+                raise self.error(f"`{null[0]}` is null", "no-targets") if null else self.lacks(keys)
             return ()
         value = self.values[key]
         if not isinstance(value, str | list):
-            raise self.error(f"`{key}` is {json_type(value)}, not a string or a list of strings")
+            raise self.error(f"`{key}` is {json_type(value)}, not a string or a list of strings", "wrong-type")
         targets = [value] if isinstance(value, str) else value
         if not targets:
-            raise self.error(f"`{key}` is empty")
+            raise self.error(f"`{key}` is empty", "no-targets")
         for index, target in enumerate(targets):
             if not clean(self.check_text(f"{key}[{index}]", target)):  # it would equal the empty answer
-                raise self.error(f"`{key}` holds no text: {short(repr(target))}")
+                raise self.error(f"`{key}` holds no text: {short(repr(target))}", "empty-target")
         return tuple(targets)
 
     def meta(self) -> dict[str, Any]:
@@ -94,17 +108,21 @@ class Record(NamedTuple):
 
 def parse(text: bytes, where: str, expected: str, encoding: str = "utf-8") -> dict[str, Any] | None:
     """The JSON object in `text`, None where there is only white space. `expected` says what ought to stand there."""
+    if len(text) > MAX_LINE:
+        raise RowError(f"{where}: longer than {MAX_LINE:,} bytes; expected {expected}", "long-line")
     try:
         line = text.decode(encoding).strip()
         values = DECODER.decode(line) if line else None
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error
+        raise RowError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})", "not-utf8") from error
+    except _NotANumberError as error:
+        raise RowError(f"{where}: `{error}` is not JSON; write null or leave the key out", "nan") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: invalid JSON: {error}; expected {expected}") from error
+        raise RowError(f"{where}: invalid JSON: {error}; expected {expected}", "invalid-json") from error
     if not line:
         return None
     if not isinstance(values, dict):
-        raise UserError(f"{where}: {json_type(values)}, not an object; expected {expected}")
+        raise RowError(f"{where}: {json_type(values)}, not an object; expected {expected}", "not-an-object")
     return values
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,14 +44,11 @@ def read_sound(medium: Medium, rate: int, seconds: float, name: str | None = Non
     """
     shown = name or label(medium, "audio")
     data = content(medium, shown)
-    found = next((one for one in _CONTAINERS if data[one[0] :].startswith(one[1])), None)
-    if found is None:
+    formats = _container(data, shown)
+    if formats is None:
         wave, given = _by_libsndfile(data, seconds, shown)
-    elif importlib.util.find_spec("av") is None:
-        advice = "run `pip install av`, or convert it to WAV, FLAC, Ogg or MP3"
-        raise MediaError(f"{shown}: {found[2]}, which needs PyAV; {advice}")
     else:
-        wave, given = _by_ffmpeg(data, found[3], seconds, shown)
+        wave, given = _by_ffmpeg(data, formats, seconds, shown)
     if not np.isfinite(wave).all():
         raise MediaError(f"{shown}: damaged sound (it holds values that are no numbers)")
     if not wave.size:
@@ -58,6 +56,26 @@ def read_sound(medium: Medium, rate: int, seconds: float, name: str | None = Non
     if not np.ptp(wave):
         raise MediaError(f"{shown}: silent (all of the {len(wave) / given:.2f} seconds that are heard)")
     return _resampled(wave, given, rate)[: math.ceil(seconds * rate)]
+
+
+class SoundHeader(NamedTuple):
+    """What a file says of its sound."""
+
+    seconds: float
+    rate: int  # Hz
+    channels: int
+
+
+def sound_header(medium: Medium, name: str | None = None) -> SoundHeader:
+    """The header of a sound: nothing is decoded. Raises `MediaError` for what `read_sound` would not begin to read."""
+    shown = name or label(medium, "audio")
+    data = content(medium, shown)
+    formats = _container(data, shown)
+    if formats is not None:
+        with _ffmpeg(data, formats, shown) as (_, _, header):
+            return header
+    with _libsndfile(data, shown) as (_, header):
+        return header
 
 
 def padded(wave: Wave, length: int) -> Wave:
@@ -72,21 +90,35 @@ class _Steady(BytesIO):
         return super().seek(offset, whence) if whence != 0 or offset >= 0 else self.tell()
 
 
-def _by_libsndfile(data: bytes, seconds: float, shown: str) -> tuple[Wave, int]:
+def _container(data: bytes, shown: str) -> str | None:
+    """What FFmpeg calls the file's container; None for a file that libsndfile may know."""
+    found = next((one for one in _CONTAINERS if data[one[0] :].startswith(one[1])), None)
+    if found is not None and importlib.util.find_spec("av") is None:
+        advice = "run `pip install av`, or convert it to WAV, FLAC, Ogg or MP3"
+        raise MediaError(f"{shown}: {found[2]}, which needs PyAV; {advice}")
+    return None if found is None else found[3]
+
+
+@contextmanager
+def _libsndfile(data: bytes, shown: str) -> Iterator[tuple[Any, SoundHeader]]:
     import soundfile
 
     try:
         with soundfile.SoundFile(_Steady(data)) as sound:
-            rate = sound.samplerate
-            _check_header(rate, sound.channels, sound.frames / max(1, rate), shown)
-            wanted = min(sound.frames, math.ceil(seconds * rate))
-            wave = _mono(_blocks(sound, wanted))
+            yield sound, _checked(sound.samplerate, sound.channels, sound.frames / max(1, sound.samplerate), shown)
     except soundfile.LibsndfileError as error:
         if error.code == 1:  # format not recognised
             known = "WAV, FLAC, Ogg, MP3, AIFF and others"
             raise MediaError(f"{shown}: not a sound in a format that libsndfile reads ({known})") from error
         reason = error.error_string.removeprefix("Error : ").rstrip(".")
         raise MediaError(f"{shown}: damaged sound ({reason})") from error
+
+
+def _by_libsndfile(data: bytes, seconds: float, shown: str) -> tuple[Wave, int]:
+    with _libsndfile(data, shown) as (sound, header):
+        rate = header.rate
+        wanted = min(sound.frames, math.ceil(seconds * rate))
+        wave = _mono(_blocks(sound, wanted))
     if len(wave) < (1 - _SHORT_SHARE) * wanted - _SHORT_SECONDS * rate:
         raise MediaError(f"{shown}: damaged sound ({len(wave) / rate:.1f} of {wanted / rate:.1f} seconds are there)")
     return wave, rate
@@ -102,7 +134,8 @@ def _blocks(sound: Any, wanted: int) -> Iterator[NDArray[np.float32]]:
         wanted -= len(block)
 
 
-def _by_ffmpeg(data: bytes, formats: str, seconds: float, shown: str) -> tuple[Wave, int]:
+@contextmanager
+def _ffmpeg(data: bytes, formats: str, shown: str) -> Iterator[tuple[Any, Any, SoundHeader]]:
     import av
 
     try:
@@ -112,24 +145,31 @@ def _by_ffmpeg(data: bytes, formats: str, seconds: float, shown: str) -> tuple[W
                 raise MediaError(f"{shown}: holds no sound")
             stream = container.streams.audio[0]
             length = (container.duration or 0) / av.time_base
-            _check_header(stream.rate, stream.channels, length, shown)
-            convert, count = av.AudioResampler(format="fltp"), 0
-            blocks: list[Any] = []
-            for frame in container.decode(stream):
-                blocks += [part.to_ndarray() for part in convert.resample(frame)]
-                count += frame.samples
-                if count >= seconds * stream.rate:
-                    break
-            return _mono(iter(blocks))[: math.ceil(seconds * stream.rate)], stream.rate
+            yield container, stream, _checked(stream.rate, stream.channels, length, shown)
     except av.error.FFmpegError as error:
         raise MediaError(f"{shown}: damaged sound ({error.strerror or error})") from error
 
 
-def _check_header(rate: int, channels: int, seconds: float, shown: str) -> None:
+def _by_ffmpeg(data: bytes, formats: str, seconds: float, shown: str) -> tuple[Wave, int]:
+    import av
+
+    with _ffmpeg(data, formats, shown) as (container, stream, header):
+        convert, count = av.AudioResampler(format="fltp"), 0
+        blocks: list[Any] = []
+        for frame in container.decode(stream):
+            blocks += [part.to_ndarray() for part in convert.resample(frame)]
+            count += frame.samples
+            if count >= seconds * header.rate:
+                break
+        return _mono(iter(blocks))[: math.ceil(seconds * header.rate)], header.rate
+
+
+def _checked(rate: int, channels: int, seconds: float, shown: str) -> SoundHeader:
     if not RATES[0] <= rate <= RATES[1] or not 1 <= channels <= MAX_CHANNELS:
         raise MediaError(f"{shown}: damaged sound ({channels} channels at {rate} Hz)")
     if seconds > MAX_SECONDS:
         raise MediaError(f"{shown}: {seconds:,.0f} seconds long; allowed are {MAX_SECONDS:,.0f}")
+    return SoundHeader(seconds, rate, channels)
 
 
 def _mono(blocks: Iterator[NDArray[np.float32]]) -> Wave:

@@ -6,18 +6,19 @@ import random
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
 from itertools import groupby, repeat
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 from av.error import FFmpegError
 from PIL import Image
 
-from perceptune.media import MAX_PIXELS, MediaError, content, label, open_image, to_rgb
+from perceptune.media import MAX_PIXELS, MediaError, content, image_size, label, open_image, to_rgb
 from perceptune.types import Medium
 
 # Containers that ffmpeg may look for. Others can name files and addresses of their own (playlists, concat lists).
@@ -46,25 +47,68 @@ def read_frames(
     """
     shown = name or label(medium, "video")
     data = content(medium, shown)
-    if data.startswith(_STILL) or data[8:12] == b"WEBP":
+    if _is_still(data):
         yield from repeat(open_image(data, shown, max_pixels=max_pixels), count)
         return
-    limits = _Limits(shown, max_pixels, max_frames, time.monotonic() + max_seconds, data.rstrip(b"\0").endswith(b";"))
+    limits = _limits(shown, data, max_pixels, max_frames, max_seconds)
+    with _demuxed(data, limits) as (stream, packets, times):
+        moments = _moments(times, count, seed)
+        last: tuple[Any, Image.Image] | None = None
+        for frame in _shown_at(stream, packets, times, moments, limits):
+            if last is None or last[0] is not frame:
+                last = (frame, _picture(frame, limits))
+            yield last[1]
+
+
+class Clip(NamedTuple):
+    """What is known of a clip without decoding it."""
+
+    width: int  # in pixels
+    height: int
+    frames: int
+    seconds: float | None  # None where frames have no time stamps
+
+
+def describe_clip(medium: Medium, name: str | None = None, *, decode: bool = False) -> Clip:
+    """A clip's size and length by its frames' time stamps. With `decode` every frame is decoded, and looked at by
+    nobody. Raises `MediaError` as `read_frames` does.
+    """
+    shown = name or label(medium, "video")
+    data = content(medium, shown)
+    if _is_still(data):
+        height, width = image_size(data, shown)
+        if decode:
+            open_image(data, shown)
+        return Clip(width, height, 1, 0.0)
+    limits = _limits(shown, data, MAX_PIXELS, MAX_FRAMES, MAX_SECONDS)
+    with _demuxed(data, limits) as (stream, packets, times):
+        if decode:
+            first = None
+            for _, frame in _decoded(stream, packets, times, limits):
+                first = first or frame
+            if first is None:
+                raise limits.error("damaged: no frame can be decoded")
+        seconds = float((times.end - times.starts[0]) * stream.time_base) if times.stamped else None
+        return Clip(stream.codec_context.width, stream.codec_context.height, len(times.starts), seconds)
+
+
+def _is_still(data: bytes) -> bool:
+    return data.startswith(_STILL) or data[8:12] == b"WEBP"
+
+
+@contextmanager
+def _demuxed(data: bytes, limits: _Limits) -> Iterator[tuple[Any, list[Any], _Times]]:
+    """A clip's pictures, encoded, and when they are shown; what is raised inside for damage is made clear."""
     try:
         with av.open(
             BytesIO(data), options={"format_whitelist": ",".join(FORMATS)}, metadata_errors="replace"
         ) as container:
             stream = _stream(container, limits)
             packets, times = _packets(container, stream, limits)
-            moments = _moments(times, count, seed)
-            last: tuple[Any, Image.Image] | None = None
-            for frame in _shown_at(stream, packets, times, moments, limits):
-                if last is None or last[0] is not frame:
-                    last = (frame, _picture(frame, limits))
-                yield last[1]
+            yield stream, packets, times
     except FFmpegError as error:
         what = f"damaged clip, or not one in a format among {', '.join(FORMATS)}"
-        raise MediaError(f"{shown}: {what} ({error.strerror})") from error
+        raise limits.error(f"{what} ({error.strerror})") from error
 
 
 @dataclass(frozen=True)
@@ -91,6 +135,10 @@ class _Limits:
 
     def error(self, what: str) -> MediaError:
         return MediaError(f"{self.name}: {what}")
+
+
+def _limits(name: str, data: bytes, pixels: int, frames: int, seconds: float) -> _Limits:
+    return _Limits(name, pixels, frames, time.monotonic() + seconds, data.rstrip(b"\0").endswith(b";"))
 
 
 @dataclass(frozen=True)

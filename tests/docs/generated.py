@@ -26,6 +26,10 @@ def command_line() -> str:
     text = ["# Command line", "", "Written by `make docs` from the program itself.", "", _block(top.format_help())]
     for name, command in commands.choices.items():
         text += ["", f"## {name}", "", _block(command.format_help())]
+        for action in command._actions:
+            if isinstance(action, argparse._SubParsersAction):  # a group of commands
+                for part, inside in action.choices.items():
+                    text += ["", f"### {name} {part}", "", _block(inside.format_help())]
     return "\n".join(text) + "\n"
 
 

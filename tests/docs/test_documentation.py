@@ -75,6 +75,8 @@ def test_documented_commands_run(page: Path, desk: Path, dwarfs: Path) -> None:
         elif words[0] == "compare":
             words += [f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'encoder'}", "method.n_levels=2"]
             words += ["train.steps=2", "train.batch_size=2"]
+        elif words[:2] == ["data", "check"] and words[2].endswith(".yaml"):
+            words.append(f"lm.id={dwarfs / 'lm'}")
         elif words[0] == "features" and words[1] not in ("info", "verify", "gc"):
             words += [f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'encoder'}", "method.n_levels=2"]
         elif "runs/mine" in words and not (desk / "runs/mine").exists():

@@ -94,7 +94,7 @@ LAYERS = [
     {"evaluation", "show", "resume", "feed", "official", "initial"},
     {"heldout", "stored", "predicting"},
     {"training", "doctor", "caching"},
-    {"demo", "bench", "compare", "lmms_eval"},
+    {"demo", "bench", "compare", "lmms_eval", "data"},
     {"cli"},
     {"", "__main__"},
 ]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from perceptune.cli.compare import compare as compare
+from perceptune.cli.data import data as data
 from perceptune.cli.evaluate import answer as answer
 from perceptune.cli.evaluate import eval as eval
 from perceptune.cli.evaluate import predict as predict

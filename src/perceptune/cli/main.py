@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from perceptune._version import __version__
+from perceptune.cli.data import add_data
 from perceptune.errors import SaidElsewhereError, UserError
 
 # What `bench --plan` assumes; the defaults lie in `bench.plan`, which would load torch.
@@ -130,6 +131,8 @@ def parser() -> argparse.ArgumentParser:
     features.add_argument("--max-gb", type=float, metavar="N", help="gc: remove the least recently used beyond this")
     features.add_argument("--json", action="store_true")
 
+    add_data(commands.add_parser("data", help="check a data set, convert one, make one up"))
+
     doctor = commands.add_parser("doctor", help="check this machine, and what a recipe will need of it")
     doctor.add_argument("recipe", nargs="?")
     doctor.add_argument("--json", action="store_true")
@@ -230,7 +233,9 @@ def _take_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
         left = [word for word in left if word.startswith("-")]
         options.recipes = [word for word in words if "=" not in word]
         options.overrides = [word for word in words if "=" in word]
-    elif options.command in ("eval", "predict", "answer", "features", "import-epalm", "score"):
+    elif options.command in ("eval", "predict", "answer", "features", "import-epalm", "score", "data") and hasattr(
+        options, "overrides"
+    ):
         options.overrides += [word for word in left if "=" in word and not word.startswith("-")]
         left = [word for word in left if word not in options.overrides]
     if left:

@@ -170,7 +170,7 @@ def id_of(record: Record, default: str) -> str:
         case int(value) if not isinstance(value, bool):
             return str(value)
     if not record.text("id").strip():
-        raise record.error("`id` is empty")
+        raise record.error("`id` is empty", "empty-id")
     return record.text("id")
 
 
@@ -184,8 +184,8 @@ def media_of(record: Record, folder: Path) -> dict[str, Path]:
             continue
         name = record.text(key)
         if not name.strip():
-            raise record.error(f"`{key}` is empty; write null if the row has none")
+            raise record.error(f"`{key}` is empty; write null if the row has none", "empty-medium")
         if "://" in name or name.startswith("data:"):
-            raise record.error(f"`{key}` is an address, not a file: {short(name)}")
+            raise record.error(f"`{key}` is an address, not a file: {short(name)}", "address")
         media[key] = folder / name
     return media

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 from perceptune import storage
 from perceptune.errors import UserError
-from perceptune.lazy import MAX_ROW, lines_of
-from perceptune.records import DECODER, Record, json_type, parse
+from perceptune.lazy import lines_of
+from perceptune.records import DECODER, MAX_LINE, Record, json_type, parse
 from perceptune.tasks._files import plain
 
 _FORMAT = 1  # raise it when the rows that readers make change
@@ -100,7 +100,7 @@ class _ListReader:
             try:
                 value, end = DECODER.raw_decode(self._text, self._at)
             except (ValueError, RecursionError) as error:
-                if self._ended or len(self._text) - self._at > MAX_ROW:
+                if self._ended or len(self._text) - self._at > MAX_LINE:
                     reason = error.msg if isinstance(error, json.JSONDecodeError) else error
                     raise UserError(f"{where}: the item that begins here is invalid JSON: {reason}") from error
                 self._more()  # cut off, perhaps

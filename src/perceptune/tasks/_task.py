@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +17,14 @@ from perceptune.metrics.base import Scored, group_key
 from perceptune.types import Sample
 
 CAPTION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
+
+
+class Examined(NamedTuple):
+    """A split gone through to its end, mistakes and all."""
+
+    rows: Iterator[tuple[int, Sample | UserError]]  # number of the line or row, from 1; the sample or what is wrong
+    place: str  # what stands before the number, such as `my.jsonl, line`
+    form: Callable[[], list[str]] = list  # what is uncommon about the file, and no mistake
 
 
 class Task(ABC):
@@ -38,6 +46,19 @@ class Task(ABC):
     @abstractmethod
     def samples(self, split: str) -> Sequence[Sample]:
         """Every row of a split, in an order that never changes. Raises `UserError` on an unknown split."""
+
+    def examine(self, split: str) -> Examined:
+        """As `samples`, without stopping at a row's mistake where the reader can go on after it."""
+        check_split(split, self.splits)
+        return Examined(self._examined(split), f"split `{split}`, row")
+
+    def _examined(self, split: str) -> Iterator[tuple[int, Sample | UserError]]:
+        number = 0
+        try:
+            for number, sample in enumerate(self.samples(split), 1):
+                yield number, sample
+        except UserError as error:
+            yield number + 1, error
 
     @abstractmethod
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:

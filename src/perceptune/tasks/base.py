@@ -8,6 +8,7 @@ from perceptune.tasks._captions import Captioned as Captioned
 from perceptune.tasks._captions import CaptionSet as CaptionSet
 from perceptune.tasks._coco import coco_rows as coco_rows
 from perceptune.tasks._files import Absent as Absent
+from perceptune.tasks._files import is_file as is_file
 from perceptune.tasks._files import missing as missing
 from perceptune.tasks._files import plain as plain
 from perceptune.tasks._flickr import FlickrSet as FlickrSet
@@ -31,6 +32,7 @@ from perceptune.tasks._sets import number_of as number_of
 from perceptune.tasks._sets import text_of as text_of
 from perceptune.tasks._streams import json_objects as json_objects
 from perceptune.tasks._streams import parquet_rows as parquet_rows
+from perceptune.tasks._task import Examined as Examined
 from perceptune.tasks._task import GivenFiles as GivenFiles
 from perceptune.tasks._task import Task as Task
 from perceptune.tasks._task import check_metric as check_metric

@@ -9,11 +9,15 @@ become the sample's `meta`; `answer_type` among them gives an accuracy of its ow
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from perceptune.lazy import Row
-from perceptune.records import Record, parse
-from perceptune.tasks.base import KEYS, LazyRows, plain
+from perceptune.errors import UserError
+from perceptune.lazy import Row, read_lines
+from perceptune.records import Record, RowError, parse
+from perceptune.tasks.base import KEYS, Examined, LazyRows, check_split, missing, plain
+from perceptune.types import Sample
 
 
 class JSONLines(LazyRows):
@@ -25,6 +29,41 @@ class JSONLines(LazyRows):
     def _record(self, row: Row, split: str) -> Record | None:
         return record_of(row, self._given[split])
 
+    def examine(self, split: str) -> Examined:
+        """Every line with its own mistake. Raises `UserError` for a file that is not there."""
+        check_split(split, self.splits)
+        path = self._given[split]
+        if problem := missing(path):
+            raise UserError(f"cannot read {path}: {problem}")
+        return Examined(self._examined(split), f"{path}, line", partial(_form, path))
+
+    def _examined(self, split: str) -> Iterator[tuple[int, Sample | UserError]]:
+        path, line, answer_types, mistaken = self._given[split], 0, set(), False
+        folder = self._folder(split)
+        try:
+            with plain(path).open("rb") as file:
+                for line, (text, _) in enumerate(read_lines(file), 1):
+                    try:
+                        sample = self._sample(Row(0, line, text), split, folder)
+                    except UserError as error:
+                        mistaken = True
+                        yield line, error
+                        continue
+                    if sample is not None:
+                        answer_types.add(sample.meta.get("answer_type", ""))
+                        yield line, sample
+        except UserError as error:
+            yield line, error
+            return
+        if not answer_types:
+            if not mistaken:
+                yield line, RowError(f"{path} holds no samples", "no-samples")
+            return
+        try:
+            self._check_metric(split, answer_types)
+        except UserError as error:
+            yield line, error
+
 
 TASK = JSONLines
 
@@ -34,3 +73,13 @@ def record_of(row: Row, path: Path) -> Record | None:
     where = f"{path}, line {row.line}"
     values = parse(row.text, where, "one object a line", "utf-8-sig" if row.line == 1 else "utf-8")
     return None if values is None else Record(where, values, KEYS)
+
+
+def _form(path: Path) -> list[str]:
+    """What a reader might stumble over in a file, and this one does not."""
+    unzipped = plain(path)
+    with unzipped.open("rb") as file:
+        text, _ = next(read_lines(file), (b"", 0))
+    found = {"gzipped": unzipped != path, "a byte order mark": text.startswith(b"\xef\xbb\xbf"),
+             "lines end in CRLF": text.endswith(b"\r\n")}  # fmt: skip
+    return [name for name, there in found.items() if there]

@@ -1,0 +1,60 @@
+"""Mistakes of a data set, counted by kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+# What each kind means, in the order in which they are told.
+KINDS = {
+    "refused": "the reader stopped here",
+    "no-samples": "the file holds no rows",
+    "long-line": "a line is longer than a row may be",
+    "not-utf8": "text that is not UTF-8",
+    "invalid-json": "a line that is not JSON",
+    "nan": "NaN or Infinity, which are not JSON",
+    "not-an-object": "JSON, but no object",
+    "missing-key": "a key is not there",
+    "wrong-type": "a value of the wrong type",
+    "wrong-value": "a value that cannot be used",
+    "bad-text": "half of a surrogate pair",
+    "empty-id": "an empty id",
+    "empty-prompt": "a question without text",
+    "no-targets": "no answer to learn",
+    "empty-target": "an answer or caption without text",
+    "empty-medium": "the name of a medium is empty",
+    "address": "an address in place of a file",
+    "duplicate-id": "an id that an earlier row has",
+    "no-encoder": "a medium for which the recipe has no encoder",
+    "text": "a text that the recipe cannot take",
+    "missing-medium": "a medium that is no file",
+    "broken-medium": "a medium that cannot be read",
+}
+
+
+class Problems:
+    """How many there are of each kind, and what is said of the first few."""
+
+    def __init__(self, shown: int) -> None:
+        self._shown = shown
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, list[str]] = {}
+
+    def __len__(self) -> int:
+        return self._counts.total()
+
+    def add(self, kind: str, message: str) -> None:
+        """Counts one more."""
+        self._counts[kind] += 1
+        first = self._first.setdefault(kind, [])
+        if len(first) < self._shown:
+            first.append(message)
+
+    def as_dict(self) -> dict[str, Any]:
+        """`{kind: {"count": n, "what": meaning, "first": [message, ...]}}`, in the order of `KINDS`."""
+        order = [*KINDS, *sorted(self._counts.keys() - KINDS.keys())]
+        return {
+            kind: {"count": self._counts[kind], "what": KINDS.get(kind, ""), "first": self._first[kind]}
+            for kind in order
+            if kind in self._counts
+        }
