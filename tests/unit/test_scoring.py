@@ -96,6 +96,10 @@ def test_coco_captions_are_gathered_by_image(write: Write) -> None:
     assert scores.keys == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"]
     assert all(len(scores.result[f"{key}_interval"]) == 2 for key in scores.keys)
     assert [row["id"] for row in scores.rows] == ["1", "2"], "in the references' order"
+    lines = write("r.jsonl", [{"id": i, "references": texts, "image": "one"} for i, texts in captions.items()])
+    together = score_files(found, lines, ["caption"]).result
+    for key in scores.keys:
+        assert together[f"{key}_interval"] == pytest.approx([together[key]] * 2), "one image is one draw"
 
 
 def test_gqa_counts_balanced_questions_and_takes_the_others_for_consistency(write: Write) -> None:
@@ -127,6 +131,11 @@ def test_a_okvqa_files(write: Write) -> None:
     direct = score_files(predictions, references, ["a-okvqa"])
     assert direct.result["accuracy"] == pytest.approx(2 / 3)
     assert direct.result["n"] == 1, "difficult ones are left out"
+
+
+def test_groups_carry_the_name_of_their_value(write: Write) -> None:
+    references = write("r.jsonl", [{"id": "1", "references": ["yes"], "answer_type": "yes/no"}])
+    assert score_files(given(write, **{"1": "yes"}), references, ["f1"]).keys == ["f1", "f1_yes_no"]
 
 
 def test_several_metrics_keep_their_keys_apart(write: Write) -> None:

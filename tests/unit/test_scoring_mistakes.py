@@ -141,7 +141,8 @@ def test_small_pieces_give_the_same_rows(write: Write, monkeypatch: pytest.Monke
     """Whatever is cut in two: numbers, escapes, characters of several bytes."""
     rows = [{"id": n, "prediction": 'é"\\\u2028 ' * n, "x": [n * 1.5, None, True]} for n in range(20)]
     path = write("p.json", json.dumps(rows, ensure_ascii=False, indent=1).encode())
-    document = write("d.json", {"info": {"a": [1]}, "annotations": rows, "images": [1, 2]})
+    content = {"images": [123, 456], "info": {"a": [1]}, "annotations": rows}
+    document = write("d.json", json.dumps(content, indent=1).encode())
     whole = [entry.values for entry in entries(path)]
     for piece in (1, 2, 3, 7):
         monkeypatch.setattr(stream, "_PIECE", piece)
