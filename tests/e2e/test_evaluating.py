@@ -199,6 +199,12 @@ def test_a_single_question_has_choices_and_log_probabilities(
         assert text == found["raw"]
         ids = model.text.tokenizer.convert_tokens_to_ids([token for token, _ in found["tokens"]])
         assert [value for _, value in found["tokens"]] == pytest.approx(literal(model, sample, ids), abs=1e-5)
+        assert len(ids) == 6, "the limit ended it, so there is no end token"
+    [whole] = model.token_logprobs([sample])
+    model.text.eos = model.text.tokenizer.convert_tokens_to_ids(whole[1][0])
+    first = next(i for i, (token, _) in enumerate(whole) if token == whole[1][0])
+    [short] = model.token_logprobs([sample])
+    assert [token for token, _ in short] == [token for token, _ in whole[: first + 1]], "with the end token that came"
     assert cli(["answer", str(run), "color?", "--image", str(image), "--choices", "red, blue", "--json"]) == 0
     ranked = json.loads(capsys.readouterr().out)
     assert [*ranked["logprobs"].values()] == sorted(ranked["logprobs"].values(), reverse=True)

@@ -102,14 +102,27 @@ def test_a_folder_of_files_is_asked_one_question(trained: Path, questions: Path,
         predict(trained, tmp_path / "empty", prompt="color?")
 
 
-def test_it_goes_on_where_it_was_stopped_at_any_byte(trained: Path, questions: Path, tmp_path: Path) -> None:
+def test_it_goes_on_where_it_was_stopped_at_any_byte(
+    trained: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    portions: list[list[str]] = []
+    original = predicting._lines
+
+    def noted(model: Any, task: Any, portion: Any) -> Any:
+        portions.append([asked.id for asked in portion])
+        return original(model, task, portion)
+
+    monkeypatch.setattr(predicting, "_lines", noted)
     whole = predict(trained, questions, tmp_path / "whole.jsonl", batch_size=5).out.read_bytes()
     ends = list(itertools.accumulate(len(line) for line in whole.splitlines(keepends=True)))
+    uninterrupted = portions[:]
     for cut in (0, 7, ends[0], ends[6], ends[6] + 30, ends[-1] - 1, ends[-1]):
         out = tmp_path / f"{cut}.jsonl"
         shutil.copy(tmp_path / "whole.jsonl.meta.json", tmp_path / f"{cut}.jsonl.meta.json")
         out.write_bytes(whole[:cut])
-        done = predict(trained, questions, out, batch_size=3)  # the portions are those it was begun with
+        portions.clear()
+        done = predict(trained, questions, out, batch_size=3 if cut else 5)
+        assert portions == uninterrupted[len(uninterrupted) - len(portions) :], "those it was begun with"
         assert out.read_bytes() == whole
         assert done.resumed_at == whole[:cut].count(b"\n")
 
