@@ -51,6 +51,17 @@ def test_weights_of_equal_parts_are_shuffled_and_seeded() -> None:
     assert (first == WeightedDraws(PARTS, (1, 1, 1), seed=0).epoch(0)[0]).all()
     assert (first != WeightedDraws(PARTS, (1, 1, 1), seed=1).epoch(0)[0]).any()
     assert len(set(PARTS[first[:30]])) == 3, "no part waits for another to end"
+    second = WeightedDraws(PARTS, (1, 1, 1), seed=0).epoch(1)[0]
+    assert (PARTS[first] != PARTS[second]).any(), "nor does the order of parts come again"
+
+
+def test_sorted_by_length_a_sample_keeps_its_pass() -> None:
+    lengths = np.random.default_rng(0).integers(3, 9, 100).astype(np.int32)
+    order = TokenOrder(lengths, 40, 5, WeightedDraws(PARTS, (1, 1, 2), 5))
+    batches = round(order.batches_of(4))
+    seen = Counter(position for batch in range(batches) for position in order.positions(batch))
+    assert set(seen.values()) == {1}
+    assert {passed for passed, index in seen if 40 <= index < 50} == set(range(10))
 
 
 def test_a_part_of_which_nothing_is_left_gives_its_share_to_the_others() -> None:
@@ -138,6 +149,7 @@ def test_corpus_values_are_those_of_the_part_alone(sets: Path) -> None:
     alone = make_task(load_recipe({"task": captions})).score(texts[4:], rows[4:])
     assert {f"c_{key}" for key in alone.corpus} == set(scored.corpus)
     assert alone.corpus
+    assert not any(corpus.statistics[:4].any() for corpus in scored.corpus.values()), "questions add nothing"
     for key, corpus in alone.corpus.items():
         mixed = scored.corpus[f"c_{key}"]
         assert mixed.value(mixed.statistics.sum(axis=0)) == pytest.approx(corpus.value(corpus.statistics.sum(axis=0)))

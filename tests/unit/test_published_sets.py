@@ -75,6 +75,7 @@ def test_a_label_without_answers_is_what_an_answer_is_worth(tmp_path: Path) -> N
     scored = task.score(["net", "pipe", "x"], samples)
     assert [row["accuracy"] for row in scored.per_sample] == [0.9, 1.0, 0.0]
     assert [row["accuracy"] for row in task.score(["A  net.", "pip", ""], samples).per_sample] == [0.3, 0.0, 0.0]
+    assert task.score(["pipe"], samples[2:]).summary == {"accuracy": 0.0}, "no answer is right"
 
 
 @pytest.mark.parametrize(
