@@ -39,7 +39,9 @@ class PeftLayers(nn.ModuleDict):
             shared = _inject(config, model)
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        found = {name: cast(Any, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+        found = {
+            name: cast(Any, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+        }
         self._led: list[tuple[nn.Module, str, str]] = []  # parent, its attribute, name
         for name, layer in found.items():
             path, _, child = name.rpartition(".")

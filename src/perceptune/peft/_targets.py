@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -53,9 +53,15 @@ def base_of(module: nn.Module) -> nn.Module:
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
+def width_of(base: Any) -> tuple[int, int]:
+    """Inputs and outputs of a linear map."""
+    n_in, n_out = base.weight.shape if isinstance(base, Conv1D) else (base.in_features, base.out_features)
+    return int(n_in), int(n_out)
+
+
 def group_of(config: DMAConfig, name: str, base: nn.Module) -> str:
     """Name of the group whose factors this linear map shares."""
-    shape = "x".join(map(str, _get_in_out_features(base)))
+    shape = "x".join(map(str, width_of(base)))
     for group, pattern in (config.groups or {}).items():
         if re.fullmatch(pattern, name):
             return f"{group}_{shape}"
@@ -73,7 +79,7 @@ def check_groups(config: DMAConfig, targets: Mapping[str, nn.Module]) -> None:
     if config.inference_mode:
         return
     members = Counter(group_of(config, name, base) for name, base in targets.items())
-    widths = {group_of(config, name, base): sum(_get_in_out_features(base)) for name, base in targets.items()}
+    widths = {group_of(config, name, base): sum(width_of(base)) for name, base in targets.items()}
     core = config.r**3 if config.core == "tucker" else config.r
     for group, n in members.items():
         cost, lora = config.r * widths[group] + n * config.r + core, n * config.r * widths[group]

@@ -85,7 +85,9 @@ class DMAConfig(PeftConfig):
         if self.gamma is not None:
             _require_choice("gamma", self.gamma, get_args(Gamma))
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
-            raise UserError("DMAConfig: `layers_to_transform` goes with a list; a regular expression names layers itself")
+            raise UserError(
+                "DMAConfig: `layers_to_transform` goes with a list; a regular expression names layers itself"
+            )
         for key in ("target_modules", "exclude_modules"):
             _require_pattern(key, getattr(self, key))
         for name, pattern in (self.groups or {}).items():

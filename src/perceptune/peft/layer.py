@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from perceptune.errors import UserError
+from perceptune.peft._targets import width_of
 from perceptune.peft.config import DMAConfig
 
 
@@ -28,7 +29,7 @@ class Factors(NamedTuple):
 
     def add(self, adapter: str, config: DMAConfig, base: nn.Module, device: Any, dtype: Any) -> None:
         """New ones for a map like `base`: U and core as the released code has them, V zero."""
-        r, (n_in, n_out) = config.r, _get_in_out_features(base)
+        r, (n_in, n_out) = config.r, width_of(base)
         self.u[adapter] = _uniform((r, n_in), 1 / math.sqrt(n_in), device, dtype)
         self.v[adapter] = _uniform((n_out, r), 0.0, device, dtype)
         if config.core == "tucker":
@@ -48,12 +49,16 @@ class DMALinear(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("dma_p", "dma_gamma", "dma_u", "dma_v", "dma_core", "dma_gate")
     other_param_names = ("dma_dropout",)
+    dma_u: nn.ParameterDict
+    dma_v: nn.ParameterDict
+    dma_core: nn.ParameterDict
+    dma_gate: nn.ParameterDict
 
     def __init__(self, base_layer: nn.Module, factors: Factors) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.quantization_backend = resolve_quantization_backend(base_layer)
-        self.in_features, self.out_features = _get_in_out_features(base_layer)
+        self.in_features, self.out_features = width_of(base_layer)
         self.dma_p = nn.ParameterDict()
         self.dma_gamma = nn.ParameterDict()
         self.dma_dropout = nn.ModuleDict()

@@ -12,7 +12,7 @@ from torch import nn
 
 from perceptune.errors import UserError
 from perceptune.peft._targets import base_of, check_groups, group_of, require_targets, shared_weight
-from perceptune.peft.config import QFORMER_ATTENTION, DMAConfig
+from perceptune.peft.config import QFORMER_ATTENTION
 from perceptune.peft.layer import DMALinear, Factors
 
 INSTRUCTBLIP = ("instructblip", "instructblip_qformer", "instructblipvideo")
@@ -27,7 +27,7 @@ class DMAModel(BaseTuner):
     uses_shared_state = True
     prefix = "dma_"
     tuner_layer_cls = DMALinear
-    target_module_mapping = {  # noqa: RUF012 - PEFT's own attribute
+    target_module_mapping: Any = {  # noqa: RUF012 - PEFT's own attribute
         **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
         **dict.fromkeys(INSTRUCTBLIP, QFORMER_ATTENTION),
     }
@@ -73,9 +73,9 @@ class DMAModel(BaseTuner):
                 "load the model with `tie_word_embeddings=False` and a copy of the weight"
             )
 
-    def _prepare_adapter_config(self, peft_config: DMAConfig, model_config: dict[str, Any]) -> DMAConfig:
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         if peft_config.target_modules is None:
-            known = self.target_module_mapping.get(model_config.get("model_type"))
+            known = self.target_module_mapping.get(model_config.get("model_type", ""))
             if known is None:
                 raise UserError(
                     "DMAConfig: `target_modules` is needed for a model of type "
@@ -89,28 +89,29 @@ class DMAModel(BaseTuner):
             )
         return peft_config
 
-    def _prepare_model(self, peft_config: DMAConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         """Where PEFT has settled the targets and nothing is replaced yet: all that can be wrong is found here."""
         _maybe_include_all_linear_layers(peft_config, model)
         check_groups(peft_config, require_targets(peft_config, model, DMALinear))
 
-    def _check_new_adapter_config(self, config: DMAConfig) -> None:
+    def _check_new_adapter_config(self, config: Any) -> None:
         super()._check_new_adapter_config(config)
-        for name, other in self.peft_config.items():
+        others: Any = self.peft_config
+        for name, other in others.items():
             if other.groups != config.groups:
                 raise UserError(f"DMAConfig: `groups` are {config.groups}, but adapter `{name}` has {other.groups}")
 
     def _create_and_replace(
-        self, config: DMAConfig, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
+        self, peft_config: Any, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
         current_key: str, parameter_name: str | None = None,
     ) -> None:  # fmt: skip
-        factors = self._factors(group_of(config, current_key, base_of(target)))
+        factors = self._factors(group_of(peft_config, current_key, base_of(target)))
         if isinstance(target, DMALinear):
-            target.update_layer(adapter_name, factors, config)
+            target.update_layer(adapter_name, factors, peft_config)
             return
         layer = DMALinear(target, factors)
         layer.set_adapter(self.active_adapters)
-        layer.update_layer(adapter_name, factors, config)
+        layer.update_layer(adapter_name, factors, peft_config)
         self._replace_module(parent, target_name, layer, target)
 
     def _factors(self, group: str) -> Factors:
