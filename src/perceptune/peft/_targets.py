@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils import resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -45,7 +46,15 @@ def require_targets(config: DMAConfig, model: nn.Module, tuner_layer: type[nn.Mo
                 f"target_modules: `{name}` is part of torch's MultiheadAttention, which takes its weight and never "
                 "calls it: a delta there would have no effect"
             )
+        _require_known_quantisation(name, base_of(module))
     return {name: base_of(module) for name, module in found.items()}
+
+
+def _require_known_quantisation(name: str, base: nn.Module) -> None:
+    try:
+        resolve_quantization_backend(base)
+    except ValueError as error:
+        raise UserError(f"target_modules: `{name}` is quantised in a way that DMA cannot be put on: {error}") from error
 
 
 def base_of(module: nn.Module) -> nn.Module:

@@ -98,7 +98,8 @@ class DMALinear(nn.Module, BaseTunerLayer):
         """(..., out): what an adapter adds to the frozen map's result."""
         u, v, mode = self._matrices(adapter, x.device)
         h = functional.linear(self._cast_input_dtype(x, u.dtype), u)
-        kept = self.dma_dropout[adapter](h)
+        dropout: Any = self.dma_dropout[adapter]
+        kept: Tensor = dropout(h)
         if adapter in self.dma_gate:
             kept = kept * (2 * torch.sigmoid(functional.linear(h, self.dma_gate[adapter].to(x.device))))
         delta = functional.linear(kept @ mode if mode.dim() == 2 else kept * mode, v)
