@@ -73,7 +73,7 @@ LAYERS = [
     {"errors", "_version", "types", "statistics", "atomic"},
     {
         *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
-        *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter"),
+        *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter", "peft"),
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),
