@@ -52,6 +52,11 @@ def adapter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     sys.modules.pop("perceptune.lmms_eval", None)
 
 
+def opened(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
 @pytest.fixture
 def asked(dwarfs: Path, tmp_path: Path, adapter: Any) -> Any:
     """The adapter on an untrained run, with a task of three documents."""
@@ -59,7 +64,7 @@ def asked(dwarfs: Path, tmp_path: Path, adapter: Any) -> Any:
     save_run(tmp_path / "run", perceptune.build(given))
     model = adapter.Perceptune(run=str(tmp_path / "run"), batch_size="2", device="cpu")
     files = [dwarfs / f"data/train{i}.png" for i in range(3)]
-    model.task_dict = {"colors": {"test": [{"image": Image.open(file), "answer": "red"} for file in files]}}
+    model.task_dict = {"colors": {"test": [{"image": opened(file), "answer": "red"} for file in files]}}
     return SimpleNamespace(model=model, files=files)
 
 
