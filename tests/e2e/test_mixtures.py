@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 import perceptune
+from perceptune.config import Recipe, validate
+from perceptune.evaluation import make_task
+from perceptune.feed import _training_samples
 from runs import recipe, same, stop_after
 
 
@@ -39,3 +42,13 @@ def test_a_mixture_is_trained_resumed_and_judged(mixed: dict[str, Any], tmp_path
     assert "q_accuracy_interval" in results
     rows = [json.loads(line) for line in (tmp_path / "whole/predictions.jsonl").read_text().splitlines()]
     assert [row["id"].partition("/")[0] for row in rows].count("c") == 2
+
+
+@pytest.mark.parametrize("hold_out", [None, 1])
+def test_training_draws_by_the_weights(hold_out: int | None, mixed: dict[str, Any]) -> None:
+    model = perceptune.build(mixed)
+    task = make_task(validate(Recipe, {**mixed, "train": {"hold_out": hold_out}}, "test"))
+    samples, _, draws = _training_samples(model, task)
+    assert draws is not None
+    drawn = [samples[index].id[0] for epoch in range(20) for index in draws.epoch(epoch)[0]]
+    assert drawn.count("c") / len(drawn) == pytest.approx(0.75, abs=0.01)

@@ -51,8 +51,9 @@ def test_weights_of_equal_parts_are_shuffled_and_seeded() -> None:
     assert (first == WeightedDraws(PARTS, (1, 1, 1), seed=0).epoch(0)[0]).all()
     assert (first != WeightedDraws(PARTS, (1, 1, 1), seed=1).epoch(0)[0]).any()
     assert len(set(PARTS[first[:30]])) == 3, "no part waits for another to end"
-    second = WeightedDraws(PARTS, (1, 1, 1), seed=0).epoch(1)[0]
-    assert (PARTS[first] != PARTS[second]).any(), "nor does the order of parts come again"
+    again = [PARTS[WeightedDraws(PARTS, (2, 1, 1), seed=0).epoch(epoch)[0]] for epoch in (0, 1)]
+    assert np.bincount(again[0]).tolist() == np.bincount(again[1]).tolist() == [50, 25, 25]
+    assert (again[0] != again[1]).any(), "nor does the order of parts come again"
 
 
 def test_sorted_by_length_a_sample_keeps_its_pass() -> None:

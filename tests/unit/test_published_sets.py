@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,10 @@ def test_captions_are_judged_by_cider(tmp_path: Path) -> None:
     assert "CIDEr_in_domain" in scored.per_sample[0]
     assert "CIDEr_in_domain" not in scored.per_sample[1]
     assert scored.definition["tokenizer"] == "ptb"
+    several = [replace(samples[0], id=text, targets=(text,)) for text in ("a red dog", "two cats", "one bird")]
+    found = task.score(["a red dog", "two birds", "no"], [*several])
+    assert found.summary["CIDEr_in_domain"] == found.summary["CIDEr"] > 1, "all pictures are of one domain"
+    assert [row["CIDEr_in_domain"] for row in found.per_sample] == [row["CIDEr"] for row in found.per_sample]
     loose = opened("nocaps", tmp_path, metric_tokenizer="none")
     assert loose.score(["a", "c"], samples).definition["tokenizer"] == "none"
 
