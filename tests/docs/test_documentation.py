@@ -45,6 +45,8 @@ def desk(dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save_sounds(data / "sounds", name=name)
     shutil.copy(data / "sounds/train0.wav", data / "sounds/001.wav")
     shutil.copytree(dwarfs / "lm", data / "my-lm")
+    (data / "predictions.jsonl").write_text('{"id": 1, "prediction": "a dog runs"}\n')
+    (data / "references.jsonl").write_text('{"id": 1, "references": ["a dog is running", "a brown dog"]}\n')
     monkeypatch.chdir(data)
     monkeypatch.setenv("PERCEPTUNE_CACHE", str(tmp_path / "cache"))
     return data
