@@ -25,7 +25,7 @@ class _NotANumberError(ValueError):
 
 
 def _no_number(constant: str) -> object:
-    raise _NotANumberError(constant)
+    raise _NotANumberError(f"{constant} is no number in JSON; write null or leave the key out")
 
 
 DECODER = json.JSONDecoder(parse_constant=_no_number)  # without NaN and infinities, which Python lets pass
@@ -116,7 +116,7 @@ def parse(text: bytes, where: str, expected: str, encoding: str = "utf-8") -> di
     except UnicodeDecodeError as error:
         raise RowError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})", "not-utf8") from error
     except _NotANumberError as error:
-        raise RowError(f"{where}: `{error}` is not JSON; write null or leave the key out", "nan") from error
+        raise RowError(f"{where}: invalid JSON: {error}", "nan") from error
     except (ValueError, RecursionError) as error:
         raise RowError(f"{where}: invalid JSON: {error}; expected {expected}", "invalid-json") from error
     if not line:
