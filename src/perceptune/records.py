@@ -109,7 +109,7 @@ class Record(NamedTuple):
 def parse(text: bytes, where: str, expected: str, encoding: str = "utf-8") -> dict[str, Any] | None:
     """The JSON object in `text`, None where there is only white space. `expected` says what ought to stand there."""
     if len(text) > MAX_LINE:
-        raise RowError(f"{where}: longer than {MAX_LINE:,} bytes; expected {expected}", "long-line")
+        raise RowError(f"{where}: longer than {MAX_LINE // 2**20} MiB; expected {expected}", "long-line")
     try:
         line = text.decode(encoding).strip()
         values = DECODER.decode(line) if line else None

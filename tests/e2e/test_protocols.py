@@ -29,7 +29,7 @@ from support import train_section
 
 def ids_trained_on(given: dict[str, Any]) -> set[str]:
     model = perceptune.build(given)
-    samples, _ = _training_samples(model, make_task(model.recipe))
+    samples, *_ = _training_samples(model, make_task(model.recipe))
     return {sample.id for sample in samples}
 
 

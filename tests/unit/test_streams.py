@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from perceptune import lazy
+from perceptune import lazy, records
 from perceptune.errors import UserError
 from perceptune.records import Record
 from perceptune.tasks import _streams
@@ -69,8 +69,9 @@ def test_errors_name_the_line(data: bytes, message: str, tmp_path: Path) -> None
 def test_a_line_without_an_end_is_refused_in_bounded_memory(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lazy, "MAX_ROW", 2**20)
-    monkeypatch.setattr(_streams, "MAX_ROW", 2**20)
+    monkeypatch.setattr(lazy, "MAX_LINE", 2**20)
+    monkeypatch.setattr(records, "MAX_LINE", 2**20)
+    monkeypatch.setattr(_streams, "MAX_LINE", 2**20)
     start = {"rows.jsonl": b'{"a": "', "rows.json": b'[{"a": "', "rows.csv": b"image,prompt\n"}[name]
     path = put(tmp_path / name, start + b"x" * 2**26)
     reader = task({"rows.jsonl": "jsonl", "rows.json": "llava", "rows.csv": "csv"}[name], train=path)

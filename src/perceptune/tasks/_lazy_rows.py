@@ -46,7 +46,7 @@ class LazyRows(GivenFiles):
         check_files: bool = Field(True, description="look for every media file before the first step")
         skip_missing: int = Field(0, ge=0, description="so many missing media of a split are left out and counted")
 
-    against_repeats = ""  # what else could be done about ids that repeat
+    _against_repeats = ""  # what else could be done about ids that repeat
 
     @abstractmethod
     def _file(self, split: str) -> Path:
@@ -77,7 +77,7 @@ class LazyRows(GivenFiles):
             earlier, later = (self._at(table, index, split) for index in repeated)
             there = earlier.where.removeprefix(f"{path}, ")
             raise later.error(
-                f"the id `{short(samples[repeated[1]].id)}` is that of {there}, too{self.against_repeats}"
+                f"the id `{short(samples[repeated[1]].id)}` is that of {there}, too{self._against_repeats}"
             )
         if absent.first and len(absent) > self._options.skip_missing:
             index, key, file = absent.first
@@ -120,7 +120,7 @@ class Converted(LazyRows):
         prompt: str | None = Field(None, description="of rows that have none")
         number_rows: bool = Field(False, description="name samples by their number, whatever ids the file gives")
 
-    against_repeats = "; `number_rows: true` names samples by their number instead"
+    _against_repeats = "; `number_rows: true` names samples by their number instead"
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
