@@ -96,6 +96,7 @@ def _train(desk: Path, dwarfs: Path) -> None:
     assert cli(["train", "--data", str(desk / "my.jsonl"), *given, *keys]) == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT reads what transformers renamed
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_documented_python_runs(page: Path, desk: Path, dwarfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for code in blocks(page, "python"):

@@ -37,7 +37,7 @@ def test_it_starts_as_the_method_without_it(family: str) -> None:
     assert len(shared) == 2 * len({name.rpartition("_")[2] for name in shared})
 
 
-@pytest.mark.parametrize("encoder", [None, {**SMALL, "target_modules": r".*(query|value)"}])
+@pytest.mark.parametrize("encoder", [None, {**SMALL, "target_modules": r".*(q|v)_proj"}])
 @pytest.mark.parametrize("lm", ["lm", "opt"])
 def test_a_run_is_trained_saved_and_loaded(
     lm: str, encoder: dict[str, Any] | None, dwarfs: Path, tmp_path: Path
@@ -84,7 +84,7 @@ def test_lora_s_recipe_takes_dma_too(dwarfs: Path) -> None:
         ({"dma": {"core": "cq"}}, "method.dma: DMAConfig: `core` cannot be `cq`"),
         ({"dma": {"r": 2, "target_modules": ["q_prj"]}}, r"method.dma: target_modules: .* did you mean `q_proj`"),
         ({"dma": {"r": 2, "target_modules": ["lm_head", "q_proj"]}}, "`lm_head` is not inside the LM's blocks"),
-        ({"encoder_dma": {"r": 2, "target_modules": ["qery"]}}, "method.encoder_dma: target_modules: .*`query`"),
+        ({"encoder_dma": {"r": 2, "target_modules": ["q_prj"]}}, "method.encoder_dma: target_modules: .*`q_proj`"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:DMA's group")
