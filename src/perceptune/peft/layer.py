@@ -132,7 +132,7 @@ class DMALinear(nn.Module, BaseTunerLayer):
         """Why these adapters cannot become part of the weight; None if they can."""
         if gated := [name for name in adapters if name in self.dma_gate and name in self.dma_p]:
             return f"adapter `{gated[0]}` is gated: what it adds depends on the input, and no weight can hold that"
-        weight = self.get_base_layer().weight
+        weight: Any = self.get_base_layer().weight
         if self.quantization_backend is not None or not weight.is_floating_point():
             return (
                 "its weight is quantised, and rounding the sum would lose what was learned: load the model "
