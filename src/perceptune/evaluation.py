@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perceptune.building import load_text
+from perceptune.building import text_of
 from perceptune.checkpoint import load, read_meta, write_text
 from perceptune.config import Recipe, validate
 from perceptune.distributed import World
 from perceptune.errors import UserError, nearest
 from perceptune.holdout import HoldOut
 from perceptune.lazy import select
-from perceptune.lighter import lighten
 from perceptune.model import AdaptedModel
 from perceptune.order import subset
 from perceptune.plugins import leaf
@@ -85,8 +84,7 @@ def evaluate(
         others = {name: _other_set(other) for name, other in config.others.items()}
     if world.size > 1:
         world.place(model)
-    if config.dtype == "bfloat16" and not world.sharded:
-        lighten(model.lm, 0, model.recipe.train.packed_memory_mb)
+    model.get_ready(training=False, sharded=world.sharded)
     with world.together():
         model.prepare(chosen, rank=world.rank, world=world.size)  # those of the shuffled control are the same
     scores = judge(model, task, chosen, world, batch_size=batch_size, label="evaluate")
@@ -159,7 +157,7 @@ def _in_words_of(model: AdaptedModel, other: OtherSet) -> Iterator[None]:
     )
     try:
         if other.text or other.decode:
-            model.text = load_text(model.recipe, model.lm)
+            model.text = text_of(model)
         yield
     finally:
         model.recipe, model.text = recipe, text
@@ -300,7 +298,7 @@ def _how(model: AdaptedModel, task: Task, split: str, samples: Sequence[Sample])
     trained = model.recipe.train.steps != 0
     return {
         "evaluated_samples": len(samples), "split": split, "trained_on_this_split": trained and split == task.splits[0],
-        "decoding": model.recipe.decode.model_dump(), "dtype": str(model.lm.dtype).removeprefix("torch."),
+        "decoding": model.recipe.decode.model_dump(), "dtype": str(model.dtype).removeprefix("torch."),
         "template": model.recipe.text.template,
     }  # fmt: skip
 

@@ -106,7 +106,7 @@ def show(options: argparse.Namespace) -> int:
         f"layers below {shown['first_layer']} of {shown['lm_layers']} see bare text: "
         "run without gradient, once per distinct text"
     )
-    places = Table("LM layer", "where", "what", title="touched places", title_justify="left")
+    places = Table("layer", "where", "what", title="touched places", title_justify="left")
     for site in shown["sites"]:
         places.add_row(str(site["layer"]), site["where"], site["what"])
     out.print(places)

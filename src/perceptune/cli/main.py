@@ -22,7 +22,7 @@ PLAN = {
     "network-mb-s": (float, "MB/s read from storage (default: 1,000)"),
     "batch": (int, "samples per GPU and step (default: 16)"),
 }
-KINDS = ("methods", "encoders", "tasks", "metrics", "recipes")
+KINDS = ("methods", "qformer-methods", "encoders", "tasks", "metrics", "recipes")
 
 
 def parser() -> argparse.ArgumentParser:
