@@ -33,6 +33,7 @@ class BlipModel(AdaptedModel):
         self.blip = blip
         self.method = method
         method.attach(blip)
+        blip.eval()  # what PEFT has put into it, too
 
     @staticmethod
     def store_of(recipe: Recipe, vision: Encoder) -> FeatureStore:

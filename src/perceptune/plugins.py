@@ -62,4 +62,4 @@ def leaf(kind: str, name: str) -> Leaf:
         return known[name.replace("_", "-")]
     if name in known:
         return known[name]
-    raise UserError(f"unknown {kind.removesuffix('s')} `{name}`{nearest(name, known)}")
+    raise UserError(f"unknown {kind.removesuffix('s').replace('_', '-')} `{name}`{nearest(name, known)}")

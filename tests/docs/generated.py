@@ -41,14 +41,14 @@ def recipe_keys() -> str:
         "",
     ]
     text += _table(Recipe)
-    for kind in ("methods", "tasks"):
+    for kind in ("methods", "qformer_methods", "tasks"):
         seen: set[type] = set()
         for name, leaf in leaves(kind).items():
-            owner = leaf.module.METHOD if kind == "methods" else leaf.module.TASK
+            owner = leaf.module.TASK if kind == "tasks" else leaf.module.METHOD
             if owner.Options in seen:
                 continue
             seen.add(owner.Options)
-            text += ["", f"## {kind[:-1]}: `{name}`", "", *_table(owner.Options)]
+            text += ["", f"## {kind[:-1].replace('_', '-')}: `{name}`", "", *_table(owner.Options)]
     return "\n".join(text) + "\n"
 
 

@@ -108,3 +108,6 @@ class QFormerMethod(Trained):
         """Switches dropout of what is trained, that of PEFT's layers inside the Q-Former included."""
         self.train(on)
         blip.qformer.train(on and self.options.dropout)
+        for part in blip.qformer.modules():
+            if hasattr(part, "base_layer"):
+                part.train(on)
