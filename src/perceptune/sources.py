@@ -46,15 +46,23 @@ def read_config(where: str, revision: str | None) -> Any:
 @contextlib.contextmanager
 def loading(what: str) -> Iterator[None]:
     """Turns what transformers raises for a wrong name or an unfit model into one line; keeps its bars quiet."""
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{what} cannot be loaded: {first_line}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars."""
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{what} cannot be loaded: {first_line}") from error
     finally:
         if bars:
             logging.enable_progress_bar()

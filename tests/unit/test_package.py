@@ -94,7 +94,7 @@ LAYERS = [
     {"checkpoint"},
     {"evaluation", "show", "resume", "feed", "official", "initial"},
     {"heldout"},
-    {"training", "doctor", "caching"},
+    {"training", "doctor", "caching", "blip_making"},
     {"demo", "bench", "compare"},
     {"cli"},
     {"", "__main__"},

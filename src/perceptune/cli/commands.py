@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
+from perceptune.cli.blip import build_instructblip as build_instructblip
+from perceptune.cli.blip import export_instructblip as export_instructblip
 from perceptune.cli.compare import compare as compare
 from perceptune.errors import UserError
 from perceptune.runlog import speaks

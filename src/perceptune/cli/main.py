@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from perceptune._version import __version__
+from perceptune.cli.blip import add_commands
 from perceptune.errors import SaidElsewhereError, UserError
 
 # What `bench --plan` assumes; the defaults lie in `bench.plan`, which would load torch.
@@ -115,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     assets = commands.add_parser("assets", help="fetch the embedded default models and data")
     assets.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     assets.add_argument("--list", action="store_true", help="what there is, and where it lies")
+    add_commands(commands)
     _add_bench(commands.add_parser("bench", help="measure speed: ours, the method by the letter, the machine's limit"))
     for command in (train, evaluate, answer):
         command.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
