@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
-from perceptune import assets
 from perceptune.anatomy import attention_for
+from perceptune.blip_loading import build_blip, load_blip_text, load_blip_vision
+from perceptune.blip_model import BlipModel
 from perceptune.config import Recipe, load_recipe, validate
 from perceptune.encoders._fit import fit
 from perceptune.encoders.base import Encoder, load_encoder
-from perceptune.errors import UserError, nearest
+from perceptune.errors import UserError
+from perceptune.features import FeatureStore, feature_stores
 from perceptune.freezing import freeze
 from perceptune.lm import FrozenLM
 from perceptune.methods.base import EncoderShape, Method
 from perceptune.model import AdaptedModel
-from perceptune.plugins import leaf
+from perceptune.plugins import Leaf, leaf
 from perceptune.quantized import keep_differentiable, quantization
-from perceptune.sections import DecodeConfig, EncoderConfig, LMConfig
+from perceptune.sections import EncoderConfig, LMConfig
+from perceptune.sources import loading, read_config, require_complete, resolve
+from perceptune.spliced import SplicedModel
 from perceptune.text import TextFormat
 
 # What `default` stands for.
 DEFAULT_LM = "smollm2-135m-instruct"
+# Which folder of leaves a backbone's methods are in.
+METHODS = {"splice": "methods", "instructblip": "qformer_methods"}
 # The image encoder serves the others, too: averaged over frames, shown pictures of sounds.
 DEFAULT_ENCODERS = dict.fromkeys(("image", "video", "audio"), "dinov2-small")
-CONFIGS = Path(__file__).parent / "configs"
 
 
 def build(recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32", meta: bool = False) -> AdaptedModel:
@@ -42,6 +43,14 @@ def build(recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32
     `init_from` is what `train` does first: here its method is new all the same.
     """
     recipe = load_recipe(recipe)
+    if recipe.backbone == "instructblip":
+        found = method_leaf(recipe).module.METHOD
+        return build_blip(recipe, found, method_options(recipe), dtype=dtype, meta=meta)
+    return build_spliced(recipe, dtype=dtype, meta=meta)
+
+
+def build_spliced(recipe: Recipe, *, dtype: str = "float32", meta: bool = False) -> SplicedModel:
+    """The same for `backbone: splice`."""
     lm = load_lm(recipe.lm, dtype=dtype, meta=meta)
     encoders = {name: load_encoder_of(name, config, meta) for name, config in recipe.encoders.items()}
     text = None if meta else load_text(recipe, lm)
@@ -49,7 +58,7 @@ def build(recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32
         torch.manual_seed(recipe.seed)  # the method's first weights depend on the seed alone
         method = build_method(recipe, lm, encoders)
     freeze(method, recipe.train.freeze)
-    return AdaptedModel(recipe, lm, encoders, method, text)
+    return SplicedModel(recipe, lm, encoders, method, text)
 
 
 def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> Method:
@@ -61,9 +70,14 @@ def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> 
     return method
 
 
+def method_leaf(recipe: Recipe) -> Leaf:
+    """The leaf of the recipe's method among those of its backbone."""
+    return leaf(METHODS[recipe.backbone], recipe.method.name)
+
+
 def method_options(recipe: Recipe) -> Any:
     """All options of the recipe's method: its variant's and the recipe's own."""
-    found = leaf("methods", recipe.method.name)
+    found = method_leaf(recipe)
     given = {**found.defaults, **recipe.method.options()}
     return validate(found.module.METHOD.Options, given, f"method `{recipe.method.name}`")
 
@@ -81,9 +95,9 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
     """The frozen LM. Raises `UserError` for what is not a decoder-only LM, cannot be found or lacks weights."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    where = _resolve(config.id, DEFAULT_LM, meta)
-    with _loading(f"lm `{config.id}`"):
-        published = _hf_config(where, config.revision)
+    where = resolve(config.id, DEFAULT_LM, meta)
+    with loading(f"lm `{config.id}`"):
+        published = read_config(where, config.revision)
         kwargs: dict[str, Any] = {
             "attn_implementation": attention_for(published, config.attention), "dtype": getattr(torch, dtype),
         }  # fmt: skip
@@ -96,7 +110,7 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
                 **quantization(config, kwargs["dtype"]),
             )  # fmt: skip
             model, info = loaded
-            _require_complete(config.id, info)
+            require_complete(config.id, info)
             keep_differentiable(model)
     # Decoding is the recipe's: sampling settings stored beside a checkpoint must not leak into it.
     model.generation_config = GenerationConfig()
@@ -106,83 +120,44 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
     return lm
 
 
+def text_of(model: AdaptedModel) -> TextFormat:
+    """Template and tokenizer that a model's recipe asks for now."""
+    if isinstance(model, BlipModel):
+        return load_blip_text(model.recipe, model.blip, model.method.instructions)
+    assert isinstance(model, SplicedModel)
+    return load_text(model.recipe, model.lm)
+
+
 def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
     """The recipe's template with the LM's tokenizer."""
     from transformers import AutoTokenizer
 
-    with _loading(f"tokenizer of lm `{recipe.lm.id}`"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            _resolve(recipe.lm.id, DEFAULT_LM, False), revision=recipe.lm.revision
-        )
+    with loading(f"tokenizer of lm `{recipe.lm.id}`"):
+        tokenizer = AutoTokenizer.from_pretrained(resolve(recipe.lm.id, DEFAULT_LM, False), revision=recipe.lm.revision)
     rows = lm.model.get_input_embeddings().weight.shape[0]
     room = getattr(lm.config, "max_position_embeddings", None)  # positions the LM knows, generated ones included
-    longest = None if room is None else room - _most_new(recipe.decode, room)
+    longest = None if room is None else room - recipe.decode.most_new(room)
     return TextFormat(tokenizer, recipe.text, vocabulary=rows, pad_token=recipe.lm.pad_token, longest=longest)
-
-
-def _most_new(decode: DecodeConfig, room: int) -> int:
-    """Positions to be left for the answer of the longest prompt."""
-    if decode.max_length is None:
-        return decode.max_new_tokens
-    if decode.max_length > room:
-        raise UserError(f"decode.max_length is {decode.max_length}, but the LM has {room} positions")
-    return 1
 
 
 def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) -> Encoder:
     """The encoder that a recipe names for a modality."""
     if config.id == "default" and modality not in DEFAULT_ENCODERS:
         raise UserError(f"encoders.{modality}: there is no default encoder for this modality; name one by `id`")
-    where = _resolve(config.id, DEFAULT_ENCODERS.get(modality, ""), meta)
-    with _loading(f"encoders.{modality} `{config.id}`"):
+    where = resolve(config.id, DEFAULT_ENCODERS.get(modality, ""), meta)
+    with loading(f"encoders.{modality} `{config.id}`"):
         return fit(load_encoder(where, meta=meta, **config.model_dump(exclude={"id", "views"})), modality, config)
 
 
-def _resolve(name: str, default: str, meta: bool) -> str:
-    """A folder or hub id for a name; `default` and the assets' names are fetched when absent."""
-    asset = default if name == "default" else name
-    if meta and (published := CONFIGS / f"{asset.replace('/', '--')}.json").is_file():
-        return str(published)
-    if asset in assets.ASSETS:
-        return str(assets.path(asset))
-    if name.startswith((".", "/", "~")):
-        place = Path(name).expanduser()
-        if not place.exists():
-            siblings = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
-            raise UserError(f"no model folder or file `{name}`{nearest(place.name, siblings)}")
-        return str(place)
-    return name
-
-
-def _hf_config(where: str, revision: str | None) -> Any:
-    from transformers import AutoConfig
-
-    if where.endswith(".json"):
-        data = json.loads(Path(where).read_text(encoding="utf-8"))
-        return AutoConfig.for_model(data.pop("model_type"), **data)
-    return AutoConfig.from_pretrained(where, revision=revision)
-
-
-@contextlib.contextmanager
-def _loading(what: str) -> Iterator[None]:
-    """Turns what transformers raises for a wrong name or an unfit model into one line; keeps its bars quiet."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{what} cannot be loaded: {first_line}") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _require_complete(name: str, info: dict[str, Any]) -> None:
-    for kind in ("missing_keys", "mismatched_keys"):
-        if keys := sorted(str(key) for key in info.get(kind, ())):
-            raise UserError(
-                f"lm `{name}`: its weights are incomplete: {len(keys)} {kind.replace('_', ' ')}, first `{keys[0]}`"
-            )
+def encoder_stores(recipe: Recipe) -> dict[str, FeatureStore]:
+    """The recipe's feature caches. Of the LM only the shape is needed, to know which levels the method wants."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if recipe.backbone == "instructblip":
+        return {"image": BlipModel.store_of(recipe, load_blip_vision(recipe).to(device))}
+    encoders = {name: load_encoder_of(name, config).to(device) for name, config in recipe.encoders.items()}
+    lm = load_lm(recipe.lm, meta=True)
+    with torch.device("meta"):
+        method = build_method(recipe, lm, encoders)
+    if method.trains_encoders:
+        raise UserError("the recipe trains its encoders (`method.unfreeze`): their features cannot be kept")
+    return feature_stores(recipe, encoders, method)

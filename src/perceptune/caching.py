@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from perceptune.building import build_method, load_encoder_of, load_lm
+from perceptune.building import encoder_stores
 from perceptune.config import Recipe
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
-from perceptune.features import FeatureStore, cache_folder, feature_stores
+from perceptune.features import cache_folder
 from perceptune.media import MediaError, label
 from perceptune.shards import refused
 from perceptune.store import META, Store
@@ -42,7 +40,7 @@ def build_features(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Any]
     rows = {split: task.samples(split) for split in splits or task.splits}
     broken: dict[str, str] = {}
     computed, size, media = 0, 0, 0
-    for modality, store in _stores(recipe).items():
+    for modality, store in encoder_stores(recipe).items():
 
         def on_broken(medium: Medium, error: MediaError) -> None:
             broken[label(medium)] = str(error)
@@ -109,18 +107,6 @@ def _folders(folder: Path | None) -> list[Path]:
     if folder is not None and not root.is_dir():
         raise UserError(f"no folder `{folder}`")
     return sorted(path.parent for path in root.glob(f"*/{META}"))
-
-
-def _stores(recipe: Recipe) -> dict[str, FeatureStore]:
-    """The recipe's stores. Of the LM only the shape is needed, to know which levels the method wants."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoders = {name: load_encoder_of(name, config).to(device) for name, config in recipe.encoders.items()}
-    lm = load_lm(recipe.lm, meta=True)
-    with torch.device("meta"):
-        method = build_method(recipe, lm, encoders)
-    if method.trains_encoders:
-        raise UserError("the recipe trains its encoders (`method.unfreeze`): their features cannot be kept")
-    return feature_stores(recipe, encoders, method)
 
 
 def _media(samples: Sequence[Sample], modality: str) -> list[Medium]:

@@ -116,7 +116,7 @@ def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
 def describe(model: AdaptedModel) -> dict[str, Any]:
     """The contents of meta.json."""
     trained = count_trained(model.method)
-    frozen = sum(count(part, without=model.method) for part in (model.lm, *model.encoders.values()))
+    frozen = sum(count(part.module, without=model.method) for part in model.frozen_parts().values())
     frozen += count(model.method) - trained
     return {
         "format_version": FORMAT_VERSION,
@@ -133,7 +133,7 @@ def describe(model: AdaptedModel) -> dict[str, Any]:
 def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:
     """Id and fingerprint of each frozen part."""
     recipe = model.recipe
-    parts = {"lm": {"id": recipe.lm.id, "fingerprint": model.lm.fingerprint}}
+    parts = {"lm": {"id": recipe.lm.id, "fingerprint": model.fingerprint}}
     for name, store in model.stores.items():
         parts[f"encoders.{name}"] = {"id": recipe.encoders[name].id, "fingerprint": store.encoder.fingerprint()}
     return parts

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -36,6 +36,11 @@ class Recipe(Part):
 
     name: str = "run"
     seed: int = 0
+    backbone: Literal["splice", "instructblip"] = Field(
+        "splice",
+        description="splice = encoders and a decoder-only LM, joined at slots; instructblip = an InstructBLIP or "
+        "BLIP-2 named by `lm`, with a ViT, a Q-Former and an LM of its own",
+    )
     lm: Annotated[LMConfig, named("id")] = LMConfig()
     encoders: dict[str, Annotated[EncoderConfig, named("id")]] = Field(
         default_factory=lambda: {"image": EncoderConfig()}, min_length=1

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from perceptune.errors import SaidElsewhereError, UserError
 from perceptune.model import AdaptedModel
 from perceptune.sharding import Sharding, requested_sharding, require_known_version
+from perceptune.spliced import SplicedModel
 
 T = TypeVar("T")
 # How long one process may wait for the others: longer than the main process needs to write or to score.
@@ -160,6 +161,8 @@ class World:
         if self.sharding is None:
             return model.to(self.device)
         with self.alike():
+            if not isinstance(model, SplicedModel):
+                raise UserError(f"accelerate: FSDP is not supported for `backbone: {model.recipe.backbone}`")
             if model.method.trains_lm:
                 raise UserError("accelerate: FSDP shards frozen weights only: leave out `lm` under `method.unfreeze`")
         model.encoders.to(self.device)

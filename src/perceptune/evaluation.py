@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perceptune.building import load_text
+from perceptune.building import text_of
 from perceptune.checkpoint import load, write_text
 from perceptune.config import Recipe, validate
 from perceptune.controls import CONTROLS
@@ -17,7 +17,6 @@ from perceptune.distributed import World
 from perceptune.errors import UserError
 from perceptune.holdout import HoldOut
 from perceptune.judging import Judged, judge, pick_samples, require_answerable, require_judgeable
-from perceptune.lighter import lighten
 from perceptune.model import AdaptedModel
 from perceptune.plugins import leaf
 from perceptune.results import (
@@ -116,8 +115,7 @@ def evaluate(
                   for name, other in given.items()}  # fmt: skip
     if world.size > 1:
         world.place(model)
-    if config.dtype == "bfloat16" and not world.sharded:
-        lighten(model.lm, 0, model.recipe.train.packed_memory_mb)
+    model.get_ready(training=False, sharded=world.sharded)
     with world.together():
         model.prepare(own.samples, rank=world.rank, world=world.size)  # those of the shuffled control are the same
     seen = judge(model, own.task, own.samples, world, batch_size=batch_size, label="evaluate")
@@ -179,7 +177,7 @@ def _in_words_of(model: AdaptedModel, other: OtherSet) -> Iterator[None]:
     )
     try:
         if other.text or other.decode:
-            model.text = load_text(model.recipe, model.lm)
+            model.text = text_of(model)
         yield
     finally:
         model.recipe, model.text = recipe, text

@@ -51,7 +51,7 @@ class Feed:
         self._ahead = Prefetch(self._made)
         wanted = self.config.prefetch
         # Beside a computing CPU a second thread costs more than it prepares: 0.41 against 0.25 s a step of the demo.
-        self._prefetches = model.lm.device.type != "cpu" if wanted is None else wanted
+        self._prefetches = model.device.type != "cpu" if wanted is None else wanted
 
     def digest(self) -> str:
         """Of everything a resumed run must find as it was."""
@@ -84,8 +84,8 @@ class Feed:
             return
         uses = round(self.steps * self.config.accumulate / self.order.batches_of(1) * len(self.samples))
         with self.world.together():
-            self.model.text_states.prepare(self._texts(), uses, rank=self.world.rank, world=self.world.size)
-        self.model.text_states.refresh()
+            self.model.prepare_texts(self._texts(), uses, rank=self.world.rank, world=self.world.size)
+        self.model.refresh_texts()
 
     def _texts(self) -> Iterator[tuple[int, ...]]:
         ids = self.model.text.training_ids

@@ -5,7 +5,7 @@ What cannot be split runs transformers' own loop (`with_transformers`). Rows tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,12 @@ def generate(
         )
     else:
         rows = one_by_one(lm, ids, mask, slots, choose, limits=limits, eos=eos)
-    return [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in rows]
+    return [up_to(eos, tokens) for tokens in rows]
+
+
+def up_to(eos: int, tokens: list[int]) -> list[int]:
+    """A row up to and without its end token."""
+    return tokens[: tokens.index(eos)] if eos in tokens else tokens
 
 
 def limits_of(mask: Tensor, decoding: Decoding) -> Tensor:
@@ -81,17 +86,32 @@ def with_transformers(
     limits: Tensor, eos: int, pad: int,
 ) -> list[list[int]]:  # fmt: skip
     """transformers' `generate`: new tokens of each row, the end token and padding behind it included."""
-    from transformers import DynamicCache, GenerationConfig
+    from transformers import DynamicCache
 
     beams = decoding.beams
     splice = Splice([_repeated(slot, beams) for slot in slots], mask.repeat_interleave(beams, 0))
     ids, mask, _ = with_slots(ids, mask, splice.width)
-    search = {"length_penalty": decoding.length_penalty} if beams > 1 else {}
+    # An unwindowed cache: a sliding-window cache would drop the slots, which are exempt from the window.
+    cache = {} if splice.sees_text else {"past_key_values": DynamicCache()}
+    with lm.using(splice, None):
+        return through_transformers(
+            lm.model, {"input_ids": ids, "attention_mask": mask, **cache}, decoding, choose, limits=limits, eos=eos,
+            pad=pad, width=ids.shape[1], use_cache=not splice.sees_text,
+        )  # fmt: skip
+
+
+def through_transformers(
+    model: Any, inputs: Mapping[str, Any], decoding: Decoding, choose: Choose, *, limits: Tensor, eos: int, pad: int,
+    width: int, **settings: Any,
+) -> list[list[int]]:  # fmt: skip
+    """`model.generate`, row i ending after `limits[i]` new tokens, which come behind the first `width` columns."""
+    from transformers import GenerationConfig
+
+    search = {"length_penalty": decoding.length_penalty} if decoding.beams > 1 else {}
     config = GenerationConfig(
-        max_new_tokens=int(limits.max()), num_beams=beams, do_sample=False, eos_token_id=eos, pad_token_id=pad,
-        use_cache=not splice.sees_text, **search,
+        max_new_tokens=int(limits.max()), num_beams=decoding.beams, do_sample=False, eos_token_id=eos, pad_token_id=pad,
+        **search, **settings,
     )  # fmt: skip
-    width = ids.shape[1]
 
     def draw(_: Tensor, logits: Tensor) -> Tensor:
         """Leaves the chosen token alone possible: a row's draws are its own in this loop, too."""
@@ -101,13 +121,9 @@ def with_transformers(
     def full(given: Tensor, _: Any) -> Tensor:
         return (given.shape[1] - width >= limits).repeat_interleave(len(given) // len(limits))
 
-    # An unwindowed cache: a sliding-window cache would drop the slots, which are exempt from the window.
-    cache = {} if splice.sees_text else {"past_key_values": DynamicCache()}
-    with lm.using(splice, None):
-        sequences = lm.model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=[full],
-            logits_processor=[draw] if decoding.sample else [], **cache,
-        )  # fmt: skip
+    sequences = model.generate(
+        **inputs, generation_config=config, stopping_criteria=[full], logits_processor=[draw] if decoding.sample else []
+    )
     return [row[:limit] for row, limit in zip(sequences[:, width:].tolist(), limits.tolist(), strict=True)]
 
 

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from perceptune.building import method_options
+from perceptune.building import method_leaf, method_options
 from perceptune.checkpoint import METHOD, read_meta, read_recipe, read_tensors
 from perceptune.config import Recipe
 from perceptune.errors import UserError, nearest
 from perceptune.model import AdaptedModel
-from perceptune.plugins import leaf
 from perceptune.sections import InitConfig
 
 
@@ -74,7 +73,7 @@ def _renamed(tensor: str, names: Mapping[str, str]) -> str:
 def _require_same_method(run: Path, theirs: Recipe, ours: Recipe) -> None:
     one, other = theirs.method.name, ours.method.name
     permit = "(`init_from.may_differ: [method]` permits this as long as the tensors fit)"
-    if leaf("methods", one).module is not leaf("methods", other).module:
+    if method_leaf(theirs).module is not method_leaf(ours).module:
         raise UserError(f"`init_from`: `{run}` has method `{one}`, this recipe `{other}` {permit}")
     before, now = (method_options(recipe).model_dump() for recipe in (theirs, ours))
     for key in before:

@@ -32,6 +32,13 @@ def lighten(lm: FrozenLM, first_layer: int, megabytes: int, *, compiled: bool = 
     pack((part for part in in_order if part not in skipped), megabytes)
 
 
+def lighten_parts(parts: Iterable[nn.Module], megabytes: int) -> None:
+    """The same for any frozen modules: lighter norms, bfloat16 weights laid out for the CPU."""
+    parts = list(parts)
+    lighten_norms(parts)
+    pack(parts, megabytes)
+
+
 def _modules(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
     for layer in layers:
         yield from layer.modules()

@@ -10,11 +10,11 @@ from perceptune.ranking import continuation_logprobs
 from perceptune.types import Decoding, Sample
 
 if TYPE_CHECKING:
-    from perceptune.model import AdaptedModel
+    from perceptune.spliced import SplicedModel
 
 
 def rank(
-    model: AdaptedModel, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, normalize: bool,
+    model: SplicedModel, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, normalize: bool,
     batch_size: int,
 ) -> list[list[float]]:  # fmt: skip
     """See `AdaptedModel.rank`."""
@@ -31,7 +31,7 @@ def rank(
 
 
 def token_logprobs(
-    model: AdaptedModel, samples: Sequence[Sample], decoding: Decoding
+    model: SplicedModel, samples: Sequence[Sample], decoding: Decoding
 ) -> list[list[tuple[str, float]]]:  # fmt: skip
     """See `AdaptedModel.token_logprobs`."""
     ids, mask, slots = model.prompts(samples)
@@ -47,7 +47,7 @@ def token_logprobs(
     ]
 
 
-def _continuation(model: AdaptedModel, sample: Sample, answer: str) -> list[int]:
+def _continuation(model: SplicedModel, sample: Sample, answer: str) -> list[int]:
     model.text.training_ids(sample, answer)  # says if both together are too long
     return model.text.target_ids(answer)
 

@@ -13,7 +13,7 @@ def entries(kind: str) -> list[dict[str, Any]]:
     if kind == "recipes":
         return [{"name": name, "description": _first_comment(name)} for name in recipe_names()]
     found = []
-    for name, leaf in leaves(kind).items():
+    for name, leaf in leaves(kind.replace("-", "_")).items():
         summary = (leaf.module.__doc__ or "").strip().splitlines()[0]
         entry: dict[str, Any] = {"name": name, "description": summary}
         if leaf.defaults:

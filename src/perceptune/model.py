@@ -1,28 +1,25 @@
-"""A frozen LM with a method and its encoders: loss for training, `answer` for everything else."""
+"""Frozen parts with a method: loss for training, `answer` for everything else, whatever the backbone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from perceptune import likelihood
 from perceptune.config import Recipe
 from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError, nearest
-from perceptune.features import FeatureStore, cache_folder, feature_stores
-from perceptune.live import LiveFeatures
-from perceptune.lm import FrozenLM
+from perceptune.features import FeatureStore
 from perceptune.media import MediaError, content
-from perceptune.methods.base import Method
 from perceptune.store import digest_of
 from perceptune.text import TextFormat, Tokens
-from perceptune.textstates import TextStates
-from perceptune.types import Decoding, Features, Medium, Sample, Slots
+from perceptune.trained import Trained
+from perceptune.types import Decoding, Features, Medium, Sample
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Batch:
     @property
     def n_tokens(self) -> int:
         """Supervised tokens, by which a loss sum is divided."""
-        return int(self.tokens.supervised[:, 1:].sum())
+        return self.tokens.n_predicted
 
     @property
     def n_samples(self) -> int:
@@ -43,31 +40,91 @@ class Batch:
         return len(self.tokens.input_ids)
 
 
-class AdaptedModel(nn.Module):
-    """What `perceptune.build` and `perceptune.load` return. Trained: `method.parameters()`, nothing else."""
+class FrozenPart(NamedTuple):
+    """A frozen part as `perceptune show` lists it."""
+
+    what: str
+    module: nn.Module
+
+
+class AdaptedModel(nn.Module, ABC):
+    """What `perceptune.build` and `perceptune.load` return. Trained: `method.parameters()`, nothing else.
+
+    Its subclasses are the backbones: what the loop, the evaluation and run folders need of each is here.
+    """
+
+    method: Trained
 
     def __init__(
-        self,
-        recipe: Recipe,
-        lm: FrozenLM,
-        encoders: Mapping[str, Encoder],
-        method: Method,
+        self, recipe: Recipe, encoders: Mapping[str, Encoder], stores: Mapping[str, FeatureStore],
         text: TextFormat | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.recipe = recipe
-        self.lm = lm
         self.encoders = nn.ModuleDict(dict(encoders))
-        self.method = method
+        self.stores = dict(stores)
         self._text = text
-        self.stores = _stores(recipe, encoders, method)
-        folder = cache_folder(recipe.cache.dir) if recipe.cache.features == "disk" else None
-        self.text_states = TextStates(
-            lm, method.first_layer, recipe.train.text_memory_mb, folder=folder, disk_megabytes=recipe.cache.text_disk_mb
-        )
-        self.plain = False  # True: run every layer on every text, the slow path that the fast one must equal
-        self.may_reuse_texts = True  # False where every process must run the same blocks at each step
-        method.attach(lm)
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the LM lives."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Dtype of the LM's states."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Of the frozen weights outside the encoders, as they were before any training."""
+
+    @abstractmethod
+    def frozen_parts(self) -> dict[str, FrozenPart]:
+        """Every frozen part by name; what the method has taken over of them is still inside."""
+
+    @abstractmethod
+    def get_ready(self, *, training: bool, sharded: bool = False) -> None:
+        """Settles how the frozen parts are run, as the recipe says, before a training or an evaluation.
+
+        `sharded`: their weights are spread over several processes. Raises `UserError` for keys that mean nothing here.
+        """
+
+    @abstractmethod
+    def dropout(self, *, on: bool) -> None:
+        """That of the method's own parts, such as LoRA's, and the LM's own where the recipe wants it."""
+
+    @abstractmethod
+    def tokens(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Tokens:
+        """The text part of a batch; `targets` default to each sample's first."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Loss summed over the supervised tokens, and their number."""
+
+    @abstractmethod
+    def _answer_batch(self, samples: Sequence[Sample], decoding: Decoding) -> list[str]:
+        """Generated text of each sample of one batch."""
+
+    @property
+    def reuses_texts(self) -> bool:
+        """Whether layers that see bare text only are run once per distinct text."""
+        return False
+
+    def prepare_texts(self, texts: Iterable[tuple[int, ...]], uses: int, *, rank: int = 0, world: int = 1) -> None:
+        """Computes what is reused of texts before a training with `uses` of them, or settles not to."""
+
+    def refresh_texts(self) -> None:
+        """Sees what other processes have computed."""
+
+    @abstractmethod
+    def depth(self) -> dict[str, int]:
+        """`lm_layers`, and `first_layer`, below which they see bare text."""
+
+    def notes(self) -> dict[str, Any]:
+        """How it is run, for the first line of a run's log."""
+        return {}
 
     @property
     def text(self) -> TextFormat:
@@ -115,13 +172,6 @@ class AdaptedModel(nn.Module):
         """
         return Batch(self.tokens(samples, targets), self.encode(samples, draws))
 
-    def tokens(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Tokens:
-        """The text part of a batch."""
-        if targets is None:
-            targets = [_first_target(sample) for sample in samples]
-        pairs = [self.text.training_ids(s, t) for s, t in zip(samples, targets, strict=True)]
-        return self.text.pad_left([ids for ids, _ in pairs], [n for _, n in pairs])
-
     def encode(self, samples: Sequence[Sample], draws: Sequence[int] | None = None) -> dict[str, Features]:
         """Features of each modality; rows without that modality hold zeros and are marked absent.
 
@@ -158,35 +208,6 @@ class AdaptedModel(nn.Module):
                         f"{nearest(modality, self.stores)}"
                     )
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits (N, vocab) at the N positions that predict a supervised token, row by row."""
-        logits: Tensor = self.lm(**self._arguments(batch))
-        return logits
-
-    def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Cross-entropy summed over the supervised tokens, and their number."""
-        targets = batch.tokens.input_ids[:, 1:][batch.tokens.supervised[:, 1:]]
-        return self.lm.loss(**self._arguments(batch), targets=targets.to(self.lm.device)), len(targets)
-
-    @property
-    def reuses_texts(self) -> bool:
-        """Whether layers below the method's first one are run once per distinct text."""
-        return self.method.first_layer > 0 and self.may_reuse_texts and not self.plain
-
-    def _arguments(self, batch: Batch) -> dict[str, Any]:
-        """What the LM is called with."""
-        device = self.lm.device
-        ids, mask = batch.tokens.input_ids.to(device), batch.tokens.attention_mask.to(device)
-        layer = self.method.first_layer
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "slots": self.method.plan(_moved(batch.features, device), ids.shape[0]),
-            "keep": nn.functional.pad(batch.tokens.supervised[:, 1:], (0, 1)),
-            "text_states": (layer, self.text_states.get(ids, mask)) if self.reuses_texts else None,
-            "plain": self.plain,
-        }
-
     @torch.no_grad()
     def answer(
         self, samples: Sequence[Sample], *, decoding: Decoding | None = None, batch_size: int | None = None
@@ -199,33 +220,12 @@ class AdaptedModel(nn.Module):
             answers += self._answer_batch(samples[start : start + size], decoding)
         return answers
 
-    def _answer_batch(self, samples: Sequence[Sample], decoding: Decoding) -> list[str]:
-        return [self.text.decode(row) for row in self.generated(*self.prompts(samples), samples, decoding)]
-
-    def prompts(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[Slots]]:
-        """Ids and mask (B, T) of the prompts, and their slots."""
-        tokens = self.text.pad_left([self.text.prompt_ids(sample) for sample in samples])
-        device = self.lm.device
-        slots = self.method.plan(_moved(self.encode(samples), device), len(samples))
-        return tokens.input_ids.to(device), tokens.attention_mask.to(device), slots
-
-    def generated(
-        self, ids: Tensor, mask: Tensor, slots: Sequence[Slots], samples: Sequence[Sample], decoding: Decoding
-    ) -> list[list[int]]:
-        """New tokens of each row."""
-        return self.lm.generate(
-            ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad,
-            seeds=[self._seed(sample, decoding) for sample in samples] if decoding.sample else None,
-        )  # fmt: skip
-
-    @torch.no_grad()
     def token_logprobs(
         self, samples: Sequence[Sample], *, decoding: Decoding | None = None
     ) -> list[list[tuple[str, float]]]:
         """The tokens of each sample's answer with the LM's log-probabilities, end token included where one came."""
-        return likelihood.token_logprobs(self, samples, decoding or Decoding(**self.recipe.decode.model_dump()))
+        raise self._cannot("gives no log-probabilities of its tokens")
 
-    @torch.no_grad()
     def rank(
         self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, normalize: bool = False,
         batch_size: int | None = None,
@@ -234,10 +234,12 @@ class AdaptedModel(nn.Module):
 
         The same for a sample alone or in any batch (float32). `batch_size` counts candidates.
         """
-        size = batch_size or self.recipe.eval.batch_size
-        return likelihood.rank(self, samples, candidates, normalize=normalize, batch_size=size)
+        raise self._cannot("does not rank candidates")
 
-    def _seed(self, sample: Sample, decoding: Decoding) -> int:
+    def _cannot(self, what: str) -> UserError:
+        return UserError(f"`backbone: {self.recipe.backbone}` {what}; `splice` does")
+
+    def seed_of(self, sample: Sample, decoding: Decoding) -> int:
         """What an answer is drawn with: the same wherever the same question on the same media is asked."""
         parts = [repr((decoding.seed, self.text.prompt_ids(sample))).encode()]
         for modality, medium in sorted(sample.media.items()):
@@ -278,11 +280,8 @@ def _by_row(samples: Sequence[Sample], modality: str, given: Tensor) -> Features
     return Features(values, present)
 
 
-def _moved(features: Mapping[str, Features], device: torch.device) -> dict[str, Features]:
-    return {name: Features(f.values.to(device), f.present.to(device)) for name, f in features.items()}
-
-
-def _first_target(sample: Sample) -> str:
+def first_target(sample: Sample) -> str:
+    """What a sample is trained on where no target is chosen. Raises `UserError` if it has none."""
     if not sample.targets:
         raise UserError(f"sample `{sample.id}` has no target to learn from")
     return sample.targets[0]
@@ -301,13 +300,3 @@ def count(module: nn.Module, *, without: nn.Module | None = None) -> int:
 def count_trained(method: nn.Module) -> int:
     """Parameters of a method that `train.freeze` leaves to be trained."""
     return sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-
-
-def _stores(recipe: Recipe, encoders: Mapping[str, Encoder], method: Method) -> dict[str, FeatureStore]:
-    """Where features come from: kept ones, or computed with gradients if the encoders are trained."""
-    if not method.trains_encoders:
-        return feature_stores(recipe, encoders, method)
-    return {
-        name: LiveFeatures(encoder, method.levels(name), method.tokens(name), views=recipe.encoders[name].views)
-        for name, encoder in encoders.items()
-    }

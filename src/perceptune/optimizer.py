@@ -8,15 +8,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from perceptune.methods.base import Method
 from perceptune.order import learning_rate
 from perceptune.sections import TrainConfig
+from perceptune.trained import Trained
 
 
 class MethodOptimizer:
     """The optimizer of a training of so many steps."""
 
-    def __init__(self, method: Method, config: TrainConfig, steps: int) -> None:
+    def __init__(self, method: Trained, config: TrainConfig, steps: int) -> None:
         self.config, self.steps = config, steps
         groups = [
             {**group, "named": [(name, p) for name, p in group["named"] if p.requires_grad]}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from perceptune.errors import UserError, nearest
 
-KINDS = ("encoders", "methods", "metrics", "tasks")
+KINDS = ("encoders", "methods", "qformer_methods", "metrics", "tasks")
 _NOT_LEAVES = {"base"}
 
 
@@ -43,7 +43,7 @@ def leaves(kind: str) -> dict[str, Leaf]:
 
 
 def _third_party(kind: str, name: str) -> Leaf:
-    wanted = kind.removesuffix("s").upper()  # METHOD, TASK, ...
+    wanted = kind.rpartition("_")[2].removesuffix("s").upper()  # METHOD, TASK, ...
     try:
         module = importlib.import_module(name)
     except ImportError as error:
@@ -62,4 +62,4 @@ def leaf(kind: str, name: str) -> Leaf:
         return known[name.replace("_", "-")]
     if name in known:
         return known[name]
-    raise UserError(f"unknown {kind.removesuffix('s')} `{name}`{nearest(name, known)}")
+    raise UserError(f"unknown {kind.removesuffix('s').replace('_', '-')} `{name}`{nearest(name, known)}")

@@ -107,7 +107,7 @@ def how(model: AdaptedModel, samples: Sequence[Sample], run: Path) -> dict[str, 
     return {
         "evaluated_samples": len(samples), "seed": model.recipe.seed,
         "decoding": model.recipe.decode.model_dump(), **ranking,
-        "dtype": str(model.lm.dtype).removeprefix("torch."), "template": model.recipe.text.template,
+        "dtype": str(model.dtype).removeprefix("torch."), "template": model.recipe.text.template,
         "text": model.recipe.text.model_dump(), "models": models(model, run), "versions": versions(),
     }  # fmt: skip
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from perceptune.errors import UserError
+
 DType = Literal["float32", "bfloat16"]
 # YAML reads a bare `off` as false.
 _Off = BeforeValidator(lambda value: "off" if value is False else value)
@@ -174,6 +176,14 @@ class DecodeConfig(Part):
         if self.sample and self.beams > 1:
             raise ValueError("`sample` draws with one beam: set `beams` to 1, or `sample` to false")
         return self
+
+    def most_new(self, room: int) -> int:
+        """Of an LM's `room` positions those to be left for the answer of the longest prompt."""
+        if self.max_length is None:
+            return self.max_new_tokens
+        if self.max_length > room:
+            raise UserError(f"decode.max_length is {self.max_length}, but the LM has {room} positions")
+        return 1
 
 
 class OtherSet(Part):

@@ -26,22 +26,20 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     `sites`.
     """
     model = build(recipe, meta=True)
-    lm = f"{recipe.lm.id} ({type(model.lm.model).__name__})"
-    parts = [_part("lm", lm, count(model.lm, without=model.method), trained=False)]
-    for name, encoder in model.encoders.items():
-        what = recipe.encoders[name].id
-        parts.append(_part(f"encoders.{name}", what, count(encoder, without=model.method), trained=False))
+    frozen = model.frozen_parts()
+    parts = [
+        _part(name, part.what, count(part.module, without=model.method), trained=False) for name, part in frozen.items()
+    ]
     for name, child in model.method.named_children():
         if count(child):
             parts.append(_part(f"method.{name}", type(child).__name__, count(child), trained=count_trained(child) > 0))
     trainable = count_trained(model.method)
-    total = sum(count(part, without=model.method) for part in (model.lm, *model.encoders.values()))
+    total = sum(count(part.module, without=model.method) for part in frozen.values())
     total += count(model.method)
     sites = [{"layer": site.layer, "where": site.where, "what": site.what} for site in model.method.sites()]
     return {
         "recipe": recipe.name, "method": recipe.method.name, "trainable": trainable, "total": total,
-        "share": trainable / total, "parts": parts, "first_layer": model.method.first_layer,
-        "lm_layers": model.lm.n_layers, "sites": sites,
+        "share": trainable / total, "parts": parts, **model.depth(), "sites": sites,
     }  # fmt: skip
 
 

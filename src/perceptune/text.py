@@ -23,6 +23,11 @@ class Tokens:
     attention_mask: Tensor  # (B, T) 1 = token
     supervised: Tensor  # (B, T) bool: tokens that are to be predicted
 
+    @property
+    def n_predicted(self) -> int:
+        """How many tokens are predicted; nothing stands before the first one."""
+        return int(self.supervised[:, 1:].sum())
+
 
 class TextFormat:
     """Template and tokenizer of a run; `vocabulary` rows in the LM's embedding, `longest` text it has positions for."""

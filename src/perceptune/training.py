@@ -36,7 +36,6 @@ from perceptune.feed import Feed
 from perceptune.guard import Interruption, interruptions, out_of_memory_hint, require_finite
 from perceptune.heldout import HeldOut
 from perceptune.initial import start_from
-from perceptune.lighter import lighten
 from perceptune.model import AdaptedModel, Batch, count_trained
 from perceptune.optimizer import MethodOptimizer
 from perceptune.resume import Checkpoints, State, open_run
@@ -99,12 +98,7 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.model, self.recipe, self.config, self.trust = model, model.recipe, model.recipe.train, trust
         self.run, self.world, self.description = run, world, description
-        self.model.lm.gradient_checkpointing = self.config.gradient_checkpointing
-        self.model.plain = self.config.frozen_dropout == "official"  # dropped-out states must not be reused
-        # What one process remembers must not change which blocks it runs, when others hold parts of them.
-        self.model.may_reuse_texts = not world.sharded
-        if not world.sharded:
-            lighten(model.lm, model.method.first_layer, self.config.packed_memory_mb, compiled=self.config.compile)
+        self.model.get_ready(training=True, sharded=world.sharded)
         self.feed = Feed(self.model, task, run, world)
         self.steps = self.feed.steps
         self.stand_in = self.feed.stand_in() if world.sharded else None
@@ -165,8 +159,7 @@ class Trainer:
             self._fit_statistics(start.modalities if start else ())
         self.world.share(self.model.method.state_dict())
         self._write("start", steps=self.steps, samples=len(self.feed.samples), trained=count_trained(self.model.method),
-                    texts=self.model.text_states.kept if self.model.reuses_texts else "not reused",
-                    plain=self.model.lm.no_split, init_from=start._asdict() if start else None)  # fmt: skip
+                    **self.model.notes(), init_from=start._asdict() if start else None)  # fmt: skip
 
     def _fit_statistics(self, known: Sequence[str]) -> None:
         if set(known) >= set(self.model.stores):
@@ -221,7 +214,7 @@ class Trainer:
 
     def _backward(self, batches: Sequence[Batch | None]) -> tuple[float, int, int]:
         """Adds up gradients of the loss sum; returns it with the number of tokens and samples."""
-        self._dropout(on=True)
+        self.model.dropout(on=True)
         total, tokens, samples = 0.0, 0, 0
         for batch in batches:
             if batch is not None:
@@ -231,13 +224,8 @@ class Trainer:
                 total, tokens, samples = total + float(loss.detach()), tokens + n, samples + batch.n_samples
             elif self.stand_in is not None:
                 (0 * self.model.loss(self.stand_in)[0]).backward()
-        self._dropout(on=False)
+        self.model.dropout(on=False)
         return total, tokens, samples
-
-    def _dropout(self, *, on: bool) -> None:
-        """That of the method's own parts, such as LoRA's, and the LM's own where the recipe wants it."""
-        self.model.method.train(on)
-        self.model.lm.model.train(on and self.config.frozen_dropout == "official")
 
     def _evaluate_if_due(self) -> bool:
         if not self.held_out.is_due(self.state.step, self.steps):

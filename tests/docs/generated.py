@@ -45,14 +45,19 @@ def recipe_keys() -> str:
         "",
     ]
     text += _table(Recipe)
-    for kind in ("methods", "tasks"):
+    for kind in ("methods", "qformer_methods", "tasks"):
         alike: dict[type[BaseModel], list[str]] = {}
         for name, leaf in leaves(kind).items():
-            owner = leaf.module.METHOD if kind == "methods" else leaf.module.TASK
+            owner = leaf.module.TASK if kind == "tasks" else leaf.module.METHOD
             alike.setdefault(owner.Options, []).append(name)
         for options, names in alike.items():
-            shown = names[:1] if kind == "methods" else names
-            text += ["", f"## {kind[:-1]}: {', '.join(f'`{name}`' for name in shown)}", "", *_table(options)]
+            shown = names if kind == "tasks" else names[:1]
+            text += [
+                "",
+                f"## {kind[:-1].replace('_', '-')}: {', '.join(f'`{name}`' for name in shown)}",
+                "",
+                *_table(options),
+            ]
     return "\n".join(text) + "\n"
 
 

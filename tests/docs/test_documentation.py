@@ -66,24 +66,34 @@ def test_documented_commands_run(page: Path, desk: Path, dwarfs: Path) -> None:
         words = shlex.split(command, comments=True)[1:]
         if words[0] in ELSEWHERE or "--models" in words:
             continue
-        words = [str(dwarfs / "vit") if word.startswith("google/vit") else word for word in words]
-        if words[0] == "bench":
-            words = ["tiny" if word.startswith("opt-") else word for word in words] + ["--rounds", "1"]
-        if words[0] == "train" and "--resume" not in words:
-            words += _dwarfs_for(words, dwarfs)
-            shutil.rmtree(desk / words[words.index("--run") + 1], ignore_errors=True)
-            words += ["method.n_levels=2", "train.batch_size=2"]
-            words += [] if "train.steps=0" in words else ["train.steps=2"]
-        elif words[0] == "compare":
-            words += [f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'encoder'}", "method.n_levels=2"]
-            words += ["train.steps=2", "train.batch_size=2"]
-        elif words[:2] == ["data", "check"] and words[2].endswith(".yaml"):
-            words.append(f"lm.id={dwarfs / 'lm'}")
-        elif words[0] == "features" and words[1] not in ("info", "verify", "gc"):
-            words += [f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'encoder'}", "method.n_levels=2"]
-        elif "runs/mine" in words and not (desk / "runs/mine").exists():
+        words = _in_small(words, desk, dwarfs)
+        if "runs/mine" in words and words[0] != "train" and not (desk / "runs/mine").exists():
             _train(desk, dwarfs)
         assert cli(words) in (0, 1) if words[0] == "doctor" else cli(words) == 0, command
+
+
+def _in_small(words: list[str], desk: Path, dwarfs: Path) -> list[str]:
+    """A command with the real models replaced by dwarfs, and a training or benchmark cut short."""
+    words = [str(dwarfs / "vit") if word.startswith("google/vit") else word for word in words]
+    two_steps = ["train.steps=2", "train.batch_size=2"]
+    models = [f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'encoder'}", "method.n_levels=2"]
+    if words[0] == "bench":
+        return ["tiny" if word.startswith("opt-") else word for word in words] + ["--rounds", "1"]
+    if words[0] == "build-instructblip":
+        return [*words, "--lm", str(dwarfs / "lm"), "--encoder", str(dwarfs / "encoder")]
+    if "backbone=instructblip" in words:
+        return words + two_steps
+    if words[0] == "train" and "--resume" not in words:
+        shutil.rmtree(desk / words[words.index("--run") + 1], ignore_errors=True)
+        steps = two_steps[1:] if "train.steps=0" in words else two_steps
+        return [*words, *_dwarfs_for(words, dwarfs), "method.n_levels=2", *steps]
+    if words[0] == "compare":
+        return words + models + two_steps
+    if words[:2] == ["data", "check"] and words[2].endswith(".yaml"):
+        return words + models[:1]
+    if words[0] == "features" and words[1] not in ("info", "verify", "gc"):
+        return words + models
+    return words
 
 
 def _dwarfs_for(words: list[str], dwarfs: Path) -> list[str]:

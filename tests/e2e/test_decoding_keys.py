@@ -62,7 +62,7 @@ def test_an_evaluation_in_bfloat16_lays_the_weights_out(
     recipe = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl")
     perceptune.train(recipe, tmp_path / "run")
     laid_out: list[int] = []
-    monkeypatch.setattr("perceptune.evaluation.lighten", lambda lm, first, megabytes: laid_out.append(first))
+    monkeypatch.setattr("perceptune.spliced.lighten", lambda lm, first, megabytes: laid_out.append(first))
     perceptune.evaluate(tmp_path / "run")
     assert laid_out == []
     perceptune.evaluate(tmp_path / "run", overrides=["eval.dtype=bfloat16"])

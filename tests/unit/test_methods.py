@@ -17,8 +17,8 @@ from perceptune.errors import UserError
 from perceptune.evaluation import make_task
 from perceptune.lighter import lighten
 from perceptune.lm import FrozenLM
-from perceptune.model import AdaptedModel
 from perceptune.optimizer import MethodOptimizer
+from perceptune.spliced import SplicedModel
 from perceptune.types import Decoding
 from rows import row
 
@@ -196,13 +196,13 @@ def test_dropout_of_the_method_acts_while_it_is_trained_and_not_while_it_is_judg
 ) -> None:
     seen: dict[str, set[bool]] = {"loss": set(), "answer": set()}
     for name, states in seen.items():
-        original = getattr(AdaptedModel, name)
+        original = getattr(SplicedModel, name)
 
-        def spy(self: AdaptedModel, *a: Any, o: Any = original, s: set[bool] = states, **k: Any) -> Any:
+        def spy(self: SplicedModel, *a: Any, o: Any = original, s: set[bool] = states, **k: Any) -> Any:
             s.add(self.method.training)
             return o(self, *a, **k)
 
-        monkeypatch.setattr(AdaptedModel, name, spy)
+        monkeypatch.setattr(SplicedModel, name, spy)
     method = {"name": "lora", "peft": {"lora_dropout": 0.5}}
     given = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl", method=method)
     perceptune.train(given, tmp_path / "run", overrides=["eval.every=3"])

@@ -15,7 +15,7 @@ from perceptune.listing import entries
 from perceptune.show import describe
 
 SOURCE = Path(perceptune.__file__).parent
-LEAF_FOLDERS = ("encoders", "methods", "metrics", "tasks")
+LEAF_FOLDERS = ("encoders", "methods", "qformer_methods", "metrics", "tasks")
 
 
 def test_the_public_face() -> None:
@@ -70,30 +70,31 @@ def test_leaves_never_import_one_another() -> None:
 
 
 LAYERS = [
-    {"errors", "_version", "types", "statistics", "atomic"},
+    {"errors", "_version", "types", "statistics", "atomic", "trained"},
     {
         *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
-        *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter", "peft"),
+        *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter", "peft", "sources"),
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),
         *("attention", "lazy", "records", "tar", "choosing"),
     },
     {"split", "places"},
-    {"lm", "generation", "beams", "prefill", "trial", "store", "ranking"},
+    {"lm", "generation", "beams", "prefill", "trial", "store", "ranking", "blip"},
     {"sharding", "lighter"},
-    {"encoders", "methods", "metrics", "tasks"},
-    {"loading", "optimizer", "holdout", "scoring"},
+    {"encoders", "methods", "qformer_methods", "metrics", "tasks"},
+    {"loading", "optimizer", "holdout", "scoring", "blip_text"},
     {"features"},
     {"textstates", "live"},
-    {"model", "likelihood"},
+    {"model"},
+    {"spliced", "blip_model", "likelihood"},
     {"distributed"},
-    {"building"},
+    {"building", "blip_loading"},
     {"checkpoint", "judging", "controls"},
     {"results"},
     {"evaluation", "show", "resume", "feed", "official", "initial"},
     {"heldout", "stored", "predicting"},
-    {"training", "doctor", "caching"},
+    {"training", "doctor", "caching", "blip_making"},
     {"demo", "bench", "compare", "lmms_eval", "data"},
     {"cli"},
     {"", "__main__"},
@@ -161,11 +162,12 @@ def test_the_published_backbones_have_their_published_sizes() -> None:
     assert parts["google/vit-large-patch16-224"] == 303_301_632
 
 
-@pytest.mark.parametrize("kind", ["methods", "encoders", "tasks", "metrics", "recipes"])
+@pytest.mark.parametrize("kind", ["methods", "qformer-methods", "encoders", "tasks", "metrics", "recipes"])
 def test_lists_name_what_there_is(kind: str) -> None:
     names = [entry["name"] for entry in entries(kind)]
     expected = {
         "methods": {"epalm", "epalm-pt", "epalm-lin", "epalm-ada", "epalm-pt-l"},
+        "qformer-methods": {"full", "head"},
         "encoders": {
             *("vit", "dinov2", "clip", "siglip", "staged", "timesformer", "videomae", "vivit"),
             *("ast", "whisper", "clap", "efficientat"),

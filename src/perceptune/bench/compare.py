@@ -17,7 +17,8 @@ from perceptune.bench.roofline import Product, flops, matmul, matmul_name, produ
 from perceptune.bench.shapes import Models, random_texts
 from perceptune.errors import UserError, nearest
 from perceptune.methods.epalm import EPALM
-from perceptune.model import AdaptedModel, Batch
+from perceptune.model import Batch
+from perceptune.spliced import SplicedModel
 from perceptune.text import Tokens
 from perceptune.types import Decoding, Features
 
@@ -120,7 +121,7 @@ class Comparison:
         return self._training_ours(name, model, lambda: mean_loss(model, tokens, features))
 
     def _training_ours(
-        self, name: str, model: AdaptedModel, loss: Callable[[], Tensor], prepare: Callable[[], Any] = nothing
+        self, name: str, model: SplicedModel, loss: Callable[[], Tensor], prepare: Callable[[], Any] = nothing
     ) -> Contender:
         return self._training(name, loss, list(model.method.parameters()), prepare)
 
@@ -141,7 +142,7 @@ class Comparison:
         return self._training_ours(name, model, lambda: mean_loss(model, texts[0], features), fresh)
 
     def _plain(self, method: str, name: str) -> Contender:
-        """`AdaptedModel.plain`: every layer on every text, the encoder at every step."""
+        """`SplicedModel.plain`: every layer on every text, the encoder at every step."""
         model, tokens = self.models.ours(method, torch.float32), self.models.tokens
 
         def loss() -> Tensor:
@@ -251,7 +252,7 @@ def compare(
     return {"ratios": ratios, "rows": rows}
 
 
-def mean_loss(model: AdaptedModel, tokens: Tokens, features: Features) -> Tensor:
+def mean_loss(model: SplicedModel, tokens: Tokens, features: Features) -> Tensor:
     """Mean cross-entropy of our training step; public, for the other measurements."""
     loss, n_tokens = model.loss(Batch(tokens, {"image": features}))
     return loss / n_tokens

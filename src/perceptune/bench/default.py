@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from perceptune.bench.measure import Contender, measure, training_step
-from perceptune.building import build
+from perceptune.building import build_spliced
 from perceptune.config import Recipe, load_recipe
 from perceptune.evaluation import make_task
 from perceptune.methods.base import Method
-from perceptune.model import AdaptedModel, Batch
+from perceptune.model import Batch
 from perceptune.order import subset
+from perceptune.spliced import SplicedModel
 from perceptune.types import Features, Sample
 
 BATCHES = 4  # different batches that the rows go round
@@ -27,10 +28,10 @@ def compare_paths(recipe: Recipe | str = "demo", *, rounds: int, only_plain: boo
     """`ratios` (`fast_vs_plain`, in samples/s) and `rows`.
 
     Fast: encoder features cached and lower-layer states in memory, as in every epoch but the first. Plain: media opened
-    and encoded at each step, all LM layers on every text, all columns (`AdaptedModel.plain`).
+    and encoded at each step, all LM layers on every text, all columns (`SplicedModel.plain`).
     """
     recipe = load_recipe(recipe)
-    model = build(recipe, dtype=recipe.train.precision)
+    model = build_spliced(recipe, dtype=recipe.train.precision)
     samples = _training_samples(recipe)
     size = recipe.train.batch_size
     groups = [samples[start : start + size] for start in range(0, len(samples), size)]
@@ -51,13 +52,13 @@ def _training_samples(recipe: Recipe) -> list[Sample]:
     return [rows[i] for i in subset(len(rows), BATCHES * recipe.train.batch_size, recipe.seed)]
 
 
-def _fast(model: AdaptedModel, groups: Sequence[Sequence[Sample]]) -> Contender:
+def _fast(model: SplicedModel, groups: Sequence[Sequence[Sample]]) -> Contender:
     turn = cycle(groups)
     step = training_step(lambda: _mean(model, model.collate(next(turn)), plain=False), _trained(model.method))
     return Contender(FAST, "train", _steps(step), samples=len(groups[0]), times=BATCHES)
 
 
-def _plain(model: AdaptedModel, groups: Sequence[Sequence[Sample]]) -> Contender:
+def _plain(model: SplicedModel, groups: Sequence[Sequence[Sample]]) -> Contender:
     turn = cycle(groups)
 
     def loss() -> Tensor:
@@ -69,7 +70,7 @@ def _plain(model: AdaptedModel, groups: Sequence[Sequence[Sample]]) -> Contender
 
 
 @torch.no_grad()
-def encode_anew(model: AdaptedModel, samples: Sequence[Sample]) -> dict[str, Features]:
+def encode_anew(model: SplicedModel, samples: Sequence[Sample]) -> dict[str, Features]:
     """Features without any cache: every medium is opened and encoded, in one batch. All samples have all media."""
     encoded = {}
     encoders: Mapping[str, Any] = dict(model.encoders.items())
@@ -90,7 +91,7 @@ def _steps(step: Callable[[], float]) -> Callable[[], None]:
     return run
 
 
-def _mean(model: AdaptedModel, batch: Batch, *, plain: bool) -> Tensor:
+def _mean(model: SplicedModel, batch: Batch, *, plain: bool) -> Tensor:
     model.plain = plain
     loss, tokens = model.loss(batch)
     return loss / tokens

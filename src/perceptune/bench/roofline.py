@@ -25,7 +25,7 @@ import torch
 
 from perceptune.bench.measure import Contender
 from perceptune.methods.epalm import EPALM
-from perceptune.model import AdaptedModel
+from perceptune.spliced import SplicedModel
 
 WEIGHTS = 4  # different weights that a measurement goes round, as a model's layers do
 Kind = Literal["forward", "backward", "weight"]
@@ -69,7 +69,7 @@ class Work:
         return self.batch * self.supervised
 
 
-def work_of(model: AdaptedModel, batch: int, text: int, supervised: int) -> Work:
+def work_of(model: SplicedModel, batch: int, text: int, supervised: int) -> Work:
     """The sizes of a model made by `shapes`: OPT, eP-ALM injected up to the last layer, prompt at the input or none."""
     method, config = model.method, model.lm.config
     assert isinstance(method, EPALM)

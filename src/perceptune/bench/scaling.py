@@ -13,7 +13,7 @@ from torch import Tensor
 from perceptune.bench.compare import METHODS, Comparison, mean_loss
 from perceptune.bench.measure import Contender, measure, peak_memory_mb, training_step
 from perceptune.bench.shapes import Models, Setting
-from perceptune.model import AdaptedModel
+from perceptune.spliced import SplicedModel
 from perceptune.store import Store, digest_of
 from perceptune.types import Features
 
@@ -50,7 +50,7 @@ def data_size_row(shapes: str, setting: Setting, size: int, rounds: int) -> dict
     return {**row, "cached_samples": size, "peak_memory_mb": peak_memory_mb()}
 
 
-def _reading(name: str, models: Models, model: AdaptedModel, cached: Cached) -> Contender:
+def _reading(name: str, models: Models, model: SplicedModel, cached: Cached) -> Contender:
     generator = torch.Generator().manual_seed(7)
     batch = models.setting.batch
 

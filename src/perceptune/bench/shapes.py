@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, ViTConfig, ViTModel
 
-from perceptune.building import CONFIGS, build_method
+from perceptune.building import build_method
 from perceptune.config import Recipe, validate
 from perceptune.encoders.base import PREPROCESSOR_DEFAULTS, Encoder
 from perceptune.errors import UserError, nearest
@@ -19,9 +19,10 @@ from perceptune.lighter import lighten
 from perceptune.lm import FrozenLM
 from perceptune.media import image_transform
 from perceptune.methods.base import Method
-from perceptune.model import AdaptedModel
 from perceptune.plugins import leaf
 from perceptune.sections import TrainConfig
+from perceptune.sources import CONFIGS
+from perceptune.spliced import SplicedModel
 from perceptune.text import Tokens, last_columns
 from perceptune.types import Features
 
@@ -126,7 +127,7 @@ class Models:
         self.vocabulary = int(self.lm_entries["vocab_size"])
         self._lms: dict[torch.dtype, FrozenLM] = {}
         self._encoders: dict[torch.dtype, Encoder] = {}
-        self._ours: dict[tuple[str, torch.dtype], AdaptedModel] = {}
+        self._ours: dict[tuple[str, torch.dtype], SplicedModel] = {}
 
     @cached_property
     def raw_lm(self) -> Any:
@@ -144,7 +145,7 @@ class Models:
             self._encoders[dtype] = random_encoder(self.encoder_entries).to(dtype)
         return self._encoders[dtype]
 
-    def ours(self, method: str, dtype: torch.dtype) -> AdaptedModel:
+    def ours(self, method: str, dtype: torch.dtype) -> SplicedModel:
         """Frozen LM in `dtype` (one for all methods), encoder in float32, a fresh method."""
         if (method, dtype) not in self._ours:
             if dtype not in self._lms:
@@ -154,7 +155,7 @@ class Models:
             encoders = {"image": self.encoder(torch.float32)}
             recipe = self._recipe(method)
             made = _method(recipe, self._lms[dtype], encoders)
-            self._ours[method, dtype] = AdaptedModel(recipe, self._lms[dtype], encoders, made, None)
+            self._ours[method, dtype] = SplicedModel(recipe, self._lms[dtype], encoders, made, None)
         return self._ours[method, dtype]
 
     def method(self, name: str) -> Method:

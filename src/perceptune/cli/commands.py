@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from perceptune.cli.blip import build_instructblip as build_instructblip
+from perceptune.cli.blip import export_instructblip as export_instructblip
 from perceptune.cli.compare import compare as compare
 from perceptune.cli.data import data as data
 from perceptune.cli.evaluate import answer as answer
@@ -66,7 +68,7 @@ def show(options: argparse.Namespace) -> int:
         f"layers below {shown['first_layer']} of {shown['lm_layers']} see bare text: "
         "run without gradient, once per distinct text"
     )
-    places = Table("LM layer", "where", "what", title="touched places", title_justify="left")
+    places = Table("layer", "where", "what", title="touched places", title_justify="left")
     for site in shown["sites"]:
         places.add_row(str(site["layer"]), site["where"], site["what"])
     out.print(places)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from perceptune._version import __version__
+from perceptune.cli.blip import add_commands
 from perceptune.cli.data import add_data
 from perceptune.errors import SaidElsewhereError, UserError
 
@@ -24,7 +25,7 @@ PLAN = {
     "network-mb-s": (float, "MB/s read from storage (default: 1,000)"),
     "batch": (int, "samples per GPU and step (default: 16)"),
 }
-KINDS = ("methods", "encoders", "tasks", "metrics", "recipes")
+KINDS = ("methods", "qformer-methods", "encoders", "tasks", "metrics", "recipes")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -148,6 +149,7 @@ def parser() -> argparse.ArgumentParser:
     assets = commands.add_parser("assets", help="fetch the embedded default models and data")
     assets.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     assets.add_argument("--list", action="store_true", help="what there is, and where it lies")
+    add_commands(commands)
     _add_bench(commands.add_parser("bench", help="measure speed: ours, the method by the letter, the machine's limit"))
     for command in (train, evaluate, predict, answer):
         command.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")

@@ -1,0 +1,131 @@
+"""The Q-Former backbone: an InstructBLIP or BLIP-2, frozen but for what a method trains inside its Q-Former."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from perceptune.blip import FrozenBlip
+from perceptune.blip_text import BlipText, BlipTokens
+from perceptune.config import Recipe
+from perceptune.encoders.base import Encoder
+from perceptune.errors import UserError
+from perceptune.features import FeatureStore
+from perceptune.lighter import lighten_parts
+from perceptune.model import AdaptedModel, Batch, FrozenPart, first_target
+from perceptune.qformer_methods.base import QFormerMethod, Queried, Seen
+from perceptune.text import Tokens
+from perceptune.types import Decoding, Features, Sample
+
+
+class BlipModel(AdaptedModel):
+    """A ViT whose features are kept, a Q-Former and an LM, and a method that trains inside the Q-Former."""
+
+    method: QFormerMethod
+
+    def __init__(
+        self, recipe: Recipe, blip: FrozenBlip, vision: Encoder, method: QFormerMethod, text: BlipText | None
+    ) -> None:
+        super().__init__(recipe, {"image": vision}, {"image": self.store_of(recipe, vision)}, text)
+        self.blip = blip
+        self.method = method
+        method.attach(blip)
+        blip.eval()  # what PEFT has put into it, too
+
+    @staticmethod
+    def store_of(recipe: Recipe, vision: Encoder) -> FeatureStore:
+        """All tokens of the ViT's last layer, behind its final norm."""
+        return FeatureStore(
+            vision, [vision.n_layers - 1], "all", recipe.cache, megabytes=recipe.train.feature_memory_mb,
+            views=recipe.encoders["image"].views,
+        )  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        return self.blip.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.blip.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        return self.blip.fingerprint
+
+    def frozen_parts(self) -> dict[str, FrozenPart]:
+        name, model = self.recipe.lm.id, self.blip.model
+        connector = torch.nn.ModuleDict({"qformer": model.qformer, "projection": model.language_projection})
+        connector.register_parameter("query_tokens", model.query_tokens)
+        return {
+            "lm": FrozenPart(f"{name} ({type(model.language_model).__name__})", model.language_model),
+            "qformer": FrozenPart(f"{type(model.qformer).__name__}, query tokens, language projection", connector),
+            "encoders.image": FrozenPart(type(self.encoders["image"].tower).__name__, self.encoders["image"]),
+        }
+
+    def get_ready(self, *, training: bool, sharded: bool = False) -> None:
+        config = self.recipe.train
+        if training:
+            for key in ("gradient_checkpointing", "compile"):
+                if getattr(config, key):
+                    raise UserError(f"train.{key}: not for `backbone: {self.recipe.backbone}`")
+        lighten_parts(self.blip.language_model.modules(), config.packed_memory_mb)
+
+    def dropout(self, *, on: bool) -> None:
+        self.method.dropout(self.blip, on=on)
+        self.blip.language_model.train(on and self.recipe.train.frozen_dropout == "official")
+
+    def depth(self) -> dict[str, int]:
+        return {"first_layer": 0, "lm_layers": int(self.blip.language_model.config.num_hidden_layers)}
+
+    def tokens(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Tokens:
+        self._require_images(samples)
+        if targets is None:
+            targets = [first_target(sample) for sample in samples]
+        return cast(BlipText, self.text).taught(samples, targets)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Cross-entropy summed over the supervised tokens, and their number; with the method's own loss if it has one.
+
+        That one is multiplied by the number, so that the step's mean is mean cross-entropy + `aux_loss`.
+        """
+        tokens, image = cast(BlipTokens, batch.tokens), self._image(batch.features["image"])
+        instructions = [one.to(self.device) for one in tokens.instructions]
+        queried = self.method.queries(self.blip, image, instructions)
+        lm_tokens = tokens.for_lm(self.device)
+        loss, n = self.blip.loss(queried.queries, lm_tokens)
+        if self.method.training:
+            ids, mask = lm_tokens.said(self.text.pad)
+            targets = self.blip.word_embeddings(ids).float()
+            aux = self.method.aux_loss(self.blip, Seen(image, instructions, queried, targets, mask))
+            loss = loss if aux is None else loss + n * aux
+        return loss, n
+
+    def queried(self, samples: Sequence[Sample]) -> Queried:
+        """What the Q-Former says about samples, by the recipe's template: for looking into it."""
+        self._require_images(samples)
+        tokens = cast(BlipText, self.text).asked(samples)
+        instructions = [one.to(self.device) for one in tokens.instructions]
+        return self.method.queries(self.blip, self._image(self.encode(samples)["image"]), instructions)
+
+    def _answer_batch(self, samples: Sequence[Sample], decoding: Decoding) -> list[str]:
+        queries = self.queried(samples).queries
+        tokens = cast(BlipText, self.text).asked(samples).for_lm(self.device)
+        rows = self.blip.generate(
+            queries, tokens, decoding, eos=self.text.eos, pad=self.text.pad,
+            seeds=[self.seed_of(sample, decoding) for sample in samples] if decoding.sample else None,
+        )  # fmt: skip
+        return [self.text.decode(row) for row in rows]
+
+    def _image(self, features: Features) -> Tensor:
+        """(B, T, d_image): the one level that is kept."""
+        return features.values[:, 0].to(self.device)
+
+    def _require_images(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            if "image" not in sample.media:
+                raise UserError(
+                    f"sample `{sample.id}` has no image: `backbone: {self.recipe.backbone}` speaks about images only"
+                )

@@ -1,0 +1,37 @@
+"""The ViT of an InstructBLIP or BLIP-2, as the encoder of its Q-Former."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from perceptune.encoders._images import BICUBIC, OPENAI, ViTEncoder, transform_of
+from perceptune.sections import EncoderConfig
+
+
+class BlipVision(ViTEncoder):
+    """Made from the tower of a loaded model; position embeddings are interpolated for other sizes than its own."""
+
+    BLOCKS: ClassVar = "encoder.layers"
+    NORM: ClassVar = "post_layernorm"
+
+    @classmethod
+    def published(cls, config: Any) -> dict[str, Any]:
+        """As `BlipImageProcessor`, at the tower's own size."""
+        side = config.image_size
+        return {"size": {"height": side, "width": side}, "resample": BICUBIC, **OPENAI}
+
+    @classmethod
+    def of(cls, tower: nn.Module, source: str, options: EncoderConfig) -> BlipVision:
+        """With the preprocessing in `source`, a folder or a repository."""
+        transform = transform_of(source, cls.published(tower.config), options)
+        return cls(tower, transform, flip=options.flip)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, T, dim)."""
+        return self.tower.embeddings(x, interpolate_pos_encoding=True)
+
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """(B, T, dim) through one block."""
+        return block(hidden)

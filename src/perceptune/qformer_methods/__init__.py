@@ -1,0 +1,1 @@
+"""Methods of the Q-Former backbone: one file each."""

@@ -1,0 +1,32 @@
+"""PEFT's layers inside a Q-Former."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from perceptune.blip import FrozenBlip
+from perceptune.errors import UserError
+from perceptune.methods._parts import TakenOver
+
+
+def wrapped(blip: FrozenBlip, config: Any) -> tuple[TakenOver, Any]:
+    """Puts a PEFT configuration on the Q-Former: the tensors it trains, for the method to own, and the `PeftModel`.
+
+    `target_modules` are names inside the Q-Former, such as `.*attention\\.attention\\.query`. The `PeftModel`, which
+    merging wants, must not become a submodule of the method. Raises `UserError` for a
+    configuration that does not fit or trains weights of the Q-Former itself.
+    """
+    from peft import get_peft_model
+
+    before = {id(parameter) for parameter in blip.model.parameters()}
+    try:
+        with warnings.catch_warnings():  # PEFT asks transformers by a name of old
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            peft_model: Any = get_peft_model(blip.qformer, config)
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"method: PEFT refuses: {' '.join(str(error).split())}") from error
+    trained = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
+    if any(id(parameter) in before for parameter in trained.values()):
+        raise UserError("method: these PEFT settings train weights of the Q-Former itself (`bias`): use `full`")
+    return TakenOver("PEFT's part", trained.items()), peft_model

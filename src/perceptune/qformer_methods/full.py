@@ -1,0 +1,72 @@
+"""Weights of the Q-Former itself: all of it with queries and projection (`full`), or its last layer (`head`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import nn
+
+from perceptune.errors import UserError
+from perceptune.qformer_methods.base import FrozenBlip, QFormerMethod, QFormerOptions, Site, TakenOver
+
+# PETAL's rows: 188.8 M = Q-Former, query tokens and language projection; 11.8 M = the last layer alone.
+VARIANTS: dict[str, dict[str, Any]] = {"full": {}, "head": {"parts": ["qformer"], "layers": [-1]}}
+
+
+class FullOptions(QFormerOptions):
+    """What is trained."""
+
+    parts: tuple[Literal["qformer", "queries", "projection"], ...] = Field(
+        ("qformer", "queries", "projection"), min_length=1
+    )
+    layers: tuple[int, ...] | None = Field(
+        None, min_length=1, description="of the Q-Former, these alone (0-based, -1 = the last); None = all of it"
+    )
+
+
+class Full(QFormerMethod):
+    """Takes weights over as they are; nothing is added."""
+
+    Options = FullOptions
+
+    def __init__(self, options: FullOptions, blip: FrozenBlip) -> None:
+        super().__init__(options, blip)
+        n = len(blip.layers)
+        self._n_layers = n
+        for layer in options.layers or ():
+            if not -n <= layer < n:
+                raise UserError(f"method.layers: the Q-Former has no layer {layer}: its layers are 0 to {n - 1}")
+        self._layers = None if options.layers is None else sorted({layer % n for layer in options.layers})
+        self._parts = options.parts
+        self.taken = nn.ModuleDict()
+
+    def take_over(self, blip: FrozenBlip) -> None:
+        for part in self._parts:
+            self.taken[part] = TakenOver(f"the Q-Former's `{part}`", self._named(part, blip))
+
+    def _named(self, part: str, blip: FrozenBlip) -> Iterator[tuple[str, nn.Parameter]]:
+        if part == "queries":
+            yield "query_tokens", blip.query_tokens
+        elif part == "projection":
+            yield from blip.language_projection.named_parameters()
+        elif self._layers is None:
+            yield from blip.qformer.named_parameters()
+        else:
+            for layer in self._layers:
+                yield from blip.layers[layer].named_parameters(prefix=f"encoder.layer.{layer}")
+
+    def sites(self) -> list[Site]:
+        sites = []
+        if "qformer" in self._parts:
+            layers = range(self._n_layers) if self._layers is None else self._layers
+            sites += [Site(layer, f"qformer.encoder.layer.{layer}", "trained itself") for layer in layers]
+        if "queries" in self._parts:
+            sites.append(Site(0, "query_tokens", "trained themselves"))
+        if "projection" in self._parts:
+            sites.append(Site(self._n_layers, "language_projection", "trained itself"))
+        return sites
+
+
+METHOD = Full

@@ -1,0 +1,141 @@
+"""What every method on a Q-Former must keep, on every kind of model. A new method inherits all of it by existing.
+
+pytest tests/contract/test_qformer_methods.py
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+import blips
+import perceptune
+import support
+from perceptune.blip_model import BlipModel
+from perceptune.checkpoint import load_method, write_tensors
+from perceptune.plugins import leaves
+from perceptune.types import Decoding, Sample
+
+# Options that deserve a row of their own.
+EXTRA: dict[str, tuple[str, dict[str, Any]]] = {
+    "full@projection": ("full", {"parts": ["projection"]}),
+    "full@layers": ("full", {"layers": [0, 2], "dropout": False}),
+}
+NAMES = [*leaves("qformer_methods"), *EXTRA]
+every_method = pytest.mark.parametrize("name", NAMES)
+every_kind = pytest.mark.parametrize("kind", ["t5", "llama", "blip2-opt"])
+
+
+def is_idle(name: str) -> bool:
+    """What a published Q-Former has although nothing comes of it: the last layer's feed-forward part for text, and the
+    bias of keys, which adds the same to all scores of a softmax."""
+    last = f"layer/{blips.LAYERS - 1}/" in name
+    return name.endswith("key/bias") or (last and name.split("/")[-3] in ("intermediate", "output"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("blips")
+    for kind in blips.KINDS:
+        blips.save_blip(root / kind, kind)
+    support.save_data(root / "data")
+    return root
+
+
+def row(folder: Path, name: str, kind: str) -> BlipModel:
+    """A model whose method is far from any neutral start, so that every part acts."""
+    base, extra = EXTRA.get(name, (name, {}))
+    given = blips.recipe(folder / kind, method={"name": base, **extra}, cache={"features": "memory"})
+    model = cast(BlipModel, perceptune.build(given))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.method.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def samples(folder: Path) -> list[Sample]:
+    rows = [("color?", "red"), ("what color is this picture?", "blue"), ("is this a picture?", "y")]
+    return [Sample(str(i), {"image": folder / f"data/train{i}.png"}, q, (a,)) for i, (q, a) in enumerate(rows)]
+
+
+def train(model: BlipModel, rows: list[Sample], steps: int = 3) -> None:
+    optimizer = torch.optim.SGD(model.method.parameters(), lr=1e-2)
+    model.dropout(on=True)
+    for _ in range(steps):
+        loss, n = model.loss(model.collate(rows))
+        (loss / n).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.dropout(on=False)
+
+
+@every_kind
+@every_method
+def test_training_moves_the_method_and_not_one_frozen_bit(folder: Path, name: str, kind: str) -> None:
+    model = row(folder, name, kind)
+    owned = {id(p) for p in model.method.parameters()}
+    every = {f"{part}.{key}": p for part in ("blip", "encoders") for key, p in getattr(model, part).named_parameters()}
+    frozen = {key: p for key, p in every.items() if id(p) not in owned}
+    assert not any(p.requires_grad for p in frozen.values())
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.method.parameters())
+    before, method_before = copy.deepcopy(frozen), copy.deepcopy(dict(model.method.named_parameters()))
+    fingerprint = model.fingerprint
+    train(model, samples(folder))
+    assert all(torch.equal(before[key], p) for key, p in frozen.items())
+    assert model.fingerprint == fingerprint
+    still = [key for key, p in model.method.named_parameters() if torch.equal(p, method_before[key])]
+    assert [key for key in still if not is_idle(key)] == []
+    grouped = [p for group in model.method.param_groups() for _, p in group["named"]]
+    assert sorted(map(id, grouped)) == sorted(owned)
+
+
+@every_kind
+@every_method
+def test_a_batch_is_its_rows(folder: Path, name: str, kind: str) -> None:
+    model, rows = row(folder, name, kind), samples(folder)
+    together, n = model.loss(model.collate(rows))
+    alone = [model.loss(model.collate([one])) for one in rows]
+    assert n == sum(m for _, m in alone)
+    assert float(together.detach()) == pytest.approx(sum(float(loss.detach()) for loss, _ in alone), rel=1e-5)
+    for decoding in (Decoding(5), Decoding(5, beams=2), Decoding(5, sample=True)):
+        assert model.answer(rows, decoding=decoding) == [model.answer([r], decoding=decoding)[0] for r in rows]
+
+
+@every_kind
+@every_method
+def test_what_is_saved_is_all_that_was_learnt(folder: Path, tmp_path: Path, name: str, kind: str) -> None:
+    model, rows = row(folder, name, kind), samples(folder)
+    fresh = cast(BlipModel, perceptune.build(model.recipe))
+    train(model, rows)
+    expected = model.answer(rows)
+    loss = float(model.loss(model.collate(rows))[0].detach())
+    assert float(fresh.loss(fresh.collate(rows))[0].detach()) != loss
+    write_tensors(tmp_path / "method.safetensors", model.method.state_dict())
+    load_method(tmp_path / "method.safetensors", fresh)
+    assert float(fresh.loss(fresh.collate(rows))[0].detach()) == loss
+    assert fresh.answer(rows) == expected
+
+
+@every_method
+def test_the_picture_and_the_question_both_count(folder: Path, name: str) -> None:
+    """Of the question, what the Q-Former makes of it."""
+    model = row(folder, name, "t5")
+    [first, second, _] = samples(folder)
+    queries = [model.queried([one]).queries for one in (
+        first, Sample("", second.media, first.prompt), Sample("", first.media, second.prompt), first
+    )]  # fmt: skip
+    assert torch.equal(queries[0], queries[3])
+    assert (queries[0] - queries[1]).abs().max() > 1e-3
+    assert (queries[0] - queries[2]).abs().max() > 1e-3
+
+
+@every_method
+def test_sites_name_what_is_there(folder: Path, name: str) -> None:
+    sites = row(folder, name, "llama").method.sites()
+    assert sites
+    assert all(0 <= site.layer <= blips.LAYERS and site.where and site.what for site in sites)
