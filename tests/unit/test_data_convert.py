@@ -87,6 +87,10 @@ def test_paths_are_relative_unless_asked_otherwise_and_lead_through_links(desk: 
     [row] = map(json.loads, (real / "out.jsonl").read_text().splitlines())
     assert not Path(row["image"]).is_absolute()
     assert read(tmp_path / "link" / "out.jsonl")[0].media["image"].is_file()  # type: ignore[union-attr]
+    planted.desk(tmp_path / "one")
+    beside = write(tmp_path / "link" / "in.jsonl", planted.good(0, image="../a.png"))
+    convert(str(beside), tmp_path / "out.jsonl")
+    assert read(tmp_path / "out.jsonl")[0].media["image"].samefile(tmp_path / "one" / "a.png")  # type: ignore[union-attr]
     convert(str(source), tmp_path / "link" / "out.jsonl", absolute=True)
     [row] = map(json.loads, (real / "out.jsonl").read_text().splitlines())
     assert Path(row["image"]) == (desk / "a.png").resolve()
