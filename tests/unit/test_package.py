@@ -86,7 +86,7 @@ LAYERS = [
     {"loading", "optimizer", "holdout", "scoring"},
     {"features"},
     {"textstates", "live"},
-    {"model", "likelihood"},
+    {"model", "likelihood", "trainset"},
     {"distributed"},
     {"building"},
     {"checkpoint", "judging", "controls"},
