@@ -77,6 +77,10 @@ class BlipText(TextFormat):
         everything = len(prompt) - n + len(answer) - 1
         return prompt + answer, len(answer) if self.config.supervise == "answer" else everything
 
+    def require_fit(self, sample: Sample, target: str) -> None:
+        """Raises what `training_ids` does."""
+        self.training_ids(sample, target)
+
     def asked(self, samples: Sequence[Sample]) -> BlipTokens:
         """What is read before an answer is generated."""
         return self._tokens(samples, [self.prompt_ids(sample) for sample in samples], [0] * len(samples), None)

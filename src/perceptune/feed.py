@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -12,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from perceptune.checkpoint import write_text
 from perceptune.distributed import World
 from perceptune.errors import UserError
 from perceptune.lazy import select
-from perceptune.media import MediaError, identity
+from perceptune.media import MediaError
 from perceptune.model import AdaptedModel, Batch
-from perceptune.order import WeightedDraws, chosen_target, order_of, sample_count, subset, total_steps, view_draw
+from perceptune.order import chosen_target, order_of, total_steps, view_draw
 from perceptune.prefetch import Prefetch
 from perceptune.tasks.base import Task
+from perceptune.trainset import name_of, training_set
 from perceptune.types import Medium, Sample
 
 Picked = list[tuple[Sample, str, int]]  # samples, each with its target and the draw of its view for this time
@@ -42,8 +41,9 @@ class Feed:
 
     def __init__(self, model: AdaptedModel, task: Task, run: Path, world: World) -> None:
         self.model, self.config, self.seed, self.world = model, model.recipe.train, model.recipe.seed, world
-        self.samples, lengths, drawn = _training_samples(model, task)
-        self.order = order_of(self.config, lengths, self.seed, drawn)
+        self.all = training_set(model, task)
+        self.samples = self.all.samples
+        self.order = order_of(self.config, self.all.lengths, self.seed, self.all.draws)
         self.steps = total_steps(self.config, self.order)
         self.bad: dict[str, str] = {}
         self.found: dict[str, tuple[str, str]] = {}  # found since the last count, by this process: sample and reason
@@ -52,14 +52,6 @@ class Feed:
         wanted = self.config.prefetch
         # Beside a computing CPU a second thread costs more than it prepares: 0.41 against 0.25 s a step of the demo.
         self._prefetches = model.device.type != "cpu" if wanted is None else wanted
-
-    def digest(self) -> str:
-        """Of everything a resumed run must find as it was."""
-        digest = hashlib.sha256()
-        for sample in self.samples:
-            media = [(name, _identity(medium)) for name, medium in sample.media.items()]
-            digest.update(repr((sample.id, sample.prompt, sample.targets, media)).encode())
-        return digest.hexdigest()
 
     def prepare(self, standardized: int) -> None:
         """Computes the features that the run's steps, and statistics over `standardized` media, will need.
@@ -72,9 +64,11 @@ class Feed:
             return
         self._ensure(list(islice(self._distinct(), standardized)), None, "features for statistics")
         batches, views = self.steps * self.config.accumulate, any(store.views for store in self.model.stores.values())
-        if not views:  # then the first epoch reaches them all
+        if not views:  # then the first epoch reaches them all, and a medium need not be looked for again
             batches = min(batches, math.ceil(self.order.batches_of(1)))
         rows = (row for batch in range(batches) for row in self.order.positions(batch))
+        if not views:
+            rows = ((0, index) for index in self.all.with_new_media(np.fromiter((i for _, i in rows), np.int64)))
         while part := list(islice(rows, AT_ONCE)):
             draws = [view_draw(self.seed, epoch, index) for epoch, index in part] if views else None
             self._ensure(list(self._at(part)), draws, "features")
@@ -137,12 +131,8 @@ class Feed:
 
     def _distinct(self) -> Iterator[Sample]:
         """Samples in random order, each with a medium not seen before."""
-        seen: set[Medium] = set()
-        for index in torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.seed)).tolist():
-            sample = self.samples[index]
-            if sample.media and not seen.issuperset(sample.media.values()):
-                seen.update(sample.media.values())
-                yield sample
+        order = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.seed)).numpy()
+        return iter(select(self.samples, self.all.with_new_media(order).tolist()))
 
     def _ensure(self, samples: Sequence[Sample], draws: Sequence[int] | None, label: str) -> None:
         """Computes features of some samples together with the other processes, and counts the broken media."""
@@ -185,7 +175,7 @@ class Feed:
         return None
 
     def _is_bad(self, sample: Sample) -> bool:
-        return any(_identity(medium) in self.bad for medium in sample.media.values())
+        return any(name_of(medium) in self.bad for medium in sample.media.values())
 
     def _readable(self, sample: Sample, draws: Sequence[int] | None = None) -> bool:
         for modality, medium in sample.media.items():
@@ -197,8 +187,8 @@ class Feed:
         return True
 
     def _note(self, sample: Sample, medium: Medium, error: MediaError) -> None:
-        self.bad[_identity(medium)] = str(error)
-        self.found[_identity(medium)] = sample.id, str(error)
+        self.bad[name_of(medium)] = str(error)
+        self.found[name_of(medium)] = sample.id, str(error)
 
     def _give_up_on(self, sample: Sample, medium: Medium, error: MediaError) -> None:
         """The same while features are computed: not all of a large data set, if the first part says that it fails."""
@@ -221,37 +211,3 @@ class Feed:
                 f"sample `{sample}`: {reason}; {len(self.bad)} broken so far, "
                 f"`train.max_bad_media` allows {self.config.max_bad_media} (all of them in {self.listed})"
             )
-
-
-def _identity(medium: Medium) -> str:
-    """Of a medium as it is called in the run folder, whenever it was changed."""
-    return identity(medium) if isinstance(medium, bytes) else str(medium)
-
-
-def _training_samples(
-    model: AdaptedModel, task: Task
-) -> tuple[Sequence[Sample], NDArray[np.int32], WeightedDraws | None]:
-    """The chosen samples of the first split, the tokens of each with its longest target, and how parts are drawn.
-
-    Each can be tokenised and has something to learn from.
-    """
-    split = task.splits[0]
-    rows = task.samples(split)
-    config, seed = model.recipe.train, model.recipe.seed
-    size = sample_count(len(rows), config.samples)
-    chosen = subset(len(rows), size, seed if config.samples_seed is None else config.samples_seed)
-    if not chosen:
-        raise UserError(f"split `{split}` is empty: there is nothing to train on")
-    samples = select(rows, chosen)
-    budget = config.batch_tokens
-    lengths, parts = np.empty(len(samples), np.int32), np.zeros(len(samples), np.int16)
-    numbers = {name: number for number, name in enumerate(task.weights)}
-    for index, sample in enumerate(samples):
-        if not sample.targets:
-            raise UserError(f"sample `{sample.id}` of split `{split}` has no targets to learn from")
-        lengths[index] = length = max(len(model.text.training_ids(sample, target)[0]) for target in {*sample.targets})
-        if numbers:
-            parts[index] = numbers[task.part_of(sample)]
-        if budget is not None and length > budget:
-            raise UserError(f"sample `{sample.id}`: {length} tokens, more than `train.batch_tokens` = {budget}")
-    return samples, lengths, WeightedDraws(parts, list(task.weights.values()), seed) if numbers else None

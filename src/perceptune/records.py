@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from perceptune.errors import UserError
 
 MAX_LINE = 2**24  # bytes of one row's text: what is longer is no row, and is never read into memory whole
+
+
+TEXT = re.compile(r"[^\W_]")  # a letter or a digit
 
 
 class RowError(UserError):
@@ -59,6 +63,8 @@ class Record(NamedTuple):
         """`value` if it is a string that can be encoded."""
         if not isinstance(value, str):
             raise self.error(f"`{key}` is {json_type(value)}, not a string", "wrong-type")
+        if value.isascii():
+            return value
         try:
             value.encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes
@@ -72,7 +78,7 @@ class Record(NamedTuple):
         if key not in self.values:
             raise self.lacks([key])
         prompt = self.text(key)
-        if not allow_empty and not any(character.isalnum() for character in prompt):
+        if not allow_empty and not TEXT.search(prompt):
             permitted = "(`allow_empty_prompt: true` permits this)"
             raise self.error(f"`{key}` holds no text: {short(repr(prompt))} {permitted}", "empty-prompt")
         return prompt
@@ -112,7 +118,9 @@ def parse(text: bytes, where: str, expected: str, encoding: str = "utf-8") -> di
         raise RowError(f"{where}: longer than {MAX_LINE // 2**20} MiB; expected {expected}", "long-line")
     try:
         line = text.decode(encoding).strip()
-        values = DECODER.decode(line) if line else None
+        values, end = DECODER.raw_decode(line) if line else (None, 0)
+        if end < len(line):
+            DECODER.decode(line)  # says what stands behind the first value
     except UnicodeDecodeError as error:
         raise RowError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})", "not-utf8") from error
     except _NotANumberError as error:

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from perceptune.errors import UserError
+from perceptune.records import TEXT
 from perceptune.sections import TextConfig
 from perceptune.types import Sample
+
+# No tokenizer makes more tokens of a plain character: byte-level ones make at most one, others may add a few marks.
+MOST_TOKENS = 2
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,7 @@ class TextFormat:
 
     def prompt_ids(self, sample: Sample) -> list[int]:
         """Tokens up to where the answer begins. Special tokens typed by a user are read as plain text."""
-        if "{prompt}" in self.config.template and not any(c.isalnum() for c in sample.prompt):
-            raise UserError(f"sample `{sample.id}`: the question has no text: {sample.prompt!r}")
-        text = self.config.template.replace("{prompt}", sample.prompt)
-        ids = self.bos + self._plain(text) + self.separator
+        ids = self.bos + self._plain(self._prompt(sample)) + self.separator
         if not ids:
             raise UserError(f"sample `{sample.id}`: the prompt is empty and the LM's tokenizer has no start token")
         return self._checked(ids, sample)
@@ -72,6 +73,13 @@ class TextFormat:
         prompt, answer = self.prompt_ids(sample), self.target_ids(target)
         supervised = len(answer) if self.config.supervise == "answer" else len(prompt) + len(answer) - 1
         return self._checked(prompt + answer, sample), supervised
+
+    def require_fit(self, sample: Sample, target: str) -> None:
+        """Raises what `training_ids` does, without making tokens of texts that are too short to be too long."""
+        prompt, answer = self._prompt(sample), self.config.target.replace("{target}", target)
+        plain = prompt.isascii() and answer.isascii() and not prompt.isspace() and prompt
+        if not plain or MOST_TOKENS * (len(prompt) + len(answer)) + 8 > self.longest:
+            self.training_ids(sample, target)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated tokens as text."""
@@ -87,6 +95,11 @@ class TextFormat:
         """Rows padded on the left to the longest; the last `supervised[i]` tokens of row i are to be predicted."""
         ids, mask = pad_left(rows, self.pad)
         return Tokens(ids, mask, last_columns(ids.shape[1], supervised or [0] * len(rows)))
+
+    def _prompt(self, sample: Sample) -> str:
+        if "{prompt}" in self.config.template and not TEXT.search(sample.prompt):
+            raise UserError(f"sample `{sample.id}`: the question has no text: {sample.prompt!r}")
+        return self.config.template.replace("{prompt}", sample.prompt)
 
     def _plain(self, text: str) -> list[int]:
         return list(self._encoded(text))

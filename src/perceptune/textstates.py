@@ -51,8 +51,8 @@ class TextStates:
         Of `world` processes that give the same texts, each computes its share of those that go to disk; `refresh` then
         shows it the others'.
         """
-        distinct = self._distinct(texts)
-        if distinct is None or PAYS * len(distinct) > uses:
+        distinct = self._distinct(texts, int(uses / PAYS))
+        if distinct is None:
             self._kept = None
             return
         if self._bytes(distinct) <= self.budget:
@@ -104,15 +104,15 @@ class TextStates:
         states = self.lm.states_at(self.layer, ids, mask).cpu()
         return [row[-len(text) :].clone() for row, text in zip(states, texts, strict=True)]
 
-    def _distinct(self, texts: Iterable[Ids]) -> list[Ids] | None:
-        """Each text once, short ones first; None if their states would fit nowhere."""
+    def _distinct(self, texts: Iterable[Ids], most: int) -> list[Ids] | None:
+        """Each text once, short ones first; None if there are more than `most` or their states would fit nowhere."""
         seen: set[Ids] = set()
         room = max(self.budget, self.disk_budget if self.folder is not None else 0)
         for text in texts:
             if text not in seen:
                 seen.add(text)
                 room -= self._bytes([text])
-                if room < 0:
+                if room < 0 or len(seen) > most:
                     return None
         return sorted(seen, key=lambda text: (len(text), text))
 

@@ -104,7 +104,7 @@ class Trainer:
         self.stand_in = self.feed.stand_in() if world.sharded else None
         self.optimizer = MethodOptimizer(model.method, self.config, self.steps)
         self.checkpoints = Checkpoints(run)
-        self.state = State(data=self.feed.digest())
+        self.state = State(data=self.feed.all.digest)
         self.held_out = HeldOut(self.model, task, world)
         self.log: RunLog | None = None  # the main process's
         self._clock = time.monotonic()

@@ -11,7 +11,7 @@ import pytest
 import perceptune
 from perceptune.config import Recipe, validate
 from perceptune.evaluation import make_task
-from perceptune.feed import _training_samples
+from perceptune.trainset import training_set
 from runs import recipe, same, stop_after
 
 
@@ -48,7 +48,8 @@ def test_a_mixture_is_trained_resumed_and_judged(mixed: dict[str, Any], tmp_path
 def test_training_draws_by_the_weights(hold_out: int | None, mixed: dict[str, Any]) -> None:
     model = perceptune.build(mixed)
     task = make_task(validate(Recipe, {**mixed, "train": {"hold_out": hold_out}}, "test"))
-    samples, _, draws = _training_samples(model, task)
+    chosen = training_set(model, task)
+    samples, draws = chosen.samples, chosen.draws
     assert draws is not None
     drawn = [samples[index].id[0] for epoch in range(20) for index in draws.epoch(epoch)[0]]
     assert drawn.count("c") / len(drawn) == pytest.approx(0.75, abs=0.01)

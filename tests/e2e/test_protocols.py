@@ -20,16 +20,16 @@ from perceptune.encoders._encoder import Encoder
 from perceptune.encoders._fit import ADAPTERS
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
-from perceptune.feed import _training_samples
 from perceptune.runlog import read_log
 from perceptune.sections import EncoderConfig
+from perceptune.trainset import training_set
 from runs import recipe, tensors
 from support import train_section
 
 
 def ids_trained_on(given: dict[str, Any]) -> set[str]:
     model = perceptune.build(given)
-    samples, *_ = _training_samples(model, make_task(model.recipe))
+    samples = training_set(model, make_task(model.recipe)).samples
     return {sample.id for sample in samples}
 
 

@@ -87,7 +87,7 @@ LAYERS = [
     {"features"},
     {"textstates", "live"},
     {"model"},
-    {"spliced", "blip_model", "likelihood"},
+    {"spliced", "blip_model", "likelihood", "trainset"},
     {"distributed"},
     {"building", "blip_loading"},
     {"checkpoint", "judging", "controls"},

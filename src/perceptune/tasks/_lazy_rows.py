@@ -7,6 +7,7 @@ import sys
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -187,5 +188,11 @@ def media_of(record: Record, folder: Path) -> dict[str, Path]:
             raise record.error(f"`{key}` is empty; write null if the row has none", "empty-medium")
         if "://" in name or name.startswith("data:"):
             raise record.error(f"`{key}` is an address, not a file: {short(name)}", "address")
-        media[key] = folder / name
+        media[key] = _path(folder, name)
     return media
+
+
+@lru_cache(2**14)
+def _path(folder: Path, name: str) -> Path:
+    """Rows ask about the same media again and again, and a path takes as long to make as the rest of a row."""
+    return folder / name
