@@ -31,8 +31,11 @@ EXTRA: dict[str, tuple[str, dict[str, Any]]] = {
     "epalm-lin@whole-range": ("epalm-lin", {"first": 0}),
     "epalm+adapters": ("epalm", {"adapters": True}),
     "epalm@free-plan": ("epalm", {"prompt": "plain", "inject": {1: 3, 3: -3}}),
+    "epalm-dma@cp": ("epalm-dma", {"dma": {"r": 4, "dropout": 0.0, "core": "cp", "gamma": "diagonal"}}),
     "magma@parallel": ("magma", {"adapter_form": "parallel", "adapter_scaled": True}),
 }
+# What a row changes of a variant's own settings: a core of 64 x 64 x 64 would dwarf the dwarfs.
+SMALL: dict[str, dict[str, Any]] = {"epalm-dma": {"dma": {"r": 4, "dropout": 0.0}}}
 # Other names for the same thing, on an encoder of another modality.
 ALIASES = {"frozenbilm": "magma", "audio-adapter": "magma"}
 TOKENS = 3  # of the dwarfs' encoder, where a method wants all of them
@@ -110,7 +113,7 @@ def method_section(name: str) -> dict[str, Any]:
     """A row's method as a recipe names it; two levels, where the number is free."""
     base, extra = EXTRA.get(name, (name, {}))
     free = not {"n_levels", "inject"} & {*leaf("methods", base).defaults, *extra}
-    return {"name": base, **({"n_levels": LEVELS} if free else {}), **extra}
+    return {"name": base, **SMALL.get(base, {}), **({"n_levels": LEVELS} if free else {}), **extra}
 
 
 def precise(r: Row) -> float:

@@ -28,7 +28,7 @@ from support import random_lm
 
 METHODS = (
     "epalm epalm-pt epalm-lin epalm-ada epalm-pt-l limber promptfuse magma magma-all frozenbilm audio-adapter "
-    "late-adapter deep-prompt lora full"
+    "late-adapter deep-prompt lora epalm-dma full"
 )
 
 
@@ -90,6 +90,8 @@ def expected_count(name: str, family: str, prompt_size: int) -> int:
         "magma-all": MAP + ADAPTERS,
         "magma@parallel": MAP + ADAPTERS + LAYERS * 2,
         "lora": MAP + LAYERS * 8 * LORA_WIDTHS.get(family, HIDDEN + HIDDEN + HIDDEN + HIDDEN // 2),
+        "epalm-dma": 2 * MAP + sum(dma_count(*group) + 4**3 for group in dma_groups(family)),
+        "epalm-dma@cp": 2 * MAP + sum(dma_count(*group) + 4 + group[0] * group[2] for group in dma_groups(family)),
         "full": MAP + sum(p.numel() for p in random_lm(family).parameters()),
         "epalm@first-injected": 2 * MAP + 10 * HIDDEN,
         "epalm@prompt-first": 2 * MAP + 10 * HIDDEN,
@@ -102,6 +104,20 @@ def expected_count(name: str, family: str, prompt_size: int) -> int:
 
 # Rank 8 at the queries' and values' maps: inputs + outputs. Half as many values as queries, but in these:
 LORA_WIDTHS = {"opt": 4 * HIDDEN, "gpt2": HIDDEN + 3 * HIDDEN, "gpt-neox": HIDDEN + 3 * HIDDEN}
+
+
+def dma_groups(family: str) -> list[tuple[int, int, int]]:
+    """Number, inputs and outputs of the maps of one shape, queries' and values' as for LoRA."""
+    if family == "opt":
+        return [(2 * LAYERS, HIDDEN, HIDDEN)]
+    if family in LORA_WIDTHS:
+        return [(LAYERS, HIDDEN, 3 * HIDDEN)]
+    return [(LAYERS, HIDDEN, HIDDEN), (LAYERS, HIDDEN, HIDDEN // 2)]
+
+
+def dma_count(n: int, inputs: int, outputs: int) -> int:
+    """U, V and a mode vector each, rank 4."""
+    return 4 * (inputs + outputs) + 4 * n
 
 
 @every_row

@@ -137,7 +137,8 @@ def expected_extra(name: str, rows: int) -> int:
         return 10 + 2 * 10 * rows + rows
     if name == "epalm@free-plan":  # the same, but it is in block 1 that the image's state goes on
         return 10 + 2 * 10 * rows + rows
-    if name in ("epalm-lin", "epalm-ada", "epalm-lin@whole-range", "late-adapter", "deep-prompt"):
+    without_prompt = ("epalm-lin", "epalm-ada", "epalm-dma", "epalm-dma@cp", "late-adapter")
+    if name in (*without_prompt, "epalm-lin@whole-range", "deep-prompt"):
         return 0
     at_input = {"promptfuse": 1 + 10, "magma-all": TOKENS}  # columns that go through all blocks but the last
     if name in ("limber", "magma", "magma@parallel", "lora", "full", *at_input):

@@ -73,8 +73,7 @@ LAYERS = [
     {"errors", "_version", "types", "statistics", "atomic", "trained"},
     {
         *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
-        *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter"),
-        "sources",
+        *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter", "peft", "sources"),
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),

@@ -65,6 +65,7 @@ COUNTS: list[tuple[str, int, float]] = [
     ("table15/epalm-pt", 15_106_560, 0.55),
     ("table15/epalm", 24_949_760, 0.90),
     ("table14/prompt-6-12-to-19-31", 24_949_760, 0.89),  # Table 4's eP-ALM on the same encoder
+    ("epalm-dma", 6 * 1_968_640 + 2 * 64 * 2560 + 64**3 + 3 * 32 * 64, 0.45),
     ("lora", 1_968_640 + 32 * 2 * 8 * 2 * 2560, 0.17),
 ]
 

@@ -65,7 +65,7 @@ class Injection(Method):
     def take_over(self, lm: FrozenLM, encoders: Mapping[str, nn.Module]) -> None:
         if self.trains_lm:
             self.unfrozen["lm"] = TakenOver("the LM", lm.model.named_parameters())
-        if self.trains_encoders:
+        if "encoder" in self.options.unfreeze:
             for modality, encoder in encoders.items():
                 self.unfrozen[modality] = TakenOver(f"the {modality} encoder", encoder.named_parameters())
 

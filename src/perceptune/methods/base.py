@@ -8,3 +8,6 @@ from perceptune.methods._method import EncoderShape as EncoderShape
 from perceptune.methods._method import Method as Method
 from perceptune.methods._method import Site as Site
 from perceptune.methods._options import InjectionOptions as InjectionOptions
+from perceptune.methods._peft import PeftInjection as PeftInjection
+from perceptune.methods._peft import PeftLayers as PeftLayers
+from perceptune.methods._peft import linear_maps as linear_maps

@@ -1,0 +1,43 @@
+"""PEFT's list of types, with one more; and which PEFT that was tested with."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from perceptune.errors import UserError
+
+TESTED = ((0, 21), (0, 22))  # from, below
+
+
+def require_tested_peft() -> None:
+    """Raises `UserError` for a PEFT whose tuner classes were not tried: DMA builds on parts that may change."""
+    installed = metadata.version("peft")
+    numbers = tuple(int(part) for part in installed.split(".")[:2])
+    if not TESTED[0] <= numbers < TESTED[1]:
+        first, below = (".".join(map(str, one)) for one in TESTED)
+        raise UserError(
+            f"perceptune.peft needs peft>={first},<{below}, but {installed} is installed: "
+            f"pip install 'peft>={first},<{below}'"
+        )
+
+
+def peft_type(name: str) -> Any:
+    """The member of `PeftType` of this name; added if PEFT has none.
+
+    `register_peft_method` refuses names that are no members, and parts of PEFT and transformers read a member's
+    `value`: an entry in PEFT's tables alone would not do.
+    """
+    from peft.utils import PeftType
+
+    kinds: Any = PeftType
+    if name not in kinds.__members__:
+        member = str.__new__(kinds, name)
+        member._name_ = member._value_ = name
+        member.__objclass__ = kinds
+        member._sort_order_ = len(kinds.__members__)
+        type.__setattr__(kinds, name, member)  # the enumeration's own refuses nothing new today, but may
+        kinds._member_names_.append(name)
+        kinds._member_map_[name] = member
+        kinds._value2member_map_[name] = member
+    return kinds[name]
