@@ -1,6 +1,7 @@
 """Generation: greedy, sampling and beam search in loops of our own, which give transformers' tokens.
 
-What cannot be split runs transformers' own loop (`with_transformers`). Rows that have ended leave the batch.
+What cannot be split, and what depends on the answer so far, runs transformers' own loop (`with_transformers`). Rows
+that have ended leave the batch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def generate(
     """See `FrozenLM.generate`."""
     limits = limits_of(mask, decoding)
     choose = chooser(decoding, seeds or [decoding.seed] * len(ids), ids.device)
-    if lm.why_plain(slots) is not None:
+    if lm.why_plain(slots) is not None or decoding.changes_scores:
         rows = with_transformers(lm, ids, mask, slots, decoding, choose, limits=limits, eos=eos, pad=pad)
     elif decoding.beams > 1:
         rows = beam_search(
@@ -118,11 +119,22 @@ def through_transformers(
         chosen = choose(logits, range(len(logits)))
         return torch.full_like(logits, -torch.inf).scatter_(1, chosen[:, None], 0.0)
 
+    def restrained(given: Tensor, scores: Tensor) -> Tensor:
+        """By the answer alone: what a row's prompt or its padding holds is not counted."""
+        said = given[:, width:]
+        before = scores.gather(1, said)
+        after = torch.where(before < 0, before * decoding.repetition_penalty, before / decoding.repetition_penalty)
+        scores = scores.scatter(1, said, after)
+        if said.shape[1] < decoding.min_new_tokens:
+            scores[:, eos] = -torch.inf
+        return scores
+
     def full(given: Tensor, _: Any) -> Tensor:
         return (given.shape[1] - width >= limits).repeat_interleave(len(given) // len(limits))
 
+    processors = [restrained] * decoding.changes_scores + [draw] * decoding.sample
     sequences = model.generate(
-        **inputs, generation_config=config, stopping_criteria=[full], logits_processor=[draw] if decoding.sample else []
+        **inputs, generation_config=config, stopping_criteria=[full], logits_processor=processors
     )
     return [row[:limit] for row, limit in zip(sequences[:, width:].tolist(), limits.tolist(), strict=True)]
 

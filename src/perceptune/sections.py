@@ -167,6 +167,10 @@ class DecodeConfig(Part):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     length_penalty: float = Field(1.0, description="beams are compared by score / length ** this")
+    min_new_tokens: int = Field(0, ge=0, description="so many tokens come before the end may")
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="scores of tokens the answer has already are divided by it, negative ones multiplied"
+    )
     seed: int = Field(
         0, ge=0, description="of what is drawn; an answer depends on it, the question and the media alone"
     )
@@ -175,6 +179,12 @@ class DecodeConfig(Part):
     def _draws_or_searches(self) -> DecodeConfig:
         if self.sample and self.beams > 1:
             raise ValueError("`sample` draws with one beam: set `beams` to 1, or `sample` to false")
+        return self
+
+    @model_validator(mode="after")
+    def _may_end(self) -> DecodeConfig:
+        if self.max_length is None and self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"`min_new_tokens` is {self.min_new_tokens}, `max_new_tokens` {self.max_new_tokens}")
         return self
 
     def most_new(self, room: int) -> int:

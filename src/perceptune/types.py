@@ -79,3 +79,10 @@ class Decoding:
     length_penalty: float = 1.0
     max_length: int | None = None  # tokens of prompt and answer together, instead of `max_new_tokens`
     seed: int = 0  # of what is drawn
+    min_new_tokens: int = 0  # before the end may come
+    repetition_penalty: float = 1.0  # on what the answer has said
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether a token's score depends on what has been said beside what the LM makes of it."""
+        return self.min_new_tokens > 0 or self.repetition_penalty != 1

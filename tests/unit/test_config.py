@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from perceptune.building import METHODS
 from perceptune.config import Recipe, find_recipe, load_recipe, recipe_names
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
@@ -100,7 +101,7 @@ def test_recipes_hold_differences_only(name: str) -> None:
     written.pop("encoders", None)
     written.pop("task", None)
     restated = [key for key, value in leaves_of(written).items() if key in defaults and defaults[key] == value]
-    found = leaf("methods", method["name"])
+    found = leaf(METHODS[written.get("backbone", "splice")], method["name"])
     standard = {k: f.default for k, f in found.module.METHOD.Options.model_fields.items()} | found.defaults
     assert restated + [key for key, value in method.items() if key != "name" and standard[key] == value] == []
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from perceptune.building import method_options
+from perceptune.building import METHODS, method_options
 from perceptune.config import Recipe, load_recipe, parse_value
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
@@ -145,7 +145,7 @@ def _variants(
             beside = [f"{key}={json.dumps(value)}" for key, value in keys.items() if "." in key]
         else:
             method = plain["method"] if label == recipe.method.name else {"name": label}
-        leaf("methods", method["name"])
+        leaf(METHODS[recipe.backbone], method["name"])
         full = f"{recipe.name}/{label}" if several else label
         made.append((full, load_recipe({**plain, "name": folder_name(full), "method": method}, [*beside, *on_method])))
     return made
