@@ -56,16 +56,17 @@ class LMTokens:
 class FrozenBlip(nn.Module):
     """Wraps `InstructBlipForConditionalGeneration` or `Blip2ForConditionalGeneration`; every weight stays as it is.
 
-    `model` is what a method may look into, hook and wrap; its ViT has been taken out.
+    `model` is what a method may look into, hook and wrap; its ViT, whose patches are `n_patches`, has been taken out.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, n_patches: int = 0) -> None:
         super().__init__()
         self.model = cast(Any, model.requires_grad_(False).eval())
         config = self.model.config
         self.reads_instructions = config.model_type == "instructblip"
         self.encoder_decoder = bool(self.language_model.config.is_encoder_decoder)
-        self.n_queries = int(config.num_query_tokens)
+        self.n_patches = n_patches
+        self.n_queries = int(config.num_query_tokens)  # image tokens that the LM sees
         self.image_token = int(config.image_token_index or 0)  # its embedding is never used
         self.hidden_size = int(config.qformer_config.hidden_size)
         self.image_size = int(config.qformer_config.encoder_hidden_size)  # width of the ViT's states

@@ -35,7 +35,7 @@ def build_blip(
     """
     model, where = load_blip(recipe, dtype=dtype, meta=meta)
     vision = _taken_out(recipe, model, where)
-    blip = FrozenBlip(model)
+    blip = FrozenBlip(model, vision.n_tokens - 1)  # without [CLS]
     if not meta:
         blip.fingerprint  # noqa: B018  (a method may train what it is taken of)
         blip.check()
