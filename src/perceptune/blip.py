@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from perceptune import attention
 from perceptune.anatomy import weights_fingerprint
 from perceptune.choosing import chooser
 from perceptune.generation import limits_of, through_transformers, up_to
@@ -65,6 +66,10 @@ class FrozenBlip(nn.Module):
         config = self.model.config
         self.reads_instructions = config.model_type == "instructblip"
         self.encoder_decoder = bool(self.language_model.config.is_encoder_decoder)
+        text = self.language_model.config.get_text_config()
+        if text._attn_implementation == "sdpa" and not self.encoder_decoder:
+            attention.register()
+            text._attn_implementation = attention.NAME
         self.n_patches = n_patches
         self.n_queries = int(config.num_query_tokens)  # image tokens that the LM sees
         self.image_token = int(config.image_token_index or 0)  # its embedding is never used

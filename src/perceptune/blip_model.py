@@ -99,7 +99,7 @@ class BlipModel(AdaptedModel):
         if self.method.training:
             ids, mask = lm_tokens.said(self.text.pad)
             targets = self.blip.word_embeddings(ids).float()
-            aux = self.method.aux_loss(self.blip, Seen(image, instructions, queried, targets, mask))
+            aux = self.method.aux_loss(self.blip, Seen(image, instructions, queried, targets, mask, ids))
             loss = loss if aux is None else loss + n * aux
         return loss, n
 

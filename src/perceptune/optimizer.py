@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perceptune.order import learning_rate
 from perceptune.sections import TrainConfig
 from perceptune.trained import Trained
+
+AUXILIARY, VALUE = "auxiliary", "value"
 
 
 class MethodOptimizer:
@@ -23,7 +25,12 @@ class MethodOptimizer:
             for group in method.param_groups()
         ]
         self.groups = [group for group in groups if group["named"]]
-        self.parameters = [p for p in method.parameters() if p.requires_grad]
+        self._own = [p for p in method.parameters() if p.requires_grad]
+        self.auxiliary: dict[str, nn.Parameter] = {}  # of what is trained beside the method
+        if (beside := method.auxiliary()) is not None:
+            self.auxiliary = {f"{AUXILIARY}.{name}": p for name, p in beside[0].named_parameters()}
+            self.groups.append({"name": AUXILIARY, "named": list(self.auxiliary.items()), "lr": beside[1]})
+        self.parameters = [*self._own, *self.auxiliary.values()]
         self.adam = torch.optim.AdamW(
             [{"params": [p for _, p in group["named"]], "name": group["name"]} for group in self.groups],
             lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay,
@@ -47,8 +54,8 @@ class MethodOptimizer:
                 parameter.grad /= tokens
 
     def clip(self) -> float:
-        """Clips the gradient as the recipe says; returns its norm before."""
-        given = [p for p in self.parameters if p.grad is not None]
+        """Clips the method's gradient as the recipe says; returns its norm before."""
+        given = [p for p in self._own if p.grad is not None]
         limit = math.inf if self.config.clip is None else self.config.clip
         return float(torch.nn.utils.clip_grad_norm_(given, limit)) if given else 0.0
 
@@ -58,8 +65,8 @@ class MethodOptimizer:
         self.adam.zero_grad(set_to_none=True)
 
     def pack(self) -> dict[str, Tensor]:
-        """Adam's moments by parameter name, as plain tensors."""
-        tensors = {}
+        """Adam's moments by parameter name, and what is trained beside the method itself, as plain tensors."""
+        tensors = {f"{VALUE}/{name}": p.detach().contiguous().cpu() for name, p in self.auxiliary.items()}
         for group in self.groups:
             for name, parameter in group["named"]:
                 for key, value in self.adam.state.get(parameter, {}).items():
@@ -73,5 +80,8 @@ class MethodOptimizer:
             key, _, name = full.partition("/")
             if name:  # older checkpoints hold a random state, too
                 parameter = named[name]
+                if key == VALUE:
+                    parameter.data.copy_(value)
+                    continue
                 device = torch.device("cpu") if key == "step" else parameter.device
                 self.adam.state[parameter][key] = value.to(device)

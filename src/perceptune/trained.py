@@ -50,6 +50,13 @@ class Trained(nn.Module, ABC):
         """Whether `set_statistics` is wanted before training."""
         return False
 
+    def auxiliary(self) -> tuple[nn.Module, float] | None:
+        """A module that is trained beside the method, for the sake of training alone, and its constant rate.
+
+        It is no submodule: neither saved with the method nor counted. A checkpoint keeps it with the optimizer.
+        """
+        return None
+
     def text_side(self) -> Sequence[nn.Module | nn.Parameter]:
         """Parts that act without any medium (prompt, adapters): the constant-rate group of the optimizer."""
         return ()

@@ -67,7 +67,11 @@ def test_documented_commands_run(page: Path, desk: Path, dwarfs: Path) -> None:
         words = [str(dwarfs / "vit") if word.startswith("google/vit") else word for word in words]
         if words[0] == "bench":
             words = ["tiny" if word.startswith("opt-") else word for word in words] + ["--rounds", "1"]
-        if words[0] == "train" and "--resume" not in words:
+        if words[0] == "build-instructblip":
+            words += ["--lm", str(dwarfs / "lm"), "--encoder", str(dwarfs / "encoder")]
+        elif "backbone=instructblip" in words:
+            words += ["train.steps=2", "train.batch_size=2"]
+        elif words[0] == "train" and "--resume" not in words:
             words += _dwarfs_for(words, dwarfs)
             shutil.rmtree(desk / words[words.index("--run") + 1], ignore_errors=True)
             words += ["method.n_levels=2", "train.batch_size=2"]

@@ -13,6 +13,7 @@ from transformers import Dinov2Config, Dinov2Model, InstructBlipForConditionalGe
 
 import blips
 import perceptune
+import support
 from perceptune.blip_making import Shape, export_instructblip, make_instructblip, vision_of, wordpiece
 from perceptune.blip_model import BlipModel
 from perceptune.checkpoint import save_run
@@ -72,14 +73,24 @@ def test_the_tokenizer_knows_its_texts() -> None:
     assert len(reader) <= 60
 
 
-def test_the_frozen_parts_are_the_given_ones(made: Path, dwarfs: Path) -> None:
-    model = InstructBlipForConditionalGeneration.from_pretrained(made)
-    parts = {"lm": str(dwarfs / "lm"), "encoders": {"image": str(dwarfs / "encoder")}}
-    lm = cast(Any, perceptune.build({**parts, "method": {"name": "epalm-lin", "n_levels": 2}})).lm.model
+@pytest.mark.parametrize("full", [False, True])
+def test_the_frozen_parts_are_the_given_ones(dwarfs: Path, tmp_path: Path, full: bool) -> None:
+    """Also where every row of the LM's table belongs to a token already, so that the image's needs a new one."""
+    source = support.save_lm(tmp_path / "lm")
+    if full:
+        tokenizer = support.tokenizer()
+        tokenizer.add_tokens([f"<{i}>" for i in range(4)])
+        tokenizer.save_pretrained(source)
+    given: dict[str, Any] = {"lm": str(source), "encoder": str(dwarfs / "encoder"), "shape": SMALL}
+    folder = make_instructblip(tmp_path / "new", dwarfs / "data/train.jsonl", **given)
+    model, lm = InstructBlipForConditionalGeneration.from_pretrained(folder), support.random_lm("llama")
+    found = model.language_model.state_dict()
     for name, value in lm.state_dict().items():
-        assert torch.equal(model.language_model.state_dict()[name][: len(value)], value)
+        assert torch.equal(found[name][: len(value)], value)
+        assert not found[name][len(value) :].any()
+    assert found["lm_head.weight"].shape[0] == support.SIZE + full
+    assert model.config.image_token_index == (support.SIZE if full else len(support.VOCABULARY))
     assert model.query_tokens.std() > 0.01
-    assert model.config.use_decoder_only_language_model
     assert len({tuple(row.tolist()) for row in model.query_tokens[0]}) == SMALL.queries
 
 

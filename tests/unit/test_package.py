@@ -70,7 +70,7 @@ def test_leaves_never_import_one_another() -> None:
 
 
 LAYERS = [
-    {"errors", "_version", "types", "statistics", "atomic", "trained"},
+    {"errors", "_version", "types", "statistics", "atomic", "trained", "information"},
     {
         *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
         *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter", "peft", "sources"),

@@ -46,8 +46,8 @@ def build_instructblip(options: argparse.Namespace) -> int:
     shape = validate(Shape, {name: value for name, value in given.items() if value is not None}, "build-instructblip")
     make_instructblip(options.folder, options.data, lm=options.lm, encoder=options.encoder, shape=shape)
     out.print(f"its Q-Former knows nothing yet: {options.folder}")
-    given = f"--data {options.data} --lm {options.folder} --method full"
-    out.print(f"next:  perceptune train {given} backbone=instructblip")
+    flags = f"--data {options.data} --lm {options.folder} --method full"
+    out.print(f"next:  perceptune train {flags} backbone=instructblip")
     return 0
 
 

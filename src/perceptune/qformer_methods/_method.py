@@ -57,6 +57,7 @@ class Seen:
     queried: Queried  # with gradient
     targets: Tensor  # (B, S, D) the LM's embeddings of the tokens to be said; no gradient
     target_mask: Tensor  # (B, S) 1 = token
+    target_ids: Tensor  # (B, S) these tokens
 
 
 class QFormerOptions(BaseModel):

@@ -1,0 +1,133 @@
+"""Estimators of mutual information on batches, in nats: functions and modules on tensors, without a model.
+
+`InfoNCE` is a lower bound, to be maximised; `Club` an upper one, to be minimised. Each learns while it is used.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+LOG_VARIANCE = 6.0  # what a Gaussian learns of a variance lies between exp(-6) and exp(6)
+
+
+def info_nce(scores: Tensor) -> Tensor:
+    """InfoNCE (van den Oord et al., 2018) of scores (B, B), row i's partner in column i: a scalar.
+
+    A lower bound of the mutual information that cannot exceed log B; 0 for a batch of one row.
+    """
+    return scores.diagonal().mean() - scores.logsumexp(dim=1).mean() + math.log(len(scores))
+
+
+class InfoNCE(nn.Module):
+    """I(Z;Y) by a normalised score: the cosine of learnt projections of z and y, over a temperature.
+
+    `hidden` is the width inside each projection, `size` the number of features that are compared.
+    """
+
+    def __init__(
+        self, z_size: int, y_size: int, *, hidden: int = 256, size: int = 128, temperature: float = 0.07
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.temperature = temperature
+        self.z = _mlp(z_size, hidden, size)
+        self.y = _mlp(y_size, hidden, size)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """The bound for rows z (B, z_size) and y (B, y_size), each the negative of the others."""
+        left, right = (functional.normalize(part, dim=-1) for part in (self.z(z), self.y(y)))
+        return info_nce(left @ right.T / self.temperature)
+
+
+class Gaussian(nn.Module):
+    """q(z|x): mean and logarithm of the variance of each dimension of z, learnt functions of x."""
+
+    def __init__(self, x_size: int, z_size: int, hidden: int) -> None:
+        super().__init__()
+        self.mean = _mlp(x_size, hidden, z_size)
+        self.log_variance = _mlp(x_size, hidden, z_size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both (B, z_size) for x (B, x_size)."""
+        return self.mean(x), LOG_VARIANCE * torch.tanh(self.log_variance(x) / LOG_VARIANCE)
+
+
+def club(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """CLUB (Cheng et al., 2020) of z (B, d) under Gaussians (B, d): a scalar; 0 for a batch of one row.
+
+    The mean of log q(z_i | x_i) - log q(z_j | x_i) over all rows i and all other rows j.
+    """
+    rows = len(z)
+    if rows == 1:
+        return (z * 0).sum()
+    precision = (-log_variance).exp()
+    own = ((z - mean).square() * precision).sum(-1)
+    # All pairs without a tensor (B, B, d): sum_d (z_j - m_i)^2 w_i, written out, about a point amid all of them.
+    centre = mean.mean(0)
+    points, middles = z - centre, mean - centre
+    pairs = precision @ points.square().T - 2 * (precision * middles) @ points.T
+    pairs = pairs + (precision * middles.square()).sum(-1, keepdim=True)
+    others = (pairs.sum(1) - pairs.diagonal()) / (rows - 1)
+    return 0.5 * (others - own).mean()
+
+
+class Club(nn.Module):
+    """I(Z;X) by CLUB with a Gaussian q(z|x).
+
+    q is fitted by `fit` alone; the bound moves z and not q, which could else make it small by knowing less. With q
+    exact its value is I(Z;X) + KL(p(x) p(z) || p(x, z)): above the truth, and not close to it.
+    """
+
+    def __init__(self, x_size: int, z_size: int, *, hidden: int = 256) -> None:
+        super().__init__()
+        self.q = Gaussian(x_size, z_size, hidden)
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """The bound for rows z (B, z_size) and x (B, x_size)."""
+        fixed = {name: parameter.detach() for name, parameter in self.q.named_parameters()}
+        return club(z, *functional_call(self.q, fixed, (x,)))
+
+    def fit(self, z: Tensor, x: Tensor) -> Tensor:
+        """Negative log-likelihood of q up to a constant: a scalar whose gradient moves q alone."""
+        mean, log_variance = self.q(x.detach())
+        return 0.5 * ((z.detach() - mean).square() / log_variance.exp() + log_variance).sum(-1).mean()
+
+
+class UnreleasedBottleneck(nn.Module):
+    """I(Z;Y) - eta I(Z;X) as in the compiled files that PETAL's repository holds beside its source.
+
+    Both estimators are on the wrong side (CLUB, an upper bound, is what should be maximised; Donsker-Varadhan's lower
+    bound is what should be minimised), q(y|z) is never fitted, and the weight is a trained scalar that starts at 0.
+    Kept to reproduce, not to use. `forward` gives what is added to the loss.
+    """
+
+    def __init__(self, x_size: int, z_size: int, y_size: int, *, eta: float) -> None:
+        super().__init__()
+        self.eta = eta
+        self.mean = _mlp(z_size, 32, y_size, nn.ReLU())
+        self.log_variance = nn.Sequential(*_mlp(z_size, 32, y_size, nn.ReLU()), nn.Tanh())
+        self.judge = _mlp(x_size + z_size, 64, 1, nn.ReLU())
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_normal_(parameter)
+            else:
+                nn.init.zeros_(parameter)
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """For rows z (B, z_size), x (B, x_size) and y (B, y_size), the shares of each token in a target."""
+        mean, variance = self.mean(z), self.log_variance(z).exp() + 1e-6
+        other = torch.randperm(len(z), device=z.device)
+        about_y = 0.5 * (((mean - y[other]).square() - (mean - y).square()) / variance).sum(-1).mean()
+        joint = self.judge(torch.cat([x, z], dim=-1)).mean()
+        shuffled = self.judge(torch.cat([x, z[torch.randperm(len(z), device=z.device)]], dim=-1))
+        about_x = joint - shuffled.logsumexp(0).sum() + math.log(len(z))
+        return self.weight * (about_y - self.eta * about_x)
+
+
+def _mlp(n_in: int, hidden: int, n_out: int, between: nn.Module | None = None) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(n_in, hidden), between or nn.GELU(), nn.Linear(hidden, n_out))
