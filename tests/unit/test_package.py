@@ -72,8 +72,21 @@ def test_leaves_never_import_one_another() -> None:
 LAYERS = [
     {"errors", "_version", "types", "statistics", "atomic", "trained", "information"},
     {
-        *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
+        *(
+            "plugins",
+            "assets",
+            "assets_convert",
+            "storage",
+            "media",
+            "sound",
+            "mel",
+            "video",
+            "pictures",
+            "heat",
+            "config",
+        ),
         *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter", "peft", "sources"),
+        "heat",
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),
@@ -91,7 +104,7 @@ LAYERS = [
     {"distributed"},
     {"building", "blip_loading"},
     {"checkpoint"},
-    {"evaluation", "show", "resume", "feed", "official", "initial"},
+    {"evaluation", "show", "looking", "resume", "feed", "official", "initial"},
     {"heldout"},
     {"training", "doctor", "caching", "blip_making"},
     {"demo", "bench", "compare"},
