@@ -23,7 +23,7 @@ from perceptune.sources import CONFIGS, read_config
 
 PUBLISHED = "Salesforce/instructblip-vicuna-7b"
 DEFAULT = ("full", "head", "maple", "llama-adapter", "lora", "petal-dma", "petal")
-SMALL_LM = {
+SMALL_LM: dict[str, Any] = {
     "vocab_size": 2000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip

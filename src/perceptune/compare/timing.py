@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,11 @@ class TimedRow:
         kinds = [ANEW] if self.model.method.trains_encoders else [KEPT, ANEW]
         return [
             Contender(
-                f"{self.entry.label}, features {kind}", kind, lambda kind=kind: self._round(kind),
-                warm_up=lambda kind=kind: self._steps(kind, 1), times=self.feed.steps,
+                f"{self.entry.label}, features {kind}", kind, partial(self._steps, kind, self.feed.steps),
+                warm_up=partial(self._steps, kind, 1), times=self.feed.steps,
             )
             for kind in kinds
         ]  # fmt: skip
-
-    def _round(self, kind: str) -> None:
-        self._steps(kind, self.feed.steps)
 
     def _steps(self, kind: str, steps: int) -> None:
         self.model.stores = self._kept if kind == KEPT else self._anew
