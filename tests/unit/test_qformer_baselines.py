@@ -93,18 +93,33 @@ def test_only_some_text_prompts_of_maple_reach_the_answer_through_the_text(folde
         assert (model.queried(rows).queries - before).abs().max() > 1e-3
 
 
-def test_maple_s_prompts_shift_no_position_and_no_row_of_text(folder: Path) -> None:
-    """States of the text come back for the instruction's own columns."""
-    model, rows = model_of(folder, "maple", "t5"), samples(folder)
+@pytest.mark.parametrize("kind", ["t5", "blip2-opt"])
+def test_maple_s_prompts_shift_nothing(folder: Path, kind: str) -> None:
+    """Queries and text enter the first layer as they would alone; the text's states come back without the prompts."""
+    plain, model, rows = model_of(folder, "head", kind), model_of(folder, "maple", kind), samples(folder)
+    entering: list[torch.Tensor] = []
+    for one in (plain, model):
+        first = cast(Any, one.blip.layers[0]).attention
+        first.register_forward_pre_hook(
+            lambda _, args, kwargs: entering.append((*args, *kwargs.values())[0]), with_kwargs=True
+        )
     with torch.no_grad():
-        text = model.queried(rows).text
+        expected, text = plain.queried(rows).text, model.queried(rows).text
+    alone, prompted = entering
+    n, length = blips.N_QUERIES, alone.shape[1] - blips.N_QUERIES
+    assert prompted.shape[1] == n + 2 + (length + 2 if length else 0)
+    assert torch.equal(prompted[:, :n], alone[:, :n])
+    assert torch.equal(prompted[:, n + 2 : n + 2 + length], alone[:, n:])
+    if expected is None:
+        assert text is None
+    else:
         assert text is not None
-        longest = max(one.mask.sum(1).max() for one in cast(Any, model.text).asked(rows).instructions)
-        assert text.shape == (2, longest, blips.WIDTH)
+        assert text.shape == expected.shape
 
 
-def test_the_bottlenecks_of_the_release_act_twice_where_there_is_cross_attention(folder: Path) -> None:
-    model, rows = model_of(folder, {"name": "llama-adapter", "as_released": True, "r": 4}), samples(folder)
+@pytest.mark.parametrize("kind", ["t5", "blip2-opt"])
+def test_the_bottlenecks_of_the_release_act_twice_where_there_is_cross_attention(folder: Path, kind: str) -> None:
+    model, rows = model_of(folder, {"name": "llama-adapter", "as_released": True, "r": 4}, kind), samples(folder)
     calls: list[int] = []
     for index, part in enumerate(cast(Any, model.method).parts):
         part.register_forward_hook(lambda *_, index=index: calls.append(index))
@@ -116,6 +131,9 @@ def test_llava_gives_the_lm_every_patch(folder: Path) -> None:
     model, rows = model_of(folder, "llava", "llama"), samples(folder)
     assert model.queried(rows).queries.shape == (2, 4, blips.WIDTH)
     assert model.blip.n_queries == 4
+    image = torch.randn(2, 5, model.blip.image_size)
+    other = torch.cat([torch.zeros(2, 1, model.blip.image_size), image[:, 1:]], dim=1)
+    assert torch.equal(*(model.method.queries(model.blip, one, []).queries for one in (image, other))), "no [CLS]"
     finer = model_of(folder, "llava", "llama", encoders={"image": {"size": 24}})
     assert finer.queried(rows).queries.shape == (2, 9, blips.WIDTH)
     groups = {group["name"]: group.get("lr") for group in model.method.param_groups()}
