@@ -77,12 +77,7 @@ class Bottleneck(nn.Module):
         """Hooks it onto a layer of a Q-Former."""
         layer.attention.register_forward_hook(lambda _, __, output: self(output))
         if hasattr(layer, "crossattention"):
-            layer.crossattention.register_forward_pre_hook(self._before, with_kwargs=True)
-
-    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (self(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": self(kwargs["hidden_states"])}
+            layer.crossattention.register_forward_pre_hook(lambda _, args: (self(args[0]), *args[1:]))
 
 
 class LlamaAdapter(QFormerMethod):
