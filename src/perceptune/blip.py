@@ -57,10 +57,10 @@ class LMTokens:
 class FrozenBlip(nn.Module):
     """Wraps `InstructBlipForConditionalGeneration` or `Blip2ForConditionalGeneration`; every weight stays as it is.
 
-    `model` is what a method may look into, hook and wrap; its ViT has been taken out.
+    `model` is what a method may look into, hook and wrap; its ViT, whose patches are `n_patches`, has been taken out.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, n_patches: int = 0) -> None:
         super().__init__()
         self.model = cast(Any, model.requires_grad_(False).eval())
         config = self.model.config
@@ -70,10 +70,15 @@ class FrozenBlip(nn.Module):
         if text._attn_implementation == "sdpa" and not self.encoder_decoder:
             attention.register()
             text._attn_implementation = attention.NAME
-        self.n_queries = int(config.num_query_tokens)
+        self.n_patches = n_patches
+        self.n_queries = int(config.num_query_tokens)  # image tokens that the LM sees
         self.image_token = int(config.image_token_index or 0)  # its embedding is never used
         self.hidden_size = int(config.qformer_config.hidden_size)
         self.image_size = int(config.qformer_config.encoder_hidden_size)  # width of the ViT's states
+        for layer in self.layers:
+            for part in ("crossattention", "intermediate", "intermediate_query"):
+                if hasattr(layer, part):
+                    getattr(layer, part).register_forward_pre_hook(_in_one_piece, with_kwargs=True)
         self.bare_head = False  # whether logits are the head's output as it is; found out by `check`
 
     @property
@@ -229,6 +234,15 @@ class FrozenBlip(nn.Module):
             yield
         finally:
             handle.remove()
+
+
+def _in_one_piece(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Copies what a part of a layer is given of the columns, as its first positional argument.
+
+    A frozen linear map of a view of them is a product for each row, forward and backward: a sixth of PETAL's step.
+    """
+    first, *others = args or (kwargs.pop("hidden_states"),)
+    return (first.contiguous(), *others), kwargs
 
 
 def image_columns(mask: Tensor, n: int) -> Tensor:

@@ -19,9 +19,11 @@ from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError
 from perceptune.freezing import freeze
 from perceptune.qformer_methods.base import QFormerMethod
+from perceptune.quantized import keep_differentiable, quantization
 from perceptune.sources import loading, read_config, require_complete, resolve
 
 CLASSES = {"instructblip": "InstructBlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"}
+NOT_QUANTIZED = ("vision_model", "qformer", "language_projection", "lm_head")  # of the LM alone the blocks are
 QFORMER_TOKENIZER = "qformer_tokenizer"  # as transformers' processor names its folder
 
 
@@ -35,7 +37,7 @@ def build_blip(
     """
     model, where = load_blip(recipe, dtype=dtype, meta=meta)
     vision = _taken_out(recipe, model, where)
-    blip = FrozenBlip(model)
+    blip = FrozenBlip(model, vision.n_tokens - 1)  # without [CLS]
     if not meta:
         blip.fingerprint  # noqa: B018  (a method may train what it is taken of)
         blip.check()
@@ -69,9 +71,11 @@ def load_blip(recipe: Recipe, *, dtype: str, meta: bool) -> tuple[nn.Module, str
         loaded: Any = kind.from_pretrained(
             where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True,
             attn_implementation=config.attention, dtype=torch.float32,
+            **quantization(config, getattr(torch, dtype), skip=NOT_QUANTIZED),
         )  # fmt: skip
         model, info = loaded
         require_complete(config.id, info)
+        keep_differentiable(model)
     model.language_model.to(getattr(torch, dtype))
     model.vision_model.to(getattr(torch, recipe.encoders["image"].dtype))
     # Decoding is the recipe's: settings stored beside a checkpoint must not leak into it.
@@ -135,6 +139,5 @@ def _require_fit(recipe: Recipe) -> None:
         raise UserError(f"encoders.image.id: {name} brings its own ViT; leave `id` out")
     if recipe.lm.id == "default":
         raise UserError(f"lm: {name} needs an InstructBLIP or BLIP-2: name its folder or Hugging Face id")
-    for key in ("quantization", "layers"):
-        if getattr(recipe.lm, key) is not None:
-            raise UserError(f"lm.{key}: not for {name}")
+    if recipe.lm.layers is not None:
+        raise UserError(f"lm.layers: not for {name}")

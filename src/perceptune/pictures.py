@@ -50,7 +50,7 @@ def answer_grid(rows: Sequence[GridCell], path: Path | str, columns: int = 4, ti
         raise ValueError("a grid has at least one cell and one column")
     margin, gap, side, columns = 24, 20, 200, min(columns, len(rows))
     width = 2 * margin + columns * side + (columns - 1) * gap
-    heading = _wrap(title, 20, width - 2 * margin, most=3)
+    heading = wrap(title, 20, width - 2 * margin, most=3)
     texts = [_cell_text(cell, side) for cell in rows]
     heights = [
         side + 10 + _LINE * max(sum(map(len, text)) for text in texts[start : start + columns])
@@ -173,8 +173,8 @@ class _Plot:
 
 def _cell_text(cell: GridCell, width: int) -> CellText:
     """Lines of the question, of the answer and, if that is wrong, of the truth."""
-    truth = [] if cell.right else _wrap(f"right: {cell.truth}", 14, width - 24, most=3)
-    return _wrap(cell.question, 14, width, 5), _wrap(cell.answer or "(no answer)", 16, width - 24, 3), truth
+    truth = [] if cell.right else wrap(f"right: {cell.truth}", 14, width - 24, most=3)
+    return wrap(cell.question, 14, width, 5), wrap(cell.answer or "(no answer)", 16, width - 24, 3), truth
 
 
 def _draw_cell(canvas: Canvas, cell: GridCell, text: CellText, at: Point, side: int) -> None:
@@ -193,7 +193,7 @@ def _draw_cell(canvas: Canvas, cell: GridCell, text: CellText, at: Point, side: 
         canvas.line([(x + dx, y + dy) for dx, dy in stroke], _PAPER, 2)
 
 
-def _wrap(text: str, size: int, width: float, most: int) -> list[str]:
+def wrap(text: str, size: int, width: float, most: int) -> list[str]:
     """At most `most` lines no wider than `width`; an ellipsis stands for what does not fit."""
     lines = [""]
     for word in text.split():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from perceptune.errors import UserError
 from perceptune.sections import LMConfig
 
 
-def quantization(config: LMConfig, dtype: torch.dtype) -> dict[str, Any]:
+def quantization(config: LMConfig, dtype: torch.dtype, *, skip: Sequence[str] = ()) -> dict[str, Any]:
     """Arguments of `from_pretrained` beside the usual ones; none without `lm.quantization`.
 
+    `skip` are names of modules that keep their dtype; without any transformers leaves out the vocabulary head.
     Raises `UserError` without bitsandbytes.
     """
     if config.quantization is None:
@@ -35,8 +37,9 @@ def quantization(config: LMConfig, dtype: torch.dtype) -> dict[str, Any]:
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     eight = config.quantization == "8bit"
     bits = BitsAndBytesConfig(
-        load_in_8bit=eight, load_in_4bit=not eight, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-    )
+        load_in_8bit=eight, load_in_4bit=not eight, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(skip) or None,
+    )  # fmt: skip
     return {"quantization_config": bits, "device_map": {"": "cuda" if torch.cuda.is_available() else "cpu"}}
 
 

@@ -176,7 +176,7 @@ def test_the_lm_alone_is_cast_to_bfloat16(folder: Path) -> None:
         ({"lm": "default"}, "name its folder"),
         ({"encoders": {"image": "other"}}, "brings its own ViT"),
         ({"encoders": {"image": {}, "audio": {}}}, "no other"),
-        ({"lm": {"id": "LLAMA", "quantization": "8bit"}}, "lm.quantization"),
+        ({"lm": {"id": "LLAMA", "layers": "model.layers"}}, "lm.layers"),
         ({"lm": "DATA"}, "cannot be loaded"),
         ({"method": "epalm"}, "unknown qformer-method `epalm`"),
         ({"method": {"name": "head", "layers": [4]}}, "its layers are 0 to 3"),

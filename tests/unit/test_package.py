@@ -72,8 +72,21 @@ def test_leaves_never_import_one_another() -> None:
 LAYERS = [
     {"errors", "_version", "types", "statistics", "atomic", "trained", "information"},
     {
-        *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
+        *(
+            "plugins",
+            "assets",
+            "assets_convert",
+            "storage",
+            "media",
+            "sound",
+            "mel",
+            "video",
+            "pictures",
+            "heat",
+            "config",
+        ),
         *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter", "peft", "sources"),
+        "heat",
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),
@@ -92,7 +105,7 @@ LAYERS = [
     {"building", "blip_loading"},
     {"checkpoint", "judging", "controls"},
     {"results"},
-    {"evaluation", "show", "resume", "feed", "official", "initial"},
+    {"evaluation", "show", "looking", "resume", "feed", "official", "initial"},
     {"heldout", "stored", "predicting"},
     {"training", "doctor", "caching", "blip_making"},
     {"demo", "bench", "compare", "lmms_eval", "data"},

@@ -63,12 +63,12 @@ def test_no_text_is_cut_at_the_edge(row: GridCell, tmp_path: Path) -> None:
 
 
 def test_wrapped_lines_fit_and_lose_nothing_before_the_ellipsis() -> None:
-    lines = pictures._wrap(LONG, 14, 200, most=50)
+    lines = pictures.wrap(LONG, 14, 200, most=50)
     assert " ".join(lines).split() == LONG.split()
-    cut = pictures._wrap(LONG, 14, 200, most=3)
+    cut = pictures.wrap(LONG, 14, 200, most=3)
     assert (len(cut), cut[:2]) == (3, lines[:2])
     assert cut[2].endswith("…")
-    broken = pictures._wrap("x" * 300, 14, 200, most=50)
+    broken = pictures.wrap("x" * 300, 14, 200, most=50)
     assert "".join(broken) == "x" * 300
     assert max(pictures.text_width(line, 14) for line in [*lines, *cut, *broken]) <= 200
 

@@ -16,6 +16,7 @@ from perceptune.bench.compare import PARTS, compare
 from perceptune.bench.default import compare_paths
 from perceptune.bench.measure import machine, peak_memory_mb
 from perceptune.bench.plan import Assumptions, measured_costs, plan_rows
+from perceptune.bench.qformer import qformer_rows
 from perceptune.bench.scaling import data_size_row, depth_rows
 from perceptune.bench.shapes import Models, Setting, published
 from perceptune.errors import UserError, nearest
@@ -29,6 +30,7 @@ class BenchOptions:
 
     shapes: str = "opt-125m+vit-b16"
     models: str | None = None
+    qformer: Sequence[str] | None = None
     rounds: int = 5
     threads: int | None = None
     only: Sequence[str] = ()
@@ -52,6 +54,8 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
 def _measured(options: BenchOptions) -> dict[str, Any]:
     if options.models is not None:
         return compare_paths(rounds=options.rounds, only_plain=options.plain)
+    if options.qformer is not None:
+        return qformer_rows(options.qformer, options.rounds)
     models = Models(options.shapes, Setting())
     if options.plan:
         return {"ratios": {}, "rows": plan_rows(measured_costs(models, options.rounds), options.assumptions)}

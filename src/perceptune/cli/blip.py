@@ -1,8 +1,9 @@
-"""`perceptune build-instructblip` and `export-instructblip`."""
+"""`perceptune build-instructblip`, `export-instructblip` and `show-attention`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 
 from rich.console import Console
 
@@ -23,7 +24,7 @@ SHAPE = {
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Both commands with their options."""
+    """These commands with their options."""
     build = commands.add_parser("build-instructblip", help="make a small InstructBLIP of an encoder and an LM")
     build.add_argument("folder", help="where it goes: an ordinary Hugging Face folder")
     build.add_argument("--data", required=True, help="JSON lines whose words its Q-Former is to read")
@@ -35,6 +36,17 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     export.add_argument("run")
     export.add_argument("folder")
     export.add_argument("--trust", action="store_true", help="let the run's recipe name third-party code")
+
+    looks = commands.add_parser("show-attention", help="draw where a Q-Former looks in a picture, by instruction")
+    looks.add_argument("run")
+    looks.add_argument("prompt", help="as to `answer`")
+    looks.add_argument("--image", required=True, help="picture file")
+    looks.add_argument(
+        "--enhanced", action="append", default=[], metavar="TEXT", help="a row with this in front; may be repeated"
+    )
+    looks.add_argument("--out", default="attention.png", help="default: %(default)s")
+    looks.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
+    looks.add_argument("--json", action="store_true")
 
 
 def build_instructblip(options: argparse.Namespace) -> int:
@@ -56,4 +68,20 @@ def export_instructblip(options: argparse.Namespace) -> int:
     from perceptune.blip_making import export_instructblip as export
 
     out.print(f"written: {export(options.run, options.folder, trust=options.trust)}")
+    return 0
+
+
+def show_attention(options: argparse.Namespace) -> int:
+    """Draws the panel."""
+    from perceptune.looking import show_attention as draw
+
+    found = draw(
+        options.run, options.image, options.prompt, options.out, enhanced=options.enhanced, trust=options.trust
+    )
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for row in found["rows"]:
+        out.print(f"{row['label']}\n  looks most at (x, y) {tuple(row['peaks']['mean'])}")
+    out.print(f"written: {found['picture']}")
     return 0

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from perceptune.cli.blip import build_instructblip as build_instructblip
 from perceptune.cli.blip import export_instructblip as export_instructblip
+from perceptune.cli.blip import show_attention as show_attention
 from perceptune.cli.compare import compare as compare
 from perceptune.cli.data import data as data
 from perceptune.cli.evaluate import answer as answer

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -25,6 +26,8 @@ def compare(options: argparse.Namespace) -> int:
         grid=parse_grid(options.grid) if options.grid else None,
     )  # fmt: skip
     out = Path(options.out or f"runs/compare-{Path(options.recipes[0]).stem}")
+    if options.timing:
+        return _timing(options, plan, out, say)
     if options.dry_run:
         found = outlook(plan, out)
         if options.json:
@@ -43,6 +46,19 @@ def compare(options: argparse.Namespace) -> int:
     say.print(_table(cells(result)))
     say.print(terms(result))
     say.print(f"{out / NAME}.md, .csv, .json, .png")
+    return 0
+
+
+def _timing(options: argparse.Namespace, plan: Any, out: Path, say: Console) -> int:
+    from perceptune.compare.timing import NAME, time_plan, timing_cells, timing_terms
+
+    result = time_plan(plan, out, say.print, rounds=options.rounds, samples=options.samples)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    say.print(_table(timing_cells(result)))
+    say.print(timing_terms(result))
+    say.print(f"{out / NAME}.md, .json")
     return 0
 
 

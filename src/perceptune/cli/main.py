@@ -102,6 +102,9 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--out", help="folder (default: runs/compare-RECIPE)")
     compare.add_argument("--dry-run", action="store_true", help="say what would be run, and for how long")
+    compare.add_argument("--timing", action="store_true", help="train nothing: what a step of each costs, side by side")
+    compare.add_argument("--rounds", type=int, default=5, help="of --timing, taken in turns (default: %(default)s)")
+    compare.add_argument("--samples", type=int, help="of --timing: time to so many samples (default: 4 steps)")
     compare.add_argument("--json", action="store_true")
 
     score = commands.add_parser("score", help="score a file of predictions against one of references")
@@ -161,6 +164,9 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         "--shapes", default="opt-125m+vit-b16", help="random weights of published shapes (default: %(default)s)"
     )
     bench.add_argument("--models", help="`default`: the embedded models at the demo's recipe, fast against plain path")
+    bench.add_argument(
+        "--qformer", nargs="*", metavar="METHOD", help="steps of methods on the published Q-Former, ratios to the first"
+    )
     bench.add_argument("--rounds", type=int, default=5, help="measurements a row, in turns (default: %(default)s)")
     bench.add_argument("--threads", type=int, help="default: torch's own choice")
     bench.add_argument("--only", nargs="+", default=[], metavar="PART", help="train, generate, roofline")

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from perceptune.building import METHODS, method_options
+from perceptune.building import method_leaf, method_options
 from perceptune.config import Recipe, load_recipe, parse_value
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
 from perceptune.holdout import HELD_OUT, selecting_splits
 from perceptune.judging import pick_samples, require_judgeable
-from perceptune.plugins import leaf
 from perceptune.sections import CompareConfig
 from perceptune.show import describe
 
@@ -145,9 +144,10 @@ def _variants(
             beside = [f"{key}={json.dumps(value)}" for key, value in keys.items() if "." in key]
         else:
             method = plain["method"] if label == recipe.method.name else {"name": label}
-        leaf(METHODS[recipe.backbone], method["name"])
         full = f"{recipe.name}/{label}" if several else label
-        made.append((full, load_recipe({**plain, "name": folder_name(full), "method": method}, [*beside, *on_method])))
+        one = load_recipe({**plain, "name": folder_name(full), "method": method}, [*beside, *on_method])
+        method_leaf(one)  # there is one of this name
+        made.append((full, one))
     return made
 
 

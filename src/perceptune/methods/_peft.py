@@ -33,7 +33,7 @@ class PeftLayers(nn.ModuleDict):
         self, model: nn.Module, given: Mapping[str, Any], key: str, linear: Mapping[str, type[nn.Module]]
     ) -> None:
         super().__init__()
-        config, before = _config(given, key, linear), _places_of(model)
+        config, before = peft_config(given, key, linear), _places_of(model)
         self.kind = str(config.peft_type.value)
         with naming(key):
             shared = _inject(config, model)
@@ -136,8 +136,8 @@ def _places_of(model: nn.Module) -> list[tuple[str, int, int]]:
     return [(name, p.data_ptr(), p._version) for name, p in model.named_parameters()]
 
 
-def _config(given: Mapping[str, Any], key: str, linear: Mapping[str, type[nn.Module]]) -> Any:
-    """The PEFT configuration that the keys stand for."""
+def peft_config(given: Mapping[str, Any], key: str, linear: Mapping[str, type[nn.Module]]) -> Any:
+    """The PEFT configuration that the keys `given` stand for; `linear` as in `PeftLayers`. Raises `UserError`."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from transformers.pytorch_utils import Conv1D
 

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from perceptune.blip import FrozenBlip
 from perceptune.errors import UserError
 from perceptune.methods._parts import TakenOver
+from perceptune.methods._peft import linear_maps, peft_config
+
+
+def config_of(given: Mapping[str, Any], key: str, blip: FrozenBlip) -> Any:
+    """The PEFT configuration that keys of a recipe stand for; `key` is theirs, for messages.
+
+    Where `target_modules` is left out, it is queries, keys and values of all attentions. Raises `UserError`.
+    """
+    from perceptune.peft import QFORMER_ATTENTION
+
+    return peft_config({"target_modules": QFORMER_ATTENTION, **given}, key, linear_maps(blip.qformer))
 
 
 def wrapped(blip: FrozenBlip, config: Any) -> tuple[TakenOver, Any]:
