@@ -15,6 +15,7 @@ from perceptune.bench.qformer import Load, qformer_rows
 from perceptune.blip_model import BlipModel
 from perceptune.config import load_recipe
 from perceptune.errors import UserError
+from perceptune.peft import DMALinear, layer
 from perceptune.show import describe
 from perceptune.types import Sample
 
@@ -125,6 +126,52 @@ def test_the_bottlenecks_of_the_release_act_twice_where_there_is_cross_attention
         part.register_forward_hook(lambda *_, index=index: calls.append(index))
     model.queried(rows)
     assert calls == [0, 0, 1, 2, 2, 3]
+
+
+def products_of(module: torch.nn.Module, run: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Widths of the products with DMA's U while `run` runs."""
+    parts = [part for part in module.modules() if isinstance(part, DMALinear)]
+    factors = {id(u): u.shape[1] for part in parts for u in part.dma_u.values()}
+    seen: list[int] = []
+    linear = torch.nn.functional.linear
+
+    def counted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if id(weight) in factors:
+            seen.append(factors[id(weight)])
+        return linear(x, weight, bias)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(layer.functional, "linear", counted)
+        run()
+    return seen
+
+
+def test_maps_of_one_input_share_what_dma_makes_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To rounding the same loss and gradients; U meets the image once a pass, and nothing is kept after it."""
+    rows, model = (
+        samples(folder),
+        model_of(folder, {"name": "lora", "peft": {"peft_type": "DMA", "r": 3, "dropout": 0}}),
+    )
+    with torch.no_grad():
+        for parameter in model.method.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+
+    def learnt() -> list[torch.Tensor]:
+        model.method.zero_grad()
+        loss, _ = model.loss(model.collate(rows))
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in model.method.parameters() if p.grad is not None)]
+
+    found: list[list[torch.Tensor]] = []
+    widths = products_of(model.blip.qformer, lambda: found.append(learnt()), monkeypatch)
+    assert (widths.count(24), widths.count(blips.WIDTH)) == (1, 4 + 2)
+    for part in model.blip.qformer.modules():
+        if isinstance(part, DMALinear):
+            assert part.products == {}
+            part.products = None
+    widths = products_of(model.blip.qformer, lambda: found.append(learnt()), monkeypatch)
+    assert (widths.count(24), widths.count(blips.WIDTH)) == (4, 3 * 4 + 2)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))
 
 
 def test_llava_gives_the_lm_every_patch(folder: Path) -> None:

@@ -64,6 +64,9 @@ class DMALinear(nn.Module, BaseTunerLayer):
         self.dma_dropout = nn.ModuleDict()
         for name, shared in factors._asdict().items():
             self.__dict__[f"dma_{name}"] = shared  # referred to, not owned
+        # Where it is set: U x of the pass that is going on, by group and adapter, with the x, for maps of one input to
+        # share. Whoever sets it empties it after each pass. Recomputing parts of a pass (checkpointing) forbids it.
+        self.products: dict[tuple[int, str], tuple[Tensor, Tensor]] | None = None
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._before_merge: Tensor | None = None
@@ -97,7 +100,7 @@ class DMALinear(nn.Module, BaseTunerLayer):
     def _delta(self, adapter: str, x: Tensor, result: Tensor) -> Tensor:
         """(..., out): what an adapter adds to the frozen map's result."""
         u, v, mode = self._matrices(adapter, x.device)
-        h = functional.linear(self._cast_input_dtype(x, u.dtype), u)
+        h = self._reduced(adapter, x, u)
         dropout: Any = self.dma_dropout[adapter]
         kept: Tensor = dropout(h)
         if adapter in self.dma_gate:
@@ -108,6 +111,16 @@ class DMALinear(nn.Module, BaseTunerLayer):
             frozen = result.to(u.dtype) if bias is None else result.to(u.dtype) - bias.to(u.dtype)
             delta = delta + (self.dma_gamma[adapter] - 1) * frozen
         return delta
+
+    def _reduced(self, adapter: str, x: Tensor, u: Tensor) -> Tensor:
+        """(..., r): U x, from another matrix of the group if that was given the same x."""
+        if self.products is None:
+            return functional.linear(self._cast_input_dtype(x, u.dtype), u)
+        key = (id(self.dma_u), adapter)
+        found = self.products.get(key)
+        if found is None or found[0] is not x:
+            found = self.products[key] = (x, functional.linear(self._cast_input_dtype(x, u.dtype), u))
+        return found[1]
 
     def _matrices(self, adapter: str, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """U, V, and M: (r, r), or its diagonal (r,). A model spread over devices has the shared ones on one of them."""

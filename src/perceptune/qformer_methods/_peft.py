@@ -41,4 +41,20 @@ def wrapped(blip: FrozenBlip, config: Any) -> tuple[TakenOver, Any]:
     trained = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
     if any(id(parameter) in before for parameter in trained.values()):
         raise UserError("method: these PEFT settings train weights of the Q-Former itself (`bias`): use `full`")
+    _share_products(blip.qformer)
     return TakenOver("PEFT's part", trained.items()), peft_model
+
+
+def _share_products(qformer: Any) -> None:
+    """Lets DMA's matrices that read one input (the image: all keys and values) compute U x once a pass."""
+    from perceptune.peft import DMALinear
+
+    products: dict[Any, Any] = {}
+    for part in qformer.modules():
+        if isinstance(part, DMALinear):
+            part.products = products
+
+    def emptied(*_: Any) -> None:
+        products.clear()
+
+    qformer.register_forward_hook(emptied, always_call=True)
