@@ -110,7 +110,7 @@ def _method(meta: Mapping[str, Any], recipe: Mapping[str, Any]) -> Iterator[str]
     options = method if isinstance(method, Mapping) else {}
     yield (
         f"A frozen language model that was given {_listed([*(recipe.get('encoders') or {})])} with "
-        f"[perceptune](https://pypi.org/project/perceptune/) {__version__}, method `{part_name(method)}`: "
+        f"perceptune {__version__}, method `{part_name(method)}`: "
         f"{meta['trained']:,} parameters were trained, {100 * meta['trained_share']:.3f} % of all. "
         "This folder holds these alone; the frozen models are loaded from where they were published.\n"
     )
@@ -152,8 +152,8 @@ def _results(results: Mapping[str, Any] | None) -> Iterator[str]:
     ]  # fmt: skip
     heading = ("metric", "value", "95 % interval", "media shuffled", "gap (95 %)", "no media", "gap (95 %)")
     yield from _table(heading, rows)
-    yield f"{results.get('evaluated_samples', '?')} samples of split `{plain(results.get('split'))}`; "
-    yield "decoding and versions are in `run.yaml` and `meta.json`.\n"
+    where = f"{results.get('evaluated_samples', '?')} samples of split {plain(results.get('split'))}"
+    yield f"{where}; decoding and versions are in `run.yaml` and `meta.json`.\n"
 
 
 def _limits(results: Mapping[str, Any] | None) -> Iterator[str]:
@@ -168,7 +168,7 @@ def _limits(results: Mapping[str, Any] | None) -> Iterator[str]:
     if gap is None:
         yield "- Whether it looks at its media at all was not measured: `perceptune eval --control` does."
     elif gap[0] <= 0:
-        yield f"- With other media it answers as well ({metric}, 95 %): it has not been shown to look at them."
+        yield f"- That it looks at its media was not shown: the gap to shuffled media ({plain(metric)}) may be 0."
     if results.get("trained_on_this_split"):
         yield "- The numbers above are of data it was trained on: they say nothing about new data."
     yield "- On other data than the above it may be far worse.\n"

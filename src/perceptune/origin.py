@@ -41,24 +41,31 @@ def local_run(run: str | Path) -> Path:
 
 def _fetched(address: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise UserError(f"`{address}` is no address of a run: write hf://USER/NAME or hf://USER/NAME@REVISION")
     try:
         folder = snapshot_download(match["name"], revision=match["revision"], allow_patterns=[*SHARED])
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(f"cannot fetch {address}: {first_line(error)}") from error
+    except hub_errors() as error:
+        raise UserError(f"cannot fetch {address}: {brief(error)}") from error
     if not (Path(folder) / META).is_file():
         raise UserError(f"{address} holds no run: there is no {META}")
     return Path(folder)
 
 
-def first_line(error: Exception) -> str:
-    """What an error of another library says, in a line."""
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What `huggingface_hub` raises for a hub that does not answer or refuses, and for names that it does not like."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # A lost connection is an error of its HTTP library, which has had other names: the base of its own errors.
+    return (*HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError)
+
+
+def brief(error: Exception) -> str:
+    """What an error of another library says, in a line: of a hub's the status, then the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return " ".join(lines[:2]) if lines else type(error).__name__
 
 
 def _unpacked(path: Path) -> Path:
@@ -89,7 +96,7 @@ def _unpack(path: Path, folder: Path) -> None:
                 with archive.open(info) as packed, (folder / info.filename).open("wb") as file:
                     shutil.copyfileobj(packed, file)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged: {first_line(error)}") from error
+        raise UserError(f"{path}: damaged: {brief(error)}") from error
     for name in (META, METHOD, RECIPE):
         if not (folder / name).is_file():
             raise UserError(f"{path} holds no run: there is no {name}")

@@ -131,8 +131,8 @@ def bars(rows: Sequence[Bar], metric: str) -> Chart:
         if row.interval is not None:
             a, b = (at(end) for end in row.interval)
             parts += [
-                _line([(a, y + 13), (b, y + 13)], "axis"),
-                *(_line([(x, y + 8), (x, y + 18)], "axis") for x in (a, b)),
+                _line([(a, y + 13), (b, y + 13)], "whisker"),
+                *(_line([(x, y + 8), (x, y + 18)], "whisker") for x in (a, b)),
             ]
         if row.blind is not None:
             parts.append(_line([(at(row.blind), y), (at(row.blind), y + 26)], "blind"))

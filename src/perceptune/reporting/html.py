@@ -27,6 +27,7 @@ figure { margin: 0 } svg { width: 100%%; max-width: 860px; height: auto; margin:
 svg text { font: 13px system-ui, sans-serif; fill: var(--ink) } svg .faint { fill: var(--faint) }
 svg polyline { fill: none; stroke-width: 2 } svg .axis { stroke: var(--faint); stroke-width: 1 }
 svg .rule { stroke: var(--rule); stroke-width: 1 } svg .span { stroke: var(--s0); opacity: .5 }
+svg rect { opacity: .75 } svg .whisker { stroke: var(--ink); stroke-width: 1 }
 svg .blind { stroke: var(--ink); stroke-width: 3 } svg .raw { stroke-width: 1; opacity: .35 }
 svg .dashed { stroke-dasharray: 6 4 } %s
 .shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 1.2em; padding: 0;

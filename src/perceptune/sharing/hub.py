@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from perceptune.errors import UserError
-from perceptune.origin import first_line
+from perceptune.origin import brief, hub_errors
 from perceptune.sharing.bundle import bundle
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -21,7 +21,6 @@ def push(
     none, a run that cannot be loaded, and whatever the hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     if not _NAME.fullmatch(name):
         raise UserError(f"`{name}` is no name of a repository: write USER/NAME")
@@ -31,6 +30,6 @@ def push(
     try:
         hub.create_repo(name, private=private, exist_ok=True)
         commit = hub.create_commit(name, operations, commit_message=message)
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(f"cannot push to `{name}`: {first_line(error)}") from error
+    except hub_errors() as error:
+        raise UserError(f"cannot push to `{name}`: {brief(error)}") from error
     return str(commit.commit_url), made.local
