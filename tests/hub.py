@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path, hub = self.path.partition("?")[0], self.server.hub
         if path.startswith("/api/models/"):
-            name, what, revision = re.split("/(revision|tree)/", path.removeprefix("/api/models/"))
+            name, what, revision = [*re.split("/(revision|tree)/", path.removeprefix("/api/models/")), "", "main"][:3]
             found = hub.at(name, revision)
             if found is None:
                 self.say(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})

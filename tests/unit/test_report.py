@@ -69,6 +69,10 @@ def trained(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     given["method"] = {"name": "epalm", "n_levels": 2, "connector_std": 0.3}
     perceptune.train(given, folder / "run")
     perceptune.evaluate(folder / "run", control=True, no_media=True, command="perceptune eval runs/x --control")
+    rows = rows_of(folder / "run")
+    for number, row in enumerate(rows):  # both kinds of answers, whatever a dwarf has learned
+        row["scores"] = {"accuracy": float(number % 3 == 0)}
+    rewrite(folder / "run", rows)
     return folder / "run"
 
 
