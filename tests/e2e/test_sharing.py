@@ -22,6 +22,8 @@ from perceptune.card import OWN, write_card
 from perceptune.checkpoint import METHOD, save_run
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
+from perceptune.heldout import HeldOut
+from perceptune.judging import Judged
 from perceptune.origin import CARD, META, PROOF, RECIPE, SHARED, local_run
 from perceptune.proof import made_up, verify
 from perceptune.reporting.shots import shots
@@ -75,6 +77,7 @@ def test_a_zip_file_has_the_same_bytes_each_time_and_only_what_is_needed(trained
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         assert archive.namelist() == sorted(SHARED)
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}, "whenever it was made"
         everything = b"".join(archive.read(name) for name in SHARED)
         recipe = yaml.safe_load(archive.read(RECIPE))
     assert {Path(name).suffix for name in SHARED} == {".md", ".json", ".yaml", ".safetensors"}
@@ -180,7 +183,15 @@ def test_verify_says_what_differs(run: Path, dwarfs: Path, tmp_path: Path, capsy
     assert found["answers"] == [], "another model's answers prove nothing"
 
 
-def test_verify_finds_another_method_by_its_answers_alone(run: Path) -> None:
+def test_the_answers_of_another_methods_file_prove_nothing(run: Path) -> None:
+    proof = json.loads((run / PROOF).read_text())
+    (run / PROOF).write_text(json.dumps(proof | {"method": "0" * 64}))
+    found = verify(run)
+    assert {row["state"] for row in found["answers"]} == {"same"}
+    assert not found["same"]
+
+
+def test_verify_finds_another_method_by_its_answers(run: Path) -> None:
     tensors = {name: tensor * 3 + 1 for name, tensor in load_file(run / METHOD).items()}
     save_file(tensors, run / METHOD)
     found = verify(run)
@@ -280,3 +291,22 @@ def test_a_run_that_was_only_saved_can_be_shared(dwarfs: Path, tmp_path: Path) -
     export(tmp_path / "run", tmp_path / "a.zip")
     assert verify(tmp_path / "a.zip")["same"]
     assert "Not evaluated yet" in (local_run(tmp_path / "a.zip") / CARD).read_text()
+
+
+def test_the_answers_kept_are_those_of_the_best_one_not_the_last(
+    dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run whose first evaluation is its best: what it answers with is older than what was in memory at the end."""
+    values = iter([0.9, 0.1, 0.1])
+    judged = HeldOut.judge
+
+    def graded(self: HeldOut, step: int) -> Judged:
+        found = judged(self, step)
+        found.summary[self.task.metric] = next(values)
+        return found
+
+    monkeypatch.setattr(HeldOut, "judge", graded)
+    given = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl")
+    given |= {"train": support.train_section(steps=60, batch_size=8), "eval": {"every": 20}}
+    perceptune.train(given, tmp_path / "run")
+    assert verify(tmp_path / "run")["same"]
