@@ -39,6 +39,14 @@ def write_proof(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> No
     write_text(run / PROOF, json.dumps(prove(run, model, samples), indent=2, ensure_ascii=False))
 
 
+def prove_training(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> None:
+    """The same at the end of a training: the stored method answers, the one in memory stays as it is."""
+    last = {name: tensor.clone() for name, tensor in model.method.state_dict().items()}
+    load_method(run / METHOD, model)  # the best one may be an earlier one
+    write_proof(run, model, samples)
+    model.method.load_state_dict(last)
+
+
 def prove(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> dict[str, Any]:
     """What `proof.json` holds. Each question is answered alone: in bfloat16 its company would matter."""
     rows = [

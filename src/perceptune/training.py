@@ -40,7 +40,7 @@ from perceptune.initial import start_from
 from perceptune.lighter import lighten
 from perceptune.model import AdaptedModel, Batch, count_trained
 from perceptune.optimizer import MethodOptimizer
-from perceptune.proof import ASKED, write_proof
+from perceptune.proof import ASKED, prove_training
 from perceptune.resume import Checkpoints, State, open_run
 from perceptune.runlog import Progress, RunLog, progress, read_log
 from perceptune.tasks.base import Task
@@ -275,8 +275,7 @@ class Trainer:
         self.log.write("end", step=self.state.step, samples=self.state.samples, seconds=round(self._seconds(), 3),
                        best=self.state.best)  # fmt: skip
         if (self.run / METHOD).is_file() and not self.world.sharded:  # else all processes would have to answer
-            load_method(self.run / METHOD, self.model)  # the best one may be an earlier one
-            write_proof(self.run, self.model, self.feed.one_sample_per_medium(ASKED))
+            prove_training(self.run, self.model, self.feed.one_sample_per_medium(ASKED))
         write_card(self.run)
 
     def _save(self) -> None:
