@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -28,9 +29,12 @@ from perceptune.building import build
 from perceptune.config import Recipe, leaf_names, load_recipe, read_yaml
 from perceptune.errors import UserError, disk_error
 from perceptune.model import AdaptedModel, count, count_trained
+from perceptune.origin import META as META
+from perceptune.origin import METHOD as METHOD
+from perceptune.origin import RECIPE as RECIPE
+from perceptune.origin import local_run
 
 FORMAT_VERSION = 1
-METHOD, META, RECIPE = "method.safetensors", "meta.json", "run.yaml"
 
 
 def save_run(run: Path, model: AdaptedModel) -> None:
@@ -53,14 +57,19 @@ def load(
     """The trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless another is asked for.
 
     `device` defaults to a GPU where there is one. `overrides` change `cache`, `decode` and `eval` keys for this use of
-    the run; `trust` lets its recipe name third-party code to import.
+    the run, and where its base models lie (`lm.id`, `encoders.MODALITY.id`: fingerprints must be the same); `trust`
+    lets its recipe name third-party code to import. `run` may also be a zip file of `perceptune export`, or
+    `hf://USER/NAME` on a hub.
     Raises `UserError` for a folder that is no run, of a newer format, damaged, or trained on other base models.
     """
-    run = Path(run)
+    run = local_run(run)
     read_meta(run)
     for override in overrides:
-        if not override.startswith(("cache.", "decode.", "eval.")):
-            raise UserError(f"`{override}`: only `cache`, `decode` and `eval` keys of a trained run can be changed")
+        if not re.match(r"cache\.|decode\.|eval\.|lm\.id=|encoders\.\w+\.id=", override):
+            raise UserError(
+                f"`{override}`: only `cache`, `decode` and `eval` keys of a trained run can be changed, and where its "
+                "base models lie"
+            )
     recipe = load_recipe(read_recipe(run, trust=trust), overrides)
     model = build(recipe, dtype=dtype or recipe.eval.dtype)
     require_same_base(run, model)

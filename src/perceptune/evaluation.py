@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perceptune.building import text_of
+from perceptune.card import write_card
 from perceptune.checkpoint import load, write_text
 from perceptune.config import Recipe, validate
 from perceptune.controls import CONTROLS
@@ -18,6 +19,7 @@ from perceptune.errors import UserError
 from perceptune.holdout import HoldOut
 from perceptune.judging import Judged, judge, pick_samples, require_answerable, require_judgeable
 from perceptune.model import AdaptedModel
+from perceptune.origin import is_address, local_run
 from perceptune.plugins import leaf
 from perceptune.results import (
     PREDICTIONS,
@@ -98,9 +100,11 @@ def evaluate(
     `overrides` may change. `task`, a task's `name` and options, is evaluated instead of the run's own. `into` is
     another folder for what is written; `command` is noted there.
     """
-    run = Path(run)
+    if is_address(run) and into is None:
+        raise UserError(f"{run}: the results of a run on a hub need a folder: name one (`into`, --out)")
     world = World()
     with world.together():
+        run = local_run(run)
         # Of several processes each has a device of its own.
         model = load(run, trust=trust, overrides=overrides, device=None if world.size == 1 else "cpu")
         config = model.recipe.eval
@@ -136,6 +140,8 @@ def evaluate(
                 name: _transfer(folder, name, own, seen, others[name], judged[name]) for name in others
             }
         write_text(folder / RESULTS, json.dumps(results, indent=2))
+        if folder == run:
+            write_card(run)
         return results
 
     return world.from_main(written)

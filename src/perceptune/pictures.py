@@ -69,17 +69,17 @@ def answer_grid(rows: Sequence[GridCell], path: Path | str, columns: int = 4, ti
 
 def training_curve(log: Sequence[Mapping[str, Any]], path: Path | str, metric: str = "accuracy") -> None:
     """Writes a PNG: the loss of the `step` rows, and `metric` of the `eval` rows, over the samples seen."""
-    losses, scores = _series(log, "step", "loss"), _series(log, "eval", metric)
+    losses, scores = series(log, "step", "loss"), series(log, "eval", metric)
     if not losses:
         raise UserError("the log holds no training step with a finite loss")
-    smooth = _smooth(losses)
+    means = smooth(losses)
     plot = _Plot(nice_ticks(0, max(8, *(x for x, _ in [*losses, *scores])), 8))
     # The axis follows the smoothed curve: one outlier among thousands of steps would flatten it.
-    ticks = nice_ticks(min(0.0, *(y for _, y in smooth)), max(y for _, y in smooth), 6)
+    ticks = nice_ticks(min(0.0, *(y for _, y in means)), max(y for _, y in means), 6)
     plot.axis("loss", ticks, _LOSS, -1)
-    if smooth != losses:
+    if means != losses:
         plot.curve("loss of a step", losses, ticks, _LOSS_RAW)
-    plot.curve("training loss" if smooth == losses else "its running mean", smooth, ticks, _LOSS)
+    plot.curve("training loss" if means == losses else "its running mean", means, ticks, _LOSS)
     if scores:
         ticks = nice_ticks(min(0.0, *(y for _, y in scores)), max(1.0, *(y for _, y in scores)), 5)
         plot.axis(metric.replace("_", " "), ticks, _SCORE, 1)
@@ -212,13 +212,13 @@ def wrap(text: str, size: int, width: float, most: int) -> list[str]:
     return lines[:most] if text.strip() else []
 
 
-def _series(log: Sequence[Mapping[str, Any]], event: str, key: str) -> list[Point]:
+def series(log: Sequence[Mapping[str, Any]], event: str, key: str) -> list[Point]:
     """Finite values over samples seen. A resumed run repeats steps: the later row counts."""
     rows = [row for row in log if row.get("event") == event and isinstance(row.get(key), int | float)]
     return sorted({row["samples"]: row[key] for row in rows if math.isfinite(row[key])}.items())
 
 
-def _smooth(points: Sequence[Point]) -> list[Point]:
+def smooth(points: Sequence[Point]) -> list[Point]:
     """The mean of each point and its neighbours, a fiftieth of the run on either side."""
     if not (half := (count := len(points)) // 50):
         return list(points)

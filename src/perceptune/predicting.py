@@ -21,6 +21,7 @@ from perceptune.evaluation import make_task
 from perceptune.lazy import Row
 from perceptune.media import content, label
 from perceptune.model import AdaptedModel
+from perceptune.origin import is_address, local_run
 from perceptune.records import parse
 from perceptune.results import models
 from perceptune.runlog import progress
@@ -60,7 +61,9 @@ def predict(
     `prompt` is asked where a row has none. Features are not kept on disk unless `overrides` say `cache.features=disk`.
     Raises `UserError` if `out` holds rows of another input, model, prompt or decoding.
     """
-    run, source = Path(run), Path(source)
+    if is_address(run) and out is None:
+        raise UserError(f"{run}: answers of a run on a hub need a file: name one (`out`, --out)")
+    run, source = local_run(run), Path(source)
     target = run / f"predicted_{source.stem}.jsonl" if out is None else Path(out)
     world = World()
     with world.together():

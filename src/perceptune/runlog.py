@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perceptune.errors import disk_error
+from perceptune.trackers import Trackers
 
 LOG = "log.jsonl"
 
@@ -25,14 +26,21 @@ class RunLog:
     A line is handed to the system at once, but not forced to disk: a power cut may lose the last ones, a kill none.
     """
 
-    def __init__(self, run: Path, *, resumed_at: int | None = None) -> None:
-        self.path = run / LOG
+    def __init__(self, run: Path, *, resumed_at: int | None = None, trackers: Trackers | None = None) -> None:
+        self.path, self.trackers = run / LOG, trackers
         rows = [row for row in read_log(run) if row.get("step", 0) <= resumed_at] if resumed_at is not None else []
         self._append("".join(json.dumps(row) + "\n" for row in rows), "w")
 
     def write(self, event: str, **values: Any) -> None:
         """One line."""
         self._append(json.dumps({"event": event, **values}) + "\n", "a")
+        if self.trackers is not None:
+            self.trackers.write(event, values)
+
+    def close(self) -> None:
+        """Tells the trackers that nothing follows."""
+        if self.trackers is not None:
+            self.trackers.close()
 
     def _append(self, text: str, mode: str) -> None:
         try:

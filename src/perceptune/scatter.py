@@ -30,7 +30,7 @@ def trade_off(marks: Sequence[Mark], path: Path | str, metric: str) -> None:
     if not marks or any(mark.trained < 1 for mark in marks):
         raise ValueError("a picture needs methods, each with something trained")
     canvas = Canvas(_WIDTH, _HEIGHT)
-    low, high = _decades([mark.trained for mark in marks])
+    low, high = decades([mark.trained for mark in marks])
     ends = [end for mark in marks for end in (mark.value, *(mark.interval or ()))]
     ticks = nice_ticks(min(ends), max(ends), 6)
 
@@ -78,7 +78,7 @@ def _axes(canvas: Canvas, low: int, high: int, ticks: Sequence[float], metric: s
     for power in range(low, high + 1):
         x = _LEFT + (power - low) / (high - low) * (_RIGHT - _LEFT)
         canvas.line([(x, _BOTTOM), (x, _BOTTOM + 5)], FAINT, 1)
-        canvas.text((x, _BOTTOM + 9), _count(10**power), 13, FAINT, "ma")
+        canvas.text((x, _BOTTOM + 9), count_label(10**power), 13, FAINT, "ma")
     canvas.text(((_LEFT + _RIGHT) / 2, _BOTTOM + 34), "trained parameters", 14, INK, "ma")
     for value in ticks:
         y = _BOTTOM - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (_BOTTOM - _TOP)
@@ -87,13 +87,14 @@ def _axes(canvas: Canvas, low: int, high: int, ticks: Sequence[float], metric: s
     canvas.text((_LEFT - 50, _TOP - 18), metric.replace("_", " "), 14, INK, "lb")
 
 
-def _decades(counts: Sequence[int]) -> tuple[int, int]:
+def decades(counts: Sequence[int]) -> tuple[int, int]:
     """Powers of ten around all counts."""
     low, high = math.floor(math.log10(min(counts))), math.ceil(math.log10(max(counts)))
     return low, max(high, low + 1)
 
 
-def _count(number: int) -> str:
+def count_label(number: int) -> str:
+    """10,000 -> 10k."""
     for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if number >= unit:
             return f"{number // unit}{name}"

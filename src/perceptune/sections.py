@@ -15,6 +15,12 @@ DType = Literal["float32", "bfloat16"]
 _Off = BeforeValidator(lambda value: "off" if value is False else value)
 
 
+def _tracker_names(value: Any) -> Any:
+    """`none`, one name, or several."""
+    names = [value] if isinstance(value, str) else value
+    return () if names is None or (isinstance(names, list) and names == ["none"]) else names
+
+
 def named(key: str) -> BeforeValidator:
     """Lets `lm: facebook/opt-2.7b` stand for `lm: {id: facebook/opt-2.7b}`."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
@@ -151,6 +157,9 @@ class TrainConfig(Part):
     max_bad_media: int = Field(0, ge=0, description="broken or missing media tolerated, listed in the run folder")
     log_every: int = Field(1, ge=1)
     save_every: int = Field(500, ge=1)
+    report_to: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_tracker_names)] = (
+        Field((), description="`none`, or trackers that are told of the training, too: one name or a list")
+    )
 
     _amounts = field_validator("samples", "hold_out")(require_amount)
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from perceptune.building import build
+from perceptune.card import write_card
 from perceptune.checkpoint import (
     META,
     METHOD,
@@ -38,9 +39,11 @@ from perceptune.heldout import HeldOut
 from perceptune.initial import start_from
 from perceptune.model import AdaptedModel, Batch, count_trained
 from perceptune.optimizer import MethodOptimizer
+from perceptune.proof import ASKED, prove_training
 from perceptune.resume import Checkpoints, State, open_run
 from perceptune.runlog import Progress, RunLog, progress, read_log
 from perceptune.tasks.base import Task
+from perceptune.trackers import Trackers, require_trackers
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ def train(
         own = resume and recipe is None and folder is not None and (folder / RECIPE).is_file()
         named = read_recipe(folder, trust=trust) if own and folder is not None else recipe
         given = None if named is None else load_recipe(named, overrides)
-        return open_run(given, folder, resume=resume)
+        opened, settled = open_run(given, folder, resume=resume)
+        require_trackers(settled.train.report_to)
+        return opened, settled
 
     world = World()
     folder, settled = world.from_main(opened)
@@ -134,6 +139,8 @@ class Trainer:
         with self.world.together():
             if not interrupted:
                 self._log_end()
+            if self.log is not None:
+                self.log.close()
         return TrainResult(self.run, self.state.step, self.state.samples, self._seconds(), self.state.best, interrupted)
 
     def _is_over(self) -> bool:
@@ -147,7 +154,7 @@ class Trainer:
             if self.world.main:
                 self.checkpoints.clean()
                 save_description(self.run, self.recipe, self.description)
-                self.log = RunLog(self.run, resumed_at=None)
+                self.log = self._log(resumed_at=None)
 
     def _standardized(self) -> int:
         """Media from which feature statistics are taken."""
@@ -242,6 +249,10 @@ class Trainer:
             self.state.evaluations_without_gain += 1
         return True
 
+    def _log(self, resumed_at: int | None) -> RunLog:
+        trackers = Trackers(self.config.report_to, self.recipe.name, self.run, self.recipe.model_dump(mode="json"))
+        return RunLog(self.run, resumed_at=resumed_at, trackers=trackers)
+
     def _write(self, event: str, **values: Any) -> None:
         if self.log is not None:
             self.log.write(event, **values)
@@ -251,6 +262,9 @@ class Trainer:
             return  # a finished run may be "resumed" again
         self.log.write("end", step=self.state.step, samples=self.state.samples, seconds=round(self._seconds(), 3),
                        best=self.state.best)  # fmt: skip
+        if (self.run / METHOD).is_file() and not self.world.sharded:  # else all processes would have to answer
+            prove_training(self.run, self.model, self.feed.one_sample_per_medium(ASKED))
+        write_card(self.run)
 
     def _save(self) -> None:
         self.state.seconds, self._clock, self.state.bad = self._seconds(), time.monotonic(), self.feed.bad
@@ -285,7 +299,7 @@ class Trainer:
         self.feed.bad = dict(self.state.bad)
         with self.world.together():
             if self.world.main:
-                self.log = RunLog(self.run, resumed_at=self.state.step)
+                self.log = self._log(resumed_at=self.state.step)
                 self._publish()
         return True
 

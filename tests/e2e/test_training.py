@@ -32,7 +32,7 @@ def test_a_method_learns_and_its_run_explains_itself(dwarfs: Path, tmp_path: Pat
     assert results["accuracy"] > results["accuracy_shuffled"]
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "run.yaml", "meta.json", "method.safetensors", "log.jsonl", "checkpoints", "results.json",
-        "predictions.jsonl", "predictions_shuffled.jsonl",
+        "predictions.jsonl", "predictions_shuffled.jsonl", "README.md", "proof.json",
     }  # fmt: skip
     meta = json.loads((tmp_path / "run/meta.json").read_text())
     model = perceptune.load(tmp_path / "run")

@@ -72,21 +72,9 @@ def test_leaves_never_import_one_another() -> None:
 LAYERS = [
     {"errors", "_version", "types", "statistics", "atomic", "trained", "information"},
     {
-        *(
-            "plugins",
-            "assets",
-            "assets_convert",
-            "storage",
-            "media",
-            "sound",
-            "mel",
-            "video",
-            "pictures",
-            "heat",
-            "config",
-        ),
+        *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
         *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter", "peft", "sources"),
-        "heat",
+        *("heat", "trackers", "origin"),
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),
@@ -104,11 +92,11 @@ LAYERS = [
     {"distributed"},
     {"building", "blip_loading"},
     {"checkpoint", "judging", "controls"},
-    {"results"},
+    {"results", "card", "proof"},
     {"evaluation", "show", "looking", "resume", "feed", "official", "initial"},
     {"heldout", "stored", "predicting"},
     {"training", "doctor", "caching", "blip_making"},
-    {"demo", "bench", "compare", "lmms_eval", "data"},
+    {"demo", "bench", "compare", "lmms_eval", "data", "reporting", "sharing"},
     {"cli"},
     {"", "__main__"},
 ]

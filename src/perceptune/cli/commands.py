@@ -21,7 +21,11 @@ from perceptune.cli.evaluate import answer as answer
 from perceptune.cli.evaluate import eval as eval
 from perceptune.cli.evaluate import predict as predict
 from perceptune.cli.evaluate import print_scores
+from perceptune.cli.report import report as report
 from perceptune.cli.score import score as score
+from perceptune.cli.share import export as export
+from perceptune.cli.share import push as push
+from perceptune.cli.share import verify as verify
 from perceptune.errors import UserError
 from perceptune.runlog import speaks
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from perceptune._version import __version__
 from perceptune.cli.blip import add_commands
 from perceptune.cli.data import add_data
+from perceptune.cli.report import add_report
+from perceptune.cli.share import add_share
 from perceptune.errors import SaidElsewhereError, UserError
 
 # What `bench --plan` assumes; the defaults lie in `bench.plan`, which would load torch.
@@ -118,6 +120,9 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--no-intervals", action="store_true", help="without bootstrap intervals")
     score.add_argument("--json", action="store_true")
 
+    add_report(commands.add_parser("report", help="one page of a run, several, or a comparison"))
+    shared = add_share(commands)
+
     show = commands.add_parser("show", help="parts, parameter counts and touched places of a recipe or run")
     show.add_argument("source", metavar="RECIPE|RUN")
     show.add_argument("--json", action="store_true")
@@ -154,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
     assets.add_argument("--list", action="store_true", help="what there is, and where it lies")
     add_commands(commands)
     _add_bench(commands.add_parser("bench", help="measure speed: ours, the method by the letter, the machine's limit"))
-    for command in (train, evaluate, predict, answer):
+    for command in (train, evaluate, predict, answer, *shared):
         command.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
     return top
 
@@ -241,9 +246,16 @@ def _take_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
         left = [word for word in left if word.startswith("-")]
         options.recipes = [word for word in words if "=" not in word]
         options.overrides = [word for word in words if "=" in word]
-    elif options.command in ("eval", "predict", "answer", "features", "import-epalm", "score", "data") and hasattr(
-        options, "overrides"
-    ):
+    elif options.command in (
+        "eval",
+        "predict",
+        "answer",
+        "features",
+        "import-epalm",
+        "score",
+        "data",
+        "verify",
+    ) and hasattr(options, "overrides"):
         options.overrides += [word for word in left if "=" in word and not word.startswith("-")]
         left = [word for word in left if word not in options.overrides]
     if left:

@@ -1,0 +1,80 @@
+"""What a report consists of, whatever it is written as: all texts are as they came, nothing is escaped yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Words:
+    """A paragraph; `bad` for what is missing or says that the numbers mean little."""
+
+    text: str
+    tone: Literal["plain", "bad"] = "plain"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, rows of as many cells; the first cell names its row."""
+
+    caption: str
+    heading: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to be typed."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing of ours (finished SVG), and what it shows in words."""
+
+    svg: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One answered sample: its media as small pictures with their descriptions, or why there are none."""
+
+    pictures: Sequence[tuple[str, str]]  # data URI, description
+    lacking: str
+    question: str
+    answer: str
+    truth: str
+    right: bool
+    blind: str | None  # the answer to the same question with another sample's media
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Answered samples side by side."""
+
+    caption: str
+    shots: Sequence[Shot]
+
+
+Block = Words | Table | Code | Chart | Grid
+
+
+@dataclass(frozen=True)
+class Section:
+    """Blocks under a title; `level` 2, or 3 for a part of the section before it."""
+
+    title: str
+    blocks: Sequence[Block]
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole page."""
+
+    title: str
+    sections: Sequence[Section]

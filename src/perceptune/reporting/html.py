@@ -1,0 +1,113 @@
+"""A report as one HTML file: no script, nothing loaded from elsewhere, every text escaped, light and dark."""
+
+from __future__ import annotations
+
+from html import escape
+
+from perceptune.reporting.blocks import Block, Chart, Code, Grid, Report, Section, Shot, Table, Words
+
+# Pictures come from the file itself; a browser is told to load nothing else, whatever a text might smuggle in.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_LIGHT = ("#0b62b0", "#b35000", "#1a7f4b", "#8250df", "#c4342d", "#9a6700", "#0e7490", "#bf3989")
+_DARK = ("#6cb6ff", "#f0a35e", "#57c98a", "#c8a2ff", "#ff8f87", "#e3c04f", "#56d4e8", "#ff9bce")
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1f2328; --faint: #59636e; --rule: #d8dee4; --paper: #ffffff;
+--soft: #f6f8fa; --good: #1a7f4b; --bad: #c4342d; %s }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --faint: #9da7b3; --rule: #3d444d; --paper: #0d1117;
+--soft: #161b22; --good: #57c98a; --bad: #ff8f87; %s } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2em auto;
+max-width: 72em; padding: 0 1em; overflow-wrap: anywhere }
+a { color: var(--s0) } nav ul { padding-left: 1.2em } .bad { color: var(--bad) }
+.wide { overflow-x: auto } table { border-collapse: collapse; margin: .5em 0 1.5em }
+caption { text-align: left; color: var(--faint); padding-bottom: .3em }
+td, th { padding: .25em .9em .25em 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule);
+font-variant-numeric: tabular-nums; overflow-wrap: normal } th[scope=row] { font-weight: 600 }
+pre { background: var(--soft); padding: .8em 1em; overflow-x: auto; border: 1px solid var(--rule) }
+figure { margin: 0 } svg { width: 100%%; max-width: 860px; height: auto; margin: .5em 0 1.5em }
+svg text { font: 13px system-ui, sans-serif; fill: var(--ink) } svg .faint { fill: var(--faint) }
+svg polyline { fill: none; stroke-width: 2 } svg .axis { stroke: var(--faint); stroke-width: 1 }
+svg .rule { stroke: var(--rule); stroke-width: 1 } svg .span { stroke: var(--s0); opacity: .5 }
+svg rect { opacity: .75 } svg .whisker { stroke: var(--ink); stroke-width: 1 }
+svg .blind { stroke: var(--ink); stroke-width: 3 } svg .raw { stroke-width: 1; opacity: .35 }
+svg .dashed { stroke-dasharray: 6 4 } %s
+.shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 1.2em; padding: 0;
+list-style: none } .shots li { border: 1px solid var(--rule); padding: .7em; background: var(--soft) }
+.media { display: flex; gap: 4px } .media img { flex: 1; min-width: 0; max-width: 100%%; object-fit: contain }
+.shots p { margin: .4em 0 0 } .right { color: var(--good) } .wrong { color: var(--bad) } .small { color: var(--faint) }
+"""
+
+
+def html(report: Report) -> str:
+    """The whole file."""
+    title = escape(report.title)
+    links = "".join(
+        f'<li><a href="#s{number}">{escape(section.title)}</a></li>'
+        for number, section in enumerate(report.sections)
+        if section.level == 2
+    )
+    body = "".join(_section(number, section) for number, section in enumerate(report.sections))
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{title}</title><style>{_style()}</style>"
+    )
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body><header><h1>{title}</h1></header>\n'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main>\n{body}</main></body></html>\n'
+    )
+
+
+def _style() -> str:
+    light, dark = (" ".join(f"--s{i}: {colour};" for i, colour in enumerate(one)) for one in (_LIGHT, _DARK))
+    series = " ".join(
+        f"svg polyline.s{i} {{ stroke: var(--s{i}) }} svg circle.s{i}, svg rect.s{i} {{ fill: var(--s{i}) }}"
+        for i in range(len(_LIGHT))
+    )
+    return _STYLE % (light, dark, series)
+
+
+def _section(number: int, section: Section) -> str:
+    heading = f"h{section.level}"
+    blocks = "\n".join(map(_block, section.blocks))
+    return f'<section id="s{number}"><{heading}>{escape(section.title)}</{heading}>\n{blocks}</section>\n'
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Words():
+            mark = ' class="bad"' if block.tone == "bad" else ""
+            return f"<p{mark}>{escape(block.text)}</p>"
+        case Table():
+            return _table(block)
+        case Code():
+            return f'<pre tabindex="0"><code>{escape(block.text)}</code></pre>'
+        case Chart():
+            return f"<figure>{block.svg}</figure>"
+        case Grid():
+            shots = "".join(map(_shot, block.shots))
+            return f'<p class="small">{escape(block.caption)}</p><ul class="shots">{shots}</ul>'
+
+
+def _table(table: Table) -> str:
+    heading = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.heading)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in table.rows
+    )
+    caption = f"<caption>{escape(table.caption)}</caption>"
+    return f'<div class="wide"><table>{caption}<thead><tr>{heading}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _shot(shot: Shot) -> str:
+    pictures = "".join(f'<img src="{escape(uri)}" alt="{escape(alt)}">' for uri, alt in shot.pictures)
+    lacking = f'<p class="bad">{escape(shot.lacking)}</p>' if shot.lacking else ""
+    # A tick or a cross and the word for it: told apart without colours, too.
+    name, mark = ("right", "✓ right") if shot.right else ("wrong", "✗ wrong")
+    truth = "" if shot.right else f"<p>expected: {escape(shot.truth or '(nothing)')}</p>"
+    blind = (
+        "" if shot.blind is None else f'<p class="small">with other media: {escape(shot.blind or "(no answer)")}</p>'
+    )
+    return (
+        f'<li><div class="media">{pictures}</div>{lacking}<p>{escape(shot.question)}</p>'
+        f'<p class="{name}"><strong>{mark}:</strong> {escape(shot.answer or "(no answer)")}</p>{truth}{blind}</li>'
+    )

@@ -1,0 +1,1 @@
+"""Giving a run to others: a zip file, a hub."""
