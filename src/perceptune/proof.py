@@ -55,7 +55,7 @@ def prove(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> dict[str
          "answer": model.answer([sample], batch_size=1)[0]}
         for sample in samples
     ]  # fmt: skip
-    return {"dtype": str(model.lm.dtype).removeprefix("torch."), "versions": versions(),
+    return {"dtype": str(model.dtype).removeprefix("torch."), "versions": versions(),
             "method": file_hash(run / METHOD), "samples": rows}  # fmt: skip
 
 
