@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,24 +21,39 @@ from perceptune.types import Decoding, Slots
 if TYPE_CHECKING:
     from perceptune.lm import FrozenLM
 
+
+class Watch(Protocol):
+    """Looks on while rows are generated, and may end them before their time."""
+
+    def token(self, row: int, token: int) -> bool:
+        """Told every token of a row when it is chosen, the end token included; False: the row ends with it.
+
+        Where tokens are not final before the end (beams, transformers' loop) it is not called.
+        """
+
+    def wanted(self, row: int) -> bool:
+        """Whether somebody still waits for a row; what is returned of one that nobody waits for is undefined."""
+
+
 LEAVE_AT = 0.75  # rows leave the batch when so many of them, or fewer, are still going on
 
 
 def generate(
     lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], decoding: Decoding, *, eos: int, pad: int,
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None, watch: Watch | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """See `FrozenLM.generate`."""
     limits = limits_of(mask, decoding)
     choose = chooser(decoding, seeds or [decoding.seed] * len(ids), ids.device)
     if lm.why_plain(slots) is not None:
-        rows = with_transformers(lm, ids, mask, slots, decoding, choose, limits=limits, eos=eos, pad=pad)
+        rows = with_transformers(lm, ids, mask, slots, decoding, choose, limits=limits, eos=eos, pad=pad, watch=watch)
     elif decoding.beams > 1:
         rows = beam_search(
-            lm, ids, mask, slots, beams=decoding.beams, length_penalty=decoding.length_penalty, limits=limits, eos=eos
-        )
+            lm, ids, mask, slots, beams=decoding.beams, length_penalty=decoding.length_penalty, limits=limits, eos=eos,
+            wanted=None if watch is None else watch.wanted,
+        )  # fmt: skip
     else:
-        rows = one_by_one(lm, ids, mask, slots, choose, limits=limits, eos=eos)
+        rows = one_by_one(lm, ids, mask, slots, choose, limits=limits, eos=eos, watch=watch)
     return [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in rows]
 
 
@@ -50,8 +65,9 @@ def limits_of(mask: Tensor, decoding: Decoding) -> Tensor:
 
 
 def one_by_one(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], choose: Choose, *, limits: Tensor, eos: int
-) -> list[list[int]]:
+    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], choose: Choose, *, limits: Tensor, eos: int,
+    watch: Watch | None = None,
+) -> list[list[int]]:  # fmt: skip
     """Greedy decoding or sampling: new tokens of each row, the end token included."""
     room = int(limits.max())
     state = Prefilled(lm, ids, mask, slots, room)
@@ -64,6 +80,8 @@ def one_by_one(
         for place, (row, token) in enumerate(zip(going, tokens.tolist(), strict=True)):
             if len(answers[row]) < most[row] and eos not in answers[row][-1:]:
                 answers[row].append(token)
+                if watch is not None and not watch.token(row, token):
+                    most[row] = len(answers[row])
             if len(answers[row]) < most[row] and answers[row][-1] != eos:
                 alive.append(place)
         if not alive:
@@ -78,7 +96,7 @@ def one_by_one(
 
 def with_transformers(
     lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], decoding: Decoding, choose: Choose, *,
-    limits: Tensor, eos: int, pad: int,
+    limits: Tensor, eos: int, pad: int, watch: Watch | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """transformers' `generate`: new tokens of each row, the end token and padding behind it included."""
     from transformers import DynamicCache, GenerationConfig
@@ -99,7 +117,10 @@ def with_transformers(
         return torch.full_like(logits, -torch.inf).scatter_(1, chosen[:, None], 0.0)
 
     def full(given: Tensor, _: Any) -> Tensor:
-        return (given.shape[1] - width >= limits).repeat_interleave(len(given) // len(limits))
+        done = given.shape[1] - width >= limits
+        if watch is not None:
+            done |= torch.tensor([not watch.wanted(row) for row in range(len(limits))], device=done.device)
+        return done.repeat_interleave(len(given) // len(limits))
 
     # An unwindowed cache: a sliding-window cache would drop the slots, which are exempt from the window.
     cache = {} if splice.sees_text else {"past_key_values": DynamicCache()}

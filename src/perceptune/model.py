@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from perceptune.config import Recipe
 from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError, nearest
 from perceptune.features import FeatureStore, cache_folder, feature_stores
+from perceptune.generation import Watch
 from perceptune.live import LiveFeatures
 from perceptune.lm import FrozenLM
 from perceptune.media import MediaError, content
@@ -210,12 +211,14 @@ class AdaptedModel(nn.Module):
         return tokens.input_ids.to(device), tokens.attention_mask.to(device), slots
 
     def generated(
-        self, ids: Tensor, mask: Tensor, slots: Sequence[Slots], samples: Sequence[Sample], decoding: Decoding
-    ) -> list[list[int]]:
-        """New tokens of each row."""
+        self, ids: Tensor, mask: Tensor, slots: Sequence[Slots], samples: Sequence[Sample], decoding: Decoding, *,
+        seeds: Sequence[int] | None = None, watch: Watch | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """New tokens of each row. `seeds` stand for `decoding.seed`, row by row."""
+        given = [replace(decoding, seed=seed) for seed in seeds or [decoding.seed] * len(samples)]
         return self.lm.generate(
-            ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad,
-            seeds=[self._seed(sample, decoding) for sample in samples] if decoding.sample else None,
+            ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad, watch=watch,
+            seeds=[self.seed_of(*pair) for pair in zip(samples, given, strict=True)] if decoding.sample else None,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -237,7 +240,7 @@ class AdaptedModel(nn.Module):
         size = batch_size or self.recipe.eval.batch_size
         return likelihood.rank(self, samples, candidates, normalize=normalize, batch_size=size)
 
-    def _seed(self, sample: Sample, decoding: Decoding) -> int:
+    def seed_of(self, sample: Sample, decoding: Decoding) -> int:
         """What an answer is drawn with: the same wherever the same question on the same media is asked."""
         parts = [repr((decoding.seed, self.text.prompt_ids(sample))).encode()]
         for modality, medium in sorted(sample.media.items()):
