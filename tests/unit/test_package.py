@@ -94,7 +94,7 @@ LAYERS = [
     {"evaluation", "show", "resume", "feed", "official", "initial"},
     {"heldout", "stored", "predicting"},
     {"training", "doctor", "caching"},
-    {"demo", "bench", "compare", "lmms_eval", "data"},
+    {"demo", "bench", "compare", "lmms_eval", "data", "serving"},
     {"cli"},
     {"", "__main__"},
 ]

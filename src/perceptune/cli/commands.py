@@ -19,6 +19,7 @@ from perceptune.cli.evaluate import eval as eval
 from perceptune.cli.evaluate import predict as predict
 from perceptune.cli.evaluate import print_scores
 from perceptune.cli.score import score as score
+from perceptune.cli.serve import serve as serve
 from perceptune.errors import UserError
 from perceptune.runlog import speaks
 
