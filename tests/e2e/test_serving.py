@@ -18,13 +18,15 @@ import runs as dwarf_runs
 import support
 from perceptune.checkpoint import load
 from perceptune.cli.main import run as cli
+from perceptune.serving.jobs import Job
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs, load_runs
 from perceptune.types import Decoding, Sample
 from servers import KEY, Served, asked, data_url, part, photo, png, served
 
+TAKE = Job.take
 QUESTIONS = ("color?", "what color is this picture?", "where is the cat", "a")
-COLORS = ("red", "green", "blue", (10, 200, 140), "white")
+COLORS = ("red", "green", (10, 200, 140))
 
 
 @pytest.fixture(scope="module")
@@ -184,17 +186,24 @@ def test_a_client_that_goes_away_frees_its_place(loaded: Runs, monkeypatch: pyte
     """The rows of clients that went away leave their batch; whole answers and streams alike."""
     computed = slow(monkeypatch)
     with served(loaded, Limits(queue=1)) as server:
-        for more in ({}, {"stream": True}):
-            client = server.client().with_options(timeout=1.0)
-            with pytest.raises(openai.APIError):
-                list(client.chat.completions.create(**asked(max_tokens=90, **more)))
-            assert server.settles("cancelled_total", 1) or more
-            assert server.settles("requests_admitted", 0)
-            time.sleep(0.3)
-            stopped_at = len(computed)
-            time.sleep(0.3)
-            assert len(computed) == stopped_at < 60
+        with pytest.raises(openai.APITimeoutError):
+            server.client().with_options(timeout=0.5).chat.completions.create(**asked(max_tokens=90))
+        assert server.settles("cancelled_total", 1)
+        _require_idle(server, computed)
+        stream = server.client().chat.completions.create(**asked(max_tokens=90), stream=True)
+        for _ in range(4):
+            next(stream)
+        stream.close()
+        _require_idle(server, computed)
         assert text_of(server, "red", "color?", max_tokens=2)
+
+
+def _require_idle(server: Served, computed: list[int]) -> None:
+    assert server.settles("requests_admitted", 0)
+    time.sleep(0.2)
+    stopped_at = len(computed)
+    time.sleep(0.2)
+    assert len(computed) == stopped_at < 60
 
 
 def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -209,14 +218,13 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return feed(self, tokens)
 
     monkeypatch.setattr(Prefilled, "feed", slowly)
-    monkeypatch.setattr("perceptune.serving.jobs.Job.take", never_ending)
+    monkeypatch.setattr("perceptune.serving.scheduler.Job.take", never_ending)
     return computed
 
 
 def never_ending(self: object, token: int, eos: int) -> bool:
-    self.tokens.append(token if token != eos else 5)  # type: ignore[attr-defined]
-    self._tell()  # type: ignore[attr-defined]
-    return not self.gone  # type: ignore[attr-defined]
+    """As `Job.take`, which would stop at an end token: what a dwarf says may be short."""
+    return TAKE(self, 5 if token == eos else token, eos)  # type: ignore[arg-type]
 
 
 def test_the_command_serves(folders: list[Path]) -> None:

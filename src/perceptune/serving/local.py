@@ -29,10 +29,11 @@ class LocalFiles:
             descriptor = self._opened(path.resolve(strict=True).relative_to(self.folder))
         except (OSError, ValueError, RuntimeError):
             raise _refused() from None
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            os.close(descriptor)
+            raise _refused()
         with os.fdopen(descriptor, "rb") as file:
-            about = os.fstat(descriptor)
-            if not stat.S_ISREG(about.st_mode):
-                raise _refused()
             if about.st_size > most:
                 raise ApiError(413, f"the file is larger than {most:,} bytes", code="media_too_large")
             return file.read(most)

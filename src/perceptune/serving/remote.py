@@ -105,12 +105,12 @@ class Remote:
             end.start()
             try:
                 connection.request("GET", target.path, headers={"Accept-Encoding": "identity", "Connection": "close"})
-                response = connection.getresponse()
-                if response.status in _REDIRECTS:
-                    return response.getheader("Location") or ""
-                if response.status != 200:
-                    raise _refused(f"it answered with status {response.status}")
-                return _read(response, most, deadline)
+                with connection.getresponse() as response:
+                    if response.status in _REDIRECTS:
+                        return response.getheader("Location") or ""
+                    if response.status != 200:
+                        raise _refused(f"it answered with status {response.status}")
+                    return _read(response, most, deadline)
             finally:
                 end.cancel()
                 connection.close()
