@@ -22,6 +22,7 @@ from perceptune.serving.schema import parsed
 from perceptune.serving.streaming import Reply
 
 Result = TypeVar("Result")
+_HEARD_OUT = 4  # times the limit: so much is read and thrown away, or the client would not read why it is refused
 GONE = 499  # what nobody reads
 
 
@@ -68,16 +69,20 @@ class Chat:
             raise ApiError(415, "the body is JSON: send `Content-Type: application/json`")
         most = int(self._limits.body_mb * MIB)
         told = request.headers.get("content-length", "0")
-        if not told.isdecimal() or int(told) > most:
+        if not told.isdecimal() or int(told) > _HEARD_OUT * most:
             raise _too_large(most)
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 async for block in request.stream():
+                    if int(told) > most:
+                        continue
                     if len(body) + len(block) > most:
                         raise _too_large(most)
                     admission.hold(len(block))
                     body += block
+            if int(told) > most:
+                raise _too_large(most)
         except TimeoutError:
             raise ApiError(408, f"the request did not come within {self._limits.body_seconds:g} seconds") from None
         return bytes(body)
