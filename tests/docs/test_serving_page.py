@@ -50,7 +50,6 @@ def test_its_commands_are_understood() -> None:
 
 def test_its_limits_are_the_defaults() -> None:
     text, limits = PAGE.read_text(encoding="utf-8"), Limits()
-    pictures = (limits.image_mb, limits.image_side, limits.image_pixels)
     said = {
         "32 MiB, 30 s to send it; 512 MiB": (limits.body_mb, limits.body_seconds, limits.buffer_mb) == (32, 30, 512),
         "24 MiB, 4 x 4 to 16.8 million": (limits.image_mb, limits.image_side, limits.image_pixels)

@@ -60,6 +60,8 @@ def _goes_on(server: Served) -> Iterator[None]:
     good = server.chat()
     yield
     assert server.chat()[1]["choices"] == good[1]["choices"]
+    assert server.settles("buffered_bytes", 0)
+    assert server.settles("requests_admitted", 0)
     failed = [line for line in server.text("GET", "/metrics")[1].splitlines() if 'status="5' in line]
     assert failed == []
 

@@ -133,6 +133,17 @@ def test_a_process_that_crashes_fails_its_medium_alone(monkeypatch: pytest.Monke
     with_decoders(do)
 
 
+def test_a_process_that_ended_while_nobody_asked_is_replaced() -> None:
+    async def do(decoders: Decoders) -> None:
+        running = decoders._all[0]._running
+        assert running is not None
+        running.kill()
+        running.wait()
+        await decoders.check(png(), "image")
+
+    with_decoders(do)
+
+
 def test_decoders_do_not_know_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERCEPTUNE_API_KEY", "secret")
     stand_in(monkeypatch, "import os, sys; sys.stdin.buffer.readline();"

@@ -87,8 +87,10 @@ class _Process:
     def ask(self, line: bytes, data: bytes) -> dict[str, Any]:
         """What it says of a medium; `EOFError` or `OSError` where it ended instead."""
         running = self._running
-        if running is None or running.poll() is not None:
-            running = self.start()
+        if running is not None and running.poll() is not None:
+            _tidy(running)
+            running = None
+        running = running or self.start()
         assert running.stdin is not None
         assert running.stdout is not None
         answer = b""
