@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from perceptune.serving.local import LocalFiles
 from perceptune.serving.metrics import Metrics
 from perceptune.serving.schema import parsed
 from perceptune.serving.server import hosts_of, is_loopback
-from perceptune.serving.streaming import cut
+from perceptune.serving.streaming import content, cut, sure
 from servers import png
 
 
@@ -187,6 +188,25 @@ def test_bodies_that_are_none(body: bytes, param: str | None) -> None:
 def test_stops_cut_at_the_first_of_them() -> None:
     assert cut("one two three", ("three", "two")) == "one "
     assert cut("one", ("four",)) == cut("one", ()) == "one"
+
+
+@pytest.mark.parametrize("text", [" A dog. A cat.\nmore", "\n\nΑΣ ΑΣΑ.", "naïve ...yes", "one STOP two", "STO STOP"])
+def test_what_is_streamed_is_never_taken_back(text: str) -> None:
+    """Every token is a byte; whatever was told of the first ones, the whole answer begins with it."""
+
+    def clean(raw: str) -> str:
+        lines = raw.strip().splitlines()
+        return lines[0].rstrip(" .").lower() if lines else ""
+
+    data = text.encode()
+    run = SimpleNamespace(clean=clean, text=SimpleNamespace(decode=lambda ids: bytes(ids).decode(errors="replace")))
+    job: Any = SimpleNamespace(run=run, stops=("STOP",), tokens=list(data))
+    whole, told = content(job), ""
+    for n in range(len(data)):
+        job.tokens = list(data[:n])
+        told = sure(job, told)
+        assert whole.startswith(told), (told, whole)
+    assert len(told) >= len(whole) - 5
 
 
 def test_hosts_that_a_server_answers_to() -> None:
