@@ -8,7 +8,7 @@ those of the new tokens follow the beams.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -40,9 +40,12 @@ class _Beams:
 
 def beam_search(
     lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], *, beams: int, length_penalty: float,
-    limits: Tensor, eos: int,
+    limits: Tensor, eos: int, wanted: Callable[[int], bool] | None = None,
 ) -> list[list[int]]:  # fmt: skip
-    """New tokens of each row's best beam, its end token included; `limits` (B,) says how many at most."""
+    """New tokens of each row's best beam, its end token included; `limits` (B,) says how many at most.
+
+    A row that is not `wanted` any more is given up: what is returned of it means nothing.
+    """
     n, room = len(ids), int(limits.max())
     state = Prefilled(lm, ids, mask, slots, room)
     held = _none_yet(n, beams, room, ids.device)
@@ -51,6 +54,8 @@ def beam_search(
     going = torch.arange(n, device=ids.device)
     for length in range(1, room + 1):
         parents, open_ = _step(held, state.logits, length, limits[going], length_penalty, eos)
+        if wanted is not None:
+            open_ &= torch.tensor([wanted(row) for row in going.tolist()], device=open_.device)
         for place in (~open_).nonzero().flatten().tolist():
             best = held.texts[place, 0].tolist()
             answers[int(going[place])] = best[: best.index(eos) + 1] if eos in best else best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -35,7 +35,18 @@ METHODS = {"splice": "methods", "instructblip": "qformer_methods"}
 DEFAULT_ENCODERS = dict.fromkeys(("image", "video", "audio"), "dinov2-small")
 
 
-def build(recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32", meta: bool = False) -> AdaptedModel:
+class FrozenParts(Protocol):
+    """Where `build` gets frozen parts from, if not by `load_lm` and `load_encoder_of`: one may lend them to several."""
+
+    def lm(self, config: LMConfig, dtype: str) -> FrozenLM: ...
+
+    def encoder(self, modality: str, config: EncoderConfig) -> Encoder: ...
+
+
+def build(
+    recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32", meta: bool = False,
+    parts: FrozenParts | None = None,
+) -> AdaptedModel:  # fmt: skip
     """The model of a recipe, untrained: a plain `nn.Module` whose `method.parameters()` are to be trained.
 
     `dtype` is that of the frozen LM, an encoder's is in the recipe, everything trained is float32. With `meta` no
@@ -46,13 +57,18 @@ def build(recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32
     if recipe.backbone == "instructblip":
         found = method_leaf(recipe).module.METHOD
         return build_blip(recipe, found, method_options(recipe), dtype=dtype, meta=meta)
-    return build_spliced(recipe, dtype=dtype, meta=meta)
+    return build_spliced(recipe, dtype=dtype, meta=meta, parts=parts)
 
 
-def build_spliced(recipe: Recipe, *, dtype: str = "float32", meta: bool = False) -> SplicedModel:
+def build_spliced(
+    recipe: Recipe, *, dtype: str = "float32", meta: bool = False, parts: FrozenParts | None = None
+) -> SplicedModel:
     """The same for `backbone: splice`."""
-    lm = load_lm(recipe.lm, dtype=dtype, meta=meta)
-    encoders = {name: load_encoder_of(name, config, meta) for name, config in recipe.encoders.items()}
+    lm = load_lm(recipe.lm, dtype=dtype, meta=meta) if parts is None else parts.lm(recipe.lm, dtype)
+    encoders = {
+        name: load_encoder_of(name, config, meta) if parts is None else parts.encoder(name, config)
+        for name, config in recipe.encoders.items()
+    }
     text = None if meta else load_text(recipe, lm)
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)  # the method's first weights depend on the seed alone

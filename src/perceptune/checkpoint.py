@@ -25,7 +25,7 @@ from torch import Tensor
 
 from perceptune._version import __version__
 from perceptune.atomic import write_whole
-from perceptune.building import build
+from perceptune.building import FrozenParts, build
 from perceptune.config import Recipe, leaf_names, load_recipe, read_yaml
 from perceptune.errors import UserError, disk_error
 from perceptune.model import AdaptedModel, count, count_trained
@@ -52,14 +52,15 @@ def save_description(run: Path, recipe: Recipe, description: Mapping[str, Any]) 
 
 def load(
     run: str | Path, *, dtype: str | None = None, device: str | torch.device | None = None,
-    overrides: Sequence[str] = (), trust: bool = False,
+    overrides: Sequence[str] = (), trust: bool = False, parts: FrozenParts | None = None,
 ) -> AdaptedModel:  # fmt: skip
     """The trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless another is asked for.
 
     `device` defaults to a GPU where there is one. `overrides` change `cache`, `decode` and `eval` keys for this use of
     the run, and where its base models lie (`lm.id`, `encoders.MODALITY.id`: fingerprints must be the same); `trust`
     lets its recipe name third-party code to import. `run` may also be a zip file of `perceptune export`, or
-    `hf://USER/NAME` on a hub.
+    `hf://USER/NAME` on a hub. `parts` lends frozen parts that others
+    use, too.
     Raises `UserError` for a folder that is no run, of a newer format, damaged, or trained on other base models.
     """
     run = local_run(run)
@@ -71,7 +72,7 @@ def load(
                 "base models lie"
             )
     recipe = load_recipe(read_recipe(run, trust=trust), overrides)
-    model = build(recipe, dtype=dtype or recipe.eval.dtype)
+    model = build(recipe, dtype=dtype or recipe.eval.dtype, parts=parts)
     require_same_base(run, model)
     load_method(run / METHOD, model)
     return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

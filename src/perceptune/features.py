@@ -84,7 +84,7 @@ class FeatureStore:
         self.encoder, self.levels, self.tokens = encoder, list(levels), tokens
         self.cache, self.views = cache or CacheConfig(), views
         self._megabytes, self._settings = megabytes, json.dumps(encoder.augmentation()).encode()
-        self._loader = Loader(encoder, self._key_of, self._missing)
+        self.loader = Loader(encoder, self._key_of, self._missing)
         self._lock = threading.RLock()  # `known` reads in another thread than `ensure` and `get` write in
 
     def ensure(
@@ -209,7 +209,7 @@ class FeatureStore:
         self, groups: Sequence[Sequence[Seen]], on_broken: OnBroken | None
     ) -> Iterator[tuple[list[Loaded], dict[bytes, Tensor]]]:
         """Each group, and the rows by key that were missing and are kept now, as far as there is room."""
-        for loaded in ahead(groups, self._loader.load):
+        for loaded in ahead(groups, self.loader.load):
             rows = self._encode([one for one in loaded if one.pixels is not None])
             with self._lock:
                 absent = self._kept.missing(list(rows))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,24 +22,39 @@ from perceptune.types import Decoding, Slots
 if TYPE_CHECKING:
     from perceptune.lm import FrozenLM
 
+
+class Watch(Protocol):
+    """Looks on while rows are generated, and may end them before their time."""
+
+    def token(self, row: int, token: int) -> bool:
+        """Told every token of a row when it is chosen, the end token included; False: the row ends with it.
+
+        Where tokens are not final before the end (beams, transformers' loop) it is not called.
+        """
+
+    def wanted(self, row: int) -> bool:
+        """Whether somebody still waits for a row; what is returned of one that nobody waits for is undefined."""
+
+
 LEAVE_AT = 0.75  # rows leave the batch when so many of them, or fewer, are still going on
 
 
 def generate(
     lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], decoding: Decoding, *, eos: int, pad: int,
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None, watch: Watch | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """See `FrozenLM.generate`."""
     limits = limits_of(mask, decoding)
     choose = chooser(decoding, seeds or [decoding.seed] * len(ids), ids.device)
     if lm.why_plain(slots) is not None or decoding.changes_scores:
-        rows = with_transformers(lm, ids, mask, slots, decoding, choose, limits=limits, eos=eos, pad=pad)
+        rows = with_transformers(lm, ids, mask, slots, decoding, choose, limits=limits, eos=eos, pad=pad, watch=watch)
     elif decoding.beams > 1:
         rows = beam_search(
-            lm, ids, mask, slots, beams=decoding.beams, length_penalty=decoding.length_penalty, limits=limits, eos=eos
-        )
+            lm, ids, mask, slots, beams=decoding.beams, length_penalty=decoding.length_penalty, limits=limits, eos=eos,
+            wanted=None if watch is None else watch.wanted,
+        )  # fmt: skip
     else:
-        rows = one_by_one(lm, ids, mask, slots, choose, limits=limits, eos=eos)
+        rows = one_by_one(lm, ids, mask, slots, choose, limits=limits, eos=eos, watch=watch)
     return [up_to(eos, tokens) for tokens in rows]
 
 
@@ -56,8 +71,9 @@ def limits_of(mask: Tensor, decoding: Decoding) -> Tensor:
 
 
 def one_by_one(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], choose: Choose, *, limits: Tensor, eos: int
-) -> list[list[int]]:
+    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], choose: Choose, *, limits: Tensor, eos: int,
+    watch: Watch | None = None,
+) -> list[list[int]]:  # fmt: skip
     """Greedy decoding or sampling: new tokens of each row, the end token included."""
     room = int(limits.max())
     state = Prefilled(lm, ids, mask, slots, room)
@@ -70,6 +86,8 @@ def one_by_one(
         for place, (row, token) in enumerate(zip(going, tokens.tolist(), strict=True)):
             if len(answers[row]) < most[row] and eos not in answers[row][-1:]:
                 answers[row].append(token)
+                if watch is not None and not watch.token(row, token):
+                    most[row] = len(answers[row])
             if len(answers[row]) < most[row] and answers[row][-1] != eos:
                 alive.append(place)
         if not alive:
@@ -84,7 +102,7 @@ def one_by_one(
 
 def with_transformers(
     lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], decoding: Decoding, choose: Choose, *,
-    limits: Tensor, eos: int, pad: int,
+    limits: Tensor, eos: int, pad: int, watch: Watch | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """transformers' `generate`: new tokens of each row, the end token and padding behind it included."""
     from transformers import DynamicCache
@@ -97,13 +115,13 @@ def with_transformers(
     with lm.using(splice, None):
         return through_transformers(
             lm.model, {"input_ids": ids, "attention_mask": mask, **cache}, decoding, choose, limits=limits, eos=eos,
-            pad=pad, width=ids.shape[1], use_cache=not splice.sees_text,
+            pad=pad, width=ids.shape[1], watch=watch, use_cache=not splice.sees_text,
         )  # fmt: skip
 
 
 def through_transformers(
     model: Any, inputs: Mapping[str, Any], decoding: Decoding, choose: Choose, *, limits: Tensor, eos: int, pad: int,
-    width: int, **settings: Any,
+    width: int, watch: Watch | None = None, **settings: Any,
 ) -> list[list[int]]:  # fmt: skip
     """`model.generate`, row i ending after `limits[i]` new tokens, which come behind the first `width` columns."""
     from transformers import GenerationConfig
@@ -130,7 +148,10 @@ def through_transformers(
         return scores
 
     def full(given: Tensor, _: Any) -> Tensor:
-        return (given.shape[1] - width >= limits).repeat_interleave(len(given) // len(limits))
+        done = given.shape[1] - width >= limits
+        if watch is not None:
+            done |= torch.tensor([not watch.wanted(row) for row in range(len(limits))], device=done.device)
+        return done.repeat_interleave(len(given) // len(limits))
 
     processors = [restrained] * decoding.changes_scores + [draw] * decoding.sample
     sequences = model.generate(

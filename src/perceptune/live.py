@@ -19,7 +19,7 @@ class LiveFeatures(FeatureStore):
 
     def __init__(self, encoder: Encoder, levels: Sequence[int], tokens: str, *, views: int = 0) -> None:
         super().__init__(encoder, levels, tokens, views=views)
-        self._live = Loader(encoder, lambda one: one.identity.encode(), list)
+        self.loader = Loader(encoder, lambda one: one.identity.encode(), list)
 
     def ensure(self, media: Sequence[Medium], draws: Sequence[int] | None = None, **_: Any) -> int:
         """Nothing can be computed beforehand: broken media are met when they are used."""
@@ -35,7 +35,7 @@ class LiveFeatures(FeatureStore):
         distinct = list(dict.fromkeys(items))
         device = next(self.encoder.parameters()).device
         parts = []
-        for loaded in ahead([distinct[i : i + GROUP] for i in range(0, len(distinct), GROUP)], self._live.load):
+        for loaded in ahead([distinct[i : i + GROUP] for i in range(0, len(distinct), GROUP)], self.loader.load):
             for one in loaded:
                 if one.error is not None:
                     raise one.error

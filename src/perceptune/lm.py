@@ -240,9 +240,12 @@ class FrozenLM(nn.Module):
         eos: int,
         pad: int,
         seeds: Sequence[int] | None = None,
+        watch: generation.Watch | None = None,
     ) -> list[list[int]]:
         """New tokens of each row, up to and without the end token. `seeds`, one a row, default to `decoding.seed`."""
-        return generation.generate(self, input_ids, attention_mask, slots, decoding, eos=eos, pad=pad, seeds=seeds)
+        return generation.generate(
+            self, input_ids, attention_mask, slots, decoding, eos=eos, pad=pad, seeds=seeds, watch=watch
+        )
 
     def check(self) -> None:
         """Tries the LM out (see `trial`). Raises `UserError` for one that cannot be spliced."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -53,6 +53,7 @@ class Loader:
         missing: Callable[[Sequence[bytes]], list[bytes]],
     ) -> None:
         self.encoder, self.key_of, self.missing = encoder, key_of, missing
+        self.decoded: Mapping[Medium, Tensor] = {}  # plain media that somebody has decoded already, by `encoder.load`
 
     def load(self, group: Sequence[Seen]) -> list[Loaded]:
         """A group, decoded as a whole if any sound one of it has no row: the bits of one depend on the others."""
@@ -82,6 +83,9 @@ class Loader:
 
     def _decode(self, one: Loaded) -> None:
         if one.error is not None:
+            return
+        if not one.item.view and one.item.medium in self.decoded:
+            one.pixels = self.decoded[one.item.medium]
             return
         seed = one.digest + one.item.view.to_bytes(4, "little") if one.item.view else None
         try:

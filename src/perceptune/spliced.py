@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from perceptune import likelihood
 from perceptune.config import Recipe
 from perceptune.encoders.base import Encoder
 from perceptune.features import FeatureStore, cache_folder, feature_stores
+from perceptune.generation import Watch
 from perceptune.lighter import lighten
 from perceptune.live import LiveFeatures
 from perceptune.lm import FrozenLM
@@ -138,12 +140,14 @@ class SplicedModel(AdaptedModel):
         return tokens.input_ids.to(device), tokens.attention_mask.to(device), slots
 
     def generated(
-        self, ids: Tensor, mask: Tensor, slots: Sequence[Slots], samples: Sequence[Sample], decoding: Decoding
-    ) -> list[list[int]]:
-        """New tokens of each row."""
+        self, ids: Tensor, mask: Tensor, slots: Sequence[Slots], samples: Sequence[Sample], decoding: Decoding, *,
+        seeds: Sequence[int] | None = None, watch: Watch | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """New tokens of each row. `seeds` stand for `decoding.seed`, row by row."""
+        given = [replace(decoding, seed=seed) for seed in seeds or [decoding.seed] * len(samples)]
         return self.lm.generate(
-            ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad,
-            seeds=[self.seed_of(sample, decoding) for sample in samples] if decoding.sample else None,
+            ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad, watch=watch,
+            seeds=[self.seed_of(*pair) for pair in zip(samples, given, strict=True)] if decoding.sample else None,
         )  # fmt: skip
 
     @torch.no_grad()

@@ -96,7 +96,7 @@ LAYERS = [
     {"evaluation", "show", "looking", "resume", "feed", "official", "initial"},
     {"heldout", "stored", "predicting"},
     {"training", "doctor", "caching", "blip_making"},
-    {"demo", "bench", "compare", "lmms_eval", "data", "reporting", "sharing"},
+    {"demo", "bench", "compare", "lmms_eval", "data", "reporting", "sharing", "serving"},
     {"cli"},
     {"", "__main__"},
 ]

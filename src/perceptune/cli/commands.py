@@ -23,6 +23,7 @@ from perceptune.cli.evaluate import predict as predict
 from perceptune.cli.evaluate import print_scores
 from perceptune.cli.report import report as report
 from perceptune.cli.score import score as score
+from perceptune.cli.serve import serve as serve
 from perceptune.cli.share import export as export
 from perceptune.cli.share import push as push
 from perceptune.cli.share import verify as verify

@@ -12,6 +12,7 @@ from perceptune._version import __version__
 from perceptune.cli.blip import add_commands
 from perceptune.cli.data import add_data
 from perceptune.cli.report import add_report
+from perceptune.cli.serve import add_serve
 from perceptune.cli.share import add_share
 from perceptune.errors import SaidElsewhereError, UserError
 
@@ -93,6 +94,8 @@ def parser() -> argparse.ArgumentParser:
     answer.add_argument("--choices", metavar="A,B,C", help="the likeliest of these is the answer")
     answer.add_argument("--logprobs", action="store_true", help="with log-probabilities: of tokens, or of the choices")
     answer.add_argument("--json", action="store_true")
+
+    add_serve(commands.add_parser("serve", help="answer over HTTP, as OpenAI's chat completions do"))
 
     compare = commands.add_parser("compare", help="methods, seeds and settings on equal terms: table and picture")
     compare.add_argument("recipes", nargs="+", metavar="RECIPE", help="one or several; their budgets must be equal")
@@ -241,6 +244,11 @@ def _take_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
         options.recipe = named[0] if named else None
         options.overrides = [word for word in words if "=" in word]
         left += named[1:]
+    elif options.command == "serve":
+        words = [*options.runs, *options.overrides, *(word for word in left if not word.startswith("-"))]
+        left = [word for word in left if word.startswith("-")]
+        options.overrides = [word for word in words if word.startswith(("decode.", "eval.", "cache."))]
+        options.runs = [word for word in words if word not in options.overrides]
     elif options.command == "compare":
         words = [*options.recipes, *options.overrides, *(word for word in left if not word.startswith("-"))]
         left = [word for word in left if word.startswith("-")]

@@ -1,0 +1,294 @@
+"""A served run under load: wrong, lost and failed answers, memory, and how much batching gains.
+
+    python benchmarks/serving.py RUN --requests 2000 --clients 32
+
+Starts `perceptune serve RUN` in a process of its own. Pictures of many sizes and questions go to it from many clients
+at a time, one request in twenty malformed in one of several ways, each fifth one streamed. Every answer is compared
+with `answer()` of the run; malformed requests must be refused with 4xx. Then the same good requests go to a server that
+computes one at a time. Exits with 1 for a wrong or lost answer, a 5xx, or memory that grows by more than a tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import random
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+SIDES = (16, 64, 224, 640, 1280)
+QUESTIONS = ("what color is this picture?", "color?", "is there a dog?", "how many people are there in this picture?")
+MALFORMED = 0.05
+STREAMED = 0.2
+TRIES = 50  # after 429, a tenth of a second apart
+
+
+@dataclass
+class Tally:
+    """What came of the requests."""
+
+    right: int = 0
+    refused: int = 0  # malformed ones, with 4xx
+    retried: int = 0  # turned away with 429, then answered
+    wrong: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # 5xx
+    seconds: list[float] = field(default_factory=list)
+
+    def share(self, part: float) -> float:
+        """A quantile of the times in seconds."""
+        return sorted(self.seconds)[int(part * (len(self.seconds) - 1))]
+
+
+@dataclass(frozen=True)
+class Request:
+    body: bytes
+    expected: str | None  # None: to be refused
+    stream: bool
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--distinct", type=int, default=60, help="different questions about different pictures")
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    requests = make_requests(options)
+    good = [one for one in requests if one.expected is not None and not one.stream][: max(20, len(requests) // 5)]
+    found: dict[str, Any] = {"requests": len(requests), "clients": options.clients}
+    with Server(options.run) as server:
+        asyncio.run(load(server.port, requests[: max(options.clients, len(requests) // 10)], options.clients))
+        found["memory_mb"] = [server.memory()]
+        started = time.monotonic()
+        tally = asyncio.run(load(server.port, requests, options.clients))
+        found["seconds"] = time.monotonic() - started
+        found["memory_mb"].append(server.memory())
+        found["batched_per_second"] = rate(server.port, good, options.clients)
+    with Server(options.run, "--batch", "1") as server:
+        found["one_at_a_time_per_second"] = rate(server.port, good, options.clients)
+    found |= {name: len(getattr(tally, name)) for name in ("wrong", "lost", "failed")}
+    found |= {"right": tally.right, "refused": tally.refused, "retried": tally.retried}
+    found |= {"p50": tally.share(0.5), "p95": tally.share(0.95)}
+    found["examples"] = [*tally.wrong[:3], *tally.lost[:3], *tally.failed[:3]]
+    print(json.dumps(found, indent=2) if options.json else told(found))
+    grown = found["memory_mb"][1] / found["memory_mb"][0]
+    return int(any(found[name] for name in ("wrong", "lost", "failed")) or grown > 1.1)
+
+
+def told(found: dict[str, Any]) -> str:
+    batched, single = found["batched_per_second"], found["one_at_a_time_per_second"]
+    return "\n".join([
+        f"{found['requests']} requests of {found['clients']} clients in {found['seconds']:.1f} s",
+        f"right {found['right']}, refused as they should be {found['refused']}, turned away first {found['retried']}",
+        f"wrong {found['wrong']}, lost {found['lost']}, 5xx {found['failed']}",
+        f"p50 {found['p50'] * 1000:.0f} ms, p95 {found['p95'] * 1000:.0f} ms",
+        f"memory after warm-up {found['memory_mb'][0]:.0f} MB, at the end {found['memory_mb'][1]:.0f} MB",
+        f"batched {batched:.1f} answers/s, one at a time {single:.1f}: {batched / single:.2f} times as many",
+        *found["examples"],
+    ])  # fmt: skip
+
+
+class Server:
+    """`perceptune serve` in a process of its own."""
+
+    def __init__(self, run: Path, *flags: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        command = [sys.executable, "-m", "perceptune", "serve", f"run={run}", "--port", str(self.port), *flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def __enter__(self) -> Server:
+        for _ in range(1200):
+            if self.process.poll() is not None:
+                raise SystemExit("the server ended before it answered")
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return self
+            except OSError:
+                time.sleep(0.1)
+        raise SystemExit("the server does not answer")
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+    def memory(self) -> float:
+        """MB in memory, those of its own processes included."""
+        me = str(self.process.pid)
+        total = 0
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+            except OSError:  # it has ended
+                continue
+            if me in (lines["Pid"].strip(), lines["PPid"].strip()):
+                total += int(lines.get("VmRSS", "0 kB").split()[0])
+        return total / 1000
+
+
+def make_requests(options: argparse.Namespace) -> list[Request]:
+    """Questions with the run's own answers, in a random order, and what is none among them."""
+    from perceptune import Sample, load
+    from perceptune.evaluation import make_task
+    from perceptune.types import Decoding
+
+    chance = random.Random(options.seed)
+    model = load(options.run, overrides=["cache.features=off"])
+    samples = [
+        Sample(str(i), {"image": picture(chance)}, QUESTIONS[i % len(QUESTIONS)]) for i in range(options.distinct)
+    ]
+    raw = model.answer(samples, decoding=Decoding(max_new_tokens=options.tokens))
+    clean = make_task(model.recipe).clean if model.recipe.task else str.strip
+    pairs = list(zip(samples, map(clean, raw), strict=True))
+    requests = []
+    for _ in range(options.requests):
+        sample, expected = chance.choice(pairs)
+        body = asked(sample.media["image"], sample.prompt, options.tokens)
+        if chance.random() < MALFORMED:
+            requests.append(Request(chance.choice(SPOILT)(body), None, False))
+        else:
+            stream = chance.random() < STREAMED
+            requests.append(Request(json.dumps({**body, "stream": stream}).encode(), expected, stream))
+    return requests
+
+
+def picture(chance: random.Random) -> bytes:
+    """A coarse random pattern of some size and shape."""
+    width, height = (round(chance.choice(SIDES) * chance.uniform(0.7, 1.3)) for _ in range(2))
+    file = io.BytesIO()
+    small = Image.frombytes("RGB", (8, 8), chance.randbytes(192))
+    small.resize((width, height)).save(file, chance.choice(["jpeg", "png"]))
+    return file.getvalue()
+
+
+def asked(image: Any, question: str, tokens: int) -> dict[str, Any]:
+    url = "data:image/png;base64," + base64.b64encode(image).decode()
+    content = [{"type": "text", "text": question}, {"type": "image_url", "image_url": {"url": url}}]
+    return {
+        "model": "run", "messages": [{"role": "user", "content": content}], "max_completion_tokens": tokens,
+        "temperature": 0,
+    }  # fmt: skip
+
+
+def _with_url(change: Any) -> Any:
+    def spoil(body: dict[str, Any]) -> bytes:
+        body = json.loads(json.dumps(body))
+        part = body["messages"][0]["content"][1]["image_url"]
+        part["url"] = change(part["url"])
+        return json.dumps(body).encode()
+
+    return spoil
+
+
+# Each makes of a good request's body one that must be refused.
+SPOILT = (
+    _with_url(lambda url: url[: len(url) // 2 // 4 * 4 + 2]),
+    _with_url(lambda url: url[:200]),
+    _with_url(lambda _: "http://127.0.0.1/picture.png"),
+    _with_url(lambda _: "file:///etc/passwd"),
+    lambda body: json.dumps({**body, "model": "another"}).encode(),
+    lambda body: json.dumps({**body, "max_completion_tokens": 10**6}).encode(),
+    lambda body: json.dumps({**body, "messages": []}).encode(),
+    lambda body: json.dumps(body).encode()[:-20],
+    lambda _: b"\xff" * 1000,
+)
+
+
+def rate(port: int, requests: list[Request], clients: int) -> float:
+    """Answers a second."""
+    started = time.monotonic()
+    asyncio.run(load(port, requests, clients))
+    return len(requests) / (time.monotonic() - started)
+
+
+async def load(port: int, requests: list[Request], clients: int) -> Tally:
+    """Sends them all, `clients` at a time."""
+    tally, left = Tally(), iter(requests)
+
+    async def client() -> None:
+        for request in left:
+            started = time.monotonic()
+            await one(port, request, tally)
+            tally.seconds.append(time.monotonic() - started)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return tally
+
+
+async def one(port: int, request: Request, tally: Tally) -> None:
+    for _ in range(TRIES):
+        try:
+            status, body = await asyncio.wait_for(post(port, request.body), 300)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError, IndexError) as error:
+            tally.lost.append(f"lost: {error!r}")
+            return
+        if status != 429:
+            break
+        tally.retried += 1
+        await asyncio.sleep(0.1)
+    if status >= 500:
+        tally.failed.append(f"{status}: {body[:200]!r}")
+    elif request.expected is None:
+        if 400 <= status < 429:
+            tally.refused += 1
+        else:
+            tally.wrong.append(f"a malformed request got {status}: {body[:200]!r}")
+    elif status != 200:
+        tally.wrong.append(f"a good request got {status}: {body[:200]!r}")
+    elif (said := streamed(body) if request.stream else content(body)) != request.expected:
+        tally.wrong.append(f"{said!r} instead of {request.expected!r}")
+    else:
+        tally.right += 1
+
+
+async def post(port: int, body: bytes) -> tuple[int, bytes]:
+    """Status and body, by the letter of HTTP/1.1 with one request a connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        writer.write(head.encode() + b"Content-Type: application/json\r\nConnection: close\r\n\r\n" + body)
+        await writer.drain()
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
+        status = int(lines[0].split()[1])
+        if "transfer-encoding: chunked" not in lines:
+            return status, await reader.read()
+        parts = []
+        while size := int(await reader.readline(), 16):
+            parts.append(await reader.readexactly(size))
+            await reader.readline()
+        return status, b"".join(parts)
+    finally:
+        writer.close()
+
+
+def content(body: bytes) -> str:
+    text: str = json.loads(body)["choices"][0]["message"]["content"]
+    return text
+
+
+def streamed(body: bytes) -> str:
+    """The pieces put together; nothing that ends without its end counts."""
+    lines = [line.removeprefix("data: ") for line in body.decode().split("\n\n") if line]
+    if lines[-1] != "[DONE]":
+        return f"a stream without an end: {lines[-1][:100]}"
+    choices = [choice for line in lines[:-1] for choice in json.loads(line)["choices"]]
+    return "".join(choice["delta"].get("content", "") for choice in choices)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""`perceptune serve`: runs behind OpenAI's wire format."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from dataclasses import fields
+from pathlib import Path
+
+KEY_VARIABLE = "PERCEPTUNE_API_KEY"
+HOST, PORT = "127.0.0.1", 8000
+
+
+def add_serve(serve: argparse.ArgumentParser) -> None:
+    """Its options; the ceilings are the fields of `serving.limits.Limits`."""
+    from perceptune.serving.limits import Limits
+
+    serve.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="run folders; NAME is what clients ask for")
+    serve.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="decode.*, such as decode.beams=3")
+    serve.add_argument("--host", default=HOST, help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=PORT, help="default: %(default)s")
+    serve.add_argument("--device", help="default: a GPU where there is one")
+    serve.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
+    serve.add_argument("--access-log", action="store_true", help="a line for every request")
+    serve.add_argument("--decoders", type=int, default=2, help="processes that take media apart (default: %(default)s)")
+    access = serve.add_argument_group("access")
+    access.add_argument("--api-key", help=f"asked for on every route but /health; safer: ${KEY_VARIABLE}, or a file")
+    access.add_argument("--api-key-file", metavar="FILE", help="the key is what this file holds")
+    access.add_argument("--no-api-key", action="store_true", help="listen to other machines without asking for a key")
+    access.add_argument("--allowed-hosts", metavar="A,B", help="further names that this server is called by")
+    access.add_argument(
+        "--allowed-local-media-path", metavar="DIR", help="let requests name files below it as file:// (default: none)"
+    )
+    access.add_argument("--allow-remote-media", action="store_true", help="let requests name http(s) addresses, of")
+    access.add_argument("--allowed-media-domains", metavar="A,B", help="these hosts alone; host:port for other ports")
+    limits = serve.add_argument_group("limits")
+    for one in fields(Limits):
+        limits.add_argument(
+            f"--{one.name.replace('_', '-')}", type=int if one.type == "int" else float, default=one.default,
+            metavar="N", help=f"{one.metadata['help']} (default: %(default)s)",
+        )  # fmt: skip
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Loads the runs and answers until it is interrupted."""
+    from perceptune.errors import UserError
+
+    for module in ("fastapi", "uvicorn"):
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"`serve` needs {module}: run `pip install 'perceptune[serve]'`")
+    from perceptune.serving.app import Access, make_app
+    from perceptune.serving.limits import Limits
+    from perceptune.serving.local import LocalFiles
+    from perceptune.serving.remote import Remote
+    from perceptune.serving.runs import load_runs
+    from perceptune.serving.server import hosts_of, is_loopback, make_server
+
+    key = _key(options)
+    if key is None and not is_loopback(options.host) and not options.no_api_key:
+        raise UserError(
+            f"--host {options.host} is open to other machines: set a key (${KEY_VARIABLE} or --api-key-file), "
+            "or say --no-api-key"
+        )
+    if options.decoders < 1:
+        raise UserError("--decoders: at least 1")
+    domains = frozenset(_listed(options.allowed_media_domains))
+    if options.allow_remote_media != bool(domains):
+        raise UserError("remote media need both --allow-remote-media and --allowed-media-domains")
+    folder = options.allowed_local_media_path
+    access = Access(
+        key, hosts_of(options.host, _listed(options.allowed_hosts)), LocalFiles(Path(folder)) if folder else None,
+        Remote(domains) if domains else None,
+    )  # fmt: skip
+    limits = Limits(**{one.name: getattr(options, one.name) for one in fields(Limits)})
+    runs = load_runs(options.runs, limits, overrides=options.overrides, trust=options.trust, device=options.device)
+    print(f"serving {', '.join(runs)} at http://{options.host}:{options.port}/v1", flush=True)
+    server = make_server(
+        make_app(runs, limits, access, decoders=options.decoders), limits, options.host, options.port,
+        access_log=options.access_log,
+    )  # fmt: skip
+    server.run()
+    return 0 if server.started else 1
+
+
+def _key(options: argparse.Namespace) -> str | None:
+    """The API key, from the one place that names it."""
+    from perceptune.errors import UserError
+
+    given = {
+        "--api-key": options.api_key,
+        "--api-key-file": Path(options.api_key_file).read_text(encoding="utf-8") if options.api_key_file else None,
+        KEY_VARIABLE: os.environ.get(KEY_VARIABLE),
+    }
+    found = {name: value.strip() for name, value in given.items() if value is not None}
+    if len({*found.values()}) > 1:
+        raise UserError(f"{' and '.join(found)} name different API keys: give one")
+    for name, value in found.items():
+        if not value or not value.isascii() or any(char.isspace() for char in value):
+            raise UserError(f"{name}: an API key is ASCII text without blanks, not nothing")
+        return value
+    return None
+
+
+def _listed(text: str | None) -> list[str]:
+    return [part.strip().lower() for part in (text or "").split(",") if part.strip()]

@@ -1,0 +1,143 @@
+"""`POST /v1/chat/completions`: from the first byte of a request to the last of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, suppress
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+
+from perceptune.serving.errors import ApiError
+from perceptune.serving.intake import Intake
+from perceptune.serving.jobs import Job
+from perceptune.serving.limits import MIB, Limits
+from perceptune.serving.metrics import Metrics
+from perceptune.serving.runs import Runs
+from perceptune.serving.scheduler import Admission, Scheduler
+from perceptune.serving.schema import parsed
+from perceptune.serving.streaming import Reply
+
+Result = TypeVar("Result")
+_HEARD_OUT = 4  # times the limit: so much is read and thrown away, or the client would not read why it is refused
+GONE = 499  # what nobody reads
+
+
+class Chat:
+    """Answers requests."""
+
+    def __init__(self, runs: Runs, limits: Limits, intake: Intake, scheduler: Scheduler, metrics: Metrics) -> None:
+        self._runs, self._limits, self._intake = runs, limits, intake
+        self._scheduler, self._metrics = scheduler, metrics
+
+    async def __call__(self, request: Request) -> Response:
+        async with AsyncExitStack() as stack:
+            admission = await stack.enter_async_context(self._scheduler.admission())
+            try:
+                return await self._answered(request, admission, stack)
+            except ClientDisconnect:
+                self._metrics.count("cancelled_total")
+                return Response(status_code=GONE)
+
+    async def _answered(self, request: Request, admission: Admission, stack: AsyncExitStack) -> Response:
+        until = asyncio.get_running_loop().time() + self._limits.seconds
+        asked = parsed(await self._body(request, admission))
+        run = self._runs.named(asked.model)
+        try:
+            async with asyncio.timeout_at(until):
+                jobs = await unless_gone(request, self._intake.jobs(asked, run))
+        except TimeoutError:
+            raise _too_slow() from None
+        asked.messages.clear()  # the media are in the jobs now
+        stack.callback(_cancel, jobs, self._metrics)
+        stack.callback(asyncio.get_running_loop().call_at(until, _expire, jobs).cancel)
+        for job in jobs:
+            job.on_start = admission.leave_queue
+        self._scheduler.submit(jobs)
+        reply = Reply(asked, jobs)
+        if asked.stream:
+            return _Events(reply, stack.pop_all())
+        return JSONResponse(await unless_gone(request, reply.whole()))
+
+    async def _body(self, request: Request, admission: Admission) -> bytes:
+        """All of it, in time and within the limits. Raises `ApiError`."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # which no page in a browser can send here from elsewhere without asking first
+            raise ApiError(415, "the body is JSON: send `Content-Type: application/json`")
+        most = int(self._limits.body_mb * MIB)
+        told = request.headers.get("content-length", "0")
+        if not told.isdecimal() or int(told) > _HEARD_OUT * most:
+            raise _too_large(most)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                async for block in request.stream():
+                    if int(told) > most:
+                        continue
+                    if len(body) + len(block) > most:
+                        raise _too_large(most)
+                    admission.hold(len(block))
+                    body += block
+            if int(told) > most:
+                raise _too_large(most)
+        except TimeoutError:
+            raise ApiError(408, f"the request did not come within {self._limits.body_seconds:g} seconds") from None
+        return bytes(body)
+
+
+class _Events(StreamingResponse):
+    """A stream that gives back what its request holds, however it ends."""
+
+    def __init__(self, reply: Reply, stack: AsyncExitStack) -> None:
+        super().__init__(reply.pieces(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._stack = stack
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async with self._stack:
+            await super().__call__(scope, receive, send)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of some work. Raises `ClientDisconnect` if the client goes away before, and gives the work up."""
+    doing = asyncio.create_task(work)
+    watching = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait([doing, watching], return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise ClientDisconnect
+        return doing.result()
+    finally:
+        for task in (doing, watching):
+            task.cancel()
+            with suppress(asyncio.CancelledError, ApiError):
+                await task
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _cancel(jobs: list[Job], metrics: Metrics) -> None:
+    """The request is over: what is not answered yet need not be."""
+    metrics.count("prompt_tokens_total", jobs[0].prompt_tokens)
+    metrics.count("completion_tokens_total", sum(len(job.tokens) for job in jobs))
+    for job in jobs:
+        job.cancel()
+
+
+def _expire(jobs: list[Job]) -> None:
+    for job in jobs:
+        job.fail(_too_slow())
+        job.cancel()
+
+
+def _too_slow() -> ApiError:
+    return ApiError(503, "the answer was not ready in time", code="timeout")
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the request is larger than {most:,} bytes", code="request_too_large")

@@ -1,0 +1,83 @@
+"""The process in which a medium is decoded for the first time: what kills a decoder, or holds it up, hits no server.
+
+Reads requests from standard input and writes answers to standard output, each a line of JSON; a request's line tells
+how many bytes follow it. `python -m perceptune.serving.decoder` is started by `decoding.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from perceptune.errors import UserError
+from perceptune.media import image_size, open_image
+from perceptune.sound import read_sound, sound_header
+from perceptune.video import describe_clip, read_frames
+
+MEMORY = 4 * 2**30  # address space
+
+
+class RefusedError(UserError):
+    """A medium beyond the server's limits."""
+
+
+def check(data: bytes, modality: str, limits: dict[str, Any]) -> None:
+    """Decodes a medium as far as a model will. Raises `UserError` for what cannot be used, header first."""
+    {"image": _image, "audio": _audio, "video": _video}[modality](data, limits)
+
+
+def _image(data: bytes, limits: dict[str, Any]) -> None:
+    height, width = image_size(data, "the image", max_pixels=limits["pixels"])
+    if min(height, width) < limits["side"]:
+        raise RefusedError(f"the image: {width} x {height} pixels; the least is {limits['side']} x {limits['side']}")
+    open_image(data, "the image", max_pixels=limits["pixels"])
+
+
+def _audio(data: bytes, limits: dict[str, Any]) -> None:
+    header = sound_header(data, "the sound")
+    if header.seconds > limits["seconds"]:
+        raise RefusedError(f"the sound: {header.seconds:.1f} seconds; allowed are {limits['seconds']:g}")
+    # A header may be wrong about the length: no more than what is allowed is decoded anyway.
+    read_sound(data, header.rate, limits["seconds"], "the sound")
+
+
+def _video(data: bytes, limits: dict[str, Any]) -> None:
+    clip = describe_clip(data, "the clip")
+    for what, given, most in (
+        ("frames", clip.frames, limits["encoded_frames"]), ("seconds", clip.seconds or 0.0, limits["seconds"]),
+        ("pixels a frame", clip.width * clip.height, limits["pixels"]),
+    ):  # fmt: skip
+        if given > most:
+            raise RefusedError(f"the clip: {given:,.0f} {what}; allowed are {most:,.0f}")
+    frames = read_frames(
+        data, limits["frames"], "the clip", max_pixels=limits["pixels"], max_frames=limits["encoded_frames"],
+        max_seconds=limits["decode_seconds"],
+    )  # fmt: skip
+    for frame in frames:
+        if min(frame.size) < limits["side"]:
+            raise RefusedError(f"the clip: {frame.width} x {frame.height} pixels; the least side is {limits['side']}")
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answers until there is no request more."""
+    while line := requests.readline():
+        told = json.loads(line)
+        data = requests.read(told["size"])
+        answer: dict[str, Any] = {}
+        try:
+            check(data, told["modality"], told["limits"])
+        except (UserError, MemoryError) as error:
+            answer = {"error": str(error) or "it needs too much memory"}
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    with suppress(ImportError, ValueError, OSError):  # not on every system
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    serve(sys.stdin.buffer, sys.stdout.buffer)

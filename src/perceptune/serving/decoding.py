@@ -1,0 +1,125 @@
+"""Media are decoded in processes of their own first, which are killed when that takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from perceptune.serving.errors import ApiError
+from perceptune.serving.limits import Limits
+
+_GRACE = 5.0  # seconds beside those for decoding: the process may have to start, and to load its libraries
+
+
+class Decoders:
+    """So many processes that decode; each is replaced when it ends."""
+
+    def __init__(self, limits: Limits, number: int, frames: int) -> None:
+        self._limits = {
+            "image": {"pixels": limits.image_pixels, "side": limits.image_side},
+            "audio": {"seconds": limits.audio_seconds},
+            "video": {
+                "pixels": limits.video_pixels, "side": limits.image_side, "seconds": limits.video_seconds,
+                "encoded_frames": limits.video_encoded_frames, "frames": frames,
+                "decode_seconds": limits.decode_seconds,
+            },
+        }  # fmt: skip
+        self._seconds = limits.decode_seconds
+        self._free: asyncio.Queue[_Process] = asyncio.Queue()
+        self._threads = ThreadPoolExecutor(2 * number, thread_name_prefix="perceptune-decoder")
+        self._all = [_Process() for _ in range(number)]
+        for one in self._all:
+            one.start()  # so that no request waits for that
+            self._free.put_nowait(one)
+
+    async def check(self, data: bytes, modality: str) -> None:
+        """Raises `ApiError` for a medium that cannot be used."""
+        process = await self._free.get()
+        told = {"modality": modality, "limits": self._limits[modality], "size": len(data)}
+        asking = asyncio.get_running_loop().run_in_executor(
+            self._threads, process.ask, json.dumps(told).encode() + b"\n", data
+        )
+        try:
+            await asyncio.wait([asking], timeout=self._seconds + _GRACE)
+            if not asking.done():
+                raise ApiError(400, f"the {modality} takes too long to decode", code="invalid_media")
+            answer = asking.result()
+        except (OSError, EOFError):
+            raise ApiError(400, f"the {modality} cannot be decoded", code="invalid_media") from None
+        finally:  # also when the client goes away meanwhile
+            if not asking.done():
+                process.kill()
+                asking.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            self._free.put_nowait(process)
+        if "error" in answer:
+            raise ApiError(400, answer["error"], code="invalid_media")
+
+    def close(self) -> None:
+        """Ends them."""
+        killed = [one.kill() for one in self._all]
+        self._threads.shutdown()
+        for running in killed:
+            if running is not None:
+                _tidy(running)
+
+
+class _Process:
+    """One of them, started anew when it has ended."""
+
+    def __init__(self) -> None:
+        self._running: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        # Without the server's secrets, and without threads that would count against its memory.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PERCEPTUNE_")}
+        self._running = subprocess.Popen(
+            [sys.executable, "-m", "perceptune.serving.decoder"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**kept, "OMP_NUM_THREADS": "1"}, start_new_session=True,  # an interruption is for the server
+        )  # fmt: skip
+        return self._running
+
+    def ask(self, line: bytes, data: bytes) -> dict[str, Any]:
+        """What it says of a medium; `EOFError` or `OSError` where it ended instead."""
+        running = self._running
+        if running is not None and running.poll() is not None:
+            _tidy(running)
+            running = None
+        running = running or self.start()
+        assert running.stdin is not None
+        assert running.stdout is not None
+        answer = b""
+        try:
+            running.stdin.write(line + data)
+            running.stdin.flush()
+            answer = running.stdout.readline()
+        finally:
+            if not answer.endswith(b"\n"):
+                if self._running is running:
+                    self._running = None
+                _tidy(running)
+        if not answer.endswith(b"\n"):
+            raise EOFError
+        told: dict[str, Any] = json.loads(answer)
+        return told
+
+    def kill(self) -> subprocess.Popen[bytes] | None:
+        """Ends it; whoever waits for it in another thread then tidies up. The next one who asks starts another."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.kill()
+        return running
+
+
+def _tidy(running: subprocess.Popen[bytes]) -> None:
+    running.kill()
+    running.wait()
+    for pipe in (running.stdin, running.stdout):
+        assert pipe is not None
+        with suppress(OSError):  # what was written and never read
+            pipe.close()

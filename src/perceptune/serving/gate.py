@@ -1,0 +1,95 @@
+"""What stands before every route: who may ask, from where, and with how much. Nothing of a body is read here."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from typing import Any
+
+from perceptune.serving.errors import ApiError
+from perceptune.serving.metrics import Metrics
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = ("/health",)  # routes without the key
+_SINGLE = (b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"content-encoding")
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"), (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
+]  # fmt: skip
+
+
+class Gate:
+    """An ASGI middleware. `hosts` are the names this server answers to, None for any; `key` None asks for none."""
+
+    def __init__(
+        self, app: App, *, key: str | None, hosts: Collection[str] | None, metrics: Metrics, routes: Collection[str]
+    ) -> None:
+        self._app, self._hosts, self._metrics, self._routes = app, hosts, metrics, routes
+        self._key = None if key is None else hashlib.sha256(key.encode()).digest()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.monotonic(), 500
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            await send(message)
+
+        try:
+            try:
+                self._check(scope)
+            except ApiError as error:
+                await error.response()(scope, receive, sending)
+                return
+            await self._app(scope, receive, sending)
+        finally:
+            route = scope["path"] if scope["path"] in self._routes else "other"
+            self._metrics.count("requests_total", route=route, status=str(status))
+            if route.startswith("/v1/chat"):
+                self._metrics.observe("request_seconds", time.monotonic() - started)
+
+    def _check(self, scope: Scope) -> None:
+        """Raises `ApiError` for a request that is not to be looked at."""
+        if scope["type"] != "http":
+            raise ApiError(400, "only HTTP")
+        headers: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            if name in _SINGLE and name in headers:
+                raise ApiError(400, f"the header `{name.decode('latin-1')}` is given twice")
+            headers[name] = value
+        # Two programs on the way may not agree on where such a request ends.
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            raise ApiError(400, "content-length and transfer-encoding exclude one another")
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise ApiError(415, "a compressed body is not taken")
+        # A page in a browser can make its own name lead here: then the host is that name.
+        if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
+            raise ApiError(421, "this server does not answer to that host name (see --allowed-hosts)")
+        if self._key is not None and scope["path"] not in OPEN:
+            self._check_key(headers.get(b"authorization", b""))
+
+    def _check_key(self, given: bytes) -> None:
+        scheme, _, key = given.partition(b" ")
+        # Hashes are of one length: the time it takes says nothing about the key.
+        same = hmac.compare_digest(hashlib.sha256(key.strip()).digest(), self._key or b"")
+        if scheme.lower() != b"bearer" or not same:
+            raise ApiError(401, "wrong or missing API key: send `Authorization: Bearer KEY`", code="invalid_api_key")
+
+
+def _host(header: bytes) -> str:
+    """A host header without its port, in lower case."""
+    text = header.decode("latin-1").strip().lower()
+    if text.startswith("["):
+        return text.partition("]")[0].removeprefix("[")
+    return text.rpartition(":")[0] if text.rpartition(":")[2].isdecimal() and ":" in text else text

@@ -1,0 +1,111 @@
+"""The answers' JSON: whole, or a piece at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from perceptune.serving.errors import ApiError
+from perceptune.serving.jobs import Job
+from perceptune.serving.schema import ChatRequest
+
+
+class Reply:
+    """One completion of a request: the same words whole or in pieces."""
+
+    def __init__(self, asked: ChatRequest, jobs: Sequence[Job]) -> None:
+        self._asked, self.jobs = asked, jobs
+        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.model}
+
+    async def whole(self) -> dict[str, Any]:
+        """Waits for every answer. Raises `ApiError` if one cannot be given."""
+        for job in self.jobs:
+            await finished(job)
+        choices = [
+            {
+                "index": index, "message": {"role": "assistant", "content": content(job), "refusal": None},
+                "logprobs": None, "finish_reason": job.reason,
+            }
+            for index, job in enumerate(self.jobs)
+        ]  # fmt: skip
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage()}
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Server-sent events. An error after the first piece is an event of its own, the last one."""
+        waiting = {asyncio.create_task(job.news()): index for index, job in enumerate(self.jobs)}
+        told = [""] * len(self.jobs)
+        try:
+            for index in range(len(self.jobs)):
+                yield self._event(index, {"role": "assistant", "content": ""})
+            while waiting:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    index = waiting.pop(task)
+                    job = self.jobs[index]
+                    ended = job.ended  # before the text is looked at: tokens come from another thread
+                    if job.error is not None:
+                        raise job.error
+                    text = content(job) if ended else sure(job, told[index])
+                    if text.startswith(told[index]) and text != told[index]:
+                        yield self._event(index, {"content": text[len(told[index]) :]})
+                        told[index] = text
+                    if ended:
+                        yield self._event(index, {}, job.reason)
+                    else:
+                        waiting[asyncio.create_task(job.news())] = index
+            if self._asked.stream_options and self._asked.stream_options.include_usage:
+                yield _line({**self._chunk([]), "usage": self.usage()})
+            yield b"data: [DONE]\n\n"
+        except ApiError as error:
+            yield _line(error.body())
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    def usage(self) -> dict[str, int]:
+        """Tokens of the question, media not counted, and of all answers, without their end tokens."""
+        said = sum(len(job.tokens) for job in self.jobs)
+        read = self.jobs[0].prompt_tokens
+        return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
+
+    def _event(self, index: int, delta: dict[str, str], reason: str | None = None) -> bytes:
+        return _line(self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}]))
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._head, "object": "chat.completion.chunk", "choices": choices}
+
+
+async def finished(job: Job) -> None:
+    """Waits for the end. Raises the job's error."""
+    while not job.ended:
+        await job.news()
+    if job.error is not None:
+        raise job.error
+
+
+def content(job: Job) -> str:
+    """The text of an answer that has ended, as `perceptune answer` prints it."""
+    return job.run.clean(cut(job.run.text.decode(job.tokens), job.stops))
+
+
+def sure(job: Job, told: str) -> str:
+    """As much of the answer as will not change: what the next tokens may still alter is held back."""
+    raw = job.run.text.decode(list(job.tokens))
+    if cut(raw, job.stops) != raw:
+        return told
+    # Half a character, half a string to stop at, a letter whose small form depends on the next one.
+    held = max([1, *map(len, job.stops)])
+    return job.run.clean(raw.rstrip("\ufffd"))[:-held]
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the strings."""
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+
+
+def _line(data: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
