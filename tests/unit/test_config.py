@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from perceptune.building import METHODS
+from perceptune.building import METHODS, method_leaf
 from perceptune.config import Recipe, find_recipe, load_recipe, recipe_names
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
@@ -79,7 +79,7 @@ def test_every_shipped_recipe_is_valid() -> None:
     assert len(names) >= 8
     for name in names:
         recipe = load_recipe(name)
-        found = leaf("methods", recipe.method.name)
+        found = method_leaf(recipe)
         found.module.METHOD.Options(**{**found.defaults, **recipe.method.options()})
         if recipe.task is not None:
             make_task(recipe)
