@@ -24,13 +24,13 @@ import runs as dwarf_runs
 import sounds
 import support
 from perceptune.checkpoint import save_run
-from perceptune.model import AdaptedModel
 from perceptune.serving import server as serving_server
 from perceptune.serving.errors import ApiError
 from perceptune.serving.intake import _room
 from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
 from perceptune.serving.runs import Runs, load_runs
+from perceptune.spliced import SplicedModel
 from perceptune.types import Decoding, Sample
 from servers import KEY, Served, asked, data_url, part, png, served, sound_part
 
@@ -253,9 +253,9 @@ def test_a_full_queue_says_so(loaded: Runs) -> None:
 
 
 def test_a_row_that_fails_leaves_the_others_of_its_batch(loaded: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts, release = AdaptedModel.prompts, threading.Event()
+    prompts, release = SplicedModel.prompts, threading.Event()
 
-    def failing(self: AdaptedModel, samples: Any) -> Any:
+    def failing(self: SplicedModel, samples: Any) -> Any:
         release.wait(5)
         if any(sample.prompt == "poison" for sample in samples):
             raise RuntimeError("not told to anybody")
@@ -263,7 +263,7 @@ def test_a_row_that_fails_leaves_the_others_of_its_batch(loaded: Runs, monkeypat
 
     with served(loaded) as server:
         right = server.chat()[1]["choices"]
-        monkeypatch.setattr(AdaptedModel, "prompts", failing)
+        monkeypatch.setattr(SplicedModel, "prompts", failing)
         got: dict[int, tuple[int, dict[str, Any]]] = {}
         texts = ["color?", "color?", "poison", "color?"]
 
@@ -284,14 +284,14 @@ def test_a_row_that_fails_leaves_the_others_of_its_batch(loaded: Runs, monkeypat
 
 
 def test_an_answer_that_takes_too_long(loaded: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = AdaptedModel.prompts
+    prompts = SplicedModel.prompts
 
-    def slow(self: AdaptedModel, samples: Any) -> Any:
+    def slow(self: SplicedModel, samples: Any) -> Any:
         time.sleep(1)
         return prompts(self, samples)
 
     with served(loaded, Limits(seconds=0.7)) as server:
-        monkeypatch.setattr(AdaptedModel, "prompts", slow)
+        monkeypatch.setattr(SplicedModel, "prompts", slow)
         status, answer = server.chat()
         assert (status, answer["error"]["code"]) == (503, "timeout")
         streamed = server.text("POST", "/v1/chat/completions", asked(stream=True))
