@@ -55,7 +55,7 @@ def qformer_rows(
     ]
     rows = measure([*contenders, steps[names[0]].lm_alone()], rounds)
     first = rows[0]["median_s"]
-    for row, name in zip(rows, names, strict=False):
+    for row, name in zip(rows[:-1], names, strict=True):  # the last one is the LM alone
         row |= {"trained": sum(p.numel() for p in steps[name].method.parameters())}
     ratios = {f"{row['name']}_vs_{names[0]}": row["median_s"] / first for row in rows}
     return {"ratios": ratios, "rows": rows}

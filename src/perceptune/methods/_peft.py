@@ -6,7 +6,8 @@ targeted module leads the model's own code through PEFT's layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, cast
 
@@ -121,14 +122,21 @@ def _inject(config: Any, model: nn.Module) -> dict[str, nn.Module]:
 
     from perceptune.peft import DMAModel
 
-    try:
+    with as_user_error():
         if PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type) is not DMAModel:
             inject_adapter_in_model(config, model)
             return {}
         tuner = DMAModel(model, config, "default")
-    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        raise UserError(" ".join(str(error).split())) from error
     return {name: part for name, part in tuner.named_children() if part is not model and len(cast(Any, part))}
+
+
+@contextmanager
+def as_user_error(where: str = "") -> Iterator[None]:
+    """What PEFT says of a configuration that it cannot use, on one line behind `where`, as `UserError`."""
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        raise UserError(where + " ".join(str(error).split())) from error
 
 
 def _places_of(model: nn.Module) -> list[tuple[str, int, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 from perceptune.blip import FrozenBlip
 from perceptune.errors import UserError
 from perceptune.methods._parts import TakenOver
-from perceptune.methods._peft import linear_maps, peft_config
+from perceptune.methods._peft import as_user_error, linear_maps, peft_config
 
 
 def config_of(given: Mapping[str, Any], key: str, blip: FrozenBlip) -> Any:
@@ -32,12 +32,10 @@ def wrapped(blip: FrozenBlip, config: Any) -> tuple[TakenOver, Any]:
     from peft import get_peft_model
 
     before = {id(parameter) for parameter in blip.model.parameters()}
-    try:
-        with warnings.catch_warnings():  # PEFT asks transformers by a name of old
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            peft_model: Any = get_peft_model(blip.qformer, config)
-    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"method: PEFT refuses: {' '.join(str(error).split())}") from error
+    with as_user_error("method: PEFT refuses: "), warnings.catch_warnings():
+        # PEFT asks transformers by a name of old.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        peft_model: Any = get_peft_model(blip.qformer, config)
     trained = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
     if any(id(parameter) in before for parameter in trained.values()):
         raise UserError("method: these PEFT settings train weights of the Q-Former itself (`bias`): use `full`")
