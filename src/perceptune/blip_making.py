@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from perceptune.blip_loading import QFORMER_TOKENIZER
@@ -24,7 +23,7 @@ from perceptune.checkpoint import load
 from perceptune.encoders.base import load_encoder
 from perceptune.errors import UserError, disk_error
 from perceptune.evaluation import task_of
-from perceptune.sections import NamedPart
+from perceptune.sections import BuildConfig, NamedPart
 from perceptune.sources import loading, quiet, resolve
 
 IMAGE = "<image>"  # as transformers' processor calls it
@@ -35,52 +34,30 @@ _BESIDE = {  # what lies beside the weights; those of a published repository are
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-class Shape(BaseModel):
-    """What of the new model can be chosen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    image_size: int = Field(224, ge=14, description="side of the pictures in pixels, a multiple of the patches'")
-    layers: int = Field(6, ge=1, description="of the Q-Former")
-    hidden: int = Field(384, ge=8, description="width of the Q-Former")
-    heads: int = Field(6, ge=1)
-    queries: int = Field(16, ge=1, description="image tokens that the LM sees")
-    cross_every: int = Field(2, ge=1, description="layers of which one looks at the picture")
-    vocabulary: int = Field(4000, ge=16, description="word pieces of the Q-Former's tokenizer, at most")
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _divides(self) -> Shape:
-        if self.hidden % self.heads:
-            raise ValueError(f"`hidden` {self.hidden} is no multiple of `heads` {self.heads}")
-        return self
-
-
-def make_instructblip(
-    folder: str | Path, data: str | Path, *, lm: str = "default", encoder: str = "default", shape: Shape | None = None
-) -> Path:
-    """Writes a new InstructBLIP into a folder; `data` (canonical JSON lines) gives the Q-Former's tokenizer its words.
+def make_instructblip(folder: str | Path, task: NamedPart, build: BuildConfig | None = None) -> Path:
+    """Writes a new InstructBLIP into a folder; the samples of `task` give the Q-Former's tokenizer its words.
 
     Raises `UserError` for a folder that exists, an encoder other than DINOv2, or an LM that cannot be had.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, InstructBlipProcessor
 
-    folder, shape = Path(folder), shape or Shape()
+    folder, build = Path(folder), build or BuildConfig()
     _require_new(folder)
-    reader = wordpiece(_texts(data), shape.vocabulary)
-    where = resolve(encoder, DEFAULT_ENCODERS["image"], False)
-    tower, transform = _dinov2(encoder, where)
-    vision = vision_of(tower, shape.image_size)
-    place = resolve(lm, DEFAULT_LM, False)
-    with loading(f"lm `{lm}`"):
+    reader = wordpiece(_texts(task), build.vocabulary)
+    where = resolve(build.encoder, DEFAULT_ENCODERS["image"], False)
+    tower, transform = _dinov2(build.encoder, where)
+    vision = vision_of(tower, build.image_size)
+    place = resolve(build.lm, DEFAULT_LM, False)
+    with loading(f"lm `{build.lm}`"):
         decoder: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(place)
     settings = {"image_mean": list(transform.mean), "image_std": list(transform.std), "resample": transform.resample}
-    size = {"height": shape.image_size, "width": shape.image_size}
+    size = {"height": build.image_size, "width": build.image_size}
     # Adds the image's token to the LM's tokenizer.
     processor = InstructBlipProcessor(
-        _image_processor()(size=size, **settings), tokenizer, reader, num_query_tokens=shape.queries
+        _image_processor()(size=size, **settings), tokenizer, reader, num_query_tokens=build.queries
     )
-    model: Any = _joined(vision, decoder, len(tokenizer), tokenizer.convert_tokens_to_ids(IMAGE), len(reader), shape)
+    model: Any = _joined(vision, decoder, len(tokenizer), tokenizer.convert_tokens_to_ids(IMAGE), len(reader), build)
     with _appearing(folder) as new:
         model.save_pretrained(new)
         processor.save_pretrained(new)
@@ -223,9 +200,9 @@ def wordpiece(texts: Iterable[str], vocabulary: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, **dict(zip(names, _SPECIAL, strict=True)))
 
 
-def _texts(data: str | Path) -> list[str]:
-    """Prompts and targets of a file of canonical JSON lines."""
-    task = task_of(NamedPart.model_validate({"name": "jsonl", "train": str(data)}))
+def _texts(part: NamedPart) -> list[str]:
+    """Prompts and targets of a task's first split."""
+    task = task_of(part)
     return [text for sample in task.samples(task.splits[0]) for text in (sample.prompt, *sample.targets) if text]
 
 
@@ -244,7 +221,7 @@ def _image_processor() -> Any:
     return BlipImageProcessorPil
 
 
-def _joined(vision: Any, decoder: Any, tokens: int, image: int, words: int, shape: Shape) -> nn.Module:
+def _joined(vision: Any, decoder: Any, tokens: int, image: int, words: int, shape: BuildConfig) -> nn.Module:
     """One model of the parts and a new Q-Former."""
     from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, InstructBlipQFormerConfig
 

@@ -144,6 +144,13 @@ def text_of(model: AdaptedModel) -> TextFormat:
     return load_text(model.recipe, model.lm)
 
 
+def text_alone(recipe: Recipe) -> TextFormat:
+    """The same without a model: of the LM its configuration is read, and no weights."""
+    if recipe.backbone == "instructblip":
+        return text_of(build(recipe, meta=True))
+    return load_text(recipe, load_lm(recipe.lm, meta=True))
+
+
 def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
     """The recipe's template with the LM's tokenizer."""
     from transformers import AutoTokenizer

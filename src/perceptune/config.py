@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from perceptune.errors import UserError, nearest
 from perceptune.sections import (
+    BuildConfig,
     CacheConfig,
     CompareConfig,
     DecodeConfig,
@@ -46,6 +47,7 @@ class Recipe(Part):
         default_factory=lambda: {"image": EncoderConfig()}, min_length=1
     )
     method: Annotated[NamedPart, named("name")] = NamedPart(name="epalm")
+    build: BuildConfig | None = None  # what `build-instructblip --recipe` makes for `lm`
     task: Annotated[NamedPart, named("name")] | None = None
     init_from: Annotated[InitConfig, named("run")] | None = None
     text: TextConfig = TextConfig()

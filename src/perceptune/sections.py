@@ -258,6 +258,27 @@ class InitConfig(Part):
     )
 
 
+class BuildConfig(Part):
+    """The small InstructBLIP that `perceptune build-instructblip` makes: its parts and the shape of its Q-Former."""
+
+    lm: str = Field("default", description="`default`, a Hugging Face id or a local folder")
+    encoder: str = Field("default", description="a DINOv2: `default`, a Hugging Face id or a local folder")
+    image_size: int = Field(224, ge=14, description="side of the pictures in pixels, a multiple of the patches'")
+    layers: int = Field(6, ge=1, description="of the Q-Former")
+    hidden: int = Field(384, ge=8, description="width of the Q-Former")
+    heads: int = Field(6, ge=1, description="of each of its attentions")
+    queries: int = Field(16, ge=1, description="image tokens that the LM sees")
+    cross_every: int = Field(2, ge=1, description="one of so many layers looks at the picture")
+    vocabulary: int = Field(4000, ge=16, description="word pieces of the Q-Former's tokenizer, at most")
+    seed: int = Field(0, description="of the new weights")
+
+    @model_validator(mode="after")
+    def _divides(self) -> BuildConfig:
+        if self.hidden % self.heads:
+            raise ValueError(f"`hidden` {self.hidden} is no multiple of `heads` {self.heads}")
+        return self
+
+
 class CompareConfig(Part):
     """What `perceptune compare` varies, all else being equal; its options of the same names come first."""
 

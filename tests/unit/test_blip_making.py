@@ -14,22 +14,26 @@ from transformers import Dinov2Config, Dinov2Model, InstructBlipForConditionalGe
 import blips
 import perceptune
 import support
-from perceptune.blip_making import Shape, export_instructblip, make_instructblip, vision_of, wordpiece
+from perceptune.blip_making import export_instructblip, make_instructblip, vision_of, wordpiece
 from perceptune.blip_model import BlipModel
 from perceptune.checkpoint import save_run
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
+from perceptune.sections import BuildConfig, NamedPart
 from perceptune.types import Decoding, Sample
 
-SMALL = Shape(image_size=24, layers=2, hidden=16, heads=2, queries=3, vocabulary=60)
+SHAPE: dict[str, Any] = {"image_size": 24, "layers": 2, "hidden": 16, "heads": 2, "queries": 3, "vocabulary": 60}
+
+
+def words(dwarfs: Path) -> NamedPart:
+    return NamedPart.model_validate({"name": "jsonl", "train": str(dwarfs / "data/train.jsonl")})
 
 
 @pytest.fixture(scope="module")
 def made(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "small"
-    return make_instructblip(
-        folder, dwarfs / "data/train.jsonl", lm=str(dwarfs / "lm"), encoder=str(dwarfs / "encoder"), shape=SMALL
-    )
+    build = BuildConfig(**SHAPE, lm=str(dwarfs / "lm"), encoder=str(dwarfs / "encoder"))
+    return make_instructblip(folder, words(dwarfs), build)
 
 
 def dinov2(**changes: Any) -> Any:
@@ -58,11 +62,11 @@ def test_an_encoder_that_has_no_place_is_named(dwarfs: Path, tmp_path: Path) -> 
         vision_of(dinov2(), 20)
     with pytest.raises(UserError, match="SwiGLU"):
         vision_of(dinov2(use_swiglu_ffn=True), 16)
-    given: dict[str, Any] = {"lm": str(dwarfs / "lm"), "shape": SMALL}
+    build = BuildConfig(**SHAPE, lm=str(dwarfs / "lm"), encoder=str(dwarfs / "vit"))
     with pytest.raises(UserError, match="made of a DINOv2"):
-        make_instructblip(tmp_path / "new", dwarfs / "data/train.jsonl", encoder=str(dwarfs / "vit"), **given)
+        make_instructblip(tmp_path / "new", words(dwarfs), build)
     with pytest.raises(UserError, match="there already"):
-        make_instructblip(tmp_path, dwarfs / "data/train.jsonl", **given)
+        make_instructblip(tmp_path, words(dwarfs), build)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,8 +85,8 @@ def test_the_frozen_parts_are_the_given_ones(dwarfs: Path, tmp_path: Path, full:
         tokenizer = support.tokenizer()
         tokenizer.add_tokens([f"<{i}>" for i in range(4)])
         tokenizer.save_pretrained(source)
-    given: dict[str, Any] = {"lm": str(source), "encoder": str(dwarfs / "encoder"), "shape": SMALL}
-    folder = make_instructblip(tmp_path / "new", dwarfs / "data/train.jsonl", **given)
+    build = BuildConfig(**SHAPE, lm=str(source), encoder=str(dwarfs / "encoder"))
+    folder = make_instructblip(tmp_path / "new", words(dwarfs), build)
     model, lm = InstructBlipForConditionalGeneration.from_pretrained(folder), support.random_lm("llama")
     found = model.language_model.state_dict()
     for name, value in lm.state_dict().items():
@@ -91,7 +95,7 @@ def test_the_frozen_parts_are_the_given_ones(dwarfs: Path, tmp_path: Path, full:
     assert found["lm_head.weight"].shape[0] == support.SIZE + full
     assert model.config.image_token_index == (support.SIZE if full else len(support.VOCABULARY))
     assert model.query_tokens.std() > 0.01
-    assert len({tuple(row.tolist()) for row in model.query_tokens[0]}) == SMALL.queries
+    assert len({tuple(row.tolist()) for row in model.query_tokens[0]}) == SHAPE["queries"]
 
 
 def test_the_folder_is_an_ordinary_one(made: Path, dwarfs: Path) -> None:
@@ -146,3 +150,24 @@ def test_the_command_says_what_is_wrong(dwarfs: Path, tmp_path: Path, capsys: py
     config = json.loads((tmp_path / "new/config.json").read_text())
     assert config["num_query_tokens"] == 16
     assert config["qformer_config"]["num_hidden_layers"] == 1
+
+
+def test_a_recipe_says_what_is_made(dwarfs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its `build` gives the shape, a flag comes before it, and the recipe trains what was made."""
+    recipe = tmp_path / "my.yaml"
+    build = {**SHAPE, "lm": str(dwarfs / "lm"), "encoder": str(dwarfs / "encoder")}
+    task = {"name": "jsonl", "train": str(dwarfs / "data/train.jsonl")}
+    settings = {"backbone": "instructblip", "build": build, "task": task, "method": "full", "train": {"steps": 1}}
+    recipe.write_text(json.dumps(settings))
+    folder = tmp_path / "new"
+    assert cli(["build-instructblip", str(folder), "--recipe", str(recipe), "--queries", "5"]) == 0
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_query_tokens"] == 5
+    assert config["qformer_config"]["hidden_size"] == SHAPE["hidden"]
+    _, _, told = capsys.readouterr().out.partition("perceptune train ")
+    assert cli(["train", *told.split(), "--run", str(tmp_path / "run")]) == 0
+    recipe.write_text(json.dumps({"backbone": "instructblip", "build": build}))
+    assert cli(["build-instructblip", str(tmp_path / "other"), "--recipe", str(recipe)]) == 2
+    assert "no `task`" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli(["build-instructblip", str(tmp_path / "other"), "--recipe", str(recipe), "--data", "my.jsonl"])

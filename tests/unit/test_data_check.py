@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import blips
 import clips
+import perceptune
 import planted
 import sounds
 from perceptune.data.check import Checked, CheckOptions, check
@@ -219,6 +221,21 @@ def test_a_recipe_knows_its_encoders_and_how_long_a_text_may_be(desk: Path, dwar
     assert set(check(str(recipe), split="test").report["splits"]) == {"test"}
     lengths = check(str(recipe), options=CheckOptions(tokens=False)).report["splits"]["train"]["lengths"]
     assert set(lengths) == {"prompt words", "target words"}
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_an_instructblip_counts_its_image_tokens_and_answers_in_its_own_way(
+    desk: Path, tmp_path: Path, kind: str
+) -> None:
+    blip = blips.save_blip(tmp_path / kind, kind)
+    recipe = desk / "recipe.yaml"
+    recipe.write_text(json.dumps(blips.recipe(blip, write(desk, planted.good(0)))))
+    checked = check(str(recipe), split="train")
+    assert checked.clean
+    text = perceptune.build(blips.recipe(blip)).text
+    found, (sample,) = checked.report["splits"]["train"]["lengths"], checked.samples["train"]
+    assert found["prompt tokens"]["greatest"] == len(text.prompt_ids(sample)) > blips.N_QUERIES
+    assert found["target tokens"]["greatest"] == len(text.target_ids(sample.targets[0]))
 
 
 @pytest.mark.parametrize(

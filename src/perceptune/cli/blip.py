@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from rich.console import Console
 
+from perceptune.config import load_recipe, validate
+from perceptune.errors import UserError
 from perceptune.runlog import speaks
+from perceptune.sections import BuildConfig, NamedPart
 
 out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
-# Options of the new model's shape; their defaults lie in `blip_making.Shape`, which would load torch.
-SHAPE = {
-    "image-size": "side of the pictures in pixels (default: 224)",
-    "layers": "of the Q-Former (default: 6)",
-    "hidden": "width of the Q-Former (default: 384)",
-    "heads": "default: 6",
-    "queries": "image tokens that the LM sees (default: 16)",
-    "cross-every": "one of so many layers looks at the picture (default: 2)",
-    "vocabulary": "word pieces of the Q-Former's tokenizer, at most (default: 4000)",
-    "seed": "of the new weights (default: 0)",
-}
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """These commands with their options."""
     build = commands.add_parser("build-instructblip", help="make a small InstructBLIP of an encoder and an LM")
     build.add_argument("folder", help="where it goes: an ordinary Hugging Face folder")
-    build.add_argument("--data", required=True, help="JSON lines whose words its Q-Former is to read")
-    build.add_argument("--lm", default="default", help="`default`, a Hugging Face id or a folder")
-    build.add_argument("--encoder", default="default", help="a DINOv2: `default`, a Hugging Face id or a folder")
-    for name, meaning in SHAPE.items():
-        build.add_argument(f"--{name}", type=int, help=meaning)
+    source = build.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", help="JSON lines whose words its Q-Former is to read")
+    source.add_argument("--recipe", help="a recipe whose `task` has those words, and its `build`")
+    for name, field in BuildConfig.model_fields.items():
+        build.add_argument(
+            f"--{name.replace('_', '-')}", type=field.annotation, help=f"{field.description} (default: {field.default})"
+        )
     export = commands.add_parser("export-instructblip", help="write a trained InstructBLIP as a Hugging Face folder")
     export.add_argument("run")
     export.add_argument("folder")
@@ -51,16 +46,27 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def build_instructblip(options: argparse.Namespace) -> int:
     """Makes the model."""
-    from perceptune.blip_making import Shape, make_instructblip
-    from perceptune.config import validate
+    from perceptune.blip_making import make_instructblip
 
-    given = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in SHAPE}
-    shape = validate(Shape, {name: value for name, value in given.items() if value is not None}, "build-instructblip")
-    make_instructblip(options.folder, options.data, lm=options.lm, encoder=options.encoder, shape=shape)
+    given = {name: getattr(options, name) for name in BuildConfig.model_fields}
+    told = {name: value for name, value in given.items() if value is not None}
+    task, build, flags = _asked(options)
+    make_instructblip(options.folder, task, validate(BuildConfig, {**build, **told}, "build-instructblip"))
     out.print(f"its Q-Former knows nothing yet: {options.folder}")
-    flags = f"--data {options.data} --lm {options.folder} --method full"
-    out.print(f"next:  perceptune train {flags} backbone=instructblip")
+    out.print(f"next:  perceptune train {flags}")
     return 0
+
+
+def _asked(options: argparse.Namespace) -> tuple[NamedPart, dict[str, Any], str]:
+    """Whose words are to be read, the recipe's `build`, and how the model may be trained."""
+    if options.recipe is None:
+        flags = f"--data {options.data} --lm {options.folder} --method full backbone=instructblip"
+        return NamedPart.model_validate({"name": "jsonl", "train": options.data}), {}, flags
+    recipe = load_recipe(options.recipe)
+    if recipe.task is None:
+        raise UserError(f"{options.recipe}: no `task`, whose words the Q-Former is to read")
+    build = {} if recipe.build is None else recipe.build.model_dump()
+    return recipe.task, build, f"{options.recipe} lm={options.folder}"
 
 
 def export_instructblip(options: argparse.Namespace) -> int:

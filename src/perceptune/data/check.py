@@ -81,7 +81,11 @@ def check(
     task = task_of(_unchecked(recipe.task))
     if split is not None:
         check_split(split, task.splits)
-    text = _text_format(recipe) if whole and options.tokens else None
+    text = None
+    if whole and options.tokens:
+        from perceptune.building import text_alone
+
+        text = text_alone(recipe)
     checker = _Checker(task, recipe if whole else None, text, options)
     chosen = [split] if split is not None else list(task.splits)
     splits = {name: checker.go_through(name) for name in chosen}
@@ -161,10 +165,3 @@ class _Checker:
                 self.problems.add(
                     "no-encoder", f"{where}: `{modality}`, but there is no `encoders.{modality}` in the recipe"
                 )
-
-
-def _text_format(recipe: Recipe) -> TextFormat:
-    """Template and tokenizer; of the LM its configuration alone is loaded."""
-    from perceptune.building import load_lm, load_text
-
-    return load_text(recipe, load_lm(recipe.lm, meta=True))
