@@ -95,7 +95,10 @@ class BlipModel(AdaptedModel):
         instructions = [one.to(self.device) for one in tokens.instructions]
         queried = self.method.queries(self.blip, image, instructions)
         lm_tokens = tokens.for_lm(self.device)
-        loss, n = self.blip.loss(queried.queries, lm_tokens)
+        if self.method.training and not self.method.speaks:
+            loss, n = queried.queries.new_zeros(()), tokens.n_predicted
+        else:
+            loss, n = self.blip.loss(queried.queries, lm_tokens)
         if self.method.training:
             ids, mask = lm_tokens.said(self.text.pad)
             targets = self.blip.word_embeddings(ids).float()

@@ -74,6 +74,7 @@ class QFormerMethod(Trained):
     """
 
     Options: ClassVar[type[BaseModel]] = QFormerOptions
+    speaks = True  # False: `aux_loss` is the whole loss, and training does without the LM
 
     def __init__(self, options: QFormerOptions, blip: FrozenBlip) -> None:
         super().__init__()

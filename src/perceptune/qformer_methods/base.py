@@ -16,6 +16,7 @@ from perceptune.qformer_methods._method import QFormerMethod as QFormerMethod
 from perceptune.qformer_methods._method import QFormerOptions as QFormerOptions
 from perceptune.qformer_methods._method import Queried as Queried
 from perceptune.qformer_methods._method import Seen as Seen
+from perceptune.qformer_methods._naming import naming_loss as naming_loss
 from perceptune.qformer_methods._peft import config_of as config_of
 from perceptune.qformer_methods._peft import wrapped as wrapped
 from perceptune.trained import Site as Site

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field
-from torch import nn
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from perceptune.errors import UserError
-from perceptune.qformer_methods.base import FrozenBlip, QFormerMethod, QFormerOptions, Site, TakenOver
+from perceptune.qformer_methods.base import (
+    FrozenBlip,
+    QFormerMethod,
+    QFormerOptions,
+    Seen,
+    Site,
+    TakenOver,
+    naming_loss,
+)
 
 # PETAL's rows: 188.8 M = Q-Former, query tokens and language projection; 11.8 M = the last layer alone.
 VARIANTS: dict[str, dict[str, Any]] = {"full": {}, "head": {"parts": ["qformer"], "layers": [-1]}}
@@ -24,15 +32,28 @@ class FullOptions(QFormerOptions):
     layers: tuple[int, ...] | None = Field(
         None, min_length=1, description="of the Q-Former, these alone (0-based, -1 = the last); None = all of it"
     )
+    naming: float = Field(
+        0.0, ge=0, description="weight of a loss by which image tokens name the answer's words, for a new Q-Former"
+    )
+    temperature: float = Field(0.07, gt=0, description="of the cosines in `naming`")
+    speaks: bool = Field(True, description="false = `naming` is the whole loss, and the LM is not run while training")
+
+    @model_validator(mode="after")
+    def _learns(self) -> FullOptions:
+        if not self.speaks and not self.naming:
+            raise ValueError("`speaks: false` leaves nothing to learn from without `naming`")
+        return self
 
 
 class Full(QFormerMethod):
     """Takes weights over as they are; nothing is added."""
 
     Options = FullOptions
+    options: FullOptions
 
     def __init__(self, options: FullOptions, blip: FrozenBlip) -> None:
         super().__init__(options, blip)
+        self.speaks = options.speaks
         n = len(blip.layers)
         self._n_layers = n
         for layer in options.layers or ():
@@ -56,6 +77,13 @@ class Full(QFormerMethod):
         else:
             for layer in self._layers:
                 yield from blip.layers[layer].named_parameters(prefix=f"encoder.layer.{layer}")
+
+    def aux_loss(self, blip: FrozenBlip, seen: Seen) -> Tensor | None:
+        if not self.options.naming:
+            return None
+        tokens = blip.language_projection(seen.queried.queries)
+        loss = naming_loss(tokens, seen.targets, seen.target_ids, seen.target_mask, self.options.temperature)
+        return self.options.naming * loss
 
     def sites(self) -> list[Site]:
         sites = []
