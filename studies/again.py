@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import planning
-from planning import ROOT, RUNS, STUDIES, Part, Plan
-from run import process_of
-
 from perceptune.compare.plan import make_plan
 from perceptune.errors import UserError
 from perceptune.evaluation import evaluate
 from perceptune.training import train
+from planning import ROOT, RUNS, STUDIES, Part, Plan
+from run import process_of
 
 AGAIN = RUNS / "again"
 

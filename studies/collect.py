@@ -13,16 +13,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from planning import ROOT, Part, option
-
 import perceptune
 from perceptune.compare.plan import folder_name
 from perceptune.results import versions
+from planning import ROOT, Part, option
 
 # Folders of the package on which no number depends.
 BESIDE = ("serving", "reporting", "bench", "cli", "data")
-KEPT = ("label", "method", "trained", "share", "samples_per_second", "spread", "interval", "difference",
-        "difference_interval", "setting", "validation", "by_seed", "means", "test_samples", "train_seconds")  # fmt: skip
+# What is kept of a row of a comparison.
+KEPT = (
+    "label", "method", "trained", "share", "samples_per_second", "spread", "interval", "difference",
+    "difference_interval", "setting", "validation", "by_seed", "means", "test_samples", "train_seconds",
+)  # fmt: skip
 
 
 def fingerprint(part: Part) -> str:
@@ -86,7 +88,12 @@ def _evaluated(folder: Path) -> dict[str, Any]:
     result = _read(folder / "results.json")
     values = {key: value for key, value in _numbers(result).items() if key not in ("seed", "max_new_tokens")}
     others = {
-        name: {"metric": other["metric"], "samples": other["evaluated_samples"], **_numbers(other), "gaps": other["gaps"]}
+        name: {
+            "metric": other["metric"],
+            "samples": other["evaluated_samples"],
+            **_numbers(other),
+            "gaps": other["gaps"],
+        }
         for name, other in result.get("others", {}).items()
     }
     return {"label": folder.name, "metrics": result["metrics"], "samples": result["evaluated_samples"],
@@ -130,6 +137,7 @@ def _code() -> list[Path]:
 
 def _commit() -> str:
     """Of the checkout, `+` behind it if tracked files were changed; `unknown` outside of one."""
+
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""

@@ -37,13 +37,14 @@ def drawing_of(table: Mapping[str, Any]) -> Drawing | None:
         return _alone(bars([Bar(row["label"], 100 * row[metric], _interval(row["interval"])) for row in rows], metric))
     if table["kind"] == "figures":
         return _alone(bars([
-            Bar(row["label"], 100 * row["value"], _interval(row["interval"])) for row in table["rows"]
+            Bar(row["label"], 100 * row["value"], _interval(row["interval"]))
+            for row in table["rows"] if row["value"] is not None
         ], "%"))  # fmt: skip
     metric = table["rows"][0]["metrics"][0]
     rows = [row for row in table["rows"] if metric in row["values"]]
-    return _alone(bars([
-        Bar(row["label"], 100 * row["values"][metric], _interval(row["values"].get(f"{metric}_interval"))) for row in rows
-    ], metric))  # fmt: skip
+    spans = [_interval(row["values"].get(f"{metric}_interval")) for row in rows]
+    found = [Bar(row["label"], 100 * row["values"][metric], span) for row, span in zip(rows, spans, strict=True)]
+    return _alone(bars(found, metric))
 
 
 def _interval(given: Any) -> tuple[float, float] | None:

@@ -127,8 +127,8 @@ def stamps(data: Path) -> Iterator[tuple[str, Row]]:
 
 
 SETS: dict[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
-    "flickr8k": flickr_captions, "flickr8k-qa": flickr_questions, "daquar": daquar, "esc50": sounds, "esc50-captions": sound_sentences,
-    "fsdd": digits, "fights": fights, "audiocaps": sound_captions, "stamps": stamps,
+    "flickr8k": flickr_captions, "flickr8k-qa": flickr_questions, "daquar": daquar, "esc50": sounds,
+    "esc50-captions": sound_sentences, "fsdd": digits, "fights": fights, "audiocaps": sound_captions, "stamps": stamps,
 }  # fmt: skip
 
 

@@ -21,13 +21,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
 import planning
 from collect import circumstances, fingerprint, tables_of
+from perceptune.errors import UserError
 from planning import ROOT, RUNS, STUDIES, Part
 from prepare import prepare
-
-from perceptune.errors import UserError
 
 RESULTS = STUDIES / "results"
 STATE = ROOT / RUNS / "state"  # seconds that a part has taken so far, over all its sittings

@@ -1,7 +1,7 @@
 """Writes `studies/README.md` and its pictures from the results, the published figures and the readings.
 
-    python studies/write.py            writes them
-    python studies/write.py --check    says whether they are what it would write
+python studies/write.py            writes them
+python studies/write.py --check    says whether they are what it would write
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-import planning
 import yaml
-from drawing import drawing_of
-from planning import STUDIES, Part, Plan
 
+import planning
+from drawing import drawing_of
 from perceptune.compare.plan import setting_name
+from planning import STUDIES, Part, Plan
 
 VERDICTS = ("holds", "does not hold", "cannot tell")
 NOT_RUN, NOT_READ = "*Not run yet.*", "*Not read yet.*"
@@ -47,6 +46,7 @@ def pages(folder: Path) -> dict[Path, str]:
     published = yaml.safe_load((folder / "published.yaml").read_text(encoding="utf-8"))
     readings = load_readings(folder / "readings.yaml", plan)
     made: dict[Path, str] = {}
+    shown: set[str] = set()
     text = [_head(plan, published["note"])]
     for part in plan.parts:
         result = _result(folder, part)
@@ -61,14 +61,17 @@ def pages(folder: Path) -> dict[Path, str]:
                     made[path] = drawn.text
                     text.append(f"![{drawn.alt}](pictures/{path.name})\n")
             text.append(_how(result))
-        text += [_published(name, published["tables"][name]) for name in part.published]
+        text += [_published(name, published["tables"][name]) for name in part.published if name not in shown]
+        if again := [_named(name) for name in part.published if name in shown]:
+            text.append(f"Published: {', '.join(again)}, above.\n")
+        shown.update(part.published)
     text.append(_open(plan))
     made[folder / "README.md"] = "\n".join(text).rstrip("\n") + "\n"
     return made
 
 
 def load_readings(path: Path, plan: Plan) -> dict[str, Mapping[str, str]]:
-    """Part -> its `verdict` and `text`, written by hand. Raises `ValueError` for a part or verdict that there is not."""
+    """Part -> its `verdict` and `text`, written by hand. Raises `ValueError` for an unknown one."""
     readings: dict[str, Mapping[str, str]] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     names = {part.name for part in plan.parts}
     for name, reading in readings.items():
@@ -85,12 +88,12 @@ def _head(plan: Plan, note: str) -> str:
 
 Written by `python studies/write.py` from `results/`, `published.yaml` and `readings.yaml`; do not edit it.
 
-Every part of [plan.yaml](plan.yaml) is run by `make study DATA=DIR` (about {minutes / 60:.1f} hours on two cores); `python
-studies/run.py DATA --part NAME` runs one. A part shows what was measured, how, our reading of it (*holds*, *does not hold* or
-*cannot tell* here), and the papers' figures. {note}
+Every part of [plan.yaml](plan.yaml) is run by `make study DATA=DIR` (about {minutes / 60:.1f} hours on two cores);
+`python studies/run.py DATA --part NAME` runs one. A part shows what was measured, how, our reading of it (*holds*,
+*does not hold* or *cannot tell* here), and the papers' figures. {note}
 
-Intervals are 95 % of bootstrap resamples of whole media; ± is the deviation over seeds. CIDEr and BLEU are x 100, accuracies
-and shares in per cent. Photos, sounds and clips belong to their authors: none is shown here.
+Intervals are 95 % of bootstrap resamples of whole media; ± is the deviation over seeds. CIDEr and BLEU are x 100,
+accuracies and shares in per cent. Photos, sounds and clips belong to their authors: none is shown here.
 
 {planning.listing(plan)}"""
 
@@ -141,7 +144,8 @@ def _compared(table: Mapping[str, Any]) -> list[list[str]]:
         seconds = row["run_seconds"]
         rows.append([
             f"`{row['label']}`", f"{row['trained']:,}", f"{100 * row['share']:.3f} %",
-            "" if speed is None else f"{speed:.0f}", f"{100 * row[metric]:.1f}{spread}", _span(row["interval"]), difference,
+            "" if speed is None else f"{speed:.0f}", f"{100 * row[metric]:.1f}{spread}", _span(row["interval"]),
+            difference,
             *(f"{100 * row['means'][key]:.1f}" for key in more), setting_name(row["setting"]),
             f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
         ])  # fmt: skip
@@ -195,17 +199,23 @@ def _how(result: Mapping[str, Any]) -> str:
 
 
 def _published(name: str, table: Published) -> str:
-    paper, _, which = name.partition("-")
-    title = f"{'eP-ALM' if paper == 'epalm' else 'PETAL'}, {which.replace('-', ' ').capitalize()}"
     note = f"; {table['note']}" if "note" in table else ""
     rows = [["", *(column["name"] for column in table["columns"])]]
-    rows += [[row, *("" if value is None else f"{value:g}" for value in values)] for row, values in table["rows"].items()]
-    head = f"<details><summary>{title}: {table['title']} (published, not comparable{note})</summary>"
+    rows += [
+        [row, *("" if value is None else f"{value:g}" for value in values)] for row, values in table["rows"].items()
+    ]
+    head = f"<details><summary>{_named(name)}: {table['title']} (published, not comparable{note})</summary>"
     return f"{head}\n\n{markdown(rows)}\n</details>\n"
 
 
+def _named(name: str) -> str:
+    """`epalm-table-1` -> `eP-ALM, Table 1`."""
+    paper, _, which = name.partition("-")
+    return f"{'eP-ALM' if paper == 'epalm' else 'PETAL'}, {which.replace('-', ' ').capitalize()}"
+
+
 def _open(plan: Plan) -> str:
-    lines = [f"- {one.title} ({', '.join(one.published)}): {one.reason}" for one in plan.open]
+    lines = [f"- {one.title} ({'; '.join(map(_named, one.published))}): {one.reason}" for one in plan.open]
     return "\n## Cannot tell here\n\n" + "\n".join(lines)
 
 
