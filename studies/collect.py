@@ -13,9 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import perceptune
-from perceptune.compare.plan import folder_name
-from perceptune.results import versions
+from perceptune.compare.plan import folder_name, setting_name
+from perceptune.metrics import caption
+from perceptune.results import PREDICTIONS, versions
+from perceptune.statistics import bootstrap_corpus
 from planning import ROOT, Part, option
 
 # Folders of the package on which no number depends.
@@ -78,9 +82,31 @@ def _compared(folder: Path) -> dict[str, Any]:
     for row in result["rows"]:
         runs = folder / "runs" / folder_name(row["label"])
         times = [sum(_read(path).values()) for path in sorted(runs.glob("*/seed-*/times.json"))]
-        rows.append({metric: row[metric], **{key: row[key] for key in KEPT}, "run_seconds": [round(t) for t in times]})
+        setting = folder_name(setting_name(row["setting"]))
+        tested = [runs / setting / f"seed-{seed}" for seed in result["seeds"]]
+        rows.append({
+            metric: row[metric], **{key: row[key] for key in KEPT}, "bleu_interval": bleu_interval(tested),
+            "run_seconds": [round(t) for t in times],
+        })  # fmt: skip
     kept = ("metric", "test_on", "test_samples", "select_on", "settings", "seeds", "train_samples", "batch_size")
     return {"name": folder.name, "kind": "compare", **{key: result[key] for key in kept}, "rows": rows}
+
+
+def bleu_interval(runs: Sequence[Path]) -> list[float] | None:
+    """Of the mean BLEU-4 of runs on the same photos, which are resampled whole; None where no captions were judged."""
+    parts = []
+    for run in runs:
+        rows = [json.loads(line) for line in (run / PREDICTIONS).read_text(encoding="utf-8").split("\n") if line]
+        if "CIDEr" not in rows[0]["scores"]:
+            return None
+        scored = caption.score([row["answer"] for row in rows], [row["targets"] for row in rows], caption.Options())
+        parts.append(scored.corpus["BLEU-4"])
+    width = parts[0].statistics.shape[1]
+    return list(bootstrap_corpus(
+        np.concatenate([part.statistics for part in parts], axis=1),
+        lambda sums: sum(p.value(sums[..., i * width : (i + 1) * width]) for i, p in enumerate(parts)) / len(parts),
+        groups=[str(sorted(row["media"].items())) for row in rows],
+    ))  # fmt: skip
 
 
 def _evaluated(folder: Path) -> dict[str, Any]:
@@ -96,6 +122,8 @@ def _evaluated(folder: Path) -> dict[str, Any]:
         }
         for name, other in result.get("others", {}).items()
     }
+    if (interval := bleu_interval([folder])) is not None:
+        values["BLEU-4_interval"] = interval
     return {"label": folder.name, "metrics": result["metrics"], "samples": result["evaluated_samples"],
             "split": result["split"], "definition": _plain(result.get("definition")), "decoding": result["decoding"],
             "values": values, "others": others}  # fmt: skip

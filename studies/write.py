@@ -146,7 +146,7 @@ def _compared(table: Mapping[str, Any]) -> list[list[str]]:
             f"`{row['label']}`", f"{row['trained']:,}", f"{100 * row['share']:.3f} %",
             "" if speed is None else f"{speed:.0f}", f"{100 * row[metric]:.1f}{spread}", _span(row["interval"]),
             difference,
-            *(f"{100 * row['means'][key]:.1f}" for key in more), setting_name(row["setting"]),
+            *(_with_span(row["means"][key], row["bleu_interval"]) for key in more), setting_name(row["setting"]),
             f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
         ])  # fmt: skip
     return [heading, *rows]
@@ -221,6 +221,10 @@ def _open(plan: Plan) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
+
+
+def _with_span(value: float, interval: Sequence[float] | None) -> str:
+    return f"{100 * value:.1f} ({_span(interval)})"
 
 
 def _span(interval: Sequence[float] | None, sign: str = "") -> str:
