@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import planning
-from perceptune.compare.plan import make_plan
+from perceptune.compare.plan import make_plan, parse_grid
 from perceptune.errors import UserError
 from perceptune.evaluation import evaluate
 from perceptune.training import train
@@ -30,6 +31,7 @@ class Row(NamedTuple):
     seed: int | None  # None = an evaluation
     metric: str
     stored: float
+    setting: Mapping[str, Any]  # what was chosen for the label
 
 
 def run_again(plan: Plan, count: int, seed: int, raw: Path) -> int:
@@ -39,7 +41,8 @@ def run_again(plan: Plan, count: int, seed: int, raw: Path) -> int:
         raise UserError("there are no results yet")
     differ = 0
     for row in random.Random(seed).sample(rows, min(count, len(rows))):
-        found = _computed(row, raw)
+        with contextlib.chdir(ROOT):
+            found = _computed(row, raw)
         same = found == row.stored
         differ += not same
         at = "" if row.seed is None else f", seed {row.seed}"
@@ -68,12 +71,12 @@ def _rows(part: Part, command: str, table: dict[str, Any]) -> list[Row]:
     name = Path(out).name
     if table["kind"] == "compare" and name == table["name"]:
         return [
-            Row(part, command, row["label"], int(seed), table["metric"], value)
+            Row(part, command, row["label"], int(seed), table["metric"], value, row["setting"])
             for row in table["rows"] for seed, value in row["by_seed"].items()
         ]  # fmt: skip
     if table["kind"] == "eval" and Path(out).parent.name == table["name"]:
         return [
-            Row(part, command, name, None, row["metrics"][0], row["values"][row["metrics"][0]])
+            Row(part, command, name, None, row["metrics"][0], row["values"][row["metrics"][0]], {})
             for row in table["rows"] if row["label"] == name
         ]  # fmt: skip
     return []
@@ -88,9 +91,8 @@ def _computed(row: Row, raw: Path) -> float:
         words[out] = str(folder.relative_to(ROOT))
         subprocess.run(process_of(words), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         return float(json.loads((folder / "results.json").read_text(encoding="utf-8"))[row.metric])
-    setting = _setting(row)
     entry = next(entry for entry in _planned(words).entries if entry.label == row.label)
-    recipe = entry.with_(setting, row.seed)
+    recipe = entry.with_(row.setting, row.seed)
     train(recipe, folder)
     return float(evaluate(folder, split=recipe.eval.split, samples=recipe.eval.samples)[row.metric])
 
@@ -103,13 +105,5 @@ def _planned(words: Sequence[str]) -> Any:
     given = [*options.recipes, *options.overrides, *rest]
     recipes = [word for word in given if "=" not in word]
     overrides = [word for word in given if "=" in word]
-    return make_plan(recipes, overrides, methods=[word for word in (options.methods or "").split(",") if word])
-
-
-def _setting(row: Row) -> dict[str, Any]:
-    path = STUDIES / "results" / f"{row.part.name}.json"
-    for table in json.loads(path.read_text(encoding="utf-8"))["tables"]:
-        for one in table["rows"]:
-            if one["label"] == row.label and table["kind"] == "compare":
-                return dict(one["setting"])
-    raise UserError(f"part `{row.part.name}` has no row `{row.label}`")
+    methods = [word for word in (options.methods or "").split(",") if word]
+    return make_plan(recipes, overrides, methods=methods, grid=parse_grid(options.grid) if options.grid else None)
