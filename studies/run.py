@@ -110,11 +110,13 @@ def _run(part: Part, words: Sequence[str]) -> None:
         with log.open("a", encoding="utf-8") as file:
             file.write(f"$ {' '.join(words)}\n")
             file.flush()
+            before = file.tell()
             code = subprocess.run(process_of(words), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False)
     finally:
         _add_seconds(part, time.monotonic() - start)
     if code.returncode:
-        end = " ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
+        said = log.read_bytes()[before:].decode("utf-8", errors="replace")
+        end = " ".join(said.splitlines()[-3:])
         raise UserError(f"`{' '.join(words)}` ended with {code.returncode}: {end} (all of it: {log.relative_to(ROOT)})")
 
 
