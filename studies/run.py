@@ -100,7 +100,7 @@ def run_part(part: Part, data: Path) -> None:
 
 
 def _run(part: Part, words: Sequence[str]) -> None:
-    """One command in a process of its own, whose words also go to a log. Time counts however it ends."""
+    """One command in a process of its own, which writes to a log. Its time counts however it ends."""
     if is_over(words):
         return
     log = ROOT / RUNS / "logs" / f"{part.name}.log"

@@ -17,6 +17,7 @@ import yaml
 import planning
 from drawing import drawing_of
 from perceptune.compare.plan import setting_name
+from perceptune.results import gap_name
 from planning import STUDIES, Part, Plan
 
 VERDICTS = ("holds", "does not hold", "cannot tell")
@@ -120,6 +121,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _terms(table: Mapping[str, Any]) -> str:
+    if table["kind"] == "eval":
+        return _definition(table["rows"][0]["definition"])
     if table["kind"] != "compare":
         return f": {table['note']}" if "note" in table else ""
     seeds = ", ".join(map(str, table["seeds"]))
@@ -128,6 +131,14 @@ def _terms(table: Mapping[str, Any]) -> str:
         f": {table['train_samples']:,} training samples each, {table['test_samples']} of `{table['test_on']}`, "
         f"seeds {seeds}{chosen if table['select_on'] else ''}"
     )
+
+
+def _definition(definition: Any) -> str:
+    """How captions were judged."""
+    if not isinstance(definition, dict) or "df" not in definition:
+        return ""
+    df = definition["df"]
+    return f": tokenizer `{definition['tokenizer']}`; CIDEr's df from the {df['source']} of {df['documents']} media"
 
 
 def _compared(table: Mapping[str, Any]) -> list[list[str]]:
@@ -154,11 +165,11 @@ def _compared(table: Mapping[str, Any]) -> list[list[str]]:
 
 def _evaluated(table: Mapping[str, Any]) -> list[list[str]]:
     """One line for each metric of a row, and for each of its other data sets."""
-    rows = [["", "samples", "metric", "value", "95 %", "media shuffled", "no media", "difference"]]
+    rows = [["", "samples", "metric", "value", "95 %", "media shuffled; gap", "no media; gap", "own - other"]]
     for row in table["rows"]:
         values = row["values"]
         for metric in row["metrics"]:
-            controls = [_percent(values.get(f"{metric}_{name}")) for name in ("shuffled", "no_media")]
+            controls = [_control(values, metric, name) for name in ("shuffled", "no_media")]
             rows.append([f"`{row['label']}`", str(row["samples"]), metric, _percent(values[metric]),
                          _span(values.get(f"{metric}_interval")), *controls, ""])  # fmt: skip
         for name, other in row["others"].items():
@@ -171,6 +182,15 @@ def _evaluated(table: Mapping[str, Any]) -> list[list[str]]:
                 rows.append([f"`{row['label']}`: {name}", str(other["samples"]), metric, _percent(other[metric]),
                              _span(other.get(f"{metric}_interval")), "", "", ""])  # fmt: skip
     return rows
+
+
+def _control(values: Mapping[str, Any], metric: str, name: str) -> str:
+    """A value without the right media, and how far seeing beats it."""
+    if f"{metric}_{name}" not in values:
+        return ""
+    gap = gap_name(metric, name)
+    beaten = f"; {100 * values[gap]:+.1f} ({_span(values.get(f'{gap}_interval'), '+')})" if gap in values else ""
+    return _percent(values[f"{metric}_{name}"]) + beaten
 
 
 def _timed(table: Mapping[str, Any]) -> list[list[str]]:
