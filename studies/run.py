@@ -5,7 +5,8 @@
     python studies/run.py DATA --again 3 --seed 0                  three rows picked at random, from scratch
 
 DATA is the folder of the data sets (see `prepare.py`). A stop, `kill -9` included, costs what came after the last
-checkpoint of the run that was under way. Each part leaves `studies/results/NAME.json`.
+checkpoint of the run that was under way. Each part leaves `studies/results/NAME.json`. A part whose commands, recipes
+or code have changed is run again; finished runs of another recipe are refused by name and must be removed first.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from pathlib import Path
 
 import planning
 from collect import circumstances, fingerprint, tables_of
+from perceptune.checkpoint import METHOD
 from perceptune.errors import UserError
+from perceptune.results import file_hash
 from planning import ROOT, RUNS, STUDIES, Part
 from prepare import prepare
 
@@ -135,7 +138,9 @@ def is_over(words: Sequence[str]) -> bool:
         return (ROOT / words[2 if words[1].startswith("build") else 3] / "config.json").is_file()
     if words[1] == "eval":
         path = ROOT / str(planning.option(words, "--out")) / "results.json"
-        return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["command"] == shlex.join(words)
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"command": None}
+        trained = ROOT / words[2] / METHOD
+        return found["command"] == shlex.join(words) and found["models"]["method"]["sha256"] == file_hash(trained)
     return False
 
 
