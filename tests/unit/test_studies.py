@@ -170,7 +170,8 @@ def test_limits_are_counted_by_kind(tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), "red").save(image)
     kind = found[0]._replace(rows=[{**row, "media": {"image": str(image)}} for row in found[0].rows])
     limits.panel(kind, tmp_path / "panel.png")
-    assert Image.open(tmp_path / "panel.png").width > 200
+    with Image.open(tmp_path / "panel.png") as shown:
+        assert shown.width > 200
     limits.panel(kind._replace(failed=[False, False]), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
