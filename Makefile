@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test lint fix docs clean
+.PHONY: help demo smoke study test lint fix docs clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -21,6 +22,10 @@ demo: $(VENV)/.made  ## the main job: real models, real data, about a quarter of
 
 smoke: $(VENV)/.made  ## the main job cut to about two minutes
 	$(BIN)/perceptune demo --smoke --run runs/smoke
+
+study: $(VENV)/.made  ## the papers' findings on real data in DATA: about six hours, in parts; goes on after a stop
+	$(BIN)/python studies/run.py $(DATA)
+	$(BIN)/python studies/write.py
 
 test: $(VENV)/.made  ## all tests, two at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal

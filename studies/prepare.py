@@ -69,6 +69,20 @@ def sounds(data: Path) -> Iterator[tuple[str, Row]]:
 
     Clips of one source recording (the number in a clip's name) never lie in two splits.
     """
+    for split, where, row in _sounds(data):
+        yield split, {
+            "id": _stem(row), "audio": _medium(where, row), "prompt": CLASSES,
+            "targets": [row["category"].replace("_", " ")],
+        }  # fmt: skip
+
+
+def sound_sentences(data: Path) -> Iterator[tuple[str, Row]]:
+    """The same clips with one fixed sentence a class."""
+    for split, where, row in _sounds(data):
+        yield split, {"id": _stem(row), "audio": _medium(where, row), "targets": [row["template_caption"]]}
+
+
+def _sounds(data: Path) -> Iterator[tuple[str, Path, Row]]:
     kept = list(_rows(data / "esc50_subset" / "metadata.jsonl"))
     sources: dict[str, list[str]] = {}
     for _, row in kept:
@@ -77,10 +91,7 @@ def sounds(data: Path) -> Iterator[tuple[str, Row]]:
             found.append(_source(row))
     for where, row in kept:
         tested = row["fold"] == 4 and _source(row) in sources[row["category"]][-2:]
-        yield "test" if tested else "train", {
-            "id": _stem(row), "audio": _medium(where, row), "prompt": CLASSES,
-            "targets": [row["category"].replace("_", " ")],
-        }  # fmt: skip
+        yield "test" if tested else "train", where, row
 
 
 def digits(data: Path) -> Iterator[tuple[str, Row]]:
@@ -116,8 +127,8 @@ def stamps(data: Path) -> Iterator[tuple[str, Row]]:
 
 
 SETS: dict[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
-    "flickr8k": flickr_captions, "flickr8k-qa": flickr_questions, "daquar": daquar, "esc50": sounds, "fsdd": digits,
-    "fights": fights, "audiocaps": sound_captions, "stamps": stamps,
+    "flickr8k": flickr_captions, "flickr8k-qa": flickr_questions, "daquar": daquar, "esc50": sounds,
+    "esc50-captions": sound_sentences, "fsdd": digits, "fights": fights, "audiocaps": sound_captions, "stamps": stamps,
 }  # fmt: skip
 
 

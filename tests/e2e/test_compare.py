@@ -244,6 +244,26 @@ def test_a_method_may_need_a_precision_of_its_own_but_no_budget(written: Path) -
         make_plan([given])
 
 
+def test_a_label_may_search_a_grid_of_its_own_that_is_as_large(written: Path) -> None:
+    own: dict[str, Any] = {"method.unfreeze.lm": [1e-6, 1e-4]}
+    methods: dict[str, Any] = {"epalm": {"n_levels": 2}, "full": {"unfreeze": {"lm": 1e-5}, "compare.grid": own}}
+    given = {**yaml.safe_load(written.read_text()), "compare": {"methods": methods, "grid": {"train.lr": [1e-3, 1e-2]}}}
+    plan = make_plan([given])
+    assert [entry.settings for entry in plan.entries] == [
+        ({"train.lr": 1e-3}, {"train.lr": 1e-2}), ({"method.unfreeze.lm": 1e-6}, {"method.unfreeze.lm": 1e-4}),
+    ]  # fmt: skip
+    full = plan.entries[1]
+    assert full.with_(full.settings[1], 0).method.options()["unfreeze"] == {"lm": 1e-4}
+    alike = make_plan([given], grid={"train.lr": [0.1]})
+    assert [entry.settings for entry in alike.entries] == [({"train.lr": 0.1},)] * 2
+    own["method.unfreeze.lm"] = [1e-6, 1e-5, 1e-4]
+    with pytest.raises(UserError, match="`full` is chosen from 3 settings, the others from 2"):
+        make_plan([given])
+    own["train.steps"] = [1]
+    with pytest.raises(UserError, match=r"grid key `train\.steps`: every run of a comparison has the same budget"):
+        make_plan([given])
+
+
 def test_several_recipes_need_one_budget(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other.yaml"
     given = yaml.safe_load(written.read_text())

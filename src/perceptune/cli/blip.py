@@ -25,7 +25,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     source.add_argument("--recipe", help="a recipe whose `task` has those words, and its `build`")
     for name, field in BuildConfig.model_fields.items():
         build.add_argument(
-            f"--{name.replace('_', '-')}", type=type(field.default), help=f"{field.description} (default: {field.default})"
+            f"--{name.replace('_', '-')}",
+            type=type(field.default),
+            help=f"{field.description} (default: {field.default})",
         )
     export = commands.add_parser("export-instructblip", help="write a trained InstructBLIP as a Hugging Face folder")
     export.add_argument("run")

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from perceptune.building import method_leaf, method_options
-from perceptune.config import Recipe, load_recipe, parse_value
+from perceptune.config import Recipe, load_recipe, parse_value, validate
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
 from perceptune.holdout import HELD_OUT, selecting_splits
@@ -20,6 +20,7 @@ from perceptune.show import describe
 
 # What every run of a comparison has alike: none of it can be searched over.
 BUDGET = ("steps", "epochs", "batch_size", "batch_tokens", "accumulate", "samples", "samples_seed", "hold_out")
+OWN_GRID = "compare.grid"  # key of a label that is not searched over what the others are, such as the rate of its LM
 Setting = Mapping[str, Any]  # recipe key -> value
 
 
@@ -31,6 +32,7 @@ class Entry:
     recipe: Recipe
     trained: int
     share: float
+    settings: tuple[Setting, ...] = ({},)  # of which one is chosen: the plan's, or as many of its own
 
     def with_(self, setting: Setting, seed: int) -> Recipe:
         """The recipe of one run."""
@@ -69,6 +71,7 @@ def make_plan(
         raise UserError("nothing to compare: name a recipe")
     config = recipes[0].compare
     settings = _settings(config.grid if grid is None else grid)
+    own_grids = grid is None
     recipes = [_with_held_out(recipe, config, selects=len(settings) > 1) for recipe in recipes]
     on_method = [word for word in overrides if word.startswith("method.") and not word.startswith("method.name=")]
     made = [
@@ -76,7 +79,9 @@ def make_plan(
     ]
     _require_comparable([one for _, one in made])
     test_on, select_on, metric = _splits(made[0][1], selects=len(settings) > 1)
-    entries = tuple(_entry(label, one, settings) for label, one in made)
+    entries = tuple(
+        _entry(label, one, _settings_of(label, one, settings) if own_grids else settings) for label, one in made
+    )
     if len({folder_name(entry.label) for entry in entries}) < len(entries):
         raise UserError(f"two rows of the comparison have one name: {', '.join(entry.label for entry in entries)}")
     chosen = tuple(dict.fromkeys(seeds or config.seeds))
@@ -118,6 +123,16 @@ def _settings(grid: Mapping[str, Sequence[Any]]) -> tuple[Setting, ...]:
     return tuple({key: value for part in parts for key, value in part.items()} for parts in product(*axes))
 
 
+def _settings_of(label: str, recipe: Recipe, common: tuple[Setting, ...]) -> tuple[Setting, ...]:
+    """A label's own settings, where `compare.grid` among its keys names some."""
+    if not recipe.compare.grid:
+        return common
+    own = _settings(recipe.compare.grid)
+    if len(own) != len(common):
+        raise UserError(f"unequal terms: `{label}` is chosen from {len(own)} settings, the others from {len(common)}")
+    return own
+
+
 def _with_held_out(recipe: Recipe, config: CompareConfig, *, selects: bool) -> Recipe:
     """The recipe with something to select on."""
     task = make_task(recipe)
@@ -137,15 +152,19 @@ def _variants(
         return [(recipe.name if several else recipe.method.name, load_recipe(plain))]
     made = []
     for label in labels:
+        own_grid: dict[str, Any] = {}
         beside: list[str] = []  # what this method needs of the training, such as float32 for weights that are trained
         if label in recipe.compare.methods:
-            keys = recipe.compare.methods[label]
+            keys = dict(recipe.compare.methods[label])
+            own_grid = keys.pop(OWN_GRID, {})
             method = {"name": label, **{key: value for key, value in keys.items() if "." not in key}}
             beside = [f"{key}={json.dumps(value)}" for key, value in keys.items() if "." in key]
         else:
             method = plain["method"] if label == recipe.method.name else {"name": label}
         full = f"{recipe.name}/{label}" if several else label
         one = load_recipe({**plain, "name": folder_name(full), "method": method}, [*beside, *on_method])
+        if own_grid:
+            one = validate(Recipe, {**one.model_dump(mode="json"), "compare": {"grid": own_grid}}, f"`{label}`")
         method_leaf(one)  # there is one of this name
         made.append((full, one))
     return made
@@ -183,7 +202,7 @@ def _splits(recipe: Recipe, *, selects: bool) -> tuple[str, str | None, str]:
 
 def _entry(label: str, recipe: Recipe, settings: Sequence[Setting]) -> Entry:
     shown = describe(recipe)
-    entry = Entry(label, recipe, shown["trainable"], shown["share"])
+    entry = Entry(label, recipe, shown["trainable"], shown["share"], tuple(settings))
     for setting in settings:
         method_options(entry.with_(setting, recipe.seed))
     return entry

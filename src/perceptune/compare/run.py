@@ -65,17 +65,17 @@ def run_plan(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
 def _select(plan: Plan, entry: Entry, out: Path, say: Say) -> tuple[Setting, dict[str, float]]:
     """The best setting by the validation data, with the first seed; of equals the first."""
     if plan.select_on is None:
-        return plan.settings[0], {}
+        return entry.settings[0], {}
     found: dict[str, float] = {}
-    for setting in plan.settings:
+    for setting in entry.settings:
         run = _run(out, entry, setting, plan.seeds[0])
         _trained(run)
         into = run.folder / f"selection-{plan.select_samples or 'all'}"
         result = _judged(run, plan.select_on, plan.select_samples, into)
         found[setting_name(setting)] = result[plan.metric]
         say(f"  {setting_name(setting)}: {plan.metric} {result[plan.metric]:.4f} on `{plan.select_on}`")
-    best = max(range(len(plan.settings)), key=lambda i: [*found.values()][i])
-    return plan.settings[best], found
+    best = max(range(len(found)), key=lambda i: [*found.values()][i])
+    return entry.settings[best], found
 
 
 def _run(out: Path, entry: Entry, setting: Setting, seed: int) -> _Run:
@@ -151,9 +151,9 @@ def outlook(plan: Plan, out: Path) -> dict[str, Any]:
     seconds, left = 0.0, 0
     probe: dict[str, float] | None = None
     for entry in plan.entries:
-        runs = [_run(out, entry, setting, plan.seeds[0]) for setting in plan.settings]
+        runs = [_run(out, entry, setting, plan.seeds[0]) for setting in entry.settings]
         # Which setting will be chosen is not known yet: any of them takes as long.
-        runs += [_run(out, entry, plan.settings[0], seed) for seed in plan.seeds[1:]]
+        runs += [_run(out, entry, entry.settings[0], seed) for seed in plan.seeds[1:]]
         finished = [times for run in runs if _is_trained(run) and "train" in (times := _times(run.folder))]
         open_ = sum(not _is_trained(run) for run in runs)
         left += open_

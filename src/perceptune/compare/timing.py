@@ -132,7 +132,7 @@ def _short(plan: Plan, entry: Entry, samples: int | None) -> Recipe:
     if steps < 1:
         raise UserError(f"--samples: give a number above 0 (given: {samples})")
     keys = {"train.steps": steps, "train.standardize_samples": STANDARDIZED}
-    return entry.with_({**plan.settings[0], **keys}, plan.seeds[0])
+    return entry.with_({**entry.settings[0], **keys}, plan.seeds[0])
 
 
 def _without(store: FeatureStore) -> FeatureStore:

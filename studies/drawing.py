@@ -1,0 +1,56 @@
+"""Pictures of the tables, as SVG files that stand alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from perceptune.reporting.charts import Bar, bars, trade_off
+from perceptune.scatter import Mark
+
+# The classes of `perceptune.reporting.charts`; a page's style is not there in a file of its own.
+STYLE = (
+    "svg{background:#fff;font:14px sans-serif}text{fill:#1f2328}.faint{fill:#59636e}.axis{stroke:#59636e}"
+    ".rule{stroke:#d8dee4}.span{stroke:#8fb8de;stroke-width:2}.whisker{stroke:#1f2328}.blind{stroke:#c4342d;stroke-width:2}"
+    ".s0{fill:#0b62b0}polyline{fill:none}"
+)
+SPREAD = 3.0  # most over least trained from which parameters are worth an axis
+
+
+class Drawing(NamedTuple):
+    """A picture and what it shows."""
+
+    text: str
+    alt: str
+
+
+def drawing_of(table: Mapping[str, Any]) -> Drawing | None:
+    """Values over trained parameters where rows differ in them, else bars; None for what has nothing to compare."""
+    if len(table["rows"]) < 2 or table["kind"] not in ("compare", "eval", "figures"):
+        return None
+    if table["kind"] == "compare":
+        rows, metric = table["rows"], table["metric"]
+        trained = [row["trained"] for row in rows]
+        if max(trained) > SPREAD * min(trained):
+            marks = [Mark(row["label"], row["trained"], 100 * row[metric], _interval(row["interval"])) for row in rows]
+            return _alone(trade_off(marks, metric))
+        return _alone(bars([Bar(row["label"], 100 * row[metric], _interval(row["interval"])) for row in rows], metric))
+    if table["kind"] == "figures":
+        return _alone(bars([
+            Bar(row["label"], 100 * row["value"], _interval(row["interval"]))
+            for row in table["rows"] if row["value"] is not None
+        ], "%"))  # fmt: skip
+    metric = table["rows"][0]["metrics"][0]
+    rows = [row for row in table["rows"] if metric in row["values"]]
+    spans = [_interval(row["values"].get(f"{metric}_interval")) for row in rows]
+    found = [Bar(row["label"], 100 * row["values"][metric], span) for row, span in zip(rows, spans, strict=True)]
+    return _alone(bars(found, metric))
+
+
+def _interval(given: Any) -> tuple[float, float] | None:
+    return None if given is None else (100 * given[0], 100 * given[1])
+
+
+def _alone(chart: Any) -> Drawing:
+    head, rest = chart.svg.split(">", 1)
+    return Drawing(f"{head}><style>{STYLE}</style>{rest}\n", chart.alt)

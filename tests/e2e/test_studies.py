@@ -1,0 +1,138 @@
+"""A part of the studies from its commands to the page: killed on the way, gone on with, and computed once more."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import support
+import write
+from studydata import save_study_data
+
+STUDIES = Path(__file__).parents[2] / "studies"
+TINY = {
+    "parts": [
+        {
+            "name": "tiny", "title": "A tiny comparison", "question": "Does it run?", "published": ["epalm-table-1"],
+            "recipes": ["studies/epalm/tiny.yaml"], "runs": 3, "seconds": 2,
+            "commands": ["perceptune compare studies/epalm/tiny.yaml --out {runs}/tiny"],
+        },
+        {
+            "name": "asked", "title": "Decoding", "question": "And this?", "published": [], "needs": ["tiny"],
+            "runs": 1, "seconds": 2,
+            "commands": ["perceptune eval {best:tiny/epalm} --out {runs}/asked-eval/beams decode.beams=2"],
+        },
+    ],
+    "cannot_tell": [{"title": "Size", "published": ["epalm-figure-4"], "reason": "There is one."}],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tree(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout's studies with a plan of two tiny parts."""
+    root = tmp_path_factory.mktemp("checkout")
+    folder = root / "studies"
+    shutil.copytree(STUDIES, folder, ignore=shutil.ignore_patterns("results", "pictures", "__pycache__"))
+    (folder / "plan.yaml").write_text(yaml.safe_dump(TINY))
+    (folder / "readings.yaml").write_text(yaml.safe_dump({"tiny": {"verdict": "cannot tell", "text": "It is tiny."}}))
+    given = support.recipe(dwarfs / "lm", dwarfs / "encoder", method="epalm")
+    given["train"] = support.train_section(steps=40)
+    data = "../../runs/study/data/flickr8k-qa"
+    given["task"] = {"name": "jsonl", "train": f"{data}-train.jsonl", "test": f"{data}-test.jsonl"}
+    rates = {"train.lr+train.prompt_lr": [1e-4, 1e-2]}
+    own = {"compare.grid": {"method.unfreeze.lm": [1e-5, 1e-3]}}
+    methods = {"epalm": {"n_levels": 2}, "full": {"unfreeze": {"lm": 1e-5}, **own}}
+    given["compare"] = {"methods": methods, "seeds": [0], "grid": rates}
+    (folder / "epalm" / "tiny.yaml").write_text(yaml.safe_dump(given))
+    save_study_data(root / "data")
+    return root
+
+
+def words(root: Path, script: str, *more: str) -> list[str]:
+    return [sys.executable, str(root / "studies" / script), *more]
+
+
+def ran(root: Path, script: str, *more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PERCEPTUNE_CACHE": str(root / "cache")}
+    return subprocess.run(words(root, script, *more), env=environment, capture_output=True, text=True, check=False)
+
+
+def without_times(table: dict[str, Any]) -> Any:
+    timed = ("samples_per_second", "train_seconds", "run_seconds")
+    return {**table, "rows": [{k: v for k, v in row.items() if k not in timed} for row in table["rows"]]}
+
+
+def kill_once_it_trains(root: Path) -> None:
+    environment = {**os.environ, "PERCEPTUNE_CACHE": str(root / "cache")}
+    process = subprocess.Popen(words(root, "run.py", str(root / "data")), env=environment, start_new_session=True)
+    end = time.monotonic() + 60
+    while not (
+        steps := [log for log in root.glob("runs/study/tiny/runs/*/*/*/log.jsonl") if "step" in log.read_text()]
+    ):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert steps
+    assert not (root / "studies/results/tiny.json").exists()
+
+
+def test_a_part_goes_on_after_a_kill_and_its_numbers_come_out_again(tree: Path) -> None:
+    kill_once_it_trains(tree)
+    done = ran(tree, "run.py", str(tree / "data"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tree / "studies/results/tiny.json").read_text())
+    assert set(result) >= {"commands", "commit", "versions", "machine", "seconds", "fingerprint", "tables"}
+    table = result["tables"][0]
+    assert (table["name"], table["metric"], [row["label"] for row in table["rows"]]) == (
+        "tiny", "accuracy", ["epalm", "full"],
+    )  # fmt: skip
+    assert [list(row["setting"]) for row in table["rows"]] == [["train.lr", "train.prompt_lr"], ["method.unfreeze.lm"]]
+    assert str(tree) not in json.dumps(result), "no place of the machine"
+
+    # One stored number is not what came out: the rows that are computed once more show which.
+    path, kept = tree / "studies/results/tiny.json", json.dumps(result)
+    by_seed = table["rows"][0]["by_seed"]
+    by_seed["0"] += 0.001
+    path.write_text(json.dumps(result))
+    again = ran(tree, "run.py", str(tree / "data"), "--again", "9")
+    assert (again.returncode, again.stdout.count("the same"), again.stdout.count("DIFFERENT")) == (1, 2, 1), (
+        again.stdout
+    )
+    path.write_text(kept)
+
+    before = {one: one.stat().st_mtime_ns for one in tree.glob("studies/results/*")}
+    third = ran(tree, "run.py", str(tree / "data"))
+    assert third.stdout.splitlines() == ["tiny: done", "asked: done"]
+    assert {one: one.stat().st_mtime_ns for one in tree.glob("studies/results/*")} == before
+
+    folder = tree / "studies"
+    made = write.pages(folder)
+    page, value = made[folder / "README.md"], json.loads(kept)["tables"][0]["rows"][0]["accuracy"]
+    assert f"| {100 * value:.1f} |" in page
+    assert "**Cannot tell.** It is tiny." in page
+    assert "| `beams` |" in page
+    assert "eP-ALM, Table 1: Comparison after direct fine-tuning (published, not comparable)" in page
+    assert "- Size (eP-ALM, Figure 4): There is one." in page
+    assert made[folder / "pictures" / "tiny-0.svg"].startswith("<svg")
+
+
+def test_a_mistake_names_the_part(tree: Path) -> None:
+    recipe = tree / "studies/epalm/tiny.yaml"
+    recipe.write_text(recipe.read_text() + "trian: {}\n")
+    (tree / "studies/results/tiny.json").unlink(missing_ok=True)
+    failed = ran(tree, "run.py", str(tree / "data"), "--part", "tiny")
+    assert failed.returncode == 2
+    assert "error: part `tiny`: " in failed.stderr
+    assert "unknown key `trian`; did you mean `train`" in failed.stderr

@@ -1,0 +1,202 @@
+"""The studies: their plan, recipes, published figures, data files, limits and page."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import limits
+import planning
+import write
+from attention import evenness, figures, moved
+from perceptune.building import method_options
+from perceptune.compare.plan import _settings, _settings_of, _variants
+from perceptune.config import load_recipe
+from perceptune.errors import UserError
+from prepare import prepare
+from studydata import save_study_data
+
+STUDIES = Path(__file__).parents[2] / "studies"
+PLAN = planning.load_plan()
+PUBLISHED = yaml.safe_load((STUDIES / "published.yaml").read_text(encoding="utf-8"))["tables"]
+COMPARISONS = [
+    (part.name, command) for part in PLAN.parts for command in part.commands if " compare " in command[:20]
+]  # fmt: skip
+
+
+def test_the_plan_adds_up_to_six_hours_in_parts_of_twenty_minutes() -> None:
+    for part in PLAN.parts:
+        assert part.minutes / part.sittings <= planning.MOST, part.name
+        assert part.sittings == 1 or part.runs == 1, "only a single run goes on from its checkpoints"
+    assert len({part.name for part in PLAN.parts}) == len(PLAN.parts)
+    lines = planning.listing(PLAN).splitlines()[2:]
+    minutes = [float(line.split("|")[5].split()[0]) for line in lines]
+    assert sum(minutes[:-1]) == pytest.approx(minutes[-1], abs=0.05 * len(lines))
+    assert minutes[-1] <= 360
+
+
+def test_a_part_comes_after_what_it_needs(tmp_path: Path) -> None:
+    part = {"name": "a", "title": "", "question": "", "published": [], "commands": [], "runs": 1, "seconds": 1}
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump({"parts": [{**part, "needs": ["b"]}, {**part, "name": "b"}], "cannot_tell": []}))
+    with pytest.raises(UserError, match="`a` needs `b`, which does not come before"):
+        planning.load_plan(path)
+    with pytest.raises(UserError, match=r"no part `flagshp`.*flagship"):
+        PLAN.named(["flagshp"])
+
+
+def test_every_published_table_has_a_part_or_a_reason() -> None:
+    named = {name for part in [*PLAN.parts, *PLAN.open] for name in part.published}
+    assert named == set(PUBLISHED)
+    wanted = {f"epalm-table-{n}" for n in range(1, 17)} | {f"petal-table-{n}" for n in range(1, 6)}
+    assert wanted <= named
+
+
+def test_published_rows_fit_their_columns() -> None:
+    for name, table in PUBLISHED.items():
+        assert all(set(column) == {"name", "dataset", "metric"} for column in table["columns"]), name
+        for row, values in table["rows"].items():
+            assert len(values) == len(table["columns"]), (name, row)
+            assert all(value is None or isinstance(value, int | float) for value in values), (name, row)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The studies beside made-up prepared data, as in a checkout."""
+    root = tmp_path_factory.mktemp("studies")
+    shutil.copytree(STUDIES, root / "studies")
+    prepare(save_study_data(root / "data"), root / "runs" / "study" / "data")
+    return root
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_loads_with_data_that_there_is(path: Path, tree: Path) -> None:
+    recipe = load_recipe(tree / path.relative_to(STUDIES.parent))
+    assert recipe.task is not None
+    parts = recipe.task.options().get("parts", {}).values()
+    options = [recipe.task.options(), *parts, *(other.task.options() for other in recipe.eval.others.values())]
+    named = [one[split] for one in options for split in ("train", "validation", "test") if split in one]
+    assert named
+    assert all(Path(file).is_file() for file in named), named
+    method_options(recipe)
+    assert any(path.relative_to(STUDIES.parent).as_posix() in part.recipes for part in PLAN.parts)
+
+
+@pytest.mark.parametrize(("part", "command"), COMPARISONS, ids=[f"{n}-{i}" for i, (n, _) in enumerate(COMPARISONS)])
+def test_every_label_of_a_comparison_is_a_method(part: str, command: str, tree: Path) -> None:
+    words = shlex.split(command)
+    overrides = [word for word in words if "=" in word and not word.startswith("train.lr+")]
+    recipe = load_recipe(tree / words[2], [word for word in overrides if "lr=" not in word])
+    labels = (planning.option(words, "--methods") or ",".join(recipe.compare.methods)).split(",")
+    assert set(labels) <= set(recipe.compare.methods), part
+    common = _settings(recipe.compare.grid)
+    made = _variants(recipe, labels, [], False)
+    for label, one in made:
+        method_options(one)
+        assert len(_settings_of(label, one, common)) == len(common)
+    assert made[0][0] == labels[0]
+
+
+def test_commands_name_their_recipes_and_keys() -> None:
+    for part in PLAN.parts:
+        words = [word for command in part.commands for word in shlex.split(command)]
+        files = {word for word in words if word.startswith("studies/") and word.endswith(".yaml")}
+        assert files == set(part.recipes), part.name
+        for command in part.commands:
+            given = shlex.split(command.replace("{best:", "{").replace("{", "").replace("}", ""))
+            outs = [word for word in given if word in ("--out", "--run")]
+            assert outs or "instructblip" in given[1], command
+
+
+def test_splits_share_no_photo_source_or_footage(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    data = save_study_data(tmp_path / "data")
+    files = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in prepare(data, out)}
+    assert {name.rpartition("-")[0] for name in files} == {
+        "flickr8k", "flickr8k-qa", "daquar", "esc50", "esc50-captions", "fsdd", "fights", "audiocaps", "stamps",
+    }  # fmt: skip
+    assert Counter(map(len, files.values()))[0] == 0
+
+    def media(name: str) -> set[str]:
+        return {row.get("image") or row.get("audio") or row["video"] for row in files[name]}
+
+    for name in ("flickr8k", "flickr8k-qa", "daquar", "esc50", "fsdd", "fights"):
+        assert not media(f"{name}-train") & media(f"{name}-test"), name
+    assert media("flickr8k-qa-fit") == media("flickr8k-qa-train") | media("flickr8k-qa-dev")
+    source = {name: {Path(path).stem.split("-")[1] for path in media(f"esc50-{name}")} for name in ("train", "test")}
+    assert source == {"train": {"1", "9"}, "test": {"2", "3"}}
+    clips = {name: {Path(path).stem for path in media(f"fights-{name}")} for name in ("train", "test")}
+    assert clips["test"] == {"fi4", "fi5", "fi9"}, "two clips of one source, and one that is its own"
+    assert files["flickr8k-test"][0]["targets"] == ["A red dog runs.", "The red dog."]
+    with pytest.raises(UserError, match="holds `flickr8k`"):
+        prepare(tmp_path, out)
+
+
+def asked(prompt: str, answer: str, target: str, image: str = "1.png", **more: Any) -> dict[str, Any]:
+    return {"id": prompt, "media": {"image": image}, "prompt": prompt, "answer": answer, "raw": f" {answer}",
+            "targets": [target], "scores": {"accuracy": float(answer == target)}, **more}  # fmt: skip
+
+
+def test_limits_are_counted_by_kind(tmp_path: Path) -> None:
+    captions = [
+        asked("", "a man with a dog", "a woman by a sign"),
+        asked("", "a dog in the snow", "a puppy on snow"),
+        asked("", "a girl plays", "a boy plays"),
+    ]
+    questions = [
+        asked("How many dogs?", "two", "three"),
+        asked("How many cats?", "two", "two"),
+        asked("What animal is in the photo?", "dog", "dog"),
+        asked("Is there a dog in the photo?", "no", "yes"),
+        asked("Is there a cat in the photo?", "what? no", "no", raw=" what? no"),
+    ]
+    trained = Counter({"two": 9, "dog": 9, "yes": 9, "no": 9})
+    found = limits.kinds(captions, questions, trained)
+    rates = {row["label"]: (row["samples"], row["value"]) for row in limits.figures(found)}
+    assert rates == {
+        "counting": (2, 0.5), "rare": (1, 1.0), "reading": (1, 1.0), "made-up": (2, 0.5), "own-question": (5, 0.2),
+        "common-sense": (1, 1.0), "bias-women": (1, 1.0), "bias-men": (1, 1.0),
+    }  # fmt: skip
+    image = tmp_path / "1.png"
+    Image.new("RGB", (20, 20), "red").save(image)
+    kind = found[0]._replace(rows=[{**row, "media": {"image": str(image)}} for row in found[0].rows])
+    limits.panel(kind, tmp_path / "panel.png")
+    with Image.open(tmp_path / "panel.png") as shown:
+        assert shown.width > 200
+    limits.panel(kind._replace(failed=[False, False]), tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_attention_is_measured_between_nothing_and_all() -> None:
+    even, one = np.ones((4, 4)), np.eye(16)[0].reshape(4, 4)
+    assert (moved(even, even), moved(one, even)) == (0, pytest.approx(15 / 16))
+    assert (evenness(even), evenness(one)) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
+    assert [row["value"] for row in figures([(0.0, 1.0, 0.5), (1.0, 1.0, 0.5)])] == [0.5, 1.0, 0.5]
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    made = write.pages(STUDIES)
+    assert (STUDIES / "README.md").read_text(encoding="utf-8") == made[STUDIES / "README.md"], "python studies/write.py"
+    pictures = {path for path in made if path.suffix == ".svg"}
+    assert pictures == set((STUDIES / "pictures").glob("*.svg"))
+
+
+def test_readings_are_of_parts_and_verdicts_that_there_are(tree: Path) -> None:
+    path = tree / "readings.yaml"
+    path.write_text(yaml.safe_dump({"flagship": {"verdict": "holds", "text": "It does."}}))
+    assert write.load_readings(path, PLAN)["flagship"]["text"] == "It does."
+    path.write_text(yaml.safe_dump({"flagship": {"verdict": "perhaps", "text": ""}}))
+    with pytest.raises(ValueError, match="a `verdict` of holds, does not hold, cannot tell"):
+        write.load_readings(path, PLAN)
+    path.write_text(yaml.safe_dump({"flag": {"verdict": "holds", "text": ""}}))
+    with pytest.raises(ValueError, match="no part `flag`"):
+        write.load_readings(path, PLAN)
