@@ -20,9 +20,9 @@ import support
 from clips import clip, read
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
-from perceptune.reporting.answers import by_type
 from perceptune.reporting.charts import Bar, Series, bars, curves, trade_off
 from perceptune.reporting.gather import gather, read_run
+from perceptune.reporting.questions import by_type
 from perceptune.reporting.shots import shots, spectrogram
 from perceptune.scatter import Mark
 from sounds import encoded

@@ -40,16 +40,30 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Said:
+    """An answer. `by` names the run where there are several; `right` is None for a metric without right and wrong."""
+
+    by: str
+    answer: str
+    right: bool | None
+    score: str = ""
+
+
+@dataclass(frozen=True)
 class Shot:
     """One answered sample: its media as small pictures with their descriptions, or why there are none."""
 
     pictures: Sequence[tuple[str, str]]  # data URI, description
     lacking: str
     question: str
-    answer: str
+    said: Sequence[Said]
     truth: str
-    right: bool
     blind: str | None  # the answer to the same question with another sample's media
+
+    @property
+    def truth_tells(self) -> bool:
+        """Whether the truth is another text than what everybody has said."""
+        return any(one.answer != self.truth for one in self.said)
 
 
 @dataclass(frozen=True)
@@ -65,11 +79,12 @@ Block = Words | Table | Code | Chart | Grid
 
 @dataclass(frozen=True)
 class Section:
-    """Blocks under a title; `level` 2, or 3 for a part of the section before it."""
+    """Blocks under a title; `level` 2, or 3 for a part of the section before it. A folded one opens at a click."""
 
     title: str
     blocks: Sequence[Block]
     level: int = 2
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,3 +93,8 @@ class Report:
 
     title: str
     sections: Sequence[Section]
+
+
+def verdict(right: bool | None) -> str:
+    """A tick or a cross and the word for it: told apart without colours."""
+    return "" if right is None else "✓ right:" if right else "✗ wrong:"

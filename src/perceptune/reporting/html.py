@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from perceptune.reporting.blocks import Block, Chart, Code, Grid, Report, Section, Shot, Table, Words
+from perceptune.reporting.blocks import Block, Chart, Code, Grid, Report, Said, Section, Shot, Table, Words, verdict
 
 # Pictures come from the file itself; a browser is told to load nothing else, whatever a text might smuggle in.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -23,17 +23,20 @@ caption { text-align: left; color: var(--faint); padding-bottom: .3em }
 td, th { padding: .25em .9em .25em 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule);
 font-variant-numeric: tabular-nums; overflow-wrap: normal } th[scope=row] { font-weight: 600 }
 pre { background: var(--soft); padding: .8em 1em; overflow-x: auto; border: 1px solid var(--rule) }
-figure { margin: 0 } svg { width: 100%%; max-width: 860px; height: auto; margin: .5em 0 1.5em }
+figure { margin: 0; overflow-x: auto } svg { width: 100%%; max-width: 860px; height: auto; margin: .5em 0 1.5em }
 svg text { font: 13px system-ui, sans-serif; fill: var(--ink) } svg .faint { fill: var(--faint) }
 svg polyline { fill: none; stroke-width: 2 } svg .axis { stroke: var(--faint); stroke-width: 1 }
 svg .rule { stroke: var(--rule); stroke-width: 1 } svg .span { stroke: var(--s0); opacity: .5 }
 svg rect { opacity: .75 } svg .whisker { stroke: var(--ink); stroke-width: 1 }
 svg .blind { stroke: var(--ink); stroke-width: 3 } svg .raw { stroke-width: 1; opacity: .35 }
 svg .dashed { stroke-dasharray: 6 4 } %s
-.shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 1.2em; padding: 0;
-list-style: none } .shots li { border: 1px solid var(--rule); padding: .7em; background: var(--soft) }
+.shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(168px, 1fr)); gap: 1em; padding: 0;
+list-style: none } .shots li { border: 1px solid var(--rule); padding: .6em; background: var(--soft) }
 .media { display: flex; gap: 4px } .media img { flex: 1; min-width: 0; max-width: 100%%; object-fit: contain }
-.shots p { margin: .4em 0 0 } .right { color: var(--good) } .wrong { color: var(--bad) } .small { color: var(--faint) }
+.shots p { margin: .35em 0 0 } .asked { font-weight: 600 } .right, .truth { color: var(--good) }
+.wrong { color: var(--bad) } .small { color: var(--faint) } summary { cursor: pointer } summary h3 { display: inline }
+details { margin: .8em 0 } @media (max-width: 600px) { body { margin: 1em auto } svg { min-width: 600px }
+.shots { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: .6em } }
 """
 
 
@@ -67,9 +70,12 @@ def _style() -> str:
 
 
 def _section(number: int, section: Section) -> str:
-    heading = f"h{section.level}"
+    name = f"h{section.level}"
+    heading = f"<{name}>{escape(section.title)}</{name}>"
     blocks = "\n".join(map(_block, section.blocks))
-    return f'<section id="s{number}"><{heading}>{escape(section.title)}</{heading}>\n{blocks}</section>\n'
+    if section.folded:
+        return f'<section id="s{number}"><details><summary>{heading}</summary>\n{blocks}</details></section>\n'
+    return f'<section id="s{number}">{heading}\n{blocks}</section>\n'
 
 
 def _block(block: Block) -> str:
@@ -82,7 +88,7 @@ def _block(block: Block) -> str:
         case Code():
             return f'<pre tabindex="0"><code>{escape(block.text)}</code></pre>'
         case Chart():
-            return f"<figure>{block.svg}</figure>"
+            return f'<figure tabindex="0">{block.svg}</figure>'
         case Grid():
             shots = "".join(map(_shot, block.shots))
             return f'<p class="small">{escape(block.caption)}</p><ul class="shots">{shots}</ul>'
@@ -95,19 +101,25 @@ def _table(table: Table) -> str:
         for row in table.rows
     )
     caption = f"<caption>{escape(table.caption)}</caption>"
-    return f'<div class="wide"><table>{caption}<thead><tr>{heading}</tr></thead><tbody>{rows}</tbody></table></div>'
+    inner = f"<table>{caption}<thead><tr>{heading}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div class="wide" tabindex="0">{inner}</div>'
 
 
 def _shot(shot: Shot) -> str:
     pictures = "".join(f'<img src="{escape(uri)}" alt="{escape(alt)}">' for uri, alt in shot.pictures)
+    media = f'<div class="media">{pictures}</div>' if pictures else ""
     lacking = f'<p class="bad">{escape(shot.lacking)}</p>' if shot.lacking else ""
-    # A tick or a cross and the word for it: told apart without colours, too.
-    name, mark = ("right", "✓ right") if shot.right else ("wrong", "✗ wrong")
-    truth = "" if shot.right else f"<p>expected: {escape(shot.truth or '(nothing)')}</p>"
+    said = "".join(map(_said, shot.said))
+    truth = f'<p class="truth">expected: {escape(shot.truth or "(nothing)")}</p>' if shot.truth_tells else ""
     blind = (
         "" if shot.blind is None else f'<p class="small">with other media: {escape(shot.blind or "(no answer)")}</p>'
     )
-    return (
-        f'<li><div class="media">{pictures}</div>{lacking}<p>{escape(shot.question)}</p>'
-        f'<p class="{name}"><strong>{mark}:</strong> {escape(shot.answer or "(no answer)")}</p>{truth}{blind}</li>'
-    )
+    return f'<li>{media}{lacking}<p class="asked">{escape(shot.question)}</p>{said}{truth}{blind}</li>'
+
+
+def _said(one: Said) -> str:
+    mark = {True: "right", False: "wrong", None: "said"}[one.right]
+    by = f'<span class="small">{escape(one.by)}</span> ' if one.by else ""
+    score = f' <span class="small">{escape(one.score)}</span>' if one.score else ""
+    strong = f"<strong>{verdict(one.right)}</strong> " if one.right is not None else ""
+    return f'<p class="{mark}">{by}{strong}{escape(one.answer or "(no answer)")}{score}</p>'

@@ -13,10 +13,11 @@ from perceptune.compare.report import cells, terms
 from perceptune.compare.run import training_speed
 from perceptune.origin import METHOD, PROOF
 from perceptune.pictures import Point, series, smooth
-from perceptune.reporting.answers import by_type, grids
+from perceptune.reporting.answers import grids, together
 from perceptune.reporting.blocks import Block, Chart, Code, Report, Section, Table, Words
 from perceptune.reporting.charts import Bar, Series, bars, curves, trade_off
 from perceptune.reporting.gather import Comparison, Run, number, span
+from perceptune.reporting.questions import questions
 from perceptune.results import gap_name
 from perceptune.scatter import Mark
 
@@ -28,25 +29,26 @@ def make_report(runs: Sequence[Run], comparisons: Sequence[Comparison], *, sampl
     sections = [_overview(runs)] if runs else []
     sections += [_compared(one) for one in comparisons]
     sections.append(_training(every))
-    sections.append(Section("Answers by type of question", [block for run in every for block in _types(run)]))
-    sections.append(Section("Questions and answers", _GRIDS))
+    sections.append(Section("Answers by type of question", list(questions(every))))
+    several = len(every) > 1
+    joint = together(every, samples, media=media) if several else []
+    sections.append(Section("Questions and answers", [_GRIDS, *joint]))
     for run in every:
-        sections.append(Section(run.name, grids(run, samples, media=media), level=3))
+        sections.append(Section(run.name, grids(run, samples, media=media), level=3, folded=several))
     sections += [_parameters(every), _timing(every), _reproduction(every)]
     return Report(", ".join(names), sections)
 
 
-_GRIDS = (
-    Words(
-        "Right answers, then the limits: wrong ones with what would have been right. Samples are taken evenly over "
-        "the evaluated set, not chosen; where the control was measured, the answer with another sample's media follows."
-    ),
+_GRIDS = Words(
+    "Right answers, then the limits: wrong ones by kind, with what was expected. Samples are taken evenly over the "
+    "evaluated set, not chosen; where the control was measured, the answer with another sample's media follows."
 )
 
 
 def _overview(runs: Sequence[Run]) -> Section:
     """Every number with its controls; several runs also as pictures."""
-    blocks: list[Block] = [Words(f"{run.name}: {problem}", "bad") for run in runs for problem in run.problems]
+    blocks: list[Block] = [Words(_summary(run)) for run in runs]
+    blocks += [Words(f"{run.name}: {problem}", "bad") for run in runs for problem in run.problems]
     heading = ("run", "method", "metric", "value", "95 %", "media shuffled", "gap (95 %)", "no media", "gap (95 %)",
                "samples", "split")  # fmt: skip
     rows = [row for run in runs for row in _values(run)]
@@ -69,17 +71,36 @@ def _overview(runs: Sequence[Run]) -> Section:
     return Section("Results", blocks)
 
 
+def _summary(run: Run) -> str:
+    """What the run is, and what came out, in a sentence or two."""
+    base = run.meta.get("base") or {}
+    models = " and ".join(str(part.get("id")) for part in base.values() if isinstance(part, Mapping))
+    share = number(run.meta.get("trained_share"))
+    told = (
+        f"{run.name}: method {part_name(run.recipe.get('method'))} on {part_name(run.recipe.get('task'))}, "
+        f"{models or 'its base models'} frozen, {_trained(run):,} parameters trained"
+        f"{'' if share is None else f' ({100 * share:.3f} % of all)'}."
+    )
+    if _first(run) is None:
+        return told
+    value, interval, blind = _value(run, run.metric)
+    near = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
+    other = "" if blind is None else f"; {blind:.3f} with other media"
+    samples = _shown((run.results or {}).get("evaluated_samples"), ",.0f")
+    return f"{told} {run.metric.replace('_', ' ')} {value:.3f}{near}{other}; {samples} samples."
+
+
 def _values(run: Run) -> Iterator[list[str]]:
     results = run.results
     if results is None:
         return
     for key in results["metrics"]:
-        row = [run.name, part_name(run.recipe.get("method")), str(key), f"{results[key]:.3f}",
+        row = [run.name, part_name(run.recipe.get("method")), str(key).replace("_", " "), f"{results[key]:.3f}",
                _span(results.get(f"{key}_interval"))]  # fmt: skip
         for control in ("shuffled", "no_media"):
             gap = gap_name(str(key), control)
             row += [_shown(results.get(f"{key}_{control}"), ".3f"), _with_span(results, gap)]
-        yield [*row, str(results.get("evaluated_samples", "")), str(results.get("split", ""))]
+        yield [*row, _shown(results.get("evaluated_samples"), ",.0f"), str(results.get("split", ""))]
 
 
 def _others(runs: Sequence[Run]) -> Iterator[Block]:
@@ -140,14 +161,6 @@ def _training(runs: Sequence[Run]) -> Section:
     blocks.append(curves([Series(name, smooth(points)) for name, points in losses] + raw, "training loss"))
     blocks += [curves(many, f"{metric} while training") for metric, many in scores.items()]
     return Section("Training", blocks)
-
-
-def _types(run: Run) -> Iterator[Block]:
-    if not run.predictions:
-        yield Words(f"{run.name}: there are no predictions (`perceptune eval` writes them).", "bad")
-        return
-    tables: list[Block] = [*by_type(run)]
-    yield from tables or [Words(f"{run.name}: the data name no types of questions.")]
 
 
 def _parameters(runs: Sequence[Run]) -> Section:
