@@ -56,9 +56,10 @@ def together(runs: Sequence[Run], count: int, *, media: bool) -> list[Block]:
         _shot([(run.name, rows[row["id"]]) for run, rows in zip(runs, scored, strict=True)], metric, exact, media=media)
         for row in chosen
     ]
-    of = f"{len(split):,} that some answer right and some wrong, " if split else ""
-    return [Grid(f"The same questions put to all: {len(chosen)} of {of}{'' if split else 'the '}{len(shared):,}"
-                 f"{' asked' if split else ''}", found)]  # fmt: skip
+    of = (
+        f"{len(split):,} that some answer right and some wrong ({len(shared):,} asked)" if split else f"{len(shared):,}"
+    )
+    return [Grid(f"The same questions put to all: {len(chosen)} of {of}", found)]
 
 
 def _grid(run: Run, name: str, rows: Sequence[Row], count: int, *, media: bool) -> Block:
