@@ -40,7 +40,7 @@ def test_it_runs(dwarfs: Path, tmp_path: Path) -> None:
     notebook = tour.read()
     cells = tour.code_cells(notebook)
     [parameters] = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    given = {"RECIPE": str(recipe), "RUN": "runs/tour", "SMALL": ["train.steps=2", "eval.samples=8"], "PORT": port}
+    given = {"RECIPE": str(recipe), "RUN": "runs/tour", "SMALL": ["eval.samples=8"], "PORT": port}
     assert set(re.findall(r"^(\w+) = ", parameters.source, flags=re.M)) == set(given)
     parameters.source = "\n".join(f"{name} = {value!r}" for name, value in given.items())
     tour.execute(notebook, tmp_path, seconds=120)
@@ -50,5 +50,5 @@ def test_it_runs(dwarfs: Path, tmp_path: Path) -> None:
         text for text in said.values() if text.startswith("what shape is in the image?") and text not in loaded
     )
     assert served.split() == loaded.splitlines()[0].split(), "the server answers as the loaded run"
-    assert any("promptfuse" in text and "epalm" in text for text in said.values()), "both methods in a table"
+    assert any("limber" in text and "epalm" in text for text in said.values()), "both methods in a table"
     assert "stopped" in said[len(cells) - 1]

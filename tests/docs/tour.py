@@ -45,7 +45,7 @@ def execute(notebook: Any, folder: Path, *, seconds: int) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     source = os.pathsep.join(entry for entry in sys.path if entry)
     environment = {**os.environ, "PATH": path, "PYTHONPATH": source, "IPYTHONDIR": str(folder / ".ipython"),
-                   "NO_COLOR": "1", "COLUMNS": "100"}  # fmt: skip
+                   "NO_COLOR": "1", "COLUMNS": "100", "PYTHONWARNINGS": "ignore:IProgress not found"}  # fmt: skip
     where = {"metadata": {"path": str(folder)}}
     client = NotebookClient(notebook, timeout=seconds, resources=where, kernel_name="python3")
     client.execute(env=environment)

@@ -36,8 +36,8 @@ KINDS = {
     "another number": ("3", "two"),
     "an answer to another kind of question": ("yes", "red"),
     "partly right": ("a red circle", "red square"),
-    "what is right for other samples": ("blue", "red"),
-    "right for no sample": ("zebra", "red"),
+    "the answer of other samples": ("blue", "red"),
+    "the answer of no sample": ("zebra", "red"),
 }
 
 
@@ -59,7 +59,7 @@ def test_kinds_are_counted_with_their_confusions_and_controls() -> None:
     blind = {"1": row("1", "blue", "red"), "2": row("2", "green", "red"), "4": row("4", "Yes", "no")}
     table = kinds_table("a run", by_kind(wrong, wrong), blind)
     assert table.rows == [
-        ["what is right for other samples", "3", "75.0 %", "“blue”, “red” (2)", "1 of 2"],
+        ["the answer of other samples", "3", "75.0 %", "“blue”, “red” (2)", "1 of 2"],
         ["yes for no", "1", "25.0 %", "“yes”, “no” (1)", "1 of 1"],
     ]
     assert all(len(line) == len(table.heading) for line in table.rows)
@@ -72,7 +72,7 @@ def test_each_kind_of_wrong_answer_has_pictures() -> None:
     assert isinstance(right, Grid)
     assert isinstance(table, Table)
     assert [one.caption for one in wrong if isinstance(one, Grid)] == [
-        "Wrong, no answer: 2 of 10", "Wrong, yes for no: 2 of 10",
+        "Wrong (no answer): 2 of 10", "Wrong (yes for no): 2 of 10",
     ]  # fmt: skip
     assert right.caption == "Right: 1 of 1"
     none, said = grids(run_of("x", rows[-1:]), 4, media=False)

@@ -39,7 +39,7 @@ def grids(run: Run, count: int, *, media: bool) -> list[Block]:
     found.append(kinds_table(run.name, kinds, run.blind.get("shuffled", {})))
     shown = list(kinds.items())[:_KINDS_SHOWN]
     each = max(2, -(-count // len(shown)))
-    return [*found, *(_grid(run, f"Wrong, {kind}", rows, each, media=media) for kind, rows in shown)]
+    return [*found, *(_grid(run, f"Wrong ({kind})", rows, each, media=media) for kind, rows in shown)]
 
 
 def together(runs: Sequence[Run], count: int, *, media: bool) -> list[Block]:

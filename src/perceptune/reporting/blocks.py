@@ -33,9 +33,10 @@ class Code:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing of ours (finished SVG), and what it shows in words."""
+    """A drawing of ours (finished SVG), the same for narrow pages, and what it shows in words."""
 
     svg: str
+    narrow: str
     alt: str
 
 

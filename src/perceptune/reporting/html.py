@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 from perceptune.reporting.blocks import Block, Chart, Code, Grid, Report, Said, Section, Shot, Table, Words, verdict
@@ -16,26 +17,29 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --faint: #9da7b3; --rule: #3d444d; --paper: #0d1117;
 --soft: #161b22; --good: #57c98a; --bad: #ff8f87; %s } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2em auto;
-max-width: 72em; padding: 0 1em; overflow-wrap: anywhere }
-a { color: var(--s0) } nav ul { padding-left: 1.2em } .bad { color: var(--bad) }
+max-width: 72em; padding: 0 1em; overflow-wrap: anywhere } a { color: var(--s0) }
+nav ul { padding: 0; display: flex; flex-wrap: wrap; gap: .2em 1.2em; list-style: none } .bad { color: var(--bad) }
 .wide { overflow-x: auto } table { border-collapse: collapse; margin: .5em 0 1.5em }
 caption { text-align: left; color: var(--faint); padding-bottom: .3em }
 td, th { padding: .25em .9em .25em 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule);
-font-variant-numeric: tabular-nums; overflow-wrap: normal } th[scope=row] { font-weight: 600 }
+font-variant-numeric: tabular-nums; overflow-wrap: normal }
+.n { white-space: nowrap } th[scope=row] { font-weight: 600 }
 pre { background: var(--soft); padding: .8em 1em; overflow-x: auto; border: 1px solid var(--rule) }
-figure { margin: 0; overflow-x: auto } svg { width: 100%%; max-width: 860px; height: auto; margin: .5em 0 1.5em }
+figure { margin: 0 } figure.narrow { display: none }
+svg { width: 100%%; max-width: 860px; height: auto; margin: .5em 0 1.5em }
 svg text { font: 13px system-ui, sans-serif; fill: var(--ink) } svg .faint { fill: var(--faint) }
 svg polyline { fill: none; stroke-width: 2 } svg .axis { stroke: var(--faint); stroke-width: 1 }
 svg .rule { stroke: var(--rule); stroke-width: 1 } svg .span { stroke: var(--s0); opacity: .5 }
 svg rect { opacity: .75 } svg .whisker { stroke: var(--ink); stroke-width: 1 }
 svg .blind { stroke: var(--ink); stroke-width: 3 } svg .raw { stroke-width: 1; opacity: .35 }
 svg .dashed { stroke-dasharray: 6 4 } %s
-.shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(168px, 1fr)); gap: 1em; padding: 0;
+.shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 1em; padding: 0;
 list-style: none } .shots li { border: 1px solid var(--rule); padding: .6em; background: var(--soft) }
 .media { display: flex; gap: 4px } .media img { flex: 1; min-width: 0; max-width: 100%%; object-fit: contain }
 .shots p { margin: .35em 0 0 } .asked { font-weight: 600 } .right, .truth { color: var(--good) }
 .wrong { color: var(--bad) } .small { color: var(--faint) } summary { cursor: pointer } summary h3 { display: inline }
-details { margin: .8em 0 } @media (max-width: 600px) { body { margin: 1em auto } svg { min-width: 600px }
+details { margin: .8em 0 } @media (max-width: 600px) { body { margin: 1em auto }
+figure { display: none } figure.narrow { display: block }
 .shots { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: .6em } }
 """
 
@@ -82,27 +86,37 @@ def _block(block: Block) -> str:
     match block:
         case Words():
             mark = ' class="bad"' if block.tone == "bad" else ""
-            return f"<p{mark}>{escape(block.text)}</p>"
+            return f"<p{mark}>{_coded(block.text)}</p>"
         case Table():
             return _table(block)
         case Code():
             return f'<pre tabindex="0"><code>{escape(block.text)}</code></pre>'
         case Chart():
-            return f'<figure tabindex="0">{block.svg}</figure>'
+            return f'<figure>{block.svg}</figure><figure class="narrow">{block.narrow}</figure>'
         case Grid():
             shots = "".join(map(_shot, block.shots))
             return f'<p class="small">{escape(block.caption)}</p><ul class="shots">{shots}</ul>'
 
 
+def _coded(text: str) -> str:
+    """A paragraph's text, what stands between backticks as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
+
+
 def _table(table: Table) -> str:
     heading = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.heading)
     rows = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in table.rows
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(map(_cell, row[1:]))}</tr>' for row in table.rows
     )
     caption = f"<caption>{escape(table.caption)}</caption>"
     inner = f"<table>{caption}<thead><tr>{heading}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="wide" tabindex="0">{inner}</div>'
+
+
+def _cell(text: str) -> str:
+    """Figures stay on one line, however narrow the page is; a table that is too wide can be scrolled."""
+    figure = ' class="n"' if re.match(r"[+-]?\d", text) and len(text) <= 40 else ""
+    return f"<td{figure}>{escape(text)}</td>"
 
 
 def _shot(shot: Shot) -> str:

@@ -64,7 +64,7 @@ def _kind(said: tuple[str, ...], truth: tuple[str, ...], row: Row, known: set[tu
         return "another number"
     if {*said} & {word for target in row["targets"] for word in _words(target)}:
         return "partly right"
-    return "what is right for other samples" if said in known else "right for no sample"
+    return "the answer of other samples" if said in known else "the answer of no sample"
 
 
 def _is_number(words: tuple[str, ...]) -> bool:

@@ -61,7 +61,7 @@ def _type_table(run: Run, key: str, groups: Mapping[str, Sequence[Row]]) -> Tabl
         heading += [_CONTROLS.get(name, name), "gap (95 %)"]
     rows = []
     for kind, own in list(groups.items())[:_MOST_TYPES]:
-        value, low, high = _estimate(own, metric)
+        value, low, high = estimate(own, metric)
         cells = [kind, f"{len(own):,}", f"{value:.3f}", f"{low:.3f} to {high:.3f}"]
         for name in controls:
             cells += _against(own, run.blind[name], metric)
@@ -93,11 +93,11 @@ def _side_by_side(runs: Sequence[Run]) -> Iterator[Table]:
 def _told(rows: Sequence[Row], metric: str) -> str:
     if not rows:
         return ""
-    value, low, high = _estimate(rows, metric)
+    value, low, high = estimate(rows, metric)
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _estimate(rows: Sequence[Row], metric: str) -> tuple[float, float, float]:
+def estimate(rows: Sequence[Row], metric: str) -> tuple[float, float, float]:
     """The mean with its interval."""
     values = [float(row["scores"][metric]) for row in rows]
     return fmean(values), *bootstrap_interval(values, groups=[media_of(row) for row in rows])

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from perceptune.card import part_name
+from perceptune.card import model_name, part_name
 from perceptune.compare.report import cells, terms
 from perceptune.compare.run import training_speed
 from perceptune.origin import METHOD, PROOF
@@ -17,7 +17,7 @@ from perceptune.reporting.answers import grids, together
 from perceptune.reporting.blocks import Block, Chart, Code, Report, Section, Table, Words
 from perceptune.reporting.charts import Bar, Series, bars, curves, trade_off
 from perceptune.reporting.gather import Comparison, Run, number, span
-from perceptune.reporting.questions import questions
+from perceptune.reporting.questions import estimate, questions
 from perceptune.results import gap_name
 from perceptune.scatter import Mark
 
@@ -53,8 +53,8 @@ def _overview(runs: Sequence[Run]) -> Section:
                "samples", "split")  # fmt: skip
     rows = [row for run in runs for row in _values(run)]
     if rows:
-        blocks.append(Table("Results with their controls: the same questions with other media, and without any",
-                            heading, rows))  # fmt: skip
+        caption = "Results with their controls: the same questions with other media, and without any"
+        blocks.append(_without_empty(Table(caption, heading, rows)))
     for run in runs:
         if run.results is not None and run.results.get("trained_on_this_split"):
             blocks.append(
@@ -74,11 +74,11 @@ def _overview(runs: Sequence[Run]) -> Section:
 def _summary(run: Run) -> str:
     """What the run is, and what came out, in a sentence or two."""
     base = run.meta.get("base") or {}
-    models = " and ".join(str(part.get("id")) for part in base.values() if isinstance(part, Mapping))
+    models = " and ".join(model_name(name, part.get("id")) for name, part in base.items() if isinstance(part, Mapping))
     share = number(run.meta.get("trained_share"))
     told = (
-        f"{run.name}: method {part_name(run.recipe.get('method'))} on {part_name(run.recipe.get('task'))}, "
-        f"{models or 'its base models'} frozen, {_trained(run):,} parameters trained"
+        f"{run.name}: method {part_name(run.recipe.get('method'))} on {part_name(run.recipe.get('task'))} "
+        f"with {models or 'base models'}; {_trained(run):,} parameters trained"
         f"{'' if share is None else f' ({100 * share:.3f} % of all)'}."
     )
     if _first(run) is None:
@@ -87,20 +87,30 @@ def _summary(run: Run) -> str:
     near = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
     other = "" if blind is None else f"; {blind:.3f} with other media"
     samples = _shown((run.results or {}).get("evaluated_samples"), ",.0f")
-    return f"{told} {run.metric.replace('_', ' ')} {value:.3f}{near}{other}; {samples} samples."
+    return f"{told} Its {run.metric.replace('_', ' ')} is {value:.3f}{near}{other}, on {samples} samples."
 
 
 def _values(run: Run) -> Iterator[list[str]]:
     results = run.results
     if results is None:
         return
-    for key in results["metrics"]:
-        row = [run.name, part_name(run.recipe.get("method")), str(key).replace("_", " "), f"{results[key]:.3f}",
-               _span(results.get(f"{key}_interval"))]  # fmt: skip
+    for key in map(str, results["metrics"]):
+        scored = [row for row in run.predictions if key in row["scores"]]
+        # A run of an earlier version has the interval of its first metric alone.
+        found = _span(results.get(f"{key}_interval")) or (_span([*estimate(scored, key)[1:]]) if scored else "")
+        row = [run.name, part_name(run.recipe.get("method")), key, f"{results[key]:.3f}", found]
         for control in ("shuffled", "no_media"):
-            gap = gap_name(str(key), control)
+            gap = gap_name(key, control)
             row += [_shown(results.get(f"{key}_{control}"), ".3f"), _with_span(results, gap)]
-        yield [*row, _shown(results.get("evaluated_samples"), ",.0f"), str(results.get("split", ""))]
+        count = f"{len(scored):,}" if scored else _shown(results.get("evaluated_samples"), ",.0f")
+        yield [*row, count, str(results.get("split", ""))]
+
+
+def _without_empty(table: Table) -> Table:
+    """Without the columns that say nothing of any row."""
+    kept = [number for number in range(len(table.heading)) if any(row[number] for row in table.rows)]
+    rows = [[row[number] for number in kept] for row in table.rows]
+    return Table(table.caption, [table.heading[number] for number in kept], rows)
 
 
 def _others(runs: Sequence[Run]) -> Iterator[Block]:
@@ -111,9 +121,9 @@ def _others(runs: Sequence[Run]) -> Iterator[Block]:
         for name, other in others.items() if isinstance(others, Mapping) else ():
             for key, gap in other.get("gaps", {}).items():
                 rows.append([run.name, name, key, _shown(gap.get("in"), ".3f"), _shown(gap.get("out"), ".3f"),
-                             f"{_shown(gap.get('difference'), '+.3f')} ({_span(gap.get('interval'))})"])  # fmt: skip
+                             _shown(gap.get("difference"), "+.3f"), _span(gap.get("interval"), "+")])  # fmt: skip
     if rows:
-        yield Table("Other data sets", ("run", "data set", "metric", "own", "other", "own - other (95 %)"), rows)
+        yield Table("Other data sets", ("run", "data set", "metric", "own", "other", "own - other", "95 %"), rows)
 
 
 def _compared(one: Comparison) -> Section:
@@ -157,8 +167,11 @@ def _training(runs: Sequence[Run]) -> Section:
             scores.setdefault(run.metric, []).append(Series(run.name, found))
     if not losses:
         return Section("Training", [Words("No log of a training was found.", "bad")])
-    raw = [Series("each step", losses[0][1], faint=True)] if len(losses) == 1 else []
-    blocks.append(curves([Series(name, smooth(points)) for name, points in losses] + raw, "training loss"))
+    raw = [Series("of each step", losses[0][1], faint=True)] if len(losses) == 1 else []
+    # Short trainings are drawn as they were.
+    means = [Series(name if points == (mean := smooth(points)) else f"{name}, running mean", mean) for name, points in
+             losses]  # fmt: skip
+    blocks.append(curves(means + raw, "training loss"))
     blocks += [curves(many, f"{metric} while training") for metric, many in scores.items()]
     return Section("Training", blocks)
 
@@ -171,7 +184,7 @@ def _parameters(runs: Sequence[Run]) -> Section:
                      "" if share is None else f"{100 * share:.3f} %"])  # fmt: skip
         parts += [[run.name, *part] for part in _parts(run)]
     bases = [
-        [run.name, str(part), str(found.get("id")), str(found.get("fingerprint"))[:16]]
+        [run.name, str(part), model_name(str(part), found.get("id")), str(found.get("fingerprint"))[:16]]
         for run in runs
         for part, found in (run.meta.get("base") or {}).items()
         if isinstance(found, Mapping)
@@ -263,12 +276,12 @@ def _trained(run: Run) -> int:
 
 def _with_span(results: Mapping[str, Any], key: str) -> str:
     value = _shown(results.get(key), "+.3f")
-    return f"{value} ({_span(results.get(f'{key}_interval'))})" if value else ""
+    return f"{value} ({_span(results.get(f'{key}_interval'), '+')})" if value else ""
 
 
-def _span(value: Any) -> str:
+def _span(value: Any, sign: str = "") -> str:
     ends = span(value)
-    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+    return "" if ends is None else f"{ends[0]:{sign}.3f} to {ends[1]:{sign}.3f}"
 
 
 def _shown(value: Any, shape: str) -> str:
