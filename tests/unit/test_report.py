@@ -223,12 +223,13 @@ def test_several_runs_stand_side_by_side(trained: Path, tmp_path: Path) -> None:
 
 def test_a_comparison_is_drawn_from_its_table(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "compared"
-    shutil.copytree(trained, out / "runs/epalm/lr=1/seed-0")
+    for label in ("epalm", "a-later-row"):
+        shutil.copytree(trained, out / f"runs/{label}/lr=1/seed-0")
     rows = [
         {"label": label, "method": "epalm", "trained": 1000 * 10**i, "share": 0.01, "accuracy": 0.5 + i / 10,
          "samples_per_second": 9.0, "spread": None, "interval": [0.4, 0.7 + i / 10], "difference": i / 10,
          "difference_interval": [0.0, 0.2], "setting": {}, "by_seed": {"0": 0.5}}
-        for i, label in enumerate(["epalm", "mag<ma>"])
+        for i, label in enumerate(["epalm", "mag<ma>", "a-later-row"])
     ]  # fmt: skip
     table = {"metric": "accuracy", "test_on": "test", "test_samples": 8, "select_on": None, "settings": [{}],
              "seeds": [0], "train_samples": 40, "batch_size": 4, "rows": rows}  # fmt: skip
@@ -238,6 +239,8 @@ def test_a_comparison_is_drawn_from_its_table(trained: Path, tmp_path: Path) -> 
     assert any("mag<ma>: 0.600 with 10,000" in alt for alt in alts)
     assert "+0.100 (+0.000 to +0.200)" in page.words
     assert page.every("img"), "answers of the tested run"
+    _, [found] = gather([str(out)])
+    assert [run.name for run in found.runs] == ["epalm", "a-later-row"], "in the table's order"
     (out / "compare.json").write_text('{"metric": "accuracy", "rows": []}')
     with pytest.raises(UserError, match=r"compare\.json: damaged"):
         gather([str(out)])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from perceptune.reporting.answers import grids, together
-from perceptune.reporting.blocks import Grid, Table, Words
+from perceptune.reporting.blocks import Grid, Table, Words, grouped, without_empty
 from perceptune.reporting.gather import Run
 from perceptune.reporting.html import html
 from perceptune.reporting.markdown import markdown
@@ -121,3 +121,12 @@ def test_types_of_several_runs_stand_in_one_table() -> None:
     assert isinstance(turned, Table)
     assert list(turned.heading) == ["answer type", "one", "two"]
     assert [line[0] for line in turned.rows] == ["kind 0 (2)", "kind 1 (2)", "kind 2 (2)"]
+
+
+def test_tables_leave_out_what_says_nothing() -> None:
+    table = Table("x", ("run", "a", "b"), [["one", "", "1"], ["two", "", ""]])
+    assert without_empty(table) == Table("x", ["run", "b"], [["one", "1"], ["two", ""]])
+    same = Table("x", ("run", "a"), [["one", "1"], ["two", "1"], ["three", "2"]])
+    assert grouped(same).rows == [["one, two", "1"], ["three", "2"]]
+    assert grouped(Table("x", ("run", "a"), same.rows[:2])).rows == [["all", "1"]]
+    assert grouped(Table("x", ("run", "a"), same.rows[:1])).rows == [["one", "1"]]

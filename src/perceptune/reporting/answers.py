@@ -38,7 +38,7 @@ def grids(run: Run, count: int, *, media: bool) -> list[Block]:
     kinds = by_kind(wrong, scored)
     found.append(kinds_table(run.name, kinds, run.blind.get("shuffled", {})))
     shown = list(kinds.items())[:_KINDS_SHOWN]
-    each = max(2, -(-count // len(shown)))
+    each = 2 * -(-count // (2 * len(shown)))  # even, for pages of two columns
     return [*found, *(_grid(run, f"Wrong ({kind})", rows, each, media=media) for kind, rows in shown)]
 
 

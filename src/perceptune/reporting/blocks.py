@@ -99,3 +99,20 @@ class Report:
 def verdict(right: bool | None) -> str:
     """A tick or a cross and the word for it: told apart without colours."""
     return "" if right is None else "✓ right:" if right else "✗ wrong:"
+
+
+def without_empty(table: Table) -> Table:
+    """Without the columns that say nothing of any row."""
+    kept = [number for number in range(len(table.heading)) if any(row[number] for row in table.rows)]
+    rows = [[row[number] for number in kept] for row in table.rows]
+    return Table(table.caption, [table.heading[number] for number in kept], rows)
+
+
+def grouped(table: Table) -> Table:
+    """Rows that differ in nothing but their run become one."""
+    runs: dict[tuple[str, ...], list[str]] = {}
+    for name, *rest in table.rows:
+        runs.setdefault(tuple(rest), []).append(name)
+    every = len({row[0] for row in table.rows})
+    rows = [["all" if 1 < len(names) == every else ", ".join(names), *rest] for rest, names in runs.items()]
+    return Table(table.caption, table.heading, rows)

@@ -23,7 +23,7 @@ nav ul { padding: 0; display: flex; flex-wrap: wrap; gap: .2em 1.2em; list-style
 caption { text-align: left; color: var(--faint); padding-bottom: .3em }
 td, th { padding: .25em .9em .25em 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule);
 font-variant-numeric: tabular-nums; overflow-wrap: normal }
-.n { white-space: nowrap } th[scope=row] { font-weight: 600 }
+.n { white-space: nowrap } .long { min-width: 16em } th[scope=row] { font-weight: 600; min-width: 6em }
 pre { background: var(--soft); padding: .8em 1em; overflow-x: auto; border: 1px solid var(--rule) }
 figure { margin: 0 } figure.narrow { display: none }
 svg { width: 100%%; max-width: 860px; height: auto; margin: .5em 0 1.5em }
@@ -108,15 +108,14 @@ def _table(table: Table) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(map(_cell, row[1:]))}</tr>' for row in table.rows
     )
-    caption = f"<caption>{escape(table.caption)}</caption>"
+    caption = f"<caption>{_coded(table.caption)}</caption>"
     inner = f"<table>{caption}<thead><tr>{heading}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="wide" tabindex="0">{inner}</div>'
 
 
 def _cell(text: str) -> str:
-    """Figures stay on one line, however narrow the page is; a table that is too wide can be scrolled."""
-    figure = ' class="n"' if re.match(r"[+-]?\d", text) and len(text) <= 40 else ""
-    return f"<td{figure}>{escape(text)}</td>"
+    """What is short stays on one line, however narrow the page is; a table that is too wide can be scrolled."""
+    return f'<td class="{"n" if len(text) <= 40 else "long"}">{escape(text)}</td>'
 
 
 def _shot(shot: Shot) -> str:

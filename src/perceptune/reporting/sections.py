@@ -8,13 +8,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from perceptune.card import model_name, part_name
+from perceptune.card import model_name, one_line, part_name
 from perceptune.compare.report import cells, terms
 from perceptune.compare.run import training_speed
 from perceptune.origin import METHOD, PROOF
 from perceptune.pictures import Point, series, smooth
 from perceptune.reporting.answers import grids, together
-from perceptune.reporting.blocks import Block, Chart, Code, Report, Section, Table, Words
+from perceptune.reporting.blocks import Block, Chart, Code, Report, Section, Table, Words, grouped, without_empty
 from perceptune.reporting.charts import Bar, Series, bars, curves, trade_off
 from perceptune.reporting.gather import Comparison, Run, number, span
 from perceptune.reporting.questions import estimate, questions
@@ -54,7 +54,8 @@ def _overview(runs: Sequence[Run]) -> Section:
     rows = [row for run in runs for row in _values(run)]
     if rows:
         caption = "Results with their controls: the same questions with other media, and without any"
-        blocks.append(_without_empty(Table(caption, heading, rows)))
+        known = 2 if len(runs) == 1 else 0  # run and method stand above
+        blocks.append(without_empty(Table(caption, heading[known:], [row[known:] for row in rows])))
     for run in runs:
         if run.results is not None and run.results.get("trained_on_this_split"):
             blocks.append(
@@ -74,7 +75,7 @@ def _overview(runs: Sequence[Run]) -> Section:
 def _summary(run: Run) -> str:
     """What the run is, and what came out, in a sentence or two."""
     base = run.meta.get("base") or {}
-    models = " and ".join(model_name(name, part.get("id")) for name, part in base.items() if isinstance(part, Mapping))
+    models = " and ".join(_model(name, part) for name, part in base.items() if isinstance(part, Mapping))
     share = number(run.meta.get("trained_share"))
     told = (
         f"{run.name}: method {part_name(run.recipe.get('method'))} on {part_name(run.recipe.get('task'))} "
@@ -106,13 +107,6 @@ def _values(run: Run) -> Iterator[list[str]]:
         yield [*row, count, str(results.get("split", ""))]
 
 
-def _without_empty(table: Table) -> Table:
-    """Without the columns that say nothing of any row."""
-    kept = [number for number in range(len(table.heading)) if any(row[number] for row in table.rows)]
-    rows = [[row[number] for number in kept] for row in table.rows]
-    return Table(table.caption, [table.heading[number] for number in kept], rows)
-
-
 def _others(runs: Sequence[Run]) -> Iterator[Block]:
     """Other data sets, and the gap to them."""
     rows = []
@@ -130,7 +124,7 @@ def _compared(one: Comparison) -> Section:
     table, metric = one.table, str(one.table["metric"])
     try:
         heading, *rows = cells(table)
-        blocks: list[Block] = [Table(terms(table), [word or "row" for word in heading], rows)]
+        blocks: list[Block] = [without_empty(Table(terms(table), [word or "row" for word in heading], rows))]
     except (KeyError, TypeError, ValueError):  # of a later version, or written by hand
         rows = [[row["label"], f"{row['trained']:,}", f"{row[metric]:.3f}"] for row in table["rows"]]
         blocks = [Table("The comparison, as far as it can be read", ("row", "trained", metric), rows)]
@@ -167,11 +161,10 @@ def _training(runs: Sequence[Run]) -> Section:
             scores.setdefault(run.metric, []).append(Series(run.name, found))
     if not losses:
         return Section("Training", [Words("No log of a training was found.", "bad")])
-    raw = [Series("of each step", losses[0][1], faint=True)] if len(losses) == 1 else []
-    # Short trainings are drawn as they were.
-    means = [Series(name if points == (mean := smooth(points)) else f"{name}, running mean", mean) for name, points in
-             losses]  # fmt: skip
-    blocks.append(curves(means + raw, "training loss"))
+    raw = [Series("each step", losses[0][1], faint=True)] if len(losses) == 1 else []
+    means = [(name, smooth(points)) for name, points in losses]
+    what = "training loss" if means == losses else "training loss, running mean"  # short trainings stay as they are
+    blocks.append(curves([Series(name, points) for name, points in means] + raw, what))
     blocks += [curves(many, f"{metric} while training") for metric, many in scores.items()]
     return Section("Training", blocks)
 
@@ -184,7 +177,7 @@ def _parameters(runs: Sequence[Run]) -> Section:
                      "" if share is None else f"{100 * share:.3f} %"])  # fmt: skip
         parts += [[run.name, *part] for part in _parts(run)]
     bases = [
-        [run.name, str(part), model_name(str(part), found.get("id")), str(found.get("fingerprint"))[:16]]
+        [run.name, str(part), _model(str(part), found), str(found.get("fingerprint"))[:16]]
         for run in runs
         for part, found in (run.meta.get("base") or {}).items()
         if isinstance(found, Mapping)
@@ -192,7 +185,7 @@ def _parameters(runs: Sequence[Run]) -> Section:
     blocks: list[Block] = [
         Table("Trained and frozen parameters", ("run", "trained", "frozen", "trained share"), rows),
         Table("What is stored of each method", ("run", "part", "tensors", "numbers", "MB"), parts),
-        Table("Base models", ("run", "part", "model", "fingerprint"), bases),
+        grouped(Table("Base models", ("run", "part", "model", "fingerprint"), bases)),
     ]
     return Section("Parameters", blocks)
 
@@ -240,25 +233,29 @@ def _reproduction(runs: Sequence[Run]) -> Section:
             "gives the same run; the commands below make it anew beside the old one."
         )
     ]
-    rows = []
+    rows, lines = [], []
     for run in runs:
         folder = str(run.folder)
         again = f"{folder}-again"
-        lines = [shlex.join(["perceptune", "train", f"{folder}/run.yaml", "--run", again])]
+        lines += [f"# {' '.join(run.name.split())}"] if len(runs) > 1 else []
+        lines.append(shlex.join(["perceptune", "train", f"{folder}/run.yaml", "--run", again]))
         command = (run.results or {}).get("command")
         if isinstance(command, str):
             lines += ["# as it was evaluated:", " ".join(command.split())]
         lines.append(shlex.join(["perceptune", "eval", again]))
         if (run.folder / PROOF).is_file():
             lines.append(shlex.join(["perceptune", "verify", folder]))
-        blocks.append(Code("\n".join(lines)))
         found = run.meta.get("versions")
         versions = {"perceptune": run.meta.get("perceptune"), **(found if isinstance(found, Mapping) else {}),
                     "Python": run.meta.get("python")}  # fmt: skip
         rows.append([run.name, ", ".join(f"{name} {version}" for name, version in versions.items())])
-    return Section(
-        "How to make it again", [*blocks, Table("Versions that the runs were made with", ("run", "versions"), rows)]
-    )
+    table = grouped(Table("Versions that the runs were made with", ("run", "versions"), rows))
+    return Section("How to make it again", [*blocks, Code("\n".join(lines)), table])
+
+
+def _model(part: str, found: Mapping[str, Any]) -> str:
+    """A base model's name; of a folder on this machine the last part alone."""
+    return one_line(model_name(part, found.get("id")))
 
 
 def _first(run: Run) -> float | None:
