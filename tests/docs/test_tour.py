@@ -6,10 +6,10 @@ import re
 import socket
 from pathlib import Path
 
-import tour
 import yaml
 
 import runs
+import tour
 
 
 def test_the_stored_outputs_are_those_of_the_code() -> None:

@@ -184,9 +184,10 @@ def _parameters(runs: Sequence[Run]) -> Section:
     ]
     blocks: list[Block] = [
         Table("Trained and frozen parameters", ("run", "trained", "frozen", "trained share"), rows),
-        Table("What is stored of each method", ("run", "part", "tensors", "numbers", "MB"), parts),
+        Table("What is stored of each method, statistics of features included",
+              ("run", "part", "tensors", "numbers", "MB"), parts),
         grouped(Table("Base models", ("run", "part", "model", "fingerprint"), bases)),
-    ]
+    ]  # fmt: skip
     return Section("Parameters", blocks)
 
 
