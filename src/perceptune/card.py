@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import yaml
 
 from perceptune._version import __version__
+from perceptune.assets import ASSETS, Asset
+from perceptune.building import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.checkpoint import read_meta, write_text
 from perceptune.config import read_yaml
 from perceptune.errors import UserError
-from perceptune.origin import CARD, RECIPE
+from perceptune.origin import CARD, PROOF, RECIPE
 from perceptune.results import RESULTS, gap_name
 from perceptune.runlog import read_log
 
@@ -43,7 +46,7 @@ def card(run: Path) -> str:
     name = plain(recipe.get("name") or run.name)
     head = yaml.safe_dump(front_matter(meta, recipe, results), sort_keys=False, allow_unicode=True)
     parts = [f"---\n{head}---\n", f"# {name}\n", *_method(meta, recipe), *_bases(meta), *_data(recipe, run)]
-    parts += [*_results(results), *_limits(results), *_use(recipe)]
+    parts += [*_results(results), *_limits(results), *_use(recipe, meta, run)]
     return "\n".join(parts) + f"\n{OWN}"
 
 
@@ -73,19 +76,15 @@ def front_matter(
         head["pipeline_tag"] = _PIPELINES[modalities[0]]
     if hub:
         head |= {"base_model": hub, "base_model_relation": "adapter"}
-    head["tags"] = [
-        "perceptune",
-        "parameter-efficient",
-        plain(part_name(recipe.get("method"))),
-        *map(plain, modalities),
-    ]
+    head["tags"] = ["perceptune", "parameter-efficient", one_line(part_name(recipe.get("method"))),
+                    *map(one_line, modalities)]  # fmt: skip
     if results is not None:
-        metrics = [{"type": key, "name": key, "value": results[key]} for key in results["metrics"]]
+        metrics = [{"type": key, "name": key, "value": round(results[key], 4)} for key in results["metrics"]]
         data = results.get("data") or {}
-        dataset = {"type": plain(data.get("task") or "own"), "name": plain(data.get("task") or "own data"),
-                   "split": plain(results.get("split"))}  # fmt: skip
+        dataset = {"type": one_line(data.get("task") or "own"), "name": one_line(data.get("task") or "own data"),
+                   "split": one_line(results.get("split"))}  # fmt: skip
         task = {"type": head.get("pipeline_tag", "text-generation")}
-        head["model-index"] = [{"name": plain(recipe.get("name")),
+        head["model-index"] = [{"name": one_line(recipe.get("name")),
                                 "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]  # fmt: skip
     return head
 
@@ -95,13 +94,31 @@ def part_name(part: Any) -> str:
     return str(part.get("name", "none") if isinstance(part, Mapping) else part)
 
 
-def plain(text: Any) -> str:
-    """A stranger's text for Markdown: one line, no markup, no HTML; of a local path the last part alone."""
+def model_name(part: str, name: Any) -> str:
+    """What a base model is called; a `default` one by what it is."""
+    asset = default_asset(part, name)
+    return str(name) if asset is None else f"{asset.name} (default)"
+
+
+def default_asset(part: str, name: Any) -> Asset | None:
+    """The embedded model that `default` stands for; None for every other name."""
+    if name != "default":
+        return None
+    asset = DEFAULT_LM if part == "lm" else DEFAULT_ENCODERS.get(part.removeprefix("encoders."))
+    return None if asset is None else ASSETS[asset]
+
+
+def one_line(text: Any) -> str:
+    """A stranger's text without line breaks; of a local path the last part alone."""
     words = str(text)
     if words.startswith(("/", "~")) or re.match(r"[A-Za-z]:\\", words):
         words = re.split(r"[/\\]", words.rstrip("/\\"))[-1]
-    words = " ".join(words.split())
-    escaped = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return " ".join(words.split())
+
+
+def plain(text: Any) -> str:
+    """The same for Markdown: no markup, no HTML."""
+    escaped = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_|\[\]!#~])", r"\\\1", escaped)
 
 
@@ -115,13 +132,20 @@ def _method(meta: Mapping[str, Any], recipe: Mapping[str, Any]) -> Iterator[str]
         "This folder holds these alone; the frozen models are loaded from where they were published.\n"
     )
     settings = [(key, value) for key, value in options.items() if key != "name"]
-    yield from _table(("method", part_name(method)), settings)
+    if settings:
+        yield from _table(("setting", "value"), [(f"method.{key}", value) for key, value in settings])
 
 
 def _bases(meta: Mapping[str, Any]) -> Iterator[str]:
     yield "## Base models, frozen\n"
-    rows = [(part, found["id"], str(found["fingerprint"])[:16]) for part, found in meta.get("base", {}).items()]
+    rows = [
+        (part, model_name(part, found["id"]), str(found["fingerprint"])[:16])
+        for part, found in meta.get("base", {}).items()
+    ]
     yield from _table(("part", "model", "fingerprint of its weights"), rows)
+    for part, found in meta.get("base", {}).items():
+        if asset := default_asset(part, found["id"]):
+            yield f"`{asset.name}`: {plain(asset.what)}.\n"
     yield "A run is refused on base models whose weights have other fingerprints.\n"
 
 
@@ -137,7 +161,7 @@ def _data(recipe: Mapping[str, Any], run: Path) -> Iterator[str]:
                  ("seconds", f"{end[-1].get('seconds', 0):,.0f}")]  # fmt: skip
     rows += [(f"train.{key}", train[key]) for key in ("batch_size", "lr", "schedule", "precision") if key in train]
     rows.append(("seed", recipe.get("seed", 0)))
-    yield from _table(("", ""), rows)
+    yield from _table(("what", "value"), rows)
 
 
 def _results(results: Mapping[str, Any] | None) -> Iterator[str]:
@@ -152,7 +176,8 @@ def _results(results: Mapping[str, Any] | None) -> Iterator[str]:
     ]  # fmt: skip
     heading = ("metric", "value", "95 % interval", "media shuffled", "gap (95 %)", "no media", "gap (95 %)")
     yield from _table(heading, rows)
-    where = f"{results.get('evaluated_samples', '?')} samples of split {plain(results.get('split'))}"
+    count = results.get("evaluated_samples")
+    where = f"{f'{count:,}' if isinstance(count, int) else '?'} samples of split {plain(results.get('split'))}"
     yield f"{where}; decoding and versions are in `run.yaml` and `meta.json`.\n"
 
 
@@ -174,14 +199,26 @@ def _limits(results: Mapping[str, Any] | None) -> Iterator[str]:
     yield "- On other data than the above it may be far worse.\n"
 
 
-def _use(recipe: Mapping[str, Any]) -> Iterator[str]:
+def _use(recipe: Mapping[str, Any], meta: Mapping[str, Any], run: Path) -> Iterator[str]:
     modality = next(iter(recipe.get("encoders") or {}), "image")
+    question = _question(run)
+    extra = "[assets]" if "default" in [part.get("id") for part in meta.get("base", {}).values()] else ""
+    package = shlex.quote(f"perceptune{extra}")
     yield "## How to use it\n"
-    yield "```bash\npip install perceptune\n"
-    yield f'perceptune answer RUN --{modality} FILE "What is this?"\nperceptune verify RUN\n```\n'
+    yield f"```bash\npip install {package}   # or in a checkout: pip install {shlex.quote(f'.{extra}')}\n"
+    yield f"perceptune answer RUN --{modality} FILE {shlex.quote(question)}\nperceptune verify RUN\n```\n"
     yield "```py\nimport perceptune\n\nmodel = perceptune.load(RUN)"
-    yield f'[answer] = model.answer([perceptune.Sample("1", {{"{modality}": path}}, "What is this?")])\n```\n'
+    yield f'[answer] = model.answer([perceptune.Sample("1", {{"{modality}": path}}, {json.dumps(question)})])\n```\n'
     yield "`RUN` is this folder, a zip file of it, or `hf://USER/NAME`.\n"
+
+
+def _question(run: Path) -> str:
+    """One that the run was asked before, as far as it may stand in a line of code."""
+    try:
+        asked = str(json.loads((run / PROOF).read_text(encoding="utf-8"))["samples"][0]["prompt"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return "What is this?"
+    return asked if re.fullmatch(r"(\w[\w ,.?'-]{0,99})?", asked) else "What is this?"
 
 
 def _control(results: Mapping[str, Any], key: str, control: str) -> tuple[str, str]:

@@ -45,12 +45,13 @@ def write_predictions(path: Path, samples: Sequence[Sample], task: Task, judged:
 
 
 def numbers(task: Task, samples: Sequence[Sample], judged: Judged) -> dict[str, Any]:
-    """Every value, the interval of the task's own metric, and what the metric is."""
+    """Every value with its interval, and what the task's own metric is."""
+    names = dict.fromkeys([task.metric, *judged.summary])
     return {
         "metrics": [*judged.summary],
         **judged.summary,
         "definition": judged.scored.definition,
-        f"{task.metric}_interval": interval(task.metric, samples, judged),
+        **{f"{name}_interval": interval(name, samples, judged) for name in names},
     }
 
 

@@ -50,7 +50,9 @@ def trade_off(marks: Sequence[Mark], path: Path | str, metric: str) -> None:
     canvas.save(path)
 
 
-def label_boxes(centres: Sequence[Point], labels: Sequence[str]) -> list[Box]:
+def label_boxes(
+    centres: Sequence[Point], labels: Sequence[str], within: Box = (_LEFT, 8, _WIDTH - 8, _BOTTOM)
+) -> list[Box]:
     """Where each label stands: beside its point, inside the picture, over no other label or point if that can be."""
     taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
     boxes = []
@@ -65,9 +67,8 @@ def label_boxes(centres: Sequence[Point], labels: Sequence[str]) -> list[Box]:
             )
         ]  # fmt: skip
         places = [(left, top, left + width, top + height) for left, top in corners]
-        inside = [
-            box for box in places if box[0] >= _LEFT and box[2] <= _WIDTH - 8 and box[1] >= 8 and box[3] <= _BOTTOM
-        ]
+        left, top, right, bottom = within
+        inside = [box for box in places if box[0] >= left and box[2] <= right and box[1] >= top and box[3] <= bottom]
         best = min(inside or places, key=lambda box: sum(_overlap(box, other) for other in taken))
         taken.append(best)
         boxes.append(best)

@@ -224,6 +224,9 @@ def test_corpus_values_have_intervals_of_their_own(run: Path, other: Path) -> No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("perceptune.model.AdaptedModel.answer", said_by_rule)
         results = perceptune.evaluate(run, task=task, no_media=True, into=run / "c")
+    for key in results["metrics"]:
+        low, high = results[f"{key}_interval"]
+        assert low <= results[key] <= high
     for key in ("BLEU-1", "CIDEr"):
         low, high = results[f"gap_{key}_no_media_interval"]
         assert low <= results[f"gap_{key}_no_media"] <= high

@@ -118,8 +118,8 @@ def terms(result: Mapping[str, Any]) -> str:
     split, settings = result["select_on"], len(result["settings"])
     chosen = "" if split is None else f"; each row's setting is the best of {settings} on `{split}` with the first seed"
     trained, tested = f"{result['train_samples']:,} training samples", f"{result['test_samples']} samples"
-    seeds = ", ".join(map(str, result["seeds"]))
-    return f"{trained} each; {tested} of `{result['test_on']}`, seeds {seeds}{chosen}."
+    seeds = f"seed{'s' if len(result['seeds']) > 1 else ''} {', '.join(map(str, result['seeds']))}"
+    return f"{trained} each; {tested} of `{result['test_on']}`, {seeds}{chosen}."
 
 
 def as_csv(result: Mapping[str, Any]) -> str:

@@ -33,10 +33,21 @@ class Code:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing of ours (finished SVG), and what it shows in words."""
+    """A drawing of ours (finished SVG), the same for narrow pages, and what it shows in words."""
 
     svg: str
+    narrow: str
     alt: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer. `by` names the run where there are several; `right` is None for a metric without right and wrong."""
+
+    by: str
+    answer: str
+    right: bool | None
+    score: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,10 +57,14 @@ class Shot:
     pictures: Sequence[tuple[str, str]]  # data URI, description
     lacking: str
     question: str
-    answer: str
+    said: Sequence[Said]
     truth: str
-    right: bool
     blind: str | None  # the answer to the same question with another sample's media
+
+    @property
+    def truth_tells(self) -> bool:
+        """Whether the truth is another text than what everybody has said."""
+        return any(one.answer != self.truth for one in self.said)
 
 
 @dataclass(frozen=True)
@@ -65,11 +80,12 @@ Block = Words | Table | Code | Chart | Grid
 
 @dataclass(frozen=True)
 class Section:
-    """Blocks under a title; `level` 2, or 3 for a part of the section before it."""
+    """Blocks under a title; `level` 2, or 3 for a part of the section before it. A folded one opens at a click."""
 
     title: str
     blocks: Sequence[Block]
     level: int = 2
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,3 +94,25 @@ class Report:
 
     title: str
     sections: Sequence[Section]
+
+
+def verdict(right: bool | None) -> str:
+    """A tick or a cross and the word for it: told apart without colours."""
+    return "" if right is None else "✓ right:" if right else "✗ wrong:"
+
+
+def without_empty(table: Table) -> Table:
+    """Without the columns that say nothing of any row."""
+    kept = [number for number in range(len(table.heading)) if any(row[number] for row in table.rows)]
+    rows = [[row[number] for number in kept] for row in table.rows]
+    return Table(table.caption, [table.heading[number] for number in kept], rows)
+
+
+def grouped(table: Table) -> Table:
+    """Rows that differ in nothing but their run become one."""
+    runs: dict[tuple[str, ...], list[str]] = {}
+    for name, *rest in table.rows:
+        runs.setdefault(tuple(rest), []).append(name)
+    every = len({row[0] for row in table.rows})
+    rows = [["all" if 1 < len(names) == every else ", ".join(names), *rest] for rest, names in runs.items()]
+    return Table(table.caption, table.heading, rows)

@@ -7,14 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from perceptune.pictures import Point, nice_ticks, text_width, tick_label
+from perceptune.pictures import Point, nice_ticks, text_width, tick_label, wrap
 from perceptune.reporting.blocks import Chart
 from perceptune.scatter import Mark, count_label, decades, label_boxes
 
+Drawing = tuple[list[str], float]  # elements, height
 COLOURS = 8  # classes s0 to s7; more series begin anew, with dashes
-_WIDTH = 860
-_LEFT, _RIGHT = 80, 816
 _MAX_POINTS = 400  # of a curve: more are not seen
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A drawing's width, where its axes stand, how many steps the lower one may have."""
+
+    width: int
+    left: int
+    right: int
+    steps: int
+
+
+# Each drawing is made for a page and for a phone: scaled down, its letters could not be read.
+FRAMES = (Frame(860, 80, 816, 8), Frame(400, 48, 364, 4))
 
 
 @dataclass(frozen=True)
@@ -38,9 +51,40 @@ class Bar:
 
 def curves(many: Sequence[Series], what: str) -> Chart:
     """Lines over the samples seen."""
-    lead = [one for one in many if not one.faint] or many
-    top, bottom = 40 + 22 * len(lead), 330 + 22 * len(lead)
-    xs = nice_ticks(0, max(1.0, *(x for one in many for x, _ in one.points)), 8)
+    lead = _leading(many)
+    told = "; ".join(f"{one.label}: from {one.points[0][1]:.3g} to {one.points[-1][1]:.3g}" for one in lead)
+    last = max(x for one in many for x, _ in one.points)
+    return _chart([_curves(frame, many, what) for frame in FRAMES], f"{what} over {last:,.0f} samples seen. {told}")
+
+
+def trade_off(marks: Sequence[Mark], metric: str) -> Chart:
+    """Values over trained parameters, which stand on a logarithmic axis."""
+    told = "; ".join(f"{mark.label}: {mark.value:.3f} with {mark.trained:,}" for mark in marks)
+    return _chart(
+        [_trade_off(frame, marks, metric) for frame in FRAMES], f"{metric} against trained parameters. {told}"
+    )
+
+
+def bars(rows: Sequence[Bar], metric: str) -> Chart:
+    """Horizontal bars with intervals; a mark stands where the control is."""
+    marked = any(row.blind is not None for row in rows)
+    note = f"{metric}, with 95 % intervals{'; the upright mark: with the media shuffled' if marked else ''}"
+    told = "; ".join(
+        f"{row.label}: {row.value:.3f}"
+        + ("" if row.interval is None else f" ({row.interval[0]:.3f} to {row.interval[1]:.3f})")
+        for row in rows
+    )
+    return _chart([_bars(frame, rows, note) for frame in FRAMES], f"{note}. {told}")
+
+
+def _leading(many: Sequence[Series]) -> Sequence[Series]:
+    return [one for one in many if not one.faint] or many
+
+
+def _curves(frame: Frame, many: Sequence[Series], what: str) -> Drawing:
+    lead = _leading(many)
+    top, bottom = 40 + 22 * len(many), 330 + 22 * len(many)
+    xs = nice_ticks(0, max(1.0, *(x for one in many for x, _ in one.points)), frame.steps)
     # The axis follows the leading curves: one outlier among thousands of steps would flatten them.
     ys = nice_ticks(
         min(0.0, *(y for one in lead for _, y in one.points)), max(y for one in lead for _, y in one.points), 6
@@ -48,74 +92,68 @@ def curves(many: Sequence[Series], what: str) -> Chart:
 
     def at(point: Point) -> Point:
         share = (min(max(point[1], ys[0]), ys[-1]) - ys[0]) / (ys[-1] - ys[0])
-        return _LEFT + point[0] / xs[-1] * (_RIGHT - _LEFT), bottom - share * (bottom - top)
+        return frame.left + point[0] / xs[-1] * (frame.right - frame.left), bottom - share * (bottom - top)
 
-    parts = _level_axis(ys, top, bottom, what)
+    parts = _level_axis(frame, ys, top, bottom, what)
     for tick in xs:
         x, _ = at((tick, ys[0]))
-        parts += [
-            _line([(x, bottom), (x, bottom + 5)], "axis"),
-            _text((x, bottom + 20), tick_label(tick, xs), "faint", "middle"),
-        ]
-    parts.append(_text(((_LEFT + _RIGHT) / 2, bottom + 42), "samples seen", "", "middle"))
+        parts += _tick(x, bottom, tick_label(tick, xs))
+    parts += _caption(frame, bottom + 42, "samples seen")
     for one in sorted(many, key=lambda one: not one.faint):
-        number = lead.index(one) if one in lead else 0
         placed = [at(point) for point in _thinned(one.points)]
-        parts.append(_line(placed, f"curve {_class(number)}{' raw' if one.faint else ''}"))
+        parts.append(_line(placed, _look(one, lead)))
+        number = lead.index(one) if one in lead else 0
         parts += [_dot(point, 3.5, _class(number)) for point in placed if len(placed) < 30 and not one.faint]
-    for number, one in enumerate(lead):
+    for number, one in enumerate(many):
         y = 24 + 22 * number
         parts += [
-            _line([(_LEFT, y), (_LEFT + 26, y)], f"curve {_class(number)}"),
-            _text((_LEFT + 36, y + 5), one.label),
+            _line([(frame.left, y), (frame.left + 26, y)], _look(one, lead)),
+            _text((frame.left + 36, y + 5), _cut(one.label, frame.width - frame.left - 44)),
         ]
-    told = "; ".join(f"{one.label}: from {one.points[0][1]:.3g} to {one.points[-1][1]:.3g}" for one in lead)
-    last = max(x for one in many for x, _ in one.points)
-    return _chart(parts, bottom + 54, f"{what} over {last:,.0f} samples seen. {told}")
+    return parts, bottom + 54
 
 
-def trade_off(marks: Sequence[Mark], metric: str) -> Chart:
-    """Values over trained parameters, which stand on a logarithmic axis."""
-    top, bottom = 60, 446  # those of `scatter.label_boxes`
+def _look(one: Series, lead: Sequence[Series]) -> str:
+    return f"curve {_class(lead.index(one) if one in lead else 0)}{' raw' if one.faint else ''}"
+
+
+def _trade_off(frame: Frame, marks: Sequence[Mark], metric: str) -> Drawing:
+    top, bottom = 60, 446
     low, high = decades([mark.trained for mark in marks])
     ends = [end for mark in marks for end in (mark.value, *(mark.interval or ()))]
     ys = nice_ticks(min(ends), max(ends), 6)
 
     def at(trained: float, value: float) -> Point:
         share = (value - ys[0]) / (ys[-1] - ys[0])
-        return _LEFT + (math.log10(trained) - low) / (high - low) * (_RIGHT - _LEFT), bottom - share * (bottom - top)
+        x = frame.left + (math.log10(trained) - low) / (high - low) * (frame.right - frame.left)
+        return x, bottom - share * (bottom - top)
 
-    parts = _level_axis(ys, top, bottom, metric)
+    parts = _level_axis(frame, ys, top, bottom, metric)
     for power in range(low, high + 1):
-        x, _ = at(10.0**power, ys[0])
-        parts += [
-            _line([(x, bottom), (x, bottom + 5)], "axis"),
-            _text((x, bottom + 20), count_label(10**power), "faint", "middle"),
-        ]
-    parts.append(_text(((_LEFT + _RIGHT) / 2, bottom + 44), "trained parameters", "", "middle"))
+        parts += _tick(at(10.0**power, ys[0])[0], bottom, count_label(10**power))
+    parts += _caption(frame, bottom + 44, "trained parameters")
     centres = [at(mark.trained, mark.value) for mark in marks]
     for mark in marks:
         if mark.interval is not None:
             parts.append(_line([at(mark.trained, end) for end in mark.interval], "span"))
     parts += [_dot(centre, 5, "s0") for centre in centres]
-    labels = [_cut(mark.label, 300) for mark in marks]
-    for (x, y, _, _), label in zip(label_boxes(centres, labels), labels, strict=True):
+    labels = [_cut(mark.label, min(300.0, frame.width * 0.4)) for mark in marks]
+    inside = (frame.left, 8.0, frame.width - 8.0, bottom)
+    for (x, y, _, _), label in zip(label_boxes(centres, labels, inside), labels, strict=True):
         parts.append(_text((x, y + 13), label))
-    told = "; ".join(f"{mark.label}: {mark.value:.3f} with {mark.trained:,}" for mark in marks)
-    return _chart(parts, 500, f"{metric} against trained parameters. {told}")
+    return parts, 500
 
 
-def bars(rows: Sequence[Bar], metric: str) -> Chart:
-    """Horizontal bars with intervals; a mark stands where the control is."""
+def _bars(frame: Frame, rows: Sequence[Bar], note: str) -> Drawing:
     ends = [
         end for row in rows for end in (row.value, *(row.interval or ()), *([] if row.blind is None else [row.blind]))
     ]
-    xs = nice_ticks(min(0.0, *ends), max(*ends, 1e-9), 6)
-    left = min(330.0, 40 + max(text_width(row.label, 14) for row in rows))
+    xs = nice_ticks(min(0.0, *ends), max(*ends, 1e-9), min(6, frame.steps))
+    left = min(frame.width * 0.38, 40 + max(text_width(row.label, 14) for row in rows))
     bottom = 30 + 34 * len(rows)
 
     def at(value: float) -> float:
-        return left + (value - xs[0]) / (xs[-1] - xs[0]) * (_RIGHT - left)
+        return left + (value - xs[0]) / (xs[-1] - xs[0]) * (frame.right - left)
 
     parts = []
     for tick in xs:
@@ -136,30 +174,37 @@ def bars(rows: Sequence[Bar], metric: str) -> Chart:
             ]
         if row.blind is not None:
             parts.append(_line([(at(row.blind), y), (at(row.blind), y + 26)], "blind"))
-    marked = any(row.blind is not None for row in rows)
-    note = f"{metric}, with 95 % intervals{'; the upright mark: with the media shuffled' if marked else ''}"
-    parts.append(_text(((left + _RIGHT) / 2, bottom + 42), note, "", "middle"))
-    told = "; ".join(
-        f"{row.label}: {row.value:.3f}"
-        + ("" if row.interval is None else f" ({row.interval[0]:.3f} to {row.interval[1]:.3f})")
-        for row in rows
-    )
-    return _chart(parts, bottom + 54, f"{note}. {told}")
+    lines = _caption(frame, bottom + 42, note)
+    return [*parts, *lines], bottom + 36 + 18 * len(lines)
 
 
-def _level_axis(ticks: Sequence[float], top: float, bottom: float, label: str) -> list[str]:
-    parts = [_text((_LEFT - 50, top - 14), label.replace("_", " "))]
+def _tick(x: float, bottom: float, label: str) -> list[str]:
+    return [_line([(x, bottom), (x, bottom + 5)], "axis"), _text((x, bottom + 20), label, "faint", "middle")]
+
+
+def _caption(frame: Frame, y: float, text: str) -> list[str]:
+    """Under a drawing, on as many lines as it takes."""
+    lines = wrap(text, 15, frame.width - 16, 3)
+    return [_text((frame.width / 2, y + 18 * number), line, "", "middle") for number, line in enumerate(lines)]
+
+
+def _level_axis(frame: Frame, ticks: Sequence[float], top: float, bottom: float, label: str) -> list[str]:
+    parts = [_text((max(8, frame.left - 50), top - 14), label.replace("_", " "))]
     for value in ticks:
         y = bottom - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (bottom - top)
-        parts.append(_line([(_LEFT, y), (_RIGHT, y)], "axis" if value == ticks[0] else "rule"))
-        parts.append(_text((_LEFT - 9, y + 4), tick_label(value, ticks), "faint", "end"))
+        parts.append(_line([(frame.left, y), (frame.right, y)], "axis" if value == ticks[0] else "rule"))
+        parts.append(_text((frame.left - 9, y + 4), tick_label(value, ticks), "faint", "end"))
     return parts
 
 
-def _chart(parts: Sequence[str], height: float, alt: str) -> Chart:
-    """The drawing is described beside it, so that its parts need no words of their own."""
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" role="img"'
-    return Chart(f'{head} aria-label="{escape(alt)}">{"".join(parts)}</svg>', alt)
+def _chart(drawings: Sequence[Drawing], alt: str) -> Chart:
+    """Each drawing is described beside it, so that its parts need no words of their own."""
+    svgs = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {frame.width} {height:.0f}" role="img"'
+        f' aria-label="{escape(alt)}">{"".join(parts)}</svg>'
+        for frame, (parts, height) in zip(FRAMES, drawings, strict=True)
+    ]
+    return Chart(svgs[0], svgs[1], alt)
 
 
 def _thinned(points: Sequence[Point]) -> Sequence[Point]:
@@ -185,7 +230,7 @@ def _class(number: int) -> str:
 
 
 def _cut(text: str, width: float) -> str:
-    """As much of a label as fits."""
-    while text_width(text, 14) > width:
+    """As much of a label as fits, in a font that may be wider than the one it is measured with."""
+    while text_width(text, 15) > width:
         text = f"{text[:-2]}…"
     return text

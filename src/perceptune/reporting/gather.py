@@ -154,7 +154,9 @@ def _comparison(name: str, folder: Path) -> Comparison:
     for run in tested:
         if (run / META).is_file() and (run / RECIPE).is_file():
             first.setdefault(run.parents[1].name, run)
-    return Comparison(name, table, [read_run(label, run) for label, run in first.items()])
+    order = [row["label"] for row in table["rows"]]
+    labels = sorted(first, key=lambda label: (order.index(label) if label in order else len(order), label))
+    return Comparison(name, table, [read_run(label, first[label]) for label in labels])
 
 
 def _names(sources: Sequence[str]) -> list[str]:

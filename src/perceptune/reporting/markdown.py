@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from perceptune.reporting.blocks import Block, Chart, Code, Grid, Report, Shot, Table, Words
+from perceptune.reporting.blocks import Block, Chart, Code, Grid, Report, Shot, Table, Words, verdict
 
 
 def markdown(report: Report) -> str:
@@ -30,15 +30,16 @@ def _block(block: Block) -> str:
         case Chart():
             return f"*Drawing:* {_plain(block.alt)}."
         case Grid():
-            heading = ("media", "question", "answer", "", "expected", "with other media")
+            names = [one.by or "answer" for one in block.shots[0].said]
+            heading = ("media", "question", *names, "expected", "with other media")
             return f"{_plain(block.caption)}\n\n{_table(heading, [_cells(shot) for shot in block.shots])}"
 
 
 def _cells(shot: Shot) -> list[str]:
     media = "; ".join(alt for _, alt in shot.pictures)
     told = "; ".join(part for part in (media, shot.lacking) if part)
-    verdict = "✓ right" if shot.right else "✗ wrong"
-    return [told, shot.question, shot.answer, verdict, shot.truth, shot.blind or ""]
+    said = [" ".join(part for part in (verdict(one.right), one.answer, one.score) if part) for one in shot.said]
+    return [told, shot.question, *said, shot.truth, shot.blind or ""]
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

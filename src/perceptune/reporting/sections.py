@@ -8,15 +8,16 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from perceptune.card import part_name
+from perceptune.card import model_name, one_line, part_name
 from perceptune.compare.report import cells, terms
 from perceptune.compare.run import training_speed
 from perceptune.origin import METHOD, PROOF
 from perceptune.pictures import Point, series, smooth
-from perceptune.reporting.answers import by_type, grids
-from perceptune.reporting.blocks import Block, Chart, Code, Report, Section, Table, Words
+from perceptune.reporting.answers import grids, together
+from perceptune.reporting.blocks import Block, Chart, Code, Report, Section, Table, Words, grouped, without_empty
 from perceptune.reporting.charts import Bar, Series, bars, curves, trade_off
 from perceptune.reporting.gather import Comparison, Run, number, span
+from perceptune.reporting.questions import estimate, questions
 from perceptune.results import gap_name
 from perceptune.scatter import Mark
 
@@ -28,31 +29,33 @@ def make_report(runs: Sequence[Run], comparisons: Sequence[Comparison], *, sampl
     sections = [_overview(runs)] if runs else []
     sections += [_compared(one) for one in comparisons]
     sections.append(_training(every))
-    sections.append(Section("Answers by type of question", [block for run in every for block in _types(run)]))
-    sections.append(Section("Questions and answers", _GRIDS))
+    sections.append(Section("Answers by type of question", list(questions(every))))
+    several = len(every) > 1
+    joint = together(every, samples, media=media) if several else []
+    sections.append(Section("Questions and answers", [_GRIDS, *joint]))
     for run in every:
-        sections.append(Section(run.name, grids(run, samples, media=media), level=3))
+        sections.append(Section(run.name, grids(run, samples, media=media), level=3, folded=several))
     sections += [_parameters(every), _timing(every), _reproduction(every)]
     return Report(", ".join(names), sections)
 
 
-_GRIDS = (
-    Words(
-        "Right answers, then the limits: wrong ones with what would have been right. Samples are taken evenly over "
-        "the evaluated set, not chosen; where the control was measured, the answer with another sample's media follows."
-    ),
+_GRIDS = Words(
+    "Right answers, then the limits: wrong ones by kind, with what was expected. Samples are taken evenly over the "
+    "evaluated set, not chosen; where the control was measured, the answer with another sample's media follows."
 )
 
 
 def _overview(runs: Sequence[Run]) -> Section:
     """Every number with its controls; several runs also as pictures."""
-    blocks: list[Block] = [Words(f"{run.name}: {problem}", "bad") for run in runs for problem in run.problems]
+    blocks: list[Block] = [Words(_summary(run)) for run in runs]
+    blocks += [Words(f"{run.name}: {problem}", "bad") for run in runs for problem in run.problems]
     heading = ("run", "method", "metric", "value", "95 %", "media shuffled", "gap (95 %)", "no media", "gap (95 %)",
                "samples", "split")  # fmt: skip
     rows = [row for run in runs for row in _values(run)]
     if rows:
-        blocks.append(Table("Results with their controls: the same questions with other media, and without any",
-                            heading, rows))  # fmt: skip
+        caption = "Results with their controls: the same questions with other media, and without any"
+        known = 2 if len(runs) == 1 else 0  # run and method stand above
+        blocks.append(without_empty(Table(caption, heading[known:], [row[known:] for row in rows])))
     for run in runs:
         if run.results is not None and run.results.get("trained_on_this_split"):
             blocks.append(
@@ -69,17 +72,39 @@ def _overview(runs: Sequence[Run]) -> Section:
     return Section("Results", blocks)
 
 
+def _summary(run: Run) -> str:
+    """What the run is, and what came out, in a sentence or two."""
+    base = run.meta.get("base") or {}
+    models = " and ".join(_model(name, part) for name, part in base.items() if isinstance(part, Mapping))
+    share = number(run.meta.get("trained_share"))
+    told = (
+        f"{run.name}: method {part_name(run.recipe.get('method'))} on {part_name(run.recipe.get('task'))} "
+        f"with {models or 'base models'}; {_trained(run):,} parameters trained"
+        f"{'' if share is None else f' ({100 * share:.3f} % of all)'}."
+    )
+    if _first(run) is None:
+        return told
+    value, interval, blind = _value(run, run.metric)
+    near = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
+    other = "" if blind is None else f"; {blind:.3f} with other media"
+    samples = _shown((run.results or {}).get("evaluated_samples"), ",.0f")
+    return f"{told} Its {run.metric.replace('_', ' ')} is {value:.3f}{near}{other}, on {samples} samples."
+
+
 def _values(run: Run) -> Iterator[list[str]]:
     results = run.results
     if results is None:
         return
-    for key in results["metrics"]:
-        row = [run.name, part_name(run.recipe.get("method")), str(key), f"{results[key]:.3f}",
-               _span(results.get(f"{key}_interval"))]  # fmt: skip
+    for key in map(str, results["metrics"]):
+        scored = [row for row in run.predictions if key in row["scores"]]
+        # A run of an earlier version has the interval of its first metric alone.
+        found = _span(results.get(f"{key}_interval")) or (_span([*estimate(scored, key)[1:]]) if scored else "")
+        row = [run.name, part_name(run.recipe.get("method")), key, f"{results[key]:.3f}", found]
         for control in ("shuffled", "no_media"):
-            gap = gap_name(str(key), control)
+            gap = gap_name(key, control)
             row += [_shown(results.get(f"{key}_{control}"), ".3f"), _with_span(results, gap)]
-        yield [*row, str(results.get("evaluated_samples", "")), str(results.get("split", ""))]
+        count = f"{len(scored):,}" if scored else _shown(results.get("evaluated_samples"), ",.0f")
+        yield [*row, count, str(results.get("split", ""))]
 
 
 def _others(runs: Sequence[Run]) -> Iterator[Block]:
@@ -90,16 +115,16 @@ def _others(runs: Sequence[Run]) -> Iterator[Block]:
         for name, other in others.items() if isinstance(others, Mapping) else ():
             for key, gap in other.get("gaps", {}).items():
                 rows.append([run.name, name, key, _shown(gap.get("in"), ".3f"), _shown(gap.get("out"), ".3f"),
-                             f"{_shown(gap.get('difference'), '+.3f')} ({_span(gap.get('interval'))})"])  # fmt: skip
+                             _shown(gap.get("difference"), "+.3f"), _span(gap.get("interval"), "+")])  # fmt: skip
     if rows:
-        yield Table("Other data sets", ("run", "data set", "metric", "own", "other", "own - other (95 %)"), rows)
+        yield Table("Other data sets", ("run", "data set", "metric", "own", "other", "own - other", "95 %"), rows)
 
 
 def _compared(one: Comparison) -> Section:
     table, metric = one.table, str(one.table["metric"])
     try:
         heading, *rows = cells(table)
-        blocks: list[Block] = [Table(terms(table), [word or "row" for word in heading], rows)]
+        blocks: list[Block] = [without_empty(Table(terms(table), [word or "row" for word in heading], rows))]
     except (KeyError, TypeError, ValueError):  # of a later version, or written by hand
         rows = [[row["label"], f"{row['trained']:,}", f"{row[metric]:.3f}"] for row in table["rows"]]
         blocks = [Table("The comparison, as far as it can be read", ("row", "trained", metric), rows)]
@@ -137,17 +162,11 @@ def _training(runs: Sequence[Run]) -> Section:
     if not losses:
         return Section("Training", [Words("No log of a training was found.", "bad")])
     raw = [Series("each step", losses[0][1], faint=True)] if len(losses) == 1 else []
-    blocks.append(curves([Series(name, smooth(points)) for name, points in losses] + raw, "training loss"))
+    means = [(name, smooth(points)) for name, points in losses]
+    what = "training loss" if means == losses else "training loss, running mean"  # short trainings stay as they are
+    blocks.append(curves([Series(name, points) for name, points in means] + raw, what))
     blocks += [curves(many, f"{metric} while training") for metric, many in scores.items()]
     return Section("Training", blocks)
-
-
-def _types(run: Run) -> Iterator[Block]:
-    if not run.predictions:
-        yield Words(f"{run.name}: there are no predictions (`perceptune eval` writes them).", "bad")
-        return
-    tables: list[Block] = [*by_type(run)]
-    yield from tables or [Words(f"{run.name}: the data name no types of questions.")]
 
 
 def _parameters(runs: Sequence[Run]) -> Section:
@@ -158,16 +177,17 @@ def _parameters(runs: Sequence[Run]) -> Section:
                      "" if share is None else f"{100 * share:.3f} %"])  # fmt: skip
         parts += [[run.name, *part] for part in _parts(run)]
     bases = [
-        [run.name, str(part), str(found.get("id")), str(found.get("fingerprint"))[:16]]
+        [run.name, str(part), _model(str(part), found), str(found.get("fingerprint"))[:16]]
         for run in runs
         for part, found in (run.meta.get("base") or {}).items()
         if isinstance(found, Mapping)
     ]
     blocks: list[Block] = [
         Table("Trained and frozen parameters", ("run", "trained", "frozen", "trained share"), rows),
-        Table("What is stored of each method", ("run", "part", "tensors", "numbers", "MB"), parts),
-        Table("Base models", ("run", "part", "model", "fingerprint"), bases),
-    ]
+        Table("What is stored of each method, statistics of features included",
+              ("run", "part", "tensors", "numbers", "MB"), parts),
+        grouped(Table("Base models", ("run", "part", "model", "fingerprint"), bases)),
+    ]  # fmt: skip
     return Section("Parameters", blocks)
 
 
@@ -214,25 +234,29 @@ def _reproduction(runs: Sequence[Run]) -> Section:
             "gives the same run; the commands below make it anew beside the old one."
         )
     ]
-    rows = []
+    rows, lines = [], []
     for run in runs:
         folder = str(run.folder)
         again = f"{folder}-again"
-        lines = [shlex.join(["perceptune", "train", f"{folder}/run.yaml", "--run", again])]
+        lines += [f"# {' '.join(run.name.split())}"] if len(runs) > 1 else []
+        lines.append(shlex.join(["perceptune", "train", f"{folder}/run.yaml", "--run", again]))
         command = (run.results or {}).get("command")
         if isinstance(command, str):
             lines += ["# as it was evaluated:", " ".join(command.split())]
         lines.append(shlex.join(["perceptune", "eval", again]))
         if (run.folder / PROOF).is_file():
             lines.append(shlex.join(["perceptune", "verify", folder]))
-        blocks.append(Code("\n".join(lines)))
         found = run.meta.get("versions")
         versions = {"perceptune": run.meta.get("perceptune"), **(found if isinstance(found, Mapping) else {}),
                     "Python": run.meta.get("python")}  # fmt: skip
         rows.append([run.name, ", ".join(f"{name} {version}" for name, version in versions.items())])
-    return Section(
-        "How to make it again", [*blocks, Table("Versions that the runs were made with", ("run", "versions"), rows)]
-    )
+    table = grouped(Table("Versions that the runs were made with", ("run", "versions"), rows))
+    return Section("How to make it again", [*blocks, Code("\n".join(lines)), table])
+
+
+def _model(part: str, found: Mapping[str, Any]) -> str:
+    """A base model's name; of a folder on this machine the last part alone."""
+    return one_line(model_name(part, found.get("id")))
 
 
 def _first(run: Run) -> float | None:
@@ -250,12 +274,12 @@ def _trained(run: Run) -> int:
 
 def _with_span(results: Mapping[str, Any], key: str) -> str:
     value = _shown(results.get(key), "+.3f")
-    return f"{value} ({_span(results.get(f'{key}_interval'))})" if value else ""
+    return f"{value} ({_span(results.get(f'{key}_interval'), '+')})" if value else ""
 
 
-def _span(value: Any) -> str:
+def _span(value: Any, sign: str = "") -> str:
     ends = span(value)
-    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+    return "" if ends is None else f"{ends[0]:{sign}.3f} to {ends[1]:{sign}.3f}"
 
 
 def _shown(value: Any, shape: str) -> str:

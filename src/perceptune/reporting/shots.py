@@ -57,6 +57,11 @@ def _small(picture: Image.Image, side: int) -> Image.Image:
 
 
 def _uri(picture: Image.Image) -> str:
-    data = BytesIO()
-    picture.save(data, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+    """As PNG where that is not much larger: JPEG blurs the edges of drawings."""
+    files = {}
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 80})):
+        data = BytesIO()
+        picture.convert("RGB").save(data, kind, **options)
+        files[kind] = data.getvalue()
+    kind = "png" if len(files["png"]) <= 1.5 * len(files["jpeg"]) else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(files[kind]).decode()}"
