@@ -30,9 +30,12 @@ class Page:
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
+        self._requested: list[str] = []
 
     def open(self, address: str) -> Page:
         """Loads it, and waits until it has found its runs or asks for a key."""
+        self.requested(), self.complaints()
+        self._requested = []
         self.driver.get(address)
         self.until(lambda: self.shown("#ask") or self.shown("#lock") or self.shown("#trouble"))
         return self
@@ -86,13 +89,12 @@ class Page:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requested(self) -> list[str]:
-        """Addresses of everything that was asked for since the last look."""
-        found = []
+        """Addresses of everything that was asked for since `open`."""
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
             if message["method"] == "Network.requestWillBeSent":
-                found.append(message["params"]["request"]["url"])
-        return found
+                self._requested.append(message["params"]["request"]["url"])
+        return self._requested
 
 
 @contextmanager

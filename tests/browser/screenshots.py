@@ -34,7 +34,7 @@ def main() -> int:
     runs = load_runs(sys.argv[1:], limits)
     examples = load_examples(runs, 12, limits)
     with served(runs, limits, key=None, examples=examples) as server, browser(scale=1.5) as page:
-        resize(page, 1120, 900)
+        resize(page, 1120, 900, motion="reduce")
         page.open(server.base)
         page.until(lambda: len(page.all(".example")) == 12)
         click(page, 3)
@@ -42,9 +42,9 @@ def main() -> int:
         choose(page, list(runs)[1])
         click(page, 5, 2)
         shoot(page, "page-two-runs.png", "#exchanges > li:first-child", top="#ask")
-        resize(page, 1120, 900, scheme="dark")
+        resize(page, 1120, 900, scheme="dark", motion="reduce")
         shoot(page, "page-dark.png", "#inside", top="#shown")
-        resize(page, 320, 900)
+        resize(page, 320, 900, motion="reduce")
         choose(page, "")
         shoot(page, "page-narrow.png", "#exchanges > li:first-child")
     return 0
@@ -57,7 +57,7 @@ def click(page: Page, number: int, exchange: int = 1) -> None:
 
 def choose(page: Page, name: str) -> None:
     page.js(
-        "const one = document.getElementById('other'); one.value = arguments[0]; one.dispatchEvent(new Event('change'))",
+        "const one = document.getElementById('other'); one.value = arguments[0];one.dispatchEvent(new Event('change'))",
         name,
     )
 
@@ -66,7 +66,7 @@ def shoot(page: Page, name: str, last: str, top: str = "body") -> None:
     """From the top of one element to the end of another, in few colours."""
     page.js("document.activeElement.blur(); scrollTo(0, 0)")
     whole = page.js(
-        "const [a, b] = arguments.map((css) => document.querySelector(css).getBoundingClientRect());"
+        "const [a, b] = [...arguments].map((css) => document.querySelector(css).getBoundingClientRect());"
         "return [Math.max(0, a.top - 24), b.bottom + 24, innerWidth]", top, last,
     )  # fmt: skip
     clip = {"x": 0, "y": whole[0], "width": whole[2], "height": whole[1] - whole[0], "scale": 1}

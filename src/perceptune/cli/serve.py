@@ -29,7 +29,10 @@ def add_serve(serve: argparse.ArgumentParser) -> None:
         help="show N rows of each run's evaluation data, media included, to whoever may ask (default: none)",
     )  # fmt: skip
     access = serve.add_argument_group("access")
-    access.add_argument("--api-key", help=f"asked for on every route but /health and the page's files; safer: ${KEY_VARIABLE}, or a file")
+    access.add_argument(
+        "--api-key",
+        help=f"asked for on every route but /health and the page's files; safer: ${KEY_VARIABLE}, or a file",
+    )
     access.add_argument("--api-key-file", metavar="FILE", help="the key is what this file holds")
     access.add_argument("--no-api-key", action="store_true", help="listen to other machines without asking for a key")
     access.add_argument("--allowed-hosts", metavar="A,B", help="further names that this server is called by")

@@ -69,9 +69,10 @@ def describe(run: Run, limits: Limits, examples: int) -> dict[str, Any]:
     trained = count_trained(model.method)
     frozen = sum(count(part.module, without=model.method) for part in model.frozen_parts().values())
     decoding = run.decoding
+    encoders = model.recipe.encoders
     return {
         "id": run.name, "method": model.recipe.method.name, "lm": shown(model.recipe.lm.id, DEFAULT_LM),
-        "encoders": {name: shown(part.id, DEFAULT_ENCODERS.get(name, "")) for name, part in model.recipe.encoders.items()},
+        "encoders": {kind: shown(part.id, DEFAULT_ENCODERS.get(kind, "")) for kind, part in encoders.items()},
         "trained": trained, "share": trained / (frozen + count(model.method)),
         "takes": list(model.stores), "asks": "{prompt}" in model.recipe.text.template,
         "decoding": {"max_new_tokens": decoding.max_new_tokens, "beams": decoding.beams,

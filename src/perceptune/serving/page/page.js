@@ -142,6 +142,7 @@ function attach(one) {
 function showMedia() {
   const all = Object.values(state.media);
   at("empty").hidden = all.length > 0 || !at("camera").hidden;
+  at("drop").classList.toggle("full", at("empty").hidden);
   at("tiles").hidden = !all.length || !at("camera").hidden;
   at("tiles").replaceChildren(...all.map(tile));
 }
