@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import chromium
 import perceptune
 import runs as dwarf_runs
 from perceptune.checkpoint import save_run
@@ -17,7 +18,6 @@ from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs, load_runs
 from servers import Served, served
 
-chromium = pytest.importorskip("chromium", reason="selenium is not installed", exc_type=ImportError)
 EXAMPLES = 3
 
 
