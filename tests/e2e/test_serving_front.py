@@ -29,7 +29,7 @@ METHOD = {"name": "epalm", "n_levels": 2, "standardize": False}
 def loaded(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     place = tmp_path_factory.mktemp("front")
     save_run(place / "one", perceptune.build(dwarf_runs.recipe(dwarfs, method=METHOD)))
-    save_run(place / "two", perceptune.build(dwarf_runs.recipe(dwarfs, method={**METHOD, "name": "epalm-dma"})))
+    save_run(place / "two", perceptune.build(dwarf_runs.recipe(dwarfs, method={**METHOD, "name": "epalm-lin"})))
     return load_runs([str(place / "one"), f"a/b={place / 'two'}"], Limits())
 
 
