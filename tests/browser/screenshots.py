@@ -67,7 +67,7 @@ def shoot(page: Page, name: str, last: str, top: str = "body") -> None:
     page.js("document.activeElement.blur(); scrollTo(0, 0)")
     whole = page.js(
         "const [a, b] = [...arguments].map((css) => document.querySelector(css).getBoundingClientRect());"
-        "return [Math.max(0, a.top - 24), b.bottom + 24, innerWidth]", top, last,
+        "return [Math.max(0, a.top - 24), b.bottom + 12, innerWidth]", top, last,
     )  # fmt: skip
     clip = {"x": 0, "y": whole[0], "width": whole[2], "height": whole[1] - whole[0], "scale": 1}
     taken = page.driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})

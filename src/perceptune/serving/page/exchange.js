@@ -79,11 +79,11 @@ class Answer {
           this.text.append(piece.text); // as text, whatever it holds
           this.note.textContent = "answering";
         }
-        if (piece.reason) ended = piece.reason === "length" ? ", cut off at the most tokens" : "";
-        if (piece.usage) tokens = `${piece.usage.completion_tokens} token${piece.usage.completion_tokens === 1 ? "" : "s"}, `;
+        if (piece.reason) ended = piece.reason === "length" ? " (cut off there)" : "";
+        if (piece.usage) tokens = `${piece.usage.completion_tokens} token${piece.usage.completion_tokens === 1 ? "" : "s"}`;
       }
       if (!this.text.textContent) this.text.append(made("em", "(nothing)"));
-      this.note.textContent = `${tokens}${seconds()}${ended}`;
+      this.note.textContent = `${tokens}${ended}, ${seconds()}`;
       if (reference?.length) this._judge(reference);
     } catch (error) {
       if (signal.aborted) this.note.textContent = `stopped after ${seconds()}`;
