@@ -23,12 +23,12 @@ EXAMPLES = 3
 
 @pytest.fixture(scope="session")
 def loaded(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Two runs that see, and one that sees, hears and watches."""
+    """Two runs that see, and one that sees, hears and watches. What the first one says depends on the picture."""
     place = tmp_path_factory.mktemp("page")
     senses = {name: {"id": str(dwarfs / "encoder")} for name in ("image", "audio", "video")}
     runs: dict[str, dict[str, Any]] = {
-        "one": {"method": {"name": "epalm", "n_levels": 2, "standardize": False}},
-        "two": {"method": {"name": "limber", "standardize": False}},
+        "one": {"method": {"name": "limber", "connector_std": 2.0, "standardize": False}},
+        "two": {"method": {"name": "epalm", "n_levels": 2, "standardize": False}},
         "senses": {"method": {"name": "epalm", "n_levels": 2, "standardize": False}, "encoders": senses},
     }
     for name, changes in runs.items():

@@ -113,7 +113,9 @@ def test_two_runs_answer_side_by_side(page: Any, server: Served, slow: None) -> 
     assert (
         sum(one.endswith("/v1/chat/completions") for one in page.requested()[before:]) == 2
     )  # both before the first has ended
-    assert page.answered() == [answer(server, "color?", name, RED) for name in ("one", "two")]
+    expected = [answer(server, "color?", name, RED) for name in ("one", "two")]
+    assert page.answered() == expected
+    assert len({*expected, answer(server, "color?")}) == 3
     boxes = [one.rect for one in page.all(".answer")]
     assert boxes[0]["y"] == boxes[1]["y"]
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
@@ -191,7 +193,7 @@ def test_examples_ask_at_one_click(page: Any, server: Served) -> None:
     page.all(".example")[1].click()
     [said] = page.answered()
     picture = base64.b64decode(rows[1]["media"]["image"].partition(",")[2])
-    assert said == answer(server, rows[1]["prompt"], picture=picture)
+    assert said == answer(server, rows[1]["prompt"], picture=picture) != answer(server, rows[1]["prompt"])
     assert page.one(".asked strong").text == rows[1]["targets"][0]
     right = said.lower() == rows[1]["targets"][0]
     assert page.one(".note .chip").text == ("✓ as the reference" if right else "≠ unlike the reference")
@@ -203,7 +205,7 @@ def test_examples_ask_at_one_click(page: Any, server: Served) -> None:
 def test_where_a_picture_enters_is_drawn_and_listed(page: Any, loaded: Runs) -> None:
     choose(page, "other", "two")
     labels = [one.get_attribute("aria-label") for one in page.all("figure svg[role=img]")]
-    assert labels[0] == ("Of encoder's 4 layers, layer 2 enters 2, layer 3 enters 3 of the 4 layers of lm.")
+    assert labels[1] == ("Of encoder's 4 layers, layer 2 enters 2, layer 3 enters 3 of the 4 layers of lm.")
     for run, name in zip(page.all("#insides > article"), ("one", "two"), strict=True):
         method: Any = loaded[name].model.method
         rows = page.js(
