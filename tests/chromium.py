@@ -55,7 +55,7 @@ class Page:
     def js(self, code: str, *given: Any) -> Any:
         return self.driver.execute_script(code, *given)
 
-    def until(self, found: Callable[[], Result], seconds: float = 10) -> Result:
+    def until(self, found: Callable[[], Result], seconds: float = 20) -> Result:
         """What `found` returns as soon as that is something."""
         end = time.monotonic() + seconds
         while not (result := found()):
