@@ -52,4 +52,7 @@ def test_recipes_and_published_configurations_are_inside(installed: Path, tmp_pa
 def test_nothing_else_is_inside(installed: Path) -> None:
     assert {path.name.split("-")[0] for path in installed.iterdir()} == {"perceptune"}
     assert (installed / "perceptune/py.typed").is_file()
+    page = ROOT / "src/perceptune/serving/page"
+    served = installed / "perceptune/serving/page"
+    assert {path.name for path in served.iterdir()} == {path.name for path in page.iterdir()} >= {"index.html"}
     assert not list(installed.rglob("tests"))

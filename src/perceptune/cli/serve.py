@@ -24,8 +24,15 @@ def add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
     serve.add_argument("--access-log", action="store_true", help="a line for every request")
     serve.add_argument("--decoders", type=int, default=2, help="processes that take media apart (default: %(default)s)")
+    serve.add_argument(
+        "--examples", type=int, default=0, metavar="N",
+        help="show N rows of each run's evaluation data, media included, to whoever may ask (default: none)",
+    )  # fmt: skip
     access = serve.add_argument_group("access")
-    access.add_argument("--api-key", help=f"asked for on every route but /health; safer: ${KEY_VARIABLE}, or a file")
+    access.add_argument(
+        "--api-key",
+        help=f"asked for on every route but /health and the page's files; safer: ${KEY_VARIABLE}, or a file",
+    )
     access.add_argument("--api-key-file", metavar="FILE", help="the key is what this file holds")
     access.add_argument("--no-api-key", action="store_true", help="listen to other machines without asking for a key")
     access.add_argument("--allowed-hosts", metavar="A,B", help="further names that this server is called by")
@@ -50,6 +57,7 @@ def serve(options: argparse.Namespace) -> int:
         if importlib.util.find_spec(module) is None:
             raise UserError(f"`serve` needs {module}: run `pip install 'perceptune[serve]'`")
     from perceptune.serving.app import Access, make_app
+    from perceptune.serving.examples import load_examples
     from perceptune.serving.limits import Limits
     from perceptune.serving.local import LocalFiles
     from perceptune.serving.remote import Remote
@@ -68,13 +76,15 @@ def serve(options: argparse.Namespace) -> int:
     if options.allow_remote_media != bool(domains):
         raise UserError("remote media need both --allow-remote-media and --allowed-media-domains")
     folder = options.allowed_local_media_path
-    access = Access(
-        key, hosts_of(options.host, _listed(options.allowed_hosts)), LocalFiles(Path(folder)) if folder else None,
-        Remote(domains) if domains else None,
-    )  # fmt: skip
+    local = LocalFiles(Path(folder)) if folder else None
     limits = Limits(**{one.name: getattr(options, one.name) for one in fields(Limits)})
     runs = load_runs(options.runs, limits, overrides=options.overrides, trust=options.trust, device=options.device)
-    print(f"serving {', '.join(runs)} at http://{options.host}:{options.port}/v1", flush=True)
+    access = Access(
+        key, hosts_of(options.host, _listed(options.allowed_hosts)), local, Remote(domains) if domains else None,
+        load_examples(runs, options.examples, limits),
+    )  # fmt: skip
+    address = f"http://{options.host}:{options.port}"
+    print(f"serving {', '.join(runs)} at {address}/v1, with a page at {address}/", flush=True)
     server = make_server(
         make_app(runs, limits, access, decoders=options.decoders), limits, options.host, options.port,
         access_log=options.access_log,

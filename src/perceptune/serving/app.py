@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from perceptune._version import __version__
 from perceptune.serving.chat import Chat
 from perceptune.serving.decoding import Decoders
 from perceptune.serving.errors import ApiError
+from perceptune.serving.examples import Example
+from perceptune.serving.front import add_page, page_files
 from perceptune.serving.gate import Gate
 from perceptune.serving.intake import Intake
 from perceptune.serving.limits import Limits
@@ -29,7 +29,6 @@ from perceptune.serving.runs import Run, Runs
 from perceptune.serving.scheduler import Scheduler
 from perceptune.serving.schema import ChatRequest
 
-PAGE = Path(__file__).parent / "page"  # static files, at `/` where there is an index.html
 _REFERENCE = "#/components/schemas/{model}"
 
 
@@ -41,6 +40,7 @@ class Access:
     hosts: Collection[str] | None = ("localhost", "127.0.0.1", "::1")  # None: any
     local: LocalFiles | None = None
     remote: Remote | None = None
+    examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)  # of each run, to whoever may ask it
 
 
 def make_app(runs: Runs, limits: Limits, access: Access | None = None, *, decoders: int = 2) -> FastAPI:
@@ -102,12 +102,14 @@ def make_app(runs: Runs, limits: Limits, access: Access | None = None, *, decode
     async def docs() -> HTMLResponse:
         return HTMLResponse(_docs(app.openapi()))
 
-    if (PAGE / "index.html").is_file():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
+    files = page_files()
+    add_page(app, files, runs, limits, access.examples)
     _answer_errors(app)
     _describe(app)
     known = {path for path in app.openapi()["paths"] if "{" not in path}
-    app.add_middleware(Gate, key=access.key, hosts=access.hosts, metrics=metrics, routes=known)
+    app.add_middleware(
+        Gate, key=access.key, hosts=access.hosts, metrics=metrics, routes=known, open_routes={"/health", *files}
+    )
     return app
 
 

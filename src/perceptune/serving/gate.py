@@ -16,21 +16,27 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/health",)  # routes without the key
 _SINGLE = (b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"content-encoding")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"), (b"referrer-policy", b"no-referrer"),
-    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
+    # The page shows media that it was given by its user; nothing comes from elsewhere, and no code stands in it.
+    (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; media-src data:; "
+     b"object-src 'none'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"),
 ]  # fmt: skip
 
 
 class Gate:
-    """An ASGI middleware. `hosts` are the names this server answers to, None for any; `key` None asks for none."""
+    """An ASGI middleware. `hosts` are the names this server answers to, None for any; `key` None asks for none.
+
+    `open_routes` need no key: exact paths.
+    """
 
     def __init__(
-        self, app: App, *, key: str | None, hosts: Collection[str] | None, metrics: Metrics, routes: Collection[str]
-    ) -> None:
+        self, app: App, *, key: str | None, hosts: Collection[str] | None, metrics: Metrics, routes: Collection[str],
+        open_routes: Collection[str],
+    ) -> None:  # fmt: skip
         self._app, self._hosts, self._metrics, self._routes = app, hosts, metrics, routes
+        self._open = frozenset(open_routes)
         self._key = None if key is None else hashlib.sha256(key.encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +82,7 @@ class Gate:
         # A page in a browser can make its own name lead here: then the host is that name.
         if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
             raise ApiError(421, "this server does not answer to that host name (see --allowed-hosts)")
-        if self._key is not None and scope["path"] not in OPEN:
+        if self._key is not None and scope["path"] not in self._open:
             self._check_key(headers.get(b"authorization", b""))
 
     def _check_key(self, given: bytes) -> None:

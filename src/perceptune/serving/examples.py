@@ -1,0 +1,88 @@
+"""A few rows of the data that a run is evaluated on, for the page: taken once, at the start, and only if asked for."""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from perceptune.errors import UserError
+from perceptune.evaluation import make_task
+from perceptune.judging import pick_samples
+from perceptune.media import MediaError, content, label
+from perceptune.serving.limits import MIB, Limits
+from perceptune.serving.runs import Run, Runs
+from perceptune.types import Medium, Sample
+
+MOST = 24  # rows of a run
+_BYTES = 2 * MIB  # of a medium: all of them go to a browser together
+_DRAWN = 8  # times as many rows are looked at, so that not all have the same answer
+_KINDS = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row that can be asked as it stands."""
+
+    prompt: str
+    targets: tuple[str, ...]
+    media: Mapping[str, str]  # by modality, as `data:` addresses
+
+    def row(self, place: int) -> dict[str, Any]:
+        """Its JSON."""
+        return {"id": place, "prompt": self.prompt, "targets": list(self.targets), "media": dict(self.media)}
+
+
+def load_examples(runs: Runs, number: int, limits: Limits) -> dict[str, list[Example]]:
+    """So many rows of each run's evaluated split. Raises `UserError` for a run whose data are not here."""
+    if not 0 <= number <= MOST:
+        raise UserError(f"--examples: 0 to {MOST}, not {number}")
+    return {name: _of(run, number, limits) for name, run in runs.items()} if number else {}
+
+
+def _of(run: Run, number: int, limits: Limits) -> list[Example]:
+    try:
+        task = make_task(run.model.recipe)
+        rows = pick_samples(task, run.model.recipe.eval.split or task.splits[-1], _DRAWN * number)
+    except UserError as error:
+        raise UserError(f"`{run.name}`: no examples ({error}); leave out --examples") from error
+    found = list(islice((one for row in _varied(rows) if (one := _example(row, limits))), number))
+    if not found:
+        raise UserError(f"`{run.name}`: no example can be shown: media are missing or large; leave out --examples")
+    return found
+
+
+def _varied(rows: Sequence[Sample]) -> list[Sample]:
+    """Rows with answers that have not come yet before those with answers that have."""
+    times: Counter[tuple[str, ...]] = Counter()
+    turns = []
+    for row in rows:
+        turns.append(times[row.targets])
+        times[row.targets] += 1
+    return [row for _, row in sorted(zip(turns, rows, strict=True), key=lambda pair: pair[0])]
+
+
+def _example(row: Sample, limits: Limits) -> Example | None:
+    """None for a row whose media cannot be read, or are too large to be shown or asked."""
+    media = {}
+    for kind, medium in row.media.items():
+        try:
+            data = content(medium)
+        except MediaError:
+            return None
+        if len(data) > min(_BYTES, limits.bytes_of(kind)):
+            return None
+        media[kind] = f"data:{_mime(medium, kind)};base64,{base64.b64encode(data).decode()}"
+    return Example(row.prompt, row.targets, media)
+
+
+def _mime(medium: Medium, kind: str) -> str:
+    """What a file's name says, as far as it fits: a browser looks at the bytes itself."""
+    guessed, _ = mimetypes.guess_type(label(medium))
+    # No SVG: it is a document rather than a picture, and no encoder reads it.
+    fits = guessed is not None and guessed.startswith(f"{kind}/") and "svg" not in guessed
+    return guessed if fits and guessed else _KINDS[kind]
