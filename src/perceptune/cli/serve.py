@@ -53,8 +53,8 @@ def serve(options: argparse.Namespace) -> int:
     from perceptune.serving.limits import Limits
     from perceptune.serving.local import LocalFiles
     from perceptune.serving.remote import Remote
-    from perceptune.serving.runs import load_runs
-    from perceptune.serving.server import hosts_of, is_loopback, make_server
+    from perceptune.serving.runs import Runs, describe_runs, load_runs
+    from perceptune.serving.server import hosts_of, is_loopback, listening, make_server
 
     key = _key(options)
     if key is None and not is_loopback(options.host) and not options.no_api_key:
@@ -73,13 +73,29 @@ def serve(options: argparse.Namespace) -> int:
         Remote(domains) if domains else None,
     )  # fmt: skip
     limits = Limits(**{one.name: getattr(options, one.name) for one in fields(Limits)})
-    runs = load_runs(options.runs, limits, overrides=options.overrides, trust=options.trust, device=options.device)
-    print(f"serving {', '.join(runs)} at http://{options.host}:{options.port}/v1", flush=True)
-    server = make_server(
-        make_app(runs, limits, access, decoders=options.decoders), limits, options.host, options.port,
-        access_log=options.access_log,
-    )  # fmt: skip
-    server.run()
+    described = describe_runs(options.runs, trust=options.trust)
+    address = f"http://{options.host}:{options.port}"
+    failed: list[BaseException] = []
+
+    def load() -> Runs:
+        return load_runs(described, limits, overrides=options.overrides, trust=options.trust, device=options.device)
+
+    def ended(error: BaseException | None) -> None:
+        if error is None:
+            print(f"serving {', '.join(one.name for one in described)} at {address}/v1", flush=True)
+        else:
+            failed.append(error)
+            server.should_exit = True
+
+    app = make_app(load, limits, access, decoders=options.decoders, ended=ended)
+    server = make_server(app, limits, options.host, options.port, access_log=options.access_log)
+    with listening(options.host, options.port) as bound:
+        print(
+            f"loading {', '.join(one.name for one in described)}; {address}/health says when that is done", flush=True
+        )
+        server.run(sockets=[bound])
+    if failed:
+        raise failed[0]
     return 0 if server.started else 1
 
 

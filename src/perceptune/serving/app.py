@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import html
-import os
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +15,15 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from perceptune._version import __version__
-from perceptune.serving.chat import Chat
-from perceptune.serving.decoding import Decoders
 from perceptune.serving.errors import ApiError
 from perceptune.serving.gate import Gate
-from perceptune.serving.intake import Intake
 from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
 from perceptune.serving.metrics import Metrics
 from perceptune.serving.remote import Remote
 from perceptune.serving.runs import Run, Runs
-from perceptune.serving.scheduler import Scheduler
 from perceptune.serving.schema import ChatRequest
+from perceptune.serving.service import Ended, Service
 
 PAGE = Path(__file__).parent / "page"  # static files, at `/` where there is an index.html
 _REFERENCE = "#/components/schemas/{model}"
@@ -43,35 +39,34 @@ class Access:
     remote: Remote | None = None
 
 
-def make_app(runs: Runs, limits: Limits, access: Access | None = None, *, decoders: int = 2) -> FastAPI:
-    """An ASGI application that answers for these runs; `decoders` processes take media apart."""
+def make_app(
+    runs: Runs | Callable[[], Runs], limits: Limits, access: Access | None = None, *, decoders: int = 2,
+    ended: Ended = lambda _: None,
+) -> FastAPI:  # fmt: skip
+    """An ASGI application that answers for these runs; `decoders` processes take media apart.
+
+    Runs that are still to be loaded are loaded once it is running; `ended` is told of that.
+    """
     access = access or Access()
     metrics = Metrics()
-    scheduler: list[Scheduler] = []  # made where there is an event loop
+    service = Service(limits, access.local, access.remote, decoders=decoders, metrics=metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        processes = Decoders(limits, decoders, runs.frames)
-        intake = Intake(limits, processes, access.local, access.remote, max(1, min(4, os.cpu_count() or 1)))
-        own = Scheduler(limits, metrics)
-        app.state.chat = Chat(runs, limits, intake, own, metrics)
-        own.start()
-        scheduler.append(own)
+        if isinstance(runs, Runs):
+            service.open(runs)
+        else:
+            service.load(runs, ended)
         try:
             yield
         finally:
-            scheduler.clear()
-            await own.close()
-            intake.close()
-            processes.close()
+            await service.close()
 
     app = FastAPI(title="Perceptune", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
 
-    @app.get("/health", summary="Whether requests are answered")
+    @app.get("/health", summary="Whether requests are answered: 503 while models are loaded")
     async def health() -> JSONResponse:
-        if scheduler and scheduler[0].alive:
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "not ready"}, 503)
+        return JSONResponse({"status": service.status}, 200 if service.status == "ok" else 503)
 
     @app.get("/version", summary="Of this program")
     async def version() -> dict[str, str]:
@@ -83,11 +78,11 @@ def make_app(runs: Runs, limits: Limits, access: Access | None = None, *, decode
 
     @app.get("/v1/models", summary="The runs that are served")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_card(run) for run in runs.values()]}
+        return {"object": "list", "data": [_card(run) for run in service.runs.values()]}
 
     @app.get("/v1/models/{name:path}", summary="One of them")
     async def model(name: str) -> dict[str, Any]:
-        return _card(runs.named(name))
+        return _card(service.runs.named(name))
 
     @app.post(
         "/v1/chat/completions", summary="An answer to a question about a medium", response_class=JSONResponse,
@@ -95,8 +90,7 @@ def make_app(runs: Runs, limits: Limits, access: Access | None = None, *, decode
             "schema": {"$ref": _REFERENCE.format(model="ChatRequest")}}}}},
     )  # fmt: skip
     async def chat(request: Request) -> Response:
-        answered: Response = await app.state.chat(request)
-        return answered
+        return await service.chat(request)
 
     @app.get("/docs", summary="This page", response_class=HTMLResponse)
     async def docs() -> HTMLResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import subprocess
@@ -11,9 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from perceptune.errors import UserError
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
 
+_MODULE = "perceptune.serving.decoder"
+_START = 60.0  # seconds in which it must have started
+# A picture of one pixel.
+_DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg==")
 _GRACE = 5.0  # seconds beside those for decoding: the process may have to start, and to load its libraries
 
 
@@ -37,6 +43,24 @@ class Decoders:
         for one in self._all:
             one.start()  # so that no request waits for that
             self._free.put_nowait(one)
+
+    @staticmethod
+    async def try_out() -> UserError | None:
+        """Why no process can be started that decodes, if so: found out before anybody waits for one."""
+        process = _Process()
+        line = json.dumps({"modality": "image", "limits": {"pixels": 1, "side": 1}, "size": len(_DOT)}).encode() + b"\n"
+        try:
+            asking = asyncio.to_thread(process.ask, line, _DOT)
+            answer = await asyncio.wait_for(asyncio.shield(asking), _START)
+        except (OSError, EOFError, TimeoutError) as error:
+            return UserError(
+                f"the process that decodes media does not start: {error or type(error).__name__}; what "
+                f"`{sys.executable} -m {_MODULE} < /dev/null` says may help"
+            )
+        finally:
+            if (running := process.kill()) is not None:
+                await asyncio.to_thread(_tidy, running)
+        return UserError(f"the process that decodes media is broken: {answer['error']}") if "error" in answer else None
 
     async def check(self, data: bytes, modality: str) -> None:
         """Raises `ApiError` for a medium that cannot be used."""
@@ -79,7 +103,7 @@ class _Process:
         # Without the server's secrets, and without threads that would count against its memory.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PERCEPTUNE_")}
         self._running = subprocess.Popen(
-            [sys.executable, "-m", "perceptune.serving.decoder"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", _MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env={**kept, "OMP_NUM_THREADS": "1"}, start_new_session=True,  # an interruption is for the server
         )  # fmt: skip
         return self._running
