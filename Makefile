@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test lint fix docs clean
+.PHONY: help demo smoke test fuzz lint fix docs clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -24,6 +24,13 @@ smoke: $(VENV)/.made  ## the main job cut to about two minutes
 
 test: $(VENV)/.made  ## all tests, two at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= 0
+fuzz: $(VENV)/.made  ## damaged media and requests without end: FUZZ_SECONDS of each, from FUZZ_SEED on
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'schemathesis>=4'
+	$(BIN)/python tests/fuzz/media.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+	$(BIN)/python tests/fuzz/api.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 lint: $(VENV)/.made  ## what continuous integration checks beside the tests
 	$(BIN)/ruff check .

@@ -114,7 +114,7 @@ def told(found: dict[str, Any]) -> str:
         f"right {found['right']}, refused as they should be {found['refused']}, turned away first {found['retried']}",
         f"wrong {found['wrong']}, lost {found['lost']}, 5xx {found['failed']}",
         f"p50 {found['p50'] * 1000:.0f} ms, p95 {found['p95'] * 1000:.0f} ms",
-        f"memory after warm-up, then every {LOOK_EVERY} requests: {', '.join(f'{mb:.0f}' for mb in found['memory_mb'])} MB",
+        f"memory after warm-up, then every {LOOK_EVERY} requests: {[round(mb) for mb in found['memory_mb']]} MB",
         f"batched {batched:.1f} answers/s, one at a time {single:.1f}; median of the rounds' ratios "
         f"{found['times_as_many']:.2f}",
         *found["examples"],

@@ -105,7 +105,7 @@ def _key(options: argparse.Namespace) -> str | None:
 
     given = {
         "--api-key": options.api_key,
-        "--api-key-file": Path(options.api_key_file).read_text(encoding="utf-8") if options.api_key_file else None,
+        "--api-key-file": _content(options.api_key_file) if options.api_key_file else None,
         KEY_VARIABLE: os.environ.get(KEY_VARIABLE),
     }
     found = {name: value.strip() for name, value in given.items() if value is not None}
@@ -116,6 +116,15 @@ def _key(options: argparse.Namespace) -> str | None:
             raise UserError(f"{name}: an API key is ASCII text without blanks, not nothing")
         return value
     return None
+
+
+def _content(file: str) -> str:
+    from perceptune.errors import UserError
+
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--api-key-file: `{file}` cannot be read ({error})") from error
 
 
 def _listed(text: str | None) -> list[str]:

@@ -20,13 +20,12 @@ from perceptune.serving.gate import Gate
 from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
 from perceptune.serving.metrics import Metrics
+from perceptune.serving.openapi import REFERENCE, describe
 from perceptune.serving.remote import Remote
 from perceptune.serving.runs import Run, Runs
-from perceptune.serving.schema import ChatRequest
 from perceptune.serving.service import Ended, Service
 
 PAGE = Path(__file__).parent / "page"  # static files, at `/` where there is an index.html
-_REFERENCE = "#/components/schemas/{model}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def make_app(
     @app.post(
         "/v1/chat/completions", summary="An answer to a question about a medium", response_class=JSONResponse,
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {
-            "schema": {"$ref": _REFERENCE.format(model="ChatRequest")}}}}},
+            "schema": {"$ref": REFERENCE.format(model="ChatRequest")}}}}},
     )  # fmt: skip
     async def chat(request: Request) -> Response:
         return await service.chat(request)
@@ -99,7 +98,7 @@ def make_app(
     if (PAGE / "index.html").is_file():
         app.mount("/", StaticFiles(directory=PAGE, html=True))
     _answer_errors(app)
-    _describe(app)
+    describe(app)
     known = {path for path in app.openapi()["paths"] if "{" not in path}
     app.add_middleware(Gate, key=access.key, hosts=access.hosts, metrics=metrics, routes=known)
     return app
@@ -126,14 +125,6 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(HTTPException, routing)
     app.add_exception_handler(Exception, unforeseen)
-
-
-def _describe(app: FastAPI) -> None:
-    """Adds the request's schema, which is parsed by hand, to what FastAPI says of the routes."""
-    described = app.openapi()
-    schema = ChatRequest.model_json_schema(ref_template=_REFERENCE)
-    parts = schema.pop("$defs", {})
-    described.setdefault("components", {}).setdefault("schemas", {}).update({**parts, "ChatRequest": schema})
 
 
 def _docs(described: dict[str, Any]) -> str:

@@ -27,15 +27,7 @@ class Decoders:
     """So many processes that decode; each is replaced when it ends."""
 
     def __init__(self, limits: Limits, number: int, frames: int) -> None:
-        self._limits = {
-            "image": {"pixels": limits.image_pixels, "side": limits.image_side},
-            "audio": {"seconds": limits.audio_seconds},
-            "video": {
-                "pixels": limits.video_pixels, "side": limits.image_side, "seconds": limits.video_seconds,
-                "encoded_frames": limits.video_encoded_frames, "frames": frames,
-                "decode_seconds": limits.decode_seconds,
-            },
-        }  # fmt: skip
+        self._limits = self.limits_of(limits, frames)
         self._seconds = limits.decode_seconds
         self._free: asyncio.Queue[_Process] = asyncio.Queue()
         self._threads = ThreadPoolExecutor(2 * number, thread_name_prefix="perceptune-decoder")
@@ -45,6 +37,19 @@ class Decoders:
             self._free.put_nowait(one)
 
     @staticmethod
+    def limits_of(limits: Limits, frames: int) -> dict[str, dict[str, float]]:
+        """What a process is told of them, by modality; `frames` are taken of a clip."""
+        return {
+            "image": {"pixels": limits.image_pixels, "side": limits.image_side},
+            "audio": {"seconds": limits.audio_seconds},
+            "video": {
+                "pixels": limits.video_pixels, "side": limits.image_side, "seconds": limits.video_seconds,
+                "encoded_frames": limits.video_encoded_frames, "frames": frames,
+                "decode_seconds": limits.decode_seconds,
+            },
+        }  # fmt: skip
+
+    @staticmethod
     async def try_out() -> UserError | None:
         """Why no process can be started that decodes, if so: found out before anybody waits for one."""
         process = _Process()
@@ -52,14 +57,13 @@ class Decoders:
         try:
             asking = asyncio.to_thread(process.ask, line, _DOT)
             answer = await asyncio.wait_for(asyncio.shield(asking), _START)
-        except (OSError, EOFError, TimeoutError) as error:
+        except (OSError, EOFError, ValueError, TimeoutError) as error:
             return UserError(
                 f"the process that decodes media does not start: {error or type(error).__name__}; what "
                 f"`{sys.executable} -m {_MODULE} < /dev/null` says may help"
             )
         finally:
-            if (running := process.kill()) is not None:
-                await asyncio.to_thread(_tidy, running)
+            await asyncio.to_thread(process.end)
         return UserError(f"the process that decodes media is broken: {answer['error']}") if "error" in answer else None
 
     async def check(self, data: bytes, modality: str) -> None:
@@ -131,6 +135,11 @@ class _Process:
             raise EOFError
         told: dict[str, Any] = json.loads(answer)
         return told
+
+    def end(self) -> None:
+        """Ends it where nobody is asking."""
+        if (running := self.kill()) is not None:
+            _tidy(running)
 
     def kill(self) -> subprocess.Popen[bytes] | None:
         """Ends it; whoever waits for it in another thread then tidies up. The next one who asks starts another."""

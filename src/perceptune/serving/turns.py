@@ -28,7 +28,9 @@ from perceptune.stepping import Going, Row
 class Group(Protocol):
     """Jobs that are computed together."""
 
-    jobs: list[Job]  # that have not ended
+    @property
+    def jobs(self) -> list[Job]:
+        """That have not ended."""
 
     def step(self) -> bool:
         """A token more for each; False if that was the last. Raises whatever a model raises."""
