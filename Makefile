@@ -27,10 +27,11 @@ test: $(VENV)/.made  ## all tests, two at a time
 
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0
-fuzz: $(VENV)/.made  ## damaged media and requests without end: FUZZ_SECONDS of each, from FUZZ_SEED on
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'schemathesis>=4'
-	$(BIN)/python tests/fuzz/media.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
-	$(BIN)/python tests/fuzz/api.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+FUZZ := $(CURDIR)/$(VENV)/fuzz
+fuzz: $(VENV)/.made  ## damaged media and requests: FUZZ_SECONDS of each, from FUZZ_SEED on
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --target $(FUZZ) --upgrade 'schemathesis>=4'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/media.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(FUZZ) $(BIN)/python tests/fuzz/api.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 lint: $(VENV)/.made  ## what continuous integration checks beside the tests
 	$(BIN)/ruff check .

@@ -8,7 +8,10 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
+import av
+import numpy as np
 from PIL import Image
 
 import clips
@@ -45,8 +48,19 @@ def seeds() -> Mapping[str, tuple[tuple[str, bytes], ...]]:
     wave = sounds.noise(0.2)
     heard = [(kind, sounds.encoded(wave, kind=kind)) for kind in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF")]
     seen = [("-".join(kind[:2]), clips.clip(range(6), kind)) for kind in clips.KINDS]
-    sounding = ("mp4-with-sound", clips.clip(range(6), sound=True))
-    return {"image": tuple(pictures), "audio": (*heard, sounding), "video": (*seen, sounding)}
+    seen.append(("mp4-with-sound", clips.clip(range(6), sound=True)))
+    return {"image": tuple(pictures), "audio": (*heard, ("M4A", _m4a())), "video": tuple(seen)}
+
+
+def _m4a() -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as out:
+        track: Any = out.add_stream("aac", rate=16_000)
+        wave = sounds.noise(0.2).T.astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave), format="fltp", layout="mono")
+        frame.sample_rate = 16_000
+        out.mux([*track.encode(frame), *track.encode()])
+    return file.getvalue()
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:

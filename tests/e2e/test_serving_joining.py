@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +119,21 @@ def test_no_more_rows_than_allowed_are_computed_at_a_time(loaded: Runs, groups: 
 
 
 def test_beams_and_others_take_turns(loaded: Runs, folders: list[Path]) -> None:
-    """Three ways of decoding at the same time: each answer is that of `answer()`."""
-    beams = load_runs([str(folders[0])], Limits(), overrides=["decode.beams=3"])
-    sample = Sample("x", {"image": png()}, "color?")
-    expected = load(folders[0], overrides=["cache.features=off", "decode.beams=3"]).answer([sample])
-    with served(beams) as server, ThreadPoolExecutor(4) as pool:
-        said = list(pool.map(lambda _: server.chat(model="epalm")[1]["choices"][0]["message"]["content"], range(6)))
-    assert said == [beams["epalm"].clean(expected[0])] * 6
+    """Three ways of decoding, one of which runs to its end in one turn: each answer is that of `answer()`."""
+    ways = {"epalm": ["decode.beams=1"], "beams": ["decode.beams=3"], "restrained": ["decode.repetition_penalty=1.5"]}
+    own = {name: load_runs([str(folders[0])], Limits(), overrides=given)["epalm"] for name, given in ways.items()}
+    joint = Runs([replace(run, name=name) for name, run in own.items()])
+    expected = {}
+    for name, given in ways.items():
+        model = load(folders[0], overrides=["cache.features=off", *given])
+        raw = model.answer([Sample("x", {"image": png(color)}, "color?") for color in COLORS])
+        expected |= {(name, color): own[name].clean(one) for color, one in zip(COLORS, raw, strict=True)}
+    assert len({*expected.values()}) > 4
+    with served(joint) as server, ThreadPoolExecutor(9) as pool:
+        said = list(pool.map(
+            lambda ask: server.chat(media=[part(data_url(png(ask[1])))], model=ask[0])[1]["choices"], [*expected] * 2
+        ))  # fmt: skip
+    assert [choices[0]["message"]["content"] for choices in said] == [*expected.values()] * 2
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])

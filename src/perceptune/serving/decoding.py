@@ -1,4 +1,4 @@
-"""Media are decoded in processes of their own first, which are killed when that takes too long."""
+"""Media are decoded in processes of their own, which are killed when that takes too long."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Decoders:
         line = json.dumps({"modality": "image", "limits": {"pixels": 1, "side": 1}, "size": len(_DOT)}).encode() + b"\n"
         try:
             asking = asyncio.to_thread(process.ask, line, _DOT)
-            answer = await asyncio.wait_for(asyncio.shield(asking), _START)
+            answer, _ = await asyncio.wait_for(asyncio.shield(asking), _START)
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             return UserError(
                 f"the process that decodes media does not start: {error or type(error).__name__}; what "
@@ -66,8 +66,8 @@ class Decoders:
             await asyncio.to_thread(process.end)
         return UserError(f"the process that decodes media is broken: {answer['error']}") if "error" in answer else None
 
-    async def check(self, data: bytes, modality: str) -> None:
-        """Raises `ApiError` for a medium that cannot be used."""
+    async def check(self, data: bytes, modality: str) -> bytes:
+        """A medium that holds the same and takes no decoder; a clip as it is. Raises `ApiError` for a useless one."""
         process = await self._free.get()
         told = {"modality": modality, "limits": self._limits[modality], "size": len(data)}
         asking = asyncio.get_running_loop().run_in_executor(
@@ -77,7 +77,7 @@ class Decoders:
             await asyncio.wait([asking], timeout=self._seconds + _GRACE)
             if not asking.done():
                 raise ApiError(400, f"the {modality} takes too long to decode", code="invalid_media")
-            answer = asking.result()
+            answer, plain = asking.result()
         except (OSError, EOFError):
             raise ApiError(400, f"the {modality} cannot be decoded", code="invalid_media") from None
         finally:  # also when the client goes away meanwhile
@@ -87,6 +87,7 @@ class Decoders:
             self._free.put_nowait(process)
         if "error" in answer:
             raise ApiError(400, answer["error"], code="invalid_media")
+        return plain or data
 
     def close(self) -> None:
         """Ends them."""
@@ -112,8 +113,8 @@ class _Process:
         )  # fmt: skip
         return self._running
 
-    def ask(self, line: bytes, data: bytes) -> dict[str, Any]:
-        """What it says of a medium; `EOFError` or `OSError` where it ended instead."""
+    def ask(self, line: bytes, data: bytes) -> tuple[dict[str, Any], bytes]:
+        """What it says of a medium, and makes of it; `EOFError` or `OSError` where it ended instead."""
         running = self._running
         if running is not None and running.poll() is not None:
             _tidy(running)
@@ -121,20 +122,22 @@ class _Process:
         running = running or self.start()
         assert running.stdin is not None
         assert running.stdout is not None
-        answer = b""
         try:
             running.stdin.write(line + data)
             running.stdin.flush()
             answer = running.stdout.readline()
-        finally:
             if not answer.endswith(b"\n"):
-                if self._running is running:
-                    self._running = None
-                _tidy(running)
-        if not answer.endswith(b"\n"):
-            raise EOFError
-        told: dict[str, Any] = json.loads(answer)
-        return told
+                raise EOFError
+            told: dict[str, Any] = json.loads(answer)
+            plain = running.stdout.read(told.get("size", 0))
+            if len(plain) < told.get("size", 0):
+                raise EOFError
+        except (OSError, EOFError, ValueError):
+            if self._running is running:
+                self._running = None
+            _tidy(running)
+            raise
+        return told, plain
 
     def end(self) -> None:
         """Ends it where nobody is asking."""

@@ -58,8 +58,7 @@ class Intake:
         media = {kind: await self._bytes(part, kind) for kind, part in zip(kinds, parts, strict=True)}
         decoded: dict[Medium, Tensor] = {}
         for kind, data in media.items():
-            await self._decoders.check(data, kind)
-            decoded[data] = await self._decoded(data, kind, run)
+            decoded[data] = await self._decoded(await self._decoders.check(data, kind), kind, run)
         sample = Sample("question", media, text)
         return [
             Job(run, sample, decoded, replace(decoding, seed=decoding.seed + i), prompt, asked.stops, asked.stream)

@@ -88,7 +88,7 @@ class Scheduler:
 
     async def _run(self) -> None:
         while True:
-            if not self._groups:
+            if not (self._groups or self._waiting):
                 await self._news.wait()
             self._news.clear()
             started = time.monotonic()

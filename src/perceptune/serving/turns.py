@@ -117,7 +117,8 @@ def begin(jobs: Sequence[Job]) -> Group:
             return Apart(jobs, _cut(steps, model.text.eos))
         choose = chooser(decoding, model.seeds_of(samples, decoding, seeds) or seeds, ids.device)
         rows = [
-            Row(job.decoding.max_new_tokens, model.text.eos, choose, number, partial(watch.token, number))
+            # Each row knows its own job alone: the media of the others are let go when those end.
+            Row(job.decoding.max_new_tokens, model.text.eos, choose, number, partial(job.take, eos=model.text.eos))
             for number, job in enumerate(jobs)
         ]
         state = Prefilled(model.lm, ids, mask, slots, min(longest, GROWTH))
