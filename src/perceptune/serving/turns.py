@@ -102,13 +102,13 @@ def begin(jobs: Sequence[Job]) -> Group:
     decoding = replace(jobs[0].decoding, max_new_tokens=longest)
     model, seeds = run.model, [job.decoding.seed for job in jobs]
     watch = _Watch(jobs, model.text.eos)
-    whole = partial(model.said, samples, decoding, seeds=seeds, watch=watch)
-    if not isinstance(model, SplicedModel) or decoding.changes_scores:
-        return Apart(jobs, _in_one_go(whole))
+    if not isinstance(model, SplicedModel):
+        return Apart(jobs, _in_one_go(partial(model.said, samples, decoding, seeds=seeds, watch=watch)))
     with run.active(), _handed_in(jobs):
         ids, mask, slots = model.prompts(samples)
-        if model.lm.why_plain(slots) is not None:
-            return Apart(jobs, _in_one_go(whole))
+        if model.lm.why_plain(slots) is not None or decoding.changes_scores:
+            rows_of = partial(model.generated, ids, mask, slots, samples, decoding, seeds=seeds, watch=watch)
+            return Apart(jobs, _in_one_go(rows_of))
         if decoding.beams > 1:
             steps = beam_steps(
                 model.lm, ids, mask, slots, beams=decoding.beams, length_penalty=decoding.length_penalty,
