@@ -57,8 +57,12 @@ class Service:
         if isinstance(loaded, BaseException) or decoders is not None:
             ended(loaded if isinstance(loaded, BaseException) else decoders)
             return
-        self.open(loaded)
-        ended(None)
+        try:
+            self.open(loaded)
+        except OSError as error:
+            ended(error)
+        else:
+            ended(None)
 
     @property
     def status(self) -> str:
