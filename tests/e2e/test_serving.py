@@ -242,12 +242,15 @@ def test_the_command_serves(folders: list[Path]) -> None:
     )  # fmt: skip
     try:
         server = Served(port, None)
+        status = 0
         for _ in range(300):
             try:
                 status, _ = server.request("GET", "/health", key=None)
-                break
+                if status == 200:
+                    break
             except OSError:
-                time.sleep(0.1)
+                pass
+            time.sleep(0.1)
         assert status == 200
         status, answer = server.chat(model="mine")
         assert (status, answer["object"]) == (200, "chat.completion"), json.dumps(answer)
