@@ -71,23 +71,23 @@ def make_server(app: FastAPI, limits: Limits, host: str, port: int, *, access_lo
 
 def listening(host: str, port: int) -> socket.socket:
     """A socket bound to an address. Raises `UserError` if it cannot be, as where another program has the port."""
+    if not 0 <= port <= 65_535:  # of a larger number the resolver takes what is left of it in 16 bits
+        raise UserError(f"--port {port}: ports are numbers from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         made = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"--host {host} --port {port}: no such address ({error})") from error
     try:
         if os.name == "posix":  # or a server could not be started again at once
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         made.listen(_BACKLOG)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         made.close()
-        raise UserError(
-            f"--host {host} --port {port}: cannot be listened to ({getattr(error, 'strerror', None) or error})"
-        ) from error
+        raise UserError(f"--host {host} --port {port}: cannot be listened to ({error.strerror})") from error
     return made
 
 
