@@ -80,7 +80,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    options.requests, options.warm_up, options.rounds, options.round_requests = 2000, 400, 3, 96
     requests = make_requests(options)
     good = [one for one in requests if one.expected is not None and not one.stream][: options.round_requests]
     found: dict[str, Any] = {"requests": len(requests), "clients": options.clients}
