@@ -93,7 +93,7 @@ def test_mutations_are_what_they_say() -> None:
     ("was", "becomes", "said"),
     [
         (b"Lavf", b"\xff\xfe\xef\x80", None),  # a tag that is no UTF-8
-        (b"mp4a", b"zzzz", "encoded in a way that FFmpeg does not know"),
+        (b"stsd", b"zzzz", "encoded in a way that FFmpeg does not know"),
     ],
     ids=["tag", "codec"],
 )
