@@ -159,3 +159,12 @@ def test_too_much_has_its_own_status_for_openai_s_client(attacked_runs: Runs) ->
         with pytest.raises(openai.APIStatusError) as caught:
             server.client().chat.completions.create(**asked("a" * 30_000))
         assert (caught.value.status_code, caught.value.code) == (413, "request_too_large")
+
+
+def test_other_methods_are_told_which_there_are(attacked: Served) -> None:
+    """Found by Schemathesis: a 405 names those that are allowed."""
+    for path, method in (("/version", "GET"), ("/v1/chat/completions", "POST")):
+        head = f"TRACE {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n\r\n"
+        answer = attacked.raw(head.encode()).lower()
+        assert b" 405 " in answer
+        assert f"allow: {method}".lower().encode() in answer

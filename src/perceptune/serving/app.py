@@ -117,7 +117,9 @@ def _answer_errors(app: FastAPI) -> None:
 
     async def routing(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return ApiError(error.status_code, str(error.detail)).response()
+        answer = ApiError(error.status_code, str(error.detail)).response()
+        answer.headers.update(error.headers or {})  # such as Allow
+        return answer
 
     async def unforeseen(_: Request, __: Exception) -> Response:
         return ApiError(500, "something went wrong here").response()
