@@ -79,8 +79,6 @@ def _described(server: Served) -> dict[str, Any]:
     schemas["ChatRequest"]["properties"]["model"] = {"enum": ["one"]}
     known = {"enum": [data_url(png()), data_url(png()[:60])]}
     schemas["Url"]["properties"]["url"] = {"anyOf": [known, {"type": "string"}]}
-        "anyOf": [{"enum": [data_url(png()), data_url(png()[:60])]}, {"type": "string"}]
-    }
     schemas["ChatRequest"]["example"] = asked()
     return described
 
