@@ -243,7 +243,7 @@ def test_the_command_serves(folders: list[Path]) -> None:
     try:
         server = Served(port, None)
         status = 0
-        for _ in range(300):
+        for _ in range(1200):
             try:
                 status, _ = server.request("GET", "/health", key=None)
                 if status == 200:

@@ -35,9 +35,9 @@ QUESTIONS = ("color?", "what color is this picture?", "where is the cat", "a")
 
 @pytest.fixture(scope="module")
 def folders(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Methods that only inject, two of them alike but for their weights, and one that hangs adapters onto the LM."""
+    """Methods that only inject, two of them alike but for their weights, and one with the same slots that hangs adapters onto the LM."""
     place = tmp_path_factory.mktemp("served")
-    methods = {**INJECTING, "ada": {"name": "epalm-ada", "n_levels": 2, "standardize": False}}
+    methods = {**INJECTING, "ada": {**INJECTING["epalm"], "adapters": True}}
     for seed, (name, method) in enumerate(methods.items()):
         given = dwarf_runs.recipe(dwarfs, method=method, seed=seed, train=support.train_section(lr=0.3, prompt_lr=0.3))
         perceptune.train(given, place / name)
