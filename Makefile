@@ -6,7 +6,7 @@ RUN ?= runs/demo
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke study test browser lint fix docs clean
+.PHONY: help demo smoke study test browser fuzz lint fix docs clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -33,6 +33,14 @@ test: $(VENV)/.made  ## all tests, two at a time
 browser: $(VENV)/.made  ## the tests of the page in Chromium, which is installed if it is missing (Debian, Ubuntu)
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || apt-get install -y chromium chromium-driver
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser
+
+FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= 0
+FUZZ := $(CURDIR)/$(VENV)/fuzz
+fuzz: $(VENV)/.made  ## damaged media and requests: FUZZ_SECONDS of each, from FUZZ_SEED on
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --target $(FUZZ) --upgrade 'schemathesis>=4'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/media.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(FUZZ) $(BIN)/python tests/fuzz/api.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 lint: $(VENV)/.made  ## what continuous integration checks beside the tests
 	$(BIN)/ruff check .

@@ -58,6 +58,11 @@ class Served:
     def chat(self, **given: Any) -> tuple[int, dict[str, Any]]:
         return self.request("POST", "/v1/chat/completions", asked(**given))
 
+    def ask(self, *media: dict[str, Any], **more: Any) -> tuple[int, str]:
+        """Status and message, empty if there is none."""
+        status, answer = self.chat(media=list(media), **more)
+        return status, answer.get("error", {}).get("message", "")
+
     def raw(self, data: bytes, seconds: float = 10) -> bytes:
         """What comes back for these bytes until the server ends the connection."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:

@@ -8,7 +8,7 @@ those of the new tokens follow the beams.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,22 @@ def beam_search(
 
     A row that is not `wanted` any more is given up: what is returned of it means nothing.
     """
+    steps = beam_steps(
+        lm, ids, mask, slots, beams=beams, length_penalty=length_penalty, limits=limits, eos=eos, wanted=wanted
+    )
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            answers: list[list[int]] = end.value
+            return answers
+
+
+def beam_steps(
+    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], *, beams: int, length_penalty: float,
+    limits: Tensor, eos: int, wanted: Callable[[int], bool] | None = None,
+) -> Generator[None, None, list[list[int]]]:  # fmt: skip
+    """`beam_search` that stops for breath after each token."""
     n, room = len(ids), int(limits.max())
     state = Prefilled(lm, ids, mask, slots, room)
     held = _none_yet(n, beams, room, ids.device)
@@ -67,6 +83,7 @@ def beam_search(
             state.keep((first + torch.arange(beams, device=ids.device))[open_].flatten())
             going, held = going[open_], held.rows(open_)
         state.feed(held.tokens[:, :, length - 1].flatten())
+        yield
     return [tokens[:limit] for tokens, limit in zip(answers, limits.tolist(), strict=True)]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from perceptune import attention
 from perceptune.anatomy import weights_fingerprint
 from perceptune.choosing import chooser
-from perceptune.generation import limits_of, through_transformers, up_to
+from perceptune.generation import Watch, limits_of, through_transformers, up_to
 from perceptune.head import frozen_head_loss
 from perceptune.types import Decoding
 
@@ -168,7 +168,7 @@ class FrozenBlip(nn.Module):
     @torch.no_grad()
     def generate(
         self, queries: Tensor, tokens: LMTokens, decoding: Decoding, *, eos: int, pad: int,
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None, watch: Watch | None = None,
     ) -> list[list[int]]:  # fmt: skip
         """New tokens of each row, up to and without the end token, by transformers' `generate`.
 
@@ -184,7 +184,7 @@ class FrozenBlip(nn.Module):
         rows = through_transformers(
             self.language_model, given, decoding,
             chooser(decoding, seeds or [decoding.seed] * len(queries), queries.device), limits=limits, eos=eos, pad=pad,
-            **settings,
+            watch=watch, **settings,
         )  # fmt: skip
         return [up_to(eos, row) for row in rows]
 

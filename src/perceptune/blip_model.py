@@ -14,6 +14,7 @@ from perceptune.config import Recipe
 from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError
 from perceptune.features import FeatureStore
+from perceptune.generation import Watch
 from perceptune.lighter import lighten_parts
 from perceptune.model import AdaptedModel, Batch, FrozenPart, first_target
 from perceptune.qformer_methods.base import QFormerMethod, Queried, Seen
@@ -113,14 +114,16 @@ class BlipModel(AdaptedModel):
         instructions = [one.to(self.device) for one in tokens.instructions]
         return self.method.queries(self.blip, self._image(self.encode(samples)["image"]), instructions)
 
-    def _answer_batch(self, samples: Sequence[Sample], decoding: Decoding) -> list[str]:
+    def said(
+        self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
+        watch: Watch | None = None,
+    ) -> list[list[int]]:  # fmt: skip
         queries = self.queried(samples).queries
         tokens = cast(BlipText, self.text).asked(samples).for_lm(self.device)
-        rows = self.blip.generate(
-            queries, tokens, decoding, eos=self.text.eos, pad=self.text.pad,
-            seeds=[self.seed_of(sample, decoding) for sample in samples] if decoding.sample else None,
+        return self.blip.generate(
+            queries, tokens, decoding, eos=self.text.eos, pad=self.text.pad, watch=watch,
+            seeds=self.seeds_of(samples, decoding, seeds),
         )  # fmt: skip
-        return [self.text.decode(row) for row in rows]
 
     def _image(self, features: Features) -> Tensor:
         """(B, T, d_image): the one level that is kept."""

@@ -52,7 +52,7 @@ class BlipText(TextFormat):
         super().__init__(tokenizer, config, vocabulary=rows, pad_token=pad_token, longest=longest)
         self.qformer_tokenizer, self.instructions = qformer_tokenizer, instructions
         self.encoder_decoder = blip.encoder_decoder
-        self._image = [blip.image_token] * blip.n_queries
+        self._image, self.n_image_tokens = [blip.image_token] * blip.n_queries, blip.n_queries
         if self.encoder_decoder and config.supervise == "all":
             raise UserError("text.supervise: `all` is for decoder-only LMs: here the prompt is in the encoder")
         if qformer_tokenizer is not None:

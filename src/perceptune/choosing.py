@@ -13,6 +13,11 @@ from perceptune.types import Decoding
 Choose = Callable[[Tensor, Sequence[int]], Tensor]
 
 
+def likeliest(logits: Tensor, _: Sequence[int]) -> Tensor:
+    """The `Choose` of greedy decoding."""
+    return logits.float().argmax(-1)
+
+
 def chooser(decoding: Decoding, seeds: Sequence[int], device: torch.device) -> Choose:
     """(logits (n, vocab), the rows' numbers) -> the next token (n,) of each; row i draws with `seeds[i]`.
 
@@ -20,7 +25,7 @@ def chooser(decoding: Decoding, seeds: Sequence[int], device: torch.device) -> C
     of transformers' `generate` for that row after `torch.manual_seed(seed)`.
     """
     if not decoding.sample:
-        return lambda logits, _: logits.float().argmax(-1)
+        return likeliest
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
     warpers: list[Any] = []

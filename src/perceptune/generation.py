@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from perceptune.beams import beam_search
 from perceptune.choosing import Choose, chooser
 from perceptune.prefill import Prefilled
 from perceptune.splice import Splice, with_slots
+from perceptune.stepping import Going, Row
 from perceptune.types import Decoding, Slots
 
 if TYPE_CHECKING:
@@ -34,9 +36,6 @@ class Watch(Protocol):
 
     def wanted(self, row: int) -> bool:
         """Whether somebody still waits for a row; what is returned of one that nobody waits for is undefined."""
-
-
-LEAVE_AT = 0.75  # rows leave the batch when so many of them, or fewer, are still going on
 
 
 def generate(
@@ -75,29 +74,14 @@ def one_by_one(
     watch: Watch | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """Greedy decoding or sampling: new tokens of each row, the end token included."""
-    room = int(limits.max())
-    state = Prefilled(lm, ids, mask, slots, room)
-    answers: list[list[int]] = [[] for _ in range(len(ids))]
-    most = limits.tolist()
-    for _ in range(room):
-        going = state.rows.tolist()
-        tokens = choose(state.logits, going)
-        alive = []
-        for place, (row, token) in enumerate(zip(going, tokens.tolist(), strict=True)):
-            if len(answers[row]) < most[row] and eos not in answers[row][-1:]:
-                answers[row].append(token)
-                if watch is not None and not watch.token(row, token):
-                    most[row] = len(answers[row])
-            if len(answers[row]) < most[row] and answers[row][-1] != eos:
-                alive.append(place)
-        if not alive:
-            break
-        if len(alive) <= LEAVE_AT * len(going):
-            index = torch.tensor(alive, device=ids.device)
-            state.keep(index)
-            tokens = tokens[index]
-        state.feed(tokens)
-    return answers
+    rows = [
+        Row(most, eos, choose, number, None if watch is None else partial(watch.token, number))
+        for number, most in enumerate(limits.tolist())
+    ]
+    going = Going(Prefilled(lm, ids, mask, slots, int(limits.max())), rows)
+    while going.step():
+        pass
+    return [row.tokens for row in rows]
 
 
 def with_transformers(

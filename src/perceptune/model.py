@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from perceptune.config import Recipe
 from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError, nearest
 from perceptune.features import FeatureStore
+from perceptune.generation import Watch
 from perceptune.media import MediaError, content
 from perceptune.store import digest_of
 from perceptune.text import TextFormat, Tokens
@@ -104,8 +105,14 @@ class AdaptedModel(nn.Module, ABC):
         """Loss summed over the supervised tokens, and their number."""
 
     @abstractmethod
-    def _answer_batch(self, samples: Sequence[Sample], decoding: Decoding) -> list[str]:
-        """Generated text of each sample of one batch."""
+    def said(
+        self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
+        watch: Watch | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """Generated tokens of each sample of one batch, without end tokens.
+
+        `seeds` stand for `decoding.seed`, row by row; `watch` may end a row before its time.
+        """
 
     @property
     def reuses_texts(self) -> bool:
@@ -217,7 +224,7 @@ class AdaptedModel(nn.Module, ABC):
         size = batch_size or self.recipe.eval.batch_size
         answers: list[str] = []
         for start in range(0, len(samples), size):
-            answers += self._answer_batch(samples[start : start + size], decoding)
+            answers += [self.text.decode(row) for row in self.said(samples[start : start + size], decoding)]
         return answers
 
     def token_logprobs(
@@ -238,6 +245,15 @@ class AdaptedModel(nn.Module, ABC):
 
     def _cannot(self, what: str) -> UserError:
         return UserError(f"`backbone: {self.recipe.backbone}` {what}; `splice` does")
+
+    def seeds_of(
+        self, samples: Sequence[Sample], decoding: Decoding, seeds: Sequence[int] | None = None
+    ) -> list[int] | None:
+        """What each answer is drawn with, by `seed_of`; None where nothing is drawn."""
+        if not decoding.sample:
+            return None
+        given = seeds or [decoding.seed] * len(samples)
+        return [self.seed_of(sample, replace(decoding, seed=seed)) for sample, seed in zip(samples, given, strict=True)]
 
     def seed_of(self, sample: Sample, decoding: Decoding) -> int:
         """What an answer is drawn with: the same wherever the same question on the same media is asked."""

@@ -1,4 +1,4 @@
-"""An LM after its prompts: keys and values written in place, tokens fed one at a time, rows that leave or divide.
+"""An LM after its prompts: keys and values written in place, tokens fed one at a time, rows that leave, divide or join.
 
 Prefilled by split execution: slots are keys and values in the cache and nothing else, equal prompts share the layers
 below the first one that a medium enters, and the last block computes the last position only.
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
 
 from perceptune.keyvalues import Pair
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from perceptune.lm import FrozenLM
 
 
+GROWTH = 64  # columns
+
+
 class Grown(Cache):
-    """Keys and values of `columns` columns at most, written in place; closed columns hold zeros that nobody sees."""
+    """Keys and values, written in place while `columns` last; closed columns hold zeros that nobody sees."""
 
     def __init__(self, n_layers: int, rows: int, columns: int) -> None:
         super().__init__(layers=[])
@@ -37,6 +40,40 @@ class Grown(Cache):
             self.held[layer] = (self._room_for(pair.keys), self._room_for(pair.values))
         for held, given in zip(self._of(layer), (pair.keys, pair.values), strict=True):
             held[:, :, start : start + pair.width] = given if index is None else given[index]
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[Grown, int]], front: int, room: int) -> Grown:
+        """The rows of several caches: their `front` first columns, then of each the last ones, as many as it says.
+
+        All end in the same column, so that distances between a row's columns stay what they were.
+        """
+        end = front + max(last for _, last in parts)
+        whole = cls(len(parts[0][0].held), sum(part.n_rows for part, _ in parts), end + room)
+        for layer in range(len(whole.held)):
+            both = whole._room_for(parts[0][0]._of(layer)[0]), whole._room_for(parts[0][0]._of(layer)[1])
+            start = 0
+            for part, last in parts:
+                rows = slice(start, start := start + part.n_rows)
+                for into, held in zip(both, part._of(layer), strict=True):
+                    into[rows, :, :front] = held[:, :, :front]
+                    into[rows, :, end - last : end] = held[:, :, part.length - last : part.length]
+            whole.held[layer] = both
+        whole.length = end
+        return whole
+
+    @property
+    def n_rows(self) -> int:
+        """As many as there are now."""
+        return int(self._of(0)[0].shape[0])
+
+    def grow(self) -> None:
+        """Makes room for more columns where there is none left."""
+        if self.length == self.columns:
+            self.columns += GROWTH
+            self.held = [
+                held and (nn.functional.pad(held[0], (0, 0, 0, GROWTH)), nn.functional.pad(held[1], (0, 0, 0, GROWTH)))
+                for held in self.held
+            ]
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         self.put(layer_idx, self.length, Pair(key_states, value_states))
@@ -71,31 +108,63 @@ class Grown(Cache):
 
 
 class Prefilled:
-    """Rows that go on from their prompts. `logits` (rows, vocab) are those of each row's next token."""
+    """Rows that go on from their prompts. `logits` (rows, vocab) are those of each row's next token.
+
+    There is room for `room` tokens at first.
+    """
 
     def __init__(self, lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], room: int) -> None:
-        self.lm, self.slots, self.mask = lm, slots, mask
+        self.lm = lm
         self.cache, self.logits = _prefill(lm, ids, mask, slots, room)
         self.prompt = self.cache.length  # columns, slots included
         self.rows = torch.arange(ids.shape[0], device=ids.device)  # of the batch, as it came
         self._positions = mask.sum(-1)
-        self._seen = with_slots(ids, mask, sum(slot.width for slot in slots))[1]
-        self._splice = Splice(slots, mask)
+        self._front = sum(slot.width for slot in slots)
+        self._seen = with_slots(ids, mask, self._front)[1]
+        # A slot's states are in the cache now: only who may see it from which layer on matters.
+        self._slots = [_seen_only(slot, slot.present.to(ids.device)) for slot in slots]
+
+    @property
+    def layout(self) -> tuple[tuple[int, int], ...]:
+        """First layer and width of each group of slots: states of one layout on one LM can be joined."""
+        return tuple((slot.entry, slot.width) for slot in self._slots)
 
     def keep(self, index: Tensor) -> None:
         """Goes on with these rows, some of them more than once."""
-        self.rows, self.mask, self._positions, self._seen, self.logits = (
-            given[index] for given in (self.rows, self.mask, self._positions, self._seen, self.logits)
+        self.rows, self._positions, self._seen, self.logits = (
+            given[index] for given in (self.rows, self._positions, self._seen, self.logits)
         )
         self.cache.keep_rows(index)
-        # A slot's states are in the cache already, so only who may see it matters.
-        of_rows = [replace(slot, present=slot.present.to(self.rows.device)[self.rows]) for slot in self.slots]
-        self._splice = Splice(of_rows, self.mask)
+        self._slots = [_seen_only(slot, slot.present[index]) for slot in self._slots]
+
+    def join(self, others: Sequence[Prefilled], room: int) -> None:
+        """Goes on with the rows of others, too, behind its own; columns that no row sees are left out.
+
+        Raises `ValueError` for one of another LM or `layout`.
+        """
+        parts = [self, *others]
+        if any(part.lm is not self.lm or part.layout != self.layout for part in parts):
+            raise ValueError("states of another LM or layout cannot be joined")
+        texts = [part._seen[:, self._front :] for part in parts]
+        texts = [text[:, int(text.any(0).int().argmax()) :] for text in texts]
+        self.cache = Grown.joined(
+            [(part.cache, text.shape[1]) for part, text in zip(parts, texts, strict=True)], self._front, room
+        )
+        longest = self.cache.length - self._front
+        hidden = [part._seen[:, : self._front] for part in parts]
+        aligned = [nn.functional.pad(text, (longest - text.shape[1], 0)) for text in texts]
+        self._seen = torch.cat([torch.cat(hidden), torch.cat(aligned)], 1)
+        self._positions = torch.cat([part._positions for part in parts])
+        self.logits = torch.cat([part.logits for part in parts])
+        self.rows = torch.arange(len(self.logits), device=self.rows.device)
+        present = zip(*([slot.present for slot in part._slots] for part in parts), strict=True)
+        self._slots = [_seen_only(slot, torch.cat(each)) for slot, each in zip(self._slots, present, strict=True)]
 
     def feed(self, tokens: Tensor) -> Tensor:
         """The logits (rows, vocab) after one more token (rows,) each."""
-        self._seen = torch.nn.functional.pad(self._seen, (0, 1), value=1)
-        with self.lm.using(self._splice, None):
+        self.cache.grow()
+        self._seen = nn.functional.pad(self._seen, (0, 1), value=1)
+        with self.lm.using(Splice(self._slots, self._seen), None):
             out = self.lm.model(
                 input_ids=tokens[:, None], attention_mask=self._seen, position_ids=self._positions[:, None],
                 past_key_values=self.cache, use_cache=True,
@@ -104,6 +173,11 @@ class Prefilled:
         self._positions = self._positions + 1
         self.logits = out.logits[:, -1]
         return self.logits
+
+
+def _seen_only(slot: Slots, present: Tensor) -> Slots:
+    """A slot of which nothing is left to be written, in these rows."""
+    return replace(slot, states={slot.entry: present.new_empty(1, slot.width, 0)}, present=present)
 
 
 def _prefill(lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], room: int) -> tuple[Grown, Tensor]:

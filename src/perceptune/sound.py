@@ -140,10 +140,14 @@ def _ffmpeg(data: bytes, formats: str, shown: str) -> Iterator[tuple[Any, Any, S
 
     try:
         # A container can name others to be opened: only those that it begins like.
-        with av.open(BytesIO(data), mode="r", options={"format_whitelist": formats}) as container:
+        with av.open(
+            BytesIO(data), mode="r", options={"format_whitelist": formats}, metadata_errors="ignore"
+        ) as container:
             if not container.streams.audio:
                 raise MediaError(f"{shown}: holds no sound")
             stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise MediaError(f"{shown}: damaged sound (encoded in a way that FFmpeg does not know)")
             length = (container.duration or 0) / av.time_base
             yield container, stream, _checked(stream.rate, stream.channels, length, shown)
     except av.error.FFmpegError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -129,8 +128,11 @@ class SplicedModel(AdaptedModel):
             "plain": self.plain,
         }
 
-    def _answer_batch(self, samples: Sequence[Sample], decoding: Decoding) -> list[str]:
-        return [self.text.decode(row) for row in self.generated(*self.prompts(samples), samples, decoding)]
+    def said(
+        self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
+        watch: Watch | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        return self.generated(*self.prompts(samples), samples, decoding, seeds=seeds, watch=watch)
 
     def prompts(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[Slots]]:
         """Ids and mask (B, T) of the prompts, and their slots."""
@@ -144,10 +146,9 @@ class SplicedModel(AdaptedModel):
         seeds: Sequence[int] | None = None, watch: Watch | None = None,
     ) -> list[list[int]]:  # fmt: skip
         """New tokens of each row. `seeds` stand for `decoding.seed`, row by row."""
-        given = [replace(decoding, seed=seed) for seed in seeds or [decoding.seed] * len(samples)]
         return self.lm.generate(
             ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad, watch=watch,
-            seeds=[self.seed_of(*pair) for pair in zip(samples, given, strict=True)] if decoding.sample else None,
+            seeds=self.seeds_of(samples, decoding, seeds),
         )  # fmt: skip
 
     @torch.no_grad()

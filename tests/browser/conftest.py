@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def loaded(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 @pytest.fixture(scope="session")
 def server(loaded: Runs) -> Iterator[Served]:
     """Without a key, with examples."""
-    with served(loaded, key=None, examples=load_examples(loaded, EXAMPLES, Limits())) as running:
+    with served(loaded, key=None, examples=partial(load_examples, number=EXAMPLES, limits=Limits())) as running:
         yield running
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import sys
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -32,7 +33,7 @@ def main() -> int:
         return 2
     limits = Limits()
     runs = load_runs(sys.argv[1:], limits)
-    examples = load_examples(runs, 12, limits)
+    examples = partial(load_examples, number=12, limits=limits)
     with served(runs, limits, key=None, examples=examples) as server, browser(scale=1.5) as page:
         resize(page, 1120, 900, motion="reduce")
         page.open(server.base)

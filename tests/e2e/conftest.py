@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from perceptune.serving.runs import Runs
+    from servers import Served
 
 
 @pytest.fixture
@@ -18,3 +24,45 @@ def pictures(tmp_path: Path) -> list[Path]:
     for path in paths:
         Image.frombytes("RGB", (24, 18), chance.randbytes(24 * 18 * 3)).save(path)
     return paths
+
+
+@pytest.fixture(scope="module")
+def attacked_runs(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """A run that sees, hears and watches."""
+    import perceptune
+    import runs as dwarf_runs
+    from perceptune.checkpoint import save_run
+    from perceptune.serving.limits import Limits
+    from perceptune.serving.runs import load_runs
+
+    place = tmp_path_factory.mktemp("attacked") / "one"
+    encoders = {name: {"id": str(dwarfs / "encoder")} for name in ("image", "audio", "video")}
+    method = {"name": "epalm", "n_levels": 2, "standardize": False}
+    save_run(place, perceptune.build(dwarf_runs.recipe(dwarfs, encoders=encoders, method=method)))
+    return load_runs([str(place)], Limits())
+
+
+@pytest.fixture(scope="module")
+def attacked(attacked_runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Its server; `folder` is where its local media lie."""
+    from perceptune.serving.limits import Limits
+    from perceptune.serving.local import LocalFiles
+    from servers import png, served
+
+    folder = tmp_path_factory.mktemp("media")
+    (folder / "picture.png").write_bytes(png())
+    with served(attacked_runs, Limits(image_pixels=1_000_000, audio_mb=5), local=LocalFiles(folder)) as running:
+        running.folder = folder  # type: ignore[attr-defined]
+        yield running
+
+
+@pytest.fixture
+def goes_on(attacked: Served) -> Iterator[None]:
+    """After every attack a good request is answered as before, and none has failed on the server's side."""
+    good = attacked.chat()
+    yield
+    assert attacked.chat()[1]["choices"] == good[1]["choices"]
+    assert attacked.settles("buffered_bytes", 0)
+    assert attacked.settles("requests_admitted", 0)
+    failed = [line for line in attacked.text("GET", "/metrics")[1].splitlines() if 'status="5' in line]
+    assert failed == []

@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def loaded(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @pytest.fixture(scope="module")
 def server(loaded: Runs) -> Iterator[Served]:
-    with served(loaded, examples=load_examples(loaded, 5, Limits())) as running:
+    with served(loaded, examples=partial(load_examples, number=5, limits=Limits())) as running:
         yield running
 
 

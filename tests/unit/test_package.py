@@ -81,7 +81,7 @@ LAYERS = [
         *("attention", "lazy", "records", "tar", "choosing"),
     },
     {"split", "places"},
-    {"lm", "generation", "beams", "prefill", "trial", "store", "ranking", "blip"},
+    {"lm", "generation", "beams", "prefill", "stepping", "trial", "store", "ranking", "blip"},
     {"sharding", "lighter"},
     {"encoders", "methods", "qformer_methods", "metrics", "tasks"},
     {"loading", "optimizer", "holdout", "scoring", "blip_text"},

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import os
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 KEY_VARIABLE = "PERCEPTUNE_API_KEY"
@@ -61,8 +62,8 @@ def serve(options: argparse.Namespace) -> int:
     from perceptune.serving.limits import Limits
     from perceptune.serving.local import LocalFiles
     from perceptune.serving.remote import Remote
-    from perceptune.serving.runs import load_runs
-    from perceptune.serving.server import hosts_of, is_loopback, make_server
+    from perceptune.serving.runs import Runs, describe_runs, load_runs
+    from perceptune.serving.server import hosts_of, is_loopback, listening, make_server
 
     key = _key(options)
     if key is None and not is_loopback(options.host) and not options.no_api_key:
@@ -78,18 +79,34 @@ def serve(options: argparse.Namespace) -> int:
     folder = options.allowed_local_media_path
     local = LocalFiles(Path(folder)) if folder else None
     limits = Limits(**{one.name: getattr(options, one.name) for one in fields(Limits)})
-    runs = load_runs(options.runs, limits, overrides=options.overrides, trust=options.trust, device=options.device)
     access = Access(
         key, hosts_of(options.host, _listed(options.allowed_hosts)), local, Remote(domains) if domains else None,
-        load_examples(runs, options.examples, limits),
+        partial(load_examples, number=options.examples, limits=limits),
     )  # fmt: skip
-    address = f"http://{options.host}:{options.port}"
-    print(f"serving {', '.join(runs)} at {address}/v1, with a page at {address}/", flush=True)
-    server = make_server(
-        make_app(runs, limits, access, decoders=options.decoders), limits, options.host, options.port,
-        access_log=options.access_log,
-    )  # fmt: skip
-    server.run()
+    described = describe_runs(options.runs, trust=options.trust)
+    names, address = ", ".join(one.name for one in described), f"http://{options.host}:{options.port}"
+    failed: list[BaseException] = []
+
+    def load() -> Runs:
+        return load_runs(described, limits, overrides=options.overrides, trust=options.trust, device=options.device)
+
+    def ended(error: BaseException | None) -> None:
+        if error is None:
+            print(
+                f"serving {', '.join(one.name for one in described)} at {address}/v1, with a page at {address}/",
+                flush=True,
+            )
+        else:
+            failed.append(error)
+            server.should_exit = True
+
+    app = make_app(load, limits, access, decoders=options.decoders, ended=ended)
+    server = make_server(app, limits, options.host, options.port, access_log=options.access_log)
+    with listening(options.host, options.port) as bound:
+        print(f"loading {names}; {address}/health says when that is done", flush=True)
+        server.run(sockets=[bound])
+    if failed:
+        raise failed[0]
     return 0 if server.started else 1
 
 
@@ -99,7 +116,7 @@ def _key(options: argparse.Namespace) -> str | None:
 
     given = {
         "--api-key": options.api_key,
-        "--api-key-file": Path(options.api_key_file).read_text(encoding="utf-8") if options.api_key_file else None,
+        "--api-key-file": _content(options.api_key_file) if options.api_key_file else None,
         KEY_VARIABLE: os.environ.get(KEY_VARIABLE),
     }
     found = {name: value.strip() for name, value in given.items() if value is not None}
@@ -110,6 +127,15 @@ def _key(options: argparse.Namespace) -> str | None:
             raise UserError(f"{name}: an API key is ASCII text without blanks, not nothing")
         return value
     return None
+
+
+def _content(file: str) -> str:
+    from perceptune.errors import UserError
+
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--api-key-file: `{file}` cannot be read ({error})") from error
 
 
 def _listed(text: str | None) -> list[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import html
-import os
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,22 +13,17 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from perceptune._version import __version__
-from perceptune.serving.chat import Chat
-from perceptune.serving.decoding import Decoders
 from perceptune.serving.errors import ApiError
-from perceptune.serving.examples import Example
+from perceptune.serving.examples import Showing
 from perceptune.serving.front import add_page, page_files
 from perceptune.serving.gate import Gate
-from perceptune.serving.intake import Intake
 from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
 from perceptune.serving.metrics import Metrics
+from perceptune.serving.openapi import REFERENCE, describe
 from perceptune.serving.remote import Remote
 from perceptune.serving.runs import Run, Runs
-from perceptune.serving.scheduler import Scheduler
-from perceptune.serving.schema import ChatRequest
-
-_REFERENCE = "#/components/schemas/{model}"
+from perceptune.serving.service import Ended, Service
 
 
 @dataclass(frozen=True)
@@ -40,38 +34,37 @@ class Access:
     hosts: Collection[str] | None = ("localhost", "127.0.0.1", "::1")  # None: any
     local: LocalFiles | None = None
     remote: Remote | None = None
-    examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)  # of each run, to whoever may ask it
+    examples: Showing = lambda _: {}  # rows of each run's data, to whoever may ask it
 
 
-def make_app(runs: Runs, limits: Limits, access: Access | None = None, *, decoders: int = 2) -> FastAPI:
-    """An ASGI application that answers for these runs; `decoders` processes take media apart."""
+def make_app(
+    runs: Runs | Callable[[], Runs], limits: Limits, access: Access | None = None, *, decoders: int = 2,
+    ended: Ended = lambda _: None,
+) -> FastAPI:  # fmt: skip
+    """An ASGI application that answers for these runs; `decoders` processes take media apart.
+
+    Runs that are still to be loaded are loaded once it is running; `ended` is told of that.
+    """
     access = access or Access()
     metrics = Metrics()
-    scheduler: list[Scheduler] = []  # made where there is an event loop
+    service = Service(limits, access.local, access.remote, access.examples, decoders=decoders, metrics=metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        processes = Decoders(limits, decoders, runs.frames)
-        intake = Intake(limits, processes, access.local, access.remote, max(1, min(4, os.cpu_count() or 1)))
-        own = Scheduler(limits, metrics)
-        app.state.chat = Chat(runs, limits, intake, own, metrics)
-        own.start()
-        scheduler.append(own)
+        if isinstance(runs, Runs):
+            service.open(runs)
+        else:
+            service.load(runs, ended)
         try:
             yield
         finally:
-            scheduler.clear()
-            await own.close()
-            intake.close()
-            processes.close()
+            await service.close()
 
     app = FastAPI(title="Perceptune", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
 
-    @app.get("/health", summary="Whether requests are answered")
+    @app.get("/health", summary="Whether requests are answered: 503 while models are loaded")
     async def health() -> JSONResponse:
-        if scheduler and scheduler[0].alive:
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "not ready"}, 503)
+        return JSONResponse({"status": service.status}, 200 if service.status == "ok" else 503)
 
     @app.get("/version", summary="Of this program")
     async def version() -> dict[str, str]:
@@ -83,29 +76,28 @@ def make_app(runs: Runs, limits: Limits, access: Access | None = None, *, decode
 
     @app.get("/v1/models", summary="The runs that are served")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_card(run) for run in runs.values()]}
+        return {"object": "list", "data": [_card(run) for run in service.runs.values()]}
 
     @app.get("/v1/models/{name:path}", summary="One of them")
     async def model(name: str) -> dict[str, Any]:
-        return _card(runs.named(name))
+        return _card(service.runs.named(name))
 
     @app.post(
         "/v1/chat/completions", summary="An answer to a question about a medium", response_class=JSONResponse,
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {
-            "schema": {"$ref": _REFERENCE.format(model="ChatRequest")}}}}},
+            "schema": {"$ref": REFERENCE.format(model="ChatRequest")}}}}},
     )  # fmt: skip
     async def chat(request: Request) -> Response:
-        answered: Response = await app.state.chat(request)
-        return answered
+        return await service.chat(request)
 
     @app.get("/docs", summary="This page", response_class=HTMLResponse)
     async def docs() -> HTMLResponse:
         return HTMLResponse(_docs(app.openapi()))
 
     files = page_files()
-    add_page(app, files, runs, limits, access.examples)
+    add_page(app, files, service, limits)
     _answer_errors(app)
-    _describe(app)
+    describe(app)
     known = {path for path in app.openapi()["paths"] if "{" not in path}
     app.add_middleware(
         Gate, key=access.key, hosts=access.hosts, metrics=metrics, routes=known, open_routes={"/health", *files}
@@ -126,7 +118,9 @@ def _answer_errors(app: FastAPI) -> None:
 
     async def routing(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return ApiError(error.status_code, str(error.detail)).response()
+        answer = ApiError(error.status_code, str(error.detail)).response()
+        answer.headers.update(error.headers or {})  # such as Allow
+        return answer
 
     async def unforeseen(_: Request, __: Exception) -> Response:
         return ApiError(500, "something went wrong here").response()
@@ -134,14 +128,6 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(HTTPException, routing)
     app.add_exception_handler(Exception, unforeseen)
-
-
-def _describe(app: FastAPI) -> None:
-    """Adds the request's schema, which is parsed by hand, to what FastAPI says of the routes."""
-    described = app.openapi()
-    schema = ChatRequest.model_json_schema(ref_template=_REFERENCE)
-    parts = schema.pop("$defs", {})
-    described.setdefault("components", {}).setdefault("schemas", {}).update({**parts, "ChatRequest": schema})
 
 
 def _docs(described: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""The process in which a medium is decoded for the first time: what kills a decoder, or holds it up, hits no server.
+"""The process in which strangers' media are decoded: what kills a decoder, or holds it up, hits no server.
 
-Reads requests from standard input and writes answers to standard output, each a line of JSON; a request's line tells
-how many bytes follow it. `python -m perceptune.serving.decoder` is started by `decoding.py`.
+Reads requests from standard input and writes answers to standard output, each a line of JSON that tells how many bytes
+follow it. What follows an answer is the same picture or sound in a format that takes no decoder: BMP, WAV.
+`python -m perceptune.serving.decoder` is started by `decoding.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
+from io import BytesIO
 from typing import Any, BinaryIO
+
+import soundfile
 
 from perceptune.errors import UserError
 from perceptune.media import image_size, open_image
@@ -23,27 +27,34 @@ class RefusedError(UserError):
     """A medium beyond the server's limits."""
 
 
-def check(data: bytes, modality: str, limits: dict[str, Any]) -> None:
-    """Decodes a medium as far as a model will. Raises `UserError` for what cannot be used, header first."""
-    {"image": _image, "audio": _audio, "video": _video}[modality](data, limits)
+def check(data: bytes, modality: str, limits: dict[str, Any]) -> bytes:
+    """Decodes a medium as far as a model will. Raises `UserError` for what cannot be used, header first.
+
+    Returns the same pixels or samples as a plain file; nothing of a clip, of which each encoder takes other frames.
+    """
+    return {"image": _image, "audio": _audio, "video": _video}[modality](data, limits)
 
 
-def _image(data: bytes, limits: dict[str, Any]) -> None:
+def _image(data: bytes, limits: dict[str, Any]) -> bytes:
     height, width = image_size(data, "the image", max_pixels=limits["pixels"])
     if min(height, width) < limits["side"]:
         raise RefusedError(f"the image: {width} x {height} pixels; the least is {limits['side']} x {limits['side']}")
-    open_image(data, "the image", max_pixels=limits["pixels"])
+    plain = BytesIO()
+    open_image(data, "the image", max_pixels=limits["pixels"]).save(plain, "BMP")
+    return plain.getvalue()
 
 
-def _audio(data: bytes, limits: dict[str, Any]) -> None:
+def _audio(data: bytes, limits: dict[str, Any]) -> bytes:
     header = sound_header(data, "the sound")
     if header.seconds > limits["seconds"]:
         raise RefusedError(f"the sound: {header.seconds:.1f} seconds; allowed are {limits['seconds']:g}")
     # A header may be wrong about the length: no more than what is allowed is decoded anyway.
-    read_sound(data, header.rate, limits["seconds"], "the sound")
+    wave, plain = read_sound(data, header.rate, limits["seconds"], "the sound"), BytesIO()
+    soundfile.write(plain, wave, header.rate, format="WAV", subtype="FLOAT")
+    return plain.getvalue()
 
 
-def _video(data: bytes, limits: dict[str, Any]) -> None:
+def _video(data: bytes, limits: dict[str, Any]) -> bytes:
     clip = describe_clip(data, "the clip")
     for what, given, most in (
         ("frames", clip.frames, limits["encoded_frames"]), ("seconds", clip.seconds or 0.0, limits["seconds"]),
@@ -58,6 +69,7 @@ def _video(data: bytes, limits: dict[str, Any]) -> None:
     for frame in frames:
         if min(frame.size) < limits["side"]:
             raise RefusedError(f"the clip: {frame.width} x {frame.height} pixels; the least side is {limits['side']}")
+    return b""
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
@@ -65,12 +77,12 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     while line := requests.readline():
         told = json.loads(line)
         data = requests.read(told["size"])
-        answer: dict[str, Any] = {}
+        plain, answer = b"", {}
         try:
-            check(data, told["modality"], told["limits"])
+            plain = check(data, told["modality"], told["limits"])
         except (UserError, MemoryError) as error:
             answer = {"error": str(error) or "it needs too much memory"}
-        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.write(json.dumps({**answer, "size": len(plain)}).encode() + b"\n" + plain)
         answers.flush()
 
 

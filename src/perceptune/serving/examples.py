@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import mimetypes
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -35,6 +35,9 @@ class Example:
     def row(self, place: int) -> dict[str, Any]:
         """Its JSON."""
         return {"id": place, "prompt": self.prompt, "targets": list(self.targets), "media": dict(self.media)}
+
+
+Showing = Callable[[Runs], Mapping[str, Sequence[Example]]]
 
 
 def load_examples(runs: Runs, number: int, limits: Limits) -> dict[str, list[Example]]:

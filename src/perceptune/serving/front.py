@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from fastapi.responses import JSONResponse, Response
 from perceptune.building import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.methods.base import Injection
 from perceptune.model import AdaptedModel, count, count_trained
-from perceptune.serving.examples import Example
 from perceptune.serving.limits import MIB, Limits
-from perceptune.serving.runs import Run, Runs
+from perceptune.serving.runs import Run
+from perceptune.serving.service import Service
 
 FOLDER = Path(__file__).parent / "page"
 _KINDS = {
@@ -38,21 +38,22 @@ def page_files() -> dict[str, File]:
     return {"/": files.pop("/index.html"), **files}
 
 
-def add_page(
-    app: FastAPI, files: Mapping[str, File], runs: Runs, limits: Limits, examples: Mapping[str, Sequence[Example]]
-) -> None:
+def add_page(app: FastAPI, files: Mapping[str, File], service: Service, limits: Limits) -> None:
     """Adds the routes of the page and those that it alone asks."""
     for route, file in files.items():
         app.add_api_route(route, _sender(file), methods=["GET"], include_in_schema=False)
-    told = {name: describe(run, limits, len(examples.get(name, ()))) for name, run in runs.items()}
+    told: dict[str, dict[str, Any]] = {}
 
     @app.get("/v1/runs/{name:path}", summary="What a run is made of: its models, and which layer is given what")
     async def run(name: str) -> dict[str, Any]:
-        return told[runs.named(name).name]
+        found = service.runs.named(name)
+        if found.name not in told:
+            told[found.name] = describe(found, limits, len(service.examples.get(found.name, ())))
+        return told[found.name]
 
     @app.get("/v1/examples/{name:path}", summary="Rows of a run's data set with media and reference (--examples)")
     async def rows(name: str) -> JSONResponse:
-        found = examples.get(runs.named(name).name, ())
+        found = service.examples.get(service.runs.named(name).name, ())
         return JSONResponse({"object": "list", "data": [one.row(place) for place, one in enumerate(found)]})
 
 

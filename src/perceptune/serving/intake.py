@@ -51,13 +51,14 @@ class Intake:
                 raise ApiError(400, f"model `{run.name}` takes no {kind}{known}", param="messages", code="no_encoder")
             if kind in kinds[:place]:
                 raise ApiError(400, f"more than one {kind}: this model takes one", param="messages")
+        if run.needs_image and "image" not in kinds:
+            raise ApiError(400, f"model `{run.name}` speaks about pictures only: send one", param="messages")
         prompt = self._prompt(Sample("question", {}, text), run)
         decoding = _room(decoding, prompt, run)
         media = {kind: await self._bytes(part, kind) for kind, part in zip(kinds, parts, strict=True)}
         decoded: dict[Medium, Tensor] = {}
         for kind, data in media.items():
-            await self._decoders.check(data, kind)
-            decoded[data] = await self._decoded(data, kind, run)
+            decoded[data] = await self._decoded(await self._decoders.check(data, kind), kind, run)
         sample = Sample("question", media, text)
         return [
             Job(run, sample, decoded, replace(decoding, seed=decoding.seed + i), prompt, asked.stops, asked.stream)
@@ -96,7 +97,7 @@ class Intake:
     def _prompt(self, sample: Sample, run: Run) -> int:
         """Number of its tokens. Raises `ApiError` for a question that the LM cannot take."""
         try:
-            return len(run.text.prompt_ids(sample))
+            return run.prompt_tokens(sample)
         except UserError as error:
             raise ApiError(400, str(error).removeprefix("sample `question`: "), param="messages") from error
 

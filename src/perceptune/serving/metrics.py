@@ -14,8 +14,8 @@ _HELP = {
     "prompt_tokens_total": "Tokens of prompts",
     "completion_tokens_total": "Tokens of answers",
     "request_seconds": "Time from a request's first byte to the end of its answer",
-    "batch_rows": "Answers computed together",
-    "batch_seconds": "Time to compute a batch",
+    "batch_rows": "Answers computed together, token by token",
+    "batch_seconds": "Time of a token for all of them, prompts of newcomers included",
 }
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _BOUNDS = {"request_seconds": _SECONDS, "batch_seconds": _SECONDS, "batch_rows": (1, 2, 4, 8, 16, 32, 64)}

@@ -8,11 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from perceptune.building import load_text
-from perceptune.checkpoint import META, load, read_recipe
+from torch import nn
+
+from perceptune.blip_model import BlipModel
+from perceptune.blip_text import BlipText
+from perceptune.building import text_of
+from perceptune.checkpoint import META, load, read_meta, read_recipe
+from perceptune.config import Recipe
 from perceptune.errors import UserError, nearest
 from perceptune.evaluation import make_task
 from perceptune.lm import FrozenLM
+from perceptune.model import AdaptedModel
 from perceptune.sections import LMConfig
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
@@ -20,7 +26,7 @@ from perceptune.serving.sharing import Attachments, Pool
 from perceptune.spliced import SplicedModel
 from perceptune.tasks.base import Task
 from perceptune.text import TextFormat
-from perceptune.types import Decoding
+from perceptune.types import Decoding, Sample
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Run:
 
     name: str
     created: int  # seconds since 1970
-    model: SplicedModel
+    model: AdaptedModel
     text: TextFormat
     task: Task | None
     attachments: Attachments
@@ -43,6 +49,19 @@ class Run:
     def clean(self, raw: str) -> str:
         """The answer in a generated text, as `perceptune answer` prints it."""
         return self.task.clean(raw) if self.task else raw.strip()
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether it answers nothing without a picture."""
+        return isinstance(self.model, BlipModel)
+
+    def prompt_tokens(self, sample: Sample) -> int:
+        """Those of the question; media are not counted. Raises `UserError` for a question that the LM cannot take."""
+        ids = self.text.prompt_ids(sample)
+        if isinstance(self.text, BlipText):
+            self.text.asked([sample])  # its Q-Former reads it, too
+            return len(ids) - self.text.n_image_tokens
+        return len(ids)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -82,50 +101,74 @@ class Runs(Mapping[str, Run]):
         return max((int(getattr(encoder, "frames", 1)) for encoder in encoders), default=1)
 
 
-def load_runs(
-    given: Sequence[str], limits: Limits, *, overrides: Sequence[str] = (), trust: bool = False,
-    device: str | None = None,
-) -> Runs:  # fmt: skip
+@dataclass(frozen=True)
+class Described:
+    """A run folder whose recipe has been read, and nothing else."""
+
+    name: str
+    folder: Path
+    recipe: Recipe
+
+
+def describe_runs(given: Sequence[str], *, trust: bool = False) -> list[Described]:
     """Runs given as FOLDER or NAME=FOLDER. Raises `UserError` for what is no run, or two of the same name."""
-    folders = _names(given)
-    kept = [] if any(word.startswith("cache.features=") for word in overrides) else ["cache.features=off"]
-    pool, runs = Pool(), []
-    for name, folder in folders.items():
+    described = []
+    for name, folder in _names(given).items():
         if not folder.is_dir():
             raise UserError(f"`{folder}` is not a run folder: there is no such folder")
-        recipe = read_recipe(folder, trust=trust)
-        if recipe.backbone != "splice":
-            raise UserError(f"`{folder}`: a run with `backbone: {recipe.backbone}` cannot be served, only `splice`")
-        if len(folders) > 1:
-            pool.settle(recipe)
-        runs.append(_loaded(name, folder, pool, [*kept, *overrides], trust, device))
+        read_meta(folder)
+        described.append(Described(name, folder, read_recipe(folder, trust=trust)))
+    return described
+
+
+def load_runs(
+    given: Sequence[str] | Sequence[Described], limits: Limits, *, overrides: Sequence[str] = (), trust: bool = False,
+    device: str | None = None,
+) -> Runs:  # fmt: skip
+    """The same, loaded. Raises `UserError` also for one that is damaged, or beyond the limits."""
+    kept = [] if any(word.startswith("cache.features=") for word in overrides) else ["cache.features=off"]
+    pool, runs = Pool(), []
+    described = [one for one in given if isinstance(one, Described)]
+    for one in described or describe_runs([word for word in given if isinstance(word, str)], trust=trust):
+        if len(given) > 1 and one.recipe.backbone == "splice":
+            pool.settle(one.recipe)
+        runs.append(_loaded(one, pool, [*kept, *overrides], trust, device))
         for modality, encoder in runs[-1].model.encoders.items():
             if int(getattr(encoder, "frames", 1)) > limits.video_frames:
-                raise UserError(f"`{folder}`: encoders.{modality} takes more frames than --video-frames allows")
+                raise UserError(f"`{one.folder}`: encoders.{modality} takes more frames than --video-frames allows")
         if runs[-1].decoding.max_new_tokens > limits.tokens:
-            raise UserError(f"`{folder}`: decode.max_new_tokens is more than --tokens = {limits.tokens}")
+            raise UserError(f"`{one.folder}`: decode.max_new_tokens is more than --tokens = {limits.tokens}")
     return Runs(runs)
 
 
-def _loaded(name: str, folder: Path, pool: Pool, overrides: Sequence[str], trust: bool, device: str | None) -> Run:
+def _loaded(one: Described, pool: Pool, overrides: Sequence[str], trust: bool, device: str | None) -> Run:
     lent = _Lent(pool)
-    model = load(folder, overrides=overrides, trust=trust, parts=lent, device=device)
+    model = load(one.folder, overrides=overrides, trust=trust, parts=lent, device=device)
     lent.attachments.take_off()
     task = make_task(model.recipe) if model.recipe.task else None
-    assert isinstance(model, SplicedModel)  # by its backbone
-    text = load_text(model.recipe, model.lm)
-    positions = getattr(model.lm.config, "max_position_embeddings", None)
-    created = int((folder / META).stat().st_mtime)
-    return Run(name, created, model, text, task, lent.attachments, positions)
+    created = int((one.folder / META).stat().st_mtime)
+    return Run(one.name, created, model, text_of(model), task, lent.attachments, _positions(model))
+
+
+def _positions(model: AdaptedModel) -> int | None:
+    """Tokens of prompt and answer that the LM has positions for; None where they are not numbered."""
+    if isinstance(model, BlipModel):
+        blip = model.blip
+        room = getattr(blip.language_model.config, "max_position_embeddings", None)
+        return None if room is None or blip.encoder_decoder else room - blip.n_queries
+    assert isinstance(model, SplicedModel)
+    return getattr(model.lm.config, "max_position_embeddings", None)
 
 
 class _Lent:
-    """The pool's parts for one run; notes what that hangs onto its LM."""
+    """The pool's parts for one run; notes what that hangs onto its LM.
 
-    attachments: Attachments
+    A run with `backbone: instructblip` borrows nothing: it puts its method into its own copy.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self._pool, self.encoder = pool, pool.encoder
+        self.attachments = Attachments(nn.Module())
 
     def lm(self, config: LMConfig, dtype: str) -> FrozenLM:
         lm = self._pool.lm(config, dtype)

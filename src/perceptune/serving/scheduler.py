@@ -1,25 +1,27 @@
-"""What waits is answered in batches by one thread; nothing waits for a batch to fill.
+"""What waits is answered by one thread, a token at a time: whoever comes joins those who are being answered.
 
-A batch is the oldest waiting request and all others that can be computed with it. A row that has ended is told at once,
-and leaves the computation with the next few. What goes wrong in a batch is found by answering its rows one by one.
+Nothing waits for a batch to fill, or to end. A row that has ended is told at once, and its place is free. What goes
+wrong in a group is found by answering its rows one by one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
-
-import torch
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
 
 from perceptune.errors import UserError
 from perceptune.serving.errors import ApiError
 from perceptune.serving.jobs import Job
 from perceptune.serving.limits import MIB, Limits
 from perceptune.serving.metrics import Metrics
+from perceptune.serving.turns import Group, begin, joined
+
+Result = TypeVar("Result")
 
 
 class Scheduler:
@@ -30,6 +32,7 @@ class Scheduler:
         self._admitted = 0
         self._buffered = 0
         self._waiting: list[Job] = []
+        self._groups: list[Group] = []
         self._news = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="perceptune-answers")
         self._task: asyncio.Task[None] | None = None
@@ -45,7 +48,7 @@ class Scheduler:
         """Ends: what waits is refused, what is computed is given up."""
         if self._task is not None:
             self._task.cancel()
-        for job in self._waiting:
+        for job in [*self._waiting, *(job for group in self._groups for job in group.jobs)]:
             job.fail(ApiError(503, "the server is shutting down"))
         await asyncio.to_thread(self._worker.shutdown, cancel_futures=True)
 
@@ -84,49 +87,65 @@ class Scheduler:
         self._news.set()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            await self._news.wait()
+            if not (self._groups or self._waiting):
+                await self._news.wait()
             self._news.clear()
-            while batch := self._next():
-                started = time.monotonic()
-                # Not `await` alone: what it raises is of these rows, and the next ones are to be answered.
-                done = loop.run_in_executor(self._worker, answer, batch)
-                await asyncio.wait([done])
-                if (error := done.exception()) is not None:
-                    await self._one_by_one(batch, error)
-                self._metrics.observe("batch_rows", len(batch))
-                self._metrics.observe("batch_seconds", time.monotonic() - started)
+            started = time.monotonic()
+            for jobs in self._startable():
+                self._groups += filter(None, [await self._computed(partial(begin, jobs), jobs)])
+            if not self._groups:
+                continue
+            everyone = [job for group in self._groups for job in group.jobs]
+            self._groups = await self._computed(partial(joined, self._groups), everyone) or []
+            for group in list(self._groups):
+                if not await self._computed(group.step, group.jobs):
+                    self._groups.remove(group)
+            self._metrics.observe("batch_rows", len(everyone))
+            self._metrics.observe("batch_seconds", time.monotonic() - started)
 
-    async def _one_by_one(self, batch: Sequence[Job], error: BaseException) -> None:
-        """Answers the rows of a batch that failed each alone: those fail that fail alone."""
-        loop = asyncio.get_running_loop()
-        left = [job for job in batch if not job.ended]
+    async def _computed(self, work: Callable[[], Result], jobs: Sequence[Job]) -> Result | None:
+        """What comes of some work in the thread. None if it fails: then these jobs have been answered one by one."""
+        # Not `await` alone: what it raises is of these rows, and the others are to be answered.
+        done = asyncio.get_running_loop().run_in_executor(self._worker, work)
+        await asyncio.wait([done])
+        error = done.exception()
+        if error is None:
+            return done.result()
+        left = [job for job in jobs if not (job.ended or job.gone)]
         for job in left:
-            found: BaseException | None = error
-            if len(batch) > 1:
+            if len(left) > 1:
                 job.tokens.clear()
-                done = loop.run_in_executor(self._worker, answer, [job])
-                await asyncio.wait([done])
-                found = done.exception()
-            if isinstance(found, UserError):
-                job.fail(ApiError(400, str(found)))
-            elif found is not None:
-                self._metrics.count("failures_total", kind=type(found).__name__)
+                error = await self._alone(job)
+            if isinstance(error, UserError):
+                job.fail(ApiError(400, str(error)))
+            elif error is not None:
+                self._metrics.count("failures_total", kind=type(error).__name__)
                 job.fail(ApiError(500, "the answer could not be computed"))
+        return None
 
-    def _next(self) -> list[Job]:
-        """The oldest job with those that can go along; jobs that nobody waits for are dropped."""
+    async def _alone(self, job: Job) -> BaseException | None:
+        """Answers it with nobody beside it; what went wrong."""
+
+        def whole() -> None:
+            group = begin([job])
+            while group.step():
+                pass
+
+        done = asyncio.get_running_loop().run_in_executor(self._worker, whole)
+        await asyncio.wait([done])
+        return done.exception()
+
+    def _startable(self) -> list[list[Job]]:
+        """Those who waited longest, as many as there is room for, by kind; jobs that nobody waits for are dropped."""
         self._waiting = [job for job in self._waiting if not job.gone]
-        if not self._waiting:
-            return []
-        kind = self._waiting[0].kind
-        batch = [job for job in self._waiting if job.kind == kind][: self._limits.batch]
-        taken = set(map(id, batch))
-        self._waiting = [job for job in self._waiting if id(job) not in taken]
-        for job in batch:
+        room = self._limits.batch - sum(len(group.jobs) for group in self._groups)
+        starting, self._waiting = self._waiting[: max(room, 0)], self._waiting[max(room, 0) :]
+        kinds: dict[Hashable, list[Job]] = {}
+        for job in starting:
             job.on_start()
-        return batch
+            kinds.setdefault(job.kind, []).append(job)
+        return list(kinds.values())
 
 
 class Admission:
@@ -145,48 +164,3 @@ class Admission:
     def hold(self, size: int) -> None:
         """See `Scheduler.buffer`."""
         self._scheduler.buffer(self, size)
-
-
-class _Watch:
-    """Tells the jobs of a batch their tokens."""
-
-    def __init__(self, jobs: Sequence[Job], eos: int) -> None:
-        self._jobs, self._eos = jobs, eos
-
-    def token(self, row: int, token: int) -> bool:
-        return self._jobs[row].take(token, self._eos)
-
-    def wanted(self, row: int) -> bool:
-        return not self._jobs[row].gone
-
-
-@torch.no_grad()
-def answer(jobs: Sequence[Job]) -> None:
-    """Computes a batch of one kind. Raises whatever a model raises."""
-    jobs = [job for job in jobs if not job.gone]
-    if not jobs:
-        return
-    run = jobs[0].run
-    model, samples = run.model, [job.sample for job in jobs]
-    decoding = replace(jobs[0].decoding, max_new_tokens=max(job.decoding.max_new_tokens for job in jobs))
-    with run.active(), _handed_in(jobs):
-        rows = model.generated(
-            *model.prompts(samples), samples, decoding, seeds=[job.decoding.seed for job in jobs],
-            watch=_Watch(jobs, model.text.eos),
-        )  # fmt: skip
-    for job, tokens in zip(jobs, rows, strict=True):
-        job.give(tokens)
-
-
-@contextmanager
-def _handed_in(jobs: Sequence[Job]) -> Iterator[None]:
-    """The media of these jobs need not be decoded again."""
-    decoded = {medium: pixels for job in jobs for medium, pixels in job.decoded.items()}
-    stores = jobs[0].run.model.stores.values()
-    for store in stores:
-        store.loader.decoded = decoded
-    try:
-        yield
-    finally:
-        for store in stores:
-            store.loader.decoded = {}

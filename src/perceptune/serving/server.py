@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +13,14 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from perceptune.errors import UserError
 from perceptune.serving.limits import Limits
 
 HEADER_BYTES = 32_768
 HEADER_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 5
 SHUTDOWN_SECONDS = 10
+_BACKLOG = 2048
 _CONNECTIONS = 64  # beside one for each place in the queue and the batch
 
 
@@ -63,6 +67,28 @@ def make_server(app: FastAPI, limits: Limits, host: str, port: int, *, access_lo
             limit_concurrency=limits.queue + limits.batch + _CONNECTIONS,
         )
     )  # fmt: skip
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket bound to an address. Raises `UserError` if it cannot be, as where another program has the port."""
+    if not 0 <= port <= 65_535:  # of a larger number the resolver takes what is left of it in 16 bits
+        raise UserError(f"--port {port}: ports are numbers from 0 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: no such address ({error})") from error
+    try:
+        if os.name == "posix":  # or a server could not be started again at once
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(_BACKLOG)
+    except OSError as error:
+        made.close()
+        raise UserError(f"--host {host} --port {port}: cannot be listened to ({error.strerror})") from error
+    return made
 
 
 def hosts_of(host: str, allowed: Sequence[str]) -> list[str] | None:

@@ -22,9 +22,9 @@ Entry = tuple[dict[Any, Any], Any, Any]  # a dictionary of a module, a key of it
 
 
 class Attachments:
-    """What was added to an LM's modules between `begin` and `end`; `on` puts it back for as long as it is needed."""
+    """What was added to an LM's modules before `take_off`; `on` puts it back for as long as it is needed."""
 
-    def __init__(self, lm: FrozenLM) -> None:
+    def __init__(self, lm: nn.Module) -> None:
         self._lm = lm
         self._before = {(id(place), key) for place, key, _ in _entries(lm)}
         self._added: list[Entry] = []
@@ -33,6 +33,10 @@ class Attachments:
         """Notes what has been added since, and takes it off."""
         self._added = [entry for entry in _entries(self._lm) if (id(entry[0]), entry[1]) not in self._before]
         self._remove()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything."""
+        return bool(self._added)
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -48,7 +52,7 @@ class Attachments:
             place.pop(key, None)
 
 
-def _entries(lm: FrozenLM) -> list[Entry]:
+def _entries(lm: nn.Module) -> list[Entry]:
     found: list[Entry] = []
     for module in lm.modules():
         for name in _HOOKS:
