@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class Served:
 
 
 @contextmanager
-def served(runs: Runs, limits: Limits | None = None, **access: Any) -> Iterator[Served]:
+def served(runs: Runs | Callable[[], Runs], limits: Limits | None = None, **access: Any) -> Iterator[Served]:
     limits = limits or Limits()
     app = make_app(runs, limits, Access(**{"key": KEY, **access}), decoders=1)
     server = make_server(app, limits, "127.0.0.1", 0)

@@ -75,13 +75,13 @@ def require_quiet(page: Any) -> None:
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token takes a while, and no answer ends by itself."""
     from perceptune.prefill import Prefilled
-    from perceptune.serving.jobs import Job
+    from perceptune.stepping import Row
 
-    feed, take = Prefilled.feed, Job.take
+    feed, take = Prefilled.feed, Row.take
 
     def slowly(self: Prefilled, tokens: Any) -> Any:
         time.sleep(0.03)
         return feed(self, tokens)
 
     monkeypatch.setattr(Prefilled, "feed", slowly)
-    monkeypatch.setattr(Job, "take", lambda self, token, eos: take(self, 5 if token == eos else token, eos))
+    monkeypatch.setattr(Row, "take", lambda self, token: take(self, 5 if token == self.eos else token))

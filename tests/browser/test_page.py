@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import threading
 from itertools import pairwise
 from typing import Any
 
@@ -227,3 +228,21 @@ def test_an_answer_says_why_it_ended(page: Any, server: Served) -> None:
     page.one("#question").send_keys("again", Keys.ENTER)  # the browser itself refuses more than the server allows
     assert len(page.all(".exchange")) == 1
     assert page.one("#tokens").get_attribute("max") == str(Limits().tokens)
+
+
+def test_it_waits_for_models_that_are_being_loaded(window: Any, loaded: Runs) -> None:
+    go_on = threading.Event()
+
+    def load() -> Runs:
+        assert go_on.wait(30)
+        return loaded
+
+    with served(load, key=None) as server:
+        page = window.open(server.base)
+        try:
+            page.until(lambda: "being loaded" in "".join(page.texts("#trouble")))
+            assert not page.shown("#ask")
+        finally:
+            go_on.set()
+        page.until(lambda: page.shown("#ask"))
+        assert not page.shown("#trouble")

@@ -12,6 +12,7 @@ from selenium.webdriver.common.keys import Keys
 
 import chromium
 from perceptune.media import open_image
+from perceptune.serving.front import describe
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs
 from perceptune.sound import read_sound, sound_header
@@ -79,13 +80,13 @@ def test_a_file_that_is_too_large_is_not_even_sent(window: Any, loaded: Runs) ->
         assert server.metric("requests_admitted") == 0
 
 
-def test_a_request_that_is_too_large_is_told(window: Any, loaded: Runs) -> None:
+def test_a_request_that_is_too_large_is_told(window: Any, loaded: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server has the last word, whatever the page believes."""
-    with served(loaded, Limits(), key=None) as server:
+    monkeypatch.setattr("perceptune.serving.front.describe", lambda run, _, n: describe(run, Limits(), n))
+    with served(loaded, Limits(body_mb=0.0001), key=None) as server:
         page = window.open(server.base)
         page.drop(png(size=(8, 8)), "small.png", "image/png")
         attached(page, "image")
-        server.app.state.chat._limits = Limits(body_mb=0.0001)
         page.one("#question").send_keys("color?", Keys.ENTER)
         page.answered()
         assert page.one(".refusal").text == "Refused with status 413: the request is larger than 104 bytes"

@@ -70,8 +70,23 @@ at("forget").addEventListener("click", () => {
 
 // Runs
 
+/** The list of runs, as soon as their models are loaded. */
+async function listed() {
+  for (;;) {
+    try {
+      const { data } = await get("v1/models");
+      trouble("");
+      return data;
+    } catch (error) {
+      if (!(error instanceof Refusal) || error.status !== 503) throw error;
+      trouble("The models are being loaded. This page goes on by itself.");
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
+  }
+}
+
 async function begin() {
-  const { data } = await get("v1/models");
+  const data = await listed();
   state.runs = await Promise.all(data.map((run) => get(`v1/runs/${encodeURIComponent(run.id)}`)));
   at("lock").hidden = true;
   at("forget").hidden = !key.get();
