@@ -174,6 +174,7 @@ def test_instructblip_is_served(kind: str, tmp_path: Path) -> None:
         assert (status, "pictures only" in answer["error"]["message"]) == (400, True)
         status, answer = server.chat(text="a " * 30, model="blip")
         assert (status, "Q-Former" in answer["error"]["message"]) == (400, True)
+        assert not answer["error"]["message"].startswith("sample"), "found out before it waits"
 
 
 def test_a_step_that_fails_fails_its_row_alone(loaded: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,8 @@ EMBEDS = b'{"model": "x", "messages": [{"role": "user", "content": [{"type": "pr
         (ASKS + b'"tools": [{}]}', "tools"),
         (ASKS + b'"max_tokens": 1e300}', "max_tokens"),
         (ASKS + b'"n": 0}', "n"),
+        (ASKS + b'"logprobs": true}', "logprobs"),
+        (ASKS + b'"logprobs": 0}', "logprobs"),
         (ASKS + b'"stop": ["", "a"]}', "stop"),
     ],
 )  # fmt: skip

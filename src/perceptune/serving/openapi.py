@@ -56,4 +56,4 @@ def _describe(path: str, operation: dict[str, Any]) -> None:
             "content": {"application/json": {"schema": {"$ref": REFERENCE.format(model="Error")}}},
         })  # fmt: skip
     if path == "/v1/chat/completions":
-        answers["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        answers["200"]["content"]["text/event-stream"] = {"schema": {}}

@@ -97,7 +97,7 @@ class ChatRequest(_Part):
     response_format: ResponseFormat | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: Annotated[bool, Field(json_schema_extra={"const": False})] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     modalities: list[Literal["text"]] | None = None
     # Of no effect on an answer.
@@ -115,6 +115,13 @@ class ChatRequest(_Part):
         if given is not None and (len(given) > 4 or not all(0 < len(one) <= 128 for one in given)):
             raise ValueError("at most four strings of 1 to 128 characters")
         return given
+
+    @field_validator("logprobs")
+    @classmethod
+    def _none_of_them(cls, logprobs: bool | None) -> bool | None:
+        if logprobs:  # not `Literal[False]`, which takes a 0
+            raise ValueError("log-probabilities are not given")
+        return logprobs
 
     @property
     def stops(self) -> tuple[str, ...]:
