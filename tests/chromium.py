@@ -132,3 +132,7 @@ def resize(page: Page, width: int, height: int = 800, *, scheme: str = "light", 
         {"features": [{"name": "prefers-color-scheme", "value": scheme},
                       {"name": "prefers-reduced-motion", "value": motion}]},
     )  # fmt: skip
+    # Laid out and painted anew: what is looked at next is not what stood there before.
+    page.driver.execute_async_script(
+        "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50)))"
+    )
