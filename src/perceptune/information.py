@@ -1,6 +1,7 @@
 """Estimators of mutual information on batches, in nats: functions and modules on tensors, without a model.
 
-`InfoNCE` is a lower bound, to be maximised; `Club` an upper one, to be minimised. Each learns while it is used.
+`InfoNCE` is a lower bound, to be maximised; `Club` and `LeaveOneOut` are upper ones, to be minimised. Each learns while
+it is used.
 """
 
 from __future__ import annotations
@@ -64,15 +65,33 @@ def club(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     rows = len(z)
     if rows == 1:
         return (z * 0).sum()
+    pairs = _distances(z, mean, log_variance)
+    others = (pairs.sum(1) - pairs.diagonal()) / (rows - 1)
+    return 0.5 * (others - pairs.diagonal()).mean()
+
+
+def leave_one_out(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """The leave-one-out bound (Poole et al., 2019) of z (B, d) under Gaussians (B, d); 0 for a batch of one row.
+
+    The mean of log q(z_i | x_i) - log mean_j q(z_i | x_j) over all rows i, j being the other rows.
+    """
+    rows = len(z)
+    if rows == 1:
+        return (z * 0).sum()
+    scores = -0.5 * (_distances(z, mean, log_variance) + log_variance.sum(-1, keepdim=True))
+    itself = torch.eye(rows, dtype=torch.bool, device=z.device)
+    others = scores.masked_fill(itself, -math.inf).logsumexp(0) - math.log(rows - 1)
+    return (scores.diagonal() - others).mean()
+
+
+def _distances(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """(B, B): of z_j (column) from the mean of row i (row), squared, in units of row i's variances."""
     precision = (-log_variance).exp()
-    own = ((z - mean).square() * precision).sum(-1)
-    # All pairs without a tensor (B, B, d): sum_d (z_j - m_i)^2 w_i, written out, about a point amid all of them.
+    # Without a tensor (B, B, d): sum_d (z_j - m_i)^2 w_i, written out, about a point amid all of them.
     centre = mean.mean(0)
     points, middles = z - centre, mean - centre
     pairs = precision @ points.square().T - 2 * (precision * middles) @ points.T
-    pairs = pairs + (precision * middles.square()).sum(-1, keepdim=True)
-    others = (pairs.sum(1) - pairs.diagonal()) / (rows - 1)
-    return 0.5 * (others - own).mean()
+    return pairs + (precision * middles.square()).sum(-1, keepdim=True)
 
 
 class Club(nn.Module):
@@ -88,13 +107,25 @@ class Club(nn.Module):
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         """The bound for rows z (B, z_size) and x (B, x_size)."""
+        return club(z, *self.fixed(x))
+
+    def fixed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What q says of z, without a gradient to q."""
         fixed = {name: parameter.detach() for name, parameter in self.q.named_parameters()}
-        return club(z, *functional_call(self.q, fixed, (x,)))
+        mean, log_variance = functional_call(self.q, fixed, (x,))
+        return mean, log_variance
 
     def fit(self, z: Tensor, x: Tensor) -> Tensor:
         """Negative log-likelihood of q up to a constant: a scalar whose gradient moves q alone."""
         mean, log_variance = self.q(x.detach())
         return 0.5 * ((z.detach() - mean).square() / log_variance.exp() + log_variance).sum(-1).mean()
+
+
+class LeaveOneOut(Club):
+    """The same by the leave-one-out bound, which comes close to the truth where q does and the batch is large."""
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        return leave_one_out(z, *self.fixed(x))
 
 
 class UnreleasedBottleneck(nn.Module):

@@ -173,9 +173,9 @@ def test_random_instructions_are_drawn_once_and_kept_in_the_run(folder: Path, tm
         built(folder, random_instructions=[20]).queried(samples(folder))
 
 
-@pytest.mark.parametrize("estimator", ["bounds", "unreleased"])
-def test_estimators_learn_and_are_no_part_of_the_method(folder: Path, estimator: str) -> None:
-    model = built(folder, sib={"estimator": estimator, "hidden": 8, "size": 4})
+@pytest.mark.parametrize("estimator", [{}, {"upper": "leave_one_out"}, {"estimator": "unreleased"}])
+def test_estimators_learn_and_are_no_part_of_the_method(folder: Path, estimator: dict[str, Any]) -> None:
+    model = built(folder, sib={**estimator, "hidden": 8, "size": 4})
     plain = built(folder, sib=None)
     assert model.method.state_dict().keys() == plain.method.state_dict().keys()
     assert sum(p.numel() for p in model.method.parameters()) == sum(p.numel() for p in plain.method.parameters())

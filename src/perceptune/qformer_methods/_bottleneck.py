@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from perceptune.blip import FrozenBlip
-from perceptune.information import Club, InfoNCE, UnreleasedBottleneck
+from perceptune.information import Club, InfoNCE, LeaveOneOut, UnreleasedBottleneck
 from perceptune.qformer_methods._method import Seen
 from perceptune.sections import Part
 
@@ -24,6 +24,9 @@ class BottleneckOptions(Part):
     alpha: float = Field(0.1, ge=0, description="weight of the whole")
     eta: float = Field(0.1, ge=0, description="weight of I(Z;X) in it")
     temperature: float = Field(0.07, gt=0, description="of the cosines between z and y")
+    upper: Literal["club", "leave_one_out"] = Field(
+        "club", description="bound of I(Z;X); leave_one_out is near the truth, club as PETAL has it is not"
+    )
     hidden: int = Field(256, ge=1, description="width of the estimators")
     size: int = Field(128, ge=1, description="features in which z and y are compared")
     lr: float = Field(1e-3, gt=0, description="constant rate of the estimators")
@@ -46,7 +49,7 @@ class Bottleneck(nn.Module):
             return
         y = words.shape[1] if options.y == "target" else z
         self.about_y = InfoNCE(z, y, hidden=options.hidden, size=options.size, temperature=options.temperature)
-        self.about_x = Club(x, z, hidden=options.hidden)
+        self.about_x = (Club if options.upper == "club" else LeaveOneOut)(x, z, hidden=options.hidden)
 
     def forward(self, blip: FrozenBlip, seen: Seen) -> Tensor:
         """A scalar; 0 for a batch of one row, but for the estimators' own gradients.
