@@ -249,10 +249,12 @@ def _nearest_file(path: Path) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB copy, detached from its file; transparency on white."""
+    """RGB copy, detached from its file; transparency on white. Raises `ValueError` for colours without a table."""
     if image.mode.startswith("I"):
         # 16-bit grey. Pillow clips it at 255 on conversion; the high byte is what it keeps of 16-bit colour.
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode in ("P", "PA") and image.palette is None:
+        raise ValueError("colours by number, and no table of them")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -1,6 +1,6 @@
 """Damaged media chosen by what they make our readers and Pillow do: atheris, for who has it (`pip install atheris`).
 
-    python tests/fuzz/guided.py image -max_total_time=120 -seed=1
+    python tests/fuzz/guided.py image -max_total_time=120 -seed=1     # or audio, video
 
 Whatever is raised beside `UserError` ends it, and so does a library that crashes: the file is kept as `crash-*`.
 Arguments behind the modality are libFuzzer's.

@@ -121,9 +121,9 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
     return out
 
 
-def png_header(width: int, height: int) -> tuple[bytes, bytes]:
-    """The chunk that claims a size."""
-    return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+def png_header(width: int, height: int, kind: int = 2) -> tuple[bytes, bytes]:
+    """The chunk that claims a size; kind 2 is colour, 3 are colours by number."""
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,9 @@ def png_header(width: int, height: int) -> tuple[bytes, bytes]:
         pytest.param(encoded(two_halves(64, 64), "WEBP")[:-20], "image", id="truncated WebP"),
         pytest.param(png((b"IHDR", b"short")), "damaged", id="short PNG header"),
         pytest.param(png(png_header(9, 9), NO_PIXELS, (b"\xa1\x82(\xb0", b"")), "damaged", id="unknown PNG chunk"),
+        pytest.param(
+            png(png_header(8, 8, 3), (b"IDAT", zlib.compress(bytes(72))), (b"IEND", b"")), "no table", id="no palette"
+        ),
         pytest.param(png(png_header(9000, 9000), NO_PIXELS), "9000 x 9000 pixels", id="over our ceiling"),
         pytest.param(
             png(png_header(12000, 12000), NO_PIXELS),
