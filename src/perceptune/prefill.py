@@ -160,6 +160,10 @@ class Prefilled:
         present = zip(*([slot.present for slot in part._slots] for part in parts), strict=True)
         self._slots = [_seen_only(slot, torch.cat(each)) for slot, each in zip(self._slots, present, strict=True)]
 
+    def rest(self, ended: Tensor) -> None:
+        """Before `feed`: rows (rows,) that have ended move on no more, or they would run out of positions."""
+        self._positions = self._positions - ended.to(self._positions)
+
     def feed(self, tokens: Tensor) -> Tensor:
         """The logits (rows, vocab) after one more token (rows,) each."""
         self.cache.grow()

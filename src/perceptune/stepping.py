@@ -58,6 +58,8 @@ class Going:
             return False
         if len(alive) <= LEAVE_AT * len(self.rows):
             tokens = tokens[self._keep(alive)]
+        elif len(alive) < len(self.rows):
+            self.state.rest(torch.tensor([row.ended for row in self.rows]))
         self.state.feed(tokens)
         return True
 

@@ -174,6 +174,12 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(window: Any, loaded: Runs) -> N
         page.driver.refresh()
         page.until(lambda: page.shown("#ask"))  # the tab still has it
         assert page.js("return [localStorage.length, document.cookie, sessionStorage.length]") == [0, "", 1]
+        page.js("sessionStorage.setItem('perceptune-key', 'of-yesterday')")
+        ask(page, "color?")
+        page.until(lambda: page.shown("#lock"))
+        press(page, KEY, Keys.ENTER)
+        page.until(lambda: page.shown("#ask"))
+        assert len(page.all("#run option")) == 3, "each run once"
         page.one("#forget").click()
         page.until(lambda: page.shown("#lock"))
         assert page.js("return sessionStorage.length") == 0

@@ -109,6 +109,10 @@ def test_the_camera_takes_a_picture(page: Any) -> None:
     page.one("#camera-open").click()
     page.until(lambda: page.js("return document.getElementById('live').videoWidth") > 0)
     assert page.js("return document.activeElement.id") == "snap"
+    page.js("window.first = document.getElementById('live').srcObject")
+    page.one("#camera-open").click()  # once more
+    page.until(lambda: page.js("return first.getTracks()[0].readyState") == "ended")
+    page.until(lambda: page.js("return document.getElementById('live').videoWidth") > 0)
     page.one("#snap").click()
     picture = open_image(attached(page, "image"))
     assert isinstance(picture, Image.Image)

@@ -117,3 +117,18 @@ def test_other_layouts_are_refused() -> None:
         going.join([other.begin([0], GREEDY, -1)])  # another LM
     with pytest.raises(ValueError, match="cannot be joined"):
         going.join([asked.begin([3], GREEDY, -1)])  # it has no medium, hence no column
+
+
+@torch.no_grad()
+def test_rows_that_have_ended_need_no_positions() -> None:
+    """A row that filled the LM's positions and stays beside many others does not make them fail."""
+    asked = Asked("opt")
+    room = asked.lm.config.max_position_embeddings
+    asked.texts[0] = torch.randint(4, 60, (room - 1,))
+    asked.most, which = [1, 1, 9, 9, 9, 9, 9, 9], [0, 2, 4, 6, 2, 4]
+    expected = {i: asked.alone(i, GREEDY, 10_000) for i in which}
+    going = asked.begin(which, GREEDY, 10_000)
+    rows = list(going.rows)
+    while going.step():
+        pass
+    assert [one.tokens for one in rows] == [expected[i] for i in which]

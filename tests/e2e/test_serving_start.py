@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from perceptune.checkpoint import METHOD, save_run
 from perceptune.cli.main import run as cli
 from perceptune.serving import decoding
 from perceptune.serving.app import Access, make_app
+from perceptune.serving.examples import Example
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs, load_runs
 from perceptune.serving.server import listening, make_server
@@ -110,6 +112,24 @@ def test_what_goes_wrong_while_it_loads_is_one_error(folder: Path) -> None:
     assert METHOD in ended.stderr
     assert "Traceback" not in ended.stderr
     assert "serving" not in ended.stdout
+
+
+def test_whatever_goes_wrong_with_examples_is_told(folder: Path) -> None:
+    """Or it would say for ever that it is loading."""
+    told: list[BaseException | None] = []
+
+    def broken(_: Runs) -> dict[str, list[Example]]:
+        raise ValueError("of an adapter")
+
+    async def run() -> None:
+        app = make_app(lambda: load_runs([str(folder)], Limits()), Limits(), Access(examples=broken), ended=told.append)
+        async with app.router.lifespan_context(app):
+            end = time.monotonic() + 60
+            while not told and time.monotonic() < end:
+                await asyncio.sleep(0.02)
+
+    asyncio.run(run())
+    assert [str(error) for error in told] == ["of an adapter"]
 
 
 def test_decoders_that_do_not_start(

@@ -84,6 +84,8 @@ class Decoders:
             if not asking.done():
                 process.kill()
                 asking.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+                # Not the same one again: its thread may still be about to start it, and to read an answer from it.
+                self._all[self._all.index(process)] = process = _Process()
             self._free.put_nowait(process)
         if "error" in answer:
             raise ApiError(400, answer["error"], code="invalid_media")
@@ -99,19 +101,22 @@ class Decoders:
 
 
 class _Process:
-    """One of them, started anew when it has ended."""
+    """One of them, started anew when it has ended by itself."""
 
     def __init__(self) -> None:
         self._running: subprocess.Popen[bytes] | None = None
+        self._over = False
 
     def start(self) -> subprocess.Popen[bytes]:
         # Without the server's secrets, and without threads that would count against its memory.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PERCEPTUNE_")}
-        self._running = subprocess.Popen(
+        self._running = running = subprocess.Popen(
             [sys.executable, "-m", _MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env={**kept, "OMP_NUM_THREADS": "1"}, start_new_session=True,  # an interruption is for the server
         )  # fmt: skip
-        return self._running
+        if self._over:  # said while it was being started
+            running.kill()
+        return running
 
     def ask(self, line: bytes, data: bytes) -> tuple[dict[str, Any], bytes]:
         """What it says of a medium, and makes of it; `EOFError` or `OSError` where it ended instead."""
@@ -145,7 +150,8 @@ class _Process:
             _tidy(running)
 
     def kill(self) -> subprocess.Popen[bytes] | None:
-        """Ends it; whoever waits for it in another thread then tidies up. The next one who asks starts another."""
+        """Ends it for good; whoever waits for it in another thread then tidies up."""
+        self._over = True
         running, self._running = self._running, None
         if running is not None:
             running.kill()

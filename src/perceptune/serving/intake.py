@@ -23,6 +23,7 @@ from perceptune.serving.schema import ChatRequest, InputAudioPart, Part, TextPar
 from perceptune.types import Decoding, Medium, Sample
 
 _FETCHERS = 4
+_COLD = 1e-6  # a temperature below it chooses as 0 does; logits divided by a much smaller one are infinite
 
 
 class Intake:
@@ -86,11 +87,12 @@ class Intake:
                 most = f"at most {self._limits.tokens} tokens, not {wanted}"
                 raise ApiError(400, most, param="max_tokens", code="too_many_tokens")
             decoding = replace(decoding, max_new_tokens=wanted, max_length=None)
-        if asked.temperature == 0:
+        cold = asked.temperature is not None and asked.temperature < _COLD
+        if cold:
             decoding = replace(decoding, sample=False, temperature=1.0, top_p=1.0)
         elif asked.temperature is not None:
             decoding = replace(decoding, sample=True, beams=1, temperature=asked.temperature)
-        if asked.top_p is not None and asked.temperature != 0:
+        if asked.top_p is not None and not cold:
             decoding = replace(decoding, top_p=asked.top_p)
         return decoding if asked.seed is None else replace(decoding, seed=asked.seed)
 

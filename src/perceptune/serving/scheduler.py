@@ -114,7 +114,7 @@ class Scheduler:
             return done.result()
         left = [job for job in jobs if not (job.ended or job.gone)]
         for job in left:
-            if len(left) > 1:
+            if len(jobs) > 1:  # those that are gone may be to blame, too
                 job.tokens.clear()
                 error = await self._alone(job)
             if isinstance(error, UserError):

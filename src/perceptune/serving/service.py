@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from perceptune.errors import UserError
 from perceptune.serving.chat import Chat
 from perceptune.serving.decoding import Decoders
 from perceptune.serving.errors import ApiError
@@ -44,7 +43,10 @@ class Service:
 
         Raises `OSError` where no process can be started, `UserError` where there are no examples to be shown.
         """
-        self.examples = self._showing(runs)
+        self._open(runs, self._showing(runs))
+
+    def _open(self, runs: Runs, examples: Mapping[str, Sequence[Example]]) -> None:
+        self.examples = examples
         processes = Decoders(self._limits, self._decoders, runs.frames)
         self._close.append(processes.close)
         threads = max(1, min(4, os.cpu_count() or 1))
@@ -60,14 +62,18 @@ class Service:
         self._loading = asyncio.create_task(self._load(runs, ended))
 
     async def _load(self, runs: Callable[[], Runs], ended: Ended) -> None:
+        def load() -> tuple[Runs, Mapping[str, Sequence[Example]]]:
+            found = runs()
+            return found, self._showing(found)
+
         # All that a thread may raise: there is nobody else to hear of it.
-        loaded, decoders = await asyncio.gather(asyncio.to_thread(runs), Decoders.try_out(), return_exceptions=True)
+        loaded, decoders = await asyncio.gather(asyncio.to_thread(load), Decoders.try_out(), return_exceptions=True)
         if isinstance(loaded, BaseException) or decoders is not None:
             ended(loaded if isinstance(loaded, BaseException) else decoders)
             return
         try:
-            self.open(loaded)
-        except (OSError, UserError) as error:
+            self._open(*loaded)
+        except OSError as error:
             ended(error)
         else:
             ended(None)

@@ -99,7 +99,8 @@ def sure(job: Job, told: str) -> str:
         return told
     # Half a character, half a string to stop at, a letter whose small form depends on the next one.
     held = max([1, *map(len, job.stops)])
-    return job.run.clean(raw.rstrip("\ufffd"))[:-held]
+    # Cleaned once more: without what is held back, blanks and full stops may be at the end, where they are cut off.
+    return job.run.clean(job.run.clean(raw.rstrip("\ufffd"))[:-held])
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

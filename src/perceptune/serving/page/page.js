@@ -90,9 +90,7 @@ async function begin() {
   state.runs = await Promise.all(data.map((run) => get(`v1/runs/${encodeURIComponent(run.id)}`)));
   at("lock").hidden = true;
   at("forget").hidden = !key.get();
-  for (const run of state.runs) {
-    at("run").append(new Option(run.id, run.id));
-  }
+  at("run").replaceChildren(...state.runs.map((run) => new Option(run.id, run.id))); // not twice after another key
   at("second").hidden = state.runs.length < 2;
   at("ask").hidden = false;
   at("ask").classList.toggle("blind", !takes().length);
@@ -213,7 +211,9 @@ for (const kind of ["dragover", "drop", "dragleave"]) {
 
 at("camera-open").addEventListener("click", () =>
   attempt(async () => {
-    state.stream = await open("video");
+    const stream = await open("video");
+    if (state.stream) close(state.stream); // pressed twice: nobody could switch the first one off any more
+    state.stream = stream;
     at("live").srcObject = state.stream;
     at("camera").hidden = false;
     showMedia();
