@@ -43,7 +43,7 @@ def test_it_runs(dwarfs: Path, tmp_path: Path) -> None:
     given = {"RECIPE": str(recipe), "RUN": "runs/tour", "SMALL": ["eval.samples=8"], "PORT": port}
     assert set(re.findall(r"^(\w+) = ", parameters.source, flags=re.M)) == set(given)
     parameters.source = "\n".join(f"{name} = {value!r}" for name, value in given.items())
-    tour.execute(notebook, tmp_path, seconds=120)
+    tour.execute(notebook, tmp_path, seconds=300)
     said = {number: tour.words(cell) for number, cell in enumerate(cells)}
     [loaded] = [text for text in said.values() if "what color is the shape?" in text]
     served = next(

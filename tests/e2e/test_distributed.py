@@ -49,7 +49,7 @@ def launch(kind: str, *command: str | Path) -> Iterator[subprocess.Popen[str]]:
 def job(kind: str, name: str, folder: Path) -> list[dict[str, Any]]:
     """Runs a job to its end; what each process found."""
     with launch(kind, TESTS / "jobs.py", name, folder) as child:
-        _, said = child.communicate(timeout=60)
+        _, said = child.communicate(timeout=180)
     assert child.returncode == 0, said[:3000]
     found: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text())
     assert len(found) == 2
@@ -166,7 +166,7 @@ def test_an_error_of_one_process_ends_both_and_is_said_once(place: Path, tmp_pat
     assert first["said"][2][1].startswith("the loss is nan at step 1")
     (folder / "r.yaml").write_text(perceptune.load_recipe(jobs.recipes(folder)["odd"]).dump())
     with launch("ddp", "-m", "perceptune", "train", folder / "r.yaml", "train.stepps=3") as child:
-        _, said = child.communicate(timeout=60)
+        _, said = child.communicate(timeout=180)
     assert child.returncode != 0
     assert said.count("error: ") == said.count("unknown key `train.stepps`") == 1
     assert "exitcode  : 2" in said
@@ -180,7 +180,7 @@ def test_interrupted_killed_and_resumed(place: Path, tmp_path: Path) -> None:
     with launch("ddp", "-m", "perceptune", "train", tmp_path / "r.yaml", "--run", run) as child:
         wait_for(child, run, 3)
         os.kill(workers(child)[1], signal.SIGINT)
-        out, said = child.communicate(timeout=60)
+        out, said = child.communicate(timeout=180)
     assert out.count("everything is saved") == 1
     assert "exitcode  : 130" in said
     stopped = logged_steps(run)
@@ -189,7 +189,7 @@ def test_interrupted_killed_and_resumed(place: Path, tmp_path: Path) -> None:
     with launch("ddp", "-m", "perceptune", "train", "--resume", "--run", run) as child:
         wait_for(child, run, stopped + 8)
         os.kill(workers(child)[1], signal.SIGKILL)
-        _, said = child.communicate(timeout=60)
+        _, said = child.communicate(timeout=180)
     assert child.returncode != 0
     assert said.count("error: another process has ended") <= 1, "the launcher may be quicker"
 
@@ -202,7 +202,7 @@ def test_interrupted_killed_and_resumed(place: Path, tmp_path: Path) -> None:
 
 
 def wait_for(child: subprocess.Popen[str], run: Path, steps: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while logged_steps(run) < steps:
         assert child.poll() is None, child.communicate()[1]
         assert time.monotonic() < deadline

@@ -141,10 +141,10 @@ def test_an_answer_that_takes_too_long(attacked_runs: Runs, monkeypatch: pytest.
     prompts = SplicedModel.prompts
 
     def slow(self: SplicedModel, samples: Any) -> Any:
-        time.sleep(1)
+        time.sleep(2)
         return prompts(self, samples)
 
-    with served(attacked_runs, Limits(seconds=0.7)) as server:
+    with served(attacked_runs, Limits(seconds=1.5)) as server:
         monkeypatch.setattr(SplicedModel, "prompts", slow)
         status, answer = server.chat()
         assert (status, answer["error"]["code"]) == (503, "timeout")
