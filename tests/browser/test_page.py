@@ -171,6 +171,12 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(window: Any, loaded: Runs) -> N
         assert focused(page) == "question"
         ask(page, "color?")
         assert page.answered() == [answer(server, "color?")]
+        page.js("sessionStorage.setItem('perceptune-key', 'old')")  # the server was started anew with another key
+        ask(page, "color?")
+        page.until(lambda: page.shown("#lock"))
+        press(page, KEY, Keys.ENTER)
+        page.until(lambda: page.shown("#ask"))
+        assert len(page.all("#run option")) == len(loaded)
         page.driver.refresh()
         page.until(lambda: page.shown("#ask"))  # the tab still has it
         assert page.js("return [localStorage.length, document.cookie, sessionStorage.length]") == [0, "", 1]

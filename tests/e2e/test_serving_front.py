@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_the_page_needs_no_key_and_nothing_else_is_open(server: Served) -> None:
         assert "unsafe" not in headers["content-security-policy"]
     paths = [
         *("/v1/models", "/v1/runs/one", "/v1/examples/one", "/metrics", "/version", "/docs", "/openapi.json"),
-        *("/index.html", "//", "//page.js", "/page.js/", "/PAGE.JS", "/page.js%2f..%2f..%2fapp.py", "/page.css/../api"),
+        *("/index.html", "//", "//page.js", "/page.js/", "/PAGE.JS", "/page.js%2f..%2f..%2fapp.py", "/base.css/../api"),
         *("/../app.py", "/%2e%2e/app.py", "/page.js%00", "/./page.js", "/nothing"),
     ]
     for path in paths:
@@ -83,6 +84,13 @@ def test_files_of_the_page_name_nothing_elsewhere() -> None:
         assert "//" not in text.replace("http://www.w3.org/2000/svg", "").replace("// ", ""), route
         for forbidden in ("innerHTML", "insertAdjacentHTML", "document.write", "eval(", " style=", "onclick="):
             assert forbidden not in text, route
+
+
+def test_files_of_the_page_are_all_asked_for() -> None:
+    """No module or sheet is left over, and none is named that is not there."""
+    files = {path.name: path.read_text("utf-8") for path in FOLDER.iterdir()}
+    named = {name for text in files.values() for name in re.findall(r'"(?:\./)?([\w-]+\.(?:js|css|svg))"', text)}
+    assert named == {*files} - {"index.html"}
 
 
 def test_a_run_is_described(server: Served, loaded: Runs) -> None:

@@ -1,14 +1,8 @@
 // One question and the answers of one run or two, as they come.
 
 import { Refusal, completion } from "./api.js";
+import { made } from "./elements.js";
 import { NAMES, part, shown } from "./media.js";
-
-function made(name, text, className) {
-  const element = document.createElement(name);
-  if (text !== undefined) element.textContent = text;
-  if (className) element.className = className;
-  return element;
-}
 
 const same = (a, b) => a.trim().toLowerCase() === b.trim().toLowerCase();
 

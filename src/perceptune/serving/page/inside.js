@@ -1,18 +1,12 @@
 // What the chosen runs are made of, and where what they see enters the language model.
 
+import { made } from "./elements.js";
 import { drawing, said, table } from "./levels.js";
 import { NAMES } from "./media.js";
 
 const narrow = matchMedia("(max-width: 44rem)");
 let last = null;
 narrow.addEventListener("change", () => last && showInside(...last));
-
-function made(name, text, className) {
-  const element = document.createElement(name);
-  if (text !== undefined) element.textContent = text;
-  if (className) element.className = className;
-  return element;
-}
 
 /** Fills `place` with a card for each run. */
 export function showInside(place, runs) {

@@ -1,16 +1,12 @@
 // Which layer of an encoder enters which layers of the language model: a drawing, and the same as a table.
 
+import { made } from "./elements.js";
+
 const SPACE = "http://www.w3.org/2000/svg";
 
 function drawn(name, attributes, text) {
   const element = document.createElementNS(SPACE, name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  if (text !== undefined) element.textContent = text;
-  return element;
-}
-
-function made(name, text) {
-  const element = document.createElement(name);
   if (text !== undefined) element.textContent = text;
   return element;
 }
