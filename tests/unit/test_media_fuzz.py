@@ -26,7 +26,7 @@ from perceptune.sound import read_sound
 LIMITS = Decoders.limits_of(Limits(), frames=8)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def process() -> Iterator[_Process]:
     """What the server decodes in: a library that crashes must not take the tests along."""
     made = _Process()
