@@ -33,6 +33,21 @@ def fitted(parameters: list[torch.nn.Parameter], loss: Callable[[], Tensor], ste
         optimizer.step()
 
 
+def told(kind: type[Club], correlation: float, dimensions: int, *, steps: int, rows: int, batches: int) -> float:
+    """An upper bound, its q learnt in so many steps, as the mean over batches of so many rows."""
+    torch.manual_seed(0)
+    bound = kind(dimensions, dimensions, hidden=32)
+
+    def loss() -> Tensor:
+        x, z = pair(BATCH, correlation, dimensions)
+        return bound.fit(z, x)
+
+    fitted(list(bound.parameters()), loss, steps)
+    with torch.no_grad():
+        pairs = [pair(rows, correlation, dimensions) for _ in range(batches)]
+        return float(torch.stack([bound(z, x) for x, z in pairs]).mean())
+
+
 @pytest.mark.parametrize(("correlation", "dimensions"), [(0.8, 1), (0.8, 2)])
 def test_info_nce_comes_close_far_below_the_logarithm_of_the_batch(correlation: float, dimensions: int) -> None:
     """Within 15 % of 0.51 and 1.02 nats; log 256 is 5.5."""
@@ -63,17 +78,8 @@ def test_info_nce_is_what_its_formula_says() -> None:
 @pytest.mark.parametrize("correlation", [0.3, 0.8])
 def test_club_is_its_own_closed_form_which_lies_above_the_truth(correlation: float) -> None:
     """With q exact CLUB of a pair of Gaussians is c^2 / (1 - c^2): within 15 % of that, never below the truth."""
-    torch.manual_seed(0)
-    bound, dimensions = Club(2, 2, hidden=32), 2
-
-    def loss() -> Tensor:
-        x, z = pair(BATCH, correlation, dimensions)
-        return bound.fit(z, x)
-
-    fitted(list(bound.parameters()), loss, 300)
-    with torch.no_grad():
-        pairs = [pair(2000, correlation, dimensions) for _ in range(5)]
-        found = float(torch.stack([bound(z, x) for x, z in pairs]).mean())
+    dimensions = 2
+    found = told(Club, correlation, dimensions, steps=300, rows=2000, batches=5)
     assert found == pytest.approx(dimensions * correlation**2 / (1 - correlation**2), rel=0.15)
     assert found > truth(correlation, dimensions)
 
@@ -94,17 +100,8 @@ def test_club_without_a_tensor_of_all_pairs_is_the_sum_over_all_pairs() -> None:
 @pytest.mark.parametrize("correlation", [0.5, 0.8])
 def test_leave_one_out_comes_close(correlation: float) -> None:
     """Within 15 % of 0.29 and 1.02 nats, with q learnt."""
-    torch.manual_seed(0)
-    bound, dimensions = LeaveOneOut(2, 2, hidden=32), 2
-
-    def loss() -> Tensor:
-        x, z = pair(BATCH, correlation, dimensions)
-        return bound.fit(z, x)
-
-    fitted(list(bound.parameters()), loss, 400)
-    with torch.no_grad():
-        pairs = [pair(BATCH, correlation, dimensions) for _ in range(40)]
-        found = float(torch.stack([bound(z, x) for x, z in pairs]).mean())
+    dimensions = 2
+    found = told(LeaveOneOut, correlation, dimensions, steps=400, rows=BATCH, batches=40)
     assert found == pytest.approx(truth(correlation, dimensions), rel=0.15)
 
 
