@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,14 @@ def save_blip(folder: Path, kind: str) -> Path:
     size = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(size))
     return folder
+
+
+def save_all(root: Path, kinds: Sequence[str] = KINDS) -> Path:
+    """A model of each kind, by its name, and `data`."""
+    for kind in kinds:
+        save_blip(root / kind, kind)
+    support.save_data(root / "data")
+    return root
 
 
 def recipe(blip: Path, data: Path | None = None, **changes: Any) -> dict[str, Any]:

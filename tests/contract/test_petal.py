@@ -15,7 +15,6 @@ from torch import Tensor
 
 import blips
 import perceptune
-import support
 from perceptune.blip import Instruction
 from perceptune.blip_model import BlipModel
 from perceptune.checkpoint import load_method, write_tensors
@@ -33,11 +32,7 @@ every_lm = pytest.mark.parametrize("kind", ["t5", "llama"])
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("blips")
-    for kind in ("t5", "llama", "blip2-t5"):
-        blips.save_blip(root / kind, kind)
-    support.save_data(root / "data")
-    return root
+    return blips.save_all(tmp_path_factory.mktemp("blips"), ("t5", "llama", "blip2-t5"))
 
 
 def recipe(folder: Path, kind: str = "t5", **method: Any) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import torch
 
 import blips
 import perceptune
-import support
 from perceptune.blip_model import BlipModel
 from perceptune.checkpoint import load_method, write_tensors
 from perceptune.plugins import leaves
@@ -83,11 +82,7 @@ def is_idle(name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("blips")
-    for kind in blips.KINDS:
-        blips.save_blip(root / kind, kind)
-    support.save_data(root / "data")
-    return root
+    return blips.save_all(tmp_path_factory.mktemp("blips"))
 
 
 def row(folder: Path, name: str, kind: str) -> BlipModel:

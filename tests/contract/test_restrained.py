@@ -24,11 +24,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("blips")
-    for kind in ("t5", "llama"):
-        blips.save_blip(root / kind, kind)
-    support.save_data(root / "data")
-    return root
+    return blips.save_all(tmp_path_factory.mktemp("blips"), ("t5", "llama"))
 
 
 def samples(folder: Path) -> list[Sample]:

@@ -27,11 +27,7 @@ every_kind = pytest.mark.parametrize("kind", blips.KINDS)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("blips")
-    for kind in blips.KINDS:
-        blips.save_blip(root / kind, kind)
-    support.save_data(root / "data")
-    return root
+    return blips.save_all(tmp_path_factory.mktemp("blips"))
 
 
 def built(folder: Path, kind: str, **changes: Any) -> BlipModel:

@@ -10,7 +10,6 @@ import torch
 
 import blips
 import perceptune
-import support
 from perceptune.bench.qformer import Load, qformer_rows
 from perceptune.blip_model import BlipModel
 from perceptune.config import load_recipe
@@ -26,11 +25,7 @@ FEWER = r".*(layer\.\d+\.attention\.attention\.(query|key|value)|crossattention\
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("baselines")
-    for kind in ("t5", "llama", "blip2-opt"):
-        blips.save_blip(root / kind, kind)
-    support.save_data(root / "data")
-    return root
+    return blips.save_all(tmp_path_factory.mktemp("baselines"), ("t5", "llama", "blip2-opt"))
 
 
 def model_of(folder: Path, method: Any, kind: str = "t5", **more: Any) -> BlipModel:

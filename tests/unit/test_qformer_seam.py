@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import blips
 import perceptune
-import support
 from perceptune.blip_loading import build_blip
 from perceptune.blip_model import BlipModel
 from perceptune.config import load_recipe
@@ -36,11 +35,7 @@ ATTENTION = r".*attention\.attention\.(query|key|value)"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("blips")
-    for kind in ("t5", "llama"):
-        blips.save_blip(root / kind, kind)
-    support.save_data(root / "data")
-    return root
+    return blips.save_all(tmp_path_factory.mktemp("blips"), ("t5", "llama"))
 
 
 class Example(QFormerMethod):
