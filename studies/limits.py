@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from command import end_with
 from perceptune.errors import UserError
 from perceptune.media import open_image
 from perceptune.metrics._ptb import ptb_tokens
@@ -162,8 +162,4 @@ def _read(path: Path) -> list[Row]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    end_with(main)

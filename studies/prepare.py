@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from command import end_with
 from perceptune.errors import UserError
 
 Row = dict[str, Any]
@@ -157,12 +158,13 @@ def _sentences(captions: Iterable[str]) -> list[str]:
     return [re.sub(r"\s+([.,!?;])", r"\1", caption).strip() for caption in captions]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Writes the files, and their names to the terminal."""
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    try:
-        for made in prepare(Path(sys.argv[1]), Path(sys.argv[2])):
-            print(made)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    for made in prepare(Path(sys.argv[1]), Path(sys.argv[2])):
+        print(made)
+
+
+if __name__ == "__main__":
+    end_with(main)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import planning
 from collect import circumstances, fingerprint, tables_of
+from command import end_with
 from perceptune.checkpoint import METHOD
 from perceptune.errors import UserError
 from perceptune.results import file_hash
@@ -167,8 +168,4 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    end_with(main)
