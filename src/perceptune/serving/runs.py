@@ -122,15 +122,22 @@ def describe_runs(given: Sequence[str], *, trust: bool = False) -> list[Describe
 
 
 def load_runs(
-    given: Sequence[str] | Sequence[Described], limits: Limits, *, overrides: Sequence[str] = (), trust: bool = False,
+    given: Sequence[str], limits: Limits, *, overrides: Sequence[str] = (), trust: bool = False,
     device: str | None = None,
 ) -> Runs:  # fmt: skip
-    """The same, loaded. Raises `UserError` also for one that is damaged, or beyond the limits."""
+    """The same, loaded. Raises `UserError` also for what `load_described` refuses."""
+    return load_described(describe_runs(given, trust=trust), limits, overrides=overrides, trust=trust, device=device)
+
+
+def load_described(
+    described: Sequence[Described], limits: Limits, *, overrides: Sequence[str] = (), trust: bool = False,
+    device: str | None = None,
+) -> Runs:  # fmt: skip
+    """Runs whose folders have been read. Raises `UserError` for one that is damaged, or beyond the limits."""
     kept = [] if any(word.startswith("cache.features=") for word in overrides) else ["cache.features=off"]
     pool, runs = Pool(), []
-    described = [one for one in given if isinstance(one, Described)]
-    for one in described or describe_runs([word for word in given if isinstance(word, str)], trust=trust):
-        if len(given) > 1 and one.recipe.backbone == "splice":
+    for one in described:
+        if len(described) > 1 and one.recipe.backbone == "splice":
             pool.settle(one.recipe)
         runs.append(_loaded(one, pool, [*kept, *overrides], trust, device))
         for modality, encoder in runs[-1].model.encoders.items():
