@@ -130,7 +130,7 @@ class FrozenBlip(nn.Module):
 
         `image` are the ViT's states (B, T, image_size). L is 0 without an instruction.
         """
-        rows, n = image.shape[:2][0], queries.shape[1]
+        rows, n = len(image), queries.shape[1]
         given: dict[str, Any] = {"query_embeds": queries.expand(rows, -1, -1), "encoder_hidden_states": image}
         if instruction is not None:
             seen = torch.cat([instruction.mask.new_ones(rows, n), instruction.mask], dim=1)

@@ -17,7 +17,7 @@ from perceptune.features import FeatureStore
 from perceptune.generation import Watch
 from perceptune.lighter import lighten_parts
 from perceptune.model import AdaptedModel, Batch, FrozenPart, first_target
-from perceptune.qformer_methods.base import QFormerMethod, Queried, Seen
+from perceptune.qformer_methods.base import QFormerMethod, Queried
 from perceptune.text import Tokens
 from perceptune.types import Decoding, Features, Sample
 
@@ -88,42 +88,31 @@ class BlipModel(AdaptedModel):
         return cast(BlipText, self.text).taught(samples, targets)
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Cross-entropy summed over the supervised tokens, and their number; with the method's own loss if it has one.
-
-        That one is multiplied by the number, so that the step's mean is mean cross-entropy + `aux_loss`.
-        """
+        """Summed over the supervised tokens, and their number; with the method's own loss if it has one."""
         tokens, image = cast(BlipTokens, batch.tokens), self._image(batch.features["image"])
         instructions = [one.to(self.device) for one in tokens.instructions]
-        queried = self.method.queries(self.blip, image, instructions)
-        lm_tokens = tokens.for_lm(self.device)
-        if self.method.training and not self.method.speaks:
-            loss, n = queried.queries.new_zeros(()), tokens.n_predicted
-        else:
-            loss, n = self.blip.loss(queried.queries, lm_tokens)
-        if self.method.training:
-            ids, mask = lm_tokens.said(self.text.pad)
-            targets = self.blip.word_embeddings(ids).float()
-            aux = self.method.aux_loss(self.blip, Seen(image, instructions, queried, targets, mask, ids))
-            loss = loss if aux is None else loss + n * aux
-        return loss, n
+        return self.method.loss(self.blip, image, instructions, tokens.for_lm(self.device), pad=self.text.pad)
 
     def queried(self, samples: Sequence[Sample]) -> Queried:
         """What the Q-Former says about samples, by the recipe's template: for looking into it."""
-        self._require_images(samples)
-        tokens = cast(BlipText, self.text).asked(samples)
-        instructions = [one.to(self.device) for one in tokens.instructions]
-        return self.method.queries(self.blip, self._image(self.encode(samples)["image"]), instructions)
+        return self._asked(samples)[0]
 
     def said(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
         watch: Watch | None = None,
     ) -> list[list[int]]:  # fmt: skip
-        queries = self.queried(samples).queries
-        tokens = cast(BlipText, self.text).asked(samples).for_lm(self.device)
+        queried, tokens = self._asked(samples)
         return self.blip.generate(
-            queries, tokens, decoding, eos=self.text.eos, pad=self.text.pad, watch=watch,
+            queried.queries, tokens.for_lm(self.device), decoding, eos=self.text.eos, pad=self.text.pad, watch=watch,
             seeds=self.seeds_of(samples, decoding, seeds),
         )  # fmt: skip
+
+    def _asked(self, samples: Sequence[Sample]) -> tuple[Queried, BlipTokens]:
+        """What the Q-Former says about samples, and what it and the LM read."""
+        self._require_images(samples)
+        tokens = cast(BlipText, self.text).asked(samples)
+        instructions = [one.to(self.device) for one in tokens.instructions]
+        return self.method.queries(self.blip, self._image(self.encode(samples)["image"]), instructions), tokens
 
     def _image(self, features: Features) -> Tensor:
         """(B, T, d_image): the one level that is kept."""

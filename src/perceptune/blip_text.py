@@ -87,13 +87,11 @@ class BlipText(TextFormat):
 
     def taught(self, samples: Sequence[Sample], targets: Sequence[str]) -> BlipTokens:
         """The same with the answers."""
+        pairs = [self.training_ids(sample, target) for sample, target in zip(samples, targets, strict=True)]
         if not self.encoder_decoder:
-            pairs = [self.training_ids(sample, target) for sample, target in zip(samples, targets, strict=True)]
             return self._tokens(samples, [ids for ids, _ in pairs], [n for _, n in pairs], None)
-        for sample, target in zip(samples, targets, strict=True):
-            self.training_ids(sample, target)  # for its checks
-        labels = pad_right([self.target_ids(target) for target in targets], IGNORED)[0]
-        return self._tokens(samples, [self.prompt_ids(sample) for sample in samples], [0] * len(samples), labels)
+        labels = pad_right([ids[-n:] for ids, n in pairs], IGNORED)[0]
+        return self._tokens(samples, [ids[:-n] for ids, n in pairs], [0] * len(samples), labels)
 
     def _tokens(
         self, samples: Sequence[Sample], rows: Sequence[Sequence[int]], supervised: Sequence[int], labels: Tensor | None

@@ -107,7 +107,7 @@ def test_all_of_it_at_once(folder: Path, kind: str) -> None:
     seen = method.seen
     assert seen.image.shape == (2, 5, 24)
     assert [one.ids.shape[0] for one in seen.instructions] == [2, 2]
-    assert seen.targets.shape[:2] == seen.target_mask.shape
+    assert seen.target_ids.shape == seen.target_mask.shape
     assert int(seen.target_mask.sum()) == n
     torch.optim.SGD(method.parameters(), lr=0.1).step()
     assert all(torch.equal(frozen[key], p) for key, p in model.blip.named_parameters() if key in frozen)

@@ -18,7 +18,7 @@ from perceptune.bench.measure import Contender, measure, training_step
 from perceptune.blip import FrozenBlip, Instruction, LMTokens
 from perceptune.config import validate
 from perceptune.plugins import leaf
-from perceptune.qformer_methods.base import QFormerMethod, Seen
+from perceptune.qformer_methods.base import QFormerMethod
 from perceptune.sources import CONFIGS, read_config
 
 PUBLISHED = "Salesforce/instructblip-vicuna-7b"
@@ -95,12 +95,8 @@ class _Row:
         self.tokens = LMTokens(ids, torch.ones(shape).long(), supervised)
 
     def _loss(self) -> Tensor:
-        queried = self.method.queries(self.blip, self.image, self.instructions)
-        loss, n = self.blip.loss(queried.queries, self.tokens)
-        ids, mask = self.tokens.said(0)
-        seen = Seen(self.image, self.instructions, queried, self.blip.word_embeddings(ids).float(), mask, ids)
-        aux = self.method.aux_loss(self.blip, seen)
-        return loss / n if aux is None else loss / n + aux
+        loss, n = self.method.loss(self.blip, self.image, self.instructions, self.tokens, pad=0)
+        return loss / n
 
     def lm_alone(self) -> Contender:
         """The small LM's share: forward, and backward to the query outputs."""

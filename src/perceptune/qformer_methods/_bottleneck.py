@@ -12,6 +12,7 @@ from torch.nn import functional
 from perceptune.blip import FrozenBlip
 from perceptune.information import Club, InfoNCE, LeaveOneOut, UnreleasedBottleneck
 from perceptune.qformer_methods._method import Seen
+from perceptune.qformer_methods._pooling import mean_of
 from perceptune.sections import Part
 
 
@@ -69,7 +70,7 @@ class Bottleneck(nn.Module):
     def _y(self, blip: FrozenBlip, seen: Seen) -> Tensor:
         """(B, size) frozen embeddings of what z is to tell of, each row's mean, in one scale for all LMs."""
         if self.options.y == "target":
-            pooled = mean_of(seen.targets, seen.target_mask)
+            pooled = mean_of(blip.word_embeddings(seen.target_ids).float(), seen.target_mask)
         else:
             embed = blip.qformer.embeddings.word_embeddings
             pooled = torch.stack([mean_of(embed(one.ids), one.mask) for one in seen.instructions]).mean(0)
@@ -80,9 +81,3 @@ class Bottleneck(nn.Module):
         weights = seen.target_mask / seen.target_mask.sum(1, keepdim=True).clamp_min(1)
         shares = seen.image.new_zeros(len(weights), self.words)
         return shares.scatter_add_(1, seen.target_ids, weights.to(shares.dtype))
-
-
-def mean_of(states: Tensor, mask: Tensor) -> Tensor:
-    """(B, d): the mean of each row's states (B, L, d) where its mask (B, L) is 1."""
-    weights = mask[..., None].to(states.dtype)
-    return (states * weights).sum(1) / weights.sum(1).clamp_min(1)

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from perceptune.qformer_methods._pooling import mean_of
 from perceptune.sections import Part
 
 RELEASED_SHARE = 0.4  # of the experts' mean in the released code; the rest is what came in
@@ -70,8 +71,7 @@ class GatedExperts(nn.Module):
         """(B, n), of each row's tokens alone."""
         if self.gate is None:
             return text.new_ones(len(text), 1)
-        weights = mask[..., None].to(text.dtype)
-        return (self.gate((text * weights).sum(1) / weights.sum(1))).softmax(-1)
+        return self.gate(mean_of(text, mask)).softmax(-1)
 
     def balance(self, gates: Tensor) -> Tensor:
         """n sum_k f_k P_k (Fedus et al., 2022) of gates (B, n): f_k the share of rows routed to k, P_k its mean gate.

@@ -36,7 +36,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from perceptune.blip import FrozenBlip, Instruction
+from perceptune.blip import FrozenBlip, Instruction, LMTokens
 from perceptune.trained import Trained
 
 
@@ -55,9 +55,8 @@ class Seen:
     image: Tensor  # (B, T, d_image) the ViT's states, special token first; no gradient
     instructions: Sequence[Instruction]
     queried: Queried  # with gradient
-    targets: Tensor  # (B, S, D) the LM's embeddings of the tokens to be said; no gradient
+    target_ids: Tensor  # (B, S) the tokens to be said
     target_mask: Tensor  # (B, S) 1 = token
-    target_ids: Tensor  # (B, S) these tokens
 
 
 class QFormerOptions(BaseModel):
@@ -97,6 +96,24 @@ class QFormerMethod(Trained):
         """
         states = blip.run_qformer(blip.query_tokens, instructions[0] if instructions else None, image)
         return Queried(states[:, : blip.n_queries], states[:, blip.n_queries :] if instructions else None)
+
+    def loss(
+        self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction], tokens: LMTokens, *, pad: int
+    ) -> tuple[Tensor, int]:  # fmt: skip
+        """Cross-entropy summed over the tokens to be said, and their number; while training with `aux_loss`.
+
+        That one is multiplied by the number, so that the step's mean is mean cross-entropy + `aux_loss`.
+        """
+        queried = self.queries(blip, image, instructions)
+        if not self.training:
+            return blip.loss(queried.queries, tokens)
+        ids, mask = tokens.said(pad)
+        if self.speaks:
+            loss, n = blip.loss(queried.queries, tokens)
+        else:
+            loss, n = queried.queries.new_zeros(()), int(mask.sum())
+        aux = self.aux_loss(blip, Seen(image, instructions, queried, ids, mask))
+        return loss if aux is None else loss + n * aux, n
 
     def aux_loss(self, blip: FrozenBlip, seen: Seen) -> Tensor | None:
         """A scalar (mean over the rows) that is added to the mean cross-entropy; None for methods without one.

@@ -82,7 +82,8 @@ class Full(QFormerMethod):
         if not self.options.naming:
             return None
         tokens = blip.language_projection(seen.queried.queries)
-        loss = naming_loss(tokens, seen.targets, seen.target_ids, seen.target_mask, self.options.temperature)
+        words = blip.word_embeddings(seen.target_ids).float()
+        loss = naming_loss(tokens, words, seen.target_ids, seen.target_mask, self.options.temperature)
         return self.options.naming * loss
 
     def sites(self) -> list[Site]:
