@@ -23,8 +23,9 @@ from perceptune.blip_model import BlipModel
 from perceptune.checkpoint import load
 from perceptune.errors import UserError
 from perceptune.heat import PanelRow, save_panel
-from perceptune.looking import ENHANCED, look
+from perceptune.looking import look
 from perceptune.media import open_image
+from perceptune.qformer_methods.base import ENHANCED
 from perceptune.statistics import bootstrap_interval
 
 QUESTION = "What is this?"  # in place of a prompt, for templates that ask for one

@@ -23,6 +23,7 @@ from perceptune.errors import UserError
 from perceptune.origin import CARD, PROOF, RECIPE
 from perceptune.results import RESULTS, gap_name
 from perceptune.runlog import read_log
+from perceptune.tables import markdown_table
 
 OWN = "<!-- What you write below this line stays. -->"
 _PIPELINES = {"image": "image-text-to-text", "video": "video-text-to-text", "audio": "audio-text-to-text"}
@@ -238,6 +239,5 @@ def _listed(modalities: Sequence[str]) -> str:
 
 
 def _table(heading: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
-    lines = [heading, ["---"] * len(heading), *rows]
-    cells = [[cell if number == 1 else plain(cell) for cell in line] for number, line in enumerate(lines)]
-    yield "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
+    first, *others = ([plain(cell) for cell in row] for row in (heading, *rows))
+    yield "\n".join(markdown_table(first, others)) + "\n"

@@ -20,14 +20,9 @@ from perceptune.encoders._blip import BlipVision
 from perceptune.errors import UserError
 from perceptune.heat import Box, Map, PanelRow, on_picture, save_panel, seen_part
 from perceptune.media import open_image
+from perceptune.qformer_methods.base import ENHANCED
 from perceptune.types import Medium, Sample
 
-# What the paper's figure asks in front of the prompt.
-ENHANCED = (
-    "What objects are in the picture?",
-    "What are the characteristics of the objects in the picture?",
-    "What is the relationship between the objects in the picture?",
-)
 MEAN = "mean"
 
 

@@ -220,19 +220,7 @@ class Trainer:
         return total / max(tokens, 1), int(tokens), int(samples), bool(stop)
 
     def _backward(self, batches: Sequence[Batch | None]) -> tuple[float, int, int]:
-        """Adds up gradients of the loss sum; returns it with the number of tokens and samples."""
-        self.model.dropout(on=True)
-        total, tokens, samples = 0.0, 0, 0
-        for batch in batches:
-            if batch is not None:
-                loss, n = self.model.loss(batch)
-                if loss.requires_grad:  # rows without media may leave nothing to learn
-                    loss.backward()
-                total, tokens, samples = total + float(loss.detach()), tokens + n, samples + batch.n_samples
-            elif self.stand_in is not None:
-                (0 * self.model.loss(self.stand_in)[0]).backward()
-        self.model.dropout(on=False)
-        return total, tokens, samples
+        return add_gradients(self.model, batches, self.stand_in)
 
     def _evaluate_if_due(self) -> bool:
         if not self.held_out.is_due(self.state.step, self.steps):
@@ -305,3 +293,24 @@ class Trainer:
 
     def _seconds(self) -> float:
         return self.state.seconds + time.monotonic() - self._clock
+
+
+def add_gradients(
+    model: AdaptedModel, batches: Sequence[Batch | None], stand_in: Batch | None = None
+) -> tuple[float, int, int]:
+    """Adds up gradients of the loss sum; returns it with the number of tokens and samples.
+
+    Where a batch is missing, `stand_in` is gone through without effect.
+    """
+    model.dropout(on=True)
+    total, tokens, samples = 0.0, 0, 0
+    for batch in batches:
+        if batch is not None:
+            loss, n = model.loss(batch)
+            if loss.requires_grad:  # rows without media may leave nothing to learn
+                loss.backward()
+            total, tokens, samples = total + float(loss.detach()), tokens + n, samples + batch.n_samples
+        elif stand_in is not None:
+            (0 * model.loss(stand_in)[0]).backward()
+    model.dropout(on=False)
+    return total, tokens, samples

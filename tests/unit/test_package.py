@@ -71,7 +71,7 @@ def test_leaves_never_import_one_another() -> None:
 
 
 LAYERS = [
-    {"errors", "_version", "types", "statistics", "atomic", "trained", "information"},
+    {"errors", "_version", "types", "statistics", "atomic", "trained", "information", "tables"},
     {
         *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
         *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter", "peft", "sources"),

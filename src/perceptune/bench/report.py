@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from perceptune.tables import markdown_table
+
 # Columns beside name and time: key of a row, heading, format.
 FURTHER = (
     ("samples_per_s", "samples/s", "{:,.1f}"),
@@ -46,14 +48,10 @@ def markdown(result: Mapping[str, Any]) -> str:
     text = ["| ratio | |", "|---|---|"]
     text += [f"| `{name}` | {value:.2f} |" for name, value in result["ratios"].items()]
     heading, *rows = lines(result)
-    text += ["", _cells(heading), _cells(["---"] * len(heading)), *map(_cells, rows), ""]
+    text += ["", *markdown_table(heading, rows), ""]
     text += [", ".join(f"{key} {value}" for key, value in result["machine"].items())]
     return "\n".join(text) + "\n"
 
 
 def _figure(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-
-
-def _cells(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -15,6 +15,7 @@ from perceptune.checkpoint import write_text
 from perceptune.compare.plan import Entry, Plan, Setting, setting_name
 from perceptune.scatter import Mark, trade_off
 from perceptune.statistics import bootstrap_difference, bootstrap_interval
+from perceptune.tables import markdown_table
 
 NAME = "compare"  # of the files
 
@@ -109,8 +110,7 @@ def cells(result: Mapping[str, Any]) -> list[list[str]]:
 def markdown(result: Mapping[str, Any]) -> str:
     """The table with a line on how it was made."""
     heading, *rows = cells(result)
-    text = [_line(heading), _line(["---"] * len(heading)), *map(_line, rows), "", terms(result)]
-    return "\n".join(text) + "\n"
+    return "\n".join([*markdown_table(heading, rows), "", terms(result)]) + "\n"
 
 
 def terms(result: Mapping[str, Any]) -> str:
@@ -133,10 +133,6 @@ def as_csv(result: Mapping[str, Any]) -> str:
         spans = [*(row["interval"] or ["", ""]), row["difference"], *(row["difference_interval"] or ["", ""])]
         table.writerow([*(row[key] for key in columns), *spans, setting_name(row["setting"])])
     return written.getvalue()
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _or_nothing(value: float | None, shape: str) -> str:

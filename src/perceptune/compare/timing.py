@@ -29,6 +29,8 @@ from perceptune.evaluation import make_task
 from perceptune.features import FeatureStore
 from perceptune.feed import Feed
 from perceptune.optimizer import MethodOptimizer
+from perceptune.tables import markdown_table
+from perceptune.training import add_gradients
 
 NAME = "timing"  # of the files
 ROUNDS, STEPS = 5, 4  # measured rounds; steps of one of them, unless a number of samples is given
@@ -75,14 +77,7 @@ class TimedRow:
         """What the training loop does in a step."""
         self.optimizer.set_rates(step)
         torch.manual_seed(step)
-        self.model.dropout(on=True)
-        tokens = 0
-        for batch in self.feed.batches(step):
-            if batch is not None:
-                loss, n = self.model.loss(batch)
-                loss.backward()
-                tokens += n
-        self.model.dropout(on=False)
+        _, tokens, _ = add_gradients(self.model, self.feed.batches(step))
         self.optimizer.divide(max(tokens, 1))
         self.optimizer.clip()
         self.optimizer.update()
@@ -117,9 +112,8 @@ def time_plan(
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / f"{NAME}.json", json.dumps(result, indent=2))
-    heading, *lines = (f"| {' | '.join(cells)} |" for cells in timing_cells(result))
-    rule = "|" + " --- |" * len(timing_cells(result)[0])
-    write_text(out / f"{NAME}.md", "\n".join([heading, rule, *lines, "", timing_terms(result)]) + "\n")
+    heading, *lines = timing_cells(result)
+    write_text(out / f"{NAME}.md", "\n".join([*markdown_table(heading, lines), "", timing_terms(result)]) + "\n")
     return result
 
 

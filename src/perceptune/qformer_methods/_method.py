@@ -39,6 +39,13 @@ from torch import Tensor
 from perceptune.blip import FrozenBlip, Instruction, LMTokens
 from perceptune.trained import Trained
 
+# What PETAL asks in front of the prompt.
+ENHANCED = (
+    "What objects are in the picture?",
+    "What are the characteristics of the objects in the picture?",
+    "What is the relationship between the objects in the picture?",
+)
+
 
 @dataclass(frozen=True)
 class Queried:

@@ -12,6 +12,7 @@ from perceptune.qformer_methods._experts import ExpertsOptions as ExpertsOptions
 from perceptune.qformer_methods._experts import GatedExperts as GatedExperts
 from perceptune.qformer_methods._experts import ReleasedExperts as ReleasedExperts
 from perceptune.qformer_methods._leftovers import QueryTransform as QueryTransform
+from perceptune.qformer_methods._method import ENHANCED as ENHANCED
 from perceptune.qformer_methods._method import QFormerMethod as QFormerMethod
 from perceptune.qformer_methods._method import QFormerOptions as QFormerOptions
 from perceptune.qformer_methods._method import Queried as Queried

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from perceptune.errors import UserError
 from perceptune.qformer_methods.base import (
+    ENHANCED,
     Bottleneck,
     BottleneckOptions,
     ExpertsOptions,
@@ -43,11 +44,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "experts": {"n": 6, "form": "released"}, "instructions": (), "sib": None, "query_transform": "plain"
     },
 }  # fmt: skip
-INSTRUCTIONS = (
-    "What objects are in the picture?",
-    "What are the characteristics of the objects in the picture?",
-    "What is the relationship between the objects in the picture?",
-)
 
 
 class DMASection(Part):
@@ -66,7 +62,7 @@ class PetalOptions(QFormerOptions):
     dma: DMASection | None = Field(DMASection(), description="None = no mode approximation")
     experts: ExpertsOptions | None = Field(ExpertsOptions(), description="None = no experts")
     sib: BottleneckOptions | None = Field(BottleneckOptions(), description="None = cross-entropy alone")
-    instructions: tuple[str, ...] = Field(INSTRUCTIONS, description="what the Q-Former reads before the prompt")
+    instructions: tuple[str, ...] = Field(ENHANCED, description="what the Q-Former reads before the prompt")
     mode: Literal["paragraph", "multi_pass"] = Field(
         "paragraph", description="all instructions in one text, or a pass of the Q-Former for each, averaged"
     )

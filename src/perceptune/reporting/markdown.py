@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from perceptune.reporting.blocks import Block, Chart, Code, Grid, Report, Shot, Table, Words, verdict
+from perceptune.tables import markdown_table
 
 
 def markdown(report: Report) -> str:
@@ -43,12 +44,8 @@ def _cells(shot: Shot) -> list[str]:
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [
-        [_plain(cell) for cell in heading],
-        ["---"] * len(heading),
-        *([_plain(cell) for cell in row] for row in rows),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    first, *others = ([_plain(cell) for cell in row] for row in (heading, *rows))
+    return "\n".join(markdown_table(first, others))
 
 
 def _plain(text: str) -> str:
