@@ -14,6 +14,7 @@ import yaml
 
 from perceptune.compare.plan import folder_name, setting_name
 from perceptune.errors import UserError, nearest
+from perceptune.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]  # what recipes and commands are relative to
 STUDIES = ROOT / "studies"
@@ -110,13 +111,13 @@ def option(words: Sequence[str], name: str) -> str | None:
 
 def listing(plan: Plan) -> str:
     """The table of runs x minutes, which adds up."""
-    lines = ["| part | published | runs | seconds each | minutes | needs |", "|---|---|---|---|---|---|"]
+    rows = []
     for part in plan.parts:
         published = ", ".join(part.published).replace("epalm-", "").replace("petal-", "PETAL ")
         minutes = f"{part.minutes:.1f}" + (f" in {part.sittings} sittings" if part.sittings > 1 else "")
-        lines.append(
-            f"| `{part.name}` | {published} | {part.runs} | {part.seconds:.0f} | {minutes} | {', '.join(part.needs)} |"
+        rows.append(
+            [f"`{part.name}`", published, str(part.runs), f"{part.seconds:.0f}", minutes, ", ".join(part.needs)]
         )
     runs, minutes = sum(part.runs for part in plan.parts), sum(part.minutes for part in plan.parts)
-    lines.append(f"| {len(plan.parts)} parts | | {runs} | | {minutes:.1f} = {minutes / 60:.1f} hours | |")
-    return "\n".join(lines) + "\n"
+    rows.append([f"{len(plan.parts)} parts", "", str(runs), "", f"{minutes:.1f} = {minutes / 60:.1f} hours", ""])
+    return "\n".join(markdown_table(["part", "published", "runs", "seconds each", "minutes", "needs"], rows)) + "\n"

@@ -18,6 +18,7 @@ import planning
 from drawing import drawing_of
 from perceptune.compare.plan import setting_name
 from perceptune.results import gap_name
+from perceptune.tables import markdown_table
 from planning import STUDIES, Part, Plan
 
 VERDICTS = ("holds", "does not hold", "cannot tell")
@@ -116,8 +117,7 @@ def _table(table: Mapping[str, Any]) -> str:
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table whose first row is the heading."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+    return "\n".join(markdown_table(rows[0], rows[1:])) + "\n"
 
 
 def _terms(table: Mapping[str, Any]) -> str:
