@@ -17,7 +17,6 @@ export function offerRuns() {
 
 function describeInputs() {
   const kinds = takes();
-  at("ask").classList.toggle("blind", !kinds.length);
   const title = listed(kinds.map((kind) => NAMES[kind]), "or");
   at("medium-title").textContent = title.charAt(0).toUpperCase() + title.slice(1);
   at("invitation").textContent = `Drop a ${title} here or paste one`;
