@@ -24,7 +24,7 @@ smoke: $(VENV)/.made  ## the main job cut to about two minutes
 	$(BIN)/perceptune demo --smoke --run runs/smoke
 
 study: $(VENV)/.made  ## the papers' findings on real data in DATA: about six hours, in parts; goes on after a stop
-	$(BIN)/python studies/run.py $(DATA)
+	$(BIN)/python studies/run.py $(DATA) --jobs 2
 	$(BIN)/python studies/write.py
 
 test: $(VENV)/.made  ## all tests, two at a time

@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 import planning
 from perceptune.compare.plan import make_plan, parse_grid
 from perceptune.errors import UserError
 from perceptune.evaluation import evaluate
 from perceptune.training import train
 from planning import ROOT, RUNS, STUDIES, Part, Plan
-from run import process_of
+from run import environment, process_of
 
 AGAIN = RUNS / "again"
 
@@ -32,6 +34,7 @@ class Row(NamedTuple):
     metric: str
     stored: float
     setting: Mapping[str, Any]  # what was chosen for the label
+    threads: int
 
 
 def run_again(plan: Plan, count: int, seed: int, raw: Path) -> int:
@@ -57,12 +60,13 @@ def rows_of(plan: Plan) -> list[Row]:
     for part in plan.parts:
         path = STUDIES / "results" / f"{part.name}.json"
         if path.is_file():
-            for table in json.loads(path.read_text(encoding="utf-8"))["tables"]:
-                rows += [row for command in part.commands for row in _rows(part, command, table)]
+            result = json.loads(path.read_text(encoding="utf-8"))
+            for table in result["tables"]:
+                rows += [row for c in part.commands for row in _rows(part, c, table, result["threads"])]
     return rows
 
 
-def _rows(part: Part, command: str, table: dict[str, Any]) -> list[Row]:
+def _rows(part: Part, command: str, table: dict[str, Any], threads: int) -> list[Row]:
     """Those of a table that a command has made."""
     words = command.split()
     out = planning.option(words, "--out")
@@ -71,12 +75,12 @@ def _rows(part: Part, command: str, table: dict[str, Any]) -> list[Row]:
     name = Path(out).name
     if table["kind"] == "compare" and name == table["name"]:
         return [
-            Row(part, command, row["label"], int(seed), table["metric"], value, row["setting"])
+            Row(part, command, row["label"], int(seed), table["metric"], value, row["setting"], threads)
             for row in table["rows"] for seed, value in row["by_seed"].items()
         ]  # fmt: skip
     if table["kind"] == "eval" and Path(out).parent.name == table["name"]:
         return [
-            Row(part, command, name, None, row["metrics"][0], row["values"][row["metrics"][0]], {})
+            Row(part, command, name, None, row["metrics"][0], row["values"][row["metrics"][0]], {}, threads)
             for row in table["rows"] if row["label"] == name
         ]  # fmt: skip
     return []
@@ -89,10 +93,11 @@ def _computed(row: Row, raw: Path) -> float:
     if row.seed is None:
         out = words.index("--out") + 1
         words[out] = str(folder.relative_to(ROOT))
-        subprocess.run(process_of(words), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(process_of(words), cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=environment(row.threads))
         return float(json.loads((folder / "results.json").read_text(encoding="utf-8"))[row.metric])
     entry = next(entry for entry in _planned(words).entries if entry.label == row.label)
     recipe = entry.with_(row.setting, row.seed)
+    torch.set_num_threads(row.threads)
     train(recipe, folder)
     return float(evaluate(folder, split=recipe.eval.split, samples=recipe.eval.samples)[row.metric])
 

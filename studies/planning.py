@@ -36,6 +36,14 @@ class Part:
     needs: Sequence[str] = ()
     sittings: int = 1  # of a single run that is longer than a part may be, and goes on from its checkpoints
     recipes: Sequence[str] = field(default_factory=tuple)
+    alone: bool = False  # time is measured: nothing runs beside it
+
+    @property
+    def folders(self) -> frozenset[str]:
+        """What it writes to, as the commands name it."""
+        words = [shlex.split(command) for command in self.commands]
+        named = [option(one, name) for one in words for name in ("--run", "--out")]
+        return frozenset(folder for folder in named if folder is not None)
 
     @property
     def minutes(self) -> float:

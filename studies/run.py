@@ -1,6 +1,6 @@
 """Runs the parts of the studies, one after the other; what is finished is not done again.
 
-    python studies/run.py DATA [--part NAME ...] [--minutes N]     all parts, or those
+    python studies/run.py DATA [--part NAME ...] [--minutes N]     all parts, or those; with --jobs N so many at a time
     python studies/run.py --list                                   what there is and how long it takes
     python studies/run.py DATA --again 3 --seed 0                  three rows picked at random, from scratch
 
@@ -25,6 +25,7 @@ from pathlib import Path
 import planning
 from collect import circumstances, fingerprint, tables_of
 from command import end_with
+from lanes import run_lanes
 from perceptune.checkpoint import METHOD
 from perceptune.errors import UserError
 from perceptune.results import file_hash
@@ -51,14 +52,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run_again(plan, options.again, options.seed, data)
     end = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    left = []
     for part in plan.named(options.part):
         if is_done(part):
             print(f"{part.name}: done", flush=True)
-        elif end is not None and time.monotonic() + 60 * part.minutes / part.sittings > end:
-            print(f"{part.name}: not begun, it takes about {part.minutes / part.sittings:.0f} minutes")
         else:
-            run_part(part, data)
+            left.append(part)
+
+    def begin(part: Part) -> None:
+        minutes = part.minutes / part.sittings
+        if end is not None and time.monotonic() + 60 * minutes > end:
+            print(f"{part.name}: not begun, it takes about {minutes:.0f} minutes", flush=True)
+        else:
+            run_part(part, data, cores() if part.alone else max(1, cores() // options.jobs))
+
+    run_lanes(left, options.jobs, begin)
     return 0
+
+
+def cores() -> int:
+    return os.cpu_count() or 1
 
 
 def get_data(data: Path) -> None:
@@ -78,8 +91,8 @@ def is_done(part: Part) -> bool:
     return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == fingerprint(part)
 
 
-def run_part(part: Part, data: Path) -> None:
-    """All its commands, then what came out. Raises `UserError` that names the part."""
+def run_part(part: Part, data: Path, threads: int) -> None:
+    """All its commands with so many threads, then what came out. Raises `UserError` that names the part."""
     for need in part.needs:
         if not (RESULTS / f"{need}.json").is_file():
             raise UserError(f"part `{part.name}`: run `{need}` first")
@@ -88,13 +101,13 @@ def run_part(part: Part, data: Path) -> None:
         commands = []
         for command in part.commands:
             commands.append(planning.words_of(command, data))
-            _run(part, commands[-1])
+            _run(part, commands[-1], threads)
         tables = tables_of(commands)
     except (UserError, OSError, ValueError, KeyError) as error:
         raise UserError(f"part `{part.name}`: {error}") from error
     result = {
         "part": part.name, "title": part.title, "commands": list(part.commands), "fingerprint": fingerprint(part),
-        **circumstances(), "seconds": round(_seconds(part), 1), "tables": tables,
+        **circumstances(), "threads": threads, "seconds": round(_seconds(part), 1), "tables": tables,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{part.name}.json"
@@ -103,7 +116,7 @@ def run_part(part: Part, data: Path) -> None:
     print(f"{part.name}: {_seconds(part) / 60:.1f} minutes, {path.relative_to(ROOT)}", flush=True)
 
 
-def _run(part: Part, words: Sequence[str]) -> None:
+def _run(part: Part, words: Sequence[str], threads: int) -> None:
     """One command in a process of its own, which writes to a log. Its time counts however it ends."""
     if is_over(words):
         return
@@ -115,7 +128,14 @@ def _run(part: Part, words: Sequence[str]) -> None:
             file.write(f"$ {' '.join(words)}\n")
             file.flush()
             before = file.tell()
-            code = subprocess.run(process_of(words), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False)
+            code = subprocess.run(
+                process_of(words),
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment(threads),
+                check=False,
+            )
     finally:
         _add_seconds(part, time.monotonic() - start)
     if code.returncode:
@@ -131,6 +151,11 @@ def process_of(words: Sequence[str]) -> list[str]:
     run = planning.option(words, "--run")
     resumed = words[1] == "train" and run is not None and (ROOT / run / "run.yaml").is_file()
     return [sys.executable, "-m", *words, *(["--resume"] if resumed else [])]
+
+
+def environment(threads: int) -> dict[str, str]:
+    """That of a command with so many threads: sums of another number of them differ in their last bits."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
 
 def is_over(words: Sequence[str]) -> bool:
@@ -160,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("data", nargs="?", metavar="DATA")
     parser.add_argument("--part", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--list", action="store_true", help="the plan, and nothing is run")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="parts at a time (default: %(default)s)")
     parser.add_argument("--minutes", type=float, metavar="N", help="begin no part that would end later")
     parser.add_argument("--again", type=int, metavar="N", help="run so many rows of the results once more, and compare")
     parser.add_argument("--seed", type=int, default=0, help="of --again: which rows (default: %(default)s)")

@@ -83,6 +83,10 @@ class FeatureStore:
     ) -> None:  # fmt: skip
         self.encoder, self.levels, self.tokens = encoder, list(levels), tokens
         self.cache, self.views = cache or CacheConfig(), views
+        self.kept_levels = self.levels
+        if tokens == "cls" and self.cache.levels is not None:  # those that other methods read, too
+            last = range(max(0, encoder.n_layers - self.cache.levels), encoder.n_layers)
+            self.kept_levels = sorted({*self.levels, *last})
         self._megabytes, self._settings = megabytes, json.dumps(encoder.augmentation()).encode()
         self.loader = Loader(encoder, self._key_of, self._missing)
         self._lock = threading.RLock()  # `known` reads in another thread than `ensure` and `get` write in
@@ -122,7 +126,7 @@ class FeatureStore:
                 keys |= {one.item: one.key for one in loaded}
                 fresh |= {one.item: computed[one.key] for one in loaded if one.key in computed}
             rows = self._read(distinct, keys) | fresh
-        return torch.stack([rows[item] for item in items]).float()
+        return self._chosen([rows[item] for item in items])
 
     def known(self, media: Sequence[Medium], draws: Sequence[int] | None = None) -> Tensor | None:
         """What `get` gives, without computing anything: None unless all of it is kept. Safe in a thread."""
@@ -132,16 +136,23 @@ class FeatureStore:
             if len(rows) < len(set(items)):
                 self._kept.refresh()  # another process may have computed them
                 rows = self._read(items)
-        return torch.stack([rows[item] for item in items]).float() if len(rows) == len(set(items)) else None
+        return self._chosen([rows[item] for item in items]) if len(rows) == len(set(items)) else None
+
+    def _chosen(self, rows: Sequence[Tensor]) -> Tensor:
+        """The levels that are asked for, of all that are kept."""
+        every = torch.stack(list(rows)).float()
+        if self.kept_levels == self.levels:
+            return every
+        return every[:, [self.kept_levels.index(level) for level in self.levels]]
 
     @cached_property
     def description(self) -> dict[str, Any]:
         """Everything that a row depends on beside its medium and view."""
         count = self.encoder.n_tokens if self.tokens == "all" else 1
         return {
-            "kind": "features", "version": VERSION, "encoder": self.encoder.fingerprint(), "levels": self.levels,
+            "kind": "features", "version": VERSION, "encoder": self.encoder.fingerprint(), "levels": self.kept_levels,
             "preprocessing": self.encoder.preprocessing(), "tokens": self.tokens, "dtype": self.cache.dtype,
-            "shape": [len(self.levels), count, self.encoder.dim],
+            "shape": [len(self.kept_levels), count, self.encoder.dim],
         }  # fmt: skip
 
     @cached_property
@@ -229,7 +240,7 @@ class FeatureStore:
             return {}
         device = next(self.encoder.parameters()).device
         pixels = torch.stack([one.pixels for one in loaded if one.pixels is not None]).to(device)
-        rows = self.encoder(pixels, self.levels, self.tokens).to(DTYPES[self.cache.dtype]).cpu()
+        rows = self.encoder(pixels, self.kept_levels, self.tokens).to(DTYPES[self.cache.dtype]).cpu()
         return {one.key: row for one, row in zip(loaded, rows, strict=True)}
 
     def _remember(self, loaded: Sequence[Loaded]) -> None:

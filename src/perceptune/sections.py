@@ -84,6 +84,11 @@ class CacheConfig(Part):
     )
     dir: Path | None = Field(None, description="None = `features` in perceptune's cache folder")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype in which they are kept")
+    levels: int | None = Field(
+        None,
+        ge=1,
+        description="keep [CLS] of so many last levels, shared by methods that read others; None = the method's",
+    )
     text_disk_mb: int = Field(4096, ge=0, description="states of distinct texts kept on disk, if features are")
 
 

@@ -74,6 +74,23 @@ def test_a_smaller_dtype_halves_the_cache(encoder: Encoder, pictures: list[Path]
     assert [Store.open(one.folder)._unit for one in (full, half)] == [192, 96]
 
 
+def test_methods_that_read_other_levels_share_what_is_kept(
+    encoder: Encoder, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = store(encoder, tmp_path / "own").get(pictures)
+    shared = CacheConfig(dir=tmp_path / "c", levels=2)
+    assert torch.equal(FeatureStore(encoder, LEVELS, "cls", shared).get(pictures), own)
+    counting = Counting(monkeypatch, encoder)
+    last = FeatureStore(encoder, [3], "cls", shared)
+    assert torch.equal(last.get(pictures), own[:, 1:])
+    found = FeatureStore(encoder, [3, 2], "cls", shared).known(pictures)
+    assert found is not None
+    assert torch.equal(found, own.flip(1))
+    assert counting.encoded == 0
+    assert FeatureStore(encoder, [0, 3], "cls", shared).kept_levels == [0, 2, 3], "an earlier one is kept beside them"
+    assert FeatureStore(encoder, [3], "all", shared).kept_levels == [3], "all tokens of other levels would be large"
+
+
 def test_nothing_old_is_taken_for_new(encoder: Encoder, dwarfs: Path, pictures: list[Path], tmp_path: Path) -> None:
     folder, path = tmp_path / "c", pictures[0]
     before = store(encoder, folder).get([path])

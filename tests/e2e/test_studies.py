@@ -93,7 +93,7 @@ def test_a_part_goes_on_after_a_kill_and_its_numbers_come_out_again(tree: Path) 
     done = ran(tree, "run.py", str(tree / "data"))
     assert done.returncode == 0, done.stderr
     result = json.loads((tree / "studies/results/tiny.json").read_text())
-    assert set(result) >= {"commands", "commit", "versions", "machine", "seconds", "fingerprint", "tables"}
+    assert set(result) >= {"commands", "commit", "versions", "machine", "threads", "seconds", "fingerprint", "tables"}
     table = result["tables"][0]
     assert (table["name"], table["metric"], [row["label"] for row in table["rows"]]) == (
         "tiny", "accuracy", ["epalm", "full"],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import limits
 import planning
 import write
 from attention import evenness, figures, moved
+from lanes import run_lanes
 from perceptune.building import method_options
 from perceptune.compare.plan import _settings, _settings_of, _variants
 from perceptune.config import load_recipe
@@ -52,6 +55,47 @@ def test_a_part_comes_after_what_it_needs(tmp_path: Path) -> None:
         planning.load_plan(path)
     with pytest.raises(UserError, match=r"no part `flagshp`.*flagship"):
         PLAN.named(["flagshp"])
+
+
+def made_part(name: str, **more: Any) -> planning.Part:
+    command = f"perceptune compare x.yaml --out {more.pop('out', name)}"
+    return planning.Part(name, "", "", [], [command], runs=1, seconds=1, **more)
+
+
+def test_parts_run_side_by_side_but_for_what_they_share() -> None:
+    parts = [
+        made_part("time", alone=True), made_part("a"), made_part("b"), made_part("c", out="a"),
+        made_part("d", needs=["c"]), made_part("e"),
+    ]  # fmt: skip
+    now: set[str] = set()
+    seen: list[set[str]] = []
+    guard = threading.Lock()
+
+    def run(part: planning.Part) -> None:
+        with guard:
+            now.add(part.name)
+            seen.append(set(now))
+        time.sleep(0.05)
+        with guard:
+            now.remove(part.name)
+
+    run_lanes(parts, 2, run)
+    assert [sorted(one) for one in seen[:3]] == [["time"], ["a"], ["a", "b"]], seen
+    assert all({"a", "c"} != one and {"c", "d"} != one and len(one) <= 2 for one in seen)
+    assert set().union(*seen) == {part.name for part in parts}
+
+
+def test_a_failing_part_stops_only_what_needs_it() -> None:
+    begun: list[str] = []
+
+    def run(part: planning.Part) -> None:
+        begun.append(part.name)
+        if part.name == "a":
+            raise UserError("part `a`: wrong")
+
+    with pytest.raises(UserError, match="part `a`: wrong"):
+        run_lanes([made_part("a"), made_part("b", needs=["a"]), made_part("c")], 1, run)
+    assert begun == ["a", "c"]
 
 
 def test_every_published_table_has_a_part_or_a_reason() -> None:
