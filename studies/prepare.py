@@ -4,7 +4,7 @@
 
 DATA holds the folders `flickr8k`, `daquar`, `esc50_subset`, `fsdd`, `audiocaps_demo`, `fight_surv` and
 `tuxpaint_stamps`, each with a `metadata.jsonl`. What is written to OUT names the media where they are; no medium is
-copied. Existing files are replaced.
+copied. Existing files that differ are replaced.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def prepare(data: Path, out: Path) -> list[Path]:
             made.setdefault(split, []).append(row)
         for split, kept in made.items():
             path = out / f"{name}-{split}.jsonl"
-            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept).encode()
+            if not path.is_file() or path.read_bytes() != text:  # a training may be reading it
+                path.write_bytes(text)
             written.append(path)
     return written
 

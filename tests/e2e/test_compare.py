@@ -254,6 +254,7 @@ def test_a_label_may_search_a_grid_of_its_own_that_is_as_large(written: Path) ->
     ]  # fmt: skip
     full = plan.entries[1]
     assert full.with_(full.settings[1], 0).method.options()["unfreeze"] == {"lm": 1e-4}
+    assert full.recipe.compare.grid == {}, "another grid later does not make finished runs another recipe's"
     alike = make_plan([given], grid={"train.lr": [0.1]})
     assert [entry.settings for entry in alike.entries] == [({"train.lr": 0.1},)] * 2
     own["method.unfreeze.lm"] = [1e-6, 1e-5, 1e-4]

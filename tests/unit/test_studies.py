@@ -169,6 +169,9 @@ def test_splits_share_no_photo_source_or_footage(tmp_path: Path) -> None:
         "flickr8k", "flickr8k-qa", "daquar", "esc50", "esc50-captions", "fsdd", "fights", "audiocaps", "stamps",
     }  # fmt: skip
     assert Counter(map(len, files.values()))[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    prepare(data, out)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before, "a training may be reading them"
 
     def media(name: str) -> set[str]:
         return {row.get("image") or row.get("audio") or row["video"] for row in files[name]}

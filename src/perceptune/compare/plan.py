@@ -202,7 +202,8 @@ def _splits(recipe: Recipe, *, selects: bool) -> tuple[str, str | None, str]:
 
 def _entry(label: str, recipe: Recipe, settings: Sequence[Setting]) -> Entry:
     shown = describe(recipe)
-    entry = Entry(label, recipe, shown["trainable"], shown["share"], tuple(settings))
+    alone = recipe.model_copy(update={"compare": CompareConfig()})  # a run does not depend on what it is compared with
+    entry = Entry(label, alone, shown["trainable"], shown["share"], tuple(settings))
     for setting in settings:
         method_options(entry.with_(setting, recipe.seed))
     return entry
