@@ -19,12 +19,13 @@ from perceptune.tables import markdown_table
 ROOT = Path(__file__).parents[1]  # what recipes and commands are relative to
 STUDIES = ROOT / "studies"
 RUNS = Path("runs/study")  # what the parts write, below `ROOT`
+LANES = 2  # parts at a time
 MOST = 20.0  # minutes of a part, or of one sitting of a long run
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part: its commands and how long they take on two cores."""
+    """One part: its commands and how long they take."""
 
     name: str
     title: str
@@ -32,9 +33,9 @@ class Part:
     published: Sequence[str]  # tables of `published.yaml`
     commands: Sequence[str]
     runs: int  # trainings, or evaluations where nothing is trained
-    seconds: float  # of one of them, loading and answers included
+    seconds: float  # of one of them on one core, loading and answers included
     needs: Sequence[str] = ()
-    sittings: int = 1  # of a single run that is longer than a part may be, and goes on from its checkpoints
+    sittings: int = 1  # of one command that takes longer than a part may, and goes on from what it has finished
     recipes: Sequence[str] = field(default_factory=tuple)
     alone: bool = False  # time is measured: nothing runs beside it
 
@@ -65,6 +66,11 @@ class Plan:
 
     parts: Sequence[Part]
     open: Sequence[Open]
+
+    @property
+    def hours(self) -> float:
+        """Of all parts, so many at a time; where one runs alone its time counts for all lanes."""
+        return sum(part.minutes * (LANES if part.alone else 1) for part in self.parts) / LANES / 60
 
     def named(self, names: Sequence[str]) -> list[Part]:
         """Those parts, in the plan's order; all where none is named. Raises `UserError` for an unknown name."""
@@ -127,5 +133,6 @@ def listing(plan: Plan) -> str:
             [f"`{part.name}`", published, str(part.runs), f"{part.seconds:.0f}", minutes, ", ".join(part.needs)]
         )
     runs, minutes = sum(part.runs for part in plan.parts), sum(part.minutes for part in plan.parts)
-    rows.append([f"{len(plan.parts)} parts", "", str(runs), "", f"{minutes:.1f} = {minutes / 60:.1f} hours", ""])
+    total = f"{minutes:.1f}; two at a time {plan.hours:.1f} hours"
+    rows.append([f"{len(plan.parts)} parts", "", str(runs), "", total, ""])
     return "\n".join(markdown_table(["part", "published", "runs", "seconds each", "minutes", "needs"], rows)) + "\n"

@@ -85,12 +85,11 @@ def load_readings(path: Path, plan: Plan) -> dict[str, Mapping[str, str]]:
 
 
 def _head(plan: Plan, note: str) -> str:
-    minutes = sum(part.minutes for part in plan.parts)
     return f"""# The papers' findings on real data
 
 Written by `python studies/write.py` from `results/`, `published.yaml` and `readings.yaml`; do not edit it.
 
-Every part of [plan.yaml](plan.yaml) is run by `make study DATA=DIR` (about {minutes / 60:.1f} hours on two cores);
+Every part of [plan.yaml](plan.yaml) is run by `make study DATA=DIR` (about {plan.hours:.1f} hours on two cores);
 `python studies/run.py DATA --part NAME` runs one. A part shows what was measured, how, our reading of it (*holds*,
 *does not hold* or *cannot tell* here), and the papers' figures. {note}
 
@@ -213,7 +212,7 @@ def _how(result: Mapping[str, Any]) -> str:
     commands = "\n".join(result["commands"])
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
-        f"```text\n{commands}\n```\n\nCommit {result['commit']}; {versions}; {result['machine']}; "
+        f"```text\n{commands}\n```\n\nCommit {result['commit']}; {versions}; {result['machine']}, {result['threads']} in use; "
         f"{result['seconds'] / 60:.1f} minutes.\n"
     )
 

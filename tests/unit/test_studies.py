@@ -39,12 +39,12 @@ COMPARISONS = [
 def test_the_plan_adds_up_to_six_hours_in_parts_of_twenty_minutes() -> None:
     for part in PLAN.parts:
         assert part.minutes / part.sittings <= planning.MOST, part.name
-        assert part.sittings == 1 or part.runs == 1, "only a single run goes on from its checkpoints"
+        assert part.sittings == 1 or part.runs == 1 or len(part.commands) == 1, "what goes on where it was stopped"
     assert len({part.name for part in PLAN.parts}) == len(PLAN.parts)
     lines = planning.listing(PLAN).splitlines()[2:]
-    minutes = [float(line.split("|")[5].split()[0]) for line in lines]
+    minutes = [float(line.split("|")[5].split()[0].rstrip(";")) for line in lines]
     assert sum(minutes[:-1]) == pytest.approx(minutes[-1], abs=0.05 * len(lines))
-    assert minutes[-1] <= 360
+    assert PLAN.hours <= 6.05
 
 
 def test_a_part_comes_after_what_it_needs(tmp_path: Path) -> None:
