@@ -211,10 +211,8 @@ def _figures(table: Mapping[str, Any]) -> list[list[str]]:
 def _how(result: Mapping[str, Any]) -> str:
     commands = "\n".join(result["commands"])
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return (
-        f"```text\n{commands}\n```\n\nCommit {result['commit']}; {versions}; {result['machine']}, {result['threads']} in use; "
-        f"{result['seconds'] / 60:.1f} minutes.\n"
-    )
+    machine, minutes = f"{result['machine']}, {result['threads']} in use", f"{result['seconds'] / 60:.1f} minutes"
+    return f"```text\n{commands}\n```\n\nCommit {result['commit']}; {versions}; {machine}; {minutes}.\n"
 
 
 def _published(name: str, table: Published) -> str:
