@@ -72,6 +72,7 @@ def test_refreshing_at_levels_and_free_plans() -> None:
 PEFT: dict[str, dict[str, Any]] = {
     "dora": {"r": 2, "use_dora": True},
     "all-linear": {"r": 2, "target_modules": "all-linear", "layers_to_transform": [2, 3], "lora_dropout": 0.5},
+    "injected": {"r": 2, "target_modules": ["q_proj", "v_proj"], "layers_to_transform": "injected"},
     "loha": {"peft_type": "LOHA", "r": 2, "target_modules": ["q_proj", "v_proj"]},
     "ia3": {"peft_type": "IA3", "target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
 }
@@ -84,7 +85,7 @@ def test_other_peft_types_are_owned_by_the_method_alone(name: str) -> None:
     plain = FrozenLM(support.random_lm("llama"))
     assert set(r.lm.model.state_dict()) == set(plain.model.state_dict())
     assert all(torch.equal(v, plain.model.state_dict()[k]) for k, v in r.lm.model.state_dict().items())
-    assert r.method.first_layer == (2 if name == "all-linear" else 0)
+    assert r.method.first_layer == (2 if name in ("all-linear", "injected") else 0)
     r.method.eval()
     assert (r.lm(r.ids, r.mask) - plain(r.ids, r.mask))[r.mask.bool()].abs().max() > 1e-3
     difference = r.logits() - r.lm(r.ids, r.mask, r.plan(), plain=True)

@@ -150,6 +150,17 @@ def test_every_label_of_a_comparison_is_a_method(part: str, command: str, tree: 
     assert made[0][0] == labels[0]
 
 
+def test_the_recipe_for_captions_is_what_was_measured() -> None:
+    offered, measured = load_recipe("captions"), load_recipe(STUDIES / "epalm" / "flagship.yaml")
+    for section in ("encoders", "text", "decode"):
+        assert getattr(offered, section) == getattr(measured, section), section
+    assert offered.train.model_copy(update={"save_every": measured.train.save_every}) == measured.train
+    ours, theirs = method_options(offered).model_dump(), method_options(measured).model_dump()
+    assert ours["peft"].pop("layers_to_transform") == "injected"
+    assert theirs["peft"].pop("layers_to_transform") == list(range(18, 30))
+    assert ours == theirs
+
+
 def test_commands_name_their_recipes_and_keys() -> None:
     for part in PLAN.parts:
         words = [word for command in part.commands for word in shlex.split(command)]

@@ -20,6 +20,7 @@ from perceptune.methods._method import EncoderShape, Site
 
 DEFAULT_TYPE = "LORA"
 ALL_LINEAR = "all-linear"
+INJECTED = "injected"  # as `layers_to_transform`: from the first layer that media enter to the last
 
 
 class PeftLayers(nn.ModuleDict):
@@ -86,6 +87,8 @@ class PeftInjection(Injection):
     ) -> None:
         super().__init__(options, lm, shapes)
         linear = {path: kind for layer in lm.layers for path, kind in linear_maps(layer).items()}
+        if given.get("layers_to_transform") == INJECTED:
+            given = {**given, "layers_to_transform": list(range(self.range.start, lm.n_layers))}
         self.peft = PeftLayers(lm.model, given, key, linear)
         for name in self.peft.names:
             if not name.startswith(f"{lm.layers_path}."):
