@@ -1,4 +1,4 @@
-"""Runs the parts of the studies, one after the other; what is finished is not done again.
+"""Runs the parts of the studies; what is finished is not done again.
 
     python studies/run.py DATA [--part NAME ...] [--minutes N]     all parts, or those; with --jobs N so many at a time
     python studies/run.py --list                                   what there is and how long it takes
@@ -129,13 +129,9 @@ def _run(part: Part, words: Sequence[str], threads: int) -> None:
             file.flush()
             before = file.tell()
             code = subprocess.run(
-                process_of(words),
-                cwd=ROOT,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment(threads),
-                check=False,
-            )
+                process_of(words), cwd=ROOT, env=environment(threads), check=False,
+                stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
     finally:
         _add_seconds(part, time.monotonic() - start)
     if code.returncode:

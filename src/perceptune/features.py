@@ -84,7 +84,7 @@ class FeatureStore:
         self.encoder, self.levels, self.tokens = encoder, list(levels), tokens
         self.cache, self.views = cache or CacheConfig(), views
         self.kept_levels = self.levels
-        if tokens == "cls" and self.cache.levels is not None:  # those that other methods read, too
+        if tokens == "cls" and self.cache.levels is not None and self.cache.features != "off":  # for other methods, too
             last = range(max(0, encoder.n_layers - self.cache.levels), encoder.n_layers)
             self.kept_levels = sorted({*self.levels, *last})
         self._megabytes, self._settings = megabytes, json.dumps(encoder.augmentation()).encode()
@@ -140,10 +140,10 @@ class FeatureStore:
 
     def _chosen(self, rows: Sequence[Tensor]) -> Tensor:
         """The levels that are asked for, of all that are kept."""
-        every = torch.stack(list(rows)).float()
-        if self.kept_levels == self.levels:
-            return every
-        return every[:, [self.kept_levels.index(level) for level in self.levels]]
+        every = torch.stack(list(rows))
+        if self.kept_levels != self.levels:
+            every = every[:, [self.kept_levels.index(level) for level in self.levels]]
+        return every.float()
 
     @cached_property
     def description(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import shlex
 import shutil
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -70,12 +69,16 @@ def test_parts_run_side_by_side_but_for_what_they_share() -> None:
     now: set[str] = set()
     seen: list[set[str]] = []
     guard = threading.Lock()
+    begun = {part.name: threading.Event() for part in parts}
+    after, until = {"b": "a"}, {"a": "b"}  # whatever the machine is busy with, they are seen in this order and at once
 
     def run(part: planning.Part) -> None:
+        assert part.name not in after or begun[after[part.name]].wait(20)
         with guard:
             now.add(part.name)
             seen.append(set(now))
-        time.sleep(0.05)
+        begun[part.name].set()
+        assert part.name not in until or begun[until[part.name]].wait(20)
         with guard:
             now.remove(part.name)
 
