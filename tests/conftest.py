@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,3 +48,9 @@ def dwarfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     support.save_encoder(folder / "vit", "vit")
     support.save_data(folder / "data")
     return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the module's `trained`, which a test may damage."""
+    return shutil.copytree(trained, tmp_path / "run")

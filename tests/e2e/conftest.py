@@ -27,6 +27,14 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
+def trained(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is worth sharing; some modules train another one."""
+    import runs as dwarf_runs
+
+    return dwarf_runs.share_worthy(tmp_path_factory.mktemp("shared"), dwarfs)
+
+
+@pytest.fixture(scope="module")
 def attacked_runs(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A run that sees, hears and watches."""
     import perceptune

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,6 @@ import yaml
 import perceptune
 from perceptune.card import OWN, write_card
 from perceptune.origin import CARD, META, PROOF
-from runs import share_worthy
-
-
-@pytest.fixture(scope="module")
-def trained(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return share_worthy(tmp_path_factory.mktemp("shared"), dwarfs)
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy to be spoilt."""
-    return shutil.copytree(trained, tmp_path / "run")
 
 
 def front(card: str) -> dict[str, Any]:

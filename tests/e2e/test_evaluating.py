@@ -28,11 +28,6 @@ def trained(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(trained, tmp_path / "run")
-
-
-@pytest.fixture
 def other(dwarfs: Path, tmp_path: Path) -> Path:
     """Another file of the same pictures: fewer rows, other words, choices, and answers of three words or more."""
     folder = shutil.copytree(dwarfs / "data", tmp_path / "other")

@@ -22,12 +22,6 @@ def trained(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return shutil.copytree(trained, tmp_path / "run")
-
-
 def edit_meta(run: Path, **changes: object) -> None:
     meta = json.loads((run / "meta.json").read_text())
     (run / "meta.json").write_text(json.dumps({**meta, **changes}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,18 +26,6 @@ from perceptune.proof import made_up, verify
 from perceptune.reporting.shots import shots
 from perceptune.sharing.bundle import export
 from perceptune.sharing.hub import push
-from runs import share_worthy
-
-
-@pytest.fixture(scope="module")
-def trained(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return share_worthy(tmp_path_factory.mktemp("shared"), dwarfs)
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy to be spoilt."""
-    return shutil.copytree(trained, tmp_path / "run")
 
 
 @pytest.fixture

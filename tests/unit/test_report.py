@@ -76,12 +76,6 @@ def trained(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy to be spoilt."""
-    return shutil.copytree(trained, tmp_path / "run")
-
-
 def report(*words: Path | str) -> str:
     """The page that the command writes."""
     assert cli(["report", *map(str, words)]) == 0
