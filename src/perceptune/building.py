@@ -78,9 +78,15 @@ def build_spliced(
 
 
 def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> Method:
-    """The recipe's method for these frozen parts, freshly initialised."""
+    """The recipe's method for these frozen parts, freshly initialised.
+
+    Raises `UserError` where a trained LM would be asked in another dtype than it was trained in, which is better known
+    before the training than after it.
+    """
     shapes = {name: EncoderShape(encoder.n_layers, encoder.dim) for name, encoder in encoders.items()}
     method: Method = leaf("methods", recipe.method.name).module.METHOD(method_options(recipe), lm, shapes)
+    if method.trains_lm and recipe.eval.dtype != "float32":
+        raise UserError(f"eval.dtype: {recipe.eval.dtype}, but `method.unfreeze` keeps the LM in float32")
     _remember_base(lm, encoders, method)
     method.take_over(lm, encoders)
     return method

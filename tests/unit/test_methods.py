@@ -61,6 +61,14 @@ def test_what_is_refused(method: dict[str, Any], words: str, dwarfs: Path) -> No
         perceptune.build(support.recipe(lm, dwarfs / "encoder", method=method), dtype=dtype)
 
 
+def test_a_trained_lm_is_not_asked_in_another_dtype(dwarfs: Path) -> None:
+    method = {"name": "epalm", "n_levels": 2, "unfreeze": ["lm"]}
+    given = support.recipe(dwarfs / "lm", dwarfs / "encoder", method=method)
+    perceptune.build(given)
+    with pytest.raises(UserError, match=r"eval\.dtype: bfloat16, but `method\.unfreeze`"):
+        perceptune.build({**given, "eval": {**given.get("eval", {}), "dtype": "bfloat16"}})
+
+
 def test_refreshing_at_levels_and_free_plans() -> None:
     assert row("epalm", "llama", refresh="level", first=0).method.injected == {0: 0, 2: 1}
     assert row("epalm", "llama", first=0).method.injected == {0: 0, 1: 0, 2: 1, 3: 1}

@@ -45,8 +45,7 @@ def text(result: Mapping[str, Any]) -> str:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Ratios, rows and machine as Markdown tables."""
-    text = ["| ratio | |", "|---|---|"]
-    text += [f"| `{name}` | {value:.2f} |" for name, value in result["ratios"].items()]
+    text = markdown_table(["ratio", ""], [[f"`{name}`", f"{value:.2f}"] for name, value in result["ratios"].items()])
     heading, *rows = lines(result)
     text += ["", *markdown_table(heading, rows), ""]
     text += [", ".join(f"{key} {value}" for key, value in result["machine"].items())]
