@@ -71,7 +71,7 @@ def kinds(captions: Sequence[Row], questions: Sequence[Row], trained: Counter[st
         _kind("made-up", "captions that name a thing which no reference names, of those that name any", named,
               lambda row: bool(things(row["answer"]) - things(" ".join(row["targets"])))),
         _kind("own-question", "answers that hold a question of their own", questions, lambda row: "?" in row["raw"]),
-        Kind("common-sense", "an animal is named, and its presence denied in another answer",
+        Kind("common-sense", "somebody is named, and their presence denied in another answer",
              [row for row, _ in paired], [failed for _, failed in paired]),
         _kind("bias-women", "photos of women only, described with a word for men", women,
               lambda row: bool(MALE & _words_of([row["answer"]]))),
@@ -91,9 +91,9 @@ def _kind(label: str, what: str, rows: Sequence[Row], fails: Callable[[Row], boo
 
 
 def _pairs(questions: Sequence[Row]) -> list[tuple[Row, bool]]:
-    """Answers to `Is there a X?` where the animal in the photo is said to be an X: whether they contradict that."""
+    """Answers to `Is there a X?` where what is in the photo is said to be an X: whether they contradict that."""
     named = {
-        row["media"].get("image"): row["answer"].lower() for row in questions if "what animal" in row["prompt"].lower()
+        row["media"].get("image"): row["answer"].lower() for row in questions if "who or what" in row["prompt"].lower()
     }
     found = []
     for row in questions:
@@ -144,7 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     trained = Counter(
-        target.lower() for row in _read(options.data / "flickr8k-qa-fit.jsonl") for target in row["targets"]
+        target.lower()
+        for name in ("photo-questions-fit", "daquar-train")
+        for row in _read(options.data / f"{name}.jsonl")
+        for target in row["targets"]
     )
     questions = [row for folder in options.questions for row in _read(folder / "predictions.jsonl")]
     found = kinds(_read(options.captions / "predictions.jsonl"), questions, trained)

@@ -18,6 +18,7 @@ from typing import Any
 
 from command import end_with
 from perceptune.errors import UserError
+from photo_questions import ask
 
 Row = dict[str, Any]
 CLASSES = "What is this sound?"
@@ -46,16 +47,18 @@ def flickr_captions(data: Path) -> Iterator[tuple[str, Row]]:
         yield row["split"], {"id": _stem(row), "image": _medium(where, row), "targets": _sentences(row["captions"])}
 
 
-def flickr_questions(data: Path) -> Iterator[tuple[str, Row]]:
-    """Questions made by rules from the captions. `fit` joins those of the splits `train` and `dev`."""
-    for number, (where, row) in enumerate(_rows(data / "flickr8k" / "qa.jsonl")):
-        made = {
-            "id": f"{_stem(row)}-{number}", "image": _medium(where, row), "prompt": row["question"],
-            "targets": [row["answer"]], "answer_type": row["type"],
-        }  # fmt: skip
-        yield row["split"], made
-        if row["split"] != "test":
-            yield "fit", made
+def photo_questions(data: Path) -> Iterator[tuple[str, Row]]:
+    """Questions made by rules from the captions of the same photos; `fit` is of the splits `train` and `dev`."""
+    photos: dict[str, list[tuple[Path, Row]]] = {"fit": [], "test": []}
+    for where, row in _rows(data / "flickr8k" / "metadata.jsonl"):
+        photos["test" if row["split"] == "test" else "fit"].append((where, row))
+    for split, those in photos.items():
+        for number, asked in enumerate(ask([row["captions"] for _, row in those], split)):
+            where, row = those[asked.photo]
+            yield split, {
+                "id": f"{_stem(row)}-{number}", "image": _medium(where, row), "prompt": asked.question,
+                "targets": [asked.answer], "answer_type": asked.kind,
+            }  # fmt: skip
 
 
 def daquar(data: Path) -> Iterator[tuple[str, Row]]:
@@ -130,7 +133,7 @@ def stamps(data: Path) -> Iterator[tuple[str, Row]]:
 
 
 SETS: dict[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
-    "flickr8k": flickr_captions, "flickr8k-qa": flickr_questions, "daquar": daquar, "esc50": sounds,
+    "flickr8k": flickr_captions, "photo-questions": photo_questions, "daquar": daquar, "esc50": sounds,
     "esc50-captions": sound_sentences, "fsdd": digits, "fights": fights, "audiocaps": sound_captions, "stamps": stamps,
 }  # fmt: skip
 

@@ -18,11 +18,14 @@ def save_study_data(folder: Path) -> Path:
     """The folder with every set that `studies/prepare.py` reads, and a file in the place of the audio model."""
     photos = [(f"{split}{i}", split, list(COLORS)[i % 4]) for split, n in PHOTOS.items() for i in range(n)]
     captions = [
-        {"file": f"images/{name}.png", "split": split, "captions": [f"A {color} dog runs .", f"The {color} dog ."]}
+        {
+            "file": f"images/{name}.png",
+            "split": split,
+            "captions": [f"A {color} dog runs .", f"The {color} dog .", f"{color} ."],
+        }
         for name, split, color in photos
     ]
     _write(folder / "flickr8k" / "metadata.jsonl", captions)
-    _write(folder / "flickr8k" / "qa.jsonl", _questions(photos))
     for name, _, color in photos:
         _picture(folder / "flickr8k" / "images" / f"{name}.png", color)
     rooms = [("train", "image1"), ("train", "image1"), ("test", "image2")]
@@ -49,14 +52,6 @@ def save_study_data(folder: Path) -> Path:
     (folder / "models").mkdir()
     (folder / "models" / "mn04_as_mAP_432.pt").write_bytes(b"weights")
     return folder
-
-
-def _questions(photos: Iterable[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    return [
-        {"file": f"images/{name}.png", "split": split, "question": question, "answer": answer, "type": kind}
-        for name, split, color in photos
-        for question, answer, kind in (("What color?", color, "color"), ("Is it red?", "yes", "yes/no"))
-    ]
 
 
 def _picture(path: Path, color: str) -> None:

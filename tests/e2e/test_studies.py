@@ -47,8 +47,8 @@ def tree(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "readings.yaml").write_text(yaml.safe_dump({"tiny": {"verdict": "cannot tell", "text": "It is tiny."}}))
     given = support.recipe(dwarfs / "lm", dwarfs / "encoder", method="epalm")
     given["train"] = support.train_section(steps=40)
-    data = "../../runs/study/data/flickr8k-qa"
-    given["task"] = {"name": "jsonl", "train": f"{data}-train.jsonl", "test": f"{data}-test.jsonl"}
+    data = "../../runs/study/data/photo-questions"
+    given["task"] = {"name": "jsonl", "train": f"{data}-fit.jsonl", "test": f"{data}-test.jsonl"}
     rates = {"train.lr+train.prompt_lr": [1e-4, 1e-2]}
     own = {"compare.grid": {"method.unfreeze.lm": [1e-5, 1e-3]}}
     methods = {"epalm": {"n_levels": 2}, "full": {"unfreeze": {"lm": 1e-5}, **own}}

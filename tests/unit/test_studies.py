@@ -26,6 +26,7 @@ from perceptune.building import method_options
 from perceptune.compare.plan import _settings, _settings_of, _variants
 from perceptune.config import load_recipe
 from perceptune.errors import UserError
+from photo_questions import ask
 from prepare import prepare
 from studydata import save_study_data
 
@@ -183,7 +184,7 @@ def test_splits_share_no_photo_source_or_footage(tmp_path: Path) -> None:
     data = save_study_data(tmp_path / "data")
     files = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in prepare(data, out)}
     assert {name.rpartition("-")[0] for name in files} == {
-        "flickr8k", "flickr8k-qa", "daquar", "esc50", "esc50-captions", "fsdd", "fights", "audiocaps", "stamps",
+        "flickr8k", "photo-questions", "daquar", "esc50", "esc50-captions", "fsdd", "fights", "audiocaps", "stamps",
     }  # fmt: skip
     assert Counter(map(len, files.values()))[0] == 0
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -193,14 +194,15 @@ def test_splits_share_no_photo_source_or_footage(tmp_path: Path) -> None:
     def media(name: str) -> set[str]:
         return {row.get("image") or row.get("audio") or row["video"] for row in files[name]}
 
-    for name in ("flickr8k", "flickr8k-qa", "daquar", "esc50", "fsdd", "fights"):
+    for name in ("flickr8k", "daquar", "esc50", "fsdd", "fights"):
         assert not media(f"{name}-train") & media(f"{name}-test"), name
-    assert media("flickr8k-qa-fit") == media("flickr8k-qa-train") | media("flickr8k-qa-dev")
+    assert media("photo-questions-fit") <= media("flickr8k-train") | media("flickr8k-dev")
+    assert media("photo-questions-test") <= media("flickr8k-test")
     source = {name: {Path(path).stem.split("-")[1] for path in media(f"esc50-{name}")} for name in ("train", "test")}
     assert source == {"train": {"1", "9"}, "test": {"2", "3"}}
     clips = {name: {Path(path).stem for path in media(f"fights-{name}")} for name in ("train", "test")}
     assert clips["test"] == {"fi4", "fi5", "fi9"}, "two clips of one source, and one that is its own"
-    assert files["flickr8k-test"][0]["targets"] == ["A red dog runs.", "The red dog."]
+    assert files["flickr8k-test"][0]["targets"] == ["A red dog runs.", "The red dog.", "red."]
     with pytest.raises(UserError, match="holds `flickr8k`"):
         prepare(tmp_path, out)
 
@@ -208,6 +210,27 @@ def test_splits_share_no_photo_source_or_footage(tmp_path: Path) -> None:
 def asked(prompt: str, answer: str, target: str, image: str = "1.png", **more: Any) -> dict[str, Any]:
     return {"id": prompt, "media": {"image": image}, "prompt": prompt, "answer": answer, "raw": f" {answer}",
             "targets": [target], "scores": {"accuracy": float(answer == target)}, **more}  # fmt: skip
+
+
+def test_questions_cannot_be_answered_from_their_wording() -> None:
+    dogs = [[f"A dog {doing} .", "A dog on snow .", "The dog .", "It .", "It ."] for doing in ("runs", "runs", "jumps")]
+    others = [["A man .", "A man .", "Men .", "A girl .", "A child ."], ["Nobody ."] * 5]
+    clear = [["A woman jumps ."] * 5, ["A dog runs on snow ."] * 5, ["Dogs run ."] * 5, ["A dog jumps ."] * 5]
+    asked = ask([*dogs, *others, *clear], "test")
+    assert asked == ask([*dogs, *others, *clear], "test")
+    answers: dict[str, Counter[str]] = {}
+    for one in asked:
+        answers.setdefault(one.question, Counter())[one.answer] += 1
+    assert answers == {
+        "Who or what is in the photo?": {"dog": 1, "man": 1, "woman": 1},
+        "What is being done?": {"running": 2, "jumping": 2},
+        "Is there a dog in the photo?": {"yes": 3, "no": 3},
+        "Is there a woman in the photo?": {"yes": 1, "no": 1},
+        "Is there snow in the photo?": {"yes": 1, "no": 1},
+    }  # fmt: skip
+    kinds = {one.kind: one.question for one in asked}
+    assert kinds["who"] == "Who or what is in the photo?"
+    assert {one.photo for one in asked if one.answer == "man"} == {3}
 
 
 def test_limits_are_counted_by_kind(tmp_path: Path) -> None:
@@ -219,7 +242,7 @@ def test_limits_are_counted_by_kind(tmp_path: Path) -> None:
     questions = [
         asked("How many dogs?", "two", "three"),
         asked("How many cats?", "two", "two"),
-        asked("What animal is in the photo?", "dog", "dog"),
+        asked("Who or what is in the photo?", "dog", "dog"),
         asked("Is there a dog in the photo?", "no", "yes"),
         asked("Is there a cat in the photo?", "what? no", "no", raw=" what? no"),
     ]
