@@ -128,8 +128,16 @@ def _terms(table: Mapping[str, Any]) -> str:
     chosen = f"; each row's setting is the best of {len(table['settings'])} on `{table['select_on']}`"
     return (
         f": {table['train_samples']:,} training samples each, {table['test_samples']} of `{table['test_on']}`, "
-        f"seeds {seeds}{chosen if table['select_on'] else ''}"
+        f"seeds {seeds}{chosen if table['select_on'] else ''}{_prior(table)}"
     )
+
+
+def _prior(table: Mapping[str, Any]) -> str:
+    """What the wording of the questions is worth; nothing for captions."""
+    if (prior := table.get("prior")) is None:
+        return ""
+    value = f"{_percent(prior['value'])} ({_span(prior['interval'])})"
+    return f". **Without media**, each question's most frequent training answer has {value}"
 
 
 def _definition(definition: Any) -> str:
@@ -143,7 +151,8 @@ def _definition(definition: Any) -> str:
 def _compared(table: Mapping[str, Any]) -> list[list[str]]:
     metric, first = table["metric"], table["rows"][0]["label"]
     more = [key for key in ("BLEU-4",) if key in table["rows"][0]["means"]]
-    heading = ["", "trained", "share", "samples/s", metric, "95 %", f"against `{first}`", *more, "setting", "s a run"]
+    heading = ["", "trained", "share", "samples/s", metric, "95 %", f"against `{first}`", "seed by seed"]
+    heading += [*more, "setting", "s a run"]
     rows = []
     for row in table["rows"]:
         spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
@@ -155,11 +164,18 @@ def _compared(table: Mapping[str, Any]) -> list[list[str]]:
         rows.append([
             f"`{row['label']}`", f"{row['trained']:,}", f"{100 * row['share']:.3f} %",
             "" if speed is None else f"{speed:.0f}", f"{100 * row[metric]:.1f}{spread}", _span(row["interval"]),
-            difference,
+            difference, _seed_by_seed(row, table["rows"][0]),
             *(_with_span(row["means"][key], row["bleu_interval"]) for key in more), setting_name(row["setting"]),
             f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
         ])  # fmt: skip
     return [heading, *rows]
+
+
+def _seed_by_seed(row: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    """The difference to the first row in each seed: what an interval over test samples does not hold."""
+    if row is first or len(row["by_seed"]) < 2:
+        return ""
+    return ", ".join(f"{100 * (value - first['by_seed'][seed]):+.1f}" for seed, value in row["by_seed"].items())
 
 
 def _evaluated(table: Mapping[str, Any]) -> list[list[str]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from perceptune.checkpoint import write_text
 from perceptune.compare.plan import Entry, Plan, Setting, setting_name
+from perceptune.compare.prior import prior_of
 from perceptune.scatter import Mark, trade_off
 from perceptune.statistics import bootstrap_difference, bootstrap_interval
 from perceptune.tables import markdown_table
@@ -44,6 +45,7 @@ def summarise(plan: Plan, outcomes: Sequence[Outcome], out: Path) -> dict[str, A
         "metric": plan.metric, "test_on": plan.test_on, "test_samples": rows[0]["test_samples"],
         "select_on": plan.select_on, "settings": [dict(setting) for setting in plan.settings],
         "seeds": list(plan.seeds), "train_samples": max(steps), "batch_size": recipe.train.batch_size, "rows": rows,
+        "prior": prior_of(plan),
     }  # fmt: skip
     write_text(out / f"{NAME}.json", json.dumps(result, indent=2))
     write_text(out / f"{NAME}.csv", as_csv(result))
@@ -119,7 +121,16 @@ def terms(result: Mapping[str, Any]) -> str:
     chosen = "" if split is None else f"; each row's setting is the best of {settings} on `{split}` with the first seed"
     trained, tested = f"{result['train_samples']:,} training samples", f"{result['test_samples']} samples"
     seeds = f"seed{'s' if len(result['seeds']) > 1 else ''} {', '.join(map(str, result['seeds']))}"
-    return f"{trained} each; {tested} of `{result['test_on']}`, {seeds}{chosen}."
+    return f"{trained} each; {tested} of `{result['test_on']}`, {seeds}{chosen}.{_prior(result)}"
+
+
+def _prior(result: Mapping[str, Any]) -> str:
+    """What the wording alone is worth, where that was asked."""
+    prior = result.get("prior")
+    if prior is None:
+        return ""
+    value = f"{prior['value']:.3f} ({_span(prior['interval'], '')})"
+    return f" Without media, each prompt's most frequent training answer has {value}."
 
 
 def as_csv(result: Mapping[str, Any]) -> str:
