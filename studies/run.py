@@ -26,7 +26,7 @@ import planning
 from collect import circumstances, fingerprint, tables_of
 from command import end_with
 from lanes import run_lanes
-from perceptune.checkpoint import METHOD
+from perceptune.checkpoint import METHOD, write_text
 from perceptune.errors import UserError
 from perceptune.results import file_hash
 from planning import ROOT, RUNS, STUDIES, Part
@@ -111,8 +111,7 @@ def run_part(part: Part, data: Path, threads: int) -> None:
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{part.name}.json"
-    path.with_suffix(".new").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".new").replace(path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
     print(f"{part.name}: {_seconds(part) / 60:.1f} minutes, {path.relative_to(ROOT)}", flush=True)
 
 
@@ -168,7 +167,7 @@ def is_over(words: Sequence[str]) -> bool:
 
 def _add_seconds(part: Part, seconds: float) -> None:
     STATE.mkdir(parents=True, exist_ok=True)
-    (STATE / part.name).write_text(str(_seconds(part) + seconds), encoding="utf-8")
+    write_text(STATE / part.name, str(_seconds(part) + seconds))
 
 
 def _seconds(part: Part) -> float:
