@@ -88,18 +88,8 @@ def _compared(folder: Path) -> dict[str, Any]:
             metric: row[metric], **{key: row[key] for key in KEPT}, "bleu_interval": bleu_interval(tested),
             "run_seconds": [round(t) for t in times],
         })  # fmt: skip
-    kept = (
-        "metric",
-        "test_on",
-        "test_samples",
-        "select_on",
-        "settings",
-        "seeds",
-        "train_samples",
-        "batch_size",
-        "prior",
-    )
-    return {"name": folder.name, "kind": "compare", **{key: result[key] for key in kept}, "rows": rows}
+    kept = ("metric", "test_on", "test_samples", "select_on", "settings", "seeds", "train_samples", "batch_size")
+    return {"name": folder.name, "kind": "compare", **{key: result[key] for key in (*kept, "prior")}, "rows": rows}
 
 
 def bleu_interval(runs: Sequence[Path]) -> list[float] | None:

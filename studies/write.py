@@ -134,7 +134,7 @@ def _terms(table: Mapping[str, Any]) -> str:
 
 def _prior(table: Mapping[str, Any]) -> str:
     """What the wording of the questions is worth; nothing for captions."""
-    if (prior := table.get("prior")) is None:
+    if (prior := table["prior"]) is None:
         return ""
     value = f"{_percent(prior['value'])} ({_span(prior['interval'])})"
     return f". **Without media**, each question's most frequent training answer has {value}"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from statistics import fmean
 from typing import Any
 
 from perceptune.compare.plan import Plan
 from perceptune.evaluation import make_task
-from perceptune.judging import pick_samples
+from perceptune.judging import Judged, pick_samples
 from perceptune.lazy import select
 from perceptune.order import subset
-from perceptune.statistics import bootstrap_interval
+from perceptune.results import interval
 
 MOST = 100_000  # training samples that are read: a usual answer is known long before
 SEED = 1234
@@ -22,24 +21,23 @@ def prior_of(plan: Plan) -> dict[str, Any] | None:
 
     A prompt that was never trained on is given the most frequent answer of all; ties go to what came first. This is
     the "per question prior" of VQA's baselines with the whole question for its type. None where samples have no
-    prompts (captions), the training data no targets, or the metric no value for single samples.
+    prompts (captions), the training data no targets, or the metric no value without a model.
     """
     recipe = plan.entries[0].recipe
     task = make_task(recipe)
     rows = task.samples(task.splits[0])
-    read = select(rows, subset(len(rows), min(MOST, len(rows)), SEED))
     answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for sample in read:
+    overall: Counter[str] = Counter()
+    for sample in select(rows, subset(len(rows), MOST, SEED)):
         if sample.prompt and sample.targets:
             answers[sample.prompt][sample.targets[0]] += 1
+            overall[sample.targets[0]] += 1
     if not answers:
         return None
-    overall = sum(answers.values(), Counter()).most_common(1)[0][0]
-    tested = pick_samples(task, plan.test_on, recipe.eval.samples)
     usual = {prompt: counted.most_common(1)[0][0] for prompt, counted in answers.items()}
-    scores = task.score([usual.get(sample.prompt, overall) for sample in tested], tested).per_sample
-    if not all(plan.metric in score for score in scores):
+    [(otherwise, _)] = overall.most_common(1)
+    tested = pick_samples(task, plan.test_on, recipe.eval.samples)
+    judged = Judged(task.score([usual.get(sample.prompt, otherwise) for sample in tested], tested), [])
+    if plan.metric not in judged.summary:
         return None
-    values = [score[plan.metric] for score in scores]
-    media = [str(sorted(map(str, sample.media.items()))) for sample in tested]
-    return {"value": fmean(values), "interval": list(bootstrap_interval(values, groups=media))}
+    return {"value": judged.summary[plan.metric], "interval": interval(plan.metric, tested, judged)}

@@ -13,7 +13,6 @@ from typing import Any
 
 from perceptune.checkpoint import write_text
 from perceptune.compare.plan import Entry, Plan, Setting, setting_name
-from perceptune.compare.prior import prior_of
 from perceptune.scatter import Mark, trade_off
 from perceptune.statistics import bootstrap_difference, bootstrap_interval
 from perceptune.tables import markdown_table
@@ -31,11 +30,12 @@ class Outcome:
     tests: Mapping[int, Mapping[str, Any]]  # seed -> results.json with `rows` and `speed`
 
 
-def summarise(plan: Plan, outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
+def summarise(plan: Plan, outcomes: Sequence[Outcome], prior: Mapping[str, Any] | None, out: Path) -> dict[str, Any]:
     """The whole comparison; also writes `compare.json`, `.csv`, `.md` and `.png` into `out`.
 
     The interval resamples test samples (those on one medium together) of the mean over seeds; how much seeds differ
-    stands beside it. `difference` is to the first row, on the same samples.
+    stands beside it. `difference` is to the first row, on the same samples. `prior` is what wording alone is worth
+    (`prior.prior_of`).
     """
     first = _by_sample(plan.metric, outcomes[0])
     rows = [_row(plan, outcome, first) for outcome in outcomes]
@@ -45,7 +45,7 @@ def summarise(plan: Plan, outcomes: Sequence[Outcome], out: Path) -> dict[str, A
         "metric": plan.metric, "test_on": plan.test_on, "test_samples": rows[0]["test_samples"],
         "select_on": plan.select_on, "settings": [dict(setting) for setting in plan.settings],
         "seeds": list(plan.seeds), "train_samples": max(steps), "batch_size": recipe.train.batch_size, "rows": rows,
-        "prior": prior_of(plan),
+        "prior": prior,
     }  # fmt: skip
     write_text(out / f"{NAME}.json", json.dumps(result, indent=2))
     write_text(out / f"{NAME}.csv", as_csv(result))

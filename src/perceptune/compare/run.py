@@ -18,6 +18,7 @@ import numpy as np
 from perceptune.building import build
 from perceptune.checkpoint import METHOD, RECIPE, read_recipe
 from perceptune.compare.plan import Entry, Plan, Setting, folder_name, setting_name
+from perceptune.compare.prior import prior_of
 from perceptune.compare.report import Outcome, summarise
 from perceptune.config import Recipe
 from perceptune.errors import UserError
@@ -59,7 +60,7 @@ def run_plan(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
             result = _judged(run, plan.test_on, run.recipe.eval.samples, run.folder)
             say(f"  seed {seed}: {plan.metric} {result[plan.metric]:.4f} on `{plan.test_on}`")
         outcomes.append(Outcome(entry, setting, validation, {seed: _tested(run) for seed, run in runs.items()}))
-    return summarise(plan, outcomes, out)
+    return summarise(plan, outcomes, prior_of(plan), out)
 
 
 def _select(plan: Plan, entry: Entry, out: Path, say: Say) -> tuple[Setting, dict[str, float]]:
