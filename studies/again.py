@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 import planning
+from origin import machine
 from perceptune.compare.plan import make_plan, parse_grid
 from perceptune.errors import UserError
 from perceptune.evaluation import evaluate
@@ -41,7 +42,7 @@ def run_again(plan: Plan, count: int, seed: int, raw: Path) -> int:
     """Runs `count` rows picked at random; returns 1 if one of them came out differently."""
     rows = rows_of(plan)
     if not rows:
-        raise UserError("there are no results yet")
+        raise UserError(f"there are no results of this machine yet ({machine()}); on another one the last bits differ")
     differ = 0
     for row in random.Random(seed).sample(rows, min(count, len(rows))):
         with contextlib.chdir(ROOT):
@@ -55,12 +56,14 @@ def run_again(plan: Plan, count: int, seed: int, raw: Path) -> int:
 
 
 def rows_of(plan: Plan) -> list[Row]:
-    """Every number of a comparison's seed and of an evaluation."""
+    """Every number of a comparison's seed and of an evaluation that this machine has computed."""
     rows = []
     for part in plan.parts:
         path = STUDIES / "results" / f"{part.name}.json"
         if path.is_file():
             result = json.loads(path.read_text(encoding="utf-8"))
+            if result["machine"] != machine():
+                continue
             for table in result["tables"]:
                 rows += [row for c in part.commands for row in _rows(part, c, table, result["threads"])]
     return rows

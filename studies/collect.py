@@ -1,50 +1,26 @@
-"""What a part leaves: the tables of its commands, and under which circumstances they were made."""
+"""What a part leaves: the tables of its commands."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import platform
-import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import perceptune
 from perceptune.compare.plan import folder_name, setting_name
 from perceptune.metrics import caption
-from perceptune.results import PREDICTIONS, versions
+from perceptune.results import PREDICTIONS
 from perceptune.statistics import bootstrap_corpus
-from planning import ROOT, Part, option
+from planning import ROOT, option
 
-# Folders of the package on which no number depends.
-BESIDE = ("serving", "reporting", "bench", "cli", "data")
 # What is kept of a row of a comparison.
 KEPT = (
     "label", "method", "trained", "share", "samples_per_second", "spread", "interval", "difference",
     "difference_interval", "setting", "validation", "by_seed", "means", "test_samples", "train_seconds",
 )  # fmt: skip
-
-
-def fingerprint(part: Part) -> str:
-    """Of the part's commands, its recipes and the code that computes."""
-    digest = hashlib.sha256(json.dumps(asdict(part)["commands"]).encode())
-    for path in [*(ROOT / name for name in part.recipes), *_code()]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def circumstances() -> dict[str, Any]:
-    """Commit, versions and machine."""
-    return {
-        "commit": _commit(), "versions": {**versions(), "python": platform.python_version()},
-        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-    }  # fmt: skip
 
 
 def tables_of(commands: Iterable[Sequence[str]]) -> list[dict[str, Any]]:
@@ -154,21 +130,3 @@ def _is_number(value: Any) -> bool:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _code() -> list[Path]:
-    package = Path(perceptune.__file__).parent
-    return sorted(
-        path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in BESIDE
-    )  # fmt: skip
-
-
-def _commit() -> str:
-    """Of the checkout, `+` behind it if tracked files were changed; `unknown` outside of one."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    head = git("rev-parse", "--short=12", "HEAD")
-    return "unknown" if not head else head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -6,7 +6,8 @@
 
 DATA is the folder of the data sets (see `prepare.py`). A stop, `kill -9` included, costs what came after the last
 checkpoint of the run that was under way. Each part leaves `studies/results/NAME.json`. A part whose commands, recipes
-or code have changed is run again; finished runs of another recipe are refused by name and must be removed first.
+or code have changed, or whose run folders are not there, is run again; finished runs of another recipe, of other code
+or of another machine are refused by name and must be removed first (or kept: `--keep` for the latter two).
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import planning
-from collect import circumstances, fingerprint, tables_of
+from collect import tables_of
 from command import end_with
 from lanes import run_lanes
+from origin import circumstances, claim, fingerprint, has_runs
 from perceptune.checkpoint import METHOD, write_text
 from perceptune.errors import UserError
 from perceptune.results import file_hash
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if end is not None and time.monotonic() + 60 * minutes > end:
             print(f"{part.name}: not begun, it takes about {minutes:.0f} minutes", flush=True)
         else:
-            run_part(part, data, cores() if part.alone else max(1, cores() // options.jobs))
+            run_part(part, data, cores() if part.alone else max(1, cores() // options.jobs), keep=options.keep)
 
     run_lanes(left, options.jobs, begin)
     return 0
@@ -86,19 +88,21 @@ def get_data(data: Path) -> None:
 
 
 def is_done(part: Part) -> bool:
-    """Whether its result is there, of these commands, recipes and this code."""
+    """Whether its result is there, of these commands, recipes and this code, and the runs that it is from."""
     path = RESULTS / f"{part.name}.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == fingerprint(part)
+    if not path.is_file() or not has_runs(part):
+        return False
+    return bool(json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == fingerprint(part))
 
 
-def run_part(part: Part, data: Path, threads: int) -> None:
+def run_part(part: Part, data: Path, threads: int, *, keep: bool = False) -> None:
     """All its commands with so many threads, then what came out. Raises `UserError` that names the part."""
     for need in part.needs:
         if not (RESULTS / f"{need}.json").is_file():
             raise UserError(f"part `{part.name}`: run `{need}` first")
     print(f"{part.name}: {part.title} (about {part.minutes:.0f} minutes)", flush=True)
     try:
-        commands = []
+        states, commands = claim(part, keep), []
         for command in part.commands:
             commands.append(planning.words_of(command, data))
             _run(part, commands[-1], threads)
@@ -107,7 +111,7 @@ def run_part(part: Part, data: Path, threads: int) -> None:
         raise UserError(f"part `{part.name}`: {error}") from error
     result = {
         "part": part.name, "title": part.title, "commands": list(part.commands), "fingerprint": fingerprint(part),
-        **circumstances(), "threads": threads, "seconds": round(_seconds(part), 1), "tables": tables,
+        "states": states, **circumstances(), "threads": threads, "seconds": round(_seconds(part), 1), "tables": tables,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{part.name}.json"
@@ -182,6 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="the plan, and nothing is run")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="parts at a time (default: %(default)s)")
     parser.add_argument("--minutes", type=float, metavar="N", help="begin no part that would end later")
+    parser.add_argument(
+        "--keep", action="store_true", help="take finished runs of other code or of another machine, too"
+    )
     parser.add_argument("--again", type=int, metavar="N", help="run so many rows of the results once more, and compare")
     parser.add_argument("--seed", type=int, default=0, help="of --again: which rows (default: %(default)s)")
     return parser

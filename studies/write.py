@@ -96,6 +96,9 @@ Every part of [plan.yaml](plan.yaml) is run by `make study DATA=DIR` (about {pla
 Intervals are 95 % of bootstrap resamples of whole media; ± is the deviation over seeds. CIDEr and BLEU are x 100,
 accuracies and shares in per cent. Photos, sounds and clips belong to their authors: none is shown here.
 
+`python studies/run.py DATA --again 3` computes three rows picked at random once more, from scratch. On the machine that a
+part names its numbers come out to the last bit; another processor rounds otherwise, and a training makes more of it.
+
 {planning.listing(plan)}"""
 
 
@@ -228,7 +231,9 @@ def _how(result: Mapping[str, Any]) -> str:
     commands = "\n".join(result["commands"])
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     machine, minutes = f"{result['machine']}, {result['threads']} in use", f"{result['seconds'] / 60:.1f} minutes"
-    return f"```text\n{commands}\n```\n\nCommit {result['commit']}; {versions}; {machine}; {minutes}.\n"
+    states = result.get("states", 1)
+    mixed = f"; runs of {states} states of the code" if states > 1 else ""
+    return f"```text\n{commands}\n```\n\nCommit {result['commit']}; {versions}; {machine}; {minutes}{mixed}.\n"
 
 
 def _published(name: str, table: Published) -> str:

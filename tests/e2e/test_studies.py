@@ -110,6 +110,9 @@ def test_a_part_goes_on_after_a_kill_and_its_numbers_come_out_again(tree: Path) 
     assert (again.returncode, again.stdout.count("the same"), again.stdout.count("DIFFERENT")) == (1, 2, 1), (
         again.stdout
     )
+    path.write_text(json.dumps({**json.loads(kept), "machine": "another"}))
+    other = ran(tree, "run.py", str(tree / "data"), "--again", "9")
+    assert (other.stdout.count("the same"), other.stdout.count("DIFFERENT")) == (1, 0), "none of another machine's rows"
     path.write_text(kept)
 
     before = {one: one.stat().st_mtime_ns for one in tree.glob("studies/results/*")}

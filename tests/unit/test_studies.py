@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 import limits
+import origin
 import planning
 import second_lm
 import write
@@ -48,6 +49,38 @@ def test_the_plan_adds_up_to_six_hours_in_parts_of_twenty_minutes() -> None:
     minutes = [float(line.split("|")[5].split()[0].rstrip(";")) for line in lines]
     assert sum(minutes[:-1]) == pytest.approx(minutes[-1], abs=0.05 * len(lines))
     assert PLAN.hours <= 6.05
+
+
+def test_finished_runs_of_other_code_are_taken_on_request_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = planning.Part("a", "", "", [], ["perceptune compare r.yaml --out {runs}/few/a"], 1, 1)
+    monkeypatch.setattr(origin, "ROOT", tmp_path)
+    monkeypatch.setattr(origin, "code", lambda: "0123")
+    assert not origin.has_runs(part)
+    assert origin.claim(part, keep=False) == 1
+    (tmp_path / "runs/study/few/a").mkdir(parents=True)
+    assert origin.has_runs(part)
+    assert origin.claim(part, keep=False) == 1, "the same code goes on"
+    monkeypatch.setattr(origin, "code", lambda: "4567")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"runs/study/few/a holds runs of code 0123 .*, not of code 4567 .*--keep"):
+            origin.claim(part, keep=False)
+    assert origin.claim(part, keep=True) == 2
+    with pytest.raises(UserError, match=r"of code 0123 .* and of code 4567"):
+        origin.claim(part, keep=False)
+    next((tmp_path / "runs/study/state/origins").iterdir()).unlink()
+    with pytest.raises(UserError, match="holds runs of unknown origin"):
+        origin.claim(part, keep=False)
+    (tmp_path / "runs/study/few/a").rmdir()
+    assert origin.claim(part, keep=False) == 1, "removed, and made anew"
+
+
+def test_code_is_what_computes_and_not_what_is_said_of_it() -> None:
+    bare = "def f(x):\n    return x + 1\n"
+    assert origin.meaning('"""Says."""\n\ndef f(x):\n    """Adds."""\n    # one\n    return x + 1\n') == origin.meaning(
+        bare
+    )
+    assert origin.meaning(bare.replace("1", "2")) != origin.meaning(bare)
+    assert origin.meaning(bare.replace("x + 1", "(\n        x\n        + 1)")) == origin.meaning(bare)
 
 
 def test_a_part_comes_after_what_it_needs(tmp_path: Path) -> None:
@@ -158,7 +191,9 @@ def test_every_label_of_a_comparison_is_a_method(part: str, command: str, tree: 
 
 
 def test_the_recipe_for_captions_is_what_was_measured() -> None:
-    offered, measured = load_recipe("captions"), load_recipe(STUDIES / "epalm" / "flagship.yaml")
+    part = PLAN.named(["flagship-rank-2"])[0]
+    given = [word for word in shlex.split(part.commands[0]) if "=" in word]
+    offered, measured = load_recipe("captions"), load_recipe(STUDIES / "epalm" / "flagship.yaml", given)
     for section in ("encoders", "text", "decode"):
         assert getattr(offered, section) == getattr(measured, section), section
     assert offered.train.model_copy(update={"save_every": measured.train.save_every}) == measured.train
