@@ -96,8 +96,8 @@ Every part of [plan.yaml](plan.yaml) is run by `make study DATA=DIR` (about {pla
 Intervals are 95 % of bootstrap resamples of whole media; ± is the deviation over seeds. CIDEr and BLEU are x 100,
 accuracies and shares in per cent. Photos, sounds and clips belong to their authors: none is shown here.
 
-`python studies/run.py DATA --again 3` computes three rows picked at random once more, from scratch. On the machine that a
-part names its numbers come out to the last bit; another processor rounds otherwise, and a training makes more of it.
+`python studies/run.py DATA --again 3` computes three rows picked at random once more, from scratch. On the machine that
+a part names its numbers come out to the last bit; another processor rounds otherwise, and a training makes more of it.
 
 {planning.listing(plan)}"""
 
