@@ -83,8 +83,9 @@ def _rows(part: Part, command: str, table: dict[str, Any], threads: int) -> list
         ]  # fmt: skip
     if table["kind"] == "eval" and Path(out).parent.name == table["name"]:
         return [
-            Row(part, command, name, None, row["metrics"][0], row["values"][row["metrics"][0]], {}, threads)
+            Row(part, command, name, None, metric, row["values"][metric], {}, threads)
             for row in table["rows"] if row["label"] == name
+            for metric in [planning.headline(row["metrics"])]
         ]  # fmt: skip
     return []
 

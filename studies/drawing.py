@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import planning
 from perceptune.reporting.charts import Bar, bars, trade_off
 from perceptune.scatter import Mark
 
@@ -40,8 +41,10 @@ def drawing_of(table: Mapping[str, Any]) -> Drawing | None:
             Bar(row["label"], 100 * row["value"], _interval(row["interval"]))
             for row in table["rows"] if row["value"] is not None
         ], "%"))  # fmt: skip
-    metric = table["rows"][0]["metrics"][0]
+    metric = planning.headline(table["rows"][0]["metrics"])
     rows = [row for row in table["rows"] if metric in row["values"]]
+    if len(rows) < 2:
+        return None
     spans = [_interval(row["values"].get(f"{metric}_interval")) for row in rows]
     found = [Bar(row["label"], 100 * row["values"][metric], span) for row, span in zip(rows, spans, strict=True)]
     return _alone(bars(found, metric))

@@ -123,6 +123,11 @@ def option(words: Sequence[str], name: str) -> str | None:
     return words[words.index(name) + 1] if name in words else None
 
 
+def headline(metrics: Sequence[str]) -> str:
+    """The metric that stands for an evaluation: CIDEr among those of captions."""
+    return "CIDEr" if "CIDEr" in metrics else metrics[0]
+
+
 def listing(plan: Plan) -> str:
     """The table of runs x minutes, which adds up."""
     rows = []

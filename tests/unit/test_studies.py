@@ -22,6 +22,7 @@ import planning
 import second_lm
 import write
 from attention import evenness, figures, moved
+from drawing import drawing_of
 from lanes import run_lanes
 from perceptune.building import method_options
 from perceptune.compare.plan import _settings, _settings_of, _variants
@@ -191,9 +192,8 @@ def test_every_label_of_a_comparison_is_a_method(part: str, command: str, tree: 
 
 
 def test_the_recipe_for_captions_is_what_was_measured() -> None:
-    part = PLAN.named(["flagship-rank-2"])[0]
-    given = [word for word in shlex.split(part.commands[0]) if "=" in word]
-    offered, measured = load_recipe("captions"), load_recipe(STUDIES / "epalm" / "flagship.yaml", given)
+    ranks = _variants(load_recipe(STUDIES / "epalm" / "flagship.yaml"), ["rank-16", "rank-2"], [], False)
+    offered, measured = load_recipe("captions"), dict(ranks)["rank-2"]
     for section in ("encoders", "text", "decode"):
         assert getattr(offered, section) == getattr(measured, section), section
     assert offered.train.model_copy(update={"save_every": measured.train.save_every}) == measured.train
@@ -320,6 +320,18 @@ def test_the_page_is_what_the_results_say() -> None:
     assert (STUDIES / "README.md").read_text(encoding="utf-8") == made[STUDIES / "README.md"], "python studies/write.py"
     pictures = {path for path in made if path.suffix == ".svg"}
     assert pictures == set((STUDIES / "pictures").glob("*.svg"))
+
+
+def test_a_picture_shows_the_metric_of_record_where_two_rows_have_it() -> None:
+    def row(label: str, **values: float) -> dict[str, Any]:
+        return {"label": label, "metrics": list(values), "values": values}
+
+    captions = row("beams", BLEU=0.5, CIDEr=0.25)
+    drawn = drawing_of({"kind": "eval", "rows": [captions, {**captions, "label": "greedy"}]})
+    assert drawn is not None
+    assert "CIDEr" in drawn.text
+    assert "BLEU" not in drawn.text
+    assert drawing_of({"kind": "eval", "rows": [captions, row("questions", accuracy=0.1)]}) is None
 
 
 def test_readings_are_of_parts_and_verdicts_that_there_are(tree: Path) -> None:
