@@ -62,12 +62,12 @@ def loss_of(model: BlipModel, rows: Sequence[Sample]) -> Tensor:
 @every_lm
 @pytest.mark.parametrize("read", [[], READ])
 def test_at_the_start_it_is_the_bare_model(folder: Path, kind: str, read: list[str]) -> None:
-    """With the same text read by the Q-Former."""
+    """With the same text read by the Q-Former; to the rounding, for maps that are computed together round otherwise."""
     rows, petal = samples(folder), built(folder, kind, instructions=read)
     bare = cast(BlipModel, perceptune.build(blips.recipe(folder / kind, cache={"features": "memory"})))
     bare.text.instructions = lambda text: (" ".join([*read, text]),)  # type: ignore[attr-defined]
     bare.dropout(on=False)
-    assert torch.equal(loss_of(petal, rows), loss_of(bare, rows))
+    torch.testing.assert_close(loss_of(petal, rows), loss_of(bare, rows), rtol=2e-6, atol=0)
     assert petal.answer(rows) == bare.answer(rows)
 
 
@@ -177,8 +177,9 @@ def test_estimators_learn_and_are_no_part_of_the_method(folder: Path, estimator:
     optimizer = MethodOptimizer(model.method, model.recipe.train, 10)
     beside = {name: p.detach().clone() for name, p in optimizer.auxiliary.items()}
     assert beside
-    # A last bias adds the same to both sides of a difference.
-    still = {name for name in beside if not name.endswith("judge.2.bias")}
+    # A last bias adds the same to both sides of a difference: whether it moves is a matter of rounding.
+    moving = {name for name in beside if not name.endswith("judge.2.bias")}
+    still = set(moving)
     for step in range(3):
         optimizer.set_rates(step)
         model.dropout(on=True)
@@ -187,7 +188,7 @@ def test_estimators_learn_and_are_no_part_of_the_method(folder: Path, estimator:
         still -= {name for name, p in optimizer.auxiliary.items() if p.grad is not None and p.grad.abs().max() > 0}
         optimizer.update()
     assert still == set()
-    assert [name for name, p in optimizer.auxiliary.items() if torch.equal(p, beside[name])] == []
+    assert [name for name in moving if torch.equal(optimizer.auxiliary[name], beside[name])] == []
     assert model.method.to(torch.float64) is model.method
     assert {p.dtype for p in optimizer.auxiliary.values()} == {torch.float64}, "they go where the method goes"
 
