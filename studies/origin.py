@@ -14,9 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import perceptune
+from perceptune.bench import measure
 from perceptune.checkpoint import write_text
 from perceptune.errors import UserError
 from perceptune.results import versions
@@ -69,14 +68,9 @@ def circumstances() -> dict[str, Any]:
 @cache
 def machine() -> str:
     """Cores, processor, the instructions that torch uses and the system: where they are the same, so are all bits."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or "unknown"
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{os.cpu_count()} cores of {name} ({capability}), {platform.system()} {platform.machine()}"
+    found = measure.machine()
+    system = f"{platform.system()} {platform.machine()}"
+    return f"{os.cpu_count()} cores of {found['cpu']} ({found['capability']}), {system}"
 
 
 def claim(part: Part, keep: bool) -> int:
@@ -86,14 +80,13 @@ def claim(part: Part, keep: bool) -> int:
     refused (`UserError`) unless they are to be kept.
     """
     now, most = f"{code()} {machine()}", 1
-    for folder in sorted(part.folders):
-        place = folder.replace("{runs}/", "")
-        path = ROOT / ORIGINS / place.replace("/", "--")
-        is_new = not (ROOT / RUNS / place).exists()
+    for folder in _folders(part):
+        path = ROOT / ORIGINS / folder.relative_to(RUNS).as_posix().replace("/", "--")
+        is_new = not (ROOT / folder).exists()
         before = [] if is_new else path.read_text(encoding="utf-8").splitlines() if path.is_file() else ["unknown"]
         if before not in ([], [now]) and not keep:
             raise UserError(
-                f"{RUNS / place} holds runs of {_named(before)}, not of code {now}: "
+                f"{folder} holds runs of {_named(before)}, not of code {now}: "
                 "remove the folder to have them made anew, or say --keep to take them as they are"
             )
         after = list(dict.fromkeys([*before, now]))
@@ -105,7 +98,12 @@ def claim(part: Part, keep: bool) -> int:
 
 def has_runs(part: Part) -> bool:
     """Whether the folders that the part writes to are there: other parts read them."""
-    return all((ROOT / folder.replace("{runs}", str(RUNS))).exists() for folder in part.folders)
+    return all((ROOT / folder).exists() for folder in _folders(part))
+
+
+def _folders(part: Part) -> list[Path]:
+    """Those that the part writes to, below `ROOT`."""
+    return sorted(Path(folder.replace("{runs}", str(RUNS))) for folder in part.folders)
 
 
 def _named(origins: Sequence[str]) -> str:
