@@ -23,7 +23,8 @@ EDGES = (0, 1, 2, 127, 128, 255, 32_767, 65_535, 10**9, 2**31 - 1, 2**31, 2**32 
 TAGS = (
     b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"eXIf", b"acTL", b"\xff\xc0", b"\xff\xc2", b"\xff\xc4", b"\xff\xda",
     b"\xff\xe1",
-    b"VP8 ", b"VP8L", b"VP8X", b"ANIM", b"GIF8", b"BM", b"fmt ", b"data", b"fLaC", b"OggS", b"vorbis", b"LAME", b"Xing",
+    b"VP8 ", b"VP8L", b"VP8X", b"ANIM", b"GIF8", b"BM", b"II*\0", b"ispe", b"iloc",
+    b"fmt ", b"data", b"fLaC", b"OggS", b"vorbis", b"LAME", b"Xing",
     b"ftyp", b"moov", b"mvhd", b"tkhd", b"mdhd", b"stsd", b"stts", b"stsz", b"stsc", b"stco", b"ctts", b"avcC", b"avc1",
     b"mdat", b"avih", b"strh", b"strf", b"idx1", b"\x1aE\xdf\xa3", b"\x16T\xaek", b"\x1fC\xb6u",
 )  # fmt: skip
@@ -38,6 +39,7 @@ def seeds() -> Mapping[str, tuple[tuple[str, bytes], ...]]:
         ("jpeg", "CMYK", {}), ("jpeg", "L", {"progressive": True}), ("webp", "RGB", {}),
         ("webp", "RGBA", {"lossless": True}),
         ("gif", "P", {"save_all": True}), ("bmp", "RGB", {}), ("bmp", "1", {}),
+        ("tiff", "RGB", {"compression": "tiff_lzw"}), ("tiff", "I;16", {}), ("avif", "RGB", {}),
     ):  # fmt: skip
         file = io.BytesIO()
         noisy = Image.frombytes("RGB", (23, 19), random.Random(0).randbytes(23 * 19 * 3))
@@ -49,6 +51,11 @@ def seeds() -> Mapping[str, tuple[tuple[str, bytes], ...]]:
     heard = [(kind, sounds.encoded(wave, kind=kind)) for kind in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF")]
     seen = [("-".join(kind[:2]), clips.clip(range(6), kind)) for kind in clips.KINDS]
     seen.append(("mp4-with-sound", clips.clip(range(6), sound=True)))
+    frames = [Image.fromarray(clips.painted(number)) for number in range(3)]
+    for kind in ("webp", "png", "avif"):
+        file = io.BytesIO()
+        frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+        seen.append((f"moving-{kind}", file.getvalue()))
     return {"image": tuple(pictures), "audio": (*heard, ("M4A", _m4a())), "video": tuple(seen)}
 
 

@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from perceptune import storage
+from perceptune.depth import eight_bits, is_deep, looks_empty, redecoded
 from perceptune.errors import UserError, nearest
+from perceptune.pngtexts import without_long_texts
+from perceptune.sniffing import HEAD, is_heic, refusal
 from perceptune.types import Medium, Member
 
 Resize = Literal["squash", "crop", "published"]
@@ -29,7 +32,8 @@ Pair = tuple[int, int]  # (height, width)
 Extent = int | Pair  # the shortest edge, or both
 
 # Pillow knows some fifty formats; its advisories are mostly about the rare ones.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_READ = (*FORMATS, "HEIC")
 MAX_PIXELS = 64_000_000
 # Augmented views: the share of the area, and by how much the aspect ratio changes.
 VIEW = {"scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3)}
@@ -39,9 +43,12 @@ _ORIENTATIONS: dict[Any, Image.Transpose] = {
     2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
     6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
 }  # fmt: skip
-# 140,000 damaged files raised the first three; Pillow itself expects the others of its plugins.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
-# The warning too, for a caller who has turned warnings into errors.
+# What damaged files raised, and what Pillow itself expects of its plugins. Warnings, for a caller who has turned them
+# into errors.
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, RuntimeError, ZeroDivisionError),
+    *(struct.error, zlib.error, UserWarning),
+)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # Names compared when a file is missing; folders of data sets hold hundreds of thousands.
 _MAX_NAMES = 20_000
@@ -86,35 +93,53 @@ def content(medium: Medium, name: str | None = None) -> bytes:
 
 
 def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image as it is meant to be seen: RGB, upright, transparency on white, first frame of an animation.
+    """The image as it is meant to be seen: RGB, upright, transparency on white, first frame or page of several.
 
     `name` stands for the medium in messages (default: where it lies, or `image` for bytes). Raises `MediaError`.
     """
-    with _image(medium, name or label(medium), max_pixels) as image:
-        return to_rgb(_upright(image))
+    with opened_image(medium, name, max_pixels=max_pixels) as image:
+        return _whole(image, medium)
 
 
 def image_size(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Pair:
     """(height, width) as the header has it: nothing is decoded. Raises `MediaError` for what is no picture."""
-    with _image(medium, name or label(medium), max_pixels) as image:
+    with opened_image(medium, name, max_pixels=max_pixels) as image:
         return image.height, image.width
 
 
 @contextmanager
-def _image(medium: Medium, shown: str, max_pixels: int) -> Iterator[Image.Image]:
+def opened_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """A picture of which the header is read and found fit; what is raised inside for damage is made clear."""
+    shown, head = name or label(medium), b""
     try:
-        with _opened(medium, shown) as file, Image.open(file, formats=FORMATS) as image:
+        with _opened(medium, shown) as file:
+            head = file.read(HEAD)
+            formats = _formats(head, shown)
+            image = Image.open(without_long_texts(file), formats=formats)
             width, height = image.size  # from the header: nothing is decoded yet
             if not 0 < width * height <= max_pixels:
                 raise MediaError(f"{shown}: {width} x {height} pixels; allowed are 1 to {max_pixels:,}")
-            yield image
+            with image:
+                yield image
     except _BOMB as error:
         raise MediaError(f"{shown}: more than {max_pixels:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise MediaError(f"{shown}: not an image in one of the formats {', '.join(FORMATS)}") from error
+        raise MediaError(f"{shown}: {refusal(head, 'image', 'image', ', '.join(_READ))}") from error
     except _DAMAGE as error:
         raise MediaError(f"{shown}: damaged image ({error})") from error
+
+
+def _formats(head: bytes, shown: str) -> tuple[str, ...]:
+    """The formats that a picture may have. Raises `MediaError` for one that needs a package that is not there."""
+    if not is_heic(head):
+        return FORMATS
+    try:
+        import pillow_heif
+    except ImportError as error:
+        advice = "run `pip install 'perceptune[heif]'`, or convert it to JPEG"
+        raise MediaError(f"{shown}: a HEIC photo, which needs pillow-heif; {advice}") from error
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
 
 
 @dataclass(frozen=True)
@@ -250,9 +275,11 @@ def _nearest_file(path: Path) -> str:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB copy, detached from its file; transparency on white. Raises `ValueError` for colours without a table."""
-    if image.mode.startswith("I"):
-        # 16-bit grey. Pillow clips it at 255 on conversion; the high byte is what it keeps of 16-bit colour.
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):  # on conversion Pillow would cut these off at 255
+        values, key = np.asarray(image), image.info.get("transparency")
+        image = Image.fromarray(eight_bits(values))
+        if isinstance(key, int):  # the one value that is not seen
+            image.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
     if image.mode in ("P", "PA") and image.palette is None:
         raise ValueError("colours by number, and no table of them")
     if image.has_transparency_data:
@@ -262,6 +289,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    method = _ORIENTATIONS.get(image.getexif().get(0x0112))
-    return image if method is None else image.transpose(method)
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The current frame of an opened picture: RGB, upright, transparency on white."""
+    turn = None if image.format == "TIFF" else _turn(image)  # Pillow turns a TIFF picture itself
+    image.load()
+    return to_rgb(image if turn is None else image.transpose(turn))
+
+
+def _whole(image: Image.Image, medium: Medium) -> Image.Image:
+    deep, turn = is_deep(image), _turn(image)
+    image.load()
+    if not deep or not looks_empty(image):
+        return upright_rgb(image)
+    again = redecoded(image, content(medium))
+    return to_rgb(again if turn is None else again.transpose(turn))
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    return _ORIENTATIONS.get(image.getexif().get(0x0112))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from perceptune.errors import UserError
 from perceptune.media import MediaError, content, label
+from perceptune.sniffing import HEAD, refusal
 from perceptune.types import Medium
 
 Wave = NDArray[np.float32]  # one channel, -1 to 1
@@ -24,31 +24,27 @@ RATES = (1_000, 768_000)  # Hz; what lies outside is a damaged header
 # What may be missing of the length in the header, which some programs only estimate.
 _SHORT_SHARE, _SHORT_SECONDS = 0.05, 0.25
 _BLOCK = 65_536  # values per channel decoded at a time
-# Containers that libsndfile does not read, by the bytes at some place near their start, and what FFmpeg calls them.
+# What FFmpeg may look for. Other containers can name files and addresses of their own (playlists, concat lists).
 _CONTAINERS = (
-    (4, b"ftyp", "an MP4 or M4A file", "mov,mp4,m4a"),
-    (0, b"\x1aE\xdf\xa3", "a WebM or Matroska file", "matroska,webm"),
-    (0, b"0&\xb2u\x8ef\xcf\x11", "a WMA file", "asf"),
-    (0, b"#!AMR", "an AMR file", "amr"),
-    (0, b"\xff\xf1", "an AAC file", "aac"),
-    (0, b"\xff\xf9", "an AAC file", "aac"),
+    *("wav", "w64", "aiff", "au", "caf", "flac", "ogg", "mp3", "aac", "ac3", "eac3", "amr", "ape", "dts", "tta", "wv"),
+    *("mov", "mp4", "m4a", "matroska", "webm", "avi", "asf", "flv", "mpeg", "mpegts"),
 )
+_READ = "WAV, FLAC, Ogg, MP3, AIFF, M4A and others"
+# Those whose headers know the length of a sound; others estimate it from the bit rate.
+_EXACT = {"wav", "flac", "ogg", "avi", "tta", "wv", "caf", "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+_LIBSNDFILE_UNKNOWN = 2**40  # samples: it says far more where a streamed FLAC does not know
 
 
 def read_sound(medium: Medium, rate: int, seconds: float, name: str | None = None) -> Wave:
     """The first `seconds` of a sound, its channels averaged, at `rate` Hz: (N,) with N <= seconds * rate, N > 0.
 
-    libsndfile reads WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF and more; M4A, WebM and some others are read where PyAV is
-    installed. `name` stands for the medium in messages (default: where it lies, or `audio` for bytes). Raises
-    `MediaError`, also for a sound without samples and for one that is silent as far as it is heard.
+    libsndfile reads WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF and more, FFmpeg what it does not know: M4A, the sound of
+    clips, files with padding in front or without their length in the header. `name` stands for the medium in messages
+    (default: where it lies, or `audio` for bytes). Raises `MediaError`, also for a sound without samples and for one
+    that is silent as far as it is heard.
     """
     shown = name or label(medium, "audio")
-    data = content(medium, shown)
-    formats = _container(data, shown)
-    if formats is None:
-        wave, given = _by_libsndfile(data, seconds, shown)
-    else:
-        wave, given = _by_ffmpeg(data, formats, seconds, shown)
+    wave, given = _decoded(content(medium, shown), seconds, shown)
     if not np.isfinite(wave).all():
         raise MediaError(f"{shown}: damaged sound (it holds values that are no numbers)")
     if not wave.size:
@@ -70,12 +66,15 @@ def sound_header(medium: Medium, name: str | None = None) -> SoundHeader:
     """The header of a sound: nothing is decoded. Raises `MediaError` for what `read_sound` would not begin to read."""
     shown = name or label(medium, "audio")
     data = content(medium, shown)
-    formats = _container(data, shown)
-    if formats is not None:
-        with _ffmpeg(data, formats, shown) as (_, _, header):
+    try:
+        with _libsndfile(data, shown) as (_, header):
             return header
-    with _libsndfile(data, shown) as (_, header):
-        return header
+    except _NotForLibsndfileError as error:
+        with _ffmpeg(data, shown, error) as (container, stream, header):
+            if header.seconds:
+                return header
+            length = sum(float((packet.duration or 0) * stream.time_base) for packet in container.demux(stream))
+            return _checked(header.rate, header.channels, length, shown)
 
 
 def padded(wave: Wave, length: int) -> Wave:
@@ -90,13 +89,8 @@ class _Steady(BytesIO):
         return super().seek(offset, whence) if whence != 0 or offset >= 0 else self.tell()
 
 
-def _container(data: bytes, shown: str) -> str | None:
-    """What FFmpeg calls the file's container; None for a file that libsndfile may know."""
-    found = next((one for one in _CONTAINERS if data[one[0] :].startswith(one[1])), None)
-    if found is not None and importlib.util.find_spec("av") is None:
-        advice = "run `pip install av`, or convert it to WAV, FLAC, Ogg or MP3"
-        raise MediaError(f"{shown}: {found[2]}, which needs PyAV; {advice}")
-    return None if found is None else found[3]
+class _NotForLibsndfileError(MediaError):
+    """What libsndfile says of a sound that FFmpeg may know."""
 
 
 @contextmanager
@@ -104,24 +98,41 @@ def _libsndfile(data: bytes, shown: str) -> Iterator[tuple[Any, SoundHeader]]:
     import soundfile
 
     try:
-        with soundfile.SoundFile(_Steady(data)) as sound:
-            yield sound, _checked(sound.samplerate, sound.channels, sound.frames / max(1, sound.samplerate), shown)
+        sound = soundfile.SoundFile(_Steady(data))
     except soundfile.LibsndfileError as error:
         if error.code == 1:  # format not recognised
-            known = "WAV, FLAC, Ogg, MP3, AIFF and others"
-            raise MediaError(f"{shown}: not a sound in a format that libsndfile reads ({known})") from error
-        reason = error.error_string.removeprefix("Error : ").rstrip(".")
-        raise MediaError(f"{shown}: damaged sound ({reason})") from error
+            message = refusal(data[:HEAD], "audio", "sound", _READ)
+        else:
+            message = f"damaged sound ({_reason(error)})"
+        raise _NotForLibsndfileError(f"{shown}: {message}") from error
+    try:
+        with sound:
+            # A program that writes into a pipe cannot go back to write the length.
+            if not 0 < sound.frames < _LIBSNDFILE_UNKNOWN:
+                raise _NotForLibsndfileError(f"{shown}: no sound at all, its length is zero")
+            yield sound, _checked(sound.samplerate, sound.channels, sound.frames / max(1, sound.samplerate), shown)
+    except soundfile.LibsndfileError as error:
+        raise MediaError(f"{shown}: damaged sound ({_reason(error)})") from error
 
 
-def _by_libsndfile(data: bytes, seconds: float, shown: str) -> tuple[Wave, int]:
-    with _libsndfile(data, shown) as (sound, header):
-        rate = header.rate
-        wanted = min(sound.frames, math.ceil(seconds * rate))
-        wave = _mono(_blocks(sound, wanted))
+def _reason(error: Any) -> str:
+    return str(error.error_string).removeprefix("Error : ").rstrip(".")
+
+
+def _decoded(data: bytes, seconds: float, shown: str) -> tuple[Wave, int]:
+    """One channel of a sound's beginning, and its rate."""
+    try:
+        with _libsndfile(data, shown) as (sound, header):
+            wanted = min(sound.frames, math.ceil(seconds * header.rate))
+            return _long_enough(_mono(_blocks(sound, wanted)), wanted, header.rate, shown), header.rate
+    except _NotForLibsndfileError as error:
+        return _by_ffmpeg(data, seconds, shown, error)
+
+
+def _long_enough(wave: Wave, wanted: float, rate: int, shown: str) -> Wave:
     if len(wave) < (1 - _SHORT_SHARE) * wanted - _SHORT_SECONDS * rate:
         raise MediaError(f"{shown}: damaged sound ({len(wave) / rate:.1f} of {wanted / rate:.1f} seconds are there)")
-    return wave, rate
+    return wave
 
 
 def _blocks(sound: Any, wanted: int) -> Iterator[NDArray[np.float32]]:
@@ -135,37 +146,58 @@ def _blocks(sound: Any, wanted: int) -> Iterator[NDArray[np.float32]]:
 
 
 @contextmanager
-def _ffmpeg(data: bytes, formats: str, shown: str) -> Iterator[tuple[Any, Any, SoundHeader]]:
+def _ffmpeg(data: bytes, shown: str, refused: _NotForLibsndfileError) -> Iterator[tuple[Any, Any, SoundHeader]]:
+    """A sound opened by FFmpeg; `refused` is raised where it knows no more of it than libsndfile."""
     import av
 
+    options = {"format_whitelist": ",".join(_CONTAINERS)}
     try:
-        # A container can name others to be opened: only those that it begins like.
-        with av.open(
-            BytesIO(data), mode="r", options={"format_whitelist": formats}, metadata_errors="ignore"
-        ) as container:
+        container = av.open(BytesIO(data), mode="r", options=options, metadata_errors="ignore")
+    except av.error.FFmpegError:
+        raise refused from None
+    try:
+        with container:
             if not container.streams.audio:
                 raise MediaError(f"{shown}: holds no sound")
             stream = container.streams.audio[0]
             if stream.codec_context is None:
                 raise MediaError(f"{shown}: damaged sound (encoded in a way that FFmpeg does not know)")
-            length = (container.duration or 0) / av.time_base
-            yield container, stream, _checked(stream.rate, stream.channels, length, shown)
+            yield container, stream, _checked(stream.rate, stream.channels, _length(container, stream), shown)
     except av.error.FFmpegError as error:
         raise MediaError(f"{shown}: damaged sound ({error.strerror or error})") from error
 
 
-def _by_ffmpeg(data: bytes, formats: str, seconds: float, shown: str) -> tuple[Wave, int]:
+def _length(container: Any, stream: Any) -> float:
+    """Seconds of a sound as its container has them; 0 where it does not know."""
     import av
 
-    with _ffmpeg(data, formats, shown) as (container, stream, header):
-        convert, count = av.AudioResampler(format="fltp"), 0
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base
+
+
+def _by_ffmpeg(data: bytes, seconds: float, shown: str, refused: _NotForLibsndfileError) -> tuple[Wave, int]:
+    import av
+
+    with _ffmpeg(data, shown, refused) as (container, stream, header):
         blocks: list[Any] = []
+        convert, form, rate, count = None, None, 0, 0
         for frame in container.decode(stream):
+            rate = rate or frame.sample_rate  # a container may name half of it
+            if frame.sample_rate != rate:
+                raise MediaError(f"{shown}: its rate changes from {rate} to {frame.sample_rate} Hz half way")
+            if convert is None or form != (frame.format.name, frame.layout.name):
+                convert, form = av.AudioResampler(format="fltp"), (frame.format.name, frame.layout.name)
             blocks += [part.to_ndarray() for part in convert.resample(frame)]
             count += frame.samples
-            if count >= seconds * header.rate:
+            if count >= seconds * rate:
                 break
-        return _mono(iter(blocks))[: math.ceil(seconds * header.rate)], header.rate
+        rate = rate or header.rate
+        wave = _mono(iter(blocks))[: math.ceil(seconds * rate)]
+        # Of a clip's container the length may be that of its pictures.
+        if container.format.name in _EXACT and (stream.duration or not container.streams.video):
+            _long_enough(wave, min(header.seconds, seconds) * rate, rate, shown)
+        return wave, rate
 
 
 def _checked(rate: int, channels: int, seconds: float, shown: str) -> SoundHeader:

@@ -18,7 +18,9 @@ import av
 from av.error import FFmpegError
 from PIL import Image
 
-from perceptune.media import MAX_PIXELS, MediaError, content, image_size, label, open_image, to_rgb
+from perceptune.animation import chosen, durations, frames_of
+from perceptune.media import MAX_PIXELS, MediaError, content, label, open_image, opened_image, to_rgb
+from perceptune.sniffing import HEAD, is_picture, kind_of, refusal
 from perceptune.types import Medium
 
 # Containers that ffmpeg may look for. Others can name files and addresses of their own (playlists, concat lists).
@@ -27,7 +29,6 @@ MAX_FRAMES = 500_000  # four and a half hours at 30 a second
 MAX_SECONDS = 60.0  # of decoding; a clip is demuxed whole, but decoded only around the chosen frames
 # What is missing at the end of a clip that was cut off, beyond what headers are wrong by.
 _SHORT_SECONDS, _SHORT_SHARE = Fraction(1, 4), Fraction(1, 20)
-_STILL = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM")
 _TURN = Image.Transpose
 _TURNS = {90: _TURN.ROTATE_90, 180: _TURN.ROTATE_180, 270: _TURN.ROTATE_270}
 
@@ -41,16 +42,17 @@ def read_frames(
     Time runs from 0, where the first frame begins, to `d`, where the last one ends (by time stamps, not by the header's
     duration). Frame i of n is the one shown at (i + 0.5) * d / n: the last one that begins at or before that time. With
     a `seed` the time is drawn instead between i * d / n and (i + 1) * d / n. A short clip gives frames several times; a
-    still picture is a clip of one frame. Frames without time stamps count as equally long.
+    still picture is a clip of one frame, an animated WebP, PNG or AVIF file one of all its frames. Frames without time
+    stamps count as equally long.
 
     `name` stands for the medium in messages (default: where it lies, or `video` for bytes). Raises `MediaError`.
     """
     shown = name or label(medium, "video")
     data = content(medium, shown)
-    if _is_still(data):
-        yield from repeat(open_image(data, shown, max_pixels=max_pixels), count)
-        return
     limits = _limits(shown, data, max_pixels, max_frames, max_seconds)
+    if is_picture(data[:HEAD]):
+        yield from _pictures(data, count, seed, limits)
+        return
     with _demuxed(data, limits) as (stream, packets, times):
         moments = _moments(times, count, seed)
         last: tuple[Any, Image.Image] | None = None
@@ -75,12 +77,9 @@ def describe_clip(medium: Medium, name: str | None = None, *, decode: bool = Fal
     """
     shown = name or label(medium, "video")
     data = content(medium, shown)
-    if _is_still(data):
-        height, width = image_size(data, shown)
-        if decode:
-            open_image(data, shown)
-        return Clip(width, height, 1, 0.0)
     limits = _limits(shown, data, MAX_PIXELS, MAX_FRAMES, MAX_SECONDS)
+    if is_picture(data[:HEAD]):
+        return _described_picture(data, decode, limits)
     with _demuxed(data, limits) as (stream, packets, times):
         if decode:
             first = None
@@ -92,8 +91,35 @@ def describe_clip(medium: Medium, name: str | None = None, *, decode: bool = Fal
         return Clip(stream.codec_context.width, stream.codec_context.height, len(times.starts), seconds)
 
 
-def _is_still(data: bytes) -> bool:
-    return data.startswith(_STILL) or data[8:12] == b"WEBP"
+def _pictures(data: bytes, count: int, seed: bytes | None, limits: _Limits) -> Iterator[Image.Image]:
+    """Frames of a file that Pillow reads: of an animation by time, of a still picture always the same."""
+    with opened_image(data, limits.name, max_pixels=limits.pixels) as image:
+        if len(frames_of(image)) > 1:
+            times = _animation_times(image, limits)
+            numbers = [bisect_right(times.starts, moment) - 1 for moment in _moments(times, count, seed)]
+            yield from chosen(image, numbers)
+            return
+    yield from repeat(open_image(data, limits.name, max_pixels=limits.pixels), count)
+
+
+def _animation_times(image: Image.Image, limits: _Limits) -> _Times:
+    limits.check_count(len(frames_of(image)))
+    ends = [0]
+    for duration in durations(image):
+        limits.check_time()
+        ends.append(ends[-1] + duration)
+    return _Times(ends[:-1], ends[-1], stamped=True)
+
+
+def _described_picture(data: bytes, decode: bool, limits: _Limits) -> Clip:
+    with opened_image(data, limits.name, max_pixels=limits.pixels) as image:
+        width, height = image.size
+        if len(frames_of(image)) > 1:
+            times = _animation_times(image, limits)
+            return Clip(width, height, len(times.starts), times.end / 1000)
+    if decode:
+        open_image(data, limits.name, max_pixels=limits.pixels)
+    return Clip(width, height, 1, 0.0)
 
 
 @contextmanager
@@ -107,7 +133,9 @@ def _demuxed(data: bytes, limits: _Limits) -> Iterator[tuple[Any, list[Any], _Ti
             packets, times = _packets(container, stream, limits)
             yield stream, packets, times
     except FFmpegError as error:
-        what = f"damaged clip, or not one in a format among {', '.join(FORMATS)}"
+        what = refusal(data[:HEAD], "video", "clip", ", ".join(FORMATS))
+        if kind_of(data[:HEAD]) is None:
+            what = f"damaged clip, or {what}"
         raise limits.error(f"{what} ({error.strerror})") from error
 
 

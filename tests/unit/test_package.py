@@ -71,11 +71,14 @@ def test_leaves_never_import_one_another() -> None:
 
 
 LAYERS = [
-    {"errors", "_version", "types", "statistics", "atomic", "trained", "information", "tables"},
+    {
+        *("errors", "_version", "types", "statistics", "atomic", "trained", "information", "tables"),
+        *("sniffing", "depth", "pngtexts"),
+    },
     {
         *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
         *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter", "peft", "sources"),
-        *("heat", "trackers", "origin"),
+        *("heat", "trackers", "origin", "animation"),
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
+from io import BytesIO
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -80,7 +82,7 @@ def m4a() -> bytes:
 
 BAD = [
     pytest.param(b"", "no bytes at all", id="empty"),
-    pytest.param(b"hello, this is text, and long enough", "not a sound in a format that libsndfile reads", id="text"),
+    pytest.param(b"hello, this is text, and long enough", "a text, not a sound in one of the formats WAV", id="text"),
     pytest.param(encoded(tone()[:0]), "its length is zero", id="no samples"),
     pytest.param(encoded(tone() * 0), r"silent \(all of the 0\.50 seconds", id="silence"),
     pytest.param(encoded(tone() * 0 + 0.25), "silent", id="constant"),
@@ -137,16 +139,7 @@ def test_a_sound_too_long_is_refused_by_its_header(monkeypatch: pytest.MonkeyPat
         read_sound(flac, 16_000, 1.0)
 
 
-def test_a_container_of_ffmpeg_names_what_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MediaError, match="audio: an MP4 or M4A file, which needs PyAV; run `pip install av`, or conv"):
-        read_sound(m4a(), 16_000, 1.0)
-
-
 def test_a_container_of_ffmpeg_is_read_with_pyav() -> None:
-    av = pytest.importorskip("av")
-    from io import BytesIO
-
     buffer = BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=48_000, layout="stereo")

@@ -1,0 +1,72 @@
+"""PNG files with texts or colour profiles that are longer than Pillow takes: they are read without those."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+from typing import BinaryIO
+
+from PIL import PngImagePlugin
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+
+
+def without_long_texts(file: BinaryIO) -> BinaryIO:
+    """The file from its start, or a copy without those chunks that Pillow would refuse the whole picture for."""
+    file.seek(0)
+    longest, most = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY // 4
+    chunks = list(_chunks(file)) if file.read(len(SIGNATURE)) == SIGNATURE else []
+    kept, dropped = 0, set()
+    for start, kind, size in chunks:
+        if kind not in _TEXTS:
+            continue
+        length = size if kind == b"tEXt" else _unpacked_length(kind, _read_at(file, start + 8, size), longest + 1)
+        if length > longest or kept + length > most:
+            dropped.add(start)
+        else:
+            kept += length
+    file.seek(0)
+    return _copied(file, chunks, dropped) if dropped else file
+
+
+def _chunks(file: BinaryIO) -> list[tuple[int, bytes, int]]:
+    """Place, kind and size of each chunk; those behind damage are left out."""
+    found, start = [], len(SIGNATURE)
+    while len(head := _read_at(file, start, 8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        found.append((start, kind, size))
+        start += size + 12
+        if kind == b"IEND":
+            break
+    return found
+
+
+def _read_at(file: BinaryIO, place: int, size: int) -> bytes:
+    file.seek(place)
+    return file.read(size)
+
+
+def _unpacked_length(kind: bytes, data: bytes, most: int) -> int:
+    """How long a text is, without unpacking more than `most` bytes."""
+    _, _, rest = data.partition(b"\0")  # behind the keyword
+    if kind == b"iTXt":
+        if not rest.startswith(b"\1"):
+            return len(rest)
+        rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # behind language and translated keyword
+    else:
+        rest = rest[1:]
+    try:
+        return len(zlib.decompressobj().decompress(rest, most))
+    except zlib.error:
+        return len(data)  # Pillow says what it makes of that
+
+
+def _copied(file: BinaryIO, chunks: list[tuple[int, bytes, int]], dropped: set[int]) -> BinaryIO:
+    data, out, done = file.read(), [], 0
+    for start, _, size in chunks:
+        if start in dropped:
+            out.append(data[done:start])
+            done = start + size + 12
+    return BytesIO(b"".join([*out, data[done:]]))
