@@ -29,14 +29,16 @@ def attention(
         result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return result
     scale = options.get("scaling")
-    return _grouped(query, key, value, attention_mask, query.shape[-1] ** -0.5 if scale is None else scale), None
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return grouped_attention(query, key, value, attention_mask, scale), None
 
 
 def _short(query: Tensor, key: Tensor) -> bool:
     return query.device.type == "cpu" and key.shape[2] <= LONGEST and torch.is_grad_enabled()
 
 
-def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Computes the same without a look at what it covers."""
     batch, heads, length, size = query.shape
     shared, columns = key.shape[1], key.shape[2]
     group = heads // shared

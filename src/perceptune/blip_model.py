@@ -66,7 +66,7 @@ class BlipModel(AdaptedModel):
             "encoders.image": FrozenPart(type(self.encoders["image"].tower).__name__, self.encoders["image"]),
         }
 
-    def get_ready(self, *, training: bool, sharded: bool = False) -> None:
+    def get_ready(self, *, training: bool = False, sharded: bool = False) -> None:
         config = self.recipe.train
         if training:
             for key in ("gradient_checkpointing", "compile"):

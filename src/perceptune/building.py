@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from perceptune.anatomy import attention_for
-from perceptune.blip_loading import build_blip, load_blip_text, load_blip_vision
+from perceptune.blip_loading import build_blip, load_blip, load_blip_text, load_blip_vision
 from perceptune.blip_model import BlipModel
 from perceptune.config import Recipe, load_recipe, validate
 from perceptune.encoders._fit import fit
@@ -21,6 +22,7 @@ from perceptune.lm import FrozenLM
 from perceptune.methods.base import EncoderShape, Method
 from perceptune.model import AdaptedModel
 from perceptune.plugins import Leaf, leaf
+from perceptune.precision import GAIN, Choice, choose, products_of
 from perceptune.quantized import keep_differentiable, quantization
 from perceptune.sections import EncoderConfig, LMConfig
 from perceptune.sources import loading, read_config, require_complete, resolve
@@ -45,25 +47,39 @@ class FrozenParts(Protocol):
 
 def build(
     recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32", meta: bool = False,
-    parts: FrozenParts | None = None,
+    parts: FrozenParts | None = None, ready: bool = True,
 ) -> AdaptedModel:  # fmt: skip
     """The model of a recipe, untrained: a plain `nn.Module` whose `method.parameters()` are to be trained.
 
     `dtype` is that of the frozen LM, an encoder's is in the recipe, everything trained is float32. With `meta` no
     weight is loaded: the parts are built on the meta device from their configurations, enough to count and to show.
+    Without `ready` the caller moves the model first and calls its `get_ready` then.
     `init_from` is what `train` does first: here its method is new all the same.
     """
-    recipe = load_recipe(recipe)
+    recipe = load_recipe(recipe) if meta else with_encoder_dtypes(load_recipe(recipe))
     if recipe.backbone == "instructblip":
         found = method_leaf(recipe).module.METHOD
-        return build_blip(recipe, found, method_options(recipe), dtype=dtype, meta=meta)
-    return build_spliced(recipe, dtype=dtype, meta=meta, parts=parts)
+        model: AdaptedModel = build_blip(recipe, found, method_options(recipe), dtype=dtype, meta=meta)
+    else:
+        model = build_spliced(recipe, dtype=dtype, meta=meta, parts=parts)
+    if ready and not meta:
+        model.get_ready()
+    return model
+
+
+def build_to_train(recipe: Recipe, place: Callable[[AdaptedModel], Any] = lambda model: None) -> AdaptedModel:
+    """The same in the dtypes that a training would take, placed and as ready as there."""
+    settled, _ = settle(recipe)
+    model = build(settled, dtype=settled.train.precision, ready=False)
+    place(model)
+    model.get_ready(training=True)
+    return model
 
 
 def build_spliced(
     recipe: Recipe, *, dtype: str = "float32", meta: bool = False, parts: FrozenParts | None = None
 ) -> SplicedModel:
-    """The same for `backbone: splice`."""
+    """The same for `backbone: splice`, before `get_ready`."""
     lm = load_lm(recipe.lm, dtype=dtype, meta=meta) if parts is None else parts.lm(recipe.lm, dtype)
     encoders = {
         name: load_encoder_of(name, config, meta) if parts is None else parts.encoder(name, config)
@@ -85,7 +101,7 @@ def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> 
     """
     shapes = {name: EncoderShape(encoder.n_layers, encoder.dim) for name, encoder in encoders.items()}
     method: Method = leaf("methods", recipe.method.name).module.METHOD(method_options(recipe), lm, shapes)
-    if method.trains_lm and recipe.eval.dtype != "float32":
+    if method.trains_lm and recipe.eval.dtype == "bfloat16":
         raise UserError(f"eval.dtype: {recipe.eval.dtype}, but `method.unfreeze` keeps the LM in float32")
     _remember_base(lm, encoders, method)
     method.take_over(lm, encoders)
@@ -173,6 +189,8 @@ def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) ->
     """The encoder that a recipe names for a modality."""
     if config.id == "default" and modality not in DEFAULT_ENCODERS:
         raise UserError(f"encoders.{modality}: there is no default encoder for this modality; name one by `id`")
+    if meta and config.dtype == "auto":  # nothing is computed
+        config = config.model_copy(update={"dtype": "float32"})
     where = resolve(config.id, DEFAULT_ENCODERS.get(modality, ""), meta)
     with loading(f"encoders.{modality} `{config.id}`"):
         return fit(load_encoder(where, meta=meta, **config.model_dump(exclude={"id", "views"})), modality, config)
@@ -180,7 +198,7 @@ def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) ->
 
 def encoder_stores(recipe: Recipe) -> dict[str, FeatureStore]:
     """The recipe's feature caches. Of the LM only the shape is needed, to know which levels the method wants."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, recipe = default_device(), with_encoder_dtypes(recipe)
     if recipe.backbone == "instructblip":
         return {"image": BlipModel.store_of(recipe, load_blip_vision(recipe).to(device))}
     encoders = {name: load_encoder_of(name, config).to(device) for name, config in recipe.encoders.items()}
@@ -190,3 +208,87 @@ def encoder_stores(recipe: Recipe) -> dict[str, FeatureStore]:
     if method.trains_encoders:
         raise UserError("the recipe trains its encoders (`method.unfreeze`): their features cannot be kept")
     return feature_stores(recipe, encoders, method)
+
+
+def default_device() -> torch.device:
+    """Where a model runs unless it is said: a GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtypes_of(recipe: Recipe) -> dict[str, str]:
+    """The recipe's dtypes by their keys."""
+    encoders = {f"encoders.{name}.dtype": config.dtype for name, config in recipe.encoders.items()}
+    return {"train.precision": recipe.train.precision, **encoders, "eval.dtype": recipe.eval.dtype}
+
+
+def choose_dtype(recipe: Recipe, device: torch.device | None = None) -> Choice:
+    """What `auto` stands for with this recipe's frozen LM on a device (default: `default_device`)."""
+    device = device or default_device()
+    if recipe.backbone == "instructblip":
+        blip: Any = load_blip(recipe, dtype="float32", meta=True)[0]
+        lm: Any = blip.language_model
+    else:
+        lm = load_lm(recipe.lm, meta=True).model
+    products = products_of(lm, lm.config.get_text_config())
+    # What fits into `packed_memory_mb` is laid out for the CPU, in two copies of two bytes: most of the LM, or little.
+    packed = recipe.train.packed_memory_mb * 2**20 >= 2 * products.multiplications
+    return choose(products, packed=packed, device=device)
+
+
+def settle(recipe: Recipe, device: torch.device | None = None) -> tuple[Recipe, Choice | None]:
+    """The recipe with a dtype for every `auto`, and how it was chosen; None where nothing was to be chosen.
+
+    What `method.unfreeze` trains is trained in float32 whatever is faster.
+    """
+    wanted = [key for key, value in dtypes_of(recipe).items() if value == "auto"]
+    if not wanted:
+        return recipe, None
+    trained = trained_keys(recipe)
+    choice = Choice("float32", "`method.unfreeze` trains in float32")
+    if set(wanted) - trained:
+        choice = choose_dtype(recipe, device)
+    return load_recipe(recipe, [f"{key}={'float32' if key in trained else choice.dtype}" for key in wanted]), choice
+
+
+def trained_keys(recipe: Recipe) -> set[str]:
+    """Keys of the dtypes that must be float32 because `method.unfreeze` trains what is held in them."""
+    unfrozen = getattr(method_options(recipe), "unfreeze", ())
+    keys = {"train.precision", "eval.dtype"} if "lm" in unfrozen else set()
+    return keys | ({f"encoders.{name}.dtype" for name in recipe.encoders} if "encoder" in unfrozen else set())
+
+
+def with_encoder_dtypes(recipe: Recipe) -> Recipe:
+    """The same with a dtype for every encoder's `auto`: the LM's is chosen by whoever builds it."""
+    return settle(recipe)[0] if any(config.dtype == "auto" for config in recipe.encoders.values()) else recipe
+
+
+def settle_training(recipe: Recipe, device: torch.device) -> tuple[Recipe, dict[str, str]]:
+    """The recipe as a training stores it; its dtypes, and why they are what they are. Says what is slower here."""
+    settled, choice = settle(recipe, device)
+    choice = choice or choose_dtype(recipe, device)
+    if slower := slower_here(recipe, choice):
+        print(f"warning: {slower}", file=sys.stderr)
+    return settled, {**dtypes_of(settled), "reason": choice.reason}
+
+
+def settle_answering(recipe: Recipe, device: torch.device | None = None) -> Recipe:
+    """A run's recipe with a dtype for `eval.dtype: auto`: the one it was trained in."""
+    if recipe.eval.dtype == "auto" and recipe.train.precision != "auto":
+        return load_recipe(recipe, [f"eval.dtype={recipe.train.precision}"])
+    return settle(recipe, device)[0] if recipe.eval.dtype == "auto" else recipe
+
+
+def slower_here(recipe: Recipe, choice: Choice) -> str | None:
+    """A line on dtypes that the recipe names although its LM is slower in them here; None if there are none.
+
+    float32 for encoders and answers is not meant: there, it is for the sake of exactness.
+    """
+    dtype = "bfloat16" if choice.dtype == "float32" else "float32"
+    times = choice.slowness_of(dtype)
+    if times is None or times < GAIN:
+        return None
+    meant = {key for key in dtypes_of(recipe) if dtype == "bfloat16" or key == "train.precision"} - trained_keys(recipe)
+    slow = [key for key, value in dtypes_of(recipe).items() if key in meant and value == dtype]
+    if not slow:
+        return None
+    return f"{', '.join(slow)}: {dtype} takes {times:.1f} times as long as {choice.dtype} here; `auto` takes the faster"

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from perceptune._version import __version__
 from perceptune.atomic import write_whole
-from perceptune.building import FrozenParts, build
+from perceptune.building import FrozenParts, build, default_device, dtypes_of, settle_answering
 from perceptune.config import Recipe, leaf_names, load_recipe, read_yaml
 from perceptune.errors import UserError, disk_error
 from perceptune.model import AdaptedModel, count, count_trained
@@ -52,7 +52,7 @@ def save_description(run: Path, recipe: Recipe, description: Mapping[str, Any]) 
 
 def load(
     run: str | Path, *, dtype: str | None = None, device: str | torch.device | None = None,
-    overrides: Sequence[str] = (), trust: bool = False, parts: FrozenParts | None = None,
+    overrides: Sequence[str] = (), trust: bool = False, parts: FrozenParts | None = None, ready: bool = True,
 ) -> AdaptedModel:  # fmt: skip
     """The trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless another is asked for.
 
@@ -60,7 +60,7 @@ def load(
     the run, and where its base models lie (`lm.id`, `encoders.MODALITY.id`: fingerprints must be the same); `trust`
     lets its recipe name third-party code to import. `run` may also be a zip file of `perceptune export`, or
     `hf://USER/NAME` on a hub. `parts` lends frozen parts that others
-    use, too.
+    use, too. Without `ready` the caller moves the model and calls its `get_ready` then.
     Raises `UserError` for a folder that is no run, of a newer format, damaged, or trained on other base models.
     """
     run = local_run(run)
@@ -71,11 +71,15 @@ def load(
                 f"`{override}`: only `cache`, `decode` and `eval` keys of a trained run can be changed, and where its "
                 "base models lie"
             )
-    recipe = load_recipe(read_recipe(run, trust=trust), overrides)
-    model = build(recipe, dtype=dtype or recipe.eval.dtype, parts=parts)
+    place = torch.device(device) if device else default_device()
+    recipe = settle_answering(load_recipe(read_recipe(run, trust=trust), overrides), place)
+    model = build(recipe, dtype=dtype or recipe.eval.dtype, parts=parts, ready=False)
     require_same_base(run, model)
     load_method(run / METHOD, model)
-    return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.eval().to(place)
+    if ready:
+        model.get_ready()
+    return model
 
 
 def load_method(path: Path, model: AdaptedModel) -> None:
@@ -123,8 +127,8 @@ def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
     return load_recipe(run / RECIPE)
 
 
-def describe(model: AdaptedModel) -> dict[str, Any]:
-    """The contents of meta.json."""
+def describe(model: AdaptedModel, precision: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The contents of meta.json. `precision`: the dtypes of its training, and why they were chosen."""
     trained = count_trained(model.method)
     frozen = sum(count(part.module, without=model.method) for part in model.frozen_parts().values())
     frozen += count(model.method) - trained
@@ -134,6 +138,7 @@ def describe(model: AdaptedModel) -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "pillow")},
         "python": platform.python_version(),
         "base": fingerprints(model),
+        "precision": dict(precision or dtypes_of(model.recipe)),
         "trained": trained,
         "frozen": frozen,
         "trained_share": trained / (trained + frozen),

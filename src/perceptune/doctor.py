@@ -9,6 +9,7 @@ import time
 from importlib import metadata
 from typing import Any
 
+from perceptune.config import Recipe
 from perceptune.errors import UserError
 
 TESTED = {"torch": (2, 6), "transformers": (5, 0), "pillow": (13, 0), "accelerate": (1, 10)}
@@ -18,7 +19,7 @@ GIB = 2**30
 def examine(recipe: str | None = None) -> list[dict[str, str]]:
     """Checks as {name, state: ok | note | problem, found}."""
     checks = [_python(), *_versions(), _device(), _memory(), _cache(), *_assets()]
-    return checks + _needs(recipe) if recipe else checks
+    return checks + _needs(recipe) if recipe else [*checks, *_precision()]
 
 
 def _check(name: str, state: str, found: str) -> dict[str, str]:
@@ -83,11 +84,27 @@ def _assets() -> list[dict[str, str]]:
     ]
 
 
+def _precision(recipe: Recipe | None = None) -> list[dict[str, str]]:
+    """What `auto` stands for with a recipe's LM, by default the default one if it is there."""
+    from perceptune.assets import present
+    from perceptune.building import DEFAULT_LM, choose_dtype, slower_here
+    from perceptune.config import load_recipe
+
+    if recipe is None and not present(DEFAULT_LM):
+        return [_check("precision", "note", "not measured: the default LM is not fetched yet")]
+    recipe = recipe or load_recipe({})
+    choice = choose_dtype(recipe)
+    checks = [_check("precision", "ok", f"`auto` is {choice.dtype}: {choice.reason}")]
+    slower = slower_here(recipe, choice)
+    return [*checks, _check("precision", "note", slower)] if slower else checks
+
+
 def _needs(source: str) -> list[dict[str, str]]:
     """Memory, time and disk of a training, from parameter counts and this machine's speed; rough by nature."""
     import numpy as np
     import torch
 
+    from perceptune.building import settle
     from perceptune.evaluation import make_task
     from perceptune.order import order_of, sample_count, total_steps
     from perceptune.show import describe, recipe_of
@@ -95,11 +112,12 @@ def _needs(source: str) -> list[dict[str, str]]:
     recipe = recipe_of(source)
     shown = describe(recipe)
     frozen = {part["name"]: part["parameters"] for part in shown["parts"] if not part["trained"]}
-    low = recipe.train.precision == "bfloat16"
+    low = settle(recipe)[0].train.precision == "bfloat16"
     weights = frozen["lm"] * (2 if low else 4) + 4 * (sum(frozen.values()) - frozen["lm"])
     trained = 16 * shown["trainable"]  # value, gradient and two Adam moments in float32
     memory = f"about {(weights + trained) / GIB:.1f} GiB for weights and optimizer, plus activations"
     checks = [
+        *_precision(recipe),
         _check("recipe", "ok", f"{recipe.name}: trains {shown['trainable']:,} of {shown['total']:,} parameters"),
         _check("needs memory", "note", memory),
         _check("needs disk", "note", f"about {20 * shown['trainable'] / GIB:.2f} GiB in the run folder"),

@@ -106,7 +106,8 @@ def evaluate(
     with world.together():
         run = local_run(run)
         # Of several processes each has a device of its own.
-        model = load(run, trust=trust, overrides=overrides, device=None if world.size == 1 else "cpu")
+        model = load(run, trust=trust, overrides=overrides, device=None if world.size == 1 else "cpu",
+                     ready=world.size == 1)  # fmt: skip
         config = model.recipe.eval
         part = None if task is None else NamedPart(**task)
         own = evaluated_set(model.recipe, part, split, samples)
@@ -119,7 +120,7 @@ def evaluate(
                   for name, other in given.items()}  # fmt: skip
     if world.size > 1:
         world.place(model)
-    model.get_ready(training=False, sharded=world.sharded)
+        model.get_ready(sharded=world.sharded)
     with world.together():
         model.prepare(own.samples, rank=world.rank, world=world.size)  # those of the shuffled control are the same
     seen = judge(model, own.task, own.samples, world, batch_size=batch_size, label="evaluate")

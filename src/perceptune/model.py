@@ -86,9 +86,10 @@ class AdaptedModel(nn.Module, ABC):
         """Every frozen part by name; what the method has taken over of them is still inside."""
 
     @abstractmethod
-    def get_ready(self, *, training: bool, sharded: bool = False) -> None:
-        """Settles how the frozen parts are run, as the recipe says, before a training or an evaluation.
+    def get_ready(self, *, training: bool = False, sharded: bool = False) -> None:
+        """Settles how the frozen parts are run, as the recipe says. `build` and `load` do it; twice is no harm.
 
+        For answers everything else is as in `training`, so that all commands give the same.
         `sharded`: their weights are spread over several processes. Raises `UserError` for keys that mean nothing here.
         """
 

@@ -41,18 +41,19 @@ def _lighten(module: nn.Module) -> bool:
         return False
     if "forward" in vars(module) or weight.device.type != "cpu" or weight.dim() != 1:
         return False
-    original, wide = module.forward, weight.detach().float()
+    original = module.forward
     x = torch.linspace(-3, 2, 4 * len(weight), dtype=weight.dtype).view(4, -1)
     with torch.no_grad():  # families differ: Gemma's weight, for one, is added to 1
         if not torch.allclose(
-            original(x), _RMSNorm.apply(x, weight, wide, eps), rtol=2e-2 if x.dtype != torch.float32 else 1e-5
+            original(x), _RMSNorm.apply(x, weight, weight.float(), eps), rtol=2e-2 if x.dtype != torch.float32 else 1e-5
         ):
             return False
 
     def forward(hidden_states: Tensor) -> Tensor:
-        if weight.requires_grad:  # somebody trains it: only the original knows its gradient
+        # Somebody trains it: only the original knows its gradient. Moved away: this is made for CPUs.
+        if weight.requires_grad or weight.device.type != "cpu":
             return original(hidden_states)
-        result: Tensor = _RMSNorm.apply(hidden_states, weight, wide, eps)
+        result: Tensor = _RMSNorm.apply(hidden_states, weight, weight.detach().float(), eps)
         return result
 
     module.forward = forward

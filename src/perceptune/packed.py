@@ -7,6 +7,7 @@ transposed for the gradient of its input, which is the only gradient a frozen ma
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,8 +20,18 @@ class Packed:
     """A frozen linear map's weight (N, K) in oneDNN's layout, for x W^T and for the gradient of x."""
 
     def __init__(self, weight: Tensor) -> None:
-        self.forward = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        self.transposed = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), ROWS)
+        self._weight, self._state = weight, _state_of(weight)
+        self.forward = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+
+    @cached_property
+    def transposed(self) -> Tensor:
+        """Made when the first gradient is asked for: answers need none."""
+        return torch.ops.mkldnn._reorder_linear_weight(self._weight.detach().t().contiguous(), ROWS)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the weight still holds the values that were laid out, in the same place."""
+        return _state_of(self._weight) == self._state
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(..., N) = x W^T + b for x (..., K)."""
@@ -29,6 +40,10 @@ class Packed:
     def gradient(self, upstream: Tensor) -> Tensor:
         """(..., K): the gradient of x, given that of the product."""
         return _multiply(upstream.contiguous(), self.transposed, None)
+
+
+def _state_of(weight: Tensor) -> tuple[int, int, str]:
+    return weight.data_ptr(), weight._version, str(weight.device)
 
 
 def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,22 +76,25 @@ def can_pack(module: nn.Module) -> bool:
 
 
 def packed_weight(module: nn.Module) -> Packed | None:
-    """What `pack` laid out for a linear map that is still frozen; None if it did not."""
+    """What `pack` laid out for a linear map that is still as it was then, and frozen; None otherwise."""
     found: Packed | None = vars(module).get("packed")
-    return None if found is None or module.weight.requires_grad else found
+    return None if found is None or module.weight.requires_grad or not found.is_current else found
 
 
 def pack(modules: Iterable[nn.Module], megabytes: int) -> int:
-    """Packs linear maps until their copies fill `megabytes`; returns how many were packed."""
+    """Packs linear maps until their copies, earlier ones included, fill `megabytes`; returns how many were packed."""
     left, packed = megabytes * 2**20, 0
     for module in modules:
-        if not can_pack(module):
+        before = packed_weight(module)
+        if before is None and not can_pack(module):
             continue
         assert isinstance(module, nn.Linear)
         left -= 2 * module.weight.nbytes
+        if before is not None:
+            continue
         if left < 0:
             break
-        object.__setattr__(module, "packed", Packed(module.weight.detach()))
+        object.__setattr__(module, "packed", Packed(module.weight))
         module.forward = _packed_forward(module)  # type: ignore[method-assign]
         packed += 1
     return packed
@@ -86,7 +104,7 @@ def _packed_forward(module: nn.Linear) -> Any:
     original = module.forward
 
     def forward(x: Tensor) -> Tensor:
-        packed = packed_weight(module)  # None where somebody trains it: the copies would be stale, its gradient lost
+        packed = packed_weight(module)  # None where somebody trains it: its gradient would be lost
         if packed is None:
             return original(x)
         result: Tensor = _PackedLinear.apply(x, packed, module.bias)

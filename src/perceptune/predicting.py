@@ -68,13 +68,15 @@ def predict(
     world = World()
     with world.together():
         kept = [] if any(word.startswith("cache.features=") for word in overrides) else ["cache.features=off"]
-        model = load(run, trust=trust, overrides=[*kept, *overrides], device=None if world.size == 1 else "cpu")
+        model = load(run, trust=trust, overrides=[*kept, *overrides], device=None if world.size == 1 else "cpu",
+                     ready=world.size == 1)  # fmt: skip
         if world.sharded:
             raise UserError("accelerate: `predict` gives every process the whole LM: leave out FSDP")
         rows = _rows(source, prompt, model)
         task = make_task(model.recipe) if model.recipe.task else None
     if world.size > 1:
         world.place(model)
+        model.get_ready()
     described = {"source": str(source.absolute()), "prompt": prompt, "decoding": model.recipe.decode.model_dump(),
                  "text": model.recipe.text.model_dump(), "models": models(model, run),
                  "portion": batch_size or model.recipe.eval.batch_size}  # fmt: skip

@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from perceptune.building import build
+from perceptune.building import build, settle_answering
 from perceptune.checkpoint import METHOD, fingerprints, load_method, read_meta, read_recipe, write_text
 from perceptune.config import load_recipe
 from perceptune.errors import UserError
@@ -80,7 +80,7 @@ def verify(run: str | Path, *, trust: bool = False, overrides: Sequence[str] = (
     meta = read_meta(folder)
     proof = _read(folder)
     given = ["cache.features=off", *overrides]
-    recipe = load_recipe(read_recipe(folder, trust=trust), given)
+    recipe = settle_answering(load_recipe(read_recipe(folder, trust=trust), given))
     model = build(recipe, dtype=proof["dtype"])
     then, now = meta.get("base", {}), fingerprints(model)
     base = {

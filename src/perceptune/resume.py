@@ -146,7 +146,9 @@ def require_same_recipe(run: Path, stored: Recipe, given: Recipe) -> None:
     """Raises `UserError` naming the first key in which a run's recipe and the one given for it differ."""
     before, now = (_flat(one.model_dump(mode="json")) for one in (stored, _with_absolute_paths(given)))
     for key in sorted(set(before) | set(now)):
-        if before.get(key) != now.get(key):
+        # What `auto` stood for when the run was started is stored in it.
+        is_auto = now.get(key) == "auto" and before.get(key) in ("float32", "bfloat16")
+        if before.get(key) != now.get(key) and not is_auto:
             raise UserError(
                 f"`{run}` was started with {key} = {before.get(key)!r}, the recipe now says {now.get(key)!r}: "
                 "resume it with its own recipe (leave the recipe out), or start another run"

@@ -10,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from perceptune.errors import UserError
 
-DType = Literal["float32", "bfloat16"]
+# `auto` = bfloat16 where the LM's products are faster in it than in float32, by measurement; see `precision.py`.
+DType = Literal["auto", "float32", "bfloat16"]
 # YAML reads a bare `off` as false.
 _Off = BeforeValidator(lambda value: "off" if value is False else value)
 
@@ -60,7 +61,7 @@ class EncoderConfig(Part):
     resample: Literal["bilinear", "bicubic"] | None = Field(None, description="None = as published")
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    dtype: DType = "float32"
+    dtype: DType = Field("float32", description="`auto` as in `train.precision`")
     views: int = Field(0, ge=0, description="augmented views of each training medium; 0 = the plain medium only")
     flip: bool = Field(True, description="half of the augmented views are mirrored")
     seconds: float | None = Field(
@@ -140,7 +141,11 @@ class TrainConfig(Part):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     clip: float | None = Field(None, gt=0, description="largest gradient norm; None = no clipping")
-    precision: DType = Field("float32", description="dtype of the frozen LM while training")
+    precision: DType = Field(
+        "auto",
+        description="dtype of the frozen LM while training; `auto` = bfloat16 where it is measured to be at least 5 % "
+        "faster, float32 elsewhere and for an LM that is trained; the run stores what it was",
+    )
     frozen_dropout: Annotated[Literal["off", "official"], _Off] = "off"
     gradient_checkpointing: bool = False
     samples: int | float | None = Field(
@@ -226,7 +231,10 @@ class EvalConfig(Part):
     split: str | None = Field(None, description="None = the task's last split")
     samples: int | None = Field(None, ge=1, description="a fixed random subset; None = all")
     batch_size: int = Field(64, ge=1)
-    dtype: DType = Field("float32", description="dtype of eval, answer and serve; stored in the run")
+    dtype: DType = Field(
+        "float32",
+        description="dtype of eval, answer and serve, stored in the run; `auto` as in `train.precision`",
+    )
     shuffled_control: bool = Field(False, description="also with the media shuffled among the samples")
     no_media_control: bool = Field(False, description="also without any medium")
     rank: Literal["choices"] | None = Field(

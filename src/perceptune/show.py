@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from perceptune.building import build
+from perceptune.building import build, dtypes_of, settle
 from perceptune.checkpoint import META, read_meta, read_recipe
 from perceptune.config import Recipe, load_recipe
 from perceptune.model import count, count_trained
@@ -19,13 +19,22 @@ def recipe_of(source: str) -> Recipe:
     return load_recipe(source)
 
 
+def stored_precision(source: str) -> dict[str, str] | None:
+    """What a run was trained in, and why; None for a recipe, and for a run that does not say."""
+    run = Path(source)
+    found: dict[str, str] | None = read_meta(run).get("precision") if (run / META).is_file() else None
+    return found
+
+
 def describe(recipe: Recipe) -> dict[str, Any]:
     """Counts on the meta device: no weight is loaded, published configurations need no network.
 
     `trainable`, `total` and `share` = trainable / (LM + encoders + trainable), tied weights counted once; `parts`;
-    `sites`.
+    `precision`, with the reason where it is chosen here; `sites`.
     """
     model = build(recipe, meta=True)
+    settled, choice = settle(recipe)
+    precision = {**dtypes_of(settled), **({"reason": choice.reason} if choice else {})}
     frozen = model.frozen_parts()
     parts = [
         _part(name, part.what, count(part.module, without=model.method), trained=False) for name, part in frozen.items()
@@ -39,7 +48,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     sites = [{"layer": site.layer, "where": site.where, "what": site.what} for site in model.method.sites()]
     return {
         "recipe": recipe.name, "method": recipe.method.name, "trainable": trainable, "total": total,
-        "share": trainable / total, "parts": parts, **model.depth(), "sites": sites,
+        "share": trainable / total, "parts": parts, **model.depth(), "precision": precision, "sites": sites,
     }  # fmt: skip
 
 

@@ -65,17 +65,16 @@ class SplicedModel(AdaptedModel):
             parts[f"encoders.{name}"] = FrozenPart(self.recipe.encoders[name].id, encoder)
         return parts
 
-    def get_ready(self, *, training: bool, sharded: bool = False) -> None:
+    def get_ready(self, *, training: bool = False, sharded: bool = False) -> None:
         config = self.recipe.train
         if training:
             self.lm.gradient_checkpointing = config.gradient_checkpointing
             self.plain = config.frozen_dropout == "official"  # dropped-out states must not be reused
             # What one process remembers must not change which blocks it runs, when others hold parts of them.
             self.may_reuse_texts = not sharded
-        if training and not sharded:
-            lighten(self.lm, self.method.first_layer, config.packed_memory_mb, compiled=config.compile)
-        elif self.recipe.eval.dtype == "bfloat16" and not sharded:
-            lighten(self.lm, 0, config.packed_memory_mb)
+        if not sharded:
+            compiled = training and config.compile
+            lighten(self.lm, self.method.first_layer, config.packed_memory_mb, compiled=compiled)
 
     def dropout(self, *, on: bool) -> None:
         self.method.train(on)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from perceptune.building import build
+from perceptune.building import build, dtypes_of, settle_training
 from perceptune.card import write_card
 from perceptune.checkpoint import (
     META,
@@ -71,22 +71,24 @@ def train(
     """
     folder = None if run is None else Path(run)
 
-    def opened() -> tuple[Path, Recipe]:
+    def opened() -> tuple[Path, Recipe, dict[str, str]]:
         own = resume and recipe is None and folder is not None and (folder / RECIPE).is_file()
         named = read_recipe(folder, trust=trust) if own and folder is not None else recipe
         given = None if named is None else load_recipe(named, overrides)
         opened, settled = open_run(given, folder, resume=resume)
         require_trackers(settled.train.report_to)
-        return opened, settled
+        if resume:
+            return opened, settled, dtypes_of(settled)
+        return opened, *settle_training(settled, world.device)
 
     world = World()
-    folder, settled = world.from_main(opened)
+    folder, settled, precision = world.from_main(opened)
     with world.contact(), out_of_memory_hint(settled.train):
         with world.together():
-            model, task = build(settled, dtype=settled.train.precision), make_task(settled)
+            model, task = build(settled, dtype=settled.train.precision, ready=False), make_task(settled)
             if resume and (folder / META).is_file():
                 require_same_base(folder, model)
-            description = describe(model)  # now, while each process has the LM's weights whole
+            description = describe(model, precision)  # now, while each process has the LM's weights whole
         world.place(model)
         with world.together():
             trainer = Trainer(model, task, folder, world, description, trust=trust)
@@ -166,7 +168,8 @@ class Trainer:
             self._fit_statistics(start.modalities if start else ())
         self.world.share(self.model.method.state_dict())
         self._write("start", steps=self.steps, samples=len(self.feed.samples), trained=count_trained(self.model.method),
-                    **self.model.notes(), init_from=start._asdict() if start else None)  # fmt: skip
+                    precision=self.description["precision"], **self.model.notes(),
+                    init_from=start._asdict() if start else None)  # fmt: skip
 
     def _fit_statistics(self, known: Sequence[str]) -> None:
         if set(known) >= set(self.model.stores):

@@ -86,7 +86,7 @@ LAYERS = [
     },
     {"split", "places"},
     {"lm", "generation", "beams", "prefill", "stepping", "trial", "store", "ranking", "blip"},
-    {"sharding", "lighter"},
+    {"sharding", "lighter", "precision"},
     {"encoders", "methods", "qformer_methods", "metrics", "tasks"},
     {"loading", "optimizer", "holdout", "scoring", "blip_text"},
     {"features"},

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from perceptune.bench.measure import Contender, measure, training_step
-from perceptune.building import build_spliced
+from perceptune.building import build_to_train, settle
 from perceptune.config import Recipe, load_recipe
 from perceptune.evaluation import make_task
 from perceptune.methods.base import Method
@@ -24,19 +24,34 @@ FAST, PLAIN = "train fast path", "train plain path"
 RATIO = "fast_vs_plain"
 
 
+def compare_precisions(precisions: Sequence[str], recipe: Recipe | str = "demo", *, rounds: int) -> dict[str, Any]:
+    """Steps of the fast path in several `train.precision`, in turns.
+
+    `ratios`: seconds of each to those of the first (`auto_vs_float32`), by the clock and in processor seconds.
+    """
+    recipe = load_recipe(recipe)
+    contenders = []
+    for name in precisions:
+        settled, _ = settle(load_recipe(recipe, [f"train.precision={name}"]))
+        model, groups = _model(settled)
+        chosen = "" if name == settled.train.precision else f" ({settled.train.precision})"
+        contenders.append(_fast(model, groups, f"{FAST} {name}{chosen}"))
+    rows = measure(contenders, rounds)
+    ratios = {}
+    for name, row in zip(precisions[1:], rows[1:], strict=True):
+        ratio = f"{name}_vs_{precisions[0]}"
+        ratios[ratio] = row["median_s"] / rows[0]["median_s"]
+        ratios[f"{ratio}_cpu"] = row["median_cpu_s"] / rows[0]["median_cpu_s"]
+    return {"ratios": ratios, "rows": rows}
+
+
 def compare_paths(recipe: Recipe | str = "demo", *, rounds: int, only_plain: bool = False) -> dict[str, Any]:
     """`ratios` (`fast_vs_plain`, in samples/s) and `rows`.
 
     Fast: encoder features cached and lower-layer states in memory, as in every epoch but the first. Plain: media opened
     and encoded at each step, all LM layers on every text, all columns (`SplicedModel.plain`).
     """
-    recipe = load_recipe(recipe)
-    model = build_spliced(recipe, dtype=recipe.train.precision)
-    samples = _training_samples(recipe)
-    size = recipe.train.batch_size
-    groups = [samples[start : start + size] for start in range(0, len(samples), size)]
-    model.prepare(samples)
-    model.fit_statistics(samples)
+    model, groups = _model(load_recipe(recipe))
     contenders = [_plain(model, groups)]
     if not only_plain:
         contenders.insert(0, _fast(model, groups))
@@ -46,16 +61,27 @@ def compare_paths(recipe: Recipe | str = "demo", *, rounds: int, only_plain: boo
     return {"ratios": ratios, "rows": rows}
 
 
+def _model(recipe: Recipe) -> tuple[SplicedModel, list[list[Sample]]]:
+    """As a training has it, with its batches."""
+    model = build_to_train(recipe)
+    assert isinstance(model, SplicedModel)
+    samples = _training_samples(recipe)
+    size = recipe.train.batch_size
+    model.prepare(samples)
+    model.fit_statistics(samples)
+    return model, [samples[start : start + size] for start in range(0, len(samples), size)]
+
+
 def _training_samples(recipe: Recipe) -> list[Sample]:
     task = make_task(recipe)
     rows = task.samples(task.splits[0])
     return [rows[i] for i in subset(len(rows), BATCHES * recipe.train.batch_size, recipe.seed)]
 
 
-def _fast(model: SplicedModel, groups: Sequence[Sequence[Sample]]) -> Contender:
+def _fast(model: SplicedModel, groups: Sequence[Sequence[Sample]], name: str = FAST) -> Contender:
     turn = cycle(groups)
     step = training_step(lambda: _mean(model, model.collate(next(turn)), plain=False), _trained(model.method))
-    return Contender(FAST, "train", _steps(step), samples=len(groups[0]), times=BATCHES)
+    return Contender(name, "train", _steps(step), samples=len(groups[0]), times=BATCHES)
 
 
 def _plain(model: SplicedModel, groups: Sequence[Sequence[Sample]]) -> Contender:

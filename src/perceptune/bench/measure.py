@@ -36,8 +36,12 @@ class Contender:
 
 
 def measure(contenders: Sequence[Contender], rounds: int, label: str = "bench") -> list[dict[str, Any]]:
-    """One row per contender: median, least and all seconds of `rounds` runs, taken in turns after a warm-up."""
+    """One row per contender: median, least and all seconds of `rounds` runs, taken in turns after a warm-up.
+
+    Processor seconds, over all threads, stand beside them: other programs do not lengthen those.
+    """
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    processor: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     with progress((rounds + 1) * len(contenders), label) as bar:
         for contender in contenders:
             _warm(contender)
@@ -45,11 +49,12 @@ def measure(contenders: Sequence[Contender], rounds: int, label: str = "bench") 
         for _ in range(rounds):
             for contender in contenders:
                 contender.prepare()
-                start = time.perf_counter()
+                start, spent = time.perf_counter(), time.process_time()
                 contender.run()
+                processor[contender.name].append((time.process_time() - spent) / contender.times)
                 seconds[contender.name].append((time.perf_counter() - start) / contender.times)
                 bar.advance(note=contender.name)
-    return [_row(contender, seconds[contender.name]) for contender in contenders]
+    return [_row(contender, seconds[contender.name], processor[contender.name]) for contender in contenders]
 
 
 def _warm(contender: Contender) -> None:
@@ -61,9 +66,10 @@ def _warm(contender: Contender) -> None:
         contender.run()
 
 
-def _row(contender: Contender, seconds: list[float]) -> dict[str, Any]:
+def _row(contender: Contender, seconds: list[float], processor: list[float]) -> dict[str, Any]:
     median = statistics.median(seconds)
-    row = {"name": contender.name, "kind": contender.kind, "median_s": median, "min_s": min(seconds)}
+    row = {"name": contender.name, "kind": contender.kind, "median_s": median, "min_s": min(seconds),
+           "median_cpu_s": statistics.median(processor)}  # fmt: skip
     if contender.samples:
         row["samples_per_s"] = contender.samples / median
     if contender.flops:

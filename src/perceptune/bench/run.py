@@ -8,20 +8,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from perceptune.bench.compare import PARTS, compare
-from perceptune.bench.default import compare_paths
+from perceptune.bench.default import compare_paths, compare_precisions
 from perceptune.bench.measure import machine, peak_memory_mb
 from perceptune.bench.plan import Assumptions, measured_costs, plan_rows
 from perceptune.bench.qformer import qformer_rows
 from perceptune.bench.scaling import data_size_row, depth_rows
 from perceptune.bench.shapes import Models, Setting, published
 from perceptune.errors import UserError, nearest
+from perceptune.sections import DType
 
 MODELS = ("default",)
+PRECISIONS = get_args(DType)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class BenchOptions:
 
     shapes: str = "opt-125m+vit-b16"
     models: str | None = None
+    precision: Sequence[str] = ()
     qformer: Sequence[str] | None = None
     rounds: int = 5
     threads: int | None = None
@@ -52,6 +55,8 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
 
 
 def _measured(options: BenchOptions) -> dict[str, Any]:
+    if options.models is not None and options.precision:
+        return compare_precisions(options.precision, rounds=options.rounds)
     if options.models is not None:
         return compare_paths(rounds=options.rounds, only_plain=options.plain)
     if options.qformer is not None:
@@ -79,6 +84,13 @@ def _check(options: BenchOptions) -> None:
     published(options.shapes)
     if options.models is not None and options.models not in MODELS:
         raise UserError(f"no models `{options.models}`{nearest(options.models, MODELS)}")
+    if options.precision and options.models is None:
+        raise UserError("--precision compares steps of real models: give --models default, too")
+    for name in options.precision:
+        if name not in PRECISIONS:
+            raise UserError(f"--precision: no dtype `{name}`{nearest(name, PRECISIONS)}")
+    if len(set(options.precision)) != len(options.precision):
+        raise UserError(f"--precision: `{','.join(options.precision)}` names one twice")
     for part in options.only:
         if part not in PARTS:
             raise UserError(f"--only: no part `{part}`{nearest(part, PARTS)}")

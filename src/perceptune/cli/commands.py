@@ -59,9 +59,11 @@ def train(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
-    from perceptune.show import describe, recipe_of
+    from perceptune.show import describe, recipe_of, stored_precision
 
     shown = describe(recipe_of(options.source))
+    if stored := stored_precision(options.source):
+        shown["precision"] = stored
     if options.json:
         print(json.dumps(shown, indent=2))
         return 0
@@ -74,6 +76,9 @@ def show(options: argparse.Namespace) -> int:
         f"layers below {shown['first_layer']} of {shown['lm_layers']} see bare text: "
         "run without gradient, once per distinct text"
     )
+    dtypes = dict(shown["precision"])
+    reason = dtypes.pop("reason", "")
+    out.print(", ".join(f"{key}: {value}" for key, value in dtypes.items()) + (f" ({reason})" if reason else ""))
     places = Table("layer", "where", "what", title="touched places", title_justify="left")
     for site in shown["sites"]:
         places.add_row(str(site["layer"]), site["where"], site["what"])

@@ -173,6 +173,10 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     )
     bench.add_argument("--models", help="`default`: the embedded models at the demo's recipe, fast against plain path")
     bench.add_argument(
+        "--precision", type=_words, default=[], metavar="float32,auto",
+        help="with --models: steps in these dtypes, in turns, and their ratios to the first",
+    )  # fmt: skip
+    bench.add_argument(
         "--qformer", nargs="*", metavar="METHOD", help="steps of methods on the published Q-Former, ratios to the first"
     )
     bench.add_argument("--rounds", type=int, default=5, help="measurements a row, in turns (default: %(default)s)")
@@ -189,6 +193,10 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         assumed.add_argument(f"--{name}", type=kind, help=meaning)
     bench.add_argument("--markdown", metavar="FILE", help="also write the tables as Markdown")
     bench.add_argument("--json", action="store_true")
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _integers(text: str) -> list[int]:

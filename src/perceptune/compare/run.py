@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perceptune.building import build
+from perceptune.building import build_to_train
 from perceptune.checkpoint import METHOD, RECIPE, read_recipe
 from perceptune.compare.plan import Entry, Plan, Setting, folder_name, setting_name
 from perceptune.compare.prior import prior_of
@@ -170,7 +170,7 @@ def _probe(entry: Entry, plan: Plan) -> dict[str, float]:
     """Seconds of loading, of a sample in training, of an answer."""
     recipe = entry.with_({"train.steps": PROBED, "train.standardize_samples": 16}, plan.seeds[0])
     start = time.monotonic()
-    build(recipe, dtype=recipe.train.precision)
+    build_to_train(recipe)
     loading = time.monotonic() - start
     with tempfile.TemporaryDirectory() as folder:
         train(recipe, folder)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from perceptune.bench.measure import Contender, machine, measure
-from perceptune.building import build
+from perceptune.building import build_to_train
 from perceptune.checkpoint import write_text
 from perceptune.compare.plan import Entry, Plan
 from perceptune.config import Recipe
@@ -44,9 +44,7 @@ class TimedRow:
     def __init__(self, entry: Entry, recipe: Recipe, folder: Path) -> None:
         world = World()
         self.entry, self.config = entry, recipe.train
-        self.model = build(recipe, dtype=recipe.train.precision)
-        world.place(self.model)
-        self.model.get_ready(training=True)
+        self.model = build_to_train(recipe, world.place)
         self.feed = Feed(self.model, make_task(recipe), folder, world)
         self.optimizer = MethodOptimizer(self.model.method, recipe.train, self.feed.steps)
         wanted = STANDARDIZED if self.model.method.standardizes else 0

@@ -32,7 +32,6 @@ train:
   prompt_lr: 4.0e-3
   prompt_schedule: linear
   weight_decay: 0
-  precision: bfloat16
 eval: {{split: test, shuffled_control: true}}
 decode: {{max_new_tokens: 12}}
 """
