@@ -21,6 +21,7 @@ from perceptune.freezing import freeze
 from perceptune.lm import FrozenLM
 from perceptune.methods.base import EncoderShape, Method
 from perceptune.model import AdaptedModel
+from perceptune.overrides import METHODS
 from perceptune.plugins import Leaf, leaf
 from perceptune.precision import GAIN, Choice, choose, products_of
 from perceptune.quantized import keep_differentiable, quantization
@@ -31,8 +32,6 @@ from perceptune.text import TextFormat
 
 # What `default` stands for.
 DEFAULT_LM = "smollm2-135m-instruct"
-# Which folder of leaves a backbone's methods are in.
-METHODS = {"splice": "methods", "instructblip": "qformer_methods"}
 # The image encoder serves the others, too: averaged over frames, shown pictures of sounds.
 DEFAULT_ENCODERS = dict.fromkeys(("image", "video", "audio"), "dinov2-small")
 

@@ -33,6 +33,7 @@ from perceptune.origin import META as META
 from perceptune.origin import METHOD as METHOD
 from perceptune.origin import RECIPE as RECIPE
 from perceptune.origin import local_run
+from perceptune.overrides import Override
 
 FORMAT_VERSION = 1
 
@@ -52,7 +53,7 @@ def save_description(run: Path, recipe: Recipe, description: Mapping[str, Any]) 
 
 def load(
     run: str | Path, *, dtype: str | None = None, device: str | torch.device | None = None,
-    overrides: Sequence[str] = (), trust: bool = False, parts: FrozenParts | None = None, ready: bool = True,
+    overrides: Sequence[Override] = (), trust: bool = False, parts: FrozenParts | None = None, ready: bool = True,
 ) -> AdaptedModel:  # fmt: skip
     """The trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless another is asked for.
 
@@ -66,9 +67,10 @@ def load(
     run = local_run(run)
     read_meta(run)
     for override in overrides:
-        if not re.match(r"cache\.|decode\.|eval\.|lm\.id=|encoders\.\w+\.id=", override):
+        word = override if isinstance(override, str) else f"{override[0]}="
+        if not re.match(r"cache\.|decode\.|eval\.|lm\.id=|encoders\.\w+\.id=", word):
             raise UserError(
-                f"`{override}`: only `cache`, `decode` and `eval` keys of a trained run can be changed, and where its "
+                f"`{word}`: only `cache`, `decode` and `eval` keys of a trained run can be changed, and where its "
                 "base models lie"
             )
     place = torch.device(device) if device else default_device()
@@ -155,8 +157,8 @@ def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    write_bytes(path, text.encode())
+    """Writes a file whole or not at all; of file names that are not UTF-8 the bytes are escaped."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

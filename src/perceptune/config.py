@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from perceptune.errors import UserError, nearest
+from perceptune.overrides import Override, put, typed
 from perceptune.sections import (
     BuildConfig,
     CacheConfig,
@@ -62,8 +63,11 @@ class Recipe(Part):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_recipe(source: str | Path | dict[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from a file, the name of a shipped recipe, a mapping, or a recipe; then `key.sub=value` overrides."""
+def load_recipe(source: str | Path | dict[str, Any] | Recipe, overrides: Sequence[Override] = ()) -> Recipe:
+    """A recipe from a file, the name of a shipped recipe, a mapping, or a recipe; then overrides.
+
+    These are `key.sub=value` as typed on a command line, or pairs of a key and its value.
+    """
     if isinstance(source, Recipe):
         data, where = source.model_dump(mode="json"), "recipe"
     elif isinstance(source, dict):
@@ -74,7 +78,9 @@ def load_recipe(source: str | Path | dict[str, Any] | Recipe, overrides: Sequenc
         data.setdefault("name", path.stem)
         _resolve_files(data, path.parent)
     for override in overrides:
-        _apply(data, override)
+        put(data, override)
+    if overrides:
+        data = typed(data, Recipe, backbone=str(data.get("backbone", "splice")))
     return validate(Recipe, data, where)
 
 
@@ -179,50 +185,6 @@ def file_keys(task: dict[str, Any]) -> list[str]:
 
     fields = leaf("tasks", str(task.get("name"))).module.TASK.Options.model_fields
     return [key for key in task if key in fields and "Path" in str(fields[key].annotation) and task[key] is not None]
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override `{override}` is not of the form key.sub=value")
-    *parents, last = key.split(".")
-    node = data
-    for index, part in enumerate(parents):
-        child = node.get(part)
-        if isinstance(child, str):  # a shorthand such as `method: epalm`
-            child = {_shorthand(part, parents[index - 1] if index else ""): child}
-        if child is None:
-            child = {"name": "epalm"} if part == "method" else {}
-        if not isinstance(child, dict):
-            raise UserError(f"override `{override}`: `{part}` holds a value, not keys")
-        node[part] = child
-        node = child
-    node[last] = parse_value(text)
-
-
-def parse_value(text: str) -> Any:
-    """A value as it stands behind `key=`."""
-    try:
-        return _number(yaml.safe_load(text))
-    except yaml.YAMLError:
-        raise UserError(f"`{text}` is not valid YAML") from None
-
-
-def _shorthand(part: str, parent: str) -> str:
-    """The key that a bare string at `part` stands for."""
-    if part == "init_from":
-        return "run"
-    return "id" if part == "lm" or parent == "encoders" else "name"
-
-
-def _number(value: Any) -> Any:
-    """`2e-5` is a string to YAML 1.1, a number to everybody else."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _siblings(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:

@@ -20,6 +20,7 @@ from perceptune.holdout import HoldOut
 from perceptune.judging import Judged, judge, pick_samples, require_answerable, require_judgeable
 from perceptune.model import AdaptedModel
 from perceptune.origin import is_address, local_run
+from perceptune.overrides import Override
 from perceptune.plugins import leaf
 from perceptune.results import (
     PREDICTIONS,
@@ -90,8 +91,9 @@ def evaluated_set(
 
 def evaluate(
     run: str | Path, *, split: str | None = None, samples: int | None = None, control: bool | None = None,
-    no_media: bool | None = None, batch_size: int | None = None, trust: bool = False, overrides: Sequence[str] = (),
-    into: str | Path | None = None, task: Mapping[str, Any] | None = None, command: str | None = None,
+    no_media: bool | None = None, batch_size: int | None = None, trust: bool = False,
+    overrides: Sequence[Override] = (), into: str | Path | None = None, task: Mapping[str, Any] | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates a run folder's model and writes `results.json` and predictions into it; returns the results.
 

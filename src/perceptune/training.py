@@ -39,6 +39,7 @@ from perceptune.heldout import HeldOut
 from perceptune.initial import start_from
 from perceptune.model import AdaptedModel, Batch, count_trained
 from perceptune.optimizer import MethodOptimizer
+from perceptune.overrides import Override
 from perceptune.proof import ASKED, prove_training
 from perceptune.resume import Checkpoints, State, open_run
 from perceptune.runlog import Progress, RunLog, progress, read_log
@@ -60,7 +61,7 @@ class TrainResult:
 
 def train(
     recipe: Recipe | dict[str, Any] | str | Path | None = None, run: str | Path | None = None, *,
-    overrides: Sequence[str] = (), resume: bool = False, trust: bool = False,
+    overrides: Sequence[Override] = (), resume: bool = False, trust: bool = False,
 ) -> TrainResult:  # fmt: skip
     """Trains a recipe's method into a run folder (default `runs/<name>`).
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from perceptune.building import METHODS, method_leaf
+from perceptune.building import method_leaf
 from perceptune.config import Recipe, find_recipe, load_recipe, recipe_names
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
+from perceptune.overrides import METHODS
 from perceptune.plugins import leaf
 
 

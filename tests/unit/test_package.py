@@ -78,7 +78,7 @@ LAYERS = [
     {
         *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
         *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter", "peft", "sources"),
-        *("heat", "trackers", "origin", "animation"),
+        *("heat", "trackers", "origin", "animation", "overrides"),
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),

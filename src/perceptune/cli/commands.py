@@ -205,7 +205,7 @@ def bench(options: argparse.Namespace) -> int:
 
 def _training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
     """The named recipe, or one made of the flags alone."""
-    flags = [f"{key}={json.dumps(value)}" for key, value in (
+    flags: Any = [(key, value) for key, value in (
         ("lm.id", options.lm), ("encoders.image.id", options.encoder), ("method.name", options.method),
         ("task.name", options.task or ("jsonl" if options.data else None)), ("task.train", options.data),
         ("task.validation", options.validation),

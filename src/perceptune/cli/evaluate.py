@@ -117,14 +117,14 @@ def _named_task(options: argparse.Namespace) -> dict[str, Any] | None:
     return task
 
 
-def _other_set(options: argparse.Namespace) -> Sequence[str]:
+def _other_set(options: argparse.Namespace) -> Sequence[tuple[str, Any]]:
     """The same as keys of `eval.others`."""
     task = _named_task(options)
     if task is None:
         raise UserError("--gap is that to another data set: name it by --data or --task")
     name = _name_of(options)
-    keys = [f"eval.others.{name}.task.{key}={json.dumps(value)}" for key, value in task.items()]
-    return [*keys, f"eval.others.{name}.split={options.split}"] if options.split else keys
+    keys = [(f"eval.others.{name}.task.{key}", value) for key, value in task.items()]
+    return [*keys, (f"eval.others.{name}.split", options.split)] if options.split else keys
 
 
 def _name_of(options: argparse.Namespace) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from itertools import product
 from typing import Any
 
 from perceptune.building import method_leaf, method_options
-from perceptune.config import Recipe, load_recipe, parse_value, validate
+from perceptune.config import Recipe, load_recipe, validate
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
 from perceptune.holdout import HELD_OUT, selecting_splits
 from perceptune.judging import pick_samples, require_judgeable
+from perceptune.overrides import parse_value
 from perceptune.sections import CompareConfig
 from perceptune.show import describe
 
@@ -36,8 +36,7 @@ class Entry:
 
     def with_(self, setting: Setting, seed: int) -> Recipe:
         """The recipe of one run."""
-        keys = [f"{key}={json.dumps(value)}" for key, value in setting.items()]
-        return load_recipe(self.recipe, [*keys, f"seed={seed}"])
+        return load_recipe(self.recipe, [*setting.items(), ("seed", seed)])
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def parse_grid(given: Sequence[str]) -> dict[str, list[Any]]:
         keys, equals, values = axis.partition("=")
         if not equals or not keys or not values:
             raise UserError(f"`--grid {axis}` is not of the form key=value,value,...")
-        grid[keys] = [parse_value(value) for value in values.split(",")]
+        grid[keys] = [parse_value(value, keys) for value in values.split(",")]
     return grid
 
 
@@ -153,12 +152,14 @@ def _variants(
     made = []
     for label in labels:
         own_grid: dict[str, Any] = {}
-        beside: list[str] = []  # what this method needs of the training, such as float32 for weights that are trained
+        beside: list[
+            tuple[str, Any]
+        ] = []  # what this method needs of the training, such as float32 for weights that are trained
         if label in recipe.compare.methods:
             keys = dict(recipe.compare.methods[label])
             own_grid = keys.pop(OWN_GRID, {})
             method = {"name": label, **{key: value for key, value in keys.items() if "." not in key}}
-            beside = [f"{key}={json.dumps(value)}" for key, value in keys.items() if "." in key]
+            beside = [(key, value) for key, value in keys.items() if "." in key]
         else:
             method = plain["method"] if label == recipe.method.name else {"name": label}
         full = f"{recipe.name}/{label}" if several else label

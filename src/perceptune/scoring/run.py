@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from perceptune.config import parse_value, validate
+from perceptune.config import validate
 from perceptune.errors import UserError, nearest
 from perceptune.metrics import choice, gqa
 from perceptune.metrics.base import Scored, averages, with_groups
+from perceptune.overrides import Given, typed
 from perceptune.plugins import leaf
 from perceptune.records import short
 from perceptune.scoring.rows import Needs, Prediction, Reference, read_predictions, read_references
@@ -87,7 +88,8 @@ def _metrics(names: Sequence[str], options: Sequence[str]) -> list[_Metric]:
             known = {key for module in modules.values() for key in module.Options.model_fields}
             raise UserError(f"option `{option}`: {', '.join(modules)} has no `{key}`{nearest(key, known)}")
         for name in owners:
-            given[name][own_key] = parse_value(value)
+            field = modules[name].Options.model_fields.get(own_key)
+            given[name][own_key] = value if field is None else typed(Given(value), field.annotation, own_key)
     return [
         _Metric(name, module, validate(module.Options, given[name], f"metric `{name}`"))
         for name, module in modules.items()
