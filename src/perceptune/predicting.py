@@ -232,6 +232,6 @@ def _require_same(target: Path, portion: Sequence[_Asked], earlier: Iterator[dic
 def _append(target: Path, lines: Sequence[str]) -> None:
     try:
         with target.open("ab") as file:
-            file.write("".join(lines).encode())
+            file.write("".join(lines).encode(errors="backslashreplace"))  # as JSON escapes what is not UTF-8
     except OSError as error:
         raise disk_error(target, error) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -59,6 +61,21 @@ def test_nothing_of_the_data_steers_the_terminal(desk: Path, said: Said) -> None
     out, _ = said()
     assert "\\x1b[2J" in out
     assert not re.search(r"[^\n -~]", out)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_a_terminal_cannot_show_is_escaped(desk: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    write(desk, planted.text(planted.good(0, prompt="\U0001f436 \u00e9?", targets=["\u732b"])))
+    for command in (["data", "check", "my.jsonl"], ["data", "check", "caf\udce9.jsonl"]):
+        shown = io.BytesIO()
+        stream = io.TextIOWrapper(shown, encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert cli(command) == (0 if "my.jsonl" in command else 2)
+        stream.flush()
+        text = shown.getvalue().decode(encoding)
+        if encoding == "ascii":
+            assert "\\U0001f436" in text or "caf\\udce9" in text
 
 
 class Page(HTMLParser):

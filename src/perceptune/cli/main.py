@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import sys
@@ -214,6 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, 1 for a check that found something, 2 for the user's mistakes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what it cannot encode is escaped: a data set may hold any character
+            stream.reconfigure(errors="backslashreplace")
     options, rest = parser().parse_known_args(arguments)
     _take_overrides(options, rest)
     options.words = shlex.join(["perceptune", *(sys.argv[1:] if arguments is None else arguments)])

@@ -28,7 +28,7 @@ def score(options: argparse.Namespace) -> int:
         _write(target, scores.rows)
     for note in scores.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(json.dumps(scores.result, indent=2, ensure_ascii=False) if options.json else _text(scores))
+    print(json.dumps(scores.result, indent=2) if options.json else _text(scores))
     return 0
 
 
@@ -53,7 +53,9 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     from perceptune.atomic import write_whole
 
     try:
-        write_whole(path, ((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows))
+        write_whole(
+            path, ((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace") for row in rows)
+        )
     except OSError as error:
         raise disk_error(path, error) from error
 

@@ -57,7 +57,7 @@ def verify(options: argparse.Namespace) -> int:
     if options.record:
         return _record(options)
     found = ask(options.run, trust=options.trust, overrides=options.overrides)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else "\n".join(_lines(found)))
+    print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))
     return 0 if found["same"] else 1
 
 

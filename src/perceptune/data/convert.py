@@ -44,7 +44,7 @@ def convert(
         nonlocal written
         for sample in task.samples(split):
             row = to_row(files.outside(sample), None if absolute else folder)
-            yield json.dumps(row, ensure_ascii=False, separators=(", ", ": ")).encode() + b"\n"
+            yield json.dumps(row, ensure_ascii=False, separators=(", ", ": ")).encode(errors="backslashreplace") + b"\n"
             written += 1
 
     try:
