@@ -20,8 +20,8 @@ from perceptune.compare.plan import setting_name
 from perceptune.results import gap_name
 from perceptune.tables import markdown_table
 from planning import STUDIES, Part, Plan
+from verdicts import FOUNDED, difference, edge, load_readings, t_interval
 
-VERDICTS = ("holds", "does not hold", "cannot tell")
 NOT_RUN, NOT_READ = "*Not run yet.*", "*Not read yet.*"
 Published = Mapping[str, Any]
 
@@ -52,7 +52,8 @@ def pages(folder: Path) -> dict[Path, str]:
     text = [_head(plan, published["note"])]
     for part in plan.parts:
         result = _result(folder, part)
-        text += [f"\n## {part.title}\n\n`{part.name}`: {part.question}\n", _reading(readings.get(part.name)), ""]
+        reading = _reading(readings.get(part.name), result)
+        text += [f"\n## {part.title}\n\n`{part.name}`: {part.question}\n", reading, ""]
         if result is None:
             text.append(f"{NOT_RUN}\n")
         else:
@@ -72,28 +73,22 @@ def pages(folder: Path) -> dict[Path, str]:
     return made
 
 
-def load_readings(path: Path, plan: Plan) -> dict[str, Mapping[str, str]]:
-    """Part -> its `verdict` and `text`, written by hand. Raises `ValueError` for an unknown one."""
-    readings: dict[str, Mapping[str, str]] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    names = {part.name for part in plan.parts}
-    for name, reading in readings.items():
-        if name not in names:
-            raise ValueError(f"{path.name}: there is no part `{name}`")
-        if set(reading) != {"verdict", "text"} or reading["verdict"] not in VERDICTS:
-            raise ValueError(f"{path.name}: `{name}` has a `text`, and a `verdict` of {', '.join(VERDICTS)}")
-    return readings
-
-
 def _head(plan: Plan, note: str) -> str:
     return f"""# The papers' findings on real data
 
 Written by `python studies/write.py` from `results/`, `published.yaml` and `readings.yaml`; do not edit it.
 
 Every part of [plan.yaml](plan.yaml) is run by `make study DATA=DIR` (about {plan.hours:.1f} hours on two cores);
-`python studies/run.py DATA --part NAME` runs one. A part shows what was measured, how, our reading of it (*holds*,
-*does not hold* or *cannot tell* here), and the papers' figures. {note}
+`python studies/run.py DATA --part NAME` runs one. A part shows what was measured, how, our reading of it, and the
+papers' figures. {note}
 
-Intervals are 95 % of bootstrap resamples of whole media; ± is the deviation over seeds. CIDEr and BLEU are x 100,
+A claim *holds* or *does not hold* on the data of a part if one row is ahead of another and both 95 % intervals of the
+difference exclude 0 (the t interval over at least three seeds and the bootstrap interval over test media), if the best
+setting of each row lies inside its grid, and if the two rows differ in one thing only. Otherwise we *cannot tell*, and
+say why. A part is *measured* if nothing is claimed. `python studies/verdicts.py` applies this rule to every reading.
+
+Intervals are 95 % of bootstrap resamples of whole media; those in the column "seed by seed" are t intervals of the mean
+difference. ± is the deviation over seeds. CIDEr and BLEU are x 100,
 accuracies and shares in per cent. Photos, sounds and clips belong to their authors: none is shown here.
 
 `python studies/run.py DATA --again 3` computes three rows picked at random once more, from scratch. On the machine that
@@ -108,8 +103,21 @@ def _result(folder: Path, part: Part) -> dict[str, Any] | None:
     return found
 
 
-def _reading(reading: Mapping[str, str] | None) -> str:
-    return NOT_READ if reading is None else f"**{reading['verdict'].capitalize()}.** {reading['text'].strip()}"
+def _reading(reading: Mapping[str, Any] | None, result: Mapping[str, Any] | None) -> str:
+    if reading is None:
+        return NOT_READ
+    rows = reading.get("rows") if reading["verdict"] in FOUNDED else None
+    evidence = "" if result is None or rows is None else f" {_evidence(result, *rows)}"
+    return f"**{reading['verdict'].capitalize()}.**{evidence} {reading['text'].strip()}"
+
+
+def _evidence(result: Mapping[str, Any], ahead: str, behind: str) -> str:
+    """The difference on which a verdict rests."""
+    found = difference(result, ahead, behind)
+    return (
+        f"`{ahead}` is ahead of `{behind}` by {100 * found.value:.1f} ({_span(found.seeds)} over seeds, "
+        f"{_span(found.media)} over media)."
+    )
 
 
 def _table(table: Mapping[str, Any]) -> str:
@@ -128,10 +136,10 @@ def _terms(table: Mapping[str, Any]) -> str:
     if table["kind"] != "compare":
         return f": {table['note']}" if "note" in table else ""
     seeds = ", ".join(map(str, table["seeds"]))
-    chosen = f"; each row's setting is the best of {len(table['settings'])} on `{table['select_on']}`"
+    chosen = f"each row's setting is the best of {len(table['settings'])} on `{table['select_on']}`"
     return (
         f": {table['train_samples']:,} training samples each, {table['test_samples']} of `{table['test_on']}`, "
-        f"seeds {seeds}{chosen if table['select_on'] else ''}{_prior(table)}"
+        f"seeds {seeds}; {chosen if table['select_on'] else 'one setting for each row'}{_prior(table)}"
     )
 
 
@@ -168,17 +176,25 @@ def _compared(table: Mapping[str, Any]) -> list[list[str]]:
             f"`{row['label']}`", f"{row['trained']:,}", f"{100 * row['share']:.3f} %",
             "" if speed is None else f"{speed:.0f}", f"{100 * row[metric]:.1f}{spread}", _span(row["interval"]),
             difference, _seed_by_seed(row, table["rows"][0]),
-            *(_with_span(row["means"][key], row["bleu_interval"]) for key in more), setting_name(row["setting"]),
+            *(_with_span(row["means"][key], row["bleu_interval"]) for key in more), _setting(row),
             f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
         ])  # fmt: skip
     return [heading, *rows]
 
 
+def _setting(row: Mapping[str, Any]) -> str:
+    """The chosen setting, and whether it ends the grid: a better one may lie beyond."""
+    end = edge(row)
+    return setting_name(row["setting"]) + (f" ({end} of {len(row['validation'])})" if end else "")
+
+
 def _seed_by_seed(row: Mapping[str, Any], first: Mapping[str, Any]) -> str:
-    """The difference to the first row in each seed: what an interval over test samples does not hold."""
+    """The difference to the first row in each seed, with the t interval of its mean from three on."""
     if row is first or len(row["by_seed"]) < 2:
         return ""
-    return ", ".join(f"{100 * (value - first['by_seed'][seed]):+.1f}" for seed, value in row["by_seed"].items())
+    values = [value - first["by_seed"][seed] for seed, value in row["by_seed"].items()]
+    span = f" ({_span(t_interval(values), '+')})" if len(values) > 2 else ""
+    return ", ".join(f"{100 * value:+.1f}" for value in values) + span
 
 
 def _evaluated(table: Mapping[str, Any]) -> list[list[str]]:

@@ -230,15 +230,3 @@ def test_a_picture_shows_the_metric_of_record_where_two_rows_have_it() -> None:
     assert "CIDEr" in drawn.text
     assert "BLEU" not in drawn.text
     assert drawing_of({"kind": "eval", "rows": [captions, row("questions", accuracy=0.1)]}) is None
-
-
-def test_readings_are_of_parts_and_verdicts_that_there_are(tree: Path) -> None:
-    path = tree / "readings.yaml"
-    path.write_text(yaml.safe_dump({"flagship": {"verdict": "holds", "text": "It does."}}))
-    assert write.load_readings(path, PLAN)["flagship"]["text"] == "It does."
-    path.write_text(yaml.safe_dump({"flagship": {"verdict": "perhaps", "text": ""}}))
-    with pytest.raises(ValueError, match="a `verdict` of holds, does not hold, cannot tell"):
-        write.load_readings(path, PLAN)
-    path.write_text(yaml.safe_dump({"flag": {"verdict": "holds", "text": ""}}))
-    with pytest.raises(ValueError, match="no part `flag`"):
-        write.load_readings(path, PLAN)
