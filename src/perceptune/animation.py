@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from PIL import Image
 
-from perceptune.media import upright_rgb
+from perceptune.media import MediaError, opened_image, upright_rgb
 
 _FORMATS = ("WEBP", "PNG", "AVIF")  # of others, several images in a file are pages or sizes of one picture
 _UNSAID = 100  # milliseconds of a frame that does not say how long it is shown, as in browsers
+
+
+def moves(file: Path) -> bool:
+    """Whether a picture has several frames; False for one that cannot be read, which is found out where it is used."""
+    try:
+        with opened_image(file) as image:
+            return getattr(image, "n_frames", 1) > 1
+    except MediaError:
+        return False
 
 
 def frames_of(image: Image.Image) -> range:

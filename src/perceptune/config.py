@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from perceptune.errors import UserError, nearest
 from perceptune.overrides import Override, put, typed
+from perceptune.paths import given_path
 from perceptune.sections import (
     BuildConfig,
     CacheConfig,
@@ -115,8 +116,8 @@ def recipe_names() -> list[str]:
 
 def find_recipe(source: str) -> Path:
     """A recipe file: a path, or a shipped recipe's name with or without `recipes/` and `.yaml`."""
-    if Path(source).is_file():
-        return Path(source)
+    if given_path(source).is_file():
+        return given_path(source)
     name = source.removeprefix("recipes/").removesuffix(".yaml")
     if name in recipe_names():
         return recipes_dir() / f"{name}.yaml"

@@ -6,7 +6,7 @@ Found by the suite through the entry point `lmms_eval.models`. This module alone
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from PIL import Image
 from perceptune.checkpoint import load
 from perceptune.errors import UserError
 from perceptune.model import AdaptedModel
-from perceptune.predicting import SUFFIXES
+from perceptune.paths import given_path
+from perceptune.suffixes import MODALITIES, modality_of
 from perceptune.types import Decoding, Medium, Sample
 
 IMAGE_TAG = "<image>"  # what tasks put where a picture belongs; our pictures have their own place
@@ -96,7 +97,7 @@ class Perceptune(lmms):
         name = f"{task}, {split} {row}"
         media: dict[str, Medium] = {}
         for visual in (to_visual(self.task_dict[task][split][row]) if to_visual else None) or []:
-            modality, medium = _medium(visual, name)
+            modality, medium = _medium(visual, name, self.model.stores)
             if modality in media:
                 raise UserError(f"{name}: more than one {modality}; a run sees one of each kind")
             media[modality] = medium
@@ -119,8 +120,8 @@ class Perceptune(lmms):
         return Decoding(**{**merged, "sample": bool(merged["sample"]) and merged["beams"] == 1})
 
 
-def _medium(visual: Any, name: str) -> tuple[str, Medium]:
-    """What the suite's data sets hold: pictures in memory, arrays of sound, names of files."""
+def _medium(visual: Any, name: str, among: Collection[str] = MODALITIES) -> tuple[str, Medium]:
+    """What the suite's data sets hold: pictures in memory, arrays of sound, names of files of one of the modalities."""
     if isinstance(visual, Image.Image):
         data = io.BytesIO()
         visual.convert("RGBA" if "transparency" in visual.info or visual.mode in ("RGBA", "LA") else "RGB").save(
@@ -131,11 +132,8 @@ def _medium(visual: Any, name: str) -> tuple[str, Medium]:
         data = io.BytesIO()
         soundfile.write(data, visual["array"], int(visual["sampling_rate"]), format="WAV", subtype="FLOAT")
         return "audio", data.getvalue()
-    if isinstance(visual, str | Path):
-        suffix = Path(visual).suffix.lower().lstrip(".")
-        for modality, suffixes in SUFFIXES.items():
-            if suffix in suffixes:
-                return modality, Path(visual)
+    if isinstance(visual, str | Path) and (modality := modality_of(visual, among)):
+        return modality, given_path(str(visual))
     raise UserError(f"{name}: {type(visual).__name__} is no picture, sound or media file that can be read")
 
 

@@ -20,6 +20,7 @@ from perceptune.encoders._blip import BlipVision
 from perceptune.errors import UserError
 from perceptune.heat import Box, Map, PanelRow, on_picture, save_panel, seen_part
 from perceptune.media import open_image
+from perceptune.paths import given_path
 from perceptune.qformer_methods.base import ENHANCED
 from perceptune.types import Medium, Sample
 
@@ -63,7 +64,7 @@ def show_attention(
 
     Raises `UserError` for a run without a Q-Former, and for one that does not use it.
     """
-    model, medium = load(run, trust=trust), Path(image)
+    model, medium = load(run, trust=trust), given_path(str(image))
     if not isinstance(model, BlipModel):
         raise UserError(f"`{run}` has `backbone: {model.recipe.backbone}`, which has no Q-Former to look with")
     found, picture = look(model, medium, prompt, enhanced), open_image(medium)

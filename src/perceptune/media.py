@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import random
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -22,7 +20,8 @@ from PIL import Image, UnidentifiedImageError
 
 from perceptune import storage
 from perceptune.depth import eight_bits, is_deep, looks_empty, redecoded
-from perceptune.errors import UserError, nearest
+from perceptune.errors import UserError
+from perceptune.paths import hint
 from perceptune.pngtexts import without_long_texts
 from perceptune.sniffing import HEAD, is_heic, refusal
 from perceptune.types import Medium, Member
@@ -50,8 +49,6 @@ _DAMAGE = (
     *(struct.error, zlib.error, UserWarning),
 )
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-# Names compared when a file is missing; folders of data sets hold hundreds of thousands.
-_MAX_NAMES = 20_000
 
 
 class MediaError(UserError):
@@ -260,17 +257,10 @@ def _opened(medium: Medium, label: str) -> BinaryIO:
             raise MediaError(f"{label}: the file is empty")
         return medium.open("rb")
     except FileNotFoundError as error:
-        raise MediaError(f"{label}: no such file{_nearest_file(medium)}") from error
+        raise MediaError(f"{label}: no such file{hint(medium)}") from error
     except OSError as error:
-        raise MediaError(f"{label}: cannot be read ({error.strerror})") from error
-
-
-def _nearest_file(path: Path) -> str:
-    names: list[str] = []
-    with suppress(OSError):
-        names = [entry.name for entry in islice(path.parent.iterdir(), _MAX_NAMES)]
-    # Only a close name helps: `nearest` would list the whole folder otherwise.
-    return nearest(path.name, difflib.get_close_matches(path.name, names, n=1))
+        about = hint(medium) if medium.is_symlink() else ""  # a link that leads back to itself
+        raise MediaError(f"{label}: cannot be read ({error.strerror}){about}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

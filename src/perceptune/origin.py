@@ -11,6 +11,7 @@ from pathlib import Path
 
 from perceptune.assets import cache_dir, clear_os_errors
 from perceptune.errors import UserError
+from perceptune.paths import given_path
 
 METHOD, META, RECIPE = "method.safetensors", "meta.json", "run.yaml"
 PROOF, CARD = "proof.json", "README.md"
@@ -35,7 +36,7 @@ def local_run(run: str | Path) -> Path:
     """
     if is_address(run):
         return _fetched(str(run))
-    path = Path(run)
+    path = given_path(str(run))
     return _unpacked(path) if path.is_file() and path.suffix == ".zip" else path
 
 

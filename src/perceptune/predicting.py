@@ -7,13 +7,14 @@ kill answers in the company in which the uninterrupted one did: the same answers
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from perceptune.animation import moves
 from perceptune.checkpoint import load, write_text
 from perceptune.distributed import World
 from perceptune.errors import UserError, disk_error
@@ -22,14 +23,15 @@ from perceptune.lazy import Row
 from perceptune.media import content, label
 from perceptune.model import AdaptedModel
 from perceptune.origin import is_address, local_run
+from perceptune.paths import given_path
 from perceptune.records import parse
 from perceptune.results import models
 from perceptune.runlog import progress
-from perceptune.tasks.base import MEDIA, Task, id_of, media_of, plain
+from perceptune.suffixes import EITHER, MEDIA, PassedOver, modality_of, suffix_of, walk
+from perceptune.tasks.base import Task, id_of, media_of, plain
 from perceptune.tasks.jsonl import record_of
 from perceptune.types import Sample
 
-SUFFIXES = {**MEDIA, "image": (*MEDIA["image"], "gif", "bmp")}
 META = ".meta.json"
 
 
@@ -63,7 +65,7 @@ def predict(
     """
     if is_address(run) and out is None:
         raise UserError(f"{run}: answers of a run on a hub need a file: name one (`out`, --out)")
-    run, source = local_run(run), Path(source)
+    run, source = local_run(run), given_path(str(source))
     target = run / f"predicted_{source.stem}.jsonl" if out is None else Path(out)
     world = World()
     with world.together():
@@ -72,7 +74,8 @@ def predict(
                      ready=world.size == 1)  # fmt: skip
         if world.sharded:
             raise UserError("accelerate: `predict` gives every process the whole LM: leave out FSDP")
-        rows = _rows(source, prompt, model)
+        passed = PassedOver()
+        rows = _rows(source, prompt, model, passed)
         task = make_task(model.recipe) if model.recipe.task else None
     if world.size > 1:
         world.place(model)
@@ -98,34 +101,49 @@ def predict(
             bar.advance(len(new))
     if number < done:
         raise UserError(f"{target} holds {done} rows, but {source} has {number}: it has changed; name another --out")
+    if passed and world.rank == 0:
+        print(f"{source}: {passed}", file=sys.stderr)
     return Predicted(target, number, errors, done)
 
 
-def _rows(source: Path, prompt: str | None, model: AdaptedModel) -> Iterator[_Asked]:
-    """The input, row by row. Raises `UserError` at once if there is none."""
+def _rows(source: Path, prompt: str | None, model: AdaptedModel, passed: PassedOver) -> Iterator[_Asked]:
+    """The input, row by row; files of a folder that are not answered are noted. Raises `UserError` if there is none."""
     asks = "{prompt}" in model.recipe.text.template
-    suffixes = {f".{suffix}": modality for modality in model.stores for suffix in SUFFIXES.get(modality, ())}
-    if source.is_dir() or source.suffix.lower() in suffixes:
-        if asks and prompt is None:
-            raise UserError(f"{source}: files hold no question, and this run's template wants one: give --prompt")
-        files = _files(source, suffixes) if source.is_dir() else iter([source])
-        first = next(files, None)
-        if first is None:
-            raise UserError(f"{source} holds no file that ends in {', '.join(sorted(suffixes))}")
-        folder = source if source.is_dir() else source.parent
-        return (
-            _Asked(name, Sample(name, {suffixes[file.suffix.lower()]: file}, prompt or ""))
-            for file in chain([first], files)
-            for name in [file.relative_to(folder).as_posix()]
-        )
-    return _records(source, plain(source), prompt, asks)
+    is_folder, known = source.is_dir(), [*model.stores]
+    if not is_folder and _modality_of(source, known) is None:
+        return _records(source, plain(source), prompt, asks)
+    if asks and prompt is None:
+        raise UserError(f"{source}: files hold no question, and this run's template wants one: give --prompt")
+    files = _files(source, known, passed) if is_folder else iter([(source, str(_modality_of(source, known)))])
+    first = next(files, None)
+    if first is None:
+        every = [suffix for suffixes in MEDIA.values() for suffix in suffixes]
+        suffixes = ", ".join(f".{suffix}" for suffix in every if modality_of(f"x.{suffix}", known))
+        raise UserError(f"{source} holds no file that ends in {suffixes}{f' ({passed})' if passed else ''}")
+    folder = source if is_folder else source.parent
+    return (
+        _Asked(name, Sample(name, {modality: file}, prompt or ""))
+        for file, modality in chain([first], files)
+        for name in [file.relative_to(folder).as_posix()]
+    )
 
 
-def _files(folder: Path, suffixes: Mapping[str, str]) -> Iterator[Path]:
-    """Media files in a fixed order; one folder's names at a time."""
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(place, name) for name in sorted(names) if Path(name).suffix.lower() in suffixes)
+def _files(folder: Path, known: Collection[str], passed: PassedOver) -> Iterator[tuple[Path, str]]:
+    """Media files in a fixed order, with what each is; one folder's names at a time."""
+    for file in walk(folder, passed):
+        modality = _modality_of(file, known)
+        if modality is None:
+            passed.add(file.name)
+        else:
+            yield file, modality
+
+
+def _modality_of(file: Path, known: Collection[str]) -> str | None:
+    """What a file is by its name; of a run that takes images and clips, a GIF is a clip if it moves."""
+    modality = modality_of(file, known)
+    if suffix_of(file) == EITHER and {"image", "video"} <= {*known} and not moves(file):
+        return "image"
+    return modality
 
 
 def _records(source: Path, file: Path, prompt: str | None, asks: bool) -> Iterator[_Asked]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from typing import NamedTuple
 
 HEAD = 512  # bytes that suffice to tell
@@ -59,6 +60,7 @@ _MAGIC = (
     (0, b"\0\0\1\xba", Kind("an MPEG clip", _CLIP)),
     (0, b"FLV", Kind("an FLV clip", _CLIP)),
 )
+_PATH = re.compile(r"[^<>{}\n]*[^<>{}\n/. ]\.[a-z0-9]{2,5}")
 _TEXT = (
     ("<!doctype html", "a web page (HTML)"),
     ("<html", "a web page (HTML)"),
@@ -97,8 +99,8 @@ def refusal(head: bytes, modality: str, what: str, known: str) -> str:
     kind = kind_of(head)
     if kind is not None and modality in kind.modalities:
         return f"damaged {what} (it begins as {kind.name})"
-    found = f"{kind.name}, " if kind else ""
-    return f"{found}not {'an' if what[0] in 'aeiou' else 'a'} {what} in one of the formats {known}"
+    thing = f"not {'an' if what[0] in 'aeiou' else 'a'} {what}"
+    return f"{thing} but {kind.name}; read are {known}" if kind else f"{thing} in one of the formats {known}"
 
 
 def _brands(head: bytes) -> set[bytes]:
@@ -118,4 +120,6 @@ def _text(head: bytes) -> Kind | None:
         return None
     if "<svg" in text:  # often behind an XML declaration
         return Kind("an SVG drawing")
+    if len(head) < HEAD and _PATH.fullmatch(text.strip()):
+        return Kind("a text with the name of another file (a link that was copied as text)")
     return Kind(next((name for start, name in _TEXT if text.startswith(start)), "a text"))

@@ -23,6 +23,7 @@ from fsspec.registry import known_implementations
 from perceptune import assets
 from perceptune.atomic import write_whole
 from perceptune.errors import UserError
+from perceptune.paths import hint
 from perceptune.types import Member
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
@@ -162,7 +163,9 @@ def _clear_errors(address: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"there is no {address}{_neighbours(*_filesystem(address))}") from error
+        cause = hint(Path(address)) if is_local(address) else ""
+        near = cause if cause and "did you mean" not in cause else _neighbours(*_filesystem(address))
+        raise UserError(f"there is no {address}{near}") from error
     except OSError as error:  # what the services raise is made one of these by fsspec's file systems
         raise UserError(f"cannot read {address}: {error.strerror or error}") from error
 

@@ -12,14 +12,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from perceptune import storage
 from perceptune.errors import UserError
 from perceptune.runlog import progress
+from perceptune.suffixes import is_hidden
 
-_FORMAT = 1  # raise it when the lines of an index change
+_FORMAT = 2  # raise it when the lines of an index change
 _THREADS = 16  # they wait for the network most of the time
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # sample, dot, what it is of the sample
 
@@ -83,7 +84,7 @@ def _members(file: BinaryIO, address: str, size: int) -> Iterator[tuple[str, str
             while (info := archive.next()) is not None:
                 cast(Any, archive).members.clear()  # it would keep all of them
                 match = _NAME.fullmatch(info.name.removeprefix("./"))
-                if match and info.isreg():
+                if match and info.isreg() and not any(map(is_hidden, PurePosixPath(info.name).parts)):
                     if info.issparse():
                         raise UserError(f"{address}#{info.name} is a sparse file: write the archive without --sparse")
                     yield match[1], match[2].lower(), info

@@ -84,21 +84,28 @@ def test_what_is_broken_is_said_in_its_row_and_the_others_lose_nothing(
     assert "no encoder" in broken["5"]
 
 
-def test_a_folder_of_files_is_asked_one_question(trained: Path, questions: Path, tmp_path: Path) -> None:
+def test_a_folder_of_files_is_asked_one_question(
+    trained: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = questions.parent
-    (folder / "sub").mkdir()
+    for name in ("sub", "__MACOSX", ".hidden"):
+        (folder / name).mkdir()
+    for name in ("__MACOSX/a.png", ".hidden/a.png", "._train1.png", "sub/notes.xyz"):
+        (folder / name).write_bytes(b"x")
     (folder / "train3.png").rename(folder / "sub/a.PNG")
     with pytest.raises(UserError, match="give --prompt"):
         predict(trained, folder)
     done = predict(trained, folder, prompt="color?")
     assert done.out == trained / "predicted_data.jsonl"
+    passed = "passed over: 2 .jsonl, 1 .xyz, 1 hidden or system file, 2 hidden or system folders"
+    assert capsys.readouterr().err.endswith(f"{folder}: {passed}\n")
     rows = rows_in(done.out)
     assert [row["id"] for row in rows] == [*sorted(f"train{i}.png" for i in range(12) if i != 3), "sub/a.PNG"]
     assert {row["prompt"] for row in rows} == {"color?"}
     [row] = rows_in(predict(trained, folder / "sub/a.PNG", tmp_path / "one.jsonl", prompt="color?").out)
     assert row["raw"] == rows[-1]["raw"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"holds no file that ends in \.bmp, \.gif"):
+    with pytest.raises(UserError, match=r"holds no file that ends in \.jpg, .*, \.gif$"):
         predict(trained, tmp_path / "empty", prompt="color?")
 
 

@@ -73,7 +73,7 @@ def test_leaves_never_import_one_another() -> None:
 LAYERS = [
     {
         *("errors", "_version", "types", "statistics", "atomic", "trained", "information", "tables"),
-        *("sniffing", "depth", "pngtexts"),
+        *("sniffing", "depth", "pngtexts", "paths", "suffixes"),
     },
     {
         *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),

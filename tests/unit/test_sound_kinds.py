@@ -113,7 +113,7 @@ def test_a_clip_without_sound_and_a_list_of_files(tmp_path: Any, monkeypatch: py
     (tmp_path / "secret.wav").write_bytes(encoded(tone()))
     monkeypatch.chdir(tmp_path)
     for text in (b"ffconcat version 1.0\nfile secret.wav\n", b"#EXTM3U\n#EXTINF:9,\nsecret.wav\n"):
-        with pytest.raises(MediaError, match="a text, not a sound"):
+        with pytest.raises(MediaError, match="not a sound but a text"):
             read_sound(text, 16_000, 1.0)
 
 

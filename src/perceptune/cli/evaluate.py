@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from perceptune.errors import UserError
+from perceptune.paths import given_path, local_name
 from perceptune.runlog import speaks
 
 out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
@@ -69,7 +70,7 @@ def answer(options: argparse.Namespace) -> int:
 
     model = load(options.run, trust=options.trust, overrides=options.overrides)
     kinds = ("image", "audio", "video")
-    media = {kind: Path(file) for kind in kinds if (file := getattr(options, kind))}
+    media = {kind: given_path(file) for kind in kinds if (file := getattr(options, kind))}
     sample = Sample("question", media, options.question)
     if options.choices:
         choices = choices_of(
@@ -109,7 +110,8 @@ def _named_task(options: argparse.Namespace) -> dict[str, Any] | None:
         return None
     task: dict[str, Any] = {"name": options.task or "jsonl"}
     if options.data:
-        place = options.data if "://" in options.data else str(Path(options.data).resolve())
+        data = local_name(options.data)
+        place = data if "://" in data else str(Path(data).resolve())
         key = data_key(task["name"])
         task[key] = place
         if key == "train" and options.split in ("validation", "test"):

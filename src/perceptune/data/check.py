@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from perceptune.data.problems import Problems
 from perceptune.data.text_census import TextCensus
 from perceptune.errors import UserError, nearest
 from perceptune.evaluation import make_task, task_of
+from perceptune.paths import hint, local_name
 from perceptune.plugins import leaf
 from perceptune.records import json_type
 from perceptune.sections import NamedPart
@@ -23,8 +23,6 @@ from perceptune.types import Sample
 
 if TYPE_CHECKING:
     from perceptune.text import TextFormat
-
-_MOST_NAMES = 1_000  # compared when a file is missing
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,13 @@ def source_recipe(
 
     Raises `UserError` with the nearest name, `also` among them, if it is neither.
     """
+    source = local_name(source)
     is_recipe = source.endswith((".yaml", ".yml")) or source.removeprefix("recipes/") in recipe_names()
     if is_recipe and not Path(source).is_dir():
         return load_recipe(source, overrides), True
     if not Path(source).exists():
-        folder = Path(source).parent
-        names = [entry.name for entry in islice(folder.iterdir(), _MOST_NAMES)] if folder.is_dir() else []
-        close = nearest(Path(source).name, [*names, *recipe_names(), *also])
-        raise UserError(f"no file and no recipe `{source}`{close if 'did you mean' in close else ''}")
+        close = hint(Path(source)) or nearest(Path(source).name, [*recipe_names(), *also])
+        raise UserError(f"no file and no recipe `{source}`{close if 'choose from' not in close else ''}")
     task = {"name": "jsonl", "train": source, **({split: source} if split else {})}
     return load_recipe({"name": Path(source).stem, "task": task}, overrides), False
 

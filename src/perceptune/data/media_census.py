@@ -13,6 +13,7 @@ import numpy as np
 from perceptune.data.problems import Problems
 from perceptune.errors import UserError
 from perceptune.media import content, image_size, label, open_image
+from perceptune.paths import hint
 from perceptune.records import short
 from perceptune.sound import MAX_SECONDS, read_sound, sound_header
 from perceptune.tasks.base import is_file
@@ -58,7 +59,9 @@ class MediaCensus:
 
     def _open(self, where: str, modality: str, medium: Medium) -> None:
         if isinstance(medium, Path) and not is_file(medium):
-            self._problems.add("missing-medium", f"{where}: there is no file {short(str(medium))}")
+            self._problems.add(
+                "missing-medium", lambda: f"{where}: there is no file {short(str(medium))}{hint(medium)}"
+            )
             return
         try:
             figures = self._look_at(modality, medium)

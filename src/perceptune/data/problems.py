@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 # What each kind means, in the order in which they are told.
@@ -43,12 +44,12 @@ class Problems:
     def __len__(self) -> int:
         return self._counts.total()
 
-    def add(self, kind: str, message: str) -> None:
-        """Counts one more."""
+    def add(self, kind: str, message: str | Callable[[], str]) -> None:
+        """Counts one more; a message that takes time to find is found only if it is shown."""
         self._counts[kind] += 1
         first = self._first.setdefault(kind, [])
         if len(first) < self._shown:
-            first.append(message)
+            first.append(message if isinstance(message, str) else message())
 
     def as_dict(self) -> dict[str, Any]:
         """`{kind: {"count": n, "what": meaning, "first": [message, ...]}}`, in the order of `KINDS`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import zlib
 from collections.abc import Iterator
@@ -10,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from perceptune import storage
-from perceptune.errors import UserError, nearest
-from perceptune.records import short
+from perceptune.errors import UserError
+from perceptune.paths import absence
 from perceptune.types import Sample
 
 
@@ -70,16 +69,9 @@ def missing(path: Path) -> str:
     if is_file(path):
         return ""
     try:
-        if path.is_dir():
-            return "it is a folder"
-        name, folder = path.name, path.absolute().parent
-        while not folder.is_dir() and folder != folder.parent:
-            name, folder = folder.name, folder.parent
-        close = difflib.get_close_matches(name, sorted(entry.name for entry in folder.iterdir()), n=1)
+        return "it is a folder" if path.is_dir() else absence(path).why()
     except OSError as error:
         return error.strerror or str(error)
-    # `nearest` would list a folder of thousands when no name is close.
-    return f"{folder} holds no `{short(name)}`{nearest(name, close)}"
 
 
 def is_file(path: Path) -> bool:

@@ -16,19 +16,14 @@ from pydantic import Field
 
 from perceptune.errors import UserError
 from perceptune.lazy import Census, Row, Table, select
+from perceptune.paths import local_name
 from perceptune.records import Record, short
+from perceptune.suffixes import MODALITIES
 from perceptune.tasks._files import Absent, missing
 from perceptune.tasks._streams import kept
 from perceptune.tasks._task import GivenFiles, Task, check_split
 from perceptune.types import Sample
 
-# What is taken for a medium, by the last part of its name.
-MEDIA = {
-    "image": ("jpg", "jpeg", "png", "webp"),
-    "audio": ("flac", "wav", "mp3", "ogg", "opus", "m4a"),
-    "video": ("mp4", "webm", "mkv", "mov", "avi", "gif"),
-}
-MODALITIES = tuple(MEDIA)
 KEYS = (*MODALITIES, "prompt", "targets", "id")
 
 
@@ -183,7 +178,7 @@ def media_of(record: Record, folder: Path) -> dict[str, Path]:
     for key in MODALITIES:
         if record.values.get(key) is None:
             continue
-        name = record.text(key)
+        name = local_name(record.text(key))
         if not name.strip():
             raise record.error(f"`{key}` is empty; write null if the row has none", "empty-medium")
         if "://" in name or name.startswith("data:"):

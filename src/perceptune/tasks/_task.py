@@ -9,11 +9,12 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from perceptune.errors import UserError, nearest
 from perceptune.metrics import caption, exact
 from perceptune.metrics.base import Scored, group_key
+from perceptune.paths import local_name
 from perceptune.types import Sample
 
 CAPTION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
@@ -34,6 +35,16 @@ class Task(ABC):
         """The recipe keys of this task."""
 
         model_config = ConfigDict(extra="forbid")
+
+        @model_validator(mode="before")
+        @classmethod
+        def _local_names(cls, data: Any) -> Any:
+            """Options that name files may say `~/` and `file://`."""
+            given = dict(data) if isinstance(data, Mapping) else {}
+            for key, field in cls.model_fields.items():
+                if isinstance(given.get(key), str) and "Path" in str(field.annotation):
+                    given[key] = local_name(given[key])
+            return given or data
 
     splits: tuple[str, ...]
     metric: str  # the summary key by which the best checkpoint is chosen; higher is better

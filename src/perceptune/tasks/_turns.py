@@ -12,7 +12,8 @@ from pydantic import Field
 
 from perceptune.errors import nearest
 from perceptune.records import Record, json_type
-from perceptune.tasks._lazy_rows import MODALITIES, Converted
+from perceptune.suffixes import MODALITIES
+from perceptune.tasks._lazy_rows import Converted
 from perceptune.tasks._streams import json_objects
 
 _TAG = re.compile(rf"<({'|'.join(MODALITIES)})>[ \t]*\n?")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 # Leaves import from here.
+from perceptune.suffixes import MEDIA as MEDIA
+from perceptune.suffixes import MODALITIES as MODALITIES
 from perceptune.tasks._canonical import to_row as to_row
 from perceptune.tasks._captions import Captioned as Captioned
 from perceptune.tasks._captions import CaptionSet as CaptionSet
@@ -14,8 +16,6 @@ from perceptune.tasks._files import plain as plain
 from perceptune.tasks._flickr import FlickrSet as FlickrSet
 from perceptune.tasks._karpathy import karpathy_rows as karpathy_rows
 from perceptune.tasks._lazy_rows import KEYS as KEYS
-from perceptune.tasks._lazy_rows import MEDIA as MEDIA
-from perceptune.tasks._lazy_rows import MODALITIES as MODALITIES
 from perceptune.tasks._lazy_rows import Converted as Converted
 from perceptune.tasks._lazy_rows import LazyRows as LazyRows
 from perceptune.tasks._lazy_rows import id_of as id_of

@@ -4,24 +4,32 @@
     train/001.jpg           beside the metadata, or below
 
 `file_name`, or `image_file_name`, `audio_file_name` and `video_file_name`, is relative to the metadata. Without
-metadata the name of a medium's folder is its target. Splits are the folders that were given.
+metadata the name of a medium's folder is its target. Splits are the folders that were given. Files that are not media,
+hidden ones and those of systems (`._1.jpg`, `__MACOSX`) are passed over, and counted. A GIF is an image where there
+are others, else a clip if any moves; `modality` says which media are meant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
+from perceptune.animation import moves
 from perceptune.errors import UserError, nearest
+from perceptune.paths import absence, local_name
 from perceptune.records import Record, short
-from perceptune.tasks.base import MEDIA, MODALITIES, Converted, json_objects, parquet_rows, table_rows
+from perceptune.suffixes import EITHER, MEDIA, MODALITIES, PassedOver, modality_of, suffix_of, walk
+from perceptune.tasks.base import Converted, Examined, json_objects, parquet_rows, table_rows
 
 _NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_KINDS = {suffix: modality for modality, suffixes in MEDIA.items() for suffix in suffixes}
+_BUT_CLIPS = ("image", "audio")
+# Folders that are called so hold splits, not classes.
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
 _FILE_KEYS = {"file_name": None, **{f"{modality}_file_name": modality for modality in MODALITIES}}
 
 
@@ -31,34 +39,86 @@ class Folder(Converted):
     class Options(Converted.Options):
         """Those of rows, and what the metadata's columns are called."""
 
+        modality: Literal["image", "audio", "video"] | None = Field(
+            None, description="what is read of a folder without metadata, and what a GIF is; None = all media"
+        )
         prompt_key: str = "prompt"
         target_key: str | None = Field(None, description="None = `targets`, else `text`, else `caption`")
 
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self._passed: dict[str, str] = {}  # split -> what was passed over
+
     def settings(self) -> object:
-        return [self._options.prompt_key, self._options.target_key]
+        return [self._options.prompt_key, self._options.target_key, self._options.modality]
 
     def _folder(self, split: str) -> Path:
         return self._options.media or self._given[split]
 
+    def examine(self, split: str) -> Examined:
+        """As `samples`; that files were passed over is noted."""
+        return super().examine(split)._replace(form=lambda: [note] if (note := self._passed.get(split)) else [])
+
     def sources(self, path: Path, split: str) -> list[Path]:
         """The metadata files, or the media themselves."""
         if not path.is_dir():
-            raise UserError(f"{path} is no folder; task `folder` reads media with `metadata.jsonl` beside them")
-        found = sorted(file for name in _NAMES for file in path.rglob(name))
+            why = f"{path} is no folder" if path.exists() else absence(path).why()
+            raise UserError(f"{why}; task `folder` reads media with `metadata.jsonl` beside them")
+        passed = PassedOver()
+        files = sorted(walk(path, passed))
+        found = [file for file in files if file.name in _NAMES]
         for one, other in pairwise(found):
             if one.parent == other.parent:
                 raise UserError(f"{one} and {other.name} describe one folder: remove one of them")
-        return found or sorted(file for file in path.rglob("*") if _suffix(file) in _KINDS and file.parent != path)
+        if not found:
+            found, loose = self._classified(path, files, passed)
+            self._note(split, passed, loose)
+            if not found:
+                raise UserError(_nothing(path, passed, loose))
+        _require_no_splits(path, found, split)
+        return found
+
+    def _classified(self, path: Path, files: Sequence[Path], passed: PassedOver) -> tuple[list[Path], int]:
+        """Media in folders named after their class, and how many lie in none; what else there is is noted."""
+        wanted = (self._options.modality,) if self._options.modality else MODALITIES
+        found, loose = list[Path](), 0
+        for file in files:
+            if modality_of(file, wanted) is None:
+                passed.add(file.name)
+            elif file.parent == path:
+                loose += 1
+            else:
+                found.append(file)
+        return found, loose
+
+    def _note(self, split: str, passed: PassedOver, loose: int) -> None:
+        """Says once what of a split's folder is not read."""
+        notes = [f"{loose:,} media lie in no class's folder"] if loose else []
+        note = "; ".join([*notes, *([str(passed)] if passed else [])])
+        if note and split not in self._passed:
+            print(f"{split}: {note}", file=sys.stderr)
+        self._passed[split] = note
 
     def rows(self, path: Path, split: str) -> Iterator[Record]:
-        for source in self.sources(path, split):
+        sources = self.sources(path, split)
+        among = self._modalities(sources)
+        for source in sources:
             if source.name in _NAMES:
                 for row in _metadata(source):
                     yield row._replace(values=self._canonical(row, source.parent.relative_to(path)))
             else:
                 name = source.relative_to(path).as_posix()
-                values = {"id": name, _KINDS[_suffix(source)]: name, "targets": source.parent.name}
+                values = {"id": name, str(modality_of(source, among)): name, "targets": source.parent.name}
                 yield Record(str(source), values, ())
+
+    def _modalities(self, sources: Sequence[Path]) -> tuple[str, ...]:
+        """What the media of a folder can be: GIF files are clips only where nothing speaks for images."""
+        if self._options.modality:
+            return (self._options.modality,)
+        others = {modality_of(file) for file in sources if suffix_of(file) != EITHER}
+        gifs = (file for file in sources if suffix_of(file) == EITHER)
+        clips = "image" not in others and ("video" in others or any(map(moves, gifs)))
+        return MODALITIES if clips else _BUT_CLIPS
 
     def _canonical(self, row: Record, folder: Path) -> dict[str, Any]:
         keys = [key for key in _FILE_KEYS if row.values.get(key) is not None]
@@ -67,14 +127,14 @@ class Folder(Converted):
         media = {}
         for key in keys:
             name = row.text(key)
-            kind = _FILE_KEYS[key] or _KINDS.get(_suffix(Path(name)))
+            kind = _FILE_KEYS[key] or modality_of(name, _BUT_CLIPS if self._options.modality == "image" else MODALITIES)
             if kind is None:
-                raise row.error(
-                    f"`{key}` {short(name)}: no medium has this suffix{nearest(_suffix(Path(name)), _KINDS)}"
-                )
+                suffixes = [suffix for some in MEDIA.values() for suffix in some]
+                near = nearest(suffix_of(name), suffixes)
+                raise row.error(f"`{key}` {short(name)}: no medium has this suffix{near}")
             if kind in media:
                 raise row.error(f"`{key}`: more than one {kind}")
-            media[kind] = (folder / name).as_posix()
+            media[kind] = (folder / local_name(name)).as_posix()
         prompt, target = self._options.prompt_key, self._target_key(row)
         known = (*_FILE_KEYS, prompt, target)
         values = {key: value for key, value in row.values.items() if key not in known} | media
@@ -99,5 +159,24 @@ def _metadata(source: Path) -> Iterator[Record]:
     return readers[source.suffix](source)
 
 
-def _suffix(file: Path) -> str:
-    return file.suffix.lower().removeprefix(".")
+def _nothing(path: Path, passed: PassedOver, loose: int) -> str:
+    """Why a folder without metadata holds no samples."""
+    found = f" ({passed})" if passed else ""
+    if loose:
+        advice = "put each into a folder named after its class, or write a `metadata.jsonl` beside them"
+        return f"{path}: {loose:,} media lie in the folder itself and none below it: {advice}{found}"
+    return f"{path} holds no samples: no medium in it and no metadata{found}"
+
+
+def _require_no_splits(path: Path, sources: Sequence[Path], split: str) -> None:
+    """Raises `UserError` if the folders in `path` are splits: one of them would be trained on, or be a class."""
+    inside = [source.relative_to(path).parts for source in sources]
+    above = {parts[0] for parts in inside if len(parts) > 1}
+    named = sorted(name for name in above if name.lower() in _SPLITS)
+    # A class may be called `train`, beside `bus` and `car`.
+    nested = any(len(parts) > 2 or parts[-1] in _NAMES for parts in inside if parts[0] in named)
+    if len(named) > 1 and (nested or len(named) == len(above)):
+        folders = ", ".join(f"`{name}`" for name in named)
+        raise UserError(
+            f"{path} holds the splits {folders}, not classes: give one of them as `{split}`, such as {path / named[-1]}"
+        )

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from perceptune.errors import UserError, nearest
 from perceptune.lazy import Census, Lazy
+from perceptune.paths import local_name
 from perceptune.records import Record, json_type, short
 from perceptune.tasks.base import MODALITIES, GivenFiles, Task, check_split
 from perceptune.types import Medium, Sample
@@ -145,7 +146,7 @@ def _medium(record: Record, column: str) -> Medium:
         raise record.error(f"`{column}` is {json_type(value)}, neither a medium nor the name of a file")
     if value.get("bytes"):
         return bytes(value["bytes"])
-    name = value.get("path")
+    name = local_name(value.get("path") or "")
     if not name or "://" in name:
         raise record.error(f"`{column}` has no bytes and no file of this machine: {short(str(name))}")
     return Path(name)

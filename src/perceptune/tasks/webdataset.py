@@ -38,9 +38,9 @@ class WebDataset(GivenFiles):
         train: Path | str
         validation: Path | str | None = None
         test: Path | str | None = None
-        image_key: str | None = None  # part that is the picture; None = the one called jpg, jpeg, png or webp
-        audio_key: str | None = None  # part that is the sound; None = the one called flac, wav, mp3, ogg, opus or m4a
-        video_key: str | None = None  # part that is the clip; None = the one called mp4, webm, mkv, mov, avi or gif
+        image_key: str | None = None  # part that is the image; None = the one whose name is an image's suffix
+        audio_key: str | None = None  # likewise
+        video_key: str | None = None  # likewise; `gif` is a clip unless it is the `image_key`
         json_key: str = "json"
         prompt_key: str = "prompt"
         target_key: str | None = None  # None = `targets`, else `caption`, else the part `txt`
