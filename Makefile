@@ -11,7 +11,7 @@ DATA ?= data
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-# The environment is made anew when what it consists of changes.
+# The environment is rebuilt when its requirements change.
 $(VENV)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -23,7 +23,7 @@ demo: $(VENV)/.made  ## the main job: real models, real data, about a quarter of
 smoke: $(VENV)/.made  ## the main job cut to about two minutes
 	$(BIN)/perceptune demo --smoke --run runs/smoke
 
-study: $(VENV)/.made  ## the papers' findings on real data in DATA: about six hours, in parts; goes on after a stop
+study: $(VENV)/.made  ## the papers' findings on real data in DATA: about six hours, in parts; resumes after a stop
 	$(BIN)/python studies/run.py $(DATA) --jobs 2
 	$(BIN)/python studies/write.py
 
@@ -47,11 +47,11 @@ lint: $(VENV)/.made  ## what continuous integration checks beside the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fix: $(VENV)/.made  ## mend what can be mended by itself
+fix: $(VENV)/.made  ## apply automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.made  ## write the generated parts of the documentation anew
+docs: $(VENV)/.made  ## rewrite the generated parts of the documentation
 	$(BIN)/python tests/docs/generated.py --write
 
 clean:  ## remove the environment and all runs

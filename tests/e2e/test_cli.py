@@ -62,6 +62,7 @@ def test_commands_print_tables_for_people(trained: Path, said: Said) -> None:
         (["list", "methods"], "epalm-pt"),
         (["list", "recipes"], "paper/epalm"),
         (["show", "paper/epalm"], "24,949,760"),
+        (["show", "paper/epalm-350m"], "all 24 layers run with gradient"),
         (["eval", str(trained), "--control"], "media shuffled"),
         (["assets", "--list"], "smollm2-135m-instruct"),
     ]:

@@ -72,10 +72,11 @@ def show(options: argparse.Namespace) -> int:
         table.add_row(part["name"], part["what"], f"{part['parameters']:,}", "trained" if part["trained"] else "frozen")
     out.print(table)
     out.print(f"trained {shown['trainable']:,} of {shown['total']:,} = {100 * shown['share']:.3f} %")
+    first, layers = shown["first_layer"], shown["lm_layers"]
     out.print(
-        f"layers below {shown['first_layer']} of {shown['lm_layers']} see bare text: "
-        "run without gradient, once per distinct text"
-    )
+        f"layers below {first} of {layers} see bare text: run without gradient, once per distinct text"
+        if first else f"all {layers} layers run with gradient: media or trained parts enter from the first one on"
+    )  # fmt: skip
     dtypes = dict(shown["precision"])
     reason = dtypes.pop("reason", "")
     out.print(", ".join(f"{key}: {value}" for key, value in dtypes.items()) + (f" ({reason})" if reason else ""))
