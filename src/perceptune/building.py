@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -193,6 +193,13 @@ def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) ->
     where = resolve(config.id, DEFAULT_ENCODERS.get(modality, ""), meta)
     with loading(f"encoders.{modality} `{config.id}`"):
         return fit(load_encoder(where, meta=meta, **config.model_dump(exclude={"id", "views"})), modality, config)
+
+
+def encoder_alone(recipe: Recipe, modality: str) -> Encoder:
+    """The recipe's encoder of a modality without weights: it loads media as the real one does."""
+    if recipe.backbone == "instructblip":
+        return cast(Encoder, build(recipe, meta=True).encoders[modality])
+    return load_encoder_of(modality, recipe.encoders[modality], meta=True)
 
 
 def encoder_stores(recipe: Recipe) -> dict[str, FeatureStore]:

@@ -10,9 +10,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import blips
 import clips
@@ -268,3 +270,35 @@ def test_readers_of_other_tasks_are_checked_as_far_as_they_read(desk: Path) -> N
     assert counts(check(str(recipe), options=options)) == {"broken-medium": 1}
     (desk / "a.tar").write_bytes(tars.archive([*members, ("3.png", picture), ("3.json", b"{}")]))
     assert counts(check(str(recipe), options=options)) == {"missing-key": 1}
+
+
+def late(seconds: float) -> bytes:
+    """A tone after so many seconds of silence."""
+    return sounds.encoded(np.concatenate([np.zeros((round(seconds * 16_000), 1)), sounds.tone()]))
+
+
+def test_sounds_are_heard_as_far_as_the_encoder_hears(desk: Path, ears: Path) -> None:
+    for second in (0, 2, 12):
+        (desk / f"{second}.wav").write_bytes(late(second))
+    file = write(desk, *(planted.good(n, image=..., audio=f"{n}.wav") for n in (0, 2, 12)))
+    options = CheckOptions(decode=True, tokens=False)
+    assert check(file).clean
+    found = check(file, options=options)
+    assert counts(found) == {"broken-medium": 1}, "the default encoder hears 10 seconds"
+    assert "12.wav: silent (all of the 10.00 seconds" in found.report["problems"]["broken-medium"]["first"][0]
+    recipe = desk / "recipe.yaml"
+    short, long = {"id": "default", "seconds": 2.5}, {"id": "default", "seconds": 13}
+    for encoder, silent in (({"id": str(ears / "whisper")}, 2), (short, 1), (long, 0)):
+        recipe.write_text(json.dumps({"encoders": {"audio": encoder}, "task": {"name": "jsonl", "train": file}}))
+        assert counts(check(str(recipe), options=options)) == ({"broken-medium": silent} if silent else {})
+
+
+def test_an_image_too_narrow_for_the_encoder_is_found(desk: Path, dwarfs: Path) -> None:
+    Image.new("RGB", (300_000, 1)).save(desk / "strip.png")
+    file = write(desk, planted.good(0, image="strip.png"))
+    recipe = desk / "recipe.yaml"
+    encoder = {"id": str(dwarfs / "encoder"), "resize": "crop"}
+    recipe.write_text(json.dumps({"encoders": {"image": encoder}, "task": {"name": "jsonl", "train": file}}))
+    assert check(file, options=CheckOptions(decode=True)).clean
+    found = check(str(recipe), options=CheckOptions(decode=True, tokens=False))
+    assert "too narrow to enlarge" in found.report["problems"]["broken-medium"]["first"][0]

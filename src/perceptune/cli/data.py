@@ -18,7 +18,7 @@ def add_data(data: argparse.ArgumentParser) -> None:
     check.add_argument("source", metavar="FILE|RECIPE", help="a text file, one JSON object a line, or a recipe")
     check.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys")
     check.add_argument("--split", help="this one alone; of a FILE: what it is (default: train)")
-    check.add_argument("--decode", action="store_true", help="decode media to their end instead of opening them")
+    check.add_argument("--decode", action="store_true", help="decode media as training does instead of opening them")
     check.add_argument("--contents", action="store_true", help="also find media with the same bytes")
     check.add_argument("--no-tokens", action="store_true", help="of a recipe: count words only, load no tokenizer")
     check.add_argument("--first", type=int, default=5, metavar="N", help="shown of each kind (default: %(default)s)")

@@ -17,11 +17,12 @@ from perceptune.evaluation import make_task, task_of
 from perceptune.paths import hint, local_name
 from perceptune.plugins import leaf
 from perceptune.records import json_type
-from perceptune.sections import NamedPart
+from perceptune.sections import EncoderConfig, NamedPart
 from perceptune.tasks.base import Task, check_split
 from perceptune.types import Sample
 
 if TYPE_CHECKING:
+    from perceptune.encoders.base import Encoder
     from perceptune.text import TextFormat
 
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 class CheckOptions:
     """How much is looked at, and how much is shown."""
 
-    decode: bool = False  # media are decoded to their end, not opened only
+    decode: bool = False  # media are decoded to their end and loaded as the encoders do, not opened only
     contents: bool = False  # media are compared by their bytes
     tokens: bool = True  # of a recipe: texts are counted in the LM's tokens, too
     shown: int = 5  # mistakes of each kind
@@ -110,10 +111,9 @@ class _Checker:
 
     def go_through(self, split: str) -> dict[str, Any]:
         """The report on one split."""
-        audio = self._recipe.encoders.get("audio") if self._recipe else None
         media = MediaCensus(
             self.problems, decode=self._options.decode, contents=self._options.contents,
-            seconds=audio.seconds if audio else None,
+            encoder_of=self._encoder_of,
         )  # fmt: skip
         texts = TextCensus(self.problems, self._task, split, self._text)
         found = self._task.examine(split)
@@ -149,6 +149,14 @@ class _Checker:
         train = self._media.get("train", set())
         found = {split: len(train & seen) for split, seen in self._media.items() if split != "train"}
         return {split: count for split, count in found.items() if count}
+
+    def _encoder_of(self, modality: str) -> Encoder | None:
+        """What media are loaded by. A file that is checked alone has its sounds heard by the default encoder."""
+        from perceptune.building import encoder_alone, load_encoder_of
+
+        if self._recipe is not None:
+            return encoder_alone(self._recipe, modality) if modality in self._recipe.encoders else None
+        return load_encoder_of(modality, EncoderConfig(), meta=True) if modality == "audio" else None
 
     def _require_answers(self, where: str, sample: Sample) -> None:
         """`answers` of several annotators are a list: a string would count as one answer a letter."""

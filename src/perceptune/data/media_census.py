@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from perceptune.data.problems import Problems
+from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError
 from perceptune.media import content, image_size, label, open_image
 from perceptune.paths import hint
 from perceptune.records import short
-from perceptune.sound import MAX_SECONDS, read_sound, sound_header
+from perceptune.sound import sound_header
 from perceptune.tasks.base import is_file
 from perceptune.types import Medium, Member, Sample
 
-_RATE = 16_000  # Hz; any will do to decode a sound
 _MOST_COMPARED = 2_000_000  # contents; 32 bytes each and their names
 
 
 class MediaCensus:
     """Counts distinct media, opens each of them once, and remembers 8 bytes of it and of each of its figures."""
 
-    def __init__(self, problems: Problems, *, decode: bool, contents: bool, seconds: float | None) -> None:
-        """With `decode` media are decoded to their end, sounds as far as `seconds`; `contents` finds equal files."""
+    def __init__(
+        self, problems: Problems, *, decode: bool, contents: bool, encoder_of: Callable[[str], Encoder | None]
+    ) -> None:
+        """With `decode` images and clips are decoded to their end, and media loaded as `encoder_of` their modality
+        loads them, where there is an encoder; `contents` finds equal files.
+        """
         self._problems, self._decode, self._contents = problems, decode, contents
-        self._seconds = seconds or MAX_SECONDS
+        self._encoder_of = cache(encoder_of)
         self.seen: dict[str, set[int]] = {}  # modality -> hashes of where media lie
         self._rows: dict[str, int] = {}
         self._figures: dict[str, dict[str, array[float]]] = {}
@@ -76,20 +81,24 @@ class MediaCensus:
 
     def _look_at(self, modality: str, medium: Medium) -> Mapping[str, float]:
         size = {"bytes": float(_bytes(medium))}
+        figures = self._figures_of(modality, medium)
+        encoder = self._encoder_of(modality) if self._decode else None
+        if encoder is not None:  # it takes less than everything, and more is asked of what it takes
+            encoder.load(medium, label(medium, modality))
+        return {**size, **figures}
+
+    def _figures_of(self, modality: str, medium: Medium) -> Mapping[str, float]:
         if modality == "image":
             height, width = image_size(medium)
-            if self._decode:
+            if self._decode and self._encoder_of(modality) is None:
                 open_image(medium)
-            return {**size, "width": width, "height": height}
+            return {"width": width, "height": height}
         if modality == "audio":
-            header = sound_header(medium)
-            if self._decode:
-                read_sound(medium, _RATE, self._seconds)
-            return {**size, "seconds": header.seconds, "rate": header.rate, "channels": header.channels}
+            return sound_header(medium)._asdict()
         from perceptune.video import describe_clip
 
         clip = describe_clip(medium, decode=self._decode)
-        found = {**size, "width": clip.width, "height": clip.height, "frames": clip.frames}
+        found = {"width": clip.width, "height": clip.height, "frames": clip.frames}
         return found if clip.seconds is None else {**found, "seconds": clip.seconds}
 
     def _compare(self, modality: str, medium: Medium) -> None:
