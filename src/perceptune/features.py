@@ -32,7 +32,7 @@ Key = TypeVar("Key", bound=Hashable)
 OnBroken = Callable[[Medium, MediaError], None]
 
 GROUP = 16  # media encoded together: their number is part of the features' bits
-VERSION = 1  # raise it when the features of the same encoder and media come out different
+VERSION = 2  # raise it when the features of the same encoder and media come out different
 _HASHES = {"kind": "hashes of media", "dtype": "uint8", "shape": [16]}
 
 

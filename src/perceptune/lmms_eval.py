@@ -19,6 +19,7 @@ from PIL import Image
 
 from perceptune.checkpoint import load
 from perceptune.errors import UserError
+from perceptune.media import to_rgb
 from perceptune.model import AdaptedModel
 from perceptune.paths import given_path
 from perceptune.suffixes import MODALITIES, modality_of
@@ -124,9 +125,7 @@ def _medium(visual: Any, name: str, among: Collection[str] = MODALITIES) -> tupl
     """What the suite's data sets hold: pictures in memory, arrays of sound, names of files of one of the modalities."""
     if isinstance(visual, Image.Image):
         data = io.BytesIO()
-        visual.convert("RGBA" if "transparency" in visual.info or visual.mode in ("RGBA", "LA") else "RGB").save(
-            data, "PNG"
-        )
+        to_rgb(visual).save(data, "PNG")
         return "image", data.getvalue()
     if isinstance(visual, dict) and "array" in visual:
         data = io.BytesIO()

@@ -100,7 +100,9 @@ def refusal(head: bytes, modality: str, what: str, known: str) -> str:
     if kind is not None and modality in kind.modalities:
         return f"damaged {what} (it begins as {kind.name})"
     thing = f"not {'an' if what[0] in 'aeiou' else 'a'} {what}"
-    return f"{thing} but {kind.name}; read are {known}" if kind else f"{thing} in one of the formats {known}"
+    return (
+        f"{thing} but {kind.name}; formats that are read: {known}" if kind else f"{thing} in one of the formats {known}"
+    )
 
 
 def _brands(head: bytes) -> set[bytes]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,6 +18,7 @@ import perceptune
 import support
 from perceptune.checkpoint import save_run
 from perceptune.errors import UserError
+from perceptune.media import open_image
 
 
 @dataclass
@@ -106,3 +108,14 @@ def test_what_a_run_cannot_do_is_said(asked: Any, adapter: Any) -> None:
         asked.model.generate_until([request(0, {}, visual=lambda doc: [3])])
     with pytest.raises(UserError, match="single questions"):
         asked.model.generate_until_multi_round([])
+
+
+def test_media_of_the_suite_are_seen_as_files_are(adapter: Any, tmp_path: Path) -> None:
+    grey = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    modality, data = adapter._medium(Image.fromarray(grey), "x")
+    assert modality == "image"
+    np.testing.assert_allclose(np.asarray(open_image(data))[..., 0], grey // 16, atol=1)
+    for name, among, expected in (
+        ("a.TIF", ["image"], "image"), ("a.gif", ["image", "audio"], "image"), ("a.gif", ["video"], "video"),
+    ):  # fmt: skip
+        assert adapter._medium(tmp_path / name, "x", among) == (expected, tmp_path / name)
