@@ -18,7 +18,7 @@ from perceptune.packed import pack
 def lighten(lm: FrozenLM, first_layer: int, megabytes: int, *, compiled: bool = False) -> None:
     """Makes the blocks cheaper, those that are trained through (`first_layer` and up) before the others.
 
-    `megabytes` limits the memory for copies of bfloat16 weights in the CPU's layout. With `compiled` the feed-forward
+    `megabytes` limits the memory for copies of weights in the CPU's layout. With `compiled` the feed-forward
     parts go through `torch.compile` instead of being laid out. Raises `UserError` where they are no modules.
     """
     parts = [part for layer in lm.layers for part in layer.modules()]
@@ -33,7 +33,7 @@ def lighten(lm: FrozenLM, first_layer: int, megabytes: int, *, compiled: bool = 
 
 
 def lighten_parts(parts: Iterable[nn.Module], megabytes: int) -> None:
-    """The same for any frozen modules: lighter norms, bfloat16 weights laid out for the CPU."""
+    """The same for any frozen modules: lighter norms, weights laid out for the CPU."""
     parts = list(parts)
     lighten_norms(parts)
     pack(parts, megabytes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from types import MethodType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,20 +42,21 @@ def _lighten(module: nn.Module) -> bool:
         return False
     if "forward" in vars(module) or weight.device.type != "cpu" or weight.dim() != 1:
         return False
-    original = module.forward
     x = torch.linspace(-3, 2, 4 * len(weight), dtype=weight.dtype).view(4, -1)
     with torch.no_grad():  # families differ: Gemma's weight, for one, is added to 1
         if not torch.allclose(
-            original(x), _RMSNorm.apply(x, weight, weight.float(), eps), rtol=2e-2 if x.dtype != torch.float32 else 1e-5
+            module(x), _RMSNorm.apply(x, weight, weight.float(), eps), rtol=2e-2 if x.dtype != torch.float32 else 1e-5
         ):
             return False
 
-    def forward(hidden_states: Tensor) -> Tensor:
+    def forward(self: nn.Module, hidden_states: Tensor) -> Tensor:
+        weight = cast(Tensor, self.weight)
         # Somebody trains it: only the original knows its gradient. Moved away: this is made for CPUs.
-        if weight.requires_grad or weight.device.type != "cpu":
-            return original(hidden_states)
-        result: Tensor = _RMSNorm.apply(hidden_states, weight, weight.detach().float(), eps)
+        if weight.requires_grad or not weight.is_cpu:
+            result: Tensor = type(self).forward(self, hidden_states)
+        else:
+            result = _RMSNorm.apply(hidden_states, weight, weight.detach().float(), eps)
         return result
 
-    module.forward = forward
+    module.forward = MethodType(forward, module)  # bound, so that a copy of the module has its own
     return True

@@ -1,13 +1,17 @@
-"""Frozen linear maps with their weights laid out once for the CPU's bfloat16 matrix unit.
+"""Frozen linear maps with their weights laid out once in the CPU's own way.
 
-oneDNN brings a weight into its own layout at every product; a weight that never changes needs that once, and once more
-transposed for the gradient of its input, which is the only gradient a frozen map has. The results are the same bits.
+oneDNN brings a bfloat16 weight into its own layout at every product; a weight that never changes needs that once, and
+once more transposed for the gradient of its input, which is the only gradient a frozen map has. The results are the
+same bits. In float32 the products of such weights take the place of the BLAS's, which are slower for few rows and for
+a wide vocabulary head; a row's result depends less on the rows beside it.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from functools import cached_property
+from types import MethodType
 from typing import Any
 
 import torch
@@ -20,18 +24,21 @@ class Packed:
     """A frozen linear map's weight (N, K) in oneDNN's layout, for x W^T and for the gradient of x."""
 
     def __init__(self, weight: Tensor) -> None:
-        self._weight, self._state = weight, _state_of(weight)
+        self.weight, self._state = weight, _state_of(weight)
         self.forward = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
 
     @cached_property
     def transposed(self) -> Tensor:
         """Made when the first gradient is asked for: answers need none."""
-        return torch.ops.mkldnn._reorder_linear_weight(self._weight.detach().t().contiguous(), ROWS)
+        return torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().t().contiguous(), ROWS)
 
     @property
     def is_current(self) -> bool:
         """Whether the weight still holds the values that were laid out, in the same place."""
-        return _state_of(self._weight) == self._state
+        return _state_of(self.weight) == self._state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
+        return Packed(copy.deepcopy(self.weight, memo))
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(..., N) = x W^T + b for x (..., K)."""
@@ -42,8 +49,8 @@ class Packed:
         return _multiply(upstream.contiguous(), self.transposed, None)
 
 
-def _state_of(weight: Tensor) -> tuple[int, int, str]:
-    return weight.data_ptr(), weight._version, str(weight.device)
+def _state_of(weight: Tensor) -> tuple[bool, int, int]:
+    return weight.is_cpu, weight.data_ptr(), weight._version
 
 
 def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
@@ -63,22 +70,30 @@ class _PackedLinear(torch.autograd.Function):
 
 
 def can_pack(module: nn.Module) -> bool:
-    """A frozen bfloat16 linear map on a CPU that oneDNN multiplies in bfloat16."""
+    """A frozen linear map on a CPU for which oneDNN has kernels in its dtype."""
     return (
         type(module) is nn.Linear
         and "forward" not in vars(module)
         and module.weight.device.type == "cpu"
-        and module.weight.dtype == torch.bfloat16
         and not module.weight.requires_grad
         and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and _has_kernels(module.weight.dtype)
     )
+
+
+def _has_kernels(dtype: torch.dtype) -> bool:
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # Those for other processors have not been measured.
+    return dtype == torch.float32 and torch.backends.cpu.get_cpu_capability().startswith(("AVX2", "AVX512"))
 
 
 def packed_weight(module: nn.Module) -> Packed | None:
     """What `pack` laid out for a linear map that is still as it was then, and frozen; None otherwise."""
     found: Packed | None = vars(module).get("packed")
-    return None if found is None or module.weight.requires_grad or not found.is_current else found
+    if found is None or found.weight is not module.weight or module.weight.requires_grad or not found.is_current:
+        return None
+    return found
 
 
 def pack(modules: Iterable[nn.Module], megabytes: int) -> int:
@@ -95,19 +110,14 @@ def pack(modules: Iterable[nn.Module], megabytes: int) -> int:
         if left < 0:
             break
         object.__setattr__(module, "packed", Packed(module.weight))
-        module.forward = _packed_forward(module)  # type: ignore[method-assign]
+        module.forward = MethodType(_forward, module)  # type: ignore[method-assign]  # bound, so that a copy has its own
         packed += 1
     return packed
 
 
-def _packed_forward(module: nn.Linear) -> Any:
-    original = module.forward
-
-    def forward(x: Tensor) -> Tensor:
-        packed = packed_weight(module)  # None where somebody trains it: its gradient would be lost
-        if packed is None:
-            return original(x)
-        result: Tensor = _PackedLinear.apply(x, packed, module.bias)
-        return result
-
-    return forward
+def _forward(module: nn.Linear, x: Tensor) -> Tensor:
+    packed = packed_weight(module)  # None where somebody trains it: its gradient would be lost
+    if packed is None:
+        return nn.functional.linear(x, module.weight, module.bias)
+    result: Tensor = _PackedLinear.apply(x, packed, module.bias)
+    return result

@@ -162,7 +162,7 @@ class TrainConfig(Part):
     feature_memory_mb: int = Field(2048, ge=0, description="features kept by `cache.features: memory`")
     text_memory_mb: int = Field(64, ge=0, description="states of distinct texts kept in memory; more of them on disk")
     prefetch: bool | None = Field(None, description="prepare the next batch in a thread; None = unless on a CPU")
-    packed_memory_mb: int = Field(1024, ge=0, description="bfloat16 weights laid out for the CPU, beside the originals")
+    packed_memory_mb: int = Field(1024, ge=0, description="frozen weights laid out for the CPU, beside the originals")
     compile: bool = Field(False, description="the LM's feed-forward parts through `torch.compile`")
     max_bad_media: int = Field(0, ge=0, description="broken or missing media tolerated, listed in the run folder")
     log_every: int = Field(1, ge=1)
