@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from perceptune.allocation import keep_freed_memory
 from perceptune.anatomy import attention_for
 from perceptune.blip_loading import build_blip, load_blip, load_blip_text, load_blip_vision
 from perceptune.blip_model import BlipModel
@@ -56,6 +57,8 @@ def build(
     `init_from` is what `train` does first: here its method is new all the same.
     """
     recipe = load_recipe(recipe) if meta else with_encoder_dtypes(load_recipe(recipe))
+    if not meta:
+        keep_freed_memory()
     if recipe.backbone == "instructblip":
         found = method_leaf(recipe).module.METHOD
         model: AdaptedModel = build_blip(recipe, found, method_options(recipe), dtype=dtype, meta=meta)
@@ -268,8 +271,13 @@ def with_encoder_dtypes(recipe: Recipe) -> Recipe:
     return settle(recipe)[0] if any(config.dtype == "auto" for config in recipe.encoders.values()) else recipe
 
 
-def settle_training(recipe: Recipe, device: torch.device) -> tuple[Recipe, dict[str, str]]:
-    """The recipe as a training stores it; its dtypes, and why they are what they are. Says what is slower here."""
+def settle_training(recipe: Recipe, device: torch.device, *, resumed: bool) -> tuple[Recipe, dict[str, str]]:
+    """The recipe as a training stores it; its dtypes, and why they are what they are. Says what is slower here.
+
+    The recipe of a resumed training stays as it was stored.
+    """
+    if resumed:
+        return recipe, dtypes_of(recipe)
     settled, choice = settle(recipe, device)
     choice = choice or choose_dtype(recipe, device)
     if slower := slower_here(recipe, choice):

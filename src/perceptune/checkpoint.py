@@ -25,7 +25,7 @@ from torch import Tensor
 
 from perceptune._version import __version__
 from perceptune.atomic import write_whole
-from perceptune.building import FrozenParts, build, default_device, dtypes_of, settle_answering
+from perceptune.building import FrozenParts, build, default_device, settle_answering
 from perceptune.config import Recipe, leaf_names, load_recipe, read_yaml
 from perceptune.errors import UserError, disk_error
 from perceptune.model import AdaptedModel, count, count_trained
@@ -129,8 +129,8 @@ def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
     return load_recipe(run / RECIPE)
 
 
-def describe(model: AdaptedModel, precision: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The contents of meta.json. `precision`: the dtypes of its training, and why they were chosen."""
+def describe(model: AdaptedModel) -> dict[str, Any]:
+    """The contents of meta.json."""
     trained = count_trained(model.method)
     frozen = sum(count(part.module, without=model.method) for part in model.frozen_parts().values())
     frozen += count(model.method) - trained
@@ -140,7 +140,6 @@ def describe(model: AdaptedModel, precision: Mapping[str, str] | None = None) ->
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "pillow")},
         "python": platform.python_version(),
         "base": fingerprints(model),
-        "precision": dict(precision or dtypes_of(model.recipe)),
         "trained": trained,
         "frozen": frozen,
         "trained_share": trained / (trained + frozen),

@@ -9,6 +9,7 @@ from perceptune.building import build, dtypes_of, settle
 from perceptune.checkpoint import META, read_meta, read_recipe
 from perceptune.config import Recipe, load_recipe
 from perceptune.model import count, count_trained
+from perceptune.runlog import read_log
 
 
 def recipe_of(source: str) -> Recipe:
@@ -20,9 +21,9 @@ def recipe_of(source: str) -> Recipe:
 
 
 def stored_precision(source: str) -> dict[str, str] | None:
-    """What a run was trained in, and why; None for a recipe, and for a run that does not say."""
-    run = Path(source)
-    found: dict[str, str] | None = read_meta(run).get("precision") if (run / META).is_file() else None
+    """What a run was trained in, and why; None for a recipe, and for a run whose log does not say."""
+    starts = [row for row in read_log(Path(source)) if row.get("event") == "start"]
+    found: dict[str, str] | None = starts[0].get("precision") if starts else None
     return found
 
 

@@ -78,9 +78,7 @@ def train(
         given = None if named is None else load_recipe(named, overrides)
         opened, settled = open_run(given, folder, resume=resume)
         require_trackers(settled.train.report_to)
-        if resume:
-            return opened, settled, dtypes_of(settled)
-        return opened, *settle_training(settled, world.device)
+        return opened, *settle_training(settled, world.device, resumed=resume)
 
     world = World()
     folder, settled, precision = world.from_main(opened)
@@ -89,10 +87,10 @@ def train(
             model, task = build(settled, dtype=settled.train.precision, ready=False), make_task(settled)
             if resume and (folder / META).is_file():
                 require_same_base(folder, model)
-            description = describe(model, precision)  # now, while each process has the LM's weights whole
+            description = describe(model)  # now, while each process has the LM's weights whole
         world.place(model)
         with world.together():
-            trainer = Trainer(model, task, folder, world, description, trust=trust)
+            trainer = Trainer(model, task, folder, world, description, trust=trust, precision=precision)
         with contextlib.closing(trainer.feed):
             return trainer.fit(resume=resume)
 
@@ -102,10 +100,11 @@ class Trainer:
 
     def __init__(
         self, model: AdaptedModel, task: Task, run: Path, world: World, description: Mapping[str, Any], *,
-        trust: bool = False,
+        trust: bool = False, precision: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.recipe, self.config, self.trust = model, model.recipe, model.recipe.train, trust
         self.run, self.world, self.description = run, world, description
+        self.precision = precision or dtypes_of(self.recipe)  # its dtypes, and why they were chosen
         self.model.get_ready(training=True, sharded=world.sharded)
         self.feed = Feed(self.model, task, run, world)
         self.steps = self.feed.steps
@@ -169,7 +168,7 @@ class Trainer:
             self._fit_statistics(start.modalities if start else ())
         self.world.share(self.model.method.state_dict())
         self._write("start", steps=self.steps, samples=len(self.feed.samples), trained=count_trained(self.model.method),
-                    precision=self.description["precision"], **self.model.notes(),
+                    precision=self.precision, **self.model.notes(),
                     init_from=start._asdict() if start else None)  # fmt: skip
 
     def _fit_statistics(self, known: Sequence[str]) -> None:

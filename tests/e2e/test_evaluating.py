@@ -159,7 +159,7 @@ def test_choices_are_ranked_as_a_forward_over_them_does(run: Path, other: Path) 
             expected.append(-float(loss))
             normalized = model.rank([sample], [[choice]], normalize=True)[0][0]
             assert normalized == pytest.approx(-float(loss) / count, abs=1e-5)
-        assert row["logprobs"] == pytest.approx(expected, abs=1e-5)
+        assert row["logprobs"] == pytest.approx(expected, rel=1e-6, abs=1e-5)
         assert row["raw"] == row["meta"]["choices"][expected.index(max(expected))]
     assert results["accuracy"] == sum(row["raw"] in row["targets"] for row in rows) / 7
     assert results["rank"] == "choices"

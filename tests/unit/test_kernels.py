@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from perceptune import attention
 from perceptune.norms import lighten_norms
-from perceptune.packed import can_pack, pack
+from perceptune.packed import can_pack, pack, packed_weight
 
 
 @pytest.mark.parametrize("shared", [4, 2, 1])
@@ -87,37 +89,85 @@ def test_other_norms_and_trained_ones_keep_their_own_way() -> None:
     assert trained.weight.grad is not None  # type: ignore[union-attr]
 
 
-bfloat16_cpu = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-    reason="this CPU multiplies no bfloat16",
-)
+def needs_kernels(dtype: torch.dtype) -> None:
+    if not can_pack(nn.Linear(8, 8, dtype=dtype).requires_grad_(False)):
+        pytest.skip(f"no kernels for {dtype} on this CPU")
 
 
-@bfloat16_cpu
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_map_gives_the_same_bits(bias: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_map_gives_the_same(dtype: torch.dtype, bias: bool) -> None:
+    """In bfloat16 the same bits."""
+    needs_kernels(dtype)
     torch.manual_seed(0)
-    plain = nn.Linear(24, 40, bias=bias).requires_grad_(False).bfloat16()
-    packed = nn.Linear(24, 40, bias=bias).requires_grad_(False).bfloat16()
+    plain = nn.Linear(24, 40, bias=bias).requires_grad_(False).to(dtype)
+    packed = nn.Linear(24, 40, bias=bias).requires_grad_(False).to(dtype)
     packed.load_state_dict(plain.state_dict())
     assert pack([packed], 1) == 1
     assert pack([packed], 1) == 0  # once is enough
-    x = torch.randn(3, 7, 24).bfloat16()
+    x = torch.randn(3, 7, 24).to(dtype)
     results = []
     for module in (plain, packed):
         given = x.clone().requires_grad_()
         out = module(given)
         (out.float() ** 2).sum().backward()
         results.append((out, given.grad))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.allclose(results[0][1].float(), results[1][1].float(), atol=0.1, rtol=2e-2)
+    if dtype == torch.bfloat16:
+        assert torch.equal(results[0][0], results[1][0])
+        assert torch.allclose(results[0][1].float(), results[1][1].float(), atol=0.1, rtol=2e-2)
+    else:
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other)
+    assert packed(x[:0]).shape == (0, 7, 40)
 
 
-@bfloat16_cpu
-def test_only_frozen_bfloat16_maps_are_packed_and_within_the_budget() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_map_gives_a_row_what_it_gives_it_among_others(dtype: torch.dtype) -> None:
+    needs_kernels(dtype)
+    torch.manual_seed(0)
+    module = nn.Linear(576, 192).requires_grad_(False).to(dtype)
+    assert pack([module], 4) == 1
+    x = torch.randn(48, 576).to(dtype)
+    together = module(x)
+    for rows in (2, 3, 16):
+        assert torch.equal(module(x[:rows]), together[:rows])
+    torch.testing.assert_close(module(x[:1]), together[:1])  # one row alone has a kernel of its own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copies_of_a_weight_that_has_changed_are_not_used(dtype: torch.dtype) -> None:
+    needs_kernels(dtype)
+    x = torch.randn(5, 8).to(dtype)
+
+    def packed_map() -> nn.Linear:
+        module = nn.Linear(8, 8).requires_grad_(False).to(dtype)
+        assert pack([module], 1) == 1
+        return module
+
+    loaded, replaced, doubled = packed_map(), packed_map(), packed_map()
+    loaded.load_state_dict(nn.Linear(8, 8).to(dtype).state_dict())
+    replaced.weight = nn.Parameter(torch.randn(8, 8).to(dtype), requires_grad=False)
+    doubled.double()
+    for module, given in ((loaded, x), (replaced, x), (doubled, x.double())):
+        assert torch.equal(module(given), nn.functional.linear(given, module.weight, module.bias))
+    original = packed_map()
+    twin = copy.deepcopy(original)
+    assert packed_weight(twin) is not None
+    twin.weight.zero_()
+    assert torch.equal(twin(x), twin.bias.expand(5, 8))
+    assert not torch.equal(original(x), twin(x))
+    light = norm(LlamaRMSNorm)
+    assert lighten_norms([light]) == 1
+    other = copy.deepcopy(light)
+    other.weight.data.zero_()  # type: ignore[union-attr]
+    assert not torch.equal(light(torch.ones(1, 16)), other(torch.ones(1, 16)))
+
+
+def test_only_frozen_maps_are_packed_and_within_the_budget() -> None:
+    needs_kernels(torch.bfloat16)
     frozen = nn.Linear(1024, 1024).requires_grad_(False).bfloat16()
     assert can_pack(frozen)
-    assert not can_pack(nn.Linear(8, 8).requires_grad_(False))
+    assert not can_pack(nn.Linear(8, 8).requires_grad_(False).double())
     assert not can_pack(nn.Linear(8, 8).bfloat16())
     assert pack([frozen], 3) == 0  # two copies of 2 MiB
     assert pack([frozen], 4) == 1
