@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceptune.bench.compare import METHODS, NAMES, PARTS, RATIOS, Comparison, compare
-from perceptune.bench.default import FAST, PLAIN, compare_paths
+from perceptune.bench.default import FAST, PLAIN, compare_paths, compare_precisions
 from perceptune.bench.literal import LiteralEPALM
 from perceptune.bench.measure import Contender, measure, training_step
 from perceptune.bench.plan import ASSUMED, MEANING, MEASURED, Assumptions, Costs, plan
@@ -19,6 +19,7 @@ from perceptune.bench.roofline import Product, Work, attention_flops, flops, pro
 from perceptune.bench.scaling import depth_rows
 from perceptune.bench.shapes import Models, Setting, random_texts
 from perceptune.cli.main import run as cli
+from perceptune.config import load_recipe
 from perceptune.model import Batch
 
 SETTING = Setting(batch=3, text=9, supervised=3, new_tokens=6)
@@ -286,3 +287,29 @@ def test_fast_against_plain_path(dwarfs: Any) -> None:
     speed = {row["name"]: row["samples_per_s"] for row in result["rows"]}
     assert result["ratios"] == {"fast_vs_plain": pytest.approx(speed[FAST] / speed[PLAIN])}
     assert compare_paths(recipe, rounds=1, only_plain=True)["ratios"] == {}
+
+
+def test_precisions_take_turns(dwarfs: Any) -> None:
+    import support
+
+    recipe = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data" / "train.jsonl")
+    result = compare_precisions(["float32", "auto"], load_recipe(recipe), rounds=1)
+    first, second = result["rows"]
+    assert (first["name"], second["name"]) == (f"{FAST} float32", f"{FAST} auto (float32)")
+    assert result["ratios"] == {
+        "auto_vs_float32": pytest.approx(second["median_s"] / first["median_s"]),
+        "auto_vs_float32_cpu": pytest.approx(second["median_cpu_s"] / first["median_cpu_s"]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--precision", "auto"], "give --models default, too"),
+        (["--models", "default", "--precision", "float32,bfloat61"], "no dtype `bfloat61`; did you mean `bfloat16`?"),
+        (["--models", "default", "--precision", "auto,auto"], "names one twice"),
+    ],
+)
+def test_mistaken_precisions_are_refused(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["bench", *given]) == 2
+    assert said in capsys.readouterr().err
