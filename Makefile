@@ -6,7 +6,7 @@ RUN ?= runs/demo
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke study test browser fuzz lint fix docs clean
+.PHONY: help demo smoke study test mutants browser fuzz lint fix docs clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ study: $(VENV)/.made  ## the papers' findings on real data in DATA: about six ho
 
 test: $(VENV)/.made  ## all tests, two at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+mutants: $(VENV)/.made  ## plants one-line faults and sees whether the tests notice
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --jobs 2
 
 browser: $(VENV)/.made  ## the tests of the page in Chromium, which is installed if it is missing (Debian, Ubuntu)
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || apt-get install -y chromium chromium-driver
