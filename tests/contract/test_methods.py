@@ -15,6 +15,7 @@ from perceptune.types import Decoding, Features
 from rows import (
     ALIASES,
     FAMILIES,
+    LEVELS,
     SHAPE,
     absent,
     every_method,
@@ -135,6 +136,34 @@ def test_what_is_trained_is_exactly_the_method(name: str, family: str) -> None:
 
 @every_row
 @every_method
+def test_nothing_that_is_trained_acts_below_the_first_layer(name: str, family: str) -> None:
+    """What lies below it is computed once per text, and kept."""
+    method = row(name, family).method
+    assert min(site.layer for site in method.sites()) == method.first_layer
+
+
+def test_features_are_standardised_by_the_statistics_that_are_set() -> None:
+    r = row("epalm", "llama")
+    before = r.plan()
+    mean, std = torch.randn(LEVELS, SHAPE.dim), torch.rand(LEVELS, SHAPE.dim) + 0.5
+    r.method.set_statistics("image", mean, std)
+    given = r.features["image"]
+    after = r.plan({"image": Features(given.values * std[:, None] + mean[:, None], given.present)})
+    for one, other in zip(before, after, strict=True):
+        for layer, states in one.states.items():
+            torch.testing.assert_close(other.states[layer], states, rtol=1e-4, atol=1e-4)
+
+
+def test_a_frozen_lm_never_trains() -> None:
+    """Its dropout would only add noise."""
+    lm = row("epalm", "gpt2").lm
+    lm.train()
+    torch.nn.ModuleList([lm]).train()
+    assert not any(module.training for module in lm.modules())
+
+
+@every_row
+@every_method
 def test_without_media_only_the_text_side_acts(name: str, family: str) -> None:
     r = row(name, family)
     tolerance = precise(r)
@@ -226,12 +255,12 @@ def test_gradient_checkpointing_changes_nothing(name: str, family: str, dtype: t
         assert torch.allclose(plain, saved, atol=1e-6, rtol=1e-5)
 
 
+@every_row
 @every_method
-def test_eager_attention_is_the_same(name: str) -> None:
-    for family in FAMILIES:
-        a, b = row(name, family).logits(), row(name, family, attention="eager").logits()
-        seen = row(name, family).mask.bool()
-        assert (a - b)[seen].abs().max() < 1e-4, family
+def test_eager_attention_is_the_same(name: str, family: str) -> None:
+    r = row(name, family)
+    difference = r.logits() - row(name, family, attention="eager").logits()
+    assert difference[r.mask.bool()].abs().max() < 1e-4
 
 
 @every_row

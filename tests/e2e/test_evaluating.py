@@ -234,3 +234,4 @@ def test_the_derangement_is_that_of_the_seed(run: Path) -> None:
     moved = shuffle_media(samples, 0)
     assert all(a.media != b.media and a.prompt == b.prompt for a, b in zip(samples, moved, strict=True))
     assert moved == shuffle_media(samples, 0)
+    assert moved != shuffle_media(samples, 1)

@@ -6,6 +6,7 @@ import errno
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ import support
 from perceptune.checkpoint import METHOD
 from perceptune.errors import UserError
 from perceptune.feed import Feed
+from perceptune.heldout import HeldOut
+from perceptune.optimizer import MethodOptimizer
 from perceptune.runlog import read_log
 from perceptune.training import Trainer
 from runs import recipe, tensors
@@ -52,10 +55,15 @@ def test_a_loaded_run_answers_as_eval_wrote(dwarfs: Path, tmp_path: Path) -> Non
         assert model.answer([perceptune.Sample("x", as_bytes, row["prompt"])]) == [row["raw"]]
 
 
-def test_accumulation_equals_one_large_batch(dwarfs: Path, tmp_path: Path) -> None:
+def test_accumulation_equals_one_large_batch(dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers differ in length: only weighting by tokens makes the two the same."""
     once = {"steps": 3, "lr": 1e-3, "prompt_lr": 1e-3, "warmup_steps": 0}
+    divide, divided = MethodOptimizer.divide, list[float]()
+    monkeypatch.setattr(MethodOptimizer, "divide", lambda self, by: (divided.append(by), divide(self, by)))
     perceptune.train(recipe(dwarfs, train={**once, "batch_size": 6}), tmp_path / "large")
+    tokens = [row["tokens"] for row in read_log(tmp_path / "large") if row["event"] == "step"]
+    assert tokens == divided, "Adam alone would not tell a gradient of a wrong scale"
+    assert sum(tokens[:2]) == 3 * sum(len(f" {color}") + 1 for color in support.COLORS), "an epoch: answers with ends"
     perceptune.train(recipe(dwarfs, train={**once, "batch_size": 2, "accumulate": 3}), tmp_path / "small")
     large, small = tensors(tmp_path / "large"), tensors(tmp_path / "small")
     assert all(torch.allclose(large[name], small[name], atol=1e-5) for name in large)
@@ -147,16 +155,20 @@ def test_broken_media_are_counted_against_a_limit(dwarfs: Path, tmp_path: Path) 
         perceptune.train(None, tmp_path / "limit", resume=True)
 
 
-def test_the_best_method_is_kept_and_patience_ends_the_run(dwarfs: Path, tmp_path: Path) -> None:
+def test_the_best_method_is_kept_and_patience_ends_the_run(
+    dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As good as the best is no gain."""
+    values = iter([0.2, 0.6, 0.1, 0.6])
+    monkeypatch.setattr(HeldOut, "judge", lambda self, step: SimpleNamespace(summary={"accuracy": next(values)}))
     early = {"every": 2, "patience": 2, "during_samples": 4}
     given = recipe(dwarfs, train=train_section(steps=40), eval=early)
     result = perceptune.train(given, tmp_path / "run")
     points = [(row["step"], row["accuracy"]) for row in read_log(tmp_path / "run") if row["event"] == "eval"]
-    best = max(value for _, value in points)
-    assert result.best == best
-    assert result.steps < 40
-    first = next(step for step, value in points if value == best)
-    assert result.steps == first + 4
+    assert points == [(2, 0.2), (4, 0.6), (6, 0.1), (8, 0.6)]
+    assert (result.best, result.steps) == (0.6, 8)
+    [last] = (tmp_path / "run/checkpoints").iterdir()
+    assert (tmp_path / "run" / METHOD).read_bytes() != (last / METHOD).read_bytes(), "the best one, not the last"
 
 
 def test_bfloat16_trains_and_the_run_answers_in_float32(dwarfs: Path, tmp_path: Path) -> None:

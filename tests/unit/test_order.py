@@ -96,8 +96,9 @@ def test_all_views_are_drawn_anew_for_each_sample_and_epoch() -> None:
     assert view_draw(0, 3, 5) == view_draw(0, 3, 5)
 
 
-def test_subsets_are_nested() -> None:
+def test_subsets_are_nested_and_in_order() -> None:
     assert set(subset(100, 10, 0)) < set(subset(100, 30, 0))
+    assert list(subset(100, 30, 0)) == sorted(subset(100, 30, 0))
     assert list(subset(5, None, 0)) == list(subset(5, 9, 0)) == [0, 1, 2, 3, 4]
 
 

@@ -1,0 +1,47 @@
+"""Gradients of a method: from a sum to a mean, and clipped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from perceptune.optimizer import MethodOptimizer
+from perceptune.sections import TrainConfig
+from perceptune.trained import Site, Trained
+
+
+class Line(Trained):
+    """Two numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def sites(self) -> list[Site]:
+        return []
+
+
+def optimizer(clip: float | None) -> tuple[MethodOptimizer, nn.Parameter]:
+    line = Line()
+    line.weight.grad = torch.tensor([3.0, 4.0])
+    return MethodOptimizer(line, TrainConfig(steps=1, clip=clip), 1), line.weight
+
+
+@pytest.mark.parametrize(("clip", "left"), [(None, 5.0), (1.0, 1.0), (7.0, 5.0)])
+def test_the_norm_before_is_told_and_the_gradient_is_no_longer_than_asked_for(clip: float | None, left: float) -> None:
+    made, weight = optimizer(clip)
+    assert made.clip() == pytest.approx(5.0)
+    assert weight.grad is not None
+    assert float(weight.grad.norm()) == pytest.approx(left, rel=1e-5)
+
+
+def test_a_sum_becomes_a_mean_and_a_step_leaves_no_gradient() -> None:
+    made, weight = optimizer(None)
+    made.divide(4)
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [0.75, 1.0]
+    made.set_rates(0)
+    made.update()
+    assert weight.grad is None
+    assert bool((weight < 0).all())
