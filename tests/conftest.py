@@ -14,6 +14,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for a hub must fail at once, not wait
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="whole products of tests, methods and families, not pairs")
+
+
 @pytest.fixture(autouse=True)
 def _steady() -> Iterator[None]:
     """Each test starts from the same random state."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import string
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +85,14 @@ LM_CONFIGS: dict[str, Any] = {
 
 
 def random_lm(family: str, attention: str = "sdpa") -> Any:
-    """A tiny random causal LM whose logits differ clearly between inputs."""
+    """A tiny random causal LM whose logits differ clearly between inputs; random numbers go on behind its own."""
+    model, state = _random_lm(family, attention)
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
+
+
+@cache  # made once, as it is asked for some thousand times
+def _random_lm(family: str, attention: str) -> tuple[Any, torch.Tensor]:
     torch.manual_seed(0)
     config = LM_CONFIGS[family]()
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention_for(config, attention))
@@ -93,7 +102,7 @@ def random_lm(family: str, attention: str = "sdpa") -> Any:
                 parameter.normal_(std=0.2)
             else:  # biases and norms as trained models have them: neither all 0 nor all 1
                 parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model.eval()
+    return model.eval(), torch.get_rng_state()
 
 
 def tokenizer(*, pad: bool = True, bos: bool = False) -> PreTrainedTokenizerFast:

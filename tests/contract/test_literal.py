@@ -89,6 +89,7 @@ def _head(model: Any, hidden: Tensor) -> Tensor:
     return model.lm_head(hidden if decoder.project_out is None else decoder.project_out(hidden))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("family", ["opt", "llama"])
 @pytest.mark.parametrize(
     "name",
