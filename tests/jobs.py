@@ -1,4 +1,4 @@
-"""What the tests run in two processes under `accelerate launch`: `python tests/jobs.py JOB FOLDER`.
+"""What the tests run in two processes, under `accelerate launch` as `python tests/jobs.py JOB FOLDER`.
 
 A job writes what each process found to FOLDER/JOB.json.
 """
@@ -145,11 +145,16 @@ JOBS: dict[str, Callable[[Path, distributed.World], dict[str, Any]]] = {
     "fail": fail,
 }
 
-if __name__ == "__main__":
-    job, place = sys.argv[1], Path(sys.argv[2])
+
+def main(job: str, place: Path) -> None:
+    """One of the processes of a job."""
     shared = distributed.World()
     found = shared.everyones(JOBS[job](place, shared))
     if shared.main:
         (place / f"{job}.json").write_text(json.dumps(found))
     distributed.leave()
     distributed.end_at_once(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

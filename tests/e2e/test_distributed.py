@@ -10,47 +10,87 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 import jobs
 import perceptune
+from forks import Fork
+from perceptune.cli.main import main as cli
 from perceptune.runlog import read_log
 from runs import features_folder, logged_steps, rows_of, tensors
 
 TESTS = Path(jobs.__file__).parent
-LAUNCH = [
-    *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+COMMON = [
+    *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--main_process_port", "0"),
 ]
 KINDS = {"ddp": ["--multi_gpu"], "fsdp": ["--use_fsdp", "--fsdp_version", "2"]}
 
 
-@contextlib.contextmanager
-def launch(kind: str, *command: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """Starts two processes with one thread each; none of them outlives the block."""
+def launched(kind: str, *command: str | Path) -> None:
+    """Runs two processes to their end as a user starts them, with one thread each."""
     paths = os.pathsep.join([str(Path(perceptune.__file__).parents[1]), str(TESTS)])
     environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    words = [*LAUNCH, *KINDS[kind], *map(str, command)]
+    words = [sys.executable, "-m", "accelerate.commands.launch", *COMMON, *KINDS[kind], *map(str, command)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(words, env=environment, start_new_session=True, **pipes) as child:
         try:
-            yield child
+            _, said = child.communicate(timeout=600)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                for one in [*workers(child), child.pid] if child.poll() is None else []:
-                    os.kill(one, signal.SIGKILL)
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+    assert child.returncode == 0, said[:3000]
+
+
+@contextlib.contextmanager
+def forked(kind: str, work: Callable[[], object], folder: Path) -> Iterator[list[Fork]]:
+    """The same two processes without a new Python for each and for the launcher; their words are `folder/said-RANK`."""
+    told = environment_of(kind)
+
+    def one(rank: int) -> object:
+        os.environ.update(told, RANK=str(rank), LOCAL_RANK=str(rank))
+        AcceleratorState._reset_state(reset_partial_state=True)  # what other tests have made of it here
+        GradientState._reset_state()
+        return work()
+
+    both = [Fork(partial(one, rank), folder / f"said-{rank}") for rank in range(2)]
+    try:
+        yield both
+    finally:
+        for fork in both:
+            fork.kill()
+
+
+def environment_of(kind: str) -> dict[str, str]:
+    """What `accelerate launch` and torch's own launcher tell each process."""
+    asked = launch_command_parser().parse_args([*COMMON, *KINDS[kind], "a script"])
+    asked, *_ = _validate_launch_command(asked)
+    given = prepare_multi_gpu_env(asked)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(asked.main_process_port)}
+    return {**given, **place, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+
+
+def said(folder: Path) -> list[str]:
+    return [(folder / f"said-{rank}").read_text() for rank in range(2)]
 
 
 def job(kind: str, name: str, folder: Path) -> list[dict[str, Any]]:
     """Runs a job to its end; what each process found."""
-    with launch(kind, TESTS / "jobs.py", name, folder) as child:
-        _, said = child.communicate(timeout=180)
-    assert child.returncode == 0, said[:3000]
+    with forked(kind, lambda: jobs.main(name, folder), folder) as both:
+        assert [one.wait() for one in both] == [0, 0], said(folder)
+    return found_by(name, folder)
+
+
+def found_by(name: str, folder: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text())
     assert len(found) == 2
     return found
@@ -84,7 +124,11 @@ def events(run: Path, event: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_and_evaluate_as_one(place: Path, alone: Path, kind: str) -> None:
     folder = shutil.copytree(place, place.with_name(kind))
-    first, second = job(kind, "train_all", folder)
+    if kind == "ddp":  # by the launcher itself, once
+        launched(kind, TESTS / "jobs.py", "train_all", folder)
+        first, second = found_by("train_all", folder)
+    else:
+        first, second = job(kind, "train_all", folder)
     runs = folder / "runs"
     assert first["methods"] == second["methods"], "the same bits on both"
     assert all(n > 0 for n in first["sharded"]) if kind == "fsdp" else not any(first["sharded"])
@@ -165,11 +209,10 @@ def test_an_error_of_one_process_ends_both_and_is_said_once(place: Path, tmp_pat
     assert [found["said"][2][0] for found in (first, second)] == ["UserError", "SaidElsewhereError"]
     assert first["said"][2][1].startswith("the loss is nan at step 1")
     (folder / "r.yaml").write_text(perceptune.load_recipe(jobs.recipes(folder)["odd"]).dump())
-    with launch("ddp", "-m", "perceptune", "train", folder / "r.yaml", "train.stepps=3") as child:
-        _, said = child.communicate(timeout=180)
-    assert child.returncode != 0
-    assert said.count("error: ") == said.count("unknown key `train.stepps`") == 1
-    assert "exitcode  : 2" in said
+    with forked("ddp", lambda: cli(["train", str(folder / "r.yaml"), "train.stepps=3"]), folder) as both:
+        assert [one.wait() for one in both] == [2, 2]
+    words = "".join(said(folder))
+    assert words.count("error: ") == words.count("unknown key `train.stepps`") == 1
 
 
 def test_interrupted_killed_and_resumed(place: Path, tmp_path: Path) -> None:
@@ -177,21 +220,22 @@ def test_interrupted_killed_and_resumed(place: Path, tmp_path: Path) -> None:
     run, given = tmp_path / "run", jobs.recipes(place)["odd"]
     given = {**given, "eval": {}, "train": {**given["train"], "steps": 4000, "save_every": 5, "schedule": "constant"}}
     (tmp_path / "r.yaml").write_text(perceptune.load_recipe(given).dump())
-    with launch("ddp", "-m", "perceptune", "train", tmp_path / "r.yaml", "--run", run) as child:
-        wait_for(child, run, 3)
-        os.kill(workers(child)[1], signal.SIGINT)
-        out, said = child.communicate(timeout=180)
-    assert out.count("everything is saved") == 1
-    assert "exitcode  : 130" in said
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    with forked("ddp", lambda: cli(["train", str(tmp_path / "r.yaml"), "--run", str(run)]), first) as both:
+        wait_for(both, run, 3)
+        both[1].send(signal.SIGINT)
+        assert [one.wait() for one in both] == [130, 130]
+    assert "".join(said(first)).count("everything is saved") == 1
     stopped = logged_steps(run)
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
 
-    with launch("ddp", "-m", "perceptune", "train", "--resume", "--run", run) as child:
-        wait_for(child, run, stopped + 8)
-        os.kill(workers(child)[1], signal.SIGKILL)
-        _, said = child.communicate(timeout=180)
-    assert child.returncode != 0
-    assert said.count("error: another process has ended") <= 1, "the launcher may be quicker"
+    second.mkdir()
+    with forked("ddp", lambda: cli(["train", "--resume", "--run", str(run)]), second) as both:
+        wait_for(both, run, stopped + 8)
+        both[1].kill()
+        assert both[0].wait() == 2
+    assert said(second)[0].count("error: another process has ended") == 1
 
     last = logged_steps(run) + 3
     for file in (run / "run.yaml", tmp_path / "r.yaml"):
@@ -201,15 +245,9 @@ def test_interrupted_killed_and_resumed(place: Path, tmp_path: Path) -> None:
     require_same_course(tmp_path / "alone", run)
 
 
-def wait_for(child: subprocess.Popen[str], run: Path, steps: int) -> None:
-    deadline = time.monotonic() + 180
+def wait_for(both: list[Fork], run: Path, steps: int) -> None:
+    deadline = time.monotonic() + 600
     while logged_steps(run) < steps:
-        assert child.poll() is None, child.communicate()[1]
+        assert [one.poll() for one in both] == [None, None]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def workers(child: subprocess.Popen[str]) -> list[int]:
-    """Process ids by rank."""
-    tasks = Path(f"/proc/{child.pid}/task")
-    return sorted(int(one) for thread in tasks.iterdir() for one in (thread / "children").read_text().split())

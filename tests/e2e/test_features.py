@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from forks import Fork
 from perceptune.config import CacheConfig
 from perceptune.encoders.base import Encoder, load_encoder
 from perceptune.features import FeatureStore
@@ -165,53 +165,34 @@ def test_a_damaged_row_is_computed_again(encoder: Encoder, pictures: list[Path],
     assert torch.equal(store(encoder, tmp_path / "c").get(pictures), before)
 
 
-BUILD = """
-import sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from perceptune.config import CacheConfig
-from perceptune.encoders.base import load_encoder
-from perceptune.features import FeatureStore
-encoder = load_encoder(sys.argv[1])
-forward = type(encoder).forward
-def slow(*given):
-    time.sleep(0.1)
-    return forward(*given)
-type(encoder).forward = slow
-store = FeatureStore(encoder, [2, 3], "cls", CacheConfig(dir=Path(sys.argv[2])))
-print("ready", flush=True)
-sys.stdin.readline()
-store.ensure(sorted(Path(sys.argv[3]).glob("*.png")), rank=int(sys.argv[4]), world=int(sys.argv[5]))
-"""
-
-
-def build(dwarfs: Path, cache: Path, pictures: Path, *shares: tuple[int, int]) -> list[subprocess.Popen[bytes]]:
+def build(encoder: Encoder, cache: Path, pictures: Path, *shares: tuple[int, int]) -> list[Fork]:
     """Processes that have just begun to build, each its share (rank, world)."""
-    children = []
-    for rank, world in shares:
-        given = [str(dwarfs / "encoder"), str(cache), str(pictures), str(rank), str(world)]
-        command = [sys.executable, "-c", BUILD, *given]
-        children.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-    for child in children:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write(b"go\n")
-        child.stdin.flush()
+    go = multiprocessing.get_context("fork").Event()
+    forward = type(encoder).forward
+
+    def slow(*given: Any) -> Any:
+        time.sleep(0.1)
+        return forward(*given)
+
+    def work(rank: int, world: int) -> None:
+        type(encoder).forward = slow  # type: ignore[method-assign]
+        kept = store(encoder, cache)
+        go.wait()
+        kept.ensure(sorted(pictures.glob("*.png")), rank=rank, world=world)
+
+    children = [Fork(partial(work, *share)) for share in shares]
+    go.set()
     return children
 
 
 def test_a_build_that_is_killed_again_and_again_gives_the_same_bits(
-    dwarfs: Path, encoder: Encoder, pictures: list[Path], tmp_path: Path
+    encoder: Encoder, pictures: list[Path], tmp_path: Path
 ) -> None:
     chance, held, after = random.Random(5), 0, []
     for _ in range(3):
-        [child] = build(dwarfs, tmp_path / "killed", pictures[0].parent, (0, 1))
+        [child] = build(encoder, tmp_path / "killed", pictures[0].parent, (0, 1))
         time.sleep(0.05 + chance.random() * 0.15)
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
+        child.kill()
         if list((tmp_path / "killed").glob("*/meta.json")):
             now = len(rows_of(features_folder(tmp_path / "killed")))
             assert held <= now
@@ -228,15 +209,11 @@ def test_a_build_that_is_killed_again_and_again_gives_the_same_bits(
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_two_processes_build_one_cache(
-    dwarfs: Path, encoder: Encoder, pictures: list[Path], tmp_path: Path, share: bool
-) -> None:
+def test_two_processes_build_one_cache(encoder: Encoder, pictures: list[Path], tmp_path: Path, share: bool) -> None:
     """Each its share, or both everything at the same time."""
     shares = ((0, 2), (1, 2)) if share else ((0, 1), (0, 1))
-    children = build(dwarfs, tmp_path / "both", pictures[0].parent, *shares)
-    for child in children:
-        child.communicate()
-        assert child.returncode == 0
+    for child in build(encoder, tmp_path / "both", pictures[0].parent, *shares):
+        assert child.wait() == 0
     torch.set_num_threads(1)
     store(encoder, tmp_path / "one").ensure(sorted(pictures))
     whole = rows_of(features_folder(tmp_path / "one"))

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +13,9 @@ import pytest
 
 import perceptune
 import support
+from forks import Fork
 from perceptune.checkpoint import METHOD
+from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
 from perceptune.runlog import read_log
 from runs import logged_steps, recipe, same, stop_after
@@ -44,20 +42,15 @@ def test_resumed_equals_uninterrupted(dwarfs: Path, tmp_path: Path, method: str)
 def test_kill_9_at_any_moment_loses_nothing(dwarfs: Path, tmp_path: Path) -> None:
     """Twenty kills at random steps of one training; in the end the same bits as without them."""
     given = recipe(dwarfs, train=train_section(steps=4000, save_every=7, schedule="constant"))
-    script = tmp_path / "job.py"
-    script.write_text(
-        "import sys, json, torch, perceptune\n"
-        "torch.set_num_threads(1)\n"
-        "from pathlib import Path\n"
-        "run = Path(sys.argv[1])\n"
-        "started = (run / 'run.yaml').is_file()\n"
-        "perceptune.train(None if started else json.loads(sys.argv[2]), run, resume=started)\n"
-    )
     chance = random.Random(7)
     run, length = tmp_path / "killed", 0
+
+    def go_on() -> None:
+        started = (run / "run.yaml").is_file()
+        perceptune.train(None if started else given, run, resume=started)
+
     for _ in range(KILLS):
-        child = subprocess.Popen([sys.executable, str(script), str(run), json.dumps(given)])
-        length = _kill_in_training(child, run, chance)
+        length = _kill_in_training(Fork(go_on), run, chance)
     last = length + 10  # the rate is constant, so both trainings may end here instead of at step 4,000
     _shorten(run, last)
     perceptune.train(None, run, resume=True)
@@ -68,15 +61,15 @@ def test_kill_9_at_any_moment_loses_nothing(dwarfs: Path, tmp_path: Path) -> Non
     assert not list(run.rglob("*.tmp")), "what a killed process left half-written is cleaned up"
 
 
-def _kill_in_training(child: subprocess.Popen[bytes], run: Path, chance: random.Random) -> int:
+def _kill_in_training(child: Fork, run: Path, chance: random.Random) -> int:
     """Kills the child after a random number of further steps; returns the last step it logged."""
     before = logged_steps(run)
-    target, deadline = before + chance.randint(1, 40), time.monotonic() + 60
+    target, deadline = before + chance.randint(1, 12), time.monotonic() + 600
     while logged_steps(run) < target:
         assert child.poll() is None, "the training ended by itself"
         assert time.monotonic() < deadline, "the training does not go on"
         time.sleep(chance.random() * 0.01)
-    os.kill(child.pid, signal.SIGKILL)
+    child.send(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     return logged_steps(run)
 
@@ -90,22 +83,14 @@ def _shorten(run: Path, steps: int) -> None:
 def test_ctrl_c_saves_and_says_how_to_go_on(dwarfs: Path, tmp_path: Path) -> None:
     given = recipe(dwarfs, train=train_section(steps=100_000, save_every=100_000))
     (tmp_path / "r.yaml").write_text(perceptune.load_recipe(given).dump())
-    command = [
-        sys.executable,
-        "-m",
-        "perceptune",
-        "train",
-        str(tmp_path / "r.yaml"),
-        "--run",
-        str(tmp_path / "run"),
-    ]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    words = ["train", str(tmp_path / "r.yaml"), "--run", str(tmp_path / "run")]
+    child = Fork(lambda: cli(words), tmp_path / "said")
+    deadline = time.monotonic() + 600
     while logged_steps(tmp_path / "run") < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
-    child.send_signal(signal.SIGINT)
-    said, _ = child.communicate(timeout=60)
-    assert child.returncode == 130
+    child.send(signal.SIGINT)
+    assert child.wait() == 130
+    said = (tmp_path / "said").read_text()
     assert f"perceptune train --resume --run {tmp_path / 'run'}" in " ".join(said.split())
     kept = list((tmp_path / "run/checkpoints").iterdir())
     assert len(kept) == 1
