@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 
 import blips
 import support
+from perceptune.bench import measure
 from perceptune.cli.main import run as cli
 from perceptune.encoders.base import Encoder
 from perceptune.qformer_methods.maple import MaPLe
@@ -77,13 +79,16 @@ def test_kept_features_are_not_encoded_again(
 
 
 def test_a_slower_step_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = MaPLe.queries
+    """On a clock that a busy machine does not move: it goes on by processor time, and by 0.2 s for each slow step."""
+    original, steps = MaPLe.queries, []
 
     def slow(*given: Any) -> Any:
-        time.sleep(0.2)
+        steps.append(0.2)
         return original(*given)
 
     monkeypatch.setattr(MaPLe, "queries", slow)
+    clock = SimpleNamespace(perf_counter=lambda: time.process_time() + sum(steps), process_time=time.process_time)
+    monkeypatch.setattr(measure, "time", clock)
     data = support.save_data(tmp_path / "data", rows=8)
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(blips.recipe(blips.save_blip(tmp_path / "blip", "t5"), data)))
