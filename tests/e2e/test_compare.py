@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +15,7 @@ import yaml
 from PIL import Image
 
 import support
+from forks import Fork
 from perceptune import training
 from perceptune.cli.main import run as cli
 from perceptune.compare import run as comparing
@@ -152,18 +149,13 @@ def test_kill_9_and_again_gives_the_same_table(written: Path, tmp_path: Path) ->
     """Killed within the second run, when the first is finished; then in one go elsewhere."""
     keys = ["--seeds", "0,1", "train.steps=30", "train.save_every=5", "eval.samples=4"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    code = f"import sys; from perceptune.cli.main import run; sys.exit(run({command(written, killed, *keys)!r}))"
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
     second = killed / "runs/epalm/as-given/seed-1"
-    deadline = time.monotonic() + 120
-    while not any(row.get("step", 0) >= 7 for row in read_log(second)):
-        assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    deadline = time.monotonic() + 600
+    with Fork(lambda: cli(command(written, killed, *keys))) as child:
+        while not any(row.get("step", 0) >= 7 for row in read_log(second)):
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
     first = killed / "runs/epalm/as-given/seed-0"
     assert not (killed / "compare.json").exists()
     before = {

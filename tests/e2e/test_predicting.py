@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ from typing import Any
 import pytest
 
 import perceptune
+from forks import Fork
 from perceptune import predicting
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
@@ -138,16 +135,17 @@ def test_a_kill_loses_nothing(trained: Path, questions: Path, tmp_path: Path) ->
     whole = predict(trained, questions, tmp_path / "whole.jsonl", batch_size=1).out.read_bytes()
     out = tmp_path / "killed.jsonl"
     words = ["predict", str(trained), str(questions), "--out", str(out), "--batch-size", "1"]
-    slow = "import time; from perceptune import predicting as p; append = p._append; "
-    slow += "p._append = lambda *a: (append(*a), time.sleep(0.2))[0]; "
-    code = f"{slow}from perceptune.cli.main import main; main({words!r})"
-    paths = os.pathsep.join([str(Path(perceptune.__file__).parents[1])])
-    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}) as child:
-        for _ in range(600):
+    append = predicting._append
+
+    def go_on() -> int:
+        predicting._append = lambda *given: (append(*given), time.sleep(0.2))[0]
+        return cli(words)
+
+    with Fork(go_on):
+        for _ in range(6000):
             if out.is_file() and out.read_bytes().count(b"\n") >= 3:
                 break
             time.sleep(0.05)
-        os.kill(child.pid, signal.SIGKILL)
     assert 3 <= out.read_bytes().count(b"\n") < 24
     assert cli(words) == 0
     assert out.read_bytes() == whole

@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 import tracemalloc
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from forks import Fork
 from perceptune import shards
 from perceptune.errors import UserError
 from perceptune.store import META, Store
@@ -113,33 +112,24 @@ def test_rows_of_other_writers_are_seen(tmp_path: Path) -> None:
     assert ours.verify() == {}
 
 
-WRITER = """
-import sys
-sys.path[:0] = sys.argv[3:]
-from pathlib import Path
-from test_store import Store, key, meta, row
-store = Store(Path(sys.argv[1]), meta(), shard_bytes=20_000)
-i = int(sys.argv[2])
-while True:
-    store.append([key(j) for j in range(i, i + 5)], [row(j) for j in range(i, i + 5)])
-    i += 5
-    print(i, flush=True)
-"""
-
-
 def test_kill_9_loses_nothing_that_was_reported(tmp_path: Path) -> None:
-    chance, stored = random.Random(3), 0
+    chance, stored, said = random.Random(3), 0, tmp_path / "said"
+
+    def write(i: int) -> None:
+        store = Store(tmp_path / "s", meta(), shard_bytes=20_000)
+        while True:
+            store.append([key(j) for j in range(i, i + 5)], [row(j) for j in range(i, i + 5)])
+            i += 5
+            print(i, flush=True)
+
     for _ in range(4):
-        paths = [str(Path(__file__).parent), *sys.path]
-        command = [sys.executable, "-c", WRITER, str(tmp_path), str(stored), *paths]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert child.stdout is not None
-        assert child.stdout.readline()
-        time.sleep(chance.random() * 0.2)
-        child.send_signal(signal.SIGKILL)
-        said, _ = child.communicate()
-        stored = max([stored + 5, *map(int, said.split("\n")[:-1])])
-        store = Store(tmp_path, meta())
+        said.unlink(missing_ok=True)
+        with Fork(partial(write, stored), said):
+            while not said.is_file() or "\n" not in said.read_text():
+                time.sleep(0.005)
+            time.sleep(chance.random() * 0.2)
+        stored = max(map(int, said.read_text().split("\n")[:-1]))
+        store = Store(tmp_path / "s", meta())
         assert wrong(store, range(stored)) == []
         assert store.verify() == {}
 
@@ -261,30 +251,22 @@ def test_the_index_of_many_rows_is_small(tmp_path: Path) -> None:
     assert peak < 24 * 2**20
 
 
-RESIDENT = """
-import sys, torch
-sys.path[:0] = sys.argv[2:]
-from pathlib import Path
-from test_store import Store, key, meta
-def resident():
-    return int(Path('/proc/self/statm').read_text().split()[1]) * 4096
-shape = [64, 1024]
-store = Store(Path(sys.argv[1]), meta(shape=shape))
-one = torch.zeros(shape)
-for i in range(1600):
-    store.append([key(i)], [one])
-before, most = resident(), 0
-for i in range(1600):
-    assert store.read([key(i)])[0] is not None
-    most = max(most, resident())
-print((most - before) // 2**20)
-"""
-
-
 def test_reading_a_large_cache_does_not_fill_the_memory(tmp_path: Path) -> None:
     """400 MiB are read; at most 64 MiB of them, and what the allocator holds, stay resident."""
-    paths = [str(Path(__file__).parent), *sys.path]
-    done = subprocess.run(
-        [sys.executable, "-c", RESIDENT, str(tmp_path), *paths], capture_output=True, text=True, check=True
-    )
-    assert int(done.stdout) < 100
+    shape = [64, 1024]
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    def read() -> None:  # in a process of its own: what other tests have left does not count
+        store, one = Store(tmp_path / "s", meta(shape=shape)), torch.zeros(shape)
+        for i in range(1600):
+            store.append([key(i)], [one])
+        before, most = resident(), 0
+        for i in range(1600):
+            assert store.read([key(i)])[0] is not None
+            most = max(most, resident())
+        print((most - before) // 2**20)
+
+    assert Fork(read, tmp_path / "said").wait() == 0
+    assert int((tmp_path / "said").read_text()) < 100
