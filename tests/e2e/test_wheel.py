@@ -25,28 +25,31 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def perceptune(installed: Path, cwd: Path, *arguments: str) -> str:
-    """Runs the command from the wheel; the checkout is not on the path."""
+def perceptune(installed: Path, cwd: Path, *commands: list[str]) -> list[str]:
+    """What commands from the wheel print, one after the other; the checkout is not on the path."""
     code = (
         f"import sys; sys.path.insert(0, {str(installed)!r}); import perceptune; from pathlib import Path;"
         f"assert Path(perceptune.__file__).is_relative_to({str(installed)!r}), perceptune.__file__;"
-        f"from perceptune.cli.main import main; main({list(arguments)!r})"
+        f"from perceptune.cli.main import run; [(run(words), print(chr(0))) for words in {list(commands)!r}]"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, check=True
     )
-    return done.stdout
+    return done.stdout.split("\0\n")
 
 
 def test_recipes_and_published_configurations_are_inside(installed: Path, tmp_path: Path) -> None:
-    names = [entry["name"] for entry in json.loads(perceptune(installed, tmp_path, "list", "recipes", "--json"))]
+    listed, paper, demo, _ = perceptune(
+        installed, tmp_path,
+        ["list", "recipes", "--json"], ["show", "paper/epalm", "--json"], ["show", "demo", "--json"],
+    )  # fmt: skip
+    names = [entry["name"] for entry in json.loads(listed)]
     root = ROOT / "recipes"
     shipped = sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
     assert names == shipped
-    shown = json.loads(perceptune(installed, tmp_path, "show", "paper/epalm", "--json"))
-    assert shown["trainable"] == 24_949_760
-    assert json.loads(perceptune(installed, tmp_path, "show", "demo", "--json"))["trainable"] == 1_336_320
+    assert json.loads(paper)["trainable"] == 24_949_760
+    assert json.loads(demo)["trainable"] == 1_336_320
 
 
 def test_nothing_else_is_inside(installed: Path) -> None:
