@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -17,9 +19,12 @@ import yaml
 
 import support
 import write
+from forks import Fork
+from perceptune.cli.main import run as cli
 from studydata import save_study_data
 
 STUDIES = Path(__file__).parents[2] / "studies"
+HERE, RUN = str(STUDIES), subprocess.run
 TINY = {
     "parts": [
         {
@@ -58,40 +63,64 @@ def tree(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def words(root: Path, script: str, *more: str) -> list[str]:
-    return [sys.executable, str(root / "studies" / script), *more]
+def started(root: Path, script: str, *more: str) -> Fork:
+    """A script of the checkout in a fork, which leads a process group; the fork's words are in `said`.
+
+    What the script starts is a fork, too, with one thread: threads of OpenMP do not outlive a fork.
+    """
+
+    def work() -> None:
+        os.setsid()
+        for name in [n for n, module in sys.modules.items() if str(getattr(module, "__file__", "")).startswith(HERE)]:
+            del sys.modules[name]
+        sys.path[:] = [str(root / "studies"), *(path for path in sys.path if path != str(STUDIES))]
+        sys.argv[:] = [script, *more]
+        os.environ["PERCEPTUNE_CACHE"] = str(root / "cache")
+        os.cpu_count = lambda: 1
+        subprocess.run = without_a_python
+        runpy.run_path(str(root / "studies" / script), run_name="__main__")
+
+    (root / "said").unlink(missing_ok=True)
+    return Fork(work, root / "said")
 
 
-def ran(root: Path, script: str, *more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PERCEPTUNE_CACHE": str(root / "cache")}
-    return subprocess.run(words(root, script, *more), env=environment, capture_output=True, text=True, check=False)
+def without_a_python(words: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run`, in a fork if it is a command of the package."""
+    if words[:3] != [sys.executable, "-m", "perceptune"]:
+        return RUN(words, **given)
+    os.chdir(given["cwd"])
+    said = Path(f"said-{os.getpid()}")
+    code = Fork(lambda: cli(words[3:]), said).wait()
+    if given["stdout"] != subprocess.DEVNULL:
+        given["stdout"].write(said.read_text())
+    said.unlink()
+    assert not (given["check"] and code)
+    return subprocess.CompletedProcess(words, code)
 
 
-def without_times(table: dict[str, Any]) -> Any:
-    timed = ("samples_per_second", "train_seconds", "run_seconds")
-    return {**table, "rows": [{k: v for k, v in row.items() if k not in timed} for row in table["rows"]]}
+def ran(root: Path, script: str, *more: str) -> tuple[int, str]:
+    """How it ended, and what it said."""
+    return started(root, script, *more).wait(), (root / "said").read_text()
 
 
 def kill_once_it_trains(root: Path) -> None:
-    environment = {**os.environ, "PERCEPTUNE_CACHE": str(root / "cache")}
-    process = subprocess.Popen(words(root, "run.py", str(root / "data")), env=environment, start_new_session=True)
-    end = time.monotonic() + 60
-    while not (
-        steps := [log for log in root.glob("runs/study/tiny/runs/*/*/*/log.jsonl") if "step" in log.read_text()]
-    ):
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert steps
+    process, end = started(root, "run.py", str(root / "data")), time.monotonic() + 600
+    try:
+        while not any("step" in log.read_text() for log in root.glob("runs/study/tiny/runs/*/*/*/log.jsonl")):
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     assert not (root / "studies/results/tiny.json").exists()
 
 
 def test_a_part_goes_on_after_a_kill_and_its_numbers_come_out_again(tree: Path) -> None:
     kill_once_it_trains(tree)
-    done = ran(tree, "run.py", str(tree / "data"))
-    assert done.returncode == 0, done.stderr
+    code, said = ran(tree, "run.py", str(tree / "data"))
+    assert code == 0, said
     result = json.loads((tree / "studies/results/tiny.json").read_text())
     assert set(result) >= {"commands", "commit", "versions", "machine", "threads", "seconds", "fingerprint", "tables"}
     table = result["tables"][0]
@@ -106,18 +135,16 @@ def test_a_part_goes_on_after_a_kill_and_its_numbers_come_out_again(tree: Path) 
     by_seed = table["rows"][0]["by_seed"]
     by_seed["0"] += 0.001
     path.write_text(json.dumps(result))
-    again = ran(tree, "run.py", str(tree / "data"), "--again", "9")
-    assert (again.returncode, again.stdout.count("the same"), again.stdout.count("DIFFERENT")) == (1, 2, 1), (
-        again.stdout
-    )
+    code, said = ran(tree, "run.py", str(tree / "data"), "--again", "9")
+    assert (code, said.count("the same"), said.count("DIFFERENT")) == (1, 2, 1), said
     path.write_text(json.dumps({**json.loads(kept), "machine": "another"}))
-    other = ran(tree, "run.py", str(tree / "data"), "--again", "9")
-    assert (other.stdout.count("the same"), other.stdout.count("DIFFERENT")) == (1, 0), "none of another machine's rows"
+    _, said = ran(tree, "run.py", str(tree / "data"), "--again", "9")
+    assert (said.count("the same"), said.count("DIFFERENT")) == (1, 0), "none of another machine's rows"
     path.write_text(kept)
 
     before = {one: one.stat().st_mtime_ns for one in tree.glob("studies/results/*")}
-    third = ran(tree, "run.py", str(tree / "data"))
-    assert third.stdout.splitlines() == ["tiny: done", "asked: done"]
+    _, said = ran(tree, "run.py", str(tree / "data"))
+    assert said.splitlines() == ["tiny: done", "asked: done"]
     assert {one: one.stat().st_mtime_ns for one in tree.glob("studies/results/*")} == before
 
     folder = tree / "studies"
@@ -137,7 +164,7 @@ def test_a_mistake_names_the_part(tree: Path) -> None:
     recipe = tree / "studies/epalm/tiny.yaml"
     recipe.write_text(recipe.read_text() + "trian: {}\n")
     (tree / "studies/results/tiny.json").unlink(missing_ok=True)
-    failed = ran(tree, "run.py", str(tree / "data"), "--part", "tiny")
-    assert failed.returncode == 2
-    assert "error: part `tiny`: " in failed.stderr
-    assert "unknown key `trian`; did you mean `train`" in failed.stderr
+    code, said = ran(tree, "run.py", str(tree / "data"), "--part", "tiny")
+    assert code == 2
+    assert "error: part `tiny`: " in said
+    assert "unknown key `trian`; did you mean `train`" in said
