@@ -6,10 +6,10 @@ RUN ?= runs/demo
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke study test mutants browser fuzz lint fix docs clean
+.PHONY: help demo smoke study test test-fast mutants browser fuzz lint fix docs clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 # The environment is rebuilt when its requirements change.
 $(VENV)/.made: pyproject.toml constraints.txt
@@ -27,8 +27,12 @@ study: $(VENV)/.made  ## the papers' findings on real data in DATA: about six ho
 	$(BIN)/python studies/run.py $(DATA) --jobs 2
 	$(BIN)/python studies/write.py
 
-test: $(VENV)/.made  ## all tests, two at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+COST ?=
+test: $(VENV)/.made  ## all tests, two at a time; with COST=FOLDER what each costs
+	OMP_NUM_THREADS=1 $(if $(COST),PYTHONPATH=tests) $(BIN)/python -m pytest -q -n 2 --dist worksteal $(if $(COST),-p cost --cost $(COST))
+
+test-fast: $(VENV)/.made  ## the loop of work: unit tests without the dear ones, and methods against the paper's letter
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --fast tests/unit tests/contract/test_literal.py
 
 mutants: $(VENV)/.made  ## plants one-line faults and sees whether the tests notice
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --jobs 2

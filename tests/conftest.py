@@ -16,6 +16,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for a hub must fail at
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole", action="store_true", help="whole products of tests, methods and families, not pairs")
+    parser.addoption("--fast", action="store_true", help="without the tests in tests/slow.txt")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("fast"):
+        return
+    slow = set((Path(__file__).with_name("slow.txt")).read_text(encoding="utf-8").split())
+    left_out = [item for item in items if item.nodeid.partition("[")[0] in slow]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item.nodeid.partition("[")[0] not in slow]
 
 
 @pytest.fixture(autouse=True)
