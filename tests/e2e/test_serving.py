@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +16,7 @@ import pytest
 import perceptune
 import runs as dwarf_runs
 import support
+from forks import Fork
 from perceptune.checkpoint import load
 from perceptune.cli.main import run as cli
 from perceptune.serving.jobs import Job
@@ -139,7 +140,10 @@ def test_lengths_stops_choices_and_draws(server: Served, folders: list[Path]) ->
     assert short.choices[0].finish_reason == "length"
     assert short.usage is not None
     assert short.usage.completion_tokens == 2
-    stopped = client.chat.completions.create(**asked(max_completion_tokens=30, stop=[text[3:5]]))
+    stopped = client.chat.completions.create(**asked(max_completion_tokens=30, stop=["never said", text[3:5]]))
+    assert stopped.usage is not None
+    assert long.usage is not None
+    assert stopped.usage.completion_tokens < long.usage.completion_tokens, "what would be cut off is not computed"
     assert stopped.choices[0].message.content == text[: text.index(text[3:5])].rstrip(" .")
     assert stopped.choices[0].finish_reason == "stop"
     drawn = client.chat.completions.create(**asked(n=3, temperature=1.5, seed=7, max_tokens=8))
@@ -228,21 +232,14 @@ def never_ending(self: object, token: int, eos: int) -> bool:
     return TAKE(self, 5 if token == eos else token, eos)  # type: ignore[arg-type]
 
 
-def test_the_command_serves(folders: list[Path]) -> None:
-    """As a process of its own, stopped as a terminal does it."""
-    import signal
-    import socket
-
+def test_the_command_serves(folders: list[Path], tmp_path: Path) -> None:
+    """In a process of its own, stopped as a terminal does it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "perceptune", "serve", f"mine={folders[0]}", "--port", str(port), "--api-key", KEY],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        server = Served(port, None)
-        status = 0
+    words = ["serve", f"mine={folders[0]}", "--port", str(port), "--api-key", KEY]
+    server, status = Served(port, None), 0
+    with Fork(lambda: cli(words), tmp_path / "said") as process:
         for _ in range(1200):
             try:
                 status, _ = server.request("GET", "/health", key=None)
@@ -254,8 +251,8 @@ def test_the_command_serves(folders: list[Path]) -> None:
         assert status == 200
         status, answer = server.chat(model="mine")
         assert (status, answer["object"]) == (200, "chat.completion"), json.dumps(answer)
-    finally:
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=30)
+        process.send(signal.SIGINT)
+        process.wait(60)
+    said = (tmp_path / "said").read_text()
     assert f"serving mine at http://127.0.0.1:{port}/v1" in said
     assert "Traceback" not in said
