@@ -54,6 +54,7 @@ def test_split_execution_equals_the_plain_path(name: str, family: str, present: 
         keep[:, -3:-1] = True
         slots = r.plan({"image": Features(r.features["image"].values, torch.tensor(present))})
         r.lm.check()
+        assert r.lm.no_split is None, "else both are the plain path"
         logits = r.lm(r.ids, r.mask, slots, keep=keep, plain=plain)
         targets = r.ids[:, -2:].flatten()
         loss = r.lm.loss(r.ids, r.mask, slots, keep=keep, targets=targets, plain=plain)
