@@ -50,6 +50,8 @@ class BlipText(TextFormat):
     ) -> None:  # fmt: skip
         rows = blip.language_model.get_input_embeddings().weight.shape[0]
         super().__init__(tokenizer, config, vocabulary=rows, pad_token=pad_token, longest=longest)
+        if blip.image_token in self.special_tokens.values():
+            raise UserError("text.template: the image's tokens stand in front of it by themselves; leave them out")
         self.qformer_tokenizer, self.instructions = qformer_tokenizer, instructions
         self.encoder_decoder = blip.encoder_decoder
         self._image, self.n_image_tokens = [blip.image_token] * blip.n_queries, blip.n_queries
@@ -66,7 +68,8 @@ class BlipText(TextFormat):
         """Without the space between prompt and answer where the answer begins a text of its own."""
         if not self.encoder_decoder:
             return super().target_ids(target)
-        return [*self._plain(self.config.target.replace("{target}", target).lstrip()), self.eos]
+        form = self.config.target.lstrip()
+        return self._ended(self._filled(form, "{target}", target.lstrip() if form.startswith("{target}") else target))
 
     def training_ids(self, sample: Sample, target: str) -> tuple[list[int], int]:
         """As of every backbone; of an encoder-decoder LM's, the last ones are its labels."""
@@ -114,7 +117,7 @@ class BlipText(TextFormat):
         )
 
     def _said(self, sample: Sample) -> Sequence[str]:
-        return self.instructions(self.config.template.replace("{prompt}", sample.prompt))
+        return self.instructions(self.as_text(sample.prompt))
 
     def _instruction_ids(self, text: str, sample: Sample) -> list[int]:
         ids = list(self.qformer_tokenizer(text, split_special_tokens=True).input_ids)

@@ -112,7 +112,7 @@ def _readings(model: BlipModel, prompt: str, enhanced: Sequence[str]) -> list[tu
         if enhanced:
             raise UserError("--enhanced: a BLIP-2 has a Q-Former that reads no instruction")
         return [("its Q-Former reads no instruction", [])]
-    plain = text.config.template.replace("{prompt}", prompt)
+    plain = text.as_text(prompt)
     own = list(text.instructions(plain))  # as many as the method wants, whatever they say
     rows = [(f"plain: {plain}", [plain] * len(own))]
     if own != [plain]:

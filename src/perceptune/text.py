@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceptune.errors import UserError
-from perceptune.records import TEXT
+from perceptune.errors import UserError, naming
+from perceptune.records import TEXT, short
 from perceptune.sections import TextConfig
 from perceptune.types import Sample
 
@@ -47,37 +49,53 @@ class TextFormat:
     ) -> None:
         self.tokenizer = tokenizer
         self.config = config
+        self._rows = vocabulary
+        self.may_lack_rows = len(tokenizer) > vocabulary  # a text may hold a token that the LM does not know
         self.longest = min(config.max_tokens, config.max_tokens if longest is None else longest)
         # Data sets ask a few questions, and give a few answers, again and again.
-        self._encoded = lru_cache(2**14)(
-            lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        )
+        self._encoded = lru_cache(2**14)(self._encode)
         self.eos = _required(tokenizer.eos_token_id, "end token", "no answer could ever end")
         self.pad = self._pad_id(pad_token)
         self.bos = _prefix(tokenizer)
+        for token in (self.eos, self.pad, *self.bos):
+            self._require_row(token)
         self.separator = self._separator_ids(vocabulary)
+        self._known_special = _special_tokens(tokenizer)
+        self.special_tokens = self._special_tokens()
+        if self.may_lack_rows:
+            print(
+                f"note: the tokenizer has {len(tokenizer)} tokens, the LM's embedding {vocabulary} rows: "
+                "a text with one of the others is refused", file=sys.stderr,
+            )  # fmt: skip
 
     def prompt_ids(self, sample: Sample) -> list[int]:
-        """Tokens up to where the answer begins. Special tokens typed by a user are read as plain text."""
-        ids = self.bos + self._plain(self._prompt(sample)) + self.separator
+        """Tokens up to where the answer begins. Special tokens are tokens in the template, and text in a question."""
+        self._require_question(sample)
+        with naming(f"sample `{sample.id}`"):
+            text = self._filled(self.config.template, "{prompt}", sample.prompt)
+        ids = [*([] if text[:1] == self.bos else self.bos), *text, *self.separator]
         if not ids:
             raise UserError(f"sample `{sample.id}`: the prompt is empty and the LM's tokenizer has no start token")
         return self._checked(ids, sample)
 
     def target_ids(self, target: str) -> list[int]:
         """Tokens of the answer with the end token. Encoded apart from the prompt, so no token spans both."""
-        return [*self._plain(self.config.target.replace("{target}", target)), self.eos]
+        return self._ended(self._filled(self.config.target, "{target}", target))
 
     def training_ids(self, sample: Sample, target: str) -> tuple[list[int], int]:
         """Tokens of prompt and answer, and how many of them, from the right, are supervised."""
-        prompt, answer = self.prompt_ids(sample), self.target_ids(target)
+        prompt = self.prompt_ids(sample)
+        with naming(f"sample `{sample.id}`"):
+            answer = self.target_ids(target)
         supervised = len(answer) if self.config.supervise == "answer" else len(prompt) + len(answer) - 1
         return self._checked(prompt + answer, sample), supervised
 
     def require_fit(self, sample: Sample, target: str) -> None:
         """Raises what `training_ids` does, without making tokens of texts that are too short to be too long."""
-        prompt, answer = self._prompt(sample), self.config.target.replace("{target}", target)
-        plain = prompt.isascii() and answer.isascii() and not prompt.isspace() and prompt
+        self._require_question(sample)
+        prompt = self.config.template.replace("{prompt}", sample.prompt)
+        answer = self.config.target.replace("{target}", target)
+        plain = not self.may_lack_rows and prompt.isascii() and answer.isascii() and not prompt.isspace() and prompt
         if not plain or MOST_TOKENS * (len(prompt) + len(answer)) + 8 > self.longest:
             self.training_ids(sample, target)
 
@@ -96,13 +114,71 @@ class TextFormat:
         ids, mask = pad_left(rows, self.pad)
         return Tokens(ids, mask, last_columns(ids.shape[1], supervised or [0] * len(rows)))
 
-    def _prompt(self, sample: Sample) -> str:
+    def as_text(self, prompt: str) -> str:
+        """The template with a prompt in it, without special tokens: what another tokenizer may read."""
+        parts = self._parts(self.config.template)
+        return "".join(part for part in parts if part not in self.special_tokens).replace("{prompt}", prompt)
+
+    def _require_question(self, sample: Sample) -> None:
         if "{prompt}" in self.config.template and not TEXT.search(sample.prompt):
             raise UserError(f"sample `{sample.id}`: the question has no text: {sample.prompt!r}")
-        return self.config.template.replace("{prompt}", sample.prompt)
 
-    def _plain(self, text: str) -> list[int]:
-        return list(self._encoded(text))
+    def _filled(self, template: str, place: str, text: str) -> list[int]:
+        """Tokens of a template with a user's text in it, as the tokenizer makes them.
+
+        Where the user's text holds the name of a special token, which is text there, the parts between the template's
+        own are encoded each by itself.
+        """
+        filled = template.replace(place, text)
+        if self.special_tokens and all(filled.count(name) == template.count(name) for name in self._known_special):
+            return list(self._encoded(filled, special=True))
+        ids: list[int] = []
+        for part in self._parts(template):
+            special = self.special_tokens.get(part)
+            ids += self._encoded(part.replace(place, text)) if special is None else (special,)
+        return ids
+
+    def _parts(self, template: str) -> list[str]:
+        """A template cut at its special tokens, which are parts of their own."""
+        if not self.special_tokens:
+            return [template]
+        names = sorted(map(re.escape, self.special_tokens), key=len, reverse=True)
+        return [part for part in re.split(f"({'|'.join(names)})", template) if part]
+
+    def _encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
+        """Tokens of a text; `special`: names of special tokens in it are these.
+
+        Raises `UserError` for a token that the LM has no embedding of.
+        """
+        ids = tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special).input_ids)
+        for token in ids:
+            if token >= self._rows:
+                raise UserError(f"{short(repr(text))} holds {self._no_row(token)}")
+        return ids
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        """With the end token, unless the form of the answers has it."""
+        return ids if ids[-1:] == [self.eos] else [*ids, self.eos]
+
+    def _special_tokens(self) -> dict[str, int]:
+        """The special tokens that template and form of the answers hold."""
+        written = f"{self.config.template}\n{self.config.target}"
+        found = {name: id for name, id in self._known_special.items() if name in written}
+        for name, id in found.items():
+            if id >= self._rows:
+                raise UserError(f"text: `{name}` is {self._no_row(id)}")
+        return found
+
+    def _require_row(self, token: int) -> None:
+        if token >= self._rows:
+            raise UserError(f"the tokenizer needs {self._no_row(token)}")
+
+    def _no_row(self, token: int) -> str:
+        name = self.tokenizer.convert_ids_to_tokens(token)
+        return (
+            f"the token `{name}` ({token}), but the LM's embedding has {self._rows} rows for the tokenizer's "
+            f"{len(self.tokenizer)} tokens: take a tokenizer without it, or an LM after `resize_token_embeddings`"
+        )
 
     def _checked(self, ids: list[int], sample: Sample) -> list[int]:
         if len(ids) > self.longest:
@@ -118,7 +194,7 @@ class TextFormat:
             return int(known[pad_token])
         # Padding is hidden by the attention mask, so any token will do; many LMs have no pad token of their own.
         pad = self.tokenizer.pad_token_id
-        return self.eos if pad is None else int(pad)
+        return self.eos if pad is None or int(pad) >= self._rows else int(pad)
 
     def _separator_ids(self, vocabulary: int) -> list[int]:
         if self.config.separator is None:
@@ -149,6 +225,13 @@ def _required(token: int | None, name: str, why: str) -> int:
     if token is None:
         raise UserError(f"the LM's tokenizer has no {name}: {why}; name one in its tokenizer_config.json")
     return int(token)
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Name and id of every special token."""
+    added = {str(token): int(id) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    return {name: id for name, id in (added | named).items() if name}
 
 
 def _prefix(tokenizer: Any) -> list[int]:

@@ -94,3 +94,63 @@ def test_the_separator_is_one_unused_row_of_the_embedding() -> None:
     config = TextConfig(separator="</a>")
     with pytest.raises(UserError, match="needs a free row"):
         TextFormat(support.tokenizer(), config, vocabulary=len(support.VOCABULARY))
+
+
+CHAT = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def chat(template: str = CHAT, *, rows: int = support.SIZE, **changes: object) -> TextFormat:
+    tokenizer = support.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    config = TextConfig.model_validate({"template": template, "target": " {target}", **changes})
+    return TextFormat(tokenizer, config, vocabulary=rows)
+
+
+def test_special_tokens_of_the_template_are_tokens() -> None:
+    form = chat()
+    start, end = (form.tokenizer.convert_tokens_to_ids(name) for name in ("<|im_start|>", "<|im_end|>"))
+    ids = form.prompt_ids(SAMPLE)
+    assert [token for token in ids if token in (start, end)] == [start, end, start]
+    assert ids == form.tokenizer(CHAT.replace("{prompt}", "is it?"), add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("prompt", ["a<|im_end|>b", "</s>a", "a<|im_start|>"])
+def test_those_of_a_user_stay_text_in_such_a_template(prompt: str) -> None:
+    form = chat()
+    start, end = (form.tokenizer.convert_tokens_to_ids(name) for name in ("<|im_start|>", "<|im_end|>"))
+    ids = form.prompt_ids(Sample("s", {}, prompt, ()))
+    assert [token for token in ids if token in (start, end, form.eos)] == [start, end, start]
+    assert form.target_ids("a<|im_end|>").count(end) == 0
+    assert chat("<|im_{prompt}").prompt_ids(Sample("s", {}, "end|> a", ())).count(end) == 0
+
+
+def test_end_and_start_tokens_of_a_template_do_not_come_twice() -> None:
+    form = chat(target="{target}</s>")
+    assert form.target_ids("yes").count(form.eos) == 1
+    tokenizer = support.tokenizer(bos=True)
+    begun = TextFormat(tokenizer, TextConfig(template="<s>q {prompt}"), vocabulary=support.SIZE)
+    assert begun.prompt_ids(SAMPLE).count(1) == 1
+
+
+def test_a_token_without_a_row_is_refused_by_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = len(support.VOCABULARY)
+    tokenizer = support.tokenizer(pad=False)
+    tokenizer.add_tokens(["<red>"])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    form = TextFormat(tokenizer, TextConfig(), vocabulary=rows)
+    assert f"{rows + 2} tokens, the LM's embedding {rows} rows" in capsys.readouterr().err
+    assert form.pad == form.eos
+    for sample, target in ((Sample("s7", {}, "is <red> it", ()), "yes"), (Sample("s7", {}, "is it", ()), "<red>")):
+        for use in (form.training_ids, form.require_fit):
+            with pytest.raises(UserError, match=rf"sample `s7`: .*`<red>` \({rows}\).*has {rows} rows"):
+                use(sample, target)
+    assert max(form.training_ids(SAMPLE, "red")[0]) < rows
+
+
+def test_a_template_or_tokenizer_that_needs_a_row_more_is_refused() -> None:
+    with pytest.raises(UserError, match=r"text: `<\|im_start\|>` is the token"):
+        chat(rows=len(support.VOCABULARY))
+    tokenizer = support.tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    with pytest.raises(UserError, match="the tokenizer needs the token `<end>`"):
+        TextFormat(tokenizer, TextConfig(), vocabulary=len(support.VOCABULARY))
