@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import codecs
 import difflib
 import json
 import re
@@ -83,8 +85,13 @@ class Record(NamedTuple):
             raise self.error(f"`{key}` holds no text: {short(repr(prompt))} {permitted}", "empty-prompt")
         return prompt
 
-    def targets(self, keys: Sequence[str], clean: Callable[[str], str], *, needed: bool) -> tuple[str, ...]:
-        """The right answers, at the first of `keys` that holds any; none only where they are not needed."""
+    def targets(
+        self, keys: Sequence[str], clean: Callable[[str], str], *, needed: bool, parse_lists: bool = True
+    ) -> tuple[str, ...]:
+        """The right answers, at the first of `keys` that holds any; none only where they are not needed.
+
+        With `parse_lists` a list that was written as text, such as `['a cup', 'cup']`, stands for its items.
+        """
         key = next((key for key in keys if self.values.get(key) is not None), None)
         if key is None:
             if needed:
@@ -94,13 +101,23 @@ class Record(NamedTuple):
         value = self.values[key]
         if not isinstance(value, str | list):
             raise self.error(f"`{key}` is {json_type(value)}, not a string or a list of strings", "wrong-type")
-        targets = [value] if isinstance(value, str) else value
+        given = [value] if isinstance(value, str) else value
+        texts = [self.check_text(f"{key}[{index}]", target) for index, target in enumerate(given)]
+        targets = [item for text in texts for item in self.items(key, text)] if parse_lists else texts
         if not targets:
             raise self.error(f"`{key}` is empty", "no-targets")
-        for index, target in enumerate(targets):
-            if not clean(self.check_text(f"{key}[{index}]", target)):  # it would equal the empty answer
+        for target in targets:
+            if not clean(target).strip("."):  # it would equal the empty answer
                 raise self.error(f"`{key}` holds no text: {short(repr(target))}", "empty-target")
         return tuple(targets)
+
+    def items(self, key: str, text: str) -> list[str]:
+        """The text itself, or the items of a list that was written as text."""
+        try:
+            found = listed(text)
+        except ValueError as error:
+            raise self.error(f"`{key}` is {error}", "wrong-type") from error
+        return [text] if found is None else found
 
     def meta(self) -> dict[str, Any]:
         """All other keys; `answer_type` among them is a string."""
@@ -134,6 +151,16 @@ def parse(text: bytes, where: str, expected: str, encoding: str = "utf-8") -> di
     return values
 
 
+def wide_encoding(start: bytes) -> str | None:
+    """UTF-16 or UTF-32, if a file that begins so is written in it; spreadsheets call it "Unicode text"."""
+    for mark, encoding in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+                           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):  # fmt: skip
+        if start.startswith(mark):
+            return encoding
+    # Without a mark: one byte of each of the first two characters is 0.
+    return {b"\1\0\1\0": "utf-16-le", b"\0\1\0\1": "utf-16-be"}.get(bytes(min(byte, 1) for byte in start[:4]))
+
+
 def json_type(value: object) -> str:
     """What JSON calls the type of a value, with its article."""
     names = {bool: "a boolean", str: "a string", list: "a list", dict: "an object", type(None): "null"}
@@ -143,3 +170,49 @@ def json_type(value: object) -> str:
 def short(text: str, length: int = 120) -> str:
     """The start of a text for a message."""
     return text if len(text) <= length else f"{text[:length]}..."
+
+
+def first_line(text: str) -> str:
+    """The first line that holds text."""
+    return next(iter(text.strip().splitlines()), "")
+
+
+def listed(text: str) -> list[str] | None:
+    """The strings of a list that was written as text, by Python, JSON or numpy; None for any other text.
+
+    A tuple or a set counts if it has a comma, for people put quoted words in brackets, too. Raises `ValueError` for a
+    list of strings that holds something else, or cannot be read.
+    """
+    opened = _OPEN.match(text)
+    if opened is None:
+        return None
+    found, commas, at = [], 0, opened.end()
+    while literal := _LITERAL.match(text, at):
+        between = _BETWEEN.match(text, literal.end())
+        assert between is not None  # it may be empty
+        found.append(_unquoted(literal[0]))
+        commas, at = commas + len(between[1]), between.end()
+    closed = _CLOSE[opened[1]].fullmatch(text, at)
+    if opened[1] != "[":
+        return found if closed and found and commas else None
+    broken = text[at : at + 1] in ("", "'", '"') if found else _NESTED.match(text)  # cut off, or of more than strings
+    if closed is None and (broken or (found and text.rstrip().endswith(("]", "])")))):
+        raise ValueError(f"a list written as text that holds more than strings: {short(text.strip())}")
+    return found if closed else None
+
+
+_OPEN = re.compile(r"\s*(?:(?:np\.)?array\()?([\[({])\s*")
+_CLOSE = {"[": re.compile(r"\](?:,\s*dtype=[^()]*)?\)?\s*"), "(": re.compile(r"\)\s*"), "{": re.compile(r"\}\s*")}
+_LITERAL = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_BETWEEN = re.compile(r"\s*(,?)\s*")  # numpy puts no commas
+_NESTED = re.compile(r"""\s*\[\s*[\[{]\s*['"]""")
+
+
+def _unquoted(literal: str) -> str:
+    """The text of a string literal."""
+    if "\\" not in literal:
+        return literal[1:-1]
+    try:
+        return str(json.loads(literal) if literal[0] == '"' else ast.literal_eval(literal))
+    except (ValueError, SyntaxError):
+        return literal[1:-1]

@@ -22,6 +22,11 @@ def test_whitespace_is_ignored_and_case_is_not() -> None:
     assert without_case.definition["lowercase"] is True
 
 
+def test_a_final_period_is_no_part_of_an_answer() -> None:
+    assert exact.score(["a cup", "a cup. ."], [["a cup."], ["a cup"]]).summary == {"accuracy": 1.0}
+    assert exact.score(["3.5"], [["3"]]).summary == {"accuracy": 0.0}
+
+
 def test_a_part_of_a_reference_is_no_match() -> None:
     assert exact.score(["cat"], [["cats", "a cat"]]).summary == {"accuracy": 0.0}
 

@@ -179,10 +179,10 @@ def test_captions_in_a_table_need_no_prompt(tmp_path: Path) -> None:
         ("image,prompt,targets,id\n1.jpg,a,b,x\n\n1.jpg,a,b,x\n", "line 4: the id `x` is that of line 2, too"),
         ("image,prompt,image\n1.jpg,a,b\n", "line 1: two columns are called `image`"),
         ("imag,prompt,targets\n1.jpg,a,b\n", "line 2: no key `image`.* did you mean `image`"),
-        ("image,promt,targets\n1.jpg,a,b\n", "line 2: no key `prompt`.* did you mean `prompt`"),
+        ("image,promt,targets\n1.jpg,a,b\n", "line 2: no key `prompt`.* did you mean `prompt`.*given by `prompt_key`"),
         ("image,prompt,target\n1.jpg,a,b\n", "line 2: no key `targets`.* did you mean `targets`"),
         ("image,prompt,targets\n2.jpg,a,b\n", r"line 2: cannot read `image` 2\.jpg: .*did you mean `1\.jpg`"),
-        (b"image,prompt,targets\n1.jpg,a,\xe9\n", "line 2: not UTF-8"),
+        ("image,prompt,targets\n1.jpg,a,\u043e\u043a\u043d\u043e\n".encode("cp1251"), "line 2: not UTF-8.*`encoding`"),
         ("image,prompt,targets\n", "holds no samples"),
     ],
 )

@@ -82,7 +82,7 @@ LAYERS = [
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),
-        *("attention", "lazy", "records", "tar", "choosing"),
+        *("attention", "lazy", "records", "tar", "choosing", "tabular"),
     },
     {"split", "places"},
     {"lm", "generation", "beams", "prefill", "stepping", "trial", "store", "ranking", "blip"},

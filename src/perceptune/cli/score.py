@@ -22,7 +22,7 @@ def score(options: argparse.Namespace) -> int:
     target = _target(options)
     scores = score_files(
         options.predictions, options.references, _words(options.metric), options=keys, subset=options.subset,
-        intervals=not options.no_intervals,
+        intervals=not options.no_intervals, first_lines=options.first_lines,
     )  # fmt: skip
     if target is not None:
         _write(target, scores.rows)

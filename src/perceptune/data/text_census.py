@@ -31,7 +31,7 @@ class TextCensus:
         self._lengths: dict[str, Counter[int]] = {"prompt words": Counter(), "target words": Counter()}
         self._answers: Counter[str] = Counter()
         self._types: Counter[str] = Counter()
-        self._targets = self._without = self._captions = self._uncounted = 0
+        self._targets = self._without = self._captions = self._uncounted = self._several_lines = 0
 
     def look(self, number: int, where: str, sample: Sample) -> None:
         """Counts the row with this number."""
@@ -46,6 +46,7 @@ class TextCensus:
         for target in sample.targets:
             self._targets += 1
             self._lengths["target words"][len(target.split())] += 1
+            self._several_lines += len(target.strip().splitlines()) > 1
             answer = self._task.clean(target)
             if answer in self._answers or len(self._answers) < MOST_ANSWERS:
                 self._answers[answer] += 1
@@ -67,7 +68,8 @@ class TextCensus:
         common = self._answers.most_common(_SHOWN)
         return {
             "rows": len(self._ids), "rows_without_question": self._captions, "rows_without_targets": self._without,
-            "targets": self._targets,
+            "targets": self._targets, "targets_of_several_lines": self._several_lines,
+            "first_line": self._task.first_line,
             "lengths": {name: _spread(counts) for name, counts in self._lengths.items() if counts},
             "answers": {
                 "distinct": len(self._answers), "not_counted": self._uncounted,

@@ -43,6 +43,9 @@ def _split(split: str, found: dict[str, Any]) -> Iterator[str]:
     for name, without in (("question", "rows_without_question"), ("targets", "rows_without_targets")):
         if found[without]:
             yield f"  {found[without]:,} rows without {name}"
+    if several := found["targets_of_several_lines"]:
+        fate = "only the first is judged (`task.first_line`)" if found["first_line"] else "all of them are kept"
+        yield f"  {several:,} of {found['targets']:,} targets have several lines; {fate}"
     for modality, media in found["media"].items():
         figures = [
             f"{name} {value['least']:,.6g} to {value['greatest']:,.6g}"

@@ -1,4 +1,4 @@
-"""Exact match: an answer counts when it equals one of its references, whitespace aside."""
+"""Exact match: an answer counts when it equals one of its references, whitespace and a final period aside."""
 
 from __future__ import annotations
 
@@ -40,4 +40,6 @@ def score(
 
 def _squeeze(text: str, options: Options) -> str:
     squeezed = " ".join(text.split())
+    while squeezed.endswith("."):
+        squeezed = squeezed.rstrip(".").rstrip()
     return squeezed.lower() if options.lowercase else squeezed

@@ -1,7 +1,7 @@
-"""Rows of JSON files, whatever their layout: one object a line, a list, a document with a list in it, or a mapping.
+"""Rows of files, whatever their layout: JSON objects a line, in a list, in a document, in a mapping; or a table.
 
-A file may be gzipped and begin with a byte order mark. It is read piece by piece, so that memory holds one row of it at
-a time: what is longer than `LARGEST` is refused without being read whole.
+A file may be gzipped, in UTF-16, and begin with a byte order mark. JSON is read piece by piece, so that memory holds
+one row of it at a time: what is longer than `LARGEST` is refused without being read whole. A table is read whole.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from perceptune.errors import UserError
-from perceptune.records import json_type, parse
+from perceptune.records import Record, json_type, parse, wide_encoding
 from perceptune.scoring.stream import LARGEST, Stream, too_long
 from perceptune.storage import opened
+from perceptune.tabular import decoded, header_of, recognize, table_records
 
 ID_KEYS = ("id", "question_id", "questionId", "image_id")
-EXPECTED = "one object a line, or a JSON list of objects"
+EXPECTED = "one object a line, a JSON list of objects, or a table whose first line names its columns"
+# Cells that may hold several texts, with a bar between them.
+_SEVERAL = ("references", "targets", "captions", "answers", "direct_answers", "choices")
+_COLUMNS = ("prediction", "answer", "caption", "answer_type", *_SEVERAL)
 # A document of COCO or VQA holds its rows in one of these lists, ...
 _LISTS = ("annotations", "data")
 # ... and begins with one of these keys.
@@ -39,30 +43,60 @@ class Entry(NamedTuple):
     values: dict[str, Any]
 
 
-def entries(address: str) -> Iterator[Entry]:
-    """The objects of a file, in its order. Raises `UserError` for what is not such a file, and if there are none."""
+def entries(address: str, say: Callable[[str], None] = lambda note: None) -> Iterator[Entry]:
+    """The objects of a file, in its order. Raises `UserError` for what is not such a file, and if there are none.
+
+    What is recognised about a table is said by `say`.
+    """
     found = False
     with _plain(address) as file:
-        for entry in _entries(file, address):
+        for entry in _entries(file, address, say):
             found = True
             yield entry
     if not found:
         raise UserError(f"{address} holds no rows")
 
 
-def _entries(file: BinaryIO, address: str) -> Iterator[Entry]:
+def _entries(file: BinaryIO, address: str, say: Callable[[str], None]) -> Iterator[Entry]:
     number, start = 1, file.readline(LARGEST + 1).removeprefix(b"\xef\xbb\xbf")
+    blank: list[bytes] = []
     while start and not start.strip():
+        blank.append(start)
         number, start = number + 1, file.readline(LARGEST + 1)
     if start.lstrip()[:1] == b"[":
         stream = Stream(file, address, start)
         stream.take("[")
         yield from (_entry(f"{address}, index {index}", value) for index, value in stream.items("index"))
         stream.end()
+    elif start.lstrip()[:1] not in (b"{", b""):
+        if len(start) > LARGEST:
+            raise too_long(f"{address}, line {number}")
+        yield from _table([*blank, start, *file], address, number, say)
     elif _begins_document(start):
         yield from _document(Stream(file, address, start))
     else:
         yield from _rows(file, address, number, start)
+
+
+def _table(lines: Sequence[bytes], address: str, number: int, say: Callable[[str], None]) -> Iterator[Entry]:
+    """The lines of a table. Raises `UserError` for text that is neither JSON nor a table."""
+    known = (*ID_KEYS, *_COLUMNS)
+    default = "\t" if ".tsv" in address else ","
+    dialect = recognize(lambda: lines, address, default=default, known=known)
+    if not {*header_of(decoded(lines, address, dialect.encoding), address, dialect, known)} & {*known}:
+        raise UserError(f"{address}, line {number}: neither JSON nor a table with a column `id`; expected {EXPECTED}")
+    if dialect.notes:
+        say(f"{address}: {', '.join(dialect.notes)}")
+    for record in table_records(decoded(lines, address, dialect.encoding), address, dialect, known=known):
+        yield Entry(record.where, {key: _cell(record, key) for key in record.values})
+
+
+def _cell(record: Record, key: str) -> Any:
+    text = record.values[key]
+    if key not in _SEVERAL:
+        return text
+    found = record.items(key, text)
+    return [part.strip() for part in text.split("|")] if found == [text] else found
 
 
 def _rows(file: BinaryIO, address: str, number: int, line: bytes) -> Iterator[Entry]:
@@ -130,10 +164,21 @@ def _plain(address: str) -> Iterator[BinaryIO]:
     with opened(address) as raw:
         buffered = io.BufferedReader(cast(io.RawIOBase, raw))
         if buffered.peek(2)[:2] != b"\x1f\x8b":
-            yield buffered
+            yield _as_utf8(buffered, address)
             return
         try:
             with gzip.GzipFile(fileobj=buffered) as file:
-                yield cast(BinaryIO, file)
+                yield _as_utf8(io.BufferedReader(cast(io.RawIOBase, file)), address)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"cannot read {address}: {error}") from error
+
+
+def _as_utf8(file: io.BufferedReader[Any], address: str) -> BinaryIO:
+    """The file itself, or in memory what it holds in UTF-16 or UTF-32."""
+    encoding = wide_encoding(file.peek(4)[:4])
+    if encoding is None:
+        return cast(BinaryIO, file)
+    try:
+        return io.BytesIO(file.read().decode(encoding).encode())
+    except UnicodeError as error:
+        raise UserError(f"cannot read {address} as {encoding.upper()}: {error}") from error

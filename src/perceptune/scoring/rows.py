@@ -5,11 +5,11 @@ Predictions: an id with a text. References: an id with what the text is held aga
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from perceptune.records import Record, json_type, short
+from perceptune.records import Record, first_line, json_type, short
 from perceptune.scoring.files import ID_KEYS, entries
 
 _TEXTS = ("prediction", "answer", "caption")
@@ -43,6 +43,11 @@ class Reference:
     balanced: bool = True  # counts in the accuracy (GQA)
     difficult: bool = False  # does not count for direct answers (A-OKVQA)
 
+    def cut(self) -> Reference:
+        """With the first line of each text alone."""
+        references, answers = (tuple(map(first_line, texts)) for texts in (self.references, self.answers))
+        return replace(self, references=references, answers=answers)
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -52,11 +57,13 @@ class Needs:
     kinds: Set[str] = field(default_factory=frozenset)  # `references`, `answers`
 
 
-def read_predictions(address: str, metrics: Sequence[str] = ()) -> dict[str, Prediction]:
+def read_predictions(
+    address: str, metrics: Sequence[str] = (), say: Callable[[str], None] = lambda note: None
+) -> dict[str, Prediction]:
     """The texts by id. Raises `UserError` for a bad row, and for an id that comes twice."""
     own = [_OWN_TEXT[metric] for metric in metrics if metric in _OWN_TEXT]
     found: dict[str, Prediction] = {}
-    for entry in entries(address):
+    for entry in entries(address, say):
         record = Record(entry.where, entry.values, _KEYS)
         keys = [key for key in (*own, *_TEXTS) if key in record.values]
         if not keys:
@@ -69,10 +76,10 @@ def read_predictions(address: str, metrics: Sequence[str] = ()) -> dict[str, Pre
     return found
 
 
-def read_references(address: str, needs: Needs) -> dict[str, Reference]:
+def read_references(address: str, needs: Needs, say: Callable[[str], None] = lambda note: None) -> dict[str, Reference]:
     """What predictions are held against, by id. Rows with one caption each of the same image become one reference."""
     found: dict[str, Reference] = {}
-    for entry in entries(address):
+    for entry in entries(address, say):
         meta = entry.values.get("meta")
         values = {**meta, **entry.values} if isinstance(meta, dict) else entry.values  # as runs write predictions
         record = Record(entry.where, values, _KEYS)
@@ -117,14 +124,19 @@ def _texts(record: Record, keys: Sequence[str]) -> tuple[str, ...]:
         null = [key for key in keys if key in record.values]
         raise record.error(f"`{null[0]}` is null") if null else record.lacks(keys)
     value = record.values[key]
+    if isinstance(value, str) and (found := record.items(key, value)) != [value]:
+        value = found  # a list that was written as text
     if isinstance(value, str) and key in ("targets", "caption", "answer", "multiple_choice_answer"):
         return (record.check_text(key, value),)
     if not isinstance(value, list):
         raise record.error(f"`{key}` is {json_type(value)}, not a list of strings")
     if not value:
         raise record.error(f"`{key}` is empty")
-    texts = [item["answer"] if isinstance(item, dict) and "answer" in item else item for item in value]
-    return tuple(record.check_text(f"{key}[{index}]", text) for index, text in enumerate(texts))
+    items = [item["answer"] if isinstance(item, dict) and "answer" in item else item for item in value]
+    texts = [record.check_text(f"{key}[{index}]", text) for index, text in enumerate(items)]
+    if "raw" in record.values:  # a run's own predictions, whose targets were read before
+        return tuple(texts)
+    return tuple(item for text in texts for item in record.items(key, text))
 
 
 def _choices(record: Record) -> tuple[str, ...]:
@@ -136,6 +148,8 @@ def _right_choice(record: Record, choices: Sequence[str]) -> tuple[str, ...]:
     if "correct_choice_idx" not in record.values:
         return ()
     number = record.values["correct_choice_idx"]
+    if isinstance(number, str) and number.isdecimal():
+        number = int(number)  # of a table
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(choices):
         raise record.error(
             f"`correct_choice_idx` is {short(repr(number))}, not the number of one of {len(choices)} choices"

@@ -15,7 +15,7 @@ from perceptune.metrics import choice, gqa
 from perceptune.metrics.base import Scored, averages, with_groups
 from perceptune.overrides import Given, typed
 from perceptune.plugins import leaf
-from perceptune.records import short
+from perceptune.records import first_line, short
 from perceptune.scoring.rows import Needs, Prediction, Reference, read_predictions, read_references
 from perceptune.statistics import bootstrap_corpus, bootstrap_interval
 
@@ -42,17 +42,22 @@ class _Metric:
 
 def score_files(
     predictions: str, references: str, metrics: Sequence[str], *, options: Sequence[str] = (), subset: bool = False,
-    intervals: bool = True,
+    intervals: bool = True, first_lines: bool = False,
 ) -> FileScores:  # fmt: skip
     """Scores a file of predictions against a file of references.
 
     `options` are `KEY=VALUE` for each metric that has such an option, or `METRIC.KEY=VALUE`. With `subset` references
-    without a prediction are left out, otherwise they are an error. Raises `UserError` for what is wrong in the files.
+    without a prediction are left out, otherwise they are an error. With `first_lines` only the first line of each text
+    is judged, on both sides. Raises `UserError` for what is wrong in the files.
     """
     chosen = _metrics(metrics, options)
     needs = Needs(tuple(metric.name for metric in chosen), {metric.module.REFERENCES for metric in chosen})
-    held = read_references(references, needs)
-    given = read_predictions(predictions, needs.metrics)
+    notes: list[str] = []
+    held = read_references(references, needs, notes.append)
+    given = read_predictions(predictions, needs.metrics, notes.append)
+    if first_lines:
+        held = {id: reference.cut() for id, reference in held.items()}
+        given = {id: replace(one, text=first_line(one.text)) for id, one in given.items()}
     ids = _joined(given, held, chosen, references, subset=subset)
     results = {metric.name: _scored(metric, ids, given, held) for metric in chosen}
     names = _distinct({name: [*scored.summary] for name, (_, scored) in results.items()})
@@ -66,7 +71,7 @@ def score_files(
     result |= {"n": len(ids), "empty": sum(not given[id].text.strip() for id in ids)}
     result |= {"missing": _missing(given, held, chosen)} if subset else {}
     result["definition"] = definitions if len(definitions) > 1 else next(iter(definitions.values()))
-    return FileScores(result, [*names.values()], _rows(ids, given, results, names), _notes(result, definitions))
+    return FileScores(result, [*names.values()], _rows(ids, given, results, names), notes + _notes(result, definitions))
 
 
 def _metrics(names: Sequence[str], options: Sequence[str]) -> list[_Metric]:

@@ -45,6 +45,7 @@ class CaptionSet(MediaSet):
         )
 
     metric = "CIDEr"
+    keeps_period = True
     one_row_a_medium: ClassVar[bool] = True  # then two rows of one medium are a mistake
 
     @abstractmethod
@@ -63,7 +64,7 @@ class CaptionSet(MediaSet):
         return tuple(text.strip() for text in record.targets(keys, self.clean, needed=split != "test"))
 
     def _is_empty(self, text: object) -> bool:
-        return isinstance(text, str) and not self.clean(text)
+        return isinstance(text, str) and not self.clean(text).strip(".")
 
     def entries(self, split: str) -> Iterator[tuple[Record, Sample]]:
         for row in self._media_of(split):

@@ -11,22 +11,46 @@ from pathlib import Path
 from perceptune import storage
 from perceptune.errors import UserError
 from perceptune.paths import absence
+from perceptune.records import wide_encoding
 from perceptune.types import Sample
+
+GZIPPED = b"\x1f\x8b"  # how such a file begins
 
 
 def plain(path: Path) -> Path:
-    """The file itself, or what is gzipped in it, whatever its name. Raises `UserError` if it cannot be read."""
+    """The file itself, or what is gzipped in it, whatever its name; UTF-16 and UTF-32 become UTF-8.
+
+    Raises `UserError` if it cannot be read.
+    """
     if problem := missing(path):
         raise UserError(f"cannot read {path}: {problem}")
+    name, found = str(path.absolute()), path
+    start = _start(path)
+    if start.startswith(GZIPPED):
+        found = storage.derived(f"unzipped {name}", storage.version(name)[1], lambda: _unzipped(path))
+        start = _start(found)
+    encoding = wide_encoding(start)
+    if encoding is None:
+        return found
+    unzipped = found
+    return storage.derived(f"UTF-8 of {name}", storage.version(name)[1], lambda: _recoded(unzipped, path, encoding))
+
+
+def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
+            return file.read(4)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    if not zipped:
-        return path
-    name = str(path.absolute())
-    return storage.derived(f"unzipped {name}", storage.version(name)[1], lambda: _unzipped(path))
+
+
+def _recoded(file: Path, named: Path, encoding: str) -> Iterator[bytes]:
+    try:
+        with file.open(encoding=encoding, newline="") as text:
+            while chunk := text.read(2**20):
+                yield chunk.encode()
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot read {named} as {encoding.upper()}: {error}") from error
 
 
 def _unzipped(path: Path) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from perceptune.errors import UserError, nearest
 from perceptune.records import Record, short
+from perceptune.tabular import Dialect
 from perceptune.tasks._captions import Captioned, CaptionSet
 from perceptune.tasks._karpathy import karpathy_rows
 from perceptune.tasks._rows import table_rows, text_lines
@@ -87,7 +88,7 @@ def _hf(path: Path, split: str) -> Iterator[tuple[str, Record]]:
 
 def _tokens(path: Path) -> Iterator[tuple[str, Record]]:
     """Lines `1000092795.jpg#0<TAB>caption`."""
-    for row in table_rows(path, ["caption"], delimiter="\t", columns=["image", "caption"], quoted=False):
+    for row in table_rows(path, ["caption"], dialect=Dialect("\t"), columns=["image", "caption"], quoted=False):
         yield row.text("image").rpartition("#")[0], row
 
 

@@ -21,7 +21,7 @@ from perceptune.records import Record, short
 from perceptune.suffixes import MODALITIES
 from perceptune.tasks._files import Absent, missing
 from perceptune.tasks._streams import kept
-from perceptune.tasks._task import GivenFiles, Task, check_split
+from perceptune.tasks._task import GivenFiles, check_split
 from perceptune.types import Sample
 
 KEYS = (*MODALITIES, "prompt", "targets", "id")
@@ -30,15 +30,12 @@ KEYS = (*MODALITIES, "prompt", "targets", "id")
 class LazyRows(GivenFiles):
     """Rows in the form of task `jsonl`, one a line. A leaf says in which file they are, and how a line is read."""
 
-    class Options(Task.Options):
+    class Options(GivenFiles.Options):
         """A file for each split, and how strictly its rows are read."""
 
         train: Path
         validation: Path | None = None
         test: Path | None = None
-        metric: str = Field("accuracy", description="`CIDEr` for captions, which need no prompt of their own")
-        lowercase: bool = False
-        allow_empty_prompt: bool = Field(False, description="where the template holds all the text there is")
         check_files: bool = Field(True, description="look for every media file before the first step")
         skip_missing: int = Field(0, ge=0, description="so many missing media of a split are left out and counted")
 
@@ -100,8 +97,7 @@ class LazyRows(GivenFiles):
             id=id_of(record, f"{split}-{row.line:06d}"),  # leads back to the line
             media=media_of(record, folder),
             prompt=record.prompt("prompt", allow_empty=self.may_lack_prompt),
-            # Training and choosing the best checkpoint need targets; a test file may hold questions only.
-            targets=record.targets(["targets"], self.clean, needed=split != "test"),
+            targets=self.targets_of(record, ["targets"], split),
             meta=record.meta(),
         )
 
@@ -129,6 +125,22 @@ class Converted(LazyRows):
     def settings(self) -> object:
         """The options on which the rows depend, JSON-able."""
         return None
+
+    def notes(self, split: str) -> list[str]:
+        """What was recognised about a file beside its rows."""
+        return []
+
+    def form(self, split: str) -> list[str]:
+        return [*self.notes(split), *super().form(split)]
+
+    def samples(self, split: str) -> Sequence[Sample]:
+        found = self._read(split)
+        if notes := self.notes(split):
+            print(f"{self._given[split]}: {', '.join(notes)}", file=sys.stderr)
+        return found
+
+    def _read(self, split: str) -> Sequence[Sample]:
+        return super().samples(split)
 
     def _folder(self, split: str) -> Path:
         return self._options.media or super()._folder(split)

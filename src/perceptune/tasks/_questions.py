@@ -16,7 +16,7 @@ from pydantic import Field
 from perceptune.errors import UserError
 from perceptune.metrics import vqa
 from perceptune.metrics.base import Scored, scored_by_group
-from perceptune.records import Record, short
+from perceptune.records import Record, first_line, short
 from perceptune.tasks._sets import TRAIN, MediaSet
 from perceptune.tasks._task import exact_match
 from perceptune.types import Sample
@@ -49,6 +49,7 @@ class QuestionSet(MediaSet):
             description="what is learnt: an answer drawn in each epoch by its worth, the one of most worth, any alike, "
             "or the first in the file",
         )
+        first_line: bool = Field(True, description="judge only the first line of an answer")
         dialect: Dialect | None = Field(None, description="of VQA accuracy; None = the data set's usual one")
         top_answers: int | None = Field(
             None, ge=1, description="judge only questions whose answer is among so many commonest of training"
@@ -122,6 +123,8 @@ class QuestionSet(MediaSet):
     def against_answers(self, texts: Sequence[str], answers: Sequence[Any], groups: Sequence[str]) -> Scored:
         """Cleaned answers against those of several annotators."""
         options = vqa.Options(dialect=self._options.dialect or self.dialect)
+        if self.first_line:
+            answers = [[first_line(answer) if "\n" in answer else answer for answer in row] for row in answers]
         return vqa.score(texts, answers, options, groups=groups)
 
     def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:

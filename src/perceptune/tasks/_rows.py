@@ -1,19 +1,21 @@
 """Rows of annotation files as they are published: lists and objects in a JSON file, tables of text.
 
-Byte order marks, CRLF and gzip are accepted; what is not UTF-8 is not. Each row is a `Record`, whose errors name the
+Byte order marks, CRLF, gzip and UTF-16 are accepted. Each row is a `Record`, whose errors name the
 file and the place in it.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, field_validator
+
 from perceptune.errors import UserError
 from perceptune.lazy import lines_of
 from perceptune.records import DECODER, Record, json_type
+from perceptune.tabular import Dialect, decoded, delimiter_named, encoding_named, recognize, table_records
 from perceptune.tasks._files import plain
 
 
@@ -59,49 +61,55 @@ def _object(value: Any, where: str, expected: str = "an object") -> dict[str, An
     return value
 
 
-def table_rows(
-    path: Path, keys: Sequence[str] = (), *, delimiter: str = ",", columns: Sequence[str] | None = None,
-    quoted: bool = True,
-) -> Iterator[Record]:  # fmt: skip
-    """The lines of a table, one at a time: column name -> text, without the space around it.
+class TableOptions(BaseModel):
+    """The recipe keys by which a table is read where its own bytes do not tell."""
 
-    The first line names the columns unless they are given. Without `quoted`, quotation marks are text. Raises
-    `UserError` for a line with more or fewer columns.
+    delimiter: str | None = Field(
+        None, description="between columns: one character or `tab`; None = as the header has it"
+    )
+    encoding: str | None = Field(None, description="such as `cp1251`; None = UTF-8, else Windows-1252 if it looks so")
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, value: str | None) -> str | None:
+        return None if value is None else delimiter_named(value)
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        return None if value is None else encoding_named(value)
+
+
+def dialect_of(path: Path, options: TableOptions | None = None, *, known: Sequence[str] = ()) -> Dialect:
+    """How a table is written, as far as `options` do not say it. `known` are names that its columns may have.
+
+    Without `options` it is a published one, which is UTF-8.
     """
-    lines = csv.reader(
-        text_lines(path), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True,
-        skipinitialspace=True,
+    return recognize(
+        lambda: _byte_lines(path), str(path), default="\t" if ".tsv" in path.suffixes else ",", known=known,
+        delimiter=options.delimiter if options else None, encoding=options.encoding if options else "utf-8",
+        settable=options is not None,
     )  # fmt: skip
-    while True:
-        line = lines.line_num + 1  # a quoted cell may go over several lines
-        try:
-            cells = next(lines, None)
-        except csv.Error as error:
-            raise UserError(f"{path}, line {line}: {error}") from error
-        if cells is None:
-            return
-        if not any(cell.strip() for cell in cells):
-            continue
-        cells = [cell.strip() for cell in cells]
-        if columns is None:
-            columns = cells
-            for name in cells:
-                if cells.count(name) > 1:
-                    raise UserError(f"{path}, line {line}: two columns are called `{name}`")
-            continue
-        if len(cells) != len(columns):
-            names = ", ".join(f"`{name}`" for name in columns)
-            raise UserError(f"{path}, line {line}: {len(cells)} columns, expected {len(columns)}: {names}")
-        yield Record(f"{path}, line {line}", dict(zip(columns, cells, strict=True)), tuple(keys))
+
+
+def table_rows(
+    path: Path, keys: Sequence[str] = (), *, dialect: Dialect | None = None, columns: Sequence[str] | None = None,
+    quoted: bool = True, known: Sequence[str] = (),
+) -> Iterator[Record]:  # fmt: skip
+    """The rows of a table, one at a time; see `table_records`. Without a `dialect` it is recognised."""
+    dialect = dialect or dialect_of(path, known=known or keys)
+    lines = decoded(_byte_lines(path), str(path), dialect.encoding)
+    yield from table_records(lines, str(path), dialect, keys, columns=columns, quoted=quoted, known=known)
 
 
 def text_lines(path: Path) -> Iterator[str]:
     """The lines of a text file, with their ends. Raises `UserError` naming the line that is not UTF-8."""
+    return decoded(_byte_lines(path), str(path))
+
+
+def _byte_lines(path: Path) -> Iterator[bytes]:
     try:
         with plain(path).open("rb") as file:
-            for number, line in enumerate(lines_of(file, str(path)), 1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from error
+            yield from lines_of(file, str(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error

@@ -49,6 +49,7 @@ class MediaSet(Task):
 
     def __init__(self, options: Any) -> None:
         self._options = options
+        self.first_line = getattr(options, "first_line", self.first_line)
         self._annotations = {**self.published(), **_given(options.annotations)}
         names = [*_ORDER, *(name for name in self._annotations if name not in _ORDER)]
         self.splits = tuple(name for name in names if name in self._annotations)

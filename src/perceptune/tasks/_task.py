@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from perceptune.errors import UserError, nearest
 from perceptune.metrics import caption, exact
 from perceptune.metrics.base import Scored, group_key
 from perceptune.paths import local_name
+from perceptune.records import Record, first_line
 from perceptune.types import Sample
 
 CAPTION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
@@ -49,6 +50,8 @@ class Task(ABC):
     splits: tuple[str, ...]
     metric: str  # the summary key by which the best checkpoint is chosen; higher is better
     lowercase: bool = False  # whether answers are judged and shown in lower case
+    first_line: bool = False  # whether only the first line of an answer, and of a target, is judged and shown
+    keeps_period: bool = False  # whether the period at the end of an answer belongs to it
     weights: Mapping[str, float] = MappingProxyType({})  # of a task with parts: how often each is trained on
 
     @abstractmethod
@@ -61,12 +64,20 @@ class Task(ABC):
     def examine(self, split: str) -> Examined:
         """As `samples`, without stopping at a row's mistake where the reader can go on after it."""
         check_split(split, self.splits)
-        return Examined(self._examined(split), f"split `{split}`, row")
+        return Examined(self._examined(split), f"split `{split}`, row", partial(self.form, split))
+
+    def form(self, split: str) -> list[str]:
+        """What is uncommon about the rows that were read, and not a mistake."""
+        return []
+
+    def _read(self, split: str) -> Sequence[Sample]:
+        """As `samples`, for `examine`, which says itself what is uncommon."""
+        return self.samples(split)
 
     def _examined(self, split: str) -> Iterator[tuple[int, Sample | UserError]]:
         number = 0
         try:
-            for number, sample in enumerate(self.samples(split), 1):
+            for number, sample in enumerate(self._read(split), 1):
                 yield number, sample
         except UserError as error:
             yield number + 1, error
@@ -80,18 +91,29 @@ class Task(ABC):
         raise NotImplementedError
 
     def clean(self, text: str) -> str:
-        """The answer in a generated text: its first line with text, without the final period."""
-        lines = text.strip().splitlines()
-        answer = re.sub(r"[\s.]+$", "", lines[0]) if lines else ""
+        """The answer in a generated text: without blanks around it and, unless it is a caption, its final period."""
+        answer = first_line(text).rstrip() if self.first_line else text.strip()
+        while not self.keeps_period and answer.endswith("."):
+            answer = answer.rstrip(".").rstrip()
         return answer.lower() if self.lowercase else answer
 
 
 class GivenFiles(Task):
     """A task whose splits are those for which something is given, by options `train`, `validation` and `test`.
 
-    Its other options are `metric`, `lowercase` and `allow_empty_prompt`. Answers are judged by exact match, captions by
-    theirs: `metric` says which, and captions need no prompt.
+    Answers are judged by exact match, captions by theirs: `metric` says which, and captions need no prompt.
     """
+
+    class Options(Task.Options):
+        """How answers are read and judged. A reader adds its splits."""
+
+        metric: str = Field("accuracy", description="`CIDEr` for captions, which need no prompt of their own")
+        lowercase: bool = False
+        first_line: bool = Field(False, description="judge only the first line of answers and targets")
+        parse_lists: bool = Field(
+            True, description="a list written as text, such as `['a cup', 'cup']`, is several targets; false = one"
+        )
+        allow_empty_prompt: bool = Field(False, description="where the template holds all the text there is")
 
     def __init__(self, options: Any) -> None:
         given = {split: getattr(options, split) for split in ("train", "validation", "test")}
@@ -99,9 +121,25 @@ class GivenFiles(Task):
         self._options = options
         self.splits = tuple(self._given)
         self.metric = options.metric
-        self.lowercase = options.lowercase
-        self.captions = options.metric in CAPTION_METRICS
+        self.lowercase, self.first_line = options.lowercase, options.first_line
+        self.captions = self.keeps_period = options.metric in CAPTION_METRICS
+        self._first_list = ""  # where a list written as text was read as several targets
         self.may_lack_prompt = self.captions or options.allow_empty_prompt
+
+    def targets_of(self, record: Record, keys: Sequence[str], split: str) -> tuple[str, ...]:
+        """The row's targets. Training and choosing the best checkpoint need some; a test split may lack them."""
+        parses = self._options.parse_lists
+        found = record.targets(keys, self.clean, needed=split != "test", parse_lists=parses)
+        if parses and not self._first_list:
+            given: Any = next((value for key in keys if (value := record.values.get(key)) is not None), [])
+            if [*found] != ([given] if isinstance(given, str) else given):
+                self._first_list = record.where
+        return found
+
+    def form(self, split: str) -> list[str]:
+        if not self._first_list:
+            return super().form(split)
+        return [f"lists written as text are read as several targets, first in {self._first_list}"]
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """`accuracy`, and `accuracy_<answer_type>` for each type among the samples; or those of captions."""
@@ -146,5 +184,5 @@ def score_captions(
     for sample in samples:
         if not sample.targets:
             raise UserError(f"sample `{sample.id}` has no captions to judge its own by")
-    references = [sample.targets for sample in samples]
+    references = [[task.clean(text) for text in sample.targets] for sample in samples]
     return caption.score([task.clean(text) for text in predictions], references, options or caption.Options())

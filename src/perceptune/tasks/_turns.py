@@ -45,6 +45,7 @@ class Conversations(Converted):
 
         turns: Literal["each", "first", "last"] = Field("each", description="which answers become samples")
         history: bool = Field(True, description="put earlier turns in front of the question")
+        parse_lists: bool = Field(False, description="an answer that is a list written as text is several targets")
 
     strict_tags = True  # whether every medium must have its tag
 

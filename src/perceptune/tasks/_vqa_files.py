@@ -51,6 +51,8 @@ def answers_of(record: Record, key: str = "answers", *, needed: bool = False) ->
         if needed:
             raise record.lacks([key])
         return ()
+    if isinstance(value, str) and (found := record.items(key, value)) != [value]:
+        value = found
     if not isinstance(value, list):
         raise record.error(f"`{key}` is {json_type(value)}, not a list of answers")
     return tuple(

@@ -9,6 +9,7 @@ from perceptune.tasks._canonical import to_row as to_row
 from perceptune.tasks._captions import Captioned as Captioned
 from perceptune.tasks._captions import CaptionSet as CaptionSet
 from perceptune.tasks._coco import coco_rows as coco_rows
+from perceptune.tasks._files import GZIPPED as GZIPPED
 from perceptune.tasks._files import Absent as Absent
 from perceptune.tasks._files import is_file as is_file
 from perceptune.tasks._files import missing as missing
@@ -22,6 +23,8 @@ from perceptune.tasks._lazy_rows import id_of as id_of
 from perceptune.tasks._lazy_rows import media_of as media_of
 from perceptune.tasks._questions import Asked as Asked
 from perceptune.tasks._questions import QuestionSet as QuestionSet
+from perceptune.tasks._rows import TableOptions as TableOptions
+from perceptune.tasks._rows import dialect_of as dialect_of
 from perceptune.tasks._rows import json_rows as json_rows
 from perceptune.tasks._rows import read_json as read_json
 from perceptune.tasks._rows import table_rows as table_rows

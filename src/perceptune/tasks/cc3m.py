@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from perceptune.records import Record
+from perceptune.tabular import Dialect
 from perceptune.tasks.base import Converted, table_rows
 
 _SHARD = 10_000  # rows in a folder of img2dataset
@@ -38,7 +39,7 @@ class CC3M(Converted):
         return self._options.template
 
     def rows(self, path: Path, split: str) -> Iterator[Record]:
-        for row, record in enumerate(table_rows(path, delimiter="\t", columns=("caption", "url"), quoted=False)):
+        for row, record in enumerate(table_rows(path, dialect=Dialect("\t"), columns=("caption", "url"), quoted=False)):
             url = record.values["url"]
             values: dict[str, Any] = {"id": f"{row:09d}", "targets": record.values["caption"], "image": url}
             if "://" in url:

@@ -25,6 +25,7 @@ class EasyVQA(Task):
     splits = ("train", "test")
     metric = "accuracy"
     lowercase = True
+    first_line = True
 
     def __init__(self, options: Options) -> None:
         self._data = options.data

@@ -24,20 +24,29 @@ from perceptune.errors import UserError, nearest
 from perceptune.paths import absence, local_name
 from perceptune.records import Record, short
 from perceptune.suffixes import EITHER, MEDIA, MODALITIES, PassedOver, modality_of, suffix_of, walk
-from perceptune.tasks.base import Converted, Examined, json_objects, parquet_rows, table_rows
+from perceptune.tabular import Dialect
+from perceptune.tasks.base import (
+    Converted,
+    TableOptions,
+    dialect_of,
+    json_objects,
+    parquet_rows,
+    table_rows,
+)  # fmt: skip
 
 _NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _BUT_CLIPS = ("image", "audio")
 # Folders that are called so hold splits, not classes.
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
+_TARGET_KEYS = ("targets", "text", "caption")
 _FILE_KEYS = {"file_name": None, **{f"{modality}_file_name": modality for modality in MODALITIES}}
 
 
 class Folder(Converted):
     """Splits are the folders that were given; a folder below may have metadata of its own."""
 
-    class Options(Converted.Options):
-        """Those of rows, and what the metadata's columns are called."""
+    class Options(TableOptions, Converted.Options):
+        """Those of rows and of tables, and what the metadata's columns are called."""
 
         modality: Literal["image", "audio", "video"] | None = Field(
             None, description="what is read of a folder without metadata, and what a GIF is; None = all media"
@@ -50,14 +59,32 @@ class Folder(Converted):
         self._passed: dict[str, str] = {}  # split -> what was passed over
 
     def settings(self) -> object:
-        return [self._options.prompt_key, self._options.target_key, self._options.modality]
+        options = self._options
+        return [options.prompt_key, options.target_key, options.modality, options.delimiter, options.encoding]
+
+    def notes(self, split: str) -> list[str]:
+        tables = [file for file in self.sources(self._given[split], split) if file.name == "metadata.csv"]
+        return [f"{file.name}: {note}" for file in tables for note in self._dialect(file).notes]
+
+    def _dialect(self, file: Path) -> Dialect:
+        return dialect_of(file, self._options, known=self._names())
+
+    def _names(self) -> tuple[str, ...]:
+        """What columns of a table may be called."""
+        target = self._options.target_key
+        return (*_FILE_KEYS, self._options.prompt_key, "id", *((target,) if target else _TARGET_KEYS))
+
+    def _metadata(self, source: Path) -> Iterator[Record]:
+        if source.suffix == ".csv":
+            return table_rows(source, dialect=self._dialect(source), known=self._names())
+        return json_objects(source) if source.suffix == ".jsonl" else parquet_rows(source)
 
     def _folder(self, split: str) -> Path:
         return self._options.media or self._given[split]
 
-    def examine(self, split: str) -> Examined:
-        """As `samples`; that files were passed over is noted."""
-        return super().examine(split)._replace(form=lambda: [note] if (note := self._passed.get(split)) else [])
+    def form(self, split: str) -> list[str]:
+        """As of every reader, and what was passed over."""
+        return [*([note] if (note := self._passed.get(split)) else []), *super().form(split)]
 
     def sources(self, path: Path, split: str) -> list[Path]:
         """The metadata files, or the media themselves."""
@@ -104,7 +131,7 @@ class Folder(Converted):
         among = self._modalities(sources)
         for source in sources:
             if source.name in _NAMES:
-                for row in _metadata(source):
+                for row in self._metadata(source):
                     yield row._replace(values=self._canonical(row, source.parent.relative_to(path)))
             else:
                 name = source.relative_to(path).as_posix()
@@ -147,16 +174,10 @@ class Folder(Converted):
         return values
 
     def _target_key(self, row: Record) -> str:
-        known = ("targets", "text", "caption")
-        return self._options.target_key or next((key for key in known if key in row.values), "targets")
+        return self._options.target_key or next((key for key in _TARGET_KEYS if key in row.values), "targets")
 
 
 TASK = Folder
-
-
-def _metadata(source: Path) -> Iterator[Record]:
-    readers = {".jsonl": json_objects, ".csv": table_rows, ".parquet": parquet_rows}
-    return readers[source.suffix](source)
 
 
 def _nothing(path: Path, passed: PassedOver, loose: int) -> str:

@@ -16,17 +16,17 @@ from perceptune.errors import UserError, nearest
 from perceptune.lazy import Census, Lazy
 from perceptune.paths import local_name
 from perceptune.records import Record, json_type, short
-from perceptune.tasks.base import MODALITIES, GivenFiles, Task, check_split
+from perceptune.tasks.base import MODALITIES, GivenFiles, check_split, dialect_of
 from perceptune.types import Medium, Sample
 
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
-_TABLES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+_TABLES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
 
 
 class HFDataset(GivenFiles):
     """`train`, `validation` and `test` are names of splits there; a share of one is written as `train[:10%]`."""
 
-    class Options(Task.Options):
+    class Options(GivenFiles.Options):
         """Where the data set is, its splits, and what the columns are called."""
 
         path: Path | str = Field(description="a folder or file of this machine, or a name of the hub")
@@ -40,9 +40,6 @@ class HFDataset(GivenFiles):
         prompt_key: str = "prompt"
         target_key: str | None = Field(None, description="None = `targets`, else `caption`, `text` or `label`")
         id_key: str = "id"
-        metric: str = Field("accuracy", description="`CIDEr` for captions, which need no prompt of their own")
-        lowercase: bool = False
-        allow_empty_prompt: bool = Field(False, description="where the template holds all the text there is")
 
     def samples(self, split: str) -> Sequence[Sample]:
         """Lazy: texts are gone through and checked once; a medium is read with its row."""
@@ -75,7 +72,7 @@ class HFDataset(GivenFiles):
             id=f"{split}-{index:06d}" if name is None else str(name),
             media={key: _medium(record, column) for key, column in columns.media.items() if values.get(column)},
             prompt=record.prompt(options.prompt_key, allow_empty=self.may_lack_prompt),
-            targets=columns.named(record).targets([columns.target], self.clean, needed=split != "test"),
+            targets=self.targets_of(columns.named(record), [columns.target], split),
             meta={key: value for key, value in record.meta().items() if key in columns.meta},
         )
 
@@ -166,10 +163,18 @@ def _load(path: str, config: str | None, split: str) -> Any:
             kind = _TABLES.get(place.suffix)
             if kind is None:
                 raise UserError(f"{path}: not one of the files {', '.join(_TABLES)}")
-            return datasets.load_dataset(kind, data_files={"train": path}, split=split)
+            return datasets.load_dataset(kind, data_files={"train": path}, split=split, **_table_settings(place))
         return datasets.load_dataset(path, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"cannot read the data set {path}, split `{split}`: {error}") from error
+
+
+def _table_settings(place: Path) -> dict[str, Any]:
+    """How a table is written, in pandas' words."""
+    if place.suffix not in (".csv", ".tsv"):
+        return {}
+    dialect = dialect_of(place, known=("prompt", "targets", "caption", "text", "label", "id", *MODALITIES))
+    return {"sep": dialect.delimiter, "encoding": dialect.encoding, "skiprows": int(dialect.has_separator_line)}
 
 
 def _of_saved(saved: Any, path: str, split: str) -> Any:

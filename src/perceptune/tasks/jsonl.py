@@ -15,8 +15,8 @@ from pathlib import Path
 
 from perceptune.errors import UserError
 from perceptune.lazy import Row, read_lines
-from perceptune.records import Record, RowError, parse
-from perceptune.tasks.base import KEYS, Examined, LazyRows, check_split, missing, plain
+from perceptune.records import Record, RowError, parse, wide_encoding
+from perceptune.tasks.base import GZIPPED, KEYS, Examined, LazyRows, check_split, missing, plain
 from perceptune.types import Sample
 
 
@@ -35,7 +35,18 @@ class JSONLines(LazyRows):
         path = self._given[split]
         if problem := missing(path):
             raise UserError(f"cannot read {path}: {problem}")
-        return Examined(self._examined(split), f"{path}, line", partial(_form, path))
+        return Examined(self._examined(split), f"{path}, line", partial(self.form, split))
+
+    def form(self, split: str) -> list[str]:
+        """What a reader might stumble over in the file, and this one does not."""
+        with self._given[split].open("rb") as file:
+            start = file.read(4)
+        with plain(self._given[split]).open("rb") as file:
+            text, _ = next(read_lines(file), (b"", 0))
+        found = {"gzipped": start.startswith(GZIPPED), "UTF-16": wide_encoding(start) is not None,
+                 "a byte order mark": text.startswith(b"\xef\xbb\xbf"),
+                 "lines end in CRLF": text.endswith(b"\r\n")}  # fmt: skip
+        return [*(name for name, there in found.items() if there), *super().form(split)]
 
     def _examined(self, split: str) -> Iterator[tuple[int, Sample | UserError]]:
         path, line, answer_types, mistaken = self._given[split], 0, set(), False
@@ -73,13 +84,3 @@ def record_of(row: Row, path: Path) -> Record | None:
     where = f"{path}, line {row.line}"
     values = parse(row.text, where, "one object a line", "utf-8-sig" if row.line == 1 else "utf-8")
     return None if values is None else Record(where, values, KEYS)
-
-
-def _form(path: Path) -> list[str]:
-    """What a reader might stumble over in a file, and this one does not."""
-    unzipped = plain(path)
-    with unzipped.open("rb") as file:
-        text, _ = next(read_lines(file), (b"", 0))
-    found = {"gzipped": unzipped != path, "a byte order mark": text.startswith(b"\xef\xbb\xbf"),
-             "lines end in CRLF": text.endswith(b"\r\n")}  # fmt: skip
-    return [name for name, there in found.items() if there]

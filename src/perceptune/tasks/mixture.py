@@ -75,7 +75,10 @@ class Mixture(Task):
         names = dict.fromkeys(split for task in self._tasks.values() for split in task.splits)
         first = [split for split in (TRAIN, "validation") if split in names]
         self.splits = (*first, *(split for split in names if split not in first))
-        self.lowercase = all(task.lowercase for task in self._tasks.values())
+        self.lowercase, self.first_line, self.keeps_period = (
+            all(getattr(task, rule) for task in self._tasks.values())
+            for rule in ("lowercase", "first_line", "keeps_period")
+        )
         label, task = next(iter(self._tasks.items()))
         self.metric = options.metric or f"{label}_{task.metric}"
         self.weights = {label: part.weight for label, part in options.parts.items()}

@@ -16,6 +16,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from perceptune.records import Record
+from perceptune.tabular import Dialect
 from perceptune.tasks.base import VideoQuestions, missing, table_rows
 
 
@@ -47,7 +48,7 @@ class MSVDQA(VideoQuestions):
         if self._options.mapping is None and missing(self._mapping):
             return None
         names: dict[str, str] = {}
-        for row in table_rows(self._mapping, delimiter=" ", columns=("youtube", "number"), quoted=False):
+        for row in table_rows(self._mapping, dialect=Dialect(" "), columns=("youtube", "number"), quoted=False):
             if names.setdefault(row.values["number"], row.values["youtube"]) != row.values["youtube"]:
                 raise row.error(f"`{row.values['number']}` names two clips")
         return names

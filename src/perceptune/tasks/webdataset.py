@@ -20,7 +20,7 @@ from perceptune.errors import UserError
 from perceptune.lazy import Census, Row, Table
 from perceptune.records import Record, parse, short
 from perceptune.storage import expand
-from perceptune.tasks.base import MEDIA, GivenFiles, Task, check_split
+from perceptune.tasks.base import MEDIA, GivenFiles, check_split
 from perceptune.types import Member, Sample
 
 CAPTION = "txt"
@@ -29,7 +29,7 @@ CAPTION = "txt"
 class WebDataset(GivenFiles):
     """Splits are the patterns that were given. Samples come shard by shard, in the order of the archives."""
 
-    class Options(Task.Options):
+    class Options(GivenFiles.Options):
         """A path or an address for each split, with braces and wildcards; and what a sample's parts are called.
 
         `data/train-{000000..000127}.tar`, `s3://bucket/train-*.tar`, `hf://datasets/user/name/*.tar`
@@ -44,9 +44,6 @@ class WebDataset(GivenFiles):
         json_key: str = "json"
         prompt_key: str = "prompt"
         target_key: str | None = None  # None = `targets`, else `caption`, else the part `txt`
-        metric: str = "accuracy"  # or `CIDEr`, for captions: they are judged so, and need no prompt of their own
-        lowercase: bool = False
-        allow_empty_prompt: bool = False  # for captions, whose template holds all the text there is
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
@@ -87,8 +84,7 @@ class WebDataset(GivenFiles):
                 for modality, part in media.items()
             },
             prompt=record.prompt(self._options.prompt_key, allow_empty=self.may_lack_prompt),
-            # Training and choosing the best checkpoint need targets; a test split may hold questions only.
-            targets=record.targets(self._target_keys, self.clean, needed=split != "test"),
+            targets=self.targets_of(record, self._target_keys, split),
             meta=record.meta(),
         )
 
