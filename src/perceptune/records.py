@@ -143,12 +143,20 @@ def parse(text: bytes, where: str, expected: str, encoding: str = "utf-8") -> di
     except _NotANumberError as error:
         raise RowError(f"{where}: invalid JSON: {error}", "nan") from error
     except (ValueError, RecursionError) as error:
-        raise RowError(f"{where}: invalid JSON: {error}; expected {expected}", "invalid-json") from error
+        reason = f"{where}: invalid JSON: {error}; expected {expected}{_hint(line)}"
+        raise RowError(reason, "invalid-json") from error
     if not line:
         return None
     if not isinstance(values, dict):
         raise RowError(f"{where}: {json_type(values)}, not an object; expected {expected}", "not-an-object")
     return values
+
+
+def _hint(line: str) -> str:
+    """What people often write in place of a JSON object."""
+    if line.endswith("},"):
+        return "; no comma stands behind it"
+    return "; JSON has double quotes around keys and texts" if line.startswith("{'") else ""
 
 
 def wide_encoding(start: bytes) -> str | None:

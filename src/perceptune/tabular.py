@@ -66,15 +66,13 @@ def recognize(
     `encoding`, which errors may name. Raises `UserError` for what is ambiguous.
     """
     found = encoding or _encoding_of(lines, where, settable)
-    with_mark = next(iter(lines()), b"").startswith(codecs.BOM_UTF8)
     sample = list(islice(decoded(lines(), where, found), _SAMPLE))
     match = _SEPARATOR_LINE.fullmatch(sample[0]) if sample else None
     if match is not None:
         default = "\t" if match[1] == "\\t" else match[1]
         sample = sample[1:]
     chosen = delimiter or (default if match is not None else _delimiter_of(sample, where, default, known, settable))
-    notes = ["a byte order mark"] if with_mark else []
-    notes += [f"{found} instead of UTF-8"] if encoding is None and found != "utf-8" else []
+    notes = [f"{found} instead of UTF-8"] if encoding is None and found != "utf-8" else []
     notes += ["a line `sep=`"] if match is not None else []
     if delimiter is None and (match is not None or chosen != default):
         notes.append(f"separated by {DELIMITERS.get(chosen, f'`{chosen}`')}")

@@ -40,7 +40,7 @@ EXPECTED = [dict(zip(ROWS[0], row, strict=True)) for row in ROWS[1:]]
         (written().encode(), ()),
         (written(end="\n").encode(), ()),
         (written(end="\r").encode(), ()),
-        (b"\xef\xbb\xbf" + written().encode(), ("a byte order mark",)),
+        (b"\xef\xbb\xbf" + written().encode(), ()),
         (written(";").encode(), ("separated by semicolons",)),
         (written("\t").encode(), ("separated by tabs",)),
         (written("|").encode(), ("separated by bars",)),

@@ -176,6 +176,23 @@ def test_an_error_names_the_line_and_the_key(row: Any, message: str, write: Writ
         write(ROW, "", row).samples("train")
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"image": null, "prompt": "a", "targets": "b"},', "invalid JSON.*no comma stands behind it"),
+        ("{'image': null, 'prompt': 'a', 'targets': 'b'}", "invalid JSON.*double quotes around keys"),
+        (
+            '{"image": null, "prompt": "a", "targets": "b", "id": 1.0}',
+            "`id` is the number 1.0, not a string or a whole",
+        ),
+    ],
+)
+def test_what_people_write_in_place_of_json_is_named(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(f"{line}\n")
+    with pytest.raises(UserError, match=rf"rows\.jsonl, line 1: {message}"):
+        JSONLines(JSONLines.Options(train=tmp_path / "rows.jsonl")).samples("train")
+
+
 def test_a_misspelt_key_beside_all_required_ones_is_meta(write: Write) -> None:
     assert write({**ROW, "promt": "x"}).samples("train")[0].meta == {"promt": "x"}
 

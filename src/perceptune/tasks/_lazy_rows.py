@@ -177,6 +177,8 @@ def id_of(record: Record, default: str) -> str:
             return default
         case int(value) if not isinstance(value, bool):
             return str(value)
+        case float(value):
+            raise record.error(f"`id` is the number {value}, not a string or a whole number", "wrong-type")
     if not record.text("id").strip():
         raise record.error("`id` is empty", "empty-id")
     return record.text("id")

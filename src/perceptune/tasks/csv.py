@@ -61,7 +61,8 @@ class Table(Converted):
         if not row.values.keys() & set(names.values()):
             raise _lacks(row, [*names.values()], "image_key")
         if self._options.prompt_key not in row.values and not self.may_lack_prompt:
-            raise _lacks(row, [self._options.prompt_key], "prompt_key")
+            error = _lacks(row, [self._options.prompt_key], "prompt_key")
+            raise RowError(f"{error}; `prompt` is one for all rows, and `metric: CIDEr` needs none", error.kind)
         given = dict(row.values)
         media = {modality: given.pop(name) or None for modality, name in names.items() if name in given}
         name, prompt = given.pop(self._options.id_key, None), given.pop(self._options.prompt_key, None)
