@@ -203,6 +203,24 @@ def test_a_missing_or_foreign_tokenizer_is_named(folder: Path, tmp_path: Path) -
         perceptune.build(blips.recipe(without))
 
 
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_tokens_without_a_row_and_the_images_own_are_refused(folder: Path, tmp_path: Path, kind: str) -> None:
+    larger = shutil.copytree(folder / kind, tmp_path / kind)
+    tokenizer = support.tokenizer()
+    tokenizer.add_tokens([f"<{n}>" for n in range(6)])
+    tokenizer.save_pretrained(larger)
+    text = perceptune.build(blips.recipe(larger)).text
+    for prompt, target in (("is it <5>?", "red"), ("is it?", "<5>")):
+        with pytest.raises(UserError, match=rf"sample `s`: .*`<5>`.*has {support.SIZE} rows"):
+            text.training_ids(Sample("s", {}, prompt), target)
+    tokenizer = support.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<a>", "<b>", "<c>", "<image>"]})
+    assert tokenizer.convert_tokens_to_ids("<image>") == blips.IMAGE_TOKEN
+    tokenizer.save_pretrained(larger)
+    with pytest.raises(UserError, match="text.template: the image's tokens stand in front"):
+        perceptune.build(blips.recipe(larger, text={"template": "<image>{prompt}"}))
+
+
 def test_samples_that_do_not_fit_are_named(folder: Path) -> None:
     model = built(folder, "llama")
     with pytest.raises(UserError, match="sample `blind` has no image"):

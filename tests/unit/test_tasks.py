@@ -183,7 +183,7 @@ def test_an_error_names_the_line_and_the_key(row: Any, message: str, write: Writ
         ("{'image': null, 'prompt': 'a', 'targets': 'b'}", "invalid JSON.*double quotes around keys"),
         (
             '{"image": null, "prompt": "a", "targets": "b", "id": 1.0}',
-            "`id` is the number 1.0, not a string or a whole",
+            r"`id` is a number with a point \(1.0\)",
         ),
     ],
 )

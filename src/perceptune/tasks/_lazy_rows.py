@@ -178,7 +178,7 @@ def id_of(record: Record, default: str) -> str:
         case int(value) if not isinstance(value, bool):
             return str(value)
         case float(value):
-            raise record.error(f"`id` is the number {value}, not a string or a whole number", "wrong-type")
+            raise record.error(f"`id` is a number with a point ({value}), not a string or a whole one", "wrong-type")
     if not record.text("id").strip():
         raise record.error("`id` is empty", "empty-id")
     return record.text("id")
