@@ -73,7 +73,7 @@ class BlipText(TextFormat):
 
     def training_ids(self, sample: Sample, target: str) -> tuple[list[int], int]:
         """As of every backbone; of an encoder-decoder LM's, the last ones are its labels."""
-        prompt, answer = self.prompt_ids(sample), self.target_ids(target)
+        prompt, answer = self.prompt_ids(sample), self._answer_ids(sample, target)
         n = len(self._image)
         self._checked(prompt[n:] + ([] if self.encoder_decoder else answer), sample)
         # The image's tokens are never predicted, nor is the first of the text.

@@ -84,11 +84,13 @@ class TextFormat:
 
     def training_ids(self, sample: Sample, target: str) -> tuple[list[int], int]:
         """Tokens of prompt and answer, and how many of them, from the right, are supervised."""
-        prompt = self.prompt_ids(sample)
-        with naming(f"sample `{sample.id}`"):
-            answer = self.target_ids(target)
+        prompt, answer = self.prompt_ids(sample), self._answer_ids(sample, target)
         supervised = len(answer) if self.config.supervise == "answer" else len(prompt) + len(answer) - 1
         return self._checked(prompt + answer, sample), supervised
+
+    def _answer_ids(self, sample: Sample, target: str) -> list[int]:
+        with naming(f"sample `{sample.id}`"):
+            return self.target_ids(target)
 
     def require_fit(self, sample: Sample, target: str) -> None:
         """Raises what `training_ids` does, without making tokens of texts that are too short to be too long."""

@@ -217,7 +217,7 @@ def test_tokens_without_a_row_and_the_images_own_are_refused(folder: Path, tmp_p
     tokenizer.add_special_tokens({"additional_special_tokens": ["<a>", "<b>", "<c>", "<image>"]})
     assert tokenizer.convert_tokens_to_ids("<image>") == blips.IMAGE_TOKEN
     tokenizer.save_pretrained(larger)
-    with pytest.raises(UserError, match="text.template: the image's tokens stand in front"):
+    with pytest.raises(UserError, match=r"text\.template: the image's tokens stand in front"):
         perceptune.build(blips.recipe(larger, text={"template": "<image>{prompt}"}))
 
 
