@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from perceptune.checkpoint import read_recipe, write_text
 from perceptune.errors import UserError, naming, nearest
 from perceptune.evaluation import evaluated_set
 from perceptune.judging import Answered, Judged
-from perceptune.records import parse, short
+from perceptune.records import short
 from perceptune.results import PREDICTIONS, RESULTS, data_of, file_hash, numbers, versions, write_predictions
+from perceptune.scoring.files import entries
 from perceptune.sections import NamedPart
 from perceptune.types import Sample
 
@@ -21,7 +23,7 @@ def score_stored(
     run: str | Path, file: str | Path, into: str | Path, *, split: str | None = None, samples: int | None = None,
     task: Mapping[str, Any] | None = None, trust: bool = False, command: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Scores the answers in a JSONL `file` (`id`, and `raw` or `answer`) on the run's task, or on `task`.
+    """Scores the answers in a `file` (`id`, and `raw`, `answer` or `prediction`) on the run's task, or on `task`.
 
     Writes `results.json` and `predictions.jsonl` into the folder `into` and returns the results. The file must hold
     one answer to each of the samples that `evaluate` would take, in any order. Raises `UserError` otherwise.
@@ -47,13 +49,9 @@ def score_stored(
 def _answers(file: Path, samples: Sequence[Sample]) -> list[str]:
     """The answer to each sample."""
     found: dict[str, str] = {}
-    for number, line in enumerate(_lines(file), 1):
-        where = f"{file}, line {number}"
-        row = parse(line, where, "one object a line")
-        if row is None:
-            continue
-        with naming(where):
-            name, text = _answer_in(row)
+    for entry in entries(str(file), lambda note: print(note, file=sys.stderr)):
+        with naming(entry.where):
+            name, text = _answer_in(entry.values)
             if name in found:
                 raise UserError(f"a second answer to `{short(name)}`")
         found[name] = text
@@ -75,14 +73,7 @@ def _answer_in(row: Mapping[str, Any]) -> tuple[str, str]:
         raise UserError("a row needs an `id`")
     if "error" in row and "raw" not in row:
         raise UserError(f"`{short(str(name))}` was not answered: {short(str(row['error']))}")
-    text = row.get("raw", row.get("answer"))
+    text = next((row[key] for key in ("raw", "answer", "prediction") if key in row), None)
     if not isinstance(text, str):
-        raise UserError("a row needs a string `raw` or `answer`")
+        raise UserError("a row needs a string `raw`, `answer` or `prediction`")
     return str(name), text
-
-
-def _lines(file: Path) -> list[bytes]:
-    try:
-        return file.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error

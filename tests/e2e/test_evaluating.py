@@ -120,7 +120,7 @@ def test_stored_predictions_are_scored_without_the_model(
         (right[1:], r"1 of 12 evaluated samples have no answer in it, first `train-000012`|first `validation-000012`"),
         ([*right, right[0]], "line 13: a second answer to"),
         ([*right, {"id": "validation-000099", "raw": "x"}], "is none of the 12 evaluated samples; did you mean"),
-        ([{"id": 1}], "needs a string `raw` or `answer`"),
+        ([{"id": 1}], "needs a string `raw`, `answer` or `prediction`"),
         ([{"id": "a", "error": "no such file"}], "`a` was not answered: no such file"),
     ):
         Path(file).write_text("".join(json.dumps(row) + "\n" for row in given))
@@ -130,6 +130,10 @@ def test_stored_predictions_are_scored_without_the_model(
         if words is not None:
             assert any(part in said for part in words.split("|")), said
     assert json.loads((tmp_path / "out/results.json").read_text())["accuracy"] == 1.0
+    table = tmp_path / "theirs.csv"
+    table.write_text("id;prediction\n" + "".join(f"{row['id']};{row['answer']}\n" for row in right))
+    assert cli(["eval", str(run), "--predictions", str(table), "--out", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0
     assert cli(["eval", str(run), "--predictions", str(file), "--no-media"]) == 2
     assert cli(["eval", str(run), "--predictions", str(run / "predictions.jsonl"), "--out", str(run)]) == 2
     assert "would overwrite it" in capsys.readouterr().err
