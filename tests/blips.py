@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +91,29 @@ def qformer_tokenizer() -> PreTrainedTokenizerFast:
 
 def save_blip(folder: Path, kind: str) -> Path:
     """A folder with model, tokenizer, preprocessing and, of an InstructBLIP, the Q-Former's tokenizer."""
-    random_blip(kind).save_pretrained(folder)
-    support.tokenizer(bos=kind == "llama").save_pretrained(folder)
-    if not kind.startswith("blip2"):
-        qformer_tokenizer().save_pretrained(folder / "qformer_tokenizer")
-    size = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(size))
+    files, state = _files(kind)
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    torch.set_rng_state(state)
     return folder
+
+
+@cache  # twenty test files ask for them
+def _files(kind: str) -> tuple[dict[str, bytes], torch.Tensor]:
+    """By their names; random numbers go on behind the model's."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        random_blip(kind).save_pretrained(folder)
+        state = torch.get_rng_state()
+        support.tokenizer(bos=kind == "llama").save_pretrained(folder)
+        if not kind.startswith("blip2"):
+            qformer_tokenizer().save_pretrained(folder / "qformer_tokenizer")
+        size = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        (folder / "preprocessor_config.json").write_text(json.dumps(size))
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}, state
 
 
 def save_all(root: Path, kinds: Sequence[str] = KINDS) -> Path:
