@@ -16,9 +16,9 @@ from perceptune.errors import UserError
 from perceptune.features import FeatureStore
 from perceptune.generation import Watch
 from perceptune.lighter import lighten_parts
-from perceptune.model import AdaptedModel, Batch, FrozenPart, first_target
+from perceptune.model import AdaptedModel, Batch, FrozenPart
 from perceptune.qformer_methods.base import QFormerMethod, Queried
-from perceptune.text import Tokens
+from perceptune.text import Tokens, first_target
 from perceptune.types import Decoding, Features, Sample
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from perceptune import assets
 from perceptune.checkpoint import META
 from perceptune.config import load_recipe
+from perceptune.doctor import GIB, total_memory
+from perceptune.errors import UserError
 from perceptune.evaluation import evaluate
 from perceptune.media import open_image
 from perceptune.pictures import GridCell, answer_grid, training_curve
@@ -17,15 +19,18 @@ from perceptune.results import PREDICTIONS, RESULTS
 from perceptune.runlog import read_log
 from perceptune.training import train
 
-# Two minutes instead of twelve: enough to see that everything works together, not enough for the final accuracy.
+# Two minutes at most: enough to see that everything works together, not enough for the final accuracy.
 SMOKE = (
     "name=smoke",
-    "train.steps=150",
+    "train.steps=40",
     "train.standardize_samples=64",
     "train.samples=1200",
+    "eval.every=20",
+    "eval.during_samples=50",
     "eval.samples=200",
 )
 QUESTIONS_SHOWN = 12
+NEEDED = 4 * GIB  # a float32 training takes 3.1
 
 
 def run_demo(
@@ -36,6 +41,7 @@ def run_demo(
 
     An interrupted demo goes on where it stopped; a finished one is kept under another name.
     """
+    require_memory()
     overrides = SMOKE if smoke else ()
     recipe = load_recipe("demo", overrides)
     assets.fetch(tuple(assets.ASSETS))
@@ -56,6 +62,16 @@ def run_demo(
     tell(results)
     _explain(results, run, say)
     return results
+
+
+def require_memory() -> None:
+    """Raises `UserError` on a machine that would run out of memory, before anything is fetched."""
+    total = total_memory()
+    if total is not None and total < NEEDED:
+        raise UserError(
+            f"the demo needs {NEEDED / GIB:.0f} GiB of memory, and there are {total / GIB:.1f} GiB here; "
+            "`perceptune train` on your own data with a smaller LM (`--lm`) needs less"
+        )
 
 
 def draw(run: Path) -> None:

@@ -7,6 +7,7 @@ import platform
 import shutil
 import time
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from perceptune.config import Recipe
@@ -14,6 +15,7 @@ from perceptune.errors import UserError
 
 TESTED = {"torch": (2, 6), "transformers": (5, 0), "pillow": (13, 0), "accelerate": (1, 10)}
 GIB = 2**30
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def examine(recipe: str | None = None) -> list[dict[str, str]]:
@@ -52,10 +54,19 @@ def _device() -> dict[str, str]:
     return _check("device", "ok", f"CPU, {torch.get_num_threads()} threads, matrix products: {speeds}")
 
 
-def _memory() -> dict[str, str]:
+def total_memory() -> int | None:
+    """Return the bytes of memory that this machine, or the container it runs in, has; None where it cannot be read."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return _check("memory", "note", "cannot be read on this system")
+        return None
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = CGROUP_LIMIT.read_text(encoding="ascii").strip() if CGROUP_LIMIT.is_file() else "max"
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def _memory() -> dict[str, str]:
+    total = total_memory()
+    if total is None:
+        return _check("memory", "note", "cannot be read on this system")
     return _check("memory", "ok" if total > 4 * GIB else "note", f"{total / GIB:.1f} GiB")
 
 

@@ -93,6 +93,10 @@ class AdaptedModel(nn.Module, ABC):
         `sharded`: their weights are spread over several processes. Raises `UserError` for keys that mean nothing here.
         """
 
+    def fit_to_answers(self, samples: Sequence[Sample]) -> None:
+        """Starts connections from what these training samples say of their media; after `fit_statistics`."""
+        raise self._cannot("has no connections to start from answers")
+
     @abstractmethod
     def dropout(self, *, on: bool) -> None:
         """That of the method's own parts, such as LoRA's, and the LM's own where the recipe wants it."""
@@ -295,13 +299,6 @@ def _by_row(samples: Sequence[Sample], modality: str, given: Tensor) -> Features
     values = given.new_zeros(len(samples), *given.shape[1:])
     values[present] = given
     return Features(values, present)
-
-
-def first_target(sample: Sample) -> str:
-    """What a sample is trained on where no target is chosen. Raises `UserError` if it has none."""
-    if not sample.targets:
-        raise UserError(f"sample `{sample.id}` has no target to learn from")
-    return sample.targets[0]
 
 
 def count(module: nn.Module, *, without: nn.Module | None = None) -> int:

@@ -41,7 +41,8 @@ class WeightedDraws:
     def __init__(self, parts: NDArray[np.integer], weights: Sequence[float], seed: int) -> None:
         """`parts` has the number of each sample's part (n,); `weights` are those of the parts, at least 0."""
         self._n, self._seed = len(parts), seed
-        self._members = [np.flatnonzero(parts == number) for number in range(len(weights))]
+        by_part = np.argsort(parts, kind="stable")
+        self._members = np.split(by_part, np.searchsorted(parts[by_part], np.arange(1, len(weights))))
         present = [weight if len(members) else 0.0 for weight, members in zip(weights, self._members, strict=True)]
         self._ends = np.cumsum(present) / sum(present)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from perceptune.errors import disk_error
 from perceptune.trackers import Trackers
 
 LOG = "log.jsonl"
+WORTH_SAYING = 20  # seconds; whoever waits less need not be told
 
 
 def speaks() -> bool:
@@ -65,9 +68,12 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A rich progress bar on stderr, silent when nobody watches."""
+    """A rich progress bar on stderr, silent when nobody watches.
 
-    def __init__(self, total: int, label: str, done: int = 0) -> None:
+    With `timed`, one line on stderr says after so many steps how long the rest will take, also where no bar is shown.
+    """
+
+    def __init__(self, total: int, label: str, done: int = 0, timed: int = 0) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -84,15 +90,27 @@ class Progress:
             TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not (console.is_terminal and speaks()),
         )  # fmt: skip
         self.task = self.bar.add_task(label, total=total, completed=done, note="")
+        self._total, self._first, self._done, self._timed = total, done, done, timed if speaks() else 0
+        self._began = time.monotonic()
 
     def advance(self, by: int = 1, note: str = "") -> None:
         """Moves on; `note` is shown beside the bar."""
         self.bar.update(self.task, advance=by, note=note)
+        self._done += by
+        if self._timed and self._done - self._first == self._timed:
+            self._say_time_left((time.monotonic() - self._began) / self._timed)
+
+    def _say_time_left(self, seconds: float) -> None:
+        left = (self._total - self._done) * seconds
+        if left > WORTH_SAYING:
+            words = f"about {math.ceil(left / 60)} min" if left > 90 else f"about {left:.0f} s"
+            more = self._total - self._done
+            self.bar.console.print(f"{seconds:.2f} s a step: {more} steps more take {words} at most")
 
 
 @contextmanager
-def progress(total: int, label: str, done: int = 0) -> Iterator[Progress]:
-    """A progress bar while the block runs."""
-    shown = Progress(total, label, done)
+def progress(total: int, label: str, done: int = 0, *, timed: int = 0) -> Iterator[Progress]:
+    """A progress bar while the block runs; `timed` as in `Progress`."""
+    shown = Progress(total, label, done, timed)
     with shown.bar:
         yield shown

@@ -152,6 +152,10 @@ class TrainConfig(Part):
         None, description="train on so many, or on this share; smaller choices lie in larger"
     )
     samples_seed: int | None = Field(None, description="chooses them; None = `seed`")
+    sampling: Literal["natural", "balanced"] = Field(
+        "natural", description="balanced = all answers to the same prompt are drawn equally often, so that a prompt's "
+        "wording does not tell its answer",
+    )  # fmt: skip
     hold_out: int | float | None = Field(
         None, description="keep so many, or this share, of the training samples as split `held-out`, whole media each"
     )

@@ -17,8 +17,9 @@ from perceptune.lighter import lighten
 from perceptune.live import LiveFeatures
 from perceptune.lm import FrozenLM
 from perceptune.methods.base import Method
-from perceptune.model import AdaptedModel, Batch, FrozenPart, first_target
-from perceptune.text import TextFormat, Tokens
+from perceptune.model import AdaptedModel, Batch, FrozenPart
+from perceptune.naming import fit_to_answers
+from perceptune.text import TextFormat, Tokens, first_target
 from perceptune.textstates import TextStates
 from perceptune.types import Decoding, Features, Sample, Slots
 
@@ -75,6 +76,9 @@ class SplicedModel(AdaptedModel):
         if not sharded:
             compiled = training and config.compile
             lighten(self.lm, self.method.first_layer, config.packed_memory_mb, compiled=compiled)
+
+    def fit_to_answers(self, samples: Sequence[Sample]) -> None:
+        fit_to_answers(self.method, self.lm, self.text, self.stores, samples)
 
     def dropout(self, *, on: bool) -> None:
         self.method.train(on)

@@ -101,6 +101,10 @@ class TextFormat:
         if not plain or MOST_TOKENS * (len(prompt) + len(answer)) + 8 > self.longest:
             self.training_ids(sample, target)
 
+    def plain_ids(self, text: str) -> list[int]:
+        """Tokens of a text alone, without template; special tokens in it are read as plain text."""
+        return list(self._encoded(text))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Generated tokens as text."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -209,6 +213,13 @@ class TextFormat:
                 f"{vocabulary} rows; put the separator into `text.template` instead"
             )
         return [token]
+
+
+def first_target(sample: Sample) -> str:
+    """What a sample is trained on where no target is chosen. Raises `UserError` if it has none."""
+    if not sample.targets:
+        raise UserError(f"sample `{sample.id}` has no target to learn from")
+    return sample.targets[0]
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,11 @@ class Trained(nn.Module, ABC):
         """Whether `set_statistics` is wanted before training."""
         return False
 
+    @property
+    def starts_from_answers(self) -> bool:
+        """Whether connections are to be fitted to the LM's states of the training answers before the first step."""
+        return False
+
     def auxiliary(self) -> tuple[nn.Module, float] | None:
         """A module that is trained beside the method, for the sake of training alone, and its constant rate.
 

@@ -130,7 +130,7 @@ class Trainer:
             if not resumed:
                 self._start()
             stopped = False
-            with progress(self.steps, "train", self.state.step) as bar:
+            with progress(self.steps, "train", self.state.step, timed=10) as bar:
                 while not (stopped or self._is_over()):
                     stopped = self._step(bar, interruption)
                     evaluated = self._evaluate_if_due()
@@ -180,6 +180,8 @@ class Trainer:
                 chosen.append(sample)
                 bar.advance()
         self.model.fit_statistics(chosen, known=known)
+        if self.model.method.starts_from_answers and not known:
+            self.model.fit_to_answers(self.feed.all.with_media_of(chosen))
 
     def _step(self, bar: Progress, interruption: Interruption) -> bool:
         """One optimizer step; returns whether any process wants to stop."""
@@ -284,8 +286,7 @@ class Trainer:
                 raise UserError(f"`{self.run}` cannot be resumed: its training data has changed since it was started")
             load_method(last / METHOD, self.model)
             self.optimizer.unpack(tensors)
-        # Older checkpoints do not count samples one by one.
-        state.setdefault("samples", state["step"] * self.config.batch_size * self.config.accumulate)
+        state.setdefault("samples", state["step"] * self.config.batch_size * self.config.accumulate)  # older ones
         self.state = State(**state)
         self.feed.bad = dict(self.state.bad)
         with self.world.together():

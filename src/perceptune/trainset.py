@@ -7,6 +7,7 @@ quarter of a minute.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,15 +23,41 @@ from perceptune.tasks.base import Task
 from perceptune.types import Medium, Sample
 
 
+class AnswerParts:
+    """Groups samples by prompt and first target; weights by which the answers to a prompt are drawn equally often.
+
+    A prompt keeps its share of all samples. Those with several targets count as their first.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._samples_of: Counter[str] = Counter()  # by prompt
+
+    def add(self, sample: Sample) -> int:
+        """Count a sample; return the number of its part."""
+        self._samples_of[sample.prompt] += 1
+        return self._numbers.setdefault((sample.prompt, sample.targets[0]), len(self._numbers))
+
+    def weights(self) -> list[float]:
+        """Return the weight of each part, in the order of their numbers."""
+        answers = Counter(prompt for prompt, _ in self._numbers)
+        return [self._samples_of[prompt] / answers[prompt] for prompt, _ in self._numbers]
+
+
 @dataclass(frozen=True)
 class TrainingSet:
     """Samples that can be tokenised and have something to learn from."""
 
     samples: Sequence[Sample]
     lengths: NDArray[np.int32]  # (n,) tokens with the longest target; 0 where batches do not depend on them
-    draws: WeightedDraws | None  # how parts of a mixture are drawn
+    draws: WeightedDraws | None  # how parts of a mixture, or the answers to a prompt, are drawn
     digest: str  # of everything a resumed run must find as it was
     media: NDArray[np.int64]  # (n, modalities) a number for each medium, good in this process; 0 = none
+
+    def with_media_of(self, chosen: Sequence[Sample]) -> list[Sample]:
+        """Return all samples that share a medium with one of these."""
+        media = {medium for sample in chosen for medium in sample.media.values()}
+        return [sample for sample in self.samples if media & set(sample.media.values())]
 
     def with_new_media(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those rows of `order`, still in order, that have a medium which none before them has."""
@@ -51,9 +78,12 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
     if not chosen:
         raise UserError(f"split `{split}` is empty: there is nothing to train on")
     samples = select(rows, chosen)
-    lengths, parts, digest = np.zeros(len(samples), np.int32), np.zeros(len(samples), np.int16), hashlib.sha256()
+    lengths, parts, digest = np.zeros(len(samples), np.int32), np.zeros(len(samples), np.int32), hashlib.sha256()
     media = np.zeros((len(samples), len(model.stores)), np.int64)
     numbers = {name: number for number, name in enumerate(task.weights)}
+    answers = AnswerParts() if config.sampling == "balanced" else None
+    if answers is not None and numbers:
+        raise UserError("`train.sampling: balanced` does not go with a mixture, whose parts are drawn by their weights")
     for index, sample in enumerate(samples):
         if not sample.targets:
             raise UserError(f"sample `{sample.id}` of split `{split}` has no targets to learn from")
@@ -62,9 +92,12 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
         media[index] = [hash(sample.media.get(modality, 0)) for modality in model.stores]
         if numbers:
             parts[index] = numbers[task.part_of(sample)]
+        elif answers is not None:
+            parts[index] = answers.add(sample)
         names = [(modality, name_of(medium)) for modality, medium in sample.media.items()]
         digest.update(repr((sample.id, sample.prompt, sample.targets, names)).encode())
-    draws = WeightedDraws(parts, list(task.weights.values()), seed) if numbers else None
+    weights = list(task.weights.values()) if answers is None else answers.weights()
+    draws = WeightedDraws(parts, weights, seed) if weights else None
     return TrainingSet(samples, lengths, draws, digest.hexdigest(), media)
 
 

@@ -49,7 +49,7 @@ def test_recipes_and_published_configurations_are_inside(installed: Path, tmp_pa
     shipped = sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
     assert names == shipped
     assert json.loads(paper)["trainable"] == 24_949_760
-    assert json.loads(demo)["trainable"] == 1_336_320
+    assert json.loads(demo)["trainable"] == 863_808
 
 
 def test_nothing_else_is_inside(installed: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from perceptune.errors import UserError
 from perceptune.tasks.easy_vqa import EasyVQA
+from perceptune.types import Sample
 
 QUESTIONS = [
     ["what is the blue shape?", "rectangle", 1],
@@ -111,3 +112,18 @@ def test_a_damaged_easy_vqa_folder(questions: str | None, message: str, easy: Pa
 def test_an_easy_vqa_folder_without_images(easy: Path) -> None:
     with pytest.raises(UserError, match=r"images is not a folder"):
         easy_task(easy / "nowhere").samples("test")
+
+
+def test_the_even_part_cannot_be_guessed_from_the_wording(easy: Path) -> None:
+    asked = [("is it red?", "no")] * 5 + [("is it red?", "yes")] * 2
+    asked += [("is it no cup?", "yes")] * 3 + [("which?", "cup")]
+    samples = [
+        Sample(str(n), {}, prompt, (answer,), {"answer_type": "yes/no" if answer in ("yes", "no") else "shape"})
+        for n, (prompt, answer) in enumerate(asked)
+    ]
+    for guess in ("yes", "no"):
+        assert easy_task(easy).score([guess] * len(samples), samples).summary["accuracy_yes_no_even"] == 0.5
+    right = easy_task(easy).score([answer for _, answer in asked], samples)
+    assert right.summary["accuracy_yes_no_even"] == 1.0
+    even = [row for row in right.per_sample if "accuracy_yes_no_even" in row]
+    assert len(even) == 4, "two of each answer to the first wording; the second wording has one answer only"

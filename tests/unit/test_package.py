@@ -90,7 +90,7 @@ LAYERS = [
     {"encoders", "methods", "qformer_methods", "metrics", "tasks"},
     {"loading", "optimizer", "holdout", "scoring", "blip_text"},
     {"features"},
-    {"textstates", "live"},
+    {"textstates", "live", "naming"},
     {"model"},
     {"spliced", "blip_model", "likelihood", "trainset"},
     {"distributed"},

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
 
 import support
 from perceptune.errors import UserError
+from perceptune.order import DataOrder, WeightedDraws
 from perceptune.sections import TextConfig
 from perceptune.text import TextFormat
-from perceptune.trainset import TrainingSet
+from perceptune.trainset import AnswerParts, TrainingSet
 from perceptune.types import Sample
 
 
@@ -45,3 +47,26 @@ def test_what_fits_is_what_can_be_tokenised(prompt: str, target: str) -> None:
         return ""
 
     assert mistake(text.require_fit) == mistake(text.training_ids)
+
+
+def test_balanced_sampling_draws_the_answers_to_a_prompt_equally_often() -> None:
+    told = [("is it red?", "no")] * 90 + [("is it red?", "yes")] * 10
+    told += [("which?", "cup")] * 30 + [("which?", "jug")] * 70
+    samples = [Sample(str(n), {}, prompt, (answer,)) for n, (prompt, answer) in enumerate(told)]
+    parts = AnswerParts()
+    numbers = np.array([parts.add(sample) for sample in samples], np.int32)
+    order = DataOrder(len(samples), 20, 0, WeightedDraws(numbers, parts.weights(), 0))
+    rows = [index for batch in range(50) for _, index in order.positions(batch)]  # five epochs
+    drawn = Counter(told[row] for row in rows)
+    assert drawn == dict.fromkeys(set(told), 250), "each prompt keeps its share, and its answers have halves of it"
+    of_yes = Counter(row for row in rows if told[row][1] == "yes")
+    assert set(of_yes.values()) == {25}, "inside an answer all samples come equally often"
+
+
+@pytest.mark.parametrize("n_parts", [1, 3, 40])
+def test_parts_hold_their_own_samples(n_parts: int) -> None:
+    parts = np.random.default_rng(n_parts).integers(0, n_parts, 50).astype(np.int32)
+    draws = WeightedDraws(parts, [0.0] * (n_parts - 1) + [1.0], seed=3)
+    if (parts == n_parts - 1).any():
+        rows, _ = draws.epoch(0)
+        assert set(parts[rows].tolist()) == {n_parts - 1}

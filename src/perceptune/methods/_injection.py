@@ -98,6 +98,19 @@ class Injection(Method):
         connector.mean.copy_(mean[:, None])
         connector.std.copy_(std[:, None])
 
+    @property
+    def starts_from_answers(self) -> bool:
+        return self.options.connector_init == "answers"
+
+    def entries(self) -> list[int]:
+        layers = [[layer for layer, own in self.injected.items() if own == level] for level in range(len(self._levels))]
+        return [min(own) for own in layers]
+
+    def fit_connections(self, modality: str, features: Tensor, wanted: Mapping[int, Tensor]) -> None:
+        connector: Any = self.connectors[modality]
+        for level, layer in enumerate(self.entries()):
+            connector.fit(level, features[:, level].mean(1), wanted[layer])
+
     def level_of(self, layer: int) -> int:
         """Which level, counted from 0 in the order of `levels`, enters an injected LM layer."""
         return self.injected[layer]

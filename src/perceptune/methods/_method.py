@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from perceptune.lm import FrozenLM
 from perceptune.trained import Site as Site
@@ -42,6 +42,17 @@ class Method(Trained):
     @abstractmethod
     def plan(self, features: Mapping[str, Features], batch: int) -> list[Slots]:
         """What goes into which columns at which layer, for `batch` rows."""
+
+    def fit_connections(self, modality: str, features: Tensor, wanted: Mapping[int, Tensor]) -> None:
+        """Start the connections of a modality from features (N, n_levels, T, dim) and the states (N, d) wanted of them.
+
+        `wanted` has an entry for each LM layer of `entries`.
+        """
+        raise NotImplementedError
+
+    def entries(self) -> list[int]:
+        """LM layers at which the levels, in the order of `levels`, enter first."""
+        raise NotImplementedError
 
     def attach(self, lm: FrozenLM) -> None:
         """Hook deltas `y + delta(x)` onto named modules of the LM. Called once, after the method is built."""

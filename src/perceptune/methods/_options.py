@@ -36,6 +36,10 @@ class InjectionOptions(BaseModel):
     )  # fmt: skip
     shared_connector: bool = Field(False, description="one linear connection for all levels")
     connector_std: float | None = Field(0.02, gt=0, description="std of its weights; None = torch's own initialisation")
+    connector_init: Literal["random", "answers"] = Field(
+        "random", description="answers = a ridge regression from the features to the LM's own states of the training "
+        "answers, at the layer where each level enters",
+    )  # fmt: skip
     standardize: bool = Field(True, description="features to mean 0, std 1 per level and dimension")
     prompt: Literal["none", "plain", "mlp"] = "mlp"
     prompt_tokens: int = Field(10, ge=1)
@@ -61,6 +65,8 @@ class InjectionOptions(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> InjectionOptions:
+        if self.connector_init == "answers" and self.shared_connector:
+            raise ValueError("`connector_init: answers` gives each level its own connection: no `shared_connector`")
         if self.inject is not None:
             for name in ("n_levels", "levels", "first", "last", "refresh"):
                 if getattr(self, name) != type(self).model_fields[name].default:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from perceptune.errors import UserError
+
+RIDGE = 0.1  # of the mean of the features' variances, added to each
 
 
 class Connector(nn.Module):
@@ -32,6 +35,20 @@ class Connector(nn.Module):
         if standardize:  # statistics of the training split: kept and saved, but not trained
             self.register_buffer("mean", torch.zeros(levels, 1, dim))
             self.register_buffer("std", torch.ones(levels, 1, dim))
+
+    @torch.no_grad()
+    def fit(self, level: int, features: Tensor, wanted: Tensor) -> None:
+        """Set a level's map to the ridge regression from `features` (N, dim) to `wanted` (N, hidden)."""
+        if self.standardize:
+            features = (features - self.mean[level]) / self.std[level]
+        middle, goal = features.mean(0), wanted.mean(0)
+        x, y = features - middle, wanted - goal
+        products = x.T @ x
+        products.diagonal().add_(RIDGE * products.diagonal().mean())
+        weight = torch.linalg.solve(products, x.T @ y).T
+        linear: Any = self.maps[level]
+        linear.weight.copy_(weight)
+        linear.bias.copy_(goal - weight @ middle)
 
     def forward(self, features: Tensor) -> list[Tensor]:
         if self.standardize:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,11 +41,17 @@ class EasyVQA(Task):
         ]
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
-        """Adds `accuracy_open`, without the yes/no questions: half of those a guess gets right."""
+        """Add `accuracy_open`, without the yes/no questions, and `accuracy_yes_no_even`.
+
+        The latter is over yes/no questions of which, for each wording, as many have the answer yes as no: without the
+        image no more than half of them can be right.
+        """
         scored = exact_match(self, predictions, samples)
         for row, sample in zip(scored.per_sample, samples, strict=True):
             if sample.meta["answer_type"] != "yes/no":
                 row["accuracy_open"] = row["accuracy"]
+        for index in _even(samples):
+            scored.per_sample[index]["accuracy_yes_no_even"] = scored.per_sample[index]["accuracy"]
         return replace(scored, summary=averages(scored.per_sample))
 
 
@@ -76,6 +83,16 @@ def _sample(row: object, images: dict[int, Path], *, id: str, where: str) -> Sam
             meta = {"answer_type": _answer_type(question, answer)}
             return Sample(id, {"image": images[number]}, question, (answer,), meta)
     raise UserError(f"{where}: expected [question, answer, image number], got {row!r:.120}")
+
+
+def _even(samples: Sequence[Sample]) -> list[int]:
+    """Indices of the first yes/no questions of each wording, as many with one answer as with the other."""
+    found: defaultdict[str, dict[str, list[int]]] = defaultdict(lambda: {"yes": [], "no": []})
+    for index, sample in enumerate(samples):
+        if sample.meta["answer_type"] == "yes/no":
+            found[sample.prompt][sample.targets[0]].append(index)
+    fewer = [(both, min(map(len, both.values()))) for both in found.values()]
+    return sorted(index for both, n in fewer for indices in both.values() for index in indices[:n])
 
 
 def _answer_type(question: str, answer: str) -> str:
