@@ -55,6 +55,19 @@ class Served:
         finally:
             connection.close()
 
+    def headers(
+        self, method: str, path: str, headers: dict[str, str] | None = None, *, key: str | None = KEY
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers by their small names, and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            given = {"Authorization": f"Bearer {key}"} if key else {}
+            connection.request(method, path, headers={**given, **(headers or {})})
+            response = connection.getresponse()
+            return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
     def chat(self, **given: Any) -> tuple[int, dict[str, Any]]:
         return self.request("POST", "/v1/chat/completions", asked(**given))
 

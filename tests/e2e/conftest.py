@@ -59,7 +59,9 @@ def attacked(attacked_runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> I
 
     folder = tmp_path_factory.mktemp("media")
     (folder / "picture.png").write_bytes(png())
-    with served(attacked_runs, Limits(image_pixels=1_000_000, audio_mb=5), local=LocalFiles(folder)) as running:
+    limits = Limits(image_pixels=1_000_000, audio_mb=5, tokens=48)
+    origins = ("https://app.example",)
+    with served(attacked_runs, limits, local=LocalFiles(folder), origins=origins) as running:
         running.folder = folder  # type: ignore[attr-defined]
         yield running
 

@@ -172,3 +172,78 @@ def test_other_methods_are_told_which_there_are(attacked: Served) -> None:
         answer = attacked.raw(head.encode()).lower()
         assert b" 405 " in answer
         assert f"allow: {method}".lower().encode() in answer
+
+
+def test_a_page_of_a_listed_origin_may_ask(attacked: Served) -> None:
+    ours, asks = "https://app.example", {"Access-Control-Request-Method": "POST"}
+    for path in ("/v1/chat/completions", "/v1/models", "/nowhere"):
+        status, headers, body = attacked.headers("OPTIONS", path, {"Origin": ours, **asks}, key=None)
+        assert (status, body, headers["access-control-allow-origin"]) == (204, b"", ours)
+        assert {"authorization", "content-type"} <= {*headers["access-control-allow-headers"].lower().split(", ")}
+        assert "POST" in headers["access-control-allow-methods"]
+        assert "access-control-allow-credentials" not in headers
+    for key, status in ((KEY, 200), (None, 401)):  # a page can read why it is refused
+        answer = attacked.headers("GET", "/v1/models", {"Origin": ours}, key=key)
+        assert (answer[0], answer[1]["access-control-allow-origin"], answer[1]["vary"]) == (status, ours, "Origin")
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://app.example.evil", "http://app.example", "null", "https://app.example:8443"]
+)
+def test_pages_of_other_origins_may_not(attacked: Served, origin: str) -> None:
+    asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    status, headers, body = attacked.headers("OPTIONS", "/v1/chat/completions", asks, key=None)
+    assert (status, b"--allowed-origins" in body) == (403, True)
+    assert not any(name.startswith("access-control") for name in headers)
+    status, headers, _ = attacked.headers("GET", "/v1/models", {"Origin": origin})
+    assert (status, "access-control-allow-origin" in headers) == (200, False)
+
+
+def test_a_preflight_passes_nothing_but_the_key(attacked: Served) -> None:
+    asks = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    assert attacked.headers("OPTIONS", "/v1/models", {**asks, "Host": "evil.example"}, key=None)[0] == 421
+    assert attacked.headers("OPTIONS", "/v1/models", {"Origin": asks["Origin"]}, key=None)[0] == 401
+    assert attacked.headers("POST", "/v1/chat/completions", asks, key=None)[0] == 401
+    head = "OPTIONS /v1/models HTTP/1.1\r\nHost: localhost\r\nAccess-Control-Request-Method: GET\r\n"
+    twice = "Origin: https://app.example\r\nOrigin: https://evil.example\r\nConnection: close\r\n\r\n"
+    assert b" 400 " in attacked.raw((head + twice).encode())
+
+
+def test_options_and_head_are_answered_on_every_route(attacked: Served) -> None:
+    described = attacked.request("GET", "/openapi.json")[1]["paths"]
+    for path in [*(path for path in described if "{" not in path), "/v1/models/one", "/v1/models/none", "/nowhere"]:
+        status, headers, body = attacked.headers("HEAD", path)
+        same, as_get, _ = attacked.headers("GET", path)
+        assert (status, body, headers["content-type"]) == (same, b"", as_get["content-type"]), path
+        if path != "/metrics":  # which counts these
+            assert headers.get("content-length") == as_get.get("content-length")
+        if path != "/nowhere":
+            status, headers, body = attacked.headers("OPTIONS", path)
+            allowed = headers["allow"].split(", ")
+            assert (status, body, "OPTIONS" in allowed) == (204, b"", True)
+            assert ("HEAD" in allowed) == ("GET" in allowed) == ("head" in described.get(path, {"head": 0}))
+    assert attacked.headers("HEAD", "/health", key=None)[0] == 200
+    assert attacked.headers("HEAD", "/v1/models", key=None)[0] == 401
+
+
+def test_what_openai_s_client_and_others_send_is_answered(attacked: Served) -> None:
+    """Their defaults and nulls give the answer that a request without them gets."""
+    client = attacked.client()
+    plain = client.chat.completions.create(**asked(max_tokens=6, temperature=0))
+    body = asked(max_tokens=6, temperature=0)
+    body["messages"] = [{"role": "system", "content": ""}, {**body["messages"][0], "name": None}]
+    url = body["messages"][1]["content"][1]["image_url"]["url"]
+    body["messages"][1]["content"][1] = {"type": "image_url", "image_url": url}
+    more = {
+        "n": None, "top_logprobs": None, "tool_choice": "none", "parallel_tool_calls": False, "frequency_penalty": 0.0,
+        "extra_body": {"top_k": 50, "repetition_penalty": 1.0, "stop_token_ids": [], "guided_json": None},
+    }  # fmt: skip
+    assert client.chat.completions.create(**body, **more).choices == plain.choices
+    long = client.chat.completions.create(**asked(max_tokens=4096))
+    assert long.usage is not None
+    assert long.usage.completion_tokens <= 48
+    assert (long.choices[0].finish_reason == "length") == (long.usage.completion_tokens == 48)
+    body["messages"][1]["content"][1] = {"type": "input_image", "image_url": url}
+    with pytest.raises(openai.BadRequestError, match="allowed are text, image_url") as caught:
+        client.chat.completions.create(**body)
+    assert caught.value.param == "messages.1.content.1"

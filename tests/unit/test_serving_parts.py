@@ -23,6 +23,7 @@ from perceptune.serving.intake import Intake
 from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
 from perceptune.serving.metrics import Metrics
+from perceptune.serving.origins import Origins, parse_origins
 from perceptune.serving.scheduler import Scheduler
 from perceptune.serving.schema import parsed
 from perceptune.serving.server import hosts_of, is_loopback
@@ -205,7 +206,7 @@ EMBEDS = b'{"model": "x", "messages": [{"role": "user", "content": [{"type": "pr
         (b'{"model": "x", "messages": [{"role": "user", "content": "\\ud800"}]}', None),
         (EMBEDS, "messages.0.content"),
         (ASKS + b'"temperature": NaN}', None),
-        (ASKS + b'"mm_processor_kwargs": {}}', "mm_processor_kwargs"),
+        (ASKS + b'"mm_processor_kwargs": {"a": 1}}', "mm_processor_kwargs"),
         (ASKS + b'"tools": [{}]}', "tools"),
         (ASKS + b'"max_tokens": 1e300}', "max_tokens"),
         (ASKS + b'"n": 0}', "n"),
@@ -283,6 +284,15 @@ def test_hosts_that_a_server_answers_to() -> None:
     assert not is_loopback("example")
 
 
+def test_origins_are_read_as_browsers_write_them() -> None:
+    listed = ["https://App.example/", "http://localhost:3000", "https://a.example:443", "http://[::1]:8080", "*"]
+    assert parse_origins(listed) == [
+        "https://app.example", "http://localhost:3000", "https://a.example", "http://[::1]:8080", "*"
+    ]  # fmt: skip
+    assert (b"access-control-allow-origin", b"*") in Origins(["*"]).headers_for(b"https://any.example")
+    assert Origins().headers_for(b"https://any.example") == ()
+
+
 def test_metrics_are_prometheus_text() -> None:
     metrics = Metrics()
     metrics.count("requests_total", route="/health", status="200")
@@ -300,6 +310,10 @@ def test_the_command_is_safe_by_default(capsys: pytest.CaptureFixture[str], tmp_
         (["--host", "0.0.0.0"], "open to other machines"),
         (["--allow-remote-media"], "need both"),
         (["--allowed-media-domains", "a.example"], "need both"),
+        (["--allowed-origins", "app.example"], "is no origin: scheme://host[:port]"),
+        (["--allowed-origins", "https://a.example/path"], "is no origin"),
+        (["--allowed-origins", "https://a.example,null"], "any page that hides"),
+        (["--allowed-origins", "*"], "lets any page"),
         (["--api-key-file", str(tmp_path / "empty")], "an API key is"),
         (["--allowed-local-media-path", str(tmp_path / "none")], "is no folder"),
         (["--tokens", "0"], "`--tokens` must be more than 0"),

@@ -20,11 +20,11 @@ def add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="run folders; NAME is what clients ask for")
     serve.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="decode.*, such as decode.beams=3")
     serve.add_argument("--host", default=HOST, help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=PORT, help="default: %(default)s")
-    serve.add_argument("--device", help="default: a GPU where there is one")
+    serve.add_argument("--port", type=int, default=PORT, help="port to listen on (default: %(default)s)")
+    serve.add_argument("--device", help="device to compute on (default: a GPU if there is one)")
     serve.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
-    serve.add_argument("--access-log", action="store_true", help="a line for every request")
-    serve.add_argument("--decoders", type=int, default=2, help="processes that take media apart (default: %(default)s)")
+    serve.add_argument("--access-log", action="store_true", help="print a line for every request")
+    serve.add_argument("--decoders", type=int, default=2, help="media decoding processes (default: %(default)s)")
     serve.add_argument(
         "--examples", type=int, default=0, metavar="N",
         help="show N rows of each run's evaluation data, media included, to whoever may ask (default: none)",
@@ -32,16 +32,30 @@ def add_serve(serve: argparse.ArgumentParser) -> None:
     access = serve.add_argument_group("access")
     access.add_argument(
         "--api-key",
-        help=f"asked for on every route but /health and the page's files; safer: ${KEY_VARIABLE}, or a file",
+        help=f"key required on every route but /health and the page's files; safer in ${KEY_VARIABLE} or a file",
     )
-    access.add_argument("--api-key-file", metavar="FILE", help="the key is what this file holds")
-    access.add_argument("--no-api-key", action="store_true", help="listen to other machines without asking for a key")
+    access.add_argument("--api-key-file", metavar="FILE", help="file that holds the API key")
+    access.add_argument(
+        "--no-api-key", action="store_true", help="be open to other machines, or to any page, without asking for a key"
+    )
     access.add_argument("--allowed-hosts", metavar="A,B", help="further names that this server is called by")
     access.add_argument(
-        "--allowed-local-media-path", metavar="DIR", help="let requests name files below it as file:// (default: none)"
+        "--allowed-local-media-path",
+        metavar="DIR",
+        help="folder below which requests may name files as file:// (default: none)",
     )
-    access.add_argument("--allow-remote-media", action="store_true", help="let requests name http(s) addresses, of")
-    access.add_argument("--allowed-media-domains", metavar="A,B", help="these hosts alone; host:port for other ports")
+    access.add_argument(
+        "--allow-remote-media", action="store_true",
+        help="let requests name http(s) addresses on the hosts of --allowed-media-domains",
+    )  # fmt: skip
+    access.add_argument(
+        "--allowed-media-domains", metavar="A,B",
+        help="hosts that remote media may come from, with --allow-remote-media; host:port for other ports",
+    )  # fmt: skip
+    access.add_argument(
+        "--allowed-origins", metavar="A,B",
+        help="origins whose pages in a browser may ask, such as https://app.example; `*` is any (default: none)",
+    )  # fmt: skip
     limits = serve.add_argument_group("limits")
     for one in fields(Limits):
         limits.add_argument(
@@ -61,6 +75,7 @@ def serve(options: argparse.Namespace) -> int:
     from perceptune.serving.examples import load_examples
     from perceptune.serving.limits import Limits
     from perceptune.serving.local import LocalFiles
+    from perceptune.serving.origins import parse_origins
     from perceptune.serving.remote import Remote
     from perceptune.serving.runs import Runs, describe_runs, load_described
     from perceptune.serving.server import hosts_of, is_loopback, listening, make_server
@@ -69,6 +84,12 @@ def serve(options: argparse.Namespace) -> int:
     if key is None and not is_loopback(options.host) and not options.no_api_key:
         raise UserError(
             f"--host {options.host} is open to other machines: set a key (${KEY_VARIABLE} or --api-key-file), "
+            "or say --no-api-key"
+        )
+    origins = parse_origins(_listed(options.allowed_origins))
+    if "*" in origins and key is None and not options.no_api_key:
+        raise UserError(
+            f"--allowed-origins: `*` lets any page in a browser ask: set a key (${KEY_VARIABLE} or --api-key-file), "
             "or say --no-api-key"
         )
     if options.decoders < 1:
@@ -81,7 +102,7 @@ def serve(options: argparse.Namespace) -> int:
     limits = Limits(**{one.name: getattr(options, one.name) for one in fields(Limits)})
     access = Access(
         key, hosts_of(options.host, _listed(options.allowed_hosts)), local, Remote(domains) if domains else None,
-        partial(load_examples, number=options.examples, limits=limits),
+        origins, partial(load_examples, number=options.examples, limits=limits),
     )  # fmt: skip
     described = describe_runs(options.runs, trust=options.trust)
     names, address = ", ".join(one.name for one in described), f"http://{options.host}:{options.port}"

@@ -21,6 +21,7 @@ from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
 from perceptune.serving.metrics import Metrics
 from perceptune.serving.openapi import REFERENCE, describe
+from perceptune.serving.origins import Origins
 from perceptune.serving.remote import Remote
 from perceptune.serving.runs import Run, Runs
 from perceptune.serving.service import Ended, Service
@@ -34,6 +35,7 @@ class Access:
     hosts: Collection[str] | None = ("localhost", "127.0.0.1", "::1")  # None: any
     local: LocalFiles | None = None
     remote: Remote | None = None
+    origins: Collection[str] = ()  # of other servers' pages that may ask
     examples: Showing = lambda _: {}  # rows of each run's data, to whoever may ask it
 
 
@@ -100,8 +102,9 @@ def make_app(
     describe(app)
     known = {path for path in app.openapi()["paths"] if "{" not in path}
     app.add_middleware(
-        Gate, key=access.key, hosts=access.hosts, metrics=metrics, routes=known, open_routes={"/health", *files}
-    )
+        Gate, key=access.key, hosts=access.hosts, metrics=metrics, routes=known, open_routes={"/health", *files},
+        origins=Origins(access.origins),
+    )  # fmt: skip
     return app
 
 
@@ -116,10 +119,16 @@ def _answer_errors(app: FastAPI) -> None:
         assert isinstance(error, ApiError)
         return error.response()
 
-    async def routing(_: Request, error: Exception) -> Response:
+    async def routing(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        headers = dict(error.headers or {})
+        if "Allow" in headers:
+            methods = headers["Allow"].split(", ")
+            headers["Allow"] = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
         answer = ApiError(error.status_code, str(error.detail)).response()
-        answer.headers.update(error.headers or {})  # such as Allow
+        answer.headers.update(headers)
         return answer
 
     async def unforeseen(_: Request, __: Exception) -> Response:
@@ -140,6 +149,7 @@ def _docs(described: dict[str, Any]) -> str:
         row(f"{method.upper()} {path}", one.get("summary", ""))
         for path, methods in described["paths"].items()
         for method, one in methods.items()
+        if method != "head"
     ]
     properties = described["components"]["schemas"]["ChatRequest"]["properties"]
     fields = [row(name, one.get("description", "")) for name, one in properties.items()]

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 import soundfile
 
 from perceptune.errors import UserError
-from perceptune.media import image_size, open_image
+from perceptune.media import image_size
+from perceptune.serving.shrinking import open_within
 from perceptune.sound import read_sound, sound_header
 from perceptune.video import describe_clip, read_frames
 
@@ -40,7 +41,7 @@ def _image(data: bytes, limits: dict[str, Any]) -> bytes:
     if min(height, width) < limits["side"]:
         raise RefusedError(f"the image: {width} x {height} pixels; the least is {limits['side']} x {limits['side']}")
     plain = BytesIO()
-    open_image(data, "the image", max_pixels=limits["pixels"]).save(plain, "BMP")
+    open_within(data, "the image", max_pixels=limits["pixels"], within=limits["kept"]).save(plain, "BMP")
     return plain.getvalue()
 
 

@@ -40,7 +40,7 @@ class Decoders:
     def limits_of(limits: Limits, frames: int) -> dict[str, dict[str, float]]:
         """What a process is told of them, by modality; `frames` are taken of a clip."""
         return {
-            "image": {"pixels": limits.image_pixels, "side": limits.image_side},
+            "image": {"pixels": limits.image_pixels, "kept": limits.image_kept_pixels, "side": limits.image_side},
             "audio": {"seconds": limits.audio_seconds},
             "video": {
                 "pixels": limits.video_pixels, "side": limits.image_side, "seconds": limits.video_seconds,
@@ -53,7 +53,10 @@ class Decoders:
     async def try_out() -> UserError | None:
         """Why no process can be started that decodes, if so: found out before anybody waits for one."""
         process = _Process()
-        line = json.dumps({"modality": "image", "limits": {"pixels": 1, "side": 1}, "size": len(_DOT)}).encode() + b"\n"
+        line = (
+            json.dumps({"modality": "image", "limits": {"pixels": 1, "kept": 1, "side": 1}, "size": len(_DOT)}).encode()
+            + b"\n"
+        )
         try:
             asking = asyncio.to_thread(process.ask, line, _DOT)
             answer, _ = await asyncio.wait_for(asyncio.shield(asking), _START)

@@ -8,15 +8,20 @@ import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
+from starlette.responses import Response
+
 from perceptune.serving.errors import ApiError
 from perceptune.serving.metrics import Metrics
+from perceptune.serving.origins import Origins
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_SINGLE = (b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"content-encoding")
+_SINGLE = (
+    b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"content-encoding", b"origin"
+)  # fmt: skip
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"), (b"referrer-policy", b"no-referrer"),
     # The page shows media that it was given by its user; nothing comes from elsewhere, and no code stands in it.
@@ -28,14 +33,14 @@ _HEADERS = [
 class Gate:
     """An ASGI middleware. `hosts` are the names this server answers to, None for any; `key` None asks for none.
 
-    `open_routes` need no key: exact paths.
+    `open_routes` need no key: exact paths. `origins` are those whose pages may ask.
     """
 
     def __init__(
         self, app: App, *, key: str | None, hosts: Collection[str] | None, metrics: Metrics, routes: Collection[str],
-        open_routes: Collection[str],
+        open_routes: Collection[str], origins: Origins,
     ) -> None:  # fmt: skip
-        self._app, self._hosts, self._metrics, self._routes = app, hosts, metrics, routes
+        self._app, self._hosts, self._metrics, self._routes, self._origins = app, hosts, metrics, routes, origins
         self._open = frozenset(open_routes)
         self._key = None if key is None else hashlib.sha256(key.encode()).digest()
 
@@ -43,30 +48,48 @@ class Gate:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        started, status = time.monotonic(), 500
+        started, status, is_head = time.monotonic(), 500, scope.get("method") == "HEAD"
 
         async def sending(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                added = self._origins.headers_for(dict(scope.get("headers", ())).get(b"origin"))
+                message["headers"] = [*message.get("headers", ()), *_HEADERS, *added]
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
             try:
-                self._check(scope)
+                answer = self._answer_instead(scope)
             except ApiError as error:
-                await error.response()(scope, receive, sending)
+                answer = error.response()
+            if answer is not None:
+                await answer(scope, receive, sending)
                 return
-            await self._app(scope, receive, sending)
+            # Whatever is answered to GET is answered to HEAD, without its body.
+            await self._app({**scope, "method": "GET"} if is_head else scope, receive, sending)
         finally:
             route = scope["path"] if scope["path"] in self._routes else "other"
             self._metrics.count("requests_total", route=route, status=str(status))
             if route.startswith("/v1/chat"):
                 self._metrics.observe("request_seconds", time.monotonic() - started)
 
-    def _check(self, scope: Scope) -> None:
-        """Raises `ApiError` for a request that is not to be looked at."""
+    def _answer_instead(self, scope: Scope) -> Response | None:
+        """Return the answer to a browser that asks whether a page may ask; None for a request to be looked at.
+
+        Raises `ApiError` for a request that is not to be looked at.
+        """
+        headers = self._checked_headers(scope)
+        if scope["method"] == "OPTIONS" and b"origin" in headers and b"access-control-request-method" in headers:
+            return self._origins.preflight(headers[b"origin"])  # which never has a key
+        if self._key is not None and scope["path"] not in self._open:
+            self._check_key(headers.get(b"authorization", b""))
+        return None
+
+    def _checked_headers(self, scope: Scope) -> dict[bytes, bytes]:
+        """Raises `ApiError` for those that two programs could read in two ways, and for the host of another server."""
         if scope["type"] != "http":
             raise ApiError(400, "only HTTP")
         headers: dict[bytes, bytes] = {}
@@ -82,8 +105,7 @@ class Gate:
         # A page in a browser can make its own name lead here: then the host is that name.
         if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
             raise ApiError(421, "this server does not answer to that host name (see --allowed-hosts)")
-        if self._key is not None and scope["path"] not in self._open:
-            self._check_key(headers.get(b"authorization", b""))
+        return headers
 
     def _check_key(self, given: bytes) -> None:
         scheme, _, key = given.partition(b" ")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -14,6 +12,7 @@ from torch import Tensor
 from perceptune.errors import UserError, nearest
 from perceptune.serving.decoding import Decoders
 from perceptune.serving.errors import ApiError
+from perceptune.serving.inline import decode_address, decode_base64
 from perceptune.serving.jobs import Job
 from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
@@ -69,7 +68,7 @@ class Intake:
     def _within_limits(self, asked: ChatRequest) -> tuple[str, list[Part]]:
         """The question, before any medium is looked at."""
         limits = self._limits
-        if any(not isinstance(one.content, str) and len(one.content) > limits.parts for one in asked.messages):
+        if any(len(one.content or ()) > limits.parts for one in asked.messages):
             raise ApiError(400, f"more than {limits.parts} parts in a message", param="messages")
         if asked.n > limits.choices:
             raise ApiError(400, f"at most {limits.choices} answers to one question", param="n")
@@ -82,18 +81,16 @@ class Intake:
         """The run's, changed as far as the request says so."""
         decoding = run.decoding
         wanted = asked.max_completion_tokens or asked.max_tokens
-        if wanted is not None:
-            if wanted > self._limits.tokens:
-                most = f"at most {self._limits.tokens} tokens, not {wanted}"
-                raise ApiError(400, most, param="max_tokens", code="too_many_tokens")
-            decoding = replace(decoding, max_new_tokens=wanted, max_length=None)
-        cold = asked.temperature is not None and asked.temperature < _COLD
-        if cold:
-            decoding = replace(decoding, sample=False, temperature=1.0, top_p=1.0)
-        elif asked.temperature is not None:
+        if wanted is not None:  # clients' own defaults are often above the ceiling: what they get ends with `length`
+            decoding = replace(decoding, max_new_tokens=min(wanted, self._limits.tokens), max_length=None)
+        if asked.temperature is not None and asked.temperature >= _COLD:
             decoding = replace(decoding, sample=True, beams=1, temperature=asked.temperature)
-        if asked.top_p is not None and not cold:
+        if asked.top_p is not None:
             decoding = replace(decoding, top_p=asked.top_p)
+        cold = asked.temperature is not None and asked.temperature < _COLD
+        if cold or (decoding.sample and (asked.top_p == 0 or asked.top_k == 1)):
+            decoding = replace(decoding, sample=False, temperature=1.0, top_p=1.0)
+        _require_no_change(asked, decoding)
         return decoding if asked.seed is None else replace(decoding, seed=asked.seed)
 
     def _prompt(self, sample: Sample, run: Run) -> int:
@@ -106,16 +103,14 @@ class Intake:
     async def _bytes(self, part: Part, kind: str) -> bytes:
         most = self._limits.bytes_of(kind)
         if isinstance(part, InputAudioPart):
-            return _base64(part.input_audio.data, most, kind)
+            data = part.input_audio.data
+            read = decode_address if data[:16].lstrip().lower().startswith("data:") else decode_base64
+            return read(data, most, kind)
         assert not isinstance(part, TextPart)
-        url = getattr(part, part.type).url
-        scheme, _, rest = url.partition(":")
-        scheme = scheme.lower()
+        url = getattr(part, part.type).url.strip()
+        scheme = url.partition(":")[0].lower()
         if scheme == "data":
-            about, comma, data = rest.partition(",")
-            if not comma or not about.endswith(";base64"):
-                raise ApiError(400, f"the {kind}: a data address is data:TYPE;base64,DATA", param="messages")
-            return _base64(data, most, kind)
+            return decode_address(url, most, kind)
         if scheme == "file" and self._local is not None:
             return await self._in_thread(partial(self._local.read, url, most))
         if scheme in ("http", "https") and self._remote is not None:
@@ -143,26 +138,34 @@ def _modality(part: Part) -> str:
     return "audio" if isinstance(part, InputAudioPart) else part.type.removesuffix("_url")
 
 
+def _require_no_change(asked: ChatRequest, decoding: Decoding) -> None:
+    """Raise `ApiError` for a key that would change an answer decoded like this, and cannot be heeded."""
+    drawn, searched = decoding.sample, decoding.beams > 1
+    lacking = [
+        ("top_k", asked.top_k in (None, 0, -1) or not drawn, "0, -1, or a `temperature` of 0"),
+        ("min_p", not asked.min_p or not drawn, "0, or a `temperature` of 0"),
+        ("min_tokens", (asked.min_tokens or 0) <= decoding.min_new_tokens, f"{decoding.min_new_tokens}"),
+        ("repetition_penalty", asked.repetition_penalty in (None, decoding.repetition_penalty),
+         f"{decoding.repetition_penalty:g}"),
+        ("length_penalty", asked.length_penalty in (None, decoding.length_penalty) or not searched,
+         f"{decoding.length_penalty:g}"),
+    ]  # fmt: skip
+    for key, fits, allowed in lacking:
+        if not fits:
+            given = getattr(asked, key)
+            raise ApiError(400, f"{key}: {given:g} is not possible here; allowed is {allowed}", param=key)
+
+
 def _room(decoding: Decoding, prompt: int, run: Run) -> Decoding:
-    """With the length of the answer in tokens. Raises `ApiError` if the LM has no positions for it."""
+    """With the length of the answer in tokens, as far as the LM has positions for it. Raises `ApiError` without any."""
     if decoding.max_length is not None:
         most = max(1, decoding.max_length - prompt)
         decoding = replace(decoding, max_new_tokens=most, max_length=None)
-    if run.positions is not None and prompt + decoding.max_new_tokens > run.positions:
+    if run.positions is None:
+        return decoding
+    if prompt >= run.positions:
         raise ApiError(
-            400, f"{prompt} tokens of the question and {decoding.max_new_tokens} of the answer are more than the "
-            f"{run.positions} that the model has room for", param="messages", code="context_length_exceeded",
+            400, f"{prompt} tokens of the question leave none of the {run.positions} that the model has room for",
+            param="messages", code="context_length_exceeded",
         )  # fmt: skip
-    return decoding
-
-
-def _base64(data: str, most: int, kind: str) -> bytes:
-    if len(data) > 4 * (most // 3 + 1):
-        raise ApiError(413, f"the {kind} is larger than {most:,} bytes", param="messages", code="media_too_large")
-    try:
-        decoded = base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        raise ApiError(400, f"the {kind} is not base64", param="messages", code="invalid_media") from None
-    if not decoded:
-        raise ApiError(400, f"the {kind} is empty", param="messages", code="invalid_media")
-    return decoded
+    return replace(decoding, max_new_tokens=min(decoding.max_new_tokens, run.positions - prompt))

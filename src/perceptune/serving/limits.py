@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from perceptune.errors import UserError
+from perceptune.media import MAX_PIXELS
 
 MIB = 2**20
 
@@ -29,7 +30,8 @@ class Limits:
     parts: int = _count(16, "parts of a message")
     text_chars: int = _count(32_768, "characters of a question")
     image_mb: float = _limit(24, "MiB of a picture file")
-    image_pixels: int = _count(16_800_000, "pixels of a picture")
+    image_pixels: int = _count(MAX_PIXELS, "pixels of a picture")
+    image_kept_pixels: int = _count(16_800_000, "pixels to which a larger picture is scaled down while it is decoded")
     image_side: int = _count(4, "least width and height of a picture")
     audio_mb: float = _limit(25, "MiB of a sound file")
     audio_seconds: float = _limit(120, "length of a sound")
@@ -40,13 +42,13 @@ class Limits:
     video_pixels: int = _count(1920 * 1088, "pixels of a clip's frame")
     decode_seconds: float = _limit(20, "time to decode a medium; then its process is killed")
     image_fetch_seconds: float = _limit(5, "time to fetch a remote picture")
-    audio_fetch_seconds: float = _limit(10, "the same for a sound")
-    video_fetch_seconds: float = _limit(30, "the same for a clip")
-    tokens: int = _count(512, "new tokens of an answer")
+    audio_fetch_seconds: float = _limit(10, "time to fetch a remote sound")
+    video_fetch_seconds: float = _limit(30, "time to fetch a remote clip")
+    tokens: int = _count(512, "new tokens of an answer; a request for more ends there, with `finish_reason: length`")
     choices: int = _count(4, "answers to one question (`n`)")
     queue: int = _count(32, "requests that are read, decoded or wait; beyond it: 429")
     batch: int = _count(16, "answers computed together")
-    seconds: float = _limit(120, "a request from its first byte to the end of its answer")
+    seconds: float = _limit(120, "time from the first byte of a request to the end of its answer")
 
     def __post_init__(self) -> None:
         for one in fields(self):

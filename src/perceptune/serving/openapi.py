@@ -39,6 +39,15 @@ def describe(app: FastAPI) -> None:
     for path, methods in described["paths"].items():
         for operation in methods.values():
             _describe(path, operation)
+        if "get" in methods:
+            methods["head"] = _without_bodies(methods["get"])
+
+
+def _without_bodies(operation: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of HEAD for a route that answers GET."""
+    answers = {status: {"description": one["description"]} for status, one in operation["responses"].items()}
+    kept: dict[str, Any] = {key: operation[key] for key in ("summary", "parameters", "security") if key in operation}
+    return {**kept, "responses": answers}
 
 
 def _describe(path: str, operation: dict[str, Any]) -> None:

@@ -7,121 +7,136 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
+from perceptune.serving.accepted import Accepted
 from perceptune.serving.errors import ApiError
+from perceptune.serving.fields import Fields, Only
+from perceptune.serving.mistakes import explain
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Url(_Part):
+class Url(Fields):
     """Where a medium is: `data:TYPE;base64,...`, or an address that the server allows."""
 
     url: str
-    detail: Literal["auto", "low", "high"] = "auto"  # there is one size: the encoder's
+    detail: Literal["auto", "low", "high", "original"] = "auto"  # there is one size: the encoder's
 
 
-class Sound(_Part):
+class Sound(Fields):
     """A sound in the request itself."""
 
-    data: str = Field(description="base64, without `data:` in front")
+    data: str = Field(description="base64, or a `data:` address")
     format: str = Field("wav", max_length=16, description="not needed: the file says what it is")
+
+
+def _as_url(given: Any) -> Any:
+    return {"url": given} if isinstance(given, str) else given
+
+
+Address = Annotated[Url, BeforeValidator(_as_url, json_schema_input_type=Url | str)]
+
+
+class _Part(Fields):
+    """What a part may hold beside its own keys: notes of clients for other servers' caches."""
+
+    uuid: str | None = None
+    cache_control: dict[str, Any] | None = None
+    prompt_cache_breakpoint: dict[str, Any] | None = None
 
 
 class TextPart(_Part):
     type: Literal["text"]
     text: str
+    annotations: Annotated[Any, Only(([],))] = None
 
 
 class ImagePart(_Part):
     type: Literal["image_url"]
-    image_url: Url
-    uuid: str | None = None
+    image_url: Address
+    detail: Literal["auto", "low", "high", "original"] = "auto"
 
 
 class AudioPart(_Part):
     type: Literal["audio_url"]
-    audio_url: Url
-    uuid: str | None = None
+    audio_url: Address
 
 
 class VideoPart(_Part):
     type: Literal["video_url"]
-    video_url: Url
-    uuid: str | None = None
+    video_url: Address
 
 
 class InputAudioPart(_Part):
     type: Literal["input_audio"]
     input_audio: Sound
-    uuid: str | None = None
 
 
 Part = Annotated[TextPart | ImagePart | AudioPart | VideoPart | InputAudioPart, Field(discriminator="type")]
 
 
-class Message(_Part):
+def _as_parts(given: Any) -> Any:
+    return [{"type": "text", "text": given}] if isinstance(given, str) else given
+
+
+class Message(Fields):
     """One turn."""
 
     role: Literal["user", "system", "developer", "assistant", "tool"]
-    content: str | list[Part]
+    content: Annotated[list[Part] | None, BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])] = Field(
+        None, description="text, or a list of parts"
+    )
+    # What clients send back of other servers' messages.
     name: str | None = None
+    id: str | None = None
+    type: Literal["message"] | None = None
+    status: str | None = None
+    refusal: Annotated[Any, Only(("",))] = None
+    annotations: Annotated[Any, Only(([],))] = None
+    tool_calls: Annotated[Any, Only(([],))] = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing."""
+        return all(isinstance(part, TextPart) and not part.text.strip() for part in self.content or ())
 
 
-class StreamOptions(_Part):
+def _as_list(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
+
+
+class StreamOptions(Fields):
     include_usage: bool = False
     include_obfuscation: bool = False
+    continuous_usage_stats: Annotated[Any, Only((False,))] = None
 
 
-class ResponseFormat(_Part):
-    type: Literal["text"]
-
-
-class ChatRequest(_Part):
+class ChatRequest(Accepted):
     """`POST /v1/chat/completions`. What is not given is as the run's recipe says."""
 
     model: str
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, description="at most the server's --tokens are given")
+    max_tokens: int | None = Field(None, ge=1, description="the older name of `max_completion_tokens`")
     temperature: float | None = Field(None, ge=0, le=2, description="0: the likeliest token")
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1, description="0: the likeliest token")
     seed: int | None = Field(None, ge=0, lt=2**63)
     n: int = Field(1, ge=1)
-    stop: str | list[str] | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_as_list, json_schema_input_type=str | list[str])] = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    # Taken where they ask for what is done anyway.
-    response_format: ResponseFormat | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logprobs: Annotated[bool, Field(json_schema_extra={"const": False})] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    modalities: list[Literal["text"]] | None = None
-    # Of no effect on an answer.
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    # Values that change nothing for the run that is asked are taken, whichever those are; see `intake`.
+    top_k: int | None = Field(None, ge=-1, description="0, -1, or where nothing is drawn")
+    min_p: float | None = Field(None, ge=0, le=1, description="0, or where nothing is drawn")
+    min_tokens: int | None = Field(None, ge=0, description="as the run's recipe has it")
+    repetition_penalty: float | None = Field(None, gt=0, description="as the run's recipe has it")
+    length_penalty: float | None = Field(None, description="as the run's recipe has it, or without beams")
 
     @field_validator("stop")
     @classmethod
-    def _few(cls, stop: str | list[str] | None) -> list[str] | None:
-        given = [stop] if isinstance(stop, str) else stop
-        if given is not None and (len(given) > 4 or not all(0 < len(one) <= 128 for one in given)):
+    def _few(cls, stop: list[str] | None) -> list[str] | None:
+        if stop is not None and (len(stop) > 4 or not all(0 < len(one) <= 128 for one in stop)):
             raise ValueError("at most four strings of 1 to 128 characters")
-        return given
-
-    @field_validator("logprobs")
-    @classmethod
-    def _none_of_them(cls, logprobs: bool | None) -> bool | None:
-        if logprobs:  # not `Literal[False]`, which takes a 0
-            raise ValueError("log-probabilities are not given")
-        return logprobs
+        return stop
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -131,22 +146,36 @@ class ChatRequest(_Part):
     @property
     def question(self) -> tuple[str, list[Part]]:
         """Text and media of the one turn. Raises `ApiError` for a conversation: runs know single questions only."""
-        if len(self.messages) != 1 or self.messages[0].role != "user":
+        heard = [
+            (place, one)
+            for place, one in enumerate(self.messages)
+            if not (one.role in ("system", "developer") and one.is_empty)
+        ]
+        if len(heard) != 1 or heard[0][1].role != "user":
             raise ApiError(
                 400, "exactly one message, of role `user`: this model answers single questions, without a system "
-                "message or earlier turns", param="messages", code="unsupported_conversation",
+                "message or earlier turns (an empty system message may stand there)", param="messages",
+                code="unsupported_conversation",
             )  # fmt: skip
-        content = self.messages[0].content
-        parts = [TextPart(type="text", text=content)] if isinstance(content, str) else content
-        text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
-        return text, [part for part in parts if not isinstance(part, TextPart)]
+        place, message = heard[0]
+        if message.content is None:
+            where = f"messages.{place}.content"
+            raise ApiError(400, f"{where}: is missing: a text, or a list of parts", param=where)
+        text = "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+        return text, [part for part in message.content if not isinstance(part, TextPart)]
+
+
+PARTS: dict[str, type[BaseModel]] = {
+    "text": TextPart, "image_url": ImagePart, "audio_url": AudioPart, "video_url": VideoPart,
+    "input_audio": InputAudioPart,
+}  # fmt: skip
 
 
 def parsed(body: bytes) -> ChatRequest:
-    """The request in a body. Raises `ApiError` naming the first field that is wrong."""
+    """The request in a body. Raises `ApiError` naming the first field that is wrong, and what is allowed there."""
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(step) for step in first["loc"])
-        raise ApiError(400, f"{place or 'body'}: {first['msg']}"[:500], param=place or None) from None
+        first = error.errors(include_url=False, include_input=False)[0]
+        place, message = explain(first, ChatRequest, PARTS)
+        raise ApiError(400, f"{place or 'body'}: {message}"[:500], param=place or None) from None

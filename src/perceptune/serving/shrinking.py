@@ -1,0 +1,33 @@
+"""Pictures of more pixels than a server keeps: scaled down while they are decoded, so that they take no more memory."""
+
+from __future__ import annotations
+
+import math
+
+from PIL import Image
+
+from perceptune.depth import is_deep
+from perceptune.media import open_image, opened_image, upright_rgb
+
+_AVERAGED = ("L", "RGB", "RGBA", "CMYK")  # modes in which pixels can be averaged as they are
+
+
+def open_within(data: bytes, name: str, *, max_pixels: int, within: int) -> Image.Image:
+    """Return a picture as `open_image` does, one of more than `within` pixels divided by a whole number.
+
+    A JPEG is never decoded whole; of others no second copy is made in full size where that can be avoided. Raises
+    `MediaError`.
+    """
+    with opened_image(data, name, max_pixels=max_pixels) as image:
+        divisor = _divisor(image.size, within)
+        if divisor > 1 and image.mode in _AVERAGED and "transparency" not in image.info and not is_deep(image):
+            image.draft(None, (image.width // divisor, image.height // divisor))
+            image.load()
+            return upright_rgb(image.reduce(_divisor(image.size, within)))
+    whole = open_image(data, name, max_pixels=max_pixels)
+    return whole if divisor == 1 else whole.reduce(divisor)
+
+
+def _divisor(size: tuple[int, int], within: int) -> int:
+    """By what both sides are divided."""
+    return max(1, math.ceil(math.sqrt(size[0] * size[1] / within)))
