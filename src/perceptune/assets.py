@@ -6,8 +6,10 @@ a killed fetch leaves nothing that looks finished. Heavy imports stay in `assets
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import functools
 import hashlib
 import importlib.util
 import json
@@ -21,11 +23,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from perceptune.errors import UserError, nearest
+from perceptune.errors import NOT_WRITABLE, NotWritableError, UserError, nearest
 
 _STEPS = ("download", "verify", "convert")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 _MB = 1_000_000
 
 
@@ -98,12 +99,27 @@ ASSETS: dict[str, Asset] = {
 
 
 def cache_dir() -> Path:
-    """`$PERCEPTUNE_CACHE`, else `$XDG_CACHE_HOME/perceptune`, else `~/.cache/perceptune`."""
+    """`$PERCEPTUNE_CACHE`, else `$XDG_CACHE_HOME/perceptune`, else `~/.cache/perceptune`.
+
+    For a user without a home folder, as in some containers, a temporary one.
+    """
     if own := os.environ.get("PERCEPTUNE_CACHE"):
         return Path(own).expanduser().absolute()
     xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification says to ignore a relative path.
-    return (xdg if xdg.is_absolute() else Path("~/.cache").expanduser()) / "perceptune"
+    if xdg.is_absolute():  # the XDG specification says to ignore a relative path
+        return xdg / "perceptune"
+    try:
+        return Path("~/.cache").expanduser() / "perceptune"
+    except RuntimeError:
+        return scratch_dir()
+
+
+@functools.cache
+def scratch_dir() -> Path:
+    """A folder for what would go into the cache if that could be written; it ends with the process."""
+    folder = tempfile.TemporaryDirectory(prefix="perceptune-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def present(name: str) -> Path | None:
@@ -262,9 +278,10 @@ def clear_os_errors() -> Iterator[None]:
         if error.errno in _FULL:
             advice = "make room or set PERCEPTUNE_CACHE to a folder on another disk"
             raise UserError(f"the disk of `{cache_dir()}` is full; {advice}") from error
-        if error.errno in _NOT_WRITABLE:
+        if error.errno in NOT_WRITABLE:
             advice = "set PERCEPTUNE_CACHE to a folder that you can write"
-            raise UserError(f"cannot write to `{cache_dir()}` ({error.strerror}); {advice}") from error
+            message = f"cannot write to `{cache_dir()}` ({error.strerror}); {advice}"
+            raise NotWritableError(message, error.strerror or str(error)) from error
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ def build_features(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Any]
     """
     if recipe.cache.features != "disk":
         raise UserError(f"`cache.features` is `{recipe.cache.features}`: only `disk` can be built beforehand")
+    require_writable(cache_folder(recipe.cache.dir))  # elsewhere memory will do: here it is all for nothing
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     task = make_task(recipe)
     for split in splits:
@@ -60,6 +62,16 @@ def build_features(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Any]
         "rank": rank, "world": world, "media": media, "computed": computed, "bytes": size, "seconds": seconds,
         "media_per_second": computed / seconds, "broken": broken,
     }  # fmt: skip
+
+
+def require_writable(folder: Path) -> None:
+    """Raise `UserError` for a folder in which no file can be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise refused(folder, error) from error
 
 
 def caches(folder: Path | None = None) -> list[dict[str, Any]]:

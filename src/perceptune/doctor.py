@@ -74,9 +74,9 @@ def _cache() -> dict[str, str]:
     from perceptune.assets import cache_dir
 
     folder = cache_dir()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))  # raises nothing
     free = shutil.disk_usage(existing).free
-    if not os.access(existing, os.W_OK):
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         return _check("cache", "problem", f"{folder} cannot be written; set PERCEPTUNE_CACHE")
     state = "ok" if free > 2 * GIB else "problem"
     return _check("cache", state, f"{folder}, {free / GIB:.0f} GiB free (the default models take 0.6 GiB)")

@@ -8,12 +8,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Of a folder without permission, on a disk that is mounted to be read, below something that is a file.
+NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+
 
 class UserError(Exception):
     """Something the user can mend. The command line prints it without a traceback and exits with 2.
 
     The message names the file, key or sample, and the nearest valid choice where there is one.
     """
+
+
+class NotWritableError(UserError):
+    """A folder that cannot be written to: of a cache one may do without it. `reason` is what the system says."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class SaidElsewhereError(UserError):
@@ -42,4 +53,7 @@ def disk_error(path: Path, error: OSError) -> UserError:
     """What a failed write means to the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path}: the disk is full; nothing already saved was touched. Free space, then resume")
-    return UserError(f"{path}: cannot be written: {error.strerror or error}")
+    reason = error.strerror or str(error)
+    if error.errno in NOT_WRITABLE:
+        return NotWritableError(f"{path}: cannot be written: {reason}", reason)
+    return UserError(f"{path}: cannot be written: {reason}")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,51 +23,18 @@ from perceptune.encoders.base import Encoder
 from perceptune.loading import Loaded, Loader, Seen, ahead
 from perceptune.media import MediaError, identity
 from perceptune.methods.base import Method
+from perceptune.row_cache import DiskCache, Memory
 from perceptune.runlog import progress
 from perceptune.sections import CacheConfig
-from perceptune.store import DTYPES, Store, digest_of, folder_for
+from perceptune.store import DTYPES, digest_of, folder_for
 from perceptune.types import Medium
 
-Key = TypeVar("Key", bound=Hashable)
 OnBroken = Callable[[Medium, MediaError], None]
 
 GROUP = 16  # media encoded together: their number is part of the features' bits
 VERSION = 2  # raise it when the features of the same encoder and media come out different
 _HASHES = {"kind": "hashes of media", "dtype": "uint8", "shape": [16]}
-
-
-class Memory(Generic[Key]):
-    """Tensors by key within a budget of bytes. When full it keeps what it has: values never depend on it."""
-
-    def __init__(self, megabytes: int) -> None:
-        self.budget = megabytes * 2**20
-        self.used = 0
-        self.full = megabytes == 0  # whether something did not fit
-        self._items: dict[Key, Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def missing(self, keys: Iterable[Key]) -> list[Key]:
-        """Those of the keys that have no tensor, each once."""
-        return [key for key in dict.fromkeys(keys) if key not in self._items]
-
-    def read(self, keys: Sequence[Key]) -> list[Tensor | None]:
-        """The tensor of each key, None where there is none."""
-        return [self._items.get(key) for key in keys]
-
-    def append(self, keys: Iterable[Key], tensors: Iterable[Tensor]) -> None:
-        """Keeps what fits."""
-        for key, tensor in zip(keys, tensors, strict=True):
-            size = tensor.numel() * tensor.element_size()
-            if self.used + size <= self.budget:
-                self._items[key] = tensor
-                self.used += size
-            else:
-                self.full = True
-
-    def refresh(self) -> None:
-        """As `Store.refresh`; nobody else writes here."""
+_HASHES_MB = 64  # of those that are kept in memory because the cache cannot be written
 
 
 class FeatureStore:
@@ -102,7 +69,7 @@ class FeatureStore:
         others. A broken medium is told to `on_broken`; without it `MediaError` is raised.
         """
         items = list(dict.fromkeys(self._seen(media, draws)))
-        rank, world = (0, 1) if isinstance(self._kept, Memory) else (rank, world)
+        rank, world = (rank, world) if self._kept.is_shared else (0, 1)
         todo = self._lacking(items, rank, world) if not self._full else []
         count, start = 0, time.monotonic()
         if todo:
@@ -161,20 +128,21 @@ class FeatureStore:
         return folder_for(cache_folder(self.cache.dir), self.description)
 
     @cached_property
-    def _kept(self) -> Store | Memory[bytes]:
+    def _kept(self) -> DiskCache | Memory[bytes]:
         if self.cache.features == "disk":
-            return Store(self.folder, self.description)
+            return DiskCache(self.folder, self.description, self._megabytes)
         return Memory(self._megabytes if self.cache.features == "memory" else 0)
 
     @property
     def _full(self) -> bool:
-        return isinstance(self._kept, Memory) and self._kept.full
+        return self._kept.full
 
     @cached_property
-    def _hashes(self) -> Store | None:
+    def _hashes(self) -> DiskCache | None:
         """Hashes of contents by identity. In memory they are not needed: there, the identity itself is the key."""
-        on_disk = self.cache.features == "disk"
-        return Store(cache_folder(self.cache.dir) / "hashes", _HASHES) if on_disk else None
+        if self.cache.features != "disk":
+            return None
+        return DiskCache(cache_folder(self.cache.dir) / "hashes", _HASHES, _HASHES_MB)
 
     def _seen(self, media: Sequence[Medium], draws: Sequence[int] | None) -> list[Seen]:
         if draws is None or not self.views:

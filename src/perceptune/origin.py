@@ -9,8 +9,8 @@ import uuid
 import zipfile
 from pathlib import Path
 
-from perceptune.assets import cache_dir, clear_os_errors
-from perceptune.errors import UserError
+from perceptune.assets import cache_dir, clear_os_errors, scratch_dir
+from perceptune.errors import NotWritableError, UserError
 from perceptune.paths import given_path
 
 METHOD, META, RECIPE = "method.safetensors", "meta.json", "run.yaml"
@@ -70,9 +70,19 @@ def brief(error: Exception) -> str:
 
 
 def _unpacked(path: Path) -> Path:
-    with clear_os_errors():
+    try:
         with path.open("rb") as file:
-            folder = cache_dir() / "runs" / hashlib.file_digest(file, "sha256").hexdigest()[:24]
+            name = hashlib.file_digest(file, "sha256").hexdigest()[:24]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return _unpacked_into(cache_dir() / "runs" / name, path)
+    except NotWritableError:  # for this command alone
+        return _unpacked_into(scratch_dir() / "runs" / name, path)
+
+
+def _unpacked_into(folder: Path, path: Path) -> Path:
+    with clear_os_errors():
         if (folder / META).is_file():
             return folder
         temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")

@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from perceptune.errors import UserError, disk_error
+from perceptune.errors import NotWritableError, UserError, disk_error
 
 KEY_BYTES = 16
 # `crc` is of the record before it, `row_crc` of the row's bytes.
@@ -201,6 +201,6 @@ def _write(file: BinaryIO, data: bytes) -> None:
 
 def refused(path: Path, error: OSError) -> UserError:
     """What a failed write to a cache means to the user."""
-    return UserError(
-        f"{disk_error(path, error)}; or name another folder by `cache.dir`, or set `cache.features: memory`"
-    )
+    found = disk_error(path, error)
+    message = f"{found}; or name another folder by `cache.dir`, or set `cache.features: memory`"
+    return NotWritableError(message, found.reason) if isinstance(found, NotWritableError) else UserError(message)

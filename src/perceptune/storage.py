@@ -22,8 +22,8 @@ from fsspec.registry import known_implementations
 
 from perceptune import assets
 from perceptune.atomic import write_whole
-from perceptune.errors import UserError
-from perceptune.paths import hint
+from perceptune.errors import NotWritableError, UserError
+from perceptune.paths import given_path, hint
 from perceptune.types import Member
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
@@ -45,6 +45,13 @@ def expand(pattern: str) -> list[str]:
 def is_local(address: str) -> bool:
     """Whether this is a path of this machine."""
     return split_protocol(address)[0] in (None, "file", "local")
+
+
+def local_path(given: str, option: str) -> Path:
+    """Return the path of a file that an option names. Raises `UserError` for an address of another machine."""
+    if not is_local(given):
+        raise UserError(f"{option}: `{given}` is an address, not a file of this machine: fetch it first")
+    return given_path(given)
 
 
 def version(address: str) -> tuple[int, str]:
@@ -96,15 +103,21 @@ def read(member: Member) -> bytes:
 def derived(source: str, version: str, chunks: Callable[[], Iterable[bytes]]) -> Path:
     """A file in the cache that holds `chunks`, made unless it was already made from this version of the source.
 
-    `source` names what it is made from and how; `chunks` raises `UserError` where that cannot be read. Raises
-    `UserError` if the cache cannot be written.
+    `source` names what it is made from and how; `chunks` raises `UserError` where that cannot be read. Where the cache
+    cannot be written the file ends with the process. Raises `UserError` for a full disk.
     """
     name = _digest(source)
-    folder = assets.cache_dir() / "index"
-    path = folder / f"{name}-{_digest(version)}"
-    if path.is_file():
-        return path
+    try:
+        return _derived_in(assets.cache_dir() / "index", name, _digest(version), chunks)
+    except NotWritableError:  # said by the features' cache, which is in the same place, where that matters
+        return _derived_in(assets.scratch_dir() / "index", name, _digest(version), chunks)
+
+
+def _derived_in(folder: Path, name: str, version: str, chunks: Callable[[], Iterable[bytes]]) -> Path:
+    path = folder / f"{name}-{version}"
     with assets.clear_os_errors():
+        if path.is_file():
+            return path
         folder.mkdir(parents=True, exist_ok=True)
         # Several processes of one training start at once: one reads, the others wait for it.
         with assets.lock(folder / f".{name}.lock", lambda: None) as alone:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceptune.features import Memory
+from perceptune.errors import NotWritableError
 from perceptune.lm import FrozenLM
+from perceptune.row_cache import Memory, note_unwritable
 from perceptune.runlog import progress
 from perceptune.store import Store, digest_of, folder_for
 from perceptune.text import pad_left
@@ -68,6 +69,8 @@ class TextStates:
         with progress(sum(map(len, groups)), "states of texts") as bar:
             for group in groups:
                 self._keep([keys[text] for text in group], self._compute(group))
+                if self._kept is None:
+                    return
                 bar.advance(len(group))
 
     def refresh(self) -> None:
@@ -93,10 +96,16 @@ class TextStates:
         return torch.stack(padded).to(ids.device)
 
     def _keep(self, keys: Sequence[bytes], rows: Sequence[Tensor]) -> None:
+        """Where the cache cannot be written nothing is kept: these states did not fit into memory."""
         assert self._kept is not None
         new = set(self._kept.missing(keys))
         chosen = [(key, row) for key, row in zip(keys, rows, strict=True) if key in new]
-        self._kept.append([key for key, _ in chosen], [row for _, row in chosen])
+        try:
+            self._kept.append([key for key, _ in chosen], [row for _, row in chosen])
+        except NotWritableError as error:
+            assert self.folder is not None
+            note_unwritable(self.folder, error.reason)
+            self._kept = None
 
     def _compute(self, texts: Sequence[Ids]) -> list[Tensor]:
         """In one padded batch, kept in main memory: a GPU's is for what is being computed."""

@@ -17,7 +17,6 @@ import support
 from perceptune.checkpoint import METHOD, describe
 from perceptune.cli.main import run as cli
 from perceptune.distributed import World
-from perceptune.errors import UserError
 from perceptune.evaluation import make_task
 from perceptune.feed import Feed
 from perceptune.training import Trainer
@@ -184,7 +183,23 @@ def test_the_command_lists_broken_media(dwarfs: Path, tmp_path: Path, capsys: py
     assert "train2.png: not an image" in said
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(dwarfs: Path, tmp_path: Path) -> None:
+def test_without_a_cache_that_can_be_written_memory_will_do(
+    dwarfs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training and answering go on with one note; building a cache, which would be for nothing, does not."""
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot be written.*`cache\.dir`"):
-        perceptune.train(recipe(dwarfs, tmp_path / "file"), tmp_path / "run")
+    given = recipe(dwarfs, tmp_path / "file/c")
+    perceptune.train(given, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert (said.count("note: "), f"`{tmp_path}/file/c` cannot be written (Not a directory)" in said) == (1, True)
+    perceptune.train(recipe(dwarfs, tmp_path / "c", "memory"), tmp_path / "memory")
+    assert (tmp_path / "run" / METHOD).read_bytes() == (tmp_path / "memory" / METHOD).read_bytes()
+    answer = ["answer", str(tmp_path / "run"), "color?", "--image", str(dwarfs / "data/train0.png")]
+    assert cli([*answer, f"cache.dir={tmp_path}/file/d"]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("note: ") == 1
+    assert cli([*answer, "cache.features=off"]) == 0
+    assert capsys.readouterr().out == told.out
+    (tmp_path / "r.yaml").write_text(perceptune.load_recipe(given).dump())
+    assert cli(["features", str(tmp_path / "r.yaml")]) == 2
+    assert "cannot be written" in capsys.readouterr().err

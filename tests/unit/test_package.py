@@ -78,7 +78,7 @@ LAYERS = [
     {
         *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
         *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter", "peft", "sources"),
-        *("heat", "trackers", "origin", "animation", "overrides"),
+        *("heat", "trackers", "origin", "animation", "overrides", "model_folders"),
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),
@@ -86,7 +86,7 @@ LAYERS = [
     },
     {"split", "places"},
     {"lm", "generation", "beams", "prefill", "stepping", "trial", "store", "ranking", "blip"},
-    {"sharding", "lighter", "precision"},
+    {"sharding", "lighter", "precision", "row_cache"},
     {"encoders", "methods", "qformer_methods", "metrics", "tasks"},
     {"loading", "optimizer", "holdout", "scoring", "blip_text"},
     {"features"},
