@@ -20,7 +20,7 @@ from perceptune.errors import UserError
 from perceptune.freezing import freeze
 from perceptune.qformer_methods.base import QFormerMethod
 from perceptune.quantized import keep_differentiable, quantization
-from perceptune.sources import loading, read_config, require_complete, resolve
+from perceptune.sources import load_tokenizer, loading, read_config, require_complete, resolve
 
 CLASSES = {"instructblip": "InstructBlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"}
 NOT_QUANTIZED = ("vision_model", "qformer", "language_projection", "lm_head")  # of the LM alone the blocks are
@@ -57,7 +57,7 @@ def load_blip(recipe: Recipe, *, dtype: str, meta: bool) -> tuple[nn.Module, str
     _require_fit(recipe)
     config = recipe.lm
     where = resolve(config.id, "", meta)
-    with loading(f"lm `{config.id}`"):
+    with loading(f"lm `{config.id}`", config.id):
         published = read_config(where, config.revision)
         if published.model_type not in CLASSES:
             raise UserError(
@@ -91,12 +91,9 @@ def load_blip_vision(recipe: Recipe) -> Encoder:
 
 def load_blip_text(recipe: Recipe, blip: FrozenBlip, instructions: Instructions) -> BlipText:
     """The recipe's template with the tokenizers of LM and Q-Former."""
-    from transformers import AutoTokenizer
-
     config = recipe.lm
     where = resolve(config.id, "", False)
-    with loading(f"tokenizer of lm `{config.id}`"):
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
+    tokenizer = load_tokenizer(config.id, where, config.revision)
     reader = None
     if blip.reads_instructions:
         reader = _qformer_tokenizer(recipe, where, blip)

@@ -24,7 +24,7 @@ from perceptune.encoders.base import load_encoder
 from perceptune.errors import UserError, disk_error
 from perceptune.evaluation import task_of
 from perceptune.sections import BuildConfig, NamedPart
-from perceptune.sources import loading, quiet, resolve
+from perceptune.sources import load_tokenizer, loading, quiet, resolve
 
 IMAGE = "<image>"  # as transformers' processor calls it
 _BESIDE = {  # what lies beside the weights; those of a published repository are found by its name
@@ -39,7 +39,7 @@ def make_instructblip(folder: str | Path, task: NamedPart, build: BuildConfig | 
 
     Raises `UserError` for a folder that exists, an encoder other than DINOv2, or an LM that cannot be had.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, InstructBlipProcessor
+    from transformers import AutoModelForCausalLM, InstructBlipProcessor
 
     folder, build = Path(folder), build or BuildConfig()
     _require_new(folder)
@@ -48,9 +48,9 @@ def make_instructblip(folder: str | Path, task: NamedPart, build: BuildConfig | 
     tower, transform = _dinov2(build.encoder, where)
     vision = vision_of(tower, build.image_size)
     place = resolve(build.lm, DEFAULT_LM, False)
-    with loading(f"lm `{build.lm}`"):
+    with loading(f"lm `{build.lm}`", build.lm):
         decoder: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-        tokenizer: Any = AutoTokenizer.from_pretrained(place)
+    tokenizer = load_tokenizer(build.lm, place, None)
     settings = {"image_mean": list(transform.mean), "image_std": list(transform.std), "resample": transform.resample}
     size = {"height": build.image_size, "width": build.image_size}
     # Adds the image's token to the LM's tokenizer.

@@ -15,7 +15,7 @@ from perceptune.blip_loading import build_blip, load_blip, load_blip_text, load_
 from perceptune.blip_model import BlipModel
 from perceptune.config import Recipe, load_recipe, validate
 from perceptune.encoders._fit import fit
-from perceptune.encoders.base import Encoder, load_encoder
+from perceptune.encoders.base import Encoder, load_encoder, weight_files
 from perceptune.errors import UserError
 from perceptune.features import FeatureStore, feature_stores
 from perceptune.freezing import freeze
@@ -27,7 +27,7 @@ from perceptune.plugins import Leaf, leaf
 from perceptune.precision import GAIN, Choice, choose, products_of
 from perceptune.quantized import keep_differentiable, quantization
 from perceptune.sections import EncoderConfig, LMConfig
-from perceptune.sources import loading, read_config, require_complete, resolve
+from perceptune.sources import load_tokenizer, loading, read_config, require_complete, resolve
 from perceptune.spliced import SplicedModel
 from perceptune.text import TextFormat
 
@@ -136,7 +136,7 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     where = resolve(config.id, DEFAULT_LM, meta)
-    with loading(f"lm `{config.id}`"):
+    with loading(f"lm `{config.id}`", config.id):
         published = read_config(where, config.revision)
         kwargs: dict[str, Any] = {
             "attn_implementation": attention_for(published, config.attention), "dtype": getattr(torch, dtype),
@@ -177,10 +177,7 @@ def text_alone(recipe: Recipe) -> TextFormat:
 
 def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
     """The recipe's template with the LM's tokenizer."""
-    from transformers import AutoTokenizer
-
-    with loading(f"tokenizer of lm `{recipe.lm.id}`"):
-        tokenizer = AutoTokenizer.from_pretrained(resolve(recipe.lm.id, DEFAULT_LM, False), revision=recipe.lm.revision)
+    tokenizer = load_tokenizer(recipe.lm.id, resolve(recipe.lm.id, DEFAULT_LM, False), recipe.lm.revision)
     rows = lm.model.get_input_embeddings().weight.shape[0]
     room = getattr(lm.config, "max_position_embeddings", None)  # positions the LM knows, generated ones included
     longest = None if room is None else room - recipe.decode.most_new(room)
@@ -193,8 +190,8 @@ def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) ->
         raise UserError(f"encoders.{modality}: there is no default encoder for this modality; name one by `id`")
     if meta and config.dtype == "auto":  # nothing is computed
         config = config.model_copy(update={"dtype": "float32"})
-    where = resolve(config.id, DEFAULT_ENCODERS.get(modality, ""), meta)
-    with loading(f"encoders.{modality} `{config.id}`"):
+    where = resolve(config.id, DEFAULT_ENCODERS.get(modality, ""), meta, files=weight_files())
+    with loading(f"encoders.{modality} `{config.id}`", config.id):
         return fit(load_encoder(where, meta=meta, **config.model_dump(exclude={"id", "views"})), modality, config)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,31 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from perceptune import assets
-from perceptune.errors import UserError, nearest
+from perceptune.errors import UserError
+from perceptune.model_folders import has_vocabulary, is_path, missing_model, require_model, tokenizer_advice
 
 CONFIGS = Path(__file__).parent / "configs"
+# ImportError: of models that need a package, such as those of GPTQ.
+_FAILURES = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
 
 
-def resolve(name: str, default: str, meta: bool) -> str:
-    """A folder or hub id for a name; `default` and the assets' names are fetched when absent."""
+def resolve(name: str, default: str, meta: bool, *, files: Sequence[str] = ()) -> str:
+    """A folder or hub id for a name; `default` and the assets' names are fetched when absent.
+
+    Single files that end as one of `files` stand for a model, too. Raises `UserError` for a path that leads nowhere,
+    and for what is no model but, say, an adapter.
+    """
     asset = default if name == "default" else name
     if meta and (published := CONFIGS / f"{asset.replace('/', '--')}.json").is_file():
         return str(published)
     if asset in assets.ASSETS:
         return str(assets.path(asset))
-    if name.startswith((".", "/", "~")):
-        place = Path(name).expanduser()
-        if not place.exists():
-            siblings = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
-            raise UserError(f"no model folder or file `{name}`{nearest(place.name, siblings)}")
-        return str(place)
-    return name
+    place = Path(name).expanduser()
+    if place.exists():
+        require_model(name, place, (".json", *files))
+    elif is_path(name):
+        raise UserError(missing_model(name))
+    return str(place) if is_path(name) else name
 
 
 def read_config(where: str, revision: str | None) -> Any:
@@ -44,14 +50,49 @@ def read_config(where: str, revision: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Turns what transformers raises for a wrong name or an unfit model into one line; keeps its bars quiet."""
+def loading(what: str, name: str = "default") -> Iterator[None]:
+    """Turns what transformers raises for a wrong name or an unfit model into one line; keeps its bars quiet.
+
+    `name` is what the user calls the model: the first thing to doubt where no hub answers to it.
+    """
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except UserError as error:  # of an encoder, about its files
+        if not (doubt := _doubt(name, error.__cause__)):
+            raise
+        raise UserError(f"{error}{doubt}") from error
+    except _FAILURES as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{what} cannot be loaded: {first_line}") from error
+        raise UserError(f"{what} cannot be loaded: {first_line}{_doubt(name, error)}") from error
+
+
+def _doubt(name: str, cause: BaseException | None) -> str:
+    """What is said of a name that leads nowhere on this machine, where `cause` is that nothing was found or read."""
+    here = name == "default" or name in assets.ASSETS or Path(name).expanduser().exists()
+    if here or not isinstance(cause, OSError):
+        return ""
+    known = [*assets.ASSETS, *(path.stem.replace("--", "/") for path in CONFIGS.glob("*.json"))]
+    return f" ({missing_model(name, known)})"
+
+
+def load_tokenizer(name: str, where: str, revision: str | None) -> Any:
+    """The fast tokenizer of an LM. Raises `UserError` for another one, and says what is wrong with its files."""
+    from transformers import AutoTokenizer
+
+    advice = tokenizer_advice(Path(where))
+    if advice and not has_vocabulary(Path(where)):  # transformers would make an empty one
+        raise UserError(f"lm `{name}`: {advice}")
+    try:
+        with loading(f"tokenizer of lm `{name}`", name):
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+    except UserError as error:
+        raise UserError(f"lm `{name}`: {advice}" if advice else str(error)) from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"lm `{name}`: {advice or 'its tokenizer is a slow one, of Python code; name an LM with a fast one'}"
+        )
+    return tokenizer
 
 
 @contextlib.contextmanager

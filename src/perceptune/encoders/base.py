@@ -45,6 +45,11 @@ def load_encoder(id_or_path: str | Path, *, meta: bool = False, **options: Any) 
     return family.read(source, config, given, meta)
 
 
+def weight_files() -> tuple[str, ...]:
+    """How the names of single files end that are an encoder, config and all."""
+    return tuple(suffix for leaf in leaves("encoders").values() for suffix in getattr(leaf.module, "SUFFIXES", ()))
+
+
 def _read_config(source: str, revision: str | None) -> tuple[type[Encoder], Any]:
     """The leaf class for a checkpoint, and the config of its tower."""
     for leaf in leaves("encoders").values():
