@@ -20,8 +20,8 @@ from perceptune.encoders._blip import BlipVision
 from perceptune.errors import UserError
 from perceptune.heat import Box, Map, PanelRow, on_picture, save_panel, seen_part
 from perceptune.media import open_image
-from perceptune.paths import given_path
 from perceptune.qformer_methods.base import ENHANCED
+from perceptune.storage import local_path
 from perceptune.types import Medium, Sample
 
 MEAN = "mean"
@@ -64,7 +64,8 @@ def show_attention(
 
     Raises `UserError` for a run without a Q-Former, and for one that does not use it.
     """
-    model, medium = load(run, trust=trust), given_path(str(image))
+    medium = local_path(str(image), "--image")
+    model = load(run, trust=trust)
     if not isinstance(model, BlipModel):
         raise UserError(f"`{run}` has `backbone: {model.recipe.backbone}`, which has no Q-Former to look with")
     found, picture = look(model, medium, prompt, enhanced), open_image(medium)

@@ -279,8 +279,9 @@ class AdaptedModel(nn.Module, ABC):
             if modality in known:
                 continue
             media, _ = _media(samples, modality)
-            if len(media) < 2:
-                raise UserError(f"method.standardize needs at least two training samples with `{modality}`")
+            if len(media) < 2:  # training gives one row of each medium
+                raise UserError(f"method.standardize needs two different media for `{modality}`, the training samples "
+                                f"hold {len(media)}: add another, or set method.standardize=false")  # fmt: skip
             values = store.get(media)  # (N, n_levels, T, dim)
             self.method.set_statistics(modality, values.mean((0, 2)), values.std((0, 2)).clamp_min(1e-4))
 

@@ -23,10 +23,10 @@ from perceptune.lazy import Row
 from perceptune.media import content, label
 from perceptune.model import AdaptedModel
 from perceptune.origin import is_address, local_run
-from perceptune.paths import given_path
 from perceptune.records import parse
 from perceptune.results import models
 from perceptune.runlog import progress
+from perceptune.storage import local_path
 from perceptune.suffixes import EITHER, MEDIA, PassedOver, modality_of, suffix_of, walk
 from perceptune.tasks.base import Task, id_of, media_of, plain
 from perceptune.tasks.jsonl import record_of
@@ -65,7 +65,8 @@ def predict(
     """
     if is_address(run) and out is None:
         raise UserError(f"{run}: answers of a run on a hub need a file: name one (`out`, --out)")
-    run, source = local_run(run), given_path(str(source))
+    source = local_path(str(source), "FILE|DIR")
+    run = local_run(run)
     target = run / f"predicted_{source.stem}.jsonl" if out is None else Path(out)
     world = World()
     with world.together():

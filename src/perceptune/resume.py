@@ -151,8 +151,14 @@ def require_same_recipe(run: Path, stored: Recipe, given: Recipe) -> None:
         if before.get(key) != now.get(key) and not is_auto:
             raise UserError(
                 f"`{run}` was started with {key} = {before.get(key)!r}, the recipe now says {now.get(key)!r}: "
-                "resume it with its own recipe (leave the recipe out), or start another run"
+                f"resume it with its own recipe (leave the recipe out), or start another run{_going_on(key, run)}"
             )
+
+
+def _going_on(key: str, run: Path) -> str:
+    """How a finished run is trained for longer, if that was wanted: its schedule is of one length."""
+    longer = key in ("train.steps", "train.epochs", "train.samples")
+    return f"; one that goes on from here has `init_from={run}`" if longer else ""
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from perceptune.records import short
 from perceptune.results import PREDICTIONS, RESULTS, data_of, file_hash, numbers, versions, write_predictions
 from perceptune.scoring.files import entries
 from perceptune.sections import NamedPart
+from perceptune.storage import local_path
 from perceptune.types import Sample
 
 
@@ -28,7 +29,7 @@ def score_stored(
     Writes `results.json` and `predictions.jsonl` into the folder `into` and returns the results. The file must hold
     one answer to each of the samples that `evaluate` would take, in any order. Raises `UserError` otherwise.
     """
-    file, folder = Path(file), Path(into)
+    file, folder = local_path(str(file), "--predictions"), Path(into)
     recipe = read_recipe(Path(run), trust=trust)
     own = evaluated_set(recipe, None if task is None else NamedPart(**task), split, samples)
     if (folder / PREDICTIONS).absolute() == file.absolute():

@@ -16,13 +16,16 @@ from perceptune.sections import BuildConfig, NamedPart
 out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """These commands with their options."""
     build = commands.add_parser("build-instructblip", help="make a small InstructBLIP of an encoder and an LM")
-    build.add_argument("folder", help="where it goes: an ordinary Hugging Face folder")
+    build.add_argument("folder", help="folder to write, an ordinary Hugging Face model")
     source = build.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", help="JSON lines whose words its Q-Former is to read")
-    source.add_argument("--recipe", help="a recipe whose `task` has those words, and its `build`")
+    source.add_argument("--data", help="JSON lines whose words the Q-Former is to read")
+    source.add_argument(
+        "--recipe",
+        help="a recipe whose `task` has the words that the Q-Former is to read, and whose `build` has settings",
+    )
     for name, field in BuildConfig.model_fields.items():
         build.add_argument(
             f"--{name.replace('_', '-')}",
@@ -36,12 +39,16 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     looks = commands.add_parser("show-attention", help="draw where a Q-Former looks in a picture, by instruction")
     looks.add_argument("run")
-    looks.add_argument("prompt", help="as to `answer`")
+    looks.add_argument("prompt", help="question, as for `perceptune answer`")
     looks.add_argument("--image", required=True, help="picture file")
     looks.add_argument(
-        "--enhanced", action="append", default=[], metavar="TEXT", help="a row with this in front; may be repeated"
+        "--enhanced",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="add a row with this text before the question; may be repeated",
     )
-    looks.add_argument("--out", default="attention.png", help="default: %(default)s")
+    looks.add_argument("--out", default="attention.png", help="picture to write (default: %(default)s)")
     looks.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
     looks.add_argument("--json", action="store_true")
 

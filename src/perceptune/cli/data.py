@@ -17,11 +17,13 @@ def add_data(data: argparse.ArgumentParser) -> None:
     check = group.add_parser("check", help="go through a data set and count every mistake")
     check.add_argument("source", metavar="FILE|RECIPE", help="a text file, one JSON object a line, or a recipe")
     check.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys")
-    check.add_argument("--split", help="this one alone; of a FILE: what it is (default: train)")
+    check.add_argument("--split", help="split to check alone; for a FILE, the split that it is (default: train)")
     check.add_argument("--decode", action="store_true", help="decode media as training does instead of opening them")
     check.add_argument("--contents", action="store_true", help="also find media with the same bytes")
-    check.add_argument("--no-tokens", action="store_true", help="of a recipe: count words only, load no tokenizer")
-    check.add_argument("--first", type=int, default=5, metavar="N", help="shown of each kind (default: %(default)s)")
+    check.add_argument("--no-tokens", action="store_true", help="count words only: load no tokenizer of a recipe")
+    check.add_argument(
+        "--first", type=int, default=5, metavar="N", help="mistakes to show of each kind (default: %(default)s)"
+    )
     check.add_argument("--samples", type=int, metavar="N", help="rows to show (default: 3, on a page 24)")
     check.add_argument("--html", metavar="PAGE", help="also write a page with small pictures of some rows")
     check.add_argument("--json", action="store_true")
@@ -30,14 +32,16 @@ def add_data(data: argparse.ArgumentParser) -> None:
     convert.add_argument("source", metavar="SOURCE", help="a task's name, a recipe, or a text file")
     convert.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys, such as task.train=FILE")
     convert.add_argument("--to", required=True, metavar="FILE", help="a file to be written; `.gz` compresses it")
-    convert.add_argument("--split", help="needed where there are several")
-    convert.add_argument("--absolute", action="store_true", help="paths of media from the root, not from the file")
-    convert.add_argument("--media", metavar="DIR", help="where media out of archives are written")
+    convert.add_argument("--split", help="split to write; needed if there are several")
+    convert.add_argument(
+        "--absolute", action="store_true", help="write absolute paths of media, not paths from the file"
+    )
+    convert.add_argument("--media", metavar="DIR", help="folder for media out of archives")
 
     demo = group.add_parser("demo", help="make up a small data set to learn from, with its recipe")
     demo.add_argument("folder", metavar="DIR")
-    demo.add_argument("--modality", choices=MODALITIES, default="image", help="default: %(default)s")
-    demo.add_argument("--seed", type=int, default=0, help="the same seed writes the same files")
+    demo.add_argument("--modality", choices=MODALITIES, default="image", help="kind of media (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the data: the same one writes the same files")
 
 
 def data(options: argparse.Namespace) -> int:

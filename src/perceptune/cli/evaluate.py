@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from perceptune.errors import UserError
-from perceptune.paths import given_path, local_name
+from perceptune.paths import local_name
 from perceptune.runlog import speaks
 
 out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
@@ -66,11 +66,12 @@ def answer(options: argparse.Namespace) -> int:
     from perceptune.checkpoint import load
     from perceptune.evaluation import make_task
     from perceptune.ranking import choices_of
+    from perceptune.storage import local_path
     from perceptune.types import Sample
 
-    model = load(options.run, trust=options.trust, overrides=options.overrides)
     kinds = ("image", "audio", "video")
-    media = {kind: given_path(file) for kind in kinds if (file := getattr(options, kind))}
+    media = {kind: local_path(file, f"--{kind}") for kind in kinds if (file := getattr(options, kind))}
+    model = load(options.run, trust=options.trust, overrides=options.overrides)
     sample = Sample("question", media, options.question)
     if options.choices:
         choices = choices_of(

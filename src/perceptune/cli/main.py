@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from perceptune._version import __version__
 from perceptune.cli.blip import add_commands
 from perceptune.cli.data import add_data
+from perceptune.cli.parsing import Parser
 from perceptune.cli.report import add_report
 from perceptune.cli.serve import add_serve
 from perceptune.cli.share import add_share
@@ -19,14 +20,14 @@ from perceptune.errors import SaidElsewhereError, UserError
 
 # What `bench --plan` assumes; the defaults lie in `bench.plan`, which would load torch.
 PLAN = {
-    "samples": (int, "images (default: 100 million)"),
-    "epochs": (float, "passes over them (default: 1)"),
-    "gpu-factor": (float, "one GPU is so many times this machine (default: 150)"),
-    "gpus": (int, "default: 8"),
-    "gpu-price": (float, "of a GPU hour (default: 2.5)"),
-    "image-kb": (float, "kB of a JPEG (default: 110)"),
-    "shard-images": (int, "default: 10,000"),
-    "network-mb-s": (float, "MB/s read from storage (default: 1,000)"),
+    "samples": (int, "number of images (default: 100 million)"),
+    "epochs": (float, "passes over the images (default: 1)"),
+    "gpu-factor": (float, "speed of a GPU in multiples of this machine's (default: 150)"),
+    "gpus": (int, "number of GPUs (default: 8)"),
+    "gpu-price": (float, "price of a GPU hour (default: 2.5)"),
+    "image-kb": (float, "size of an image file in kB (default: 110)"),
+    "shard-images": (int, "images of a shard (default: 10,000)"),
+    "network-mb-s": (float, "speed of reading from storage in MB/s (default: 1,000)"),
     "batch": (int, "samples per GPU and step (default: 16)"),
 }
 KINDS = ("methods", "qformer-methods", "encoders", "tasks", "metrics", "recipes")
@@ -34,7 +35,7 @@ KINDS = ("methods", "qformer-methods", "encoders", "tasks", "metrics", "recipes"
 
 def parser() -> argparse.ArgumentParser:
     """Every command and option."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="perceptune",
         description="Eyes and ears for a frozen language model, training under 1 % of the parameters.",
     )
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="train and evaluate on real models and data, and draw what came out")
     demo.add_argument("--run", default="runs/demo", help="run folder (default: %(default)s)")
-    demo.add_argument("--smoke", action="store_true", help="the same, cut to about two minutes")
+    demo.add_argument("--smoke", action="store_true", help="run the demo cut to about two minutes")
 
     train = commands.add_parser("train", help="train a recipe, or from flags alone")
     train.add_argument("recipe", nargs="?", help="a recipe file or the name of a shipped recipe")
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--method", help="see `perceptune list methods`")
     train.add_argument("--task", help="see `perceptune list tasks`")
     train.add_argument("--data", help="training file of your own, one JSON object a line (shards: --task webdataset)")
-    train.add_argument("--validation", help="file to evaluate on, of the same kind")
+    train.add_argument("--validation", help="file to evaluate on, of the kind of --data")
     train.add_argument("--run", help="run folder (default: runs/<recipe name>)")
     train.add_argument("--resume", action="store_true", help="go on where the run stopped, exactly")
 
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="decode.* and eval.*, such as decode.beams=3"
     )
-    evaluate.add_argument("--split", help="default: the recipe's, else the task's last split")
+    evaluate.add_argument("--split", help="split to evaluate on (default: the recipe's, else the task's last)")
     evaluate.add_argument("--samples", type=int, help="a fixed random subset of this size")
     evaluate.add_argument("--task", help="another task than the run's own; see `perceptune list tasks`")
     evaluate.add_argument("--data", help="where that task's data lie; alone: a file of your own (--task jsonl)")
@@ -92,8 +93,10 @@ def parser() -> argparse.ArgumentParser:
     answer.add_argument("--image", help="picture file")
     answer.add_argument("--audio", help="sound file")
     answer.add_argument("--video", help="video file")
-    answer.add_argument("--choices", metavar="A,B,C", help="the likeliest of these is the answer")
-    answer.add_argument("--logprobs", action="store_true", help="with log-probabilities: of tokens, or of the choices")
+    answer.add_argument("--choices", metavar="A,B,C", help="choices, the most likely of which is the answer")
+    answer.add_argument(
+        "--logprobs", action="store_true", help="also print log-probabilities, of tokens or of the choices"
+    )
     answer.add_argument("--json", action="store_true")
 
     add_serve(commands.add_parser("serve", help="answer over HTTP, as OpenAI's chat completions do"))
@@ -101,16 +104,22 @@ def parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="methods, seeds and settings on equal terms: table and picture")
     compare.add_argument("recipes", nargs="+", metavar="RECIPE", help="one or several; their budgets must be equal")
     compare.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys, for every run")
-    compare.add_argument("--methods", metavar="A,B", help="default: the recipe's `compare.methods`, else its method")
-    compare.add_argument("--seeds", metavar="0,1,2", help="default: the recipe's `compare.seeds`")
+    compare.add_argument(
+        "--methods", metavar="A,B", help="methods to compare (default: the recipe's `compare.methods`, else its method)"
+    )
+    compare.add_argument(
+        "--seeds", metavar="0,1,2", help="seeds of each method (default: the recipe's `compare.seeds`)"
+    )
     compare.add_argument(
         "--grid", action="append", metavar="KEY=V,V", help="settings to choose from; may be repeated; K+K=V,V together"
     )
     compare.add_argument("--out", help="folder (default: runs/compare-RECIPE)")
     compare.add_argument("--dry-run", action="store_true", help="say what would be run, and for how long")
     compare.add_argument("--timing", action="store_true", help="train nothing: what a step of each costs, side by side")
-    compare.add_argument("--rounds", type=int, default=5, help="of --timing, taken in turns (default: %(default)s)")
-    compare.add_argument("--samples", type=int, help="of --timing: time to so many samples (default: 4 steps)")
+    compare.add_argument(
+        "--rounds", type=int, default=5, help="with --timing: rounds of measuring, in turns (default: %(default)s)"
+    )
+    compare.add_argument("--samples", type=int, help="with --timing: samples that are timed (default: 4 steps)")
     compare.add_argument("--json", action="store_true")
 
     score = commands.add_parser("score", help="score a file of predictions against one of references")
@@ -122,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--subset", action="store_true", help="leave out what has no prediction instead of refusing it")
     score.add_argument("--first-lines", action="store_true", help="judge only the first line of each text")
     score.add_argument("--per-sample", metavar="FILE", help="also write one JSON line a sample with its values")
-    score.add_argument("--no-intervals", action="store_true", help="without bootstrap intervals")
+    score.add_argument("--no-intervals", action="store_true", help="leave out bootstrap intervals")
     score.add_argument("--json", action="store_true")
 
     add_report(commands.add_parser("report", help="one page of a run, several, or a comparison"))
@@ -136,32 +145,36 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", choices=KINDS)
     listing.add_argument("--json", action="store_true")
 
-    features = commands.add_parser("features", help="compute a recipe's encoder features beforehand; look after them")
+    features = commands.add_parser("features", help="precompute a recipe's encoder features; manage the feature cache")
     features.add_argument("what", metavar="RECIPE|info|verify|gc", help="a recipe, or what to do with the caches")
     features.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys")
-    features.add_argument("--split", action="append", default=[], help="may be repeated (default: all splits)")
+    features.add_argument(
+        "--split", action="append", default=[], help="split to compute; may be repeated (default: all)"
+    )
     features.add_argument("--dir", help="info, verify, gc: the caches' folder (default: the user's)")
     features.add_argument("--older-than", type=float, metavar="DAYS", help="gc: remove caches unused for so long")
     features.add_argument("--max-gb", type=float, metavar="N", help="gc: remove the least recently used beyond this")
     features.add_argument("--json", action="store_true")
 
-    add_data(commands.add_parser("data", help="check a data set, convert one, make one up"))
+    add_data(commands.add_parser("data", help="validate, convert or synthesise a data set"))
 
     doctor = commands.add_parser("doctor", help="check this machine, and what a recipe will need of it")
     doctor.add_argument("recipe", nargs="?")
     doctor.add_argument("--json", action="store_true")
 
-    official = commands.add_parser("import-epalm", help="make a run of weights of the official eP-ALM release")
-    official.add_argument("file", help="as its training saved it")
+    official = commands.add_parser("import-epalm", help="import an official eP-ALM checkpoint as a run")
+    official.add_argument("file", help="checkpoint as its training saved it")
     official.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys, such as task.name=jsonl")
     official.add_argument("--lm", required=True, help="the LM it was trained with: a Hugging Face id or a folder")
-    official.add_argument("--encoder", required=True, help="the image encoder it was trained with, likewise")
+    official.add_argument(
+        "--encoder", required=True, help="the image encoder it was trained with: a Hugging Face id or a folder"
+    )
     official.add_argument("--out", help="run folder (default: runs/<name of the file>)")
     official.add_argument("--captions", action="store_true", help="it was trained on captions: there is no question")
 
     assets = commands.add_parser("assets", help="fetch the embedded default models and data")
-    assets.add_argument("names", nargs="*", metavar="NAME", help="default: all")
-    assets.add_argument("--list", action="store_true", help="what there is, and where it lies")
+    assets.add_argument("names", nargs="*", metavar="NAME", help="assets to fetch (default: all)")
+    assets.add_argument("--list", action="store_true", help="list the assets, and where each lies")
     add_commands(commands)
     _add_bench(commands.add_parser("bench", help="measure speed: ours, the method by the letter, the machine's limit"))
     for command in (train, evaluate, predict, answer, *shared):
@@ -182,14 +195,30 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         "--qformer", nargs="*", metavar="METHOD", help="steps of methods on the published Q-Former, ratios to the first"
     )
     bench.add_argument("--rounds", type=int, default=5, help="measurements a row, in turns (default: %(default)s)")
-    bench.add_argument("--threads", type=int, help="default: torch's own choice")
-    bench.add_argument("--only", nargs="+", default=[], metavar="PART", help="train, generate, roofline")
-    bench.add_argument("--row", help="one row alone, with its peak memory")
-    bench.add_argument("--plain", action="store_true", help="also our slow path; with --models, the slow path alone")
-    bench.add_argument("--memory", action="store_true", help="peak memory of each row, each in a process of its own")
-    bench.add_argument("--depths", type=_integers, default=[], metavar="4,8,12", help="cost against LM depth")
-    bench.add_argument("--data-sizes", type=_integers, default=[], metavar="1000,10000", help="against cached samples")
-    bench.add_argument("--plan", action="store_true", help="costs of many images, from what is measured here")
+    bench.add_argument("--threads", type=int, help="number of threads (default: torch's own choice)")
+    bench.add_argument(
+        "--only", nargs="+", default=[], metavar="PART", help="parts to measure: train, generate, roofline"
+    )
+    bench.add_argument("--row", help="measure one row alone, with its peak memory")
+    bench.add_argument(
+        "--plain", action="store_true", help="also measure our slow path; with --models, the slow path alone"
+    )
+    bench.add_argument(
+        "--memory", action="store_true", help="also measure peak memory, each row in a process of its own"
+    )
+    bench.add_argument(
+        "--depths", type=_integers, default=[], metavar="4,8,12", help="measure the cost at these depths of the LM"
+    )
+    bench.add_argument(
+        "--data-sizes",
+        type=_integers,
+        default=[],
+        metavar="1000,10000",
+        help="measure the cost with so many cached samples",
+    )
+    bench.add_argument(
+        "--plan", action="store_true", help="estimate the cost of many images from what is measured here"
+    )
     assumed = bench.add_argument_group("assumptions of --plan")
     for name, (kind, meaning) in PLAN.items():
         assumed.add_argument(f"--{name}", type=kind, help=meaning)

@@ -9,14 +9,14 @@ from pathlib import Path
 def add_report(report: argparse.ArgumentParser) -> None:
     """The command's options."""
     report.add_argument("runs", nargs="+", metavar="RUN", help="run folders, and folders of `perceptune compare`")
-    report.add_argument("--out", metavar="FILE.html", help="default: report.html in the first folder")
-    report.add_argument("--markdown", metavar="FILE.md", help="also as Markdown, without pictures")
+    report.add_argument("--out", metavar="FILE.html", help="page to write (default: report.html in the first folder)")
+    report.add_argument("--markdown", metavar="FILE.md", help="also write Markdown, without pictures")
     report.add_argument(
         "--samples",
         type=int,
         default=8,
         metavar="N",
-        help="right and wrong answers shown of a run (default: %(default)s)",
+        help="right and wrong answers to show of a run (default: %(default)s)",
     )
     report.add_argument("--no-media", action="store_true", help="show no pictures, frames or spectrograms")
 

@@ -18,7 +18,7 @@ def add_share(commands: Any) -> list[argparse.ArgumentParser]:
     push = commands.add_parser("push", help="send a run to a Hugging Face hub")
     push.add_argument("run")
     push.add_argument("name", metavar="USER/NAME")
-    push.add_argument("--private", action="store_true", help="where the repository does not exist yet")
+    push.add_argument("--private", action="store_true", help="make the repository private if it does not exist yet")
 
     verify = commands.add_parser("verify", help="find out whether a run still answers as it did when it was saved")
     verify.add_argument("run", help="a folder, a zip file, or hf://USER/NAME")

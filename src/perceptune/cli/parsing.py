@@ -1,0 +1,29 @@
+"""The parser of the command line: what argparse leaves to us."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses an option that is given twice, of which argparse takes the last one without a word."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        for name in (None, "store"):
+            self.register("action", name, StoreOnce)
+
+
+class StoreOnce(argparse.Action):
+    """Stores an option's value. One that may be repeated says so by `action="append"`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        given = namespace.__dict__.setdefault("_given", set())
+        if option is not None and self.dest in given:
+            before = getattr(namespace, self.dest)
+            raise argparse.ArgumentError(self, f"given twice, `{before}` and `{values}`: it takes one")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
