@@ -43,7 +43,8 @@ def modality_of(name: str | PurePath, among: Collection[str] = MODALITIES) -> st
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name belongs to a system or a program, not to the user."""
-    return name.startswith(".") or name.lower() in _SYSTEM
+    steps = {".", ".."}  # of a path, not names
+    return (name.startswith(".") and name not in steps) or name.lower() in _SYSTEM
 
 
 class PassedOver:

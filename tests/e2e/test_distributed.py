@@ -24,8 +24,9 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 import jobs
 import perceptune
 from forks import Fork
+from perceptune.cli import commands
 from perceptune.cli.main import main as cli
-from perceptune.runlog import read_log
+from perceptune.runlog import read_log, speaks
 from runs import features_folder, logged_steps, rows_of, tensors
 
 TESTS = Path(jobs.__file__).parent
@@ -209,7 +210,7 @@ def test_an_error_of_one_process_ends_both_and_is_said_once(place: Path, tmp_pat
     assert [found["said"][2][0] for found in (first, second)] == ["UserError", "SaidElsewhereError"]
     assert first["said"][2][1].startswith("the loss is nan at step 1")
     (folder / "r.yaml").write_text(perceptune.load_recipe(jobs.recipes(folder)["odd"]).dump())
-    with forked("ddp", lambda: cli(["train", str(folder / "r.yaml"), "train.stepps=3"]), folder) as both:
+    with forked("ddp", lambda: command("train", str(folder / "r.yaml"), "train.stepps=3"), folder) as both:
         assert [one.wait() for one in both] == [2, 2]
     words = "".join(said(folder))
     assert words.count("error: ") == words.count("unknown key `train.stepps`") == 1
@@ -222,7 +223,7 @@ def test_interrupted_killed_and_resumed(place: Path, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(perceptune.load_recipe(given).dump())
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
-    with forked("ddp", lambda: cli(["train", str(tmp_path / "r.yaml"), "--run", str(run)]), first) as both:
+    with forked("ddp", lambda: command("train", str(tmp_path / "r.yaml"), "--run", str(run)), first) as both:
         wait_for(both, run, 3)
         both[1].send(signal.SIGINT)
         assert [one.wait() for one in both] == [130, 130]
@@ -231,7 +232,7 @@ def test_interrupted_killed_and_resumed(place: Path, tmp_path: Path) -> None:
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
 
     second.mkdir()
-    with forked("ddp", lambda: cli(["train", "--resume", "--run", str(run)]), second) as both:
+    with forked("ddp", lambda: command("train", "--resume", "--run", str(run)), second) as both:
         wait_for(both, run, stopped + 8)
         both[1].kill()
         assert both[0].wait() == 2
@@ -243,6 +244,12 @@ def test_interrupted_killed_and_resumed(place: Path, tmp_path: Path) -> None:
     perceptune.train(None, run, resume=True)
     perceptune.train(tmp_path / "r.yaml", tmp_path / "alone")
     require_same_course(tmp_path / "alone", run)
+
+
+def command(*words: str) -> int:
+    """The command line in a fork, whose console was made before the fork knew its rank."""
+    commands.out.quiet = not speaks()
+    return cli(words)
 
 
 def wait_for(both: list[Fork], run: Path, steps: int) -> None:

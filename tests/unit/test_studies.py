@@ -92,9 +92,18 @@ def test_every_label_of_a_comparison_is_a_method(part: str, command: str, tree: 
 def test_the_recipe_for_captions_is_what_was_measured() -> None:
     ranks = _variants(load_recipe(STUDIES / "epalm" / "flagship.yaml"), ["rank-16", "rank-2"], [], False)
     offered, measured = load_recipe("captions"), dict(ranks)["rank-2"]
+    # The measured run names its dtypes; the recipe leaves them to the machine.
+    assert offered.encoders["image"].dtype == offered.train.precision == offered.eval.dtype == "auto"
+    image = offered.encoders["image"].model_copy(update={"dtype": measured.encoders["image"].dtype})
+    offered = offered.model_copy(update={"encoders": {"image": image}})
     for section in ("encoders", "text", "decode"):
         assert getattr(offered, section) == getattr(measured, section), section
-    assert offered.train.model_copy(update={"save_every": measured.train.save_every}) == measured.train
+    assert (
+        offered.train.model_copy(
+            update={"save_every": measured.train.save_every, "precision": measured.train.precision}
+        )
+        == measured.train
+    )
     ours, theirs = method_options(offered).model_dump(), method_options(measured).model_dump()
     assert ours["peft"].pop("layers_to_transform") == "injected"
     assert theirs["peft"].pop("layers_to_transform") == list(range(18, 30))
