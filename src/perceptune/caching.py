@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -15,6 +14,7 @@ from perceptune.config import Recipe
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
 from perceptune.features import cache_folder
+from perceptune.launch import read_launch
 from perceptune.media import MediaError, label
 from perceptune.shards import refused
 from perceptune.store import META, Store
@@ -34,7 +34,8 @@ def build_features(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Any]
     if recipe.cache.features != "disk":
         raise UserError(f"`cache.features` is `{recipe.cache.features}`: only `disk` can be built beforehand")
     require_writable(cache_folder(recipe.cache.dir))  # elsewhere memory will do: here it is all for nothing
-    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    launch = read_launch(meeting=False)  # each computes its part without a word to the others
+    rank, world = launch.rank, launch.size
     task = make_task(recipe)
     for split in splits:
         check_split(split, task.splits)

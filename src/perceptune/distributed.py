@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from perceptune.errors import SaidElsewhereError, UserError
+from perceptune.launch import JOIN_TIMEOUT, join, read_launch
 from perceptune.model import AdaptedModel
 from perceptune.sharding import Sharding, requested_sharding, require_known_version
 from perceptune.spliced import SplicedModel
@@ -31,13 +32,17 @@ LOST = ("Connection closed by peer", "Connection reset", "Timed out", "Broken pi
 class World:
     """What one process knows of all: its `rank` among `size`, its `device`, and how they talk to one another."""
 
-    def __init__(self) -> None:
+    def __init__(self, join_timeout: float | None = None) -> None:
+        """Join the other processes; wait for them `join_timeout` seconds (`launch.JOIN_TIMEOUT`)."""
+        launch = read_launch()
+        if launch.size > 1 and not dist.is_initialized():
+            self._store = join(launch, JOIN_TIMEOUT if join_timeout is None else join_timeout)
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 
         # Accelerate's default on its launcher's side gives weights to one process only and leaves the others empty.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-        self.rank = int(os.environ.get("RANK", "0"))
+        self.rank = launch.rank
         with self.alike():
             require_known_version()
             try:
@@ -189,9 +194,9 @@ def end_at_once(code: int) -> NoReturn:
 
 def _require_supported(accelerator: Any) -> None:
     """Raises `UserError` for settings of `accelerate config` that would otherwise be ignored in silence."""
-    if int(os.environ.get("WORLD_SIZE", "1")) != accelerator.num_processes:
+    if (size := read_launch().size) not in (1, accelerator.num_processes):
         raise UserError(
-            f"{os.environ['WORLD_SIZE']} processes were started, but Accelerate finds no device to join them on: "
+            f"{size} processes were started, but Accelerate finds no device to join them on: "
             "on CPUs set ACCELERATE_USE_CPU=true before `accelerate launch`"
         )
     kind = str(accelerator.distributed_type).removeprefix("DistributedType.")

@@ -20,7 +20,7 @@ WORTH_SAYING = 20  # seconds; whoever waits less need not be told
 
 def speaks() -> bool:
     """Whether this process may write to the terminal: of several, the first one does."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") in ("", "1")
 
 
 class RunLog:

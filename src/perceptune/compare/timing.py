@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -28,9 +27,10 @@ from perceptune.errors import UserError
 from perceptune.evaluation import make_task
 from perceptune.features import FeatureStore
 from perceptune.feed import Feed
+from perceptune.gradients import add_gradients
+from perceptune.launch import read_launch
 from perceptune.optimizer import MethodOptimizer
 from perceptune.tables import markdown_table
-from perceptune.training import add_gradients
 
 NAME = "timing"  # of the files
 ROUNDS, STEPS = 5, 4  # measured rounds; steps of one of them, unless a number of samples is given
@@ -92,7 +92,7 @@ def time_plan(
     """
     if rounds < 1:
         raise UserError(f"--rounds: give a number above 0 (given: {rounds})")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if read_launch(meeting=False).size > 1:
         raise UserError("a comparison runs in one process: start it without a launcher")
     timed: list[TimedRow] = []
     with ExitStack() as stack:
