@@ -86,8 +86,13 @@ def weights_fingerprint(model: nn.Module) -> str:
     """
     digests = []
     for tensor in filter(torch.is_floating_point, model.parameters()):
-        flat = tensor.detach().flatten()
-        sample: Tensor = flat[:: max(flat.numel() // 1024, 1)][:1024].to(torch.bfloat16)
+        sample = evenly_spaced(tensor, 1024).to(torch.bfloat16)
         data = sample.cpu().view(torch.int16).numpy().tobytes()
         digests.append(hashlib.sha256(repr(tuple(tensor.shape)).encode() + data).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def evenly_spaced(tensor: Tensor, most: int) -> Tensor:
+    """Return up to `most` values of a tensor, flattened: a look at a weight that is too large to be read whole."""
+    flat = tensor.detach().flatten()
+    return flat[:: max(flat.numel() // most, 1)][:most]

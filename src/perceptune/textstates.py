@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from perceptune.anatomy import evenly_spaced
 from perceptune.errors import NotWritableError
 from perceptune.lm import FrozenLM
 from perceptune.row_cache import Memory, note_unwritable
@@ -25,6 +26,7 @@ from perceptune.text import pad_left
 Ids = tuple[int, ...]
 GROUP = 16  # texts computed together
 PAYS = 1.5  # uses of a text that make keeping its states worth the while
+SAMPLED = 2**16  # values of a large weight that its digest is made of
 VERSION = 1  # raise it when the same LM and text give other states
 
 
@@ -130,18 +132,34 @@ class TextStates:
 
     def _description(self) -> dict[str, Any]:
         """Everything that a row depends on beside its text."""
-        weights = [_weight_digest(name, tensor) for name, tensor in self.lm.model.state_dict().items()]
         return {
-            "kind": "states of texts", "version": VERSION, "lm": digest_of(*weights).hex(), "layer": self.layer,
+            "kind": "states of texts", "version": VERSION, "lm": self._weights().hex(), "layer": self.layer,
             "config": json.loads(self.lm.config.to_json_string()), "dtype": str(self.lm.dtype).removeprefix("torch."),
             "shape": [-1, self.lm.hidden_size],
         }  # fmt: skip
+
+    def _weights(self) -> bytes:
+        """Return a digest of the weights that texts pass through, none of which is trained.
+
+        Of large ones evenly spaced values: hashing billions would take longer than it saves. Of the embeddings all: an
+        LM with other vectors for a few tokens differs in nothing else.
+        """
+        embeddings = self.lm.model.get_input_embeddings().weight.data_ptr()
+        above = tuple(f"{self.lm.layers_path}.{index}." for index in range(self.layer, self.lm.n_layers))
+        digests = [
+            _weight_digest(name, tensor, whole=tensor.data_ptr() == embeddings)
+            for name, tensor in self.lm.model.state_dict().items()
+            if isinstance(tensor, Tensor) and not name.startswith(above)
+        ]
+        return digest_of(*digests)
 
 
 def _key(text: Ids) -> bytes:
     return digest_of(repr(text).encode())
 
 
-def _weight_digest(name: str, tensor: Tensor) -> bytes:
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+def _weight_digest(name: str, tensor: Tensor, *, whole: bool) -> bytes:
+    """A digest of a weight's shape and bits, of at most `SAMPLED` values unless it is taken `whole`."""
+    flat = tensor.detach().flatten() if whole else evenly_spaced(tensor, SAMPLED)
+    data = flat.cpu().contiguous().view(torch.uint8).numpy().data
     return digest_of(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), data)

@@ -100,6 +100,26 @@ def test_too_much_is_kept_nowhere_and_another_lm_never_read(lm: FrozenLM, tmp_pa
     assert torch.allclose(second.get(ids, mask)[seen], other.states_at(LAYER, ids, mask)[seen], atol=1e-5)
 
 
+def test_the_folder_is_that_of_the_weights_that_texts_pass_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row of the embeddings counts; of other large weights some values do, and layers above none."""
+    monkeypatch.setattr("perceptune.textstates.SAMPLED", 16)
+    own = FrozenLM(support.random_lm("llama"))
+    weights = TextStates(own, LAYER, 0, folder=tmp_path)._weights
+
+    def changes(weight: torch.Tensor, place: tuple[int, int]) -> bool:
+        before = weights()
+        with torch.no_grad():
+            weight[place] += 1e-3
+        return weights() != before
+
+    assert changes(own.model.get_input_embeddings().weight, (17, 3))
+    assert changes(own.layers[LAYER - 1].mlp.up_proj.weight, (0, 0))
+    assert not changes(own.layers[LAYER - 1].mlp.up_proj.weight, (0, 1)), "one value in ninety-six is looked at"
+    assert not changes(own.layers[LAYER].mlp.up_proj.weight, (0, 0))
+
+
 def test_used_without_preparing_it_remembers_what_it_has_seen(lm: FrozenLM) -> None:
     states = TextStates(lm, LAYER, 1)
     ids, mask = batch(texts()[:5])
