@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from perceptune.generation import limits_of
-from perceptune.ranking import continuation_logprobs
+from perceptune.ranking import TokenScore, continuation_logprobs, continuation_scores
 from perceptune.types import Decoding, Sample
 
 if TYPE_CHECKING:
@@ -18,16 +18,37 @@ def rank(
     batch_size: int,
 ) -> list[list[float]]:  # fmt: skip
     """See `AdaptedModel.rank`."""
-    ranked: list[list[float]] = []
+    return [
+        [_sum(scores) / (len(scores) if normalize else 1) for scores in own]
+        for own in _scored(model, samples, candidates, batch_size)
+    ]
+
+
+def loglikelihood(
+    model: SplicedModel, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, batch_size: int
+) -> list[list[tuple[float, bool]]]:
+    """See `AdaptedModel.loglikelihood`."""
+    return [
+        [(_sum(scores), all(token.is_greedy for token in scores)) for scores in own]
+        for own in _scored(model, samples, candidates, batch_size)
+    ]
+
+
+def _sum(scores: Sequence[TokenScore]) -> float:
+    return sum(token.logprob for token in scores)
+
+
+def _scored(
+    model: SplicedModel, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], batch_size: int
+) -> Iterator[list[list[TokenScore]]]:
+    """Yield the tokens' scores of each sample's candidates."""
     for part in _portions([len(own) for own in candidates], batch_size):
         rows = list(samples[part])
         targets = [
             [_continuation(model, sample, one) for one in own]
             for sample, own in zip(rows, candidates[part], strict=True)
         ]
-        for found in continuation_logprobs(model.lm, *model.prompts(rows), targets):
-            ranked.append([sum(values) / (len(values) if normalize else 1) for values in found])
-    return ranked
+        yield from continuation_scores(model.lm, *model.prompts(rows), targets)
 
 
 def token_logprobs(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,23 +68,18 @@ class Perceptune(lmms):
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
-        """Minus the log-probability of each continuation with its end token, and whether greedy decoding gives it.
+        """Minus the log-probability of each continuation with its end token, and whether its tokens are the likeliest.
 
         The suite's multiple choice takes the smallest value: its models return losses here. Version 0.7 makes text of
         whatever is no `GenerationResult`, so the pair comes inside one.
         """
         found: list[Any] = []
-        greedy = replace(self._decoding({}), beams=1, sample=False)
         for start in range(0, len(requests), self.batch_size):
             part = requests[start : start + self.batch_size]
             samples = [self._sample(request.args) for request in part]
-            aims = [self._continuation(request.args) for request in part]
-            values = self.model.rank(samples, [[aim] for aim in aims], batch_size=self.batch_size)
-            said = self.model.answer(samples, decoding=greedy, batch_size=self.batch_size)
-            found += [
-                GenerationResult((-value, text.strip() == aim))
-                for [value], text, aim in zip(values, said, aims, strict=True)
-            ]
+            aims = [[self._continuation(request.args)] for request in part]
+            scored = self.model.loglikelihood(samples, aims, batch_size=self.batch_size)
+            found += [GenerationResult((-logprob, is_greedy)) for [(logprob, is_greedy)] in scored]
         return found
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:

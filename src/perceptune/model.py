@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -248,6 +247,12 @@ class AdaptedModel(nn.Module, ABC):
         """
         raise self._cannot("does not rank candidates")
 
+    def loglikelihood(
+        self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, batch_size: int | None = None
+    ) -> list[list[tuple[float, bool]]]:
+        """Return what `rank` does, and for each candidate whether every token of it is the likeliest at its place."""
+        raise self._cannot("does not rank candidates")
+
     def _cannot(self, what: str) -> UserError:
         return UserError(f"`backbone: {self.recipe.backbone}` {what}; `splice` does")
 
@@ -300,18 +305,3 @@ def _by_row(samples: Sequence[Sample], modality: str, given: Tensor) -> Features
     values = given.new_zeros(len(samples), *given.shape[1:])
     values[present] = given
     return Features(values, present)
-
-
-def count(module: nn.Module, *, without: nn.Module | None = None) -> int:
-    """Parameters of a module, tied weights once, of quantised ones the numbers they stand for.
-
-    `without` leaves out those that are another module's, too.
-    """
-    others = set() if without is None else {id(parameter) for parameter in without.parameters()}
-    own = [parameter for parameter in module.parameters() if id(parameter) not in others]
-    return sum(math.prod(getattr(getattr(p, "quant_state", None), "shape", p.shape)) for p in own)
-
-
-def count_trained(method: nn.Module) -> int:
-    """Parameters of a method that `train.freeze` leaves to be trained."""
-    return sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)

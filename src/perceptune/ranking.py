@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,10 +36,25 @@ def choices_of(sample: Sample) -> list[str]:
     return choices
 
 
+class TokenScore(NamedTuple):
+    """How likely a token is after what stands before it, and whether no other one is likelier."""
+
+    logprob: float
+    is_greedy: bool
+
+
 def continuation_logprobs(
     lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], continuations: Sequence[Sequence[Sequence[int]]],
 ) -> list[list[list[float]]]:  # fmt: skip
-    """Log-probability of each token of each row's continuations; every continuation has at least one token.
+    """Return the log-probability of each token of `continuation_scores`."""
+    scores = continuation_scores(lm, ids, mask, slots, continuations)
+    return [[[token.logprob for token in one] for one in own] for own in scores]
+
+
+def continuation_scores(
+    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], continuations: Sequence[Sequence[Sequence[int]]],
+) -> list[list[list[TokenScore]]]:  # fmt: skip
+    """Score each token of each row's continuations; every continuation has at least one token.
 
     `ids`, `mask` (B, T) are the prompts, padded on the left. `continuations[row][number]` are token ids.
     """
@@ -53,18 +69,17 @@ def continuation_logprobs(
 
 def _one_by_one(
     lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], rows: Tensor, tokens: Sequence[Sequence[int]]
-) -> list[list[float]]:
+) -> list[list[TokenScore]]:
     """Tokens are fed to the prompts' cache; those that have ended leave."""
     room = max(map(len, tokens))
     state = Prefilled(lm, ids, mask, slots, room)
     going = list(range(len(tokens)))
-    found: list[list[float]] = [[] for _ in tokens]
+    found: list[list[TokenScore]] = [[] for _ in tokens]
     state.keep(rows)
     for place in range(room):
-        chances = state.logits.float().log_softmax(-1)
         now = torch.tensor([tokens[i][place] for i in going], device=ids.device)
-        for i, value in zip(going, chances.gather(1, now[:, None])[:, 0].tolist(), strict=True):
-            found[i].append(value)
+        for i, score in zip(going, _scores(state.logits, now), strict=True):
+            found[i].append(score)
         alive = [at for at, i in enumerate(going) if len(tokens[i]) > place + 1]
         if not alive:
             break
@@ -78,7 +93,7 @@ def _one_by_one(
 
 def _plainly(
     lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], rows: Tensor, tokens: Sequence[Sequence[int]]
-) -> list[list[float]]:
+) -> list[list[TokenScore]]:
     """One forward pass over everything."""
     prompts = [ids[row][mask[row].bool()].tolist() for row in rows.tolist()]
     pad = int(ids[0, 0])  # hidden by the mask, whatever it is
@@ -89,8 +104,16 @@ def _plainly(
     logits = lm(
         whole.to(ids.device), seen.to(ids.device), [_of_rows(slot, rows) for slot in slots], keep=keep.to(ids.device)
     )
-    chances = logits.float().log_softmax(-1).gather(1, whole[aims].to(ids.device)[:, None])[:, 0]
-    return [part.tolist() for part in chances.split(lengths)]
+    scores = iter(_scores(logits, whole[aims].to(ids.device)))
+    return [list(islice(scores, length)) for length in lengths]
+
+
+def _scores(logits: Tensor, tokens: Tensor) -> list[TokenScore]:
+    """Score one token (N,) for each row of logits (N, vocab)."""
+    logprobs = logits.float().log_softmax(-1)
+    values = logprobs.gather(1, tokens[:, None])[:, 0]
+    greedy = logprobs.argmax(-1) == tokens
+    return [TokenScore(*pair) for pair in zip(values.tolist(), greedy.tolist(), strict=True)]
 
 
 def _of_rows(slot: Slots, rows: Tensor) -> Slots:

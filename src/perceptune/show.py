@@ -8,8 +8,8 @@ from typing import Any
 from perceptune.building import build, dtypes_of, settle
 from perceptune.checkpoint import META, read_meta, read_recipe
 from perceptune.config import Recipe, load_recipe
-from perceptune.model import count, count_trained
 from perceptune.runlog import read_log
+from perceptune.trained import count, count_trained
 
 
 def recipe_of(source: str) -> Recipe:

@@ -168,6 +168,13 @@ class SplicedModel(AdaptedModel):
         size = batch_size or self.recipe.eval.batch_size
         return likelihood.rank(self, samples, candidates, normalize=normalize, batch_size=size)
 
+    @torch.no_grad()
+    def loglikelihood(
+        self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, batch_size: int | None = None
+    ) -> list[list[tuple[float, bool]]]:
+        size = batch_size or self.recipe.eval.batch_size
+        return likelihood.loglikelihood(self, samples, candidates, batch_size=size)
+
 
 def _moved(features: Mapping[str, Features], device: torch.device) -> dict[str, Features]:
     return {name: Features(f.values.to(device), f.present.to(device)) for name, f in features.items()}

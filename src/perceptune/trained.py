@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,3 +88,18 @@ class Trained(nn.Module, ABC):
 
 def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
     return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+
+
+def count(module: nn.Module, *, without: nn.Module | None = None) -> int:
+    """Parameters of a module, tied weights once, of quantised ones the numbers they stand for.
+
+    `without` leaves out those that are another module's, too.
+    """
+    others = set() if without is None else {id(parameter) for parameter in without.parameters()}
+    own = [parameter for parameter in module.parameters() if id(parameter) not in others]
+    return sum(math.prod(getattr(getattr(p, "quant_state", None), "shape", p.shape)) for p in own)
+
+
+def count_trained(method: nn.Module) -> int:
+    """Parameters of a method that `train.freeze` leaves to be trained."""
+    return sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from perceptune.ranking import continuation_logprobs
+from perceptune.ranking import continuation_logprobs, continuation_scores
 from perceptune.types import Decoding, Features, Slots
 from rows import Row, every_row, row
 
@@ -92,7 +92,9 @@ def test_greedy_tokens_are_the_likeliest(family: str) -> None:
     answers = r.lm.generate(ids, mask, slots, Decoding(4), eos=-1, pad=0)
     others = [[answer, [*answer[:2], (answer[2] + 1) % 40]] for answer in answers]
     with torch.no_grad():
-        found = continuation_logprobs(r.lm, ids, mask, slots, others)
+        found = continuation_scores(r.lm, ids, mask, slots, others)
     for best, other in found:
-        assert best[:2] == pytest.approx(other[:2], abs=1e-6)
-        assert best[2] > other[2]
+        assert [token.logprob for token in best[:2]] == pytest.approx([token.logprob for token in other[:2]], abs=1e-6)
+        assert best[2].logprob > other[2].logprob
+        assert all(token.is_greedy for token in best)
+        assert [token.is_greedy for token in other] == [True, True, False]

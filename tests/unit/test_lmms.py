@@ -86,7 +86,9 @@ def test_answers_are_the_runs_own(asked: Any, adapter: Any) -> None:
     assert adapter.manifest().simple_class_path == "perceptune.lmms_eval.Perceptune"
 
 
-def test_choices_are_losses(asked: Any) -> None:
+def test_choices_are_losses(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer is generated to know whether a choice is the likeliest continuation."""
+    monkeypatch.setattr(asked.model.model, "answer", lambda *_, **__: pytest.fail("an answer was generated"))
     requests = [request(row, choice) for row in range(3) for choice in (" red", lambda doc: doc["answer"], " blue")]
     found = [one.text for one in asked.model.loglikelihood(requests)]
     run = asked.model.model
@@ -94,7 +96,9 @@ def test_choices_are_losses(asked: Any) -> None:
         [values] = run.rank([perceptune.Sample("x", {"image": file}, "color?")], [["red", "blue"]])
         losses = [loss for loss, _ in found[3 * row : 3 * row + 3]]
         assert losses == pytest.approx([-values[0], -values[0], -values[1]], abs=1e-5)
-    assert all(isinstance(greedy, bool) for _, greedy in found)
+        scored = run.loglikelihood([perceptune.Sample("x", {"image": file}, "color?")], [["red", "blue"]])
+        greedy = [is_greedy for _, is_greedy in found[3 * row : 3 * row + 3]]
+        assert greedy == [scored[0][0][1], scored[0][0][1], scored[0][1][1]]
 
 
 def test_what_a_run_cannot_do_is_said(asked: Any, adapter: Any) -> None:

@@ -14,9 +14,9 @@ from perceptune.building import load_encoder_of, load_lm
 from perceptune.config import load_recipe, recipe_names
 from perceptune.lm import FrozenLM
 from perceptune.methods.base import EncoderShape, Injection
-from perceptune.model import count
 from perceptune.plugins import leaf, leaves
 from perceptune.sections import LMConfig
+from perceptune.trained import count
 
 PAGE = Path(__file__).parents[2] / "docs/methods.md"
 

@@ -16,8 +16,8 @@ from perceptune.building import load_lm
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
 from perceptune.lm import FrozenLM
-from perceptune.model import count
 from perceptune.sections import LMConfig
+from perceptune.trained import count
 
 needed = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 every_width = pytest.mark.parametrize("bits", ["8bit", "4bit"])

@@ -12,10 +12,11 @@ from fastapi.responses import JSONResponse, Response
 
 from perceptune.building import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.methods.base import Injection
-from perceptune.model import AdaptedModel, count, count_trained
+from perceptune.model import AdaptedModel
 from perceptune.serving.limits import MIB, Limits
 from perceptune.serving.runs import Run
 from perceptune.serving.service import Service
+from perceptune.trained import count, count_trained
 
 FOLDER = Path(__file__).parent / "page"
 _KINDS = {
