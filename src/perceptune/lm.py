@@ -44,7 +44,8 @@ class FrozenLM(nn.Module):
         self.model = cast(Any, model.requires_grad_(False).eval())
         self.config = self.model.config.get_text_config()
         self.layers_path = anatomy.find_layers(model, layers)
-        anatomy.require_mask_attention(self.config)
+        if self.config._attn_implementation != attention.NAME:  # that of a model which was wrapped before
+            anatomy.require_mask_attention(self.config)
         if self.config._attn_implementation == "sdpa":
             attention.register()
             self.config._attn_implementation = attention.NAME

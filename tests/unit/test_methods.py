@@ -216,3 +216,19 @@ def test_dropout_of_the_method_acts_while_it_is_trained_and_not_while_it_is_judg
     given = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl", method=method)
     perceptune.train(given, tmp_path / "run", overrides=["eval.every=3"])
     assert seen == {"loss": {True}, "answer": {False}}
+
+
+def test_one_model_may_be_wrapped_twice() -> None:
+    """Each wrapper answers as one that has the model for itself, in turns."""
+    shared, alone = support.random_lm("llama"), FrozenLM(support.random_lm("llama"))
+    wrappers = [FrozenLM(shared), FrozenLM(shared)]
+    r = row("epalm", "llama")
+    slots = r.method.plan({"image": r.media(3, [True, False, True])}, 3)
+    expected = alone(r.ids[:3], r.mask[:3], slots)
+    for lm in (*wrappers, wrappers[0]):
+        lm.check()
+        assert torch.equal(lm(r.ids[:3], r.mask[:3], slots), expected)
+        assert lm.generate(r.ids[:3], r.mask[:3], slots, Decoding(4), eos=-1, pad=0) == alone.generate(
+            r.ids[:3], r.mask[:3], slots, Decoding(4), eos=-1, pad=0
+        )
+    assert FrozenLM(support.random_lm("llama", "eager")).no_split is None
