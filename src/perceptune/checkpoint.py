@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -28,12 +29,13 @@ from perceptune.atomic import write_whole
 from perceptune.building import FrozenParts, build, default_device, settle_answering
 from perceptune.config import Recipe, leaf_names, load_recipe, read_yaml
 from perceptune.errors import UserError, disk_error
-from perceptune.model import AdaptedModel, count, count_trained
+from perceptune.model import AdaptedModel
 from perceptune.origin import META as META
 from perceptune.origin import METHOD as METHOD
 from perceptune.origin import RECIPE as RECIPE
 from perceptune.origin import local_run
 from perceptune.overrides import Override
+from perceptune.trained import count, count_trained
 
 FORMAT_VERSION = 1
 
@@ -153,6 +155,18 @@ def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:
     for name, store in model.stores.items():
         parts[f"encoders.{name}"] = {"id": recipe.encoders[name].id, "fingerprint": store.encoder.fingerprint()}
     return parts
+
+
+def make_writable(folder: Path, advice: str) -> None:
+    """Make a folder, parents included, and write into it.
+
+    Raises `UserError` with `advice` if that cannot be, which is better known before hours of work than after.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{disk_error(folder, error)}; {advice}") from error
 
 
 def write_text(path: Path, text: str) -> None:

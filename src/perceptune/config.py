@@ -7,6 +7,7 @@ dotted overrides (`train.steps=500`). The options of a method, an encoder or a t
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +33,8 @@ from perceptune.sections import (
     TrainConfig,
     named,
 )  # fmt: skip
+from perceptune.storage import absolute
+from perceptune.substitution import drop_foreign_keys, part_names
 
 
 class Recipe(Part):
@@ -78,10 +81,14 @@ def load_recipe(source: str | Path | dict[str, Any] | Recipe, overrides: Sequenc
         data, where = read_yaml(path), str(path)
         data.setdefault("name", path.stem)
         _resolve_files(data, path.parent)
+    names = part_names(data)
     for override in overrides:
         put(data, override)
     if overrides:
         data = typed(data, Recipe, backbone=str(data.get("backbone", "splice")))
+    if dropped := drop_foreign_keys(data, names, overrides):
+        left_out = ", ".join(f"`{key}`" for key in dropped)
+        print(f"{where}: left out, for they belong to what was replaced: {left_out}", file=sys.stderr)
     return validate(Recipe, data, where)
 
 
@@ -186,6 +193,22 @@ def file_keys(task: dict[str, Any]) -> list[str]:
 
     fields = leaf("tasks", str(task.get("name"))).module.TASK.Options.model_fields
     return [key for key in task if key in fields and "Path" in str(fields[key].annotation) and task[key] is not None]
+
+
+def absolute_files(task: dict[str, Any]) -> dict[str, Any]:
+    """Return a task's keys with the files they name by absolute path.
+
+    A key that may also hold a name, of a data set on a hub, is a path only if something lies there.
+    """
+    from perceptune.plugins import leaf
+
+    fields = leaf("tasks", str(task.get("name"))).module.TASK.Options.model_fields
+    paths = {key: str(task[key]) for key in file_keys(task)}
+    return task | {
+        key: absolute(name)
+        for key, name in paths.items()
+        if not re.search(r"\bstr\b", str(fields[key].annotation)) or _lies_in(Path.cwd(), name)
+    }
 
 
 def _siblings(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from perceptune.building import text_of
 from perceptune.card import write_card
-from perceptune.checkpoint import load, write_text
+from perceptune.checkpoint import load, make_writable, write_text
 from perceptune.config import Recipe, validate
 from perceptune.controls import CONTROLS
 from perceptune.distributed import World
@@ -57,13 +57,23 @@ def task_of(part: NamedPart, *, max_bad_media: int = 0) -> Task:
     return task
 
 
-def data_key(name: str) -> str:
-    """The option by which a task is told where its data lie. Raises `UserError` if it has none."""
-    fields = leaf("tasks", name).module.TASK.Options.model_fields
-    found = [key for key in ("dir", "data", "train") if key in fields]
-    if not found:
-        raise UserError(f"task `{name}` takes no place of its data")
-    return found[0]
+def data_keys(name: str, place: str, split: str | None = None) -> dict[str, Any]:
+    """Return the keys by which task `name` reads the data at `place`; see `Task.data_keys`.
+
+    Raises `UserError` for a task that cannot be told a place.
+    """
+    task = leaf("tasks", name).module.TASK
+    if task.data_option is None:
+        keys = ", ".join(f"`task.{key}`" for key in task.Options.model_fields)
+        raise UserError(f"task `{name}` takes no single place of its data (--data); its keys are {keys}")
+    return {key: str(value) for key, value in task.data_keys(place, split).items()}
+
+
+def validation_keys(name: str, place: str) -> dict[str, Any]:
+    """The same for the data at `place` as the split `validation`."""
+    if "validation" not in leaf("tasks", name).module.TASK.Options.model_fields:
+        raise UserError(f"task `{name}` has its own splits: it takes no validation file (--validation)")
+    return {"validation": place}
 
 
 @dataclass(frozen=True)
@@ -93,18 +103,18 @@ def evaluate(
     run: str | Path, *, split: str | None = None, samples: int | None = None, control: bool | None = None,
     no_media: bool | None = None, batch_size: int | None = None, trust: bool = False,
     overrides: Sequence[Override] = (), into: str | Path | None = None, task: Mapping[str, Any] | None = None,
-    command: str | None = None,
+    command: str | None = None, join_timeout: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates a run folder's model and writes `results.json` and predictions into it; returns the results.
 
     `control` also answers with the media shuffled among the samples, `no_media` without any; same prompts. The data
     sets of `eval.others` follow, with the gap to them. Defaults come from the recipe, whose `decode` and `eval` keys
     `overrides` may change. `task`, a task's `name` and options, is evaluated instead of the run's own. `into` is
-    another folder for what is written; `command` is noted there.
+    another folder for what is written; `command` is noted there. `join_timeout` is that of `train`.
     """
     if is_address(run) and into is None:
         raise UserError(f"{run}: the results of a run on a hub need a folder: name one (`into`, --out)")
-    world = World()
+    world = World(join_timeout)
     with world.together():
         run = local_run(run)
         # Of several processes each has a device of its own.
@@ -120,6 +130,18 @@ def evaluate(
         given = config.others if task is None else {}
         others = {name: evaluated_set(model.recipe, other.task, other.split, other.samples)
                   for name, other in given.items()}  # fmt: skip
+
+    def note() -> dict[str, Any]:
+        """What stands in the results beside values. Collected now: what fails, fails before the first answer."""
+        make_writable(folder, "name another folder for the results by --out")
+        return {
+            **how(model, own.samples, run), "split": own.split, "command": command,
+            "trained_on_this_split": is_trained_on(model.recipe, own, is_own=task is None),
+            "data": data_of(own.part, own.split, own.samples), **training_of(run),
+        }  # fmt: skip
+
+    folder = run if into is None else Path(into)
+    noted = world.from_main(note)
     if world.size > 1:
         world.place(model)
         model.get_ready(sharded=world.sharded)
@@ -133,11 +155,7 @@ def evaluate(
     judged = {name: _judge_other(model, name, other, given[name], world, batch_size) for name, other in others.items()}
 
     def written() -> dict[str, Any]:
-        folder = run if into is None else Path(into)
-        results = _written(folder, own, seen, {name: (controls[name], blind[name]) for name in controls})
-        results |= how(model, own.samples, run) | {"split": own.split, "command": command}
-        results |= {"trained_on_this_split": _trained_on(model.recipe, own, is_own=task is None)}
-        results |= {"data": data_of(own.part, own.split, own.samples)} | training_of(run)
+        results = _written(folder, own, seen, {name: (controls[name], blind[name]) for name in controls}) | noted
         if others:
             results["others"] = {
                 name: _transfer(folder, name, own, seen, others[name], judged[name]) for name in others
@@ -163,7 +181,6 @@ def _written(
     folder: Path, own: EvaluatedSet, seen: Judged, controls: Mapping[str, tuple[Sequence[Sample], Judged]]
 ) -> dict[str, Any]:
     """What the answers are worth, after they have been written into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     results = numbers(own.task, own.samples, seen)
     write_predictions(folder / PREDICTIONS, own.samples, own.task, seen)
     for name in CONTROLS:
@@ -204,16 +221,12 @@ def _transfer(
     }  # fmt: skip
 
 
-def _trained_on(recipe: Recipe, evaluated: EvaluatedSet, *, is_own: bool) -> bool:
-    """Whether the run has learned from these very samples."""
-    if recipe.train.steps == 0 or recipe.task is None or evaluated.part is None:
+def is_trained_on(recipe: Recipe, evaluated: EvaluatedSet, *, is_own: bool) -> bool:
+    """Return whether a run of this recipe has learned from these very samples."""
+    if recipe.train.steps == 0 or recipe.task is None:
         return False
-    if not is_own and evaluated.part.name != recipe.task.name:
-        return False
-    first = (evaluated.task if not is_own else make_task(recipe)).splits[0]
-    return evaluated.split == first and (is_own or _files(evaluated.part) == _files(recipe.task))
-
-
-def _files(part: NamedPart) -> str:
-    """Where a task's training data lie."""
-    return str(Path(str(part.options().get(data_key(part.name)))).resolve())
+    own = make_task(recipe)
+    first = own.splits[0]
+    return (is_own and evaluated.split == first) or bool(
+        own.read_from(first) & evaluated.task.read_from(evaluated.split)
+    )

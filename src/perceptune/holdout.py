@@ -49,6 +49,10 @@ class HoldOut(Task):
             return self._task.samples(split)
         return select(self._rows, self._parts[split == HELD_OUT])
 
+    def read_from(self, split: str) -> frozenset[str]:
+        """Nothing for what was held out: no training has read it."""
+        return frozenset() if split == HELD_OUT else self._task.read_from(split)
+
     def clean(self, text: str) -> str:
         return self._task.clean(text)
 

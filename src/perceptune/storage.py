@@ -23,7 +23,7 @@ from fsspec.registry import known_implementations
 from perceptune import assets
 from perceptune.atomic import write_whole
 from perceptune.errors import NotWritableError, UserError
-from perceptune.paths import given_path, hint
+from perceptune.paths import given_path, hint, local_name
 from perceptune.types import Member
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
@@ -52,6 +52,12 @@ def local_path(given: str, option: str) -> Path:
     if not is_local(given):
         raise UserError(f"{option}: `{given}` is an address, not a file of this machine: fetch it first")
     return given_path(given)
+
+
+def absolute(address: str) -> str:
+    """Return a path of this machine in full, links resolved, and an address as it is."""
+    address = local_name(address)
+    return address if "://" in address else str(Path(address).expanduser().resolve())
 
 
 def version(address: str) -> tuple[int, str]:

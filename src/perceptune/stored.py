@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perceptune.checkpoint import read_recipe, write_text
+from perceptune.checkpoint import make_writable, read_recipe, write_text
 from perceptune.errors import UserError, naming, nearest
-from perceptune.evaluation import evaluated_set
+from perceptune.evaluation import evaluated_set, is_trained_on
 from perceptune.judging import Answered, Judged
 from perceptune.records import short
 from perceptune.results import PREDICTIONS, RESULTS, data_of, file_hash, numbers, versions, write_predictions
@@ -34,14 +34,15 @@ def score_stored(
     own = evaluated_set(recipe, None if task is None else NamedPart(**task), split, samples)
     if (folder / PREDICTIONS).absolute() == file.absolute():
         raise UserError(f"{file}: the results would overwrite it: name another folder")
+    make_writable(folder, "name another folder for the results by --out")
     answers = [Answered(raw) for raw in _answers(file, own.samples)]
     judged = Judged(own.task.score([one.raw for one in answers], own.samples), answers)
-    folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / PREDICTIONS, own.samples, own.task, judged)
     results = {
         **numbers(own.task, own.samples, judged), "evaluated_samples": len(own.samples), "split": own.split,
         "predictions": {"file": str(file), "sha256": file_hash(file)}, "versions": versions(), "command": command,
-        "data": data_of(own.part, own.split, own.samples), "trained_on_this_split": False,
+        "data": data_of(own.part, own.split, own.samples),
+        "trained_on_this_split": is_trained_on(recipe, own, is_own=task is None),
     }  # fmt: skip
     write_text(folder / RESULTS, json.dumps(results, indent=2))
     return results

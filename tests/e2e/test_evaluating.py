@@ -63,6 +63,16 @@ def test_any_task_is_evaluated_apart_from_the_runs_own(
     assert (run / "eval/other-test/results.json").is_file()
 
 
+def test_what_can_fail_fails_before_the_first_answer(
+    run: Path, other: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("perceptune.evaluation.judge", lambda *_, **__: pytest.fail("it was answered"))
+    (run / "eval").write_text("a file where the results' folder would be")
+    assert cli(["eval", str(run), "--data", str(other)]) == 2
+    assert f"{run / 'eval/other'}: cannot be written" in (said := capsys.readouterr().err)
+    assert "--out" in said
+
+
 def test_how_the_numbers_were_made_is_noted(run: Path, dwarfs: Path) -> None:
     assert cli(["eval", str(run), "--samples", "5", "decode.max_new_tokens=3"]) == 0
     noted = json.loads((run / "results.json").read_text())
@@ -110,8 +120,9 @@ def test_stored_predictions_are_scored_without_the_model(
     monkeypatch.setattr("perceptune.checkpoint.build", lambda *_, **__: pytest.fail("the model was built"))
     assert cli(["eval", str(run), "--predictions", str(file), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    for key in (*made["metrics"], "accuracy_interval", "definition", "data", "evaluated_samples"):
+    for key in (*made["metrics"], "accuracy_interval", "definition", "data", "trained_on_this_split"):
         assert found[key] == made[key]
+    assert found["trained_on_this_split"], "validation is the training file here"
     assert predictions(run / "eval/theirs") == predictions(run)
     rows = predictions(run)
     right = [{"id": row["id"], "answer": row["targets"][0]} for row in reversed(rows)]

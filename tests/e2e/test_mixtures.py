@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 import perceptune
+import support
 from perceptune.config import Recipe, validate
 from perceptune.evaluation import make_task
 from perceptune.trainset import training_set
 from runs import recipe, same, stop_after
+from support import train_section
 
 
 @pytest.fixture
@@ -53,3 +55,18 @@ def test_training_draws_by_the_weights(hold_out: int | None, mixed: dict[str, An
     assert draws is not None
     drawn = [samples[index].id[0] for epoch in range(20) for index in draws.epoch(epoch)[0]]
     assert drawn.count("c") / len(drawn) == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_run_on_a_mixture_is_evaluated_on_any_other(mixed: dict[str, Any], dwarfs: Path, tmp_path: Path) -> None:
+    perceptune.train({**mixed, "train": train_section(steps=1)}, tmp_path / "run")
+    file = str(dwarfs / "data/train.jsonl")
+    other = support.save_data(tmp_path / "other", rows=3)
+    for parts, learned in (
+        ({"q": {"name": "jsonl", "train": file}}, True),
+        ({"x": {"name": "jsonl", "train": str(other)}}, False),
+    ):
+        found = perceptune.evaluate(
+            tmp_path / "run", task={"name": "mixture", "parts": parts}, split="train", into=tmp_path / "out"
+        )
+        assert found["trained_on_this_split"] == learned
+        assert json.loads((tmp_path / "out/results.json").read_text()) == found

@@ -104,6 +104,22 @@ def test_only_a_test_file_may_lack_targets(write: Write) -> None:
             write(questions, split=split).samples(split)
 
 
+@pytest.mark.parametrize("key", ["caption", "captions", "text"])
+def test_captions_are_targets_under_their_usual_names(write: Write, key: str) -> None:
+    row = {"image": "pictures/cat.jpg", key: ["a cat", "one cat"], "license": "CC0"}
+    sample = write(row, metric="CIDEr").samples("train")[0]
+    assert (sample.targets, dict(sample.meta)) == (("a cat", "one cat"), {"license": "CC0"})
+    both = write({**ROW, key: "a remark"}, metric="CIDEr").samples("train")[0]
+    assert (both.targets, dict(both.meta)) == (tuple(ROW["targets"]), {key: "a remark"})
+    with pytest.raises(UserError, match=f"`{key}` is a number"):
+        write({**row, key: 3}, metric="CIDEr").samples("train")
+
+
+def test_text_is_a_target_only_of_captions(write: Write) -> None:
+    with pytest.raises(UserError, match="no key `targets`"):
+        write({"image": None, "prompt": "what?", "text": "a cat"}).samples("train")
+
+
 def test_scores_per_answer_type(write: Write) -> None:
     task = write(ROW, {**ROW, "answer_type": "Animal"}, {**ROW, "answer_type": None}, lowercase=True)
     samples = task.samples("train")

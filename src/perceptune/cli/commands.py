@@ -47,7 +47,10 @@ def train(options: argparse.Namespace) -> int:
     from perceptune.training import train as run_training
 
     recipe, overrides = _training_recipe(options)
-    result = run_training(recipe, options.run, overrides=overrides, resume=options.resume, trust=options.trust)
+    result = run_training(
+        recipe, options.run, overrides=overrides, resume=options.resume, trust=options.trust,
+        join_timeout=options.join_timeout,
+    )  # fmt: skip
     if result.interrupted:
         out.print(f"stopped after step {result.steps}, everything is saved; go on with:\n"
                   f"  perceptune train --resume --run {result.run}")  # fmt: skip
@@ -208,8 +211,7 @@ def _training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
     """The named recipe, or one made of the flags alone."""
     flags: Any = [(key, value) for key, value in (
         ("lm.id", options.lm), ("encoders.image.id", options.encoder), ("method.name", options.method),
-        ("task.name", options.task or ("jsonl" if options.data else None)), ("task.train", options.data),
-        ("task.validation", options.validation),
+        *_data_flags(options),
     ) if value is not None]  # fmt: skip
     overrides = flags + options.overrides
     if options.recipe:
@@ -219,3 +221,31 @@ def _training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
     if not overrides:
         raise UserError("nothing to train: name a recipe, or at least --data FILE or --task NAME")
     return {"name": options.task or (Path(options.data).stem if options.data else "run")}, overrides
+
+
+def _data_flags(options: argparse.Namespace) -> Sequence[tuple[str, str | None]]:
+    """Recipe keys of --task, --data and --validation. What --data sets is the reader's to say."""
+    if not (options.data or options.validation):
+        return [("task.name", options.task)]
+    from perceptune.evaluation import data_keys, validation_keys
+
+    named = _named_task(options)
+    name = named or "jsonl"
+    keys = data_keys(name, options.data) if options.data else {}
+    if options.validation:
+        keys |= validation_keys(name, options.validation)
+    return [("task.name", options.task if named else name), *((f"task.{key}", value) for key, value in keys.items())]
+
+
+def _named_task(options: argparse.Namespace) -> str | None:
+    """The task that the words of the command name, else that of the recipe or of the run to resume."""
+    from perceptune.config import find_recipe, read_yaml
+    from perceptune.origin import RECIPE
+    from perceptune.substitution import part_names
+
+    given = [word.partition("=")[2] for word in options.overrides if word.startswith(("task=", "task.name="))]
+    if given or options.task:
+        return given[-1] if given else options.task
+    own = Path(options.run) / RECIPE if options.run and options.resume else None
+    source = find_recipe(options.recipe) if options.recipe else own
+    return part_names(read_yaml(source))["task"] if source is not None and source.is_file() else None

@@ -38,7 +38,7 @@ def eval(options: argparse.Namespace) -> int:
     else:
         results = evaluate(
             options.run, control=options.control, no_media=options.no_media, split=split, overrides=overrides,
-            into=folder, **common,
+            into=folder, join_timeout=options.join_timeout, **common,
         )  # fmt: skip
     if options.json and speaks():
         print(json.dumps(results, indent=2))
@@ -53,7 +53,7 @@ def predict(options: argparse.Namespace) -> int:
 
     done = predict_all(
         options.run, options.source, options.out, prompt=options.prompt, trust=options.trust,
-        batch_size=options.batch_size, overrides=options.overrides,
+        batch_size=options.batch_size, overrides=options.overrides, join_timeout=options.join_timeout,
     )  # fmt: skip
     went_on = f" ({done.resumed_at} of them were there)" if done.resumed_at else ""
     out.print(f"{done.rows} rows{went_on}: {done.out}")
@@ -105,19 +105,15 @@ def _print_ranked(ranked: Sequence[tuple[str, float]], options: argparse.Namespa
 
 def _named_task(options: argparse.Namespace) -> dict[str, Any] | None:
     """`--task` and `--data` as a task's keys; None where neither is given."""
-    from perceptune.evaluation import data_key
+    from perceptune.config import absolute_files
+    from perceptune.evaluation import data_keys
 
     if not options.data and not options.task:
         return None
     task: dict[str, Any] = {"name": options.task or "jsonl"}
-    if options.data:
-        data = local_name(options.data)
-        place = data if "://" in data else str(Path(data).resolve())
-        key = data_key(task["name"])
-        task[key] = place
-        if key == "train" and options.split in ("validation", "test"):
-            task[options.split] = place
-    return task
+    if not options.data:
+        return task
+    return absolute_files(task | data_keys(task["name"], local_name(options.data), options.split))
 
 
 def _other_set(options: argparse.Namespace) -> Sequence[tuple[str, Any]]:

@@ -53,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--encoder", help="image encoder: `default`, a Hugging Face id or a folder")
     train.add_argument("--method", help="see `perceptune list methods`")
     train.add_argument("--task", help="see `perceptune list tasks`")
-    train.add_argument("--data", help="training file of your own, one JSON object a line (shards: --task webdataset)")
-    train.add_argument("--validation", help="file to evaluate on, of the kind of --data")
+    train.add_argument("--data", help="your training data: a file with one JSON object a line, or what --task reads")
+    train.add_argument("--validation", help="file to evaluate on, of the same kind")
     train.add_argument("--run", help="run folder (default: runs/<recipe name>)")
     train.add_argument("--resume", action="store_true", help="go on where the run stopped, exactly")
 
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", help="split to evaluate on (default: the recipe's, else the task's last)")
     evaluate.add_argument("--samples", type=int, help="a fixed random subset of this size")
     evaluate.add_argument("--task", help="another task than the run's own; see `perceptune list tasks`")
-    evaluate.add_argument("--data", help="where that task's data lie; alone: a file of your own (--task jsonl)")
+    evaluate.add_argument("--data", help="that task's data; without --task a file with one JSON object a line")
     evaluate.add_argument(
         "--gap", action="store_true", help="the run's own data, too, and the gap to --task and --data (`eval.others`)"
     )
@@ -177,6 +177,11 @@ def parser() -> argparse.ArgumentParser:
     assets.add_argument("--list", action="store_true", help="list the assets, and where each lies")
     add_commands(commands)
     _add_bench(commands.add_parser("bench", help="measure speed: ours, the method by the letter, the machine's limit"))
+    for command in (train, evaluate, predict):
+        command.add_argument(
+            "--join-timeout", type=float, metavar="SECONDS",
+            help="as one of several processes: wait this long for the others (default: 600)",
+        )  # fmt: skip
     for command in (train, evaluate, predict, answer, *shared):
         command.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
     return top

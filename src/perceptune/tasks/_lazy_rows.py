@@ -25,6 +25,7 @@ from perceptune.tasks._task import GivenFiles, check_split
 from perceptune.types import Sample
 
 KEYS = (*MODALITIES, "prompt", "targets", "id")
+TARGETS = ("targets", "caption", "captions")  # where the right answers stand, the first of these that there is
 
 
 class LazyRows(GivenFiles):
@@ -93,12 +94,14 @@ class LazyRows(GivenFiles):
         record = self._record(row, split)
         if record is None:
             return None
+        keys = [*TARGETS, "text"] if self.captions else TARGETS
+        used = next((key for key in keys if record.values.get(key) is not None), "targets")
         return Sample(
             id=id_of(record, f"{split}-{row.line:06d}"),  # leads back to the line
             media=media_of(record, folder),
             prompt=record.prompt("prompt", allow_empty=self.may_lack_prompt),
-            targets=self.targets_of(record, ["targets"], split),
-            meta=record.meta(),
+            targets=self.targets_of(record, keys, split),
+            meta={key: value for key, value in record.meta().items() if key != used},
         )
 
 

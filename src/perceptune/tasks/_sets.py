@@ -13,6 +13,7 @@ from pydantic import Field
 
 from perceptune.errors import UserError, nearest
 from perceptune.records import Record, short
+from perceptune.storage import absolute
 from perceptune.tasks._files import Absent, missing
 from perceptune.tasks._task import Task, check_split
 from perceptune.types import Sample
@@ -43,6 +44,7 @@ class MediaSet(Task):
         check_files: bool = Field(True, description="look for every medium before the first step")
         skip_missing: int = Field(0, ge=0, description="so many missing media of a split are left out and counted")
 
+    data_option = "dir"
     modality: ClassVar[str] = "image"
     files: ClassVar[Files]  # as published
     template: ClassVar[str]  # a medium's path in the folder of media, as published
@@ -71,6 +73,14 @@ class MediaSet(Task):
         if split not in self._made:
             self._made[split] = self._checked(split)
         return self._made[split]
+
+    def read_from(self, split: str) -> frozenset[str]:
+        """Its annotation files; with the split's name where one file holds several."""
+        elsewhere = {name for other, names in self._annotations.items() if other != split for name in names}
+        return frozenset(
+            absolute(str(self._options.dir / name)) + (f"#{split}" if name in elsewhere else "")
+            for name in self._annotations[split]
+        )
 
     def annotations(self, split: str) -> list[Path]:
         """The annotation files of a split."""

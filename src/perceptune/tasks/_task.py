@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,7 @@ from perceptune.metrics import caption, exact
 from perceptune.metrics.base import Scored, group_key
 from perceptune.paths import local_name
 from perceptune.records import Record, first_line
+from perceptune.storage import absolute
 from perceptune.types import Sample
 
 CAPTION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
@@ -47,6 +48,7 @@ class Task(ABC):
                     given[key] = local_name(given[key])
             return given or data
 
+    data_option: ClassVar[str | None] = None  # the key that says where its data lie (`--data`); None = it has none
     splits: tuple[str, ...]
     metric: str  # the summary key by which the best checkpoint is chosen; higher is better
     lowercase: bool = False  # whether answers are judged and shown in lower case
@@ -57,9 +59,21 @@ class Task(ABC):
     @abstractmethod
     def __init__(self, options: Any) -> None: ...
 
+    @classmethod
+    def data_keys(cls, place: str, split: str | None = None) -> dict[str, str]:
+        """Return the recipe keys by which the data at `place` are read, for the evaluation of `split` if it is given.
+
+        Only for a task with a `data_option`.
+        """
+        return {str(cls.data_option): place}
+
     @abstractmethod
     def samples(self, split: str) -> Sequence[Sample]:
         """Every row of a split, in an order that never changes. Raises `UserError` on an unknown split."""
+
+    def read_from(self, split: str) -> frozenset[str]:
+        """Return names of what a split's samples are read from, alike in every task that reads it; none = not known."""
+        return frozenset()
 
     def examine(self, split: str) -> Examined:
         """As `samples`, without stopping at a row's mistake where the reader can go on after it."""
@@ -115,6 +129,13 @@ class GivenFiles(Task):
         )
         allow_empty_prompt: bool = Field(False, description="where the template holds all the text there is")
 
+    data_option = "train"
+
+    @classmethod
+    def data_keys(cls, place: str, split: str | None = None) -> dict[str, str]:
+        keys = super().data_keys(place, split)
+        return {**keys, split: place} if split in ("validation", "test") else keys
+
     def __init__(self, options: Any) -> None:
         given = {split: getattr(options, split) for split in ("train", "validation", "test")}
         self._given = {split: place for split, place in given.items() if place is not None}
@@ -140,6 +161,9 @@ class GivenFiles(Task):
         if not self._first_list:
             return super().form(split)
         return [f"lists written as text are read as several targets, first in {self._first_list}"]
+
+    def read_from(self, split: str) -> frozenset[str]:
+        return frozenset([absolute(str(self._given[split]))])
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """`accuracy`, and `accuracy_<answer_type>` for each type among the samples; or those of captions."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from perceptune import assets
 from perceptune.errors import UserError
 from perceptune.metrics.base import Scored, averages
+from perceptune.storage import absolute
 from perceptune.tasks.base import Task, check_split, exact_match
 from perceptune.types import Sample
 
@@ -23,6 +24,7 @@ class EasyVQA(Task):
 
         data: Path | None = None
 
+    data_option = "data"
     splits = ("train", "test")
     metric = "accuracy"
     lowercase = True
@@ -30,6 +32,9 @@ class EasyVQA(Task):
 
     def __init__(self, options: Options) -> None:
         self._data = options.data
+
+    def read_from(self, split: str) -> frozenset[str]:
+        return frozenset([f"{absolute(str(self._data)) if self._data else 'easy-vqa'}#{split}"])
 
     def samples(self, split: str) -> list[Sample]:
         check_split(split, self.splits)

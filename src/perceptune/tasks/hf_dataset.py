@@ -16,6 +16,7 @@ from perceptune.errors import UserError, nearest
 from perceptune.lazy import Census, Lazy
 from perceptune.paths import local_name
 from perceptune.records import Record, json_type, short
+from perceptune.storage import absolute
 from perceptune.tasks.base import MODALITIES, GivenFiles, check_split, dialect_of
 from perceptune.types import Medium, Sample
 
@@ -40,6 +41,19 @@ class HFDataset(GivenFiles):
         prompt_key: str = "prompt"
         target_key: str | None = Field(None, description="None = `targets`, else `caption`, `text` or `label`")
         id_key: str = "id"
+
+    data_option = "path"
+
+    @classmethod
+    def data_keys(cls, place: str, split: str | None = None) -> dict[str, str]:
+        """The split of the same name there is evaluated."""
+        keys = {"path": place}
+        return {**keys, split: split} if split in ("validation", "test") else keys
+
+    def read_from(self, split: str) -> frozenset[str]:
+        path = str(self._options.path)
+        place = absolute(path) if Path(path).exists() else path
+        return frozenset([f"{place}#{self._options.config}#{self._given[split]}"])
 
     def samples(self, split: str) -> Sequence[Sample]:
         """Lazy: texts are gone through and checked once; a medium is read with its row."""

@@ -3,7 +3,8 @@
     {"image": "pictures/1.jpg", "prompt": "What animal is this?", "targets": ["a cat", "cat"]}
 
 `image`, `audio` and `video` are files, relative to the folder of the text file; `null` where a row has none.
-`targets` is one string or several, of which each counts as right. Optional are `id` and any other keys, which
+`targets` is one string or several, of which each counts as right; `caption` or `captions` stand for it, and `text` if
+captions are judged (`metric: CIDEr`). Optional are `id` and any other keys, which
 become the sample's `meta`; `answer_type` among them gives an accuracy of its own to each of its values.
 """
 

@@ -95,6 +95,11 @@ class Mixture(Task):
                     rows[label] = task.samples(split)
         return _joined(rows, {label: self._options[label].prompt for label in rows})
 
+    def read_from(self, split: str) -> frozenset[str]:
+        """What each part that has the split reads."""
+        parts = [task.read_from(split) for task in self._tasks.values() if split in task.splits]
+        return frozenset().union(*parts)
+
     def part_of(self, sample: Sample) -> str:
         return sample.id.partition("/")[0]
 
