@@ -20,6 +20,7 @@ from perceptune.media import MediaError
 from perceptune.model import AdaptedModel, Batch
 from perceptune.order import chosen_target, order_of, total_steps, view_draw
 from perceptune.prefetch import Prefetch
+from perceptune.resume import BAD_MEDIA
 from perceptune.tasks.base import Task
 from perceptune.trainset import name_of, training_set
 from perceptune.types import Medium, Sample
@@ -47,7 +48,7 @@ class Feed:
         self.steps = total_steps(self.config, self.order)
         self.bad: dict[str, str] = {}
         self.found: dict[str, tuple[str, str]] = {}  # found since the last count, by this process: sample and reason
-        self.listed = run / "bad_media.jsonl"
+        self.listed = run / BAD_MEDIA
         self._ahead = Prefetch(self._made)
         wanted = self.config.prefetch
         # Beside a computing CPU a second thread costs more than it prepares: 0.41 against 0.25 s a step of the demo.

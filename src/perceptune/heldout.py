@@ -31,11 +31,6 @@ class HeldOut:
         require_judgeable(task, self.samples)
         model.prepare(self.samples, label="features for evaluation", rank=world.rank, world=world.size)
 
-    @property
-    def chooses(self) -> bool:
-        """Whether the best method counts, not the last."""
-        return self.config.every is not None
-
     def is_due(self, step: int, steps: int) -> bool:
         """Whether an evaluation belongs after this step."""
         return self.config.every is not None and (step % self.config.every == 0 or step == steps)

@@ -6,6 +6,7 @@ kill answers in the company in which the uninterrupted one did: the same answers
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from perceptune.animation import moves
-from perceptune.checkpoint import load, write_text
+from perceptune.checkpoint import load, make_writable, write_text
 from perceptune.distributed import World
 from perceptune.errors import UserError, disk_error
 from perceptune.evaluation import make_task
 from perceptune.lazy import Row
+from perceptune.locking import locked
 from perceptune.media import content, label
 from perceptune.model import AdaptedModel
 from perceptune.origin import is_address, local_run
@@ -57,18 +59,20 @@ class _Asked:
 def predict(
     run: str | Path, source: str | Path, out: str | Path | None = None, *, prompt: str | None = None,
     batch_size: int | None = None, trust: bool = False, overrides: Sequence[str] = (),
+    join_timeout: float | None = None,
 ) -> Predicted:  # fmt: skip
     """Appends an answer to every row of `source` to the JSONL file `out`; rows that are there already stay.
 
     `prompt` is asked where a row has none. Features are not kept on disk unless `overrides` say `cache.features=disk`.
-    Raises `UserError` if `out` holds rows of another input, model, prompt or decoding.
+    `join_timeout` is that of `train`. Raises `UserError` if `out` holds rows of another input, model, prompt or
+    decoding, and if another process is writing it.
     """
     if is_address(run) and out is None:
         raise UserError(f"{run}: answers of a run on a hub need a file: name one (`out`, --out)")
     source = local_path(str(source), "FILE|DIR")
     run = local_run(run)
     target = run / f"predicted_{source.stem}.jsonl" if out is None else Path(out)
-    world = World()
+    world = World(join_timeout)
     with world.together():
         kept = [] if any(word.startswith("cache.features=") for word in overrides) else ["cache.features=off"]
         model = load(run, trust=trust, overrides=[*kept, *overrides], device=None if world.size == 1 else "cpu",
@@ -84,7 +88,19 @@ def predict(
     described = {"source": str(source.absolute()), "prompt": prompt, "decoding": model.recipe.decode.model_dump(),
                  "text": model.recipe.text.model_dump(), "models": models(model, run),
                  "portion": batch_size or model.recipe.eval.batch_size}  # fmt: skip
-    done, size = world.from_main(lambda: _prepared(target, described))
+    with contextlib.ExitStack() as held:
+        done, size = world.from_main(lambda: _prepared(target, described, held))
+        answered = _answer_all(model, task, rows, target, source, world, done, size)
+    if passed and world.rank == 0:
+        print(f"{source}: {passed}", file=sys.stderr)
+    return answered
+
+
+def _answer_all(
+    model: AdaptedModel, task: Task | None, rows: Iterator[_Asked], target: Path, source: Path, world: World, done: int,
+    size: int,
+) -> Predicted:  # fmt: skip
+    """Answer the rows from number `done` on, `size` at a time in each process."""
     earlier, number, errors = _written(target), 0, 0
     with progress(0, "predict", done) as bar:
         while portions := list(islice(rows, size * world.size)):
@@ -102,8 +118,6 @@ def predict(
             bar.advance(len(new))
     if number < done:
         raise UserError(f"{target} holds {done} rows, but {source} has {number}: it has changed; name another --out")
-    if passed and world.rank == 0:
-        print(f"{source}: {passed}", file=sys.stderr)
     return Predicted(target, number, errors, done)
 
 
@@ -207,11 +221,16 @@ def _problem(model: AdaptedModel, sample: Sample) -> str:
     return ""
 
 
-def _prepared(target: Path, described: Mapping[str, Any]) -> tuple[int, int]:
-    """How many whole rows the file holds, and the size of a portion; a torn last row is cut off."""
+def _prepared(target: Path, described: Mapping[str, Any], held: contextlib.ExitStack) -> tuple[int, int]:
+    """How many whole rows the file holds, and the size of a portion; a torn last row is cut off.
+
+    `held` keeps a lock: two that go on with one file would both write every row that is missing.
+    """
     about = target.with_name(target.name + META)
+    make_writable(target.parent, "name another file by --out")
+    busy = f"{target} is being written by another `predict`: wait for its end, or name another --out"
+    held.enter_context(locked(target.with_name(f".{target.name}.lock"), busy=busy))
     if not target.exists() or target.stat().st_size == 0:
-        target.parent.mkdir(parents=True, exist_ok=True)
         write_text(about, json.dumps(described, indent=2))
         return 0, described["portion"]
     if not about.is_file():

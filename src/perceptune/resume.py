@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from perceptune.checkpoint import META, METHOD, RECIPE, make_folder, read_meta, read_recipe, read_tensors
-from perceptune.config import Recipe, file_keys, tasks_in
+from perceptune.config import Recipe, absolute_files, tasks_in
 from perceptune.errors import UserError, disk_error
+from perceptune.locking import locked
+from perceptune.runlog import LOG
+from perceptune.storage import absolute
+from perceptune.trackers import FOLDERS
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+LOCK, CHECKPOINTS, BAD_MEDIA = ".lock", "checkpoints", "bad_media.jsonl"
+# What there is of a run before its first checkpoint.
+BEGUN = {RECIPE, META, LOG, LOCK, CHECKPOINTS, BAD_MEDIA, *FOLDERS}
 
 
 @dataclass
@@ -33,40 +41,83 @@ class State:
     bad: dict[str, str] = field(default_factory=dict)  # broken media and why
 
 
-def open_run(given: Recipe | None, run: Path | None, *, resume: bool) -> tuple[Path, Recipe]:
-    """The run folder to write to and the recipe it stands for; an existing run is never overwritten."""
+def open_run(given: Recipe | None, run: Path | None, held: ExitStack, *, resume: bool) -> tuple[Path, Recipe]:
+    """Return the run folder to write to, locked by `held`, and the recipe it stands for.
+
+    A run is never overwritten, unless it ended before its first checkpoint: then there is nothing to lose.
+    """
     if given is None and (run is None or not resume):
         raise UserError("name a recipe, or the run folder to resume")
     folder = run if run is not None else Path("runs") / (given.name if given else "")
-    exists = (folder / META).is_file() or (folder / RECIPE).is_file()
+    _require_place(folder, resume=resume)
+    busy = f"`{folder}` is in use by another training: wait for its end, or choose another folder with --run"
+    held.enter_context(locked(folder / LOCK, busy=busy))
     if not resume:
-        if exists:
+        assert given is not None
+        if not _is_begun(folder):
             raise UserError(
                 f"`{folder}` holds a run already: resume it with --resume, or choose another folder with --run"
             )
-        if folder.exists() and not (folder.is_dir() and all(p.name.endswith(".tmp") for p in folder.iterdir())):
-            raise UserError(f"`{folder}` is not empty and holds no run: choose another folder with --run")
-        assert given is not None
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(folder, error) from error
+        _clear(folder)
         return folder, _with_absolute_paths(given)
-    if not exists:
-        raise UserError(f"`{folder}` holds no run to resume")
     if (folder / META).is_file():  # absent if the start was cut off; then there is nothing of another version either
         read_meta(folder)
     stored = read_recipe(folder)
     if given is not None:
-        require_same_recipe(folder, stored, given)
+        try:
+            require_same_recipe(folder, stored, given)
+        except UserError:
+            if not _is_begun(folder):
+                raise
+            _clear(folder)
+            return folder, _with_absolute_paths(given)
     return folder, stored
+
+
+def _require_place(folder: Path, *, resume: bool) -> None:
+    """Make the folder of a new run. Raises `UserError` where there is no run to resume, or something else lies."""
+    if _is_run(folder):
+        return
+    if resume:
+        raise UserError(f"`{folder}` holds no run to resume")
+    if folder.exists() and not _is_begun(folder):
+        raise UserError(f"`{folder}` is not empty and holds no run: choose another folder with --run")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / META).is_file() or (folder / RECIPE).is_file()
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a training leaves that ends before its first checkpoint."""
+    if not folder.is_dir():
+        return False
+    left = [path for path in folder.iterdir() if not path.name.endswith(".tmp")]
+    return all(path.name in BEGUN for path in left) and Checkpoints(folder).last() is None
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a training has left that ended before its first checkpoint."""
+    for name in BEGUN - {LOCK}:
+        path = folder / name
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error(path, error) from error
 
 
 class Checkpoints:
     """The `checkpoints/` of a run: the newest whole one is what a resume starts from."""
 
     def __init__(self, run: Path) -> None:
-        self.run, self.folder = run, run / "checkpoints"
+        self.run, self.folder = run, run / CHECKPOINTS
 
     def clean(self) -> None:
         """Removes what a process that was killed while writing has left."""
@@ -134,11 +185,9 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
         if Path(part["id"]).expanduser().is_dir() and part["id"] != "default":
             part["id"] = str(Path(part["id"]).expanduser().resolve())
     for task in tasks_in(data):
-        for key in file_keys(task):
-            if "://" not in str(task[key]):  # an address says the same from any folder
-                task[key] = str(Path(task[key]).expanduser().resolve())
+        task |= absolute_files(task)
     if data["init_from"]:
-        data["init_from"]["run"] = str(Path(data["init_from"]["run"]).expanduser().resolve())
+        data["init_from"]["run"] = absolute(str(data["init_from"]["run"]))
     return Recipe.model_validate(data)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from perceptune.errors import UserError
 
 PROJECT = "perceptune"
+FOLDERS = (TENSORBOARD, WANDB) = ("tensorboard", "wandb")  # what they leave in a run folder
 
 
 class Tracker(Protocol):
@@ -40,7 +41,7 @@ class _TensorBoard:
         assert found is not None
         # torch's writer needs the tensorboard package beside it, tensorboardX nothing.
         home = "torch.utils.tensorboard" if found == "tensorboard" else found
-        self.writer = importlib.import_module(home).SummaryWriter(str(run / "tensorboard"))
+        self.writer = importlib.import_module(home).SummaryWriter(str(run / TENSORBOARD))
         self.writer.add_text("recipe", "\n".join(f"    {key}: {value}" for key, value in recipe.items()))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

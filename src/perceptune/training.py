@@ -34,10 +34,11 @@ from perceptune.distributed import World
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
 from perceptune.feed import Feed
+from perceptune.gradients import add_gradients
 from perceptune.guard import Interruption, interruptions, out_of_memory_hint, require_finite
 from perceptune.heldout import HeldOut
 from perceptune.initial import start_from
-from perceptune.model import AdaptedModel, Batch, count_trained
+from perceptune.model import AdaptedModel, Batch
 from perceptune.optimizer import MethodOptimizer
 from perceptune.overrides import Override
 from perceptune.proof import ASKED, prove_training
@@ -45,6 +46,7 @@ from perceptune.resume import Checkpoints, State, open_run
 from perceptune.runlog import Progress, RunLog, progress, read_log
 from perceptune.tasks.base import Task
 from perceptune.trackers import Trackers, require_trackers
+from perceptune.trained import count_trained
 
 
 @dataclass(frozen=True)
@@ -61,26 +63,37 @@ class TrainResult:
 
 def train(
     recipe: Recipe | dict[str, Any] | str | Path | None = None, run: str | Path | None = None, *,
-    overrides: Sequence[Override] = (), resume: bool = False, trust: bool = False,
+    overrides: Sequence[Override] = (), resume: bool = False, trust: bool = False, join_timeout: float | None = None,
 ) -> TrainResult:  # fmt: skip
     """Trains a recipe's method into a run folder (default `runs/<name>`).
 
     With `resume` the run goes on bit by bit as if it had never stopped (float32, CPU, as many processes); its recipe
-    may then be left out, and names third-party code only with `trust`.
+    may then be left out, and names third-party code only with `trust`. Started as one of several processes it waits for
+    the others, `join_timeout` seconds at most (600 by default).
     Raises `UserError` for a mistake in recipe or data, for a run folder that is already in use, and for a loss that is
     not finite.
     """
     folder = None if run is None else Path(run)
 
+    with contextlib.ExitStack() as held:
+        return _train(recipe, folder, overrides, resume, trust, World(join_timeout), held)
+
+
+def _train(
+    recipe: Recipe | dict[str, Any] | str | Path | None, folder: Path | None, overrides: Sequence[Override],
+    resume: bool, trust: bool, world: World, held: contextlib.ExitStack,
+) -> TrainResult:  # fmt: skip
+    """Train in a `world`; `held` keeps the lock on the run folder."""
+
     def opened() -> tuple[Path, Recipe, dict[str, str]]:
         own = resume and recipe is None and folder is not None and (folder / RECIPE).is_file()
         named = read_recipe(folder, trust=trust) if own and folder is not None else recipe
         given = None if named is None else load_recipe(named, overrides)
-        opened, settled = open_run(given, folder, resume=resume)
-        require_trackers(settled.train.report_to)
-        return opened, *settle_training(settled, world.device, resumed=resume)
+        require_trackers(() if given is None else given.train.report_to)
+        opened, settled = open_run(given, folder, held, resume=resume)
+        resumed = (opened / RECIPE).is_file()  # else the run is begun again, under whatever it was asked for
+        return opened, *settle_training(settled, world.device, resumed=resumed)
 
-    world = World()
     folder, settled, precision = world.from_main(opened)
     with world.contact(), out_of_memory_hint(settled.train):
         with world.together():
@@ -268,11 +281,11 @@ class Trainer:
                 self._publish()
 
     def _publish(self) -> None:
-        """The method that the run answers with: the best by the metric, or the last where there is none.
+        """Write the method that the run answers with: the best by the metric, or the last if none was evaluated yet.
 
         Written after the checkpoint, and again when resuming from it, so a kill between the two is healed.
         """
-        if not self.held_out.chooses or self.state.best_step == self.state.step > 0:
+        if self.state.best is None or self.state.best_step == self.state.step:
             write_tensors(self.run / METHOD, self.model.method.state_dict())
 
     def _restored(self) -> bool:
@@ -297,24 +310,3 @@ class Trainer:
 
     def _seconds(self) -> float:
         return self.state.seconds + time.monotonic() - self._clock
-
-
-def add_gradients(
-    model: AdaptedModel, batches: Sequence[Batch | None], stand_in: Batch | None = None
-) -> tuple[float, int, int]:
-    """Adds up gradients of the loss sum; returns it with the number of tokens and samples.
-
-    Where a batch is missing, `stand_in` is gone through without effect.
-    """
-    model.dropout(on=True)
-    total, tokens, samples = 0.0, 0, 0
-    for batch in batches:
-        if batch is not None:
-            loss, n = model.loss(batch)
-            if loss.requires_grad:  # rows without media may leave nothing to learn
-                loss.backward()
-            total, tokens, samples = total + float(loss.detach()), tokens + n, samples + batch.n_samples
-        elif stand_in is not None:
-            (0 * model.loss(stand_in)[0]).backward()
-    model.dropout(on=False)
-    return total, tokens, samples

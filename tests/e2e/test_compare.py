@@ -100,6 +100,38 @@ def test_the_best_validation_value_wins_and_of_equals_the_first(
     assert asked == [("held-out", 0)] * 4
 
 
+@pytest.mark.parametrize("into", ["run", "run/selection-all"])
+def test_only_the_test_is_evaluated_with_controls(
+    written: Path, tmp_path: Path, into: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What selects, and what estimates the duration of an answer, answers each sample once."""
+    plan = make_plan([str(written)], ["method.n_levels=2", "eval.no_media_control=true", "eval.shuffled_control=true"])
+    given: list[dict[str, Any]] = []
+
+    def evaluated(_: Any, **options: Any) -> dict[str, Any]:
+        given.append(options)
+        folder = Path(options["into"])
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text("{}")
+        return {}
+
+    monkeypatch.setattr(comparing, "evaluate", evaluated)
+    run = comparing._Run(plan.entries[0].recipe, tmp_path / "run")
+    comparing._judged(run, "held-out", None, tmp_path / into)
+    wanted = None if into == "run" else False
+    assert [(one.get("control"), one.get("no_media")) for one in given] == [(wanted, wanted)]
+
+
+def test_a_probe_answers_each_sample_once(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan([str(written)], ["method.n_levels=2", "eval.no_media_control=true"])
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(comparing, "build_to_train", lambda *_, **__: None)
+    monkeypatch.setattr(comparing, "train", lambda *_, **__: None)
+    monkeypatch.setattr(comparing, "evaluate", lambda _, **options: given.append(options) or {"evaluated_samples": 1})
+    comparing._probe(plan.entries[0], plan)
+    assert {(one["control"], one["no_media"]) for one in given} == {(False, False)}
+
+
 def test_all_runs_have_the_same_samples_and_steps(compared: Path) -> None:
     runs = [path.parent for path in compared.glob("runs/*/*/*/run.yaml")]
     assert len(runs) == 6

@@ -18,11 +18,13 @@ import support
 from perceptune.checkpoint import METHOD
 from perceptune.errors import UserError
 from perceptune.feed import Feed
+from perceptune.gradients import add_gradients
 from perceptune.heldout import HeldOut
+from perceptune.model import Batch
 from perceptune.optimizer import MethodOptimizer
 from perceptune.runlog import read_log
 from perceptune.training import Trainer
-from runs import recipe, tensors
+from runs import recipe, same, stop_after, tensors
 from support import train_section
 
 
@@ -35,7 +37,7 @@ def test_a_method_learns_and_its_run_explains_itself(dwarfs: Path, tmp_path: Pat
     assert results["accuracy"] > results["accuracy_shuffled"]
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "run.yaml", "meta.json", "method.safetensors", "log.jsonl", "checkpoints", "results.json",
-        "predictions.jsonl", "predictions_shuffled.jsonl", "README.md", "proof.json",
+        "predictions.jsonl", "predictions_shuffled.jsonl", "README.md", "proof.json", ".lock",
     }  # fmt: skip
     meta = json.loads((tmp_path / "run/meta.json").read_text())
     model = perceptune.load(tmp_path / "run")
@@ -177,11 +179,40 @@ def test_bfloat16_trains_and_the_run_answers_in_float32(dwarfs: Path, tmp_path: 
     assert perceptune.load(tmp_path / "run").lm.dtype == torch.float32
 
 
-def test_zero_steps_train_nothing(dwarfs: Path, tmp_path: Path) -> None:
-    perceptune.train(recipe(dwarfs, train=train_section(steps=0)), tmp_path / "run")
+@pytest.mark.parametrize("evaluated", [{}, {"every": 2}], ids=["plain", "evaluated"])
+def test_zero_steps_train_nothing(dwarfs: Path, tmp_path: Path, evaluated: dict[str, Any]) -> None:
+    perceptune.train(recipe(dwarfs, train=train_section(steps=0), eval=evaluated), tmp_path / "run")
     model = perceptune.build(recipe(dwarfs))
     stored = tensors(tmp_path / "run")
     assert all(torch.equal(stored[name], p) for name, p in model.method.named_parameters())
+    assert perceptune.load(tmp_path / "run").method is not None
+
+
+def test_a_checkpoint_before_the_first_evaluation_gives_a_usable_run(dwarfs: Path, tmp_path: Path) -> None:
+    """The first evaluation replaces its method."""
+    given = recipe(dwarfs, eval={"every": 5, "during_samples": 2})
+    stop_after(given, tmp_path / "run", steps=3)
+    assert perceptune.load(tmp_path / "run").method is not None
+    perceptune.train(None, tmp_path / "run", resume=True)
+    perceptune.train(given, tmp_path / "whole")
+    assert same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_an_error_inside_a_batch_leaves_the_model_without_dropout(
+    dwarfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = perceptune.build(recipe(dwarfs, train=train_section(frozen_dropout="official")))
+    model.eval()
+    batch = model.collate(_samples(dwarfs)[:2])
+    monkeypatch.setattr(model, "loss", _broken)
+    with pytest.raises(UserError, match="broken"):
+        add_gradients(model, [batch])
+    assert not model.method.training
+    assert not model.lm.model.training
+
+
+def _broken(_: Batch) -> None:
+    raise UserError("broken")
 
 
 def test_the_papers_small_configuration_runs_on_dwarfs_of_its_architectures(dwarfs: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ LAYERS = [
     {
         *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
         *("guard", "runlog", "prefetch", "shards", "sections", "quantized", "freezing", "scatter", "peft", "sources"),
-        *("heat", "trackers", "origin", "animation", "overrides", "model_folders"),
+        *("heat", "trackers", "origin", "animation", "overrides", "launch", "locking", "substitution", "model_folders"),
     },
     {
         *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),
@@ -92,7 +92,7 @@ LAYERS = [
     {"features"},
     {"textstates", "live", "naming"},
     {"model"},
-    {"spliced", "blip_model", "likelihood", "trainset"},
+    {"spliced", "blip_model", "likelihood", "trainset", "gradients"},
     {"distributed"},
     {"building", "blip_loading"},
     {"checkpoint", "judging", "controls"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from perceptune.config import Recipe
 from perceptune.errors import UserError
 from perceptune.evaluation import evaluate, make_task
 from perceptune.judging import pick_samples
+from perceptune.launch import read_launch
 from perceptune.order import order_of, sample_count, total_steps
 from perceptune.results import PREDICTIONS, RESULTS
 from perceptune.resume import require_same_recipe
@@ -33,6 +33,7 @@ from perceptune.training import train
 TIMES = "times.json"  # beside a run: what the comparison spent on it, loading included
 PROBED = 4  # steps by which a duration is estimated
 TEXT_TOKENS = 16  # assumed of a text where batches are cut by tokens
+METRIC_ALONE: dict[str, Any] = {"control": False, "no_media": False, "overrides": ("eval.others={}",)}  # of `evaluate`
 Say = Callable[[str], None]
 
 
@@ -48,7 +49,7 @@ def run_plan(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
 
     Runs go on where an earlier call stopped. Each has a fresh model: a method may hook the LM anywhere.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if read_launch(meeting=False).size > 1:
         raise UserError("a comparison runs in one process: start it without a launcher")
     outcomes = []
     for number, entry in enumerate(plan.entries, 1):
@@ -107,9 +108,8 @@ def _judged(run: _Run, split: str, samples: int | None, into: Path) -> dict[str,
     if not (into / RESULTS).is_file():
         start = time.monotonic()
         # What is asked beside the metric is the test's: a control of the validation data selects nothing.
-        own = None if into == run.folder else False
-        others = () if into == run.folder else ("eval.others={}",)
-        evaluate(run.folder, split=split, samples=samples, control=own, into=into, overrides=others)
+        asked: dict[str, Any] = {} if into == run.folder else METRIC_ALONE
+        evaluate(run.folder, split=split, samples=samples, into=into, **asked)
         _note_time(run.folder, split, time.monotonic() - start)
         gc.collect()
     found: dict[str, Any] = json.loads((into / RESULTS).read_text(encoding="utf-8"))
@@ -178,7 +178,7 @@ def _probe(entry: Entry, plan: Plan) -> dict[str, float]:
         asked = recipe.eval.batch_size
         for _ in range(2):  # the second time features are cached
             start = time.monotonic()
-            found = evaluate(folder, split=plan.test_on, samples=asked, control=False, overrides=["eval.others={}"])
+            found = evaluate(folder, split=plan.test_on, samples=asked, **METRIC_ALONE)
         answering = max(time.monotonic() - start - loading, 0.0) / found["evaluated_samples"]
     return {"loading": loading, "sample": 1 / speed if speed else 0.0, "answer": answering}
 
