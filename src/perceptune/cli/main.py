@@ -177,8 +177,8 @@ def parser() -> argparse.ArgumentParser:
     assets.add_argument("--list", action="store_true", help="list the assets, and where each lies")
     add_commands(commands)
     _add_bench(commands.add_parser("bench", help="measure speed: ours, the method by the letter, the machine's limit"))
-    for command in (train, evaluate, predict):
-        command.add_argument(
+    for joining in (train, evaluate, predict):
+        joining.add_argument(
             "--join-timeout", type=float, metavar="SECONDS",
             help="as one of several processes: wait this long for the others (default: 600)",
         )  # fmt: skip
