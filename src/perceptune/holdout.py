@@ -39,6 +39,7 @@ class HoldOut(Task):
         self._task, self._amount = task, amount
         self.splits = (task.splits[0], HELD_OUT, *task.splits[1:])
         self.metric, self.lowercase, self.weights = task.metric, task.lowercase, task.weights
+        self.data_option = task.data_option  # type: ignore[misc]  # a wrapper is what it wraps
         self.first_line, self.keeps_period = task.first_line, task.keeps_period
 
     def samples(self, split: str) -> Sequence[Sample]:

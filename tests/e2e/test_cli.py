@@ -174,7 +174,7 @@ def test_models_that_cannot_be_spliced_are_refused(dwarfs: Path, tmp_path: Path,
     assert cli(flags(dwarfs, "--run", str(tmp_path / "c"), f"encoders.image.id={dwarfs / 'lm'}")) == 2
     assert "llama" in said()[1]
     assert cli(flags(dwarfs, "--run", str(tmp_path / "d"), f"lm.id={dwarfs / 'lmm'}")) == 2
-    assert "did you mean `lm`" in said()[1]
+    assert f"did you mean `{dwarfs / 'lm'}`" in said()[1]
 
 
 def test_a_mistake_never_damages_an_existing_run(trained: Path, dwarfs: Path, said: Said) -> None:
@@ -188,12 +188,12 @@ def test_a_mistake_never_damages_an_existing_run(trained: Path, dwarfs: Path, sa
 def test_damaged_models_are_refused(dwarfs: Path, tmp_path: Path, said: Said) -> None:
     torn = shutil.copytree(dwarfs / "lm", tmp_path / "torn")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:5000])
-    assert cli(flags(dwarfs, "--run", str(tmp_path / "a"), "--lm", str(torn))) == 2
+    assert cli(flags(dwarfs, "--run", str(tmp_path / "a"), f"lm.id={torn}")) == 2
     assert "torn" in said()[1]
     other = shutil.copytree(dwarfs / "lm", tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
-    assert cli(flags(dwarfs, "--run", str(tmp_path / "b"), "--lm", str(other))) == 2
+    assert cli(flags(dwarfs, "--run", str(tmp_path / "b"), f"lm.id={other}")) == 2
     assert "mismatched" in said()[1]
 
 

@@ -173,7 +173,7 @@ def test_the_lm_alone_is_cast_to_bfloat16(folder: Path) -> None:
         ({"encoders": {"image": "other"}}, "brings its own ViT"),
         ({"encoders": {"image": {}, "audio": {}}}, "no other"),
         ({"lm": {"id": "LLAMA", "layers": "model.layers"}}, "lm.layers"),
-        ({"lm": "DATA"}, "cannot be loaded"),
+        ({"lm": "DATA"}, "is no model"),
         ({"method": "epalm"}, "unknown qformer-method `epalm`"),
         ({"method": {"name": "head", "layers": [4]}}, "its layers are 0 to 3"),
         ({"method": {"name": "full", "prat": 1}}, "unknown key `prat`"),

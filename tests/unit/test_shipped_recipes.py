@@ -71,7 +71,7 @@ def test_what_was_replaced_is_said_and_what_was_given_stays(capsys: pytest.Captu
     kept = load_recipe("captions", ["task.train=mine.jsonl"]).task
     assert kept is not None
     assert kept.options()["check_files"] is False
-    assert load_recipe("demo", ["method.name=epalm-lin"]).method.options()["prompt"] == "plain"
+    assert load_recipe("small", ["method.name=epalm-lin"]).method.options()["prompt"] == "plain"
     assert capsys.readouterr().err == ""
 
 

@@ -29,4 +29,5 @@ def test_a_short_rest_is_not_worth_a_line(capsys: pytest.CaptureFixture[str], mo
 
 def test_other_processes_are_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert said(capsys, monkeypatch, seconds=1.5, total=400) == ""

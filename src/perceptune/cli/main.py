@@ -180,7 +180,7 @@ def parser() -> argparse.ArgumentParser:
     for joining in (train, evaluate, predict):
         joining.add_argument(
             "--join-timeout", type=float, metavar="SECONDS",
-            help="as one of several processes: wait this long for the others (default: 600)",
+            help="seconds to wait for the other processes of one job (default: 600)",
         )  # fmt: skip
     for command in (train, evaluate, predict, answer, *shared):
         command.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
