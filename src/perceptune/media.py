@@ -24,6 +24,7 @@ from perceptune.errors import UserError
 from perceptune.paths import hint
 from perceptune.pngtexts import without_long_texts
 from perceptune.sniffing import HEAD, is_heic, refusal
+from perceptune.suffixes import MAX_PIXELS as MAX_PIXELS
 from perceptune.types import Medium, Member
 
 Resize = Literal["squash", "crop", "published"]
@@ -33,7 +34,6 @@ Extent = int | Pair  # the shortest edge, or both
 # Pillow knows some fifty formats; its advisories are mostly about the rare ones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _READ = (*FORMATS, "HEIC")
-MAX_PIXELS = 64_000_000
 # Augmented views: the share of the area, and by how much the aspect ratio changes.
 VIEW = {"scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3)}
 _TURN = Image.Transpose

@@ -25,6 +25,7 @@ _SYSTEM = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "#snapshot", "lost+found"),
     *("$recycle.bin", "recycler", "system volume information", "__pycache__"),
 }
+MAX_PIXELS = 64_000_000  # of an image that is decoded; here, so that the command line can name it without Pillow
 
 
 def suffix_of(name: str | PurePath) -> str:

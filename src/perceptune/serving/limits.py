@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from perceptune.errors import UserError
-from perceptune.media import MAX_PIXELS
+from perceptune.suffixes import MAX_PIXELS
 
 MIB = 2**20
 
