@@ -62,3 +62,41 @@ def transformers_own(
         )
     answers = rows[:, ids.shape[1] :].tolist()
     return [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in answers]
+
+
+@torch.no_grad()
+def beams_by_total_length(
+    r: Row, ids: torch.Tensor, mask: torch.Tensor, slots: list[Slots], decoding: Decoding, eos: int, limit: int
+) -> list[int]:
+    """One row's answer as transformers 4.20 to 4.24 search it: lists of beams, the whole text run for each of them.
+
+    A beam that ends is divided by the length of all its ids without the end token, and so is the best candidate when it
+    is asked whether anything can still win; beams that are open at the limit count, too.
+    """
+    k, prompt, penalty = decoding.beams, ids[0].tolist(), decoding.length_penalty
+    open_: list[tuple[float, list[int]]] = [(0.0, [])]
+    finished: list[tuple[float, list[int]]] = []
+
+    def finish(total: float, said: list[int]) -> None:
+        finished.append((total / (len(prompt) + len(said)) ** penalty, said))
+        finished.sort(key=lambda one: one[0], reverse=True)
+        del finished[k:]
+
+    for _ in range(limit):
+        candidates = []
+        for total, said in open_:
+            text = torch.tensor([prompt + said])
+            logits = r.lm(text, torch.cat([mask, mask.new_ones(1, len(said))], 1), slots, plain=True)[0, -1]
+            best, tokens = logits.float().log_softmax(-1).topk(2 * k)
+            candidates += [(total + p, said, token) for p, token in zip(best.tolist(), tokens.tolist(), strict=True)]
+        candidates = sorted(candidates, key=lambda one: one[0], reverse=True)[: 2 * k]
+        for total, said, token in candidates[:k]:
+            if token == eos:
+                finish(total, said)
+        length = len(prompt) + len(open_[0][1])
+        open_ = [(total, [*said, token]) for total, said, token in candidates if token != eos][:k]
+        if len(finished) == k and finished[-1][0] >= candidates[0][0] / length**penalty:
+            return finished[0][1]
+    for total, said in open_:
+        finish(total, said)
+    return finished[0][1]

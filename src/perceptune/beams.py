@@ -4,6 +4,10 @@ A beam's score is the sum of its tokens' log-probabilities; that of a finished o
 `length_penalty`. A row is done when its best open beam, at its present length, cannot beat its worst finished one
 (transformers' `early_stopping=False`). The prompt's keys and values are computed once per row and are never moved: only
 those of the new tokens follow the beams.
+
+By `length_normalization: total` a row is searched as transformers 4.20 to 4.24 search it alone: a length is that of
+prompt and answer without the end token, what is asked for the end is whether the best candidate could still win, and
+beams that are open at the limit count, whatever their rank.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ import torch
 from torch import Tensor
 
 from perceptune.prefill import Prefilled
-from perceptune.types import Slots
+from perceptune.types import Decoding, Slots
+from perceptune.uncached import Uncached
 
 if TYPE_CHECKING:
     from perceptune.lm import FrozenLM
@@ -37,18 +42,42 @@ class _Beams:
     def rows(self, index: Tensor) -> _Beams:
         return _Beams(*(getattr(self, field.name)[index] for field in fields(self)))
 
+    def finish(self, scores: Tensor, tokens: Tensor, counts: Tensor) -> None:
+        """Takes those of m beams that count (n, m) among the finished ones, if they are good enough."""
+        merged, order = torch.cat([self.finished, scores + ~counts * NEVER], 1).topk(self.finished.shape[1])
+        self.finished, self.texts = merged, _pick(torch.cat([self.texts, tokens], 1), order)
+        self.filled = torch.cat([self.filled, counts], 1).gather(1, order)
+
+    def may_improve(self, best: Tensor) -> Tensor:
+        """Whether (n,) a beam that ends with the score `best` (n, 1) would be among the finished ones."""
+        worst = torch.where(self.filled, self.finished.min(1, keepdim=True).values, NEVER)
+        return (best > worst).any(1)
+
+
+@dataclass
+class _Rule:
+    """By what scores are divided: a length to the power `penalty`."""
+
+    penalty: float
+    prompts: Tensor | None  # (n, 1) tokens of each row's prompt, where they count
+
+    def __call__(self, length: int) -> Tensor | float:
+        """Of a beam with so many tokens of its own."""
+        return (length if self.prompts is None else length + self.prompts) ** self.penalty
+
+    def rows(self, index: Tensor) -> _Rule:
+        return self if self.prompts is None else _Rule(self.penalty, self.prompts[index])
+
 
 def beam_search(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], *, beams: int, length_penalty: float,
-    limits: Tensor, eos: int, wanted: Callable[[int], bool] | None = None,
+    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], decoding: Decoding, *, limits: Tensor, eos: int,
+    wanted: Callable[[int], bool] | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """New tokens of each row's best beam, its end token included; `limits` (B,) says how many at most.
 
     A row that is not `wanted` any more is given up: what is returned of it means nothing.
     """
-    steps = beam_steps(
-        lm, ids, mask, slots, beams=beams, length_penalty=length_penalty, limits=limits, eos=eos, wanted=wanted
-    )
+    steps = beam_steps(lm, ids, mask, slots, decoding, limits=limits, eos=eos, wanted=wanted)
     while True:
         try:
             next(steps)
@@ -58,18 +87,20 @@ def beam_search(
 
 
 def beam_steps(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], *, beams: int, length_penalty: float,
-    limits: Tensor, eos: int, wanted: Callable[[int], bool] | None = None,
+    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], decoding: Decoding, *, limits: Tensor, eos: int,
+    wanted: Callable[[int], bool] | None = None,
 ) -> Generator[None, None, list[list[int]]]:  # fmt: skip
     """`beam_search` that stops for breath after each token."""
-    n, room = len(ids), int(limits.max())
-    state = Prefilled(lm, ids, mask, slots, room)
+    n, room, beams = len(ids), int(limits.max()), decoding.beams
+    rule = _Rule(decoding.length_penalty, mask.sum(-1, keepdim=True) if decoding.counts_prompt else None)
+    plain = lm.why_plain(slots) is not None
+    state = Uncached(lm, ids, mask, slots) if plain else Prefilled(lm, ids, mask, slots, room)
     held = _none_yet(n, beams, room, ids.device)
     state.keep(torch.arange(n, device=ids.device).repeat_interleave(beams))
     answers: list[list[int]] = [[] for _ in range(n)]
     going = torch.arange(n, device=ids.device)
     for length in range(1, room + 1):
-        parents, open_ = _step(held, state.logits, length, limits[going], length_penalty, eos)
+        parents, open_ = _step(held, state.logits, length, limits[going], rule, eos)
         if wanted is not None:
             open_ &= torch.tensor([wanted(row) for row in going.tolist()], device=open_.device)
         for place in (~open_).nonzero().flatten().tolist():
@@ -78,10 +109,10 @@ def beam_steps(
         if not bool(open_.any()):
             break
         first = torch.arange(len(going), device=ids.device)[:, None] * beams
-        state.cache.exchange((first + parents).flatten(), state.prompt)
+        state.exchange((first + parents).flatten())
         if not bool(open_.all()):
             state.keep((first + torch.arange(beams, device=ids.device))[open_].flatten())
-            going, held = going[open_], held.rows(open_)
+            going, held, rule = going[open_], held.rows(open_), rule.rows(open_)
         state.feed(held.tokens[:, :, length - 1].flatten())
         yield
     return [tokens[:limit] for tokens, limit in zip(answers, limits.tolist(), strict=True)]
@@ -96,9 +127,7 @@ def _none_yet(rows: int, beams: int, room: int, device: torch.device) -> _Beams:
     return _Beams(scores, tokens, finished, tokens.clone(), filled)
 
 
-def _step(
-    held: _Beams, logits: Tensor, length: int, limits: Tensor, length_penalty: float, eos: int
-) -> tuple[Tensor, Tensor]:
+def _step(held: _Beams, logits: Tensor, length: int, limits: Tensor, rule: _Rule, eos: int) -> tuple[Tensor, Tensor]:
     """One token more for every beam; the open beams' parents (n, k), and which rows (n,) go on."""
     n, k = held.scores.shape
     chances = logits.float().log_softmax(-1).view(n, k, -1) + held.scores[..., None]
@@ -107,20 +136,23 @@ def _step(
     parents, token = place // logits.shape[-1], place % logits.shape[-1]
     tokens = _pick(held.tokens, parents)
     tokens[:, :, length - 1] = token
-    ends = (token == eos) | (limits == length)[:, None]
+    full = (limits == length)[:, None]
+    ends = token == eos
+    if rule.prompts is None:
+        ends |= full
 
-    final = top / length**length_penalty
     counts = ends.clone()
     counts[:, k:] = False  # a beam that ends must be among the best k to count
-    merged, order = torch.cat([held.finished, final + ~counts * NEVER], 1).topk(k)
-    held.finished, held.texts = merged, _pick(torch.cat([held.texts, tokens], 1), order)
-    held.filled = torch.cat([held.filled, counts], 1).gather(1, order)
-
+    before = length - (rule.prompts is not None)  # the old rule leaves the end token out
+    held.finish(top / rule(before), tokens, counts)
     held.scores, order = (top + ends * NEVER).topk(k)
     held.tokens = _pick(tokens, order)
-    best = held.scores[:, :1] / length**length_penalty
-    worst = torch.where(held.filled, held.finished.min(1, keepdim=True).values, NEVER)
-    return parents.gather(1, order), (best > worst).any(1) & (limits > length)
+    if rule.prompts is None:
+        open_ = held.may_improve(held.scores[:, :1] / rule(length))
+    else:
+        open_ = held.may_improve(top[:, :1] / rule(before))
+        held.finish(held.scores / rule(length), held.tokens, (full & open_[:, None]).expand(n, k))
+    return parents.gather(1, order), open_ & (limits > length)
 
 
 def _pick(tokens: Tensor, beams: Tensor) -> Tensor:

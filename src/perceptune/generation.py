@@ -16,6 +16,7 @@ from torch import Tensor
 
 from perceptune.beams import beam_search
 from perceptune.choosing import Choose, chooser
+from perceptune.errors import UserError
 from perceptune.prefill import Prefilled
 from perceptune.splice import Splice, with_slots
 from perceptune.stepping import Going, Row
@@ -45,16 +46,19 @@ def generate(
     """See `FrozenLM.generate`."""
     limits = limits_of(mask, decoding)
     choose = chooser(decoding, seeds or [decoding.seed] * len(ids), ids.device)
-    if lm.why_plain(slots) is not None or decoding.changes_scores:
+    if runs_transformers_loop(lm, slots, decoding):
         rows = with_transformers(lm, ids, mask, slots, decoding, choose, limits=limits, eos=eos, pad=pad, watch=watch)
     elif decoding.beams > 1:
-        rows = beam_search(
-            lm, ids, mask, slots, beams=decoding.beams, length_penalty=decoding.length_penalty, limits=limits, eos=eos,
-            wanted=None if watch is None else watch.wanted,
-        )  # fmt: skip
+        wanted = None if watch is None else watch.wanted
+        rows = beam_search(lm, ids, mask, slots, decoding, limits=limits, eos=eos, wanted=wanted)
     else:
         rows = one_by_one(lm, ids, mask, slots, choose, limits=limits, eos=eos, watch=watch)
     return [up_to(eos, tokens) for tokens in rows]
+
+
+def runs_transformers_loop(lm: FrozenLM, slots: Sequence[Slots], decoding: Decoding) -> bool:
+    """Whether transformers' own loop generates: it knows every LM and rule but the old one for beams."""
+    return decoding.changes_scores or (lm.why_plain(slots) is not None and not decoding.counts_prompt)
 
 
 def up_to(eos: int, tokens: list[int]) -> list[int]:
@@ -110,6 +114,11 @@ def through_transformers(
     """`model.generate`, row i ending after `limits[i]` new tokens, which come behind the first `width` columns."""
     from transformers import GenerationConfig
 
+    if decoding.counts_prompt:
+        raise UserError(
+            "decode.length_normalization: `total` is for beams of an LM with slots, without `min_new_tokens` and "
+            "`repetition_penalty`; choose `answer`"
+        )
     search = {"length_penalty": decoding.length_penalty} if decoding.beams > 1 else {}
     config = GenerationConfig(
         max_new_tokens=int(limits.max()), num_beams=decoding.beams, do_sample=False, eos_token_id=eos, pad_token_id=pad,

@@ -137,6 +137,10 @@ class Prefilled:
         self.cache.keep_rows(index)
         self._slots = [_seen_only(slot, slot.present[index]) for slot in self._slots]
 
+    def exchange(self, index: Tensor) -> None:
+        """Gives each row what the row that `index` names has said."""
+        self.cache.exchange(index, self.prompt)
+
     def join(self, others: Sequence[Prefilled], room: int) -> None:
         """Goes on with the rows of others, too, behind its own; columns that no row sees are left out.
 

@@ -190,6 +190,9 @@ class DecodeConfig(Part):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     length_penalty: float = Field(1.0, description="beams are compared by score / length ** this")
+    length_normalization: Literal["answer", "total"] = Field(
+        "answer", description="that length: the answer's, or prompt and answer's as in transformers 4.20 to 4.24"
+    )
     min_new_tokens: int = Field(0, ge=0, description="so many tokens come before the end may")
     repetition_penalty: float = Field(
         1.0, gt=0, description="scores of tokens the answer has already are divided by it, negative ones multiplied"
@@ -208,6 +211,13 @@ class DecodeConfig(Part):
     def _may_end(self) -> DecodeConfig:
         if self.max_length is None and self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"`min_new_tokens` is {self.min_new_tokens}, `max_new_tokens` {self.max_new_tokens}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_search(self) -> DecodeConfig:
+        restrained = self.min_new_tokens > 0 or self.repetition_penalty != 1
+        if self.beams > 1 and self.length_normalization == "total" and restrained:
+            raise ValueError("`length_normalization: total` excludes `min_new_tokens` and `repetition_penalty`")
         return self
 
     def most_new(self, room: int) -> int:

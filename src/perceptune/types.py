@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,10 +77,16 @@ class Decoding:
     temperature: float = 1.0
     top_p: float = 1.0
     length_penalty: float = 1.0
+    length_normalization: Literal["answer", "total"] = "answer"  # whose length: the answer's, or the prompt's, too
     max_length: int | None = None  # tokens of prompt and answer together, instead of `max_new_tokens`
     seed: int = 0  # of what is drawn
     min_new_tokens: int = 0  # before the end may come
     repetition_penalty: float = 1.0  # on what the answer has said
+
+    @property
+    def counts_prompt(self) -> bool:
+        """Whether beams are compared by the length of prompt and answer."""
+        return self.beams > 1 and self.length_normalization == "total"
 
     @property
     def changes_scores(self) -> bool:

@@ -5,12 +5,14 @@ pytest tests/contract/test_decoding.py
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from answers import ending_some, transformers_own, uncached
+from answers import beams_by_total_length, ending_some, transformers_own, uncached
+from perceptune.errors import UserError
 from perceptune.types import Decoding, Features, Slots
 from rows import Row, every_row, row
 
@@ -58,6 +60,41 @@ def test_the_length_penalty_matters() -> None:
     asked = Asked(row("epalm", "llama"))
     lengths = [sum(map(len, asked.answers(Decoding(8, beams=4, length_penalty=p)))) for p in (-4.0, 4.0)]
     assert lengths[0] < lengths[1]
+
+
+@pytest.mark.parametrize(("slot_mask", "no_split"), [("causal", None), ("official", None), ("causal", "a test")])
+def test_beams_by_the_length_of_prompt_and_answer(slot_mask: str, no_split: str | None) -> None:
+    """Token for token a literal search by the old rule, each row as alone; it answers otherwise than today's."""
+    asked = Asked(row("epalm@not-last", "opt", slot_mask=slot_mask))
+    asked.r.lm.no_split = no_split
+    others = 0
+    for eos in {asked.eos, *range(4, 12)}:
+        asked.eos = eos
+        for beams, penalty in [(3, 1.0), (2, 4.0), (3, 0.0), (2, -2.0)]:
+            decoding = Decoding(5, beams=beams, length_penalty=penalty, length_normalization="total")
+            found = asked.answers(decoding)
+            expected = [beams_by_total_length(asked.r, *asked.alone(i), decoding, eos, 5) for i in range(6)]
+            assert found == expected, (eos, beams, penalty)
+            others += found != asked.answers(replace(decoding, length_normalization="answer"))
+    assert others > 3
+
+
+def test_the_old_rule_with_a_length_of_prompt_and_answer_together() -> None:
+    asked = Asked(row("epalm@not-last", "opt", slot_mask="official"))
+    decoding = Decoding(max_length=12, beams=3, length_normalization="total")
+    rows = [asked.alone(i) for i in range(6)]
+    limits = [max(1, 12 - ids.shape[1]) for ids, _, _ in rows]
+    expected = [
+        beams_by_total_length(asked.r, *row, decoding, asked.eos, n) for row, n in zip(rows, limits, strict=True)
+    ]
+    assert asked.answers(decoding) == expected
+
+
+def test_the_old_rule_is_refused_where_transformers_own_loop_searches() -> None:
+    asked = Asked(row("epalm", "llama"))
+    decoding = Decoding(8, beams=2, length_normalization="total", min_new_tokens=2)
+    with pytest.raises(UserError, match="length_normalization"):
+        asked.answers(decoding)
 
 
 @every_row

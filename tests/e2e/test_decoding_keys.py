@@ -44,6 +44,12 @@ def test_sampling_and_beams_exclude_each_other() -> None:
         load_recipe({"decode": {"sample": True, "beams": 3}})
 
 
+def test_the_old_rule_for_beams_goes_with_nothing_that_changes_scores() -> None:
+    for key, value in {"min_new_tokens": 2, "repetition_penalty": 1.5}.items():
+        with pytest.raises(UserError, match=f"length_normalization: total.*{key}"):
+            load_recipe({"decode": {"beams": 3, "length_normalization": "total", key: value}})
+
+
 def test_prompt_and_answer_together_fit_the_positions(dwarfs: Path) -> None:
     """A prompt may then be longer than with a fixed number of new tokens; it still gets one."""
     recipe = support.recipe(dwarfs / "opt", dwarfs / "encoder", text={"template": "{prompt}"})

@@ -173,6 +173,7 @@ def test_the_lm_alone_is_cast_to_bfloat16(folder: Path) -> None:
         ({"encoders": {"image": "other"}}, "brings its own ViT"),
         ({"encoders": {"image": {}, "audio": {}}}, "no other"),
         ({"lm": {"id": "LLAMA", "layers": "model.layers"}}, "lm.layers"),
+        ({"decode": {"beams": 2, "length_normalization": "total"}}, "length_normalization"),
         ({"lm": "DATA"}, "is no model"),
         ({"method": "epalm"}, "unknown qformer-method `epalm`"),
         ({"method": {"name": "head", "layers": [4]}}, "its layers are 0 to 3"),

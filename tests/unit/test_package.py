@@ -85,7 +85,7 @@ LAYERS = [
         *("attention", "lazy", "records", "tar", "choosing", "tabular"),
     },
     {"split", "places"},
-    {"lm", "generation", "beams", "prefill", "stepping", "trial", "store", "ranking", "blip"},
+    {"lm", "generation", "beams", "prefill", "uncached", "stepping", "trial", "store", "ranking", "blip"},
     {"sharding", "lighter", "precision", "row_cache"},
     {"encoders", "methods", "qformer_methods", "metrics", "tasks"},
     {"loading", "optimizer", "holdout", "scoring", "blip_text"},

@@ -40,7 +40,8 @@ class Job:
         """Jobs of the same kind are answered together; greedy ones and drawn ones may end at different lengths."""
         shape = self.decoding
         length = shape.max_new_tokens if shape.beams > 1 else 0
-        return (self.run.name, shape.beams, shape.sample, shape.temperature, shape.top_p, shape.length_penalty, length)
+        search = (shape.beams, shape.length_penalty, shape.length_normalization)
+        return (self.run.name, *search, shape.sample, shape.temperature, shape.top_p, length)
 
     @property
     def ended(self) -> bool:

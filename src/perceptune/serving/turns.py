@@ -18,7 +18,7 @@ import torch
 
 from perceptune.beams import beam_steps
 from perceptune.choosing import chooser
-from perceptune.generation import up_to
+from perceptune.generation import runs_transformers_loop, up_to
 from perceptune.prefill import GROWTH, Prefilled
 from perceptune.serving.jobs import Job
 from perceptune.spliced import SplicedModel
@@ -106,13 +106,13 @@ def begin(jobs: Sequence[Job]) -> Group:
         return Apart(jobs, _in_one_go(partial(model.said, samples, decoding, seeds=seeds, watch=watch)))
     with run.active(), _handed_in(jobs):
         ids, mask, slots = model.prompts(samples)
-        if model.lm.why_plain(slots) is not None or decoding.changes_scores:
+        if runs_transformers_loop(model.lm, slots, decoding):
             rows_of = partial(model.generated, ids, mask, slots, samples, decoding, seeds=seeds, watch=watch)
             return Apart(jobs, _in_one_go(rows_of))
         if decoding.beams > 1:
             steps = beam_steps(
-                model.lm, ids, mask, slots, beams=decoding.beams, length_penalty=decoding.length_penalty,
-                limits=mask.new_full((len(jobs),), longest), eos=model.text.eos, wanted=watch.wanted,
+                model.lm, ids, mask, slots, decoding, limits=mask.new_full((len(jobs),), longest), eos=model.text.eos,
+                wanted=watch.wanted,
             )  # fmt: skip
             return Apart(jobs, _cut(steps, model.text.eos))
         choose = chooser(decoding, model.seeds_of(samples, decoding, seeds) or seeds, ids.device)

@@ -1,0 +1,50 @@
+"""Rows whose whole text runs anew for each token: for slots that see it, and LMs that cannot be split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from perceptune.types import Slots
+
+if TYPE_CHECKING:
+    from perceptune.lm import FrozenLM
+
+
+class Uncached:
+    """What beams need of `Prefilled`, without keys and values. `logits` (rows, vocab) are those of the next token."""
+
+    def __init__(self, lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots]) -> None:
+        self.lm, self._ids, self._mask, self._slots = lm, ids, mask, list(slots)
+        self._prompt = ids.shape[1]
+        self.logits = self._run()
+
+    def keep(self, index: Tensor) -> None:
+        """Goes on with these rows, some of them more than once."""
+        self._ids, self._mask, self.logits = (given[index] for given in (self._ids, self._mask, self.logits))
+        self._slots = [_rows_of(slot, index) for slot in self._slots]
+
+    def exchange(self, index: Tensor) -> None:
+        """Gives each row the new tokens of the row that `index` names."""
+        self._ids = torch.cat([self._ids[:, : self._prompt], self._ids[index, self._prompt :]], 1)
+
+    def feed(self, tokens: Tensor) -> Tensor:
+        """The logits (rows, vocab) after one more token (rows,) each."""
+        self._ids = torch.cat([self._ids, tokens[:, None]], 1)
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+        self.logits = self._run()
+        return self.logits
+
+    def _run(self) -> Tensor:
+        last = torch.zeros_like(self._mask, dtype=torch.bool)
+        last[:, -1] = True
+        return self.lm(self._ids, self._mask, self._slots, keep=last, plain=True)
+
+
+def _rows_of(slot: Slots, index: Tensor) -> Slots:
+    states = {layer: given if given.shape[0] == 1 else given[index] for layer, given in slot.states.items()}
+    return replace(slot, states=states, present=slot.present.to(index.device)[index])
