@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -68,34 +69,46 @@ def transformers_own(
 def beams_by_total_length(
     r: Row, ids: torch.Tensor, mask: torch.Tensor, slots: list[Slots], decoding: Decoding, eos: int, limit: int
 ) -> list[int]:
-    """One row's answer as transformers 4.20 to 4.24 search it: lists of beams, the whole text run for each of them.
+    """`old_beam_search` of one row, its whole text run for each token."""
+
+    def logits(text: list[int]) -> torch.Tensor:
+        seen = torch.cat([mask, mask.new_ones(1, len(text) - ids.shape[1])], 1)
+        return r.lm(torch.tensor([text]), seen, slots, plain=True)[0, -1]
+
+    return old_beam_search(
+        ids[0].tolist(), logits, beams=decoding.beams, penalty=decoding.length_penalty, eos=eos, limit=limit
+    )
+
+
+def old_beam_search(
+    prompt: list[int], logits_after: Callable[[list[int]], torch.Tensor], *, beams: int, penalty: float = 1.0, eos: int,
+    limit: int,
+) -> list[int]:  # fmt: skip
+    """The answer as transformers 4.20 to 4.24 search it: plain lists of beams.
 
     A beam that ends is divided by the length of all its ids without the end token, and so is the best candidate when it
     is asked whether anything can still win; beams that are open at the limit count, too.
     """
-    k, prompt, penalty = decoding.beams, ids[0].tolist(), decoding.length_penalty
     open_: list[tuple[float, list[int]]] = [(0.0, [])]
     finished: list[tuple[float, list[int]]] = []
 
     def finish(total: float, said: list[int]) -> None:
         finished.append((total / (len(prompt) + len(said)) ** penalty, said))
         finished.sort(key=lambda one: one[0], reverse=True)
-        del finished[k:]
+        del finished[beams:]
 
     for _ in range(limit):
         candidates = []
         for total, said in open_:
-            text = torch.tensor([prompt + said])
-            logits = r.lm(text, torch.cat([mask, mask.new_ones(1, len(said))], 1), slots, plain=True)[0, -1]
-            best, tokens = logits.float().log_softmax(-1).topk(2 * k)
+            best, tokens = logits_after(prompt + said).float().log_softmax(-1).topk(2 * beams)
             candidates += [(total + p, said, token) for p, token in zip(best.tolist(), tokens.tolist(), strict=True)]
-        candidates = sorted(candidates, key=lambda one: one[0], reverse=True)[: 2 * k]
-        for total, said, token in candidates[:k]:
+        candidates = sorted(candidates, key=lambda one: one[0], reverse=True)[: 2 * beams]
+        for total, said, token in candidates[:beams]:
             if token == eos:
                 finish(total, said)
         length = len(prompt) + len(open_[0][1])
-        open_ = [(total, [*said, token]) for total, said, token in candidates if token != eos][:k]
-        if len(finished) == k and finished[-1][0] >= candidates[0][0] / length**penalty:
+        open_ = [(total, [*said, token]) for total, said, token in candidates if token != eos][:beams]
+        if len(finished) == beams and finished[-1][0] >= candidates[0][0] / length**penalty:
             return finished[0][1]
     for total, said in open_:
         finish(total, said)

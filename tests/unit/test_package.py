@@ -97,7 +97,7 @@ LAYERS = [
     {"building", "blip_loading"},
     {"checkpoint", "judging", "controls"},
     {"results", "card", "proof"},
-    {"evaluation", "show", "looking", "resume", "feed", "official", "initial"},
+    {"evaluation", "show", "looking", "resume", "feed", "official", "official_config", "initial"},
     {"heldout", "stored", "predicting"},
     {"training", "doctor", "caching", "blip_making"},
     {"demo", "bench", "compare", "lmms_eval", "data", "reporting", "sharing", "serving"},

@@ -116,6 +116,8 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def import_epalm(options: argparse.Namespace) -> int:
+    from perceptune.checkpoint import RECIPE
+    from perceptune.config import load_recipe
     from perceptune.official import import_official
 
     run = import_official(
@@ -127,7 +129,8 @@ def import_epalm(options: argparse.Namespace) -> int:
         overrides=options.overrides,
     )
     out.print(f"imported: {run}")
-    out.print(f'next:  perceptune answer {run} --image FILE "..."')
+    [modality] = load_recipe(str(run / RECIPE)).encoders
+    out.print(f'next:  perceptune answer {run} --{modality} FILE "..."')
     return 0
 
 

@@ -167,10 +167,14 @@ def parser() -> argparse.ArgumentParser:
     official.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys, such as task.name=jsonl")
     official.add_argument("--lm", required=True, help="the LM it was trained with: a Hugging Face id or a folder")
     official.add_argument(
-        "--encoder", required=True, help="the image encoder it was trained with: a Hugging Face id or a folder"
+        "--encoder",
+        required=True,
+        help="the encoder it was trained with, of pictures, clips or sounds: an id or a folder",
     )
     official.add_argument("--out", help="run folder (default: runs/<name of the file>)")
-    official.add_argument("--captions", action="store_true", help="it was trained on captions: there is no question")
+    official.add_argument(
+        "--captions", action="store_true", help="trained without questions, if its config does not tell"
+    )
 
     assets = commands.add_parser("assets", help="fetch the embedded default models and data")
     assets.add_argument("names", nargs="*", metavar="NAME", help="assets to fetch (default: all)")
