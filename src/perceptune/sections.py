@@ -205,19 +205,15 @@ class DecodeConfig(Part):
     def _draws_or_searches(self) -> DecodeConfig:
         if self.sample and self.beams > 1:
             raise ValueError("`sample` draws with one beam: set `beams` to 1, or `sample` to false")
+        restrained = self.min_new_tokens > 0 or self.repetition_penalty != 1
+        if self.beams > 1 and self.length_normalization == "total" and restrained:
+            raise ValueError("`length_normalization: total` excludes `min_new_tokens` and `repetition_penalty`")
         return self
 
     @model_validator(mode="after")
     def _may_end(self) -> DecodeConfig:
         if self.max_length is None and self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"`min_new_tokens` is {self.min_new_tokens}, `max_new_tokens` {self.max_new_tokens}")
-        return self
-
-    @model_validator(mode="after")
-    def _can_search(self) -> DecodeConfig:
-        restrained = self.min_new_tokens > 0 or self.repetition_penalty != 1
-        if self.beams > 1 and self.length_normalization == "total" and restrained:
-            raise ValueError("`length_normalization: total` excludes `min_new_tokens` and `repetition_penalty`")
         return self
 
     def most_new(self, room: int) -> int:

@@ -81,6 +81,8 @@ def test_gqa_compares_as_written_unless_told_otherwise() -> None:
     assert gqa.score(texts, right).summary["accuracy"] == 0.5
     assert gqa.score(texts, right, gqa.Options(dialect="lmms-eval")).summary["accuracy"] == 1.0
     assert gqa.score(["YES"], [["yes"]], gqa.Options(lowercase=True)).summary["accuracy"] == 1.0
+    plain = gqa.score(["The two dogs.", "t-shirt"], [["2 dogs"], ["tshirt"]], gqa.Options(dialect="epalm"))
+    assert plain.summary["accuracy"] == 0.5, "a mark between letters becomes a space"
 
 
 def test_gqa_consistency_is_the_accuracy_on_what_follows_from_right_answers() -> None:

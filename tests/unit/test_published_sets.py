@@ -126,6 +126,22 @@ def test_each_set_has_its_dialect(label: str, dialect: str, tmp_path: Path) -> N
         assert task.score(["x"] * len(samples), samples).definition["dialect"] == used
 
 
+@pytest.mark.parametrize("form", ["vl-t5", "official"])
+def test_one_right_answer_by_the_rule_of_the_epalm_release(form: str, tmp_path: Path) -> None:
+    """Both sides are made plain; of answers that are alike then the last one's worth counts."""
+    task = opened(f"gqa {form}".removesuffix(" official"), tmp_path, check_files=False, dialect="epalm",
+                  annotations={"validation": "v.json"})  # fmt: skip
+    if form == "vl-t5":
+        labels: list[dict[str, float]] = [{"The Net": 0.9, "a net": 0.3}, {"two pipes": 1.0}]
+        rows: Any = [{"img_id": "1", "question_id": n, "sent": "q?", "label": label} for n, label in enumerate(labels)]
+    else:
+        rows = {str(n): {"imageId": "1", "question": "q?", "answer": a} for n, a in enumerate(("the net", "two pipes"))}
+    (tmp_path / "v.json").write_text(json.dumps(rows))
+    scored = task.score(["Net", "2 pipes."], task.samples("validation"))
+    assert [row["accuracy"] for row in scored.per_sample] == [0.3 if form == "vl-t5" else 1.0, 1.0]
+    assert scored.definition["dialect"] == "epalm"
+
+
 def test_gqa(tmp_path: Path) -> None:
     task = opened("gqa", tmp_path)
     assert task.splits == ("train", "validation", "testdev")

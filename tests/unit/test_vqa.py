@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,68 @@ def test_evalai_makes_the_possessive_a_word() -> None:
     answers = ["man 's hat"] * 4 + ["hat"] * 6
     assert accuracy("man's hat", answers, "evalai") == 1.0
     assert accuracy("man's hat", answers, "always") == 0.0
+
+
+def marks_taken(text: str) -> str:
+    """The release's way with punctuation, by the letter."""
+    taken = text
+    for mark in [
+        ";",
+        "/",
+        "[",
+        "]",
+        '"',
+        "{",
+        "}",
+        "(",
+        ")",
+        "=",
+        "+",
+        "\\",
+        "_",
+        "-",
+        ">",
+        "<",
+        "@",
+        "`",
+        ",",
+        "?",
+        "!",
+    ]:
+        beside_a_space = mark + " " in text or " " + mark in text
+        taken = taken.replace(mark, "" if beside_a_space or re.search(r"\d,\d", text) else " ")
+    return re.sub(r"\.(?!\d)", "", taken)
+
+
+def epalm_accuracy(prediction: str, answers: list[str]) -> float:
+    """The release's rule: every prediction is made plain, of the answers the punctuation where they differ."""
+    numbers = dict(zip(("none", "one", "two", "three"), "0123", strict=True))
+    words = [numbers.get(word, word) for word in marks_taken(prediction.strip()).lower().split()]
+    given = " ".join({"dont": "don't"}.get(word, word) for word in words if word not in ("a", "an", "the"))
+    if len(set(answers)) > 1:
+        answers = [marks_taken(answer) for answer in answers]
+    others = [[*answers[:i], *answers[i + 1 :]] for i in range(len(answers))]
+    return sum(min(1.0, sum(other == given for other in left) / 3) for left in others) / len(answers)
+
+
+def test_the_rule_of_the_epalm_release_is_a_dialect() -> None:
+    chance = random.Random(5)
+    words = ["dog", "Dog", "a", "the", "one", "1", "dont", "don't", "red/white", "red white", "t-shirt", "1,000", "no."]
+
+    def said(most: int) -> str:
+        return " ".join(chance.choices(words, k=chance.randint(1, most)))
+
+    unlike = 0
+    for _ in range(400):
+        pool = [said(2) for _ in range(chance.choice((1, 2, 3)))]
+        answers = [chance.choice(pool) for _ in range(10)]
+        prediction = chance.choice((*pool, said(2)))
+        found = accuracy(prediction, answers, "epalm")
+        assert found == pytest.approx(epalm_accuracy(prediction, answers)), (prediction, answers)
+        unlike += found != accuracy(prediction, answers)
+    assert unlike > 20
+    assert accuracy("Yes", ["yes"] * 10, "epalm") == 1.0
+    assert accuracy("a dog", ["a dog"] * 10, "epalm") == 0.0, "what was made plain meets what was not"
 
 
 def test_each_group_has_its_own_accuracy() -> None:

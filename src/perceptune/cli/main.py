@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("references", help="JSONL, a table, or COCO, VQA, GQA or A-OKVQA annotations")
     score.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the metric's options, such as lowercase=true")
     score.add_argument("--metric", required=True, metavar="NAME[,NAME]", help="see `perceptune list metrics`")
-    score.add_argument("--dialect", help="vqa: official, always or evalai; gqa: official or lmms-eval")
+    score.add_argument("--dialect", help="vqa: official, always, evalai, epalm; gqa: official, lmms-eval, epalm")
     score.add_argument("--subset", action="store_true", help="leave out what has no prediction instead of refusing it")
     score.add_argument("--first-lines", action="store_true", help="judge only the first line of each text")
     score.add_argument("--per-sample", metavar="FILE", help="also write one JSON line a sample with its values")
@@ -166,15 +166,9 @@ def parser() -> argparse.ArgumentParser:
     official.add_argument("file", help="checkpoint as its training saved it")
     official.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys, such as task.name=jsonl")
     official.add_argument("--lm", required=True, help="the LM it was trained with: a Hugging Face id or a folder")
-    official.add_argument(
-        "--encoder",
-        required=True,
-        help="the encoder it was trained with, of pictures, clips or sounds: an id or a folder",
-    )
+    official.add_argument("--encoder", required=True, help="the encoder it was trained with, likewise")
     official.add_argument("--out", help="run folder (default: runs/<name of the file>)")
-    official.add_argument(
-        "--captions", action="store_true", help="trained without questions, if its config does not tell"
-    )
+    official.add_argument("--captions", action="store_true", help="trained without questions; most files tell")
 
     assets = commands.add_parser("assets", help="fetch the embedded default models and data")
     assets.add_argument("names", nargs="*", metavar="NAME", help="assets to fetch (default: all)")

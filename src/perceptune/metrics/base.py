@@ -22,6 +22,8 @@ from perceptune.metrics._ngrams import Tokenizer as Tokenizer
 from perceptune.metrics._ngrams import numbered as numbered
 from perceptune.metrics._ngrams import rows_of as rows_of
 from perceptune.metrics._ngrams import tables as tables
+from perceptune.metrics._normal import normalise as normalise
+from perceptune.metrics._normal import without_punctuation as without_punctuation
 from perceptune.metrics._ptb import ptb_tokens as ptb_tokens
 from perceptune.metrics._rouge_l import common_lengths as common_lengths
 from perceptune.metrics._rouge_l import rouge_l as rouge_l

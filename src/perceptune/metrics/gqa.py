@@ -1,6 +1,7 @@
 """GQA accuracy: the one right answer, and how consistent right answers are with what follows from them.
 
-`official` compares as written, as the data set's evaluation code does; `lmms-eval` ignores case and ASCII punctuation.
+`official` compares as written, as the data set's evaluation code does; `lmms-eval` ignores case and ASCII punctuation;
+`epalm` compares what VQA's rules make of both, as eP-ALM's released code does here and for questions about clips.
 Validity and plausibility need the data set's file of choices, grounding its scene graphs: they are not computed.
 """
 
@@ -12,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from perceptune.metrics.base import Groups, Scored, scored_by_group, zipped
+from perceptune.metrics.base import Groups, Scored, normalise, scored_by_group, zipped
 
 REFERENCES: Literal["references", "answers"] = "references"
 
@@ -24,7 +25,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    dialect: Literal["official", "lmms-eval"] = "official"
+    dialect: Literal["official", "lmms-eval", "epalm"] = "official"
     lowercase: bool = False  # predictions are written in lower case first, as GQA's answers are
 
 
@@ -58,4 +59,6 @@ def consistency(right: Mapping[str, float], entailed: Mapping[str, Sequence[str]
 
 
 def _form(text: str, options: Options) -> str:
+    if options.dialect == "epalm":
+        return normalise(text)
     return text if options.dialect == "official" else text.lower().translate(_PUNCTUATION).strip()

@@ -6,7 +6,7 @@ import math
 import sys
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -15,13 +15,13 @@ from pydantic import Field
 
 from perceptune.errors import UserError
 from perceptune.metrics import vqa
-from perceptune.metrics.base import Scored, scored_by_group
+from perceptune.metrics.base import Scored, normalise, scored_by_group
 from perceptune.records import Record, first_line, short
 from perceptune.tasks._sets import TRAIN, MediaSet
-from perceptune.tasks._task import exact_match
+from perceptune.tasks._task import exact_match, require_targets
 from perceptune.types import Sample
 
-Dialect = Literal["official", "always", "evalai"]
+Dialect = Literal["official", "always", "evalai", "epalm"]
 # What an answer is worth that so many of ten annotators gave.
 _WORTH = (0.0, 0.3, 0.6, 0.9, 1.0)
 
@@ -50,7 +50,10 @@ class QuestionSet(MediaSet):
             "or the first in the file",
         )
         first_line: bool = Field(True, description="judge only the first line of an answer")
-        dialect: Dialect | None = Field(None, description="of VQA accuracy; None = the data set's usual one")
+        dialect: Dialect | None = Field(
+            None,
+            description="of VQA accuracy; None = the data set's usual one; `epalm` is also a rule for one right answer",
+        )
         top_answers: int | None = Field(
             None, ge=1, description="judge only questions whose answer is among so many commonest of training"
         )
@@ -129,17 +132,20 @@ class QuestionSet(MediaSet):
 
     def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:
         """Cleaned answers against the right one, or against the several that the file gives a worth."""
-        if not any("label" in sample.meta for sample in samples):
+        normalises = self._options.dialect == "epalm"
+        if not normalises and not any("label" in sample.meta for sample in samples):
             return exact_match(self, texts, samples)
-        worth = [self._label_of(sample) for sample in samples]
-        values = [found.get(_squeezed(text), 0.0) for text, found in zip(texts, worth, strict=True)]
-        return scored_by_group(values, groups, {"metric": "label"})
+        form, named = (normalise, {"dialect": "epalm"}) if normalises else (_squeezed, {})
+        worth = [self._label_of(sample, form) for sample in samples]
+        values = [found.get(form(text), 0.0) for text, found in zip(texts, worth, strict=True)]
+        return scored_by_group(values, groups, {"metric": "label", **named})
 
-    def _label_of(self, sample: Sample) -> dict[str, float]:
+    def _label_of(self, sample: Sample, form: Callable[[str], str]) -> dict[str, float]:
         label = sample.meta.get("label")
         if label is None:
+            require_targets(sample)
             label = dict.fromkeys(sample.targets, 1.0)
-        return {_squeezed(self.clean(answer)): worth for answer, worth in label.items()}
+        return {form(self.clean(answer)): worth for answer, worth in label.items()}
 
 
 def answer_type(sample: Sample) -> str:

@@ -191,14 +191,19 @@ def check_metric(where: str, metric: str, answer_types: Iterable[str]) -> None:
 def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
     """Cleaned answers against cleaned targets: over all samples and for each `answer_type` in their meta."""
     for sample in samples:
-        if not sample.targets:
-            raise UserError(f"sample `{sample.id}` has no targets to judge its answer by")
+        require_targets(sample)
     scored = exact.score(
         [task.clean(prediction) for prediction in predictions],
         [[task.clean(target) for target in sample.targets] for sample in samples],
         groups=[str(sample.meta.get("answer_type", "")) for sample in samples],
     )
     return replace(scored, definition={**scored.definition, "lowercase": task.lowercase})
+
+
+def require_targets(sample: Sample) -> None:
+    """Raises `UserError` for a sample whose answer cannot be judged."""
+    if not sample.targets:
+        raise UserError(f"sample `{sample.id}` has no targets to judge its answer by")
 
 
 def score_captions(

@@ -46,7 +46,8 @@ class GQA(QuestionSet):
     def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:
         if any("label" in sample.meta for sample in samples):
             return super().against_targets(texts, samples, groups)
-        return gqa.score(texts, [sample.targets for sample in samples], groups=groups)
+        options = gqa.Options(dialect="epalm" if self._options.dialect == "epalm" else "official")
+        return gqa.score(texts, [sample.targets for sample in samples], options, groups=groups)
 
     def _official(self, row: Record) -> Asked:
         answer, types = row.values.get("answer"), row.values.get("types")
