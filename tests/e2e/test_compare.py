@@ -18,12 +18,14 @@ import support
 from forks import Fork
 from perceptune import training
 from perceptune.cli.main import run as cli
+from perceptune.compare import report
 from perceptune.compare import run as comparing
 from perceptune.compare.plan import make_plan
 from perceptune.config import load_recipe
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
 from perceptune.runlog import read_log
+from perceptune.tasks.base import ROUGE
 
 GRID = ["--grid", "train.lr+train.prompt_lr=1e-4,1e-2"]
 METHODS = ["--methods", "epalm,epalm-lin"]
@@ -155,6 +157,21 @@ def test_the_table_is_written_four_ways(compared: Path) -> None:
     assert "40 training samples each; 8 samples of `test`, seeds 3, 5; each row's setting is the best of 2" in text
     with Image.open(compared / "compare.png") as picture:
         assert picture.size == (860, 520)
+
+
+def test_rouge_of_captions_has_its_columns(compared: Path) -> None:
+    result = json.loads((compared / "compare.json").read_text())
+    plain = report.cells(result)
+    for number, row in enumerate(result["rows"]):
+        row["means"] |= {key: number + place / 8 for place, key in enumerate(ROUGE)}
+    heading, first, second = report.cells(result)
+    shown = ["rouge1_f1_mean", "rouge1_recall_mean", "rougeL_f1_mean", "rougeL_recall_mean"]
+    assert heading == [*plain[0][:-1], *shown, plain[0][-1]]
+    at = heading.index("rougeL_f1_mean")
+    place = ROUGE.index("rougeL_f1_mean") / 8
+    assert (float(first[at]), float(second[at])) == pytest.approx((place, 1 + place), abs=1e-3)
+    rows = list(csv.DictReader(report.as_csv(result).splitlines()))
+    assert [float(row["rougeL_f1_mean"]) for row in rows] == [place, 1 + place]
 
 
 def test_what_is_finished_is_not_repeated(compared: Path, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from perceptune.config import validate
 from perceptune.errors import UserError
+from perceptune.plugins import leaf
 from shelves import MARK, media, put, task, there_and_back
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -168,6 +170,16 @@ def test_captions_in_a_table_need_no_prompt(tmp_path: Path) -> None:
     assert (sample.prompt, sample.targets, reader.metric) == ("", ("a cat",), "CIDEr")
     [sample] = task("csv", train=tmp_path / "rows.csv", prompt="what is it?").samples("train")
     assert sample.prompt == "what is it?", "for all rows, and made anew for another setting"
+
+
+def test_own_captions_report_rouge_if_asked(tmp_path: Path) -> None:
+    reader = table(tmp_path, "image,caption\n1.jpg,a cat\n", metric="CIDEr", rouge=True)
+    found = reader.score(["a dog"], reader.samples("train")).summary
+    assert (found["rouge1_f1_mean"], found["rougeL_recall_best"]) == (0.5, 0.5)
+    with pytest.raises(UserError, match=r"`rouge` is for captions.*`metric`"):
+        validate(
+            leaf("tasks", "csv").module.TASK.Options, {"train": str(tmp_path / "rows.csv"), "rouge": True}, "recipe"
+        )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ import pytest
 
 from perceptune.errors import UserError
 from perceptune.holdout import HoldOut
+from perceptune.metrics import rouge
 from perceptune.order import chosen_target
+from perceptune.plugins import leaf
 from perceptune.tasks.base import QuestionSet, Task
 from published import READERS, ten
 
@@ -21,6 +23,11 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 def opened(label: str, folder: Path, **options: Any) -> Task:
     return READERS[label].open(READERS[label].write(folder), **options)
+
+
+def kinds_of(task: str) -> str:
+    """What a task's own class and those it is made of are called."""
+    return " ".join(kind.__module__ for kind in leaf("tasks", task).module.TASK.__mro__)
 
 
 def facts(task: Task, split: str) -> list[tuple[str, str, str, tuple[str, ...]]]:
@@ -209,6 +216,24 @@ def test_captions_are_judged_by_cider(tmp_path: Path) -> None:
     assert [row["CIDEr_in_domain"] for row in found.per_sample] == [row["CIDEr"] for row in found.per_sample]
     loose = opened("nocaps", tmp_path, metric_tokenizer="none")
     assert loose.score(["a", "c"], samples).definition["tokenizer"] == "none"
+
+
+@pytest.mark.parametrize("label", [name for name, reader in READERS.items() if "captions" in kinds_of(reader.task)])
+def test_every_set_of_captions_reports_rouge_if_asked(label: str, tmp_path: Path) -> None:
+    plain, asked = (opened(label, tmp_path, **given) for given in ({}, {"rouge": True}))
+    samples = [sample for sample in asked.samples(asked.splits[-1]) if sample.targets]
+    texts = [sample.targets[0] for sample in samples]
+    before, found = plain.score(texts, samples), asked.score(texts, samples)
+    alone = rouge.score(texts, [sample.targets for sample in samples])
+    assert not any("rouge" in key for key in before.summary)
+    added = {key: value for key, value in found.summary.items() if key not in before.summary}
+    assert added == {key: alone.summary[key] for key in added}
+    assert set(added) == {f"rouge{kind}_{part}_{over}" for kind in "1L" for part in ("f1", "recall")
+                          for over in ("mean", "best")}  # fmt: skip
+    assert [row["rouge1_recall_mean"] for row in found.per_sample] == [
+        r["rouge1_recall_mean"] for r in alone.per_sample
+    ]
+    assert "rouge-score" in str(found.definition["rouge"])
 
 
 def test_textcaps_and_flickr_group_their_rows(tmp_path: Path) -> None:

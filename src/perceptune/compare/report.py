@@ -16,6 +16,7 @@ from perceptune.compare.plan import Entry, Plan, Setting, setting_name
 from perceptune.scatter import Mark, trade_off
 from perceptune.statistics import bootstrap_difference, bootstrap_interval
 from perceptune.tables import markdown_table
+from perceptune.tasks.base import ROUGE
 
 NAME = "compare"  # of the files
 
@@ -101,11 +102,13 @@ def _by_sample(metric: str, outcome: Outcome) -> dict[str, tuple[float, Any]]:
 def cells(result: Mapping[str, Any]) -> list[list[str]]:
     """Heading and rows for a person."""
     metric, first = result["metric"], result["rows"][0]["label"]
-    heading = ["", "trained", "share", "samples/s", metric, "± seeds", "95 %", f"against {first}", "setting"]
+    shown = _rouge(result)
+    heading = ["", "trained", "share", "samples/s", metric, "± seeds", "95 %", f"against {first}", *shown, "setting"]
     return [heading, *([
         row["label"], f"{row['trained']:,}", f"{100 * row['share']:.3f} %",
         _or_nothing(row["samples_per_second"], "{:.1f}"), f"{row[metric]:.3f}", _or_nothing(row["spread"], "{:.3f}"),
-        _span(row["interval"], ""), "" if row["label"] == first else _difference(row), setting_name(row["setting"]),
+        _span(row["interval"], ""), "" if row["label"] == first else _difference(row),
+        *(f"{row['means'][key]:.3f}" for key in shown), setting_name(row["setting"]),
     ] for row in result["rows"])]  # fmt: skip
 
 
@@ -139,11 +142,18 @@ def as_csv(result: Mapping[str, Any]) -> str:
     columns = ["label", "method", "trained", "share", "samples_per_second", metric, "spread"]
     written = io.StringIO()
     table = csv.writer(written, lineterminator="\n")
-    table.writerow([*columns, "low", "high", "difference", "difference_low", "difference_high", "setting"])
+    shown = _rouge(result)
+    table.writerow([*columns, "low", "high", "difference", "difference_low", "difference_high", *shown, "setting"])
     for row in result["rows"]:
         spans = [*(row["interval"] or ["", ""]), row["difference"], *(row["difference_interval"] or ["", ""])]
-        table.writerow([*(row[key] for key in columns), *spans, setting_name(row["setting"])])
+        means = [row["means"][key] for key in shown]
+        table.writerow([*(row[key] for key in columns), *spans, *means, setting_name(row["setting"])])
     return written.getvalue()
+
+
+def _rouge(result: Mapping[str, Any]) -> list[str]:
+    """The values of ROUGE over all references that every row has: columns of their own."""
+    return [key for key in ROUGE if key.endswith("_mean") and all(key in row["means"] for row in result["rows"])]
 
 
 def _or_nothing(value: float | None, shape: str) -> str:

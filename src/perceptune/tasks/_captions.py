@@ -40,6 +40,7 @@ class CaptionSet(MediaSet):
             "ptb",
             description="words that captions are judged by; `none`: what stands between spaces, as PETAL's code does",
         )
+        rouge: bool = Field(False, description="report ROUGE-1 and ROUGE-L, too: F1 and recall")
         metric_df: Path | None = Field(
             None, description="JSONL file whose references say which words are rare, for CIDEr; None = the judged ones"
         )
@@ -91,4 +92,4 @@ class CaptionSet(MediaSet):
         """`CIDEr` and what else `metrics/caption.py` gives, against all captions of each medium."""
         df = {} if self._options.metric_df is None else {"df": str(self._options.metric_df)}
         options = caption.Options(tokenizer=self._options.metric_tokenizer, **df)
-        return score_captions(self, predictions, samples, options)
+        return score_captions(self, predictions, samples, options, with_rouge=self._options.rouge)

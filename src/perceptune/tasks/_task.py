@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from perceptune.errors import UserError, nearest
-from perceptune.metrics import caption, exact
+from perceptune.metrics import caption, exact, rouge
 from perceptune.metrics.base import Scored, group_key
 from perceptune.paths import local_name
 from perceptune.records import Record, first_line
@@ -20,6 +20,8 @@ from perceptune.storage import absolute
 from perceptune.types import Sample
 
 CAPTION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
+# Of metric `rouge`, what captions are reported with if asked: means over a medium's references, and the best of these.
+ROUGE = tuple(f"rouge{n}_{of}_{over}" for over in ("mean", "best") for n in "1L" for of in ("f1", "recall"))
 
 
 class Examined(NamedTuple):
@@ -122,12 +124,19 @@ class GivenFiles(Task):
         """How answers are read and judged. A reader adds its splits."""
 
         metric: str = Field("accuracy", description="`CIDEr` for captions, which need no prompt of their own")
+        rouge: bool = Field(False, description="report ROUGE-1 and ROUGE-L of captions, too: F1 and recall")
         lowercase: bool = False
         first_line: bool = Field(False, description="judge only the first line of answers and targets")
         parse_lists: bool = Field(
             True, description="a list written as text, such as `['a cup', 'cup']`, is several targets; false = one"
         )
         allow_empty_prompt: bool = Field(False, description="where the template holds all the text there is")
+
+        @model_validator(mode="after")
+        def _has_captions(self) -> Self:
+            if self.rouge and self.metric not in CAPTION_METRICS:
+                raise ValueError(f"`rouge` is for captions: set `metric` to one of {', '.join(CAPTION_METRICS)}")
+            return self
 
     data_option = "train"
 
@@ -167,7 +176,9 @@ class GivenFiles(Task):
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """`accuracy`, and `accuracy_<answer_type>` for each type among the samples; or those of captions."""
-        return (score_captions if self.captions else exact_match)(self, predictions, samples)
+        if self.captions:
+            return score_captions(self, predictions, samples, with_rouge=self._options.rouge)
+        return exact_match(self, predictions, samples)
 
     def _check_metric(self, split: str, answer_types: Iterable[str]) -> None:
         """Raises `UserError` if the split that is evaluated during training gives no such metric."""
@@ -207,11 +218,23 @@ def require_targets(sample: Sample) -> None:
 
 
 def score_captions(
-    task: Task, predictions: Sequence[str], samples: Sequence[Sample], options: caption.Options | None = None
-) -> Scored:
-    """`CIDEr` and what else `metrics/caption.py` gives, against all captions of each medium."""
+    task: Task, predictions: Sequence[str], samples: Sequence[Sample], options: caption.Options | None = None, *,
+    with_rouge: bool = False,
+) -> Scored:  # fmt: skip
+    """`CIDEr` and what else `metrics/caption.py` gives, against all captions of each medium; with `ROUGE` if asked."""
     for sample in samples:
         if not sample.targets:
             raise UserError(f"sample `{sample.id}` has no captions to judge its own by")
+    texts = [task.clean(text) for text in predictions]
     references = [[task.clean(text) for text in sample.targets] for sample in samples]
-    return caption.score([task.clean(text) for text in predictions], references, options or caption.Options())
+    scored = caption.score(texts, references, options or caption.Options())
+    if not with_rouge:
+        return scored
+    further = rouge.score(texts, references)
+    rows = zip(scored.per_sample, further.per_sample, strict=True)
+    return replace(
+        scored,
+        summary=scored.summary | {key: further.summary[key] for key in ROUGE},
+        per_sample=[row | {key: more[key] for key in ROUGE} for row, more in rows],
+        definition=scored.definition | {"rouge": further.definition},
+    )

@@ -35,6 +35,7 @@ from perceptune.tasks._sets import number_of as number_of
 from perceptune.tasks._sets import text_of as text_of
 from perceptune.tasks._streams import json_objects as json_objects
 from perceptune.tasks._streams import parquet_rows as parquet_rows
+from perceptune.tasks._task import ROUGE as ROUGE
 from perceptune.tasks._task import Examined as Examined
 from perceptune.tasks._task import GivenFiles as GivenFiles
 from perceptune.tasks._task import Task as Task
