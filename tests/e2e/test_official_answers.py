@@ -88,6 +88,14 @@ def of_clip(model: Any, parts: Path, number: int) -> torch.Tensor:
     return levels_of(tower, "encoder.layer", frames[None])
 
 
+def of_still(parts: Path, number: int) -> torch.Tensor:
+    """A picture as the shortest clip: attention over one step of time, and no time embedding."""
+    tower = transformers.TimesformerModel.from_pretrained(parts / "timesformer")
+    tower.config.num_frames = 1
+    tower.embeddings.time_embeddings.data.zero_()
+    return levels_of(tower, "encoder.layer", pixels(Image.open(parts / f"{number}.png"))[None, None])
+
+
 def of_sound(model: Any, parts: Path, number: int) -> torch.Tensor:
     tower = transformers.ASTModel.from_pretrained(parts / "ast")
     heard = model.encoders["audio"].load(parts / f"{number}.wav")
@@ -96,6 +104,7 @@ def of_sound(model: Any, parts: Path, number: int) -> torch.Tensor:
 
 KINDS: dict[str, tuple[str, str, Callable[..., torch.Tensor]]] = {
     "image": ("png", "vit_base_patch16_224", lambda _, parts, number, levels=2: of_picture(parts, number, levels)),
+    "still": ("png", "timesformer", lambda _, parts, number: of_still(parts, number)),
     "video": ("mp4", "timesformer", of_clip),
     "audio": ("wav", "ast", of_sound),
 }
@@ -105,7 +114,8 @@ def answered(model: Any, parts: Path, kind: str, reference: Reference, beams: in
     """Compares the answers to questions about each medium, in a batch; how many are not empty."""
     suffix, _, features = KINDS[kind]
     questions = ["color?", "what color is this picture?"]
-    samples = [Sample(f"{n} {q}", {kind: parts / f"{n}.{suffix}"}, q) for n in range(3) for q in questions]
+    [modality] = model.encoders
+    samples = [Sample(f"{n} {q}", {modality: parts / f"{n}.{suffix}"}, q) for n in range(3) for q in questions]
     found = model.answer(samples)
     expected = []
     for number in range(3):
@@ -139,6 +149,7 @@ def released(**shape: Any) -> Released:
         ("image", {}, False),
         ("image", {"shared": True, "prompt": "none"}, True),
         ("image", {"prompt": "none", "adapters": True}, False),
+        ("still", {"prompt": "none"}, False),
         ("video", {"shared": True, "prompt": "plain"}, False),
         ("video", {"adapters": True}, True),
         ("audio", {}, True),
@@ -150,9 +161,9 @@ def test_answers_are_those_of_the_official_generation(
     made = released(**shape)
     config = {"num_beams": beams, "vision_model_name": KINDS[kind][1]}
     config |= {"append_eos_token": True} if captions else QA
-    config |= {"num_frames": 3} if kind == "video" else {}
+    config |= {"video": {"num_frames": 3}, "still": {"space_only_for_images": True}}.get(kind, {})
     model = imported(parts, tmp_path, made, config)
-    assert list(model.encoders) == [kind]
+    assert list(model.encoders) == [kind.replace("still", "image")]
     assert answered(model, parts, kind, Reference(parts / "lm", made, CONFIG), beams) > 0
 
 

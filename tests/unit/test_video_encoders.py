@@ -164,8 +164,22 @@ def test_a_video_encoder_sees_pictures(checkpoints: Path, name: str, temporal: A
     assert x.shape == (2, 3, 32, 32)
     out = features(still, x, [0, 2], "all")
     as_clip = features(clip_encoder, x[:, None].expand(-1, clip_encoder.frames, -1, -1, -1), [0, 2], "all")  # type: ignore
-    assert torch.allclose(out, as_clip, atol=1e-5) == (temporal == "t1")
+    assert torch.allclose(out, as_clip, atol=1e-5) == (temporal == "t1" and name != "timesformer")
     assert still.fingerprint() != clip_encoder.fingerprint()
+
+
+def test_timesformer_marks_no_time_in_a_picture(checkpoints: Path) -> None:
+    """As in eP-ALM's released code: attention over one step runs, nothing is added for the time."""
+    still = load_encoder_of("image", EncoderConfig(id=str(checkpoints / "timesformer"), temporal="t1"))
+    hf, x = reference(checkpoints / "timesformer", "timesformer"), torch.randn(2, 3, 32, 32)
+    hf.embeddings.time_embeddings.data.zero_()
+    hf.config.num_frames = 1
+    with torch.no_grad():
+        expected = hf(x[:, None]).last_hidden_state
+    torch.testing.assert_close(features(still, x, [2], "all")[:, 0], expected)
+    assert still.settings()["marks_time"] is False, "what was kept of pictures with a time is not theirs"
+    unset = load_encoder_of("image", EncoderConfig(id=str(checkpoints / "timesformer")))
+    assert unset.fingerprint() == still.fingerprint()
 
 
 def test_without_attention_over_time_a_block_is_one_with_its_part_at_zero(checkpoints: Path) -> None:

@@ -66,6 +66,8 @@ class Still(Encoder):
         encoder.use_frames(encoder.tubelet(encoder.tower.config))
         if skip_time:
             encoder.skip_time()
+        else:
+            encoder.unmark_time()
         self.n_layers, self.dim, self.n_tokens = encoder.n_layers, encoder.dim, encoder.n_tokens
 
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
@@ -86,7 +88,8 @@ class Still(Encoder):
 
     def settings(self) -> dict[str, Any]:
         """Those of the video encoder."""
-        return {**self.encoder.settings(), "temporal": "skip" if self.encoder.skips_time else "t1"}
+        unmarked = {} if self.encoder.marks_time else {"marks_time": False}
+        return {**self.encoder.settings(), "temporal": "skip" if self.encoder.skips_time else "t1", **unmarked}
 
 
 def average(encoder: Encoder, options: EncoderConfig) -> Encoder:

@@ -29,7 +29,7 @@ class VideoEncoder(ViTEncoder):
 
     def __init__(self, tower: nn.Module, transform: ImageTransform, *, flip: bool = True) -> None:
         super().__init__(tower, transform, flip=flip)
-        self.skips_time = False
+        self.skips_time, self.marks_time = False, True
         self.frames = 0
         self.use_frames(self.tower.config.num_frames)
 
@@ -61,6 +61,9 @@ class VideoEncoder(ViTEncoder):
     def skip_time(self) -> None:
         """Leaves the attention over time out. Raises `UserError` where there is none of its own."""
         raise UserError("`temporal: skip`: it has no attention over time alone; use `temporal: t1`")
+
+    def unmark_time(self) -> None:
+        """Adds nothing for the time of a lone picture, where positions in time are embeddings of their own."""
 
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
         """(frames, 3, H, W) float32; every frame of an augmented view shows the same part."""

@@ -43,6 +43,11 @@ class Timesformer(VideoEncoder):
         """A block is then a plain block of a Vision Transformer, if there is one frame."""
         self.skips_time = True
 
+    def unmark_time(self) -> None:
+        """As the official eP-ALM code treats pictures (`space_only_for_images`)."""
+        self.marks_time = False
+        self.tower.embeddings.attention_type = "space_only"  # of the embeddings alone: no time is added to one frame
+
     def embed(self, x: Tensor) -> Tensor:
         """(B, 1 + patches * frames, dim); tokens of one patch lie side by side."""
         return self.tower.embeddings(x)
