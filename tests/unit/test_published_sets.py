@@ -159,6 +159,33 @@ def test_gqa(tmp_path: Path) -> None:
     assert summary == {"accuracy": 0.5, "accuracy_query": 1.0, "accuracy_verify": 0.0}
 
 
+def test_a_split_may_have_a_folder_of_media_of_its_own(tmp_path: Path) -> None:
+    """GQA in the layout of the eP-ALM release: Visual Genome's pictures for training, its own for the test."""
+    rows = [{"img_id": "7", "label": {"pipe": 1.0}, "question_id": "1", "sent": "what?"}]
+    for name in ("GQA/train.json", "GQA/valid.json", "GQA/testdev.json", "VG/VG_100K/7.jpg", "GQA/images/7.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(rows) if name.endswith("json") else "")
+    given = {
+        "dir": tmp_path, "format": "vl-t5", "template": "{image_id}.jpg",
+        "annotations": {"train": "GQA/train.json", "validation": "GQA/valid.json", "testdev": "GQA/testdev.json"},
+        "media": {"train": "VG/VG_100K", "validation": "VG/VG_100K", "testdev": "GQA/images"},
+    }  # fmt: skip
+    module: Any = leaf("tasks", "gqa").module
+
+    def pictures(split: str, **changes: Any) -> list[str]:
+        task = module.TASK(module.TASK.Options.model_validate({**given, **changes}))
+        return [str(Path(str(sample.media["image"])).relative_to(tmp_path)) for sample in task.samples(split)]
+
+    found = [pictures(split, top_answers=1) for split in ("train", "validation", "testdev")]
+    assert found == [["VG/VG_100K/7.jpg"], ["VG/VG_100K/7.jpg"], ["GQA/images/7.jpg"]]
+    with pytest.raises(UserError, match=r"`media` names no folder for split `testdev`"):
+        pictures("testdev", media={"train": "VG/VG_100K"})
+    with pytest.raises(UserError, match=r"`media`: unknown split `test`; did you mean `testdev`"):
+        pictures("train", media={"train": "VG/VG_100K", "test": "GQA/images"})
+    with pytest.raises(UserError, match=r"GQA/train.json.*VG_100"):
+        pictures("train", media={"train": "VG/VG_100"})
+
+
 def test_a_okvqa(tmp_path: Path) -> None:
     task = opened("a-okvqa", tmp_path)
     [sample] = task.samples("validation")

@@ -6,17 +6,18 @@ import string
 import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from perceptune.errors import UserError, nearest
+from perceptune.errors import UserError, naming, nearest
 from perceptune.records import Record, short
 from perceptune.storage import absolute
 from perceptune.tasks._files import Absent, missing
 from perceptune.tasks._task import Task, check_split
-from perceptune.types import Sample
+from perceptune.types import Medium, Sample
 
 TRAIN = "train"
 _ORDER = (TRAIN, "validation")
@@ -36,7 +37,9 @@ class MediaSet(Task):
 
         dir: Path = Field(description="the data set's folder; other paths are relative to it")
         # These are no `Path`: a recipe's own paths are taken relative to the recipe or to the current folder.
-        media: str | None = Field(None, description="folder of the media, if it is another")
+        media: str | dict[str, str] | None = Field(
+            None, description="folder of the media, if it is another, or split -> folder"
+        )
         template: str | None = Field(None, description="a medium's path in there; None = as published")
         annotations: dict[str, str | tuple[str, ...]] = Field(
             default_factory=dict, description="split -> its file or files, if others than published"
@@ -55,7 +58,10 @@ class MediaSet(Task):
         self._annotations = {**self.published(), **_given(options.annotations)}
         names = [*_ORDER, *(name for name in self._annotations if name not in _ORDER)]
         self.splits = tuple(name for name in names if name in self._annotations)
-        self._media = options.dir / (options.media or "")
+        if isinstance(options.media, dict):
+            for split in options.media:
+                with naming("`media`"):
+                    check_split(split, self.splits)
         self._template = options.template or self.template
         self._made: dict[str, list[Sample]] = {}
 
@@ -87,19 +93,30 @@ class MediaSet(Task):
         return [self._options.dir / name for name in self._annotations[split]]
 
     def medium(self, record: Record, **fields: Any) -> dict[str, Path]:
-        """The medium of a row: the template with `fields` filled in."""
+        """The medium of a row, relative to the folder of its split's media: the template with `fields` filled in."""
         try:
             name = self._template.format_map(fields)
         except (KeyError, ValueError, IndexError, AttributeError) as error:
             known = {field for _, field, _, _ in string.Formatter().parse(self._template) if field} - fields.keys()
             hint = "".join(f": no `{name}`{nearest(name, fields)}" for name in sorted(known)[:1])
             raise record.error(f"`template` {self._template!r} cannot be filled in{hint or f': {error}'}") from error
-        return {self.modality: self._media / name}
+        return {self.modality: Path(name)}
+
+    def _media_folder(self, split: str) -> Path:
+        given = self._options.media
+        if isinstance(given, dict) and split not in given:
+            raise UserError(
+                f"`media` names no folder for split `{split}`, but for {', '.join(f'`{s}`' for s in given)}"
+            )
+        return Path(self._options.dir / ((given[split] if isinstance(given, dict) else given) or ""))
 
     def _checked(self, split: str) -> list[Sample]:
         kept, places, absent = list[Sample](), dict[str, str](), Absent()
         first, looks = "", self._options.check_files or self._options.skip_missing
-        for index, (record, sample) in enumerate(self.entries(split)):
+        folder = self._media_folder(split)
+        for index, (record, found) in enumerate(self.entries(split)):
+            media: dict[str, Medium] = {name: folder / str(place) for name, place in found.media.items()}
+            sample = replace(found, media=media)
             if sample.id in places:
                 raise record.error(f"the id `{short(sample.id)}` is that of {places[sample.id]}, too")
             places[sample.id] = record.where
