@@ -131,7 +131,7 @@ def fail(folder: Path, world: distributed.World) -> dict[str, Any]:
         except UserError as error:
             said.append([type(error).__name__, str(error)])
         setattr(where, name, original)
-    training.Trainer._backward = lambda *_: (float("nan"), 1, 1)  # type: ignore[method-assign]
+    training.Trainer._backward = lambda *_: ([float("nan")], 1, 1)  # type: ignore[method-assign]
     try:
         perceptune.train(recipes(folder)["odd"], folder / "not a number")
     except UserError as error:

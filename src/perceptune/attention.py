@@ -1,6 +1,6 @@
 """Attention for short texts: one product for all heads that share a key, the mask added in the same go.
 
-Registered with transformers under a name of its own; whatever it does not cover goes to transformers' `sdpa`. On a CPU
+Registered with transformers under names of its own; whatever it does not cover goes to transformers' `sdpa`. On a CPU
 the fused kernel's backward pass is made for long texts: in bfloat16 it took 86 of 255 ms of a training step on 27
 columns, and repeating keys for the heads that share them costs as much as multiplying.
 """
@@ -16,6 +16,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "perceptune"
+WHOLE = "perceptune-whole"  # the same for an LM without slots
+PLAIN = "perceptune-sdpa"  # transformers' attention with our masks
 LONGEST = 256  # columns
 
 
@@ -62,7 +64,35 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
+def show_something(mask: Tensor) -> Tensor:
+    """A boolean mask (..., Q, K) in which each query row that sees nothing, such as one of padding, sees everything.
+
+    No other row is changed. What such a row computes is not used, but the gradient of some attention kernels on GPUs is
+    not a number there, and spreads.
+    """
+    return mask | ~mask.any(-1, keepdim=True)
+
+
+def make_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """transformers' `sdpa_mask`; on a GPU without looking for padding, for which the host would wait."""
+    if attention_mask is None or attention_mask.device.type == "cpu":
+        return sdpa_mask(attention_mask=attention_mask, **kwargs)
+    skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(attention_mask=attention_mask, **{**kwargs, **skips})
+
+
+def make_whole_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """The same for an LM without slots, whose masks nobody completes: on a GPU no row sees nothing."""
+    mask = make_mask(attention_mask=attention_mask, **kwargs)
+    if mask is None or mask.device.type == "cpu" or mask.dtype != torch.bool or not torch.is_grad_enabled():
+        return mask
+    return show_something(mask)
+
+
 def register() -> None:
-    """Makes the name known to transformers."""
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+    """Makes the names known to transformers."""
+    for name, compute, mask in (
+        (NAME, attention, make_mask), (WHOLE, attention, make_whole_mask), (PLAIN, sdpa_attention_forward, make_mask),
+    ):  # fmt: skip
+        ALL_ATTENTION_FUNCTIONS.register(name, compute)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)

@@ -12,13 +12,14 @@ beams that are open at the limit count, whatever their rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from perceptune.devices import move
 from perceptune.prefill import Prefilled
 from perceptune.types import Decoding, Slots
 from perceptune.uncached import Uncached
@@ -91,31 +92,43 @@ def beam_steps(
     wanted: Callable[[int], bool] | None = None,
 ) -> Generator[None, None, list[list[int]]]:  # fmt: skip
     """`beam_search` that stops for breath after each token."""
-    n, room, beams = len(ids), int(limits.max()), decoding.beams
+    n, most, beams = len(ids), limits.tolist(), decoding.beams
+    room = max(most)
     rule = _Rule(decoding.length_penalty, mask.sum(-1, keepdim=True) if decoding.counts_prompt else None)
     plain = lm.why_plain(slots) is not None
     state = Uncached(lm, ids, mask, slots) if plain else Prefilled(lm, ids, mask, slots, room)
     held = _none_yet(n, beams, room, ids.device)
     state.keep(torch.arange(n, device=ids.device).repeat_interleave(beams))
-    answers: list[list[int]] = [[] for _ in range(n)]
-    going = torch.arange(n, device=ids.device)
+    best: dict[int, Tensor] = {}  # (room,) of the rows that have ended, read when all have
+    going = list(range(n))
     for length in range(1, room + 1):
-        parents, open_ = _step(held, state.logits, length, limits[going], rule, eos)
+        parents, open_ = _step(held, state.logits, length, limits, rule, eos)
+        goes_on = open_.tolist()  # the one thing in a step that the host waits for
         if wanted is not None:
-            open_ &= torch.tensor([wanted(row) for row in going.tolist()], device=open_.device)
-        for place in (~open_).nonzero().flatten().tolist():
-            best = held.texts[place, 0].tolist()
-            answers[int(going[place])] = best[: best.index(eos) + 1] if eos in best else best
-        if not bool(open_.any()):
+            goes_on = [yes and wanted(row) for yes, row in zip(goes_on, going, strict=True)]
+        best |= {row: held.texts[place, 0] for place, row in enumerate(going) if not goes_on[place]}
+        if not any(goes_on):
             break
         first = torch.arange(len(going), device=ids.device)[:, None] * beams
         state.exchange((first + parents).flatten())
-        if not bool(open_.all()):
-            state.keep((first + torch.arange(beams, device=ids.device))[open_].flatten())
-            going, held, rule = going[open_], held.rows(open_), rule.rows(open_)
+        if not all(goes_on):
+            places = [place for place, yes in enumerate(goes_on) if yes]
+            stay = move(torch.tensor(places), ids.device)
+            state.keep((first[stay] + torch.arange(beams, device=ids.device)).flatten())
+            going, held, rule = [going[place] for place in places], held.rows(stay), rule.rows(stay)
+            limits = limits[stay]
         state.feed(held.tokens[:, :, length - 1].flatten())
         yield
-    return [tokens[:limit] for tokens, limit in zip(answers, limits.tolist(), strict=True)]
+    return _read(best, most, eos)
+
+
+def _read(best: Mapping[int, Tensor], most: Sequence[int], eos: int) -> list[list[int]]:
+    """The answers, one a row: up to the end token, or as long as they may be."""
+    found = dict(zip(best, torch.stack(list(best.values())).tolist(), strict=True)) if best else {}
+    answers = [found.get(row, []) for row in range(len(most))]
+    return [
+        (one[: one.index(eos) + 1] if eos in one else one)[:limit] for one, limit in zip(answers, most, strict=True)
+    ]
 
 
 def _none_yet(rows: int, beams: int, room: int, device: torch.device) -> _Beams:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from perceptune import attention
 from perceptune.anatomy import weights_fingerprint
 from perceptune.choosing import chooser
+from perceptune.devices import move
 from perceptune.generation import Watch, limits_of, through_transformers, up_to
 from perceptune.head import frozen_head_loss
 from perceptune.types import Decoding
@@ -34,7 +35,7 @@ class Instruction:
     mask: Tensor  # (B, L) 1 = token
 
     def to(self, device: torch.device) -> Instruction:
-        return Instruction(self.ids.to(device), self.mask.to(device))
+        return Instruction(move(self.ids, device), move(self.mask, device))
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,26 @@ class LMTokens:
     mask: Tensor  # (B, T) 1 = token; padded on the left for a decoder-only LM, else on the right
     supervised: Tensor  # (B, T) bool: tokens that are to be predicted; none for an encoder-decoder LM
     labels: Tensor | None = None  # (B, S) what the decoder of an encoder-decoder LM is to say, padded with -100
+    predicted: tuple[Tensor, Tensor] | None = None  # what `find_predicted` gives, where that was known before
+
+    def to(self, device: torch.device) -> LMTokens:
+        """The same on a device; what is predicted is found out where they are now."""
+        predicted = self.find_predicted()
+        labels = None if self.labels is None else move(self.labels, device)
+        ids, mask, supervised = (move(part, device) for part in (self.ids, self.mask, self.supervised))
+        return LMTokens(ids, mask, supervised, labels, (move(predicted[0], device), move(predicted[1], device)))
+
+    def find_predicted(self) -> tuple[Tensor, Tensor]:
+        """Places (N,) of the columns that predict a token, row after row, and these tokens (N,)."""
+        if self.predicted is not None:
+            return self.predicted
+        if self.labels is None:
+            keep = nn.functional.pad(self.supervised[:, 1:], (0, 1))
+            targets = self.ids[:, 1:][self.supervised[:, 1:]]
+        else:
+            keep = self.labels != IGNORED
+            targets = self.labels[keep]
+        return keep.flatten().nonzero().flatten(), targets
 
     def said(self, pad: int) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, S) of what is to be said, wherever it stands."""
@@ -66,10 +87,8 @@ class FrozenBlip(nn.Module):
         config = self.model.config
         self.reads_instructions = config.model_type == "instructblip"
         self.encoder_decoder = bool(self.language_model.config.is_encoder_decoder)
-        text = self.language_model.config.get_text_config()
-        if text._attn_implementation == "sdpa" and not self.encoder_decoder:
-            attention.register()
-            text._attn_implementation = attention.NAME
+        _use_own_masks(self.qformer, attention.PLAIN)
+        _use_own_masks(self.language_model, attention.PLAIN if self.encoder_decoder else attention.WHOLE)
         self.n_patches = n_patches
         self.n_queries = int(config.num_query_tokens)  # image tokens that the LM sees
         self.image_token = int(config.image_token_index or 0)  # its embedding is never used
@@ -148,12 +167,8 @@ class FrozenBlip(nn.Module):
     def loss(self, queries: Tensor, tokens: LMTokens) -> tuple[Tensor, int]:
         """Cross-entropy summed over the predicted tokens, and their number, for query outputs (B, n_queries, d)."""
         given = self._inputs(queries, tokens)
-        if tokens.labels is None:
-            keep = nn.functional.pad(tokens.supervised[:, 1:], (0, 1))
-            targets = tokens.ids[:, 1:][tokens.supervised[:, 1:]]
-        else:
-            keep = tokens.labels != IGNORED
-            targets = tokens.labels[keep]
+        keep, targets = tokens.find_predicted()
+        if tokens.labels is not None:
             given["decoder_input_ids"] = self.language_model.prepare_decoder_input_ids_from_labels(tokens.labels)
         head = self.language_model.get_output_embeddings()
         caught: list[Tensor] = []
@@ -195,9 +210,8 @@ class FrozenBlip(nn.Module):
         if type(head) is not nn.Linear:
             return
         ids = torch.zeros(1, self.n_queries + 2, dtype=torch.long, device=self.device)
-        both = torch.zeros_like(ids, dtype=torch.bool)
-        both[:, -2:] = True
-        tokens = LMTokens(ids, torch.ones_like(ids), both)
+        both = torch.arange(ids.shape[1] - 2, ids.shape[1], device=self.device)
+        tokens = LMTokens(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
         given = self._inputs(torch.ones(1, self.n_queries, self.hidden_size, device=self.device), tokens)
         if self.encoder_decoder:
             given["decoder_input_ids"] = ids
@@ -213,17 +227,19 @@ class FrozenBlip(nn.Module):
         words = self.word_embeddings(tokens.ids)
         visual = self.language_projection(queries).to(words.dtype)
         places = image_columns(tokens.mask, self.n_queries)[..., None]
-        given = {"inputs_embeds": words.masked_scatter(places, visual), "attention_mask": tokens.mask}
+        number = (tokens.mask.cumsum(-1) - 1).clamp(0, self.n_queries - 1)[..., None]  # of an image token in its row
+        spread = visual.gather(1, number.expand(-1, -1, visual.shape[-1]))
+        given = {"inputs_embeds": torch.where(places, spread, words), "attention_mask": tokens.mask}
         if not self.encoder_decoder:
             given["position_ids"] = (tokens.mask.cumsum(-1) - 1).clamp_min(0)
         return given
 
     @contextlib.contextmanager
     def _kept(self, keep: Tensor, caught: list[Tensor] | None) -> Iterator[None]:
-        """The vocabulary head runs on the kept positions only, or, where its input is `caught`, on nothing."""
+        """The vocabulary head runs on the kept places (N,) only, or, where its input is `caught`, on nothing."""
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            kept = args[0][keep]
+            kept = args[0].flatten(0, 1).index_select(0, keep)
             if caught is not None:
                 caught.append(kept)
                 kept = kept[:0]
@@ -234,6 +250,15 @@ class FrozenBlip(nn.Module):
             yield
         finally:
             handle.remove()
+
+
+def _use_own_masks(model: nn.Module, name: str) -> None:
+    """Lets a model's parts that use transformers' `sdpa` use what `attention` has registered under a name."""
+    attention.register()
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", None) == "sdpa":
+            config._attn_implementation = name
 
 
 def _in_one_piece(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from perceptune.blip import FrozenBlip
 from perceptune.blip_text import BlipText, BlipTokens
 from perceptune.config import Recipe
+from perceptune.devices import move
 from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError
 from perceptune.features import FeatureStore
@@ -116,7 +117,7 @@ class BlipModel(AdaptedModel):
 
     def _image(self, features: Features) -> Tensor:
         """(B, T, d_image): the one level that is kept."""
-        return features.values[:, 0].to(self.device)
+        return move(features.values[:, 0], self.device)
 
     def _require_images(self, samples: Sequence[Sample]) -> None:
         for sample in samples:

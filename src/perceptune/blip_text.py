@@ -31,9 +31,7 @@ class BlipTokens(Tokens):
 
     def for_lm(self, device: torch.device) -> LMTokens:
         """What the LM takes of it."""
-        labels = None if self.labels is None else self.labels.to(device)
-        ids, mask, supervised = (part.to(device) for part in (self.input_ids, self.attention_mask, self.supervised))
-        return LMTokens(ids, mask, supervised, labels)
+        return LMTokens(self.input_ids, self.attention_mask, self.supervised, self.labels).to(device)
 
 
 class BlipText(TextFormat):

@@ -14,6 +14,7 @@ from perceptune.anatomy import attention_for
 from perceptune.blip_loading import build_blip, load_blip, load_blip_text, load_blip_vision
 from perceptune.blip_model import BlipModel
 from perceptune.config import Recipe, load_recipe, validate
+from perceptune.devices import default_device, use_full_float32
 from perceptune.encoders._fit import fit
 from perceptune.encoders.base import Encoder, load_encoder, weight_files
 from perceptune.errors import UserError
@@ -205,6 +206,7 @@ def encoder_alone(recipe: Recipe, modality: str) -> Encoder:
 def encoder_stores(recipe: Recipe) -> dict[str, FeatureStore]:
     """The recipe's feature caches. Of the LM only the shape is needed, to know which levels the method wants."""
     device, recipe = default_device(), with_encoder_dtypes(recipe)
+    use_full_float32(device)
     if recipe.backbone == "instructblip":
         return {"image": BlipModel.store_of(recipe, load_blip_vision(recipe).to(device))}
     encoders = {name: load_encoder_of(name, config).to(device) for name, config in recipe.encoders.items()}
@@ -214,11 +216,6 @@ def encoder_stores(recipe: Recipe) -> dict[str, FeatureStore]:
     if method.trains_encoders:
         raise UserError("the recipe trains its encoders (`method.unfreeze`): their features cannot be kept")
     return feature_stores(recipe, encoders, method)
-
-
-def default_device() -> torch.device:
-    """Where a model runs unless it is said: a GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def dtypes_of(recipe: Recipe) -> dict[str, str]:

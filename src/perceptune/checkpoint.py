@@ -26,8 +26,9 @@ from torch import Tensor
 
 from perceptune._version import __version__
 from perceptune.atomic import write_whole
-from perceptune.building import FrozenParts, build, default_device, settle_answering
+from perceptune.building import FrozenParts, build, settle_answering
 from perceptune.config import Recipe, leaf_names, load_recipe, read_yaml
+from perceptune.devices import resolve_device, use_full_float32
 from perceptune.errors import UserError, disk_error
 from perceptune.model import AdaptedModel
 from perceptune.origin import META as META
@@ -59,11 +60,11 @@ def load(
 ) -> AdaptedModel:  # fmt: skip
     """The trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless another is asked for.
 
-    `device` defaults to a GPU where there is one. `overrides` change `cache`, `decode` and `eval` keys for this use of
-    the run, and where its base models lie (`lm.id`, `encoders.MODALITY.id`: fingerprints must be the same); `trust`
-    lets its recipe name third-party code to import. `run` may also be a zip file of `perceptune export`, or
-    `hf://USER/NAME` on a hub. `parts` lends frozen parts that others
-    use, too. Without `ready` the caller moves the model and calls its `get_ready` then.
+    `device` defaults to this process's GPU where there is one. `overrides` change `cache`, `decode` and `eval` keys for
+    this use of the run, and where its base models lie (`lm.id`, `encoders.MODALITY.id`: fingerprints must be the same);
+    `trust` lets its recipe name third-party code to import. `run` may also be a zip file of `perceptune export`, or
+    `hf://USER/NAME` on a hub. `parts` lends frozen parts that others use, too. Without `ready` the caller moves the
+    model and calls its `get_ready` then.
     Raises `UserError` for a folder that is no run, of a newer format, damaged, or trained on other base models.
     """
     run = local_run(run)
@@ -75,7 +76,8 @@ def load(
                 f"`{word}`: only `cache`, `decode` and `eval` keys of a trained run can be changed, and where its "
                 "base models lie"
             )
-    place = torch.device(device) if device else default_device()
+    place = resolve_device(device)
+    use_full_float32(place)
     recipe = settle_answering(load_recipe(read_recipe(run, trust=trust), overrides), place)
     model = build(recipe, dtype=dtype or recipe.eval.dtype, parts=parts, ready=False)
     require_same_base(run, model)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from perceptune.devices import use_full_float32
 from perceptune.errors import SaidElsewhereError, UserError
 from perceptune.launch import JOIN_TIMEOUT, join, read_launch
 from perceptune.model import AdaptedModel
@@ -58,6 +59,11 @@ class World:
     def main(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
+
+    @property
+    def loading_device(self) -> torch.device:
+        """Where a model is loaded that `place` is given next: what is sharded comes from main memory."""
+        return torch.device("cpu") if self.sharded else self.device
 
     @property
     def sharded(self) -> bool:
@@ -163,6 +169,7 @@ class World:
 
     def place(self, model: AdaptedModel) -> AdaptedModel:
         """Moves a model to this process's device; shards its LM if Accelerate was asked for FSDP."""
+        use_full_float32(self.device)
         if self.sharding is None:
             return model.to(self.device)
         with self.alike():

@@ -117,9 +117,7 @@ def evaluate(
     world = World(join_timeout)
     with world.together():
         run = local_run(run)
-        # Of several processes each has a device of its own.
-        model = load(run, trust=trust, overrides=overrides, device=None if world.size == 1 else "cpu",
-                     ready=world.size == 1)  # fmt: skip
+        model = load(run, trust=trust, overrides=overrides, device=world.loading_device, ready=world.size == 1)
         config = model.recipe.eval
         part = None if task is None else NamedPart(**task)
         own = evaluated_set(model.recipe, part, split, samples)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from perceptune.assets import cache_dir
 from perceptune.config import Recipe
+from perceptune.devices import move
 from perceptune.encoders.base import Encoder
 from perceptune.loading import Loaded, Loader, Seen, ahead
 from perceptune.media import MediaError, identity
@@ -207,7 +208,7 @@ class FeatureStore:
         if not loaded:
             return {}
         device = next(self.encoder.parameters()).device
-        pixels = torch.stack([one.pixels for one in loaded if one.pixels is not None]).to(device)
+        pixels = move(torch.stack([one.pixels for one in loaded if one.pixels is not None]), device)
         rows = self.encoder(pixels, self.kept_levels, self.tokens).to(DTYPES[self.cache.dtype]).cpu()
         return {one.key: row for one, row in zip(loaded, rows, strict=True)}
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from perceptune.checkpoint import write_text
+from perceptune.devices import pinned
 from perceptune.distributed import World
 from perceptune.errors import UserError
 from perceptune.lazy import select
@@ -163,7 +165,11 @@ class Feed:
             return None
         samples, targets, draws = map(list, zip(*kept, strict=True))
         features = self.model.known(samples, draws)
-        return None if features is None else Batch(self.model.tokens(samples, targets), features)
+        if features is None:
+            return None
+        # Copied into memory that a GPU reads by itself, here in the background.
+        there = {name: replace(one, values=pinned(one.values, self.model.device)) for name, one in features.items()}
+        return Batch(self.model.tokens(samples, targets), there)
 
     def _collate(self, picked: Picked) -> Batch | None:
         """A batch without the samples whose media are broken."""

@@ -78,11 +78,12 @@ def one_by_one(
     watch: Watch | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """Greedy decoding or sampling: new tokens of each row, the end token included."""
+    most = limits.tolist()
     rows = [
-        Row(most, eos, choose, number, None if watch is None else partial(watch.token, number))
-        for number, most in enumerate(limits.tolist())
+        Row(limit, eos, choose, number, None if watch is None else partial(watch.token, number))
+        for number, limit in enumerate(most)
     ]
-    going = Going(Prefilled(lm, ids, mask, slots, int(limits.max())), rows)
+    going = Going(Prefilled(lm, ids, mask, slots, max(most)), rows)
     while going.step():
         pass
     return [row.tokens for row in rows]

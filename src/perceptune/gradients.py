@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from perceptune.model import AdaptedModel, Batch
 
 
 def add_gradients(
     model: AdaptedModel, batches: Sequence[Batch | None], stand_in: Batch | None = None
-) -> tuple[float, int, int]:
-    """Adds up gradients of the loss sum; returns it with the number of tokens and samples.
+) -> tuple[list[Tensor], int, int]:
+    """Add up gradients of the loss sum; return each batch's loss with the number of tokens and samples.
 
-    Where a batch is missing, `stand_in` is gone through without effect.
+    Losses stay on their device: reading one waits for it. Where a batch is missing, `stand_in` is gone through without
+    effect.
     """
-    total, tokens, samples = 0.0, 0, 0
+    losses: list[Tensor] = []
+    tokens, samples = 0, 0
     model.dropout(on=True)
     try:
         for batch in batches:
@@ -22,9 +26,10 @@ def add_gradients(
                 loss, n = model.loss(batch)
                 if loss.requires_grad:  # rows without media may leave nothing to learn
                     loss.backward()
-                total, tokens, samples = total + float(loss.detach()), tokens + n, samples + batch.n_samples
+                losses.append(loss.detach())
+                tokens, samples = tokens + n, samples + batch.n_samples
             elif stand_in is not None:
                 (0 * model.loss(stand_in)[0]).backward()
     finally:  # the caller may catch an error and go on with the model
         model.dropout(on=False)
-    return total, tokens, samples
+    return losses, tokens, samples

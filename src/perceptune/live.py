@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from perceptune.devices import move
 from perceptune.encoders.base import Encoder
 from perceptune.features import GROUP, FeatureStore
 from perceptune.loading import Loader, ahead
@@ -40,5 +41,5 @@ class LiveFeatures(FeatureStore):
                 if one.error is not None:
                     raise one.error
             pixels = torch.stack([one.pixels for one in loaded if one.pixels is not None])
-            parts.append(self.encoder(pixels.to(device), self.levels, self.tokens))
-        return torch.cat(parts)[[distinct.index(item) for item in items]].float()
+            parts.append(self.encoder(move(pixels, device), self.levels, self.tokens))
+        return torch.cat(parts)[move(torch.tensor([distinct.index(item) for item in items]), device)].float()

@@ -18,6 +18,7 @@ from perceptune.blocks import (
     identity_in_tuple,
     replaced_forward,
 )  # fmt: skip
+from perceptune.devices import move
 from perceptune.errors import UserError
 from perceptune.head import frozen_head_loss
 from perceptune.splice import MASK, Splice, argument_names, replace_inputs, with_slots
@@ -58,7 +59,7 @@ class FrozenLM(nn.Module):
         self._before_the_head: list[Tensor] | None = None
         self._busy = False
         self._splice: Splice | None = None
-        self._keep: Tensor | None = None
+        self._keep: Tensor | None = None  # (N,) places of the columns that the vocabulary head runs on
         self._stop_at: int | None = None
         self._blocks_give_tuples = False  # found out by the first forward
         self._argument_names: list[list[str]] = []  # of each block
@@ -117,7 +118,7 @@ class FrozenLM(nn.Module):
         attention_mask: Tensor,  # (B, T) 1 = token
         slots: Sequence[Slots] = (),
         *,
-        keep: Tensor | None = None,  # (B, T) bool
+        keep: Tensor | None = None,  # (B, T) bool, best on the CPU
         text_states: tuple[int, Tensor] | None = None,  # (layer, (B, T, d)) from `states_at`
         plain: bool = False,
     ) -> Tensor:
@@ -168,7 +169,7 @@ class FrozenLM(nn.Module):
         split = Split(slots, self.n_layers, tuples=self._blocks_give_tuples)
         split.text_states, split.record = text_states, record
         if last_only:
-            keep = torch.zeros_like(attention_mask, dtype=torch.bool)
+            keep = torch.zeros(attention_mask.shape, dtype=torch.bool)
             keep[:, -1] = True
         if keep is not None:
             marked = keep.any(0).nonzero().flatten().tolist() or [0]
@@ -179,7 +180,7 @@ class FrozenLM(nn.Module):
                 split.text_states = (text_states[0], text_states[1][:, :end])
         ids, mask, positions = with_slots(input_ids, attention_mask, split.width)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.using(None, _with_slots_before(keep, split.width)))
+            stack.enter_context(self.using(None, _places(keep, split.width, ids.device)))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 split.around = partial(checkpointed_layer, split.groups)  # type: ignore[method-assign]
             for index, layer in enumerate(self.layers):
@@ -198,7 +199,7 @@ class FrozenLM(nn.Module):
         splice.text_states = text_states
         ids, mask, positions = with_slots(input_ids, attention_mask, splice.width)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.using(splice, _with_slots_before(keep, splice.width)))
+            stack.enter_context(self.using(splice, _places(keep, splice.width, ids.device)))
             first = 0
             if text_states is not None:
                 first = text_states[0]
@@ -301,12 +302,16 @@ class FrozenLM(nn.Module):
         """The vocabulary head runs on the kept positions only, as one 2-D product."""
         if self._keep is None:
             return None
-        kept = args[0][self._keep]
+        kept = args[0].flatten(0, 1).index_select(0, self._keep)
         if self._before_the_head is not None:  # the head runs on nothing: what would enter it is wanted
             self._before_the_head.append(kept)
             kept = kept[:0]
         return (kept, *args[1:])
 
 
-def _with_slots_before(keep: Tensor | None, width: int) -> Tensor | None:
-    return None if keep is None else torch.cat([keep.new_zeros(keep.shape[0], width), keep], dim=1)
+def _places(keep: Tensor | None, width: int, device: torch.device) -> Tensor | None:
+    """Where the columns marked in `keep` (B, T) are (N,), row after row, once `width` columns stand before the text."""
+    if keep is None:
+        return None
+    rows, columns = keep.nonzero(as_tuple=True)
+    return move(rows * (width + keep.shape[1]) + width + columns, device)

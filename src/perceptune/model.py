@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptune.config import Recipe
+from perceptune.devices import move
 from perceptune.encoders.base import Encoder
 from perceptune.errors import UserError, nearest
 from perceptune.features import FeatureStore
@@ -303,5 +304,5 @@ def _by_row(samples: Sequence[Sample], modality: str, given: Tensor) -> Features
     """Features of the rows that have the modality, spread over all rows."""
     present = torch.tensor([modality in sample.media for sample in samples])
     values = given.new_zeros(len(samples), *given.shape[1:])
-    values[present] = given
+    values[move(present.nonzero().flatten(), given.device)] = given
     return Features(values, present)

@@ -53,11 +53,11 @@ class MethodOptimizer:
             if parameter.grad is not None:
                 parameter.grad /= tokens
 
-    def clip(self) -> float:
-        """Clips the method's gradient as the recipe says; returns its norm before."""
+    def clip(self) -> Tensor | float:
+        """Clips the method's gradient as the recipe says; returns its norm before, which a GPU may not know yet."""
         given = [p for p in self._own if p.grad is not None]
         limit = math.inf if self.config.clip is None else self.config.clip
-        return float(torch.nn.utils.clip_grad_norm_(given, limit)) if given else 0.0
+        return torch.nn.utils.clip_grad_norm_(given, limit) if given else 0.0
 
     def update(self) -> None:
         """One step; the gradients are gone after it."""
@@ -83,5 +83,5 @@ class MethodOptimizer:
                 if key == VALUE:
                     parameter.data.copy_(value)
                     continue
-                device = torch.device("cpu") if key == "step" else parameter.device
-                self.adam.state[parameter][key] = value.to(device)
+                # The fused optimizer wants its step counts on the parameter's device, too.
+                self.adam.state[parameter][key] = value.to(parameter.device)

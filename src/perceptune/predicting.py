@@ -75,7 +75,7 @@ def predict(
     world = World(join_timeout)
     with world.together():
         kept = [] if any(word.startswith("cache.features=") for word in overrides) else ["cache.features=off"]
-        model = load(run, trust=trust, overrides=[*kept, *overrides], device=None if world.size == 1 else "cpu",
+        model = load(run, trust=trust, overrides=[*kept, *overrides], device=world.loading_device,
                      ready=world.size == 1)  # fmt: skip
         if world.sharded:
             raise UserError("accelerate: `predict` gives every process the whole LM: leave out FSDP")

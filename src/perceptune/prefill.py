@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from perceptune.devices import move
 from perceptune.keyvalues import Pair
 from perceptune.splice import Splice, with_slots
 from perceptune.types import Slots
@@ -122,7 +123,7 @@ class Prefilled:
         self._front = sum(slot.width for slot in slots)
         self._seen = with_slots(ids, mask, self._front)[1]
         # A slot's states are in the cache now: only who may see it from which layer on matters.
-        self._slots = [_seen_only(slot, slot.present.to(ids.device)) for slot in slots]
+        self._slots = [_seen_only(slot, move(slot.present, ids.device)) for slot in slots]
 
     @property
     def layout(self) -> tuple[tuple[int, int], ...]:
@@ -166,7 +167,7 @@ class Prefilled:
 
     def rest(self, ended: Tensor) -> None:
         """Before `feed`: rows (rows,) that have ended move on no more, or they would run out of positions."""
-        self._positions = self._positions - ended.to(self._positions)
+        self._positions = self._positions - move(ended.to(self._positions.dtype), self._positions.device)
 
     def feed(self, tokens: Tensor) -> Tensor:
         """The logits (rows, vocab) after one more token (rows,) each."""
@@ -193,9 +194,9 @@ def _prefill(lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], ro
     width = sum(slot.width for slot in slots)
     cache = Grown(lm.n_layers, ids.shape[0], width + ids.shape[1] + room)
     shared = _first_layer_with_media(slots, lm.n_layers)
-    distinct, index = torch.unique(torch.cat([mask, ids], 1), dim=0, return_inverse=True)
     below = None
-    if 0 < shared < lm.n_layers and len(distinct) < len(ids):
+    distinct, index = _distinct_rows(torch.cat([mask, ids], 1)) if 0 < shared < lm.n_layers else (ids, None)
+    if index is not None and len(distinct) < len(ids):
         first_mask, first_ids = distinct.split(ids.shape[1], 1)
         same = [slot for slot in slots if slot.entry < shared]
         states = lm.states_at(
@@ -213,6 +214,12 @@ def _prefill(lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], ro
     logits = lm.split(ids, mask, slots, text_states=below, record=record, last_only=True)
     cache.length = width + ids.shape[1]
     return cache, logits
+
+
+def _distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Each different row once, and which of them each row is: found out on the CPU, as their number is not known."""
+    distinct, index = torch.unique(rows.cpu(), dim=0, return_inverse=True)
+    return move(distinct, rows.device), move(index, rows.device)
 
 
 def _starts(slots: Sequence[Slots], layer: int, width: int) -> list[int]:

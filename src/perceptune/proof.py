@@ -23,6 +23,7 @@ from PIL import Image
 from perceptune.building import build, settle_answering
 from perceptune.checkpoint import METHOD, fingerprints, load_method, read_meta, read_recipe, write_text
 from perceptune.config import load_recipe
+from perceptune.devices import device_like, use_full_float32
 from perceptune.errors import UserError
 from perceptune.media import MediaError, content
 from perceptune.model import AdaptedModel
@@ -55,7 +56,7 @@ def prove(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> dict[str
          "answer": model.answer([sample], batch_size=1)[0]}
         for sample in samples
     ]  # fmt: skip
-    return {"dtype": str(model.dtype).removeprefix("torch."), "versions": versions(),
+    return {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type, "versions": versions(),
             "method": file_hash(run / METHOD), "samples": rows}  # fmt: skip
 
 
@@ -72,16 +73,19 @@ def verify(run: str | Path, *, trust: bool = False, overrides: Sequence[str] = (
     """Asks again, and says what differs.
 
     `same`: no base model differs, the method's file is the one that answered, at least one answer was compared and all
-    are the same. `base`, `versions` and `dtype` hold [then, now] of what differs; `answers` says of each sample `same`,
-    `differs`, or why it could not be asked. With another base model nothing is asked. `overrides` as in `load`.
+    are the same. `base`, `versions`, `dtype` and `device` hold [then, now] of what differs; `answers` says of each
+    sample `same`, `differs`, or why it could not be asked. With another base model nothing is asked. `overrides` as in
+    `load`. The device is of the kind that answered, if this machine has one.
     Raises `UserError` for a run without stored answers.
     """
     folder = local_run(run)
     meta = read_meta(folder)
     proof = _read(folder)
     given = ["cache.features=off", *overrides]
-    recipe = settle_answering(load_recipe(read_recipe(folder, trust=trust), given))
-    model = build(recipe, dtype=proof["dtype"])
+    place = device_like(proof.get("device"))
+    use_full_float32(place)
+    recipe = settle_answering(load_recipe(read_recipe(folder, trust=trust), given), place)
+    model = build(recipe, dtype=proof["dtype"], ready=False)
     then, now = meta.get("base", {}), fingerprints(model)
     base = {
         part: [_short(then.get(part)), _short(found)]
@@ -92,7 +96,8 @@ def verify(run: str | Path, *, trust: bool = False, overrides: Sequence[str] = (
     answers = []
     if not base:
         load_method(folder / METHOD, model)
-        model.eval()
+        model.eval().to(place)
+        model.get_ready()
         answers = [_asked_again(model, row) for row in proof["samples"]]
     compared = [row for row in answers if row["state"] in ("same", "differs")]
     unlike = method != proof["method"]
@@ -102,6 +107,7 @@ def verify(run: str | Path, *, trust: bool = False, overrides: Sequence[str] = (
         "method": [proof["method"][:12], method[:12]] if unlike else [],
         "versions": _differing(proof["versions"], versions()),
         "dtype": [proof["dtype"], recipe.eval.dtype] if proof["dtype"] != recipe.eval.dtype else [],
+        "device": [was, place.type] if (was := proof.get("device", place.type)) != place.type else [],
         "answers": answers,
     }
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from perceptune.devices import default_device
 from perceptune.errors import UserError
 from perceptune.sections import LMConfig
 
@@ -40,7 +41,7 @@ def quantization(config: LMConfig, dtype: torch.dtype, *, skip: Sequence[str] = 
         load_in_8bit=eight, load_in_4bit=not eight, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=list(skip) or None,
     )  # fmt: skip
-    return {"quantization_config": bits, "device_map": {"": "cuda" if torch.cuda.is_available() else "cpu"}}
+    return {"quantization_config": bits, "device_map": {"": default_device()}}
 
 
 def keep_differentiable(model: nn.Module) -> None:

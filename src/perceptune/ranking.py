@@ -6,7 +6,7 @@ forward pass over prompts and continuations, as training does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from perceptune.devices import move
 from perceptune.errors import UserError
 from perceptune.prefill import Prefilled
 from perceptune.text import last_columns, pad_left
@@ -63,7 +64,7 @@ def continuation_scores(
     if not rows:
         return [[] for _ in continuations]
     run = _plainly if lm.why_plain(slots) is not None else _one_by_one
-    found = iter(run(lm, ids, mask, slots, torch.tensor(rows, device=ids.device), tokens))
+    found = iter(run(lm, ids, mask, slots, move(torch.tensor(rows), ids.device), tokens))
     return [[next(found) for _ in own] for own in continuations]
 
 
@@ -74,20 +75,24 @@ def _one_by_one(
     room = max(map(len, tokens))
     state = Prefilled(lm, ids, mask, slots, room)
     going = list(range(len(tokens)))
-    found: list[list[TokenScore]] = [[] for _ in tokens]
+    order: list[int] = []  # whose token each value in `values` is
+    values: list[Tensor] = []
     state.keep(rows)
     for place in range(room):
-        now = torch.tensor([tokens[i][place] for i in going], device=ids.device)
-        for i, score in zip(going, _scores(state.logits, now), strict=True):
-            found[i].append(score)
+        now = move(torch.tensor([tokens[i][place] for i in going]), ids.device)
+        values.append(_score(state.logits, now))
+        order += going
         alive = [at for at, i in enumerate(going) if len(tokens[i]) > place + 1]
         if not alive:
             break
         if len(alive) < len(going):
-            index = torch.tensor(alive, device=ids.device)
+            index = move(torch.tensor(alive), ids.device)
             state.keep(index)
             now, going = now[index], [going[at] for at in alive]
         state.feed(now)
+    found: list[list[TokenScore]] = [[] for _ in tokens]
+    for i, score in zip(order, _read(torch.cat(values)), strict=True):
+        found[i].append(score)
     return found
 
 
@@ -95,25 +100,31 @@ def _plainly(
     lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], rows: Tensor, tokens: Sequence[Sequence[int]]
 ) -> list[list[TokenScore]]:
     """One forward pass over everything."""
-    prompts = [ids[row][mask[row].bool()].tolist() for row in rows.tolist()]
-    pad = int(ids[0, 0])  # hidden by the mask, whatever it is
-    whole, seen = pad_left([prompt + list(own) for prompt, own in zip(prompts, tokens, strict=True)], pad)
+    given, seen = ids.tolist(), mask.tolist()
+    prompts = [
+        [token for token, is_text in zip(given[row], seen[row], strict=True) if is_text] for row in rows.tolist()
+    ]
+    pad = given[0][0]  # hidden by the mask, whatever it is
+    whole, shown = pad_left([prompt + list(own) for prompt, own in zip(prompts, tokens, strict=True)], pad)
     lengths = [len(own) for own in tokens]
     aims = last_columns(whole.shape[1], lengths)
     keep = torch.nn.functional.pad(aims[:, 1:], (0, 1))
-    logits = lm(
-        whole.to(ids.device), seen.to(ids.device), [_of_rows(slot, rows) for slot in slots], keep=keep.to(ids.device)
-    )
-    scores = iter(_scores(logits, whole[aims].to(ids.device)))
+    device = ids.device
+    logits = lm(move(whole, device), move(shown, device), [_of_rows(slot, rows) for slot in slots], keep=keep)
+    scores = _read(_score(logits, move(whole[aims], device)))
     return [list(islice(scores, length)) for length in lengths]
 
 
-def _scores(logits: Tensor, tokens: Tensor) -> list[TokenScore]:
-    """Score one token (N,) for each row of logits (N, vocab)."""
+def _score(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Score one token (N,) for each row of logits (N, vocab): (N, 2), its log-probability and 1 where it is greedy."""
     logprobs = logits.float().log_softmax(-1)
     values = logprobs.gather(1, tokens[:, None])[:, 0]
-    greedy = logprobs.argmax(-1) == tokens
-    return [TokenScore(*pair) for pair in zip(values.tolist(), greedy.tolist(), strict=True)]
+    return torch.stack([values, (logprobs.argmax(-1) == tokens).float()], 1)
+
+
+def _read(scores: Tensor) -> Iterator[TokenScore]:
+    """Wait for the device once and return its scores (N, 2) one by one."""
+    return (TokenScore(logprob, bool(is_greedy)) for logprob, is_greedy in scores.tolist())
 
 
 def _of_rows(slot: Slots, rows: Tensor) -> Slots:

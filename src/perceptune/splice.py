@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perceptune.attention import show_something
+from perceptune.devices import move
 from perceptune.types import Slots
 
 MASK = "attention_mask"
@@ -27,6 +29,7 @@ class Splice:
     def __init__(self, slots: Sequence[Slots], text_mask: Tensor) -> None:
         self.slots = list(slots)
         self.text_mask = text_mask.bool()  # (B, T) the prompt's tokens, padding False
+        self._present = [move(slot.present, text_mask.device) for slot in self.slots]
         self.width = sum(slot.width for slot in self.slots)
         self.past = 0  # tokens already in the KV cache; set before each forward
         self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): states that enter this layer
@@ -76,12 +79,16 @@ class Splice:
         rest = mask[..., self.width :]
         if self.sees_text and not self.past:
             rest = self._see_all_text(rest)
-        return torch.cat([columns, rest.expand(*columns.shape[:-1], -1)], dim=-1)
+        opened = torch.cat([columns, rest.expand(*columns.shape[:-1], -1)], dim=-1)
+        return show_something(opened) if opened.dtype == torch.bool and torch.is_grad_enabled() else opened
 
     def _visible(self, layer: int, mask: Tensor) -> Tensor:
         device, n_queries = mask.device, mask.shape[-2]
         opened = torch.cat(
-            [(slot.present.to(device) & (slot.entry <= layer))[:, None].expand(-1, slot.width) for slot in self.slots],
+            [
+                (self._present[n] & (slot.entry <= layer))[:, None].expand(-1, slot.width)
+                for n, slot in enumerate(self.slots)
+            ],
             dim=1,
         )  # (B, S)
         if self.past:
@@ -101,7 +108,7 @@ class Splice:
 
     def _seeing_rows(self, n_queries: int, device: torch.device) -> Tensor:
         rows = [slot.sees_text for slot in self.slots for _ in range(slot.width)]
-        return torch.tensor(rows + [False] * (n_queries - self.width), device=device)
+        return move(torch.tensor(rows + [False] * (n_queries - self.width)), device)
 
     def _see_all_text(self, rest: Tensor) -> Tensor:
         """Rows that see every text token, the future included, but never padding: batched == alone still holds."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from perceptune import likelihood
 from perceptune.config import Recipe
+from perceptune.devices import move
 from perceptune.encoders.base import Encoder
 from perceptune.features import FeatureStore, cache_folder, feature_stores
 from perceptune.generation import Watch
@@ -110,7 +111,7 @@ class SplicedModel(AdaptedModel):
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Cross-entropy summed over the supervised tokens, and their number."""
         targets = batch.tokens.input_ids[:, 1:][batch.tokens.supervised[:, 1:]]
-        return self.lm.loss(**self._arguments(batch), targets=targets.to(self.lm.device)), len(targets)
+        return self.lm.loss(**self._arguments(batch), targets=move(targets, self.lm.device)), len(targets)
 
     @property
     def reuses_texts(self) -> bool:
@@ -120,11 +121,11 @@ class SplicedModel(AdaptedModel):
     def _arguments(self, batch: Batch) -> dict[str, Any]:
         """What the LM is called with."""
         device = self.lm.device
-        ids, mask = batch.tokens.input_ids.to(device), batch.tokens.attention_mask.to(device)
+        ids, mask = batch.tokens.input_ids, batch.tokens.attention_mask
         layer = self.method.first_layer
         return {
-            "input_ids": ids,
-            "attention_mask": mask,
+            "input_ids": move(ids, device),
+            "attention_mask": move(mask, device),
             "slots": self.method.plan(_moved(batch.features, device), ids.shape[0]),
             "keep": nn.functional.pad(batch.tokens.supervised[:, 1:], (0, 1)),
             "text_states": (layer, self.text_states.get(ids, mask)) if self.reuses_texts else None,
@@ -142,7 +143,7 @@ class SplicedModel(AdaptedModel):
         tokens = self.text.pad_left([self.text.prompt_ids(sample) for sample in samples])
         device = self.lm.device
         slots = self.method.plan(_moved(self.encode(samples), device), len(samples))
-        return tokens.input_ids.to(device), tokens.attention_mask.to(device), slots
+        return move(tokens.input_ids, device), move(tokens.attention_mask, device), slots
 
     def generated(
         self, ids: Tensor, mask: Tensor, slots: Sequence[Slots], samples: Sequence[Sample], decoding: Decoding, *,
@@ -177,7 +178,7 @@ class SplicedModel(AdaptedModel):
 
 
 def _moved(features: Mapping[str, Features], device: torch.device) -> dict[str, Features]:
-    return {name: Features(f.values.to(device), f.present.to(device)) for name, f in features.items()}
+    return {name: Features(move(f.values, device), f.present) for name, f in features.items()}
 
 
 def _stores(recipe: Recipe, encoders: Mapping[str, Encoder], method: Method) -> dict[str, FeatureStore]:

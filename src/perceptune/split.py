@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceptune.attention import additive
+from perceptune.attention import additive, show_something
+from perceptune.devices import move
 from perceptune.keyvalues import CapturedError, KeyValues, Pair
 from perceptune.splice import MASK
 from perceptune.types import Slots
@@ -55,7 +56,8 @@ class Split:
         self.tuples = tuples  # whether the LM's blocks return tuples (GPT-J's do, Llama's do not)
         self.groups: list[Group] = []
         for one in slots:
-            self.groups.append(Group(one, self.width, None if bool(one.present.all()) else one.present))
+            shown = None if bool(one.present.all()) else move(one.present, one.states[one.entry].device)
+            self.groups.append(Group(one, self.width, shown))
         self.past = KeyValues()
         self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): states that enter this layer
         self.asking: tuple[int, int] | None = None  # text columns [first, end) that the last block computes; None = all
@@ -172,7 +174,9 @@ class Split:
             rows, length = text.shape[:2]
             own = _causal(length, text.device) if mask is None else mask[..., self.width :, self.width :]
             seen = _like(own, _seen(left, rows, length, text.device))
-            self._masks[key] = torch.cat([seen, own.expand(rows, 1, -1, -1)], -1)
+            whole = torch.cat([seen, own.expand(rows, 1, -1, -1)], -1)
+            gradients = torch.is_grad_enabled() and whole.dtype == torch.bool
+            self._masks[key] = show_something(whole) if gradients else whole
         return self._masks[key]
 
 
@@ -252,7 +256,7 @@ def _seen(left: Sequence[Pair], rows: int, queries: int, device: torch.device) -
     parts = [
         torch.ones(rows, 1, queries, pair.width, dtype=torch.bool, device=device)
         if pair.visible is None
-        else pair.visible.to(device)[:, None, None, None].expand(-1, 1, queries, pair.width)
+        else move(pair.visible, device)[:, None, None, None].expand(-1, 1, queries, pair.width)
         for pair in left
     ]
     return torch.cat(parts, dim=-1) if parts else torch.ones(rows, 1, queries, 0, dtype=torch.bool, device=device)

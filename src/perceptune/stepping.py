@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from perceptune.choosing import Choose
+from perceptune.devices import move
 from perceptune.prefill import GROWTH, Prefilled
 
 LEAVE_AT = 0.75  # rows leave the batch when so many of them, or fewer, are still going on
@@ -74,7 +75,7 @@ class Going:
         self.rows = rows
 
     def _keep(self, places: list[int]) -> Tensor:
-        index = torch.tensor(places, device=self.state.rows.device, dtype=torch.long)
+        index = move(torch.tensor(places, dtype=torch.long), self.state.rows.device)
         if len(places) < len(self.rows):
             self.state.keep(index)
             self.rows = [self.rows[place] for place in places]
@@ -88,5 +89,6 @@ class Going:
         tokens = torch.zeros(len(self.rows), dtype=torch.long, device=logits.device)
         for choose in ways:
             places = [place for place, row in enumerate(self.rows) if row.choose is choose]
-            tokens[places] = choose(logits[places], [self.rows[place].number for place in places])
+            index = move(torch.tensor(places), logits.device)
+            tokens[index] = choose(logits[index], [self.rows[place].number for place in places])
         return tokens

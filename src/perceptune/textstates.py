@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from perceptune.anatomy import evenly_spaced
+from perceptune.devices import move
 from perceptune.errors import NotWritableError
 from perceptune.lm import FrozenLM
 from perceptune.row_cache import Memory, note_unwritable
@@ -81,9 +82,10 @@ class TextStates:
             self._kept.refresh()
 
     def get(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, d) for a left-padded batch (B, T); padding rows hold anything finite."""
+        """(B, T, d) where the LM is, for a left-padded batch (B, T) on the CPU; padding rows hold anything finite."""
+        device = self.lm.device
         if self._kept is None:
-            return self.lm.states_at(self.layer, ids, mask)
+            return self.lm.states_at(self.layer, move(ids, device), move(mask, device))
         lengths = mask.sum(-1).tolist()
         texts = [tuple(row[-n:]) for row, n in zip(ids.tolist(), lengths, strict=True)]
         distinct = {text: _key(text) for text in texts}
@@ -95,7 +97,7 @@ class TextStates:
             rows |= dict(zip(missing, fresh, strict=True))
         width = ids.shape[1]
         padded = [torch.nn.functional.pad(rows[t], (0, 0, width - len(t), 0)) for t in texts]  # type: ignore[arg-type]
-        return torch.stack(padded).to(ids.device)
+        return move(torch.stack(padded), device)
 
     def _keep(self, keys: Sequence[bytes], rows: Sequence[Tensor]) -> None:
         """Where the cache cannot be written nothing is kept: these states did not fit into memory."""
@@ -111,7 +113,7 @@ class TextStates:
 
     def _compute(self, texts: Sequence[Ids]) -> list[Tensor]:
         """In one padded batch, kept in main memory: a GPU's is for what is being computed."""
-        ids, mask = (tensor.to(self.lm.device) for tensor in pad_left(texts, 0))
+        ids, mask = (move(tensor, self.lm.device) for tensor in pad_left(texts, 0))
         states = self.lm.states_at(self.layer, ids, mask).cpu()
         return [row[-len(text) :].clone() for row, text in zip(states, texts, strict=True)]
 

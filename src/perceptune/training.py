@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from perceptune.building import build, dtypes_of, settle_training
 from perceptune.card import write_card
@@ -30,6 +31,7 @@ from perceptune.checkpoint import (
     write_tensors,
 )  # fmt: skip
 from perceptune.config import Recipe, load_recipe
+from perceptune.devices import read_numbers
 from perceptune.distributed import World
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
@@ -202,8 +204,9 @@ class Trainer:
         rates = self.optimizer.set_rates(step)
         # For dropout. A function of the step, so that a checkpoint need not hold the state of each process.
         torch.manual_seed(((self.recipe.seed << 32) + step) * self.world.size + self.world.rank & (2**63 - 1))
-        loss, tokens, samples, stop = self._gradients(step, interruption)
-        norm = self.optimizer.clip()
+        losses, tokens, samples, stop = self._gradients(step, interruption)
+        *losses, norm = read_numbers([*losses, self.optimizer.clip()])  # a GPU is waited for here, and here alone
+        loss = sum(losses) / max(tokens, 1)
         with self.world.alike():
             require_finite(loss, norm, step + 1, self.checkpoints.where())
         self.optimizer.update()
@@ -215,29 +218,33 @@ class Trainer:
         bar.advance(note=f"loss {loss:.3f}")
         return stop
 
-    def _gradients(self, step: int, interruption: Interruption) -> tuple[float, int, int, bool]:
-        """Gradients of the mean over all supervised tokens of the step, however they fall into batches and processes.
+    def _gradients(self, step: int, interruption: Interruption) -> tuple[Sequence[Tensor | float], int, int, bool]:
+        """Add gradients of the mean over the step's supervised tokens, however they fall into batches and processes.
 
-        Returns this mean, the number of tokens and samples, and whether any process was interrupted.
+        Returns the losses that this is the mean of, the number of tokens and samples, and whether any process was
+        interrupted. The losses of one process are not read: they are the device's.
         """
-        own, error = (0.0, 0, 0), None
+        losses: Sequence[Tensor | float] = []
+        own: Sequence[int] = (0, 0)
+        error = None
         try:
             with out_of_memory_hint(self.config):
-                own = self._backward(self.feed.batches(step))
+                losses, *own = self._backward(self.feed.batches(step))
         except (UserError, OSError) as caught:
             if self.world.sharded:
                 raise  # the others wait inside the LM, where they cannot be told
             error = caught
-        counts = [*own, interruption.wanted, error is not None, len(self.feed.found)]
+        loss = sum(read_numbers(losses)) if self.world.size > 1 else 0.0
+        counts = [loss, *own, interruption.wanted, error is not None, len(self.feed.found)]
         total, tokens, samples, stop, failed, broken = self.world.reduce(self.optimizer.parameters, counts)
         if failed:
             self.world.agree(error)
         if broken:
             self.feed.share_bad()
         self.optimizer.divide(max(tokens, 1))
-        return total / max(tokens, 1), int(tokens), int(samples), bool(stop)
+        return [total] if self.world.size > 1 else losses, int(tokens), int(samples), bool(stop)
 
-    def _backward(self, batches: Sequence[Batch | None]) -> tuple[float, int, int]:
+    def _backward(self, batches: Sequence[Batch | None]) -> tuple[list[Tensor], int, int]:
         return add_gradients(self.model, batches, self.stand_in)
 
     def _evaluate_if_due(self) -> bool:

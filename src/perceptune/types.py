@@ -44,7 +44,8 @@ class Features:
     """What a frozen encoder saw of a batch, for one modality."""
 
     values: Tensor  # (B, n_levels, T, dim) float32; rows without this modality hold zeros
-    present: Tensor  # (B,) bool: which rows have a medium of this modality
+    # (B,) bool: which rows have a medium of this modality. On the CPU, wherever `values` are: it is asked at each use.
+    present: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Slots:
     name: str
     entry: int  # first layer (0-based) in which the columns are open
     states: Mapping[int, Tensor]  # layer -> (B, n, hidden_size), or (1, n, ...) if the same for every row; float32
-    present: Tensor  # (B,) bool
+    present: Tensor  # (B,) bool; best on the CPU, as `Features.present` is
     sees_text: bool = False  # the official eP-ALM mask: the columns see the whole text, future included
 
     @property

@@ -115,11 +115,11 @@ def _samples(dwarfs: Path) -> list[perceptune.Sample]:
 def test_what_is_not_finite_stops_before_the_update(dwarfs: Path, tmp_path: Path, what: str) -> None:
     original = Trainer._backward
 
-    def spoiled(self: Trainer, batches: Any) -> tuple[float, int, int]:
-        loss, tokens, samples = original(self, batches)
+    def spoiled(self: Trainer, batches: Any) -> tuple[list[Any], int, int]:
+        losses, tokens, samples = original(self, batches)
         if self.state.step == 4 and what == "gradient":  # a backward pass may overflow where the loss does not
             next(self.model.method.parameters()).grad[0, 0] = float("inf")  # type: ignore[index]
-        return float("nan") if self.state.step == 4 and what == "loss" else loss, tokens, samples
+        return [float("nan")] if self.state.step == 4 and what == "loss" else losses, tokens, samples
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_backward", spoiled)

@@ -71,6 +71,7 @@ def test_leaves_never_import_one_another() -> None:
 
 
 LAYERS = [
+    {"devices", "tiny"},
     {
         *("errors", "_version", "types", "statistics", "atomic", "trained", "information", "tables", "allocation"),
         *("sniffing", "depth", "pngtexts", "paths", "suffixes"),
@@ -100,7 +101,7 @@ LAYERS = [
     {"evaluation", "show", "looking", "resume", "feed", "official", "official_config", "initial"},
     {"heldout", "stored", "predicting"},
     {"training", "doctor", "caching", "blip_making"},
-    {"demo", "bench", "compare", "lmms_eval", "data", "reporting", "sharing", "serving"},
+    {"demo", "bench", "compare", "lmms_eval", "data", "reporting", "sharing", "serving", "gpu_check", "gpu_trials"},
     {"cli"},
     {"", "__main__"},
 ]

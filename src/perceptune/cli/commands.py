@@ -105,6 +105,8 @@ def list(options: argparse.Namespace) -> int:
 def doctor(options: argparse.Namespace) -> int:
     from perceptune.doctor import examine
 
+    if options.gpu:
+        return _check_gpu(options)
     checks = examine(options.recipe)
     if options.json:
         print(json.dumps(checks, indent=2))
@@ -112,6 +114,16 @@ def doctor(options: argparse.Namespace) -> int:
         for check in checks:
             mark = {"ok": "ok  ", "note": "note", "problem": "!!  "}[check["state"]]
             out.print(f"{mark} {check['name']:<14} {check['found']}")
+    return 1 if any(check["state"] == "problem" for check in checks) else 0
+
+
+def _check_gpu(options: argparse.Namespace) -> int:
+    from perceptune.gpu_check import check_gpu
+
+    if options.recipe:
+        raise UserError("doctor --gpu makes models of its own: leave the recipe out")
+    checks = check_gpu(Path(options.out), say=(lambda _: None) if options.json else out.print)
+    print(json.dumps(checks, indent=2) if options.json else f"report: {options.out}")
     return 1 if any(check["state"] == "problem" for check in checks) else 0
 
 

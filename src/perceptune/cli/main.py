@@ -161,6 +161,10 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this machine, and what a recipe will need of it")
     doctor.add_argument("recipe", nargs="?")
     doctor.add_argument("--json", action="store_true")
+    doctor.add_argument("--gpu", action="store_true", help="try the GPU with tiny models against the CPU (minutes)")
+    doctor.add_argument(
+        "--out", default="perceptune-gpu.json", metavar="FILE", help="with --gpu: where to write (default: %(default)s)"
+    )
 
     official = commands.add_parser("import-epalm", help="import an official eP-ALM checkpoint as a run")
     official.add_argument("file", help="checkpoint as its training saved it")

@@ -65,7 +65,7 @@ def _record(options: argparse.Namespace) -> int:
     from perceptune.checkpoint import load
     from perceptune.proof import made_up, write_proof
 
-    model = load(options.run, trust=options.trust, overrides=["cache.features=off", *options.overrides], device="cpu")
+    model = load(options.run, trust=options.trust, overrides=["cache.features=off", *options.overrides])
     samples = made_up(model.stores)
     write_proof(Path(options.run), model, samples)
     print(f"{len(samples)} answers stored")
@@ -83,6 +83,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     if found["dtype"]:
         then, now = found["dtype"]
         yield f"note dtype: the answers were given in {then}, asked again in it; `eval.dtype` is {now}"
+    if found["device"]:
+        yield "note device: the answers were given on {}, asked again on {}: rounding differs".format(*found["device"])
     for row in found["answers"]:
         differs = f": {row['then']!r} then, {row['now']!r} now" if row["state"] == "differs" else ""
         yield f"{'ok  ' if row['state'] == 'same' else '!!  '} {_printable(row['id'])}: {row['state']}{differs}"

@@ -22,6 +22,7 @@ from perceptune.building import build_to_train
 from perceptune.checkpoint import write_text
 from perceptune.compare.plan import Entry, Plan
 from perceptune.config import Recipe
+from perceptune.devices import read_numbers
 from perceptune.distributed import World
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
@@ -75,9 +76,9 @@ class TimedRow:
         """What the training loop does in a step."""
         self.optimizer.set_rates(step)
         torch.manual_seed(step)
-        _, tokens, _ = add_gradients(self.model, self.feed.batches(step))
+        losses, tokens, _ = add_gradients(self.model, self.feed.batches(step))
         self.optimizer.divide(max(tokens, 1))
-        self.optimizer.clip()
+        read_numbers([*losses, self.optimizer.clip()])  # until then a GPU may still be computing
         self.optimizer.update()
 
 

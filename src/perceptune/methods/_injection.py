@@ -126,7 +126,7 @@ class Injection(Method):
         return Slots(modality, self.range.start, states, given.present, sees_text=self.options.slot_mask == "official")
 
     def _prompt_slots(self, prompt: Tensor, batch: int) -> Slots:
-        present = torch.ones(batch, dtype=torch.bool, device=prompt.device)
+        present = torch.ones(batch, dtype=torch.bool)
         if self.options.prompt_at == "every_layer":
             parts = prompt.split(self.options.prompt_tokens)
             return Slots("prompt", 0, {layer: part[None] for layer, part in enumerate(parts)}, present)

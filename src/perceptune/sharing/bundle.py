@@ -37,7 +37,7 @@ def bundle(run: Path, *, trust: bool = False) -> Bundle:
     """
     meta = read_meta(run)
     recipe = shared_recipe(read_yaml(run / RECIPE))
-    model = load(run, overrides=["cache.features=off"], trust=trust, device="cpu")
+    model = load(run, overrides=["cache.features=off"], trust=trust)
     proof = prove(run, model, made_up(model.stores))
     text = card(run) + _own_words(run)
     files = {
