@@ -40,7 +40,7 @@ class Uncached:
         return self.logits
 
     def _run(self) -> Tensor:
-        last = torch.zeros_like(self._mask, dtype=torch.bool)
+        last = torch.zeros(self._mask.shape, dtype=torch.bool)  # on the CPU: nobody waits to learn where it is
         last[:, -1] = True
         return self.lm(self._ids, self._mask, self._slots, keep=last, plain=True)
 
