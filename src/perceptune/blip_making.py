@@ -23,7 +23,8 @@ from perceptune.checkpoint import load
 from perceptune.encoders.base import load_encoder
 from perceptune.errors import UserError, disk_error
 from perceptune.evaluation import task_of
-from perceptune.sections import BuildConfig, NamedPart
+from perceptune.sections import NamedPart
+from perceptune.sections_commands import BuildConfig
 from perceptune.sources import load_tokenizer, loading, quiet, resolve
 
 IMAGE = "<image>"  # as transformers' processor calls it

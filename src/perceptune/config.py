@@ -19,9 +19,7 @@ from perceptune.errors import UserError, nearest
 from perceptune.overrides import Override, put, typed
 from perceptune.paths import given_path
 from perceptune.sections import (
-    BuildConfig,
     CacheConfig,
-    CompareConfig,
     DecodeConfig,
     EncoderConfig,
     EvalConfig,
@@ -33,8 +31,11 @@ from perceptune.sections import (
     TrainConfig,
     named,
 )  # fmt: skip
+from perceptune.sections_commands import BuildConfig, CompareConfig
 from perceptune.storage import absolute
 from perceptune.substitution import drop_foreign_keys, part_names
+
+FACTS = "facts.yaml"  # lies among the shipped recipes and is none: what the papers' runs were
 
 
 class Recipe(Part):
@@ -118,7 +119,8 @@ def recipes_dir() -> Path:
 def recipe_names() -> list[str]:
     """Names of the shipped recipes, such as `paper/epalm`."""
     root = recipes_dir()
-    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    found = (path for path in root.rglob("*.yaml") if path.name != FACTS)
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in found)
 
 
 def find_recipe(source: str) -> Path:

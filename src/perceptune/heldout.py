@@ -9,18 +9,20 @@ from perceptune.errors import UserError
 from perceptune.holdout import is_test, selecting_splits
 from perceptune.judging import Judged, judge, pick_samples, require_judgeable
 from perceptune.model import AdaptedModel
+from perceptune.order import Order
 from perceptune.tasks.base import Task, check_split
 from perceptune.types import Sample
 
 
 class HeldOut:
-    """A fixed set of samples that is judged every `eval.every` steps; nothing at all without that key.
+    """A fixed set of samples that is judged every `eval.every` steps, or after each epoch of `order`; else nothing.
 
     That it can be judged and its media can be read is found out here, not after hours.
     """
 
-    def __init__(self, model: AdaptedModel, task: Task, world: World) -> None:
-        self.model, self.task, self.world, self.config = model, task, world, model.recipe.eval
+    def __init__(self, model: AdaptedModel, task: Task, world: World, order: Order) -> None:
+        self.model, self.task, self.world, self.order = model, task, world, order
+        self.config, self._accumulate = model.recipe.eval, model.recipe.train.accumulate
         if self.config.split is not None:
             check_split(self.config.split, task.splits)
         self.samples: Sequence[Sample] = []
@@ -33,7 +35,12 @@ class HeldOut:
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether an evaluation belongs after this step."""
-        return self.config.every is not None and (step % self.config.every == 0 or step == steps)
+        if self.config.every is None or step == steps:
+            return self.config.every is not None
+        if self.config.every != "epoch":
+            return step % self.config.every == 0
+        before, now = (self.order.epochs_in(n * self._accumulate) for n in (step - 1, step))
+        return now > before
 
     def judge(self, step: int) -> Judged:
         """Answers and scores, the same on every process."""

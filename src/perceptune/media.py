@@ -7,7 +7,7 @@ import math
 import random
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -173,8 +173,10 @@ class ImageTransform:
         """(height, width) of what comes out; a shortest edge always comes with a crop."""
         return self.crop or _pair(self.resize)
 
-    def __call__(self, image: Image.Image, name: str = "image") -> NDArray[np.float32]:
-        """(3, H, W) float32 of an RGB image; `name` stands for it in messages."""
+    def __call__(
+        self, image: Image.Image, name: str = "image", change: Callable[[Image.Image], Image.Image] | None = None
+    ) -> NDArray[np.float32]:
+        """(3, H, W) float32 of an RGB image, changed once it has its size; `name` stands for it in messages."""
         height, width = image.height, image.width
         if isinstance(self.resize, int):
             # The longer edge is rounded down, as in transformers.
@@ -188,6 +190,8 @@ class ImageTransform:
         if self.crop is not None:  # filled with black where the image is too small
             top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+        if change is not None:
+            image = change(image)
         # Through float64 and back, as transformers does: the same rounding, so the same features.
         pixels = (np.asarray(image).astype(np.float64) * self.scale).astype(np.float32)
         pixels -= np.asarray(self.mean, np.float32)

@@ -30,6 +30,10 @@ class Order(ABC):
     def batches_of(self, epochs: float) -> float:
         """How many batches so many epochs have."""
 
+    @abstractmethod
+    def epochs_in(self, batches: int) -> int:
+        """How many whole epochs so many batches have."""
+
 
 class WeightedDraws:
     """Epochs of samples that fall into parts, each part drawn by its weight; inside a part all come equally often.
@@ -83,6 +87,9 @@ class DataOrder(Order):
     def batches_of(self, epochs: float) -> float:
         return epochs * self.n / self.batch_size
 
+    def epochs_in(self, batches: int) -> int:
+        return batches * self.batch_size // self.n
+
     def _at(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, self.n)
         if epoch != self._epoch:
@@ -122,6 +129,11 @@ class TokenOrder(Order):
             self._pack(len(self._ends))
         before = self._ends[whole - 1] if whole else 0
         return before + (epochs - whole) * (self._ends[whole] - before)
+
+    def epochs_in(self, batches: int) -> int:
+        while not self._ends or self._ends[-1] <= batches:
+            self._pack(len(self._ends))
+        return bisect_right(self._ends, batches)
 
     def _pack(self, epoch: int) -> None:
         """Makes an epoch the present one."""

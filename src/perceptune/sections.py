@@ -51,6 +51,23 @@ class LMConfig(Part):
     quantization: Literal["8bit", "4bit"] | None = Field(None, description="of its frozen weights, by bitsandbytes")
 
 
+class RandAugmentConfig(Part):
+    """Operations drawn for each augmented view of a picture, after it has been resized."""
+
+    num_ops: int = Field(2, ge=1, description="operations of a view")
+    magnitude: int = Field(7, ge=0, description="strength of them, 10 (`albef`) or 30 (`torchvision`) at most")
+    form: Literal["albef", "torchvision"] = Field(
+        "albef", description="whose operations: ALBEF's ten, each carried out every other time, or torchvision's"
+    )
+
+    @model_validator(mode="after")
+    def _is_on_the_scale(self) -> RandAugmentConfig:
+        top = 10 if self.form == "albef" else 30
+        if self.magnitude > top:
+            raise ValueError(f"`magnitude` is {self.magnitude}, and with `form: {self.form}` at most {top}")
+        return self
+
+
 class EncoderConfig(Part):
     """A frozen encoder of one modality."""
 
@@ -64,6 +81,7 @@ class EncoderConfig(Part):
     dtype: DType = Field("float32", description="`auto` as in `train.precision`")
     views: int = Field(0, ge=0, description="augmented views of each training medium; 0 = the plain medium only")
     flip: bool = Field(True, description="half of the augmented views are mirrored")
+    rand_augment: RandAugmentConfig | None = Field(None, description="RandAugment of augmented views; None = none")
     seconds: float | None = Field(
         None, gt=0, description="how much of a sound is heard, from its start; None = as published"
     )
@@ -251,11 +269,13 @@ class EvalConfig(Part):
         None, description="the likeliest of each sample's `choices` is its answer; None = answers are generated"
     )
     rank_normalize: bool = Field(False, description="by log-probability per token, not in sum")
-    every: int | None = Field(None, ge=1, description="steps between evaluations during training; None = never")
+    every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = Field(
+        None, description="steps between evaluations during training, or `epoch`: after each; None = never"
+    )
     during_split: str | None = Field(
         None, description="split for evaluation during training; None = `validation` or `held-out`"
     )
-    during_samples: int = Field(200, ge=1)
+    during_samples: int | None = Field(200, ge=1, description="samples of such an evaluation; None = all")
     others: dict[str, OtherSet] = Field(default_factory=dict, description="other data sets by name, for the gap table")
     patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better metric")
 
@@ -279,41 +299,3 @@ class InitConfig(Part):
     may_differ: tuple[Literal["lm", "encoders", "method"], ...] = Field(
         (), description="what need not be the same there; tensors must fit all the same"
     )
-
-
-class BuildConfig(Part):
-    """The small InstructBLIP that `perceptune build-instructblip` makes: its parts and the shape of its Q-Former."""
-
-    lm: str = Field("default", description="`default`, a Hugging Face id or a local folder")
-    encoder: str = Field("default", description="a DINOv2: `default`, a Hugging Face id or a local folder")
-    image_size: int = Field(224, ge=14, description="side of the pictures in pixels, a multiple of the patches'")
-    layers: int = Field(6, ge=1, description="layers of the Q-Former")
-    hidden: int = Field(384, ge=8, description="width of the Q-Former")
-    heads: int = Field(6, ge=1, description="heads of each attention of the Q-Former")
-    queries: int = Field(16, ge=1, description="image tokens that the LM sees")
-    cross_every: int = Field(2, ge=1, description="cross-attention to the picture in every n-th layer")
-    vocabulary: int = Field(4000, ge=16, description="word pieces of the Q-Former's tokenizer, at most")
-    seed: int = Field(0, description="seed of the new weights")
-
-    @model_validator(mode="after")
-    def _divides(self) -> BuildConfig:
-        if self.hidden % self.heads:
-            raise ValueError(f"`hidden` {self.hidden} is no multiple of `heads` {self.heads}")
-        return self
-
-
-class CompareConfig(Part):
-    """What `perceptune compare` varies, all else being equal; its options of the same names come first."""
-
-    methods: dict[str, dict[str, Any]] = Field(
-        default_factory=dict,
-        description="label -> keys of `method`, its `name` being the label unless given; with a dot, recipe keys",
-    )
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="runs of each method; the first one selects")
-    grid: dict[str, tuple[Any, ...]] = Field(
-        default_factory=dict, description="recipe key -> values; keys joined by `+` move together"
-    )
-    select_samples: int | None = Field(500, ge=1, description="validation samples that select; None = all")
-    hold_out: int | float = Field(0.1, description="`train.hold_out` if there is no other split to select on")
-
-    _amounts = field_validator("hold_out")(require_amount)

@@ -127,7 +127,7 @@ class Trainer:
         self.optimizer = MethodOptimizer(model.method, self.config, self.steps)
         self.checkpoints = Checkpoints(run)
         self.state = State(data=self.feed.all.digest)
-        self.held_out = HeldOut(self.model, task, world)
+        self.held_out = HeldOut(self.model, task, world, self.feed.order)
         self.log: RunLog | None = None  # the main process's
         self._clock = time.monotonic()
 

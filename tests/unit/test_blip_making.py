@@ -19,7 +19,8 @@ from perceptune.blip_model import BlipModel
 from perceptune.checkpoint import save_run
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
-from perceptune.sections import BuildConfig, NamedPart
+from perceptune.sections import NamedPart
+from perceptune.sections_commands import BuildConfig
 from perceptune.types import Decoding, Sample
 
 SHAPE: dict[str, Any] = {"image_size": 24, "layers": 2, "hidden": 16, "heads": 2, "queries": 3, "vocabulary": 60}

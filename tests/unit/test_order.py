@@ -124,3 +124,14 @@ def test_a_short_run_warms_up_for_at_most_half_of_it() -> None:
     rates = [learning_rate(config, "connector", step, 10) for step in range(10)]
     assert max(rates) == pytest.approx(2e-5)
     assert rates.index(max(rates)) == 5
+
+
+@pytest.mark.parametrize(
+    "order", [DataOrder(10, 4, seed=0), token_order(0, n=300, budget=200)], ids=["samples", "tokens"]
+)
+def test_whole_epochs_are_counted_in_batches(order: DataOrder | TokenOrder) -> None:
+    seen = [epoch for batch in range(70) for epoch, _ in order.positions(batch)]
+    for batches in (1, 2, 3, 5, 33, 60):
+        done = sum(len(order.positions(batch)) for batch in range(batches))
+        n = seen.count(0)
+        assert order.epochs_in(batches) == done // n

@@ -11,7 +11,8 @@ from rich.console import Console
 from perceptune.config import load_recipe, validate
 from perceptune.errors import UserError
 from perceptune.runlog import speaks
-from perceptune.sections import BuildConfig, NamedPart
+from perceptune.sections import NamedPart
+from perceptune.sections_commands import BuildConfig
 
 out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
 

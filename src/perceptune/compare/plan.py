@@ -15,7 +15,7 @@ from perceptune.evaluation import make_task
 from perceptune.holdout import HELD_OUT, selecting_splits
 from perceptune.judging import pick_samples, require_judgeable
 from perceptune.overrides import parse_value
-from perceptune.sections import CompareConfig
+from perceptune.sections_commands import CompareConfig
 from perceptune.show import describe
 
 # What every run of a comparison has alike: none of it can be searched over.

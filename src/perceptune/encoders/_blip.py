@@ -26,7 +26,7 @@ class BlipVision(ViTEncoder):
     def of(cls, tower: nn.Module, source: str, options: EncoderConfig) -> BlipVision:
         """With the preprocessing in `source`, a folder or a repository."""
         transform = transform_of(source, cls.published(tower.config), options)
-        return cls(tower, transform, flip=options.flip)
+        return cls(tower, transform).augmenting(options)
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, T, dim)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -15,9 +16,10 @@ from perceptune.encoders._checkpoints import read_preprocessor
 from perceptune.encoders._encoder import Encoder
 from perceptune.errors import UserError, naming
 from perceptune.media import VIEW, ImageTransform, View, image_transform, label, open_image
-from perceptune.sections import EncoderConfig
+from perceptune.sections import EncoderConfig, RandAugmentConfig
 from perceptune.types import Medium
 
+Pictures = TypeVar("Pictures", bound="ImageEncoder")
 Self = TypeVar("Self", bound="ViTEncoder")
 
 # What a preprocessor config leaves unsaid; the family's own defaults come on top of it.
@@ -37,10 +39,16 @@ BILINEAR, BICUBIC = 2, 3
 class ImageEncoder(Encoder):
     """An encoder of pictures, as `transform` prepares them."""
 
-    KEYS: ClassVar = frozenset({"size", "resize", "resample", "mean", "std", "flip"})
+    KEYS: ClassVar = frozenset({"size", "resize", "resample", "mean", "std", "flip", "rand_augment"})
 
     transform: ImageTransform
-    flip: bool  # whether augmented views may be mirrored
+    flip = True  # whether augmented views may be mirrored
+    rand_augment: RandAugmentConfig | None = None  # what else is done to them
+
+    def augmenting(self: Pictures, options: EncoderConfig) -> Pictures:
+        """Itself, with what `options` say of augmented views."""
+        self.flip, self.rand_augment = options.flip, options.rand_augment
+        return self
 
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
         """(3, H, W) float32."""
@@ -49,11 +57,20 @@ class ImageEncoder(Encoder):
 
     def pixels(self, image: Image, name: str, seed: bytes | None = None) -> Tensor:
         """(3, H, W) float32 of an RGB image, or of the view of it that `seed` chooses."""
-        return torch.from_numpy(self.transform(image if seed is None else View(seed, self.flip)(image), name))
+        if seed is None:
+            return torch.from_numpy(self.transform(image, name))
+        change = None
+        if self.rand_augment is not None:
+            from perceptune.rand_augment import augmented
+
+            # Other draws than those of the view itself.
+            change = partial(augmented, seed=b"RandAugment" + seed, **self.rand_augment.model_dump())
+        return torch.from_numpy(self.transform(View(seed, self.flip)(image), name, change))
 
     def augmentation(self) -> dict[str, Any]:
-        """Size and shape of what is cut out, and whether it is mirrored."""
-        return {**VIEW, "flip": self.flip}
+        """Size and shape of what is cut out, whether it is mirrored, and RandAugment if there is any."""
+        more = {} if self.rand_augment is None else {"rand_augment": self.rand_augment.model_dump()}
+        return {**VIEW, "flip": self.flip, **more}
 
     def preprocessing(self) -> dict[str, Any]:
         """Size, crop, resampling, scale, mean and standard deviation."""
@@ -88,9 +105,9 @@ def _crop_share(settings: Mapping[str, Any]) -> dict[str, Any]:
 class ViTEncoder(ImageEncoder, BlockEncoder):
     """A Vision Transformer of transformers. A leaf says where its parts lie."""
 
-    def __init__(self, tower: nn.Module, transform: ImageTransform, *, flip: bool = True) -> None:
+    def __init__(self, tower: nn.Module, transform: ImageTransform) -> None:
         super().__init__(tower)
-        self.transform, self.flip = transform, flip
+        self.transform = transform
         config: Any = tower.config
         self.n_special = self.special_tokens(config)  # in front of the patches, [CLS] first
         height, width = (side // self.patch(config) for side in transform.size)
@@ -129,4 +146,4 @@ class ViTEncoder(ImageEncoder, BlockEncoder):
             raise UserError(
                 f"{source}: `size` {size} is no multiple of its patches' {patch} pixels; use {low} or {low + patch}"
             )
-        return cls(cls.tower_of(source, config, options, meta), transform, flip=options.flip)
+        return cls(cls.tower_of(source, config, options, meta), transform).augmenting(options)

@@ -29,7 +29,7 @@ RANGE = 8.0 * np.log(10.0)  # from black to white: 80 dB
 class SoundPictures(SoundEncoder):
     """An image encoder that is shown sounds: time to the right, pitch upwards, the loudest white, 80 dB below black."""
 
-    KEYS: ClassVar = SOUND_KEYS | ImageEncoder.KEYS - {"flip"}
+    KEYS: ClassVar = SOUND_KEYS | ImageEncoder.KEYS - {"flip", "rand_augment"}
 
     def __init__(self, encoder: ImageEncoder, options: EncoderConfig) -> None:
         super().__init__()

@@ -27,8 +27,8 @@ class VideoEncoder(ViTEncoder):
     KEYS: ClassVar = ImageEncoder.KEYS | {"frames"}
     SIZES: ClassVar[bool] = False  # whether pictures may be of another size than the published one
 
-    def __init__(self, tower: nn.Module, transform: ImageTransform, *, flip: bool = True) -> None:
-        super().__init__(tower, transform, flip=flip)
+    def __init__(self, tower: nn.Module, transform: ImageTransform) -> None:
+        super().__init__(tower, transform)
         self.skips_time, self.marks_time = False, True
         self.frames = 0
         self.use_frames(self.tower.config.num_frames)

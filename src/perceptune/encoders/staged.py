@@ -54,10 +54,10 @@ class Staged(ImageEncoder):
 
     n_tokens = 1
 
-    def __init__(self, tower: nn.Module, transform: ImageTransform, *, flip: bool = True) -> None:
+    def __init__(self, tower: nn.Module, transform: ImageTransform) -> None:
         super().__init__()
         self.tower: Any = tower
-        self.transform, self.flip = transform, flip
+        self.transform = transform
         config: Any = tower.config
         self.kind = KINDS[config.model_type]
         self.n_layers, self.dim = len(config.depths), _width(config)
@@ -74,7 +74,7 @@ class Staged(ImageEncoder):
             source, config, KINDS[config.model_type].model, revision=options.revision,
             dtype=getattr(torch, options.dtype), meta=meta, unused=("classifier.", "embeddings.mask_token"),
         )  # fmt: skip
-        return cls(tower, transform, flip=options.flip)
+        return cls(tower, transform).augmenting(options)
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
         """(B, n_levels, 1, dim) float32. All stages are run."""
