@@ -1,4 +1,4 @@
-"""The generated parts of the documentation: the command line's help and the table of recipe keys.
+"""The generated parts of the documentation: the command line's help, recipe keys, and the papers' facts.
 
 python tests/docs/generated.py --write      (or: make docs)
 """
@@ -6,6 +6,7 @@ python tests/docs/generated.py --write      (or: make docs)
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 DOCS = Path(__file__).parents[2] / "docs"
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `facts`, if this is run by itself
 
 
 def command_line() -> str:
@@ -61,7 +63,49 @@ def recipe_keys() -> str:
     return "\n".join(text) + "\n"
 
 
-GENERATED = {"cli.md": command_line, "recipe.md": recipe_keys}
+def papers() -> str:
+    """docs/papers.md, of which the part between the marks is made from the facts."""
+    before, _, rest = (DOCS / "papers.md").read_text(encoding="utf-8").partition(BEGIN)
+    return "\n".join([before + BEGIN, "", *_facts(), "", END + rest.partition(END)[2]])
+
+
+BEGIN, END = "<!-- written by `make docs` from recipes/paper/facts.yaml -->", "<!-- end -->"
+GENERATED = {"cli.md": command_line, "recipe.md": recipe_keys, "papers.md": papers}
+
+
+def _facts() -> list[str]:
+    """Where paper and code differ or neither is followed, numbered; then the recipes with the numbers that apply."""
+    import facts
+
+    notes: dict[str, int] = {}
+    rows = []
+    for name, entry in facts.table()["recipes"].items():
+        found = sorted(
+            notes.setdefault(_note(key, fact), len(notes) + 1)
+            for key, fact in facts.facts(name).items()
+            if (fact.differs or fact.follow == "ours") and not key.endswith(".dir") and fact.said["source"] != "-"
+        )
+        rows.append(f"| `paper/{name}` | {entry['row']} | {', '.join(map(str, found))} |")
+    listed = [f"| {number} {note}" for note, number in notes.items()]
+    return [
+        "| | key | paper | released code | here | source | why |", "|---|---|---|---|---|---|---|", *listed,
+        "", "| recipe | row | differs in |", "|---|---|---|", *rows,
+    ]  # fmt: skip
+
+
+def _note(key: str, fact: Any) -> str:
+    """A row of the table, without its number."""
+
+    def shown(who: str) -> str:
+        if who not in fact.said:
+            return "-"
+        value = fact.said[who]
+        text = "as `train.epochs`" if value == "=train.epochs" else f"`{json.dumps(value)}`"
+        return text if len(text) <= 70 else "its own list"
+
+    here = shown("value") if fact.follow == "ours" else f"{fact.follow}'s"
+    cells = [f"`{key}`", shown("paper"), shown("code"), here, fact.said["source"], fact.said["why"]]
+    return "| " + " | ".join(cell.replace("|", "or") for cell in cells) + " |"
 
 
 def _block(text: str) -> str:

@@ -216,16 +216,19 @@ def _broken(_: Batch) -> None:
 
 
 def test_the_papers_small_configuration_runs_on_dwarfs_of_its_architectures(dwarfs: Path, tmp_path: Path) -> None:
-    """`paper/epalm-350m` on OPT and ViT: the recipe's own keys, tiny models, the user's file."""
+    """`paper/epalm-350m` on OPT and ViT: the recipe's own keys, augmented views, tiny models, the user's file."""
     data = dwarfs / "data/train.jsonl"
     overrides = [
         f"lm={dwarfs / 'opt'}", f"encoders.image.id={dwarfs / 'vit'}", f"task.train={data}", f"task.validation={data}",
+        "task.name=jsonl",
         "method.n_levels=2", "method.first=1", "method.last=2", "train.steps=4", "train.batch_size=2",
     ]  # fmt: skip
     perceptune.train("paper/epalm-350m", tmp_path / "run", overrides=overrides)
     results = perceptune.evaluate(tmp_path / "run")
     assert results["evaluated_samples"] == 12
     assert results["decoding"]["sample"]
+    chosen = [row["step"] for row in read_log(tmp_path / "run") if row["event"] == "eval"]
+    assert chosen == [2, 3, 4]  # after each epoch of twelve samples, eight a step, and at the end
     assert len(perceptune.load(tmp_path / "run").answer(_samples(dwarfs)[:3])) == 3
 
 
