@@ -6,8 +6,6 @@ of transformers; its Q-Former knows nothing until it is trained (`method: full` 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,11 +19,11 @@ from perceptune.blip_model import BlipModel
 from perceptune.building import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.checkpoint import load
 from perceptune.encoders.base import load_encoder
-from perceptune.errors import UserError, disk_error
+from perceptune.errors import UserError
 from perceptune.evaluation import task_of
 from perceptune.sections import NamedPart
 from perceptune.sections_commands import BuildConfig
-from perceptune.sources import load_tokenizer, loading, quiet, resolve
+from perceptune.sources import appearing_folder, load_tokenizer, loading, require_new_folder, resolve
 
 IMAGE = "<image>"  # as transformers' processor calls it
 _BESIDE = {  # what lies beside the weights; those of a published repository are found by its name
@@ -43,7 +41,7 @@ def make_instructblip(folder: str | Path, task: NamedPart, build: BuildConfig | 
     from transformers import AutoModelForCausalLM, InstructBlipProcessor
 
     folder, build = Path(folder), build or BuildConfig()
-    _require_new(folder)
+    require_new_folder(folder)
     reader = wordpiece(_texts(task), build.vocabulary)
     where = resolve(build.encoder, DEFAULT_ENCODERS["image"], False)
     tower, transform = _dinov2(build.encoder, where)
@@ -59,7 +57,7 @@ def make_instructblip(folder: str | Path, task: NamedPart, build: BuildConfig | 
         _image_processor()(size=size, **settings), tokenizer, reader, num_query_tokens=build.queries
     )
     model: Any = _joined(vision, decoder, len(tokenizer), tokenizer.convert_tokens_to_ids(IMAGE), len(reader), build)
-    with _appearing(folder) as new:
+    with appearing_folder(folder) as new:
         model.save_pretrained(new)
         processor.save_pretrained(new)
     return folder
@@ -71,7 +69,7 @@ def export_instructblip(run: str | Path, folder: str | Path, *, trust: bool = Fa
     Raises `UserError` if the method has put something into it that transformers' classes do not have.
     """
     folder = Path(folder)
-    _require_new(folder)
+    require_new_folder(folder)
     model = load(run, dtype="float32", device="cpu", trust=trust)
     if not isinstance(model, BlipModel):
         raise UserError(f"`{run}` has `backbone: {model.recipe.backbone}`, which is no single model of transformers")
@@ -83,7 +81,7 @@ def export_instructblip(run: str | Path, folder: str | Path, *, trust: bool = Fa
         raise UserError(f"method `{name}` adds parts of its own, for which transformers' classes have no place")
     whole: Any = model.blip.model
     whole.vision_model = model.encoders["image"].tower
-    with _appearing(folder) as new:
+    with appearing_folder(folder) as new:
         whole.save_pretrained(new)
         _copy_beside(Path(resolve(model.recipe.lm.id, "", False)), new)
     return folder
@@ -96,28 +94,6 @@ def _copy_beside(source: Path, folder: Path) -> None:
             shutil.copytree(path, folder / path.name)
         elif path.name in _BESIDE and not (folder / path.name).exists():
             shutil.copy(path, folder / path.name)
-
-
-def _require_new(folder: Path) -> None:
-    if folder.exists():
-        raise UserError(f"`{folder}` is there already: name another folder")
-
-
-@contextlib.contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which takes its name when everything is in it. Keeps transformers' bars quiet."""
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        new.mkdir(parents=True)
-        with quiet():
-            yield new
-        for weights in new.glob("*.safetensors"):  # safetensors lets only the owner read what it writes
-            weights.chmod((new / "config.json").stat().st_mode)
-        new.replace(folder)
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def vision_of(tower: nn.Module, size: int) -> nn.Module:

@@ -10,7 +10,6 @@ are from its models/epalm.py and its configs.
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 from perceptune.building import build, load_lm
 from perceptune.checkpoint import save_run
 from perceptune.config import load_recipe
-from perceptune.errors import UserError, nearest
+from perceptune.errors import UserError
 from perceptune.official_config import (
     LEVELS,
     OfficialConfig,
@@ -35,6 +34,7 @@ from perceptune.official_config import (
     text_section,
 )
 from perceptune.sections import LMConfig
+from perceptune.torch_files import read_torch_file, require_file
 
 _CONNECTOR = re.compile(r"connector\.(\d+)\.(weight|bias)")
 _ADAPTER = re.compile(
@@ -97,20 +97,8 @@ def read_official(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Trained weights and config of an official checkpoint, without running any code in it."""
     numbers = [np._core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]  # type: ignore[attr-defined]
     old_name = (np._core.multiarray.scalar, "numpy.core.multiarray.scalar")  # type: ignore[attr-defined]
-    if not file.is_file():
-        siblings = [path.name for path in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise UserError(f"no checkpoint `{file}`{nearest(file.name, siblings)}")
-    try:
-        with torch.serialization.safe_globals([*numbers, old_name]):  # results are numpy's numbers: plain values too
-            data = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        what = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"it holds `{what[1]}`" if what else "it is no file of torch.save"
-        raise UserError(
-            f"{file}: refused, {found}; only tensors and plain values are read, for a checkpoint can run code"
-        ) from error
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
-        raise UserError(f"{file}: damaged, or no file of torch.save: {str(error).splitlines()[0]}") from error
+    require_file(file, "checkpoint")
+    data = read_torch_file(file, [*numbers, old_name])  # results are numpy's numbers: plain values too
     model = data.get("model") if isinstance(data, dict) else None
     if not isinstance(model, dict) or not all(isinstance(tensor, Tensor) for tensor in model.values()):
         raise UserError(f"{file}: not a checkpoint of the official release: it has no `model` with tensors")

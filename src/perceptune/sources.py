@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from perceptune import assets
-from perceptune.errors import UserError
+from perceptune.errors import UserError, disk_error
 from perceptune.model_folders import has_vocabulary, is_path, missing_model, require_model, tokenizer_advice
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -116,3 +118,26 @@ def require_complete(name: str, info: dict[str, Any]) -> None:
             raise UserError(
                 f"lm `{name}`: its weights are incomplete: {len(keys)} {kind.replace('_', ' ')}, first `{keys[0]}`"
             )
+
+
+def require_new_folder(folder: Path) -> None:
+    """Raises `UserError` for a folder that is there already."""
+    if folder.exists():
+        raise UserError(f"`{folder}` is there already: name another folder")
+
+
+@contextlib.contextmanager
+def appearing_folder(folder: Path) -> Iterator[Path]:
+    """A model's folder to write to, which takes its name when everything is in it. Keeps transformers' bars quiet."""
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        new.mkdir(parents=True)
+        with quiet():
+            yield new
+        for weights in new.glob("*.safetensors"):  # safetensors lets only the owner read what it writes
+            weights.chmod((new / "config.json").stat().st_mode)
+        new.replace(folder)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

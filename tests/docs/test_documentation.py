@@ -17,9 +17,10 @@ from sounds import save_sounds
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Run by `make demo` and `make smoke` on the real models, not here; `assets` needs the network, `import-epalm` the
-# released weights (tests/e2e/test_official.py has made-up ones), `serve` does not end (test_serving_page.py).
-ELSEWHERE = ("demo", "assets", "import-epalm", "serve")
+# Run by `make demo` and `make smoke` on the real models, not here; `assets` needs the network, the imports published
+# weights (tests/e2e/test_official.py and tests/unit/test_encoder_import.py have made-up ones), `serve` does not end
+# (test_serving_page.py).
+ELSEWHERE = ("demo", "assets", "import-epalm", "import-encoder", "serve")
 
 
 def blocks(page: Path, language: str) -> list[str]:

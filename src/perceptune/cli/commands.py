@@ -21,6 +21,8 @@ from perceptune.cli.evaluate import answer as answer
 from perceptune.cli.evaluate import eval as eval
 from perceptune.cli.evaluate import predict as predict
 from perceptune.cli.evaluate import print_scores
+from perceptune.cli.imports import import_encoder as import_encoder
+from perceptune.cli.imports import import_epalm as import_epalm
 from perceptune.cli.report import report as report
 from perceptune.cli.score import score as score
 from perceptune.cli.serve import serve as serve
@@ -125,25 +127,6 @@ def _check_gpu(options: argparse.Namespace) -> int:
     checks = check_gpu(Path(options.out), say=(lambda _: None) if options.json else out.print)
     print(json.dumps(checks, indent=2) if options.json else f"report: {options.out}")
     return 1 if any(check["state"] == "problem" for check in checks) else 0
-
-
-def import_epalm(options: argparse.Namespace) -> int:
-    from perceptune.checkpoint import RECIPE
-    from perceptune.config import load_recipe
-    from perceptune.official import import_official
-
-    run = import_official(
-        options.file,
-        options.out or Path("runs") / Path(options.file).stem,
-        lm=options.lm,
-        encoder=options.encoder,
-        captions=options.captions,
-        overrides=options.overrides,
-    )
-    out.print(f"imported: {run}")
-    [modality] = load_recipe(str(run / RECIPE)).encoders
-    out.print(f'next:  perceptune answer {run} --{modality} FILE "..."')
-    return 0
 
 
 def assets(options: argparse.Namespace) -> int:

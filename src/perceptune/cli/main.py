@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from perceptune._version import __version__
 from perceptune.cli.blip import add_commands
 from perceptune.cli.data import add_data
+from perceptune.cli.imports import add_imports
 from perceptune.cli.parsing import Parser
 from perceptune.cli.report import add_report
 from perceptune.cli.serve import add_serve
@@ -166,13 +167,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", default="perceptune-gpu.json", metavar="FILE", help="with --gpu: where to write (default: %(default)s)"
     )
 
-    official = commands.add_parser("import-epalm", help="import an official eP-ALM checkpoint as a run")
-    official.add_argument("file", help="checkpoint as its training saved it")
-    official.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys, such as task.name=jsonl")
-    official.add_argument("--lm", required=True, help="the LM it was trained with: a Hugging Face id or a folder")
-    official.add_argument("--encoder", required=True, help="the encoder it was trained with, likewise")
-    official.add_argument("--out", help="run folder (default: runs/<name of the file>)")
-    official.add_argument("--captions", action="store_true", help="trained without questions; most files tell")
+    add_imports(commands)
 
     assets = commands.add_parser("assets", help="fetch the embedded default models and data")
     assets.add_argument("names", nargs="*", metavar="NAME", help="assets to fetch (default: all)")

@@ -27,3 +27,10 @@ class StoreOnce(argparse.Action):
             raise argparse.ArgumentError(self, f"given twice, `{before}` and `{values}`: it takes one")
         given.add(self.dest)
         setattr(namespace, self.dest, values)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1. Raises `argparse.ArgumentTypeError` for anything else."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is no whole number of at least 1")
+    return int(text)
