@@ -98,7 +98,7 @@ class OfficialConfig(BaseModel):
     unfreeze_vision_model: Annotated[Any, _NOT_SAVED] = None
     # what the encoder sees
     vision_model_name: str | None = None
-    modality: Literal["image", "video", "audio"] | None = None
+    modality: Literal["image", "audio", "video"] | None = None
     image_res: int = Field(224, ge=8)
     num_frames: int | None = Field(None, ge=1)
     sample_type: Literal["rand", "middle"] | None = None
