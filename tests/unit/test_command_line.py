@@ -57,6 +57,36 @@ def test_an_address_is_not_taken_for_a_path(words: list[str], said: str, capsys:
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["answer", "RUN", "color?", "--image", ""], "--image"),
+        (["answer", "RUN", "color?", "--choices="], "--choices"),
+        (["eval", "RUN", "--predictions", ""], "--predictions"),
+        (["eval", "RUN", "--data="], "--data"),
+        (["serve", "RUN", "--api-key-file", ""], "--api-key-file"),
+        (["predict", "RUN", ""], "FILE|DIR"),
+        (["predict", "RUN", "FILE", "--out", ""], "--out"),
+        (["data", "convert", "csv", "--to", ""], "--to"),
+        (["score", "", "FILE", "--metric", "exact"], "predictions"),
+        (["train", "--run", ""], "--run"),
+        (["show", ""], "RECIPE|RUN"),
+    ],
+)
+def test_nothing_is_no_value(words: list[str], name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a script gives it whose variable is not set."""
+    with pytest.raises(SystemExit) as ended:
+        run(words)
+    assert ended.value.code == 2
+    assert f"argument {name}: is empty" in capsys.readouterr().err
+
+
+def test_a_question_a_prompt_and_lists_may_be_empty() -> None:
+    assert parser().parse_args(["answer", "RUN", ""]).question == ""
+    assert parser().parse_args(["predict", "RUN", "FILE", "--prompt", ""]).prompt == ""
+    parser().parse_args(["serve", "RUN", "--allowed-origins", "", "--allowed-hosts", ""])
+
+
 def test_each_help_is_understood_alone() -> None:
     """None goes on with the one before, or into the next one."""
     for command, action in options(parser()):

@@ -5,14 +5,23 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+# A question and a prompt may be empty where the template is all the text; an empty list of names names none.
+_MAY_BE_EMPTY = {"question", "prompt", "allowed_hosts", "allowed_media_domains", "allowed_origins"}
+
 
 class Parser(argparse.ArgumentParser):
-    """Refuses an option that is given twice, of which argparse takes the last one without a word."""
+    """Refuses an option that is given twice, of which argparse takes the last one without a word, and empty values."""
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
         for name in (None, "store"):
             self.register("action", name, StoreOnce)
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Convert a value; an empty one, as of a script's variable that is not set, would count as not given."""
+        if not arg_string and action.nargs != argparse.PARSER and action.dest not in _MAY_BE_EMPTY:
+            raise argparse.ArgumentError(action, "is empty")
+        return super()._get_value(action, arg_string)
 
 
 class StoreOnce(argparse.Action):
