@@ -44,6 +44,8 @@ def put(data: dict[str, Any], override: Override) -> None:
     node = data
     for index, part in enumerate(parents):
         child = node.get(part)
+        if isinstance(child, Given) and isinstance(mapping := _structure(child), dict):
+            child = mapping
         if isinstance(child, str):  # a shorthand such as `method: epalm`
             child = {_shorthand(part, parents[index - 1] if index else ""): child}
         if child is None:
@@ -77,10 +79,14 @@ def typed(value: Any, annotation: Any, key: str = "", *, backbone: str = "splice
 
 def parse_value(text: str, key: str = "") -> Any:
     """Read a value as YAML."""
+    named = f"`{key}`: " if key else ""
     try:
-        return _number(yaml.safe_load(text))
+        value = _number(yaml.safe_load(text))
     except yaml.YAMLError:
-        raise UserError(f"{f'`{key}`: ' if key else ''}`{text}` is not valid YAML; put it in quotes") from None
+        raise UserError(f"{named}`{text}` is not valid YAML; put it in quotes") from None
+    if value is None and text.lstrip().startswith("#"):
+        raise UserError(f"{named}`{text}` is a comment to YAML, no value; put it in quotes")
+    return value
 
 
 def _read(text: str, annotation: Any, key: str, backbone: str) -> Any:

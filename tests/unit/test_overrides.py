@@ -67,6 +67,27 @@ def test_other_keys_are_yaml(override: str, value: object) -> None:
     assert found == value
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["text={template: 'Q: {prompt}', max_tokens: 9}", "text.target={target} #1"], "text.template", "Q: {prompt}"),
+        (["encoders={image: a}", "encoders.image.size=9"], "encoders.image.id", "a"),
+        (["train={steps: 9, lr: 2e-5}", "train.clip=null"], "train.lr", 2e-5),
+        (["task={name: csv, prompt: 2024}", "task.skip_missing=3"], "task.prompt", "2024"),
+    ],
+)
+def test_a_key_may_follow_a_mapping(overrides: list[str], key: str, value: object) -> None:
+    assert value_of(load_recipe({}, overrides), key) == value
+
+
+def test_a_part_of_a_mixture_may_get_a_key_more() -> None:
+    recipe = load_recipe(
+        {"task": "mixture"}, ["task.parts={a: {name: folder, train: x}, b: csv}", "task.parts.a.prompt=2024"]
+    )
+    assert recipe.task is not None
+    assert recipe.task.options()["parts"]["a"] == {"name": "folder", "train": "x", "prompt": "2024"}
+
+
 def test_unions_of_text_with_lists_take_both() -> None:
     task = load_recipe({"task": "csv"}, ["task.target_key=[a, 2024]"]).task
     assert task is not None
@@ -98,6 +119,8 @@ def test_parts_of_a_mixture_have_the_keys_of_their_tasks() -> None:
     ("override", "words"),
     [
         ("train.steps=*x*", r"`train\.steps`: `\*x\*` is not valid YAML"),
+        ("train.steps=#3", r"`train\.steps`: `#3` is a comment to YAML"),
+        ("train.clip= # none", r"`train\.clip`: ` # none` is a comment to YAML"),
         ("trian.x=*x*", r"unknown key `trian`"),
         ("decode.beams=@x", r"`decode\.beams`"),
         ("task.name=jsonll", "unknown task `jsonll`; did you mean `jsonl`"),
