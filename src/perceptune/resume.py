@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from perceptune.checkpoint import META, METHOD, RECIPE, make_folder, read_meta, read_recipe, read_tensors
+from perceptune.checkpoint import META, METHOD, RECIPE, make_folder, read_meta, read_recipe, read_tensors, write_text
 from perceptune.config import Recipe, absolute_files, tasks_in
 from perceptune.errors import UserError, disk_error
 from perceptune.locking import locked
@@ -25,6 +25,8 @@ OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 LOCK, CHECKPOINTS, BAD_MEDIA = ".lock", "checkpoints", "bad_media.jsonl"
 # What there is of a run before its first checkpoint.
 BEGUN = {RECIPE, META, LOG, LOCK, CHECKPOINTS, BAD_MEDIA, *FOLDERS}
+# How many broken media end a run: it changes nothing that is computed, and a run that ended so may go on.
+_MAY_CHANGE = "max_bad_media"
 
 
 @dataclass
@@ -71,7 +73,17 @@ def open_run(given: Recipe | None, run: Path | None, held: ExitStack, *, resume:
                 raise
             _clear(folder)
             return folder, _with_absolute_paths(given)
+        stored = _with_changes(folder, stored, given)
     return folder, stored
+
+
+def _with_changes(folder: Path, stored: Recipe, given: Recipe) -> Recipe:
+    """The recipe of a run with what may change while resuming; the run's own file holds it from now on."""
+    wanted = {_MAY_CHANGE: getattr(given.train, _MAY_CHANGE)}
+    changed = stored.model_copy(update={"train": stored.train.model_copy(update=wanted)})
+    if changed != stored:
+        write_text(folder / RECIPE, changed.dump())
+    return changed
 
 
 def _require_place(folder: Path, *, resume: bool) -> None:
@@ -197,7 +209,7 @@ def require_same_recipe(run: Path, stored: Recipe, given: Recipe) -> None:
     for key in sorted(set(before) | set(now)):
         # What `auto` stood for when the run was started is stored in it.
         is_auto = now.get(key) == "auto" and before.get(key) in ("float32", "bfloat16")
-        if before.get(key) != now.get(key) and not is_auto:
+        if before.get(key) != now.get(key) and not is_auto and key != f"train.{_MAY_CHANGE}":
             raise UserError(
                 f"`{run}` was started with {key} = {before.get(key)!r}, the recipe now says {now.get(key)!r}: "
                 f"resume it with its own recipe (leave the recipe out), or start another run{_going_on(key, run)}"

@@ -45,6 +45,28 @@ def test_a_start_that_came_to_nothing_is_made_again(unreadable: dict[str, Any], 
     assert perceptune.load_recipe(tmp_path / "run/run.yaml").train.max_bad_media == 1
 
 
+def test_more_broken_media_may_be_allowed_when_resuming(
+    dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ended a run behind its first checkpoint, as its number of broken media did, does not end it for good."""
+    data = support.save_data(tmp_path / "data", rows=8)
+    (tmp_path / "data/train5.png").write_bytes(b"not a picture")
+    given = support.recipe(
+        dwarfs / "lm", dwarfs / "encoder", data, method={"name": "epalm", "n_levels": 2, "standardize": False},
+        train=train_section(steps=8, save_every=1), cache={"features": "off"},
+    )  # fmt: skip
+    with pytest.raises(UserError, match="not an image"):
+        perceptune.train(given, tmp_path / "run")
+    assert list((tmp_path / "run/checkpoints").iterdir())
+    with pytest.raises(UserError, match=r"was started with train\.lr = "):
+        perceptune.train(None, tmp_path / "run", resume=True, overrides=["train.max_bad_media=1", "train.lr=1"])
+    assert perceptune.load_recipe(tmp_path / "run/run.yaml").train.max_bad_media == 0
+    perceptune.train(None, tmp_path / "run", resume=True, overrides=["train.max_bad_media=1"])
+    perceptune.train(given, tmp_path / "whole", overrides=["train.max_bad_media=1"])
+    assert same(tmp_path / "run", tmp_path / "whole")
+    assert (tmp_path / "run/run.yaml").read_text() == (tmp_path / "whole/run.yaml").read_text()
+
+
 @pytest.mark.parametrize("file", ["method.safetensors", "results.json", "notes.txt", "checkpoints/step-00000002/x"])
 def test_a_folder_with_anything_to_lose_is_not_started_again(
     unreadable: dict[str, Any], tmp_path: Path, file: str
@@ -55,8 +77,8 @@ def test_a_folder_with_anything_to_lose_is_not_started_again(
     (tmp_path / "run" / file).write_text("of value")
     with pytest.raises(UserError, match="holds a run already"):
         perceptune.train(unreadable, tmp_path / "run", overrides=["train.max_bad_media=1"])
-    with pytest.raises(UserError, match=r"was started with train\.max_bad_media = 0"):
-        perceptune.train(None, tmp_path / "run", resume=True, overrides=["train.max_bad_media=1"])
+    with pytest.raises(UserError, match=r"was started with train\.lr = "):
+        perceptune.train(None, tmp_path / "run", resume=True, overrides=["train.lr=1"])
     assert (tmp_path / "run" / file).read_text() == "of value"
 
 
