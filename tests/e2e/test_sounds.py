@@ -15,6 +15,8 @@ from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
 from perceptune.evaluation import make_task
 from perceptune.media import MediaError
+from perceptune.serving.limits import Limits
+from perceptune.serving.runs import load_runs
 from perceptune.types import Sample
 from sounds import encoded, save_mobilenet, save_sound_encoder, save_sounds, tone
 
@@ -109,6 +111,8 @@ def test_a_sound_that_cannot_be_used_is_named_or_counted(dwarfs: Path, hearing: 
     given["train"] = support.train_section(max_bad_media=2)
     given["task"] = {"name": "jsonl", "train": str(data)}
     perceptune.train(given, tmp_path / "tolerant")
+    # More frames in a spectrogram than `--video-frames`, which is about clips.
+    assert load_runs([str(tmp_path / "tolerant")], Limits(video_frames=1))
     listed = (tmp_path / "tolerant/bad_media.jsonl").read_text()
     assert "train3.wav: silent" in listed
     assert "train4.wav: not a sound" in listed

@@ -141,7 +141,8 @@ def load_described(
             pool.settle(one.recipe)
         runs.append(_loaded(one, pool, [*kept, *overrides], trust, device))
         for modality, encoder in runs[-1].model.encoders.items():
-            if int(getattr(encoder, "frames", 1)) > limits.video_frames:
+            # Only of a clip: the frames of a sound's spectrogram are not decoded one by one.
+            if modality == "video" and int(getattr(encoder, "frames", 1)) > limits.video_frames:
                 raise UserError(f"`{one.folder}`: encoders.{modality} takes more frames than --video-frames allows")
         if runs[-1].decoding.max_new_tokens > limits.tokens:
             raise UserError(f"`{one.folder}`: decode.max_new_tokens is more than --tokens = {limits.tokens}")
