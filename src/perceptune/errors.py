@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Of a folder without permission, on a disk that is mounted to be read, below something that is a file.
-NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+# Of a folder without permission, on a disk that is mounted to be read, below something that is a file, and where the
+# system makes no folders, such as below the mount point of homes that are not there.
+NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
 
 
 class UserError(Exception):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from perceptune.errors import UserError
+from perceptune.paths import absence
 
 CONFIG, ADAPTER, TOKENIZER = "config.json", "adapter_config.json", "tokenizer.json"
 # Files of weights that are no folder with a config. A family whose weights lie in one file takes its own.
@@ -46,6 +47,10 @@ def require_model(name: str, place: Path, taken: Iterable[str] = (".json",)) -> 
 
 def missing_model(name: str, known: Iterable[str] = ()) -> str:
     """Return what may be wrong with a name that leads nowhere here and that no hub knows; `known` are names of hubs."""
+    with suppress(OSError):
+        found = absence(Path(name).expanduser())
+        if not found.is_guess:
+            return f"no model folder or file `{name}`: {found.why()}"
     folder, wanted = Path(name).expanduser().parent, Path(name).name
     while not folder.is_dir() and folder != folder.parent:
         folder, wanted = folder.parent, folder.name

@@ -37,6 +37,7 @@ class Absence(NamedTuple):
     name: str
     link: str  # where it leads to, if there is a link of this name
     hint: str  # what is there instead, such as `; did you mean ...?`; empty if nothing is alike
+    is_guess: bool = False  # whether the hint is only the name most alike
 
     def why(self) -> str:
         """In words."""
@@ -53,7 +54,12 @@ def absence(path: Path) -> Absence:
         name, folder = folder.name, folder.parent
     if (folder / name).is_symlink():
         return Absence(folder, name, str((folder / name).readlink()), "")
-    return Absence(folder, name, "", _alike(folder, name))
+    names = _names(folder, folder.stat().st_mtime_ns)
+    if cause := _cause(folder, name, names):
+        return Absence(folder, name, "", f"; {cause}")
+    # `nearest` would list a folder of thousands when no name is close.
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return Absence(folder, name, "", f"; did you mean `{shown_name(close[0])}`?" if close else "", is_guess=True)
 
 
 def hint(path: Path) -> str:
@@ -75,15 +81,10 @@ def shown_name(name: str) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-def _alike(folder: Path, name: str) -> str:
-    stamp = folder.stat().st_mtime_ns
-    names = _names(folder, stamp)
-    for alike in (_backslashes, _unicode_form, _white_space, _percent_code, _letter_case, _suffix):
-        if said := alike(folder, name, names):
-            return f"; {said}"
-    # `nearest` would list a folder of thousands when no name is close.
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean `{shown_name(close[0])}`?" if close else ""
+def _cause(folder: Path, name: str, names: Sequence[str]) -> str:
+    """In what a name that is there differs from `name`."""
+    looks = (_backslashes, _unicode_form, _white_space, _percent_code, _letter_case, _suffix)
+    return next((said for look in looks if (said := look(folder, name, names))), "")
 
 
 @lru_cache(8)

@@ -74,7 +74,7 @@ def _doubt(name: str, cause: BaseException | None) -> str:
     here = name == "default" or name in assets.ASSETS or Path(name).expanduser().exists()
     if here or not isinstance(cause, OSError):
         return ""
-    known = [*assets.ASSETS, *(path.stem.replace("--", "/") for path in CONFIGS.glob("*.json"))]
+    known = ["default", *assets.ASSETS, *(path.stem.replace("--", "/") for path in CONFIGS.glob("*.json"))]
     return f" ({missing_model(name, known)})"
 
 

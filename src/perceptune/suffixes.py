@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 
 MEDIA = {
-    "image": ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "avif", "heic", "heif"),
+    "image": ("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "bmp", "tif", "tiff", "avif", "heic", "heif"),
     "audio": (
         *("flac", "wav", "mp3", "ogg", "oga", "opus", "m4a", "aac", "aif", "aiff", "au", "caf", "wma", "amr", "ac3"),
         *("w64", "mka"),

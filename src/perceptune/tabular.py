@@ -160,7 +160,9 @@ def _row(cells: Sequence[str], columns: Sequence[str], where: str) -> dict[str, 
         cells = cells[:-1]  # spreadsheets fill up rows
     if len(cells) != len(columns):
         names = ", ".join(f"`{name}`" for name in named)
-        raise UserError(f"{where}: {len(cells)} columns, expected {len(columns)}: {names}")
+        # Most often it is a delimiter that was not recognised which leaves the header whole.
+        hint = "; are its columns separated by something else? `delimiter` says by what" if len(columns) == 1 else ""
+        raise UserError(f"{where}: {len(cells)} columns, expected {len(columns)}: {names}{hint}")
     for number, (name, cell) in enumerate(zip(columns, cells, strict=True), 1):
         if not name and cell and number > 1:
             raise UserError(f"{where}: {short(repr(cell))} stands in column {number}, which has no name")

@@ -66,11 +66,36 @@ def test_a_file_says_what_it_is(name: str, tmp_path: Path) -> None:
             load()
 
 
+@pytest.mark.parametrize("name", ["defualt", "nosuch", "user/nosuch"])
+def test_a_name_that_no_hub_knows_is_one_line_that_begins_with_it(name: str) -> None:
+    for load in (lambda: load_lm(LMConfig(id=name)), lambda: load_encoder_of("image", EncoderConfig(id=name))):
+        with pytest.raises(UserError, match=f"no model folder or file `{name}`") as caught:
+            load()
+        assert "\n" not in str(caught.value)
+        assert name != "defualt" or "did you mean `default`?" in str(caught.value)
+
+
 def test_files_that_are_an_encoder_are_taken(tmp_path: Path) -> None:
     file = make(tmp_path / "named", {"net.pt": "x"}) / "net.pt"
     assert resolve(str(file), "", False, files=weight_files()) == str(file)
     with pytest.raises(UserError, match="file of weights"):
         resolve(str(file), "", False)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("models/SMOL-LM", "in other letter case: `smol-lm`"),
+        ("Models/smol-lm", "in other letter case: `models`"),
+        ("models\\smol-lm", "a backslash does not part folders here: write `models/smol-lm`"),
+        ("link", "is a link to /nowhere/lm, which is not there"),
+    ],
+)
+def test_a_name_that_differs_in_letter_case_or_form_is_named(typed: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "models/smol-lm").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("/nowhere/lm")
+    with pytest.raises(UserError, match=f"no model folder or file `.*`: .*{said}"):
+        resolve(f"{tmp_path}/{typed}", "", False)
 
 
 @pytest.mark.parametrize("typed", ["{}/models/smol-ml", "{}/model/smol-lm", "{}/models/smol-lm/"[:-2] + "n"])

@@ -64,6 +64,6 @@ def _read_config(source: str, revision: str | None) -> tuple[type[Encoder], Any]
             raise UserError(f"{source}: no encoder for model type `{kind}`; known are {', '.join(sorted(known))}")
         config = CONFIG_MAPPING[kind].from_dict(entries)
     except (OSError, StrictDataclassError) as error:
-        raise UserError(f"{source}: no usable config ({error})") from error
+        raise UserError(f"{source}: no usable config ({' '.join(str(error).split())})") from error
     family: type[Encoder] = known[kind].ENCODER
     return family, family.prepare(config)
