@@ -121,8 +121,9 @@ def test_no_more_rows_than_allowed_are_computed_at_a_time(loaded: Runs, groups: 
 
 
 def test_beams_and_others_take_turns(loaded: Runs, folders: list[Path]) -> None:
-    """Three ways of decoding, one of which runs to its end in one turn: each answer is that of `answer()`."""
-    ways = {"epalm": ["decode.beams=1"], "beams": ["decode.beams=3"], "restrained": ["decode.repetition_penalty=1.5"]}
+    """Four ways of decoding, one of which runs to its end in one turn: each answer is that of `answer()`."""
+    ways = {"epalm": ["decode.beams=1"], "beams": ["decode.beams=3"], "restrained": ["decode.repetition_penalty=1.5"],
+            "old": ["decode.beams=3", "decode.length_normalization=total", "decode.length_penalty=4"]}  # fmt: skip
     own = {name: load_runs([str(folders[0])], Limits(), overrides=given)["epalm"] for name, given in ways.items()}
     joint = Runs([replace(run, name=name) for name, run in own.items()])
     expected = {}
@@ -131,7 +132,7 @@ def test_beams_and_others_take_turns(loaded: Runs, folders: list[Path]) -> None:
         raw = model.answer([Sample("x", {"image": png(color)}, "color?") for color in COLORS])
         expected |= {(name, color): own[name].clean(one) for color, one in zip(COLORS, raw, strict=True)}
     assert len({*expected.values()}) > 4
-    with served(joint) as server, ThreadPoolExecutor(9) as pool:
+    with served(joint) as server, ThreadPoolExecutor(12) as pool:
         said = list(pool.map(
             lambda ask: server.chat(media=[part(data_url(png(ask[1])))], model=ask[0])[1]["choices"], [*expected] * 2
         ))  # fmt: skip
