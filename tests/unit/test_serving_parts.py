@@ -223,6 +223,12 @@ def test_bodies_that_are_none(body: bytes, param: str | None) -> None:
     assert len(caught.value.message) < 600
 
 
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"x"'])
+def test_a_body_that_is_no_object_names_what_it_must_have(body: bytes) -> None:
+    with pytest.raises(ApiError, match="is no object with `model` and `messages`"):
+        parsed(body)
+
+
 @pytest.mark.parametrize("temperature", ["0", "1e-40"])
 def test_a_temperature_of_next_to_nothing_takes_the_likeliest(temperature: str) -> None:
     """Logits divided by it are infinite: a drawn row would make its group fail."""

@@ -64,14 +64,15 @@ def _unknown(key: str, keys: Sequence[str]) -> str:
 
 
 def _keys_at(where: Sequence[Step], request: type[BaseModel], parts: Classes) -> list[str]:
-    """The keys of the object at a place."""
+    """The keys of the object at a place, those it must have first."""
     here: type[BaseModel] = request
     for place, step in enumerate(where):
         if place and _is_part(where[:place]):
             here = parts[str(step)]
         elif isinstance(step, str):
             here = _object_in(here.model_fields[step].annotation) or here
-    return list(here.model_fields)
+    fields = here.model_fields
+    return sorted(fields, key=lambda name: not fields[name].is_required())
 
 
 def _object_in(annotation: object) -> type[BaseModel] | None:
