@@ -35,9 +35,11 @@ def _is_part(where: Sequence[Step]) -> bool:
 def _describe(error: ErrorDetails, where: Sequence[Step], request: type[BaseModel], parts: Classes) -> str:
     last = str(where[-1]) if where else ""
     if error["type"] == "extra_forbidden":
-        return _unknown(last, _keys_at(error["loc"][:-1], request, parts))
+        return _unknown(last, list(_class_at(error["loc"][:-1], request, parts).model_fields))
     if error["type"] == "model_type":
-        keys = " and ".join(f"`{key}`" for key in _keys_at(error["loc"], request, parts)[:_NAMED])
+        fields = _class_at(error["loc"], request, parts).model_fields
+        needed = sorted(fields, key=lambda key: not fields[key].is_required())
+        keys = " and ".join(f"`{key}`" for key in needed[:_NAMED])
         return f"is neither an address nor an object with {keys}" if last in _ADDRESSES else f"is no object with {keys}"
     sentences = {
         "missing": "is missing" + (": an address, or an object with `url`" if last in _ADDRESSES else ""),
@@ -63,16 +65,15 @@ def _unknown(key: str, keys: Sequence[str]) -> str:
     return f"unknown key; did you mean `{near[0]}`?" if near else "unknown key, which might change the answer"
 
 
-def _keys_at(where: Sequence[Step], request: type[BaseModel], parts: Classes) -> list[str]:
-    """The keys of the object at a place, those it must have first."""
+def _class_at(where: Sequence[Step], request: type[BaseModel], parts: Classes) -> type[BaseModel]:
+    """The class of the object at a place."""
     here: type[BaseModel] = request
     for place, step in enumerate(where):
         if place and _is_part(where[:place]):
             here = parts[str(step)]
         elif isinstance(step, str):
             here = _object_in(here.model_fields[step].annotation) or here
-    fields = here.model_fields
-    return sorted(fields, key=lambda name: not fields[name].is_required())
+    return here
 
 
 def _object_in(annotation: object) -> type[BaseModel] | None:
