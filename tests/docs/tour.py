@@ -121,7 +121,7 @@ def _without_places(text: str) -> str:
 def main() -> None:
     notebook = read()
     with tempfile.TemporaryDirectory() as folder:
-        execute(notebook, Path(folder), seconds=600)
+        execute(notebook, Path(folder), seconds=1800)
     cleaned(notebook)
     notebook.metadata[SOURCES] = digest(notebook)
     notebook.metadata["language_info"] = {"name": "python"}
