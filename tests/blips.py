@@ -54,19 +54,20 @@ def _lm(kind: str) -> Any:
     return LlamaConfig(**support._BASE, **support._KV, max_position_embeddings=128)
 
 
-def random_blip(kind: str) -> Any:
-    """Far from any neutral start, so that every part acts."""
+def random_blip(kind: str, positions: int = 24) -> Any:
+    """Far from any neutral start, so that every part acts; its Q-Former reads so many tokens at most."""
     torch.manual_seed(0)
+    qformer = {**_QFORMER, "max_position_embeddings": positions}
     given: dict[str, Any] = {"num_query_tokens": N_QUERIES, "image_token_index": IMAGE_TOKEN}
     if kind.startswith("blip2"):
         config = Blip2Config(
-            vision_config=Blip2VisionConfig(**_VISION), qformer_config=Blip2QFormerConfig(**_QFORMER),
+            vision_config=Blip2VisionConfig(**_VISION), qformer_config=Blip2QFormerConfig(**qformer),
             text_config=_lm(kind), **given,
         )  # fmt: skip
         model: Any = Blip2ForConditionalGeneration(config)
     else:
         config = InstructBlipConfig(
-            vision_config=InstructBlipVisionConfig(**_VISION), qformer_config=InstructBlipQFormerConfig(**_QFORMER),
+            vision_config=InstructBlipVisionConfig(**_VISION), qformer_config=InstructBlipQFormerConfig(**qformer),
             text_config=_lm(kind), **given,
         )  # fmt: skip
         model = InstructBlipForConditionalGeneration(config)
