@@ -72,6 +72,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             READERS[label].write(root / folder)
             for name in READERS[label].media:
                 _fill(root / media / name)
+                if folder == "GQA":  # images of training and validation lie elsewhere
+                    _fill(root / "VG/VG_100K" / Path(name).name)
     for name in ("vqa_train", "vqa_val"):
         support.save_data(root, 4, name)
     _fill(root / "CC3M/00000/000000000.jpg")
