@@ -17,7 +17,7 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.made  ## the main job: real models, real data, about a quarter of an hour
+demo: $(VENV)/.made  ## the main job: real models, real data, about ten minutes
 	$(BIN)/perceptune demo --run $(RUN)
 
 smoke: $(VENV)/.made  ## the main job cut to about two minutes
