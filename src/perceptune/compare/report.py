@@ -153,7 +153,8 @@ def as_csv(result: Mapping[str, Any]) -> str:
 
 def _rouge(result: Mapping[str, Any]) -> list[str]:
     """The values of ROUGE over all references that every row has: columns of their own."""
-    return [key for key in ROUGE if key.endswith("_mean") and all(key in row.get("means", ()) for row in result["rows"])]
+    means = [row.get("means", {}) for row in result["rows"]]
+    return [key for key in ROUGE if key.endswith("_mean") and all(key in one for one in means)]
 
 
 def _or_nothing(value: float | None, shape: str) -> str:
