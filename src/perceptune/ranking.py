@@ -7,7 +7,6 @@ forward pass over prompts and continuations, as training does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -110,7 +109,7 @@ def _plainly(
     aims = last_columns(whole.shape[1], lengths)
     keep = torch.nn.functional.pad(aims[:, 1:], (0, 1))
     device = ids.device
-    logits = lm(move(whole, device), move(shown, device), [_of_rows(slot, rows) for slot in slots], keep=keep)
+    logits = lm(move(whole, device), move(shown, device), [slot.of_rows(rows) for slot in slots], keep=keep)
     scores = _read(_score(logits, move(whole[aims], device)))
     return [list(islice(scores, length)) for length in lengths]
 
@@ -125,11 +124,3 @@ def _score(logits: Tensor, tokens: Tensor) -> Tensor:
 def _read(scores: Tensor) -> Iterator[TokenScore]:
     """Wait for the device once and return its scores (N, 2) one by one."""
     return (TokenScore(logprob, bool(is_greedy)) for logprob, is_greedy in scores.tolist())
-
-
-def _of_rows(slot: Slots, rows: Tensor) -> Slots:
-    states = {
-        layer: states if states.shape[0] == 1 else states[rows.to(states.device)]
-        for layer, states in slot.states.items()
-    }
-    return replace(slot, states=states, present=slot.present[rows.to(slot.present.device)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,6 +66,14 @@ class Slots:
     def width(self) -> int:
         """Number of columns."""
         return int(self.states[self.entry].shape[1])
+
+    def of_rows(self, index: Tensor) -> Slots:
+        """Those of the rows (N,) of a batch that `index` names, some of them more than once."""
+        states = {
+            layer: states if states.shape[0] == 1 else states[index.to(states.device)]
+            for layer, states in self.states.items()
+        }
+        return replace(self, states=states, present=self.present[index.to(self.present.device)])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +25,7 @@ class Uncached:
     def keep(self, index: Tensor) -> None:
         """Goes on with these rows, some of them more than once."""
         self._ids, self._mask, self.logits = (given[index] for given in (self._ids, self._mask, self.logits))
-        self._slots = [_rows_of(slot, index) for slot in self._slots]
+        self._slots = [slot.of_rows(index) for slot in self._slots]
 
     def exchange(self, index: Tensor) -> None:
         """Gives each row the new tokens of the row that `index` names."""
@@ -43,8 +42,3 @@ class Uncached:
         last = torch.zeros(self._mask.shape, dtype=torch.bool)  # on the CPU: nobody waits to learn where it is
         last[:, -1] = True
         return self.lm(self._ids, self._mask, self._slots, keep=last, plain=True)
-
-
-def _rows_of(slot: Slots, index: Tensor) -> Slots:
-    states = {layer: given if given.shape[0] == 1 else given[index] for layer, given in slot.states.items()}
-    return replace(slot, states=states, present=slot.present.to(index.device)[index])
