@@ -205,3 +205,47 @@ def test_what_is_no_base64_is_refused(text: str) -> None:
 def test_nothing_is_no_medium(text: str) -> None:
     with pytest.raises(ApiError, match="is empty"):
         decode_base64(text, 1000, "image")
+
+
+ASKS = b'{"model": "x", "messages": [{"role": "user", "content": "a"}], '
+EMBEDS = b'{"model": "x", "messages": [{"role": "user", "content": [{"type": "prompt_embeds"}]}]}'
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"", None), (b"[]", None), (b"{", None), (b'{"model": "x"}', "messages"), (b"[" * 100_000, None),
+        (b'{"model": 1, "messages": []}', "model"), (b'{"model": "\xff", "messages": []}', None),
+        (b'{"model": "x", "messages": [{"role": "user", "content": "\\ud800"}]}', None),
+        (EMBEDS, "messages.0.content"),
+        (ASKS + b'"temperature": NaN}', None),
+        (ASKS + b'"mm_processor_kwargs": {"a": 1}}', "mm_processor_kwargs"),
+        (ASKS + b'"tools": [{}]}', "tools"),
+        (ASKS + b'"max_tokens": 1e300}', "max_tokens"),
+        (ASKS + b'"n": 0}', "n"),
+        (ASKS + b'"logprobs": true}', "logprobs"),
+        (ASKS + b'"logprobs": 0}', "logprobs"),
+        (ASKS + b'"stop": ["", "a"]}', "stop"),
+    ],
+)  # fmt: skip
+def test_bodies_that_are_none(body: bytes, param: str | None) -> None:
+    with pytest.raises(ApiError) as caught:
+        parsed(body)
+    assert caught.value.status == 400
+    assert param is None or (caught.value.param or "").startswith(param)
+    assert len(caught.value.message) < 600
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"x"'])
+def test_a_body_that_is_no_object_names_what_it_must_have(body: bytes) -> None:
+    with pytest.raises(ApiError, match="is no object with `model` and `messages`"):
+        parsed(body)
+
+
+@pytest.mark.parametrize("temperature", ["0", "1e-40"])
+def test_a_temperature_of_next_to_nothing_takes_the_likeliest(temperature: str) -> None:
+    """Logits divided by it are infinite: a drawn row would make its group fail."""
+    asked = parsed(ASKS + f'"top_p": 0.5, "temperature": {temperature}}}'.encode())
+    run: Any = SimpleNamespace(decoding=Decoding(4, sample=True, temperature=0.7))
+    nobody: Any = None
+    assert Intake(Limits(), nobody, None, None, 1)._decoding_of(asked, run) == Decoding(4)
