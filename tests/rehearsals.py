@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-import fake_cuda
+import device_ledger
 import perceptune
 from perceptune.checkpoint import load
 from perceptune.model import AdaptedModel
@@ -40,7 +40,7 @@ class Seen:
     found: dict[str, Any] = field(default_factory=dict)
 
     def part(self, name: str, compute: Callable[[], Any]) -> Any:
-        with fake_cuda.counted() as waits:
+        with device_ledger.counted() as waits:
             result = compute()
         self.parts[name] = waits
         return result
@@ -49,11 +49,11 @@ class Seen:
 @contextmanager
 def watched() -> Iterator[Seen]:
     seen = Seen()
-    fake_cuda.ledger.clear()
+    device_ledger.ledger.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield seen
-    seen.faults, seen.without_kernel = list(fake_cuda.ledger.faults), fake_cuda.without_kernel()
+    seen.faults, seen.without_kernel = list(device_ledger.ledger.faults), device_ledger.without_kernel()
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def steps_counted(seen: Seen, stop_at: int | None = None) -> Iterator[None]:
     def step(self: Trainer, *given: Any) -> bool:
         if self.state.step == stop_at:
             raise ConnectionAbortedError
-        with fake_cuda.counted() as waits:
+        with device_ledger.counted() as waits:
             result = original(self, *given)
         seen.steps.append(waits)
         return result
@@ -189,7 +189,7 @@ def provoke() -> dict[str, list[str]]:
     }
     found: dict[str, list[str]] = {}
     for name, make in mistakes.items():
-        with watched() as seen, fake_cuda.counted() as waits, suppress(fake_cuda.DeviceError):
+        with watched() as seen, device_ledger.counted() as waits, suppress(device_ledger.DeviceError):
             make()
         found[name] = [*seen.faults, *(kind for kind, _ in waits)]
     return found

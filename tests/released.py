@@ -82,9 +82,10 @@ class Reference:
     def __init__(self, lm: Path, released: Released, config: dict[str, Any]) -> None:
         self.model: Any = transformers.OPTForCausalLM.from_pretrained(lm).eval()
         self.released, self.config = released, config
-        for layer, own in zip(self.model.model.decoder.layers, getattr(released, "transformer", ()), strict=False):
-            layer.fc2 = nn.Sequential(layer.fc2, own.fc2[1])
-            layer.self_attn.out_proj = nn.Sequential(layer.self_attn.out_proj, own.self_attn)
+        if hasattr(released, "transformer"):
+            for layer, own in zip(self.model.model.decoder.layers, released.transformer, strict=True):
+                layer.fc2 = nn.Sequential(layer.fc2, own.fc2[1])
+                layer.self_attn.out_proj = nn.Sequential(layer.self_attn.out_proj, own.self_attn)
 
     @torch.no_grad()
     def logits(self, ids: list[int], features: Tensor) -> Tensor:

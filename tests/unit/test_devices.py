@@ -88,7 +88,7 @@ def test_the_state_of_the_optimizer_is_where_its_parameters_are() -> None:
 
 def test_doctor_says_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("this machine has a GPU")
     assert cli(["doctor", "--gpu", "--out", str(tmp_path / "report.json")]) == 2
     assert "no CUDA device" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
