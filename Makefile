@@ -58,8 +58,15 @@ fix: $(VENV)/.made  ## apply automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.made  ## rewrite the generated parts of the documentation
-	$(BIN)/python tests/docs/generated.py --write
+$(VENV)/.docs: $(VENV)/.made
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
-clean:  ## remove the environment and all runs
-	rm -rf $(VENV) runs
+docs: $(VENV)/.docs  ## rewrite the generated parts of the documentation and build the site in site/
+	$(BIN)/python tests/docs/generated.py --write
+	$(BIN)/python tests/docs/pages.py
+	rm -rf site
+	$(BIN)/zensical build --strict
+
+clean:  ## remove the environment, the site and all runs
+	rm -rf $(VENV) site build .cache runs

@@ -1,4 +1,4 @@
-"""The generated parts of the documentation: the command line's help, recipe keys, and the papers' facts.
+"""The generated parts of the documentation: the command line's help, recipe keys, the public API, the papers' facts.
 
 python tests/docs/generated.py --write      (or: make docs)
 """
@@ -6,6 +6,7 @@ python tests/docs/generated.py --write      (or: make docs)
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import sys
@@ -63,6 +64,22 @@ def recipe_keys() -> str:
     return "\n".join(text) + "\n"
 
 
+def python_api() -> str:
+    """docs/api.md, where mkdocstrings puts signatures and docstrings."""
+    import perceptune
+
+    text = [
+        "# Python API",
+        "",
+        "Written by `make docs` from `perceptune.__all__`: import each as `perceptune.NAME`. In the site, the lines below are",
+        "replaced by signatures and docstrings.",
+    ]
+    objects = [getattr(perceptune, name) for name in perceptune.__all__ if name != "__version__"]
+    for value in sorted(objects, key=inspect.isclass):  # functions first
+        text += ["", f"::: {value.__module__}.{value.__qualname__}"]
+    return "\n".join(text) + "\n"
+
+
 def papers() -> str:
     """docs/papers.md, of which the part between the marks is made from the facts."""
     before, _, rest = (DOCS / "papers.md").read_text(encoding="utf-8").partition(BEGIN)
@@ -70,7 +87,7 @@ def papers() -> str:
 
 
 BEGIN, END = "<!-- written by `make docs` from recipes/paper/facts.yaml -->", "<!-- end -->"
-GENERATED = {"cli.md": command_line, "recipe.md": recipe_keys, "papers.md": papers}
+GENERATED = {"cli.md": command_line, "recipe.md": recipe_keys, "api.md": python_api, "papers.md": papers}
 
 
 def _facts() -> list[str]:
@@ -148,5 +165,5 @@ if __name__ == "__main__":
     for file, make in GENERATED.items():
         if "--write" in sys.argv:
             (DOCS / file).write_text(make(), encoding="utf-8")
-        elif (DOCS / file).read_text(encoding="utf-8") != make():
+        elif not (DOCS / file).exists() or (DOCS / file).read_text(encoding="utf-8") != make():
             sys.exit(f"docs/{file} is out of date: make docs")
