@@ -71,8 +71,8 @@ def python_api() -> str:
     text = [
         "# Python API",
         "",
-        "Written by `make docs` from `perceptune.__all__`: import each as `perceptune.NAME`. In the site, the lines below are",
-        "replaced by signatures and docstrings.",
+        "Written by `make docs` from `perceptune.__all__`: import each as `perceptune.NAME`. In the site, signatures",
+        "and docstrings replace the lines below.",
     ]
     objects = [getattr(perceptune, name) for name in perceptune.__all__ if name != "__version__"]
     for value in sorted(objects, key=inspect.isclass):  # functions first
