@@ -52,3 +52,8 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, monkeypatch: pytest.
 def test_the_site_asks_no_other_host() -> None:
     assert pages.PROJECT["theme"]["font"] is False
     assert not any("http" in str(entry) for entry in pages.PROJECT.get("extra_javascript", []))
+
+
+def test_no_page_is_left_out_of_the_sidebar() -> None:
+    """With this feature, every index.md and README.md stands for its section and is no longer listed."""
+    assert "navigation.indexes" not in pages.PROJECT["theme"]["features"]
