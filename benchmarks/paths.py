@@ -27,7 +27,7 @@ from workloads import TRAININGS, questions, recipe
 
 STEADY = 5  # steps before the one that is counted
 SHARE, CALLS = 0.65, 1  # at most
-# The modules of each layer in a package that has no folders of these names.
+# The modules of each layer in a package that has no folder of its name.
 MODULES = {
     "models": "model spliced building sources text checkpoint origin blip_model blip_text blip_loading blip_making",
     "lm": "lm anatomy blocks trial quantized sharding splice split keyvalues textstates attention norms packed head "
@@ -42,7 +42,10 @@ class Counting:
 
     def __init__(self, package: Path) -> None:
         self._prefix = f"{package}{os.sep}"
-        self._folders = {layer for layer in MODULES if (package / layer).is_dir()}
+        self._tops = {
+            layer: {layer} if (package / layer).is_dir() else {f"{name}.py" for name in names.split()}
+            for layer, names in MODULES.items()
+        }
         self._is_on = False
         self.files: set[str] = set()
         self.calls: Counter[str] = Counter()  # `caller -> callee` from the models' layer into the LM's
@@ -82,9 +85,7 @@ class Counting:
     def layer(self, file: str) -> str | None:
         """`models`, `lm`, or None."""
         top = Path(file).parts[0]
-        if self._folders:
-            return top if top in self._folders else None
-        return next((layer for layer, names in MODULES.items() if top.removesuffix(".py") in names.split()), None)
+        return next((layer for layer, tops in self._tops.items() if top in tops), None)
 
 
 def count(source: Path, training: str) -> dict[str, Any]:

@@ -112,12 +112,22 @@ def test_a_start_forgets_what_was_counted(counting: paths.Counting) -> None:
     assert sum(counting.calls.values()) == 1
 
 
-def test_a_package_without_folders_has_its_layers_by_module(tmp_path: Path) -> None:
-    (tmp_path / "methods").mkdir()
+@pytest.mark.parametrize(
+    ("folders", "layers"),
+    [
+        ((), ["models", None, "lm", None]),
+        (("models",), [None, "models", "lm", None]),  # while modules are being moved
+        (("models", "lm"), [None, "models", None, "lm"]),
+    ],
+)
+def test_a_layer_is_its_folder_or_its_modules(
+    folders: tuple[str, ...], layers: list[str | None], tmp_path: Path
+) -> None:
+    for name in folders:
+        (tmp_path / name).mkdir()
     counting = paths.Counting(tmp_path)
-    assert [counting.layer(file) for file in ("spliced.py", "lm.py", "methods/lora.py", "feed.py")] == [
-        "models", "lm", None, None
-    ]  # fmt: skip
+    assert [counting.layer(file) for file in ("spliced.py", "models/slot_model.py", "lm.py", "lm/frozen.py")] == layers
+    assert counting.layer("methods/lora.py") is None
 
 
 @pytest.mark.parametrize(("step", "calls", "is_within"), [(13, 1, True), (14, 1, False), (13, 2, False), (13, 0, True)])
