@@ -155,7 +155,7 @@ def tokenized(bench: Bench, pairs: Pairs) -> Pairs:
 def measured(worker: str, pairs: Pairs) -> dict[str, Any]:
     """What a worker gives, its seconds, and the peak memory of this process in bytes, the data included."""
     if worker in ("ours", "raw", "tokens"):
-        import perceptune.metrics.caption  # noqa: F401  # imports are not what is timed
+        import perceptune.data.metrics.caption  # noqa: F401  # imports are not what is timed
     start = time.perf_counter()
     result = WORKERS[worker](pairs)
     seconds = time.perf_counter() - start
@@ -164,7 +164,7 @@ def measured(worker: str, pairs: Pairs) -> dict[str, Any]:
 
 
 def ours(pairs: Pairs, tokenizer: str = "none") -> dict[str, float]:
-    from perceptune.metrics.caption import Options, score
+    from perceptune.data.metrics.caption import Options, score
 
     options = Options.model_validate({"tokenizer": tokenizer})
     return score(pairs["predictions"], pairs["references"], options).summary
@@ -187,7 +187,7 @@ def theirs(pairs: Pairs) -> dict[str, float]:
 
 
 def tokens(pairs: Pairs) -> list[str]:
-    from perceptune.metrics.base import ptb_tokens
+    from perceptune.data.metrics.base import ptb_tokens
 
     return [" ".join(ptb_tokens(text)) for group in pairs["references"] for text in group]
 

@@ -166,7 +166,7 @@ class Server:
 def make_requests(options: argparse.Namespace) -> list[Request]:
     """Questions with the run's own answers, in a random order, and what is none among them."""
     from perceptune import Sample, load
-    from perceptune.evaluation import make_task
+    from perceptune.data.build_task import make_task
     from perceptune.types import Decoding
 
     chance = random.Random(options.seed)

@@ -15,10 +15,10 @@ import torch
 
 import planning
 from origin import machine
-from perceptune.compare.plan import make_plan, parse_grid
 from perceptune.errors import UserError
-from perceptune.evaluation import evaluate
-from perceptune.training import train
+from perceptune.evaluation.evaluate import evaluate
+from perceptune.tools.compare.plan import make_plan, parse_grid
+from perceptune.training.trainer import train
 from planning import ROOT, RUNS, STUDIES, Part, Plan
 from run import environment, process_of
 

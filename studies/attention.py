@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from command import end_with
-from perceptune.blip_model import BlipModel
-from perceptune.checkpoint import load
+from perceptune.data.bootstrap import bootstrap_interval
+from perceptune.data.media.source import open_image
 from perceptune.errors import UserError
-from perceptune.heat import PanelRow, save_panel
-from perceptune.looking import look
-from perceptune.media import open_image
-from perceptune.qformer_methods.base import ENHANCED
-from perceptune.statistics import bootstrap_interval
+from perceptune.methods.qformer.base import ENHANCED
+from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.run_folder import load
+from perceptune.tools.attention_maps import look
+from perceptune.tools.plots.heatmap import PanelRow, save_panel
 
 QUESTION = "What is this?"  # in place of a prompt, for templates that ask for one
 Map = NDArray[np.floating]

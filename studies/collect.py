@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from perceptune.compare.plan import folder_name, setting_name
-from perceptune.metrics import caption
-from perceptune.results import PREDICTIONS
-from perceptune.statistics import bootstrap_corpus
+from perceptune.data.bootstrap import bootstrap_corpus
+from perceptune.data.metrics import caption
+from perceptune.evaluation.results import PREDICTIONS
+from perceptune.tools.compare.plan import folder_name, setting_name
 from planning import ROOT, option
 
 # What is kept of a row of a comparison.

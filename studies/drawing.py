@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import planning
-from perceptune.reporting.charts import Bar, bars, trade_off
-from perceptune.scatter import Mark
+from perceptune.tools.plots.scatter import Mark
+from perceptune.tools.report.charts import Bar, bars, trade_off
 
-# The classes of `perceptune.reporting.charts`; a page's style is not there in a file of its own.
+# The classes of `perceptune.tools.report.charts`; a page's style is not there in a file of its own.
 STYLE = (
     "svg{background:#fff;font:14px sans-serif}text{fill:#1f2328}.faint{fill:#59636e}.axis{stroke:#59636e}"
     ".rule{stroke:#d8dee4}.span{stroke:#8fb8de;stroke-width:2}.whisker{stroke:#1f2328}.blind{stroke:#c4342d;stroke-width:2}"

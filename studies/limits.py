@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from command import end_with
+from perceptune.data.bootstrap import bootstrap_interval
+from perceptune.data.media.source import open_image
+from perceptune.data.metrics._ptb import ptb_tokens
 from perceptune.errors import UserError
-from perceptune.media import open_image
-from perceptune.metrics._ptb import ptb_tokens
-from perceptune.pictures import GridCell, answer_grid
-from perceptune.statistics import bootstrap_interval
+from perceptune.tools.plots.png import GridCell, answer_grid
 
 Row = dict[str, Any]
 RARE = 5  # an answer that fewer training samples have is rare

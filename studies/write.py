@@ -16,9 +16,9 @@ import yaml
 
 import planning
 from drawing import drawing_of
-from perceptune.compare.plan import setting_name
-from perceptune.results import gap_name
-from perceptune.tables import markdown_table
+from perceptune.evaluation.results import gap_name
+from perceptune.tools.compare.plan import setting_name
+from perceptune.utils.markdown import markdown_table
 from planning import STUDIES, Part, Plan
 from verdicts import FOUNDED, difference, edge, load_readings, t_interval
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from transformers import DynamicCache, GenerationConfig
 
-from perceptune.splice import Splice, with_slots
+from perceptune.lm.slot_hooks import Splice, with_slots
 from perceptune.types import Decoding, Slots
 from rows import Row
 

@@ -39,7 +39,7 @@ def _steady() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What tests compute stays out of the user's cache; the default models in it are used."""
-    from perceptune.assets import cache_dir
+    from perceptune.utils.downloads import cache_dir
 
     folder = tmp_path_factory.mktemp("cache")
     models = cache_dir() / "assets"

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel
 
-from perceptune.building import method_options
-from perceptune.config import Recipe, load_recipe, recipes_dir
-from perceptune.overrides import METHODS
-from perceptune.plugins import leaf
-from perceptune.sections import EncoderConfig, InitConfig, NamedPart, OtherSet
+from perceptune.config.overrides import METHODS
+from perceptune.config.recipe import Recipe, load_recipe, recipes_dir
+from perceptune.config.registry import leaf
+from perceptune.config.schema import EncoderConfig, InitConfig, NamedPart, OtherSet
+from perceptune.models.build import method_options
 
 FOLDER = recipes_dir() / "paper"
 FILE = FOLDER / "facts.yaml"

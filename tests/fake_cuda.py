@@ -253,7 +253,7 @@ def install() -> None:
     """Makes torch believe in the device that `guarded.start` has loaded."""
     import peft  # noqa: F401  # looks for CUDA libraries, so before there seems to be CUDA
 
-    import perceptune.peft  # noqa: F401
+    import perceptune.methods.dma  # noqa: F401
 
     _pretend_to_have_cuda()
     torch.__future__.set_swap_module_params_on_conversion(True)

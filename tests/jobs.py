@@ -16,8 +16,10 @@ from safetensors.torch import save
 
 import perceptune
 import support
-from perceptune import distributed, features, feed, training
+from perceptune.encoders.cache import feature_cache
 from perceptune.errors import UserError
+from perceptune.training import batch_loader, trainer
+from perceptune.utils import distributed
 from support import train_section
 
 EVALUATED = {"every": 3, "during_samples": 7, "batch_size": 2}
@@ -57,14 +59,14 @@ def prepare(folder: Path) -> None:
 
 def train_all(folder: Path, world: distributed.World) -> dict[str, Any]:
     """Trains every recipe, and evaluates one; what each process ends up with."""
-    made: list[training.Trainer] = []
-    original = training.Trainer.fit
+    made: list[trainer.Trainer] = []
+    original = trainer.Trainer.fit
 
-    def fit(self: training.Trainer, **given: Any) -> training.TrainResult:
+    def fit(self: trainer.Trainer, **given: Any) -> trainer.TrainResult:
         made.append(self)
         return original(self, **given)
 
-    training.Trainer.fit = fit  # type: ignore[method-assign]
+    trainer.Trainer.fit = fit  # type: ignore[method-assign]
     for name, recipe in recipes(folder).items():
         perceptune.train(recipe, folder / "runs" / name)
     methods = [hashlib.sha256(save(dict(trainer.model.method.state_dict()))).hexdigest() for trainer in made]
@@ -89,17 +91,17 @@ def caching(folder: Path, **cache: Any) -> dict[str, Any]:
 def cache(folder: Path, world: distributed.World) -> dict[str, Any]:
     """Pictures that each process encoded, before the first step and afterwards, on disk and in memory."""
     encoded, prepared = [0], list[int]()
-    encode, prepare = features.FeatureStore._encode, feed.Feed.prepare
+    encode, prepare = feature_cache.FeatureStore._encode, batch_loader.Feed.prepare
 
-    def counted(self: features.FeatureStore, loaded: Any) -> Any:
+    def counted(self: feature_cache.FeatureStore, loaded: Any) -> Any:
         encoded[0] += len(loaded)
         return encode(self, loaded)
 
-    def noted(self: feed.Feed, standardized: int) -> None:
+    def noted(self: batch_loader.Feed, standardized: int) -> None:
         prepare(self, standardized)
         prepared.append(encoded[0])
 
-    features.FeatureStore._encode, feed.Feed.prepare = counted, noted  # type: ignore[method-assign]
+    feature_cache.FeatureStore._encode, batch_loader.Feed.prepare = counted, noted  # type: ignore[method-assign]
     found: dict[str, Any] = {}
     for mode in ("disk", "memory"):
         encoded[0] = 0
@@ -118,7 +120,7 @@ def fail(folder: Path, world: distributed.World) -> dict[str, Any]:
     """The second process alone cannot build its model; then it alone fails in a step; then both do."""
     said = []
     for name in ("build", "_backward"):
-        where: Any = training if name == "build" else training.Trainer
+        where: Any = trainer if name == "build" else trainer.Trainer
         original = getattr(where, name)
 
         def broken(*_: Any, **__: Any) -> Any:
@@ -131,7 +133,7 @@ def fail(folder: Path, world: distributed.World) -> dict[str, Any]:
         except UserError as error:
             said.append([type(error).__name__, str(error)])
         setattr(where, name, original)
-    training.Trainer._backward = lambda *_: ([float("nan")], 1, 1)  # type: ignore[method-assign]
+    trainer.Trainer._backward = lambda *_: ([float("nan")], 1, 1)  # type: ignore[method-assign]
     try:
         perceptune.train(recipes(folder)["odd"], folder / "not a number")
     except UserError as error:

@@ -26,7 +26,7 @@ from transformers import (
     ViTModel,
 )
 
-from perceptune.peft import DMAConfig
+from perceptune.methods.dma import DMAConfig
 
 R = 3
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

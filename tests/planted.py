@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from perceptune.records import MAX_LINE
+from perceptune.data.records import MAX_LINE
 
 PICTURES = ("a.png", "b.png")
 BROKEN = "broken.png"  # opens like a picture and is none

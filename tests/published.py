@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perceptune.plugins import leaf
-from perceptune.tasks.base import Task
+from perceptune.config.registry import leaf
+from perceptune.data.tasks.base import Task
 
 
 @dataclass(frozen=True)

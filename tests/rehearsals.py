@@ -15,9 +15,9 @@ import torch
 
 import device_ledger
 import perceptune
-from perceptune.checkpoint import load
-from perceptune.model import AdaptedModel
-from perceptune.training import Trainer
+from perceptune.models.base import AdaptedModel
+from perceptune.models.run_folder import load
+from perceptune.training.trainer import Trainer
 from perceptune.types import Decoding, Sample
 
 Waits = Counter[tuple[str, str]]
@@ -160,8 +160,8 @@ def build_and_move(recipe: Mapping[str, Any], data: Path, dtype: str, way: str) 
 
 def doctor(report: Path) -> Seen:
     """`perceptune doctor --gpu`."""
-    from perceptune import gpu_check, gpu_trials
     from perceptune.cli.main import run
+    from perceptune.tools import gpu_check, gpu_trials
 
     gpu_trials.SIZE, gpu_check.STEPS = 64, 3
     with watched() as seen:

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import support
-from perceptune.config import Recipe, validate
-from perceptune.lm import FrozenLM
-from perceptune.methods.base import EncoderShape, Method
-from perceptune.plugins import leaf, leaves
+from perceptune.config.recipe import Recipe, validate
+from perceptune.config.registry import leaf, leaves
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.methods.slots.base import EncoderShape, Method
 from perceptune.types import Features, Slots
 
 FAMILIES = tuple(support.LM_CONFIGS)

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 import perceptune
 import support
-from perceptune.checkpoint import METHOD
+from perceptune.data.media.source import content
 from perceptune.encoders.base import Encoder
-from perceptune.media import content
-from perceptune.runlog import read_log
-from perceptune.store import Store
-from perceptune.training import Trainer
+from perceptune.models.run_folder import METHOD
+from perceptune.training.trainer import Trainer
+from perceptune.utils.row_store.store import Store
+from perceptune.utils.run_log import read_log
 
 
 def recipe(dwarfs: Path, **changes: Any) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Counting:
             return content(medium)
 
         monkeypatch.setattr(type(encoder), "forward", counted)
-        monkeypatch.setattr("perceptune.loading.content", counted_content)
+        monkeypatch.setattr("perceptune.encoders.cache.media_loader.content", counted_content)
 
 
 def share_worthy(folder: Path, dwarfs: Path) -> Path:

@@ -10,17 +10,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from perceptune import assets
+from perceptune.utils import downloads
 
 FILES = {"data/answers.txt": "yes\nno\n", "data/train/a.json": "{}", "data/.DS_Store": "x", "code.py": "1/0"}
 FINISHED = {"answers.txt", "asset.json", "train/a.json"}
 
 
-def make_wheel(file: Path, members: Iterable[str] = FILES) -> assets.Asset:
+def make_wheel(file: Path, members: Iterable[str] = FILES) -> downloads.Asset:
     with zipfile.ZipFile(file, "w") as archive:
         for name in members:
             archive.writestr(name, FILES.get(name, "evil"))
-    return assets.Asset(
+    return downloads.Asset(
         name="tiny",
         what="a made-up asset",
         requirement="tiny-wheel==1.2",
@@ -50,7 +50,7 @@ class Shelf:
         return subprocess.CompletedProcess(arguments, int(bool(self.pip_error)), "", self.pip_error)
 
     def set(self, members: Iterable[str] = FILES, **changes: object) -> None:
-        assets.ASSETS["tiny"] = replace(make_wheel(self.wheel, members), **changes)  # type: ignore[arg-type]
+        downloads.ASSETS["tiny"] = replace(make_wheel(self.wheel, members), **changes)  # type: ignore[arg-type]
 
     def files(self) -> set[str]:
         """Everything in the cache's asset folder, without the lock files."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perceptune.config import validate
-from perceptune.plugins import leaf
-from perceptune.tasks.base import Task, to_row
+from perceptune.config.recipe import validate
+from perceptune.config.registry import leaf
+from perceptune.data.tasks.base import Task, to_row
 from perceptune.types import Sample
 
 MARK = b"\xef\xbb\xbf"

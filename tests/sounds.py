@@ -13,9 +13,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from perceptune.building import load_encoder_of
+from perceptune.config.schema import EncoderConfig
 from perceptune.encoders.base import Encoder
-from perceptune.sections import EncoderConfig
+from perceptune.models.build import load_encoder_of
 
 Samples = NDArray[np.float64]
 

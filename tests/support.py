@@ -35,7 +35,7 @@ from transformers import (
     ViTModel,
 )
 
-from perceptune.anatomy import attention_for
+from perceptune.lm.architectures import attention_for
 
 VOCABULARY = [
     "<pad>",

@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 
-from perceptune.tasks.webdataset import WebDataset
+from perceptune.data.tasks.webdataset import WebDataset
 from perceptune.types import Sample
 
 REMOTE = "memory://bucket"

@@ -13,12 +13,12 @@ from perceptune.errors import UserError
 from perceptune.types import Sample
 
 if TYPE_CHECKING:
-    from perceptune.building import build
-    from perceptune.checkpoint import load
-    from perceptune.config import Recipe, load_recipe
-    from perceptune.evaluation import evaluate
-    from perceptune.model import AdaptedModel
-    from perceptune.training import train
+    from perceptune.config.recipe import Recipe, load_recipe
+    from perceptune.evaluation.evaluate import evaluate
+    from perceptune.models.base import AdaptedModel
+    from perceptune.models.build import build
+    from perceptune.models.run_folder import load
+    from perceptune.training.trainer import train
 
 __all__ = [
     "AdaptedModel",
@@ -34,13 +34,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AdaptedModel": "model",
-    "Recipe": "config",
-    "build": "building",
-    "evaluate": "evaluation",
-    "load": "checkpoint",
-    "load_recipe": "config",
-    "train": "training",
+    "AdaptedModel": "models.base",
+    "Recipe": "config.recipe",
+    "build": "models.build",
+    "evaluate": "evaluation.evaluate",
+    "load": "models.run_folder",
+    "load_recipe": "config.recipe",
+    "train": "training.trainer",
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 import chromium
 import perceptune
 import runs as dwarf_runs
-from perceptune.checkpoint import save_run
+from perceptune.models.run_folder import save_run
 from perceptune.serving.examples import load_examples
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs, load_runs
@@ -74,8 +74,8 @@ def require_quiet(page: Any) -> None:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token takes a while, and no answer ends by itself."""
-    from perceptune.prefill import Prefilled
-    from perceptune.stepping import Row
+    from perceptune.lm.generation.continuous_batch import Row
+    from perceptune.lm.generation.decode_state import Prefilled
 
     feed, take = Prefilled.feed, Row.take
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from peft_models import CASES, R, adapted, config, forward, model_of, move, output
-from perceptune.peft import DMAConfig, DMALinear
+from perceptune.methods.dma import DMAConfig, DMALinear
 
 pytestmark = pytest.mark.filterwarnings(
     # PEFT reads an attribute that transformers has renamed; ViT and BERT say nothing of who they are.

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from answers import ending_some
-from perceptune.choosing import chooser
-from perceptune.prefill import Prefilled
-from perceptune.stepping import Going, Row
+from perceptune.lm.generation.continuous_batch import Going, Row
+from perceptune.lm.generation.decode_state import Prefilled
+from perceptune.lm.generation.sampling import chooser
 from perceptune.types import Decoding, Features
 from rows import every_row, row
 

@@ -10,7 +10,7 @@ import copy
 import pytest
 import torch
 
-from perceptune.plugins import leaf
+from perceptune.config.registry import leaf
 from perceptune.types import Decoding, Features
 from rows import (
     ALIASES,

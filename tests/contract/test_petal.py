@@ -15,14 +15,14 @@ from torch import Tensor
 
 import blips
 import perceptune
-from perceptune.blip import Instruction
-from perceptune.blip_model import BlipModel
-from perceptune.checkpoint import load_method, write_tensors
 from perceptune.errors import UserError
-from perceptune.optimizer import MethodOptimizer
-from perceptune.qformer_methods.base import ExpertsOptions, GatedExperts
-from perceptune.runlog import read_log
+from perceptune.lm.frozen_blip import Instruction
+from perceptune.methods.qformer.base import ExpertsOptions, GatedExperts
+from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.run_folder import load_method, write_tensors
+from perceptune.training.optimizer import MethodOptimizer
 from perceptune.types import Sample
+from perceptune.utils.run_log import read_log
 from runs import same, stop_after
 
 READ = ["what color?", "is this?"]

@@ -15,9 +15,9 @@ import torch
 
 import blips
 import perceptune
-from perceptune.blip_model import BlipModel
-from perceptune.checkpoint import load_method, write_tensors
-from perceptune.plugins import leaves
+from perceptune.config.registry import leaves
+from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.run_folder import load_method, write_tensors
 from perceptune.types import Decoding, Sample
 
 # Options that deserve a row of their own.

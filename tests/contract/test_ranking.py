@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from perceptune.ranking import continuation_logprobs, continuation_scores
+from perceptune.lm.generation.logprobs import continuation_logprobs, continuation_scores
 from perceptune.types import Decoding, Features, Slots
 from rows import Row, every_row, row
 

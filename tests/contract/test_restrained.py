@@ -11,10 +11,10 @@ import torch
 import blips
 import perceptune
 import support
-from perceptune.blip_model import BlipModel
-from perceptune.blip_text import BlipText
-from perceptune.config import load_recipe
+from perceptune.config.recipe import load_recipe
 from perceptune.errors import UserError
+from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.text_format import BlipText
 from perceptune.types import Decoding, Sample
 
 SETTINGS: list[dict[str, Any]] = [

@@ -9,8 +9,8 @@ import torch
 
 import perceptune
 import support
-from perceptune.checkpoint import METHOD, save_run
-from perceptune.evaluation import make_task
+from perceptune.data.build_task import make_task
+from perceptune.models.run_folder import METHOD, save_run
 from rows import FAMILIES, method_names, method_section
 
 

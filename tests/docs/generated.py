@@ -38,8 +38,8 @@ def command_line() -> str:
 
 def recipe_keys() -> str:
     """docs/recipe.md"""
-    from perceptune.config import Recipe
-    from perceptune.plugins import leaves
+    from perceptune.config.recipe import Recipe
+    from perceptune.config.registry import leaves
 
     text = [
         "# Recipe keys",
@@ -134,8 +134,8 @@ def _table(model: type[BaseModel]) -> list[str]:
 
 
 def _rows(model: type[BaseModel], prefix: str) -> list[str]:
-    from perceptune.config import _model_in
-    from perceptune.sections import EncoderConfig, OtherSet, Part
+    from perceptune.config.recipe import _model_in
+    from perceptune.config.schema import EncoderConfig, OtherSet, Part
 
     rows = []
     for name, field in model.model_fields.items():

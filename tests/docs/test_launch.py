@@ -13,7 +13,7 @@ import yaml
 
 from perceptune.cli.commands import _training_recipe
 from perceptune.cli.main import _take_overrides, parser
-from perceptune.config import load_recipe
+from perceptune.config.recipe import load_recipe
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 

@@ -12,8 +12,8 @@ from test_documentation import ROOT, blocks, commands
 
 import perceptune
 import runs
-from perceptune.checkpoint import save_run
 from perceptune.cli.main import parser, run
+from perceptune.models.run_folder import save_run
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import load_runs
 from servers import served

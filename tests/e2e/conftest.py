@@ -39,7 +39,7 @@ def attacked_runs(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
     """A run that sees, hears and watches."""
     import perceptune
     import runs as dwarf_runs
-    from perceptune.checkpoint import save_run
+    from perceptune.models.run_folder import save_run
     from perceptune.serving.limits import Limits
     from perceptune.serving.runs import load_runs
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from perceptune import assets
+from perceptune.utils import downloads
 
 pytestmark = pytest.mark.assets
 
@@ -23,7 +23,7 @@ NOTHING_AMISS: dict[str, Any] = {
 def test_dinov2_loads_strictly() -> None:
     from transformers import Dinov2Model
 
-    folder = assets.path("dinov2-small")
+    folder = downloads.path("dinov2-small")
     model, report = Dinov2Model.from_pretrained(folder, output_loading_info=True)
     assert report == NOTHING_AMISS
     assert model.num_parameters() == 22_056_192  # the published 22,056,576 less the mask token's 384
@@ -37,7 +37,7 @@ def test_dinov2_preprocessing_is_the_published_one() -> None:
     # Named in full: without torchvision the automatic classes do not find it.
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-    processor = BitImageProcessorPil.from_pretrained(assets.path("dinov2-small"))
+    processor = BitImageProcessorPil.from_pretrained(downloads.path("dinov2-small"))
     assert (processor.size["shortest_edge"], processor.resample) == (256, 3)
     assert (processor.crop_size["height"], processor.crop_size["width"]) == (224, 224)
     assert list(processor.image_mean) == [0.485, 0.456, 0.406]
@@ -47,7 +47,7 @@ def test_dinov2_preprocessing_is_the_published_one() -> None:
 def test_lm_loads_strictly_and_knows_paris() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = assets.path("smollm2-135m-instruct")
+    folder = downloads.path("smollm2-135m-instruct")
     # Stored in bfloat16, which a CPU without a unit for it multiplies twenty times as slowly.
     model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert report == NOTHING_AMISS
@@ -63,7 +63,7 @@ def test_lm_loads_strictly_and_knows_paris() -> None:
 def test_lm_tokenizer_is_the_published_one() -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(assets.path("smollm2-135m-instruct"))
+    tokenizer = AutoTokenizer.from_pretrained(downloads.path("smollm2-135m-instruct"))
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|im_end|>", 2)
     assert (tokenizer.bos_token, tokenizer.bos_token_id) == ("<|im_start|>", 1)
@@ -75,7 +75,7 @@ def test_lm_tokenizer_is_the_published_one() -> None:
 
 @pytest.mark.parametrize(("split", "images", "questions"), [("train", 4000, 38575), ("test", 1000, 9673)])
 def test_easy_vqa_is_complete(split: str, images: int, questions: int) -> None:
-    folder = assets.path("easy-vqa")
+    folder = downloads.path("easy-vqa")
     assert len(list((folder / split / "images").glob("*.png"))) == images
     rows = json.loads((folder / split / "questions.json").read_text(encoding="utf-8"))
     assert len(rows) == questions
@@ -84,8 +84,8 @@ def test_easy_vqa_is_complete(split: str, images: int, questions: int) -> None:
     assert {answer for _, answer, _ in rows} <= answers
 
 
-@pytest.mark.parametrize("name", assets.ASSETS)
+@pytest.mark.parametrize("name", downloads.ASSETS)
 def test_folder_explains_itself(name: str) -> None:
-    card = json.loads((assets.path(name) / "asset.json").read_text(encoding="utf-8"))
-    asset = assets.ASSETS[name]
+    card = json.loads((downloads.path(name) / "asset.json").read_text(encoding="utf-8"))
+    asset = downloads.ASSETS[name]
     assert (card["sha256"], card["requirement"]) == (asset.sha256, asset.requirement)

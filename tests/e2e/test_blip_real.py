@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import Dinov2Model
 
-from perceptune.assets import present
-from perceptune.blip_making import vision_of
+from perceptune.models.instructblip.create import vision_of
+from perceptune.utils.downloads import present
 
 
 @pytest.mark.parametrize("size", [112, 224])

@@ -14,12 +14,12 @@ import torch
 
 import perceptune
 import support
-from perceptune.checkpoint import METHOD, describe
 from perceptune.cli.main import run as cli
-from perceptune.distributed import World
-from perceptune.evaluation import make_task
-from perceptune.feed import Feed
-from perceptune.training import Trainer
+from perceptune.data.build_task import make_task
+from perceptune.models.run_folder import METHOD, describe
+from perceptune.training.batch_loader import Feed
+from perceptune.training.trainer import Trainer
+from perceptune.utils.distributed import World
 from runs import Counting, features_folder
 
 

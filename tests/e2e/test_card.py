@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import perceptune
-from perceptune.card import OWN, write_card
-from perceptune.origin import CARD, META, PROOF
+from perceptune.evaluation.model_card import OWN, write_card
+from perceptune.models.run_location import CARD, META, PROOF
 
 
 def front(card: str) -> dict[str, Any]:

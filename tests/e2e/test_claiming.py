@@ -14,11 +14,11 @@ from filelock import FileLock
 
 import perceptune
 import support
-from perceptune import locking
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
-from perceptune.resume import LOCK
-from perceptune.training import Trainer
+from perceptune.training.checkpoints import LOCK
+from perceptune.training.trainer import Trainer
+from perceptune.utils import locking
 from runs import recipe, same
 from support import train_section
 
@@ -138,7 +138,7 @@ def test_a_read_only_run_folder_is_one_line(
 
     monkeypatch.setattr(FileLock, "acquire", refused)
     monkeypatch.setattr("tempfile.TemporaryFile", refused)
-    monkeypatch.setattr("perceptune.evaluation.judge", lambda *_, **__: pytest.fail("it was answered"))
+    monkeypatch.setattr("perceptune.evaluation.evaluate.judge", lambda *_, **__: pytest.fail("it was answered"))
     data, run = str(dwarfs / "data/train.jsonl"), str(tmp_path / "run")
     for command in (["train", "--resume", "--run", run], ["eval", run], ["predict", run, data]):
         capsys.readouterr()

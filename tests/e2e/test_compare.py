@@ -16,16 +16,16 @@ from PIL import Image
 
 import support
 from forks import Fork
-from perceptune import training
 from perceptune.cli.main import run as cli
-from perceptune.compare import report
-from perceptune.compare import run as comparing
-from perceptune.compare.plan import make_plan
-from perceptune.config import load_recipe
+from perceptune.config.recipe import load_recipe
+from perceptune.data.build_task import make_task
+from perceptune.data.tasks.base import ROUGE
 from perceptune.errors import UserError
-from perceptune.evaluation import make_task
-from perceptune.runlog import read_log
-from perceptune.tasks.base import ROUGE
+from perceptune.tools.compare import report
+from perceptune.tools.compare import run as comparing
+from perceptune.tools.compare.plan import make_plan
+from perceptune.training import trainer
+from perceptune.utils.run_log import read_log
 
 GRID = ["--grid", "train.lr+train.prompt_lr=1e-4,1e-2"]
 METHODS = ["--methods", "epalm,epalm-lin"]
@@ -322,14 +322,14 @@ def test_several_recipes_need_one_budget(written: Path, tmp_path: Path, capsys: 
 def test_ctrl_c_ends_the_comparison(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step: Callable[..., bool] = training.Trainer._step
+    step: Callable[..., bool] = trainer.Trainer._step
 
-    def interrupted(self: training.Trainer, *given: Any) -> bool:
+    def interrupted(self: trainer.Trainer, *given: Any) -> bool:
         step(self, *given)
         return True
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, "_step", interrupted)
+        patch.setattr(trainer.Trainer, "_step", interrupted)
         assert cli(command(written, tmp_path / "out", *METHODS)) == 130
     assert len([*tmp_path.glob("out/runs/*/*/*/run.yaml")]) == 1
     shutil.rmtree(tmp_path / "out")

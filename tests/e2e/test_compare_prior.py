@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 import support
-from perceptune.compare.plan import Plan, make_plan
-from perceptune.compare.prior import prior_of
-from perceptune.compare.report import terms
+from perceptune.tools.compare.plan import Plan, make_plan
+from perceptune.tools.compare.prior import prior_of
+from perceptune.tools.compare.report import terms
 
 RESULT = {
     "select_on": None, "settings": [], "train_samples": 8, "test_samples": 4, "test_on": "test", "seeds": [0],

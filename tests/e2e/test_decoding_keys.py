@@ -10,10 +10,10 @@ import pytest
 
 import perceptune
 import support
-from perceptune.config import load_recipe
+from perceptune.config.recipe import load_recipe
+from perceptune.data.build_task import make_task
 from perceptune.errors import UserError
-from perceptune.evaluation import make_task
-from perceptune.model import AdaptedModel
+from perceptune.models.base import AdaptedModel
 from perceptune.types import Decoding, Sample
 
 
@@ -68,7 +68,9 @@ def test_answers_come_from_a_lightened_lm_in_any_dtype(
     recipe = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl")
     perceptune.train(recipe, tmp_path / "run")
     laid_out: list[int] = []
-    monkeypatch.setattr("perceptune.spliced.lighten", lambda lm, first, megabytes, compiled: laid_out.append(first))
+    monkeypatch.setattr(
+        "perceptune.models.slot_model.lighten", lambda lm, first, megabytes, compiled: laid_out.append(first)
+    )
     perceptune.evaluate(tmp_path / "run")
     perceptune.evaluate(tmp_path / "run", overrides=["eval.dtype=bfloat16"])
     assert laid_out == [0, 0]  # the first layer that is trained through, as in the training

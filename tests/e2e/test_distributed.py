@@ -26,7 +26,7 @@ import perceptune
 from forks import Fork
 from perceptune.cli import commands
 from perceptune.cli.main import main as cli
-from perceptune.runlog import read_log, speaks
+from perceptune.utils.run_log import read_log, speaks
 from runs import features_folder, logged_steps, rows_of, tensors
 
 TESTS = Path(jobs.__file__).parent

@@ -13,10 +13,10 @@ import torch
 
 import perceptune
 from perceptune.cli.main import run as cli
-from perceptune.controls import shuffle_media
+from perceptune.data.build_task import make_task
 from perceptune.errors import UserError
-from perceptune.evaluation import make_task
-from perceptune.model import AdaptedModel
+from perceptune.evaluation.controls import shuffle_media
+from perceptune.models.base import AdaptedModel
 from runs import recipe
 
 
@@ -66,7 +66,7 @@ def test_any_task_is_evaluated_apart_from_the_runs_own(
 def test_what_can_fail_fails_before_the_first_answer(
     run: Path, other: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("perceptune.evaluation.judge", lambda *_, **__: pytest.fail("it was answered"))
+    monkeypatch.setattr("perceptune.evaluation.evaluate.judge", lambda *_, **__: pytest.fail("it was answered"))
     (run / "eval").write_text("a file where the results' folder would be")
     assert cli(["eval", str(run), "--data", str(other)]) == 2
     assert f"{run / 'eval/other'}: cannot be written" in (said := capsys.readouterr().err)
@@ -117,7 +117,7 @@ def test_stored_predictions_are_scored_without_the_model(
 ) -> None:
     made = perceptune.evaluate(run)
     file = shutil.copy(run / "predictions.jsonl", tmp_path / "theirs.jsonl")
-    monkeypatch.setattr("perceptune.checkpoint.build", lambda *_, **__: pytest.fail("the model was built"))
+    monkeypatch.setattr("perceptune.models.run_folder.build", lambda *_, **__: pytest.fail("the model was built"))
     assert cli(["eval", str(run), "--predictions", str(file), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     for key in (*made["metrics"], "accuracy_interval", "definition", "data", "trained_on_this_split"):
@@ -232,7 +232,7 @@ def test_corpus_values_have_intervals_of_their_own(run: Path, other: Path) -> No
     """BLEU is no mean over samples: its interval and gap resample what it is made of."""
     task = {"name": "leaves.captions", "train": str(other)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("perceptune.model.AdaptedModel.answer", said_by_rule)
+        patch.setattr("perceptune.models.base.AdaptedModel.answer", said_by_rule)
         results = perceptune.evaluate(run, task=task, no_media=True, into=run / "c")
     for key in results["metrics"]:
         low, high = results[f"{key}_interval"]

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from forks import Fork
-from perceptune.config import CacheConfig
+from perceptune.config.recipe import CacheConfig
+from perceptune.data.media.source import MediaError, content
 from perceptune.encoders.base import Encoder, load_encoder
-from perceptune.features import FeatureStore
-from perceptune.media import MediaError, content
-from perceptune.store import Store
+from perceptune.encoders.cache.feature_cache import FeatureStore
+from perceptune.utils.row_store.store import Store
 from runs import Counting, features_folder, rows_of
 
 LEVELS = [2, 3]
@@ -125,7 +125,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
         pictures[0].write_bytes(new)
         return data
 
-    monkeypatch.setattr("perceptune.loading.content", racing)
+    monkeypatch.setattr("perceptune.encoders.cache.media_loader.content", racing)
     old = store(encoder, tmp_path / "c").get(pictures[:1])
     monkeypatch.undo()
     ours, other = store(encoder, tmp_path / "c").get(pictures[:2])

@@ -10,9 +10,9 @@ import pytest
 
 import perceptune
 import support
-from perceptune.config import Recipe, validate
-from perceptune.evaluation import make_task
-from perceptune.trainset import training_set
+from perceptune.config.recipe import Recipe, validate
+from perceptune.data.build_task import make_task
+from perceptune.training.training_set import training_set
 from runs import recipe, same, stop_after
 from support import train_section
 

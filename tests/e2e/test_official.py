@@ -12,7 +12,7 @@ import torch
 import perceptune
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
-from perceptune.official import import_official
+from perceptune.models.import_epalm import import_official
 from perceptune.types import Features
 from released import CONFIG, DIM, LEVELS, Released, save
 

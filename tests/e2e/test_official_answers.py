@@ -17,7 +17,7 @@ import sounds
 import support
 from clips import clip
 from perceptune.errors import UserError
-from perceptune.official import import_official
+from perceptune.models.import_epalm import import_official
 from perceptune.types import Decoding, Sample
 from released import CONFIG, Reference, Released, levels_of, save
 

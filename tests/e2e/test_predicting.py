@@ -14,10 +14,10 @@ import pytest
 
 import perceptune
 from forks import Fork
-from perceptune import predicting
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
-from perceptune.predicting import predict
+from perceptune.evaluation import batch_predict
+from perceptune.evaluation.batch_predict import predict
 from runs import recipe
 
 
@@ -111,13 +111,13 @@ def test_it_goes_on_where_it_was_stopped_at_any_byte(
     trained: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     portions: list[list[str]] = []
-    original = predicting._lines
+    original = batch_predict._lines
 
     def noted(model: Any, task: Any, portion: Any) -> Any:
         portions.append([asked.id for asked in portion])
         return original(model, task, portion)
 
-    monkeypatch.setattr(predicting, "_lines", noted)
+    monkeypatch.setattr(batch_predict, "_lines", noted)
     whole = predict(trained, questions, tmp_path / "whole.jsonl", batch_size=5).out.read_bytes()
     ends = list(itertools.accumulate(len(line) for line in whole.splitlines(keepends=True)))
     uninterrupted = portions[:]
@@ -136,10 +136,10 @@ def test_a_kill_loses_nothing(trained: Path, questions: Path, tmp_path: Path) ->
     whole = predict(trained, questions, tmp_path / "whole.jsonl", batch_size=1).out.read_bytes()
     out = tmp_path / "killed.jsonl"
     words = ["predict", str(trained), str(questions), "--out", str(out), "--batch-size", "1"]
-    append = predicting._append
+    append = batch_predict._append
 
     def go_on() -> int:
-        predicting._append = lambda *given: (append(*given), time.sleep(0.2))[0]
+        batch_predict._append = lambda *given: (append(*given), time.sleep(0.2))[0]
         return cli(words)
 
     with Fork(go_on):
@@ -177,7 +177,7 @@ def test_the_input_is_read_a_portion_at_a_time(
     """Nothing of row n is asked for before the rows of earlier portions are written."""
     asked = [0]
     ahead = []
-    original, append = predicting.id_of, predicting._append
+    original, append = batch_predict.id_of, batch_predict._append
 
     def counted(*given: Any) -> str:
         asked[0] += 1
@@ -187,7 +187,7 @@ def test_the_input_is_read_a_portion_at_a_time(
         append(target, lines)
         ahead.append(asked[0] - len(rows_in(target)))
 
-    monkeypatch.setattr(predicting, "id_of", counted)
-    monkeypatch.setattr(predicting, "_append", noted)
+    monkeypatch.setattr(batch_predict, "id_of", counted)
+    monkeypatch.setattr(batch_predict, "_append", noted)
     predict(trained, questions, tmp_path / "out.jsonl", batch_size=4)
     assert ahead == [0] * 6

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import perceptune
-from perceptune.checkpoint import read_recipe
-from perceptune.config import recipe_names
+from perceptune.config.recipe import recipe_names
+from perceptune.config.schema import EncoderConfig
 from perceptune.encoders._encoder import Encoder
 from perceptune.encoders._fit import ADAPTERS
-from perceptune.runlog import read_log
-from perceptune.sections import EncoderConfig
+from perceptune.models.run_folder import read_recipe
+from perceptune.utils.run_log import read_log
 from runs import tensors
 
 SHORT = ["method.n_levels=2", "train.epochs=1", "train.batch_size=2", "train.warmup_steps=0"]

@@ -14,15 +14,15 @@ from PIL import Image
 
 import perceptune
 import support
-from perceptune.checkpoint import METHOD, RECIPE
 from perceptune.cli.main import run as cli
+from perceptune.config.schema import EncoderConfig
+from perceptune.data.build_task import make_task
 from perceptune.encoders._encoder import Encoder
 from perceptune.encoders._fit import ADAPTERS
 from perceptune.errors import UserError
-from perceptune.evaluation import make_task
-from perceptune.runlog import read_log
-from perceptune.sections import EncoderConfig
-from perceptune.trainset import training_set
+from perceptune.models.run_folder import METHOD, RECIPE
+from perceptune.training.training_set import training_set
+from perceptune.utils.run_log import read_log
 from runs import recipe, tensors
 from support import train_section
 

@@ -14,10 +14,10 @@ import pytest
 import perceptune
 import support
 from forks import Fork
-from perceptune.checkpoint import METHOD
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
-from perceptune.runlog import read_log
+from perceptune.models.run_folder import METHOD
+from perceptune.utils.run_log import read_log
 from runs import logged_steps, recipe, same, stop_after
 from support import train_section
 

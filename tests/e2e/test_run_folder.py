@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import perceptune
 import support
-from perceptune.checkpoint import FORMAT_VERSION, METHOD
 from perceptune.errors import UserError
+from perceptune.models.run_folder import FORMAT_VERSION, METHOD
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def edit_meta(run: Path, **changes: object) -> None:
 
 
 def test_saving_a_loaded_model_changes_nothing(run: Path, tmp_path: Path) -> None:
-    from perceptune.checkpoint import save_run
+    from perceptune.models.run_folder import save_run
 
     save_run(tmp_path / "again", perceptune.load(run))
     for name in ("run.yaml", "meta.json", METHOD):

@@ -12,12 +12,12 @@ from torch import Tensor
 import blips
 import perceptune
 import support
-from perceptune import evaluation, proof
-from perceptune.model import AdaptedModel
-from perceptune.predicting import predict
+from perceptune.evaluation import evaluate, reference_answers
+from perceptune.evaluation.batch_predict import predict
+from perceptune.models.base import AdaptedModel
+from perceptune.models.slot_model import SplicedModel
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import load_runs
-from perceptune.spliced import SplicedModel
 
 BFLOAT16 = {"train": support.train_section(steps=2, precision="bfloat16"), "eval": {"dtype": "bfloat16"}}
 
@@ -72,10 +72,14 @@ def test_every_command_answers_with_the_same_bits(
     predict(run, dwarfs / "data/train.jsonl")
     others = {"predict": models.take(), "answer": perceptune.load(run)}
     with pytest.MonkeyPatch.context() as patch:  # `verify` asks in the dtype of the training
-        patch.setattr(proof, "_read", lambda folder, read=proof._read: {**read(folder), "dtype": _dtype(by_eval)})
-        proof.verify(run)
+        patch.setattr(
+            reference_answers,
+            "_read",
+            lambda folder, read=reference_answers._read: {**read(folder), "dtype": _dtype(by_eval)},
+        )
+        reference_answers.verify(run)
     others |= {"verify": models.take(), "serve": load_runs([str(run)], Limits())["run"].model}
-    samples = evaluation.evaluated_set(by_eval.recipe, split="train").samples[:4]
+    samples = evaluate.evaluated_set(by_eval.recipe, split="train").samples[:4]
     expected = _computed(by_eval, samples)
     for name, model in others.items():
         assert model.dtype == by_eval.dtype

@@ -17,10 +17,10 @@ import perceptune
 import runs as dwarf_runs
 import support
 from forks import Fork
-from perceptune.checkpoint import load
 from perceptune.cli.main import run as cli
-from perceptune.serving.jobs import Job
+from perceptune.models.run_folder import load
 from perceptune.serving.limits import Limits
+from perceptune.serving.requests import Job
 from perceptune.serving.runs import Runs, load_runs
 from perceptune.types import Decoding, Sample
 from servers import KEY, Served, asked, data_url, part, photo, png, served
@@ -213,7 +213,7 @@ def _require_idle(server: Served, computed: list[int]) -> None:
 
 def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every token takes a while; the list grows with each."""
-    from perceptune.prefill import Prefilled
+    from perceptune.lm.generation.decode_state import Prefilled
 
     feed, computed = Prefilled.feed, []
 

@@ -14,13 +14,13 @@ import pytest
 
 import perceptune
 import runs as dwarf_runs
-from perceptune.checkpoint import save_run
 from perceptune.errors import UserError
+from perceptune.models.run_folder import save_run
 from perceptune.serving.examples import MOST, load_examples
-from perceptune.serving.front import FOLDER, page_files, shown
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs, load_runs
-from perceptune.show import describe
+from perceptune.serving.web_page import FOLDER, page_files, shown
+from perceptune.tools.summary import describe
 from servers import Served, png, served
 
 METHOD = {"name": "epalm", "n_levels": 2, "standardize": False}

@@ -11,10 +11,10 @@ from typing import Any
 import openai
 import pytest
 
+from perceptune.models.slot_model import SplicedModel
 from perceptune.serving import server as serving_server
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs
-from perceptune.spliced import SplicedModel
 from servers import KEY, Served, asked, served
 
 pytestmark = pytest.mark.usefixtures("goes_on")

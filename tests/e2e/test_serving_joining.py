@@ -15,12 +15,12 @@ import blips
 import perceptune
 import runs as dwarf_runs
 import support
-from perceptune.checkpoint import load, save_run
-from perceptune.prefill import Prefilled
+from perceptune.lm.generation.continuous_batch import Going
+from perceptune.lm.generation.decode_state import Prefilled
+from perceptune.models.run_folder import load, save_run
+from perceptune.serving.batch_groups import Together
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs, load_runs
-from perceptune.serving.turns import Together
-from perceptune.stepping import Going
 from perceptune.types import Decoding, Sample
 from servers import asked, data_url, part, png, served
 

@@ -15,9 +15,9 @@ import pytest
 import perceptune
 import runs as dwarf_runs
 from forks import Fork
-from perceptune.checkpoint import METHOD, save_run
 from perceptune.cli.main import run as cli
-from perceptune.serving import decoding
+from perceptune.models.run_folder import METHOD, save_run
+from perceptune.serving import media_worker_pool
 from perceptune.serving.app import Access, make_app
 from perceptune.serving.examples import Example
 from perceptune.serving.limits import Limits
@@ -132,13 +132,13 @@ def test_decoders_that_do_not_start(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for module in ("perceptune.no_such_module", "this"):  # ends at once; says something else
-        monkeypatch.setattr(decoding, "_MODULE", module)
+        monkeypatch.setattr(media_worker_pool, "_MODULE", module)
         with taken() as port:
             pass
         assert cli(["serve", str(folder), "--port", str(port)]) == 2
         assert "the process that decodes media does not start" in capsys.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setattr(decoding.sys, "executable", "/no/such/python")
+    monkeypatch.setattr(media_worker_pool.sys, "executable", "/no/such/python")
     with taken() as port:
         pass
     assert cli(["serve", str(folder), "--port", str(port)]) == 2

@@ -16,16 +16,16 @@ from safetensors.torch import load_file, save_file
 import perceptune
 import support
 from hub import Hub, serving
-from perceptune.checkpoint import METHOD, save_run
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
-from perceptune.heldout import HeldOut
-from perceptune.judging import Judged
-from perceptune.origin import CARD, META, PROOF, RECIPE, SHARED, local_run
-from perceptune.proof import made_up, verify
-from perceptune.reporting.shots import shots
-from perceptune.sharing.bundle import export
-from perceptune.sharing.hub import push
+from perceptune.evaluation.reference_answers import made_up, verify
+from perceptune.evaluation.runner import Judged
+from perceptune.models.run_folder import METHOD, save_run
+from perceptune.models.run_location import CARD, META, PROOF, RECIPE, SHARED, local_run
+from perceptune.tools.export.bundle import export
+from perceptune.tools.export.hub import push
+from perceptune.tools.report.shots import shots
+from perceptune.training.validation import HeldOut
 
 
 @pytest.fixture

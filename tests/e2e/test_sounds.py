@@ -12,9 +12,9 @@ import torch
 import perceptune
 import support
 from perceptune.cli.main import run as cli
+from perceptune.data.build_task import make_task
+from perceptune.data.media.source import MediaError
 from perceptune.errors import UserError
-from perceptune.evaluation import make_task
-from perceptune.media import MediaError
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import load_runs
 from perceptune.types import Sample

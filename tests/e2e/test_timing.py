@@ -13,10 +13,10 @@ import yaml
 
 import blips
 import support
-from perceptune.bench import measure
 from perceptune.cli.main import run as cli
 from perceptune.encoders.base import Encoder
-from perceptune.qformer_methods.maple import MaPLe
+from perceptune.methods.qformer.maple import MaPLe
+from perceptune.tools.bench import measure
 
 
 @pytest.fixture(scope="module", params=["splice", "instructblip"])

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 
 import perceptune
 import support
-from perceptune.checkpoint import METHOD
 from perceptune.errors import UserError
-from perceptune.feed import Feed
-from perceptune.gradients import add_gradients
-from perceptune.heldout import HeldOut
-from perceptune.model import Batch
-from perceptune.optimizer import MethodOptimizer
-from perceptune.runlog import read_log
-from perceptune.training import Trainer
+from perceptune.models.batch import Batch
+from perceptune.models.run_folder import METHOD
+from perceptune.training.batch_loader import Feed
+from perceptune.training.gradients import add_gradients
+from perceptune.training.optimizer import MethodOptimizer
+from perceptune.training.trainer import Trainer
+from perceptune.training.validation import HeldOut
+from perceptune.utils.run_log import read_log
 from runs import recipe, same, stop_after, tensors
 from support import train_section
 
@@ -106,7 +106,7 @@ def test_the_fast_path_equals_the_plain_path(dwarfs: Path) -> None:
 
 
 def _samples(dwarfs: Path) -> list[perceptune.Sample]:
-    from perceptune.evaluation import make_task
+    from perceptune.data.build_task import make_task
 
     return list(make_task(perceptune.load_recipe(recipe(dwarfs))).samples("train"))
 
@@ -251,7 +251,7 @@ def test_what_can_be_known_before_training_is_said_before(
 
 
 def test_a_full_disk_under_the_log_is_one_line(dwarfs: Path, tmp_path: Path) -> None:
-    from perceptune.runlog import RunLog
+    from perceptune.utils.run_log import RunLog
 
     def full(self: RunLog, text: str, mode: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(self.path))

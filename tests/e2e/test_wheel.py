@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from perceptune.config import FACTS
+from perceptune.config.recipe import FACTS
 
 ROOT = Path(__file__).parents[2]
 

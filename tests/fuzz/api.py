@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import perceptune
 import support
-from perceptune.checkpoint import save_run
+from perceptune.models.run_folder import save_run
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs, load_runs
 from servers import KEY, Served, asked, data_url, png, served

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 with atheris.instrument_imports(include=["perceptune", "PIL"]):
     from perceptune.errors import UserError
-    from perceptune.serving import decoder
-    from perceptune.serving.decoding import Decoders
+    from perceptune.serving import media_worker
     from perceptune.serving.limits import Limits
+    from perceptune.serving.media_worker_pool import Decoders
 
 import mutations
 
@@ -32,7 +32,7 @@ LIMITS = Decoders.limits_of(Limits(), frames=8)
 def reader(modality: str) -> Callable[[bytes], None]:
     def read(data: bytes) -> None:
         with suppress(UserError):
-            decoder.check(data, modality, LIMITS[modality])
+            media_worker.check(data, modality, LIMITS[modality])
 
     return read
 

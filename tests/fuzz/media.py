@@ -21,9 +21,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import mutations
-from perceptune.serving.decoding import Decoders
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
+from perceptune.serving.media_worker_pool import Decoders
 
 SLOW = 10.0  # seconds that no file of a few kilobytes may take
 GROWN = 1.25  # times as much memory, from a quarter of the way to the end: libraries keep tables

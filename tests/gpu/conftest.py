@@ -18,7 +18,7 @@ import torch
 import blips
 import guarded
 import support
-from perceptune.assets import cache_dir
+from perceptune.utils.downloads import cache_dir
 
 GUARD = Path(__file__).with_name("guard.cpp")
 CACHE = cache_dir() / "tests"  # the user's: compiling takes ten seconds

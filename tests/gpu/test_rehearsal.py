@@ -13,7 +13,7 @@ import torch
 import blips
 import rehearsals
 import support
-from perceptune.checkpoint import METHOD, read_tensors
+from perceptune.models.run_folder import METHOD, read_tensors
 from rehearsals import Seen
 
 DMA = {"r": 4, "target_modules": ["q_proj", "k_proj", "v_proj"]}

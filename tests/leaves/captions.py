@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from perceptune.metrics import caption
-from perceptune.metrics.base import Scored
-from perceptune.tasks.jsonl import JSONLines
+from perceptune.data.metrics import caption
+from perceptune.data.metrics.base import Scored
+from perceptune.data.tasks.jsonl import JSONLines
 from perceptune.types import Sample
 
 

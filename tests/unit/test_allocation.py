@@ -6,7 +6,7 @@ import platform
 
 import pytest
 
-from perceptune.allocation import keep_freed_memory
+from perceptune.utils.allocation import keep_freed_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's setting")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perceptune.metrics import a_okvqa, choice, exact, f1, gqa, vqa
-from perceptune.metrics.base import group_key, with_groups
+from perceptune.data.metrics import a_okvqa, choice, exact, f1, gqa, vqa
+from perceptune.data.metrics.base import group_key, with_groups
 
 METRICS = {"exact": exact, "f1": f1, "gqa": gqa, "choice": choice, "a-okvqa": a_okvqa, "vqa": vqa}
 word = st.sampled_from(

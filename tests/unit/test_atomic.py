@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perceptune.atomic import write_whole
+from perceptune.utils.atomic_io import write_whole
 
 
 def test_the_new_content_is_there_and_nothing_else(tmp_path: Path) -> None:

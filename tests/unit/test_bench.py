@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceptune.bench import shapes
-from perceptune.bench.compare import METHODS, NAMES, PARTS, RATIOS, Comparison, compare
-from perceptune.bench.default import FAST, PLAIN, compare_paths, compare_precisions
-from perceptune.bench.literal import LiteralEPALM
-from perceptune.bench.measure import Contender, measure, training_step
-from perceptune.bench.plan import ASSUMED, MEANING, MEASURED, Assumptions, Costs, plan
-from perceptune.bench.report import markdown
-from perceptune.bench.roofline import Product, Work, attention_flops, flops, products, roofline_seconds, work_of
-from perceptune.bench.scaling import depth_rows
-from perceptune.bench.shapes import Models, Setting, random_texts
 from perceptune.cli.main import run as cli
-from perceptune.config import load_recipe
-from perceptune.model import Batch
+from perceptune.config.recipe import load_recipe
+from perceptune.models.batch import Batch
+from perceptune.tools.bench import shapes
+from perceptune.tools.bench.compare import METHODS, NAMES, PARTS, RATIOS, Comparison, compare
+from perceptune.tools.bench.default import FAST, PLAIN, compare_paths, compare_precisions
+from perceptune.tools.bench.literal import LiteralEPALM
+from perceptune.tools.bench.measure import Contender, measure, training_step
+from perceptune.tools.bench.plan import ASSUMED, MEANING, MEASURED, Assumptions, Costs, plan
+from perceptune.tools.bench.report import markdown
+from perceptune.tools.bench.roofline import Product, Work, attention_flops, flops, products, roofline_seconds, work_of
+from perceptune.tools.bench.scaling import depth_rows
+from perceptune.tools.bench.shapes import Models, Setting, random_texts
 
 SETTING = Setting(batch=3, text=9, supervised=3, new_tokens=6)
 
@@ -183,7 +183,7 @@ def test_no_step_runs_with_fewer_products_than_necessary(name: str, monkeypatch:
 
 
 def test_the_roofline_is_the_sum_of_what_was_measured() -> None:
-    from perceptune.bench.roofline import matmul_name
+    from perceptune.tools.bench.roofline import matmul_name
 
     speed = 1e9  # FLOPs in a second, whatever the shape
     measured = {matmul_name(p, torch.bfloat16): p.flops / speed for p in products(WORK)}

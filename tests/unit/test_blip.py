@@ -16,9 +16,9 @@ from transformers import GenerationConfig
 import blips
 import perceptune
 import support
-from perceptune.blip_model import BlipModel
-from perceptune.blip_text import BlipTokens
 from perceptune.errors import UserError
+from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.text_format import BlipTokens
 from perceptune.types import Decoding, Sample
 
 SHORT, LONG = "color?", "what color is this picture?"

@@ -14,13 +14,13 @@ from transformers import Dinov2Config, Dinov2Model, InstructBlipForConditionalGe
 import blips
 import perceptune
 import support
-from perceptune.blip_making import export_instructblip, make_instructblip, vision_of, wordpiece
-from perceptune.blip_model import BlipModel
-from perceptune.checkpoint import save_run
 from perceptune.cli.main import run as cli
+from perceptune.config.command_schema import BuildConfig
+from perceptune.config.schema import NamedPart
 from perceptune.errors import UserError
-from perceptune.sections import NamedPart
-from perceptune.sections_commands import BuildConfig
+from perceptune.models.instructblip.create import export_instructblip, make_instructblip, vision_of, wordpiece
+from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.run_folder import save_run
 from perceptune.types import Decoding, Sample
 
 SHAPE: dict[str, Any] = {"image_size": 24, "layers": 2, "hidden": 16, "heads": 2, "queries": 3, "vocabulary": 60}

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perceptune.data.metrics import caption
+from perceptune.data.metrics.base import Scored
+from perceptune.data.metrics.caption import Options
 from perceptune.errors import UserError
-from perceptune.metrics import caption
-from perceptune.metrics.base import Scored
-from perceptune.metrics.caption import Options
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/captions.json").read_text(encoding="utf-8"))
 BLEUS = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"]

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from perceptune.building import method_leaf
-from perceptune.config import Recipe, find_recipe, load_recipe, recipe_names
+from perceptune.config.overrides import METHODS
+from perceptune.config.recipe import Recipe, find_recipe, load_recipe, recipe_names
+from perceptune.config.registry import leaf
+from perceptune.data.build_task import make_task
 from perceptune.errors import UserError
-from perceptune.evaluation import make_task
-from perceptune.overrides import METHODS
-from perceptune.plugins import leaf
+from perceptune.models.build import method_leaf
 
 
 def test_a_name_stands_for_a_part() -> None:

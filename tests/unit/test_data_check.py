@@ -21,11 +21,11 @@ import clips
 import perceptune
 import planted
 import sounds
-from perceptune.data.check import Checked, CheckOptions, check
-from perceptune.data.problems import KINDS
+from perceptune.data.records import MAX_LINE
+from perceptune.data.tasks.jsonl import JSONLines
 from perceptune.errors import UserError
-from perceptune.records import MAX_LINE
-from perceptune.tasks.jsonl import JSONLines
+from perceptune.tools.datasets.problems import KINDS
+from perceptune.tools.datasets.validate import Checked, CheckOptions, check
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 often = settings(max_examples=60, deadline=None, database=None, derandomize=True)

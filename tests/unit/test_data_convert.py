@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import planted
 import tars
-from perceptune.data.check import check
-from perceptune.data.convert import convert
+from perceptune.data.tasks.jsonl import JSONLines
 from perceptune.errors import UserError
-from perceptune.tasks.jsonl import JSONLines
+from perceptune.tools.datasets.convert import convert
+from perceptune.tools.datasets.validate import check
 from perceptune.types import Sample
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perceptune.data import demo
-from perceptune.data.check import CheckOptions, check
-from perceptune.data.demo import SIZES, write_demo
-from perceptune.data.figures import COLORS, SHAPES, SOUNDS, draw_clip, draw_picture, play
+from perceptune.data.media.audio import read_sound
+from perceptune.data.media.source import open_image
+from perceptune.data.media.video import read_frames
 from perceptune.errors import UserError
-from perceptune.media import open_image
-from perceptune.sound import read_sound
-from perceptune.video import read_frames
+from perceptune.tools.datasets import demo
+from perceptune.tools.datasets.demo import SIZES, write_demo
+from perceptune.tools.datasets.figures import COLORS, SHAPES, SOUNDS, draw_clip, draw_picture, play
+from perceptune.tools.datasets.validate import CheckOptions, check
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

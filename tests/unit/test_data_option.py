@@ -11,12 +11,13 @@ import pytest
 from perceptune.cli.commands import _training_recipe
 from perceptune.cli.evaluate import _named_task
 from perceptune.cli.main import parser
-from perceptune.config import absolute_files, load_recipe
+from perceptune.config.recipe import absolute_files, load_recipe
+from perceptune.config.registry import leaves
+from perceptune.config.schema import NamedPart
+from perceptune.data.build_task import data_keys, make_task, task_of
+from perceptune.data.holdout_split import HELD_OUT
 from perceptune.errors import UserError
-from perceptune.evaluation import EvaluatedSet, data_keys, is_trained_on, make_task, task_of
-from perceptune.holdout import HELD_OUT
-from perceptune.plugins import leaves
-from perceptune.sections import NamedPart
+from perceptune.evaluation.evaluate import EvaluatedSet, is_trained_on
 
 WHERE = {"jsonl": "train", "webdataset": "train", "vqa-v2": "dir", "flickr8k": "dir", "hf-dataset": "path",
          "easy-vqa": "data"}  # fmt: skip

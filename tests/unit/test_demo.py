@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from perceptune import assets, demo, doctor
 from perceptune.errors import UserError
+from perceptune.tools import demo, doctor
+from perceptune.utils import downloads
 
 
 def test_a_small_machine_is_told_before_anything_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     monkeypatch.setattr(demo, "total_memory", lambda: 2 * doctor.GIB)
-    monkeypatch.setattr(assets, "fetch", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr(downloads, "fetch", lambda *_: pytest.fail("fetched"))
     with pytest.raises(UserError, match=r"needs 4 GiB of memory, and there are 2\.0 GiB here"):
         demo.run_demo(tmp_path / "run")
 

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import support
-from perceptune import devices
-from perceptune.attention import show_something
 from perceptune.cli.main import run as cli
-from perceptune.devices import default_device, device_like, read_numbers, resolve_device
-from perceptune.lighter import lighten_parts
-from perceptune.optimizer import MethodOptimizer
-from perceptune.sections import TrainConfig
+from perceptune.config.schema import TrainConfig
+from perceptune.lm.kernels.optimize import lighten_parts
+from perceptune.lm.kernels.short_attention import show_something
+from perceptune.training.optimizer import MethodOptimizer
+from perceptune.utils import devices
+from perceptune.utils.devices import default_device, device_like, read_numbers, resolve_device
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from perceptune.data.tasks.easy_vqa import EasyVQA
 from perceptune.errors import UserError
-from perceptune.tasks.easy_vqa import EasyVQA
 from perceptune.types import Sample
 
 QUESTIONS = [

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from perceptune.cli.main import run as cli
-from perceptune.encoder_import import Heard, import_encoder
 from perceptune.encoders.base import load_encoder
 from perceptune.errors import UserError
+from perceptune.models.import_encoder import Heard, import_encoder
 
 DIM, HEADS, DEPTH, PATCH, FRAMES = 24, 2, 3, 8, 4
 HEARD = Heard(mels=32, frames=64)

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from encoder_cases import CASES, SIZE
+from perceptune.config.registry import leaves
 from perceptune.encoders.base import Encoder, ViTEncoder, load_encoder
 from perceptune.errors import UserError
-from perceptune.plugins import leaves
 
 SPECIAL_TOKENS = {"vit": 1, "deit": 2, "dinov2": 1, "dinov2-registers": 5, "clip": 1, "siglip": 0}
 
@@ -117,7 +117,7 @@ def test_frozen_and_in_evaluation_mode_for_good() -> None:
 
 
 def _squash() -> Any:
-    from perceptune.media import ImageTransform
+    from perceptune.data.media.source import ImageTransform
 
     return ImageTransform((32, 32), None, 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
 

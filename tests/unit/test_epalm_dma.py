@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 import perceptune
 import support
+from perceptune.data.build_task import make_task
 from perceptune.errors import UserError
-from perceptune.evaluation import make_task
-from perceptune.lm import FrozenLM
+from perceptune.lm.frozen_lm import FrozenLM
 from rows import row
 
 SMALL = {"r": 2, "dropout": 0.0}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from perceptune.metrics import exact
-from perceptune.metrics.base import group_key
+from perceptune.data.metrics import exact
+from perceptune.data.metrics.base import group_key
 
 
 def test_any_reference_counts() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from perceptune import head as head_module
-from perceptune.head import frozen_head_loss
+from perceptune.lm.kernels import linear_cross_entropy as head_module
+from perceptune.lm.kernels.linear_cross_entropy import frozen_head_loss
 
 
 @pytest.mark.parametrize("bias", [True, False])

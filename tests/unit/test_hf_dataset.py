@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from perceptune.data.lazy_rows import Lazy
+from perceptune.data.media.source import open_image
 from perceptune.errors import UserError
-from perceptune.lazy import Lazy
-from perceptune.media import open_image
 from shelves import media, task
 
 datasets = pytest.importorskip("datasets", reason="the extra `data` is not installed")

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from perceptune.information import Club, InfoNCE, LeaveOneOut, UnreleasedBottleneck, club, info_nce, leave_one_out
+from perceptune.methods.parts.mutual_information import (
+    Club,
+    InfoNCE,
+    LeaveOneOut,
+    UnreleasedBottleneck,
+    club,
+    info_nce,
+    leave_one_out,
+)
 
 BATCH = 256
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from perceptune.data.metrics import meteor, spice
+from perceptune.data.metrics.base import find_java, java_version
 from perceptune.errors import UserError
-from perceptune.metrics import meteor, spice
-from perceptune.metrics.base import find_java, java_version
 
 # What METEOR 1.5 counts and what it makes of that. The second is a whole match.
 COUNTED = {
@@ -74,7 +74,7 @@ def test_without_its_package_meteor_is_absent_with_a_reason(monkeypatch: pytest.
     with pytest.raises(UserError, match="`/no/java` is no program"):
         find_java("/no/java", "METEOR")
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr("perceptune.metrics._java.package_folder", lambda name: None)
+    monkeypatch.setattr("perceptune.data.metrics._java.package_folder", lambda name: None)
     with pytest.raises(UserError, match="METEOR needs Java"):
         find_java("", "METEOR")
 

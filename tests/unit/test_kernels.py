@@ -10,9 +10,9 @@ from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from perceptune import attention
-from perceptune.norms import lighten_norms
-from perceptune.packed import can_pack, pack, packed_weight
+from perceptune.lm.kernels import short_attention
+from perceptune.lm.kernels.packed_linear import can_pack, pack, packed_weight
+from perceptune.lm.kernels.rms_norm import lighten_norms
 
 
 @pytest.mark.parametrize("shared", [4, 2, 1])
@@ -29,7 +29,7 @@ def test_attention_is_that_of_sdpa(shared: int, dtype: torch.dtype, additive: bo
     for ours in (True, False):
         q, k, v = (t.clone().requires_grad_() for t in (query, key, value))
         if ours:
-            out, _ = attention.attention(nn.Module(), q, k, v, given, scaling=0.3)
+            out, _ = short_attention.attention(nn.Module(), q, k, v, given, scaling=0.3)
         else:
             wide = [t.float().repeat_interleave(4 // t.shape[1], 1) for t in (q, k, v)]
             out = nn.functional.scaled_dot_product_attention(*wide, attn_mask=mask, scale=0.3).transpose(1, 2)
@@ -43,7 +43,7 @@ def test_attention_is_that_of_sdpa(shared: int, dtype: torch.dtype, additive: bo
 def test_a_row_that_sees_nothing_stays_finite() -> None:
     query = torch.randn(1, 1, 2, 4, requires_grad=True)
     mask = torch.tensor([[[[False, False], [True, True]]]])
-    out, _ = attention.attention(nn.Module(), query, query, query, mask, scaling=1.0)
+    out, _ = short_attention.attention(nn.Module(), query, query, query, mask, scaling=1.0)
     out.sum().backward()
     assert out.isfinite().all()
     assert query.grad is not None
@@ -53,7 +53,9 @@ def test_a_row_that_sees_nothing_stays_finite() -> None:
 def test_attention_passes_on_what_it_does_not_know() -> None:
     query = torch.randn(1, 1, 2, 4)
     with pytest.raises(ValueError, match="softcap"):
-        attention.attention(nn.Module(), query, query, query, torch.ones(1, 1, 2, 2, dtype=torch.bool), softcap=3.0)
+        short_attention.attention(
+            nn.Module(), query, query, query, torch.ones(1, 1, 2, 2, dtype=torch.bool), softcap=3.0
+        )
 
 
 def norm(kind: type[nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from perceptune import runlog
 from perceptune.errors import UserError
-from perceptune.launch import Launch, join, read_launch
+from perceptune.utils import run_log
+from perceptune.utils.launch_environment import Launch, join, read_launch
 
 WHOLE = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
 
@@ -55,9 +55,9 @@ def test_what_makes_no_sense_is_named(environment: dict[str, str], words: str) -
 def test_a_rank_that_was_left_set_silences_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert runlog.speaks()
+    assert run_log.speaks()
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert not runlog.speaks()
+    assert not run_log.speaks()
 
 
 def free_port() -> int:

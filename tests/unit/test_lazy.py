@@ -17,14 +17,14 @@ import pytest
 
 import perceptune
 import support
-from perceptune import storage
-from perceptune.assets import scratch_dir
+from perceptune.data import storage
+from perceptune.data.lazy_rows import Lazy, select
+from perceptune.data.subset import subset
+from perceptune.data.tasks.jsonl import JSONLines
 from perceptune.errors import UserError
-from perceptune.judging import pick_samples
-from perceptune.lazy import Lazy, select
-from perceptune.order import subset
-from perceptune.tasks.jsonl import JSONLines
+from perceptune.evaluation.runner import pick_samples
 from perceptune.types import Sample
+from perceptune.utils.downloads import scratch_dir
 
 ENDS = (b"\n", b"\r\n", b"\n\n", b" \n\t\n", b"\n\xe2\x80\x83\n")  # the last: a line with a wide space
 
@@ -222,7 +222,7 @@ def test_a_file_changed_while_it_is_gone_through(tmp_path: Path) -> None:
 
 
 def test_equal_hashes_are_not_equal_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perceptune.lazy.hash", len, raising=False)
+    monkeypatch.setattr("perceptune.data.lazy_rows.hash", len, raising=False)
     path = numbered(tmp_path / "a.jsonl", 12)
     assert len(task(path).samples("train")) == 12
     rows = path.read_text().splitlines()

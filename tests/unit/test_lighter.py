@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import support
 from perceptune.errors import UserError
-from perceptune.lighter import lighten
-from perceptune.lm import FrozenLM
-from perceptune.packed import can_pack, packed_weight
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.kernels.optimize import lighten
+from perceptune.lm.kernels.packed_linear import can_pack, packed_weight
 
 TEXT = torch.randint(4, 60, (3, 9), generator=torch.Generator().manual_seed(0))
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 import perceptune
 import support
-from perceptune.checkpoint import save_run
+from perceptune.data.media.source import open_image
 from perceptune.errors import UserError
-from perceptune.media import open_image
+from perceptune.models.run_folder import save_run
 
 
 @dataclass
@@ -49,9 +49,9 @@ def adapter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             module = ModuleType(name)
             vars(module).update(contents)
             monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "perceptune.lmms_eval", raising=False)
-    yield importlib.import_module("perceptune.lmms_eval")
-    sys.modules.pop("perceptune.lmms_eval", None)
+    monkeypatch.delitem(sys.modules, "perceptune.evaluation.lmms_eval", raising=False)
+    yield importlib.import_module("perceptune.evaluation.lmms_eval")
+    sys.modules.pop("perceptune.evaluation.lmms_eval", None)
 
 
 def opened(file: Path) -> Image.Image:
@@ -83,7 +83,7 @@ def test_answers_are_the_runs_own(asked: Any, adapter: Any) -> None:
     own, short = run.answer(samples), run.answer(samples, decoding=perceptune.types.Decoding(2, beams=3))
     assert answers == [own[0].strip(), short[1].strip(), own[2].strip()]
     assert adapter._cut("a red one\n\nand more", ["\n\n"]) == "a red one"
-    assert adapter.manifest().simple_class_path == "perceptune.lmms_eval.Perceptune"
+    assert adapter.manifest().simple_class_path == "perceptune.evaluation.lmms_eval.Perceptune"
 
 
 def test_choices_are_losses(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:

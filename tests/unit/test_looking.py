@@ -12,12 +12,13 @@ from PIL import Image
 
 import blips
 import perceptune
-from perceptune import heat, looking
-from perceptune.blip_model import BlipModel
-from perceptune.checkpoint import save_run
 from perceptune.cli.main import run as cli
+from perceptune.data.media.source import ImageTransform
 from perceptune.errors import UserError
-from perceptune.media import ImageTransform
+from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.run_folder import save_run
+from perceptune.tools import attention_maps
+from perceptune.tools.plots import heatmap
 
 STD = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 WIDTH, HEIGHT = 90, 60
@@ -74,7 +75,7 @@ CENTRES = {
 def test_the_greatest_value_lies_on_the_patch_that_is_looked_at(folder: Path, resize: str, patch: int) -> None:
     model = model_of(folder, resize=resize)
     force(model, patch)
-    found = looking.look(model, folder / "picture.png", PROMPT, ["is this?"])
+    found = attention_maps.look(model, folder / "picture.png", PROMPT, ["is this?"])
     assert found.layers == (0, 2)
     assert found.columns == ["layer 0", "layer 2", "mean"]
     x, y = CENTRES[resize][patch]
@@ -82,31 +83,33 @@ def test_the_greatest_value_lies_on_the_patch_that_is_looked_at(folder: Path, re
         for one in row.maps:
             assert int(one.argmax()) == patch
             assert float(one.max()) == pytest.approx(1)
-            values, seen = heat.on_picture(one, found.box, WIDTH, HEIGHT)
+            values, seen = heatmap.on_picture(one, found.box, WIDTH, HEIGHT)
             assert values[y, x] > 0.9
             assert all(values[b, a] < 0.1 for other, (a, b) in CENTRES[resize].items() if other != patch)
             assert not values[~seen].any()
-            at = looking.peak(one, found.box, WIDTH, HEIGHT)
+            at = attention_maps.peak(one, found.box, WIDTH, HEIGHT)
             assert abs(at[0] - x) <= WIDTH / 4
             assert abs(at[1] - y) <= HEIGHT / 4
 
 
 def test_rows_are_what_was_asked_for(folder: Path) -> None:
-    plain = looking.look(model_of(folder), folder / "picture.png", "color?", ["what is this?"])
+    plain = attention_maps.look(model_of(folder), folder / "picture.png", "color?", ["what is this?"])
     assert [row.texts for row in plain.rows] == [("color?",), ("what is this? color?",)]
     assert np.abs(plain.rows[0].maps[-1] - plain.rows[1].maps[-1]).max() > 1e-4
     with pytest.raises(UserError, match="positions"):  # the paper's own are too long for a dwarf
-        looking.look(model_of(folder), folder / "picture.png", "color?")
+        attention_maps.look(model_of(folder), folder / "picture.png", "color?")
     method = {"name": "petal", "instructions": ["what color?", "is this?"], "mode": "multi_pass", "sib": None,
               "dma": {"r": 4}}  # fmt: skip
-    several = looking.look(model_of(folder, method=method), folder / "picture.png", "color?", ["is this a picture?"])
+    several = attention_maps.look(
+        model_of(folder, method=method), folder / "picture.png", "color?", ["is this a picture?"]
+    )
     assert [row.texts for row in several.rows] == [
         ("color?", "color?"), ("what color? color?", "is this? color?"), ("is this a picture? color?",) * 2
     ]  # fmt: skip
-    one = looking.look(model_of(folder, "blip2-opt"), folder / "picture.png", "color?")
+    one = attention_maps.look(model_of(folder, "blip2-opt"), folder / "picture.png", "color?")
     assert [row.texts for row in one.rows] == [()]
     with pytest.raises(UserError, match="--enhanced"):
-        looking.look(model_of(folder, "blip2-opt"), folder / "picture.png", "color?", ["is"])
+        attention_maps.look(model_of(folder, "blip2-opt"), folder / "picture.png", "color?", ["is"])
 
 
 def test_queries_of_the_method_s_own_are_left_out_and_looking_changes_nothing(folder: Path) -> None:
@@ -115,40 +118,40 @@ def test_queries_of_the_method_s_own_are_left_out_and_looking_changes_nothing(fo
     with torch.no_grad():
         before = model.queried([sample]).queries
         shapes = []
-        with looking._recorded(model.blip, [0, 2]) as found:
+        with attention_maps._recorded(model.blip, [0, 2]) as found:
             during = model.queried([sample]).queries
             shapes = [tuple(one.shape) for layer in found.values() for one in layer]
-        looking.look(model, folder / "picture.png", PROMPT, ["is"])
+        attention_maps.look(model, folder / "picture.png", PROMPT, ["is"])
         after = model.queried([sample]).queries
     assert shapes == [(1, 2, blips.N_QUERIES + 2, 5)] * 2
     assert torch.equal(before, after)
     assert torch.allclose(before, during, atol=1e-5)
     with pytest.raises(UserError, match="does not look with the Q-Former"):
-        looking.look(model_of(folder, method="llava"), folder / "picture.png", PROMPT, ["is"])
+        attention_maps.look(model_of(folder, method="llava"), folder / "picture.png", PROMPT, ["is"])
 
 
 def test_maps_lie_on_what_the_encoder_sees() -> None:
-    assert heat.seen_part(SQUASHED, 90, 60) == (0, 0, 90, 60)
-    assert heat.seen_part(CROPPED, 90, 60) == (15, 0, 75, 60)
-    assert heat.seen_part(PADDED, 90, 60) == (-45, -30, 135, 90)
+    assert heatmap.seen_part(SQUASHED, 90, 60) == (0, 0, 90, 60)
+    assert heatmap.seen_part(CROPPED, 90, 60) == (15, 0, 75, 60)
+    assert heatmap.seen_part(PADDED, 90, 60) == (-45, -30, 135, 90)
     grid = np.arange(16, dtype=np.float32).reshape(4, 4)
-    values, seen = heat.on_picture(grid, (-45, -30, 135, 90), 90, 60)
+    values, seen = heatmap.on_picture(grid, (-45, -30, 135, 90), 90, 60)
     assert seen.all()
     assert (values.min(), values.max()) == (0, 1), "from least to greatest of what is on the picture, not on the black"
-    middle = heat.on_picture(grid[1:3, 1:3], (0, 0, 90, 60), 90, 60)[0]
+    middle = heatmap.on_picture(grid[1:3, 1:3], (0, 0, 90, 60), 90, 60)[0]
     assert np.corrcoef(values.ravel(), middle.ravel())[0, 1] > 0.95
-    values, seen = heat.on_picture(grid, (15, 0, 75, 60), 90, 60)
+    values, seen = heatmap.on_picture(grid, (15, 0, 75, 60), 90, 60)
     assert seen[:, 15:75].all()
     assert not seen[:, :15].any()
     assert not seen[:, 75:].any()
-    assert not heat.on_picture(np.ones((2, 2), np.float32), (0, 0, 9, 6), 9, 6)[0].any(), "nothing stands out"
+    assert not heatmap.on_picture(np.ones((2, 2), np.float32), (0, 0, 9, 6), 9, 6)[0].any(), "nothing stands out"
 
 
 def test_colours_follow_the_map(folder: Path) -> None:
     grey = Image.new("RGB", (4, 2), (100, 100, 100))
     values = np.array([[1, 1, 0, 0]] * 2, np.float32)
     seen = np.array([[1, 1, 1, 0]] * 2, bool)
-    red, _, blue, outside = (grey_on[0] for grey_on in np.asarray(heat.over(grey, values, seen)).swapaxes(0, 1))
+    red, _, blue, outside = (grey_on[0] for grey_on in np.asarray(heatmap.over(grey, values, seen)).swapaxes(0, 1))
     assert red[0] > red[2] + 50
     assert blue[2] > blue[0]
     assert len(set(outside.tolist())) == 1
@@ -173,4 +176,4 @@ def test_a_run_without_a_q_former_is_refused(dwarfs: Path, tmp_path: Path) -> No
     model = perceptune.build(support.recipe(dwarfs / "lm", dwarfs / "encoder") | {"method": "limber"})
     save_run(tmp_path, model)
     with pytest.raises(UserError, match="no Q-Former"):
-        looking.show_attention(tmp_path, "x.png", "", tmp_path / "out.png")
+        attention_maps.show_attention(tmp_path, "x.png", "", tmp_path / "out.png")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import support
-from perceptune.media import FORMATS, ImageTransform, MediaError, View, identity, open_image
+from perceptune.data.media.source import FORMATS, ImageTransform, MediaError, View, identity, open_image
 from pngs import png, png_header
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)

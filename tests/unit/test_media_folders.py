@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import tars
-from perceptune.data.check import CheckOptions, check
+from perceptune.data.media.suffixes import MEDIA, PassedOver, modality_of, walk
 from perceptune.errors import UserError
-from perceptune.suffixes import MEDIA, PassedOver, modality_of, walk
+from perceptune.tools.datasets.validate import CheckOptions, check
 from shelves import media, put, task
 
 pytestmark = pytest.mark.usefixtures("own_cache")

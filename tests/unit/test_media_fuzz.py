@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 import clips
 import mutations
+from perceptune.data.media.audio import read_sound
+from perceptune.data.media.source import open_image
 from perceptune.errors import UserError
-from perceptune.media import open_image
-from perceptune.serving import decoder
-from perceptune.serving.decoding import Decoders, _Process
+from perceptune.serving import media_worker
 from perceptune.serving.limits import Limits
-from perceptune.sound import read_sound
+from perceptune.serving.media_worker_pool import Decoders, _Process
 
 LIMITS = Decoders.limits_of(Limits(), frames=8)
 
@@ -37,7 +37,7 @@ def process() -> Iterator[_Process]:
 def test_real_files_are_read() -> None:
     for modality, files in mutations.seeds().items():
         for name, data in files:
-            decoder.check(data, modality, LIMITS[modality])
+            media_worker.check(data, modality, LIMITS[modality])
             assert len(data) < 30_000, name
 
 
@@ -99,7 +99,7 @@ def test_mutations_are_what_they_say() -> None:
 )
 def test_a_sound_in_an_mp4(was: bytes, becomes: bytes, said: str | None) -> None:
     """Both were found by chance: neither raised `UserError`."""
-    from perceptune.sound import sound_header
+    from perceptune.data.media.audio import sound_header
 
     data = dict(mutations.seeds()["audio"])["M4A"]
     assert was in data
@@ -119,6 +119,6 @@ def test_a_clip_that_claims_a_billion_frames() -> None:
         at = huge.index(tag) + place
         huge[at : at + 4] = (10**9).to_bytes(4, "big")
         try:
-            decoder.check(bytes(huge), "video", LIMITS["video"])
+            media_worker.check(bytes(huge), "video", LIMITS["video"])
         except UserError as error:
             assert "frames" in str(error) or "damaged" in str(error)  # noqa: PT017

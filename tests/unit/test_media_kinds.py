@@ -16,10 +16,10 @@ from PIL import Image, PngImagePlugin
 
 import pngs
 from clips import painted, read
-from perceptune.media import MediaError, image_size, open_image
-from perceptune.sniffing import kind_of
-from perceptune.sound import read_sound
-from perceptune.video import describe_clip, read_frames
+from perceptune.data.media.audio import read_sound
+from perceptune.data.media.file_types import kind_of
+from perceptune.data.media.source import MediaError, image_size, open_image
+from perceptune.data.media.video import describe_clip, read_frames
 from sounds import encoded as encoded_sound
 from sounds import tone
 

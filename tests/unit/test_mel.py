@@ -11,7 +11,7 @@ import torch
 from transformers import ASTFeatureExtractor
 from transformers.models.audio_spectrogram_transformer import feature_extraction_audio_spectrogram_transformer as hf
 
-from perceptune.mel import LogMel
+from perceptune.data.media.mel_spectrogram import LogMel
 from sounds import noise, tone
 
 AST = LogMel(16_000, 400, 160, 512, 128, 20, 8_000, float(np.finfo(np.float32).eps), centred=False)

@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 
 import perceptune
 import support
-from perceptune.caching import build_features
-from perceptune.checkpoint import read_meta
+from perceptune.data.build_task import make_task
 from perceptune.errors import UserError
-from perceptune.evaluation import make_task
-from perceptune.lighter import lighten
-from perceptune.lm import FrozenLM
-from perceptune.optimizer import MethodOptimizer
-from perceptune.spliced import SplicedModel
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.kernels.optimize import lighten
+from perceptune.models.run_folder import read_meta
+from perceptune.models.slot_model import SplicedModel
+from perceptune.tools.feature_cache import build_features
+from perceptune.training.optimizer import MethodOptimizer
 from perceptune.types import Decoding
 from rows import row
 
@@ -132,7 +132,7 @@ def test_unfrozen_models_are_trained_saved_and_restored(dwarfs: Path, tmp_path: 
     assert meta["frozen"] == 0
     assert meta["trained_share"] == 1.0
     again = tmp_path / "again"
-    perceptune.checkpoint.save_run(again, after)  # type: ignore[attr-defined]
+    perceptune.models.run_folder.save_run(again, after)  # type: ignore[attr-defined]
     assert perceptune.load(again).answer(samples) == after.answer(samples)
 
 
@@ -140,7 +140,7 @@ def test_a_resumed_training_of_the_base_models_is_the_uninterrupted_one(dwarfs: 
     whole = load_file(trained(tmp_path / "whole", dwarfs, BOTH, steps=4) / "method.safetensors")
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        from perceptune.training import Trainer
+        from perceptune.training.trainer import Trainer
 
         step = Trainer._step
         patch.setattr(Trainer, "_step", lambda self, *a: self.state.step == 2 or step(self, *a))

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perceptune.checkpoint import read_recipe
-from perceptune.config import load_recipe
+from perceptune.config.recipe import load_recipe
+from perceptune.config.schema import TrainConfig
+from perceptune.data.build_task import make_task
+from perceptune.data.tasks.mixture import Mixture
 from perceptune.errors import UserError
-from perceptune.evaluation import make_task
-from perceptune.order import DataOrder, TokenOrder, WeightedDraws, order_of
-from perceptune.sections import TrainConfig
-from perceptune.tasks.mixture import Mixture
+from perceptune.models.run_folder import read_recipe
+from perceptune.training.sampler import DataOrder, TokenOrder, WeightedDraws, order_of
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

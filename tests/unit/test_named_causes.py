@@ -10,7 +10,7 @@ import pytest
 import perceptune
 import runs as dwarf_runs
 from perceptune.errors import UserError
-from perceptune.resume import require_same_recipe
+from perceptune.training.checkpoints import require_same_recipe
 
 
 def test_one_image_in_many_rows_has_no_statistics(dwarfs: Path, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import torch
 import blips
 import perceptune
 import support
+from perceptune.config.schema import NamedPart
+from perceptune.data.build_task import task_of
 from perceptune.errors import UserError
-from perceptune.evaluation import task_of
-from perceptune.model import AdaptedModel
-from perceptune.qformer_methods.base import naming_loss
-from perceptune.sections import NamedPart
+from perceptune.methods.qformer.base import naming_loss
+from perceptune.models.base import AdaptedModel
 
 WORDS = torch.eye(8)
 
@@ -69,7 +69,7 @@ def test_it_is_learnt_without_the_lm_and_gone_on_from_with_it(
     method: dict[str, Any] = {"name": "full", "naming": 1.0, "speaks": False, "dropout": False}
     train = support.train_section(steps=30, lr=3e-3)
     with monkeypatch.context() as patched:
-        patched.setattr("perceptune.blip.FrozenBlip.loss", None)
+        patched.setattr("perceptune.lm.frozen_blip.FrozenBlip.loss", None)
         perceptune.train(blips.recipe(blip, data, method=method, train=train), tmp_path / "named")
     untrained, named = perceptune.build(blips.recipe(blip, method=method)), perceptune.load(tmp_path / "named")
     assert surprise(named, data) < surprise(untrained, data) - 0.1

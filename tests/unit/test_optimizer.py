@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from perceptune.optimizer import MethodOptimizer
-from perceptune.sections import TrainConfig
-from perceptune.trained import Site, Trained
+from perceptune.config.schema import TrainConfig
+from perceptune.methods.base import Site, Trained
+from perceptune.training.optimizer import MethodOptimizer
 
 
 class Line(Trained):

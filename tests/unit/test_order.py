@@ -7,17 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from perceptune.order import (
+from perceptune.config.schema import TrainConfig
+from perceptune.data.subset import subset
+from perceptune.training.sampler import (
     DataOrder,
     TokenOrder,
     chosen_target,
     learning_rate,
     order_of,
-    subset,
     total_steps,
     view_draw,
 )
-from perceptune.sections import TrainConfig
 
 
 def test_each_epoch_sees_every_sample_once() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from perceptune.config import Recipe, load_recipe
+from perceptune.config.recipe import Recipe, load_recipe
 from perceptune.errors import UserError
-from perceptune.scoring.run import score_files
+from perceptune.evaluation.score_files.run import score_files
 
 # What YAML would cut, refuse, or take for something else.
 TEXTS = ["what #1 is it?", "Question: {prompt} Answer:", "*x*", "@x", "2024", "yes", "off", "1e3", "- a", "[a, b]",

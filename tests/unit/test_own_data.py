@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from perceptune.config import validate
+from perceptune.config.recipe import validate
+from perceptune.config.registry import leaf
 from perceptune.errors import UserError
-from perceptune.plugins import leaf
 from shelves import MARK, media, put, task, there_and_back
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -5,18 +5,25 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import perceptune
-from perceptune.config import load_recipe
-from perceptune.listing import entries
-from perceptune.show import describe
+from perceptune.config.recipe import load_recipe
+from perceptune.config.registry import KINDS
+from perceptune.tools.list_components import entries
+from perceptune.tools.summary import describe
 
 SOURCE = Path(perceptune.__file__).parent
 WRITTEN = {".py", ".js", ".css", ".html"}
-LEAF_FOLDERS = ("encoders", "methods", "qformer_methods", "metrics", "tasks")
+# Packages from the bottom to the top; a module imports from its own package and from those before it.
+PACKAGES = (
+    *("types", "errors", "_version", "utils", "config", "data", "encoders", "lm", "methods", "models", "evaluation"),
+    *("training", "serving", "tools", "cli", "peft", "", "__main__"),
+)
 
 
 def test_the_public_face() -> None:
@@ -43,80 +50,61 @@ def test_import_is_quick_and_loads_nothing_heavy() -> None:
     assert heavy[0].strip() == "[]"
 
 
-def imports(path: Path) -> set[str]:
-    """Modules of the package that a file imports, wherever in the file."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("perceptune"):
-            module = node.module.removeprefix("perceptune").removeprefix(".")
-            found |= {module} if module else {alias.name for alias in node.names}
+@cache
+def modules() -> dict[str, Path]:
+    """File of each module by its dotted name below the package; the package itself is ``."""
+    found = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
+
+
+def imports(path: Path) -> Iterator[tuple[str, str, bool]]:
+    """Each import of something of the package, wherever in the file: module, name in it, whether it is lazy."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "perceptune":
+            module = (node.module or "").removeprefix("perceptune").removeprefix(".")
+            for alias in node.names:
+                inside = f"{module}.{alias.name}".strip(".")
+                target = (inside, "") if inside in modules() else (module, alias.name)
+                yield *target, node not in tree.body
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "perceptune":
+                    yield alias.name.removeprefix("perceptune").removeprefix("."), "", node not in tree.body
 
 
 def test_leaves_never_import_one_another() -> None:
     checked = 0
-    for folder in LEAF_FOLDERS:
-        for path in (SOURCE / folder).glob("*.py"):
+    for package in KINDS.values():
+        for path in SOURCE.joinpath(*package.split(".")).glob("*.py"):
             if path.stem in ("base", "__init__"):
                 continue
             checked += 1
-            for name in imports(path):
-                inside = name.split(".")
-                if inside[0] != folder:
+            for name, _, _ in imports(path):
+                folder, _, inside = name.rpartition(".")
+                if folder != package:
                     continue
                 # What leaves share lies in files that begin with an underscore; leaves reach it through `base`.
-                shared = path.stem.startswith("_") and inside[1].startswith("_")
-                assert shared or inside == [folder, "base"], f"{path.name} imports {name}"
+                shared = path.stem.startswith("_") and inside.startswith("_")
+                assert shared or inside == "base", f"{path.name} imports {name}"
     assert checked >= 12
 
 
-LAYERS = [
-    {"devices", "tiny"},
-    {
-        *("errors", "_version", "types", "statistics", "atomic", "trained", "information", "tables", "allocation"),
-        *("sniffing", "depth", "pngtexts", "paths", "suffixes"),
-    },
-    {
-        *("plugins", "assets", "assets_convert", "storage", "media", "sound", "mel", "video", "pictures", "config"),
-        *("guard", "runlog", "prefetch", "shards", "sections", "sections_commands", "quantized", "freezing", "scatter"),
-        *("peft", "sources", "rand_augment", "torch_files", "model_folders", "substitution", "locking", "launch"),
-        *("heat", "trackers", "origin", "animation", "overrides"),
-    },
-    {
-        *("splice", "blocks", "order", "listing", "text", "anatomy", "keyvalues", "head", "packed", "norms"),
-        *("attention", "lazy", "records", "tar", "choosing", "tabular"),
-    },
-    {"split", "places"},
-    {"lm", "generation", "beams", "prefill", "uncached", "stepping", "trial", "store", "ranking", "blip"},
-    {"sharding", "lighter", "precision", "row_cache"},
-    {"encoders", "methods", "qformer_methods", "metrics", "tasks"},
-    {"loading", "optimizer", "holdout", "scoring", "blip_text"},
-    {"features"},
-    {"textstates", "live", "naming"},
-    {"model"},
-    {"spliced", "blip_model", "likelihood", "trainset", "gradients"},
-    {"distributed"},
-    {"building", "blip_loading"},
-    {"checkpoint", "judging", "controls"},
-    {"results", "card", "proof"},
-    {"evaluation", "show", "looking", "resume", "feed", "official", "official_config", "encoder_import", "initial"},
-    {"heldout", "stored", "predicting"},
-    {"training", "doctor", "caching", "blip_making"},
-    {"demo", "bench", "compare", "lmms_eval", "data", "reporting", "sharing", "serving", "gpu_check", "gpu_trials"},
-    {"cli"},
-    {"", "__main__"},
-]
+def test_the_root_of_the_package_is_read_at_a_glance() -> None:
+    entries = [path for path in SOURCE.iterdir() if path.name not in ("__pycache__", "recipes")]
+    assert len([path for path in entries if path.is_dir()]) <= 12
+    assert len([path for path in entries if path.is_file()]) <= 7
 
 
 def test_imports_go_downwards() -> None:
-    level = {name: number for number, names in enumerate(LAYERS) for name in names}
-    for path in SOURCE.rglob("*.py"):
-        own = path.relative_to(SOURCE).with_suffix("").parts[0].replace("__init__", "")
-        assert own in level, f"{path.name} has no place in the order"
-        for name in imports(path):
-            other = name.split(".")[0]
-            allowed = level[other] <= level[own] or (own, other) == ("", "")
-            assert allowed, f"{path.relative_to(SOURCE)} imports {name}"
+    assert {name.split(".")[0] for name in modules()} == set(PACKAGES)
+    for name, path in modules().items():
+        for other, _, _ in imports(path):
+            own, target = name.split(".")[0], other.split(".")[0]
+            assert PACKAGES.index(target) <= PACKAGES.index(own) or "" in (own, target), f"{name} imports {other}"
 
 
 @pytest.mark.parametrize(

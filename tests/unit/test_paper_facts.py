@@ -11,8 +11,8 @@ import pytest
 
 import facts
 from facts import NOT_FACTS, Fact, Values
-from perceptune.evaluation import make_task
-from perceptune.holdout import selecting_splits
+from perceptune.data.build_task import make_task
+from perceptune.data.holdout_split import selecting_splits
 
 NOTHING = "(no such key)"
 RECIPES = facts.table()["recipes"]

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from perceptune.building import load_encoder_of, load_lm
-from perceptune.config import load_recipe
-from perceptune.lm import FrozenLM
-from perceptune.methods.base import EncoderShape, Injection
-from perceptune.plugins import leaf, leaves
-from perceptune.sections import LMConfig
-from perceptune.trained import count
+from perceptune.config.recipe import load_recipe
+from perceptune.config.registry import leaf, leaves
+from perceptune.config.schema import LMConfig
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.methods.base import count
+from perceptune.methods.slots.base import EncoderShape, Injection
+from perceptune.models.build import load_encoder_of, load_lm
 
 PAGE = Path(__file__).parents[2] / "docs/methods.md"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import sounds
-from perceptune.data.check import check
+from perceptune.data.media.audio import read_sound
+from perceptune.data.media.source import MediaError, open_image
 from perceptune.errors import UserError
-from perceptune.media import MediaError, open_image
-from perceptune.paths import absence, given_path, hint, local_name
-from perceptune.sound import read_sound
+from perceptune.tools.datasets.validate import check
+from perceptune.utils.paths import absence, given_path, hint, local_name
 from shelves import media, put, task
 
 COMPOSED, PARTED = (unicodedata.normalize(form, "café.jpg") for form in ("NFC", "NFD"))

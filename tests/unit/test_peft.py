@@ -18,8 +18,8 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from peft_models import SPECIAL, adapted, model_of, move, output
 from perceptune.errors import UserError
-from perceptune.peft import DMAConfig, DMALinear
-from perceptune.peft._types import require_tested_peft
+from perceptune.methods.dma import DMAConfig, DMALinear
+from perceptune.methods.dma._types import require_tested_peft
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 needs_bits = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes not installed")
@@ -143,14 +143,14 @@ def test_another_peft_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_importing_it_loads_nothing_else_of_the_library_and_makes_it_known() -> None:
     code = (
-        "import sys, perceptune.peft, peft; "
+        "import sys, perceptune.methods.dma, peft; "
         "print(sorted(m for m in sys.modules if m.startswith('perceptune')), peft.PeftType('DMA').value, "
         "peft.PeftType.DMA in list(peft.PeftType))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     inside = ["_targets", "_types", "config", "layer", "model"]
-    expected = ["perceptune", "perceptune._version", "perceptune.errors", "perceptune.peft"]
-    expected += [*(f"perceptune.peft.{name}" for name in inside), "perceptune.types"]
+    expected = ["perceptune", "perceptune._version", "perceptune.errors", "perceptune.methods.dma"]
+    expected += [*(f"perceptune.methods.dma.{name}" for name in inside), "perceptune.types"]
     assert out == f"{sorted(expected)} DMA True"
 
 

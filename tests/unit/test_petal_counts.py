@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from perceptune.building import method_options
-from perceptune.config import find_recipe, load_recipe, read_yaml
-from perceptune.show import describe
+from perceptune.config.recipe import find_recipe, load_recipe, read_yaml
+from perceptune.models.build import method_options
+from perceptune.tools.summary import describe
 
 QFORMER, QUERIES, PROJECTION = 185_660_160, 32 * 768, 768 * 4096 + 4096
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perceptune import pictures
 from perceptune.errors import UserError
-from perceptune.pictures import GridCell, answer_grid, nice_ticks, training_curve
+from perceptune.tools.plots import png
+from perceptune.tools.plots.png import GridCell, answer_grid, nice_ticks, training_curve
 
 BLUE = Image.new("RGB", (64, 64), "#0000ff")
 LONG = "why does this very long question never end " * 5
@@ -63,14 +63,14 @@ def test_no_text_is_cut_at_the_edge(row: GridCell, tmp_path: Path) -> None:
 
 
 def test_wrapped_lines_fit_and_lose_nothing_before_the_ellipsis() -> None:
-    lines = pictures.wrap(LONG, 14, 200, most=50)
+    lines = png.wrap(LONG, 14, 200, most=50)
     assert " ".join(lines).split() == LONG.split()
-    cut = pictures.wrap(LONG, 14, 200, most=3)
+    cut = png.wrap(LONG, 14, 200, most=3)
     assert (len(cut), cut[:2]) == (3, lines[:2])
     assert cut[2].endswith("…")
-    broken = pictures.wrap("x" * 300, 14, 200, most=50)
+    broken = png.wrap("x" * 300, 14, 200, most=50)
     assert "".join(broken) == "x" * 300
-    assert max(pictures.text_width(line, 14) for line in [*lines, *cut, *broken]) <= 200
+    assert max(png.text_width(line, 14) for line in [*lines, *cut, *broken]) <= 200
 
 
 def test_right_and_wrong_differ_in_shape_and_the_truth_follows_a_wrong_answer(tmp_path: Path) -> None:
@@ -143,15 +143,15 @@ def test_a_curve_has_a_second_axis_only_with_evaluations(tmp_path: Path) -> None
     assert loss.shape == both.shape == (440, 860, 3)
     assert border_is_white(loss)
     assert border_is_white(both)
-    assert share_of(loss, pictures._SCORE) == 0 < share_of(both, pictures._SCORE)
-    assert share_of(both, pictures._LOSS) > 0.002
+    assert share_of(loss, png._SCORE) == 0 < share_of(both, png._SCORE)
+    assert share_of(both, png._LOSS) > 0.002
 
 
 @pytest.mark.parametrize(("samples", "end"), [(2000, 2000), (2001, 2500), (1, 8)])
 def test_points_lie_where_the_axes_say(samples: int, end: int, tmp_path: Path) -> None:
     log = [{"event": "step", "samples": 0, "loss": 1.0}, {"event": "eval", "samples": samples, "accuracy": 0.5}]
     training_curve(log, tmp_path / "curve.png")
-    wanted = [int(pictures._SCORE[i : i + 2], 16) for i in (1, 3, 5)]
+    wanted = [int(png._SCORE[i : i + 2], 16) for i in (1, 3, 5)]
     x, y = round(80 + samples / end * (786 - 80)), round((70 + 378) / 2)
     assert np.abs(pixels(tmp_path / "curve.png")[y, x].astype(int) - wanted).max() < 12
 
@@ -207,6 +207,6 @@ def test_ticks_are_round_and_enclose_the_values(low: float, high: float, most: i
 
 
 def test_ticks_are_labelled_with_the_decimals_they_need() -> None:
-    assert [pictures.tick_label(tick, (0, 0.05, 0.1)) for tick in (0, 0.05, 0.1)] == ["0.00", "0.05", "0.10"]
-    assert pictures.tick_label(4_000_000, (0, 500_000)) == "4,000,000"
-    assert pictures.tick_label(2e9, (0, 1e9)) == "2e+09", "no wider than the margin"
+    assert [png.tick_label(tick, (0, 0.05, 0.1)) for tick in (0, 0.05, 0.1)] == ["0.00", "0.05", "0.10"]
+    assert png.tick_label(4_000_000, (0, 500_000)) == "4,000,000"
+    assert png.tick_label(2e9, (0, 1e9)) == "2e+09", "no wider than the margin"

@@ -11,14 +11,15 @@ import torch
 
 import perceptune
 import support
-from perceptune import building, precision
-from perceptune.building import choose_dtype, dtypes_of, settle, slower_here
-from perceptune.checkpoint import read_recipe
 from perceptune.cli.main import run as cli
-from perceptune.config import load_recipe, recipe_names
+from perceptune.config.recipe import load_recipe, recipe_names
 from perceptune.errors import UserError
-from perceptune.precision import Choice, Products, choose, products_of
-from perceptune.runlog import read_log
+from perceptune.lm import precision
+from perceptune.lm.precision import Choice, Products, choose, products_of
+from perceptune.models import build
+from perceptune.models.build import choose_dtype, dtypes_of, settle, slower_here
+from perceptune.models.run_folder import read_recipe
+from perceptune.utils.run_log import read_log
 
 CPU = torch.device("cpu")
 LARGE = Products((((1024, 1024), 12),), 8, 4, 128)
@@ -42,7 +43,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is faster in bfloat16, whatever this one is."""
-    monkeypatch.setattr(building, "choose", lambda *_, **__: Choice("bfloat16", "it is faster", 2.0))
+    monkeypatch.setattr(build, "choose", lambda *_, **__: Choice("bfloat16", "it is faster", 2.0))
 
 
 @pytest.mark.parametrize(("seconds", "dtype"), [(0.9, "bfloat16"), (0.96, "float32"), (1.0, "float32"), (3, "float32")])
@@ -194,7 +195,7 @@ def test_a_training_stores_what_auto_was(
     def elsewhere(*_: Any, **__: Any) -> Choice:
         raise AssertionError("a run says itself what its dtypes are")
 
-    monkeypatch.setattr(building, "choose", elsewhere)
+    monkeypatch.setattr(build, "choose", elsewhere)
     assert perceptune.load(run).dtype == torch.bfloat16
     assert perceptune.load(run, overrides=["eval.dtype=auto"]).dtype == torch.bfloat16
     assert perceptune.evaluate(run)["dtype"] == "bfloat16"

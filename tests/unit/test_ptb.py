@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perceptune.metrics import _ptb
-from perceptune.metrics._ptb import ptb_tokens
+from perceptune.data.metrics import _ptb
+from perceptune.data.metrics._ptb import ptb_tokens
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/captions.json").read_text(encoding="utf-8"))
 PIECES = [*"abz ,.", " .", ". ", "cannot", "gonna", "st", "ill", "etc", "mr", "A", "Ill", "no", "  ", "dog", ", "]

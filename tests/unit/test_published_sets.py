@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from perceptune.config.registry import leaf
+from perceptune.data.holdout_split import HoldOut
+from perceptune.data.metrics import rouge
+from perceptune.data.tasks.base import QuestionSet, Task
 from perceptune.errors import UserError
-from perceptune.holdout import HoldOut
-from perceptune.metrics import rouge
-from perceptune.order import chosen_target
-from perceptune.plugins import leaf
-from perceptune.tasks.base import QuestionSet, Task
+from perceptune.training.sampler import chosen_target
 from published import READERS, ten
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -10,12 +10,12 @@ import torch
 
 import blips
 import perceptune
-from perceptune.bench.qformer import Load, qformer_rows
-from perceptune.blip_model import BlipModel
-from perceptune.config import load_recipe
+from perceptune.config.recipe import load_recipe
 from perceptune.errors import UserError
-from perceptune.peft import DMALinear, layer
-from perceptune.show import describe
+from perceptune.methods.dma import DMALinear, layer
+from perceptune.models.instructblip.model import BlipModel
+from perceptune.tools.bench.qformer import Load, qformer_rows
+from perceptune.tools.summary import describe
 from perceptune.types import Sample
 
 VICUNA = "Salesforce/instructblip-vicuna-7b"

@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 import blips
 import perceptune
-from perceptune.blip_loading import build_blip
-from perceptune.blip_model import BlipModel
-from perceptune.config import load_recipe
+from perceptune.config.recipe import load_recipe
+from perceptune.config.registry import leaf
 from perceptune.errors import UserError
-from perceptune.plugins import leaf
-from perceptune.qformer_methods.base import (
+from perceptune.methods.qformer.base import (
     FrozenBlip,
     Instruction,
     QFormerMethod,
@@ -28,6 +26,8 @@ from perceptune.qformer_methods.base import (
     Site,
     wrapped,
 )
+from perceptune.models.instructblip.build import build_blip
+from perceptune.models.instructblip.model import BlipModel
 from perceptune.types import Sample
 
 ATTENTION = r".*attention\.attention\.(query|key|value)"

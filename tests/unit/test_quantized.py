@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 import perceptune
 import support
-from perceptune.building import load_lm
+from perceptune.config.schema import LMConfig
+from perceptune.data.build_task import make_task
 from perceptune.errors import UserError
-from perceptune.evaluation import make_task
-from perceptune.lm import FrozenLM
-from perceptune.sections import LMConfig
-from perceptune.trained import count
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.methods.base import count
+from perceptune.models.build import load_lm
 
 needed = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 every_width = pytest.mark.parametrize("bits", ["8bit", "4bit"])

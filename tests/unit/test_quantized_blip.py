@@ -13,8 +13,8 @@ from torch import Tensor
 import blips
 import perceptune
 import support
-from perceptune.blip_model import BlipModel
 from perceptune.errors import UserError
+from perceptune.models.instructblip.model import BlipModel
 from perceptune.types import Sample
 
 pytestmark = pytest.mark.skipif(

@@ -9,12 +9,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from perceptune.config import load_recipe
+from perceptune.config.recipe import load_recipe
+from perceptune.config.schema import EncoderConfig
+from perceptune.data.media.rand_augment import OPERATIONS, augmented
+from perceptune.data.media.source import ImageTransform
 from perceptune.encoders._images import ImageEncoder
 from perceptune.errors import UserError
-from perceptune.media import ImageTransform
-from perceptune.rand_augment import OPERATIONS, augmented
-from perceptune.sections import EncoderConfig
 
 
 def noise(size: int = 24) -> Image.Image:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import published_media  # noqa: F401  adds its readers
+from perceptune.config.registry import leaves
+from perceptune.data.tasks.base import MediaSet, to_row
+from perceptune.data.tasks.jsonl import JSONLines
 from perceptune.errors import UserError
-from perceptune.plugins import leaves
-from perceptune.tasks.base import MediaSet, to_row
-from perceptune.tasks.jsonl import JSONLines
 from perceptune.types import Sample
 from published import READERS, Reader, zipped
 

@@ -20,11 +20,11 @@ import support
 from clips import clip, read
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
-from perceptune.reporting.charts import Bar, Series, bars, curves, trade_off
-from perceptune.reporting.gather import gather, read_run
-from perceptune.reporting.questions import by_type
-from perceptune.reporting.shots import shots, spectrogram
-from perceptune.scatter import Mark
+from perceptune.tools.plots.scatter import Mark
+from perceptune.tools.report.charts import Bar, Series, bars, curves, trade_off
+from perceptune.tools.report.gather import gather, read_run
+from perceptune.tools.report.questions import by_type
+from perceptune.tools.report.shots import shots, spectrogram
 from sounds import encoded
 
 VOID = {"meta", "img", "br"}

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from perceptune.reporting.answers import grids, together
-from perceptune.reporting.blocks import Grid, Table, Words, grouped, without_empty
-from perceptune.reporting.gather import Run
-from perceptune.reporting.html import html
-from perceptune.reporting.markdown import markdown
-from perceptune.reporting.mistakes import by_kind, kinds_table, truth_of
-from perceptune.reporting.questions import questions
-from perceptune.reporting.sections import make_report
+from perceptune.tools.report.answers import grids, together
+from perceptune.tools.report.blocks import Grid, Table, Words, grouped, without_empty
+from perceptune.tools.report.gather import Run
+from perceptune.tools.report.html import html
+from perceptune.tools.report.markdown import markdown
+from perceptune.tools.report.mistakes import by_kind, kinds_table, truth_of
+from perceptune.tools.report.questions import questions
+from perceptune.tools.report.sections import make_report
 
 
 def row(name: str, answer: str, *targets: str, score: float = 0.0, **meta: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perceptune.metrics import rouge
+from perceptune.data.metrics import rouge
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/captions.json").read_text(encoding="utf-8"))
 KINDS = ("rouge1", "rouge2", "rougeL")

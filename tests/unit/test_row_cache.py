@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from perceptune import assets, shards
-from perceptune.assets import cache_dir, scratch_dir
 from perceptune.errors import UserError
-from perceptune.lm import FrozenLM
-from perceptune.row_cache import DiskCache
-from perceptune.store import Store, digest_of
-from perceptune.textstates import TextStates
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.text_state_cache import TextStates
+from perceptune.utils import downloads
+from perceptune.utils.downloads import cache_dir, scratch_dir
+from perceptune.utils.row_store import files
+from perceptune.utils.row_store.cache import DiskCache
+from perceptune.utils.row_store.store import Store, digest_of
 
 META = {"dtype": "float32", "shape": [3]}
 KEYS = [digest_of(bytes([i])) for i in range(6)]
@@ -29,7 +30,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def write(*_: object) -> None:
         raise OSError(number, "no")
 
-    monkeypatch.setattr(shards, "_write", write)
+    monkeypatch.setattr(files, "_write", write)
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT])
@@ -81,8 +82,8 @@ def test_a_folder_that_cannot_even_be_looked_at(tmp_path: Path, monkeypatch: pyt
 def test_states_of_texts_that_cannot_be_kept_are_computed(
     dwarfs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from perceptune.building import load_lm
-    from perceptune.sections import LMConfig
+    from perceptune.config.schema import LMConfig
+    from perceptune.models.build import load_lm
 
     lm: FrozenLM = load_lm(LMConfig(id=str(dwarfs / "lm")))
     (tmp_path / "file").touch()
@@ -100,6 +101,6 @@ def test_a_user_without_a_home_folder_has_a_cache_of_the_process(monkeypatch: py
 
     for name in ("PERCEPTUNE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(assets.Path, "expanduser", homeless)
+    monkeypatch.setattr(downloads.Path, "expanduser", homeless)
     assert cache_dir() == scratch_dir()
     assert scratch_dir().is_dir()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perceptune.scatter import Mark, label_boxes, trade_off
+from perceptune.tools.plots.scatter import Mark, label_boxes, trade_off
 
 NAMES = ["epalm", "epalm-pt", "epalm-lin", "limber", "promptfuse", "magma", "magma-all", "lora", "full", "frozen"]
 

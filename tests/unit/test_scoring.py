@@ -13,7 +13,7 @@ import pytest
 
 from answerfiles import ANSWERS, LINES, TEXTS, Write, given, held, writer
 from perceptune.cli.main import run as cli
-from perceptune.scoring.run import FileScores, score_files
+from perceptune.evaluation.score_files.run import FileScores, score_files
 
 
 @pytest.fixture

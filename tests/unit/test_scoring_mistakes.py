@@ -13,9 +13,9 @@ import pytest
 
 from answerfiles import LINES, Write, given, held, writer
 from perceptune.errors import UserError
-from perceptune.scoring import stream
-from perceptune.scoring.files import entries
-from perceptune.scoring.run import FileScores, score_files
+from perceptune.evaluation.score_files import stream
+from perceptune.evaluation.score_files.files import entries
+from perceptune.evaluation.score_files.run import FileScores, score_files
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_a_row_beyond_the_limit_is_refused_without_being_read_whole(
     start: str, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row of 100 kB and then what would fail if it were read."""
-    for module in (stream, sys.modules["perceptune.scoring.files"]):
+    for module in (stream, sys.modules["perceptune.evaluation.score_files.files"]):
         monkeypatch.setattr(module, "LARGEST", 10_000)
     monkeypatch.setattr(stream, "_PIECE", 1_000)
     path = write("p", start.encode() + b"x" * 50_000 + b"\xff" * 50_000)
@@ -158,7 +158,8 @@ def test_memory_stays_bounded_whatever_the_length_of_a_line(tmp_path: Path) -> N
             file.write(start)
             file.truncate(4 * 2**30)
         code = (
-            "import resource\nfrom perceptune.scoring.files import entries\nfrom perceptune.errors import UserError\n"
+            "import resource\nfrom perceptune.evaluation.score_files.files import entries\n"
+            "from perceptune.errors import UserError\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             f"try: list(entries({str(path)!r}))\n"
             "except UserError as error: print(error)\n"

@@ -16,11 +16,11 @@ import pytest
 
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
-from perceptune.serving import decoding
-from perceptune.serving.decoding import Decoders
+from perceptune.serving import media_worker_pool
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
+from perceptune.serving.media_worker_pool import Decoders
 from perceptune.serving.metrics import Metrics
 from perceptune.serving.origins import Origins, parse_origins
 from perceptune.serving.scheduler import Scheduler
@@ -101,12 +101,12 @@ def with_decoders(do: Callable[[Decoders], Any]) -> None:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """The first process that is started runs this code instead."""
-    popen, given = decoding.subprocess.Popen, [code]
+    popen, given = media_worker_pool.subprocess.Popen, [code]
 
     def started(command: list[str], **more: Any) -> Any:
         return popen([sys.executable, "-c", given.pop()] if given else command, **more)
 
-    monkeypatch.setattr(decoding.subprocess, "Popen", started)
+    monkeypatch.setattr(media_worker_pool.subprocess, "Popen", started)
 
 
 def test_a_process_that_hangs_is_killed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,11 +114,11 @@ def test_a_process_that_hangs_is_killed_and_replaced(monkeypatch: pytest.MonkeyP
 
     async def do(decoders: Decoders) -> None:
         started = time.monotonic()
-        monkeypatch.setattr(decoding, "_GRACE", 0.1)
+        monkeypatch.setattr(media_worker_pool, "_GRACE", 0.1)
         with pytest.raises(ApiError, match="too long to decode"):
             await decoders.check(png(), "image")
         assert time.monotonic() - started < 5
-        monkeypatch.setattr(decoding, "_GRACE", 20)
+        monkeypatch.setattr(media_worker_pool, "_GRACE", 20)
         await decoders.check(png(), "image")
 
     with_decoders(do)
@@ -128,7 +128,7 @@ def test_a_process_that_crashes_fails_its_medium_alone(monkeypatch: pytest.Monke
     stand_in(monkeypatch, "import os, sys; sys.stdin.buffer.readline(); os.abort()")
 
     async def do(decoders: Decoders) -> None:
-        monkeypatch.setattr(decoding, "_GRACE", 20)
+        monkeypatch.setattr(media_worker_pool, "_GRACE", 20)
         with pytest.raises(ApiError, match="cannot be decoded"):
             await decoders.check(png(), "image")
         await decoders.check(png(), "image")
@@ -149,7 +149,7 @@ def test_a_process_that_ended_while_nobody_asked_is_replaced() -> None:
 
 def test_a_process_that_is_given_up_while_it_starts_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or the next medium would be told to it, too, and whoever waits longer would read the other one's answer."""
-    popen, begun, go_on, started = decoding.subprocess.Popen, threading.Event(), threading.Event(), []
+    popen, begun, go_on, started = media_worker_pool.subprocess.Popen, threading.Event(), threading.Event(), []
 
     def slowly(*given: Any, **more: Any) -> Any:
         begun.set()
@@ -158,12 +158,12 @@ def test_a_process_that_is_given_up_while_it_starts_is_ended(monkeypatch: pytest
         return started[-1]
 
     async def do(decoders: Decoders) -> None:
-        monkeypatch.setattr(decoding, "_GRACE", 40)
+        monkeypatch.setattr(media_worker_pool, "_GRACE", 40)
         running = decoders._all[0]._running
         assert running is not None
         running.kill()
         running.wait()
-        monkeypatch.setattr(decoding.subprocess, "Popen", slowly)
+        monkeypatch.setattr(media_worker_pool.subprocess, "Popen", slowly)
         leaving = asyncio.create_task(decoders.check(png(), "image"))
         await asyncio.to_thread(begun.wait, 20)
         leaving.cancel()
@@ -184,7 +184,7 @@ def test_decoders_do_not_know_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
              "print('{\"error\": \"%s\"}' % os.environ.get('PERCEPTUNE_API_KEY'), flush=True)")  # fmt: skip
 
     async def do(decoders: Decoders) -> None:
-        monkeypatch.setattr(decoding, "_GRACE", 20)
+        monkeypatch.setattr(media_worker_pool, "_GRACE", 20)
         with pytest.raises(ApiError, match=r"^None$"):
             await decoders.check(b"", "image")
 

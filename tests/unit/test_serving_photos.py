@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from perceptune.media import MAX_PIXELS, open_image
-from perceptune.serving.decoder import RefusedError, check
+from perceptune.data.media.source import MAX_PIXELS, open_image
 from perceptune.serving.limits import Limits
+from perceptune.serving.media_worker import RefusedError, check
 
 WIDE, HIGH = 640, 400
 LIMITS = {"pixels": WIDE * HIGH, "kept": 70_000, "side": 4}

@@ -12,8 +12,8 @@ import pytest
 from perceptune.serving.accepted import Accepted
 from perceptune.serving.errors import ApiError
 from perceptune.serving.inline import decode_address, decode_base64
-from perceptune.serving.intake import Intake, _room
 from perceptune.serving.limits import Limits
+from perceptune.serving.request_parser import Intake, _room
 from perceptune.serving.schema import PARTS, ChatRequest, parsed
 from perceptune.types import Decoding
 

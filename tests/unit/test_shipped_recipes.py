@@ -6,12 +6,12 @@ from functools import cache
 
 import pytest
 
-from perceptune.building import method_options
-from perceptune.config import find_recipe, load_recipe, read_yaml, recipe_names
+from perceptune.config.recipe import find_recipe, load_recipe, read_yaml, recipe_names
+from perceptune.config.registry import leaf, leaves
+from perceptune.data.build_task import data_keys, make_task
+from perceptune.data.tasks.base import check_split
 from perceptune.errors import UserError
-from perceptune.evaluation import data_keys, make_task
-from perceptune.plugins import leaf, leaves
-from perceptune.tasks.base import check_split
+from perceptune.models.build import method_options
 
 READERS = [name for name, one in leaves("tasks").items() if one.module.TASK.data_option is not None]
 

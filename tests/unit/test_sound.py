@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import support
-from perceptune import sound
-from perceptune.media import MediaError
-from perceptune.sound import read_sound
+from perceptune.data.media import audio
+from perceptune.data.media.audio import read_sound
+from perceptune.data.media.source import MediaError
 from perceptune.types import Member
 from sounds import encoded, noise, tone
 
@@ -68,9 +68,9 @@ def test_channels_are_averaged() -> None:
 
 def test_only_what_is_heard_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(sound, "_BLOCK", 1_000)
-    mono = sound._mono
-    monkeypatch.setattr(sound, "_mono", lambda blocks: mono(asked.append(b.shape[1]) or b for b in blocks))
+    monkeypatch.setattr(audio, "_BLOCK", 1_000)
+    mono = audio._mono
+    monkeypatch.setattr(audio, "_mono", lambda blocks: mono(asked.append(b.shape[1]) or b for b in blocks))
     wave = read_sound(encoded(noise(3.0)), 16_000, 0.25)
     assert (len(wave), sum(asked)) == (4_000, 4_000)
     np.testing.assert_allclose(wave, noise(3.0)[:4_000, 0], atol=4e-5)
@@ -130,7 +130,7 @@ def test_a_sound_too_long_is_refused_by_its_header(monkeypatch: pytest.MonkeyPat
     def decode(*_: object) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(sound, "_mono", decode)
+    monkeypatch.setattr(audio, "_mono", decode)
     frames = 2 * 3_600 * 8_000
     comment = b"\4\0\0\x22" + struct.pack(">HH", 4096, 4096) + bytes(6)
     info = comment + ((8_000 << 44) | (0 << 41) | (15 << 36) | frames).to_bytes(8, "big") + bytes(16)

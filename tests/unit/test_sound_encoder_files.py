@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from perceptune.building import load_encoder_of
+from perceptune.config.schema import EncoderConfig
 from perceptune.encoders.base import load_encoder
 from perceptune.errors import UserError
-from perceptune.sections import EncoderConfig
+from perceptune.models.build import load_encoder_of
 from sounds import CASES, build, encoded, mobilenet_weights, tone, where
 
 

@@ -17,11 +17,11 @@ from transformers.models.audio_spectrogram_transformer import (
     feature_extraction_audio_spectrogram_transformer as feature_extraction,
 )
 
-from perceptune.building import load_encoder_of
+from perceptune.config.schema import EncoderConfig
+from perceptune.data.media.source import MediaError
 from perceptune.encoders.base import Encoder, load_encoder
 from perceptune.errors import UserError
-from perceptune.media import MediaError
-from perceptune.sections import EncoderConfig
+from perceptune.models.build import load_encoder_of
 from sounds import CASES, KINDS, MOBILENET, build, encoded, mobilenet_weights, noise, tone, where
 
 WAVE = encoded(tone(700, 0.4) + noise(0.4))

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from clips import clip, painted
-from perceptune.media import MediaError
-from perceptune.sound import read_sound, sound_header
+from perceptune.data.media.audio import read_sound, sound_header
+from perceptune.data.media.source import MediaError
 from sounds import encoded, noise, tone
 
 SECONDS = 1.0

@@ -18,10 +18,10 @@ from transformers.models.convnext.image_processing_pil_convnext import ConvNextI
 
 import rows
 from encoder_cases import STAGED_CASES, photo
+from perceptune.config.registry import leaves
 from perceptune.encoders.base import Encoder, load_encoder
 from perceptune.errors import UserError
-from perceptune.methods.base import EncoderShape
-from perceptune.plugins import leaves
+from perceptune.methods.slots.base import EncoderShape
 
 WIDTHS = {"swin": [16, 32, 32], "swinv2": [16, 32, 32]}
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perceptune import statistics
-from perceptune.statistics import bootstrap_corpus, bootstrap_difference, bootstrap_interval
+from perceptune.data import bootstrap
+from perceptune.data.bootstrap import bootstrap_corpus, bootstrap_difference, bootstrap_interval
 
 
 def test_it_agrees_with_the_normal_approximation() -> None:
@@ -37,7 +37,7 @@ def test_it_is_a_function_of_the_seed_and_grows_with_the_level() -> None:
 def test_the_size_of_a_portion_changes_nothing(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     values = list(range(30))
     whole = bootstrap_interval(values, samples=101)
-    monkeypatch.setattr(statistics, "_DRAWS_AT_ONCE", at_once)
+    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", at_once)
     assert bootstrap_interval(values, samples=101) == whole
 
 
@@ -102,22 +102,22 @@ def test_what_has_no_interval_is_refused() -> None:
 def test_a_corpus_value_that_is_a_mean_has_the_interval_of_the_mean() -> None:
     rng = np.random.default_rng(8)
     values, groups = rng.random(60), rng.integers(9, size=60).tolist()
-    statistics = np.column_stack([values, np.ones(60)])
+    bootstrap = np.column_stack([values, np.ones(60)])
     for given in (None, groups):
-        interval = bootstrap_corpus(statistics, lambda sums: sums[..., 0] / sums[..., 1], groups=given, seed=5)
+        interval = bootstrap_corpus(bootstrap, lambda sums: sums[..., 0] / sums[..., 1], groups=given, seed=5)
         assert interval == bootstrap_interval(values, groups=given, seed=5)
 
 
 def test_a_ratio_of_sums_is_not_the_mean_of_ratios() -> None:
-    statistics = np.array([[1.0, 1.0], [0.0, 99.0]] * 50)
+    bootstrap = np.array([[1.0, 1.0], [0.0, 99.0]] * 50)
 
     def ratio(sums: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
         return sums[..., 0] / sums[..., 1]
 
-    low, high = bootstrap_corpus(statistics, ratio)
+    low, high = bootstrap_corpus(bootstrap, ratio)
     assert low < 0.01 < high < 0.03, "the mean of ratios is 0.5"
-    assert bootstrap_corpus(statistics, ratio, level=0.5)[0] > low
+    assert bootstrap_corpus(bootstrap, ratio, level=0.5)[0] > low
     with pytest.raises(ValueError, match="non-empty rows"):
-        bootstrap_corpus(statistics[:, 0], ratio)
+        bootstrap_corpus(bootstrap[:, 0], ratio)
     with pytest.raises(ValueError, match="100 values and 1 groups"):
-        bootstrap_corpus(statistics, ratio, groups=[1])
+        bootstrap_corpus(bootstrap, ratio, groups=[1])

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from forks import Fork
-from perceptune import shards
 from perceptune.errors import UserError
-from perceptune.store import META, Store
+from perceptune.utils.row_store import files as row_files
+from perceptune.utils.row_store.store import META, Store
 
 SHAPE = [2, 3]
 
@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 ) -> None:
     store = Store(tmp_path, meta())
     fill(store, range(20))
-    write = shards._write
+    write = row_files._write
 
     def full(file: Any, data: bytes) -> None:
         if str(file.name).endswith(broken):
@@ -192,10 +192,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(file, data)
 
-    monkeypatch.setattr(shards, "_write", full)
+    monkeypatch.setattr(row_files, "_write", full)
     with pytest.raises(UserError, match=r"the disk is full; nothing already saved was touched.*`cache\.dir`"):
         fill(store, range(20, 40))
-    monkeypatch.setattr(shards, "_write", write)
+    monkeypatch.setattr(row_files, "_write", write)
     assert wrong(store, range(20)) == []
     fill(store, range(20, 60))
     for reader in (store, Store(tmp_path, meta())):

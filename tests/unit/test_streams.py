@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from perceptune import lazy, records
+from perceptune.data import lazy_rows, records
+from perceptune.data.records import Record
+from perceptune.data.tasks import _streams
+from perceptune.data.tasks._streams import json_objects, kept, parquet_rows
 from perceptune.errors import UserError
-from perceptune.records import Record
-from perceptune.tasks import _streams
-from perceptune.tasks._streams import json_objects, kept, parquet_rows
 from shelves import MARK, put, task
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -69,7 +69,7 @@ def test_errors_name_the_line(data: bytes, message: str, tmp_path: Path) -> None
 def test_a_line_without_an_end_is_refused_in_bounded_memory(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lazy, "MAX_LINE", 2**20)
+    monkeypatch.setattr(lazy_rows, "MAX_LINE", 2**20)
     monkeypatch.setattr(records, "MAX_LINE", 2**20)
     monkeypatch.setattr(_streams, "MAX_LINE", 2**20)
     start = {"rows.jsonl": b'{"a": "', "rows.json": b'[{"a": "', "rows.csv": b"image,prompt\n"}[name]
@@ -126,5 +126,5 @@ def test_a_table_reads_its_rows_when_they_are_asked_for(tmp_path: Path) -> None:
     rows = (f"a{n}.jpg,what {n}?,b\n" for n in range(3_000))
     path = put(tmp_path / "rows.csv", "image,prompt,targets\n" + "".join(rows))
     samples = task("csv", train=path, check_files=False).samples("train")
-    assert isinstance(samples, lazy.Lazy)
+    assert isinstance(samples, lazy_rows.Lazy)
     assert [samples[n].prompt for n in (2_999, 0)] == ["what 2999?", "what 0?"]

@@ -21,10 +21,10 @@ import second_lm
 import write
 from attention import evenness, figures, moved
 from drawing import drawing_of
-from perceptune.building import method_options
-from perceptune.compare.plan import _settings, _settings_of, _variants
-from perceptune.config import load_recipe
+from perceptune.config.recipe import load_recipe
 from perceptune.errors import UserError
+from perceptune.models.build import method_options
+from perceptune.tools.compare.plan import _settings, _settings_of, _variants
 from photo_questions import ask
 from prepare import prepare
 from studydata import save_study_data

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from perceptune.config import validate
+from perceptune.config.recipe import validate
+from perceptune.data.records import listed
+from perceptune.data.tabular import decoded, delimiter_named, recognize, table_records
+from perceptune.data.tasks.csv import TASK
 from perceptune.errors import UserError
-from perceptune.records import listed
-from perceptune.scoring.run import score_files
-from perceptune.tabular import decoded, delimiter_named, recognize, table_records
-from perceptune.tasks.csv import TASK
+from perceptune.evaluation.score_files.run import score_files
 
 KNOWN = ("image", "prompt", "targets", "id")
 ROWS = [("image", "prompt", "targets"), ("1.jpg", "what, é; is it?", "une fenêtre"), ("2.jpg", "how many?", "3")]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from perceptune import storage
+from perceptune.data import storage
+from perceptune.data.media.source import MediaError, content, identity, open_image
 from perceptune.errors import UserError
-from perceptune.media import MediaError, content, identity, open_image
 from perceptune.types import Member
 from tars import PAIR, REMOTE, archive, put, read, row, task
 

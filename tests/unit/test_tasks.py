@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from perceptune.config.registry import leaf
+from perceptune.data.tasks.base import Task
+from perceptune.data.tasks.easy_vqa import EasyVQA
+from perceptune.data.tasks.jsonl import JSONLines
 from perceptune.errors import UserError
-from perceptune.plugins import leaf
-from perceptune.tasks.base import Task
-from perceptune.tasks.easy_vqa import EasyVQA
-from perceptune.tasks.jsonl import JSONLines
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import support
+from perceptune.config.schema import TextConfig
 from perceptune.errors import UserError
-from perceptune.sections import TextConfig
-from perceptune.text import TextFormat
+from perceptune.models.text_format import TextFormat
 from perceptune.types import Sample
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import support
-from perceptune.lm import FrozenLM
-from perceptune.textstates import TextStates
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.text_state_cache import TextStates
 
 LAYER = 2
 
@@ -104,7 +104,7 @@ def test_the_folder_is_that_of_the_weights_that_texts_pass_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One row of the embeddings counts; of other large weights some values do, and layers above none."""
-    monkeypatch.setattr("perceptune.textstates.SAMPLED", 16)
+    monkeypatch.setattr("perceptune.lm.text_state_cache.SAMPLED", 16)
     own = FrozenLM(support.random_lm("llama"))
     weights = TextStates(own, LAYER, 0, folder=tmp_path)._weights
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from perceptune import runlog
+from perceptune.utils import run_log
 
 
 def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, seconds: float, total: int) -> str:
     """What appears on stderr during steps that take so many seconds."""
     now = [0.0]
-    monkeypatch.setattr(runlog.time, "monotonic", lambda: now[0])
-    with runlog.progress(total, "train", done=100, timed=10) as bar:
+    monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
+    with run_log.progress(total, "train", done=100, timed=10) as bar:
         for _ in range(30):
             now[0] += seconds
             bar.advance()

@@ -10,10 +10,10 @@ import pytest
 
 import perceptune
 import runs
-from perceptune import trackers
-from perceptune.config import load_recipe
+from perceptune.config.recipe import load_recipe
 from perceptune.errors import UserError
-from perceptune.runlog import read_log
+from perceptune.utils import trackers
+from perceptune.utils.run_log import read_log
 from support import train_section
 
 STAND_IN = """

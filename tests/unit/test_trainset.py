@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import support
+from perceptune.config.schema import TextConfig
 from perceptune.errors import UserError
-from perceptune.order import DataOrder, WeightedDraws
-from perceptune.sections import TextConfig
-from perceptune.text import TextFormat
-from perceptune.trainset import AnswerParts, TrainingSet
+from perceptune.models.text_format import TextFormat
+from perceptune.training.sampler import DataOrder, WeightedDraws
+from perceptune.training.training_set import AnswerParts, TrainingSet
 from perceptune.types import Sample
 
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 import clips
 from clips import KINDS, clip, painted, read
-from perceptune import storage
-from perceptune.media import MediaError
+from perceptune.data import storage
+from perceptune.data.media.source import MediaError
+from perceptune.data.media.video import read_frames
 from perceptune.types import Member
-from perceptune.video import read_frames
 
 CONSTANT = list(range(40))
 VARIABLE = [0, 1, 2, 9, 10, 30, 31, 33, 60, 90]
@@ -86,7 +86,7 @@ def test_only_groups_with_a_chosen_frame_are_decoded(monkeypatch: pytest.MonkeyP
     decoded = []
     real = av.VideoCodecContext.decode
     monkeypatch.setattr(
-        "perceptune.video._decode", lambda context, packet: decoded.append(packet) or real(context, packet)
+        "perceptune.data.media.video._decode", lambda context, packet: decoded.append(packet) or real(context, packet)
     )
     data = clip(range(200), g="10", sc_threshold="0", bf="0")
     assert shown(data, 2) == [50, 150]

@@ -16,13 +16,13 @@ from torch import Tensor
 
 import clips
 from encoder_cases import SIZE, VIDEO_CASES, photo
-from perceptune.building import load_encoder_of
-from perceptune.config import load_recipe
+from perceptune.config.recipe import load_recipe
+from perceptune.config.schema import EncoderConfig
+from perceptune.data.media.video import read_frames
 from perceptune.encoders._fit import fit
 from perceptune.encoders.base import Encoder, VideoEncoder, load_encoder
 from perceptune.errors import UserError
-from perceptune.sections import EncoderConfig
-from perceptune.video import read_frames
+from perceptune.models.build import load_encoder_of
 
 FAMILIES = ("timesformer", "videomae", "vivit")
 
@@ -235,7 +235,7 @@ def test_keys_of_pictures_are_heeded_by_all_that_sees(
 
 def test_the_default_for_clips_is_the_default_image_encoder(monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -> None:
     asked = []
-    monkeypatch.setattr("perceptune.assets.path", lambda name: asked.append(name) or checkpoints / "dinov2")
+    monkeypatch.setattr("perceptune.utils.downloads.path", lambda name: asked.append(name) or checkpoints / "dinov2")
     encoder = load_encoder_of("video", load_recipe({"encoders": {"video": "default"}}).encoders["video"])
     assert asked == ["dinov2-small"]
     assert (encoder.frames, encoder.modality) == (8, "video")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from perceptune.metrics import vqa
+from perceptune.data.metrics import vqa
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/vqa.json").read_text(encoding="utf-8"))
 COLUMNS = {"official": "official", "always": "always_normalise", "evalai": "evalai"}

@@ -13,13 +13,13 @@ import pytest
 
 import perceptune
 import support
-from perceptune import storage
-from perceptune.checkpoint import METHOD
+from perceptune.data import storage
+from perceptune.data.media.source import content, identity
+from perceptune.data.metrics.base import Scored
 from perceptune.errors import UserError
-from perceptune.judging import Answered, Judged
-from perceptune.media import content, identity
-from perceptune.metrics.base import Scored
-from perceptune.results import write_predictions
+from perceptune.evaluation.results import write_predictions
+from perceptune.evaluation.runner import Answered, Judged
+from perceptune.models.run_folder import METHOD
 from tars import PAIR, REMOTE, Members, archive, put, read, row, task
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from perceptune.data.check import check
-from perceptune.data.told import lines
+from perceptune.config.registry import leaf
+from perceptune.data.records import Record
+from perceptune.data.tasks.base import Task, answers_of
 from perceptune.errors import UserError
-from perceptune.plugins import leaf
-from perceptune.records import Record
-from perceptune.scoring.run import score_files
-from perceptune.tasks.base import Task, answers_of
+from perceptune.evaluation.score_files.run import score_files
+from perceptune.tools.datasets.format_report import lines
+from perceptune.tools.datasets.validate import check
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 REPORTS = ["Findings: the lungs are clear.\nImpression: normal.", "Findings: a fracture.\nImpression: broken."]

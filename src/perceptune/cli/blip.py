@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from perceptune.config import load_recipe, validate
+from perceptune.config.command_schema import BuildConfig
+from perceptune.config.recipe import load_recipe, validate
+from perceptune.config.schema import NamedPart
 from perceptune.errors import UserError
-from perceptune.runlog import speaks
-from perceptune.sections import NamedPart
-from perceptune.sections_commands import BuildConfig
+from perceptune.utils.run_log import speaks
 
 out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
 
@@ -56,7 +56,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 def build_instructblip(options: argparse.Namespace) -> int:
     """Makes the model."""
-    from perceptune.blip_making import make_instructblip
+    from perceptune.models.instructblip.create import make_instructblip
 
     given = {name: getattr(options, name) for name in BuildConfig.model_fields}
     told = {name: value for name, value in given.items() if value is not None}
@@ -81,7 +81,7 @@ def _asked(options: argparse.Namespace) -> tuple[NamedPart, dict[str, Any], str]
 
 def export_instructblip(options: argparse.Namespace) -> int:
     """Writes the folder."""
-    from perceptune.blip_making import export_instructblip as export
+    from perceptune.models.instructblip.create import export_instructblip as export
 
     out.print(f"written: {export(options.run, options.folder, trust=options.trust)}")
     return 0
@@ -89,7 +89,7 @@ def export_instructblip(options: argparse.Namespace) -> int:
 
 def show_attention(options: argparse.Namespace) -> int:
     """Draws the panel."""
-    from perceptune.looking import show_attention as draw
+    from perceptune.tools.attention_maps import show_attention as draw
 
     found = draw(
         options.run, options.image, options.prompt, options.out, enhanced=options.enhanced, trust=options.trust

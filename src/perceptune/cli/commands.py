@@ -30,13 +30,13 @@ from perceptune.cli.share import export as export
 from perceptune.cli.share import push as push
 from perceptune.cli.share import verify as verify
 from perceptune.errors import UserError
-from perceptune.runlog import speaks
+from perceptune.utils.run_log import speaks
 
 out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
 
 
 def demo(options: argparse.Namespace) -> int:
-    from perceptune.demo import run_demo
+    from perceptune.tools.demo import run_demo
 
     results = run_demo(Path(options.run), smoke=options.smoke, say=out.print, tell=print_scores)
     if results["gap_open_interval"][0] <= 0:
@@ -46,7 +46,7 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    from perceptune.training import train as run_training
+    from perceptune.training.trainer import train as run_training
 
     recipe, overrides = _training_recipe(options)
     result = run_training(
@@ -64,7 +64,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
-    from perceptune.show import describe, recipe_of, stored_precision
+    from perceptune.tools.summary import describe, recipe_of, stored_precision
 
     shown = describe(recipe_of(options.source))
     if stored := stored_precision(options.source):
@@ -93,7 +93,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def list(options: argparse.Namespace) -> int:
-    from perceptune.listing import entries
+    from perceptune.tools.list_components import entries
 
     found = entries(options.kind)
     if options.json:
@@ -105,7 +105,7 @@ def list(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    from perceptune.doctor import examine
+    from perceptune.tools.doctor import examine
 
     if options.gpu:
         return _check_gpu(options)
@@ -120,7 +120,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _check_gpu(options: argparse.Namespace) -> int:
-    from perceptune.gpu_check import check_gpu
+    from perceptune.tools.gpu_check import check_gpu
 
     if options.recipe:
         raise UserError("doctor --gpu makes models of its own: leave the recipe out")
@@ -130,7 +130,7 @@ def _check_gpu(options: argparse.Namespace) -> int:
 
 
 def assets(options: argparse.Namespace) -> int:
-    from perceptune.assets import ASSETS, fetch, present
+    from perceptune.utils.downloads import ASSETS, fetch, present
 
     if options.list:
         for name, asset in ASSETS.items():
@@ -142,26 +142,26 @@ def assets(options: argparse.Namespace) -> int:
 
 
 def features(options: argparse.Namespace) -> int:
-    from perceptune import caching
-    from perceptune.config import load_recipe
+    from perceptune.config.recipe import load_recipe
+    from perceptune.tools import feature_cache
 
     folder = None if options.dir is None else Path(options.dir)
     if options.what == "info":
-        return _features_info(caching.caches(folder), options.json)
+        return _features_info(feature_cache.caches(folder), options.json)
     if options.what == "verify":
-        damaged = caching.verify(folder)
+        damaged = feature_cache.verify(folder)
         for file, count in damaged.items():
             out.print(f"{file}: {count} damaged")
         out.print("what is damaged is not used; `perceptune features gc` removes it, the next use computes it anew"
                   if damaged else "every row is as it was written")  # fmt: skip
         return 1 if damaged else 0
     if options.what == "gc":
-        done = caching.collect_garbage(folder, older_than=options.older_than, max_gb=options.max_gb)
+        done = feature_cache.collect_garbage(folder, older_than=options.older_than, max_gb=options.max_gb)
         for name in done["removed"]:
             out.print(f"removed {name}")
         out.print(f"{done['freed'] / 1e6:.1f} MB freed")
         return 0
-    built = caching.build_features(load_recipe(options.what, options.overrides), options.split)
+    built = feature_cache.build_features(load_recipe(options.what, options.overrides), options.split)
     if options.json:
         print(json.dumps(built, indent=2))
     else:
@@ -188,9 +188,9 @@ def _features_info(found: Sequence[dict[str, Any]], as_json: bool) -> int:
 
 
 def bench(options: argparse.Namespace) -> int:
-    from perceptune.bench.plan import Assumptions
-    from perceptune.bench.report import markdown, text
-    from perceptune.bench.run import BenchOptions, run_bench
+    from perceptune.tools.bench.plan import Assumptions
+    from perceptune.tools.bench.report import markdown, text
+    from perceptune.tools.bench.run import BenchOptions, run_bench
 
     given = {name: getattr(options, name) for name in Assumptions.__dataclass_fields__}
     chosen = {name: getattr(options, name) for name in BenchOptions.__dataclass_fields__ if name != "assumptions"}
@@ -225,7 +225,7 @@ def _data_flags(options: argparse.Namespace) -> Sequence[tuple[str, str | None]]
     """Recipe keys of --task, --data and --validation. What --data sets is the reader's to say."""
     if not (options.data or options.validation):
         return [("task.name", options.task)]
-    from perceptune.evaluation import data_keys, validation_keys
+    from perceptune.data.build_task import data_keys, validation_keys
 
     named = _named_task(options)
     name = named or "jsonl"
@@ -237,9 +237,9 @@ def _data_flags(options: argparse.Namespace) -> Sequence[tuple[str, str | None]]
 
 def _named_task(options: argparse.Namespace) -> str | None:
     """The task that the words of the command name, else that of the recipe or of the run to resume."""
-    from perceptune.config import find_recipe, read_yaml
-    from perceptune.origin import RECIPE
-    from perceptune.substitution import part_names
+    from perceptune.config.recipe import find_recipe, read_yaml
+    from perceptune.config.substitution import part_names
+    from perceptune.models.run_location import RECIPE
 
     given = [word.partition("=")[2] for word in options.overrides if word.startswith(("task=", "task.name="))]
     if given or options.task:

@@ -11,14 +11,14 @@ from typing import Any
 from rich.console import Console
 
 from perceptune.errors import UserError
-from perceptune.runlog import speaks
+from perceptune.utils.run_log import speaks
 
 
 def compare(options: argparse.Namespace) -> int:
     """Plans, and runs the plan unless it is asked for alone."""
-    from perceptune.compare.plan import make_plan, parse_grid
-    from perceptune.compare.report import NAME, cells, terms
-    from perceptune.compare.run import outlook, plan_rows, run_plan
+    from perceptune.tools.compare.plan import make_plan, parse_grid
+    from perceptune.tools.compare.report import NAME, cells, terms
+    from perceptune.tools.compare.run import outlook, plan_rows, run_plan
 
     say = Console(highlight=False, soft_wrap=True, quiet=not speaks() or options.json)
     plan = make_plan(
@@ -50,7 +50,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def _timing(options: argparse.Namespace, plan: Any, out: Path, say: Console) -> int:
-    from perceptune.compare.timing import NAME, time_plan, timing_cells, timing_terms
+    from perceptune.tools.compare.timing import NAME, time_plan, timing_cells, timing_terms
 
     result = time_plan(plan, out, say.print, rounds=options.rounds, samples=options.samples)
     if options.json:

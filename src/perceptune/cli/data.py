@@ -52,11 +52,11 @@ def data(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from perceptune.atomic import write_whole
-    from perceptune.data.check import CheckOptions, check
-    from perceptune.data.page import page
-    from perceptune.data.told import lines
     from perceptune.errors import UserError
+    from perceptune.tools.datasets.format_report import lines
+    from perceptune.tools.datasets.page import page
+    from perceptune.tools.datasets.validate import CheckOptions, check
+    from perceptune.utils.atomic_io import write_whole
 
     for name in ("first", "samples"):
         if (getattr(options, name) or 0) < 0:
@@ -79,7 +79,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from perceptune.data.convert import convert
+    from perceptune.tools.datasets.convert import convert
 
     rows = convert(
         options.source, Path(options.to), options.overrides, split=options.split, absolute=options.absolute,
@@ -90,7 +90,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from perceptune.data.demo import write_demo
+    from perceptune.tools.datasets.demo import write_demo
 
     recipe = write_demo(Path(options.folder), options.modality, seed=options.seed)
     print(f"next:  perceptune train {recipe}")

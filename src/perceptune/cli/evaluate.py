@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from perceptune.errors import UserError
-from perceptune.paths import local_name
-from perceptune.runlog import speaks
+from perceptune.utils.paths import local_name
+from perceptune.utils.run_log import speaks
 
 out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
 
 
 def eval(options: argparse.Namespace) -> int:
-    from perceptune.evaluation import evaluate
-    from perceptune.stored import score_stored
+    from perceptune.evaluation.evaluate import evaluate
+    from perceptune.evaluation.rescore import score_stored
 
     overrides = [*(_other_set(options) if options.gap else ()), *options.overrides]
     task = None if options.gap else _named_task(options)
@@ -49,7 +49,7 @@ def eval(options: argparse.Namespace) -> int:
 
 
 def predict(options: argparse.Namespace) -> int:
-    from perceptune.predicting import predict as predict_all
+    from perceptune.evaluation.batch_predict import predict as predict_all
 
     done = predict_all(
         options.run, options.source, options.out, prompt=options.prompt, trust=options.trust,
@@ -63,10 +63,10 @@ def predict(options: argparse.Namespace) -> int:
 
 
 def answer(options: argparse.Namespace) -> int:
-    from perceptune.checkpoint import load
-    from perceptune.evaluation import make_task
-    from perceptune.ranking import choices_of
-    from perceptune.storage import local_path
+    from perceptune.data.build_task import make_task
+    from perceptune.data.storage import local_path
+    from perceptune.lm.generation.logprobs import choices_of
+    from perceptune.models.run_folder import load
     from perceptune.types import Sample
 
     kinds = ("image", "audio", "video")
@@ -105,8 +105,8 @@ def _print_ranked(ranked: Sequence[tuple[str, float]], options: argparse.Namespa
 
 def _named_task(options: argparse.Namespace) -> dict[str, Any] | None:
     """`--task` and `--data` as a task's keys; None where neither is given."""
-    from perceptune.config import absolute_files
-    from perceptune.evaluation import data_keys
+    from perceptune.config.recipe import absolute_files
+    from perceptune.data.build_task import data_keys
 
     if not options.data and not options.task:
         return None
@@ -143,8 +143,8 @@ def _folder(options: argparse.Namespace, task: dict[str, Any] | None) -> Path:
 
 def print_scores(results: dict[str, Any]) -> None:
     """Summary values beside their controls, with intervals."""
-    from perceptune.controls import CONTROLS
-    from perceptune.results import gap_name
+    from perceptune.evaluation.controls import CONTROLS
+    from perceptune.evaluation.results import gap_name
 
     first = results["metrics"][0]
     controls = [name for name in CONTROLS if f"{first}_{name}" in results] or ["shuffled"]

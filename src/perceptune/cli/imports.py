@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from perceptune.cli.parsing import positive
-from perceptune.runlog import speaks
+from perceptune.utils.run_log import speaks
 
 out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
 
@@ -37,9 +37,9 @@ def add_imports(commands: argparse._SubParsersAction[Any]) -> None:
 
 def import_epalm(options: argparse.Namespace) -> int:
     """Makes the run."""
-    from perceptune.checkpoint import RECIPE
-    from perceptune.config import load_recipe
-    from perceptune.official import import_official
+    from perceptune.config.recipe import load_recipe
+    from perceptune.models.import_epalm import import_official
+    from perceptune.models.run_folder import RECIPE
 
     run = import_official(
         options.file,
@@ -57,8 +57,8 @@ def import_epalm(options: argparse.Namespace) -> int:
 
 def import_encoder(options: argparse.Namespace) -> int:
     """Makes the folder."""
-    from perceptune.encoder_import import MODALITIES, Heard
-    from perceptune.encoder_import import import_encoder as convert
+    from perceptune.models.import_encoder import MODALITIES, Heard
+    from perceptune.models.import_encoder import import_encoder as convert
 
     heard = Heard(options.mels, options.frames, options.stride)
     kind = convert(options.file, options.folder, heads=options.heads, heard=heard)

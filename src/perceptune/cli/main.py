@@ -239,7 +239,7 @@ def _integers(text: str) -> list[int]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
     code = run(arguments)
-    together = sys.modules.get("perceptune.distributed")
+    together = sys.modules.get("perceptune.utils.distributed")
     if together is not None and "WORLD_SIZE" in os.environ:  # one of several processes
         together.end_at_once(code)
     sys.exit(code)
@@ -273,7 +273,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     finally:
-        if together := sys.modules.get("perceptune.distributed"):
+        if together := sys.modules.get("perceptune.utils.distributed"):
             together.leave()
     return code
 

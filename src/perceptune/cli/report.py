@@ -23,13 +23,13 @@ def add_report(report: argparse.ArgumentParser) -> None:
 
 def report(options: argparse.Namespace) -> int:
     """Gathers and writes."""
-    from perceptune.checkpoint import write_text
     from perceptune.errors import UserError
-    from perceptune.origin import is_address
-    from perceptune.reporting.gather import gather
-    from perceptune.reporting.html import html
-    from perceptune.reporting.markdown import markdown
-    from perceptune.reporting.sections import make_report
+    from perceptune.models.run_folder import write_text
+    from perceptune.models.run_location import is_address
+    from perceptune.tools.report.gather import gather
+    from perceptune.tools.report.html import html
+    from perceptune.tools.report.markdown import markdown
+    from perceptune.tools.report.sections import make_report
 
     if options.samples < 1:
         raise UserError(f"`--samples {options.samples}`: name at least 1")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from perceptune.errors import UserError, disk_error
 
 if TYPE_CHECKING:
-    from perceptune.scoring.run import FileScores
+    from perceptune.evaluation.score_files.run import FileScores
 
 
 def score(options: argparse.Namespace) -> int:
     """Scores, prints, and writes a row a sample where that was asked for. Loads no model and no torch."""
-    from perceptune.scoring.run import score_files
+    from perceptune.evaluation.score_files.run import score_files
 
     keys = [*options.overrides, *([f"dialect={options.dialect}"] if options.dialect else [])]
     target = _target(options)
@@ -50,7 +50,7 @@ def _target(options: argparse.Namespace) -> Path | None:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    from perceptune.atomic import write_whole
+    from perceptune.utils.atomic_io import write_whole
 
     try:
         write_whole(

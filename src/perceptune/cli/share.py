@@ -30,8 +30,8 @@ def add_share(commands: Any) -> list[argparse.ArgumentParser]:
 
 def export(options: argparse.Namespace) -> int:
     """Writes a zip file."""
-    from perceptune.origin import local_run
-    from perceptune.sharing.bundle import export as write
+    from perceptune.models.run_location import local_run
+    from perceptune.tools.export.bundle import export as write
 
     made = write(local_run(options.run), Path(options.file), trust=options.trust)
     print(f"{Path(options.file).stat().st_size:,} bytes: {options.file}")
@@ -41,8 +41,8 @@ def export(options: argparse.Namespace) -> int:
 
 def push(options: argparse.Namespace) -> int:
     """Sends it to a hub."""
-    from perceptune.origin import local_run
-    from perceptune.sharing.hub import push as send
+    from perceptune.models.run_location import local_run
+    from perceptune.tools.export.hub import push as send
 
     address, local = send(local_run(options.run), options.name, private=options.private, trust=options.trust)
     print(f"{address}\nnext:  perceptune verify hf://{options.name}")
@@ -52,7 +52,7 @@ def push(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Asks again. 1 where something differs."""
-    from perceptune.proof import verify as ask
+    from perceptune.evaluation.reference_answers import verify as ask
 
     if options.record:
         return _record(options)
@@ -62,8 +62,8 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def _record(options: argparse.Namespace) -> int:
-    from perceptune.checkpoint import load
-    from perceptune.proof import made_up, write_proof
+    from perceptune.evaluation.reference_answers import made_up, write_proof
+    from perceptune.models.run_folder import load
 
     model = load(options.run, trust=options.trust, overrides=["cache.features=off", *options.overrides])
     samples = made_up(model.stores)

@@ -1,1 +1,0 @@
-"""Looking after data: checking it before training, converting it, and making some up."""

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from perceptune.config.schema import EncoderConfig
 from perceptune.encoders._images import BICUBIC, OPENAI, ViTEncoder, transform_of
-from perceptune.sections import EncoderConfig
 
 
 class BlipVision(ViTEncoder):

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from perceptune.config.schema import EncoderConfig
 from perceptune.encoders._checkpoints import build_tower, settings_of
 from perceptune.encoders._encoder import Encoder, Tokens
 from perceptune.encoders._parts import BlockParts
-from perceptune.sections import EncoderConfig
 
 
 class BlockEncoder(Encoder):

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from perceptune.config.schema import EncoderConfig
 from perceptune.errors import UserError
-from perceptune.sections import EncoderConfig
 from perceptune.types import Medium
 
 Tokens = Literal["cls", "all"]

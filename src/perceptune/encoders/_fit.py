@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from perceptune.config.schema import EncoderConfig
 from perceptune.encoders._encoder import Encoder
 from perceptune.encoders._frames import average, still
 from perceptune.encoders._sound_pictures import sound_pictures
 from perceptune.errors import UserError
-from perceptune.sections import EncoderConfig
 
 # (what is to be read, what the encoder reads) -> what makes the one serve the other
 ADAPTERS: dict[tuple[str, str], Callable[[Encoder, EncoderConfig], Encoder]] = {

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from perceptune.config.schema import EncoderConfig
+from perceptune.data.media.source import label
+from perceptune.data.media.video import read_frames
 from perceptune.encoders._encoder import Encoder, Tokens
 from perceptune.encoders._images import ImageEncoder
 from perceptune.encoders._videos import VideoEncoder
 from perceptune.errors import naming
-from perceptune.media import label
-from perceptune.sections import EncoderConfig
 from perceptune.types import Medium
-from perceptune.video import read_frames
 
 FRAMES = 8  # as in the paper's video question answering
 

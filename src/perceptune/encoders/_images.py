@@ -11,12 +11,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from perceptune.config.schema import EncoderConfig, RandAugmentConfig
+from perceptune.data.media.source import VIEW, ImageTransform, View, image_transform, label, open_image
 from perceptune.encoders._blocks import BlockEncoder
 from perceptune.encoders._checkpoints import read_preprocessor
 from perceptune.encoders._encoder import Encoder
 from perceptune.errors import UserError, naming
-from perceptune.media import VIEW, ImageTransform, View, image_transform, label, open_image
-from perceptune.sections import EncoderConfig, RandAugmentConfig
 from perceptune.types import Medium
 
 Pictures = TypeVar("Pictures", bound="ImageEncoder")
@@ -61,7 +61,7 @@ class ImageEncoder(Encoder):
             return torch.from_numpy(self.transform(image, name))
         change = None
         if self.rand_augment is not None:
-            from perceptune.rand_augment import augmented
+            from perceptune.data.media.rand_augment import augmented
 
             # Other draws than those of the view itself.
             change = partial(augmented, seed=b"RandAugment" + seed, **self.rand_augment.model_dump())

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from perceptune.config.schema import EncoderConfig
+from perceptune.data.media.audio import MAX_SECONDS, Wave, check_seconds, padded
+from perceptune.data.media.mel_spectrogram import LogMel
 from perceptune.encoders._encoder import Encoder, Tokens
 from perceptune.encoders._images import ImageEncoder
 from perceptune.encoders._sounds import SOUND_KEYS, SoundEncoder
 from perceptune.errors import UserError
-from perceptune.mel import LogMel
-from perceptune.sections import EncoderConfig
-from perceptune.sound import MAX_SECONDS, Wave, check_seconds, padded
 
 MEL = LogMel(
     rate=32_000, window=800, hop=320, fft=1024, mels=128, low=20, high=16_000, floor=1e-10, centred=True,

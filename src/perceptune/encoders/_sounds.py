@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from perceptune.config.schema import EncoderConfig
+from perceptune.data.media.audio import Wave, read_sound
+from perceptune.data.media.source import label
 from perceptune.encoders._encoder import Encoder
-from perceptune.media import label
-from perceptune.sections import EncoderConfig
-from perceptune.sound import Wave, read_sound
 from perceptune.types import Medium
 
 SOUND_KEYS = frozenset({"seconds", "time_mask", "frequency_mask"})

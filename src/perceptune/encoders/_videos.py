@@ -7,12 +7,12 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from perceptune.config.schema import EncoderConfig
+from perceptune.data.media.source import ImageTransform, label
+from perceptune.data.media.video import read_frames
 from perceptune.encoders._images import ImageEncoder, ViTEncoder
 from perceptune.errors import UserError, naming
-from perceptune.media import ImageTransform, label
-from perceptune.sections import EncoderConfig
 from perceptune.types import Medium
-from perceptune.video import read_frames
 
 Self = TypeVar("Self", bound="VideoEncoder")
 

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from perceptune.config.schema import EncoderConfig
+from perceptune.data.media.audio import Wave, check_seconds
+from perceptune.data.media.mel_spectrogram import LogMel
 from perceptune.encoders.base import BlockEncoder, BlockParts, SoundEncoder, read_preprocessor
 from perceptune.errors import UserError, naming
-from perceptune.mel import LogMel
-from perceptune.sections import EncoderConfig
-from perceptune.sound import Wave, check_seconds
 
 Self = TypeVar("Self", bound="AudioSpectrogramTransformer")
 

@@ -8,6 +8,9 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from perceptune.config.registry import leaves
+from perceptune.config.schema import EncoderConfig
+
 # Leaves import from here.
 from perceptune.encoders._blocks import BlockEncoder as BlockEncoder
 from perceptune.encoders._checkpoints import build_tower as build_tower
@@ -29,8 +32,6 @@ from perceptune.encoders._pool import pooled_levels as pooled_levels
 from perceptune.encoders._sounds import SoundEncoder as SoundEncoder
 from perceptune.encoders._videos import VideoEncoder as VideoEncoder
 from perceptune.errors import UserError
-from perceptune.plugins import leaves
-from perceptune.sections import EncoderConfig
 
 
 def load_encoder(id_or_path: str | Path, *, meta: bool = False, **options: Any) -> Encoder:

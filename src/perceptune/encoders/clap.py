@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import ClapFeatureExtractor
 from transformers.audio_utils import spectrogram, window_function
 
+from perceptune.config.schema import EncoderConfig
+from perceptune.data.media.audio import Wave, check_seconds, padded
 from perceptune.encoders.base import SoundEncoder, Tokens, build_tower, pooled_levels, read_preprocessor, settings_of
 from perceptune.errors import UserError, naming
-from perceptune.sections import EncoderConfig
-from perceptune.sound import Wave, check_seconds, padded
 
 Self = TypeVar("Self", bound="Clap")
 

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from perceptune.config.schema import EncoderConfig
+from perceptune.data.media.audio import MAX_SECONDS, Wave, check_seconds, padded
+from perceptune.data.media.mel_spectrogram import LogMel
 from perceptune.encoders.base import SoundEncoder, Tokens, pooled_levels
 from perceptune.errors import UserError
-from perceptune.mel import LogMel
-from perceptune.sections import EncoderConfig
-from perceptune.sound import MAX_SECONDS, Wave, check_seconds, padded
 
 Self = TypeVar("Self", bound="EfficientAT")
 Weights = Mapping[str, Tensor]

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from perceptune.config.schema import EncoderConfig
+from perceptune.data.media.source import ImageTransform
 from perceptune.encoders.base import (
     BICUBIC,
     BILINEAR,
@@ -22,8 +24,6 @@ from perceptune.encoders.base import (
     transform_of,
 )
 from perceptune.errors import UserError
-from perceptune.media import ImageTransform
-from perceptune.sections import EncoderConfig
 
 
 class Kind(NamedTuple):

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
+from perceptune.config.schema import EncoderConfig
+from perceptune.data.media.audio import Wave, check_seconds
 from perceptune.encoders.base import BlockEncoder, SoundEncoder, read_preprocessor
 from perceptune.errors import UserError, naming
-from perceptune.sections import EncoderConfig
-from perceptune.sound import Wave, check_seconds
 
 Self = TypeVar("Self", bound="Whisper")
 

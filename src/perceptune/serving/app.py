@@ -13,10 +13,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from perceptune._version import __version__
+from perceptune.serving.auth_middleware import Gate
 from perceptune.serving.errors import ApiError
 from perceptune.serving.examples import Showing
-from perceptune.serving.front import add_page, page_files
-from perceptune.serving.gate import Gate
 from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
 from perceptune.serving.metrics import Metrics
@@ -25,6 +24,7 @@ from perceptune.serving.origins import Origins
 from perceptune.serving.remote import Remote
 from perceptune.serving.runs import Run, Runs
 from perceptune.serving.service import Ended, Service
+from perceptune.serving.web_page import add_page, page_files
 
 
 @dataclass(frozen=True)

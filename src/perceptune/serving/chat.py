@@ -12,10 +12,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from perceptune.serving.errors import ApiError
-from perceptune.serving.intake import Intake
-from perceptune.serving.jobs import Job
 from perceptune.serving.limits import MIB, Limits
 from perceptune.serving.metrics import Metrics
+from perceptune.serving.request_parser import Intake
+from perceptune.serving.requests import Job
 from perceptune.serving.runs import Runs
 from perceptune.serving.scheduler import Admission, Scheduler
 from perceptune.serving.schema import parsed

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from perceptune.data.build_task import make_task
+from perceptune.data.media.source import MediaError, content, label
 from perceptune.errors import UserError
-from perceptune.evaluation import make_task
-from perceptune.judging import pick_samples
-from perceptune.media import MediaError, content, label
+from perceptune.evaluation.runner import pick_samples
 from perceptune.serving.limits import MIB, Limits
 from perceptune.serving.runs import Run, Runs
 from perceptune.types import Medium, Sample

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from perceptune.data.media.suffixes import MAX_PIXELS
 from perceptune.errors import UserError
-from perceptune.suffixes import MAX_PIXELS
 
 MIB = 2**20
 

@@ -10,22 +10,22 @@ from pathlib import Path
 
 from torch import nn
 
-from perceptune.blip_model import BlipModel
-from perceptune.blip_text import BlipText
-from perceptune.building import text_of
-from perceptune.checkpoint import META, load, read_meta, read_recipe
-from perceptune.config import Recipe
+from perceptune.config.recipe import Recipe
+from perceptune.config.schema import LMConfig
+from perceptune.data.build_task import make_task
+from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError, nearest
-from perceptune.evaluation import make_task
-from perceptune.lm import FrozenLM
-from perceptune.model import AdaptedModel
-from perceptune.sections import LMConfig
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.models.base import AdaptedModel
+from perceptune.models.build import text_of
+from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.text_format import BlipText
+from perceptune.models.run_folder import META, load, read_meta, read_recipe
+from perceptune.models.slot_model import SplicedModel
+from perceptune.models.text_format import TextFormat
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
-from perceptune.serving.sharing import Attachments, Pool
-from perceptune.spliced import SplicedModel
-from perceptune.tasks.base import Task
-from perceptune.text import TextFormat
+from perceptune.serving.model_pool import Attachments, Pool
 from perceptune.types import Decoding, Sample
 
 

@@ -15,11 +15,11 @@ from functools import partial
 from typing import TypeVar
 
 from perceptune.errors import UserError
+from perceptune.serving.batch_groups import Group, begin, joined
 from perceptune.serving.errors import ApiError
-from perceptune.serving.jobs import Job
 from perceptune.serving.limits import MIB, Limits
 from perceptune.serving.metrics import Metrics
-from perceptune.serving.turns import Group, begin, joined
+from perceptune.serving.requests import Job
 
 Result = TypeVar("Result")
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from perceptune.serving.chat import Chat
-from perceptune.serving.decoding import Decoders
 from perceptune.serving.errors import ApiError
 from perceptune.serving.examples import Example, Showing
-from perceptune.serving.intake import Intake
 from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
+from perceptune.serving.media_worker_pool import Decoders
 from perceptune.serving.metrics import Metrics
 from perceptune.serving.remote import Remote
+from perceptune.serving.request_parser import Intake
 from perceptune.serving.runs import Runs
 from perceptune.serving.scheduler import Scheduler
 

@@ -6,8 +6,8 @@ import math
 
 from PIL import Image
 
-from perceptune.depth import is_deep
-from perceptune.media import open_image, opened_image, upright_rgb
+from perceptune.data.media.bit_depth import is_deep
+from perceptune.data.media.source import open_image, opened_image, upright_rgb
 
 _AVERAGED = ("L", "RGB", "RGBA", "CMYK")  # modes in which pixels can be averaged as they are
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from perceptune.serving.errors import ApiError
-from perceptune.serving.jobs import Job
+from perceptune.serving.requests import Job
 from perceptune.serving.schema import ChatRequest
 
 

@@ -1,0 +1,47 @@
+"""The sections of a recipe that one command each reads: `build-instructblip` and `compare`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from perceptune.config.schema import Part, require_amount
+
+
+class BuildConfig(Part):
+    """The small InstructBLIP that `perceptune build-instructblip` makes: its parts and the shape of its Q-Former."""
+
+    lm: str = Field("default", description="`default`, a Hugging Face id or a local folder")
+    encoder: str = Field("default", description="a DINOv2: `default`, a Hugging Face id or a local folder")
+    image_size: int = Field(224, ge=14, description="side of the pictures in pixels, a multiple of the patches'")
+    layers: int = Field(6, ge=1, description="layers of the Q-Former")
+    hidden: int = Field(384, ge=8, description="width of the Q-Former")
+    heads: int = Field(6, ge=1, description="heads of each attention of the Q-Former")
+    queries: int = Field(16, ge=1, description="image tokens that the LM sees")
+    cross_every: int = Field(2, ge=1, description="cross-attention to the picture in every n-th layer")
+    vocabulary: int = Field(4000, ge=16, description="word pieces of the Q-Former's tokenizer, at most")
+    seed: int = Field(0, description="seed of the new weights")
+
+    @model_validator(mode="after")
+    def _divides(self) -> BuildConfig:
+        if self.hidden % self.heads:
+            raise ValueError(f"`hidden` {self.hidden} is no multiple of `heads` {self.heads}")
+        return self
+
+
+class CompareConfig(Part):
+    """What `perceptune compare` varies, all else being equal; its options of the same names come first."""
+
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="label -> keys of `method`, its `name` being the label unless given; with a dot, recipe keys",
+    )
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="runs of each method; the first one selects")
+    grid: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description="recipe key -> values; keys joined by `+` move together"
+    )
+    select_samples: int | None = Field(500, ge=1, description="validation samples that select; None = all")
+    hold_out: int | float = Field(0.1, description="`train.hold_out` if there is no other split to select on")
+
+    _amounts = field_validator("hold_out")(require_amount)

@@ -1,0 +1,236 @@
+"""The recipe: one pydantic tree holds every default. Unknown keys are refused with the nearest valid key.
+
+A recipe file holds only differences from these defaults. `load_recipe` reads a file or a named recipe and applies
+dotted overrides (`train.steps=500`). The options of a method, an encoder or a task belong to its leaf file.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from perceptune.config.command_schema import BuildConfig, CompareConfig
+from perceptune.config.overrides import Override, put, typed
+from perceptune.config.schema import (
+    CacheConfig,
+    DecodeConfig,
+    EncoderConfig,
+    EvalConfig,
+    InitConfig,
+    LMConfig,
+    NamedPart,
+    Part,
+    TextConfig,
+    TrainConfig,
+    named,
+)  # fmt: skip
+from perceptune.config.substitution import drop_foreign_keys, part_names
+from perceptune.errors import UserError, nearest
+from perceptune.utils.paths import absolute, given_path
+
+FACTS = "facts.yaml"  # lies among the shipped recipes and is none: what the papers' runs were
+
+
+class Recipe(Part):
+    """Everything a run is made of."""
+
+    name: str = "run"
+    seed: int = 0
+    backbone: Literal["splice", "instructblip"] = Field(
+        "splice",
+        description="splice = encoders and a decoder-only LM, joined at slots; instructblip = an InstructBLIP or "
+        "BLIP-2 named by `lm`, with a ViT, a Q-Former and an LM of its own",
+    )
+    lm: Annotated[LMConfig, named("id")] = LMConfig()
+    encoders: dict[str, Annotated[EncoderConfig, named("id")]] = Field(
+        default_factory=lambda: {"image": EncoderConfig()}, min_length=1
+    )
+    method: Annotated[NamedPart, named("name")] = NamedPart(name="epalm")
+    build: BuildConfig | None = None  # what `build-instructblip --recipe` makes for `lm`
+    task: Annotated[NamedPart, named("name")] | None = None
+    init_from: Annotated[InitConfig, named("run")] | None = None
+    text: TextConfig = TextConfig()
+    cache: CacheConfig = CacheConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    decode: DecodeConfig = DecodeConfig()
+    compare: CompareConfig = CompareConfig()
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(source: str | Path | dict[str, Any] | Recipe, overrides: Sequence[Override] = ()) -> Recipe:
+    """A recipe from a file, the name of a shipped recipe, a mapping, or a recipe; then overrides.
+
+    These are `key.sub=value` as typed on a command line, or pairs of a key and its value.
+    """
+    if isinstance(source, Recipe):
+        data, where = source.model_dump(mode="json"), "recipe"
+    elif isinstance(source, dict):
+        data, where = _deep_copy(source), "recipe"
+    else:
+        path = find_recipe(str(source))
+        data, where = read_yaml(path), str(path)
+        data.setdefault("name", path.stem)
+        _resolve_files(data, path.parent)
+    names = part_names(data)
+    for override in overrides:
+        put(data, override)
+    if overrides:
+        data = typed(data, Recipe, backbone=str(data.get("backbone", "splice")))
+    if dropped := drop_foreign_keys(data, names, overrides):
+        left_out = ", ".join(f"`{key}`" for key in dropped)
+        print(f"{where}: left out, for they belong to what was replaced: {left_out}", file=sys.stderr)
+    return validate(Recipe, data, where)
+
+
+def validate(model: type[Any], data: Any, where: str) -> Any:
+    """`model` from `data`; a mistake becomes one `UserError` naming the key and the nearest valid one."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(
+                f"{where}: unknown key `{key}`{nearest(str(first['loc'][-1]), _siblings(model, first['loc']))}"
+            ) from None
+        reason = first["msg"].removeprefix("Value error, ")
+        given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"[:200]
+        raise UserError(f"{where}: `{key}`: {reason}{given}") from None
+
+
+def recipes_dir() -> Path:
+    """Where the shipped recipes lie: inside the installed package, or at the root of a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parents[1] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, such as `paper/epalm`."""
+    root = recipes_dir()
+    found = (path for path in root.rglob("*.yaml") if path.name != FACTS)
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in found)
+
+
+def find_recipe(source: str) -> Path:
+    """A recipe file: a path, or a shipped recipe's name with or without `recipes/` and `.yaml`."""
+    if given_path(source).is_file():
+        return given_path(source)
+    name = source.removeprefix("recipes/").removesuffix(".yaml")
+    if name in recipe_names():
+        return recipes_dir() / f"{name}.yaml"
+    raise UserError(f"no recipe `{source}`: neither a file nor a shipped recipe{nearest(name, recipe_names())}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A recipe's keys as they are written."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys, this file holds {type(data).__name__}")
+    return data
+
+
+def _resolve_files(data: dict[str, Any], folder: Path) -> None:
+    """Relative data files of tasks, and the run to start from, are meant relative to the recipe, if they lie there."""
+    for task in tasks_in(data):
+        for key in file_keys(task):
+            if _lies_in(folder, str(task[key])):
+                task[key] = str((folder / str(task[key])).resolve())
+    init = data.get("init_from")
+    if isinstance(init, str):
+        data["init_from"] = init = {"run": init}
+    if isinstance(init, dict) and _lies_in(folder, str(init.get("run"))):
+        init["run"] = str((folder / str(init["run"])).resolve())
+
+
+def tasks_in(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tasks that a recipe writes out with their keys: its own and those of `eval.others`."""
+    return [task for task in _tasks(data) if isinstance(task, dict)]
+
+
+def _tasks(data: dict[str, Any]) -> list[Any]:
+    evaluation = data.get("eval")
+    others = evaluation.get("others") if isinstance(evaluation, dict) else None
+    owners = [data, *(others.values() if isinstance(others, dict) else ())]
+    return [found for owner in owners if isinstance(owner, dict) for found in _with_parts(owner.get("task"))]
+
+
+def _with_parts(task: Any) -> list[Any]:
+    """A task, and before it those that it is mixed of."""
+    parts = task.get("parts") if isinstance(task, dict) else None
+    inside = parts.values() if isinstance(parts, dict) else ()
+    return [*(found for part in inside for found in _with_parts(part)), task]
+
+
+def leaf_names(data: dict[str, Any]) -> list[str]:
+    """Names of the method and tasks of a recipe as it is written. Imports nothing."""
+    named = [data.get("method"), *_tasks(data)]
+    return [str(part.get("name")) if isinstance(part, dict) else str(part) for part in named]
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    """Whether a relative name, or a pattern with wildcards or braces, leads to something in a folder."""
+    if "://" in name or Path(name).is_absolute():
+        return False
+    return (folder / name).exists() or any(folder.glob(re.sub(r"\{[^{}]*\}", "*", name)))
+
+
+def file_keys(task: dict[str, Any]) -> list[str]:
+    """The given keys of a task that name files: those that may be a `Path`."""
+    from perceptune.config.registry import leaf
+
+    fields = leaf("tasks", str(task.get("name"))).module.TASK.Options.model_fields
+    return [key for key in task if key in fields and "Path" in str(fields[key].annotation) and task[key] is not None]
+
+
+def absolute_files(task: dict[str, Any]) -> dict[str, Any]:
+    """Return a task's keys with the files they name by absolute path.
+
+    A key that may also hold a name, of a data set on a hub, is a path only if something lies there.
+    """
+    from perceptune.config.registry import leaf
+
+    fields = leaf("tasks", str(task.get("name"))).module.TASK.Options.model_fields
+    paths = {key: str(task[key]) for key in file_keys(task)}
+    return task | {
+        key: absolute(name)
+        for key, name in paths.items()
+        if not re.search(r"\bstr\b", str(fields[key].annotation)) or _lies_in(Path.cwd(), name)
+    }
+
+
+def _siblings(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Valid keys beside the one at `location`."""
+    node: Any = model
+    for part in location[:-1]:
+        field = node.model_fields.get(str(part)) if hasattr(node, "model_fields") else None
+        if field is None:
+            continue  # a key of a mapping, such as a modality
+        node = _model_in(field.annotation) or node
+    return list(node.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if found := _model_in(argument):
+            return found
+    return None
+
+
+def _deep_copy(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: _deep_copy(value) if isinstance(value, dict) else value for key, value in data.items()}

@@ -1,0 +1,88 @@
+"""Another task or method in place of a recipe's own: which of the recipe's keys stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from perceptune.config.overrides import METHODS, Override
+from perceptune.config.registry import leaf
+from perceptune.errors import UserError
+
+# Keys of a task that say how rows are read and answers judged; all others say where the data lie and what is in them.
+OF_ANY_DATA = ("metric", "lowercase", "first_line", "parse_lists", "allow_empty_prompt", "check_files", "prompt")
+EVALUATED = ("split", "during_split")  # keys of `eval` that name a split of the task
+HELD_OUT = "held-out"  # a split of every task with `train.hold_out`
+
+
+def part_names(data: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the names of a recipe's task and method as they are written."""
+    parts = {section: data.get(section) for section in ("task", "method")}
+    return {section: part.get("name") if isinstance(part, dict) else part for section, part in parts.items()}
+
+
+def drop_foreign_keys(
+    data: dict[str, Any], before: Mapping[str, str | None], overrides: Sequence[Override]
+) -> list[str]:
+    """Remove the recipe's own keys that only made sense for the task or method that `overrides` have replaced.
+
+    `before` are the names that the recipe had. Keys that the new part knows stay, but for those that describe the old
+    task's data. Returns the removed keys.
+    """
+    given = [one.partition("=")[0] if isinstance(one, str) else one[0] for one in overrides]
+    kinds = {"task": "tasks", "method": METHODS.get(str(data.get("backbone", "splice")), "methods")}
+    dropped: list[str] = []
+    for section, name in part_names(data).items():
+        old = before[section]
+        if old is None or name is None or _part_class(kinds[section], old) is _part_class(kinds[section], name):
+            continue
+        part = data[section]
+        foreign = _foreign_keys(kinds[section], name, part) if isinstance(part, dict) else []
+        dropped += [f"{section}.{key}" for key in foreign if not _is_given(f"{section}.{key}", given)]
+        if section == "task":
+            dropped += _lacking_splits(data, name, given, dropped)
+    for key in dropped:
+        section, _, last = key.partition(".")
+        del data[section][last]
+    return dropped
+
+
+def _part_class(kind: str, name: str) -> Any:
+    """Return the class of a leaf; None for one that is not known here: what uses it says so."""
+    try:
+        module = leaf(kind, str(name)).module
+    except UserError:
+        return None
+    return module.TASK if kind == "tasks" else module.METHOD
+
+
+def _foreign_keys(kind: str, new: str, part: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a part that its new class does not know, and those of a task that describe the old data."""
+    wanted = _part_class(kind, new)
+    if wanted is None:
+        return []
+    about_data = {*part} - {*OF_ANY_DATA} if kind == "tasks" else set()
+    return [key for key in part if key != "name" and (key in about_data or key not in wanted.Options.model_fields)]
+
+
+def _is_given(key: str, given: Sequence[str]) -> bool:
+    return any(one == key or one.startswith(f"{key}.") for one in given)
+
+
+def _lacking_splits(data: Mapping[str, Any], name: str, given: Sequence[str], dropped: Sequence[str]) -> list[str]:
+    """Return the keys of `eval` that name a split which the new task does not have."""
+    evaluation, task, wanted = data.get("eval"), data["task"], _part_class("tasks", name)
+    if not isinstance(evaluation, dict) or wanted is None:
+        return []
+    options = {} if isinstance(task, str) else {
+        key: value for key, value in task.items() if key != "name" and f"task.{key}" not in dropped
+    }  # fmt: skip
+    try:
+        splits = wanted(wanted.Options.model_validate(options)).splits
+    except (UserError, ValueError, TypeError):  # its keys are wrong or incomplete, which is said when it is made
+        return []
+    return [
+        f"eval.{key}"
+        for key in EVALUATED
+        if evaluation.get(key) not in (None, HELD_OUT, *splits) and not _is_given(f"eval.{key}", given)
+    ]

@@ -1,0 +1,191 @@
+"""Samples of which only the place is kept in memory: 8 bytes a row, however many rows there are."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceptune.data.records import MAX_LINE, RowError
+from perceptune.errors import UserError
+from perceptune.types import Sample
+
+T = TypeVar("T")
+
+
+class Lazy(Sequence[T]):
+    """Items made anew whenever they are asked for; slices are lazy, too. As safe in threads as `read` is."""
+
+    def __init__(self, read: Callable[[Iterable[int]], Iterator[T]], chosen: range | NDArray[np.int64]) -> None:
+        """`read` makes the items of some indices, in the order given; `chosen` are those of this sequence."""
+        self._read, self._chosen = read, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Lazy[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Lazy[T]:
+        if isinstance(index, slice):
+            return Lazy(self._read, self._chosen[index])
+        [item] = self._read([int(self._chosen[index])])
+        return item
+
+    def __iter__(self) -> Iterator[T]:
+        return self._read(map(int, self._chosen))
+
+    def select(self, indices: Sequence[int]) -> Lazy[T]:
+        """The items at `indices`, still unread."""
+        return Lazy(self._read, np.asarray(self._chosen, np.int64)[np.asarray(indices, np.int64)])
+
+
+def select(rows: Sequence[T], indices: Sequence[int]) -> Sequence[T]:
+    """The rows at `indices`, without making them."""
+    if indices == range(len(rows)):
+        return rows
+    if isinstance(rows, Lazy):
+        return rows.select(indices)
+    return Lazy(lambda wanted: (rows[index] for index in wanted), range(len(rows))).select(indices)
+
+
+class Row(NamedTuple):
+    """A line of one of a table's files."""
+
+    file: int  # which file
+    line: int  # counted from 1
+    text: bytes
+
+
+def lines_of(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Lines with their ends, which are "\n" only. Raises `UserError` for one that is no row for its length."""
+    for number, (text, size) in enumerate(read_lines(file), 1):
+        if size > MAX_LINE:
+            raise RowError(
+                f"{name}, line {number}: longer than {MAX_LINE // 2**20} MiB: has the file one row a line?", "long-line"
+            )
+        yield text
+
+
+class Table:
+    """Text files with one row a line: where each row starts. The files must stay as they are."""
+
+    def __init__(self, files: Sequence[Path], parse: Callable[[Row], Sample | None]) -> None:
+        """`parse` raises `UserError` for a bad row and gives None for a line without one."""
+        self._files, self._parse = files, parse
+        self._starts = array("q")  # of each row, in bytes from the start of its file
+        self._first: list[int] = []  # row with which each file starts
+        self._blank: list[array[int]] = []  # for each file: how many rows come before each line without one
+        self._stamps: list[tuple[int, ...]] = []
+
+    def scan(self) -> Iterator[Sample]:
+        """All samples. To be gone through once, to the end, before anything else is asked for."""
+        for number in range(len(self._files)):
+            with self._open(number) as file:
+                first, offset, blank = len(self._starts), 0, array("q")
+                self._first.append(first)
+                self._blank.append(blank)
+                self._stamps.append(_stamp(file))
+                for line, (text, size) in enumerate(read_lines(file), 1):
+                    sample = self._parse(Row(number, line, text))
+                    if sample is None:
+                        blank.append(len(self._starts) - first)
+                    else:
+                        self._starts.append(offset)
+                        yield sample
+                    offset += size
+                self._require_unchanged(number, file)
+
+    def samples(self) -> Lazy[Sample]:
+        """Every row."""
+        return Lazy(self._samples, range(len(self._starts)))
+
+    def row(self, index: int) -> Row:
+        """A row as it is written."""
+        [row] = self._rows([index])
+        return row
+
+    def _samples(self, indices: Iterable[int]) -> Iterator[Sample]:
+        for row in self._rows(indices):
+            sample = self._parse(row)
+            if sample is None:
+                raise self._changed(row.file)
+            yield sample
+
+    def _rows(self, indices: Iterable[int]) -> Iterator[Row]:
+        """Each call opens its own files: threads and forked processes do not share a position."""
+        current = -1
+        with ExitStack() as stack:
+            for index in indices:
+                number = bisect_right(self._first, index) - 1
+                if number != current:
+                    stack.close()
+                    file, current = stack.enter_context(self._open(number)), number
+                self._require_unchanged(number, file)
+                file.seek(self._starts[index])
+                place = index - self._first[number]
+                yield Row(number, place + 1 + bisect_right(self._blank[number], place), file.readline())
+
+    def _open(self, number: int) -> BinaryIO:
+        try:
+            return self._files[number].open("rb")
+        except OSError as error:
+            raise self._changed(number) from error
+
+    def _require_unchanged(self, number: int, file: BinaryIO) -> None:
+        if _stamp(file) != self._stamps[number]:
+            raise self._changed(number)
+
+    def _changed(self, number: int) -> UserError:
+        return UserError(f"{self._files[number]} was changed or removed while it was in use: start again")
+
+
+def read_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Each line, which ends at "\\n" only, and its size in bytes. Of one that is too long for a row only the start."""
+    while text := file.readline(MAX_LINE + 1):
+        size = len(text)
+        if size > MAX_LINE:
+            part = text
+            while not part.endswith(b"\n") and (part := file.readline(2**20)):
+                size += len(part)
+        yield text, size
+
+
+def _stamp(file: BinaryIO) -> tuple[int, ...]:
+    stat = os.fstat(file.fileno())
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+class Census:
+    """What must be known of all samples of a table at once: 8 bytes for each id, and every answer type."""
+
+    def __init__(self) -> None:
+        self._ids = array("q")
+        self.answer_types: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, sample: Sample) -> None:
+        """Counts the next sample."""
+        self._ids.append(hash(sample.id))
+        self.answer_types.add(sample.meta.get("answer_type", ""))
+
+    def repeated(self, samples: Sequence[Sample]) -> tuple[int, int] | None:
+        """The first sample with an id that an earlier one has, as (earlier, later)."""
+        hashes = np.array(self._ids)
+        order = np.argsort(hashes, kind="stable")
+        again = np.sort(order[1:][np.diff(hashes[order]) == 0])
+        for later in map(int, again):
+            for earlier in map(int, np.flatnonzero(hashes[:later] == hashes[later])):
+                if samples[earlier].id == samples[later].id:  # and not two ids with one hash
+                    return earlier, later
+        return None

@@ -1,0 +1,231 @@
+"""Reading sounds: what `media` does for pictures. Only as much as is heard is ever decoded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceptune.data.media.file_types import HEAD, refusal
+from perceptune.data.media.source import MediaError, content, label
+from perceptune.errors import UserError
+from perceptune.types import Medium
+
+Wave = NDArray[np.float32]  # one channel, -1 to 1
+
+MAX_SECONDS = 3600.0
+MAX_CHANNELS = 64
+RATES = (1_000, 768_000)  # Hz; what lies outside is a damaged header
+# What may be missing of the length in the header, which some programs only estimate.
+_SHORT_SHARE, _SHORT_SECONDS = 0.05, 0.25
+_BLOCK = 65_536  # values per channel decoded at a time
+# What FFmpeg may look for. Other containers can name files and addresses of their own (playlists, concat lists).
+_CONTAINERS = (
+    *("wav", "w64", "aiff", "au", "caf", "flac", "ogg", "mp3", "aac", "ac3", "eac3", "amr", "ape", "dts", "tta", "wv"),
+    *("mov", "mp4", "m4a", "matroska", "webm", "avi", "asf", "flv", "mpeg", "mpegts"),
+)
+_READ = "WAV, FLAC, Ogg, MP3, AIFF, M4A and others"
+# Those whose headers know the length of a sound; others estimate it from the bit rate.
+_EXACT = {"wav", "flac", "ogg", "avi", "tta", "wv", "caf", "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+_LIBSNDFILE_UNKNOWN = 2**40  # samples: it says far more where a streamed FLAC does not know
+
+
+def read_sound(medium: Medium, rate: int, seconds: float, name: str | None = None) -> Wave:
+    """The first `seconds` of a sound, its channels averaged, at `rate` Hz: (N,) with N <= seconds * rate, N > 0.
+
+    libsndfile reads WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF and more, FFmpeg what it does not know: M4A, the sound of
+    clips, files with padding in front or without their length in the header. `name` stands for the medium in messages
+    (default: where it lies, or `audio` for bytes). Raises `MediaError`, also for a sound without samples and for one
+    that is silent as far as it is heard.
+    """
+    shown = name or label(medium, "audio")
+    wave, given = _decoded(content(medium, shown), seconds, shown)
+    if not np.isfinite(wave).all():
+        raise MediaError(f"{shown}: damaged sound (it holds values that are no numbers)")
+    if not wave.size:
+        raise MediaError(f"{shown}: no sound at all, its length is zero")
+    if not np.ptp(wave):
+        raise MediaError(f"{shown}: silent (all of the {len(wave) / given:.2f} seconds that are heard)")
+    return _resampled(wave, given, rate)[: math.ceil(seconds * rate)]
+
+
+class SoundHeader(NamedTuple):
+    """What a file says of its sound."""
+
+    seconds: float
+    rate: int  # Hz
+    channels: int
+
+
+def sound_header(medium: Medium, name: str | None = None) -> SoundHeader:
+    """The header of a sound: nothing is decoded. Raises `MediaError` for what `read_sound` would not begin to read."""
+    shown = name or label(medium, "audio")
+    data = content(medium, shown)
+    try:
+        with _libsndfile(data, shown) as (_, header):
+            return header
+    except _NotForLibsndfileError as error:
+        with _ffmpeg(data, shown, error) as (container, stream, header):
+            if header.seconds:
+                return header
+            length = sum(float((packet.duration or 0) * stream.time_base) for packet in container.demux(stream))
+            return _checked(header.rate, header.channels, length, shown)
+
+
+def padded(wave: Wave, length: int) -> Wave:
+    """(length,): what is longer is cut, silence follows what is shorter."""
+    return np.pad(wave[:length], (0, max(0, length - len(wave))))
+
+
+class _Steady(BytesIO):
+    """Stays where it is when a damaged file sends libsndfile to a place before its start."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return super().seek(offset, whence) if whence != 0 or offset >= 0 else self.tell()
+
+
+class _NotForLibsndfileError(MediaError):
+    """What libsndfile says of a sound that FFmpeg may know."""
+
+
+@contextmanager
+def _libsndfile(data: bytes, shown: str) -> Iterator[tuple[Any, SoundHeader]]:
+    import soundfile
+
+    try:
+        sound = soundfile.SoundFile(_Steady(data))
+    except soundfile.LibsndfileError as error:
+        if error.code == 1:  # format not recognised
+            message = refusal(data[:HEAD], "audio", "sound", _READ)
+        else:
+            message = f"damaged sound ({_reason(error)})"
+        raise _NotForLibsndfileError(f"{shown}: {message}") from error
+    try:
+        with sound:
+            # A program that writes into a pipe cannot go back to write the length.
+            if not 0 < sound.frames < _LIBSNDFILE_UNKNOWN:
+                raise _NotForLibsndfileError(f"{shown}: no sound at all, its length is zero")
+            yield sound, _checked(sound.samplerate, sound.channels, sound.frames / max(1, sound.samplerate), shown)
+    except soundfile.LibsndfileError as error:
+        raise MediaError(f"{shown}: damaged sound ({_reason(error)})") from error
+
+
+def _reason(error: Any) -> str:
+    return str(error.error_string).removeprefix("Error : ").rstrip(".")
+
+
+def _decoded(data: bytes, seconds: float, shown: str) -> tuple[Wave, int]:
+    """One channel of a sound's beginning, and its rate."""
+    try:
+        with _libsndfile(data, shown) as (sound, header):
+            wanted = min(sound.frames, math.ceil(seconds * header.rate))
+            return _long_enough(_mono(_blocks(sound, wanted)), wanted, header.rate, shown), header.rate
+    except _NotForLibsndfileError as error:
+        return _by_ffmpeg(data, seconds, shown, error)
+
+
+def _long_enough(wave: Wave, wanted: float, rate: int, shown: str) -> Wave:
+    if len(wave) < (1 - _SHORT_SHARE) * wanted - _SHORT_SECONDS * rate:
+        raise MediaError(f"{shown}: damaged sound ({len(wave) / rate:.1f} of {wanted / rate:.1f} seconds are there)")
+    return wave
+
+
+def _blocks(sound: Any, wanted: int) -> Iterator[NDArray[np.float32]]:
+    """(channels, N) each. Not `sound.blocks`: where a file ends too early, that gives what lay in memory before."""
+    while wanted > 0:
+        block = sound.read(min(_BLOCK, wanted), dtype="float32", always_2d=True)
+        if not len(block):
+            return
+        yield block.T
+        wanted -= len(block)
+
+
+@contextmanager
+def _ffmpeg(data: bytes, shown: str, refused: _NotForLibsndfileError) -> Iterator[tuple[Any, Any, SoundHeader]]:
+    """A sound opened by FFmpeg; `refused` is raised where it knows no more of it than libsndfile."""
+    import av
+
+    options = {"format_whitelist": ",".join(_CONTAINERS)}
+    try:
+        container = av.open(BytesIO(data), mode="r", options=options, metadata_errors="ignore")
+    except av.error.FFmpegError:
+        raise refused from None
+    try:
+        with container:
+            if not container.streams.audio:
+                raise MediaError(f"{shown}: holds no sound")
+            stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise MediaError(f"{shown}: damaged sound (encoded in a way that FFmpeg does not know)")
+            yield container, stream, _checked(stream.rate, stream.channels, _length(container, stream), shown)
+    except av.error.FFmpegError as error:
+        raise MediaError(f"{shown}: damaged sound ({error.strerror or error})") from error
+
+
+def _length(container: Any, stream: Any) -> float:
+    """Seconds of a sound as its container has them; 0 where it does not know."""
+    import av
+
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base
+
+
+def _by_ffmpeg(data: bytes, seconds: float, shown: str, refused: _NotForLibsndfileError) -> tuple[Wave, int]:
+    import av
+
+    with _ffmpeg(data, shown, refused) as (container, stream, header):
+        blocks: list[Any] = []
+        convert, form, rate, count = None, None, 0, 0
+        for frame in container.decode(stream):
+            rate = rate or frame.sample_rate  # a container may name half of it
+            if frame.sample_rate != rate:
+                raise MediaError(f"{shown}: its rate changes from {rate} to {frame.sample_rate} Hz half way")
+            if convert is None or form != (frame.format.name, frame.layout.name):
+                convert, form = av.AudioResampler(format="fltp"), (frame.format.name, frame.layout.name)
+            blocks += [part.to_ndarray() for part in convert.resample(frame)]
+            count += frame.samples
+            if count >= seconds * rate:
+                break
+        rate = rate or header.rate
+        wave = _mono(iter(blocks))[: math.ceil(seconds * rate)]
+        # Of a clip's container the length may be that of its pictures.
+        if container.format.name in _EXACT and (stream.duration or not container.streams.video):
+            _long_enough(wave, min(header.seconds, seconds) * rate, rate, shown)
+        return wave, rate
+
+
+def _checked(rate: int, channels: int, seconds: float, shown: str) -> SoundHeader:
+    if not RATES[0] <= rate <= RATES[1] or not 1 <= channels <= MAX_CHANNELS:
+        raise MediaError(f"{shown}: damaged sound ({channels} channels at {rate} Hz)")
+    if seconds > MAX_SECONDS:
+        raise MediaError(f"{shown}: {seconds:,.0f} seconds long; allowed are {MAX_SECONDS:,.0f}")
+    return SoundHeader(seconds, rate, channels)
+
+
+def _mono(blocks: Iterator[NDArray[np.float32]]) -> Wave:
+    """The average over the channels of blocks (channels, N)."""
+    with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is no number
+        return np.concatenate([np.zeros(0, np.float32), *(block.mean(0, dtype=np.float32) for block in blocks)])
+
+
+def _resampled(wave: Wave, given: int, rate: int) -> Wave:
+    if given == rate:
+        return wave
+    import soxr
+
+    # At least one value: a sound of a few samples must not vanish.
+    resampled: Wave = soxr.resample(wave, given, rate)
+    return resampled if resampled.size else wave[:1]
+
+
+def check_seconds(seconds: float | None, default: float, most: float, what: str) -> float:
+    """How much of a sound is heard. Raises `UserError` for more than the encoder takes."""
+    if seconds is not None and seconds > most:
+        raise UserError(f"`seconds` is {seconds:g}, but {what} hears {most:g} seconds at most")
+    return default if seconds is None else seconds

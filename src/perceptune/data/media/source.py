@@ -1,0 +1,303 @@
+"""Reading media from disk or memory. Files come from strangers: refuse early, name the file, never guess."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from perceptune.data import storage
+from perceptune.data.media.bit_depth import eight_bits, is_deep, looks_empty, redecoded
+from perceptune.data.media.file_types import HEAD, is_heic, refusal
+from perceptune.data.media.png_chunks import without_long_texts
+from perceptune.data.media.suffixes import MAX_PIXELS as MAX_PIXELS
+from perceptune.errors import UserError
+from perceptune.types import Medium, Member
+from perceptune.utils.paths import hint
+
+Resize = Literal["squash", "crop", "published"]
+Pair = tuple[int, int]  # (height, width)
+Extent = int | Pair  # the shortest edge, or both
+
+# Pillow knows some fifty formats; its advisories are mostly about the rare ones.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_READ = (*FORMATS, "HEIC")
+# Augmented views: the share of the area, and by how much the aspect ratio changes.
+VIEW = {"scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3)}
+_TURN = Image.Transpose
+# By hand: `ImageOps.exif_transpose` also rewrites the EXIF block, and fails where reading it is harmless.
+_ORIENTATIONS: dict[Any, Image.Transpose] = {
+    2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
+}  # fmt: skip
+# What damaged files raised, and what Pillow itself expects of its plugins. Warnings, for a caller who has turned them
+# into errors.
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, RuntimeError, ZeroDivisionError),
+    *(struct.error, zlib.error, UserWarning),
+)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+class MediaError(UserError):
+    """A medium that cannot be used. The message names it."""
+
+
+def label(medium: Medium, kind: str = "image") -> str:
+    """What stands for a medium in messages: where it lies, or `kind` for bytes."""
+    return kind if isinstance(medium, bytes) else str(medium)
+
+
+def identity(medium: Medium) -> str:
+    """Changes whenever the medium does, as far as can be told without reading it; raises nothing."""
+    if isinstance(medium, bytes):
+        return hashlib.sha256(medium).hexdigest()
+    if isinstance(medium, Member):
+        return f"{medium.shard}|{medium.version}|{medium.offset}|{medium.size}"
+    path = str(medium.absolute())
+    try:
+        stat = medium.stat()
+    except OSError:
+        return path  # reading it says what is wrong
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+
+
+def content(medium: Medium, name: str | None = None) -> bytes:
+    """The encoded bytes of a medium, which `name` stands for in messages. Raises `MediaError`."""
+    name = name or label(medium)
+    if isinstance(medium, Path):
+        with _opened(medium, name) as file:
+            try:
+                return file.read()
+            except OSError as error:
+                raise MediaError(f"{name}: cannot be read ({error.strerror})") from error
+    data = storage.read(medium) if isinstance(medium, Member) else medium
+    if not data:
+        raise MediaError(f"{name}: no bytes at all")
+    return data
+
+
+def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image as it is meant to be seen: RGB, upright, transparency on white, first frame or page of several.
+
+    `name` stands for the medium in messages (default: where it lies, or `image` for bytes). Raises `MediaError`.
+    """
+    with opened_image(medium, name, max_pixels=max_pixels) as image:
+        return _whole(image, medium)
+
+
+def image_size(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Pair:
+    """(height, width) as the header has it: nothing is decoded. Raises `MediaError` for what is no picture."""
+    with opened_image(medium, name, max_pixels=max_pixels) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def opened_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """A picture of which the header is read and found fit; what is raised inside for damage is made clear."""
+    shown, head = name or label(medium), b""
+    try:
+        with _opened(medium, shown) as file:
+            head = file.read(HEAD)
+            formats = _formats(head, shown)
+            image = Image.open(without_long_texts(file), formats=formats)
+            width, height = image.size  # from the header: nothing is decoded yet
+            if not 0 < width * height <= max_pixels:
+                raise MediaError(f"{shown}: {width} x {height} pixels; allowed are 1 to {max_pixels:,}")
+            with image:
+                yield image
+    except _BOMB as error:
+        raise MediaError(f"{shown}: more than {max_pixels:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise MediaError(f"{shown}: {refusal(head, 'image', 'image', ', '.join(_READ))}") from error
+    except _DAMAGE as error:
+        raise MediaError(f"{shown}: damaged image ({error})") from error
+
+
+def _formats(head: bytes, shown: str) -> tuple[str, ...]:
+    """The formats that a picture may have. Raises `MediaError` for one that needs a package that is not there."""
+    if not is_heic(head):
+        return FORMATS
+    try:
+        import pillow_heif
+    except ImportError as error:
+        advice = "run `pip install 'perceptune[heif]'`, or convert it to JPEG"
+        raise MediaError(f"{shown}: a HEIC photo, which needs pillow-heif; {advice}") from error
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of a picture, perhaps mirrored: one of its augmented views, always the same for the same `seed`."""
+
+    seed: bytes
+    flip: bool
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Half to all of the area, its aspect ratio changed by a third at most."""
+        chance = random.Random(self.seed)
+        area, ratio = chance.uniform(*VIEW["scale"]), math.exp(chance.uniform(*map(math.log, VIEW["ratio"])))
+        width = min(image.width, max(1, round(math.sqrt(image.width * image.height * area * ratio))))
+        height = min(image.height, max(1, round(math.sqrt(image.width * image.height * area / ratio))))
+        left, top = chance.randint(0, image.width - width), chance.randint(0, image.height - height)
+        image = image.crop((left, top, left + width, top + height))
+        return image.transpose(_TURN.FLIP_LEFT_RIGHT) if self.flip and chance.random() < 0.5 else image
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """RGB image -> (3, H, W) float32: resize, crop the centre, rescale, normalise, as transformers does."""
+
+    resize: Extent
+    crop: Pair | None
+    resample: int  # one of PIL.Image.Resampling
+    scale: float  # pixel values 0..255 are multiplied by this
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def size(self) -> Pair:
+        """(height, width) of what comes out; a shortest edge always comes with a crop."""
+        return self.crop or _pair(self.resize)
+
+    def __call__(
+        self, image: Image.Image, name: str = "image", change: Callable[[Image.Image], Image.Image] | None = None
+    ) -> NDArray[np.float32]:
+        """(3, H, W) float32 of an RGB image, changed once it has its size; `name` stands for it in messages."""
+        height, width = image.height, image.width
+        if isinstance(self.resize, int):
+            # The longer edge is rounded down, as in transformers.
+            height, width = (self.resize * side // min(height, width) for side in (height, width))
+        else:
+            height, width = self.resize
+        if height * width > MAX_PIXELS:
+            # A strip one pixel high passes every ceiling on the way in and would take gigabytes here.
+            raise MediaError(f"{name}: {image.width} x {image.height} is too narrow to enlarge to {self.resize}")
+        image = image.resize((width, height), resample=Image.Resampling(self.resample))
+        if self.crop is not None:  # filled with black where the image is too small
+            top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
+            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+        if change is not None:
+            image = change(image)
+        # Through float64 and back, as transformers does: the same rounding, so the same features.
+        pixels = (np.asarray(image).astype(np.float64) * self.scale).astype(np.float32)
+        pixels -= np.asarray(self.mean, np.float32)
+        pixels /= np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings, JSON-able, with the resulting `size`."""
+        settings = {"size": self.size, **asdict(self)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+
+
+def image_transform(
+    settings: Mapping[str, Any],
+    size: int | None,
+    resize: Resize,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> ImageTransform:
+    """The transform of a complete `preprocessor_config.json`, changed where the other arguments say so."""
+    edge, crop = _geometry(settings, size, resize)
+    scale = float(settings["rescale_factor"]) if settings["do_rescale"] else 1.0
+    if not settings["do_normalize"]:
+        mean, std = mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0)
+    mean, std = mean or settings["image_mean"], std or settings["image_std"]
+    return ImageTransform(edge, crop, int(settings["resample"]), scale, tuple(mean), tuple(std))
+
+
+def _geometry(settings: Mapping[str, Any], size: int | None, resize: Resize) -> tuple[Extent, Pair | None]:
+    edge = _extent(settings["size"], settings["default_to_square"]) if settings["do_resize"] else None
+    crop = _pair(_extent(settings["crop_size"], True)) if settings["do_center_crop"] else None
+    published = crop or edge  # a shortest edge alone leaves the other one open
+    if resize != "published" and (target := size or published) is not None:
+        square = _pair(target)
+        return (square, None) if resize == "squash" else (max(square), square)
+    if resize != "published" or edge is None or isinstance(published, int):
+        raise UserError("its preprocessing leaves the size open; set `size` and `resize: squash` or `crop`")
+    if size is None or crop is None:
+        return (edge if size is None else _pair(size)), crop
+    # The share of the image that the crop cuts away stays as published.
+    scaled = tuple(round(side * size / crop[0]) for side in _pair(edge))
+    return (scaled[0] if isinstance(edge, int) else (scaled[0], scaled[1])), _pair(size)
+
+
+def _pair(size: Extent) -> Pair:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _extent(size: int | Mapping[str, int], square: bool) -> Extent:
+    """A published size as a shortest edge or (height, width). A bare number means either, by family."""
+    if isinstance(size, int):
+        return (size, size) if square else size
+    if size.keys() == {"height", "width"}:
+        return (size["height"], size["width"])
+    if size.keys() == {"shortest_edge"}:
+        return size["shortest_edge"]
+    raise UserError(f"its preprocessing gives an image size in an unknown way: {dict(size)}")
+
+
+def _opened(medium: Medium, label: str) -> BinaryIO:
+    if not isinstance(medium, Path):
+        return BytesIO(content(medium, label))
+    try:
+        if medium.is_dir():
+            raise MediaError(f"{label}: is a folder, not a file")
+        if medium.stat().st_size == 0:
+            raise MediaError(f"{label}: the file is empty")
+        return medium.open("rb")
+    except FileNotFoundError as error:
+        raise MediaError(f"{label}: no such file{hint(medium)}") from error
+    except OSError as error:
+        about = hint(medium) if medium.is_symlink() else ""  # a link that leads back to itself
+        raise MediaError(f"{label}: cannot be read ({error.strerror}){about}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB copy, detached from its file; transparency on white. Raises `ValueError` for colours without a table."""
+    if image.mode.startswith(("I", "F")):  # on conversion Pillow would cut these off at 255
+        values, key = np.asarray(image), image.info.get("transparency")
+        image = Image.fromarray(eight_bits(values))
+        if isinstance(key, int):  # the one value that is not seen
+            image.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    if image.mode in ("P", "PA") and image.palette is None:
+        raise ValueError("colours by number, and no table of them")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The current frame of an opened picture: RGB, upright, transparency on white."""
+    turn = None if image.format == "TIFF" else _turn(image)  # Pillow turns a TIFF picture itself
+    image.load()
+    return to_rgb(image if turn is None else image.transpose(turn))
+
+
+def _whole(image: Image.Image, medium: Medium) -> Image.Image:
+    deep, turn = is_deep(image), _turn(image)
+    image.load()
+    if not deep or not looks_empty(image):
+        return upright_rgb(image)
+    again = redecoded(image, content(medium))
+    return to_rgb(again if turn is None else again.transpose(turn))
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    return _ORIENTATIONS.get(image.getexif().get(0x0112))

@@ -1,0 +1,291 @@
+"""Frames of clips, chosen by time. Files come from strangers: refuse early, name the file, never hang."""
+
+from __future__ import annotations
+
+import random
+import time
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BytesIO
+from itertools import groupby, repeat
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import av
+from av.error import FFmpegError
+from PIL import Image
+
+from perceptune.data.media.animation import chosen, durations, frames_of
+from perceptune.data.media.file_types import HEAD, is_picture, kind_of, refusal
+from perceptune.data.media.source import MAX_PIXELS, MediaError, content, label, open_image, opened_image, to_rgb
+from perceptune.types import Medium
+
+# Containers that ffmpeg may look for. Others can name files and addresses of their own (playlists, concat lists).
+FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "gif", "flv", "mpegts", "mpeg", "ogg", "asf")
+MAX_FRAMES = 500_000  # four and a half hours at 30 a second
+MAX_SECONDS = 60.0  # of decoding; a clip is demuxed whole, but decoded only around the chosen frames
+# What is missing at the end of a clip that was cut off, beyond what headers are wrong by.
+_SHORT_SECONDS, _SHORT_SHARE = Fraction(1, 4), Fraction(1, 20)
+_TURN = Image.Transpose
+_TURNS = {90: _TURN.ROTATE_90, 180: _TURN.ROTATE_180, 270: _TURN.ROTATE_270}
+
+
+def read_frames(
+    medium: Medium, count: int, name: str | None = None, seed: bytes | None = None, *,
+    max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES, max_seconds: float = MAX_SECONDS,
+) -> Iterator[Image.Image]:  # fmt: skip
+    """`count` frames of a clip in order of time: RGB, upright, transparency on white.
+
+    Time runs from 0, where the first frame begins, to `d`, where the last one ends (by time stamps, not by the header's
+    duration). Frame i of n is the one shown at (i + 0.5) * d / n: the last one that begins at or before that time. With
+    a `seed` the time is drawn instead between i * d / n and (i + 1) * d / n. A short clip gives frames several times; a
+    still picture is a clip of one frame, an animated WebP, PNG or AVIF file one of all its frames. Frames without time
+    stamps count as equally long.
+
+    `name` stands for the medium in messages (default: where it lies, or `video` for bytes). Raises `MediaError`.
+    """
+    shown = name or label(medium, "video")
+    data = content(medium, shown)
+    limits = _limits(shown, data, max_pixels, max_frames, max_seconds)
+    if is_picture(data[:HEAD]):
+        yield from _pictures(data, count, seed, limits)
+        return
+    with _demuxed(data, limits) as (stream, packets, times):
+        moments = _moments(times, count, seed)
+        last: tuple[Any, Image.Image] | None = None
+        for frame in _shown_at(stream, packets, times, moments, limits):
+            if last is None or last[0] is not frame:
+                last = (frame, _picture(frame, limits))
+            yield last[1]
+
+
+class Clip(NamedTuple):
+    """What is known of a clip without decoding it."""
+
+    width: int  # in pixels
+    height: int
+    frames: int
+    seconds: float | None  # None where frames have no time stamps
+
+
+def describe_clip(medium: Medium, name: str | None = None, *, decode: bool = False) -> Clip:
+    """A clip's size and length by its frames' time stamps. With `decode` every frame is decoded, and looked at by
+    nobody. Raises `MediaError` as `read_frames` does.
+    """
+    shown = name or label(medium, "video")
+    data = content(medium, shown)
+    limits = _limits(shown, data, MAX_PIXELS, MAX_FRAMES, MAX_SECONDS)
+    if is_picture(data[:HEAD]):
+        return _described_picture(data, decode, limits)
+    with _demuxed(data, limits) as (stream, packets, times):
+        if decode:
+            first = None
+            for _, frame in _decoded(stream, packets, times, limits):
+                first = first or frame
+            if first is None:
+                raise limits.error("damaged: no frame can be decoded")
+        seconds = float((times.end - times.starts[0]) * stream.time_base) if times.stamped else None
+        return Clip(stream.codec_context.width, stream.codec_context.height, len(times.starts), seconds)
+
+
+def _pictures(data: bytes, count: int, seed: bytes | None, limits: _Limits) -> Iterator[Image.Image]:
+    """Frames of a file that Pillow reads: of an animation by time, of a still picture always the same."""
+    with opened_image(data, limits.name, max_pixels=limits.pixels) as image:
+        if len(frames_of(image)) > 1:
+            times = _animation_times(image, limits)
+            numbers = [bisect_right(times.starts, moment) - 1 for moment in _moments(times, count, seed)]
+            yield from chosen(image, numbers)
+            return
+    yield from repeat(open_image(data, limits.name, max_pixels=limits.pixels), count)
+
+
+def _animation_times(image: Image.Image, limits: _Limits) -> _Times:
+    limits.check_count(len(frames_of(image)))
+    ends = [0]
+    for duration in durations(image):
+        limits.check_time()
+        ends.append(ends[-1] + duration)
+    return _Times(ends[:-1], ends[-1], stamped=True)
+
+
+def _described_picture(data: bytes, decode: bool, limits: _Limits) -> Clip:
+    with opened_image(data, limits.name, max_pixels=limits.pixels) as image:
+        width, height = image.size
+        if len(frames_of(image)) > 1:
+            times = _animation_times(image, limits)
+            return Clip(width, height, len(times.starts), times.end / 1000)
+    if decode:
+        open_image(data, limits.name, max_pixels=limits.pixels)
+    return Clip(width, height, 1, 0.0)
+
+
+@contextmanager
+def _demuxed(data: bytes, limits: _Limits) -> Iterator[tuple[Any, list[Any], _Times]]:
+    """A clip's pictures, encoded, and when they are shown; what is raised inside for damage is made clear."""
+    try:
+        with av.open(
+            BytesIO(data), options={"format_whitelist": ",".join(FORMATS)}, metadata_errors="replace"
+        ) as container:
+            stream = _stream(container, limits)
+            packets, times = _packets(container, stream, limits)
+            yield stream, packets, times
+    except FFmpegError as error:
+        what = refusal(data[:HEAD], "video", "clip", ", ".join(FORMATS))
+        if kind_of(data[:HEAD]) is None:
+            what = f"damaged clip, or {what}"
+        raise limits.error(f"{what} ({error.strerror})") from error
+
+
+@dataclass(frozen=True)
+class _Limits:
+    name: str
+    pixels: int
+    frames: int
+    deadline: float
+    ended: bool  # whether a GIF would end here
+
+    def check_size(self, width: int, height: int) -> None:
+        if not width * height:
+            raise self.error("the size of its pictures is unknown: they are damaged or far too large")
+        if width * height > self.pixels:
+            raise self.error(f"{width} x {height} pixels; allowed are 1 to {self.pixels:,}")
+
+    def check_count(self, count: int) -> None:
+        if count > self.frames:
+            raise self.error(f"{count:,} frames or more; allowed are {self.frames:,}")
+
+    def check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise self.error("decoding takes too long; cut the clip or encode it with more key frames")
+
+    def error(self, what: str) -> MediaError:
+        return MediaError(f"{self.name}: {what}")
+
+
+def _limits(name: str, data: bytes, pixels: int, frames: int, seconds: float) -> _Limits:
+    return _Limits(name, pixels, frames, time.monotonic() + seconds, data.rstrip(b"\0").endswith(b";"))
+
+
+@dataclass(frozen=True)
+class _Times:
+    """When frames begin, in ticks of the stream, in the order in which they are shown; and when the last one ends."""
+
+    starts: Sequence[int]
+    end: int
+    stamped: bool  # False: frames are counted
+
+
+def _stream(container: Any, limits: _Limits) -> Any:
+    """The clip's pictures, with limits on what its decoder may do."""
+    streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
+    if not streams:
+        raise limits.error("no pictures in it, only sound" if container.streams.audio else "no pictures in it")
+    stream = streams[0]
+    context = stream.codec_context
+    if context is None:
+        raise limits.error("its pictures are encoded in an unknown way")
+    limits.check_size(context.width, context.height)
+    limits.check_count(stream.frames)
+    context.thread_count = 1  # clips are decoded side by side already
+    context.options = {"max_pixels": str(limits.pixels)}  # for what the header does not tell
+    return stream
+
+
+def _packets(container: Any, stream: Any, limits: _Limits) -> tuple[list[Any], _Times]:
+    """The encoded frames in the order of decoding, and their times. Raises `MediaError` for a clip that was cut off."""
+    packets: list[Any] = []
+    end = Fraction(0)
+    for packet in container.demux():
+        limits.check_time()
+        if packet.size == 0 and packet.pts is None:  # PyAV's sign for the end
+            continue
+        if packet.pts is not None:
+            end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+        if packet.stream_index == stream.index:
+            if packet.is_corrupt:
+                raise limits.error(f"damaged or cut off at frame {len(packets)}")
+            packets.append(packet)
+            limits.check_count(len(packets))
+    if container.format.name == "gif" and not limits.ended:
+        raise limits.error("cut off: its end is missing")
+    kept = [packet for packet in packets if not packet.is_discard]
+    if not kept:
+        raise limits.error("no frames in it")
+    if container.duration:
+        told = Fraction(container.duration, av.time_base)  # some count it from 0, some from the first frame
+        if told - end > max(_SHORT_SECONDS, told * _SHORT_SHARE):
+            raise limits.error(f"cut off after {float(end):.2f} of {float(told):.2f} seconds")
+    return packets, _times(kept)
+
+
+def _times(packets: Sequence[Any]) -> _Times:
+    if any(packet.pts is None for packet in packets):
+        return _Times(range(len(packets)), len(packets), stamped=False)
+    last = max(packets, key=lambda packet: packet.pts)
+    starts = sorted({packet.pts for packet in packets})
+    before = starts[-1] - starts[-2] if len(starts) > 1 else 1
+    return _Times(starts, last.pts + (last.duration or before), stamped=True)
+
+
+def _moments(times: _Times, count: int, seed: bytes | None) -> list[Fraction | int]:
+    """For each frame wanted the time at which it is shown, in ticks; for frames without time stamps its number."""
+    chance = random.Random(seed)
+    within = [Fraction(1, 2) if seed is None else Fraction(chance.random()) for _ in range(count)]
+    first = times.starts[0]
+    moments = [first + (i + part) * Fraction(times.end - first, count) for i, part in enumerate(within)]
+    return list(moments) if times.stamped else [int(moment) for moment in moments]
+
+
+def _shown_at(
+    stream: Any, packets: Sequence[Any], times: _Times, moments: Sequence[Fraction | int], limits: _Limits
+) -> Iterator[Any]:
+    """The frame shown at each moment. Each key frame's group is decoded only as far as it is needed."""
+    keys = sorted((p.pts, index) for index, p in enumerate(packets) if p.is_keyframe) if times.stamped else []
+
+    def begin(moment: Fraction | int) -> int:
+        return keys[at - 1][1] if (at := bisect_right(keys, moment, key=itemgetter(0))) else 0
+
+    for start, group in groupby(moments, begin):
+        frames = _decoded(stream, packets[start:], times, limits)
+        shown, coming = None, next(frames, None)
+        for moment in group:
+            # The first frame that can be decoded stands for what is missing before it.
+            while coming is not None and (shown is None or coming[0] <= moment):
+                shown, coming = coming, next(frames, None)
+            if shown is None:
+                raise limits.error("damaged: no frame can be decoded")
+            yield shown[1]
+
+
+def _decoded(stream: Any, packets: Sequence[Any], times: _Times, limits: _Limits) -> Iterator[tuple[int, Any]]:
+    """Frames from a key frame on, in the order in which they are shown, each with the time at which it begins."""
+    context = stream.codec_context
+    if context.is_open:
+        context.flush_buffers()
+    number = 0
+    for packet in [*packets, None]:
+        limits.check_time()
+        for frame in _decode(context, packet):
+            if frame.is_corrupt:
+                raise limits.error("damaged frame")
+            yield frame.pts if times.stamped and frame.pts is not None else number, frame
+            number += 1
+
+
+def _decode(context: Any, packet: Any) -> list[Any]:
+    """A function of its own, so that a test can count what is decoded."""
+    return context.decode(packet)
+
+
+def _picture(frame: Any, limits: _Limits) -> Image.Image:
+    """RGB and upright."""
+    limits.check_size(frame.width, frame.height)  # it may differ from the header's
+    if any(component.is_alpha for component in frame.format.components):
+        image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba")))
+    else:
+        image = frame.to_image()
+    turn = _TURNS.get(round(frame.rotation) % 360)
+    return image if turn is None else image.transpose(turn)

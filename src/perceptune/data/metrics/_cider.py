@@ -1,0 +1,62 @@
+"""CIDEr-D (Vedantam et al., 2015, section 5), which coco-caption calls CIDEr: 0 to 10, no stemming."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perceptune.data.metrics._ngrams import Captions, Counts, Ints, Table
+from perceptune.data.metrics._scored import Floats
+
+_SIGMA = 6.0  # of the penalty on a difference in length
+
+
+class Cider:
+    """Adds up likeness order by order.
+
+    A document, whose number makes an n-gram rare or common, is what is said of one medium: all references of a sample,
+    or, where `documents` numbers those of the further captions, these and no references.
+    """
+
+    def __init__(self, captions: Captions, documents: Ints | None = None) -> None:
+        self._captions = captions
+        self._documents = documents
+        self.n_documents = captions.samples if documents is None else int(documents[-1]) + 1
+        self._likeness: list[Floats] = []
+
+    def add(self, table: Table) -> None:
+        """The next order: the cosine of tf-idf vectors, of which the prediction's is clipped to the reference's."""
+        rarity = np.log(self.n_documents) - np.log(np.maximum(1, self._frequencies(table)))
+        predicted = table.predicted.times * rarity[table.predicted.gram]
+        referred = table.referred.times * rarity[table.referred.gram]
+        found = table.match >= 0
+        common = np.minimum(predicted[table.match[found]], referred[found]) * referred[found]
+        owners = self._captions.owners
+        dot = np.bincount(table.referred.caption[found], weights=common, minlength=owners.size)
+        norms = _norms(table.predicted, predicted, self._captions.samples)[owners]
+        norms *= _norms(table.referred, referred, owners.size)
+        self._likeness.append(np.divide(dot, norms, out=np.zeros(owners.size), where=norms > 0))
+
+    def scores(self) -> Floats:
+        """(samples,): the mean over references and orders, times 10, with the penalty on a difference in length."""
+        captions = self._captions
+        # coco-caption's length of a caption is its number of bigrams: one word is as long as none.
+        predicted = np.maximum(0, captions.predicted_lengths - 1)[captions.owners]
+        difference = (predicted - np.maximum(0, captions.reference_lengths - 1)).astype(np.float64)
+        likeness = np.mean(self._likeness, axis=0) * np.exp(-(difference**2) / (2 * _SIGMA**2))
+        sums = np.bincount(captions.owners, weights=likeness, minlength=captions.samples)
+        result: Floats = 10 * sums / captions.references_each
+        return result
+
+    def _frequencies(self, table: Table) -> Ints:
+        """(n-grams,): in how many documents each stands."""
+        if self._documents is None:
+            documents, counts = self._captions.owners, table.referred
+        else:
+            documents, counts = self._documents, table.further
+        pairs = np.sort(documents[counts.caption] * table.grams + counts.gram)  # np.unique hashes: ten times as slow
+        distinct = pairs[np.diff(pairs, prepend=-1) > 0]
+        return np.bincount(distinct % table.grams, minlength=table.grams)
+
+
+def _norms(counts: Counts, weights: Floats, captions: int) -> Floats:
+    return np.sqrt(np.bincount(counts.caption, weights=weights**2, minlength=captions))

@@ -1,0 +1,56 @@
+"""Accuracies: one value a sample, the mean over all of them and over each group's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from perceptune.data.metrics._scored import Scored
+
+Groups = Sequence[str | tuple[str, ...]]  # the name of each sample's group, or of its several groups; "" is none
+
+
+def zipped(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Each prediction with its references. Raises `ValueError` where a sample has none."""
+    for index, (prediction, accepted) in enumerate(zip(predictions, references, strict=True)):
+        if not accepted:
+            raise ValueError(f"sample {index} has no references")
+        yield prediction, accepted
+
+
+def scored_by_group(
+    values: Iterable[float], groups: Groups | None, definition: Mapping[str, Any], key: str = "accuracy"
+) -> Scored:
+    """`key` of all samples and `key_<group>` of each group's. A sample without a group counts in `key` only."""
+    rows = [{key: value} for value in values]
+    scored = Scored(averages(rows), rows, dict(definition))
+    return scored if groups is None else with_groups(scored, groups, key)
+
+
+def with_groups(scored: Scored, groups: Groups, key: str = "accuracy") -> Scored:
+    """Adds `key_<group>` of each group's samples."""
+    rows = []
+    for row, names in zip(scored.per_sample, groups, strict=True):
+        several = (names,) if isinstance(names, str) else names
+        rows.append(row | {name: row[key] for group in several if (name := group_key(group, key))})
+    return replace(scored, summary=scored.summary | averages(rows), per_sample=rows)
+
+
+def averages(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each key over the rows that have it. Raises `ValueError` if there are no rows."""
+    if not rows:
+        raise ValueError("there is nothing to score")
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: _mean([row[key] for row in rows if key in row]) for key in keys}
+
+
+def group_key(group: str, key: str = "accuracy") -> str:
+    """The summary key of a group: `yes/no` gives `accuracy_yes_no`, a name without letters nothing."""
+    slug = re.sub(r"\W+", "_", group.lower()).strip("_")
+    return f"{key}_{slug}" if slug else ""
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,49 @@
+"""The longest common subsequence, and ROUGE-L as coco-caption computes it (Lin, 2004)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perceptune.data.metrics._ngrams import Captions, Ints
+from perceptune.data.metrics._scored import Floats
+
+_BETA = 1.2  # coco-caption's weight of recall against precision
+
+
+def common_lengths(captions: Captions) -> Ints:
+    """(references,): the number of words in the longest common subsequence of each reference and its prediction.
+
+    Bit-parallel (Hyyrö, 2004): a column of the table is the bits of one number, so a pair takes one step per word.
+    """
+    words = captions.words.tolist()
+    ends = np.cumsum(captions.lengths).tolist()
+    starts = [0, *ends]
+    lengths = []
+    reference = captions.samples
+    for sample, several in enumerate(captions.references_each.tolist()):
+        places: dict[int, int] = {}  # word -> bits of its places in the prediction
+        for place, word in enumerate(words[starts[sample] : ends[sample]]):
+            places[word] = places.get(word, 0) | 1 << place
+        every = (1 << (ends[sample] - starts[sample])) - 1
+        for _ in range(several):
+            column = every
+            for word in words[starts[reference] : ends[reference]]:
+                if word in places:
+                    common = column & places[word]
+                    column = (column + common) | (column - common)
+            lengths.append((~column & every).bit_count())
+            reference += 1
+    return np.array(lengths, dtype=np.int64)
+
+
+def rouge_l(captions: Captions, common: Ints) -> Floats:
+    """(samples,): the F-measure of the greatest precision and the greatest recall, which may be of two references."""
+    predicted, referred = captions.predicted_lengths[captions.owners], captions.reference_lengths
+    # To coco-caption an empty caption is one empty word: two empty captions are equal.
+    common = np.where((predicted == 0) & (referred == 0), 1, common)
+    precision, recall = np.zeros(captions.samples), np.zeros(captions.samples)
+    np.maximum.at(precision, captions.owners, common / np.maximum(1, predicted))
+    np.maximum.at(recall, captions.owners, common / np.maximum(1, referred))
+    weight = _BETA**2
+    divisor = recall + weight * precision
+    return np.divide((1 + weight) * precision * recall, divisor, out=np.zeros_like(divisor), where=divisor > 0)

@@ -1,0 +1,111 @@
+"""Captions against references as coco-caption scores them: BLEU-1 to BLEU-4, ROUGE-L and CIDEr, without Java."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from perceptune.data.metrics.base import (
+    ORDERS,
+    Bleu,
+    Captions,
+    Cider,
+    Floats,
+    Ints,
+    Scored,
+    Tokenizer,
+    common_lengths,
+    numbered,
+    ptb_tokens,
+    rouge_l,
+    rows_of,
+    tables,
+)
+from perceptune.data.records import Record, parse
+from perceptune.errors import UserError
+
+REFERENCES: Literal["references", "answers"] = "references"
+FEW = 100  # documents, below which the rarity of words, and CIDEr with it, depends much on their number
+_OWN = "references"
+_CORPUS_KEYS = ("references", "captions", "targets")
+_TOKENIZERS: dict[str, Tokenizer] = {"ptb": ptb_tokens, "none": str.split}
+
+
+class Options(BaseModel):
+    """How captions become words, and where CIDEr learns which words are rare."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tokenizer: Literal["ptb", "none"] = Field("ptb", description="`none`: the texts are tokens with spaces in between")
+    df: str = Field(
+        _OWN,
+        description="CIDEr's document frequencies: `references` (of the scored set) or a JSONL file whose lines hold"
+        " the `references` (or `captions`, `targets`) of one medium each",
+    )
+
+
+def score(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    options: Options = Options(),  # noqa: B008
+) -> Scored:
+    """`BLEU-1` to `BLEU-4` and `ROUGE-L` from 0 to 1, `CIDEr` (CIDEr-D) from 0 to 10.
+
+    ROUGE-L and CIDEr are means over samples, BLEU is made of sums over samples (`corpus`). A sample's own BLEU is
+    coco-caption's: 1e-15 is added to its matches. Raises `ValueError` if there is nothing to score or a sample has no
+    reference, `UserError` for what is wrong in the file `df`.
+    """
+    tokenize = _TOKENIZERS[options.tokenizer]
+    further, documents = ([], None) if options.df == _OWN else _corpus(Path(options.df))
+    captions = numbered(predictions, references, tokenize, further)
+    bleu, cider = Bleu(captions), Cider(captions, documents)
+    for table in tables(captions, ORDERS):
+        bleu.add(table)
+        cider.add(table)
+    corpus = bleu.values()
+    columns: dict[str, Floats] = {key: value.value(value.statistics) for key, value in corpus.items()}
+    columns |= {"ROUGE-L": rouge_l(captions, common_lengths(captions)), "CIDEr": cider.scores()}
+    summary = {
+        key: float(corpus[key].value(corpus[key].statistics.sum(axis=0)) if key in corpus else np.mean(column))
+        for key, column in columns.items()
+    }
+    return Scored(summary, rows_of(columns), _definition(captions, options, cider.n_documents), corpus)
+
+
+def _definition(captions: Captions, options: Options, documents: int) -> dict[str, Any]:
+    definition = captions.definition("BLEU-1..4, ROUGE-L, CIDEr (CIDEr-D) as in coco-caption", options.tokenizer)
+    definition["df"] = {"source": options.df, "documents": documents}
+    definition["scale"] = {"BLEU": [0, 1], "ROUGE-L": [0, 1], "CIDEr": [0, 10]}
+    if options.df != _OWN:
+        definition["df"]["sha256"] = hashlib.sha256(Path(options.df).read_bytes()).hexdigest()
+    if documents < FEW:
+        definition["caution"] = (
+            f"CIDEr's document frequencies come from {documents} documents: it is not comparable with that of a larger"
+            " set; give the whole set's references as `df`"
+        )
+    return definition
+
+
+def _corpus(path: Path) -> tuple[list[str], Ints]:
+    """The captions of a file, and the number of the line each stands on: lines without text aside."""
+    captions: list[str] = []
+    sizes = []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        values = parse(line, where, 'an object such as {"references": ["a dog", "a brown dog"]}', "utf-8-sig")
+        if values is not None:
+            found = Record(where, values, _CORPUS_KEYS).targets(_CORPUS_KEYS, str.strip, needed=True)
+            captions += found
+            sizes.append(len(found))
+    if not sizes:
+        raise UserError(f"{path} holds no references")
+    return captions, np.repeat(np.arange(len(sizes)), sizes)

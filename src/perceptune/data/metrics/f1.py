@@ -1,0 +1,54 @@
+"""Token F1 of short answers as in SQuAD: shared words, the best of the references.
+
+Normalisation is SQuAD's: lower case, without ASCII punctuation, without a/an/the, whitespace squeezed. Where the
+prediction or a reference has no words left, it is 1 if neither has, else 0.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from perceptune.data.metrics.base import Groups, Scored, scored_by_group, zipped
+
+REFERENCES: Literal["references", "answers"] = "references"
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+
+
+class Options(BaseModel):
+    """There is nothing to choose."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def score(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    options: Options = Options(),  # noqa: B008
+    *,
+    groups: Groups | None = None,
+) -> Scored:
+    """`f1` between 0 and 1. Raises `ValueError` if there are no samples, or one without references."""
+    values = [
+        max(f1(_words(prediction), _words(reference)) for reference in accepted)
+        for prediction, accepted in zipped(predictions, references)
+    ]
+    return scored_by_group(values, groups, {"metric": "f1", **options.model_dump()}, key="f1")
+
+
+def f1(given: Sequence[str], wanted: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall; a word counts as often as it occurs in both."""
+    if not given or not wanted:
+        return float(given == wanted)
+    return 2 * (Counter(given) & Counter(wanted)).total() / (len(given) + len(wanted))
+
+
+def _words(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()

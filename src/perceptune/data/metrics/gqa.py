@@ -1,0 +1,64 @@
+"""GQA accuracy: the one right answer, and how consistent right answers are with what follows from them.
+
+`official` compares as written, as the data set's evaluation code does; `lmms-eval` ignores case and ASCII punctuation;
+`epalm` compares what VQA's rules make of both, as eP-ALM's released code does here and for questions about clips.
+Validity and plausibility need the data set's file of choices, grounding its scene graphs: they are not computed.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from perceptune.data.metrics.base import Groups, Scored, normalise, scored_by_group, zipped
+
+REFERENCES: Literal["references", "answers"] = "references"
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class Options(BaseModel):
+    """How strictly answers are compared."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dialect: Literal["official", "lmms-eval", "epalm"] = "official"
+    lowercase: bool = False  # predictions are written in lower case first, as GQA's answers are
+
+
+def score(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    options: Options = Options(),  # noqa: B008
+    *,
+    groups: Groups | None = None,
+) -> Scored:
+    """`accuracy` between 0 and 1. Raises `ValueError` if there are no samples, or one without references."""
+    values = []
+    for prediction, accepted in zipped(predictions, references):
+        given = prediction.lower() if options.lowercase else prediction
+        values.append(float(_form(given, options) in {_form(reference, options) for reference in accepted}))
+    return scored_by_group(values, groups, {"metric": "gqa", **options.model_dump()})
+
+
+def consistency(right: Mapping[str, float], entailed: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """For each rightly answered question the accuracy over the others that it entails; their mean is the consistency.
+
+    `right` has 1 or 0 for each question's id, `entailed` the ids that follow from it. Raises `KeyError` if one of those
+    has no answer. A question that entails no other does not count.
+    """
+    found = {}
+    for question, ids in entailed.items():
+        others = [other for other in ids if other != question]
+        if right[question] and others:
+            found[question] = sum(right[other] for other in others) / len(others)
+    return found
+
+
+def _form(text: str, options: Options) -> str:
+    if options.dialect == "epalm":
+        return normalise(text)
+    return text if options.dialect == "official" else text.lower().translate(_PUNCTUATION).strip()

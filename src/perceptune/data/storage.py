@@ -1,0 +1,207 @@
+"""Files by path or by address (`s3://`, `gs://`, `hf://` and whatever else fsspec knows): names, versions, ranges.
+
+Beside them lie, in the cache, files made from others: they are found again as long as what they were made from stays
+as it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from fsspec.core import split_protocol, url_to_fs
+from fsspec.registry import known_implementations
+
+from perceptune.errors import NotWritableError, UserError
+from perceptune.types import Member
+from perceptune.utils import downloads
+from perceptune.utils.atomic_io import write_whole
+from perceptune.utils.paths import given_path, hint
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+# What tells two versions of a remote file apart, under the names that the services have for it.
+_TAGS = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "last_modified", "mtime", "created")
+# Read ahead at once. At the usual 50 ms and 50 MB/s a request costs as much as 2.5 MB of data.
+_BLOCK = 4 * 2**20
+_MAX_NAMES = 20_000  # compared when a file is missing
+
+
+def expand(pattern: str) -> list[str]:
+    """The files of a pattern, as absolute paths or addresses: braces as in a shell, then `*`, `?` and `[...]`.
+
+    A name without these stands for itself, there or not. Raises `UserError` for a pattern that fits no file.
+    """
+    return list(dict.fromkeys(address for name in _braces(pattern) for address in _glob(name)))
+
+
+def is_local(address: str) -> bool:
+    """Whether this is a path of this machine."""
+    return split_protocol(address)[0] in (None, "file", "local")
+
+
+def local_path(given: str, option: str) -> Path:
+    """Return the path of a file that an option names. Raises `UserError` for an address of another machine."""
+    if not is_local(given):
+        raise UserError(f"{option}: `{given}` is an address, not a file of this machine: fetch it first")
+    return given_path(given)
+
+
+def version(address: str) -> tuple[int, str]:
+    """Size in bytes, and what changes with the content. Raises `UserError` for what is not a file."""
+    with _clear_errors(address):
+        if is_local(address):
+            found = Path(address).stat()
+            if stat.S_ISDIR(found.st_mode):
+                raise UserError(f"cannot read {address}: it is a folder")
+            return found.st_size, _local_version(found)
+        files, path = _filesystem(address)
+        info = files.info(path)
+        if info["type"] == "directory":
+            raise UserError(f"cannot read {address}: it is a folder")
+        tag = next((str(info[key]) for key in _TAGS if info.get(key)), None) or files.ukey(path)
+        return int(info["size"]), f"{info['size']}-{tag}"
+
+
+@contextmanager
+def opened(address: str) -> Iterator[BinaryIO]:
+    """A file to be read from front to back, with gaps."""
+    with _clear_errors(address):
+        if is_local(address):
+            with Path(address).open("rb") as file:
+                yield file
+        else:
+            files, path = _filesystem(address)
+            with files.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as file:
+                yield cast(BinaryIO, file)
+
+
+def read(member: Member) -> bytes:
+    """The bytes of a member. Raises `UserError` if its archive is not the one that was indexed, or out of reach."""
+    with _clear_errors(member.shard):
+        if is_local(member.shard):
+            with Path(member.shard).open("rb") as file:
+                if _local_version(os.fstat(file.fileno())) != member.version:
+                    raise _changed(member)
+                file.seek(member.offset)
+                data = file.read(member.size)
+        else:
+            files, path = _filesystem(member.shard)
+            data = files.cat_file(path, start=member.offset, end=member.offset + member.size)
+    if len(data) != member.size:
+        raise _changed(member)
+    return bytes(data)
+
+
+def derived(source: str, version: str, chunks: Callable[[], Iterable[bytes]]) -> Path:
+    """A file in the cache that holds `chunks`, made unless it was already made from this version of the source.
+
+    `source` names what it is made from and how; `chunks` raises `UserError` where that cannot be read. Where the cache
+    cannot be written the file ends with the process. Raises `UserError` for a full disk.
+    """
+    name = _digest(source)
+    try:
+        return _derived_in(downloads.cache_dir() / "index", name, _digest(version), chunks)
+    except NotWritableError:  # said by the features' cache, which is in the same place, where that matters
+        return _derived_in(downloads.scratch_dir() / "index", name, _digest(version), chunks)
+
+
+def _derived_in(folder: Path, name: str, version: str, chunks: Callable[[], Iterable[bytes]]) -> Path:
+    path = folder / f"{name}-{version}"
+    with downloads.clear_os_errors():
+        if path.is_file():
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
+        # Several processes of one training start at once: one reads, the others wait for it.
+        with downloads.lock(folder / f".{name}.lock", lambda: None) as alone:
+            if not path.is_file():
+                if alone:  # then what is half-made or of an earlier version has no living maker
+                    for old in (*folder.glob(f".{name}-*.tmp"), *folder.glob(f"{name}-*")):
+                        old.unlink(missing_ok=True)
+                write_whole(path, chunks())
+    return path
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    match = _BRACES.search(pattern)
+    if match is None:
+        yield pattern
+        return
+    first, last, names = match.groups()
+    if names is None:
+        # Written with a leading zero, numbers keep their width.
+        width = max(len(first), len(last)) if any(len(n) > 1 and n[0] == "0" for n in (first, last)) else 0
+        step = 1 if int(first) <= int(last) else -1
+        parts: Iterable[str] = (f"{number:0{width}}" for number in range(int(first), int(last) + step, step))
+    else:
+        parts = names.split(",")
+    for part in parts:
+        yield from _braces(pattern[: match.start()] + part + pattern[match.end() :])
+
+
+def _glob(pattern: str) -> list[str]:
+    files, path = _filesystem(pattern)
+    if not re.search(r"[*?\[]", pattern):
+        return [path if is_local(pattern) else pattern]
+    with _clear_errors(pattern):
+        names = sorted(files.glob(path))
+    if not names:
+        raise UserError(f"no file fits {pattern}{_neighbours(files, path)}")
+    return [name if is_local(pattern) else files.unstrip_protocol(name) for name in names]
+
+
+def _filesystem(address: str) -> tuple[Any, str]:
+    """The file system of an address (one for each thread: fsspec keeps them) and the path there."""
+    protocol = split_protocol(address)[0]
+    try:
+        files, path = url_to_fs(address)
+    except ImportError as error:
+        package = known_implementations.get(protocol or "", {}).get("class", "fsspec").split(".")[0]
+        needed = f"the package `{package}`: run `pip install {package}`" if package != "fsspec" else f"more: {error}"
+        raise UserError(f"cannot read {address}: `{protocol}://` needs {needed}") from error
+    except ValueError as error:
+        raise UserError(f"cannot read {address}: {error}") from error
+    return files, path
+
+
+@contextmanager
+def _clear_errors(address: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        cause = hint(Path(address)) if is_local(address) else ""
+        near = cause if cause and "did you mean" not in cause else _neighbours(*_filesystem(address))
+        raise UserError(f"there is no {address}{near}") from error
+    except OSError as error:  # what the services raise is made one of these by fsspec's file systems
+        raise UserError(f"cannot read {address}: {error.strerror or error}") from error
+
+
+def _neighbours(files: Any, path: str) -> str:
+    """The names in its folder that are most like the one of a path."""
+    folder, _, name = path.rpartition("/")
+    names: list[str] = []
+    with suppress(OSError):
+        names = [found.rstrip("/").rpartition("/")[2] for found in islice(files.ls(folder, detail=False), _MAX_NAMES)]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+    if not close:
+        return f": {folder} is no folder or an empty one"
+    return f"; the nearest names in {folder} are {', '.join(f'`{found}`' for found in close)}"
+
+
+def _changed(member: Member) -> UserError:
+    return UserError(f"{member}: its archive was changed after it was indexed: start again")
+
+
+def _local_version(found: os.stat_result) -> str:
+    return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

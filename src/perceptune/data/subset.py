@@ -1,0 +1,20 @@
+"""Random subsets of samples, fixed by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def subset(n: int, size: int | None, seed: int) -> Sequence[int]:
+    """A fixed random subset of range(n), in order; smaller subsets of one seed lie inside larger ones."""
+    if size is None or size >= n:
+        return range(n)
+    chosen: list[int] = sorted(torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:size].tolist())
+    return chosen
+
+
+def sample_count(n: int, amount: int | float | None) -> int | None:
+    """How many of `n` samples a number, or a share below 1, asks for; None for all."""
+    return max(1, round(n * amount)) if isinstance(amount, float) else amount

@@ -1,0 +1,225 @@
+"""Tables of text as spreadsheets and other programs write them: delimiter, encoding and header are recognised.
+
+What was recognised is said in `Dialect.notes`. What cannot be told from the file is an error that names the keys by
+which it is settled.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import NamedTuple
+
+from perceptune.data.records import Record, short
+from perceptune.errors import UserError
+
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_NAMES = {"tab": "\t", "comma": ",", "semicolon": ";", "bar": "|", "pipe": "|", "space": " "}
+_SEPARATOR_LINE = re.compile(r'\s*"?sep=(\\t|.)"?[\s;,]*', re.IGNORECASE)  # Excel's own first line
+_SAMPLE = 50  # lines by which delimiters are compared
+# More bytes than these side by side, none of them ASCII, are hardly a word of a Western European language.
+_FOREIGN = re.compile(rb"[\x80-\xff]{4}")
+_NOT_WINDOWS = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
+_UTF8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+
+Lines = Callable[[], Iterable[bytes]]  # a file's lines from its beginning, with their ends
+
+
+class Dialect(NamedTuple):
+    """How a table is written."""
+
+    delimiter: str
+    encoding: str = "utf-8"
+    has_separator_line: bool = False  # a first line `sep=;`
+    notes: tuple[str, ...] = ()  # what is uncommon about it
+
+
+def delimiter_named(text: str) -> str:
+    """One character by itself, its name or its escape (`tab`, `\\t`). Raises `ValueError` for anything else."""
+    found = _NAMES.get(text.lower(), "\t" if text == "\\t" else text)
+    if len(found) != 1 or found in '"\r\n\0':
+        raise ValueError("is one character, such as `,` or `;`; `tab` or `\\t` stands for a tab")
+    return found
+
+
+def encoding_named(text: str) -> str:
+    """The name of an encoding that Python knows. Raises `ValueError` for anything else."""
+    try:
+        codec = codecs.lookup(text)
+    except LookupError:
+        codec = None
+    if codec is None or not codec._is_text_encoding:
+        raise ValueError("is not an encoding, such as `utf-8`, `cp1252`, `cp1251`, `gbk` or `shift_jis`")
+    return codec.name
+
+
+def recognize(
+    lines: Lines, where: str, *, delimiter: str | None = None, encoding: str | None = None, default: str = ",",
+    known: Sequence[str] = (), settable: bool = False,
+) -> Dialect:  # fmt: skip
+    """Tell how a table is written; `delimiter` and `encoding` are not guessed where they are given.
+
+    `known` are names that columns may have: they tell delimiters apart. `settable`: the user has keys `delimiter` and
+    `encoding`, which errors may name. Raises `UserError` for what is ambiguous.
+    """
+    found = encoding or _encoding_of(lines, where, settable)
+    sample = list(islice(decoded(lines(), where, found), _SAMPLE))
+    match = _SEPARATOR_LINE.fullmatch(sample[0]) if sample else None
+    if match is not None:
+        default = "\t" if match[1] == "\\t" else match[1]
+        sample = sample[1:]
+    chosen = delimiter or (default if match is not None else _delimiter_of(sample, where, default, known, settable))
+    notes = [f"{found} instead of UTF-8"] if encoding is None and found != "utf-8" else []
+    notes += ["a line `sep=`"] if match is not None else []
+    if delimiter is None and (match is not None or chosen != default):
+        notes.append(f"separated by {DELIMITERS.get(chosen, f'`{chosen}`')}")
+    return Dialect(chosen, found, match is not None, tuple(notes))
+
+
+def decoded(lines: Iterable[bytes], where: str, encoding: str = "utf-8") -> Iterator[str]:
+    """The text of lines, which may end in a carriage return alone. Raises `UserError` naming the line."""
+    number = 0
+    mark = codecs.BOM_UTF8
+    for line in lines:
+        for part in line.removeprefix(mark).splitlines(keepends=True):
+            number += 1
+            try:
+                yield part.decode(encoding)
+            except UnicodeDecodeError as error:
+                name = "UTF-8" if encoding == "utf-8" else encoding
+                raise UserError(
+                    f"{where}, line {number}: not {name} ({error.reason} at byte {error.start}); save it as UTF-8"
+                ) from error
+        mark = b""
+
+
+def table_records(
+    lines: Iterable[str], where: str, dialect: Dialect, keys: Sequence[str] = (), *,
+    columns: Sequence[str] | None = None, quoted: bool = True, known: Sequence[str] = (),
+) -> Iterator[Record]:  # fmt: skip
+    """Rows, one at a time: column name -> text, without the space around it.
+
+    The first line names the columns unless they are given; a name in other letter case than one of the `known` is that
+    name. Columns without a name hold nothing, but for a first one, which holds the rows' numbers. Without `quoted`,
+    quotation marks are text. Raises `UserError` for a line with more or fewer columns.
+    """
+    rows = csv.reader(
+        chain.from_iterable(_checked(lines, where)), delimiter=dialect.delimiter,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True, skipinitialspace=True,
+    )  # fmt: skip
+    skips = dialect.has_separator_line
+    while True:
+        line = rows.line_num + 1  # a quoted cell may go over several lines
+        try:
+            cells = next(rows, None)
+        except csv.Error as error:
+            raise UserError(f"{where}, line {line}: {error}{_quoting_hint(error)}") from error
+        if cells is None:
+            return
+        cells = [cell.strip() for cell in cells]
+        if skips or not any(cells):
+            skips = False
+        elif columns is None:
+            columns = _header(cells, f"{where}, line {line}", known)
+        else:
+            yield Record(f"{where}, line {line}", _row(cells, columns, f"{where}, line {line}"), tuple(keys))
+
+
+def header_of(lines: Iterable[str], where: str, dialect: Dialect, known: Sequence[str] = ()) -> list[str]:
+    """The names of a table's columns; none if it is empty."""
+    text = chain.from_iterable(_checked(lines, where))
+    rows = ([cell.strip() for cell in row] for row in csv.reader(text, delimiter=dialect.delimiter))
+    filled = (row for row in rows if any(row))
+    cells = next(islice(filled, int(dialect.has_separator_line), None), [])
+    return [name for name in _header(cells, where, known) if name]
+
+
+def _checked(lines: Iterable[str], where: str) -> Iterator[list[str]]:
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise UserError(f"{where}, line {number}: a NUL character, which no text holds: the line is damaged")
+        yield [line]
+
+
+def _header(cells: Sequence[str], where: str, known: Sequence[str]) -> list[str]:
+    by_case = {name.lower(): name for name in known}
+    names = [by_case.get(cell.lower(), cell) if cell not in known else cell for cell in cells]
+    for given, name in zip(cells, names, strict=True):
+        if name and names.count(name) > 1:
+            others = [cell for cell, other in zip(cells, names, strict=True) if other == name and cell != given]
+            raise UserError(f"{where}: two columns are called `{given}`" + "".join(f" (`{one}`)" for one in others[:1]))
+    return names
+
+
+def _row(cells: Sequence[str], columns: Sequence[str], where: str) -> dict[str, str]:
+    named = [name for name in columns if name]
+    while len(cells) > len(columns) and not cells[-1]:
+        cells = cells[:-1]  # spreadsheets fill up rows
+    if len(cells) != len(columns):
+        names = ", ".join(f"`{name}`" for name in named)
+        # Most often it is a delimiter that was not recognised which leaves the header whole.
+        hint = "; are its columns separated by something else? `delimiter` says by what" if len(columns) == 1 else ""
+        raise UserError(f"{where}: {len(cells)} columns, expected {len(columns)}: {names}{hint}")
+    for number, (name, cell) in enumerate(zip(columns, cells, strict=True), 1):
+        if not name and cell and number > 1:
+            raise UserError(f"{where}: {short(repr(cell))} stands in column {number}, which has no name")
+    return {name: cell for name, cell in zip(columns, cells, strict=True) if name}
+
+
+def _quoting_hint(error: csv.Error) -> str:
+    return "; a quotation mark inside a quoted cell is written twice" if "expected after" in str(error) else ""
+
+
+def _encoding_of(lines: Lines, where: str, settable: bool) -> str:
+    """UTF-8 if it is that to its end, Windows-1252 if it is plausibly that and not UTF-8 with a damaged line."""
+    try:
+        for _ in decoded(lines(), where):
+            pass
+    except UserError as error:
+        for line in lines():
+            if any(sign.search(line) for sign in (_FOREIGN, _NOT_WINDOWS, _UTF8)):
+                key = ", or name what it is by `encoding`, such as `cp1251` or `gbk`" if settable else ""
+                raise UserError(f"{error}{key}") from error
+        return "cp1252"
+    return "utf-8"
+
+
+def _delimiter_of(sample: Sequence[str], where: str, default: str, known: Sequence[str], settable: bool) -> str:
+    """The delimiter by which the header holds most known names, and all lines equally many cells."""
+    header = next((line for line in sample if line.strip()), "")
+    wanted = {name.lower() for name in known}
+    choices: dict[str, tuple[int, bool, int]] = {}
+    for delimiter in dict.fromkeys([default, *DELIMITERS]):
+        cells = _cells([header], delimiter)[:1]
+        if not cells or len(cells[0]) < 2:
+            continue
+        names = [cell.strip() for cell in cells[0]]
+        while names and not names[-1]:
+            names.pop()
+        sizes = {len(row) for row in _cells(sample, delimiter) if any(row)}
+        choices[delimiter] = (sum(name.lower() in wanted for name in names), len(sizes) == 1, len(names))
+    if not choices:
+        return default
+    best = max(choices.values())
+    chosen = [delimiter for delimiter, value in choices.items() if value == best]
+    if len(chosen) == 1:
+        return chosen[0]
+    if default in chosen and best[0] == 0:
+        return default
+    several = " or ".join(DELIMITERS.get(delimiter, f"`{delimiter}`") for delimiter in chosen)
+    key = "; say by `delimiter` which it is" if settable else ""
+    raise UserError(f"{where}: its columns could be separated by {several}{key}")
+
+
+def _cells(lines: Sequence[str], delimiter: str) -> list[list[str]]:
+    """Rows as far as they can be read."""
+    rows = []
+    try:
+        for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True):
+            rows.append(row)
+    except csv.Error:
+        pass
+    return rows

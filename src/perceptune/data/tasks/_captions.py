@@ -1,0 +1,95 @@
+"""Captions of media: trained on one caption at a time, judged against all captions of a medium."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from perceptune.data.metrics import caption
+from perceptune.data.metrics.base import Scored
+from perceptune.data.records import Record
+from perceptune.data.tasks._sets import TRAIN, MediaSet
+from perceptune.data.tasks._task import score_captions
+from perceptune.types import Sample
+
+
+class Captioned(NamedTuple):
+    """What a row says of a medium. Several rows may speak of one."""
+
+    record: Record
+    id: str  # of the medium
+    media: Mapping[str, Path]
+    captions: tuple[str, ...]
+    meta: Mapping[str, Any]
+
+
+class CaptionSet(MediaSet):
+    """In split `train` one sample per caption, in all others one per medium with all captions as targets."""
+
+    class Options(MediaSet.Options):
+        """Those of every published set, and what its captions add."""
+
+        prompt: str = Field("", description="of every sample; most often the template holds all text")
+        skip_empty: bool = Field(False, description="leave out captions without text instead of refusing them")
+
+        metric_tokenizer: Literal["ptb", "none"] = Field(
+            "ptb",
+            description="words that captions are judged by; `none`: what stands between spaces, as PETAL's code does",
+        )
+        rouge: bool = Field(False, description="report ROUGE-1 and ROUGE-L, too: F1 and recall")
+        metric_df: Path | None = Field(
+            None, description="JSONL file whose references say which words are rare, for CIDEr; None = the judged ones"
+        )
+
+    metric = "CIDEr"
+    keeps_period = True
+    one_row_a_medium: ClassVar[bool] = True  # then two rows of one medium are a mistake
+
+    @abstractmethod
+    def rows(self, split: str) -> Iterator[Captioned]:
+        """The rows of a split."""
+
+    def captions(self, record: Record, keys: Sequence[str], split: str) -> tuple[str, ...]:
+        """The caption or captions at the first of `keys` that is there; a split `test` may have none."""
+        key = next((key for key in keys if record.values.get(key) is not None), None)
+        if self._options.skip_empty and key is not None:
+            value = record.values[key]
+            full = [text for text in (value if isinstance(value, list) else [value]) if not self._is_empty(text)]
+            if not full:
+                return ()
+            record = record._replace(values={**record.values, key: full})
+        return tuple(text.strip() for text in record.targets(keys, self.clean, needed=split != "test"))
+
+    def _is_empty(self, text: object) -> bool:
+        return isinstance(text, str) and not self.clean(text).strip(".")
+
+    def entries(self, split: str) -> Iterator[tuple[Record, Sample]]:
+        for row in self._media_of(split):
+            if split != TRAIN:
+                yield row.record, Sample(row.id, row.media, self._options.prompt, row.captions, row.meta)
+                continue
+            for number, text in enumerate(row.captions):
+                yield row.record, Sample(f"{row.id}#{number}", row.media, self._options.prompt, (text,), row.meta)
+
+    def _media_of(self, split: str) -> Iterator[Captioned]:
+        """One row a medium, with all its captions."""
+        rows = (row for row in self.rows(split) if row.captions or split == "test")
+        if self.one_row_a_medium:
+            yield from rows
+            return
+        found: dict[str, Captioned] = {}
+        for row in rows:
+            earlier = found.setdefault(row.id, row)
+            if earlier is not row:
+                found[row.id] = earlier._replace(captions=(*earlier.captions, *row.captions))
+        yield from found.values()
+
+    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
+        """`CIDEr` and what else `metrics/caption.py` gives, against all captions of each medium."""
+        df = {} if self._options.metric_df is None else {"df": str(self._options.metric_df)}
+        options = caption.Options(tokenizer=self._options.metric_tokenizer, **df)
+        return score_captions(self, predictions, samples, options, with_rouge=self._options.rouge)

@@ -1,0 +1,29 @@
+"""Caption files in COCO's form: pictures and their captions as two lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from perceptune.data.records import Record
+from perceptune.data.tasks._rows import json_rows, read_json
+from perceptune.data.tasks._sets import text_of
+
+
+def coco_rows(path: Path) -> Iterator[tuple[Record, list[Record]]]:
+    """Each picture with its annotations; none where captions are hidden. Raises `UserError` for an unknown picture."""
+    document = read_json(path)
+    captions: dict[str, list[Record]] = {}
+    pictures: dict[str, Record] = {}
+    for row in json_rows(document, path, at="images"):
+        name = text_of(row, "id")
+        if pictures.setdefault(name, row) is not row:
+            raise row.error(f"the id `{name}` is that of {pictures[name].where}, too")
+        captions[name] = []
+    for row in json_rows(document, path, at="annotations") if "annotations" in document else ():
+        name = text_of(row, "image_id")
+        if name not in captions:
+            raise row.error(f"there is no picture with the id `{name}`")
+        captions[name].append(row)
+    for name, picture in pictures.items():
+        yield picture, captions[name]

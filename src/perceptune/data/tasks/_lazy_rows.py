@@ -1,0 +1,210 @@
+"""Rows of which only the place is kept in memory: the user's own files, and sets of millions of rows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from abc import abstractmethod
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from perceptune.data.lazy_rows import Census, Row, Table, select
+from perceptune.data.media.suffixes import MODALITIES
+from perceptune.data.records import Record, short
+from perceptune.data.tasks._files import Absent, missing
+from perceptune.data.tasks._streams import kept
+from perceptune.data.tasks._task import GivenFiles, check_split
+from perceptune.errors import UserError
+from perceptune.types import Sample
+from perceptune.utils.paths import local_name
+
+KEYS = (*MODALITIES, "prompt", "targets", "id")
+TARGETS = ("targets", "caption", "captions")  # where the right answers stand, the first of these that there is
+
+
+class LazyRows(GivenFiles):
+    """Rows in the form of task `jsonl`, one a line. A leaf says in which file they are, and how a line is read."""
+
+    class Options(GivenFiles.Options):
+        """A file for each split, and how strictly its rows are read."""
+
+        train: Path
+        validation: Path | None = None
+        test: Path | None = None
+        check_files: bool = Field(True, description="look for every media file before the first step")
+        skip_missing: int = Field(0, ge=0, description="so many missing media of a split are left out and counted")
+
+    _against_repeats = ""  # what else could be done about ids that repeat
+
+    @abstractmethod
+    def _file(self, split: str) -> Path:
+        """The text file with one row a line."""
+
+    @abstractmethod
+    def _record(self, row: Row, split: str) -> Record | None:
+        """What stands in a line, None for a blank one."""
+
+    def _folder(self, split: str) -> Path:
+        """What the names of media are relative to."""
+        return Path(self._given[split].parent)
+
+    def samples(self, split: str) -> Sequence[Sample]:
+        """The file is gone through and checked once, then a row is read whenever it is asked for."""
+        check_split(split, self.splits)
+        folder = self._folder(split)
+        table = Table([self._file(split)], lambda row: self._sample(row, split, folder))
+        census, absent, gone = Census(), Absent(), array("q")
+        looks = self._options.check_files or self._options.skip_missing > 0
+        for index, sample in enumerate(table.scan()):
+            census.add(sample)
+            if looks and not absent.look(index, sample):
+                gone.append(index)
+        path = self._given[split]
+        samples = table.samples()
+        if repeated := census.repeated(samples):
+            earlier, later = (self._at(table, index, split) for index in repeated)
+            there = earlier.where.removeprefix(f"{path}, ")
+            raise later.error(
+                f"the id `{short(samples[repeated[1]].id)}` is that of {there}, too{self._against_repeats}"
+            )
+        if absent.first and len(absent) > self._options.skip_missing:
+            index, key, file = absent.first
+            record = self._at(table, index, split)
+            raise record.error(f"cannot read `{key}` {short(record.text(key))}: {missing(file)}{absent.others()}")
+        if len(census) == len(gone):
+            raise UserError(f"{path} holds no samples")
+        self._check_metric(split, census.answer_types)
+        if not gone:
+            return samples
+        print(f"{split}: {len(absent)} media are missing; {len(gone)} samples are left out", file=sys.stderr)
+        return select(samples, np.delete(np.arange(len(census)), gone).tolist())
+
+    def _at(self, table: Table, index: int, split: str) -> Record:
+        record = self._record(table.row(index), split)
+        assert record is not None  # it has given a sample
+        return record
+
+    def _sample(self, row: Row, split: str, folder: Path) -> Sample | None:
+        record = self._record(row, split)
+        if record is None:
+            return None
+        keys = [*TARGETS, "text"] if self.captions else TARGETS
+        used = next((key for key in keys if record.values.get(key) is not None), "targets")
+        return Sample(
+            id=id_of(record, f"{split}-{row.line:06d}"),  # leads back to the line
+            media=media_of(record, folder),
+            prompt=record.prompt("prompt", allow_empty=self.may_lack_prompt),
+            targets=self.targets_of(record, keys, split),
+            meta={key: value for key, value in record.meta().items() if key != used},
+        )
+
+
+class Converted(LazyRows):
+    """Rows of another form. What they are in the form of task `jsonl` is kept in the cache until the file changes."""
+
+    class Options(LazyRows.Options):
+        """Those of rows, and where their media lie."""
+
+        media: Path | None = Field(None, description="folder of the media; None = that of the file")
+        prompt: str | None = Field(None, description="of rows that have none")
+        number_rows: bool = Field(False, description="name samples by their number, whatever ids the file gives")
+
+    _against_repeats = "; `number_rows: true` names samples by their number instead"
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self.may_lack_prompt |= options.prompt is not None
+
+    @abstractmethod
+    def rows(self, path: Path, split: str) -> Iterator[Record]:
+        """The rows of a file with the keys of task `jsonl`. Raises `UserError` naming the file and the line."""
+
+    def settings(self) -> object:
+        """The options on which the rows depend, JSON-able."""
+        return None
+
+    def notes(self, split: str) -> list[str]:
+        """What was recognised about a file beside its rows."""
+        return []
+
+    def form(self, split: str) -> list[str]:
+        return [*self.notes(split), *super().form(split)]
+
+    def samples(self, split: str) -> Sequence[Sample]:
+        found = self._read(split)
+        if notes := self.notes(split):
+            print(f"{self._given[split]}: {', '.join(notes)}", file=sys.stderr)
+        return found
+
+    def _read(self, split: str) -> Sequence[Sample]:
+        return super().samples(split)
+
+    def _folder(self, split: str) -> Path:
+        return self._options.media or super()._folder(split)
+
+    def sources(self, path: Path, split: str) -> list[Path]:
+        """The files that the rows of a split depend on."""
+        if problem := missing(path):
+            raise UserError(f"cannot read {path}: {problem}")
+        return [path]
+
+    def _file(self, split: str) -> Path:
+        path, options = self._given[split], self._options
+        how = [type(self).__name__, split, options.number_rows, options.prompt, self.settings()]
+        return kept(self.sources(path, split), how, lambda: self._named(self.rows(path, split), split))
+
+    def _named(self, rows: Iterable[Record], split: str) -> Iterator[Record]:
+        for number, row in enumerate(rows, 1):
+            values = dict(row.values)
+            if self._options.number_rows or values.get("id") is None:
+                values["id"] = f"{split}-{number:06d}"
+            if self._options.prompt is not None and values.get("prompt") is None:
+                values["prompt"] = self._options.prompt
+            yield row._replace(values=values)
+
+    def _record(self, row: Row, split: str) -> Record | None:
+        where, values = json.loads(row.text)
+        return Record(where, values, KEYS)
+
+
+def id_of(record: Record, default: str) -> str:
+    """The row's own name."""
+    match record.values.get("id"):
+        case None:
+            return default
+        case int(value) if not isinstance(value, bool):
+            return str(value)
+        case float(value):
+            raise record.error(f"`id` is a number with a point ({value}), not a string or a whole one", "wrong-type")
+    if not record.text("id").strip():
+        raise record.error("`id` is empty", "empty-id")
+    return record.text("id")
+
+
+def media_of(record: Record, folder: Path) -> dict[str, Path]:
+    """The row's files by modality; none where all are null."""
+    if not record.values.keys() & set(MODALITIES):
+        raise record.lacks(MODALITIES)
+    media = {}
+    for key in MODALITIES:
+        if record.values.get(key) is None:
+            continue
+        name = local_name(record.text(key))
+        if not name.strip():
+            raise record.error(f"`{key}` is empty; write null if the row has none", "empty-medium")
+        if "://" in name or name.startswith("data:"):
+            raise record.error(f"`{key}` is an address, not a file: {short(name)}", "address")
+        media[key] = _path(folder, name)
+    return media
+
+
+@lru_cache(2**14)
+def _path(folder: Path, name: str) -> Path:
+    """Rows ask about the same media again and again, and a path takes as long to make as the rest of a row."""
+    return folder / name

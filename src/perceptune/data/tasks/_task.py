@@ -1,0 +1,239 @@
+"""A task: a data set together with its way of judging answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from perceptune.data.metrics import caption, exact, rouge
+from perceptune.data.metrics.base import Scored, group_key
+from perceptune.data.records import Record, first_line
+from perceptune.errors import UserError, nearest
+from perceptune.types import Sample
+from perceptune.utils.paths import absolute, local_name
+
+CAPTION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
+# Of metric `rouge`, what captions are reported with if asked: means over a medium's references, and the best of these.
+ROUGE = tuple(f"rouge{n}_{of}_{over}" for over in ("mean", "best") for n in "1L" for of in ("f1", "recall"))
+
+
+class Examined(NamedTuple):
+    """A split gone through to its end, mistakes and all."""
+
+    rows: Iterator[tuple[int, Sample | UserError]]  # number of the line or row, from 1; the sample or what is wrong
+    place: str  # what stands before the number, such as `my.jsonl, line`
+    form: Callable[[], list[str]] = list  # what is uncommon about the file, and no mistake
+
+
+class Task(ABC):
+    """Rows in a fixed order, the cleaning of generated text, and the score. Constructed from `Options`."""
+
+    class Options(BaseModel):
+        """The recipe keys of this task."""
+
+        model_config = ConfigDict(extra="forbid")
+
+        @model_validator(mode="before")
+        @classmethod
+        def _local_names(cls, data: Any) -> Any:
+            """Options that name files may say `~/` and `file://`."""
+            given = dict(data) if isinstance(data, Mapping) else {}
+            for key, field in cls.model_fields.items():
+                if isinstance(given.get(key), str) and "Path" in str(field.annotation):
+                    given[key] = local_name(given[key])
+            return given or data
+
+    data_option: ClassVar[str | None] = None  # the key that says where its data lie (`--data`); None = it has none
+    splits: tuple[str, ...]
+    metric: str  # the summary key by which the best checkpoint is chosen; higher is better
+    lowercase: bool = False  # whether answers are judged and shown in lower case
+    first_line: bool = False  # whether only the first line of an answer, and of a target, is judged and shown
+    keeps_period: bool = False  # whether the period at the end of an answer belongs to it
+    weights: Mapping[str, float] = MappingProxyType({})  # of a task with parts: how often each is trained on
+
+    @abstractmethod
+    def __init__(self, options: Any) -> None: ...
+
+    @classmethod
+    def data_keys(cls, place: str, split: str | None = None) -> dict[str, str]:
+        """Return the recipe keys by which the data at `place` are read, for the evaluation of `split` if it is given.
+
+        Only for a task with a `data_option`.
+        """
+        return {str(cls.data_option): place}
+
+    @abstractmethod
+    def samples(self, split: str) -> Sequence[Sample]:
+        """Every row of a split, in an order that never changes. Raises `UserError` on an unknown split."""
+
+    def read_from(self, split: str) -> frozenset[str]:
+        """Return names of what a split's samples are read from, alike in every task that reads it; none = not known."""
+        return frozenset()
+
+    def examine(self, split: str) -> Examined:
+        """As `samples`, without stopping at a row's mistake where the reader can go on after it."""
+        check_split(split, self.splits)
+        return Examined(self._examined(split), f"split `{split}`, row", partial(self.form, split))
+
+    def form(self, split: str) -> list[str]:
+        """What is uncommon about the rows that were read, and not a mistake."""
+        return []
+
+    def _read(self, split: str) -> Sequence[Sample]:
+        """As `samples`, for `examine`, which says itself what is uncommon."""
+        return self.samples(split)
+
+    def _examined(self, split: str) -> Iterator[tuple[int, Sample | UserError]]:
+        number = 0
+        try:
+            for number, sample in enumerate(self._read(split), 1):
+                yield number, sample
+        except UserError as error:
+            yield number + 1, error
+
+    @abstractmethod
+    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
+        """Values over all samples and of each. The predictions may be cleaned or not."""
+
+    def part_of(self, sample: Sample) -> str:
+        """Which of the `weights` a training sample is drawn by. Only for a task that has some."""
+        raise NotImplementedError
+
+    def clean(self, text: str) -> str:
+        """The answer in a generated text: without blanks around it and, unless it is a caption, its final period."""
+        answer = first_line(text).rstrip() if self.first_line else text.strip()
+        while not self.keeps_period and answer.endswith("."):
+            answer = answer.rstrip(".").rstrip()
+        return answer.lower() if self.lowercase else answer
+
+
+class GivenFiles(Task):
+    """A task whose splits are those for which something is given, by options `train`, `validation` and `test`.
+
+    Answers are judged by exact match, captions by theirs: `metric` says which, and captions need no prompt.
+    """
+
+    class Options(Task.Options):
+        """How answers are read and judged. A reader adds its splits."""
+
+        metric: str = Field("accuracy", description="`CIDEr` for captions, which need no prompt of their own")
+        rouge: bool = Field(False, description="report ROUGE-1 and ROUGE-L of captions, too: F1 and recall")
+        lowercase: bool = False
+        first_line: bool = Field(False, description="judge only the first line of answers and targets")
+        parse_lists: bool = Field(
+            True, description="a list written as text, such as `['a cup', 'cup']`, is several targets; false = one"
+        )
+        allow_empty_prompt: bool = Field(False, description="where the template holds all the text there is")
+
+        @model_validator(mode="after")
+        def _has_captions(self) -> Self:
+            if self.rouge and self.metric not in CAPTION_METRICS:
+                raise ValueError(f"`rouge` is for captions: set `metric` to one of {', '.join(CAPTION_METRICS)}")
+            return self
+
+    data_option = "train"
+
+    @classmethod
+    def data_keys(cls, place: str, split: str | None = None) -> dict[str, str]:
+        keys = super().data_keys(place, split)
+        return {**keys, split: place} if split in ("validation", "test") else keys
+
+    def __init__(self, options: Any) -> None:
+        given = {split: getattr(options, split) for split in ("train", "validation", "test")}
+        self._given = {split: place for split, place in given.items() if place is not None}
+        self._options = options
+        self.splits = tuple(self._given)
+        self.metric = options.metric
+        self.lowercase, self.first_line = options.lowercase, options.first_line
+        self.captions = self.keeps_period = options.metric in CAPTION_METRICS
+        self._first_list = ""  # where a list written as text was read as several targets
+        self.may_lack_prompt = self.captions or options.allow_empty_prompt
+
+    def targets_of(self, record: Record, keys: Sequence[str], split: str) -> tuple[str, ...]:
+        """The row's targets. Training and choosing the best checkpoint need some; a test split may lack them."""
+        parses = self._options.parse_lists
+        found = record.targets(keys, self.clean, needed=split != "test", parse_lists=parses)
+        if parses and not self._first_list:
+            given: Any = next((value for key in keys if (value := record.values.get(key)) is not None), [])
+            if [*found] != ([given] if isinstance(given, str) else given):
+                self._first_list = record.where
+        return found
+
+    def form(self, split: str) -> list[str]:
+        if not self._first_list:
+            return super().form(split)
+        return [f"lists written as text are read as several targets, first in {self._first_list}"]
+
+    def read_from(self, split: str) -> frozenset[str]:
+        return frozenset([absolute(str(self._given[split]))])
+
+    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
+        """`accuracy`, and `accuracy_<answer_type>` for each type among the samples; or those of captions."""
+        if self.captions:
+            return score_captions(self, predictions, samples, with_rouge=self._options.rouge)
+        return exact_match(self, predictions, samples)
+
+    def _check_metric(self, split: str, answer_types: Iterable[str]) -> None:
+        """Raises `UserError` if the split that is evaluated during training gives no such metric."""
+        if not self.captions and split == ("validation" if "validation" in self.splits else self.splits[-1]):
+            check_metric(str(self._given[split]), self.metric, answer_types)
+
+
+def check_split(split: str, splits: Sequence[str]) -> None:
+    """Raises `UserError` with the nearest split when there is none of this name."""
+    if split not in splits:
+        raise UserError(f"unknown split `{split}`{nearest(split, splits)}")
+
+
+def check_metric(where: str, metric: str, answer_types: Iterable[str]) -> None:
+    """Raises `UserError` if `exact_match` gives no such metric: better said before training than after."""
+    keys = {group_key(answer_type) or "accuracy" for answer_type in answer_types} | {"accuracy"}
+    if metric not in keys:
+        raise UserError(f"{where} gives no metric `{metric}`{nearest(metric, keys)}")
+
+
+def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
+    """Cleaned answers against cleaned targets: over all samples and for each `answer_type` in their meta."""
+    for sample in samples:
+        require_targets(sample)
+    scored = exact.score(
+        [task.clean(prediction) for prediction in predictions],
+        [[task.clean(target) for target in sample.targets] for sample in samples],
+        groups=[str(sample.meta.get("answer_type", "")) for sample in samples],
+    )
+    return replace(scored, definition={**scored.definition, "lowercase": task.lowercase})
+
+
+def require_targets(sample: Sample) -> None:
+    """Raises `UserError` for a sample whose answer cannot be judged."""
+    if not sample.targets:
+        raise UserError(f"sample `{sample.id}` has no targets to judge its answer by")
+
+
+def score_captions(
+    task: Task, predictions: Sequence[str], samples: Sequence[Sample], options: caption.Options | None = None, *,
+    with_rouge: bool = False,
+) -> Scored:  # fmt: skip
+    """`CIDEr` and what else `metrics/caption.py` gives, against all captions of each medium; with `ROUGE` if asked."""
+    for sample in samples:
+        if not sample.targets:
+            raise UserError(f"sample `{sample.id}` has no captions to judge its own by")
+    texts = [task.clean(text) for text in predictions]
+    references = [[task.clean(text) for text in sample.targets] for sample in samples]
+    scored = caption.score(texts, references, options or caption.Options())
+    if not with_rouge:
+        return scored
+    further = rouge.score(texts, references)
+    rows = zip(scored.per_sample, further.per_sample, strict=True)
+    return replace(
+        scored,
+        summary=scored.summary | {key: further.summary[key] for key in ROUGE},
+        per_sample=[row | {key: more[key] for key in ROUGE} for row, more in rows],
+        definition=scored.definition | {"rouge": further.definition},
+    )

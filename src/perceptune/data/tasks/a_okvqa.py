@@ -1,0 +1,85 @@
+"""A-OKVQA (Schwenk et al., 2022): questions that need knowledge and reasoning, with four choices and ten answers.
+
+`aokvqa_v1p0_train.json`, `aokvqa_v1p0_val.json`; pictures are COCO's of 2017, `val2017/000000299207.jpg`. The answers
+of the test questions are hidden: `annotations: {test: aokvqa_v1p0_test.json}` reads them all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from perceptune.data.metrics import a_okvqa, choice
+from perceptune.data.metrics.base import Scored
+from perceptune.data.records import Record, json_type
+from perceptune.data.tasks.base import (
+    Asked,
+    Files,
+    QuestionSet,
+    answers_of,
+    json_rows,
+    number_of,
+    question_of,
+    read_json,
+    text_of,
+)
+from perceptune.types import Sample
+
+_SUBSETS = {"validation": "val2017"}
+
+
+class AOKVQA(QuestionSet):
+    """Direct answers, judged as the authors do it; or the right one of four choices, which the prompt then names."""
+
+    class Options(QuestionSet.Options):
+        """Those of every set of questions, and which of the two tasks this is."""
+
+        answers: Literal["direct", "choice"] = Field("direct", description="free answers, or one of four choices")
+        choices: str = Field(
+            "{question} Choices: {choices}.", description="prompt for `answers: choice`; the choices are in it"
+        )
+
+    files: ClassVar[Files] = {"train": ("aokvqa_v1p0_train.json",), "validation": ("aokvqa_v1p0_val.json",)}
+    template = "{subset}/{image_id:012d}.jpg"
+
+    def rows(self, split: str) -> Iterator[Asked]:
+        make = self._direct if self._options.answers == "direct" else self._choice
+        for path in self.annotations(split):
+            for row in json_rows(read_json(path), path):
+                # The evaluation leaves out what ten people answered in ten ways.
+                if split != "train" and self._options.answers == "direct" and row.values.get("difficult_direct_answer"):
+                    continue
+                yield make(row, split)
+
+    def _direct(self, row: Record, split: str) -> Asked:
+        return self._asked(row, split, question_of(row), answers_of(row, "direct_answers"), {})
+
+    def _choice(self, row: Record, split: str) -> Asked:
+        choices = answers_of(row, "choices")
+        if not choices:
+            raise row.lacks(["choices"])
+        prompt = self._options.choices.format(question=question_of(row), choices=", ".join(choices))
+        right = row.values.get("correct_choice_idx")
+        if right is not None and (not isinstance(right, int) or not 0 <= right < len(choices)):
+            raise row.error(f"`correct_choice_idx` is {json_type(right)} that names none of {len(choices)} choices")
+        answers = () if right is None else (choices[right],)
+        return self._asked(row, split, prompt, answers, {"choices": list(choices)})
+
+    def _asked(self, row: Record, split: str, prompt: str, answers: tuple[str, ...], meta: dict[str, Any]) -> Asked:
+        media = self.medium(row, subset=_SUBSETS.get(split, f"{split}2017"), image_id=number_of(row, "image_id"))
+        return Asked(row, text_of(row, "question_id"), media, prompt, answers, None, meta)
+
+    def against_answers(self, texts: Sequence[str], answers: Sequence[Any], groups: Sequence[str]) -> Scored:
+        """Worth min(matches / 3, 1), compared as the authors do it, without more cleaning."""
+        return a_okvqa.score(texts, answers, groups=groups)
+
+    def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:
+        """The share of right choices, and `no_choice`: that of answers that name none."""
+        choices = [sample.meta.get("choices", ()) for sample in samples]
+        targets = [sample.targets for sample in samples]
+        return choice.score(texts, targets, choices=choices, groups=groups)
+
+
+TASK = AOKVQA

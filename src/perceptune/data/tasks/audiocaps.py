@@ -1,0 +1,56 @@
+"""AudioCaps (Kim et al., 2019): captions of 10-second sounds from YouTube, of which many are gone.
+
+    train.csv  val.csv  test.csv        columns audiocap_id, youtube_id, start_time, caption; in two five rows a clip
+    audios/--L22BmDI6E.wav              another place or name by `media` and `template`
+
+The files of eP-ALM, lists of `{"audio", "caption"}`, are read, too: name them by `annotations`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from perceptune.data.records import Record
+from perceptune.data.tasks.base import Captioned, CaptionSet, json_rows, number_of, read_json, table_rows, text_of
+
+_KEYS = ("audio", "audiocap_id", "youtube_id", "start_time", "caption")
+
+
+class AudioCaps(CaptionSet):
+    """Judged by CIDEr. `template` knows `audio` (a file's name), `youtube_id`, `start` in seconds and `audiocap_id`."""
+
+    class Options(CaptionSet.Options):
+        """Those of caption sets; by default a fifth of the sounds may be missing."""
+
+        skip_missing: int = Field(10_000, ge=0, description="so many missing media of a split are left out and counted")
+
+    modality = "audio"
+    files: ClassVar = {"train": ("train.csv",), "validation": ("val.csv",), "test": ("test.csv",)}
+    template: ClassVar = "audios/{audio}"
+    one_row_a_medium = False
+
+    def rows(self, split: str) -> Iterator[Captioned]:
+        for path in self.annotations(split):
+            if ".json" in path.suffixes:
+                for record in json_rows(read_json(path), path, _KEYS):
+                    audio = text_of(record, "audio")
+                    fields = {"audio": audio, "youtube_id": Path(audio).stem, "start": "", "audiocap_id": ""}
+                    yield self._captioned(record, fields, split)
+            else:
+                for record in table_rows(path, _KEYS):
+                    name = text_of(record, "youtube_id")
+                    number, start = text_of(record, "audiocap_id"), number_of(record, "start_time")
+                    by_name = {"audio": f"{name}.wav", "youtube_id": name, "start": start, "audiocap_id": number}
+                    yield self._captioned(record, by_name, split)
+
+    def _captioned(self, record: Record, fields: Mapping[str, object], split: str) -> Captioned:
+        media = self.medium(record, **fields)
+        captions = self.captions(record, ("caption",), split)
+        return Captioned(record, str(fields["youtube_id"]), media, captions, record.meta())
+
+
+TASK = AudioCaps

@@ -1,0 +1,34 @@
+"""Clotho (Drossos et al., 2020): sounds of 15 to 30 seconds with five captions each.
+
+clotho_captions_development.csv  ..._validation.csv  ..._evaluation.csv      columns file_name, caption_1 to caption_5
+development/Distorted AM Radio noise.wav                                     and so on: a folder for each split
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from perceptune.data.tasks.base import Captioned, CaptionSet, table_rows, text_of
+
+_FOLDERS = {"train": "development", "validation": "validation", "test": "evaluation"}
+_CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
+
+
+class Clotho(CaptionSet):
+    """Judged by CIDEr. `template` knows `file_name` and `split`, the name of the authors' folder."""
+
+    modality = "audio"
+    files: ClassVar = {split: (f"clotho_captions_{folder}.csv",) for split, folder in _FOLDERS.items()}
+    template: ClassVar = "{split}/{file_name}"
+
+    def rows(self, split: str) -> Iterator[Captioned]:
+        for path in self.annotations(split):
+            for record in table_rows(path, ("file_name", *_CAPTIONS)):
+                name = text_of(record, "file_name")
+                captions = tuple(text for key in _CAPTIONS for text in self.captions(record, (key,), split))
+                media = self.medium(record, file_name=name, split=_FOLDERS.get(split, split))
+                yield Captioned(record, name, media, captions, record.meta())
+
+
+TASK = Clotho

@@ -1,0 +1,108 @@
+"""The user's own table: CSV, or TSV by its suffix, whose first line names the columns.
+
+    image,prompt,targets
+    pictures/1.jpg,What animal is this?,cat|a cat
+
+Columns may have other names (`image_key`, `prompt_key`, `target_key`, ...); those without a meaning become the sample's
+`meta`. An empty cell of a medium is a row without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from perceptune.data.records import Record, RowError
+from perceptune.data.tasks.base import MODALITIES, Converted, TableOptions, dialect_of, table_rows
+
+
+class Table(Converted):
+    """Splits are the files that were given, plain or gzipped."""
+
+    class Options(TableOptions, Converted.Options):
+        """Those of rows and of tables, and what the columns are called."""
+
+        image_key: str = "image"
+        audio_key: str = "audio"
+        video_key: str = "video"
+        prompt_key: str = "prompt"
+        target_key: str | tuple[str, ...] | None = Field(
+            None, description="None = `targets`, else `caption`; several columns = a target in each"
+        )
+        target_separator: str = Field("|", min_length=1, description="between the targets of a cell")
+        id_key: str = "id"
+
+    def settings(self) -> object:
+        return self._options.model_dump(
+            mode="json", include={"delimiter", "encoding", "prompt_key", "target_key", "target_separator", "id_key"}
+            | {f"{modality}_key" for modality in MODALITIES},
+        )  # fmt: skip
+
+    def rows(self, path: Path, split: str) -> Iterator[Record]:
+        known = self._names()
+        for row in table_rows(path, dialect=dialect_of(path, self._options, known=known), known=known):
+            yield row._replace(values=self._canonical(row, split))
+
+    def notes(self, split: str) -> list[str]:
+        return [*dialect_of(self._given[split], self._options, known=self._names()).notes]
+
+    def _names(self) -> tuple[str, ...]:
+        """What columns may be called."""
+        options, target = self._options, self._options.target_key
+        targets = ("targets", "caption") if target is None else (target,) if isinstance(target, str) else target
+        media = (getattr(options, f"{modality}_key") for modality in MODALITIES)
+        return (*media, options.prompt_key, options.id_key, *targets)
+
+    def _canonical(self, row: Record, split: str) -> dict[str, Any]:
+        names = {modality: getattr(self._options, f"{modality}_key") for modality in MODALITIES}
+        if not row.values.keys() & set(names.values()):
+            raise _lacks(row, [*names.values()], "image_key")
+        if self._options.prompt_key not in row.values and not self.may_lack_prompt:
+            error = _lacks(row, [self._options.prompt_key], "prompt_key")
+            raise RowError(f"{error}; `prompt` is one for all rows, and `metric: CIDEr` needs none", error.kind)
+        given = dict(row.values)
+        media = {modality: given.pop(name) or None for modality, name in names.items() if name in given}
+        name, prompt = given.pop(self._options.id_key, None), given.pop(self._options.prompt_key, None)
+        values = {**media, "id": name, "prompt": prompt, "targets": self._targets(row, split)}
+        for key in self._target_keys(row):
+            given.pop(key, None)
+        return {**given, **{key: value for key, value in values.items() if value is not None or key in media}}
+
+    def _target_keys(self, row: Record) -> tuple[str, ...]:
+        match self._options.target_key:
+            case None:
+                return next(((key,) for key in ("targets", "caption") if key in row.values), ("targets",))
+            case str(key):
+                return (key,)
+            case keys:
+                return tuple(keys)
+
+    def _targets(self, row: Record, split: str) -> list[str] | None:
+        keys = self._target_keys(row)
+        if split == "test" and not row.values.keys() & set(keys):
+            return None  # a test file may hold questions only
+        targets: list[str] = []
+        for key in keys:
+            if key not in row.values:
+                raise _lacks(row, [key], "target_key")
+            cell = row.values[key]
+            targets += [cell] if self._is_list(row, key) else cell.split(self._options.target_separator)
+        found = [target for target in map(str.strip, targets) if target]
+        return None if split == "test" and not found else found
+
+    def _is_list(self, row: Record, key: str) -> bool:
+        """Whether a cell holds a list that was written as text, which is read with the row."""
+        cell = row.values[key]
+        return self._options.parse_lists and row.items(key, cell) != [cell]
+
+
+TASK = Table
+
+
+def _lacks(row: Record, wanted: Sequence[str], option: str) -> RowError:
+    """The error for a table without some column: most often it has another name, which `option` may give."""
+    error = row.lacks(wanted)
+    return RowError(f"{error}; a column of another name is given by `{option}`", error.kind)

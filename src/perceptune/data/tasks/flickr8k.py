@@ -1,0 +1,34 @@
+"""Flickr8k (Hodosh et al., 2013): five captions a picture.
+
+    karpathy   dataset_flickr8k.json: the split of each picture is in it
+    token      Flickr8k.token.txt, with the lists of pictures Flickr_8k.trainImages.txt, ...dev..., ...test...
+    csv        captions.txt (`image,caption`), with the same lists
+
+Pictures are `Images/1000268201_693b08cb0e.jpg`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from perceptune.data.tasks.base import FlickrSet
+
+
+class Flickr8k(FlickrSet):
+    """Judged by CIDEr against all captions of a picture."""
+
+    template = "Images/{name}"
+    forms: ClassVar[Mapping[str, str]] = {
+        "karpathy": "dataset_flickr8k.json",
+        "token": "Flickr8k.token.txt",
+        "csv": "captions.txt",
+    }
+    lists: ClassVar[Mapping[str, str]] = {
+        "train": "Flickr_8k.trainImages.txt",
+        "validation": "Flickr_8k.devImages.txt",
+        "test": "Flickr_8k.testImages.txt",
+    }
+
+
+TASK = Flickr8k

@@ -1,0 +1,198 @@
+"""A data set of Hugging Face's `datasets`: what `save_to_disk` wrote, a parquet file, a folder, or a name of the hub.
+
+Its columns of pictures, sounds and clips are found by their kind and never decoded by that library. Rows are read one
+by one from the memory-mapped files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from perceptune.data.lazy_rows import Census, Lazy
+from perceptune.data.records import Record, json_type, short
+from perceptune.data.tasks.base import MODALITIES, GivenFiles, check_split, dialect_of
+from perceptune.errors import UserError, nearest
+from perceptune.types import Medium, Sample
+from perceptune.utils.paths import absolute, local_name
+
+_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
+_TABLES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
+
+
+class HFDataset(GivenFiles):
+    """`train`, `validation` and `test` are names of splits there; a share of one is written as `train[:10%]`."""
+
+    class Options(GivenFiles.Options):
+        """Where the data set is, its splits, and what the columns are called."""
+
+        path: Path | str = Field(description="a folder or file of this machine, or a name of the hub")
+        config: str | None = Field(None, description="of a data set that has several")
+        train: str = "train"
+        validation: str | None = None
+        test: str | None = None
+        image_key: str | None = Field(None, description="None = the column of pictures")
+        audio_key: str | None = Field(None, description="None = the column of sounds")
+        video_key: str | None = Field(None, description="None = the column of clips")
+        prompt_key: str = "prompt"
+        target_key: str | None = Field(None, description="None = `targets`, else `caption`, `text` or `label`")
+        id_key: str = "id"
+
+    data_option = "path"
+
+    @classmethod
+    def data_keys(cls, place: str, split: str | None = None) -> dict[str, str]:
+        """The split of the same name there is evaluated."""
+        keys = {"path": place}
+        return {**keys, split: split} if split in ("validation", "test") else keys
+
+    def read_from(self, split: str) -> frozenset[str]:
+        path = str(self._options.path)
+        place = absolute(path) if Path(path).exists() else path
+        return frozenset([f"{place}#{self._options.config}#{self._given[split]}"])
+
+    def samples(self, split: str) -> Sequence[Sample]:
+        """Lazy: texts are gone through and checked once; a medium is read with its row."""
+        check_split(split, self.splits)
+        columns = _Columns(self._options, _load(str(self._options.path), self._options.config, self._given[split]))
+        where = f"{self._options.path}, split `{self._given[split]}`"
+        census = Census()
+        for index, values in enumerate(columns.texts()):
+            census.add(self._sample(columns, values, index, split, where))
+        if not census:
+            raise UserError(f"{where} holds no samples")
+        if repeated := census.repeated(self._lazy(columns, len(census), split, where)):
+            earlier, later = repeated
+            raise UserError(f"{where}, row {later}: its `{self._options.id_key}` is that of row {earlier}, too")
+        self._check_metric(split, census.answer_types)
+        return self._lazy(columns, len(census), split, where)
+
+    def _lazy(self, columns: _Columns, n: int, split: str, where: str) -> Lazy[Sample]:
+        def read(indices: Iterable[int]) -> Iterator[Sample]:
+            return (self._sample(columns, columns.rows[index], index, split, where) for index in indices)
+
+        return Lazy(read, range(n))
+
+    def _sample(self, columns: _Columns, values: dict[str, Any], index: int, split: str, where: str) -> Sample:
+        options = self._options
+        known = (options.prompt_key, columns.target, options.id_key)
+        record = Record(f"{where}, row {index}", values, known)
+        name = values.get(options.id_key)
+        return Sample(
+            id=f"{split}-{index:06d}" if name is None else str(name),
+            media={key: _medium(record, column) for key, column in columns.media.items() if values.get(column)},
+            prompt=record.prompt(options.prompt_key, allow_empty=self.may_lack_prompt),
+            targets=self.targets_of(columns.named(record), [columns.target], split),
+            meta={key: value for key, value in record.meta().items() if key in columns.meta},
+        )
+
+
+TASK = HFDataset
+
+
+class _Columns:
+    """A split's rows with their media undecoded, and which column is what."""
+
+    def __init__(self, options: HFDataset.Options, data: Any) -> None:
+        import datasets
+
+        kinds = {"image": datasets.Image, "audio": datasets.Audio, "video": datasets.Video}
+        of_kind = {
+            modality: [name for name, feature in data.features.items() if isinstance(feature, kind)]
+            for modality, kind in kinds.items()
+        }
+        for names, kind in zip(of_kind.values(), kinds.values(), strict=True):
+            for name in names:
+                data = data.cast_column(name, kind(decode=False))
+        self.rows = data
+        self.media = {}
+        for modality in MODALITIES:
+            name = getattr(options, f"{modality}_key")
+            if name is None and len(of_kind[modality]) > 1:
+                raise UserError(
+                    f"{options.path}: {' and '.join(of_kind[modality])} could both be the {modality}; "
+                    f"choose by `{modality}_key`"
+                )
+            if name is not None and name not in data.features:
+                raise UserError(f"{options.path}: `{modality}_key`: no column `{name}`{nearest(name, data.features)}")
+            if name or of_kind[modality]:
+                self.media[modality] = name or of_kind[modality][0]
+        if not self.media:
+            raise UserError(
+                f"{options.path}: no column of pictures, sounds or clips among {', '.join(data.features)}; "
+                "name one of file names by `image_key`, `audio_key` or `video_key`"
+            )
+        known = ("targets", "caption", "text", "label")
+        self.target = options.target_key or next((key for key in known if key in data.features), "targets")
+        self._undecoded = {name for names in of_kind.values() for name in names}
+        self.meta = {key for key in data.features if key not in self._undecoded and _is_plain(data.features[key])}
+
+    def texts(self) -> Iterable[dict[str, Any]]:
+        """Every row without its media."""
+        return self.rows.remove_columns(sorted(self._undecoded)) if len(self.rows) else []
+
+    def named(self, record: Record) -> Record:
+        """A row whose target is a class's name and not its number."""
+        feature, value = self.rows.features.get(self.target), record.values.get(self.target)
+        if not isinstance(value, int) or not hasattr(feature, "int2str"):
+            return record
+        return record._replace(values={**record.values, self.target: feature.int2str(value)})
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether JSON can hold the values of a column."""
+    inner = getattr(feature, "feature", feature)  # of a list
+    return getattr(inner, "dtype", "") in ("string", "large_string", "bool") or "int" in getattr(inner, "dtype", "")
+
+
+def _medium(record: Record, column: str) -> Medium:
+    value = record.values[column]
+    if isinstance(value, str):
+        value = {"path": value}
+    if not isinstance(value, dict):
+        raise record.error(f"`{column}` is {json_type(value)}, neither a medium nor the name of a file")
+    if value.get("bytes"):
+        return bytes(value["bytes"])
+    name = local_name(value.get("path") or "")
+    if not name or "://" in name:
+        raise record.error(f"`{column}` has no bytes and no file of this machine: {short(str(name))}")
+    return Path(name)
+
+
+def _load(path: str, config: str | None, split: str) -> Any:
+    """A split as that library has it."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("task `hf-dataset` needs `datasets`: run `pip install 'perceptune[data]'`") from error
+    place = Path(path)
+    try:
+        if any((place / name).is_file() for name in _SAVED):
+            return _of_saved(datasets.load_from_disk(path), path, split)
+        if place.is_file():
+            kind = _TABLES.get(place.suffix)
+            if kind is None:
+                raise UserError(f"{path}: not one of the files {', '.join(_TABLES)}")
+            return datasets.load_dataset(kind, data_files={"train": path}, split=split, **_table_settings(place))
+        return datasets.load_dataset(path, config, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"cannot read the data set {path}, split `{split}`: {error}") from error
+
+
+def _table_settings(place: Path) -> dict[str, Any]:
+    """How a table is written, in pandas' words."""
+    if place.suffix not in (".csv", ".tsv"):
+        return {}
+    dialect = dialect_of(place, known=("prompt", "targets", "caption", "text", "label", "id", *MODALITIES))
+    return {"sep": dialect.delimiter, "encoding": dialect.encoding, "skiprows": int(dialect.has_separator_line)}
+
+
+def _of_saved(saved: Any, path: str, split: str) -> Any:
+    if not isinstance(saved, dict):
+        return saved  # a single split has no name
+    if split not in saved:
+        raise UserError(f"{path}: no split `{split}`{nearest(split, saved)}")
+    return saved[split]

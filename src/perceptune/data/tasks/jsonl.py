@@ -1,0 +1,87 @@
+"""The user's own data: a text file with one JSON object a line.
+
+    {"image": "pictures/1.jpg", "prompt": "What animal is this?", "targets": ["a cat", "cat"]}
+
+`image`, `audio` and `video` are files, relative to the folder of the text file; `null` where a row has none.
+`targets` is one string or several, of which each counts as right; `caption` or `captions` stand for it, and `text` if
+captions are judged (`metric: CIDEr`). Optional are `id` and any other keys, which
+become the sample's `meta`; `answer_type` among them gives an accuracy of its own to each of its values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from perceptune.data.lazy_rows import Row, read_lines
+from perceptune.data.records import Record, RowError, parse, wide_encoding
+from perceptune.data.tasks.base import GZIPPED, KEYS, Examined, LazyRows, check_split, missing, plain
+from perceptune.errors import UserError
+from perceptune.types import Sample
+
+
+class JSONLines(LazyRows):
+    """Splits are the files that were given, plain or gzipped."""
+
+    def _file(self, split: str) -> Path:
+        return plain(self._given[split])
+
+    def _record(self, row: Row, split: str) -> Record | None:
+        return record_of(row, self._given[split])
+
+    def examine(self, split: str) -> Examined:
+        """Every line with its own mistake. Raises `UserError` for a file that is not there."""
+        check_split(split, self.splits)
+        path = self._given[split]
+        if problem := missing(path):
+            raise UserError(f"cannot read {path}: {problem}")
+        return Examined(self._examined(split), f"{path}, line", partial(self.form, split))
+
+    def form(self, split: str) -> list[str]:
+        """What a reader might stumble over in the file, and this one does not."""
+        with self._given[split].open("rb") as file:
+            start = file.read(4)
+        with plain(self._given[split]).open("rb") as file:
+            text, _ = next(read_lines(file), (b"", 0))
+        found = {"gzipped": start.startswith(GZIPPED), "UTF-16": wide_encoding(start) is not None,
+                 "a byte order mark": text.startswith(b"\xef\xbb\xbf"),
+                 "lines end in CRLF": text.endswith(b"\r\n")}  # fmt: skip
+        return [*(name for name, there in found.items() if there), *super().form(split)]
+
+    def _examined(self, split: str) -> Iterator[tuple[int, Sample | UserError]]:
+        path, line, answer_types, mistaken = self._given[split], 0, set(), False
+        folder = self._folder(split)
+        try:
+            with plain(path).open("rb") as file:
+                for line, (text, _) in enumerate(read_lines(file), 1):
+                    try:
+                        sample = self._sample(Row(0, line, text), split, folder)
+                    except UserError as error:
+                        mistaken = True
+                        yield line, error
+                        continue
+                    if sample is not None:
+                        answer_types.add(sample.meta.get("answer_type", ""))
+                        yield line, sample
+        except UserError as error:
+            yield line, error
+            return
+        if not answer_types:
+            if not mistaken:
+                yield line, RowError(f"{path} holds no samples", "no-samples")
+            return
+        try:
+            self._check_metric(split, answer_types)
+        except UserError as error:
+            yield line, error
+
+
+TASK = JSONLines
+
+
+def record_of(row: Row, path: Path) -> Record | None:
+    """The object of a line; blank lines are passed over."""
+    where = f"{path}, line {row.line}"
+    values = parse(row.text, where, "one object a line", "utf-8-sig" if row.line == 1 else "utf-8")
+    return None if values is None else Record(where, values, KEYS)

@@ -1,0 +1,35 @@
+"""Conversations in LLaVA's form: a JSON list, or one object a line.
+
+    {"id": "7", "image": "a/7.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
+                                                      {"from": "gpt", "value": "A cat."}]}
+
+`image`, `video` or `audio` is a file relative to `media`; a row without one is text alone. Every answer becomes a
+sample: its prompt is the question after all earlier turns, a line each (`turns: first`, `last`; `history: false`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perceptune.data.records import Record
+from perceptune.data.tasks.base import MODALITIES, Conversations, Talk, Turn, turns_of
+
+_SIDES = {"human": False, "user": False, "system": False, "gpt": True, "assistant": True, "model": True}
+
+
+class Llava(Conversations):
+    """Splits are the files that were given."""
+
+    def talk(self, record: Record) -> Talk:
+        turns = []
+        for answers, value in turns_of(record, "conversations", "from", "value", _SIDES):
+            turns.append(Turn(bool(answers), record.check_text("conversations", value)))
+        media: dict[str, Any] = {}
+        for key in MODALITIES:
+            if record.values.get(key) is not None:
+                media[key] = record.text(key)
+        known = ("id", "conversations", *MODALITIES)
+        return Talk(media, turns, {key: value for key, value in record.values.items() if key not in known})
+
+
+TASK = Llava

@@ -1,0 +1,154 @@
+"""Several tasks in one training: each part is drawn by its weight, and judged by its own metric.
+
+    task:
+      name: mixture
+      parts:
+        questions: {name: vqa-v2, dir: vqa, weight: 2, prompt: "Question: {prompt} Answer:"}
+        captions: {name: coco-captions, dir: coco, prompt: "A picture of"}
+    text: {template: "{prompt}"}
+
+A split of the mixture is that split of every part that has it. Samples are called `questions/458752000`, metrics
+`questions_accuracy`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate, groupby
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from perceptune.config.recipe import validate
+from perceptune.config.registry import leaf
+from perceptune.data.lazy_rows import Lazy, select
+from perceptune.data.metrics.base import Corpus, Scored
+from perceptune.data.tasks.base import Task, check_split
+from perceptune.errors import UserError, naming
+from perceptune.types import Sample
+
+TRAIN = "train"
+
+
+class Part(BaseModel):
+    """A task of the mixture, with that task's own keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    prompt: str = "{prompt}"
+
+
+class Mixture(Task):
+    """Trains on all parts that have a split `train`."""
+
+    class Options(Task.Options):
+        """The parts by their names in this mixture."""
+
+        parts: dict[str, Part] = Field(
+            min_length=1,
+            description="label -> keys of a task, its `weight` in training and form of its `prompt` (`{prompt}`)",
+        )
+        metric: str | None = Field(
+            None, description="`LABEL_metric` that chooses the best method; None = the first part's"
+        )
+        check_files: bool = Field(True, description="for the parts that know it and do not say otherwise")
+
+        @field_validator("parts")
+        @classmethod
+        def _labels(cls, parts: dict[str, Part]) -> dict[str, Part]:
+            for label, part in parts.items():
+                if not label.replace("-", "").replace("_", "").isalnum():
+                    raise ValueError(f"`{label}`: a label has letters, digits, `_` and `-` only")
+                if part.name == "mixture":
+                    raise ValueError(f"`{label}`: a mixture has no mixtures as parts: name their parts")
+                if part.prompt.count("{prompt}") > 1 or "{" in part.prompt.replace("{prompt}", ""):
+                    raise ValueError(f"`{label}.prompt` holds {{prompt}} once or not at all, and no other braces")
+            return parts
+
+    def __init__(self, options: Options) -> None:
+        self._options = options.parts
+        self._tasks = {label: _task(label, part, options.check_files) for label, part in options.parts.items()}
+        names = dict.fromkeys(split for task in self._tasks.values() for split in task.splits)
+        first = [split for split in (TRAIN, "validation") if split in names]
+        self.splits = (*first, *(split for split in names if split not in first))
+        self.lowercase, self.first_line, self.keeps_period = (
+            all(getattr(task, rule) for task in self._tasks.values())
+            for rule in ("lowercase", "first_line", "keeps_period")
+        )
+        label, task = next(iter(self._tasks.items()))
+        self.metric = options.metric or f"{label}_{task.metric}"
+        self.weights = {label: part.weight for label, part in options.parts.items()}
+        if TRAIN not in self.splits:
+            raise UserError("task `mixture`: no part has a split `train`")
+
+    def samples(self, split: str) -> Sequence[Sample]:
+        """Part after part, as lazy as the parts are."""
+        check_split(split, self.splits)
+        rows = {}
+        for label, task in self._tasks.items():
+            if split in task.splits:
+                with naming(f"part `{label}`"):
+                    rows[label] = task.samples(split)
+        return _joined(rows, {label: self._options[label].prompt for label in rows})
+
+    def read_from(self, split: str) -> frozenset[str]:
+        """What each part that has the split reads."""
+        parts = [task.read_from(split) for task in self._tasks.values() if split in task.splits]
+        return frozenset().union(*parts)
+
+    def part_of(self, sample: Sample) -> str:
+        return sample.id.partition("/")[0]
+
+    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
+        """What each part's own metric says of its samples, as `LABEL_key`."""
+        chosen: dict[str, list[int]] = {}
+        for index, sample in enumerate(samples):
+            chosen.setdefault(self.part_of(sample), []).append(index)
+        whole = Scored({}, [{} for _ in samples], {"metric": "mixture", "parts": {}}, {})
+        corpus: dict[str, Corpus] = {}
+        for label, task in self._tasks.items():
+            if label not in chosen:
+                continue
+            indices = chosen[label]
+            part = task.score([predictions[index] for index in indices], [samples[index] for index in indices])
+            whole.summary.update({f"{label}_{key}": value for key, value in part.summary.items()})
+            whole.definition["parts"][label] = part.definition
+            for index, row in zip(indices, part.per_sample, strict=True):
+                whole.per_sample[index].update({f"{label}_{key}": value for key, value in row.items()})
+            for key, found in part.corpus.items():
+                # Samples of other parts add nothing to its sums.
+                statistics = np.zeros((len(samples), found.statistics.shape[1]))
+                statistics[indices] = found.statistics
+                corpus[f"{label}_{key}"] = Corpus(statistics, found.value)
+        return replace(whole, corpus=corpus)
+
+
+TASK = Mixture
+
+
+def _task(label: str, part: Part, check_files: bool) -> Task:
+    module = leaf("tasks", part.name).module
+    given = dict(part.model_extra or {})
+    if not check_files and "check_files" in module.TASK.Options.model_fields:
+        given.setdefault("check_files", False)
+    task: Task = module.TASK(validate(module.TASK.Options, given, f"task `mixture`, part `{label}` (`{part.name}`)"))
+    return task
+
+
+def _joined(parts: dict[str, Sequence[Sample]], prompts: dict[str, str]) -> Sequence[Sample]:
+    """The rows of all parts, one part after the other."""
+    labels, rows = list(parts), list(parts.values())
+    ends = list(accumulate(map(len, rows)))
+
+    def read(indices: Iterable[int]) -> Iterator[Sample]:
+        for number, several in groupby(indices, lambda index: bisect_right(ends, index)):
+            start = ends[number] - len(rows[number])
+            for sample in select(rows[number], [index - start for index in several]):
+                prompt = prompts[labels[number]].replace("{prompt}", sample.prompt)
+                yield replace(sample, id=f"{labels[number]}/{sample.id}", prompt=prompt)
+
+    return Lazy(read, range(ends[-1]))

@@ -1,0 +1,50 @@
+"""NoCaps (Agrawal et al., 2019): captions of things that COCO's captions do not name; for evaluation only.
+
+`nocaps_val_4500_captions.json` in COCO's form, with ten captions a picture and its domain; pictures are
+`val/0013ea2087020901.jpg`. The test captions are hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from perceptune.data.metrics.base import Scored
+from perceptune.data.tasks.base import Captioned, CaptionSet, Files, coco_rows, text_of
+from perceptune.types import Sample
+
+
+class NoCaps(CaptionSet):
+    """Judged by CIDEr, together and for each domain by itself."""
+
+    files: ClassVar[Files] = {"validation": ("nocaps_val_4500_captions.json",)}
+    template = "val/{file_name}"
+
+    def rows(self, split: str) -> Iterator[Captioned]:
+        for path in self.annotations(split):
+            for picture, captions in coco_rows(path):
+                domain = picture.values.get("domain")
+                yield Captioned(
+                    picture,
+                    text_of(picture, "id"),
+                    self.medium(picture, file_name=text_of(picture, "file_name")),
+                    tuple(text for row in captions for text in self.captions(row, ["caption"], split)),
+                    {} if domain is None else {"domain": picture.check_text("domain", domain)},
+                )
+
+    def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
+        """Adds `CIDEr_in_domain` and so on; each domain's inverse document frequencies are its own, as published."""
+        whole = super().score(predictions, samples)
+        for domain in dict.fromkeys(str(sample.meta.get("domain", "")) for sample in samples):
+            chosen = [index for index, sample in enumerate(samples) if sample.meta.get("domain") == domain]
+            if not chosen:
+                continue
+            part = super().score([predictions[index] for index in chosen], [samples[index] for index in chosen])
+            key = f"{self.metric}_{domain.replace('-', '_')}"
+            whole.summary[key] = part.summary[self.metric]
+            for index, row in zip(chosen, part.per_sample, strict=True):
+                whole.per_sample[index][key] = row[self.metric]
+        return whole
+
+
+TASK = NoCaps

@@ -1,0 +1,35 @@
+"""TextCaps (Sidorov et al., 2020): captions that read the text in a picture, five of each.
+
+`TextCaps_0.1_train.json`, `TextCaps_0.1_val.json`, one row a caption; pictures are `train_images/0a0bc91825468c45.jpg`,
+those of validation, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from perceptune.data.tasks.base import Captioned, CaptionSet, Files, json_rows, read_json, text_of
+
+
+class TextCaps(CaptionSet):
+    """Judged by CIDEr against all captions of a picture."""
+
+    files: ClassVar[Files] = {"train": ("TextCaps_0.1_train.json",), "validation": ("TextCaps_0.1_val.json",)}
+    template = "{folder}/{image_id}.jpg"
+    one_row_a_medium = False
+
+    def rows(self, split: str) -> Iterator[Captioned]:
+        seen: dict[str, str] = {}
+        for path in self.annotations(split):
+            for row in json_rows(read_json(path), path, at="data"):
+                folder, name = "test_images" if split == "test" else "train_images", text_of(row, "image_id")
+                if row.values.get("caption_id") is not None:
+                    number = text_of(row, "caption_id")
+                    if seen.setdefault(number, row.where) != row.where:
+                        raise row.error(f"the caption_id `{number}` is that of {seen[number]}, too")
+                media = self.medium(row, folder=folder, image_id=name)
+                yield Captioned(row, name, media, self.captions(row, ["caption_str", "reference_strs"], split), {})
+
+
+TASK = TextCaps

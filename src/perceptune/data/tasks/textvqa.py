@@ -1,0 +1,37 @@
+"""TextVQA (Singh et al., 2019): questions on text in pictures, ten annotators' answers each.
+
+`TextVQA_0.5.1_train.json`, `TextVQA_0.5.1_val.json`; pictures are `train_images/0a0bc91825468c45.jpg`, those of
+validation, too. The test questions are `annotations: {test: TextVQA_0.5.1_test.json}`, in `test_images`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from perceptune.data.tasks.base import Asked, Files, QuestionSet, answers_of, json_rows, question_of, read_json, text_of
+
+
+class TextVQA(QuestionSet):
+    """Judged by VQA accuracy, in the dialect of EvalAI's evaluation."""
+
+    files: ClassVar[Files] = {"train": ("TextVQA_0.5.1_train.json",), "validation": ("TextVQA_0.5.1_val.json",)}
+    template = "{folder}/{image_id}.jpg"
+    dialect = "evalai"
+
+    def rows(self, split: str) -> Iterator[Asked]:
+        for path in self.annotations(split):
+            for row in json_rows(read_json(path), path, at="data"):
+                folder = "test_images" if split == "test" else "train_images"
+                yield Asked(
+                    row,
+                    text_of(row, "question_id"),
+                    self.medium(row, folder=folder, image_id=text_of(row, "image_id")),
+                    question_of(row),
+                    answers_of(row),
+                    None,
+                    {},
+                )
+
+
+TASK = TextVQA

@@ -1,0 +1,113 @@
+"""WebDataset shards: where each member of a tar archive lies, found in one pass and kept in the cache.
+
+Members of one sample lie side by side and share their name up to the first dot (Aizman et al., 2019).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from perceptune.data import storage
+from perceptune.data.media.suffixes import is_hidden
+from perceptune.errors import UserError
+from perceptune.utils.run_log import progress
+
+_FORMAT = 2  # raise it when the lines of an index change
+_THREADS = 16  # they wait for the network most of the time
+_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # sample, dot, what it is of the sample
+
+
+class Shard(NamedTuple):
+    """An archive and its index: a text file with one JSON object a sample.
+
+    `{"name": "000123", "parts": {"jpg": [offset, size]}, "texts": {"json": "..."}}`
+    """
+
+    address: str
+    version: str
+    lines: Path
+
+
+def index(addresses: Sequence[str], texts: Sequence[str]) -> list[Shard]:
+    """The shards with their indices; parts called like one of `texts` are held by the index as text.
+
+    The bytes of a shard are read once, then again only after it was changed. Raises `UserError` for an archive that is
+    cut off, damaged or compressed, and for one whose samples are not told apart by their names.
+    """
+    with progress(len(addresses), "index shards") as bar, ThreadPoolExecutor(_THREADS) as pool:
+        shards = []
+        for shard in pool.map(partial(_indexed, texts=texts), addresses):
+            shards.append(shard)
+            bar.advance()
+    return shards
+
+
+def _indexed(address: str, texts: Sequence[str]) -> Shard:
+    size, version = storage.version(address)
+    key = json.dumps([_FORMAT, address, sorted(texts)])
+    return Shard(address, version, storage.derived(key, version, lambda: _lines(address, size, texts)))
+
+
+def _lines(address: str, size: int, texts: Sequence[str]) -> Iterator[bytes]:
+    """The lines of a shard's index."""
+    seen = set()
+    with storage.opened(address) as file:
+        for name, group in groupby(_members(file, address, size), key=lambda found: found[0]):
+            where = f"{address}, sample `{name}`"
+            if name in seen:
+                raise UserError(f"{where}: its members do not lie side by side; write the archive with --sort=name")
+            seen.add(name)
+            parts: dict[str, list[int]] = {}
+            contents: dict[str, str] = {}
+            for _, part, info in group:
+                if part in parts:
+                    raise UserError(f"{where}: two members are called `{name}.{part}`")
+                parts[part] = [info.offset_data, info.size]
+                if part in texts:
+                    contents[part] = _text(file, info, f"{where}, `{part}`")
+            line: dict[str, Any] = {"name": name, "parts": parts, "texts": contents}
+            yield json.dumps(line, separators=(",", ":")).encode() + b"\n"
+
+
+def _members(file: BinaryIO, address: str, size: int) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Sample, part and place of each file in an archive, in its order."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            while (info := archive.next()) is not None:
+                cast(Any, archive).members.clear()  # it would keep all of them
+                match = _NAME.fullmatch(info.name.removeprefix("./"))
+                if match and info.isreg() and not any(map(is_hidden, PurePosixPath(info.name).parts)):
+                    if info.issparse():
+                        raise UserError(f"{address}#{info.name} is a sparse file: write the archive without --sparse")
+                    yield match[1], match[2].lower(), info
+            end = archive.offset
+    except tarfile.TarError as error:
+        raise UserError(f"{address}: {_damage(file, size, error)}") from error
+    # `tarfile` takes a damaged or missing header for the end.
+    file.seek(end)
+    if (block := file.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
+        what = "damaged" if len(block) == tarfile.BLOCKSIZE else "cut off"
+        raise UserError(f"{address} is {what}: no member and no end of the archive at byte {end:,} of {size:,}")
+
+
+def _damage(file: BinaryIO, size: int, error: tarfile.TarError) -> str:
+    file.seek(0)
+    if file.read(2) == b"\x1f\x8b":
+        return "is compressed, so nothing in it can be found without reading it all: store it as a plain tar"
+    return f"is no whole tar archive of {size:,} bytes ({error})"
+
+
+def _text(file: BinaryIO, info: tarfile.TarInfo, where: str) -> str:
+    file.seek(info.offset_data)
+    try:
+        return file.read(info.size).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error

@@ -1,0 +1,224 @@
+"""Encoder features, computed once for each medium.
+
+Features are computed in groups that depend on the list of media alone, not on what was computed before: a build that
+was killed and begun again gives the bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.config.schema import CacheConfig
+from perceptune.data.media.source import MediaError, identity
+from perceptune.encoders.base import Encoder
+from perceptune.encoders.cache.media_loader import Loaded, Loader, Seen, ahead
+from perceptune.types import Medium
+from perceptune.utils.devices import move
+from perceptune.utils.downloads import cache_dir
+from perceptune.utils.row_store.cache import DiskCache, Memory
+from perceptune.utils.row_store.store import DTYPES, digest_of, folder_for
+from perceptune.utils.run_log import progress
+
+OnBroken = Callable[[Medium, MediaError], None]
+
+GROUP = 16  # media encoded together: their number is part of the features' bits
+VERSION = 2  # raise it when the features of the same encoder and media come out different
+_HASHES = {"kind": "hashes of media", "dtype": "uint8", "shape": [16]}
+_HASHES_MB = 64  # of those that are kept in memory because the cache cannot be written
+
+
+class FeatureStore:
+    """Encoder features of media, kept on disk or in memory as the recipe's `cache` says.
+
+    On disk the key of a row is the hash of the medium's content. A file's hash is remembered by its path, size and
+    times, so a later run reads only files that have changed.
+    """
+
+    def __init__(
+        self, encoder: Encoder, levels: Sequence[int], tokens: str, cache: CacheConfig | None = None, *,
+        megabytes: int = 2048, views: int = 0,
+    ) -> None:  # fmt: skip
+        self.encoder, self.levels, self.tokens = encoder, list(levels), tokens
+        self.cache, self.views = cache or CacheConfig(), views
+        self.kept_levels = self.levels
+        if tokens == "cls" and self.cache.levels is not None and self.cache.features != "off":  # for other methods, too
+            last = range(max(0, encoder.n_layers - self.cache.levels), encoder.n_layers)
+            self.kept_levels = sorted({*self.levels, *last})
+        self._megabytes, self._settings = megabytes, json.dumps(encoder.augmentation()).encode()
+        self.loader = Loader(encoder, self._key_of, self._missing)
+        self._lock = threading.RLock()  # `known` reads in another thread than `ensure` and `get` write in
+
+    def ensure(
+        self, media: Sequence[Medium], draws: Sequence[int] | None = None, *, label: str = "features",
+        rank: int = 0, world: int = 1, on_broken: OnBroken | None = None,
+    ) -> int:  # fmt: skip
+        """Computes and keeps the features that are missing; returns their number.
+
+        `draws` choose one of the augmented views of each medium, if there are any. Of `world` processes that give the
+        same list, this one does every `world`-th group, unless what it keeps in its memory could not be seen by the
+        others. A broken medium is told to `on_broken`; without it `MediaError` is raised.
+        """
+        items = list(dict.fromkeys(self._seen(media, draws)))
+        rank, world = (rank, world) if self._kept.is_shared else (0, 1)
+        todo = self._lacking(items, rank, world) if not self._full else []
+        count, start = 0, time.monotonic()
+        if todo:
+            with progress(sum(map(len, todo)), label) as bar:
+                for loaded, rows in self._build(todo, on_broken):
+                    count += len(rows)
+                    bar.advance(len(loaded), f"{count / (time.monotonic() - start):.0f}/s")
+                    if self._full:
+                        break  # what does not fit is computed when it is used
+        return count
+
+    def get(self, media: Sequence[Medium], draws: Sequence[int] | None = None) -> Tensor:
+        """(N, n_levels, T, dim) float32 for N media. Raises `MediaError` for one that cannot be read."""
+        items = self._seen(media, draws)
+        distinct = list(dict.fromkeys(items))
+        rows = self._read(distinct)
+        fresh: dict[Seen, Tensor] = {}
+        keys: dict[Seen, bytes] = {}
+        while len(rows) < len(distinct):  # more than once only where a row turns out to be damaged
+            for loaded, computed in self._build(self._lacking(distinct), None):
+                keys |= {one.item: one.key for one in loaded}
+                fresh |= {one.item: computed[one.key] for one in loaded if one.key in computed}
+            rows = self._read(distinct, keys) | fresh
+        return self._chosen([rows[item] for item in items])
+
+    def known(self, media: Sequence[Medium], draws: Sequence[int] | None = None) -> Tensor | None:
+        """What `get` gives, without computing anything: None unless all of it is kept. Safe in a thread."""
+        items = self._seen(media, draws)
+        with self._lock:
+            rows = self._read(items)
+            if len(rows) < len(set(items)):
+                self._kept.refresh()  # another process may have computed them
+                rows = self._read(items)
+        return self._chosen([rows[item] for item in items]) if len(rows) == len(set(items)) else None
+
+    def _chosen(self, rows: Sequence[Tensor]) -> Tensor:
+        """The levels that are asked for, of all that are kept."""
+        every = torch.stack(list(rows))
+        if self.kept_levels != self.levels:
+            every = every[:, [self.kept_levels.index(level) for level in self.levels]]
+        return every.float()
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Everything that a row depends on beside its medium and view."""
+        count = self.encoder.n_tokens if self.tokens == "all" else 1
+        return {
+            "kind": "features", "version": VERSION, "encoder": self.encoder.fingerprint(), "levels": self.kept_levels,
+            "preprocessing": self.encoder.preprocessing(), "tokens": self.tokens, "dtype": self.cache.dtype,
+            "shape": [len(self.kept_levels), count, self.encoder.dim],
+        }  # fmt: skip
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where rows that are kept on disk lie."""
+        return folder_for(cache_folder(self.cache.dir), self.description)
+
+    @cached_property
+    def _kept(self) -> DiskCache | Memory[bytes]:
+        if self.cache.features == "disk":
+            return DiskCache(self.folder, self.description, self._megabytes)
+        return Memory(self._megabytes if self.cache.features == "memory" else 0)
+
+    @property
+    def _full(self) -> bool:
+        return self._kept.full
+
+    @cached_property
+    def _hashes(self) -> DiskCache | None:
+        """Hashes of contents by identity. In memory they are not needed: there, the identity itself is the key."""
+        if self.cache.features != "disk":
+            return None
+        return DiskCache(cache_folder(self.cache.dir) / "hashes", _HASHES, _HASHES_MB)
+
+    def _seen(self, media: Sequence[Medium], draws: Sequence[int] | None) -> list[Seen]:
+        if draws is None or not self.views:
+            return [Seen(medium) for medium in media]
+        return [Seen(medium, 1 + draw % self.views) for medium, draw in zip(media, draws, strict=True)]
+
+    def _keys(self, items: Sequence[Seen]) -> dict[Seen, bytes]:
+        """Keys of the rows of media whose content is known."""
+        hashes = [digest_of(identity(item.medium).encode()) for item in items]
+        if self._hashes is None:
+            return {item: self._key(one, item.view) for item, one in zip(items, hashes, strict=True)}
+        if self._hashes.missing(hashes):
+            self._hashes.refresh()
+        known = zip(items, self._hashes.read(hashes), strict=True)
+        return {item: self._key(row.numpy().tobytes(), item.view) for item, row in known if row is not None}
+
+    def _key_of(self, one: Loaded) -> bytes:
+        return self._key(one.digest if self._hashes is not None else digest_of(one.identity.encode()), one.item.view)
+
+    def _key(self, digest: bytes, view: int) -> bytes:
+        return digest_of(digest, self._settings, view.to_bytes(4, "little")) if view else digest
+
+    def _missing(self, keys: Sequence[bytes]) -> list[bytes]:
+        return self._kept.missing(keys)
+
+    def _read(self, items: Sequence[Seen], keys: Mapping[Seen, bytes] | None = None) -> dict[Seen, Tensor]:
+        """Rows that are there."""
+        with self._lock:
+            keys = {**self._keys(items), **(keys or {})}
+            rows = zip(keys, self._kept.read(list(keys.values())), strict=True)
+            return {item: row for item, row in rows if row is not None}
+
+    def _lacking(self, items: Sequence[Seen], rank: int = 0, world: int = 1) -> list[Sequence[Seen]]:
+        """The groups of which something is missing, or not known to be there."""
+        with self._lock:
+            self._kept.refresh()
+            keys = self._keys(items)
+            absent = set(self._kept.missing(list(keys.values())))
+        groups = [items[start : start + GROUP] for start in range(rank * GROUP, len(items), world * GROUP)]
+        return [group for group in groups if any(item not in keys or keys[item] in absent for item in group)]
+
+    def _build(
+        self, groups: Sequence[Sequence[Seen]], on_broken: OnBroken | None
+    ) -> Iterator[tuple[list[Loaded], dict[bytes, Tensor]]]:
+        """Each group, and the rows by key that were missing and are kept now, as far as there is room."""
+        for loaded in ahead(groups, self.loader.load):
+            rows = self._encode([one for one in loaded if one.pixels is not None])
+            with self._lock:
+                absent = self._kept.missing(list(rows))
+                self._kept.append(absent, [rows[key] for key in absent])
+                self._remember(loaded)
+            for one in loaded:
+                if one.error is not None and on_broken is None:
+                    raise one.error
+                if one.error is not None and on_broken is not None:
+                    on_broken(one.item.medium, one.error)
+            yield loaded, {key: rows[key] for key in absent}
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _encode(self, loaded: Sequence[Loaded]) -> dict[bytes, Tensor]:
+        if not loaded:
+            return {}
+        device = next(self.encoder.parameters()).device
+        pixels = move(torch.stack([one.pixels for one in loaded if one.pixels is not None]), device)
+        rows = self.encoder(pixels, self.kept_levels, self.tokens).to(DTYPES[self.cache.dtype]).cpu()
+        return {one.key: row for one, row in zip(loaded, rows, strict=True)}
+
+    def _remember(self, loaded: Sequence[Loaded]) -> None:
+        """Notes the hashes of media that did not change while they were read."""
+        if self._hashes is not None:
+            steady = [one for one in loaded if one.digest and identity(one.item.medium) == one.identity]
+            digests = {digest_of(one.identity.encode()): one.digest for one in steady}
+            new = self._hashes.missing(list(digests))
+            self._hashes.append(new, [torch.tensor(list(digests[key]), dtype=torch.uint8) for key in new])
+
+
+def cache_folder(given: Path | None) -> Path:
+    """The folder of all feature caches: the one given, else `features` in perceptune's cache folder."""
+    return cache_dir() / "features" if given is None else given.expanduser().absolute()

@@ -1,0 +1,110 @@
+"""Media read and decoded in threads while an encoder computes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from torch import Tensor
+
+from perceptune.data.media.source import MediaError, content, identity, label
+from perceptune.encoders.base import Encoder
+from perceptune.types import Medium
+from perceptune.utils.row_store.store import digest_of
+
+AHEAD = 2  # groups that are decoded while one is encoded
+Group = TypeVar("Group")
+Result = TypeVar("Result")
+
+
+class Seen(NamedTuple):
+    """A medium as an encoder is to see it."""
+
+    medium: Medium
+    view: int = 0  # 0: plain; else the number of an augmented view
+
+
+@dataclass
+class Loaded:
+    """One medium of a group on its way to the encoder."""
+
+    item: Seen
+    identity: str = ""
+    digest: bytes = b""  # hash of its content
+    key: bytes = b""  # of its row
+    data: bytes = b""
+    pixels: Tensor | None = None  # None: broken, or not needed
+    error: MediaError | None = None
+
+
+class Loader:
+    """Reads and decodes media for an encoder.
+
+    `key_of` gives the key of a row; `missing` those keys that have none yet, and is called from threads.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        key_of: Callable[[Loaded], bytes],
+        missing: Callable[[Sequence[bytes]], list[bytes]],
+    ) -> None:
+        self.encoder, self.key_of, self.missing = encoder, key_of, missing
+        self.decoded: Mapping[Medium, Tensor] = {}  # plain media that somebody has decoded already, by `encoder.load`
+
+    def load(self, group: Sequence[Seen]) -> list[Loaded]:
+        """A group, decoded as a whole if any sound one of it has no row: the bits of one depend on the others."""
+        loaded = [self._read(item) for item in group]
+        absent = set(self.missing([one.key for one in loaded if one.error is None]))
+        for one in loaded:
+            if one.key in absent:
+                self._decode(one)
+        if any(one.pixels is not None for one in loaded):
+            for one in loaded:
+                if one.key not in absent:
+                    self._decode(one)
+        for one in loaded:
+            one.data = b""
+        return loaded
+
+    def _read(self, item: Seen) -> Loaded:
+        one = Loaded(item, identity(item.medium))
+        try:
+            one.data = content(item.medium)
+        except MediaError as error:
+            one.error = error
+            return one
+        one.digest = digest_of(one.data)
+        one.key = self.key_of(one)
+        return one
+
+    def _decode(self, one: Loaded) -> None:
+        if one.error is not None:
+            return
+        if not one.item.view and one.item.medium in self.decoded:
+            one.pixels = self.decoded[one.item.medium]
+            return
+        seed = one.digest + one.item.view.to_bytes(4, "little") if one.item.view else None
+        try:
+            # From the bytes that were hashed: the file may have changed since.
+            one.pixels = self.encoder.load(one.data, label(one.item.medium, self.encoder.modality), seed)
+        except MediaError as error:
+            one.error = error
+
+
+def ahead(groups: Sequence[Group], load: Callable[[Group], Result]) -> Iterator[Result]:
+    """`load` of each group, in order, done in threads while the caller works on the one before."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for group in groups:
+                waiting.append(pool.submit(load, group))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

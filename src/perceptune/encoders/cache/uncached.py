@@ -1,0 +1,45 @@
+"""Features of an encoder that is being trained: computed at every use, with gradients, and never kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.encoders.base import Encoder
+from perceptune.encoders.cache.feature_cache import GROUP, FeatureStore
+from perceptune.encoders.cache.media_loader import Loader, ahead
+from perceptune.types import Medium
+from perceptune.utils.devices import move
+
+
+class LiveFeatures(FeatureStore):
+    """Stands in for a `FeatureStore` whose rows would be wrong after the next step."""
+
+    def __init__(self, encoder: Encoder, levels: Sequence[int], tokens: str, *, views: int = 0) -> None:
+        super().__init__(encoder, levels, tokens, views=views)
+        self.loader = Loader(encoder, lambda one: one.identity.encode(), list)
+
+    def ensure(self, media: Sequence[Medium], draws: Sequence[int] | None = None, **_: Any) -> int:
+        """Nothing can be computed beforehand: broken media are met when they are used."""
+        return 0
+
+    def known(self, media: Sequence[Medium], draws: Sequence[int] | None = None) -> Tensor | None:
+        """Nothing is."""
+        return None
+
+    def get(self, media: Sequence[Medium], draws: Sequence[int] | None = None) -> Tensor:
+        """(N, n_levels, T, dim) float32, through which gradients reach the encoder."""
+        items = self._seen(media, draws)
+        distinct = list(dict.fromkeys(items))
+        device = next(self.encoder.parameters()).device
+        parts = []
+        for loaded in ahead([distinct[i : i + GROUP] for i in range(0, len(distinct), GROUP)], self.loader.load):
+            for one in loaded:
+                if one.error is not None:
+                    raise one.error
+            pixels = torch.stack([one.pixels for one in loaded if one.pixels is not None])
+            parts.append(self.encoder(move(pixels, device), self.levels, self.tokens))
+        return torch.cat(parts)[move(torch.tensor([distinct.index(item) for item in items]), device)].float()

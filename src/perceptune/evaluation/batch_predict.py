@@ -1,0 +1,275 @@
+"""Answers in bulk: a JSONL of media and prompts, or a folder of media files, becomes a JSONL of answers.
+
+Rows are read, answered and appended a portion at a time. Portions begin at fixed rows, so a run that goes on after a
+kill answers in the company in which the uninterrupted one did: the same answers, every row once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from perceptune.data.build_task import make_task
+from perceptune.data.lazy_rows import Row
+from perceptune.data.media.animation import moves
+from perceptune.data.media.source import content, label
+from perceptune.data.media.suffixes import EITHER, MEDIA, PassedOver, modality_of, suffix_of, walk
+from perceptune.data.records import parse
+from perceptune.data.storage import local_path
+from perceptune.data.tasks.base import Task, id_of, media_of, plain
+from perceptune.data.tasks.jsonl import record_of
+from perceptune.errors import UserError, disk_error
+from perceptune.evaluation.results import models
+from perceptune.models.base import AdaptedModel
+from perceptune.models.run_folder import load, make_writable, write_text
+from perceptune.models.run_location import is_address, local_run
+from perceptune.types import Sample
+from perceptune.utils.distributed import World
+from perceptune.utils.locking import locked
+from perceptune.utils.run_log import progress
+
+META = ".meta.json"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What came of it."""
+
+    out: Path
+    rows: int
+    errors: int  # rows that hold an `error` instead of an answer
+    resumed_at: int  # rows that were there already
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A row of the input: a sample, or why there is none."""
+
+    id: str
+    sample: Sample | None
+    error: str = ""
+
+
+def predict(
+    run: str | Path, source: str | Path, out: str | Path | None = None, *, prompt: str | None = None,
+    batch_size: int | None = None, trust: bool = False, overrides: Sequence[str] = (),
+    join_timeout: float | None = None,
+) -> Predicted:  # fmt: skip
+    """Appends an answer to every row of `source` to the JSONL file `out`; rows that are there already stay.
+
+    `prompt` is asked where a row has none. Features are not kept on disk unless `overrides` say `cache.features=disk`.
+    `join_timeout` is that of `train`. Raises `UserError` if `out` holds rows of another input, model, prompt or
+    decoding, and if another process is writing it.
+    """
+    if is_address(run) and out is None:
+        raise UserError(f"{run}: answers of a run on a hub need a file: name one (`out`, --out)")
+    source = local_path(str(source), "FILE|DIR")
+    run = local_run(run)
+    target = run / f"predicted_{source.stem}.jsonl" if out is None else Path(out)
+    world = World(join_timeout)
+    with world.together():
+        kept = [] if any(word.startswith("cache.features=") for word in overrides) else ["cache.features=off"]
+        model = load(run, trust=trust, overrides=[*kept, *overrides], device=world.loading_device,
+                     ready=world.size == 1)  # fmt: skip
+        if world.sharded:
+            raise UserError("accelerate: `predict` gives every process the whole LM: leave out FSDP")
+        passed = PassedOver()
+        rows = _rows(source, prompt, model, passed)
+        task = make_task(model.recipe) if model.recipe.task else None
+    if world.size > 1:
+        model.place(world)
+        model.get_ready()
+    described = {"source": str(source.absolute()), "prompt": prompt, "decoding": model.recipe.decode.model_dump(),
+                 "text": model.recipe.text.model_dump(), "models": models(model, run),
+                 "portion": batch_size or model.recipe.eval.batch_size}  # fmt: skip
+    with contextlib.ExitStack() as held:
+        done, size = world.from_main(lambda: _prepared(target, described, held))
+        answered = _answer_all(model, task, rows, target, source, world, done, size)
+    if passed and world.rank == 0:
+        print(f"{source}: {passed}", file=sys.stderr)
+    return answered
+
+
+def _answer_all(
+    model: AdaptedModel, task: Task | None, rows: Iterator[_Asked], target: Path, source: Path, world: World, done: int,
+    size: int,
+) -> Predicted:  # fmt: skip
+    """Answer the rows from number `done` on, `size` at a time in each process."""
+    earlier, number, errors = _written(target), 0, 0
+    with progress(0, "predict", done) as bar:
+        while portions := list(islice(rows, size * world.size)):
+            start, number = number, number + len(portions)
+            if start < done:
+                with world.together():
+                    errors += _require_same(target, portions[: done - start], earlier)
+            if number <= done:
+                continue
+            with world.together():
+                lines = _lines(model, task, portions[world.rank * size :][:size])
+            new = [line for part in world.everyones(lines) for line in part][max(done - start, 0) :]
+            errors += sum(broken for _, broken in new)
+            world.from_main(lambda new=new: _append(target, [line for line, _ in new]))  # type: ignore[misc]
+            bar.advance(len(new))
+    if number < done:
+        raise UserError(f"{target} holds {done} rows, but {source} has {number}: it has changed; name another --out")
+    return Predicted(target, number, errors, done)
+
+
+def _rows(source: Path, prompt: str | None, model: AdaptedModel, passed: PassedOver) -> Iterator[_Asked]:
+    """The input, row by row; files of a folder that are not answered are noted. Raises `UserError` if there is none."""
+    asks = "{prompt}" in model.recipe.text.template
+    is_folder, known = source.is_dir(), [*model.stores]
+    if not is_folder and _modality_of(source, known) is None:
+        return _records(source, plain(source), prompt, asks)
+    if asks and prompt is None:
+        raise UserError(f"{source}: files hold no question, and this run's template wants one: give --prompt")
+    files = _files(source, known, passed) if is_folder else iter([(source, str(_modality_of(source, known)))])
+    first = next(files, None)
+    if first is None:
+        every = [suffix for suffixes in MEDIA.values() for suffix in suffixes]
+        suffixes = ", ".join(f".{suffix}" for suffix in every if modality_of(f"x.{suffix}", known))
+        raise UserError(f"{source} holds no file that ends in {suffixes}{f' ({passed})' if passed else ''}")
+    folder = source if is_folder else source.parent
+    return (
+        _Asked(name, Sample(name, {modality: file}, prompt or ""))
+        for file, modality in chain([first], files)
+        for name in [file.relative_to(folder).as_posix()]
+    )
+
+
+def _files(folder: Path, known: Collection[str], passed: PassedOver) -> Iterator[tuple[Path, str]]:
+    """Media files in a fixed order, with what each is; one folder's names at a time."""
+    for file in walk(folder, passed):
+        modality = _modality_of(file, known)
+        if modality is None:
+            passed.add(file.name)
+        else:
+            yield file, modality
+
+
+def _modality_of(file: Path, known: Collection[str]) -> str | None:
+    """What a file is by its name; of a run that takes images and clips, a GIF is a clip if it moves."""
+    modality = modality_of(file, known)
+    if suffix_of(file) == EITHER and {"image", "video"} <= {*known} and not moves(file):
+        return "image"
+    return modality
+
+
+def _records(source: Path, file: Path, prompt: str | None, asks: bool) -> Iterator[_Asked]:
+    with file.open("rb") as lines:
+        for number, text in enumerate(lines, 1):
+            name = f"row-{number:06d}"
+            try:
+                record = record_of(Row(0, number, text), source)
+                if record is None:
+                    continue
+                name = id_of(record, name)
+                if prompt is not None and record.values.get("prompt") is None:
+                    record.values["prompt"] = prompt
+                targets = record.targets(["targets"], str.strip, needed=False)
+                question = record.prompt("prompt", allow_empty=not asks)
+                yield _Asked(name, Sample(name, media_of(record, source.parent), question, targets, record.meta()))
+            except UserError as error:
+                yield _Asked(name, None, str(error))
+
+
+def _lines(model: AdaptedModel, task: Task | None, portion: Sequence[_Asked]) -> list[tuple[str, bool]]:
+    """A line for each row, and whether it holds an error."""
+    problems = {place: asked.error for place, asked in enumerate(portion) if asked.sample is None}
+    samples = {place: asked.sample for place, asked in enumerate(portion) if asked.sample is not None}
+    try:
+        raw = model.answer([*samples.values()])
+    except UserError:  # of one of them: those alone that cannot be used are left out
+        problems |= {place: said for place, sample in samples.items() if (said := _problem(model, sample))}
+        samples = {place: sample for place, sample in samples.items() if place not in problems}
+        raw = model.answer([*samples.values()])
+    answers = dict(zip(samples, raw, strict=True))
+    lines = []
+    for place, asked in enumerate(portion):
+        row: dict[str, Any] = {"id": asked.id}
+        if asked.sample is not None:
+            media = {name: label(medium) for name, medium in asked.sample.media.items()}
+            row |= {"media": media, "prompt": asked.sample.prompt}
+        if place in problems:
+            row["error"] = problems[place]
+        else:
+            text = answers[place]
+            row |= {"answer": task.clean(text) if task else text.strip(), "raw": text}
+        if asked.sample is not None and asked.sample.targets:
+            row["targets"] = list(asked.sample.targets)
+        if asked.sample is not None and asked.sample.meta:
+            row["meta"] = dict(asked.sample.meta)
+        lines.append((json.dumps(row, ensure_ascii=False) + "\n", place in problems))
+    return lines
+
+
+def _problem(model: AdaptedModel, sample: Sample) -> str:
+    """Why a sample cannot be answered; nothing if it can."""
+    try:
+        model.check_modalities([sample])
+        model.text.prompt_ids(sample)
+        for modality, medium in sample.media.items():
+            model.stores[modality].encoder.load(content(medium), label(medium, modality))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _prepared(target: Path, described: Mapping[str, Any], held: contextlib.ExitStack) -> tuple[int, int]:
+    """How many whole rows the file holds, and the size of a portion; a torn last row is cut off.
+
+    `held` keeps a lock: two that go on with one file would both write every row that is missing.
+    """
+    about = target.with_name(target.name + META)
+    make_writable(target.parent, "name another file by --out")
+    busy = f"{target} is being written by another `predict`: wait for its end, or name another --out"
+    held.enter_context(locked(target.with_name(f".{target.name}.lock"), busy=busy))
+    if not target.exists() or target.stat().st_size == 0:
+        write_text(about, json.dumps(described, indent=2))
+        return 0, described["portion"]
+    if not about.is_file():
+        raise UserError(f"{target} exists and was not written by `predict` ({about.name} is missing): name another")
+    before = json.loads(about.read_text(encoding="utf-8"))
+    for key in described:
+        if key != "portion" and before.get(key) != json.loads(json.dumps(described[key])):
+            raise UserError(f"{target} was begun with another `{key}` (see {about.name}): name another --out")
+    count, end = 0, 0
+    with target.open("rb+") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                count, end = count + 1, end + len(line)
+        file.truncate(end)
+    return count, before["portion"]
+
+
+def _written(target: Path) -> Iterator[dict[str, Any]]:
+    """Rows that are there already."""
+    with target.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            yield parse(line, f"{target}, line {number}", "one object a line") or {}
+
+
+def _require_same(target: Path, portion: Sequence[_Asked], earlier: Iterator[dict[str, Any]]) -> int:
+    """Raises `UserError` if the next rows of the file are not the answers to these; returns the number of errors."""
+    errors = 0
+    for asked in portion:
+        row = next(earlier)
+        if row.get("id") != asked.id:
+            raise UserError(f"{target} holds an answer to `{row.get('id')}` where `{asked.id}` is asked: "
+                            "the input has changed; name another --out")  # fmt: skip
+        errors += "error" in row
+    return errors
+
+
+def _append(target: Path, lines: Sequence[str]) -> None:
+    try:
+        with target.open("ab") as file:
+            file.write("".join(lines).encode(errors="backslashreplace"))  # as JSON escapes what is not UTF-8
+    except OSError as error:
+        raise disk_error(target, error) from error

@@ -1,0 +1,192 @@
+"""Evaluation by real generation, or by ranking choices, with controls and other data sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perceptune.config.overrides import Override
+from perceptune.config.recipe import Recipe
+from perceptune.config.schema import NamedPart, OtherSet
+from perceptune.data.build_task import make_task, task_of
+from perceptune.data.tasks.base import Task
+from perceptune.errors import UserError
+from perceptune.evaluation.controls import CONTROLS
+from perceptune.evaluation.model_card import write_card
+from perceptune.evaluation.results import (
+    PREDICTIONS,
+    RESULTS,
+    data_of,
+    gaps,
+    how,
+    numbers,
+    predictions_of,
+    training_of,
+    transfer,
+    write_predictions,
+)  # fmt: skip
+from perceptune.evaluation.runner import Judged, judge, pick_samples, require_answerable, require_judgeable
+from perceptune.models.base import AdaptedModel
+from perceptune.models.build import text_of
+from perceptune.models.run_folder import load, make_writable, write_text
+from perceptune.models.run_location import is_address, local_run
+from perceptune.types import Sample
+from perceptune.utils.distributed import World
+
+
+@dataclass(frozen=True)
+class EvaluatedSet:
+    """Samples of a task, found to be judgeable."""
+
+    part: NamedPart | None
+    task: Task
+    split: str
+    samples: Sequence[Sample]
+
+
+def evaluated_set(
+    recipe: Recipe, part: NamedPart | None = None, split: str | None = None, samples: int | None = None
+) -> EvaluatedSet:
+    """What a recipe is evaluated on, or so many `samples` of a split of another task (`part`)."""
+    task = make_task(recipe) if part is None else task_of(part)
+    if part is None:
+        split, samples = split or recipe.eval.split, recipe.eval.samples if samples is None else samples
+    split = split or task.splits[-1]
+    chosen = pick_samples(task, split, samples)
+    require_judgeable(task, chosen)  # before hours of generation, not after
+    return EvaluatedSet(part or recipe.task, task, split, chosen)
+
+
+def evaluate(
+    run: str | Path, *, split: str | None = None, samples: int | None = None, control: bool | None = None,
+    no_media: bool | None = None, batch_size: int | None = None, trust: bool = False,
+    overrides: Sequence[Override] = (), into: str | Path | None = None, task: Mapping[str, Any] | None = None,
+    command: str | None = None, join_timeout: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluates a run folder's model and writes `results.json` and predictions into it; returns the results.
+
+    `control` also answers with the media shuffled among the samples, `no_media` without any; same prompts. The data
+    sets of `eval.others` follow, with the gap to them. Defaults come from the recipe, whose `decode` and `eval` keys
+    `overrides` may change. `task`, a task's `name` and options, is evaluated instead of the run's own. `into` is
+    another folder for what is written; `command` is noted there. `join_timeout` is that of `train`.
+    """
+    if is_address(run) and into is None:
+        raise UserError(f"{run}: the results of a run on a hub need a folder: name one (`into`, --out)")
+    world = World(join_timeout)
+    with world.together():
+        run = local_run(run)
+        model = load(run, trust=trust, overrides=overrides, device=world.loading_device, ready=world.size == 1)
+        config = model.recipe.eval
+        part = None if task is None else NamedPart(**task)
+        own = evaluated_set(model.recipe, part, split, samples)
+        require_answerable(model, own.samples)
+        wanted = {"shuffled": config.shuffled_control if control is None else control,
+                  "no_media": config.no_media_control if no_media is None else no_media}  # fmt: skip
+        controls = {name: CONTROLS[name](own.samples, model.recipe.seed) for name in CONTROLS if wanted[name]}
+        given = config.others if task is None else {}
+        others = {name: evaluated_set(model.recipe, other.task, other.split, other.samples)
+                  for name, other in given.items()}  # fmt: skip
+
+    def note() -> dict[str, Any]:
+        """What stands in the results beside values. Collected now: what fails, fails before the first answer."""
+        make_writable(folder, "name another folder for the results by --out")
+        return {
+            **how(model, own.samples, run), "split": own.split, "command": command,
+            "trained_on_this_split": is_trained_on(model.recipe, own, is_own=task is None),
+            "data": data_of(own.part, own.split, own.samples), **training_of(run),
+        }  # fmt: skip
+
+    folder = run if into is None else Path(into)
+    noted = world.from_main(note)
+    if world.size > 1:
+        model.place(world)
+        model.get_ready(sharded=world.sharded)
+    with world.together():
+        model.prepare(own.samples, rank=world.rank, world=world.size)  # those of the shuffled control are the same
+    seen = judge(model, own.task, own.samples, world, batch_size=batch_size, label="evaluate")
+    blind = {
+        name: judge(model, own.task, rows, world, batch_size=batch_size, label=f"{name.replace('_', ' ')} control")
+        for name, rows in controls.items()
+    }
+    judged = {name: _judge_other(model, name, other, given[name], world, batch_size) for name, other in others.items()}
+
+    def written() -> dict[str, Any]:
+        results = _written(folder, own, seen, {name: (controls[name], blind[name]) for name in controls}) | noted
+        if others:
+            results["others"] = {
+                name: _transfer(folder, name, own, seen, others[name], judged[name]) for name in others
+            }
+        write_text(folder / RESULTS, json.dumps(results, indent=2))
+        if folder == run:
+            write_card(run)
+        return results
+
+    return world.from_main(written)
+
+
+def _judge_other(
+    model: AdaptedModel, name: str, other: EvaluatedSet, config: OtherSet, world: World, batch_size: int | None
+) -> Judged:
+    with _in_words_of(model, config):
+        with world.together():
+            model.prepare(other.samples, rank=world.rank, world=world.size)
+        return judge(model, other.task, other.samples, world, batch_size=batch_size, label=f"evaluate {name}")
+
+
+def _written(
+    folder: Path, own: EvaluatedSet, seen: Judged, controls: Mapping[str, tuple[Sequence[Sample], Judged]]
+) -> dict[str, Any]:
+    """What the answers are worth, after they have been written into a folder."""
+    results = numbers(own.task, own.samples, seen)
+    write_predictions(folder / PREDICTIONS, own.samples, own.task, seen)
+    for name in CONTROLS:
+        if name not in controls:  # one of an earlier evaluation would not belong to these results
+            (folder / predictions_of(name)).unlink(missing_ok=True)
+            continue
+        rows, blind = controls[name]
+        write_predictions(folder / predictions_of(name), rows, own.task, blind)
+        results |= {f"{key}_{name}": value for key, value in blind.summary.items()}
+        results |= gaps(name, own.samples, seen, blind)
+    return results
+
+
+@contextmanager
+def _in_words_of(model: AdaptedModel, other: OtherSet) -> Iterator[None]:
+    """The model with another data set's template and decoding meanwhile."""
+    recipe, text = model.recipe, model.text
+    model.recipe = recipe.model_copy(
+        update={"text": other.text or recipe.text, "decode": other.decode or recipe.decode}
+    )
+    try:
+        if other.text or other.decode:
+            model.text = text_of(model)
+        yield
+    finally:
+        model.recipe, model.text = recipe, text
+
+
+def _transfer(
+    folder: Path, name: str, own: EvaluatedSet, seen: Judged, other: EvaluatedSet, judged: Judged
+) -> dict[str, Any]:
+    """What the answers on another data set are worth, and for each value that both sets have how far they differ."""
+    write_predictions(folder / predictions_of(name), other.samples, other.task, judged)
+    return {
+        "metric": other.task.metric, **numbers(other.task, other.samples, judged), "split": other.split,
+        "evaluated_samples": len(other.samples), "data": data_of(other.part, other.split, other.samples),
+        "gaps": transfer(own.samples, seen, other.samples, judged),
+    }  # fmt: skip
+
+
+def is_trained_on(recipe: Recipe, evaluated: EvaluatedSet, *, is_own: bool) -> bool:
+    """Return whether a run of this recipe has learned from these very samples."""
+    if recipe.train.steps == 0 or recipe.task is None:
+        return False
+    own = make_task(recipe)
+    first = own.splits[0]
+    return (is_own and evaluated.split == first) or bool(
+        own.read_from(first) & evaluated.task.read_from(evaluated.split)
+    )

@@ -1,0 +1,137 @@
+"""Runs in the evaluation suite lmms-eval (extra `lmms`): `lmms_eval --model perceptune --model_args run=DIR`.
+
+Found by the suite through the entry point `lmms_eval.models`. This module alone imports the suite.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import soundfile
+from lmms_eval.api.instance import GenerationResult
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from PIL import Image
+
+from perceptune.data.media.source import to_rgb
+from perceptune.data.media.suffixes import MODALITIES, modality_of
+from perceptune.errors import UserError
+from perceptune.models.base import AdaptedModel
+from perceptune.models.run_folder import load
+from perceptune.types import Decoding, Medium, Sample
+from perceptune.utils.paths import given_path
+
+IMAGE_TAG = "<image>"  # what tasks put where a picture belongs; our pictures have their own place
+
+
+def manifest() -> ModelManifest:
+    """What the suite is told about this model."""
+    return ModelManifest(model_id="perceptune", simple_class_path=f"{__name__}.Perceptune")
+
+
+class Perceptune(lmms):
+    """A run folder as the suite sees it. One picture, sound or clip of each kind per question.
+
+    Generation settings are the run's own but for those that a task names: `max_new_tokens`, `num_beams`,
+    `do_sample`, `temperature`, `top_p`, `length_penalty`.
+    """
+
+    is_simple = True
+
+    def __init__(self, run: str = "", batch_size: int | str | None = None, device: str | None = None,
+                 trust: bool = False, max_batch_size: Any = None, **kwargs: Any) -> None:  # fmt: skip
+        super().__init__()
+        if kwargs:
+            raise UserError(f"--model_args: unknown `{next(iter(kwargs))}`; choose from `run`, `trust`")
+        if not run:
+            raise UserError("--model_args: name the run folder by `run=DIR`")
+        self.model: AdaptedModel = load(run, trust=trust, device=device)
+        self.batch_size = int(batch_size or self.model.recipe.eval.batch_size)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """The answer to each request, cut before the first of its `until`."""
+        answers: list[str] = [""] * len(requests)
+        by_settings: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            by_settings.setdefault(repr(sorted(request.args[1].items())), []).append(place)
+        for places in by_settings.values():  # tokens are chosen alike in one batch
+            given = requests[places[0]].args[1]
+            for start in range(0, len(places), self.batch_size):
+                part = places[start : start + self.batch_size]
+                samples = [self._sample(requests[place].args) for place in part]
+                raw = self.model.answer(samples, decoding=self._decoding(given))
+                for place, text in zip(part, raw, strict=True):
+                    answers[place] = _cut(text, given.get("until") or [])
+        return answers
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
+        """Minus the log-probability of each continuation with its end token, and whether its tokens are the likeliest.
+
+        The suite's multiple choice takes the smallest value: its models return losses here. Version 0.7 makes text of
+        whatever is no `GenerationResult`, so the pair comes inside one.
+        """
+        found: list[Any] = []
+        for start in range(0, len(requests), self.batch_size):
+            part = requests[start : start + self.batch_size]
+            samples = [self._sample(request.args) for request in part]
+            aims = [[self._continuation(request.args)] for request in part]
+            scored = self.model.loglikelihood(samples, aims, batch_size=self.batch_size)
+            found += [GenerationResult((-logprob, is_greedy)) for [(logprob, is_greedy)] in scored]
+        return found
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        """Runs answer single questions."""
+        raise UserError("a perceptune run answers single questions: tasks of several rounds are not for it")
+
+    def _sample(self, arguments: tuple[Any, ...]) -> Sample:
+        """Question and media of a request's arguments (text, settings or target, visuals, row, task, split)."""
+        question, _, to_visual, row, task, split = arguments
+        name = f"{task}, {split} {row}"
+        media: dict[str, Medium] = {}
+        for visual in (to_visual(self.task_dict[task][split][row]) if to_visual else None) or []:
+            modality, medium = _medium(visual, name, self.model.stores)
+            if modality in media:
+                raise UserError(f"{name}: more than one {modality}; a run sees one of each kind")
+            media[modality] = medium
+        return Sample(name, media, question.replace(IMAGE_TAG, "").strip())
+
+    def _continuation(self, arguments: tuple[Any, ...]) -> str:
+        _, target, _, row, task, split = arguments
+        return str(target(self.task_dict[task][split][row]) if callable(target) else target).strip()
+
+    def _decoding(self, given: dict[str, Any]) -> Decoding:
+        names = {"max_new_tokens": "max_new_tokens", "num_beams": "beams", "do_sample": "sample",
+                 "temperature": "temperature", "top_p": "top_p", "length_penalty": "length_penalty"}  # fmt: skip
+        own = self.model.recipe.decode.model_dump()
+        wanted = {names[key]: value for key, value in given.items() if key in names and value is not None}
+        if not wanted.get("temperature", 1.0):  # how tasks say greedy
+            wanted |= {"temperature": 1.0, "sample": False}
+        if "max_new_tokens" in wanted:
+            own["max_length"] = None
+        merged = own | wanted
+        return Decoding(**{**merged, "sample": bool(merged["sample"]) and merged["beams"] == 1})
+
+
+def _medium(visual: Any, name: str, among: Collection[str] = MODALITIES) -> tuple[str, Medium]:
+    """What the suite's data sets hold: pictures in memory, arrays of sound, names of files of one of the modalities."""
+    if isinstance(visual, Image.Image):
+        data = io.BytesIO()
+        to_rgb(visual).save(data, "PNG")
+        return "image", data.getvalue()
+    if isinstance(visual, dict) and "array" in visual:
+        data = io.BytesIO()
+        soundfile.write(data, visual["array"], int(visual["sampling_rate"]), format="WAV", subtype="FLOAT")
+        return "audio", data.getvalue()
+    if isinstance(visual, str | Path) and (modality := modality_of(visual, among)):
+        return modality, given_path(str(visual))
+    raise UserError(f"{name}: {type(visual).__name__} is no picture, sound or media file that can be read")
+
+
+def _cut(text: str, until: str | Sequence[str]) -> str:
+    """The text before the first stop word."""
+    for stop in [until] if isinstance(until, str) else until:
+        text = text.split(stop)[0] if stop else text
+    return text.strip()

@@ -1,0 +1,185 @@
+"""A few answers kept with a run, so that anybody can find out whether it still answers as it did.
+
+`proof.json` holds questions, hashes of their media and the answers word for word. `train` asks about training samples,
+whose media stay where they are; a shared run brings made-up media along, so it can be verified without any data.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+import random
+import struct
+import wave
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from perceptune.config.recipe import load_recipe
+from perceptune.data.media.source import MediaError, content
+from perceptune.errors import UserError
+from perceptune.evaluation.results import file_hash, versions
+from perceptune.models.base import AdaptedModel
+from perceptune.models.build import build, settle_answering
+from perceptune.models.run_folder import METHOD, fingerprints, load_method, read_meta, read_recipe, write_text
+from perceptune.models.run_location import PROOF, local_run
+from perceptune.types import Medium, Sample
+from perceptune.utils.devices import device_like, use_full_float32
+
+ASKED = 4  # samples of a training
+_QUESTIONS = ("What is this?", "Is there anything to see or hear?")
+
+
+def write_proof(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> None:
+    """Lets a model with the run's method answer samples, and keeps the answers in the run's folder."""
+    write_text(run / PROOF, json.dumps(prove(run, model, samples), indent=2, ensure_ascii=False))
+
+
+def prove_training(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> None:
+    """The same at the end of a training: the stored method answers, the one in memory stays as it is."""
+    last = {name: tensor.clone() for name, tensor in model.method.state_dict().items()}
+    load_method(run / METHOD, model)  # the best one may be an earlier one
+    write_proof(run, model, samples)
+    model.method.load_state_dict(last)
+
+
+def prove(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> dict[str, Any]:
+    """What `proof.json` holds. Each question is answered alone: in bfloat16 its company would matter."""
+    rows = [
+        {"id": sample.id, "prompt": sample.prompt,
+         "media": {name: _described(medium) for name, medium in sample.media.items()},
+         "answer": model.answer([sample], batch_size=1)[0]}
+        for sample in samples
+    ]  # fmt: skip
+    return {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type, "versions": versions(),
+            "method": file_hash(run / METHOD), "samples": rows}  # fmt: skip
+
+
+def made_up(modalities: Iterable[str]) -> list[Sample]:
+    """Two small media of each modality out of nothing, with a question each."""
+    return [
+        Sample(f"made-up-{name}-{number}", {name: _sound(number) if name == "audio" else _picture(number)}, question)
+        for name in modalities
+        for number, question in enumerate(_QUESTIONS)
+    ]
+
+
+def verify(run: str | Path, *, trust: bool = False, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Asks again, and says what differs.
+
+    `same`: no base model differs, the method's file is the one that answered, at least one answer was compared and all
+    are the same. `base`, `versions`, `dtype` and `device` hold [then, now] of what differs; `answers` says of each
+    sample `same`, `differs`, or why it could not be asked. With another base model nothing is asked. `overrides` as in
+    `load`. The device is of the kind that answered, if this machine has one.
+    Raises `UserError` for a run without stored answers.
+    """
+    folder = local_run(run)
+    meta = read_meta(folder)
+    proof = _read(folder)
+    given = ["cache.features=off", *overrides]
+    place = device_like(proof.get("device"))
+    use_full_float32(place)
+    recipe = settle_answering(load_recipe(read_recipe(folder, trust=trust), given), place)
+    model = build(recipe, dtype=proof["dtype"], ready=False)
+    then, now = meta.get("base", {}), fingerprints(model)
+    base = {
+        part: [_short(then.get(part)), _short(found)]
+        for part, found in now.items()
+        if (then.get(part) or {}).get("fingerprint") != found["fingerprint"]
+    }
+    method = file_hash(folder / METHOD)
+    answers = []
+    if not base:
+        load_method(folder / METHOD, model)
+        model.eval().to(place)
+        model.get_ready()
+        answers = [_asked_again(model, row) for row in proof["samples"]]
+    compared = [row for row in answers if row["state"] in ("same", "differs")]
+    unlike = method != proof["method"]
+    return {
+        "same": bool(compared) and not base and not unlike and all(row["state"] == "same" for row in compared),
+        "base": base,
+        "method": [proof["method"][:12], method[:12]] if unlike else [],
+        "versions": _differing(proof["versions"], versions()),
+        "dtype": [proof["dtype"], recipe.eval.dtype] if proof["dtype"] != recipe.eval.dtype else [],
+        "device": [was, place.type] if (was := proof.get("device", place.type)) != place.type else [],
+        "answers": answers,
+    }
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / PROOF
+    if not path.is_file():
+        raise UserError(f"`{folder}` has no stored answers: `perceptune verify {folder} --record` asks and stores some")
+    try:
+        proof: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not (proof["dtype"] in ("float32", "bfloat16") and proof["method"] and proof["versions"]):
+            raise ValueError
+        [(row["id"], row["prompt"], row["answer"], row["media"].items()) for row in proof["samples"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: damaged: not what `perceptune train` writes") from None
+    return proof
+
+
+def _asked_again(model: AdaptedModel, row: Mapping[str, Any]) -> dict[str, Any]:
+    said = {"id": row["id"], "then": row["answer"]}
+    media: dict[str, Medium] = {}
+    for name, one in row["media"].items():
+        try:
+            data = _bytes(one)
+        except (MediaError, ValueError) as error:
+            return {**said, "state": f"medium missing: {error}"}
+        if hashlib.sha256(data).hexdigest() != one.get("sha256"):
+            return {**said, "state": f"medium changed: {one.get('path') or name}"}
+        media[name] = data
+    answer = model.answer([Sample(row["id"], media, row["prompt"])], batch_size=1)[0]
+    return {**said, "now": answer, "state": "same" if answer == row["answer"] else "differs"}
+
+
+def _described(medium: Medium) -> dict[str, str]:
+    data = content(medium)
+    digest = {"sha256": hashlib.sha256(data).hexdigest()}
+    if isinstance(medium, bytes):
+        return {**digest, "data": base64.b64encode(data).decode()}
+    return {**digest, "path": str(medium.absolute() if isinstance(medium, Path) else medium)}
+
+
+def _bytes(medium: Mapping[str, str]) -> bytes:
+    if "data" in medium:
+        return base64.b64decode(medium["data"], validate=True)
+    return content(Path(medium.get("path", "")))
+
+
+def _picture(number: int) -> bytes:
+    """A PNG of coloured squares."""
+    small = Image.frombytes("RGB", (6, 6), random.Random(number).randbytes(108))
+    buffer = io.BytesIO()
+    small.resize((48, 48), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _sound(number: int) -> bytes:
+    """A WAV of half a second: a tone that rises or falls."""
+    rate, count = 8_000, 4_000
+    first, last = ((300, 1_500), (1_200, 200))[number % 2]
+    phase = [2 * math.pi * (first * i + (last - first) * i * i / (2 * count)) / rate for i in range(count)]
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(b"".join(struct.pack("<h", round(12_000 * math.sin(one))) for one in phase))
+    return buffer.getvalue()
+
+
+def _short(part: Mapping[str, str] | None) -> str:
+    return "nothing" if part is None else f"{part.get('id')} ({str(part.get('fingerprint'))[:12]})"
+
+
+def _differing(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[str]]:
+    return {name: [then.get(name, "none"), value] for name, value in now.items() if then.get(name) != value}

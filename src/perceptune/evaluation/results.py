@@ -1,0 +1,179 @@
+"""What an evaluation leaves: predictions, numbers with intervals, and how they were made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perceptune._version import __version__
+from perceptune.config.schema import NamedPart
+from perceptune.data.bootstrap import bootstrap_corpus, bootstrap_difference, bootstrap_gap, bootstrap_interval
+from perceptune.data.media.source import label
+from perceptune.data.metrics.base import Corpus
+from perceptune.data.tasks.base import Task
+from perceptune.evaluation.runner import Judged
+from perceptune.models.base import AdaptedModel
+from perceptune.models.run_folder import METHOD, fingerprints, read_meta, write_text
+from perceptune.types import Sample
+from perceptune.utils.run_log import read_log
+
+RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
+
+
+def predictions_of(name: str) -> str:
+    """The file of predictions under a control, or on another data set."""
+    return f"predictions_{name}.jsonl"
+
+
+def write_predictions(path: Path, samples: Sequence[Sample], task: Task, judged: Judged) -> None:
+    """One JSON line per sample: question, answer as written and cleaned, targets, scores."""
+    lines = []
+    for sample, answer, row in zip(samples, judged.answers, judged.per_sample, strict=True):
+        media = {name: str(m) for name, m in sample.media.items() if not isinstance(m, bytes)}
+        ranked = {} if answer.logprobs is None else {"logprobs": answer.logprobs}
+        lines.append(
+            {"id": sample.id, "media": media, "prompt": sample.prompt, "answer": task.clean(answer.raw),
+             "raw": answer.raw, **ranked, "targets": list(sample.targets), "scores": row, "meta": dict(sample.meta)}
+        )  # fmt: skip
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def numbers(task: Task, samples: Sequence[Sample], judged: Judged) -> dict[str, Any]:
+    """Every value with its interval, and what the task's own metric is."""
+    names = dict.fromkeys([task.metric, *judged.summary])
+    return {
+        "metrics": [*judged.summary],
+        **judged.summary,
+        "definition": judged.scored.definition,
+        **{f"{name}_interval": interval(name, samples, judged) for name in names},
+    }
+
+
+def interval(metric: str, samples: Sequence[Sample], judged: Judged) -> list[float]:
+    """95 % of resamples of whole media."""
+    if metric in judged.scored.corpus:
+        return _corpus_interval(judged.scored.corpus[metric], samples)
+    values, groups = _values(metric, samples, judged)
+    return list(bootstrap_interval(values, groups=groups))
+
+
+def gap_name(key: str, control: str = "shuffled") -> str:
+    """`accuracy_open` -> `gap_open`, `accuracy` -> `gap`; with another control, its name at the end."""
+    name = f"gap{key.removeprefix('accuracy')}" if key.startswith("accuracy") else f"gap_{key}"
+    return name if control == "shuffled" else f"{name}_{control}"
+
+
+def gaps(control: str, samples: Sequence[Sample], seen: Judged, blind: Judged) -> dict[str, Any]:
+    """How far seeing beats a control, for each summary value, with paired intervals; one picture is one draw."""
+    found: dict[str, Any] = {}
+    for key in seen.summary:
+        name = gap_name(key, control)
+        found[name] = seen.summary[key] - blind.summary[key]
+        if key in seen.scored.corpus:
+            both = _difference(seen.scored.corpus[key], blind.scored.corpus[key])
+            found[f"{name}_interval"] = _corpus_interval(both, samples)
+        else:
+            a, groups = _values(key, samples, seen)
+            b, _ = _values(key, samples, blind)
+            found[f"{name}_interval"] = list(bootstrap_difference(a, b, groups=groups))
+    return found
+
+
+def transfer(
+    samples: Sequence[Sample], seen: Judged, other_samples: Sequence[Sample], other: Judged
+) -> dict[str, dict[str, Any]]:
+    """For each value that two data sets have: how far they differ. A value of a whole set alone has no interval."""
+    found: dict[str, dict[str, Any]] = {}
+    for key in [key for key in seen.summary if key in other.summary]:
+        found[key] = {"in": seen.summary[key], "out": other.summary[key],
+                      "difference": seen.summary[key] - other.summary[key]}  # fmt: skip
+        if key in seen.scored.corpus:
+            continue
+        (a, groups_a), (b, groups_b) = _values(key, samples, seen), _values(key, other_samples, other)
+        if a and b:
+            found[key]["interval"] = list(bootstrap_gap(a, b, groups_a=groups_a, groups_b=groups_b))
+    return found
+
+
+def how(model: AdaptedModel, samples: Sequence[Sample], run: Path) -> dict[str, Any]:
+    """How the numbers were made; a number without it cannot be compared."""
+    config = model.recipe.eval
+    ranking = {} if config.rank is None else {"rank": config.rank, "rank_normalize": config.rank_normalize}
+    return {
+        "evaluated_samples": len(samples), "seed": model.recipe.seed,
+        "decoding": model.recipe.decode.model_dump(), **ranking,
+        "dtype": str(model.dtype).removeprefix("torch."), "template": model.recipe.text.template,
+        "text": model.recipe.text.model_dump(), "models": models(model, run), "versions": versions(),
+    }  # fmt: skip
+
+
+def models(model: AdaptedModel, run: Path) -> dict[str, dict[str, str]]:
+    """Fingerprints of the frozen parts, and of the file that holds the trained one."""
+    return {**fingerprints(model), "method": {"id": model.recipe.method.name, "sha256": file_hash(run / METHOD)}}
+
+
+def versions() -> dict[str, str]:
+    """Of what computed the numbers."""
+    return {"perceptune": __version__, **{name: metadata.version(name) for name in ("torch", "transformers")}}
+
+
+def data_of(part: NamedPart | None, split: str, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Where the evaluated samples come from, and a hash of what is asked and what is right in them."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        media = {name: label(medium, name).rpartition("/")[2] for name, medium in sorted(sample.media.items())}
+        digest.update(json.dumps([sample.id, media, sample.prompt, sample.targets]).encode())
+    options: Mapping[str, Any] = {} if part is None else {key: _plain(value) for key, value in part.options().items()}
+    return {"task": None if part is None else part.name, **options, "split": split, "samples": len(samples),
+            "sha256": digest.hexdigest()}  # fmt: skip
+
+
+def training_of(run: Path) -> dict[str, Any]:
+    """What the run cost to train, as far as it was trained."""
+    steps = [row for row in read_log(run) if row["event"] in ("step", "end")]
+    seconds, seen = (steps[-1]["seconds"], steps[-1]["samples"]) if steps else (0.0, 0)
+    return {
+        "trained_share": read_meta(run)["trained_share"], "train_seconds": seconds, "train_samples": seen,
+        "samples_per_second": seen / seconds if seconds else 0.0,
+    }  # fmt: skip
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _values(metric: str, samples: Sequence[Sample], judged: Judged) -> tuple[list[float], list[tuple[Any, ...]]]:
+    """The metric of each sample that has it, and what is resampled together."""
+    rows = [i for i, row in enumerate(judged.per_sample) if metric in row]
+    return [judged.per_sample[i][metric] for i in rows], [_media_of(samples[i]) for i in rows]
+
+
+def _corpus_interval(corpus: Corpus, samples: Sequence[Sample]) -> list[float]:
+    groups = [_media_of(sample) for sample in samples]
+    return list(bootstrap_corpus(corpus.statistics, corpus.value, groups=groups))
+
+
+def _difference(a: Corpus, b: Corpus) -> Corpus:
+    """How far two corpus values of the same samples differ, in a form that draws them together."""
+    width = a.statistics.shape[1]
+    return Corpus(
+        np.concatenate([a.statistics, b.statistics], axis=1),
+        lambda sums: a.value(sums[..., :width]) - b.value(sums[..., width:]),
+    )
+
+
+def _media_of(sample: Sample) -> tuple[Any, ...]:
+    """What makes samples dependent: questions on one picture are right or wrong together."""
+    return tuple(sorted(sample.media.items())) or (sample.id,)
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

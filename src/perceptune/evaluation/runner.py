@@ -1,0 +1,121 @@
+"""One pass over an evaluated set: every sample answered once, on however many processes, and scored on one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from perceptune.data.lazy_rows import select
+from perceptune.data.metrics.base import Corpus, Scored
+from perceptune.data.subset import subset
+from perceptune.data.tasks.base import Task
+from perceptune.errors import UserError, nearest
+from perceptune.lm.generation.logprobs import choices_of
+from perceptune.models.base import AdaptedModel
+from perceptune.types import Sample
+from perceptune.utils.distributed import World
+from perceptune.utils.run_log import progress
+
+SUBSET_SEED = 1234  # the evaluated subset must not move when the training seed does
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the model says to one sample."""
+
+    raw: str
+    logprobs: list[float] | None = None  # of the sample's choices, where they were ranked
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Answers of one pass over an evaluated set, and what they are worth."""
+
+    scored: Scored
+    answers: list[Answered]
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """Values over all samples."""
+        return self.scored.summary
+
+    @property
+    def per_sample(self) -> list[dict[str, float]]:
+        """Values of each sample."""
+        return self.scored.per_sample
+
+
+def pick_samples(task: Task, split: str, size: int | None) -> Sequence[Sample]:
+    """A fixed random subset of a split."""
+    if size is not None and size < 1:
+        raise UserError(f"cannot evaluate {size} samples: name at least 1")
+    rows = task.samples(split)
+    if not rows:
+        raise UserError(f"split `{split}` is empty: there is nothing to evaluate")
+    return select(rows, subset(len(rows), size, SUBSET_SEED))
+
+
+def require_judgeable(task: Task, samples: Sequence[Sample]) -> None:
+    """Raises `UserError` if these samples lack targets or the task's metric cannot be computed from them."""
+    summary = task.score([""] * len(samples), samples).summary
+    if task.metric not in summary:
+        raise UserError(f"the {len(samples)} evaluated samples give no `{task.metric}`{nearest(task.metric, summary)}")
+
+
+def require_answerable(model: AdaptedModel, samples: Sequence[Sample]) -> None:
+    """Raises `UserError` if choices are to be ranked and a sample has none."""
+    if model.recipe.eval.rank is not None:
+        for sample in samples:
+            choices_of(sample)
+
+
+def judge(
+    model: AdaptedModel, task: Task, samples: Sequence[Sample], world: World, *, batch_size: int | None = None,
+    label: str = "",
+) -> Judged:  # fmt: skip
+    """Answers and scores of samples, the same on every process: each answers a part, the main one scores.
+
+    What intervals of corpus values need stays on the main process.
+    """
+    size = batch_size or model.recipe.eval.batch_size
+    own, given = world.deal(samples), list[Answered]()
+    error: UserError | OSError | None = None
+    most = math.ceil(len(samples) / world.size)  # of any process
+    with progress(len(own), label) as bar:
+        for start in range(0, most, size):
+            part = own[start : start + size]
+            if not part and not world.sharded:
+                break
+            try:  # a process without rows answers one for nothing where the others need it to
+                answers = answers_of(model, part or list(samples[:1]), size)
+            except (UserError, OSError) as caught:
+                if world.sharded:
+                    raise  # the others wait inside the LM, where they cannot be told
+                error = caught
+                break
+            given += answers[: len(part)]
+            bar.advance(len(part))
+    world.agree(error)
+    answered = world.collect(given)
+    corpus: dict[str, Corpus] = {}
+
+    def scored() -> Scored:
+        whole = task.score([one.raw for one in answered], samples)
+        corpus.update(whole.corpus)
+        return replace(whole, corpus={})  # functions do not travel between processes
+
+    return Judged(replace(world.from_main(scored), corpus=corpus), answered)
+
+
+def answers_of(model: AdaptedModel, samples: Sequence[Sample], batch_size: int) -> list[Answered]:
+    """Generated text of each sample, or the likeliest of its choices where `eval.rank` says so."""
+    config = model.recipe.eval
+    if config.rank is None:
+        return [Answered(raw) for raw in model.answer(samples, batch_size=batch_size)]
+    choices = [choices_of(sample) for sample in samples]
+    ranked = model.rank(samples, choices, normalize=config.rank_normalize, batch_size=batch_size)
+    return [
+        Answered(own[max(range(len(own)), key=values.__getitem__)], values)
+        for own, values in zip(choices, ranked, strict=True)
+    ]

@@ -1,0 +1,188 @@
+"""What the rows of prediction and reference files mean, in the layouts in use.
+
+Predictions: an id with a text. References: an id with what the text is held against, and how the samples are grouped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from perceptune.data.records import Record, first_line, json_type, short
+from perceptune.evaluation.score_files.files import ID_KEYS, entries
+
+_TEXTS = ("prediction", "answer", "caption")
+# What a metric judges where a row holds one answer for each of several (A-OKVQA).
+_OWN_TEXT = {"choice": "multiple_choice", "a-okvqa": "direct_answer"}
+_REFERENCES = ("references", "targets", "captions", "caption", "answer", "multiple_choice_answer")
+_ANSWERS = ("answers", "direct_answers")
+_MEDIA = ("image_id", "imageId", "image", "audio", "video", "media")
+_KEYS = (*ID_KEYS, *_TEXTS, *_OWN_TEXT.values(), *_REFERENCES, *_ANSWERS, "choices", "correct_choice_idx")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A text and where it stands."""
+
+    where: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a sample's prediction is held against. What no metric asked for is empty."""
+
+    where: str
+    references: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    medium: str = ""  # samples of one medium are drawn together for an interval
+    entailed: tuple[str, ...] | None = None  # ids of questions whose answers follow from this one's (GQA)
+    balanced: bool = True  # counts in the accuracy (GQA)
+    difficult: bool = False  # does not count for direct answers (A-OKVQA)
+
+    def cut(self) -> Reference:
+        """With the first line of each text alone."""
+        references, answers = (tuple(map(first_line, texts)) for texts in (self.references, self.answers))
+        return replace(self, references=references, answers=answers)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the metrics read of a reference row."""
+
+    metrics: tuple[str, ...]
+    kinds: Set[str] = field(default_factory=frozenset)  # `references`, `answers`
+
+
+def read_predictions(
+    address: str, metrics: Sequence[str] = (), say: Callable[[str], None] = lambda note: None
+) -> dict[str, Prediction]:
+    """The texts by id. Raises `UserError` for a bad row, and for an id that comes twice."""
+    own = [_OWN_TEXT[metric] for metric in metrics if metric in _OWN_TEXT]
+    found: dict[str, Prediction] = {}
+    for entry in entries(address, say):
+        record = Record(entry.where, entry.values, _KEYS)
+        keys = [key for key in (*own, *_TEXTS) if key in record.values]
+        if not keys:
+            raise record.lacks([*_TEXTS, *own])
+        if len(own) > 1 and {*own} <= {*keys}:
+            raise record.error(f"{' and '.join(f'`{key}`' for key in own)} differ: score each metric for itself")
+        id = _id(record, first="image_id" if keys[0] == "caption" else "id")
+        _require_new(record, id, found)
+        found[id] = Prediction(record.where, record.text(keys[0]))
+    return found
+
+
+def read_references(address: str, needs: Needs, say: Callable[[str], None] = lambda note: None) -> dict[str, Reference]:
+    """What predictions are held against, by id. Rows with one caption each of the same image become one reference."""
+    found: dict[str, Reference] = {}
+    for entry in entries(address, say):
+        meta = entry.values.get("meta")
+        values = {**meta, **entry.values} if isinstance(meta, dict) else entry.values  # as runs write predictions
+        record = Record(entry.where, values, _KEYS)
+        one_of_several = "caption" in values and not values.keys() & {"references", "targets", "captions"}
+        id = _id(record, first="image_id" if one_of_several else "id")
+        reference = _reference(record, id, needs)
+        if one_of_several and id in found:
+            found[id] = replace(found[id], references=found[id].references + reference.references)
+            continue
+        _require_new(record, id, found)
+        found[id] = reference
+    return found
+
+
+def _reference(record: Record, id: str, needs: Needs) -> Reference:
+    values = record.values
+    medium = next((str(values[key]) for key in _MEDIA if values.get(key)), id)
+    choices = _choices(record) if "choice" in needs.metrics else ()
+    references = _right_choice(record, choices) if choices else ()
+    if "references" in needs.kinds and not references:
+        references = _texts(record, _REFERENCES)
+        if not any(text.strip() for text in references):
+            raise record.error("no reference holds any text")
+    entailed = values.get("entailed")
+    return Reference(
+        record.where,
+        references,
+        _texts(record, _ANSWERS) if "answers" in needs.kinds else (),
+        choices,
+        _groups(record),
+        medium,
+        tuple(map(str, entailed)) if isinstance(entailed, list) else None,
+        values.get("isBalanced") is not False,
+        values.get("difficult_direct_answer") is True,
+    )
+
+
+def _texts(record: Record, keys: Sequence[str]) -> tuple[str, ...]:
+    """The strings at the first of some keys that is there; annotators' answers may be objects with an `answer`."""
+    key = next((key for key in keys if record.values.get(key) is not None), None)
+    if key is None:
+        null = [key for key in keys if key in record.values]
+        raise record.error(f"`{null[0]}` is null") if null else record.lacks(keys)
+    value = record.values[key]
+    if isinstance(value, str) and (found := record.items(key, value)) != [value]:
+        value = found  # a list that was written as text
+    if isinstance(value, str) and key in ("targets", "caption", "answer", "multiple_choice_answer"):
+        return (record.check_text(key, value),)
+    if not isinstance(value, list):
+        raise record.error(f"`{key}` is {json_type(value)}, not a list of strings")
+    if not value:
+        raise record.error(f"`{key}` is empty")
+    items = [item["answer"] if isinstance(item, dict) and "answer" in item else item for item in value]
+    texts = [record.check_text(f"{key}[{index}]", text) for index, text in enumerate(items)]
+    if "raw" in record.values:  # a run's own predictions, whose targets were read before
+        return tuple(texts)
+    return tuple(item for text in texts for item in record.items(key, text))
+
+
+def _choices(record: Record) -> tuple[str, ...]:
+    return _texts(record, ["choices"]) if "choices" in record.values else ()
+
+
+def _right_choice(record: Record, choices: Sequence[str]) -> tuple[str, ...]:
+    """The text of the right choice where its number is given."""
+    if "correct_choice_idx" not in record.values:
+        return ()
+    number = record.values["correct_choice_idx"]
+    if isinstance(number, str) and number.isdecimal():
+        number = int(number)  # of a table
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(choices):
+        raise record.error(
+            f"`correct_choice_idx` is {short(repr(number))}, not the number of one of {len(choices)} choices"
+        )
+    return (choices[number],)
+
+
+def _groups(record: Record) -> tuple[str, ...]:
+    """Names of the groups that get an accuracy of their own."""
+    groups = [record.text("answer_type")] if record.values.get("answer_type") is not None else []
+    if record.values.get("question_type") is not None:
+        groups.append(f"question {record.text('question_type')}")
+    match record.values.get("types"):
+        case {"structural": str(structural)}:  # GQA
+            groups.append("open" if structural == "query" else "binary")
+    return tuple(groups)
+
+
+def _id(record: Record, first: str) -> str:
+    keys = [key for key in (first, *ID_KEYS) if key in record.values]
+    if not keys:
+        raise record.lacks(["id"])
+    match record.values[keys[0]]:
+        case bool() | float() as value:
+            kind = "a boolean" if isinstance(value, bool) else f"the number {value}"
+            raise record.error(f"`{keys[0]}` is {kind}, not a string or a whole number")
+        case int(value):
+            return str(value)
+    if not record.text(keys[0]).strip():
+        raise record.error(f"`{keys[0]}` is empty")
+    return record.text(keys[0])
+
+
+def _require_new(record: Record, id: str, found: dict[str, Any]) -> None:
+    if id in found:
+        raise record.error(f"the id `{short(id)}` was given before: {found[id].where}")

@@ -1,0 +1,252 @@
+"""Files in, numbers out: predictions and references joined by id, then scored by each metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel
+
+from perceptune.config.overrides import Given, typed
+from perceptune.config.recipe import validate
+from perceptune.config.registry import leaf
+from perceptune.data.bootstrap import bootstrap_corpus, bootstrap_interval
+from perceptune.data.metrics import choice, gqa
+from perceptune.data.metrics.base import Scored, averages, with_groups
+from perceptune.data.records import first_line, short
+from perceptune.errors import UserError, nearest
+from perceptune.evaluation.score_files.rows import Needs, Prediction, Reference, read_predictions, read_references
+
+_SHOWN = 5  # ids in a message
+_FEWEST_ANSWERS = 4  # so many equal ones make an answer worth 1
+
+
+@dataclass(frozen=True)
+class FileScores:
+    """The numbers and how they came about."""
+
+    result: dict[str, Any]  # flat: values, their intervals, `n`, `definition`
+    keys: list[str]  # of `result` that are values
+    rows: list[dict[str, Any]]  # one a sample: id, prediction, its values
+    notes: list[str]  # what a reader of the numbers must know
+
+
+@dataclass(frozen=True)
+class _Metric:
+    name: str
+    module: ModuleType
+    options: BaseModel
+
+
+def score_files(
+    predictions: str, references: str, metrics: Sequence[str], *, options: Sequence[str] = (), subset: bool = False,
+    intervals: bool = True, first_lines: bool = False,
+) -> FileScores:  # fmt: skip
+    """Scores a file of predictions against a file of references.
+
+    `options` are `KEY=VALUE` for each metric that has such an option, or `METRIC.KEY=VALUE`. With `subset` references
+    without a prediction are left out, otherwise they are an error. With `first_lines` only the first line of each text
+    is judged, on both sides. Raises `UserError` for what is wrong in the files.
+    """
+    chosen = _metrics(metrics, options)
+    needs = Needs(tuple(metric.name for metric in chosen), {metric.module.REFERENCES for metric in chosen})
+    notes: list[str] = []
+    held = read_references(references, needs, notes.append)
+    given = read_predictions(predictions, needs.metrics, notes.append)
+    if first_lines:
+        held = {id: reference.cut() for id, reference in held.items()}
+        given = {id: replace(one, text=first_line(one.text)) for id, one in given.items()}
+    ids = _joined(given, held, chosen, references, subset=subset)
+    results = {metric.name: _scored(metric, ids, given, held) for metric in chosen}
+    names = _distinct({name: [*scored.summary] for name, (_, scored) in results.items()})
+    result: dict[str, Any] = {}
+    for name, (own_ids, scored) in results.items():
+        for key, value in scored.summary.items():
+            result[names[name, key]] = value
+            if intervals and not key.startswith("accuracy_question_"):  # dozens of kinds of questions
+                result[f"{names[name, key]}_interval"] = _interval(key, own_ids, scored, held)
+    definitions = {name: scored.definition for name, (_, scored) in results.items()}
+    result |= {"n": len(ids), "empty": sum(not given[id].text.strip() for id in ids)}
+    result |= {"missing": _missing(given, held, chosen)} if subset else {}
+    result["definition"] = definitions if len(definitions) > 1 else next(iter(definitions.values()))
+    return FileScores(result, [*names.values()], _rows(ids, given, results, names), notes + _notes(result, definitions))
+
+
+def _metrics(names: Sequence[str], options: Sequence[str]) -> list[_Metric]:
+    """The leaves with their options; each option must be one of a named metric."""
+    modules = {name.replace("_", "-"): leaf("metrics", name).module for name in names}
+    if not modules:
+        raise UserError("name at least one metric")
+    given: dict[str, dict[str, Any]] = {name: {} for name in modules}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or not key:
+            raise UserError(f"option `{option}` is not of the form KEY=VALUE or METRIC.KEY=VALUE")
+        owner, dot, own_key = key.rpartition(".")
+        if dot and owner not in modules:
+            raise UserError(f"option `{option}`: metric `{owner}` is not scored{nearest(owner, modules)}")
+        having = [name for name, module in modules.items() if own_key in module.Options.model_fields]
+        owners = [owner] if dot else having
+        if not owners:
+            known = {key for module in modules.values() for key in module.Options.model_fields}
+            raise UserError(f"option `{option}`: {', '.join(modules)} has no `{key}`{nearest(key, known)}")
+        for name in owners:
+            field = modules[name].Options.model_fields.get(own_key)
+            given[name][own_key] = value if field is None else typed(Given(value), field.annotation, own_key)
+    return [
+        _Metric(name, module, validate(module.Options, given[name], f"metric `{name}`"))
+        for name, module in modules.items()
+    ]
+
+
+def _counts(metric: str, reference: Reference) -> bool:
+    """Whether a metric's own rules count this sample."""
+    if metric == "gqa":
+        return reference.balanced
+    return metric != "a-okvqa" or not reference.difficult
+
+
+def _joined(
+    given: Mapping[str, Prediction], held: Mapping[str, Reference], metrics: Sequence[_Metric], references: str, *,
+    subset: bool,
+) -> list[str]:  # fmt: skip
+    """Ids to score, in the references' order. Raises `UserError` for ids that only one of the files has."""
+    unknown = [id for id in given if id not in held]
+    if unknown:
+        more = f" (nor {len(unknown) - 1} further ids of the predictions)" if len(unknown) > 1 else ""
+        raise UserError(f"{given[unknown[0]].where}: {references} has no id `{short(unknown[0])}`{more}")
+    wanted = _wanted(held, metrics)
+    missing = [id for id in wanted if id not in given]
+    if missing and not subset:
+        first = ", ".join(f"`{short(id)}`" for id in missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        raise UserError(
+            f"{len(missing)} of the {len(wanted)} samples in {references} have no prediction: {first}; "
+            "`--subset` scores only those that have one"
+        )
+    ids = [id for id in wanted if id in given]
+    if not ids:
+        raise UserError(f"no sample in {references} that counts has a prediction")
+    return ids
+
+
+def _wanted(held: Mapping[str, Reference], metrics: Sequence[_Metric]) -> list[str]:
+    return [id for id, reference in held.items() if any(_counts(metric.name, reference) for metric in metrics)]
+
+
+def _missing(given: Mapping[str, Prediction], held: Mapping[str, Reference], metrics: Sequence[_Metric]) -> int:
+    return sum(id not in given for id in _wanted(held, metrics))
+
+
+def _scored(
+    metric: _Metric, ids: Sequence[str], given: Mapping[str, Prediction], held: Mapping[str, Reference]
+) -> tuple[list[str], Scored]:
+    """The ids that this metric counts, and their scores."""
+    own = [id for id in ids if _counts(metric.name, held[id])]
+    if not own:
+        raise UserError(f"metric `{metric.name}`: none of the {len(ids)} samples counts for it")
+    scored = _score(metric, own, given, held)
+    key = next((key for key in ("accuracy", "f1") if key in scored.summary), None)
+    if key is not None:
+        scored = with_groups(scored, [held[id].groups for id in own], key)
+    if metric.name == "gqa" and any(held[id].entailed for id in own):
+        scored = _with_consistency(scored, metric, own, given, held)
+    return own, scored
+
+
+def _score(
+    metric: _Metric, ids: Sequence[str], given: Mapping[str, Prediction], held: Mapping[str, Reference]
+) -> Scored:
+    texts = [given[id].text for id in ids]
+    if metric.module.REFERENCES == "answers":
+        answers = [held[id].answers for id in ids]
+        if metric.name == "vqa":
+            answers_each = _require_several(ids, held)
+            scored: Scored = metric.module.score(texts, answers, metric.options)
+            return replace(scored, definition={**scored.definition, "answers_each": answers_each})
+        return metric.module.score(texts, answers, metric.options)
+    references = [held[id].references for id in ids]
+    if metric.module is choice and (with_choices := [id for id in ids if held[id].choices]):
+        if len(with_choices) < len(ids):
+            lacking = next(id for id in ids if not held[id].choices)
+            raise UserError(f"{held[lacking].where}: no `choices`, and other rows have them")
+        return choice.score(texts, references, choices=[held[id].choices for id in ids])
+    return metric.module.score(texts, references, metric.options)
+
+
+def _require_several(ids: Sequence[str], held: Mapping[str, Reference]) -> list[int]:
+    """How many answers samples have, at least and at most. Raises `UserError` if one has a single answer."""
+    sizes = {len(held[id].answers): id for id in ids}
+    if 1 in sizes:
+        raise UserError(
+            f"{held[sizes[1]].where}: a single answer; VQA accuracy counts how many of several annotators agree, "
+            "for one right answer take metric `exact`"
+        )
+    return [min(sizes), max(sizes)]
+
+
+def _with_consistency(
+    scored: Scored, metric: _Metric, ids: Sequence[str], given: Mapping[str, Prediction],
+    held: Mapping[str, Reference],
+) -> Scored:  # fmt: skip
+    """Adds GQA's consistency where every entailed question was answered, or says why it is not there."""
+    everything = [id for id in held if id in given]
+    values = _score(metric, everything, given, held).per_sample
+    right = {id: row["accuracy"] for id, row in zip(everything, values, strict=True)}
+    entailed = {id: held[id].entailed or () for id in ids}
+    lacking = {other for id, others in entailed.items() if right[id] for other in others} - right.keys()
+    if lacking:
+        reason = f"not computed: {len(lacking)} questions that follow from rightly answered ones have no prediction"
+        return replace(scored, definition={**scored.definition, "consistency": reason})
+    found = gqa.consistency(right, entailed)
+    rows = [
+        row | ({"consistency": found[id]} if id in found else {})
+        for id, row in zip(ids, scored.per_sample, strict=True)
+    ]
+    return replace(scored, summary=averages(rows), per_sample=rows)
+
+
+def _distinct(keys: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], str]:
+    """(metric, key) -> name: the key, with the metric in front where several metrics have it."""
+    every = [key for several in keys.values() for key in several]
+    return {
+        (name, key): key if every.count(key) == 1 else f"{name}_{key}"
+        for name, several in keys.items() for key in several
+    }  # fmt: skip
+
+
+def _interval(key: str, ids: Sequence[str], scored: Scored, held: Mapping[str, Reference]) -> list[float]:
+    media = [held[id].medium for id in ids]
+    if key in scored.corpus:
+        corpus = scored.corpus[key]
+        return list(bootstrap_corpus(corpus.statistics, corpus.value, groups=media))
+    having = [index for index, row in enumerate(scored.per_sample) if key in row]
+    values = [scored.per_sample[index][key] for index in having]
+    return list(bootstrap_interval(values, groups=[media[index] for index in having]))
+
+
+def _rows(
+    ids: Sequence[str], given: Mapping[str, Prediction], results: Mapping[str, tuple[list[str], Scored]],
+    names: Mapping[tuple[str, str], str],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """One row a sample, with the values of all metrics."""
+    rows: dict[str, dict[str, Any]] = {id: {"id": id, "prediction": given[id].text} for id in ids}
+    for name, (own, scored) in results.items():
+        for id, values in zip(own, scored.per_sample, strict=True):
+            rows[id] |= {names[name, key]: value for key, value in values.items()}
+    return [*rows.values()]
+
+
+def _notes(result: Mapping[str, Any], definitions: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    notes = []
+    if result["empty"]:
+        notes.append(f"{result['empty']} of {result['n']} predictions are empty; they are scored as empty answers")
+    if result.get("missing"):
+        notes.append(f"{result['missing']} samples without a prediction are left out: this is a subset")
+    for name, definition in definitions.items():
+        if "caution" in definition:
+            notes.append(f"{name}: {definition['caution']}")
+        if definition.get("answers_each", [_FEWEST_ANSWERS])[0] < _FEWEST_ANSWERS:
+            notes.append(f"{name}: some questions have fewer than {_FEWEST_ANSWERS} answers: none is worth 1 there")
+    return notes

@@ -1,0 +1,275 @@
+"""A frozen InstructBLIP or BLIP-2 of transformers without its ViT: Q-Former, language projection and LM.
+
+The only file that knows these classes' insides. The ViT is an encoder like any other (`encoders/_blip.py`), so that its
+features are computed once. What is computed here is what transformers computes, but for padding: image tokens stand
+right before their text, not before its padding, so a row's positions are the same alone and in any batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from perceptune.lm.architectures import weights_fingerprint
+from perceptune.lm.generation.generate import Watch, limits_of, through_transformers, up_to
+from perceptune.lm.generation.sampling import chooser
+from perceptune.lm.kernels import short_attention
+from perceptune.lm.kernels.linear_cross_entropy import frozen_head_loss
+from perceptune.types import Decoding
+from perceptune.utils.devices import move
+
+IGNORED = -100  # label where nothing is predicted
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """An instruction of each row as the Q-Former's own tokenizer gives it, padded on the right."""
+
+    ids: Tensor  # (B, L)
+    mask: Tensor  # (B, L) 1 = token
+
+    def to(self, device: torch.device) -> Instruction:
+        return Instruction(move(self.ids, device), move(self.mask, device))
+
+
+@dataclass(frozen=True)
+class LMTokens:
+    """What the LM reads, the first `n_queries` tokens of each row standing for the image."""
+
+    ids: Tensor  # (B, T)
+    mask: Tensor  # (B, T) 1 = token; padded on the left for a decoder-only LM, else on the right
+    supervised: Tensor  # (B, T) bool: tokens that are to be predicted; none for an encoder-decoder LM
+    labels: Tensor | None = None  # (B, S) what the decoder of an encoder-decoder LM is to say, padded with -100
+    predicted: tuple[Tensor, Tensor] | None = None  # what `find_predicted` gives, where that was known before
+
+    def to(self, device: torch.device) -> LMTokens:
+        """The same on a device; what is predicted is found out where they are now."""
+        predicted = self.find_predicted()
+        labels = None if self.labels is None else move(self.labels, device)
+        ids, mask, supervised = (move(part, device) for part in (self.ids, self.mask, self.supervised))
+        return LMTokens(ids, mask, supervised, labels, (move(predicted[0], device), move(predicted[1], device)))
+
+    def find_predicted(self) -> tuple[Tensor, Tensor]:
+        """Places (N,) of the columns that predict a token, row after row, and these tokens (N,)."""
+        if self.predicted is not None:
+            return self.predicted
+        if self.labels is None:
+            keep = nn.functional.pad(self.supervised[:, 1:], (0, 1))
+            targets = self.ids[:, 1:][self.supervised[:, 1:]]
+        else:
+            keep = self.labels != IGNORED
+            targets = self.labels[keep]
+        return keep.flatten().nonzero().flatten(), targets
+
+    def said(self, pad: int) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, S) of what is to be said, wherever it stands."""
+        if self.labels is None:
+            return self.ids, self.supervised.long()
+        mask = self.labels != IGNORED
+        return self.labels.masked_fill(~mask, pad), mask.long()
+
+
+class FrozenBlip(nn.Module):
+    """Wraps `InstructBlipForConditionalGeneration` or `Blip2ForConditionalGeneration`; every weight stays as it is.
+
+    `model` is what a method may look into, hook and wrap; its ViT, whose patches are `n_patches`, has been taken out.
+    """
+
+    def __init__(self, model: nn.Module, n_patches: int = 0) -> None:
+        super().__init__()
+        self.model = cast(Any, model.requires_grad_(False).eval())
+        config = self.model.config
+        self.reads_instructions = config.model_type == "instructblip"
+        self.encoder_decoder = bool(self.language_model.config.is_encoder_decoder)
+        _use_own_masks(self.qformer, short_attention.PLAIN)
+        _use_own_masks(self.language_model, short_attention.PLAIN if self.encoder_decoder else short_attention.WHOLE)
+        self.n_patches = n_patches
+        self.n_queries = int(config.num_query_tokens)  # image tokens that the LM sees
+        self.image_token = int(config.image_token_index or 0)  # its embedding is never used
+        self.hidden_size = int(config.qformer_config.hidden_size)
+        self.image_size = int(config.qformer_config.encoder_hidden_size)  # width of the ViT's states
+        for layer in self.layers:
+            for part in ("crossattention", "intermediate", "intermediate_query"):
+                if hasattr(layer, part):
+                    getattr(layer, part).register_forward_pre_hook(_in_one_piece, with_kwargs=True)
+        self.bare_head = False  # whether logits are the head's output as it is; found out by `check`
+
+    @property
+    def qformer(self) -> Any:
+        """The Q-Former: `embeddings` (InstructBLIP only) and `encoder.layer`."""
+        return self.model.qformer
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The Q-Former's layers; those with images to look at have a `crossattention`."""
+        return cast(nn.ModuleList, self.model.qformer.encoder.layer)
+
+    @property
+    def query_tokens(self) -> nn.Parameter:
+        """(1, n_queries, hidden_size)."""
+        return cast(nn.Parameter, self.model.query_tokens)
+
+    @property
+    def language_projection(self) -> nn.Linear:
+        """From the Q-Former's width to the LM's."""
+        return cast(nn.Linear, self.model.language_projection)
+
+    @property
+    def language_model(self) -> Any:
+        """T5, Llama, OPT: what the checkpoint has."""
+        return self.model.language_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LM lives."""
+        return self.language_model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the LM's states; the Q-Former computes in float32."""
+        return self.language_model.get_input_embeddings().weight.dtype
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of Q-Former, projection and LM as they were when it was first asked for: training may change them later."""
+        return weights_fingerprint(self.model)
+
+    def train(self, mode: bool = True) -> FrozenBlip:
+        """Stays in evaluation mode; a method switches the dropout of what it trains by itself."""
+        return super().train(False)
+
+    def run_qformer(self, queries: Tensor, instruction: Instruction | None, image: Tensor) -> Tensor:
+        """States (B, n + L, hidden_size) of n queries (1 or B, n, hidden_size) and of L instruction tokens.
+
+        `image` are the ViT's states (B, T, image_size). L is 0 without an instruction.
+        """
+        rows, n = len(image), queries.shape[1]
+        given: dict[str, Any] = {"query_embeds": queries.expand(rows, -1, -1), "encoder_hidden_states": image}
+        if instruction is not None:
+            seen = torch.cat([instruction.mask.new_ones(rows, n), instruction.mask], dim=1)
+            given |= {"input_ids": instruction.ids, "attention_mask": seen}
+        elif self.reads_instructions:
+            given["input_ids"] = None
+        states: Tensor = self.qformer(**given, return_dict=True).last_hidden_state
+        return states
+
+    def word_embeddings(self, ids: Tensor) -> Tensor:
+        """(..., D) as the LM embeds tokens (...)."""
+        embedded: Tensor = self.language_model.get_input_embeddings()(ids)
+        return embedded
+
+    def loss(self, queries: Tensor, tokens: LMTokens) -> tuple[Tensor, int]:
+        """Cross-entropy summed over the predicted tokens, and their number, for query outputs (B, n_queries, d)."""
+        given = self._inputs(queries, tokens)
+        keep, targets = tokens.find_predicted()
+        if tokens.labels is not None:
+            given["decoder_input_ids"] = self.language_model.prepare_decoder_input_ids_from_labels(tokens.labels)
+        head = self.language_model.get_output_embeddings()
+        caught: list[Tensor] = []
+        if self.bare_head and not head.weight.requires_grad:
+            with self._kept(keep, caught):
+                self.language_model(**given, use_cache=False)
+            return frozen_head_loss(caught[0], head, targets), len(targets)
+        with self._kept(keep, None):
+            logits = self.language_model(**given, use_cache=False).logits
+        return nn.functional.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
+
+    @torch.no_grad()
+    def generate(
+        self, queries: Tensor, tokens: LMTokens, decoding: Decoding, *, eos: int, pad: int,
+        seeds: Sequence[int] | None = None, watch: Watch | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """New tokens of each row, up to and without the end token, by transformers' `generate`.
+
+        `decoding.max_length` counts the tokens of the prompt without those of the image.
+        """
+        given = self._inputs(queries, tokens)
+        given.pop("position_ids", None)  # `generate` finds them from the mask
+        text = tokens.mask & ~image_columns(tokens.mask, self.n_queries)
+        limits = limits_of(text, decoding)
+        settings: dict[str, Any] = {"width": 0}  # a decoder-only LM returns its new tokens, without its embedded prompt
+        if self.encoder_decoder:  # its decoder's start token, too
+            settings = {"width": 1, "decoder_start_token_id": self.language_model.config.decoder_start_token_id}
+        rows = through_transformers(
+            self.language_model, given, decoding,
+            chooser(decoding, seeds or [decoding.seed] * len(queries), queries.device), limits=limits, eos=eos, pad=pad,
+            watch=watch, **settings,
+        )  # fmt: skip
+        return [up_to(eos, row) for row in rows]
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Finds out whether some LM scales or caps its logits behind the head, which `loss` must know."""
+        head = self.language_model.get_output_embeddings()
+        if type(head) is not nn.Linear:
+            return
+        ids = torch.zeros(1, self.n_queries + 2, dtype=torch.long, device=self.device)
+        both = torch.arange(ids.shape[1] - 2, ids.shape[1], device=self.device)
+        tokens = LMTokens(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
+        given = self._inputs(torch.ones(1, self.n_queries, self.hidden_size, device=self.device), tokens)
+        if self.encoder_decoder:
+            given["decoder_input_ids"] = ids
+        caught: list[Tensor] = []
+        with self._kept(both, caught):
+            self.language_model(**given, use_cache=False)
+        with self._kept(both, None):
+            logits = self.language_model(**given, use_cache=False).logits
+        self.bare_head = torch.allclose(head(caught[0]), logits, rtol=1e-3, atol=1e-3)
+
+    def _inputs(self, queries: Tensor, tokens: LMTokens) -> dict[str, Any]:
+        """What the LM is called with: its tokens, the image's replaced by projected query outputs."""
+        words = self.word_embeddings(tokens.ids)
+        visual = self.language_projection(queries).to(words.dtype)
+        places = image_columns(tokens.mask, self.n_queries)[..., None]
+        number = (tokens.mask.cumsum(-1) - 1).clamp(0, self.n_queries - 1)[..., None]  # of an image token in its row
+        spread = visual.gather(1, number.expand(-1, -1, visual.shape[-1]))
+        given = {"inputs_embeds": torch.where(places, spread, words), "attention_mask": tokens.mask}
+        if not self.encoder_decoder:
+            given["position_ids"] = (tokens.mask.cumsum(-1) - 1).clamp_min(0)
+        return given
+
+    @contextlib.contextmanager
+    def _kept(self, keep: Tensor, caught: list[Tensor] | None) -> Iterator[None]:
+        """The vocabulary head runs on the kept places (N,) only, or, where its input is `caught`, on nothing."""
+
+        def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            kept = args[0].flatten(0, 1).index_select(0, keep)
+            if caught is not None:
+                caught.append(kept)
+                kept = kept[:0]
+            return (kept, *args[1:])
+
+        handle = self.language_model.get_output_embeddings().register_forward_pre_hook(before)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _use_own_masks(model: nn.Module, name: str) -> None:
+    """Lets a model's parts that use transformers' `sdpa` use what `attention` has registered under a name."""
+    short_attention.register()
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", None) == "sdpa":
+            config._attn_implementation = name
+
+
+def _in_one_piece(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Copies what a part of a layer is given of the columns, as its first positional argument.
+
+    A frozen linear map of a view of them is a product for each row, forward and backward: a sixth of PETAL's step.
+    """
+    first, *others = args or (kwargs.pop("hidden_states"),)
+    return (first.contiguous(), *others), kwargs
+
+
+def image_columns(mask: Tensor, n: int) -> Tensor:
+    """(B, T) bool: the first `n` tokens of each row, padding left out."""
+    return mask.bool() & (mask.cumsum(-1) <= n)

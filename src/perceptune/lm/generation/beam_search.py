@@ -1,0 +1,173 @@
+"""Beam search on our own cache: the tokens of transformers' `generate`, each row on its own.
+
+A beam's score is the sum of its tokens' log-probabilities; that of a finished one is divided by its length to the power
+`length_penalty`. A row is done when its best open beam, at its present length, cannot beat its worst finished one
+(transformers' `early_stopping=False`). The prompt's keys and values are computed once per row and are never moved: only
+those of the new tokens follow the beams.
+
+By `length_normalization: total` a row is searched as transformers 4.20 to 4.24 search it alone: a length is that of
+prompt and answer without the end token, what is asked for the end is whether the best candidate could still win, and
+beams that are open at the limit count, whatever their rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from perceptune.lm.generation.decode_state import Prefilled
+from perceptune.lm.generation.uncached import Uncached
+from perceptune.types import Decoding, Slots
+from perceptune.utils.devices import move
+
+if TYPE_CHECKING:
+    from perceptune.lm.frozen_lm import FrozenLM
+
+NEVER = -1e9  # the score of what is not there
+
+
+@dataclass
+class _Beams:
+    """k open and k finished beams of n rows, best first; tokens from column `length` on are not written yet."""
+
+    scores: Tensor  # (n, k)
+    tokens: Tensor  # (n, k, room)
+    finished: Tensor  # (n, k) scores
+    texts: Tensor  # (n, k, room) the finished beams' tokens
+    filled: Tensor  # (n, k) bool: whether there is a finished beam yet
+
+    def rows(self, index: Tensor) -> _Beams:
+        return _Beams(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def finish(self, scores: Tensor, tokens: Tensor, counts: Tensor) -> None:
+        """Takes those of m beams that count (n, m) among the finished ones, if they are good enough."""
+        merged, order = torch.cat([self.finished, scores + ~counts * NEVER], 1).topk(self.finished.shape[1])
+        self.finished, self.texts = merged, _pick(torch.cat([self.texts, tokens], 1), order)
+        self.filled = torch.cat([self.filled, counts], 1).gather(1, order)
+
+    def may_improve(self, best: Tensor) -> Tensor:
+        """Whether (n,) a beam that ends with the score `best` (n, 1) would be among the finished ones."""
+        worst = torch.where(self.filled, self.finished.min(1, keepdim=True).values, NEVER)
+        return (best > worst).any(1)
+
+
+@dataclass
+class _Rule:
+    """By what scores are divided: a length to the power `penalty`."""
+
+    penalty: float
+    prompts: Tensor | None  # (n, 1) tokens of each row's prompt, where they count
+
+    def __call__(self, length: int) -> Tensor | float:
+        """Of a beam with so many tokens of its own."""
+        return (length if self.prompts is None else length + self.prompts) ** self.penalty
+
+    def rows(self, index: Tensor) -> _Rule:
+        return self if self.prompts is None else _Rule(self.penalty, self.prompts[index])
+
+
+def beam_search(
+    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], decoding: Decoding, *, limits: Tensor, eos: int,
+    wanted: Callable[[int], bool] | None = None,
+) -> list[list[int]]:  # fmt: skip
+    """New tokens of each row's best beam, its end token included; `limits` (B,) says how many at most.
+
+    A row that is not `wanted` any more is given up: what is returned of it means nothing.
+    """
+    steps = beam_steps(lm, ids, mask, slots, decoding, limits=limits, eos=eos, wanted=wanted)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            answers: list[list[int]] = end.value
+            return answers
+
+
+def beam_steps(
+    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], decoding: Decoding, *, limits: Tensor, eos: int,
+    wanted: Callable[[int], bool] | None = None,
+) -> Generator[None, None, list[list[int]]]:  # fmt: skip
+    """`beam_search` that stops for breath after each token."""
+    n, most, beams = len(ids), limits.tolist(), decoding.beams
+    room = max(most)
+    rule = _Rule(decoding.length_penalty, mask.sum(-1, keepdim=True) if decoding.counts_prompt else None)
+    plain = lm.why_plain(slots) is not None
+    state = Uncached(lm, ids, mask, slots) if plain else Prefilled(lm, ids, mask, slots, room)
+    held = _none_yet(n, beams, room, ids.device)
+    state.keep(torch.arange(n, device=ids.device).repeat_interleave(beams))
+    best: dict[int, Tensor] = {}  # (room,) of the rows that have ended, read when all have
+    going = list(range(n))
+    for length in range(1, room + 1):
+        parents, open_ = _step(held, state.logits, length, limits, rule, eos)
+        goes_on = open_.tolist()  # the one thing in a step that the host waits for
+        if wanted is not None:
+            goes_on = [yes and wanted(row) for yes, row in zip(goes_on, going, strict=True)]
+        best |= {row: held.texts[place, 0] for place, row in enumerate(going) if not goes_on[place]}
+        if not any(goes_on):
+            break
+        first = torch.arange(len(going), device=ids.device)[:, None] * beams
+        state.exchange((first + parents).flatten())
+        if not all(goes_on):
+            places = [place for place, yes in enumerate(goes_on) if yes]
+            stay = move(torch.tensor(places), ids.device)
+            state.keep((first[stay] + torch.arange(beams, device=ids.device)).flatten())
+            going, held, rule = [going[place] for place in places], held.rows(stay), rule.rows(stay)
+            limits = limits[stay]
+        state.feed(held.tokens[:, :, length - 1].flatten())
+        yield
+    return _read(best, most, eos)
+
+
+def _read(best: Mapping[int, Tensor], most: Sequence[int], eos: int) -> list[list[int]]:
+    """The answers, one a row: up to the end token, or as long as they may be."""
+    found = dict(zip(best, torch.stack(list(best.values())).tolist(), strict=True)) if best else {}
+    answers = [found.get(row, []) for row in range(len(most))]
+    return [
+        (one[: one.index(eos) + 1] if eos in one else one)[:limit] for one, limit in zip(answers, most, strict=True)
+    ]
+
+
+def _none_yet(rows: int, beams: int, room: int, device: torch.device) -> _Beams:
+    """All beams alike: the first one alone counts, or they would all say the same."""
+    scores = torch.full((rows, beams), NEVER, device=device)
+    finished, filled = scores.clone(), torch.zeros_like(scores, dtype=torch.bool)
+    scores[:, 0] = 0.0
+    tokens = torch.zeros(rows, beams, room, dtype=torch.long, device=device)
+    return _Beams(scores, tokens, finished, tokens.clone(), filled)
+
+
+def _step(held: _Beams, logits: Tensor, length: int, limits: Tensor, rule: _Rule, eos: int) -> tuple[Tensor, Tensor]:
+    """One token more for every beam; the open beams' parents (n, k), and which rows (n,) go on."""
+    n, k = held.scores.shape
+    chances = logits.float().log_softmax(-1).view(n, k, -1) + held.scores[..., None]
+    # Each beam ends in one way, so that of twice as many continuations at least k go on.
+    top, place = chances.view(n, -1).topk(2 * k)
+    parents, token = place // logits.shape[-1], place % logits.shape[-1]
+    tokens = _pick(held.tokens, parents)
+    tokens[:, :, length - 1] = token
+    full = (limits == length)[:, None]
+    ends = token == eos
+    if rule.prompts is None:
+        ends |= full
+
+    counts = ends.clone()
+    counts[:, k:] = False  # a beam that ends must be among the best k to count
+    before = length - (rule.prompts is not None)  # the old rule leaves the end token out
+    held.finish(top / rule(before), tokens, counts)
+    held.scores, order = (top + ends * NEVER).topk(k)
+    held.tokens = _pick(tokens, order)
+    if rule.prompts is None:
+        open_ = held.may_improve(held.scores[:, :1] / rule(length))
+    else:
+        open_ = held.may_improve(top[:, :1] / rule(before))
+        held.finish(held.scores / rule(length), held.tokens, (full & open_[:, None]).expand(n, k))
+    return parents.gather(1, order), open_ & (limits > length)
+
+
+def _pick(tokens: Tensor, beams: Tensor) -> Tensor:
+    """(n, m, room) from (n, k, room): the beams (n, m) of each row."""
+    return tokens.gather(1, beams[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -1,0 +1,94 @@
+"""Decoding a step at a time: rows that choose a token each, leave when they have ended, and may be joined by others.
+
+What a row says does not depend on who else is there, nor on when it came (float32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from perceptune.lm.generation.decode_state import GROWTH, Prefilled
+from perceptune.lm.generation.sampling import Choose
+from perceptune.utils.devices import move
+
+LEAVE_AT = 0.75  # rows leave the batch when so many of them, or fewer, are still going on
+
+
+@dataclass(eq=False)
+class Row:
+    """One answer on its way. `told` hears each token, the end token included; False: the row ends with it."""
+
+    most: int  # tokens
+    eos: int
+    choose: Choose
+    number: int = 0  # what `choose` knows it by
+    told: Callable[[int], bool] | None = None
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    def take(self, token: int) -> None:
+        """Its next token."""
+        self.tokens.append(token)
+        said_to_end = self.told is not None and not self.told(token)
+        self.ended = said_to_end or token == self.eos or len(self.tokens) >= self.most
+
+
+class Going:
+    """Rows of one LM that go on together; `rows` are those of `state`, in its order."""
+
+    def __init__(self, state: Prefilled, rows: Sequence[Row]) -> None:
+        self.state, self.rows = state, list(rows)
+
+    @property
+    def open(self) -> int:
+        """Rows that have not ended."""
+        return sum(not row.ended for row in self.rows)
+
+    def step(self) -> bool:
+        """One token more for every row; False if there is nothing left to say."""
+        tokens = self._chosen()
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            if not row.ended:
+                row.take(token)
+        alive = [place for place, row in enumerate(self.rows) if not row.ended]
+        if not alive:
+            return False
+        if len(alive) <= LEAVE_AT * len(self.rows):
+            tokens = tokens[self._keep(alive)]
+        elif len(alive) < len(self.rows):
+            self.state.rest(torch.tensor([row.ended for row in self.rows]))
+        self.state.feed(tokens)
+        return True
+
+    def join(self, others: Sequence[Going]) -> None:
+        """Goes on with the rows of others, too. Raises what `Prefilled.join` does."""
+        parts = [self, *others]
+        for part in parts:
+            part._keep([place for place, row in enumerate(part.rows) if not row.ended])
+        rows = [row for part in parts for row in part.rows]
+        left = max((row.most - len(row.tokens) for row in rows), default=1)
+        self.state.join([other.state for other in others], min(left, GROWTH))
+        self.rows = rows
+
+    def _keep(self, places: list[int]) -> Tensor:
+        index = move(torch.tensor(places, dtype=torch.long), self.state.rows.device)
+        if len(places) < len(self.rows):
+            self.state.keep(index)
+            self.rows = [self.rows[place] for place in places]
+        return index
+
+    def _chosen(self) -> Tensor:
+        """The next token (rows,) of each, those together that choose in the same way."""
+        logits, ways = self.state.logits, dict.fromkeys(row.choose for row in self.rows)
+        if len(ways) == 1:
+            return self.rows[0].choose(logits, [row.number for row in self.rows])
+        tokens = torch.zeros(len(self.rows), dtype=torch.long, device=logits.device)
+        for choose in ways:
+            places = [place for place, row in enumerate(self.rows) if row.choose is choose]
+            index = move(torch.tensor(places), logits.device)
+            tokens[index] = choose(logits[index], [self.rows[place].number for place in places])
+        return tokens

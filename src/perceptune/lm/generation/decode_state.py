@@ -1,0 +1,239 @@
+"""An LM after its prompts: keys and values written in place, tokens fed one at a time, rows that leave, divide or join.
+
+Prefilled by split execution: slots are keys and values in the cache and nothing else, equal prompts share the layers
+below the first one that a medium enters, and the last block computes the last position only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from perceptune.lm.prefix_cache import Pair
+from perceptune.lm.slot_hooks import Splice, with_slots
+from perceptune.types import Slots
+from perceptune.utils.devices import move
+
+if TYPE_CHECKING:
+    from perceptune.lm.frozen_lm import FrozenLM
+
+
+GROWTH = 64  # columns
+
+
+class Grown(Cache):
+    """Keys and values, written in place while `columns` last; closed columns hold zeros that nobody sees."""
+
+    def __init__(self, n_layers: int, rows: int, columns: int) -> None:
+        super().__init__(layers=[])
+        self.rows, self.columns = rows, columns
+        self.length = 0
+        self.held: list[tuple[Tensor, Tensor] | None] = [None] * n_layers
+
+    def put(self, layer: int, start: int, pair: Pair, index: Tensor | None = None) -> None:
+        """Writes columns from `start` on; `index` names the pair's row for each row of the batch."""
+        if self.held[layer] is None:
+            self.held[layer] = (self._room_for(pair.keys), self._room_for(pair.values))
+        for held, given in zip(self._of(layer), (pair.keys, pair.values), strict=True):
+            held[:, :, start : start + pair.width] = given if index is None else given[index]
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[Grown, int]], front: int, room: int) -> Grown:
+        """The rows of several caches: their `front` first columns, then of each the last ones, as many as it says.
+
+        All end in the same column, so that distances between a row's columns stay what they were.
+        """
+        end = front + max(last for _, last in parts)
+        whole = cls(len(parts[0][0].held), sum(part.n_rows for part, _ in parts), end + room)
+        for layer in range(len(whole.held)):
+            both = whole._room_for(parts[0][0]._of(layer)[0]), whole._room_for(parts[0][0]._of(layer)[1])
+            start = 0
+            for part, last in parts:
+                rows = slice(start, start := start + part.n_rows)
+                for into, held in zip(both, part._of(layer), strict=True):
+                    into[rows, :, :front] = held[:, :, :front]
+                    into[rows, :, end - last : end] = held[:, :, part.length - last : part.length]
+            whole.held[layer] = both
+        whole.length = end
+        return whole
+
+    @property
+    def n_rows(self) -> int:
+        """As many as there are now."""
+        return int(self._of(0)[0].shape[0])
+
+    def grow(self) -> None:
+        """Makes room for more columns where there is none left."""
+        if self.length == self.columns:
+            self.columns += GROWTH
+            self.held = [
+                held and (nn.functional.pad(held[0], (0, 0, 0, GROWTH)), nn.functional.pad(held[1], (0, 0, 0, GROWTH)))
+                for held in self.held
+            ]
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        self.put(layer_idx, self.length, Pair(key_states, value_states))
+        end = self.length + key_states.shape[2]
+        keys, values = self._of(layer_idx)
+        return keys[:, :, :end], values[:, :, :end]
+
+    def keep_rows(self, index: Tensor) -> None:
+        """Goes on with these rows alone, some of them more than once."""
+        self.held = [held and (held[0][index], held[1][index]) for held in self.held]
+
+    def exchange(self, index: Tensor, start: int) -> None:
+        """Gives each row the columns from `start` on of the row that `index` names."""
+        for keys, values in filter(None, self.held):
+            for held in (keys, values):
+                held[:, :, start : self.length] = held[index, :, start : self.length]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def _room_for(self, given: Tensor) -> Tensor:
+        _, heads, _, size = given.shape
+        return given.new_zeros(self.rows, heads, self.columns, size)
+
+    def _of(self, layer: int) -> tuple[Tensor, Tensor]:
+        held = self.held[layer]
+        assert held is not None
+        return held
+
+
+class Prefilled:
+    """Rows that go on from their prompts. `logits` (rows, vocab) are those of each row's next token.
+
+    There is room for `room` tokens at first.
+    """
+
+    def __init__(self, lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], room: int) -> None:
+        self.lm = lm
+        self.cache, self.logits = _prefill(lm, ids, mask, slots, room)
+        self.prompt = self.cache.length  # columns, slots included
+        self.rows = torch.arange(ids.shape[0], device=ids.device)  # of the batch, as it came
+        self._positions = mask.sum(-1)
+        self._front = sum(slot.width for slot in slots)
+        self._seen = with_slots(ids, mask, self._front)[1]
+        # A slot's states are in the cache now: only who may see it from which layer on matters.
+        self._slots = [_seen_only(slot, move(slot.present, ids.device)) for slot in slots]
+
+    @property
+    def layout(self) -> tuple[tuple[int, int], ...]:
+        """First layer and width of each group of slots: states of one layout on one LM can be joined."""
+        return tuple((slot.entry, slot.width) for slot in self._slots)
+
+    def keep(self, index: Tensor) -> None:
+        """Goes on with these rows, some of them more than once."""
+        self.rows, self._positions, self._seen, self.logits = (
+            given[index] for given in (self.rows, self._positions, self._seen, self.logits)
+        )
+        self.cache.keep_rows(index)
+        self._slots = [_seen_only(slot, slot.present[index]) for slot in self._slots]
+
+    def exchange(self, index: Tensor) -> None:
+        """Gives each row what the row that `index` names has said."""
+        self.cache.exchange(index, self.prompt)
+
+    def join(self, others: Sequence[Prefilled], room: int) -> None:
+        """Goes on with the rows of others, too, behind its own; columns that no row sees are left out.
+
+        Raises `ValueError` for one of another LM or `layout`.
+        """
+        parts = [self, *others]
+        if any(part.lm is not self.lm or part.layout != self.layout for part in parts):
+            raise ValueError("states of another LM or layout cannot be joined")
+        texts = [part._seen[:, self._front :] for part in parts]
+        texts = [text[:, int(text.any(0).int().argmax()) :] for text in texts]
+        self.cache = Grown.joined(
+            [(part.cache, text.shape[1]) for part, text in zip(parts, texts, strict=True)], self._front, room
+        )
+        longest = self.cache.length - self._front
+        hidden = [part._seen[:, : self._front] for part in parts]
+        aligned = [nn.functional.pad(text, (longest - text.shape[1], 0)) for text in texts]
+        self._seen = torch.cat([torch.cat(hidden), torch.cat(aligned)], 1)
+        self._positions = torch.cat([part._positions for part in parts])
+        self.logits = torch.cat([part.logits for part in parts])
+        self.rows = torch.arange(len(self.logits), device=self.rows.device)
+        present = zip(*([slot.present for slot in part._slots] for part in parts), strict=True)
+        self._slots = [_seen_only(slot, torch.cat(each)) for slot, each in zip(self._slots, present, strict=True)]
+
+    def rest(self, ended: Tensor) -> None:
+        """Before `feed`: rows (rows,) that have ended move on no more, or they would run out of positions."""
+        self._positions = self._positions - move(ended.to(self._positions.dtype), self._positions.device)
+
+    def feed(self, tokens: Tensor) -> Tensor:
+        """The logits (rows, vocab) after one more token (rows,) each."""
+        self.cache.grow()
+        self._seen = nn.functional.pad(self._seen, (0, 1), value=1)
+        with self.lm.using(Splice(self._slots, self._seen), None):
+            out = self.lm.model(
+                input_ids=tokens[:, None], attention_mask=self._seen, position_ids=self._positions[:, None],
+                past_key_values=self.cache, use_cache=True,
+            )  # fmt: skip
+        self.cache.length += 1
+        self._positions = self._positions + 1
+        self.logits = out.logits[:, -1]
+        return self.logits
+
+
+def _seen_only(slot: Slots, present: Tensor) -> Slots:
+    """A slot of which nothing is left to be written, in these rows."""
+    return replace(slot, states={slot.entry: present.new_empty(1, slot.width, 0)}, present=present)
+
+
+def _prefill(lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], room: int) -> tuple[Grown, Tensor]:
+    """The cache after the prompts, and the logits (B, vocab) of the next token."""
+    width = sum(slot.width for slot in slots)
+    cache = Grown(lm.n_layers, ids.shape[0], width + ids.shape[1] + room)
+    shared = _first_layer_with_media(slots, lm.n_layers)
+    below = None
+    distinct, index = _distinct_rows(torch.cat([mask, ids], 1)) if 0 < shared < lm.n_layers else (ids, None)
+    if index is not None and len(distinct) < len(ids):
+        first_mask, first_ids = distinct.split(ids.shape[1], 1)
+        same = [slot for slot in slots if slot.entry < shared]
+        states = lm.states_at(
+            shared, first_ids, first_mask, same,
+            record=lambda layer, pairs: cache.put(layer, width, pairs[-1], index),
+        )  # fmt: skip
+        below = (shared, states[index])
+
+    def record(layer: int, pairs: Sequence[Pair]) -> None:
+        # Below `shared` the text's own pair is there already; elsewhere its pair may be that of the last group, too.
+        starts = _starts(slots, layer, width)[: len(pairs)]
+        for start, pair in zip(starts, pairs, strict=True):
+            cache.put(layer, start, pair)
+
+    logits = lm.split(ids, mask, slots, text_states=below, record=record, last_only=True)
+    cache.length = width + ids.shape[1]
+    return cache, logits
+
+
+def _distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Each different row once, and which of them each row is: found out on the CPU, as their number is not known."""
+    distinct, index = torch.unique(rows.cpu(), dim=0, return_inverse=True)
+    return move(distinct, rows.device), move(index, rows.device)
+
+
+def _starts(slots: Sequence[Slots], layer: int, width: int) -> list[int]:
+    """First column of each group that is open in a layer, and of the text."""
+    starts, start = [], 0
+    for slot in slots:
+        if slot.entry <= layer:
+            starts.append(start)
+        start += slot.width
+    return [*starts, width]
+
+
+def _first_layer_with_media(slots: Sequence[Slots], n_layers: int) -> int:
+    """Below it, equal prompts have equal states."""
+    own = [slot.entry for slot in slots if any(states.shape[0] > 1 for states in slot.states.values())]
+    partial = [slot.entry for slot in slots if not bool(slot.present.all())]
+    return min([*own, *partial], default=n_layers)

@@ -1,0 +1,55 @@
+"""Cross-entropy through a frozen vocabulary head, a piece of the vocabulary's width at a time.
+
+The head has more columns than anything else in the LM has; its logits are wanted for one number only. As its weight is
+frozen, the gradient of the states is all that is left of them: it is computed along with the loss, piece by piece, and
+no logits are kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perceptune.lm.kernels.packed_linear import Packed, packed_weight
+
+PIECE = 16 * 2**20  # logits at a time: 64 MiB in float32
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, packed: Packed | None
+    ) -> Tensor:
+        rows = max(1, PIECE // weight.shape[0])
+        gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        total = torch.zeros((), dtype=torch.float32, device=states.device)
+        for start in range(0, len(states), rows):
+            part, aims = states[start : start + rows], targets[start : start + rows, None]
+            logits = nn.functional.linear(part, weight, bias) if packed is None else packed.product(part, bias)
+            logits = logits.float()
+            logits -= logits.amax(-1, keepdim=True)
+            aimed = logits.gather(1, aims)
+            chances = logits.exp_()
+            sums = chances.sum(-1, keepdim=True)
+            total += (sums.log() - aimed).sum()
+            if gradient is not None:
+                chances /= sums
+                chances.scatter_add_(1, aims, -torch.ones_like(aimed))
+                upstream = chances.to(weight.dtype)
+                gradient[start : start + rows] = upstream @ weight if packed is None else packed.gradient(upstream)
+        ctx.gradient = gradient
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return (ctx.gradient * upstream[0]).to(ctx.gradient.dtype), None, None, None, None
+
+
+def frozen_head_loss(states: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    """Cross-entropy summed over N states (N, d) with `targets` (N,); float32, gradients reach the states only."""
+    if head.weight.requires_grad:
+        raise RuntimeError("the vocabulary head is being trained: its own gradient would be lost")
+    loss: Tensor = _FrozenHeadLoss.apply(states, head.weight, head.bias, targets, packed_weight(head))
+    return loss

@@ -1,0 +1,56 @@
+"""What training makes cheaper in a frozen LM: weights laid out for the CPU, fewer passes, compiled feed-forward parts.
+
+None of it changes a weight, and what is computed stays the same to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from perceptune.errors import UserError
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.kernels.packed_linear import pack
+from perceptune.lm.kernels.rms_norm import lighten_norms
+
+
+def lighten(lm: FrozenLM, first_layer: int, megabytes: int, *, compiled: bool = False) -> None:
+    """Makes the blocks cheaper, those that are trained through (`first_layer` and up) before the others.
+
+    `megabytes` limits the memory for copies of weights in the CPU's layout. With `compiled` the feed-forward
+    parts go through `torch.compile` instead of being laid out. Raises `UserError` where they are no modules.
+    """
+    parts = [part for layer in lm.layers for part in layer.modules()]
+    lighten_norms(parts)
+    for part in parts:
+        if isinstance(part, nn.ReLU):
+            part.inplace = True  # what enters it comes from a linear map and is read by nobody else
+    skipped = _compiled(lm) if compiled else set()
+    upper, lower = lm.layers[first_layer:], lm.layers[:first_layer]
+    in_order = [*_modules(upper), lm.model.get_output_embeddings(), *_modules(lower)]
+    pack((part for part in in_order if part not in skipped), megabytes)
+
+
+def lighten_parts(parts: Iterable[nn.Module], megabytes: int) -> None:
+    """The same for any frozen modules: lighter norms, weights laid out for the CPU."""
+    parts = list(parts)
+    lighten_norms(parts)
+    pack(parts, megabytes)
+
+
+def _modules(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    for layer in layers:
+        yield from layer.modules()
+
+
+def _compiled(lm: FrozenLM) -> set[nn.Module]:
+    """Compiles the feed-forward part of every block, in place; returns all the modules inside."""
+    found = [part for layer in lm.layers if isinstance(part := getattr(layer, "mlp", None), nn.Module)]
+    if not found:
+        raise UserError(
+            f"train.compile: the blocks of {type(lm.model).__name__} have no feed-forward module (`mlp`) to compile"
+        )
+    for part in found:
+        part.compile()
+    return {inner for part in found for inner in part.modules()}

@@ -1,0 +1,267 @@
+"""Split execution: the text runs through the blocks alone, slots come along as extra keys and values.
+
+What a text reads of a slot is one key and one value per layer. So in each block a slot whose state is overwritten
+before the next one is computed no further than that; a slot whose state is the same for every row (a soft prompt with
+nothing of the medium before it) is computed once for the whole batch; and in the last block only the positions that
+predict a supervised token ask for anything. The result is that of the plain path (`Splice`), which runs every column
+through everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.lm.kernels.short_attention import additive, show_something
+from perceptune.lm.prefix_cache import CapturedError, KeyValues, Pair
+from perceptune.lm.slot_hooks import MASK
+from perceptune.types import Slots
+from perceptune.utils.devices import move
+
+Forward = Callable[..., Any]
+Record = Callable[[int, Sequence[Pair]], None]  # (layer, what the text attends to in it)
+HIDDEN = "hidden_states"
+ALIBI = "alibi"  # (B x heads, 1, columns): what BLOOM adds to the scores of each key for its position
+
+
+@dataclass
+class Group:
+    """The columns of one `Slots` on their way through the layers."""
+
+    slots: Slots
+    start: int  # first column
+    present: Tensor | None  # (B,) bool; None = all rows
+    hidden: Tensor | None = None  # (1 or B, n, d) as it leaves the last block it was run through
+
+    def entering(self, index: int, dtype: torch.dtype) -> Tensor:
+        """(1 or B, n, d) as the columns enter block `index`."""
+        states = self.slots.states.get(index)
+        if states is not None:
+            return states.to(dtype)
+        assert self.hidden is not None
+        return self.hidden
+
+
+class Split:
+    """One forward of `[slots][pad][text]`; `block` gives what stands in for each block's forward."""
+
+    def __init__(self, slots: Sequence[Slots], n_layers: int, *, tuples: bool = False) -> None:
+        self.n_layers = n_layers
+        self.tuples = tuples  # whether the LM's blocks return tuples (GPT-J's do, Llama's do not)
+        self.groups: list[Group] = []
+        for one in slots:
+            shown = None if bool(one.present.all()) else move(one.present, one.states[one.entry].device)
+            self.groups.append(Group(one, self.width, shown))
+        self.past = KeyValues()
+        self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): states that enter this layer
+        self.asking: tuple[int, int] | None = None  # text columns [first, end) that the last block computes; None = all
+        self.record: Record | None = None
+        self._masks: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def width(self) -> int:
+        """Number of slot columns."""
+        return sum(group.slots.width for group in self.groups)
+
+    def block(self, index: int, names: Sequence[str], forward: Forward) -> Forward:
+        """What block `index` does in this pass instead of its own `forward`, whose arguments have these names."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            given = dict(zip(names[: len(args)], args, strict=True)) | kwargs
+            text: Tensor = given.pop(HIDDEN)
+            if index == 0:
+                text = text[:, self.width :]
+            if self.text_states is not None and index <= self.text_states[0]:
+                text = self.text_states[1].to(text.dtype)
+            text = self.around(partial(self._layer, index, forward, given), text)
+            return (text,) if self.tuples else text
+
+        return run
+
+    def around(self, layer: Callable[[Tensor], Tensor], text: Tensor) -> Tensor:
+        """Runs one layer; to be replaced by what saves memory."""
+        return layer(text)
+
+    def _layer(self, index: int, forward: Forward, given: dict[str, Any], text: Tensor) -> Tensor:
+        """All columns through one block: each sees the keys and values of those to its left."""
+        block = _Block(forward, self.past, given, text.shape[0], self.width + text.shape[1])
+        left, joint = self._open_slots(index, block, text)
+        if self.text_states is not None and index < self.text_states[0]:
+            self._tell(index, left)
+            return text
+        mask = self._text_mask(given[MASK], left, text)
+        if joint is not None:
+            out, own = self._together(block, joint, text, mask, left)
+        elif index < self.n_layers - 1:
+            out, own = block.full(text, mask, self.width, left)
+        else:
+            first, end = self.asking or (0, text.shape[1])
+            out, own = _last(block, text, mask, self.width, left, first, end)
+            # The width that the LM's own code expects of its last block; nobody reads the other columns.
+            out = torch.nn.functional.pad(out, (0, 0, self.width + first, text.shape[1] - end))
+        self._tell(index, [*left, own])
+        return out
+
+    def _open_slots(self, index: int, block: _Block, text: Tensor) -> tuple[list[Pair], Tensor | None]:
+        """Keys and values of the open groups; the states (B, n, d) of one that is to go through with the text."""
+        left: list[Pair] = []
+        rows = 1  # 1 as long as the columns so far are the same for the whole batch
+        for group in self.groups:
+            if group.slots.entry > index:
+                continue
+            hidden = group.entering(index, text.dtype)
+            rows = max(rows, hidden.shape[0])
+            if rows == text.shape[0] > 1 and self._is_joint(index, group):
+                return left, hidden.expand(rows, -1, -1)
+            left.append(self._slots_through(index, block, group, hidden, rows, left))
+        return left, None
+
+    def _is_joint(self, index: int, group: Group) -> bool:
+        """Whether this open group is the one next to the text and goes through this block whole, as the text does."""
+        if self.text_states is not None and index < self.text_states[0]:
+            return False
+        return group is self.groups[-1] and group.present is None and not self._is_left_early(index, group)
+
+    def _is_left_early(self, index: int, group: Group) -> bool:
+        """Whether nobody needs more of the group in this block than keys and values."""
+        return index + 1 == self.n_layers or index + 1 in group.slots.states
+
+    def _together(
+        self, block: _Block, hidden: Tensor, text: Tensor, mask: Tensor, left: Sequence[Pair]
+    ) -> tuple[Tensor, Pair]:
+        """The last group and the text in one call: fewer, larger products."""
+        group = self.groups[-1]
+        out, own = block.full(torch.cat([hidden, text], 1), self._joint_mask(hidden, mask, left), group.start, left)
+        group.hidden = out[:, : hidden.shape[1]]
+        return out[:, hidden.shape[1] :], own
+
+    def _joint_mask(self, hidden: Tensor, mask: Tensor, left: Sequence[Pair]) -> Tensor:
+        """(B, 1, n + T, S + n + T) from the text's (B, 1, T, S + T)."""
+        key = (id(mask), -1)
+        if key not in self._masks:
+            seen, n, length = sum(pair.width for pair in left), hidden.shape[1], mask.shape[-2]
+            shut = torch.zeros(hidden.shape[0], 1, n, length, dtype=torch.bool, device=mask.device)
+            above = torch.cat([_slot_mask(left, hidden, mask), _like(mask, shut)], -1)
+            open_ = _like(mask, torch.ones(hidden.shape[0], 1, length, n, dtype=torch.bool, device=mask.device))
+            self._masks[key] = torch.cat([above, torch.cat([mask[..., :seen], open_, mask[..., seen:]], -1)], -2)
+        return self._masks[key]
+
+    def _tell(self, index: int, pairs: Sequence[Pair]) -> None:
+        if self.record is not None:
+            self.record(index, pairs)
+
+    def _slots_through(
+        self, index: int, block: _Block, group: Group, hidden: Tensor, rows: int, left: Sequence[Pair]
+    ) -> Pair:
+        """Keys and values of a group's columns in this block; its output too, where the next block needs it."""
+        if self._is_left_early(index, group):
+            own = block.keys_and_values(hidden, group.start)
+        else:
+            hidden = hidden.expand(rows, -1, -1)
+            group.hidden, own = block.full(hidden, _slot_mask(left, hidden, block.given[MASK]), group.start, left)
+        return Pair(own.keys, own.values, group.present)
+
+    def _text_mask(self, mask: Tensor | None, left: Sequence[Pair], text: Tensor) -> Tensor:
+        """(B, 1, T, S + T): the LM's own mask between text columns, after the open slots'."""
+        key = (id(mask), sum(pair.width for pair in left))  # the LM keeps its masks alive during the forward
+        if key not in self._masks:
+            rows, length = text.shape[:2]
+            own = _causal(length, text.device) if mask is None else mask[..., self.width :, self.width :]
+            seen = _like(own, _seen(left, rows, length, text.device))
+            whole = torch.cat([seen, own.expand(rows, 1, -1, -1)], -1)
+            gradients = torch.is_grad_enabled() and whole.dtype == torch.bool
+            self._masks[key] = show_something(whole) if gradients else whole
+        return self._masks[key]
+
+
+@dataclass
+class _Block:
+    """One block of the LM, and what its own code hands to it beside the hidden states."""
+
+    forward: Forward
+    past: KeyValues
+    given: dict[str, Any]
+    rows: int  # of the batch
+    columns: int  # for how many columns masks and positions were made
+
+    def full(
+        self, hidden: Tensor, mask: Tensor, start: int, left: Sequence[Pair], *, only_left: bool = False
+    ) -> tuple[Tensor, Pair]:
+        """Output of the columns from `start` on, and their own keys and values."""
+        self.past.expect(left, only_left=only_left)
+        arguments = self._arguments(hidden, start)
+        if arguments.get(ALIBI) is not None:
+            with_text = only_left or start + hidden.shape[1] == self.columns
+            # All slots stand at position 0, so which of their columns are kept does not matter.
+            keys = slice(-mask.shape[-1], None) if with_text else slice(mask.shape[-1])
+            heads = arguments[ALIBI].shape[0] // self.rows
+            arguments[ALIBI] = arguments[ALIBI][: heads * hidden.shape[0], :, keys]
+        out = self.forward(hidden, **arguments, **{MASK: mask})
+        return (out[0] if isinstance(out, tuple) else out), self.past.taken()
+
+    def keys_and_values(self, hidden: Tensor, start: int) -> Pair:
+        """Keys and values alone; the block is left as soon as they are known."""
+        self.past.expect((), leave=True)
+        with contextlib.suppress(CapturedError):
+            self.forward(hidden, **self._arguments(hidden, start), **{MASK: None})
+        return self.past.taken()
+
+    def _arguments(self, hidden: Tensor, start: int) -> dict[str, Any]:
+        rows, n = hidden.shape[:2]
+        wanted = slice(start, start + n)
+        return {name: _cut(v, self.columns, wanted, rows) for name, v in self.given.items() if name != MASK}
+
+
+def _last(
+    block: _Block, text: Tensor, mask: Tensor, start: int, left: Sequence[Pair], first: int, end: int
+) -> tuple[Tensor, Pair]:
+    """The last block: keys and values of the whole text, everything else for the columns [first, end)."""
+    if end - first > 0.75 * text.shape[1]:  # too little to save
+        out, own = block.full(text, mask, start, left)
+        return out[:, first:end], own
+    own = block.keys_and_values(text, start)
+    out, _ = block.full(text[:, first:end], mask[..., first:end, :], start + first, [*left, own], only_left=True)
+    return out, own
+
+
+def _cut(value: Any, columns: int, wanted: slice, rows: int) -> Any:
+    """An argument of the block for some of the columns: what has a column axis (the second) is cut there."""
+    if isinstance(value, tuple):
+        return tuple(_cut(v, columns, wanted, rows) for v in value)
+    if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] == columns:
+        # Slots stand at position 0 in every row, so one row's positions serve a group that is computed once.
+        return value[:rows, wanted]
+    return value
+
+
+def _slot_mask(left: Sequence[Pair], hidden: Tensor, like: Tensor | None) -> Tensor:
+    """Slots see those before them and themselves."""
+    rows, n = hidden.shape[:2]
+    own = _causal(n, hidden.device).expand(rows, 1, -1, -1)
+    return _like(like, torch.cat([_seen(left, rows, n, hidden.device), own], -1))
+
+
+def _causal(n: int, device: torch.device) -> Tensor:
+    return torch.ones(1, 1, n, n, dtype=torch.bool, device=device).tril()
+
+
+def _seen(left: Sequence[Pair], rows: int, queries: int, device: torch.device) -> Tensor:
+    """(rows, 1, queries, S) bool: the slots to the left, row by row where some rows have none."""
+    parts = [
+        torch.ones(rows, 1, queries, pair.width, dtype=torch.bool, device=device)
+        if pair.visible is None
+        else move(pair.visible, device)[:, None, None, None].expand(-1, 1, queries, pair.width)
+        for pair in left
+    ]
+    return torch.cat(parts, dim=-1) if parts else torch.ones(rows, 1, queries, 0, dtype=torch.bool, device=device)
+
+
+def _like(mask: Tensor | None, visible: Tensor) -> Tensor:
+    """`visible` (True = seen) in the terms of another mask."""
+    return visible if mask is None or mask.dtype == torch.bool else additive(visible, mask.dtype)

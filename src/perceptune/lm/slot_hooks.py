@@ -1,0 +1,157 @@
+"""Slots inside a frozen LM: which columns the text may see in which layer, and what is written into them.
+
+The LM is given `[slots][pad][text]` with attention_mask 0 on the slots, so every layer hides them, as it hides padding.
+A pre-hook on each layer then opens the columns from their entry layer on and overwrites their hidden state where a
+method says so. All layers keep one length, hence the KV cache, left padding and beam search of transformers work
+unchanged. A slot's mask row is causal: it sees itself and the open slots before it, never the text. (The official
+eP-ALM code lets it see the whole text, future included; `Slots.sees_text` reproduces that, for parity.)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perceptune.lm.kernels.short_attention import show_something
+from perceptune.types import Slots
+from perceptune.utils.devices import move
+
+MASK = "attention_mask"
+
+
+class Splice:
+    """What one forward pass (or one generation) puts into the layers. Built per call, read by the hooks."""
+
+    def __init__(self, slots: Sequence[Slots], text_mask: Tensor) -> None:
+        self.slots = list(slots)
+        self.text_mask = text_mask.bool()  # (B, T) the prompt's tokens, padding False
+        self._present = [move(slot.present, text_mask.device) for slot in self.slots]
+        self.width = sum(slot.width for slot in self.slots)
+        self.past = 0  # tokens already in the KV cache; set before each forward
+        self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): states that enter this layer
+        self._masks: dict[tuple[int, int], Tensor] = {}
+
+    def start(self, past: int) -> None:
+        """Called once before each forward of the LM: prefill is known from the past's length."""
+        self.past = past
+        self._masks.clear()
+
+    def enter(self, layer: int, hidden: Tensor) -> Tensor:
+        """Hidden states (B, S + T, d) as this layer shall see them."""
+        if self.past:  # decoding: the slots live on in the cache
+            return hidden
+        pieces: list[Tensor] = []
+        start, changed = 0, False
+        for slot in self.slots:
+            states = slot.states.get(layer)
+            changed |= states is not None
+            if states is None:
+                pieces.append(hidden[:, start : start + slot.width])
+            else:
+                pieces.append(states.to(hidden.dtype).expand(hidden.shape[0], -1, -1))
+            start += slot.width
+        text = hidden[:, start:]
+        if self.text_states is not None and self.text_states[0] == layer:
+            text, changed = self.text_states[1].to(hidden.dtype), True
+        return torch.cat([*pieces, text], dim=1) if changed else hidden
+
+    def open(self, layer: int, mask: Tensor) -> Tensor:
+        """The layer's 4-D mask (bool: True = visible; float: 0 = visible) with the open columns made visible."""
+        n_open = sum(slot.entry <= layer for slot in self.slots)
+        key = (
+            n_open,
+            id(mask),
+        )  # several layers share a mask object, and the LM keeps it alive during the forward
+        if key not in self._masks:
+            self._masks[key] = self._opened(layer, mask)
+        return self._masks[key]
+
+    def _opened(self, layer: int, mask: Tensor) -> Tensor:
+        visible = self._visible(layer, mask)  # (B, 1, Q or 1, S)
+        if mask.dtype == torch.bool:
+            columns = mask[..., : self.width] | visible
+        else:
+            columns = mask[..., : self.width].masked_fill(visible, 0.0)
+        rest = mask[..., self.width :]
+        if self.sees_text and not self.past:
+            rest = self._see_all_text(rest)
+        opened = torch.cat([columns, rest.expand(*columns.shape[:-1], -1)], dim=-1)
+        return show_something(opened) if opened.dtype == torch.bool and torch.is_grad_enabled() else opened
+
+    def _visible(self, layer: int, mask: Tensor) -> Tensor:
+        device, n_queries = mask.device, mask.shape[-2]
+        opened = torch.cat(
+            [
+                (self._present[n] & (slot.entry <= layer))[:, None].expand(-1, slot.width)
+                for n, slot in enumerate(self.slots)
+            ],
+            dim=1,
+        )  # (B, S)
+        if self.past:
+            return opened[:, None, None, :]
+        queries = torch.arange(n_queries, device=device)[:, None]
+        columns = torch.arange(self.width, device=device)[None, :]
+        causal = columns <= queries
+        if self.sees_text:
+            causal = causal | self._seeing_rows(n_queries, device)[:, None]
+        # A slot always sees itself: a row that sees nothing at all is not a number in some attention kernels.
+        return (opened[:, None, None, :] & causal) | (columns == queries)
+
+    @property
+    def sees_text(self) -> bool:
+        """Whether any slot looks at the text: its state then changes with every new token, so nothing is cached."""
+        return any(slot.sees_text for slot in self.slots)
+
+    def _seeing_rows(self, n_queries: int, device: torch.device) -> Tensor:
+        rows = [slot.sees_text for slot in self.slots for _ in range(slot.width)]
+        return move(torch.tensor(rows + [False] * (n_queries - self.width)), device)
+
+    def _see_all_text(self, rest: Tensor) -> Tensor:
+        """Rows that see every text token, the future included, but never padding: batched == alone still holds."""
+        grown = rest.shape[-1] - self.text_mask.shape[1]  # tokens generated since, none of them padding
+        text = nn.functional.pad(self.text_mask, (0, grown), value=True)[:, None, None, :]
+        rows = self._seeing_rows(rest.shape[-2], rest.device)[None, None, :, None]
+        if rest.dtype == torch.bool:
+            return torch.where(rows, text, rest)
+        lowest = torch.finfo(rest.dtype).min
+        return torch.where(rows, torch.zeros_like(rest).masked_fill(~text, lowest), rest)
+
+
+def argument_names(layer: nn.Module) -> list[str]:
+    """Names of the arguments that a decoder layer takes by position, in their order."""
+    parameters = inspect.signature(layer.forward).parameters
+    return [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def replace_inputs(
+    splice: Splice, layer: int, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The layer's arguments with hidden states and mask as the splice wants them."""
+    arguments = list(args)
+    if args:
+        arguments[0] = splice.enter(layer, args[0])
+    else:
+        kwargs = {**kwargs, "hidden_states": splice.enter(layer, kwargs["hidden_states"])}
+    if splice.width == 0:
+        return tuple(arguments), kwargs
+    mask = kwargs.get(MASK) if MASK in kwargs else (args[position] if position < len(args) else None)
+    if not isinstance(mask, Tensor) or mask.dim() != 4:
+        raise RuntimeError(f"layer {layer} received no 4-D attention mask although slots are in use")
+    if MASK in kwargs:
+        kwargs = {**kwargs, MASK: splice.open(layer, mask)}
+    else:
+        arguments[position] = splice.open(layer, mask)
+    return tuple(arguments), kwargs
+
+
+def with_slots(ids: Tensor, mask: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and position ids with `width` hidden columns in front; the text's positions do not move."""
+    batch = ids.shape[0]
+    ids = torch.cat([ids.new_zeros(batch, width), ids], dim=1)
+    mask = torch.cat([mask.new_zeros(batch, width), mask], dim=1)
+    positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    return ids, mask, positions

@@ -1,0 +1,167 @@
+"""States of bare texts as they enter one LM layer: computed once per distinct text where that pays.
+
+Nothing trained and no medium lies below a method's first layer, so what happens there depends on the text alone. Before
+a training it is decided once how its texts are treated, for a resumed run must not compute anything in other company
+than the uninterrupted one did: kept in memory if all fit, else on disk, else computed anew with each batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.errors import NotWritableError
+from perceptune.lm.architectures import evenly_spaced
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.padding import pad_left
+from perceptune.utils.devices import move
+from perceptune.utils.row_store.cache import Memory, note_unwritable
+from perceptune.utils.row_store.store import Store, digest_of, folder_for
+from perceptune.utils.run_log import progress
+
+Ids = tuple[int, ...]
+GROUP = 16  # texts computed together
+PAYS = 1.5  # uses of a text that make keeping its states worth the while
+SAMPLED = 2**16  # values of a large weight that its digest is made of
+VERSION = 1  # raise it when the same LM and text give other states
+
+
+class TextStates:
+    """States (T, d) of distinct texts; left-padded on request.
+
+    `folder` is where they go when they do not fit into `megabytes`, up to `disk_megabytes`; None = nowhere.
+    """
+
+    def __init__(
+        self, lm: FrozenLM, layer: int, megabytes: int, *, folder: Path | None = None, disk_megabytes: int = 0
+    ) -> None:
+        self.lm, self.layer = lm, layer
+        self.budget, self.folder, self.disk_budget = megabytes * 2**20, folder, disk_megabytes * 2**20
+        self._kept: Memory[bytes] | Store | None = Memory(megabytes)  # None: computed anew with each batch
+
+    @property
+    def kept(self) -> str:
+        """Where states are kept: `memory`, `disk` or `nowhere`."""
+        return "nowhere" if self._kept is None else "memory" if isinstance(self._kept, Memory) else "disk"
+
+    def prepare(self, texts: Iterable[Ids], uses: int, *, rank: int = 0, world: int = 1) -> None:
+        """Computes the states of all texts that a training with `uses` of them will see, or decides not to keep any.
+
+        Of `world` processes that give the same texts, each computes its share of those that go to disk; `refresh` then
+        shows it the others'.
+        """
+        distinct = self._distinct(texts, int(uses / PAYS))
+        if distinct is None:
+            self._kept = None
+            return
+        if self._bytes(distinct) <= self.budget:
+            rank, world = 0, 1
+        else:
+            assert self.folder is not None
+            description = self._description()
+            self._kept = Store(folder_for(self.folder, description), description)
+        keys = {text: _key(text) for text in distinct}
+        absent = set(self._kept.missing(list(keys.values())))  # type: ignore[union-attr]
+        groups = [distinct[start : start + GROUP] for start in range(rank * GROUP, len(distinct), world * GROUP)]
+        groups = [group for group in groups if any(keys[text] in absent for text in group)]
+        with progress(sum(map(len, groups)), "states of texts") as bar:
+            for group in groups:
+                self._keep([keys[text] for text in group], self._compute(group))
+                if self._kept is None:
+                    return
+                bar.advance(len(group))
+
+    def refresh(self) -> None:
+        """Sees what other processes have computed."""
+        if isinstance(self._kept, Store):
+            self._kept.refresh()
+
+    def get(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, d) where the LM is, for a left-padded batch (B, T) on the CPU; padding rows hold anything finite."""
+        device = self.lm.device
+        if self._kept is None:
+            return self.lm.states_at(self.layer, move(ids, device), move(mask, device))
+        lengths = mask.sum(-1).tolist()
+        texts = [tuple(row[-n:]) for row, n in zip(ids.tolist(), lengths, strict=True)]
+        distinct = {text: _key(text) for text in texts}
+        rows = dict(zip(distinct, self._kept.read(list(distinct.values())), strict=True))
+        missing = [text for text, row in rows.items() if row is None]
+        if missing:  # damaged on disk, or not foreseen by `prepare`
+            fresh = self._compute(missing)
+            self._keep([distinct[text] for text in missing], fresh)
+            rows |= dict(zip(missing, fresh, strict=True))
+        width = ids.shape[1]
+        padded = [torch.nn.functional.pad(rows[t], (0, 0, width - len(t), 0)) for t in texts]  # type: ignore[arg-type]
+        return move(torch.stack(padded), device)
+
+    def _keep(self, keys: Sequence[bytes], rows: Sequence[Tensor]) -> None:
+        """Where the cache cannot be written nothing is kept: these states did not fit into memory."""
+        assert self._kept is not None
+        new = set(self._kept.missing(keys))
+        chosen = [(key, row) for key, row in zip(keys, rows, strict=True) if key in new]
+        try:
+            self._kept.append([key for key, _ in chosen], [row for _, row in chosen])
+        except NotWritableError as error:
+            assert self.folder is not None
+            note_unwritable(self.folder, error.reason)
+            self._kept = None
+
+    def _compute(self, texts: Sequence[Ids]) -> list[Tensor]:
+        """In one padded batch, kept in main memory: a GPU's is for what is being computed."""
+        ids, mask = (move(tensor, self.lm.device) for tensor in pad_left(texts, 0))
+        states = self.lm.states_at(self.layer, ids, mask).cpu()
+        return [row[-len(text) :].clone() for row, text in zip(states, texts, strict=True)]
+
+    def _distinct(self, texts: Iterable[Ids], most: int) -> list[Ids] | None:
+        """Each text once, short ones first; None if there are more than `most` or their states would fit nowhere."""
+        seen: set[Ids] = set()
+        room = max(self.budget, self.disk_budget if self.folder is not None else 0)
+        for text in texts:
+            if text not in seen:
+                seen.add(text)
+                room -= self._bytes([text])
+                if room < 0 or len(seen) > most:
+                    return None
+        return sorted(seen, key=lambda text: (len(text), text))
+
+    def _bytes(self, texts: Iterable[Ids]) -> int:
+        return sum(map(len, texts)) * self.lm.hidden_size * self.lm.dtype.itemsize
+
+    def _description(self) -> dict[str, Any]:
+        """Everything that a row depends on beside its text."""
+        return {
+            "kind": "states of texts", "version": VERSION, "lm": self._weights().hex(), "layer": self.layer,
+            "config": json.loads(self.lm.config.to_json_string()), "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "shape": [-1, self.lm.hidden_size],
+        }  # fmt: skip
+
+    def _weights(self) -> bytes:
+        """Return a digest of the weights that texts pass through, none of which is trained.
+
+        Of large ones evenly spaced values: hashing billions would take longer than it saves. Of the embeddings all: an
+        LM with other vectors for a few tokens differs in nothing else.
+        """
+        embeddings = self.lm.model.get_input_embeddings().weight.data_ptr()
+        above = tuple(f"{self.lm.layers_path}.{index}." for index in range(self.layer, self.lm.n_layers))
+        digests = [
+            _weight_digest(name, tensor, whole=tensor.data_ptr() == embeddings)
+            for name, tensor in self.lm.model.state_dict().items()
+            if isinstance(tensor, Tensor) and not name.startswith(above)
+        ]
+        return digest_of(*digests)
+
+
+def _key(text: Ids) -> bytes:
+    return digest_of(repr(text).encode())
+
+
+def _weight_digest(name: str, tensor: Tensor, *, whole: bool) -> bytes:
+    """A digest of a weight's shape and bits, of at most `SAMPLED` values unless it is taken `whole`."""
+    flat = tensor.detach().flatten() if whole else evenly_spaced(tensor, SAMPLED)
+    data = flat.cpu().contiguous().view(torch.uint8).numpy().data
+    return digest_of(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), data)

@@ -1,0 +1,137 @@
+"""Which modules of a model a DMA adapter goes on, and which of them share factors. All is checked beforehand."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils import resolve_quantization_backend
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from perceptune.errors import UserError, nearest
+from perceptune.methods.dma.config import DMAConfig
+
+SUPPORTED = (nn.Linear, Conv1D)  # the quantised maps of bitsandbytes are nn.Linear, too
+
+
+def require_targets(config: DMAConfig, model: nn.Module, tuner_layer: type[nn.Module]) -> dict[str, nn.Module]:
+    """The targeted linear maps by name, as they were before any adapter.
+
+    Raises `UserError` if there are none, if an entry of a list names none, or if one is no linear map that DMA can be
+    put on; nothing of the model has been changed then.
+    """
+    modules = dict(_outside_adapters(model))
+    linear = [name for name, module in modules.items() if isinstance(module, (*SUPPORTED, tuner_layer))]
+    wanted = config.target_modules
+    for entry in [] if isinstance(wanted, str) else sorted(wanted or ()):
+        if not any(name == entry or name.endswith(f".{entry}") for name in modules):
+            raise UserError(f"target_modules: the model has no module `{entry}`{_hint(entry, linear)}")
+    found = {name: module for name, module in modules.items() if name and check_target_module_exists(config, name)}
+    if not found:
+        raise UserError(f"target_modules: `{wanted}` names no module of the model{_hint(str(wanted), linear)}")
+    for name, module in found.items():
+        if not isinstance(module, (*SUPPORTED, tuner_layer)):
+            raise UserError(
+                f"target_modules: `{name}` is {_a(module)}: DMA goes on nn.Linear and transformers' Conv1D"
+                f"{_hint(name, linear)}"
+            )
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+            raise UserError(
+                f"target_modules: `{name}` is part of torch's MultiheadAttention, which takes its weight and never "
+                "calls it: a delta there would have no effect"
+            )
+        _require_known_quantisation(name, base_of(module))
+    return {name: base_of(module) for name, module in found.items()}
+
+
+def _require_known_quantisation(name: str, base: nn.Module) -> None:
+    try:
+        resolve_quantization_backend(base)
+    except ValueError as error:
+        raise UserError(f"target_modules: `{name}` is quantised in a way that DMA cannot be put on: {error}") from error
+
+
+def base_of(module: nn.Module) -> nn.Module:
+    """The module itself, or what it wraps."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def width_of(base: Any) -> tuple[int, int]:
+    """Inputs and outputs of a linear map."""
+    n_in, n_out = base.weight.shape if isinstance(base, Conv1D) else (base.in_features, base.out_features)
+    return int(n_in), int(n_out)
+
+
+def group_of(config: DMAConfig, name: str, base: nn.Module) -> str:
+    """Name of the group whose factors this linear map shares."""
+    shape = "x".join(map(str, width_of(base)))
+    for group, pattern in (config.groups or {}).items():
+        if re.fullmatch(pattern, name):
+            return f"{group}_{shape}"
+    return shape
+
+
+def check_groups(config: DMAConfig, targets: Mapping[str, nn.Module]) -> None:
+    """Raises `UserError` for a group without a matrix; warns where sharing costs more than it saves.
+
+    A group of n matrices costs r (in + out) + n r and its core, LoRA n r (in + out): a core of r^3 wants many of them.
+    """
+    for name, pattern in (config.groups or {}).items():
+        if not any(re.fullmatch(pattern, target) for target in targets):
+            raise UserError(f"groups.{name}: `{pattern}` names none of the {len(targets)} targeted modules")
+    if config.inference_mode:
+        return
+    members = Counter(group_of(config, name, base) for name, base in targets.items())
+    widths = {group_of(config, name, base): sum(width_of(base)) for name, base in targets.items()}
+    core = config.r**3 if config.core == "tucker" else config.r
+    for group, n in members.items():
+        cost, lora = config.r * widths[group] + n * config.r + core, n * config.r * widths[group]
+        if cost > lora:
+            what = "one matrix, which shares nothing" if n == 1 else f"{n} matrices"
+            other = ', `core="cp"`' if config.core == "tucker" and n > 1 else ""
+            warnings.warn(
+                f"DMA's group {group} has {what}: {cost:,} parameters, LoRA of rank {config.r} would have {lora:,}; "
+                f"target more matrices of this shape, or take a smaller `r`{other} or LoRA",
+                stacklevel=2,
+            )
+
+
+def shared_weight(model: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[str, str] | None:
+    """A layer whose frozen weight is another module's, too, and that module's name; None if there is none."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for name, layer in layers.items():
+        others = [o for o in owners[id(base_of(layer).weight)] if not o.startswith(f"{name}.")]
+        if others:
+            return name, others[0].rpartition(".")[0]
+    return None
+
+
+def _outside_adapters(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """Modules by name, without the insides of adapter layers."""
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(prefix) for prefix in inside):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            inside.append(f"{name}.")
+        yield name, module
+
+
+def _hint(wanted: str, linear: list[str]) -> str:
+    """The linear map that was probably meant: by its whole name, else by the last part of it."""
+    if close := difflib.get_close_matches(wanted, linear, n=1, cutoff=0.6):
+        return f"; did you mean `{close[0]}`?"
+    return nearest(wanted.rpartition(".")[2], {name.rpartition(".")[2] for name in linear})
+
+
+def _a(module: Any) -> str:
+    kind = type(module).__name__
+    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"

@@ -1,0 +1,109 @@
+"""Settings of a DMA adapter."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from peft import PeftConfig
+
+from perceptune.errors import UserError, nearest
+from perceptune.methods.dma._types import peft_type
+
+Core = Literal["tucker", "cp"]
+Gamma = Literal["scalar", "diagonal"]
+ALL_LINEAR = "all-linear"  # PEFT's own word for it
+
+# Queries, keys and values of a Q-Former, in itself or inside of InstructBLIP and BLIP-2: what PETAL adapts.
+QFORMER_ATTENTION = r"(.*\.)?encoder\.layer\.\d+\.(attention|crossattention)\.attention\.(query|key|value)"
+
+
+@dataclass
+class DMAConfig(PeftConfig):
+    """Dynamic mode approximation (PETAL, arXiv 2312.12458): W0 x + dW x with dW = V M^T U.
+
+    U (r, in) and V (out, r) are shared by all targeted matrices of one shape, as is the core: the paper's lambda of a
+    modality. Each matrix has a mode vector p (r,) of its own. V starts at zero, so nothing changes at the start.
+
+    `core="tucker"`, as in the released code: C (r, r, r), M = sum_k C[:, :, k] p[k].
+    `core="cp"`, as in the paper's formula: lambda (r,), M = diag(lambda p), a weighted sum of r rank-one terms.
+
+    Raises `UserError` for settings that cannot be.
+    """
+
+    r: int = field(default=64, metadata={"help": "rank"})
+    target_modules: list[str] | set[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "linear maps by regular expression (of the whole name) or by list (ends of names); 'all-linear'; "
+            "None: those of the Q-Former in InstructBLIP, else PEFT's choice by the model's type"
+        },
+    )
+    exclude_modules: list[str] | set[str] | str | None = field(
+        default=None, metadata={"help": "of these, the ones to leave out, in the same two ways"}
+    )
+    core: Core = field(default="tucker", metadata={"help": "tucker or cp"})
+    dropout: float = field(default=0.1, metadata={"help": "between U and M, while training"})
+    gamma: Gamma | None = field(
+        default=None,
+        metadata={"help": "the paper's Gamma: a trained factor on W0 x, 1 at the start; one or one an output"},
+    )
+    gated: bool = field(
+        default=False,
+        metadata={"help": "lambda depends on the input by 2 sigmoid(G U x), 1 at the start; cannot be merged"},
+    )
+    groups: dict[str, str] | None = field(
+        default=None,
+        metadata={
+            "help": "name: regular expression. Matrices of one shape are shared only within a name, for a lambda per "
+            "modality where the modalities are equally wide"
+        },
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "further modules that are trained whole and saved"}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "only these layers of what a list of `target_modules` names"}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "name of the model's list of layers, for `layers_to_transform`"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = peft_type("DMA")
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)
+        if not (isinstance(self.r, int) and self.r > 0):
+            raise UserError(f"DMAConfig: `r` is a rank, a whole number greater than 0, not {self.r!r}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"DMAConfig: `dropout` is a probability below 1, not {self.dropout!r}")
+        _require_choice("core", self.core, get_args(Core))
+        if self.gamma is not None:
+            _require_choice("gamma", self.gamma, get_args(Gamma))
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise UserError(
+                "DMAConfig: `layers_to_transform` goes with a list; a regular expression names layers itself"
+            )
+        for key in ("target_modules", "exclude_modules"):
+            _require_pattern(key, getattr(self, key))
+        for name, pattern in (self.groups or {}).items():
+            if not re.fullmatch(r"\w+", name):
+                raise UserError(f"DMAConfig: the group `{name}` becomes part of a name: letters, digits and _ only")
+            _require_pattern(f"groups.{name}", pattern)
+
+
+def _require_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"DMAConfig: `{key}` cannot be `{value}`{nearest(str(value), choices)}")
+
+
+def _require_pattern(key: str, value: Any) -> None:
+    if isinstance(value, str) and value != ALL_LINEAR:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise UserError(f"DMAConfig: `{key}` is no regular expression: `{value}`: {error}") from error

@@ -1,0 +1,198 @@
+"""A linear map with DMA adapters beside it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import resolve_quantization_backend
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from perceptune.errors import UserError
+from perceptune.methods.dma._targets import width_of
+from perceptune.methods.dma.config import DMAConfig
+
+
+class Factors(NamedTuple):
+    """What the matrices of a group share, each by the adapter's name."""
+
+    u: nn.ParameterDict  # (r, in)
+    v: nn.ParameterDict  # (out, r)
+    core: nn.ParameterDict  # (r, r, r) or (r,): the paper's lambda
+    gate: nn.ParameterDict  # (r, r), of gated adapters only
+
+    def add(self, adapter: str, config: DMAConfig, base: nn.Module, device: Any, dtype: Any) -> None:
+        """New ones for a map like `base`: U and core as the released code has them, V zero."""
+        r, (n_in, n_out) = config.r, width_of(base)
+        self.u[adapter] = _uniform((r, n_in), 1 / math.sqrt(n_in), device, dtype)
+        self.v[adapter] = _uniform((n_out, r), 0.0, device, dtype)
+        if config.core == "tucker":
+            self.core[adapter] = _uniform((r, r, r), math.sqrt(3) / r, device, dtype)  # Xavier
+        else:  # M's entries vary then as those of the Tucker core's M
+            self.core[adapter] = nn.Parameter(torch.ones(r, device=device, dtype=dtype))
+        if config.gated:
+            self.gate[adapter] = _uniform((r, r), 0.0, device, dtype)
+
+
+class DMALinear(nn.Module, BaseTunerLayer):
+    """W0 x + b + sum over active adapters of V M^T dropout(U x).
+
+    The shared factors belong to the `DMAModel`; a layer only refers to them, so they are saved once. Merging keeps the
+    weight as it was, and unmerging brings back that very tensor.
+    """
+
+    adapter_layer_names = ("dma_p", "dma_gamma", "dma_u", "dma_v", "dma_core", "dma_gate")
+    other_param_names = ("dma_dropout",)
+    dma_u: nn.ParameterDict
+    dma_v: nn.ParameterDict
+    dma_core: nn.ParameterDict
+    dma_gate: nn.ParameterDict
+
+    def __init__(self, base_layer: nn.Module, factors: Factors) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.quantization_backend = resolve_quantization_backend(base_layer)
+        self.in_features, self.out_features = width_of(base_layer)
+        self.dma_p = nn.ParameterDict()
+        self.dma_gamma = nn.ParameterDict()
+        self.dma_dropout = nn.ModuleDict()
+        for name, shared in factors._asdict().items():
+            self.__dict__[f"dma_{name}"] = shared  # referred to, not owned
+        # Where it is set: U x of the pass that is going on, by group and adapter, with the x, for maps of one input to
+        # share. Whoever sets it empties it after each pass. Recomputing parts of a pass (checkpointing) forbids it.
+        self.products: dict[tuple[int, str], tuple[Tensor, Tensor]] | None = None
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._before_merge: Tensor | None = None
+
+    def update_layer(self, adapter: str, factors: Factors, config: DMAConfig) -> None:
+        """Adds an adapter; its factors as well, if this is the first matrix of the group."""
+        device, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        dtype = dtype if dtype.is_floating_point else torch.float32
+        if adapter not in factors.u:
+            factors.add(adapter, config, self.get_base_layer(), device, dtype)
+        self.dma_p[adapter] = _uniform((config.r,), math.sqrt(6 / (config.r + 1)), device, dtype)  # Xavier
+        self.dma_dropout[adapter] = nn.Dropout(config.dropout)
+        if config.gamma is not None:
+            size = 1 if config.gamma == "scalar" else self.out_features
+            self.dma_gamma[adapter] = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(..., in) -> (..., out), in the dtype that the frozen map gives."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        active = [name for name in self.active_adapters if name in self.dma_p]
+        if self.disable_adapters or self.merged or not active:
+            return result
+        delta = sum(self._delta(name, x, result) for name in active)
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        return (result + delta).to(result.dtype)
+
+    def _delta(self, adapter: str, x: Tensor, result: Tensor) -> Tensor:
+        """(..., out): what an adapter adds to the frozen map's result."""
+        u, v, mode = self._matrices(adapter, x.device)
+        h = self._reduced(adapter, x, u)
+        dropout: Any = self.dma_dropout[adapter]
+        kept: Tensor = dropout(h)
+        if adapter in self.dma_gate:
+            kept = kept * (2 * torch.sigmoid(functional.linear(h, self.dma_gate[adapter].to(x.device))))
+        delta = functional.linear(kept @ mode if mode.dim() == 2 else kept * mode, v)
+        if adapter in self.dma_gamma:
+            bias = self.bias
+            frozen = result.to(u.dtype) if bias is None else result.to(u.dtype) - bias.to(u.dtype)
+            delta = delta + (self.dma_gamma[adapter] - 1) * frozen
+        return delta
+
+    def _reduced(self, adapter: str, x: Tensor, u: Tensor) -> Tensor:
+        """(..., r): U x, from another matrix of the group if that was given the same x."""
+        if self.products is None:
+            return functional.linear(self._cast_input_dtype(x, u.dtype), u)
+        key = (id(self.dma_u), adapter)
+        found = self.products.get(key)
+        if found is None or found[0] is not x:
+            found = self.products[key] = (x, functional.linear(self._cast_input_dtype(x, u.dtype), u))
+        return found[1]
+
+    def _matrices(self, adapter: str, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """U, V, and M: (r, r), or its diagonal (r,). A model spread over devices has the shared ones on one of them."""
+        u, v, core = (shared[adapter].to(device) for shared in (self.dma_u, self.dma_v, self.dma_core))
+        p = self.dma_p[adapter]
+        return u, v, core @ p if core.dim() == 3 else core * p
+
+    @torch.no_grad()
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """V M^T U, and (Gamma - 1) W0, as the frozen weight lies: (out, in), of a Conv1D (in, out)."""
+        base = self.get_base_layer()
+        u, v, mode = (one.to(torch.promote_types(one.dtype, torch.float32)) for one in self._matrices(adapter))
+        delta = v @ (mode.T @ u if mode.dim() == 2 else mode[:, None] * u)
+        delta = delta.T if isinstance(base, Conv1D) else delta
+        if adapter in self.dma_gamma:
+            factor = (self.dma_gamma[adapter] - 1).to(delta.dtype)
+            frozen = base.weight if self._before_merge is None else self._before_merge
+            delta = delta + (factor if isinstance(base, Conv1D) else factor[:, None]) * frozen.to(delta)
+        return delta
+
+    def why_not_mergeable(self, adapters: Sequence[str]) -> str | None:
+        """Why these adapters cannot become part of the weight; None if they can."""
+        if gated := [name for name in adapters if name in self.dma_gate and name in self.dma_p]:
+            return f"adapter `{gated[0]}` is gated: what it adds depends on the input, and no weight can hold that"
+        weight: Any = self.get_base_layer().weight
+        if self.quantization_backend is not None or not weight.is_floating_point():
+            return (
+                "its weight is quantised, and rounding the sum would lose what was learned: load the model "
+                "unquantised, merge there, then quantise"
+            )
+        return None
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Adds the adapters (default: the active ones) to the frozen weight.
+
+        With `safe_merge` a weight that is not finite afterwards is refused. Raises `UserError` for what cannot merge.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.dma_p]
+        if not names:
+            return
+        if reason := self.why_not_mergeable(names):
+            raise UserError(f"DMA cannot be merged: {reason}")
+        weight = self.get_base_weight()
+        total = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        for name in names:
+            total = total + self.get_delta_weight(name).to(total)
+        if safe_merge and not torch.isfinite(total).all():
+            raise UserError(f"DMA cannot be merged: adapters {names} make weights that are not finite numbers")
+        if self._before_merge is None:
+            self._before_merge = weight
+        self.set_base_weight(total.to(weight.dtype))
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Brings back the weight as it was before merging, to the bit."""
+        if self._before_merge is None:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        now = self.get_base_weight()
+        self.set_base_weight(self._before_merge.to(device=now.device, dtype=now.dtype))
+        self._before_merge = None
+        self.merged_adapters.clear()
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """What an adapter adds is a matrix of rank r, unless it depends on the input."""
+        return adapter_name not in self.dma_gate
+
+    def __repr__(self) -> str:
+        return "dma." + super().__repr__()
+
+
+def _uniform(shape: tuple[int, ...], bound: float, device: Any, dtype: Any) -> nn.Parameter:
+    """Drawn in float32 whatever the dtype, so that a bfloat16 model starts near where a float32 one does."""
+    return nn.Parameter(torch.empty(shape, device=device).uniform_(-bound, bound).to(dtype))

@@ -1,0 +1,83 @@
+"""PETAL's score-based information bottleneck: what of a training pass goes into which estimator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from perceptune.config.schema import Part
+from perceptune.lm.frozen_blip import FrozenBlip
+from perceptune.methods.parts.mutual_information import Club, InfoNCE, LeaveOneOut, UnreleasedBottleneck
+from perceptune.methods.qformer._method import Seen
+from perceptune.methods.qformer._pooling import mean_of
+
+
+class BottleneckOptions(Part):
+    """loss = cross-entropy - alpha (I(Z;Y) - eta I(Z;X)), z being the mean query output and x the mean ViT state."""
+
+    y: Literal["target", "instruction"] = Field(
+        "target", description="what z is to tell of: the LM's embeddings of the answer, or the Q-Former's of its text"
+    )
+    alpha: float = Field(0.1, ge=0, description="weight of the whole")
+    eta: float = Field(0.1, ge=0, description="weight of I(Z;X) in it")
+    temperature: float = Field(0.07, gt=0, description="of the cosines between z and y")
+    upper: Literal["club", "leave_one_out"] = Field(
+        "club", description="bound of I(Z;X); leave_one_out is near the truth, club as PETAL has it is not"
+    )
+    hidden: int = Field(256, ge=1, description="width of the estimators")
+    size: int = Field(128, ge=1, description="features in which z and y are compared")
+    lr: float = Field(1e-3, gt=0, description="constant rate of the estimators")
+    estimator: Literal["bounds", "unreleased"] = Field(
+        "bounds", description="unreleased = as compiled beside the released code; `alpha` is then a trained scalar"
+    )
+
+
+class Bottleneck(nn.Module):
+    """Estimators and the loss they give. They are trained beside the method and are no part of it."""
+
+    def __init__(self, options: BottleneckOptions, blip: FrozenBlip) -> None:
+        super().__init__()
+        self.options = options
+        x, z = blip.image_size, blip.hidden_size
+        words = blip.language_model.get_input_embeddings().weight
+        self.words = words.shape[0]
+        if options.estimator == "unreleased":
+            self.unreleased = UnreleasedBottleneck(x, z, self.words, eta=options.eta)
+            return
+        y = words.shape[1] if options.y == "target" else z
+        self.about_y = InfoNCE(z, y, hidden=options.hidden, size=options.size, temperature=options.temperature)
+        self.about_x = (Club if options.upper == "club" else LeaveOneOut)(x, z, hidden=options.hidden)
+
+    def forward(self, blip: FrozenBlip, seen: Seen) -> Tensor:
+        """A scalar; 0 for a batch of one row, but for the estimators' own gradients.
+
+        Fitting q(z|x) gives a gradient and no value: the reported loss is the formula's.
+        """
+        z, x = seen.queried.queries.mean(1), seen.image.mean(1)
+        if self.options.estimator == "unreleased":
+            value: Tensor = self.unreleased(z, x, self._shares(seen))
+            return value
+        x = functional.layer_norm(x, x.shape[-1:])
+        i_zy = self.about_y(z, self._y(blip, seen))
+        i_zx = self.about_x(z, x)
+        fitting: Tensor = self.about_x.fit(z, x)
+        return self.options.eta * self.options.alpha * i_zx - self.options.alpha * i_zy + (fitting - fitting.detach())
+
+    def _y(self, blip: FrozenBlip, seen: Seen) -> Tensor:
+        """(B, size) frozen embeddings of what z is to tell of, each row's mean, in one scale for all LMs."""
+        if self.options.y == "target":
+            pooled = mean_of(blip.word_embeddings(seen.target_ids).float(), seen.target_mask)
+        else:
+            embed = blip.qformer.embeddings.word_embeddings
+            pooled = torch.stack([mean_of(embed(one.ids), one.mask) for one in seen.instructions]).mean(0)
+        return functional.layer_norm(pooled, pooled.shape[-1:]).detach()
+
+    def _shares(self, seen: Seen) -> Tensor:
+        """(B, words) how often each token is in a row's target, as a share of its tokens; padding is not counted."""
+        weights = seen.target_mask / seen.target_mask.sum(1, keepdim=True).clamp_min(1)
+        shares = seen.image.new_zeros(len(weights), self.words)
+        return shares.scatter_add_(1, seen.target_ids, weights.to(shares.dtype))

@@ -1,0 +1,112 @@
+"""PETAL's experts behind the Q-Former's embeddings: a mixture chosen by the instruction, or the released mean."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from perceptune.config.schema import Part
+from perceptune.methods.qformer._pooling import mean_of
+
+RELEASED_SHARE = 0.4  # of the experts' mean in the released code; the rest is what came in
+
+
+class ExpertsOptions(Part):
+    """The adaptive mixture of experts."""
+
+    n: int = Field(3, ge=1, description="number of experts")
+    width: int = Field(64, ge=1, description="inside each of them")
+    form: Literal["gated", "released"] = Field(
+        "gated", description="released = their plain mean without gate and nonlinearity, on queries and text alike"
+    )
+    top_k: int | None = Field(
+        None, ge=1, description="experts that act, those with the largest gates; 1 = Switch's routing; None = all"
+    )
+    balance: float = Field(0.0, ge=0, description="weight of Switch's load-balancing loss; 0.01 is usual, 0 = none")
+
+    @model_validator(mode="after")
+    def _has_so_many(self) -> ExpertsOptions:
+        if self.top_k is not None and self.top_k > self.n:
+            raise ValueError(f"`top_k` is {self.top_k}, but there are {self.n} experts")
+        if self.form == "released" and (self.top_k is not None or self.balance):
+            raise ValueError("`top_k` and `balance` are for `form: gated`: the released mean has no gate")
+        return self
+
+
+class Expert(nn.Module):
+    """A bottleneck, 0 at the start: (..., d) -> (..., d)."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(size, width)
+        self.up = nn.Linear(width, size)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.up(nn.functional.gelu(self.down(x)))
+        return added
+
+
+class GatedExperts(nn.Module):
+    """t + sum_k g_k E_k(t) for the embedded instruction t, with g = softmax(W mean(t)) of the whole instruction."""
+
+    def __init__(self, size: int, options: ExpertsOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.experts = nn.ModuleList(Expert(size, options.width) for _ in range(options.n))
+        self.gate = nn.Linear(size, options.n, bias=False) if options.n > 1 else None
+
+    def forward(self, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The enhanced text (B, L, d) and the gates (B, n) before any are dropped; `mask` (B, L) has 1 = token."""
+        gates = self.gates(text, mask)
+        acting = self._acting(gates)
+        added = torch.stack([expert(text) for expert in self.experts], dim=1)  # (B, n, L, d)
+        return text + torch.einsum("bn,bnld->bld", acting, added), gates
+
+    def gates(self, text: Tensor, mask: Tensor) -> Tensor:
+        """(B, n), of each row's tokens alone."""
+        if self.gate is None:
+            return text.new_ones(len(text), 1)
+        return self.gate(mean_of(text, mask)).softmax(-1)
+
+    def balance(self, gates: Tensor) -> Tensor:
+        """n sum_k f_k P_k (Fedus et al., 2022) of gates (B, n): f_k the share of rows routed to k, P_k its mean gate.
+
+        1 if all experts are used alike, n if one is used alone. Without `top_k`, f is P.
+        """
+        mean = gates.mean(0)
+        if self.options.top_k is None:
+            return len(mean) * mean.square().sum()
+        share = (self._acting(gates) > 0).to(gates.dtype).mean(0) / self.options.top_k
+        return len(mean) * (share * mean).sum()
+
+    def _acting(self, gates: Tensor) -> Tensor:
+        """Gates are left as they are, not scaled up to 1, so that with one expert acting its gate is learnt, too."""
+        if self.options.top_k is None:
+            return gates
+        kept = gates.topk(self.options.top_k, dim=-1).indices
+        return torch.zeros_like(gates).scatter(-1, kept, gates.gather(-1, kept))
+
+
+class ReleasedExperts(nn.Module):
+    """0.6 h + 0.4 mean_k (B_k (A_k h + a_k) + b_k), which changes the model from the start."""
+
+    def __init__(self, size: int, options: ExpertsOptions) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(size, options.width), nn.Linear(options.width, size)) for _ in range(options.n)
+        )
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.02)
+            else:
+                nn.init.zeros_(parameter)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Of queries and text (B, n + L, d)."""
+        mean = torch.stack([expert(states) for expert in self.experts]).mean(0)
+        return (1 - RELEASED_SHARE) * states + RELEASED_SHARE * mean

@@ -1,0 +1,58 @@
+"""PEFT's layers inside a Q-Former."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from perceptune.errors import UserError
+from perceptune.lm.frozen_blip import FrozenBlip
+from perceptune.methods.slots._parts import TakenOver
+from perceptune.methods.slots._peft import as_user_error, linear_maps, peft_config
+
+
+def config_of(given: Mapping[str, Any], key: str, blip: FrozenBlip) -> Any:
+    """The PEFT configuration that keys of a recipe stand for; `key` is theirs, for messages.
+
+    Where `target_modules` is left out, it is queries, keys and values of all attentions. Raises `UserError`.
+    """
+    from perceptune.methods.dma import QFORMER_ATTENTION
+
+    return peft_config({"target_modules": QFORMER_ATTENTION, **given}, key, linear_maps(blip.qformer))
+
+
+def wrapped(blip: FrozenBlip, config: Any) -> tuple[TakenOver, Any]:
+    """Puts a PEFT configuration on the Q-Former: the tensors it trains, for the method to own, and the `PeftModel`.
+
+    `target_modules` are names inside the Q-Former, such as `.*attention\\.attention\\.query`. The `PeftModel`, which
+    merging wants, must not become a submodule of the method. Raises `UserError` for a
+    configuration that does not fit or trains weights of the Q-Former itself.
+    """
+    from peft import get_peft_model
+
+    before = {id(parameter) for parameter in blip.model.parameters()}
+    with as_user_error("method: PEFT refuses: "), warnings.catch_warnings():
+        # PEFT asks transformers by a name of old.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        peft_model: Any = get_peft_model(blip.qformer, config)
+    trained = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
+    if any(id(parameter) in before for parameter in trained.values()):
+        raise UserError("method: these PEFT settings train weights of the Q-Former itself (`bias`): use `full`")
+    _share_products(blip.qformer)
+    return TakenOver("PEFT's part", trained.items()), peft_model
+
+
+def _share_products(qformer: Any) -> None:
+    """Lets DMA's matrices that read one input (the image: all keys and values) compute U x once a pass."""
+    from perceptune.methods.dma import DMALinear
+
+    products: dict[Any, Any] = {}
+    for part in qformer.modules():
+        if isinstance(part, DMALinear):
+            part.products = products
+
+    def emptied(*_: Any) -> None:
+        products.clear()
+
+    qformer.register_forward_hook(emptied, always_call=True)

@@ -1,0 +1,221 @@
+"""Projected encoder tokens written into slots of a frozen LM, with prompts, adapters and unfrozen weights as options.
+
+The class behind eP-ALM and behind its baselines at the input: what differs between them is in their options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from perceptune.errors import UserError
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.methods.slots._method import EncoderShape, Method, Site
+from perceptune.methods.slots._options import InjectionOptions
+from perceptune.methods.slots._parts import Connector, SoftPrompt, TakenOver
+from perceptune.methods.slots._places import AdapterSites
+from perceptune.types import Features, Slots
+
+
+class Injection(Method):
+    """`shapes` names the encoder of each modality; each owns one slot column (or one a token) and its connectors."""
+
+    Options = InjectionOptions
+
+    def __init__(self, options: InjectionOptions, lm: FrozenLM, shapes: Mapping[str, EncoderShape]) -> None:
+        super().__init__()
+        self.options = options
+        self.shapes = dict(shapes)
+        self._levels = _wanted_levels(options)
+        self.injected = _injected(options, lm.n_layers, self._levels)
+        self.range = range(min(self.injected), max(self.injected) + 1)
+        for modality in shapes:
+            self._check_levels(modality)
+        self.connectors = nn.ModuleDict(
+            {
+                name: Connector(
+                    len(self._levels), shape.dim, lm.hidden_size, shared=options.shared_connector,
+                    std=options.connector_std, standardize=options.standardize,
+                )
+                for name, shape in shapes.items()
+            }
+        )  # fmt: skip
+        self._lm_layers = lm.n_layers
+        self.prompt: SoftPrompt | None = None
+        if options.prompt != "none":
+            tokens = options.prompt_tokens * (lm.n_layers if options.prompt_at == "every_layer" else 1)
+            size = lm.prompt_size if options.prompt_at == "input" else lm.hidden_size
+            self.prompt = SoftPrompt(tokens, size, mlp=options.prompt == "mlp", std=options.prompt_std)
+        self.adapters: AdapterSites | None = None
+        if options.adapters:
+            self.adapters = AdapterSites(
+                lm, options.adapter_at, options.adapter_factor, scaled=options.adapter_scaled,
+                parallel=options.adapter_form == "parallel",
+            )  # fmt: skip
+        self.unfrozen = nn.ModuleDict()
+        self._project_prompt = lm.project_prompt
+
+    def attach(self, lm: FrozenLM) -> None:
+        if self.adapters is not None:
+            self.adapters.attach()
+
+    def take_over(self, lm: FrozenLM, encoders: Mapping[str, nn.Module]) -> None:
+        if self.trains_lm:
+            self.unfrozen["lm"] = TakenOver("the LM", lm.model.named_parameters())
+        if "encoder" in self.options.unfreeze:
+            for modality, encoder in encoders.items():
+                self.unfrozen[modality] = TakenOver(f"the {modality} encoder", encoder.named_parameters())
+
+    @property
+    def trains_lm(self) -> bool:
+        return "lm" in self.options.unfreeze
+
+    @property
+    def trains_encoders(self) -> bool:
+        return "encoder" in self.options.unfreeze
+
+    @property
+    def first_layer(self) -> int:
+        at_input = self.prompt is not None and self.options.prompt_at != "first_injected"
+        return 0 if at_input or self.adapters is not None or self.trains_lm else self.range.start
+
+    @property
+    def standardizes(self) -> bool:
+        return self.options.standardize
+
+    def levels(self, modality: str) -> list[int]:
+        n = self.shapes[modality].n_layers
+        return [level if level >= 0 else n + level for level in self._levels]
+
+    def tokens(self, modality: str) -> Literal["cls", "all"]:
+        return self.options.tokens
+
+    def set_statistics(self, modality: str, mean: Tensor, std: Tensor) -> None:
+        connector: Any = self.connectors[modality]
+        connector.mean.copy_(mean[:, None])
+        connector.std.copy_(std[:, None])
+
+    @property
+    def starts_from_answers(self) -> bool:
+        return self.options.connector_init == "answers"
+
+    def entries(self) -> list[int]:
+        layers = [[layer for layer, own in self.injected.items() if own == level] for level in range(len(self._levels))]
+        return [min(own) for own in layers]
+
+    def fit_connections(self, modality: str, features: Tensor, wanted: Mapping[int, Tensor]) -> None:
+        connector: Any = self.connectors[modality]
+        for level, layer in enumerate(self.entries()):
+            connector.fit(level, features[:, level].mean(1), wanted[layer])
+
+    def level_of(self, layer: int) -> int:
+        """Which level, counted from 0 in the order of `levels`, enters an injected LM layer."""
+        return self.injected[layer]
+
+    def plan(self, features: Mapping[str, Features], batch: int) -> list[Slots]:
+        slots = [self._slot(modality, given) for modality, given in features.items() if bool(given.present.any())]
+        prompt = [] if self.prompt is None else [self._prompt_slots(self.prompt(), batch)]
+        return prompt + slots if self.options.order == "prompt-slots" else slots + prompt
+
+    def _slot(self, modality: str, given: Features) -> Slots:
+        projected = self.connectors[modality](given.values)
+        states = {layer: projected[level] for layer, level in self.injected.items()}
+        return Slots(modality, self.range.start, states, given.present, sees_text=self.options.slot_mask == "official")
+
+    def _prompt_slots(self, prompt: Tensor, batch: int) -> Slots:
+        present = torch.ones(batch, dtype=torch.bool)
+        if self.options.prompt_at == "every_layer":
+            parts = prompt.split(self.options.prompt_tokens)
+            return Slots("prompt", 0, {layer: part[None] for layer, part in enumerate(parts)}, present)
+        entry = 0
+        if self.options.prompt_at == "input":
+            prompt = self._project_prompt(prompt)
+        else:
+            entry = self.range.start
+        return Slots("prompt", entry, {entry: prompt[None]}, present)
+
+    def text_side(self) -> Sequence[nn.Module | nn.Parameter]:
+        return [part for part in (self.prompt, self.adapters) if part is not None]
+
+    def unfrozen_side(self) -> Mapping[str, tuple[nn.Module, float]]:
+        rates = self.options.unfreeze
+        return {
+            f"unfrozen {name}": (part, rates["lm" if name == "lm" else "encoder"])
+            for name, part in self.unfrozen.items()
+        }
+
+    def sites(self) -> list[Site]:
+        sites = []
+        what = "[CLS]" if self.options.tokens == "cls" else "all tokens"
+        for modality in self.shapes:
+            levels = self.levels(modality)
+            sites += [
+                Site(layer, f"slot `{modality}`", f"{what} of encoder layer {levels[level]} (0-based)")
+                for layer, level in self.injected.items()
+            ]
+        if self.prompt is not None:
+            deep = self.options.prompt_at == "every_layer"
+            first = self.range.start if self.options.prompt_at == "first_injected" else 0
+            entries = range(self._lm_layers) if deep else [first]
+            sites += [
+                Site(layer, "slots `prompt`", f"{self.options.prompt_tokens} trained vectors") for layer in entries
+            ]
+        if self.adapters is not None:
+            sites += self.adapters.sites()
+        if self.trains_lm:
+            sites += [Site(layer, "all of its weights", "trained themselves") for layer in range(self._lm_layers)]
+        return sites
+
+    def _check_levels(self, modality: str) -> None:
+        n = self.shapes[modality].n_layers
+        if self.options.levels is None and self.options.inject is None and self.options.n_levels > n:
+            raise UserError(f"method.n_levels is {self.options.n_levels}, but the {modality} encoder has {n} layers")
+        for level in self.levels(modality):
+            if not 0 <= level < n:
+                raise UserError(f"method: the {modality} encoder has no layer {level}: its layers are 0 to {n - 1}")
+        if len(set(self.levels(modality))) < len(self._levels):
+            raise UserError(f"method: an encoder layer is named twice: {self._levels}")
+
+
+def _wanted_levels(options: InjectionOptions) -> list[int]:
+    """Encoder layers as given: 0-based, or from the end if negative."""
+    if options.inject is not None:
+        return list(dict.fromkeys(options.inject[layer] for layer in sorted(options.inject)))
+    return options.levels or list(range(-options.n_levels, 0))
+
+
+def _injected(options: InjectionOptions, n_layers: int, levels: Sequence[int]) -> dict[int, int]:
+    """LM layer -> which of the levels overwrites the slot there.
+
+    Without a plan of its own: equal steps, rounded down as in the official code, the last level filling the rest.
+    """
+    if options.inject is not None:
+        for layer in options.inject:
+            if not 0 <= layer < n_layers:
+                raise UserError(f"method.inject: the LM has no layer {layer}: its layers are 0 to {n_layers - 1}")
+        return {layer: levels.index(options.inject[layer]) for layer in sorted(options.inject)}
+    layers = _layer_range(options, n_layers)
+    if len(levels) > len(layers):
+        raise UserError(
+            f"method.n_levels is {len(levels)}, but only {len(layers)} LM layers are injected: "
+            f"the last {len(levels) - len(layers)} would never enter"
+        )
+    step = len(layers) // len(levels)
+    injected = {layer: min((layer - layers.start) // step, len(levels) - 1) for layer in layers}
+    if options.refresh == "layer":
+        return injected
+    return {layer: level for layer, level in injected.items() if injected.get(layer - 1) != level}
+
+
+def _layer_range(options: InjectionOptions, n_layers: int) -> range:
+    """The injected layers. Default: the last min(12, L // 2), the LM's last one included."""
+    last = n_layers - 1 if options.last is None else options.last
+    first = n_layers - min(12, n_layers // 2) if options.first is None else options.first
+    if not 0 <= first <= last < n_layers:
+        raise UserError(
+            f"method.first={first}, method.last={last}: not a range inside the LM's layers 0-{n_layers - 1}"
+        )
+    return range(first, last + 1)

@@ -1,0 +1,62 @@
+"""Adapters at named modules of a frozen LM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.methods.slots._method import Site
+from perceptune.methods.slots._parts import Adapter
+
+
+class AdapterSites(nn.ModuleDict):
+    """One adapter for each kind of module (`attention`, `mlp`) in each block of an LM, by `LAYER_KIND`."""
+
+    def __init__(self, lm: FrozenLM, kinds: Sequence[str], factor: int, *, scaled: bool, parallel: bool) -> None:
+        super().__init__()
+        self._parallel = parallel
+        self._places: list[tuple[int, str, str]] = []  # layer, name of the module, key
+        self._modules_of: dict[str, tuple[nn.Module, nn.Module]] = {}  # where it takes its input, where it adds
+        for layer in range(lm.n_layers):
+            for kind in kinds:
+                key = f"{layer}_{kind}"
+                name, end = lm.site(layer, kind)
+                begin = lm.entrance(layer, kind) if parallel else end
+                self[key] = Adapter(lm.hidden_size, factor, scaled=scaled)
+                self._places.append((layer, name, key))
+                self._modules_of[key] = (begin, end)
+
+    def attach(self) -> None:
+        """Hooks them onto the LM."""
+        for key, (begin, end) in self._modules_of.items():
+            if self._parallel:
+                taken: list[Tensor] = []
+                begin.register_forward_pre_hook(_taking(taken), with_kwargs=True)
+                end.register_forward_hook(self._adding(key, taken))
+            else:
+                end.register_forward_hook(self._adding(key, None))
+
+    def sites(self) -> list[Site]:
+        """Where they are."""
+        form = "parallel adapter" if self._parallel else "adapter on its output"
+        return [Site(layer, name, form) for layer, name, _ in self._places]
+
+    def _adding(self, key: str, taken: list[Tensor] | None) -> Callable[..., Tensor]:
+        def add(_: nn.Module, __: Any, y: Tensor) -> Tensor:
+            x = y if taken is None else taken.pop()
+            return y + self[key](x.float()).to(y.dtype)
+
+        return add
+
+
+def _taking(taken: list[Tensor]) -> Callable[..., None]:
+    """A pre-hook that notes what enters a module until the adapter's own hook takes it."""
+
+    def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A block that was left early has not fetched what entered it then.
+        taken[:] = [args[0] if args else kwargs["hidden_states"]]
+
+    return take

@@ -1,0 +1,308 @@
+"""Frozen parts with a method: loss for training, `answer` for everything else, whatever the backbone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perceptune.config.recipe import Recipe
+from perceptune.data.media.source import MediaError, content
+from perceptune.encoders.base import Encoder
+from perceptune.encoders.cache.feature_cache import FeatureStore
+from perceptune.errors import UserError, nearest
+from perceptune.lm.generation.generate import Watch
+from perceptune.methods.base import Trained
+from perceptune.models.batch import Batch, FrozenPart
+from perceptune.models.text_format import TextFormat, Tokens
+from perceptune.types import Decoding, Features, Medium, Sample
+from perceptune.utils.devices import move, use_full_float32
+from perceptune.utils.distributed import World
+from perceptune.utils.fsdp_settings import FSDPSettings
+from perceptune.utils.row_store.store import digest_of
+
+
+class AdaptedModel(nn.Module, ABC):
+    """What `perceptune.build` and `perceptune.load` return. Trained: `method.parameters()`, nothing else.
+
+    Its subclasses are the backbones: what the loop, the evaluation and run folders need of each is here.
+    """
+
+    method: Trained
+
+    def __init__(
+        self, recipe: Recipe, encoders: Mapping[str, Encoder], stores: Mapping[str, FeatureStore],
+        text: TextFormat | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.recipe = recipe
+        self.encoders = nn.ModuleDict(dict(encoders))
+        self.stores = dict(stores)
+        self._text = text
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the LM lives."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Dtype of the LM's states."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Of the frozen weights outside the encoders, as they were before any training."""
+
+    @abstractmethod
+    def frozen_parts(self) -> dict[str, FrozenPart]:
+        """Every frozen part by name; what the method has taken over of them is still inside."""
+
+    @abstractmethod
+    def get_ready(self, *, training: bool = False, sharded: bool = False) -> None:
+        """Settles how the frozen parts are run, as the recipe says. `build` and `load` do it; twice is no harm.
+
+        For answers everything else is as in `training`, so that all commands give the same.
+        `sharded`: their weights are spread over several processes. Raises `UserError` for keys that mean nothing here.
+        """
+
+    def place(self, world: World) -> None:
+        """Move to this process's device; shard the LM if Accelerate was asked for FSDP.
+
+        Raises `UserError` for a backbone or method whose weights cannot be sharded.
+        """
+        use_full_float32(world.device)
+        if world.sharding is None:
+            self.to(world.device)
+            return
+        with world.alike():
+            self._require_shardable()
+        self.encoders.to(world.device)
+        self.method.to(world.device)
+        self._shard(world.sharding, world.device)
+
+    def _require_shardable(self) -> None:
+        raise UserError(f"accelerate: FSDP is not supported for `backbone: {self.recipe.backbone}`")
+
+    def _shard(self, settings: FSDPSettings, device: torch.device) -> None:
+        """Shard the LM in place, and move it."""
+        raise NotImplementedError
+
+    def fit_to_answers(self, samples: Sequence[Sample]) -> None:
+        """Starts connections from what these training samples say of their media; after `fit_statistics`."""
+        raise self._cannot("has no connections to start from answers")
+
+    @abstractmethod
+    def dropout(self, *, on: bool) -> None:
+        """That of the method's own parts, such as LoRA's, and the LM's own where the recipe wants it."""
+
+    @abstractmethod
+    def tokens(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Tokens:
+        """The text part of a batch; `targets` default to each sample's first."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Loss summed over the supervised tokens, and their number."""
+
+    @abstractmethod
+    def said(
+        self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
+        watch: Watch | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """Generated tokens of each sample of one batch, without end tokens.
+
+        `seeds` stand for `decoding.seed`, row by row; `watch` may end a row before its time.
+        """
+
+    @property
+    def reuses_texts(self) -> bool:
+        """Whether layers that see bare text only are run once per distinct text."""
+        return False
+
+    def prepare_texts(self, texts: Iterable[tuple[int, ...]], uses: int, *, rank: int = 0, world: int = 1) -> None:
+        """Computes what is reused of texts before a training with `uses` of them, or settles not to."""
+
+    def refresh_texts(self) -> None:
+        """Sees what other processes have computed."""
+
+    @abstractmethod
+    def depth(self) -> dict[str, int]:
+        """`lm_layers`, and `first_layer`, below which they see bare text."""
+
+    def notes(self) -> dict[str, Any]:
+        """How it is run, for the first line of a run's log."""
+        return {}
+
+    @property
+    def text(self) -> TextFormat:
+        """Template and tokenizer."""
+        if self._text is None:
+            raise UserError("this model was built from configurations only: it has no tokenizer")
+        return self._text
+
+    @text.setter
+    def text(self, text: TextFormat) -> None:
+        self._text = text
+
+    def prepare(
+        self, samples: Sequence[Sample], draws: Sequence[int] | None = None, *, label: str = "features",
+        rank: int = 0, world: int = 1, on_broken: Callable[[Sample, Medium, MediaError], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Computes the features of these samples' media that are not kept yet, so that `encode` only reads them.
+
+        `draws` as in `encode`. Of `world` processes that give the same samples, each computes its share. A broken
+        medium is told to `on_broken` with the first sample that has it; without it `MediaError` is raised.
+        """
+        samples = list(samples)  # what is read lazily, once
+        self.check_modalities(samples)
+        for modality, store in self.stores.items():
+            first: dict[Medium, Sample] = {}
+            for sample in samples:
+                if modality in sample.media:
+                    first.setdefault(sample.media[modality], sample)
+
+            def tell(medium: Medium, error: MediaError, first: dict[Medium, Sample] = first) -> None:
+                assert on_broken is not None
+                on_broken(first[medium], medium, error)
+
+            store.ensure(
+                *_media(samples, modality, draws), label=label, rank=rank, world=world,
+                on_broken=tell if on_broken else None,
+            )  # fmt: skip
+
+    def collate(
+        self, samples: Sequence[Sample], targets: Sequence[str] | None = None, draws: Sequence[int] | None = None
+    ) -> Batch:
+        """A training batch; `targets` default to each sample's first, `draws` as in `encode`.
+
+        Raises `UserError` naming the sample.
+        """
+        return Batch(self.tokens(samples, targets), self.encode(samples, draws))
+
+    def encode(self, samples: Sequence[Sample], draws: Sequence[int] | None = None) -> dict[str, Features]:
+        """Features of each modality; rows without that modality hold zeros and are marked absent.
+
+        `draws`, one number a sample, choose augmented views where the recipe has any (`encoders.MODALITY.views`);
+        without them the plain media are seen.
+        """
+        self.check_modalities(samples)
+        encoded = {}
+        for modality, store in self.stores.items():
+            media, chosen = _media(samples, modality, draws)
+            if media:
+                encoded[modality] = _by_row(samples, modality, store.get(media, chosen))
+        return encoded
+
+    def known(self, samples: Sequence[Sample], draws: Sequence[int] | None = None) -> dict[str, Features] | None:
+        """What `encode` gives if it need not compute anything, else None. Safe in a thread."""
+        features = {}
+        for modality, store in self.stores.items():
+            media, chosen = _media(samples, modality, draws)
+            if media:
+                values = store.known(media, chosen)
+                if values is None:
+                    return None
+                features[modality] = _by_row(samples, modality, values)
+        return features
+
+    def check_modalities(self, samples: Sequence[Sample]) -> None:
+        """Raises `UserError` for a medium that no encoder of this model takes."""
+        for sample in samples:
+            for modality in sample.media:
+                if modality not in self.stores:
+                    raise UserError(
+                        f"sample `{sample.id}` has `{modality}`, for which this model has no encoder"
+                        f"{nearest(modality, self.stores)}"
+                    )
+
+    @torch.no_grad()
+    def answer(
+        self, samples: Sequence[Sample], *, decoding: Decoding | None = None, batch_size: int | None = None
+    ) -> list[str]:
+        """Generated text of each sample, as the LM wrote it. The same for a sample alone or in any batch (float32)."""
+        decoding = decoding or Decoding(**self.recipe.decode.model_dump())
+        size = batch_size or self.recipe.eval.batch_size
+        answers: list[str] = []
+        for start in range(0, len(samples), size):
+            answers += [self.text.decode(row) for row in self.said(samples[start : start + size], decoding)]
+        return answers
+
+    def token_logprobs(
+        self, samples: Sequence[Sample], *, decoding: Decoding | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """The tokens of each sample's answer with the LM's log-probabilities, end token included where one came."""
+        raise self._cannot("gives no log-probabilities of its tokens")
+
+    def rank(
+        self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, normalize: bool = False,
+        batch_size: int | None = None,
+    ) -> list[list[float]]:  # fmt: skip
+        """Log-probability of each sample's candidate answers with their end token; `normalize`: per token.
+
+        The same for a sample alone or in any batch (float32). `batch_size` counts candidates.
+        """
+        raise self._cannot("does not rank candidates")
+
+    def loglikelihood(
+        self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, batch_size: int | None = None
+    ) -> list[list[tuple[float, bool]]]:
+        """Return what `rank` does, and for each candidate whether every token of it is the likeliest at its place."""
+        raise self._cannot("does not rank candidates")
+
+    def _cannot(self, what: str) -> UserError:
+        return UserError(f"`backbone: {self.recipe.backbone}` {what}; `splice` does")
+
+    def seeds_of(
+        self, samples: Sequence[Sample], decoding: Decoding, seeds: Sequence[int] | None = None
+    ) -> list[int] | None:
+        """What each answer is drawn with, by `seed_of`; None where nothing is drawn."""
+        if not decoding.sample:
+            return None
+        given = seeds or [decoding.seed] * len(samples)
+        return [self.seed_of(sample, replace(decoding, seed=seed)) for sample, seed in zip(samples, given, strict=True)]
+
+    def seed_of(self, sample: Sample, decoding: Decoding) -> int:
+        """What an answer is drawn with: the same wherever the same question on the same media is asked."""
+        parts = [repr((decoding.seed, self.text.prompt_ids(sample))).encode()]
+        for modality, medium in sorted(sample.media.items()):
+            parts += [modality.encode(), digest_of(content(medium))]
+        return int.from_bytes(digest_of(*parts)[:7], "little")
+
+    @torch.no_grad()
+    def fit_statistics(self, samples: Sequence[Sample], *, known: Collection[str] = ()) -> None:
+        """Feature statistics for methods that standardise, from the media of these (training) samples.
+
+        Modalities that are `known` keep theirs.
+        """
+        if not self.method.standardizes:
+            return
+        for modality, store in self.stores.items():
+            if modality in known:
+                continue
+            media, _ = _media(samples, modality)
+            if len(media) < 2:  # training gives one row of each medium
+                raise UserError(f"method.standardize needs two different media for `{modality}`, the training samples "
+                                f"hold {len(media)}: add another, or set method.standardize=false")  # fmt: skip
+            values = store.get(media)  # (N, n_levels, T, dim)
+            self.method.set_statistics(modality, values.mean((0, 2)), values.std((0, 2)).clamp_min(1e-4))
+
+
+def _media(
+    samples: Sequence[Sample], modality: str, draws: Sequence[int] | None = None
+) -> tuple[list[Medium], list[int] | None]:
+    """The media of a modality and, if there are any, their draws."""
+    having = [i for i, sample in enumerate(samples) if modality in sample.media]
+    return [samples[i].media[modality] for i in having], None if draws is None else [draws[i] for i in having]
+
+
+def _by_row(samples: Sequence[Sample], modality: str, given: Tensor) -> Features:
+    """Features of the rows that have the modality, spread over all rows."""
+    present = torch.tensor([modality in sample.media for sample in samples])
+    values = given.new_zeros(len(samples), *given.shape[1:])
+    values[move(present.nonzero().flatten(), given.device)] = given
+    return Features(values, present)

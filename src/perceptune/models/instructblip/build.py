@@ -1,0 +1,142 @@
+"""From a recipe with `backbone: instructblip` to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from perceptune.config.recipe import Recipe
+from perceptune.encoders._blip import BlipVision
+from perceptune.encoders._fit import fit
+from perceptune.encoders.base import Encoder
+from perceptune.errors import UserError
+from perceptune.lm.frozen_blip import FrozenBlip
+from perceptune.lm.quantization import keep_differentiable, quantization
+from perceptune.methods.freeze import freeze
+from perceptune.methods.qformer.base import QFormerMethod
+from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.text_format import BlipText, Instructions
+from perceptune.models.pretrained import load_tokenizer, loading, read_config, require_complete, resolve
+
+CLASSES = {"instructblip": "InstructBlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"}
+NOT_QUANTIZED = ("vision_model", "qformer", "language_projection", "lm_head")  # of the LM alone the blocks are
+QFORMER_TOKENIZER = "qformer_tokenizer"  # as transformers' processor names its folder
+
+
+def build_blip(
+    recipe: Recipe, kind: type[QFormerMethod], options: Any, *, dtype: str = "float32", meta: bool = False
+) -> BlipModel:
+    """The model of a recipe, untrained; see `build`. `kind` and `options` are its method's.
+
+    `dtype` is that of the LM; the ViT's is in the recipe, the Q-Former's float32. Raises `UserError` for a checkpoint
+    of another kind, incomplete weights or a missing tokenizer.
+    """
+    model, where = load_blip(recipe, dtype=dtype, meta=meta)
+    vision = _taken_out(recipe, model, where)
+    blip = FrozenBlip(model, vision.n_tokens - 1)  # without [CLS]
+    if not meta:
+        blip.fingerprint  # noqa: B018  (a method may train what it is taken of)
+        blip.check()
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(recipe.seed)  # the method's first weights depend on the seed alone
+        method = kind(options, blip)
+    method.take_over(blip)
+    freeze(method, recipe.train.freeze)
+    text = None if meta else load_blip_text(recipe, blip, method.instructions)
+    return BlipModel(recipe, blip, vision, method, text)
+
+
+def load_blip(recipe: Recipe, *, dtype: str, meta: bool) -> tuple[nn.Module, str]:
+    """The model in transformers' class, and where it lies."""
+    import transformers
+
+    _require_fit(recipe)
+    config = recipe.lm
+    where = resolve(config.id, "", meta)
+    with loading(f"lm `{config.id}`", config.id):
+        published = read_config(where, config.revision)
+        if published.model_type not in CLASSES:
+            raise UserError(
+                f"lm `{config.id}` is of model type `{published.model_type}`: `backbone: {recipe.backbone}` takes "
+                f"{' or '.join(f'`{name}`' for name in CLASSES)}"
+            )
+        kind: Any = getattr(transformers, CLASSES[published.model_type])
+        if meta:
+            with torch.device("meta"):
+                return kind._from_config(published, attn_implementation=config.attention), where
+        loaded: Any = kind.from_pretrained(
+            where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True,
+            attn_implementation=config.attention, dtype=torch.float32,
+            **quantization(config, getattr(torch, dtype), skip=NOT_QUANTIZED),
+        )  # fmt: skip
+        model, info = loaded
+        require_complete(config.id, info)
+        keep_differentiable(model)
+    model.language_model.to(getattr(torch, dtype))
+    model.vision_model.to(getattr(torch, recipe.encoders["image"].dtype))
+    # Decoding is the recipe's: settings stored beside a checkpoint must not leak into it.
+    model.generation_config = model.language_model.generation_config = transformers.GenerationConfig()
+    return model, where
+
+
+def load_blip_vision(recipe: Recipe) -> Encoder:
+    """The ViT alone."""
+    model, where = load_blip(recipe, dtype="float32", meta=False)
+    return _taken_out(recipe, model, where)
+
+
+def load_blip_text(recipe: Recipe, blip: FrozenBlip, instructions: Instructions) -> BlipText:
+    """The recipe's template with the tokenizers of LM and Q-Former."""
+    config = recipe.lm
+    where = resolve(config.id, "", False)
+    tokenizer = load_tokenizer(config.id, where, config.revision)
+    reader = None
+    if blip.reads_instructions:
+        reader = _qformer_tokenizer(recipe, where, blip)
+    room = getattr(blip.language_model.config, "max_position_embeddings", None)
+    longest = None if room is None else room - blip.n_queries - recipe.decode.most_new(room)
+    return BlipText(tokenizer, reader, recipe.text, blip, instructions, pad_token=config.pad_token, longest=longest)
+
+
+def _qformer_tokenizer(recipe: Recipe, where: str, blip: FrozenBlip) -> Any:
+    from transformers import AutoTokenizer
+
+    name = f"{recipe.lm.id}/{QFORMER_TOKENIZER}"
+    if Path(where).is_dir() and not (Path(where) / QFORMER_TOKENIZER).is_dir():
+        raise UserError(
+            f"lm `{recipe.lm.id}` has no folder `{QFORMER_TOKENIZER}`: an InstructBLIP's Q-Former reads the question "
+            "with a tokenizer of its own, which transformers' `InstructBlipProcessor.save_pretrained` puts there"
+        )
+    with loading(f"tokenizer of the Q-Former `{name}`"):
+        reader = AutoTokenizer.from_pretrained(where, subfolder=QFORMER_TOKENIZER, revision=recipe.lm.revision)
+    rows = blip.qformer.get_input_embeddings().weight.shape[0]
+    if len(reader) > rows:
+        raise UserError(f"`{name}` has {len(reader)} tokens, the Q-Former embeds {rows}: it belongs to another model")
+    return reader
+
+
+def _taken_out(recipe: Recipe, model: Any, where: str) -> Encoder:
+    """The ViT as an encoder, no longer part of the model."""
+    tower, options = model.vision_model, recipe.encoders["image"]
+    del model.vision_model
+    return fit(BlipVision.of(tower, where, options), "image", options)
+
+
+def _require_fit(recipe: Recipe) -> None:
+    """Raises `UserError` for keys that mean nothing to this backbone."""
+    name = f"`backbone: {recipe.backbone}`"
+    others: Sequence[str] = [modality for modality in recipe.encoders if modality != "image"]
+    if others or "image" not in recipe.encoders:
+        raise UserError(f"encoders: {name} has an image encoder of its own and no other")
+    if recipe.encoders["image"].id != "default":
+        raise UserError(f"encoders.image.id: {name} brings its own ViT; leave `id` out")
+    if recipe.lm.id == "default":
+        raise UserError(f"lm: {name} needs an InstructBLIP or BLIP-2: name its folder or Hugging Face id")
+    if recipe.lm.layers is not None:
+        raise UserError(f"lm.layers: not for {name}")
+    if recipe.decode.length_normalization != "answer":
+        raise UserError(f"decode.length_normalization: `total` is not for {name}; choose `answer`")

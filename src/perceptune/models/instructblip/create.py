@@ -1,0 +1,226 @@
+"""A small InstructBLIP out of parts that are there: a DINOv2 encoder, a causal LM and a new Q-Former.
+
+For machines and studies for which the published ones are too large or out of reach. What is made is an ordinary folder
+of transformers; its Q-Former knows nothing until it is trained (`method: full` on captions and questions).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perceptune.config.command_schema import BuildConfig
+from perceptune.config.schema import NamedPart
+from perceptune.data.build_task import task_of
+from perceptune.encoders.base import load_encoder
+from perceptune.errors import UserError
+from perceptune.models.build import DEFAULT_ENCODERS, DEFAULT_LM
+from perceptune.models.instructblip.build import QFORMER_TOKENIZER
+from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.pretrained import appearing_folder, load_tokenizer, loading, require_new_folder, resolve
+from perceptune.models.run_folder import load
+
+IMAGE = "<image>"  # as transformers' processor calls it
+_BESIDE = {  # what lies beside the weights; those of a published repository are found by its name
+    "chat_template.jinja", "merges.txt", "preprocessor_config.json", "processor_config.json", "special_tokens_map.json",
+    "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
+}  # fmt: skip
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def make_instructblip(folder: str | Path, task: NamedPart, build: BuildConfig | None = None) -> Path:
+    """Writes a new InstructBLIP into a folder; the samples of `task` give the Q-Former's tokenizer its words.
+
+    Raises `UserError` for a folder that exists, an encoder other than DINOv2, or an LM that cannot be had.
+    """
+    from transformers import AutoModelForCausalLM, InstructBlipProcessor
+
+    folder, build = Path(folder), build or BuildConfig()
+    require_new_folder(folder)
+    reader = wordpiece(_texts(task), build.vocabulary)
+    where = resolve(build.encoder, DEFAULT_ENCODERS["image"], False)
+    tower, transform = _dinov2(build.encoder, where)
+    vision = vision_of(tower, build.image_size)
+    place = resolve(build.lm, DEFAULT_LM, False)
+    with loading(f"lm `{build.lm}`", build.lm):
+        decoder: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+    tokenizer = load_tokenizer(build.lm, place, None)
+    settings = {"image_mean": list(transform.mean), "image_std": list(transform.std), "resample": transform.resample}
+    size = {"height": build.image_size, "width": build.image_size}
+    # Adds the image's token to the LM's tokenizer.
+    processor = InstructBlipProcessor(
+        _image_processor()(size=size, **settings), tokenizer, reader, num_query_tokens=build.queries
+    )
+    model: Any = _joined(vision, decoder, len(tokenizer), tokenizer.convert_tokens_to_ids(IMAGE), len(reader), build)
+    with appearing_folder(folder) as new:
+        model.save_pretrained(new)
+        processor.save_pretrained(new)
+    return folder
+
+
+def export_instructblip(run: str | Path, folder: str | Path, *, trust: bool = False) -> Path:
+    """Writes the model of a run on a Q-Former as an ordinary folder of transformers, what was trained included.
+
+    Raises `UserError` if the method has put something into it that transformers' classes do not have.
+    """
+    folder = Path(folder)
+    require_new_folder(folder)
+    model = load(run, dtype="float32", device="cpu", trust=trust)
+    if not isinstance(model, BlipModel):
+        raise UserError(f"`{run}` has `backbone: {model.recipe.backbone}`, which is no single model of transformers")
+    inside = {id(parameter) for parameter in model.blip.parameters()}
+    name = model.recipe.method.name
+    if any(id(p) not in inside for p in model.method.parameters()) or any(
+        hasattr(part, "base_layer") for part in model.blip.modules()
+    ):
+        raise UserError(f"method `{name}` adds parts of its own, for which transformers' classes have no place")
+    whole: Any = model.blip.model
+    whole.vision_model = model.encoders["image"].tower
+    with appearing_folder(folder) as new:
+        whole.save_pretrained(new)
+        _copy_beside(Path(resolve(model.recipe.lm.id, "", False)), new)
+    return folder
+
+
+def _copy_beside(source: Path, folder: Path) -> None:
+    """Tokenizers and preprocessing, where the model came from a folder."""
+    for path in source.iterdir() if source.is_dir() else ():
+        if path.name == QFORMER_TOKENIZER:
+            shutil.copytree(path, folder / path.name)
+        elif path.name in _BESIDE and not (folder / path.name).exists():
+            shutil.copy(path, folder / path.name)
+
+
+def vision_of(tower: nn.Module, size: int) -> nn.Module:
+    """`InstructBlipVisionModel` that computes what a `Dinov2Model` computes at one size of pictures, to rounding.
+
+    Its layer scales go into the matrices behind which they stand, its position embeddings are those for that size.
+    Raises `UserError` for a size that is no multiple of the patches'.
+    """
+    from transformers import InstructBlipVisionConfig, InstructBlipVisionModel
+
+    config: Any = tower.config
+    if size % config.patch_size:
+        raise UserError(f"image size {size} is no multiple of the encoder's patches of {config.patch_size} pixels")
+    if config.use_swiglu_ffn:
+        raise UserError("an encoder with gated feed-forward parts (SwiGLU) has no place in an InstructBLIP's ViT")
+    vision = InstructBlipVisionModel(
+        InstructBlipVisionConfig(
+            hidden_size=config.hidden_size, intermediate_size=int(config.hidden_size * config.mlp_ratio),
+            num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
+            image_size=size, patch_size=config.patch_size, hidden_act=config.hidden_act,
+            layer_norm_eps=config.layer_norm_eps, initializer_range=config.initializer_range,
+        )
+    )  # fmt: skip
+    vision.load_state_dict(dict(_renamed(tower, size)))
+    return vision.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def _renamed(tower: Any, size: int) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a DINOv2 by their names in an InstructBLIP's ViT."""
+    embeddings, width = tower.embeddings, tower.config.hidden_size
+    cells = (size // tower.config.patch_size) ** 2
+    yield "embeddings.class_embedding", embeddings.cls_token
+    yield (
+        "embeddings.position_embedding",
+        embeddings.interpolate_pos_encoding(torch.zeros(1, cells + 1, width), size, size),
+    )
+    for name, value in embeddings.patch_embeddings.projection.state_dict().items():
+        yield f"embeddings.patch_embedding.{name}", value
+    for index, layer in enumerate(tower.encoder.layer):
+        place, attention = f"encoder.layers.{index}", layer.attention
+        parts = {
+            "layer_norm1": layer.norm1.state_dict(),
+            "self_attn.projection": _scaled(attention.o_proj, layer.layer_scale1.lambda1),
+            "layer_norm2": layer.norm2.state_dict(),
+            "mlp.fc1": layer.mlp.fc1.state_dict(),
+            "mlp.fc2": _scaled(layer.mlp.fc2, layer.layer_scale2.lambda1),
+        }
+        joined = (attention.q_proj, attention.k_proj, attention.v_proj)
+        parts["self_attn.qkv"] = {
+            "weight": torch.cat([part.weight for part in joined]),
+            "bias": torch.cat([torch.zeros(width) if part.bias is None else part.bias for part in joined]),
+        }
+        for part, weights in parts.items():
+            for name, value in weights.items():
+                yield f"{place}.{part}.{name}", value
+    for name, value in tower.layernorm.state_dict().items():
+        yield f"post_layernorm.{name}", value
+
+
+def _scaled(linear: nn.Linear, factor: Tensor) -> dict[str, Tensor]:
+    """A linear map followed by a factor for each output, as one map."""
+    return {"weight": factor[:, None] * linear.weight, "bias": factor * linear.bias}
+
+
+def wordpiece(texts: Iterable[str], vocabulary: int) -> Any:
+    """A lower-casing WordPiece tokenizer trained on texts, its sequences between [CLS] and [SEP]."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer()
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece()
+    core.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=[*_SPECIAL], show_progress=False)
+    )
+    ends = [(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(tokenizer_object=core, **dict(zip(names, _SPECIAL, strict=True)))
+
+
+def _texts(part: NamedPart) -> list[str]:
+    """Prompts and targets of a task's first split."""
+    task = task_of(part)
+    return [text for sample in task.samples(task.splits[0]) for text in (sample.prompt, *sample.targets) if text]
+
+
+def _dinov2(name: str, where: str) -> tuple[Any, Any]:
+    encoder: Any = load_encoder(where)
+    kind = getattr(encoder, "tower", None)
+    if kind is None or kind.config.model_type != "dinov2":
+        raise UserError(f"encoder `{name}`: an InstructBLIP's ViT can be made of a DINOv2 without registers only")
+    return encoder.tower, encoder.transform
+
+
+def _image_processor() -> Any:
+    """The class that needs no torchvision."""
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    return BlipImageProcessorPil
+
+
+def _joined(vision: Any, decoder: Any, tokens: int, image: int, words: int, shape: BuildConfig) -> nn.Module:
+    """One model of the parts and a new Q-Former."""
+    from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, InstructBlipQFormerConfig
+
+    table = decoder.get_input_embeddings()
+    if tokens > table.weight.shape[0]:  # a row for the image's token, whose content is never used and never likely
+        before = table.weight.shape[0]
+        decoder.resize_token_embeddings(tokens, mean_resizing=False)
+        for embedding in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+            embedding.weight.data[before:] = 0
+    config = InstructBlipConfig(
+        vision_config=vision.config,
+        qformer_config=InstructBlipQFormerConfig(
+            vocab_size=words, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads, intermediate_size=4 * shape.hidden,
+            cross_attention_frequency=shape.cross_every, encoder_hidden_size=vision.config.hidden_size,
+        ),
+        text_config=decoder.config, num_query_tokens=shape.queries, image_token_index=image,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(shape.seed)
+        model = InstructBlipForConditionalGeneration(config)
+        # transformers leaves them zero: then all queries would stay alike for ever.
+        nn.init.normal_(model.query_tokens, std=config.initializer_range)
+    model.vision_model, model.language_model = vision, decoder
+    return model.eval()

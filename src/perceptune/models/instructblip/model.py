@@ -1,0 +1,128 @@
+"""The Q-Former backbone: an InstructBLIP or BLIP-2, frozen but for what a method trains inside its Q-Former."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from perceptune.config.recipe import Recipe
+from perceptune.encoders.base import Encoder
+from perceptune.encoders.cache.feature_cache import FeatureStore
+from perceptune.errors import UserError
+from perceptune.lm.frozen_blip import FrozenBlip
+from perceptune.lm.generation.generate import Watch
+from perceptune.lm.kernels.optimize import lighten_parts
+from perceptune.methods.qformer.base import QFormerMethod, Queried
+from perceptune.models.base import AdaptedModel
+from perceptune.models.batch import Batch, FrozenPart
+from perceptune.models.instructblip.text_format import BlipText, BlipTokens
+from perceptune.models.text_format import Tokens, first_target
+from perceptune.types import Decoding, Features, Sample
+from perceptune.utils.devices import move
+
+
+class BlipModel(AdaptedModel):
+    """A ViT whose features are kept, a Q-Former and an LM, and a method that trains inside the Q-Former."""
+
+    method: QFormerMethod
+
+    def __init__(
+        self, recipe: Recipe, blip: FrozenBlip, vision: Encoder, method: QFormerMethod, text: BlipText | None
+    ) -> None:
+        super().__init__(recipe, {"image": vision}, {"image": self.store_of(recipe, vision)}, text)
+        self.blip = blip
+        self.method = method
+        method.attach(blip)
+        blip.eval()  # what PEFT has put into it, too
+
+    @staticmethod
+    def store_of(recipe: Recipe, vision: Encoder) -> FeatureStore:
+        """All tokens of the ViT's last layer, behind its final norm."""
+        return FeatureStore(
+            vision, [vision.n_layers - 1], "all", recipe.cache, megabytes=recipe.train.feature_memory_mb,
+            views=recipe.encoders["image"].views,
+        )  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        return self.blip.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.blip.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        return self.blip.fingerprint
+
+    def frozen_parts(self) -> dict[str, FrozenPart]:
+        name, model = self.recipe.lm.id, self.blip.model
+        connector = torch.nn.ModuleDict({"qformer": model.qformer, "projection": model.language_projection})
+        connector.register_parameter("query_tokens", model.query_tokens)
+        return {
+            "lm": FrozenPart(f"{name} ({type(model.language_model).__name__})", model.language_model),
+            "qformer": FrozenPart(f"{type(model.qformer).__name__}, query tokens, language projection", connector),
+            "encoders.image": FrozenPart(type(self.encoders["image"].tower).__name__, self.encoders["image"]),
+        }
+
+    def get_ready(self, *, training: bool = False, sharded: bool = False) -> None:
+        config = self.recipe.train
+        if training:
+            for key in ("gradient_checkpointing", "compile"):
+                if getattr(config, key):
+                    raise UserError(f"train.{key}: not for `backbone: {self.recipe.backbone}`")
+        lighten_parts(self.blip.language_model.modules(), config.packed_memory_mb)
+
+    def dropout(self, *, on: bool) -> None:
+        self.method.dropout(self.blip, on=on)
+        self.blip.language_model.train(on and self.recipe.train.frozen_dropout == "official")
+
+    def depth(self) -> dict[str, int]:
+        return {"first_layer": 0, "lm_layers": int(self.blip.language_model.config.num_hidden_layers)}
+
+    def tokens(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Tokens:
+        self._require_images(samples)
+        if targets is None:
+            targets = [first_target(sample) for sample in samples]
+        return cast(BlipText, self.text).taught(samples, targets)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Summed over the supervised tokens, and their number; with the method's own loss if it has one."""
+        tokens, image = cast(BlipTokens, batch.tokens), self._image(batch.features["image"])
+        instructions = [one.to(self.device) for one in tokens.instructions]
+        return self.method.loss(self.blip, image, instructions, tokens.for_lm(self.device), pad=self.text.pad)
+
+    def queried(self, samples: Sequence[Sample]) -> Queried:
+        """What the Q-Former says about samples, by the recipe's template: for looking into it."""
+        return self._asked(samples)[0]
+
+    def said(
+        self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
+        watch: Watch | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        queried, tokens = self._asked(samples)
+        return self.blip.generate(
+            queried.queries, tokens.for_lm(self.device), decoding, eos=self.text.eos, pad=self.text.pad, watch=watch,
+            seeds=self.seeds_of(samples, decoding, seeds),
+        )  # fmt: skip
+
+    def _asked(self, samples: Sequence[Sample]) -> tuple[Queried, BlipTokens]:
+        """What the Q-Former says about samples, and what it and the LM read."""
+        self._require_images(samples)
+        tokens = cast(BlipText, self.text).asked(samples)
+        instructions = [one.to(self.device) for one in tokens.instructions]
+        return self.method.queries(self.blip, self._image(self.encode(samples)["image"]), instructions), tokens
+
+    def _image(self, features: Features) -> Tensor:
+        """(B, T, d_image): the one level that is kept."""
+        return move(features.values[:, 0], self.device)
+
+    def _require_images(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            if "image" not in sample.media:
+                raise UserError(
+                    f"sample `{sample.id}` has no image: `backbone: {self.recipe.backbone}` speaks about images only"
+                )

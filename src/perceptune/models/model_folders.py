@@ -1,0 +1,152 @@
+"""What a folder or file holds that is named as a model and is none: what it is instead, and what to do with it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from perceptune.errors import UserError
+from perceptune.utils.paths import absence
+
+CONFIG, ADAPTER, TOKENIZER = "config.json", "adapter_config.json", "tokenizer.json"
+# Files of weights that are no folder with a config. A family whose weights lie in one file takes its own.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".npz", ".tflite")
+_POINTER = b"version https://git-lfs"
+_SLOW = ("vocab.json", "vocab.txt", "merges.txt", "tekken.json")  # and files of SentencePiece and tiktoken
+_MAX_NAMES = 2_000
+_SHOWN = 6
+
+
+def require_model(name: str, place: Path, taken: Iterable[str] = (".json",)) -> None:
+    """Raise `UserError` for a place that holds something else than a model of transformers, as far as names tell.
+
+    `taken` are suffixes of single files that may stand for a model.
+    """
+    if place.is_file():
+        if place.suffix.lower() == ".gguf":
+            raise UserError(f"`{name}` is a GGUF file, {_of_gguf(place.parent, place.name)}")
+        if place.suffix.lower() in _WEIGHTS and not place.name.endswith(tuple(taken)):
+            raise UserError(f"`{name}` is a file of weights: name the folder with its {CONFIG}{_beside(place.parent)}")
+        return
+    if not place.is_dir():
+        return
+    names = _names(place)
+    if ADAPTER in names:
+        raise UserError(f"`{name}` is {_adapter(place)}")
+    if CONFIG not in names:
+        raise UserError(f"`{name}` {_without_config(place, names)}")
+    for file in sorted(names):
+        if file.endswith(".safetensors") and _is_pointer(place / file):
+            raise UserError(f"`{name}`: {file} is a pointer of Git LFS, not the weights: run `git lfs pull` there")
+
+
+def missing_model(name: str, known: Iterable[str] = ()) -> str:
+    """Return what may be wrong with a name that leads nowhere here and that no hub knows; `known` are names of hubs."""
+    with suppress(OSError):
+        found = absence(Path(name).expanduser())
+        if not found.is_guess:
+            return f"no model folder or file `{name}`: {found.why()}"
+    folder, wanted = Path(name).expanduser().parent, Path(name).name
+    while not folder.is_dir() and folder != folder.parent:
+        folder, wanted = folder.parent, folder.name
+    near = [str(folder / one) for one in difflib.get_close_matches(wanted, _names(folder), n=1)]
+    near += difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)
+    hint = f"; did you mean {' or '.join(f'`{one}`' for one in near)}?" if near else ""
+    return f"no model folder or file `{name}`{hint}"
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be a path: names on a hub are NAME or USER/NAME."""
+    return name.startswith((".", "/", "~")) or "\\" in name or name.endswith("/") or name.count("/") > 1
+
+
+def tokenizer_advice(place: Path) -> str | None:
+    """Return what is wrong with the tokenizer in a folder, and what to do; None where it has a fast one."""
+    names = _names(place)
+    if not place.is_dir() or TOKENIZER in names:
+        return None
+    found = _vocabularies(names)
+    if not found:
+        return f"`{place}` has no tokenizer: there is no {TOKENIZER}; save the LM's tokenizer into it"
+    return (
+        f"`{place}` has a slow tokenizer ({', '.join(found)}) and no {TOKENIZER}: make one where its package is "
+        "installed (`pip install sentencepiece tiktoken`), by "
+        f"`AutoTokenizer.from_pretrained('{place}').save_pretrained('{place}')`"
+    )
+
+
+def has_vocabulary(place: Path) -> bool:
+    """Whether a folder holds what a tokenizer can be made of."""
+    names = _names(place)
+    return TOKENIZER in names or bool(_vocabularies(names))
+
+
+def _vocabularies(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if name in _SLOW or name.endswith((".model", ".spm", ".tiktoken")))
+
+
+def _names(folder: Path) -> list[str]:
+    with suppress(OSError):
+        return [entry.name for entry in islice(folder.iterdir(), _MAX_NAMES)]
+    return []
+
+
+def _adapter(place: Path) -> str:
+    about: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        about = json.loads((place / ADAPTER).read_text(encoding="utf-8"))
+    about = about if isinstance(about, dict) else {}
+    kind, base = about.get("peft_type") or "PEFT", about.get("base_model_name_or_path")
+    of = f" of `{base}`" if base else ""
+    merge = f"`AutoPeftModelForCausalLM.from_pretrained('{place}').merge_and_unload().save_pretrained('FOLDER')`"
+    return (
+        f"an adapter ({kind}){of}, not a model: merge it into its base by {merge}, save the tokenizer there, too, and "
+        f"name that folder"
+    )
+
+
+def _of_gguf(folder: Path, file: str) -> str:
+    save = f"from_pretrained('{folder}', gguf_file='{file}').save_pretrained('FOLDER')"
+    return (
+        "weights for llama.cpp: unpack it into a folder by "
+        f"`AutoModelForCausalLM.{save}` and `AutoTokenizer.{save}` (`pip install gguf`), and name that folder"
+    )
+
+
+def _without_config(place: Path, names: list[str]) -> str:
+    gguf = sorted(name for name in names if name.lower().endswith(".gguf"))
+    if gguf:
+        return f"holds a GGUF file, {_of_gguf(place, gguf[0])}"
+    if "method.safetensors" in names:
+        return "is a run of perceptune, not a model: its own base models are named in its run.yaml"
+    if "model_index.json" in names:
+        return f"is a pipeline of diffusers: name the folder of one of its models{_inside(place, names)}"
+    inside = _inside(place, names)
+    if inside:
+        return f"holds no {CONFIG}{inside}"
+    shown = ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"is no model: it holds no {CONFIG}" + (f", only {shown}" if names else " and nothing else")
+
+
+def _inside(place: Path, names: list[str]) -> str:
+    """The folders below that have a config, such as a hub's `snapshots/REVISION`."""
+    found = [name for name in sorted(names) if (place / name / CONFIG).is_file()]
+    found += [path.parent.relative_to(place).as_posix() for path in sorted(place.glob(f"snapshots/*/{CONFIG}"))]
+    return f"; did you mean `{place / found[0]}`?" if found else ""
+
+
+def _beside(folder: Path) -> str:
+    return f": `{folder}`" if (folder / CONFIG).is_file() else ""
+
+
+def _is_pointer(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False

@@ -1,0 +1,60 @@
+"""Start connections where the LM's own words are: features are mapped to its states of the training answers.
+
+A token that enters the LM at random has to be learnt through all its layers. The state that the LM itself has of "red"
+is understood from the first step; a linear map from a frozen encoder's features to it is a regression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from perceptune.encoders.cache.feature_cache import FeatureStore
+from perceptune.errors import UserError
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.methods.slots.base import Method
+from perceptune.models.text_format import TextFormat
+from perceptune.types import Medium, Sample
+
+# They name nothing of an image: which of them is right depends on the question.
+UNNAMED = ("yes", "no")
+# An LM's first token has a state like no other, so a word is read behind another one.
+BEFORE = "a "
+
+
+@torch.no_grad()
+def fit_to_answers(
+    method: Method, lm: FrozenLM, text: TextFormat, stores: Mapping[str, FeatureStore], samples: Sequence[Sample]
+) -> None:
+    """Fit the connections of a method to the LM's states of what these samples say of their media.
+
+    The goal for a medium is the mean, over its samples' first targets but yes and no, of the state of the last token.
+    Raises `UserError` where fewer than two media of a modality have such a target.
+    """
+    states: dict[str, dict[int, Tensor]] = {}
+    for modality, store in stores.items():
+        said: dict[Medium, list[str]] = {}
+        for sample in samples:
+            if modality in sample.media and sample.targets[0].lower() not in UNNAMED:
+                said.setdefault(sample.media[modality], []).append(sample.targets[0])
+        if len(said) < 2:
+            raise UserError(
+                f"method.connector_init: answers needs training samples of at least two different `{modality}` with "
+                f"answers other than yes and no; {len(said)} found"
+            )
+        for target in sorted({target for targets in said.values() for target in targets} - set(states)):
+            states[target] = _states(lm, text, target, method.entries())
+        wanted = {
+            layer: torch.stack([torch.stack([states[t][layer] for t in targets]).mean(0) for targets in said.values()])
+            for layer in method.entries()
+        }
+        method.fit_connections(modality, store.get(list(said)).to(lm.device), wanted)
+
+
+def _states(lm: FrozenLM, text: TextFormat, target: str, layers: Sequence[int]) -> dict[int, Tensor]:
+    """The state (d,) of the last token of a target as it enters each of the layers, in float32."""
+    ids = torch.tensor([text.plain_ids(BEFORE + target)], device=lm.device)
+    mask = torch.ones_like(ids)
+    return {layer: lm.states_at(layer, ids, mask)[0, -1].float() for layer in set(layers)}

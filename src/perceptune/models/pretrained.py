@@ -1,0 +1,143 @@
+"""Where base models come from: names, folders, configurations, and what is wrong with those that do not load."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+from perceptune.errors import UserError, disk_error
+from perceptune.models.model_folders import has_vocabulary, is_path, missing_model, require_model, tokenizer_advice
+from perceptune.utils import downloads
+
+CONFIGS = Path(__file__).parent / "published_configs"
+# ImportError: of models that need a package, such as those of GPTQ.
+_FAILURES = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
+
+
+def resolve(name: str, default: str, meta: bool, *, files: Sequence[str] = ()) -> str:
+    """A folder or hub id for a name; `default` and the assets' names are fetched when absent.
+
+    Single files that end as one of `files` stand for a model, too. Raises `UserError` for a path that leads nowhere,
+    and for what is no model but, say, an adapter.
+    """
+    asset = default if name == "default" else name
+    if meta and (published := CONFIGS / f"{asset.replace('/', '--')}.json").is_file():
+        return str(published)
+    if asset in downloads.ASSETS:
+        return str(downloads.path(asset))
+    place = Path(name).expanduser()
+    if place.exists():
+        require_model(name, place, (".json", *files))
+    elif is_path(name):
+        raise UserError(missing_model(name))
+    return str(place) if is_path(name) else name
+
+
+def read_config(where: str, revision: str | None) -> Any:
+    """The config of transformers in a folder, a repository or a JSON file."""
+    from transformers import AutoConfig
+
+    if where.endswith(".json"):
+        data = json.loads(Path(where).read_text(encoding="utf-8"))
+        return AutoConfig.for_model(data.pop("model_type"), **data)
+    return AutoConfig.from_pretrained(where, revision=revision)
+
+
+@contextlib.contextmanager
+def loading(what: str, name: str = "default") -> Iterator[None]:
+    """Turns what transformers raises for a wrong name or an unfit model into one line; keeps its bars quiet.
+
+    `name` is what the user calls the model: the first thing to doubt where no hub answers to it.
+    """
+    try:
+        with quiet():
+            yield
+    except UserError as error:  # of an encoder, about its files
+        if not (doubt := _doubt(name, error.__cause__)):
+            raise
+        raise UserError(f"{error}{doubt}") from error
+    except _FAILURES as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{what} cannot be loaded: {first_line}{_doubt(name, error)}") from error
+
+
+def _doubt(name: str, cause: BaseException | None) -> str:
+    """What is said of a name that leads nowhere on this machine, where `cause` is that nothing was found or read."""
+    here = name == "default" or name in downloads.ASSETS or Path(name).expanduser().exists()
+    if here or not isinstance(cause, OSError):
+        return ""
+    known = ["default", *downloads.ASSETS, *(path.stem.replace("--", "/") for path in CONFIGS.glob("*.json"))]
+    return f" ({missing_model(name, known)})"
+
+
+def load_tokenizer(name: str, where: str, revision: str | None) -> Any:
+    """The fast tokenizer of an LM. Raises `UserError` for another one, and says what is wrong with its files."""
+    from transformers import AutoTokenizer
+
+    advice = tokenizer_advice(Path(where))
+    if advice and not has_vocabulary(Path(where)):  # transformers would make an empty one
+        raise UserError(f"lm `{name}`: {advice}")
+    try:
+        with loading(f"tokenizer of lm `{name}`", name):
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+    except UserError as error:
+        raise UserError(f"lm `{name}`: {advice}" if advice else str(error)) from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"lm `{name}`: {advice or 'its tokenizer is a slow one, of Python code; name an LM with a fast one'}"
+        )
+    return tokenizer
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def require_complete(name: str, info: dict[str, Any]) -> None:
+    """Raises `UserError` for weights of the LM `name` that `from_pretrained` did not find or that do not fit."""
+    for kind in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(str(key) for key in info.get(kind, ())):
+            raise UserError(
+                f"lm `{name}`: its weights are incomplete: {len(keys)} {kind.replace('_', ' ')}, first `{keys[0]}`"
+            )
+
+
+def require_new_folder(folder: Path) -> None:
+    """Raises `UserError` for a folder that is there already."""
+    if folder.exists():
+        raise UserError(f"`{folder}` is there already: name another folder")
+
+
+@contextlib.contextmanager
+def appearing_folder(folder: Path) -> Iterator[Path]:
+    """A model's folder to write to, which takes its name when everything is in it. Keeps transformers' bars quiet."""
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        new.mkdir(parents=True)
+        with quiet():
+            yield new
+        for weights in new.glob("*.safetensors"):  # safetensors lets only the owner read what it writes
+            weights.chmod((new / "config.json").stat().st_mode)
+        new.replace(folder)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

@@ -1,0 +1,228 @@
+"""Run folders: what a trained method is kept in. Tensors are safetensors, the rest YAML and JSON; never pickle.
+
+run.yaml            the resolved recipe
+meta.json           format version, base models with fingerprints, versions, parameter counts
+method.safetensors  the best method by the task's metric, or the last one without evaluation
+checkpoints/step-*  method and optimizer, to resume from
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from perceptune._version import __version__
+from perceptune.config.overrides import Override
+from perceptune.config.recipe import Recipe, leaf_names, load_recipe, read_yaml
+from perceptune.errors import UserError, disk_error
+from perceptune.methods.base import count, count_trained
+from perceptune.models.base import AdaptedModel
+from perceptune.models.build import FrozenParts, build, settle_answering
+from perceptune.models.run_location import META as META
+from perceptune.models.run_location import METHOD as METHOD
+from perceptune.models.run_location import RECIPE as RECIPE
+from perceptune.models.run_location import local_run
+from perceptune.utils.atomic_io import write_whole
+from perceptune.utils.devices import resolve_device, use_full_float32
+
+FORMAT_VERSION = 1
+
+
+def save_run(run: Path, model: AdaptedModel) -> None:
+    """Writes recipe, metadata and method into a run folder; each file appears whole or not at all."""
+    run.mkdir(parents=True, exist_ok=True)
+    save_description(run, model.recipe, describe(model))
+    write_tensors(run / METHOD, model.method.state_dict())
+
+
+def save_description(run: Path, recipe: Recipe, description: Mapping[str, Any]) -> None:
+    """Recipe and metadata (`describe`) alone: what a run is from its first minute on."""
+    write_text(run / RECIPE, recipe.dump())
+    write_text(run / META, json.dumps(description, indent=2))
+
+
+def load(
+    run: str | Path, *, dtype: str | None = None, device: str | torch.device | None = None,
+    overrides: Sequence[Override] = (), trust: bool = False, parts: FrozenParts | None = None, ready: bool = True,
+) -> AdaptedModel:  # fmt: skip
+    """The trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless another is asked for.
+
+    `device` defaults to this process's GPU where there is one. `overrides` change `cache`, `decode` and `eval` keys for
+    this use of the run, and where its base models lie (`lm.id`, `encoders.MODALITY.id`: fingerprints must be the same);
+    `trust` lets its recipe name third-party code to import. `run` may also be a zip file of `perceptune export`, or
+    `hf://USER/NAME` on a hub. `parts` lends frozen parts that others use, too. Without `ready` the caller moves the
+    model and calls its `get_ready` then.
+    Raises `UserError` for a folder that is no run, of a newer format, damaged, or trained on other base models.
+    """
+    run = local_run(run)
+    read_meta(run)
+    for override in overrides:
+        word = override if isinstance(override, str) else f"{override[0]}="
+        if not re.match(r"cache\.|decode\.|eval\.|lm\.id=|encoders\.\w+\.id=", word):
+            raise UserError(
+                f"`{word}`: only `cache`, `decode` and `eval` keys of a trained run can be changed, and where its "
+                "base models lie"
+            )
+    place = resolve_device(device)
+    use_full_float32(place)
+    recipe = settle_answering(load_recipe(read_recipe(run, trust=trust), overrides), place)
+    model = build(recipe, dtype=dtype or recipe.eval.dtype, parts=parts, ready=False)
+    require_same_base(run, model)
+    load_method(run / METHOD, model)
+    model.eval().to(place)
+    if ready:
+        model.get_ready()
+    return model
+
+
+def load_method(path: Path, model: AdaptedModel) -> None:
+    """Loads a method's tensors; every name and shape must match."""
+    tensors = read_tensors(path)
+    own = model.method.state_dict()
+    for name in sorted(set(own) ^ set(tensors)):
+        side = "lacks" if name in own else "has the unknown"
+        raise UserError(
+            f"{path}: {side} tensor `{name}`: the file does not belong to method `{model.recipe.method.name}`"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(f"{path}: `{name}` has shape {tuple(tensor.shape)}, the model {tuple(own[name].shape)}")
+    model.method.load_state_dict(tensors)
+
+
+def read_meta(run: Path) -> dict[str, Any]:
+    """A run folder's metadata, in today's format."""
+    if not (run / META).is_file():
+        raise UserError(f"`{run}` is not a run folder: it has no {META}")
+    try:
+        meta: dict[str, Any] = json.loads((run / META).read_text(encoding="utf-8"))
+        version = int(meta["format_version"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{run / META}: damaged: not JSON with a `format_version`") from None
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"`{run}` has run format {version}, written by perceptune {meta.get('perceptune', 'of a later date')}; "
+            f"this is perceptune {__version__}, which reads formats up to {FORMAT_VERSION}: upgrade it"
+        )
+    return meta
+
+
+def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
+    """The recipe of a run. A run folder may come from anybody: without `trust` it may not name code to import."""
+    if not (run / RECIPE).is_file():
+        raise UserError(f"`{run}` is not a run folder: it has no {RECIPE}")
+    for name in leaf_names(read_yaml(run / RECIPE)):  # before `load_recipe`, which asks a task for its keys
+        if "." in name and not trust:
+            raise UserError(
+                f"{run / RECIPE}: `{name}` is third-party code, "
+                "which a run folder may not name unless it is trusted (--trust)"
+            )
+    return load_recipe(run / RECIPE)
+
+
+def describe(model: AdaptedModel) -> dict[str, Any]:
+    """The contents of meta.json."""
+    trained = count_trained(model.method)
+    frozen = sum(count(part.module, without=model.method) for part in model.frozen_parts().values())
+    frozen += count(model.method) - trained
+    return {
+        "format_version": FORMAT_VERSION,
+        "perceptune": __version__,
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "pillow")},
+        "python": platform.python_version(),
+        "base": fingerprints(model),
+        "trained": trained,
+        "frozen": frozen,
+        "trained_share": trained / (trained + frozen),
+    }
+
+
+def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:
+    """Id and fingerprint of each frozen part."""
+    recipe = model.recipe
+    parts = {"lm": {"id": recipe.lm.id, "fingerprint": model.fingerprint}}
+    for name, store in model.stores.items():
+        parts[f"encoders.{name}"] = {"id": recipe.encoders[name].id, "fingerprint": store.encoder.fingerprint()}
+    return parts
+
+
+def make_writable(folder: Path, advice: str) -> None:
+    """Make a folder, parents included, and write into it.
+
+    Raises `UserError` with `advice` if that cannot be, which is better known before hours of work than after.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{disk_error(folder, error)}; {advice}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all; of file names that are not UTF-8 the bytes are escaped."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors as safetensors, whole or not at all."""
+    write_bytes(path, save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all. Raises `UserError` if the disk is full or refuses."""
+    try:
+        write_whole(path, [data])
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+def make_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """A new folder that appears with all its files or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+        temporary.replace(path)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise disk_error(path, error) from error
+    except UserError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; a training writes it with its first checkpoint") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged: {error}") from None
+
+
+def require_same_base(run: Path, model: AdaptedModel) -> None:
+    """Raises `UserError` if the frozen parts are not those the run was trained on."""
+    meta = read_meta(run)
+    for part, now in fingerprints(model).items():
+        then = meta.get("base", {}).get(part)
+        if then is None or then.get("fingerprint") != now["fingerprint"]:
+            raise UserError(
+                f"`{run}` was trained on another base model: {part} `{now['id']}` has fingerprint "
+                f"{now['fingerprint'][:12]}, the run expects {str((then or {}).get('fingerprint'))[:12]}"
+            )

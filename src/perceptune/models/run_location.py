@@ -1,0 +1,113 @@
+"""Where a run may lie: in a folder, in a zip file, or at `hf://USER/NAME` on a Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import uuid
+import zipfile
+from pathlib import Path
+
+from perceptune.errors import NotWritableError, UserError
+from perceptune.utils.downloads import cache_dir, clear_os_errors, scratch_dir
+from perceptune.utils.paths import given_path
+
+METHOD, META, RECIPE = "method.safetensors", "meta.json", "run.yaml"
+PROOF, CARD = "proof.json", "README.md"
+# What a shared run consists of; whatever else lies beside them is neither sent nor fetched.
+SHARED = (CARD, META, METHOD, PROOF, RECIPE)
+# `Path` makes one slash of two.
+_ADDRESS = re.compile(r"hf:/{1,2}(?P<name>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?")
+_MAX_TEXT = 64 * 2**20  # bytes of one of the text files in a zip file
+_MAX_RATIO = 50  # trained weights hardly shrink: what grows more than this is a bomb
+
+
+def is_address(run: str | Path) -> bool:
+    """Whether a run is named by an address on a hub."""
+    return str(run).startswith("hf:/")
+
+
+def local_run(run: str | Path) -> Path:
+    """The folder of a run; one in a zip file or on a hub is first brought into the cache.
+
+    A folder is given back as it is, run or not. Raises `UserError` for an address that is none, a hub or a name that
+    does not answer, and a zip file that is damaged or holds no run.
+    """
+    if is_address(run):
+        return _fetched(str(run))
+    path = given_path(str(run))
+    return _unpacked(path) if path.is_file() and path.suffix == ".zip" else path
+
+
+def _fetched(address: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise UserError(f"`{address}` is no address of a run: write hf://USER/NAME or hf://USER/NAME@REVISION")
+    try:
+        folder = snapshot_download(match["name"], revision=match["revision"], allow_patterns=[*SHARED])
+    except hub_errors() as error:
+        raise UserError(f"cannot fetch {address}: {brief(error)}") from error
+    if not (Path(folder) / META).is_file():
+        raise UserError(f"{address} holds no run: there is no {META}")
+    return Path(folder)
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What `huggingface_hub` raises for a hub that does not answer or refuses, and for names that it does not like."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # A lost connection is an error of its HTTP library, which has had other names: the base of its own errors.
+    return (*HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError)
+
+
+def brief(error: Exception) -> str:
+    """What an error of another library says, in a line: of a hub's the status, then the reason."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+def _unpacked(path: Path) -> Path:
+    try:
+        with path.open("rb") as file:
+            name = hashlib.file_digest(file, "sha256").hexdigest()[:24]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return _unpacked_into(cache_dir() / "runs" / name, path)
+    except NotWritableError:  # for this command alone
+        return _unpacked_into(scratch_dir() / "runs" / name, path)
+
+
+def _unpacked_into(folder: Path, path: Path) -> Path:
+    with clear_os_errors():
+        if (folder / META).is_file():
+            return folder
+        temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
+        temporary.mkdir(parents=True)
+        try:
+            _unpack(path, temporary)
+            if not folder.is_dir():  # another process may have been first, with the same bytes
+                temporary.replace(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [info for info in archive.infolist() if info.filename in SHARED]
+            for info in members:
+                most = _MAX_RATIO * info.compress_size if info.filename == METHOD else _MAX_TEXT
+                if info.file_size > most:
+                    raise UserError(f"{path}: `{info.filename}` would unpack to {info.file_size:,} bytes")
+                with archive.open(info) as packed, (folder / info.filename).open("wb") as file:
+                    shutil.copyfileobj(packed, file)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path}: damaged: {brief(error)}") from error
+    for name in (META, METHOD, RECIPE):
+        if not (folder / name).is_file():
+            raise UserError(f"{path} holds no run: there is no {name}")

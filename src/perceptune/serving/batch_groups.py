@@ -1,0 +1,160 @@
+"""What is computed at the same time: groups of answers that take turns, a token at a time.
+
+Answers that are decoded greedily or drawn go on in one group whatever run they are of, if the runs share their LM, hang
+nothing onto it, and open the same columns in the same layers: behind their prompts nothing else differs. Whoever comes
+later joins the group behind the prompt. Beams, what runs transformers' loop, and runs with parts of their own on the
+LM make groups of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+import torch
+
+from perceptune.lm.generation.beam_search import beam_steps
+from perceptune.lm.generation.continuous_batch import Going, Row
+from perceptune.lm.generation.decode_state import GROWTH, Prefilled
+from perceptune.lm.generation.generate import runs_transformers_loop, up_to
+from perceptune.lm.generation.sampling import chooser
+from perceptune.models.slot_model import SplicedModel
+from perceptune.serving.requests import Job
+
+
+class Group(Protocol):
+    """Jobs that are computed together."""
+
+    @property
+    def jobs(self) -> list[Job]:
+        """That have not ended."""
+
+    def step(self) -> bool:
+        """A token more for each; False if that was the last. Raises whatever a model raises."""
+
+
+class Together:
+    """Jobs decoded by `Going`; those of groups with the same `kind` may go on as one."""
+
+    def __init__(self, jobs: Sequence[Job], going: Going, kind: Hashable) -> None:
+        self._all, self._going, self.kind = list(jobs), going, kind
+        self._run = jobs[0].run  # for what it hangs onto its LM: several runs are together only if that is nothing
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for job in self._all if not (job.ended or job.gone)]
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        with self._run.active():
+            return self._going.step()
+
+    @torch.no_grad()
+    def join(self, others: Sequence[Together]) -> None:
+        """Takes over their jobs."""
+        self._all = [job for group in (self, *others) for job in group.jobs]
+        self._going.join([other._going for other in others])
+
+
+class Apart:
+    """Jobs whose tokens come at the end; between two steps another group may have its turn."""
+
+    def __init__(self, jobs: Sequence[Job], steps: Generator[None, None, list[list[int]]]) -> None:
+        self._all, self._steps = list(jobs), steps
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for job in self._all if not (job.ended or job.gone)]
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        with self._all[0].run.active(), _handed_in(self._all):
+            try:
+                next(self._steps)
+            except StopIteration as end:
+                for job, tokens in zip(self._all, end.value, strict=True):
+                    job.give(tokens)
+                return False
+        return True
+
+
+class _Watch:
+    """Tells jobs their tokens, and the loop who is still waited for."""
+
+    def __init__(self, jobs: Sequence[Job], eos: int) -> None:
+        self._jobs, self._eos = jobs, eos
+
+    def token(self, row: int, token: int) -> bool:
+        return self._jobs[row].take(token, self._eos)
+
+    def wanted(self, row: int) -> bool:
+        return not self._jobs[row].gone
+
+
+@torch.no_grad()
+def begin(jobs: Sequence[Job]) -> Group:
+    """A group of jobs of one kind, behind their prompts. Raises whatever a model raises."""
+    run, samples = jobs[0].run, [job.sample for job in jobs]
+    longest = max(job.decoding.max_new_tokens for job in jobs)
+    decoding = replace(jobs[0].decoding, max_new_tokens=longest)
+    model, seeds = run.model, [job.decoding.seed for job in jobs]
+    watch = _Watch(jobs, model.text.eos)
+    if not isinstance(model, SplicedModel):
+        return Apart(jobs, _in_one_go(partial(model.said, samples, decoding, seeds=seeds, watch=watch)))
+    with run.active(), _handed_in(jobs):
+        ids, mask, slots = model.prompts(samples)
+        if runs_transformers_loop(model.lm, slots, decoding):
+            rows_of = partial(model.generated, ids, mask, slots, samples, decoding, seeds=seeds, watch=watch)
+            return Apart(jobs, _in_one_go(rows_of))
+        if decoding.beams > 1:
+            steps = beam_steps(
+                model.lm, ids, mask, slots, decoding, limits=mask.new_full((len(jobs),), longest), eos=model.text.eos,
+                wanted=watch.wanted,
+            )  # fmt: skip
+            return Apart(jobs, _cut(steps, model.text.eos))
+        choose = chooser(decoding, model.seeds_of(samples, decoding, seeds) or seeds, ids.device)
+        rows = [
+            # Each row knows its own job alone: the media of the others are let go when those end.
+            Row(job.decoding.max_new_tokens, model.text.eos, choose, number, partial(job.take, eos=model.text.eos))
+            for number, job in enumerate(jobs)
+        ]
+        state = Prefilled(model.lm, ids, mask, slots, min(longest, GROWTH))
+    return Together(jobs, Going(state, rows), (id(model.lm), run.name if run.attachments else None, state.layout))
+
+
+def joined(groups: Sequence[Group]) -> list[Group]:
+    """The same groups, those that can as one, in the order of their oldest."""
+    found: dict[Hashable, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.kind if isinstance(group, Together) else id(group), []).append(group)
+    for first, *others in found.values():
+        if isinstance(first, Together) and others:
+            first.join([other for other in others if isinstance(other, Together)])
+    return [same[0] for same in found.values()]
+
+
+def _in_one_go(whole: partial[list[list[int]]]) -> Generator[None, None, list[list[int]]]:
+    yield from ()
+    return whole()
+
+
+def _cut(steps: Generator[None, None, list[list[int]]], eos: int) -> Generator[None, None, list[list[int]]]:
+    rows = yield from steps
+    return [up_to(eos, tokens) for tokens in rows]
+
+
+@contextmanager
+def _handed_in(jobs: Sequence[Job]) -> Iterator[None]:
+    """The media of these jobs need not be decoded again."""
+    decoded = {medium: pixels for job in jobs for medium, pixels in job.decoded.items()}
+    stores = jobs[0].run.model.stores.values()
+    for store in stores:
+        store.loader.decoded = decoded
+    try:
+        yield
+    finally:
+        for store in stores:
+            store.loader.decoded = {}

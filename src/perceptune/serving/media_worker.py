@@ -1,0 +1,96 @@
+"""The process in which strangers' media are decoded: what kills a decoder, or holds it up, hits no server.
+
+Reads requests from standard input and writes answers to standard output, each a line of JSON that tells how many bytes
+follow it. What follows an answer is the same picture or sound in a format that takes no decoder: BMP, WAV.
+`python -m perceptune.serving.media_worker` is started by `decoding.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from io import BytesIO
+from typing import Any, BinaryIO
+
+import soundfile
+
+from perceptune.data.media.audio import read_sound, sound_header
+from perceptune.data.media.source import image_size
+from perceptune.data.media.video import describe_clip, read_frames
+from perceptune.errors import UserError
+from perceptune.serving.shrinking import open_within
+
+MEMORY = 4 * 2**30  # address space
+
+
+class RefusedError(UserError):
+    """A medium beyond the server's limits."""
+
+
+def check(data: bytes, modality: str, limits: dict[str, Any]) -> bytes:
+    """Decodes a medium as far as a model will. Raises `UserError` for what cannot be used, header first.
+
+    Returns the same pixels or samples as a plain file; nothing of a clip, of which each encoder takes other frames.
+    """
+    return {"image": _image, "audio": _audio, "video": _video}[modality](data, limits)
+
+
+def _image(data: bytes, limits: dict[str, Any]) -> bytes:
+    height, width = image_size(data, "the image", max_pixels=limits["pixels"])
+    if min(height, width) < limits["side"]:
+        raise RefusedError(f"the image: {width} x {height} pixels; the least is {limits['side']} x {limits['side']}")
+    plain = BytesIO()
+    open_within(data, "the image", max_pixels=limits["pixels"], within=limits["kept"]).save(plain, "BMP")
+    return plain.getvalue()
+
+
+def _audio(data: bytes, limits: dict[str, Any]) -> bytes:
+    header = sound_header(data, "the sound")
+    if header.seconds > limits["seconds"]:
+        raise RefusedError(f"the sound: {header.seconds:.1f} seconds; allowed are {limits['seconds']:g}")
+    # A header may be wrong about the length: no more than what is allowed is decoded anyway.
+    wave, plain = read_sound(data, header.rate, limits["seconds"], "the sound"), BytesIO()
+    soundfile.write(plain, wave, header.rate, format="WAV", subtype="FLOAT")
+    return plain.getvalue()
+
+
+def _video(data: bytes, limits: dict[str, Any]) -> bytes:
+    clip = describe_clip(data, "the clip")
+    for what, given, most in (
+        ("frames", clip.frames, limits["encoded_frames"]), ("seconds", clip.seconds or 0.0, limits["seconds"]),
+        ("pixels a frame", clip.width * clip.height, limits["pixels"]),
+    ):  # fmt: skip
+        if given > most:
+            raise RefusedError(f"the clip: {given:,.0f} {what}; allowed are {most:,.0f}")
+    frames = read_frames(
+        data, limits["frames"], "the clip", max_pixels=limits["pixels"], max_frames=limits["encoded_frames"],
+        max_seconds=limits["decode_seconds"],
+    )  # fmt: skip
+    for frame in frames:
+        if min(frame.size) < limits["side"]:
+            raise RefusedError(f"the clip: {frame.width} x {frame.height} pixels; the least side is {limits['side']}")
+    return b""
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answers until there is no request more."""
+    while line := requests.readline():
+        told = json.loads(line)
+        data = requests.read(told["size"])
+        plain, answer = b"", {}
+        try:
+            plain = check(data, told["modality"], told["limits"])
+        except (UserError, MemoryError) as error:
+            answer = {"error": str(error) or "it needs too much memory"}
+        answers.write(json.dumps({**answer, "size": len(plain)}).encode() + b"\n" + plain)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    with suppress(ImportError, ValueError, OSError):  # not on every system
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    serve(sys.stdin.buffer, sys.stdout.buffer)

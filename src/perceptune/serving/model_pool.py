@@ -1,0 +1,92 @@
+"""Several runs on one frozen LM and one frozen encoder: what each hangs onto them is taken off while another runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from perceptune.config.recipe import Recipe
+from perceptune.config.schema import EncoderConfig, LMConfig
+from perceptune.encoders.base import Encoder
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.models.build import build, load_encoder_of, load_lm
+
+# Where a module keeps what methods add to it: hooks by number, and (PEFT) layers that stand before a submodule.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+
+Entry = tuple[dict[Any, Any], Any, Any]  # a dictionary of a module, a key of it, its value
+
+
+class Attachments:
+    """What was added to an LM's modules before `take_off`; `on` puts it back for as long as it is needed."""
+
+    def __init__(self, lm: nn.Module) -> None:
+        self._lm = lm
+        self._before = {(id(place), key) for place, key, _ in _entries(lm)}
+        self._added: list[Entry] = []
+
+    def take_off(self) -> None:
+        """Notes what has been added since, and takes it off."""
+        self._added = [entry for entry in _entries(self._lm) if (id(entry[0]), entry[1]) not in self._before]
+        self._remove()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything."""
+        return bool(self._added)
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        for place, key, value in self._added:
+            place[key] = value
+        try:
+            yield
+        finally:
+            self._remove()
+
+    def _remove(self) -> None:
+        for place, key, _ in self._added:
+            place.pop(key, None)
+
+
+def _entries(lm: nn.Module) -> list[Entry]:
+    found: list[Entry] = []
+    for module in lm.modules():
+        for name in _HOOKS:
+            hooks = getattr(module, name)
+            found += [(hooks, key, value) for key, value in hooks.items()]
+        found += [(vars(module), key, value) for key, value in vars(module).items() if isinstance(value, nn.Module)]
+    return found
+
+
+class Pool:
+    """Lends the frozen parts of recipes: equal ones once. A part that a run changes is its own."""
+
+    def __init__(self) -> None:
+        self._lms: dict[str, FrozenLM] = {}
+        self._encoders: dict[str, Encoder] = {}
+        self.lends_lm, self.lends_encoders = True, True
+
+    def settle(self, recipe: Recipe) -> None:
+        """Finds out, without any weight, what the next run trains of its frozen parts: that is not lent."""
+        method = build(recipe, meta=True).method
+        self.lends_lm, self.lends_encoders = not method.trains_lm, not method.trains_encoders
+
+    def lm(self, config: LMConfig, dtype: str) -> FrozenLM:
+        if not self.lends_lm:
+            return load_lm(config, dtype=dtype)
+        key = json.dumps([config.model_dump(), dtype])
+        if key not in self._lms:
+            self._lms[key] = load_lm(config, dtype=dtype)
+        return self._lms[key]
+
+    def encoder(self, modality: str, config: EncoderConfig) -> Encoder:
+        if not self.lends_encoders:
+            return load_encoder_of(modality, config)
+        key = json.dumps([modality, config.model_dump(exclude={"views"})])
+        if key not in self._encoders:
+            self._encoders[key] = load_encoder_of(modality, config)
+        return self._encoders[key]

@@ -1,0 +1,112 @@
+"""The page's files, and what it has to know of a run: everything else it asks of the routes that all clients have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
+
+from perceptune.methods.base import count, count_trained
+from perceptune.methods.slots.base import Injection
+from perceptune.models.base import AdaptedModel
+from perceptune.models.build import DEFAULT_ENCODERS, DEFAULT_LM
+from perceptune.serving.limits import MIB, Limits
+from perceptune.serving.runs import Run
+from perceptune.serving.service import Service
+
+FOLDER = Path(__file__).parent / "page"
+_KINDS = {
+    ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the page, in memory: no request ever names a path."""
+
+    data: bytes
+    kind: str
+
+
+def page_files() -> dict[str, File]:
+    """By route. They hold no secret and nothing of any run, so they are shown without a key, which they ask for."""
+    files = {f"/{path.name}": File(path.read_bytes(), _KINDS[path.suffix]) for path in sorted(FOLDER.iterdir())}
+    return {"/": files.pop("/index.html"), **files}
+
+
+def add_page(app: FastAPI, files: Mapping[str, File], service: Service, limits: Limits) -> None:
+    """Adds the routes of the page and those that it alone asks."""
+    for route, file in files.items():
+        app.add_api_route(route, _sender(file), methods=["GET"], include_in_schema=False)
+    told: dict[str, dict[str, Any]] = {}
+
+    @app.get("/v1/runs/{name:path}", summary="What a run is made of: its models, and which layer is given what")
+    async def run(name: str) -> dict[str, Any]:
+        found = service.runs.named(name)
+        if found.name not in told:
+            told[found.name] = describe(found, limits, len(service.examples.get(found.name, ())))
+        return told[found.name]
+
+    @app.get("/v1/examples/{name:path}", summary="Rows of a run's data set with media and reference (--examples)")
+    async def rows(name: str) -> JSONResponse:
+        found = service.examples.get(service.runs.named(name).name, ())
+        return JSONResponse({"object": "list", "data": [one.row(place) for place, one in enumerate(found)]})
+
+
+def _sender(file: File) -> Any:
+    async def send() -> Response:
+        return Response(file.data, media_type=file.kind)
+
+    return send
+
+
+def describe(run: Run, limits: Limits, examples: int) -> dict[str, Any]:
+    """Of names no more than their last part: where models lie on this machine is nobody's business."""
+    model = run.model
+    trained = count_trained(model.method)
+    frozen = sum(count(part.module, without=model.method) for part in model.frozen_parts().values())
+    decoding = run.decoding
+    encoders = model.recipe.encoders
+    return {
+        "id": run.name, "method": model.recipe.method.name, "lm": shown(model.recipe.lm.id, DEFAULT_LM),
+        "encoders": {kind: shown(part.id, DEFAULT_ENCODERS.get(kind, "")) for kind, part in encoders.items()},
+        "trained": trained, "share": trained / (frozen + count(model.method)),
+        "takes": list(model.stores), "asks": "{prompt}" in model.recipe.text.template,
+        "decoding": {"max_new_tokens": decoding.max_new_tokens, "beams": decoding.beams,
+                     "temperature": decoding.temperature if decoding.sample else 0},
+        "limits": {"tokens": limits.tokens, "body": int(limits.body_mb * MIB), "audio_seconds": limits.audio_seconds,
+                   "video_seconds": limits.video_seconds,
+                   "bytes": {name: limits.bytes_of(name) for name in ("image", "audio", "video")}},
+        **model.depth(), "inputs": inputs(model), "examples": examples,
+    }  # fmt: skip
+
+
+def inputs(model: AdaptedModel) -> dict[str, dict[str, Any]] | None:
+    """For each modality which layer of its encoder enters which layers of the LM; None if a method says no such thing.
+
+    All layers count from 0. `prompt`: the layers at which trained vectors enter.
+    """
+    method = model.method
+    if not isinstance(method, Injection):
+        return None
+    prompt = sorted({site.layer for site in method.sites() if site.where == "slots `prompt`"})
+    return {
+        "media": {
+            name: {
+                "layers": shape.n_layers,
+                "enters": {layer: method.levels(name)[level] for layer, level in method.injected.items()},
+            }
+            for name, shape in method.shapes.items()
+        },
+        "prompt": {"layers": prompt, "vectors": method.options.prompt_tokens if prompt else 0},
+    }
+
+
+def shown(name: str, default: str) -> str:
+    """The last part of an identifier or a path; what `default` stands for."""
+    return default if name == "default" else name.replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -1,0 +1,162 @@
+"""Where a Q-Former looks: its cross-attention over the picture, for a bare prompt and for enhanced instructions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from perceptune.data.media.source import open_image
+from perceptune.data.storage import local_path
+from perceptune.encoders._blip import BlipVision
+from perceptune.errors import UserError
+from perceptune.lm.frozen_blip import FrozenBlip
+from perceptune.methods.qformer.base import ENHANCED
+from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.text_format import BlipText
+from perceptune.models.run_folder import load
+from perceptune.tools.plots.heatmap import Box, Map, PanelRow, on_picture, save_panel, seen_part
+from perceptune.types import Medium, Sample
+
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Look:
+    """The maps (gh, gw) of one instruction: by cross-attending layer, then their mean. Values of a map sum to 1 with
+    what the encoder's special token gets."""
+
+    label: str
+    texts: tuple[str, ...]  # what the Q-Former read
+    maps: tuple[Map, ...]
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What was found about a picture."""
+
+    box: Box  # the part of it that the encoder sees, in its pixels
+    layers: tuple[int, ...]
+    rows: tuple[Look, ...]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of a row's maps."""
+        return [*(f"layer {layer}" for layer in self.layers), MEAN]
+
+
+def show_attention(
+    run: str | Path,
+    image: str | Path,
+    prompt: str,
+    out: str | Path,
+    *,
+    enhanced: Sequence[str] = (),
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Writes a panel of maps (PNG) and returns where each is greatest, in the picture's pixels.
+
+    Raises `UserError` for a run without a Q-Former, and for one that does not use it.
+    """
+    medium = local_path(str(image), "--image")
+    model = load(run, trust=trust)
+    if not isinstance(model, BlipModel):
+        raise UserError(f"`{run}` has `backbone: {model.recipe.backbone}`, which has no Q-Former to look with")
+    found, picture = look(model, medium, prompt, enhanced), open_image(medium)
+    save_panel(picture, found.box, found.columns, [PanelRow(row.label, row.maps) for row in found.rows], out)
+    rows = [
+        {"label": row.label, "instructions": list(row.texts),
+         "peaks": {name: peak(one, found.box, *picture.size)
+                   for name, one in zip(found.columns, row.maps, strict=True)}}
+        for row in found.rows
+    ]  # fmt: skip
+    return {"picture": str(out), "size": list(picture.size), "seen": list(found.box), "rows": rows}
+
+
+def peak(grid: Map, box: Box, width: int, height: int) -> list[int]:
+    """x and y, in a picture's pixels, of what of a map over `box` is greatest on the picture."""
+    values, _ = on_picture(grid, box, width, height)
+    y, x = np.unravel_index(int(values.argmax()), values.shape)
+    return [int(x), int(y)]
+
+
+@torch.no_grad()
+def look(model: BlipModel, image: Medium, prompt: str, enhanced: Sequence[str] = ()) -> Looks:
+    """Maps for the bare prompt, for what the run's method makes of it if that is more, and with each of `enhanced` in
+    front (default for a method that reads the prompt alone: the paper's three, and all of them together).
+
+    A map is the mean over heads, query tokens and passes. Raises `UserError` for a method that leaves the Q-Former out.
+    """
+    encoder = cast(BlipVision, model.encoders["image"])
+    picture = open_image(image)
+    special, patch = encoder.n_special, encoder.patch(encoder.tower.config)
+    grid = (encoder.transform.size[0] // patch, encoder.transform.size[1] // patch)
+    layers = tuple(i for i, layer in enumerate(model.blip.layers) if hasattr(layer, "crossattention"))
+    rows = []
+    for label, texts in _readings(model, prompt, enhanced):
+        seen = _attended(model, Sample("picture", {"image": image}, prompt), texts, layers)
+        maps = [one[special:].reshape(grid).numpy() for one in seen]
+        rows.append(Look(label, tuple(texts), (*maps, np.mean(maps, axis=0))))
+    return Looks(seen_part(encoder.transform, *picture.size), layers, tuple(rows))
+
+
+def _readings(model: BlipModel, prompt: str, enhanced: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Label and instructions of each row."""
+    text = cast(BlipText, model.text)
+    if text.qformer_tokenizer is None:
+        if enhanced:
+            raise UserError("--enhanced: a BLIP-2 has a Q-Former that reads no instruction")
+        return [("its Q-Former reads no instruction", [])]
+    plain = text.as_text(prompt)
+    own = list(text.instructions(plain))  # as many as the method wants, whatever they say
+    rows = [(f"plain: {plain}", [plain] * len(own))]
+    if own != [plain]:
+        rows.append((f"as `{model.recipe.method.name}` reads it: {' / '.join(own)}", own))
+    elif not enhanced:
+        enhanced = [*ENHANCED, " ".join(ENHANCED)]
+    return rows + [(f"enhanced: {one} {plain}", [f"{one} {plain}"] * len(own)) for one in enhanced]
+
+
+def _attended(model: BlipModel, sample: Sample, texts: Sequence[str], layers: Sequence[int]) -> list[Tensor]:
+    """(T,) of each layer."""
+    text = cast(BlipText, model.text)
+    before = text.instructions
+    text.instructions = lambda _: texts
+    try:
+        with _recorded(model.blip, layers) as found:
+            model.queried([sample])
+    finally:
+        text.instructions = before
+    if not all(found.values()):
+        raise UserError(f"method `{model.recipe.method.name}` does not look with the Q-Former")
+    # Queries of the method's own stand behind the published ones, whose outputs the LM sees.
+    n = model.blip.n_queries
+    return [torch.stack([one[0, :, :n].float().mean((0, 1)) for one in found[layer]]).mean(0).cpu() for layer in layers]
+
+
+@contextlib.contextmanager
+def _recorded(blip: FrozenBlip, layers: Sequence[int]) -> Iterator[dict[int, list[Tensor]]]:
+    """Cross-attention (B, heads, queries, T) of every pass by layer, computed in the open."""
+    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    config = blip.qformer.config
+    fast, handles = config._attn_implementation, []
+    try:
+        config._attn_implementation = "eager"  # the others never hold the weights
+        for layer in layers:
+
+            def record(_: nn.Module, __: Any, output: tuple[Tensor, Tensor], layer: int = layer) -> None:
+                found[layer].append(output[1])
+
+            attention = cast(Any, blip.layers[layer]).crossattention.attention
+            handles.append(attention.register_forward_hook(record))
+        yield found
+    finally:
+        config._attn_implementation = fast
+        for handle in handles:
+            handle.remove()

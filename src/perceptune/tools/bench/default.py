@@ -1,0 +1,127 @@
+"""The embedded models at the demo's recipe: our fast path against the plain path of the same recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.config.recipe import Recipe, load_recipe
+from perceptune.data.build_task import make_task
+from perceptune.data.subset import subset
+from perceptune.methods.slots.base import Method
+from perceptune.models.batch import Batch
+from perceptune.models.build import build_to_train, settle
+from perceptune.models.slot_model import SplicedModel
+from perceptune.tools.bench.measure import Contender, measure, training_step
+from perceptune.types import Features, Sample
+
+BATCHES = 4  # different batches that the rows go round
+FAST, PLAIN = "train fast path", "train plain path"
+RATIO = "fast_vs_plain"
+
+
+def compare_precisions(precisions: Sequence[str], recipe: Recipe | str = "demo", *, rounds: int) -> dict[str, Any]:
+    """Steps of the fast path in several `train.precision`, in turns.
+
+    `ratios`: seconds of each to those of the first (`auto_vs_float32`), by the clock and in processor seconds.
+    """
+    recipe = load_recipe(recipe)
+    contenders = []
+    for name in precisions:
+        settled, _ = settle(load_recipe(recipe, [f"train.precision={name}"]))
+        model, groups = _model(settled)
+        chosen = "" if name == settled.train.precision else f" ({settled.train.precision})"
+        contenders.append(_fast(model, groups, f"{FAST} {name}{chosen}"))
+    rows = measure(contenders, rounds)
+    ratios = {}
+    for name, row in zip(precisions[1:], rows[1:], strict=True):
+        ratio = f"{name}_vs_{precisions[0]}"
+        ratios[ratio] = row["median_s"] / rows[0]["median_s"]
+        ratios[f"{ratio}_cpu"] = row["median_cpu_s"] / rows[0]["median_cpu_s"]
+    return {"ratios": ratios, "rows": rows}
+
+
+def compare_paths(recipe: Recipe | str = "demo", *, rounds: int, only_plain: bool = False) -> dict[str, Any]:
+    """`ratios` (`fast_vs_plain`, in samples/s) and `rows`.
+
+    Fast: encoder features cached and lower-layer states in memory, as in every epoch but the first. Plain: media opened
+    and encoded at each step, all LM layers on every text, all columns (`SplicedModel.plain`).
+    """
+    model, groups = _model(load_recipe(recipe))
+    contenders = [_plain(model, groups)]
+    if not only_plain:
+        contenders.insert(0, _fast(model, groups))
+    rows = measure(contenders, rounds)
+    by_name = {row["name"]: row["samples_per_s"] for row in rows}
+    ratios = {} if only_plain else {RATIO: by_name[FAST] / by_name[PLAIN]}
+    return {"ratios": ratios, "rows": rows}
+
+
+def _model(recipe: Recipe) -> tuple[SplicedModel, list[list[Sample]]]:
+    """As a training has it, with its batches."""
+    model = build_to_train(recipe)
+    assert isinstance(model, SplicedModel)
+    samples = _training_samples(recipe)
+    size = recipe.train.batch_size
+    model.prepare(samples)
+    model.fit_statistics(samples)
+    return model, [samples[start : start + size] for start in range(0, len(samples), size)]
+
+
+def _training_samples(recipe: Recipe) -> list[Sample]:
+    task = make_task(recipe)
+    rows = task.samples(task.splits[0])
+    return [rows[i] for i in subset(len(rows), BATCHES * recipe.train.batch_size, recipe.seed)]
+
+
+def _fast(model: SplicedModel, groups: Sequence[Sequence[Sample]], name: str = FAST) -> Contender:
+    turn = cycle(groups)
+    step = training_step(lambda: _mean(model, model.collate(next(turn)), plain=False), _trained(model.method))
+    return Contender(name, "train", _steps(step), samples=len(groups[0]), times=BATCHES)
+
+
+def _plain(model: SplicedModel, groups: Sequence[Sequence[Sample]]) -> Contender:
+    turn = cycle(groups)
+
+    def loss() -> Tensor:
+        group = next(turn)
+        return _mean(model, Batch(model.tokens(group), encode_anew(model, group)), plain=True)
+
+    step = training_step(loss, _trained(model.method))
+    return Contender(PLAIN, "train", _steps(step), samples=len(groups[0]), times=BATCHES)
+
+
+@torch.no_grad()
+def encode_anew(model: SplicedModel, samples: Sequence[Sample]) -> dict[str, Features]:
+    """Features without any cache: every medium is opened and encoded, in one batch. All samples have all media."""
+    encoded = {}
+    encoders: Mapping[str, Any] = dict(model.encoders.items())
+    for modality, encoder in encoders.items():
+        inputs = torch.stack([encoder.load(sample.media[modality]) for sample in samples])
+        values = encoder(inputs, model.method.levels(modality), model.method.tokens(modality))
+        encoded[modality] = Features(values.float(), torch.ones(len(samples), dtype=torch.bool))
+    return encoded
+
+
+def _steps(step: Callable[[], float]) -> Callable[[], None]:
+    """One run = every batch once, so that a round does not depend on which texts are longest."""
+
+    def run() -> None:
+        for _ in range(BATCHES):
+            step()
+
+    return run
+
+
+def _mean(model: SplicedModel, batch: Batch, *, plain: bool) -> Tensor:
+    model.plain = plain
+    loss, tokens = model.loss(batch)
+    return loss / tokens
+
+
+def _trained(method: Method) -> list[torch.nn.Parameter]:
+    return list(method.parameters())

@@ -1,0 +1,210 @@
+"""What a comparison consists of: its runs, checked before the first one starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from perceptune.config.command_schema import CompareConfig
+from perceptune.config.overrides import parse_value
+from perceptune.config.recipe import Recipe, load_recipe, validate
+from perceptune.data.build_task import make_task
+from perceptune.data.holdout_split import HELD_OUT, selecting_splits
+from perceptune.errors import UserError
+from perceptune.evaluation.runner import pick_samples, require_judgeable
+from perceptune.models.build import method_leaf, method_options
+from perceptune.tools.summary import describe
+
+# What every run of a comparison has alike: none of it can be searched over.
+BUDGET = ("steps", "epochs", "batch_size", "batch_tokens", "accumulate", "samples", "samples_seed", "hold_out")
+OWN_GRID = "compare.grid"  # key of a label that is not searched over what the others are, such as the rate of its LM
+Setting = Mapping[str, Any]  # recipe key -> value
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table: a recipe, of which settings and seeds are varied."""
+
+    label: str
+    recipe: Recipe
+    trained: int
+    share: float
+    settings: tuple[Setting, ...] = ({},)  # of which one is chosen: the plan's, or as many of its own
+
+    def with_(self, setting: Setting, seed: int) -> Recipe:
+        """The recipe of one run."""
+        return load_recipe(self.recipe, [*setting.items(), ("seed", seed)])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs: every setting with the first seed, then the chosen one with every seed."""
+
+    entries: tuple[Entry, ...]
+    seeds: tuple[int, ...]
+    settings: tuple[Setting, ...]
+    select_on: str | None  # the split that selects; None where there is nothing to select
+    select_samples: int | None
+    test_on: str
+    metric: str
+
+    @property
+    def runs(self) -> int:
+        """How many trainings it takes."""
+        return len(self.entries) * (len(self.settings) + len(self.seeds) - 1)
+
+
+def make_plan(
+    sources: Sequence[str | Recipe | dict[str, Any]], overrides: Sequence[str] = (), *, methods: Sequence[str] = (),
+    seeds: Sequence[int] = (), grid: Mapping[str, Sequence[Any]] | None = None,
+) -> Plan:  # fmt: skip
+    """The plan for one or several recipes; what is not given is taken from `compare` of the first.
+
+    Raises `UserError` for an unknown method or key, unequal budgets, and where no split is left to select or test on.
+    """
+    recipes = [load_recipe(source, overrides) for source in sources]
+    if not recipes:
+        raise UserError("nothing to compare: name a recipe")
+    config = recipes[0].compare
+    settings = _settings(config.grid if grid is None else grid)
+    own_grids = grid is None
+    recipes = [_with_held_out(recipe, config, selects=len(settings) > 1) for recipe in recipes]
+    on_method = [word for word in overrides if word.startswith("method.") and not word.startswith("method.name=")]
+    made = [
+        (label, one) for recipe in recipes for label, one in _variants(recipe, methods, on_method, len(recipes) > 1)
+    ]
+    _require_comparable([one for _, one in made])
+    test_on, select_on, metric = _splits(made[0][1], selects=len(settings) > 1)
+    entries = tuple(
+        _entry(label, one, _settings_of(label, one, settings) if own_grids else settings) for label, one in made
+    )
+    if len({folder_name(entry.label) for entry in entries}) < len(entries):
+        raise UserError(f"two rows of the comparison have one name: {', '.join(entry.label for entry in entries)}")
+    chosen = tuple(dict.fromkeys(seeds or config.seeds))
+    return Plan(entries, chosen, settings, select_on, config.select_samples, test_on, metric)
+
+
+def parse_grid(given: Sequence[str]) -> dict[str, list[Any]]:
+    """`train.lr=1e-3,4e-3` -> {"train.lr": [0.001, 0.004]}."""
+    grid = {}
+    for axis in given:
+        keys, equals, values = axis.partition("=")
+        if not equals or not keys or not values:
+            raise UserError(f"`--grid {axis}` is not of the form key=value,value,...")
+        grid[keys] = [parse_value(value, keys) for value in values.split(",")]
+    return grid
+
+
+def folder_name(text: str) -> str:
+    """A name as one of a folder."""
+    return re.sub(r"[^\w.+=,@-]", "-", text)
+
+
+def setting_name(setting: Setting) -> str:
+    """`train.lr=0.004, method.n_levels=2`."""
+    return ", ".join(f"{key}={value}" for key, value in setting.items()) or "as given"
+
+
+def _settings(grid: Mapping[str, Sequence[Any]]) -> tuple[Setting, ...]:
+    for keys in grid:
+        for key in keys.split("+"):
+            section, _, name = key.partition(".")
+            if section == "train" and name in BUDGET:
+                raise UserError(
+                    f"grid key `{key}`: every run of a comparison has the same budget; give one `{key}=VALUE`"
+                )
+            if section in Recipe.model_fields and section not in ("train", "method"):
+                raise UserError(f"grid key `{key}`: a grid varies keys of `train` and `method` only")
+    axes = [[dict.fromkeys(keys.split("+"), value) for value in values] for keys, values in grid.items()]
+    return tuple({key: value for part in parts for key, value in part.items()} for parts in product(*axes))
+
+
+def _settings_of(label: str, recipe: Recipe, common: tuple[Setting, ...]) -> tuple[Setting, ...]:
+    """A label's own settings, where `compare.grid` among its keys names some."""
+    if not recipe.compare.grid:
+        return common
+    own = _settings(recipe.compare.grid)
+    if len(own) != len(common):
+        raise UserError(f"unequal terms: `{label}` is chosen from {len(own)} settings, the others from {len(common)}")
+    return own
+
+
+def _with_held_out(recipe: Recipe, config: CompareConfig, *, selects: bool) -> Recipe:
+    """The recipe with something to select on."""
+    task = make_task(recipe)
+    test_on = recipe.eval.split or task.splits[-1]
+    if not selects or set(selecting_splits(task.splits)) - {test_on}:
+        return recipe
+    return load_recipe(recipe, [f"train.hold_out={config.hold_out}"])
+
+
+def _variants(
+    recipe: Recipe, methods: Sequence[str], on_method: Sequence[str], several: bool
+) -> list[tuple[str, Recipe]]:
+    """The recipe with each of the methods, which have their options from `compare.methods`, or else none."""
+    plain = {**recipe.model_dump(mode="json"), "compare": {}}
+    labels = list(methods) or list(recipe.compare.methods)
+    if not labels:
+        return [(recipe.name if several else recipe.method.name, load_recipe(plain))]
+    made = []
+    for label in labels:
+        own_grid: dict[str, Any] = {}
+        beside: list[
+            tuple[str, Any]
+        ] = []  # what this method needs of the training, such as float32 for weights that are trained
+        if label in recipe.compare.methods:
+            keys = dict(recipe.compare.methods[label])
+            own_grid = keys.pop(OWN_GRID, {})
+            method = {"name": label, **{key: value for key, value in keys.items() if "." not in key}}
+            beside = [(key, value) for key, value in keys.items() if "." in key]
+        else:
+            method = plain["method"] if label == recipe.method.name else {"name": label}
+        full = f"{recipe.name}/{label}" if several else label
+        one = load_recipe({**plain, "name": folder_name(full), "method": method}, [*beside, *on_method])
+        if own_grid:
+            one = validate(Recipe, {**one.model_dump(mode="json"), "compare": {"grid": own_grid}}, f"`{label}`")
+        method_leaf(one)  # there is one of this name
+        made.append((full, one))
+    return made
+
+
+def _require_comparable(recipes: Sequence[Recipe]) -> None:
+    first, *others = [
+        {"task": recipe.task, **{f"train.{key}": getattr(recipe.train, key) for key in BUDGET},
+         "eval.split": recipe.eval.split, "eval.samples": recipe.eval.samples}
+        for recipe in recipes
+    ]  # fmt: skip
+    for other in others:
+        for key, value in first.items():
+            if other[key] != value:
+                raise UserError(f"unequal terms: the recipes have {key} = {value} and {other[key]}")
+
+
+def _splits(recipe: Recipe, *, selects: bool) -> tuple[str, str | None, str]:
+    """The split to test on, the one to select on, and the metric."""
+    task = make_task(recipe)
+    test_on = recipe.eval.split or task.splits[-1]
+    if test_on in (task.splits[0], HELD_OUT):
+        raise UserError(
+            f"nothing to test on: the task has {', '.join(f'`{split}`' for split in task.splits)}, "
+            "and a comparison is tested on data that nothing was trained or chosen on"
+        )
+    left = [split for split in selecting_splits(task.splits) if split != test_on]
+    if recipe.eval.every is not None:
+        during = recipe.eval.during_split or next(iter(selecting_splits(task.splits)), None)
+        if during == test_on:
+            raise UserError(f"`eval.every` would choose on `{test_on}`, the split to test on: set `eval.during_split`")
+    require_judgeable(task, pick_samples(task, test_on, recipe.eval.samples))
+    return test_on, left[0] if selects else None, task.metric
+
+
+def _entry(label: str, recipe: Recipe, settings: Sequence[Setting]) -> Entry:
+    shown = describe(recipe)
+    alone = recipe.model_copy(update={"compare": CompareConfig()})  # a run does not depend on what it is compared with
+    entry = Entry(label, alone, shown["trainable"], shown["share"], tuple(settings))
+    for setting in settings:
+        method_options(entry.with_(setting, recipe.seed))
+    return entry

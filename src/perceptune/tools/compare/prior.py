@@ -1,0 +1,43 @@
+"""What the wording of questions gives away: the bar a method must pass before it can be said to look."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from perceptune.data.build_task import make_task
+from perceptune.data.lazy_rows import select
+from perceptune.data.subset import subset
+from perceptune.evaluation.results import interval
+from perceptune.evaluation.runner import Judged, pick_samples
+from perceptune.tools.compare.plan import Plan
+
+MOST = 100_000  # training samples that are read: a usual answer is known long before
+SEED = 1234
+
+
+def prior_of(plan: Plan) -> dict[str, Any] | None:
+    """`value` and `interval` of each prompt's most frequent training answer, on the comparison's test data.
+
+    A prompt that was never trained on is given the most frequent answer of all; ties go to what came first. This is
+    the "per question prior" of VQA's baselines with the whole question for its type. None where samples have no
+    prompts (captions), the training data no targets, or the metric no value without a model.
+    """
+    recipe = plan.entries[0].recipe
+    task = make_task(recipe)
+    rows = task.samples(task.splits[0])
+    answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    overall: Counter[str] = Counter()
+    for sample in select(rows, subset(len(rows), MOST, SEED)):
+        if sample.prompt and sample.targets:
+            answers[sample.prompt][sample.targets[0]] += 1
+            overall[sample.targets[0]] += 1
+    if not answers:
+        return None
+    usual = {prompt: counted.most_common(1)[0][0] for prompt, counted in answers.items()}
+    [(otherwise, _)] = overall.most_common(1)
+    tested = pick_samples(task, plan.test_on, recipe.eval.samples)
+    judged = Judged(task.score([usual.get(sample.prompt, otherwise) for sample in tested], tested), [])
+    if plan.metric not in judged.summary:
+        return None
+    return {"value": judged.summary[plan.metric], "interval": interval(plan.metric, tested, judged)}

@@ -1,0 +1,207 @@
+"""The runs of a comparison, one after the other; what is finished is never done again."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from perceptune.config.recipe import Recipe
+from perceptune.data.build_task import make_task
+from perceptune.data.subset import sample_count
+from perceptune.errors import UserError
+from perceptune.evaluation.evaluate import evaluate
+from perceptune.evaluation.results import PREDICTIONS, RESULTS
+from perceptune.evaluation.runner import pick_samples
+from perceptune.models.build import build_to_train
+from perceptune.models.run_folder import METHOD, RECIPE, read_recipe
+from perceptune.tools.compare.plan import Entry, Plan, Setting, folder_name, setting_name
+from perceptune.tools.compare.prior import prior_of
+from perceptune.tools.compare.report import Outcome, summarise
+from perceptune.training.checkpoints import require_same_recipe
+from perceptune.training.sampler import order_of, total_steps
+from perceptune.training.trainer import train
+from perceptune.utils.launch_environment import read_launch
+from perceptune.utils.run_log import read_log
+
+TIMES = "times.json"  # beside a run: what the comparison spent on it, loading included
+PROBED = 4  # steps by which a duration is estimated
+TEXT_TOKENS = 16  # assumed of a text where batches are cut by tokens
+METRIC_ALONE: dict[str, Any] = {"control": False, "no_media": False, "overrides": ("eval.others={}",)}  # of `evaluate`
+Say = Callable[[str], None]
+
+
+class _Run(NamedTuple):
+    """One training: its recipe and its folder."""
+
+    recipe: Recipe
+    folder: Path
+
+
+def run_plan(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
+    """Trains, selects, tests and returns the table (`report.summarise`), which is also written into `out`.
+
+    Runs go on where an earlier call stopped. Each has a fresh model: a method may hook the LM anywhere.
+    """
+    if read_launch(meeting=False).size > 1:
+        raise UserError("a comparison runs in one process: start it without a launcher")
+    outcomes = []
+    for number, entry in enumerate(plan.entries, 1):
+        say(f"[{number}/{len(plan.entries)}] {entry.label}")
+        setting, validation = _select(plan, entry, out, say)
+        runs = {seed: _run(out, entry, setting, seed) for seed in plan.seeds}
+        for seed, run in runs.items():
+            _trained(run)
+            result = _judged(run, plan.test_on, run.recipe.eval.samples, run.folder)
+            say(f"  seed {seed}: {plan.metric} {result[plan.metric]:.4f} on `{plan.test_on}`")
+        outcomes.append(Outcome(entry, setting, validation, {seed: _tested(run) for seed, run in runs.items()}))
+    return summarise(plan, outcomes, prior_of(plan), out)
+
+
+def _select(plan: Plan, entry: Entry, out: Path, say: Say) -> tuple[Setting, dict[str, float]]:
+    """The best setting by the validation data, with the first seed; of equals the first."""
+    if plan.select_on is None:
+        return entry.settings[0], {}
+    found: dict[str, float] = {}
+    for setting in entry.settings:
+        run = _run(out, entry, setting, plan.seeds[0])
+        _trained(run)
+        into = run.folder / f"selection-{plan.select_samples or 'all'}"
+        result = _judged(run, plan.select_on, plan.select_samples, into)
+        found[setting_name(setting)] = result[plan.metric]
+        say(f"  {setting_name(setting)}: {plan.metric} {result[plan.metric]:.4f} on `{plan.select_on}`")
+    best = max(range(len(found)), key=lambda i: [*found.values()][i])
+    return entry.settings[best], found
+
+
+def _run(out: Path, entry: Entry, setting: Setting, seed: int) -> _Run:
+    folder = out / "runs" / folder_name(entry.label) / folder_name(setting_name(setting)) / f"seed-{seed}"
+    return _Run(entry.with_(setting, seed), folder)
+
+
+def _is_trained(run: _Run) -> bool:
+    """Whether the run has ended. Raises `UserError` if it was made by another recipe."""
+    if not (run.folder / RECIPE).is_file():
+        return False
+    require_same_recipe(run.folder, read_recipe(run.folder), run.recipe)
+    return (run.folder / METHOD).is_file() and any(row["event"] == "end" for row in read_log(run.folder))
+
+
+def _trained(run: _Run) -> None:
+    if _is_trained(run):
+        return
+    start = time.monotonic()
+    result = train(run.recipe, run.folder, resume=(run.folder / RECIPE).is_file())
+    if result.interrupted:
+        raise KeyboardInterrupt
+    _note_time(run.folder, "train", time.monotonic() - start)
+    gc.collect()  # the model is a knot of hooks: its memory is wanted before the next one is loaded
+
+
+def _judged(run: _Run, split: str, samples: int | None, into: Path) -> dict[str, Any]:
+    if not (into / RESULTS).is_file():
+        start = time.monotonic()
+        # What is asked beside the metric is the test's: a control of the validation data selects nothing.
+        asked: dict[str, Any] = {} if into == run.folder else METRIC_ALONE
+        evaluate(run.folder, split=split, samples=samples, into=into, **asked)
+        _note_time(run.folder, split, time.monotonic() - start)
+        gc.collect()
+    found: dict[str, Any] = json.loads((into / RESULTS).read_text(encoding="utf-8"))
+    return found
+
+
+def _tested(run: _Run) -> dict[str, Any]:
+    """Results on the test split, with each sample's score and the speed of training."""
+    rows = [json.loads(line) for line in (run.folder / PREDICTIONS).read_text(encoding="utf-8").split("\n") if line]
+    results: dict[str, Any] = json.loads((run.folder / RESULTS).read_text(encoding="utf-8"))
+    return {**results, "rows": rows, "speed": training_speed(run.folder)}
+
+
+def training_speed(run: Path) -> float | None:
+    """Samples per second of a typical step: neither features nor evaluations count, nor a stop in between."""
+    steps = [row for row in read_log(run) if row["event"] == "step"]
+    pairs = [(b["samples"] - a["samples"], b["seconds"] - a["seconds"]) for a, b in itertools.pairwise(steps)]
+    rates = [samples / seconds for samples, seconds in pairs if seconds > 0]
+    return median(rates) if rates else None
+
+
+def _note_time(folder: Path, what: str, seconds: float) -> None:
+    times = _times(folder)
+    times[what] = times.get(what, 0.0) + seconds
+    (folder / TIMES).write_text(json.dumps(times), encoding="utf-8")
+
+
+def _times(folder: Path) -> dict[str, float]:
+    if not (folder / TIMES).is_file():
+        return {}
+    times: dict[str, float] = json.loads((folder / TIMES).read_text(encoding="utf-8"))
+    return times
+
+
+def outlook(plan: Plan, out: Path) -> dict[str, Any]:
+    """How many runs there are, how many are finished, and the minutes the others will take.
+
+    A row with finished runs is as fast as those were; the others as fast as a probe of four steps of the first row.
+    """
+    seconds, left = 0.0, 0
+    probe: dict[str, float] | None = None
+    for entry in plan.entries:
+        runs = [_run(out, entry, setting, plan.seeds[0]) for setting in entry.settings]
+        # Which setting will be chosen is not known yet: any of them takes as long.
+        runs += [_run(out, entry, entry.settings[0], seed) for seed in plan.seeds[1:]]
+        finished = [times for run in runs if _is_trained(run) and "train" in (times := _times(run.folder))]
+        open_ = sum(not _is_trained(run) for run in runs)
+        left += open_
+        if open_ and finished:
+            seconds += open_ * sum(sum(times.values()) for times in finished) / len(finished)
+        elif open_:
+            probe = probe or _probe(entry, plan)
+            seconds += open_ * _estimated(entry.recipe, plan, probe)
+    return {"runs": plan.runs, "left": left, "minutes": seconds / 60}
+
+
+def _probe(entry: Entry, plan: Plan) -> dict[str, float]:
+    """Seconds of loading, of a sample in training, of an answer."""
+    recipe = entry.with_({"train.steps": PROBED, "train.standardize_samples": 16}, plan.seeds[0])
+    start = time.monotonic()
+    build_to_train(recipe)
+    loading = time.monotonic() - start
+    with tempfile.TemporaryDirectory() as folder:
+        train(recipe, folder)
+        speed = training_speed(Path(folder))
+        asked = recipe.eval.batch_size
+        for _ in range(2):  # the second time features are cached
+            start = time.monotonic()
+            found = evaluate(folder, split=plan.test_on, samples=asked, **METRIC_ALONE)
+        answering = max(time.monotonic() - start - loading, 0.0) / found["evaluated_samples"]
+    return {"loading": loading, "sample": 1 / speed if speed else 0.0, "answer": answering}
+
+
+def _estimated(recipe: Recipe, plan: Plan, probe: dict[str, float]) -> float:
+    """Seconds of one run."""
+    task = make_task(recipe)
+    n = len(task.samples(task.splits[0]))
+    chosen = min(n, sample_count(n, recipe.train.samples) or n)
+    steps = total_steps(recipe.train, order_of(recipe.train, np.full(chosen, TEXT_TOKENS, np.int32), recipe.seed))
+    budget = recipe.train.batch_tokens
+    batch = recipe.train.batch_size if budget is None else budget // TEXT_TOKENS
+    answers = len(pick_samples(task, plan.test_on, recipe.eval.samples)) * _answers_a_sample(recipe)
+    trained = steps * recipe.train.accumulate * batch
+    return 2 * probe["loading"] + trained * probe["sample"] + answers * probe["answer"]
+
+
+def _answers_a_sample(recipe: Recipe) -> int:
+    return 1 + recipe.eval.shuffled_control + recipe.eval.no_media_control
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, str, str]]:
+    """Label, trained parameters and share of each row, for a person."""
+    return [(entry.label, f"{entry.trained:,}", f"{100 * entry.share:.3f} %") for entry in plan.entries]

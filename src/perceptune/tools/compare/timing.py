@@ -1,0 +1,171 @@
+"""`perceptune compare --timing`: what an optimizer step of each row costs, all rows side by side.
+
+The rows' models are in memory together and take turns, so that noise of the machine hits all alike.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perceptune.config.recipe import Recipe
+from perceptune.data.build_task import make_task
+from perceptune.encoders.cache.feature_cache import FeatureStore
+from perceptune.errors import UserError
+from perceptune.models.build import build_to_train
+from perceptune.models.run_folder import write_text
+from perceptune.tools.bench.measure import Contender, machine, measure
+from perceptune.tools.compare.plan import Entry, Plan
+from perceptune.training.batch_loader import Feed
+from perceptune.training.gradients import add_gradients
+from perceptune.training.optimizer import MethodOptimizer
+from perceptune.utils.devices import read_numbers
+from perceptune.utils.distributed import World
+from perceptune.utils.launch_environment import read_launch
+from perceptune.utils.markdown import markdown_table
+
+NAME = "timing"  # of the files
+ROUNDS, STEPS = 5, 4  # measured rounds; steps of one of them, unless a number of samples is given
+STANDARDIZED = 16  # media for statistics: what they are takes no time
+KEPT, ANEW = "kept", "anew"
+
+
+class TimedRow:
+    """A model of the comparison with its data, as a training has them."""
+
+    def __init__(self, entry: Entry, recipe: Recipe, folder: Path) -> None:
+        world = World()
+        self.entry, self.config = entry, recipe.train
+        self.model = build_to_train(recipe, lambda model: model.place(world))
+        self.feed = Feed(self.model, make_task(recipe), folder, world)
+        self.optimizer = MethodOptimizer(self.model.method, recipe.train, self.feed.steps)
+        wanted = STANDARDIZED if self.model.method.standardizes else 0
+        self._kept, self._anew = self.model.stores, {name: _without(store) for name, store in self.model.stores.items()}
+        start = time.perf_counter()
+        self.feed.prepare(wanted)
+        self.features_s = time.perf_counter() - start
+        if wanted:
+            self.model.fit_statistics(list(self.feed.one_sample_per_medium(wanted)))
+
+    def contenders(self) -> list[Contender]:
+        """With features that are kept, and encoded anew at each step; the latter alone where they are trained."""
+        kinds = [ANEW] if self.model.method.trains_encoders else [KEPT, ANEW]
+        return [
+            Contender(
+                f"{self.entry.label}, features {kind}", kind, partial(self._steps, kind, self.feed.steps),
+                warm_up=partial(self._steps, kind, 1), times=self.feed.steps,
+            )
+            for kind in kinds
+        ]  # fmt: skip
+
+    def _steps(self, kind: str, steps: int) -> None:
+        self.model.stores = self._kept if kind == KEPT else self._anew
+        for step in range(steps):
+            self._step(step)
+
+    def _step(self, step: int) -> None:
+        """What the training loop does in a step."""
+        self.optimizer.set_rates(step)
+        torch.manual_seed(step)
+        losses, tokens, _ = add_gradients(self.model, self.feed.batches(step))
+        self.optimizer.divide(max(tokens, 1))
+        read_numbers([*losses, self.optimizer.clip()])  # until then a GPU may still be computing
+        self.optimizer.update()
+
+
+def time_plan(
+    plan: Plan, out: Path, say: Callable[[str], None], *, rounds: int = ROUNDS, samples: int | None = None
+) -> dict[str, Any]:
+    """Times every row with its first setting and seed; writes `timing.json` and `timing.md` into `out`.
+
+    `rows` have `step_s` (median over the rounds of the seconds a step takes), `to_samples_s` (the same for as many
+    steps as `samples` take), `samples_per_s` and `ratio`, of the step to that of the first row with its features had in
+    the same way: `features` is `kept` or `anew`. `features_s` is what keeping them took once.
+    """
+    if rounds < 1:
+        raise UserError(f"--rounds: give a number above 0 (given: {rounds})")
+    if read_launch(meeting=False).size > 1:
+        raise UserError("a comparison runs in one process: start it without a launcher")
+    timed: list[TimedRow] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for entry in plan.entries:
+            say(f"loading {entry.label}")
+            timed.append(TimedRow(entry, _short(plan, entry, samples), folder))
+            stack.enter_context(closing(timed[-1].feed))
+        measured = measure([one for row in timed for one in row.contenders()], rounds, NAME)
+    config, steps = timed[0].config, timed[0].feed.steps
+    rows = _rows(timed, measured, steps * config.batch_size * config.accumulate)
+    result = {
+        "samples": steps * config.batch_size * config.accumulate, "steps": steps, "batch_size": config.batch_size,
+        "accumulate": config.accumulate, "rounds": rounds, "machine": machine(), "rows": rows,
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / f"{NAME}.json", json.dumps(result, indent=2))
+    heading, *lines = timing_cells(result)
+    write_text(out / f"{NAME}.md", "\n".join([*markdown_table(heading, lines), "", timing_terms(result)]) + "\n")
+    return result
+
+
+def _short(plan: Plan, entry: Entry, samples: int | None) -> Recipe:
+    """The row's recipe, cut to the steps of one round."""
+    config = entry.recipe.train
+    if config.batch_tokens is not None:
+        raise UserError("train.batch_tokens: batches of unequal size cannot be timed; use `train.batch_size`")
+    steps = STEPS if samples is None else math.ceil(samples / (config.batch_size * config.accumulate))
+    if steps < 1:
+        raise UserError(f"--samples: give a number above 0 (given: {samples})")
+    keys = {"train.steps": steps, "train.standardize_samples": STANDARDIZED}
+    return entry.with_({**entry.settings[0], **keys}, plan.seeds[0])
+
+
+def _without(store: FeatureStore) -> FeatureStore:
+    """The same features, never kept."""
+    off = store.cache.model_copy(update={"features": "off"})
+    return FeatureStore(store.encoder, store.levels, store.tokens, off, megabytes=0, views=store.views)
+
+
+def _rows(timed: list[TimedRow], measured: list[dict[str, Any]], samples: int) -> list[dict[str, Any]]:
+    first: dict[str, float] = {}
+    by_name = {row["name"]: row for row in measured}
+    rows = []
+    for one in timed:
+        for contender in one.contenders():
+            found, kind, steps = by_name[contender.name], contender.kind, contender.times
+            step = found["median_s"]
+            rows.append({
+                "label": one.entry.label, "trained": one.entry.trained, "share": one.entry.share, "features": kind,
+                "step_s": step, "step_min_s": found["min_s"], "to_samples_s": step * steps,
+                "samples_per_s": samples / (step * steps), "ratio": step / first.setdefault(kind, step),
+                "features_s": one.features_s if kind == KEPT else None, "steps_s": found["seconds"],
+            })  # fmt: skip
+    return rows
+
+
+def timing_cells(result: Mapping[str, Any]) -> list[list[str]]:
+    """Heading and rows for a person."""
+    to = f"s to {result['samples']} samples"
+    heading = ["", "trained", "share", "features", "s a step", "ratio", "samples/s", to]
+    return [heading, *([
+        row["label"], f"{row['trained']:,}", f"{100 * row['share']:.3f} %", row["features"], f"{row['step_s']:.4f}",
+        f"{row['ratio']:.2f}", f"{row['samples_per_s']:.1f}", f"{row['to_samples_s']:.2f}",
+    ] for row in result["rows"])]  # fmt: skip
+
+
+def timing_terms(result: Mapping[str, Any]) -> str:
+    """How the numbers were made, in a sentence."""
+    once = max((row["features_s"] or 0.0 for row in result["rows"]), default=0.0)
+    each = f"{result['steps']} steps of {result['batch_size'] * result['accumulate']} samples"
+    first = result["rows"][0]["label"]
+    made = f"Medians of {result['rounds']} rounds of {each}, rows in turns; ratios to `{first}`"
+    threads = result["machine"]["threads"]
+    return f"{made}; {threads} threads. Keeping the features took {once:.2f} s once, which is in no row."

@@ -1,0 +1,1 @@
+"""Looking after data: checking it before training, converting it, and making some up."""

@@ -1,0 +1,123 @@
+"""`perceptune data convert`: any data set as canonical JSONL, the rows that task `jsonl` reads."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from perceptune.config.recipe import Recipe, load_recipe
+from perceptune.config.registry import leaves
+from perceptune.data.build_task import make_task
+from perceptune.data.media.source import content
+from perceptune.data.records import short
+from perceptune.data.tasks.base import Task, check_split, to_row
+from perceptune.errors import UserError, disk_error
+from perceptune.tools.datasets.validate import source_recipe
+from perceptune.types import Medium, Member, Sample
+from perceptune.utils.atomic_io import write_whole
+
+
+def convert(
+    source: str, to: Path, overrides: Sequence[str] = (), *, split: str | None = None, absolute: bool = False,
+    media: Path | None = None,
+) -> int:  # fmt: skip
+    """Writes a split of a task, recipe or text file into `to`, whole or not at all; returns the number of rows.
+
+    Media are named relative to the folder of `to`, or absolutely; those out of archives are written into `media` first.
+    A name that ends in `.gz` is compressed. Raises `UserError` for data that cannot be read and for several splits of
+    which none is chosen.
+    """
+    recipe = _recipe(source, overrides, split)
+    task = make_task(recipe)
+    split = _chosen(task, split)
+    _require_other_file(recipe, to)
+    if not to.parent.is_dir():
+        raise UserError(f"cannot write {to}: there is no folder {to.parent}")
+    folder, files = to.parent.resolve(), _Files(media)
+    written = 0
+
+    def rows() -> Iterator[bytes]:
+        nonlocal written
+        for sample in task.samples(split):
+            row = to_row(files.outside(sample), None if absolute else folder)
+            yield json.dumps(row, ensure_ascii=False, separators=(", ", ": ")).encode(errors="backslashreplace") + b"\n"
+            written += 1
+
+    try:
+        write_whole(to, _gzipped(rows()) if to.suffix == ".gz" else rows())
+    except OSError as error:
+        raise disk_error(to, error) from error
+    return written
+
+
+def _recipe(source: str, overrides: Sequence[str], split: str | None) -> Recipe:
+    """A task by its name with options `task.KEY=VALUE`, else as `data check` takes it."""
+    if not Path(source).exists() and source.replace("_", "-") in leaves("tasks"):
+        return load_recipe({"task": {"name": source}}, overrides)
+    return source_recipe(source, overrides, split, also=leaves("tasks"))[0]
+
+
+def _chosen(task: Task, split: str | None) -> str:
+    if split is None and len(task.splits) > 1:
+        names = ", ".join(f"`{name}`" for name in task.splits)
+        raise UserError(f"there are several splits: choose one by `--split`: {names}")
+    split = split or task.splits[0]
+    check_split(split, task.splits)
+    return split
+
+
+def _require_other_file(recipe: Recipe, to: Path) -> None:
+    """Raises `UserError` if the result would take the place of what it is made from."""
+    for value in recipe.task.options().values() if recipe.task else ():
+        if isinstance(value, str | Path) and Path(value).is_file() and to.exists() and to.samefile(value):
+            raise UserError(f"{to} is what is to be converted: choose another name for the result")
+
+
+def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Without a time in its header: the same rows give the same file."""
+    packer = zlib.compressobj(wbits=31)
+    for chunk in chunks:
+        if packed := packer.compress(chunk):
+            yield packed
+    yield packer.flush()
+
+
+class _Files:
+    """Makes files of media that are none, each once."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._resolved = lru_cache(maxsize=10_000)(lambda parent: parent.resolve())
+
+    def outside(self, sample: Sample) -> Sample:
+        """The sample with every medium a file whose folder is named without links: relative paths go through `..`."""
+        return replace(sample, media={key: self._file(sample, key, medium) for key, medium in sample.media.items()})
+
+    def _file(self, sample: Sample, modality: str, medium: Medium) -> Path:
+        if isinstance(medium, Path):
+            parent: Path = self._resolved(medium.parent)
+            return parent / medium.name
+        if self._folder is None:
+            where = medium.shard if isinstance(medium, Member) else "a table"
+            what = f"sample `{short(sample.id)}`: its {modality} lies in {where}"
+            raise UserError(f"{what}: give `--media DIR`, and it is written there")
+        name = _safe_name(medium, sample.id)
+        path = self._folder.resolve() / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content(medium))  # the rows are written last, and whole
+        except OSError as error:
+            raise disk_error(path, error) from error
+        return path
+
+
+def _safe_name(medium: Member | bytes, id: str) -> str:
+    """A name that stays within its folder. Names in archives are of strangers' making."""
+    name = PurePosixPath(medium.name if isinstance(medium, Member) else f"{id}.bin")
+    if name.is_absolute() or ".." in name.parts or not name.name or "\\" in str(name) or "\0" in str(name):
+        raise UserError(f"sample `{short(id)}`: {short(repr(str(name)))} is no name for a file below `--media`")
+    return str(name)

@@ -1,0 +1,140 @@
+"""`perceptune data demo`: a small made-up data set that a model can learn, with the recipe to learn it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from perceptune.errors import UserError, disk_error
+from perceptune.tools.datasets.figures import COLORS, SHAPES, SOUNDS, draw_clip, draw_picture, play
+from perceptune.utils.atomic_io import write_whole
+
+SIZES = {"train": 240, "validation": 60, "test": 80}  # media of each split
+SIZES_OF_CLIPS = {"train": 160, "validation": 40, "test": 60}  # each costs eight pictures to see
+# Settings that learn these sets in one to two minutes on two CPU cores; docs/data_tools.md has the figures.
+_RECIPE = """\
+# {title}, made up by `perceptune data demo`.
+name: demo-{name}
+encoders: {encoders}
+method: {{name: epalm, prompt: plain, prompt_at: first_injected, prompt_std: 0.02, order: prompt-slots}}
+task: {{name: jsonl, train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
+train:
+  steps: {steps}
+  batch_size: 16
+  lr: 4.0e-3
+  min_lr: 0
+  schedule: linear
+  warmup_steps: 20
+  warmup_lr: 0
+  prompt_lr: 4.0e-3
+  prompt_schedule: linear
+  weight_decay: 0
+eval: {{split: test, shuffled_control: true}}
+decode: {{max_new_tokens: 12}}
+"""
+Row = dict[str, Any]
+
+
+class _Kind(NamedTuple):
+    """What is made up for one modality."""
+
+    title: str
+    encoder: str  # as a recipe writes it
+    sizes: dict[str, int]
+    steps: int
+    suffix: str
+    make: Callable[[random.Random, int], tuple[bytes, list[Row]]]  # chance, number -> file, what is asked of it
+
+
+def write_demo(folder: Path, modality: str = "image", *, seed: int = 0) -> Path:
+    """Writes media, `train.jsonl`, `validation.jsonl`, `test.jsonl` and `recipe.yaml` into a new folder.
+
+    With modality `all` the three sets lie in one folder and one recipe learns them together. The same seed writes the
+    same rows and media. Returns the recipe's path. Raises `UserError` for a folder that holds something already.
+    """
+    chosen = _KINDS if modality == "all" else {modality: _KINDS[modality]}
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already, and not empty: name a new folder")
+    try:
+        for name in chosen:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        for split in SIZES:
+            rows = [row for name, kind in chosen.items() for row in _split(folder, name, kind, split, seed)]
+            # Rows of several modalities are mixed, as batches of them are.
+            random.Random(f"{seed} {split}").shuffle(rows)
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_whole(folder / f"{split}.jsonl", [text.encode()])
+        write_whole(folder / "recipe.yaml", [_recipe(modality, chosen).encode()])
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    return folder / "recipe.yaml"
+
+
+def _recipe(modality: str, chosen: dict[str, _Kind]) -> str:
+    encoders = ", ".join(f"{name}: {kind.encoder}" for name, kind in chosen.items())
+    titles = [kind.title for kind in chosen.values()]
+    title = " and ".join([", ".join(titles[:-1]), titles[-1]]) if len(titles) > 1 else titles[0]
+    steps = sum(kind.steps for kind in chosen.values())
+    return _RECIPE.format(title=title.capitalize(), name=modality, encoders=f"{{{encoders}}}", steps=steps)
+
+
+def _split(folder: Path, modality: str, kind: _Kind, split: str, seed: int) -> Iterator[Row]:
+    chance = random.Random(f"{seed} {modality} {split}")
+    for number in range(kind.sizes[split]):
+        data, asked = kind.make(chance, number)
+        name = f"{modality}/{split}-{number:03d}.{kind.suffix}"
+        (folder / name).write_bytes(data)
+        for row in asked:
+            yield {"id": f"{modality}-{split}-{number:03d}-{row['answer_type']}", modality: name, **row}
+
+
+def _asked(questions: Sequence[tuple[str, str, str]]) -> list[Row]:
+    return [{"prompt": question, "targets": [answer], "answer_type": kind} for kind, question, answer in questions]
+
+
+def _picture(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
+    color, shape = _pair(number, list(COLORS), SHAPES)
+    questions = [
+        ("color", "What color is the shape?", color), ("shape", "What shape is it?", shape),
+        ("caption", "Describe the picture.", f"a {color} {shape}"),
+    ]  # fmt: skip
+    return draw_picture(chance, color, shape), _asked(questions)
+
+
+def _clip(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
+    color, shape = _pair(number, list(COLORS), SHAPES)
+    blinks = number // (len(COLORS) * len(SHAPES)) % 2 == 1
+    questions = [
+        ("color", "What color is the shape?", color), ("shape", "What shape is it?", shape),
+        ("blinks", "Does it blink?", "yes" if blinks else "no"),
+        ("caption", "Describe the clip.", f"a {'blinking' if blinks else 'steady'} {color} {shape}"),
+    ]  # fmt: skip
+    return draw_clip(chance, color, shape, blinks), _asked(questions)
+
+
+def _sound(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
+    name = list(SOUNDS)[number % len(SOUNDS)]
+    times = chance.randint(1, 3)
+    count = ("once", "twice", "three times")[times - 1]
+    questions = [
+        ("sound", "What is heard?", name), ("count", "How often is it heard?", count),
+        ("caption", "Describe the sound.", f"{name}, {count}"),
+    ]  # fmt: skip
+    return play(chance, name, times), _asked(questions)
+
+
+def _pair(number: int, first: Sequence[str], second: Sequence[str]) -> tuple[str, str]:
+    """Every pair equally often."""
+    return first[number % len(first)], second[number // len(first) % len(second)]
+
+
+_KINDS = {
+    "image": _Kind("pictures of shapes", "{id: default, size: 112, resize: squash}", SIZES, 200, "png", _picture),
+    "audio": _Kind("tones, chirps and noise", "{id: default, seconds: 2}", SIZES, 250, "flac", _sound),
+    "video": _Kind(
+        "clips of shapes", "{id: default, size: 112, resize: squash, frames: 8}", SIZES_OF_CLIPS, 200, "mp4", _clip
+    ),
+}  # fmt: skip

@@ -1,0 +1,123 @@
+"""The media of a data set: each is looked at once, however many rows name it."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perceptune.data.media.audio import sound_header
+from perceptune.data.media.source import content, image_size, label, open_image
+from perceptune.data.records import short
+from perceptune.data.tasks.base import is_file
+from perceptune.encoders.base import Encoder
+from perceptune.errors import UserError
+from perceptune.tools.datasets.problems import Problems
+from perceptune.types import Medium, Member, Sample
+from perceptune.utils.paths import hint
+
+_MOST_COMPARED = 2_000_000  # contents; 32 bytes each and their names
+
+
+class MediaCensus:
+    """Counts distinct media, opens each of them once, and remembers 8 bytes of it and of each of its figures."""
+
+    def __init__(
+        self, problems: Problems, *, decode: bool, contents: bool, encoder_of: Callable[[str], Encoder | None]
+    ) -> None:
+        """With `decode` images and clips are decoded to their end, and media loaded as `encoder_of` their modality
+        loads them, where there is an encoder; `contents` finds equal files.
+        """
+        self._problems, self._decode, self._contents = problems, decode, contents
+        self._encoder_of = cache(encoder_of)
+        self.seen: dict[str, set[int]] = {}  # modality -> hashes of where media lie
+        self._rows: dict[str, int] = {}
+        self._figures: dict[str, dict[str, array[float]]] = {}
+        self._by_content: dict[bytes, str] = {}
+        self.copies: list[tuple[str, str]] = []  # the first few media with the bytes of another one, and that one
+        self.copied = 0
+
+    def look(self, where: str, sample: Sample) -> None:
+        """Opens those media of a row that were not seen before."""
+        for modality, medium in sample.media.items():
+            seen = self.seen.setdefault(modality, set())
+            self._rows[modality] = self._rows.get(modality, 0) + 1
+            name = hash(medium)
+            if name not in seen:
+                seen.add(name)
+                self._open(f"{where}: `{modality}`", modality, medium)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For each modality: rows, distinct media, and least, middle and greatest of each figure."""
+        return {
+            modality: {
+                "rows": self._rows[modality], "distinct": len(self.seen[modality]),
+                **{name: _spread(values) for name, values in self._figures.get(modality, {}).items()},
+            }
+            for modality in self.seen
+        }  # fmt: skip
+
+    def _open(self, where: str, modality: str, medium: Medium) -> None:
+        if isinstance(medium, Path) and not is_file(medium):
+            self._problems.add(
+                "missing-medium", lambda: f"{where}: there is no file {short(str(medium))}{hint(medium)}"
+            )
+            return
+        try:
+            figures = self._look_at(modality, medium)
+            if self._contents:
+                self._compare(modality, medium)
+        except UserError as error:
+            self._problems.add("broken-medium", f"{where}: {error}")
+            return
+        kept = self._figures.setdefault(modality, {})
+        for name, value in figures.items():
+            kept.setdefault(name, array("d")).append(value)
+
+    def _look_at(self, modality: str, medium: Medium) -> Mapping[str, float]:
+        size = {"bytes": float(_bytes(medium))}
+        figures = self._figures_of(modality, medium)
+        encoder = self._encoder_of(modality) if self._decode else None
+        if encoder is not None:  # it takes less than everything, and more is asked of what it takes
+            encoder.load(medium, label(medium, modality))
+        return {**size, **figures}
+
+    def _figures_of(self, modality: str, medium: Medium) -> Mapping[str, float]:
+        if modality == "image":
+            height, width = image_size(medium)
+            if self._decode and self._encoder_of(modality) is None:
+                open_image(medium)
+            return {"width": width, "height": height}
+        if modality == "audio":
+            return sound_header(medium)._asdict()
+        from perceptune.data.media.video import describe_clip
+
+        clip = describe_clip(medium, decode=self._decode)
+        found = {"width": clip.width, "height": clip.height, "frames": clip.frames}
+        return found if clip.seconds is None else {**found, "seconds": clip.seconds}
+
+    def _compare(self, modality: str, medium: Medium) -> None:
+        if len(self._by_content) >= _MOST_COMPARED:
+            return
+        digest = hashlib.sha256(content(medium)).digest()
+        earlier = self._by_content.setdefault(digest, label(medium, modality))
+        if earlier != label(medium, modality):
+            self.copied += 1
+            if len(self.copies) < 5:
+                self.copies.append((label(medium, modality), earlier))
+
+
+def _spread(values: array[float]) -> dict[str, float]:
+    low, middle, high = np.quantile(np.frombuffer(values), [0, 0.5, 1])
+    return {"least": float(low), "median": float(middle), "greatest": float(high)}
+
+
+def _bytes(medium: Medium) -> int:
+    if isinstance(medium, Path):
+        return medium.stat().st_size
+    return medium.size if isinstance(medium, Member) else len(medium)

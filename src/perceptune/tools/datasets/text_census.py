@@ -1,0 +1,115 @@
+"""The texts of a data set: lengths, the most frequent answers, rows that say the same again."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceptune.data.tasks.base import Task
+from perceptune.errors import UserError
+from perceptune.tools.datasets.problems import Problems
+from perceptune.types import Sample
+
+if TYPE_CHECKING:
+    from perceptune.models.text_format import TextFormat
+
+MOST_ANSWERS = 500_000  # distinct ones that are counted; of captions there may be as many as rows
+_SHOWN = 10
+
+
+class TextCensus:
+    """Counts words, and tokens where there is a tokenizer; 16 bytes a row."""
+
+    def __init__(self, problems: Problems, task: Task, split: str, text: TextFormat | None) -> None:
+        self._problems, self._task, self._text = problems, task, text
+        self._trains = split == "train"
+        self._numbers, self._ids, self._rows = array("q"), array("q"), array("q")
+        self._lengths: dict[str, Counter[int]] = {"prompt words": Counter(), "target words": Counter()}
+        self._answers: Counter[str] = Counter()
+        self._types: Counter[str] = Counter()
+        self._targets = self._without = self._captions = self._uncounted = self._several_lines = 0
+
+    def look(self, number: int, where: str, sample: Sample) -> None:
+        """Counts the row with this number."""
+        self._numbers.append(number)
+        self._ids.append(hash(sample.id))
+        media = tuple(sorted((key, str(medium)) for key, medium in sample.media.items()))
+        self._rows.append(hash((media, sample.prompt, sample.targets)))
+        self._lengths["prompt words"][len(sample.prompt.split())] += 1
+        self._captions += not sample.prompt.strip()
+        self._without += not sample.targets
+        self._types[str(sample.meta.get("answer_type", ""))] += 1
+        for target in sample.targets:
+            self._targets += 1
+            self._lengths["target words"][len(target.split())] += 1
+            self._several_lines += len(target.strip().splitlines()) > 1
+            answer = self._task.clean(target)
+            if answer in self._answers or len(self._answers) < MOST_ANSWERS:
+                self._answers[answer] += 1
+            else:
+                self._uncounted += 1
+        if self._text is not None:
+            self._tokens(self._text, where, sample)
+
+    def repeated_ids(self) -> list[tuple[int, int]]:
+        """Every row whose id an earlier row has, as (number, number of the first such row)."""
+        return self._repeats(self._ids)
+
+    def repeated_rows(self) -> list[tuple[int, int]]:
+        """Likewise rows with the media, prompt and targets of an earlier one."""
+        return self._repeats(self._rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able counts."""
+        common = self._answers.most_common(_SHOWN)
+        return {
+            "rows": len(self._ids), "rows_without_question": self._captions, "rows_without_targets": self._without,
+            "targets": self._targets, "targets_of_several_lines": self._several_lines,
+            "first_line": self._task.first_line,
+            "lengths": {name: _spread(counts) for name, counts in self._lengths.items() if counts},
+            "answers": {
+                "distinct": len(self._answers), "not_counted": self._uncounted,
+                "most_frequent": [{"answer": a, "count": n, "share": n / self._targets} for a, n in common],
+            },
+            "answer_types": dict(self._types.most_common(20)) if set(self._types) - {""} else {},
+        }  # fmt: skip
+
+    def _tokens(self, text: TextFormat, where: str, sample: Sample) -> None:
+        """Lengths as the LM sees them; what it cannot take would stop a training or an evaluation."""
+        try:
+            self._lengths.setdefault("prompt tokens", Counter())[len(text.prompt_ids(sample))] += 1
+            for target in sample.targets:
+                counts = self._lengths.setdefault("target tokens", Counter())
+                counts[len(text.target_ids(target))] += 1
+                if self._trains:
+                    text.training_ids(sample, target)
+        except UserError as error:
+            self._problems.add("text", f"{where}: {error}")
+
+    def _repeats(self, hashes: array[int]) -> list[tuple[int, int]]:
+        """Equal 64-bit hashes count as equal: in one of 40 million sets of a million rows two others share one."""
+        values: NDArray[np.int64] = np.frombuffer(hashes, np.int64)
+        order = np.argsort(values, kind="stable")
+        same = np.diff(values[order]) == 0
+        if not same.any():
+            return []
+        begins = np.flatnonzero(np.concatenate([[True], ~same]))
+        first = order[np.repeat(begins, np.diff([*begins, len(order)]))]  # for each place in `order`
+        again = np.flatnonzero(np.concatenate([[False], same]))
+        pairs = sorted((int(order[place]), int(first[place])) for place in again)
+        return [(self._numbers[later], self._numbers[earlier]) for later, earlier in pairs]
+
+
+def _spread(counts: Counter[int]) -> dict[str, float]:
+    """Least, mean, median, 99th in a hundred, greatest."""
+    values, times = np.array(sorted(counts.items())).T
+    reached = np.cumsum(times) / times.sum()
+    return {
+        "least": int(values[0]), "mean": round(float((values * times).sum() / times.sum()), 2),
+        "median": int(values[np.searchsorted(reached, 0.5)]), "p99": int(values[np.searchsorted(reached, 0.99)]),
+        "greatest": int(values[-1]),
+    }  # fmt: skip

@@ -1,0 +1,172 @@
+"""`perceptune data check`: a data set gone through to its end, every mistake counted, nothing changed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perceptune.config.recipe import Recipe, load_recipe, recipe_names
+from perceptune.config.registry import leaf
+from perceptune.config.schema import EncoderConfig, NamedPart
+from perceptune.data.build_task import make_task, task_of
+from perceptune.data.records import json_type
+from perceptune.data.tasks.base import Task, check_split
+from perceptune.errors import UserError, nearest
+from perceptune.tools.datasets.media_census import MediaCensus
+from perceptune.tools.datasets.problems import Problems
+from perceptune.tools.datasets.text_census import TextCensus
+from perceptune.types import Sample
+from perceptune.utils.paths import hint, local_name
+
+if TYPE_CHECKING:
+    from perceptune.encoders.base import Encoder
+    from perceptune.models.text_format import TextFormat
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """How much is looked at, and how much is shown."""
+
+    decode: bool = False  # media are decoded to their end and loaded as the encoders do, not opened only
+    contents: bool = False  # media are compared by their bytes
+    tokens: bool = True  # of a recipe: texts are counted in the LM's tokens, too
+    shown: int = 5  # mistakes of each kind
+    samples: int = 3  # rows to look at, drawn by chance
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found, JSON-able, and the rows that were drawn to be looked at, by split."""
+
+    report: dict[str, Any]
+    samples: dict[str, list[Sample]]
+
+    @property
+    def clean(self) -> bool:
+        return not self.report["problems"]
+
+
+def source_recipe(
+    source: str, overrides: Sequence[str] = (), split: str | None = None, *, also: Iterable[str] = ()
+) -> tuple[Recipe, bool]:
+    """The recipe that a command's SOURCE stands for, and whether it is one: a text file is task `jsonl`.
+
+    Raises `UserError` with the nearest name, `also` among them, if it is neither.
+    """
+    source = local_name(source)
+    is_recipe = source.endswith((".yaml", ".yml")) or source.removeprefix("recipes/") in recipe_names()
+    if is_recipe and not Path(source).is_dir():
+        return load_recipe(source, overrides), True
+    if not Path(source).exists():
+        close = hint(Path(source)) or nearest(Path(source).name, [*recipe_names(), *also])
+        raise UserError(f"no file and no recipe `{source}`{close if 'choose from' not in close else ''}")
+    task = {"name": "jsonl", "train": source, **({split: source} if split else {})}
+    return load_recipe({"name": Path(source).stem, "task": task}, overrides), False
+
+
+def check(
+    source: str, overrides: Sequence[str] = (), *, split: str | None = None, options: CheckOptions | None = None
+) -> Checked:
+    """Checks a text file of the user's or a recipe's data, all splits or one. Raises `UserError` for a wrong call."""
+    options = options or CheckOptions()
+    recipe, whole = source_recipe(source, overrides, split)
+    if recipe.task is None:
+        make_task(recipe)  # says what is missing
+    assert recipe.task is not None
+    task = task_of(_unchecked(recipe.task))
+    if split is not None:
+        check_split(split, task.splits)
+    text = None
+    if whole and options.tokens:
+        from perceptune.models.build import text_alone
+
+        text = text_alone(recipe)
+    checker = _Checker(task, recipe if whole else None, text, options)
+    chosen = [split] if split is not None else list(task.splits)
+    splits = {name: checker.go_through(name) for name in chosen}
+    report = {
+        "source": source, "clean": not checker.problems, "problems": checker.problems.as_dict(), "splits": splits,
+        "shared_media": checker.shared(),
+    }  # fmt: skip
+    return Checked(report, checker.drawn)
+
+
+def _unchecked(part: NamedPart) -> NamedPart:
+    """The task without a look of its own at every file, which would stop at the first that is missing."""
+    options = leaf("tasks", part.name).module.TASK.Options.model_fields
+    return part.model_copy(update={"check_files": False}) if "check_files" in options else part
+
+
+class _Checker:
+    """The splits of one task."""
+
+    def __init__(self, task: Task, recipe: Recipe | None, text: TextFormat | None, options: CheckOptions) -> None:
+        self._task, self._recipe, self._text, self._options = task, recipe, text, options
+        self.problems = Problems(options.shown)
+        self.drawn: dict[str, list[Sample]] = {}
+        self._media: dict[str, set[int]] = {}
+
+    def go_through(self, split: str) -> dict[str, Any]:
+        """The report on one split."""
+        media = MediaCensus(
+            self.problems, decode=self._options.decode, contents=self._options.contents,
+            encoder_of=self._encoder_of,
+        )  # fmt: skip
+        texts = TextCensus(self.problems, self._task, split, self._text)
+        found = self._task.examine(split)
+        chance, drawn = random.Random(0), self.drawn.setdefault(split, [])
+        rows = bad = 0
+        for number, row in found.rows:
+            where = f"{found.place} {number}"
+            if isinstance(row, UserError):
+                bad += 1
+                self.problems.add(getattr(row, "kind", "refused"), str(row))
+                continue
+            rows += 1
+            self._require_encoders(where, row)
+            self._require_answers(where, row)
+            texts.look(number, where, row)
+            media.look(where, row)
+            if len(drawn) < self._options.samples:
+                drawn.append(row)
+            elif (place := chance.randrange(rows)) < len(drawn):
+                drawn[place] = row
+        for later, earlier in texts.repeated_ids():
+            self.problems.add("duplicate-id", f"{found.place} {later}: its id is that of {found.place} {earlier}, too")
+        self._media[split] = set().union(*media.seen.values())
+        again = texts.repeated_rows()
+        return {
+            **texts.as_dict(), "bad_rows": bad, "form": found.form() if rows else [], "media": media.as_dict(),
+            "repeated_rows": {"count": len(again), "first": again[: self._options.shown]},
+            "copied_media": {"count": media.copied, "first": media.copies},
+        }  # fmt: skip
+
+    def shared(self) -> dict[str, int]:
+        """Media of the training split that other splits show, too."""
+        train = self._media.get("train", set())
+        found = {split: len(train & seen) for split, seen in self._media.items() if split != "train"}
+        return {split: count for split, count in found.items() if count}
+
+    def _encoder_of(self, modality: str) -> Encoder | None:
+        """What media are loaded by. A file that is checked alone has its sounds heard by the default encoder."""
+        from perceptune.models.build import encoder_alone, load_encoder_of
+
+        if self._recipe is not None:
+            return encoder_alone(self._recipe, modality) if modality in self._recipe.encoders else None
+        return load_encoder_of(modality, EncoderConfig(), meta=True) if modality == "audio" else None
+
+    def _require_answers(self, where: str, sample: Sample) -> None:
+        """`answers` of several annotators are a list: a string would count as one answer a letter."""
+        answers = sample.meta.get("answers", [])
+        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+            self.problems.add("wrong-type", f"{where}: `answers` is {json_type(answers)}, not a list of strings")
+
+    def _require_encoders(self, where: str, sample: Sample) -> None:
+        for modality in sample.media if self._recipe else ():
+            if self._recipe and modality not in self._recipe.encoders:
+                self.problems.add(
+                    "no-encoder", f"{where}: `{modality}`, but there is no `encoders.{modality}` in the recipe"
+                )

@@ -1,0 +1,122 @@
+"""The main job from end to end: train on real data, evaluate, compare with shuffled images, draw what came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from perceptune.config.recipe import load_recipe
+from perceptune.data.media.source import open_image
+from perceptune.errors import UserError
+from perceptune.evaluation.evaluate import evaluate
+from perceptune.evaluation.results import PREDICTIONS, RESULTS
+from perceptune.models.run_folder import META
+from perceptune.tools.doctor import GIB, total_memory
+from perceptune.tools.plots.png import GridCell, answer_grid, training_curve
+from perceptune.training.trainer import train
+from perceptune.utils import downloads
+from perceptune.utils.run_log import read_log
+
+# Two minutes at most: enough to see that everything works together, not enough for the final accuracy.
+SMOKE = (
+    "name=smoke",
+    "train.steps=40",
+    "train.standardize_samples=64",
+    "train.samples=1200",
+    "eval.every=20",
+    "eval.during_samples=50",
+    "eval.samples=200",
+)
+QUESTIONS_SHOWN = 12
+NEEDED = 4 * GIB  # a float32 training takes 3.1
+
+
+def run_demo(
+    run: Path, *, smoke: bool = False, say: Callable[[str], None] = print,
+    tell: Callable[[dict[str, Any]], None] = print,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains, evaluates and draws the demo in a run folder; returns its results, which `tell` prints.
+
+    An interrupted demo goes on where it stopped; a finished one is kept under another name.
+    """
+    require_memory()
+    overrides = SMOKE if smoke else ()
+    recipe = load_recipe("demo", overrides)
+    downloads.fetch(tuple(downloads.ASSETS))
+    resume = _unfinished(run)
+    if resume:
+        say(f"going on with the unfinished run in {run}")
+    elif run.exists():
+        say(f"the earlier run is kept as {_put_aside(run)}")
+    say(f"[1/3] training: {recipe.method.name} on easy-VQA, SmolLM2-135M and DINOv2-S frozen")
+    trained = train("demo", run, overrides=overrides, resume=resume)
+    if trained.interrupted:
+        say(f"stopped after step {trained.steps}, everything is saved; the same command goes on")
+        raise KeyboardInterrupt
+    say("[2/3] evaluation on the test split, then with every image replaced by another one")
+    results = evaluate(run)
+    say("[3/3] pictures")
+    draw(run)
+    tell(results)
+    _explain(results, run, say)
+    return results
+
+
+def require_memory() -> None:
+    """Raises `UserError` on a machine that would run out of memory, before anything is fetched."""
+    total = total_memory()
+    if total is not None and total < NEEDED:
+        raise UserError(
+            f"the demo needs {NEEDED / GIB:.0f} GiB of memory, and there are {total / GIB:.1f} GiB here; "
+            "`perceptune train` on your own data with a smaller LM (`--lm`) needs less"
+        )
+
+
+def draw(run: Path) -> None:
+    """A grid of answered test questions and the training curve."""
+    rows = [json.loads(line) for line in (run / PREDICTIONS).read_text(encoding="utf-8").strip().split("\n")]
+    step = max(len(rows) // QUESTIONS_SHOWN, 1)
+    cells = [
+        GridCell(open_image(Path(row["media"]["image"])), row["prompt"], row["answer"], row["targets"][0],
+                 correct=row["scores"]["accuracy"] == 1.0)
+        for row in rows[::step][:QUESTIONS_SHOWN]
+    ]  # fmt: skip
+    answer_grid(
+        cells,
+        run / "answers.png",
+        title="Test pictures it never saw: question, answer, and the truth where it is wrong",
+    )
+    training_curve(read_log(run), run / "curve.png")
+
+
+def _explain(results: dict[str, Any], run: Path, say: Callable[[str], None]) -> None:
+    low, high = results["gap_yes_no_interval"]
+    say(
+        "Most yes/no answers of this data can be guessed from the wording, so the shuffled column is the one to beat:\n"
+        f"seeing is worth {results['gap_yes_no']:+.3f} there (95 % interval {low:+.3f} to {high:+.3f})."
+    )
+    say(
+        f"trained share {100 * results['trained_share']:.3f} % of the parameters, "
+        f"{results['train_seconds'] / 60:.1f} minutes, {results['samples_per_second']:.1f} samples/s"
+    )
+    example = json.loads((run / PREDICTIONS).read_text(encoding="utf-8").split("\n")[0])
+    say(f"pictures: {run / 'answers.png'}, {run / 'curve.png'}; figures: {run / RESULTS}")
+    say(
+        "next, ask it yourself, or show it your own pictures:\n"
+        f'  perceptune answer {run} --image {example["media"]["image"]} "{example["prompt"]}"\n'
+        "  perceptune train small --data my.jsonl --run runs/mine"
+    )
+
+
+def _unfinished(run: Path) -> bool:
+    return (run / META).is_file() and not (run / RESULTS).is_file()
+
+
+def _put_aside(run: Path) -> Path:
+    number = 1
+    while (kept := run.with_name(f"{run.name}-{number}")).exists():
+        number += 1
+    run.rename(kept)
+    return kept

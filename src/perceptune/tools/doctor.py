@@ -1,0 +1,170 @@
+"""Checks this machine, and estimates what a recipe will need of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from perceptune.config.recipe import Recipe
+from perceptune.errors import UserError
+
+TESTED = {"torch": (2, 6), "transformers": (5, 0), "pillow": (13, 0), "accelerate": (1, 10)}
+GIB = 2**30
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def examine(recipe: str | None = None) -> list[dict[str, str]]:
+    """Checks as {name, state: ok | note | problem, found}."""
+    checks = [_python(), *_versions(), _device(), _memory(), _cache(), *_assets()]
+    return checks + _needs(recipe) if recipe else [*checks, *_precision()]
+
+
+def _check(name: str, state: str, found: str) -> dict[str, str]:
+    return {"name": name, "state": state, "found": found}
+
+
+def _python() -> dict[str, str]:
+    fits = (3, 11) <= tuple(map(int, platform.python_version_tuple()[:2])) < (3, 14)
+    return _check("python", "ok" if fits else "problem", f"{platform.python_version()} (supported: 3.11 to 3.13)")
+
+
+def _versions() -> list[dict[str, str]]:
+    checks = []
+    for name, least in TESTED.items():
+        found = metadata.version(name)
+        numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
+        newer = name == "transformers" and numbers >= (6, 0)
+        wanted = f"at least {least[0]}.{least[1]}" + (", below 6" if name == "transformers" else "")
+        checks.append(_check(name, "problem" if numbers < least or newer else "ok", f"{found} ({wanted})"))
+    return checks
+
+
+def _device() -> dict[str, str]:
+    import torch
+
+    if torch.cuda.is_available():
+        return _check("device", "ok", f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[1] / GIB:.0f} GiB")
+    speeds = ", ".join(f"{name} {_gflops(dtype):.0f} GFLOPS" for name, dtype in
+                       (("float32", torch.float32), ("bfloat16", torch.bfloat16)))  # fmt: skip
+    return _check("device", "ok", f"CPU, {torch.get_num_threads()} threads, matrix products: {speeds}")
+
+
+def total_memory() -> int | None:
+    """Return the bytes of memory that this machine, or the container it runs in, has; None where it cannot be read."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = CGROUP_LIMIT.read_text(encoding="ascii").strip() if CGROUP_LIMIT.is_file() else "max"
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def _memory() -> dict[str, str]:
+    total = total_memory()
+    if total is None:
+        return _check("memory", "note", "cannot be read on this system")
+    return _check("memory", "ok" if total > 4 * GIB else "note", f"{total / GIB:.1f} GiB")
+
+
+def _cache() -> dict[str, str]:
+    from perceptune.utils.downloads import cache_dir
+
+    folder = cache_dir()
+    existing = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))  # raises nothing
+    free = shutil.disk_usage(existing).free
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        return _check("cache", "problem", f"{folder} cannot be written; set PERCEPTUNE_CACHE")
+    state = "ok" if free > 2 * GIB else "problem"
+    return _check("cache", state, f"{folder}, {free / GIB:.0f} GiB free (the default models take 0.6 GiB)")
+
+
+def _assets() -> list[dict[str, str]]:
+    from perceptune.utils.downloads import ASSETS, present
+
+    return [
+        _check(
+            name,
+            "ok" if present(name) else "note",
+            str(present(name) or "not fetched yet: perceptune assets"),
+        )
+        for name in ASSETS
+    ]
+
+
+def _precision(recipe: Recipe | None = None) -> list[dict[str, str]]:
+    """What `auto` stands for with a recipe's LM, by default the default one if it is there."""
+    from perceptune.config.recipe import load_recipe
+    from perceptune.models.build import DEFAULT_LM, choose_dtype, slower_here
+    from perceptune.utils.downloads import present
+
+    if recipe is None and not present(DEFAULT_LM):
+        return [_check("precision", "note", "not measured: the default LM is not fetched yet")]
+    recipe = recipe or load_recipe({})
+    choice = choose_dtype(recipe)
+    checks = [_check("precision", "ok", f"`auto` is {choice.dtype}: {choice.reason}")]
+    slower = slower_here(recipe, choice)
+    return [*checks, _check("precision", "note", slower)] if slower else checks
+
+
+def _needs(source: str) -> list[dict[str, str]]:
+    """Memory, time and disk of a training, from parameter counts and this machine's speed; rough by nature."""
+    import numpy as np
+    import torch
+
+    from perceptune.data.build_task import make_task
+    from perceptune.data.subset import sample_count
+    from perceptune.models.build import settle
+    from perceptune.tools.summary import describe, recipe_of
+    from perceptune.training.sampler import order_of, total_steps
+
+    recipe = recipe_of(source)
+    shown = describe(recipe)
+    frozen = {part["name"]: part["parameters"] for part in shown["parts"] if not part["trained"]}
+    low = settle(recipe)[0].train.precision == "bfloat16"
+    weights = frozen["lm"] * (2 if low else 4) + 4 * (sum(frozen.values()) - frozen["lm"])
+    trained = 16 * shown["trainable"]  # value, gradient and two Adam moments in float32
+    memory = f"about {(weights + trained) / GIB:.1f} GiB for weights and optimizer, plus activations"
+    checks = [
+        *_precision(recipe),
+        _check("recipe", "ok", f"{recipe.name}: trains {shown['trainable']:,} of {shown['total']:,} parameters"),
+        _check("needs memory", "note", memory),
+        _check("needs disk", "note", f"about {20 * shown['trainable'] / GIB:.2f} GiB in the run folder"),
+    ]  # fmt: skip
+    try:
+        task = make_task(recipe)
+        rows = task.samples(task.splits[0])
+    except UserError as error:
+        return [*checks, _check("data", "problem", str(error))]
+    n = len(rows)
+    tokens = 32  # a short question with its answer, prompt and slots
+    lengths = np.full(min(n, sample_count(n, recipe.train.samples) or n), tokens, np.int32)
+    steps = total_steps(recipe.train, order_of(recipe.train, lengths, recipe.seed))
+    batch = recipe.train.batch_size if recipe.train.batch_tokens is None else recipe.train.batch_tokens // tokens
+    samples = steps * batch * recipe.train.accumulate
+    upper = 1 - shown["first_layer"] / shown["lm_layers"]
+    flops = 4 * frozen["lm"] * upper * tokens * samples  # forward, and backward to the activations only
+    media = len({medium for row in rows for medium in row.media.values()})
+    flops += 2 * (sum(frozen.values()) - frozen["lm"]) * 200 * min(media, samples)  # each is encoded once
+    seconds = flops / (_gflops(torch.bfloat16 if low else torch.float32) * 1e9) * 2  # half of the peak is a good day
+    duration = f"about {max(seconds / 60, 0.1):.1f} minutes for {steps} steps on this machine"
+    return [*checks, _check("data", "ok", f"{n} training samples"), _check("needs time", "note", duration)]
+
+
+def _gflops(dtype: Any) -> float:
+    """Speed of a matrix product of the size a small LM makes, best of five."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = torch.randn(512, 1024, dtype=dtype, device=device), torch.randn(1024, 1024, dtype=dtype, device=device)
+    best = min(_timed(a, b) for _ in range(6))
+    return float(2 * 512 * 1024 * 1024 / best / 1e9)
+
+
+def _timed(a: Any, b: Any) -> float:
+    start = time.perf_counter()
+    float((a @ b)[0, 0])  # reading a value waits for the device
+    return time.perf_counter() - start

@@ -1,0 +1,98 @@
+"""What of a run others are given: the method, the recipe without its owner's folders, the card, some answers."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from perceptune.config.recipe import read_yaml
+from perceptune.errors import UserError
+from perceptune.evaluation.model_card import OWN, card
+from perceptune.evaluation.reference_answers import made_up, prove
+from perceptune.models.run_folder import load, read_meta, write_bytes
+from perceptune.models.run_location import CARD, META, METHOD, PROOF, RECIPE
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip file can hold
+
+
+class Bundle(NamedTuple):
+    """Files by name, and the base models that only this machine has."""
+
+    files: dict[str, bytes]
+    local: list[str]
+
+
+def bundle(run: Path, *, trust: bool = False) -> Bundle:
+    """The shared form of a run. Loads it once, to store answers about made-up media.
+
+    Paths of data are cut to their last part; where base models lie stays, because the run cannot be loaded without.
+    Raises `UserError` for a run that cannot be loaded.
+    """
+    meta = read_meta(run)
+    recipe = shared_recipe(read_yaml(run / RECIPE))
+    model = load(run, overrides=["cache.features=off"], trust=trust)
+    proof = prove(run, model, made_up(model.stores))
+    text = card(run) + _own_words(run)
+    files = {
+        CARD: text.encode(),
+        META: (run / META).read_bytes(),
+        METHOD: (run / METHOD).read_bytes(),
+        PROOF: json.dumps(proof, indent=2, ensure_ascii=False).encode(),
+        RECIPE: yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode(),
+    }
+    ids = [str(part["id"]) for part in meta.get("base", {}).values()]
+    return Bundle(files, [name for name in dict.fromkeys(ids) if _is_path(name)])
+
+
+def export(run: Path, file: Path, *, trust: bool = False) -> Bundle:
+    """Writes the shared form of a run as a zip file: the same run gives the same bytes."""
+    if file.suffix != ".zip":
+        raise UserError(f"`{file}`: name a file that ends in .zip")
+    made = bundle(run, trust=trust)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in sorted(made.files):
+            member = zipfile.ZipInfo(name, _EPOCH)
+            member.external_attr, member.create_system = 0o644 << 16, 3
+            # Not compressed: weights hardly shrink, and zlib's bytes depend on its version.
+            archive.writestr(member, made.files[name])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, buffer.getvalue())
+    return made
+
+
+def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without what says more of its owner's machine than loading needs."""
+    shared = {**recipe, "init_from": None}
+    for key in ("task", "eval"):
+        if key in shared:
+            shared[key] = _without_folders(shared[key])
+    if isinstance(cache := shared.get("cache"), dict):
+        shared["cache"] = {**cache, "dir": None}
+    return shared
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inside) for inside in value]
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if isinstance(value, str) and _is_path(value) else value
+
+
+def _is_path(name: str) -> bool:
+    return bool(re.match(r"/|~|\.|[A-Za-z]:[/\\]", name))
+
+
+def _own_words(run: Path) -> str:
+    """What a person has written into the card."""
+    path = run / CARD
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return text.partition(OWN)[2] or "\n"

@@ -1,0 +1,121 @@
+"""Tries the library out on a GPU, with tiny models that it makes itself, and writes down what it finds.
+
+Each check compares with the CPU of the same machine where that is possible, and fails alone: the others still run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perceptune.errors import UserError
+from perceptune.evaluation.results import versions
+from perceptune.models.run_folder import write_text
+from perceptune.tools import gpu_trials, tiny_models
+from perceptune.utils.devices import default_device
+
+REPORT = Path("perceptune-gpu.json")
+BACKBONES = ("splice", "instructblip")
+STEPS = 6
+# What may go wrong in the library, in torch or in a driver; a mistake of ours in this file ends all.
+FAILURES = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OSError, UserError)
+
+Check = dict[str, Any]
+Say = Callable[[str], None]
+
+
+def check_gpu(report: Path = REPORT, say: Say = print) -> list[Check]:
+    """Runs every check and writes the report, a JSON file that can be sent; returns the checks.
+
+    Each is {name, state: ok | problem, found, seconds} with a `trace` where something was raised. Raises `UserError`
+    where there is no GPU.
+    """
+    device = default_device()
+    if device.type != "cuda":
+        raise UserError("doctor --gpu: torch finds no CUDA device here: `perceptune doctor` says what it does find")
+    checks: list[Check] = []
+    with tempfile.TemporaryDirectory(prefix="perceptune-gpu-") as folder, _environment(Path(folder)):
+        models = tiny_models.make_models(Path(folder) / "models")
+        for name, check in _plan(models, Path(folder), device):
+            checks.append(_tried(name, check))
+            say(f"{'ok  ' if checks[-1]['state'] == 'ok' else '!!  '} {name:<28} {_line(checks[-1]['found'])}")
+            _write(report, device, checks)  # a crash of the driver loses nothing that is known by then
+    return checks
+
+
+def _plan(models: Path, folder: Path, device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The checks in the order of how soon they find something."""
+    for backbone in BACKBONES:
+        run = folder / f"{backbone}-run"
+        recipe = tiny_models.recipe(models, backbone, run, steps=STEPS, save_every=2)
+        yield f"{backbone}: float32", partial(gpu_trials.compare, recipe, device, "float32")
+        yield f"{backbone}: bfloat16", partial(gpu_trials.compare, recipe, device, "bfloat16")
+        yield f"{backbone}: autocast", partial(gpu_trials.compare, recipe, device, "float32", autocast=True)
+        yield f"{backbone}: train", partial(gpu_trials.try_training, recipe, run)
+        yield f"{backbone}: resume", partial(gpu_trials.try_resuming, recipe, run)
+        yield f"{backbone}: answer", partial(gpu_trials.try_answering, run)
+        yield f"{backbone}: evaluate", partial(gpu_trials.try_evaluating, run)
+        if backbone == "splice":
+            yield f"{backbone}: rank", partial(gpu_trials.try_ranking, run)
+        yield f"{backbone}: memory", partial(gpu_trials.measure_memory, recipe, device)
+        yield f"{backbone}: waits", partial(gpu_trials.count_waits, recipe, device)
+    yield "matrix products", partial(gpu_trials.measure_speeds, device)
+
+
+@contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """Nothing of this is kept among the user's caches."""
+    before = os.environ.get("PERCEPTUNE_CACHE")
+    os.environ["PERCEPTUNE_CACHE"] = str(folder / "cache")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PERCEPTUNE_CACHE"]
+        else:
+            os.environ["PERCEPTUNE_CACHE"] = before
+
+
+def _tried(name: str, check: Callable[[], Any]) -> Check:
+    start = time.monotonic()
+    try:
+        made = {"state": "ok", "found": check()}
+    except FAILURES as error:
+        trace = "" if isinstance(error, gpu_trials.CheckError) else traceback.format_exc()
+        made = {"state": "problem", "found": f"{type(error).__name__.lstrip('_')}: {error}", "trace": trace}
+    return {"name": name, **made, "seconds": round(time.monotonic() - start, 3)}
+
+
+def _line(found: Any) -> str:
+    """A check's findings in one line."""
+    if not isinstance(found, Mapping):
+        return str(found).splitlines()[0][:200]
+    return ", ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items()
+    )
+
+
+def _write(report: Path, device: torch.device, checks: Sequence[Check]) -> None:
+    tolerances = {**gpu_trials.TOLERANCES, "log-probability": gpu_trials.LOGPROB_TOLERANCE}
+    described = {"machine": _machine(device), "tolerances": tolerances, "checks": list(checks)}
+    write_text(report, json.dumps(described, indent=2))
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    return {
+        "gpu": torch.cuda.get_device_name(device), "capability": list(torch.cuda.get_device_capability(device)),
+        "memory_gib": torch.cuda.mem_get_info(device)[1] / 2**30, "gpus": torch.cuda.device_count(),
+        "cuda": torch.version.cuda, "bfloat16": torch.cuda.is_bf16_supported(), "python": platform.python_version(),
+        "system": platform.platform(), "versions": versions(),
+    }  # fmt: skip

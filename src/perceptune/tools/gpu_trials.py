@@ -1,0 +1,232 @@
+"""What `doctor --gpu` tries: tiny models on a GPU against the CPU of the same machine.
+
+Each function returns what it has found, or raises: `CheckError` where something differs more than rounding explains.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.data.build_task import make_task
+from perceptune.evaluation import evaluate
+from perceptune.models.base import AdaptedModel
+from perceptune.models.build import build
+from perceptune.models.run_folder import METHOD, load, read_tensors
+from perceptune.tools import tiny_models
+from perceptune.training import trainer
+from perceptune.types import Decoding, Sample
+from perceptune.utils.run_log import LOG, read_log
+
+CPU = torch.device("cpu")
+# Relative differences from the CPU's float32 that rounding explains: of the loss, and of all gradients together. In
+# bfloat16 a few times what the CPU's own bfloat16 differs by is allowed, too: how much that is depends on the model.
+TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (5e-2, 1e-1)}
+TIMES = 3
+LOGPROB_TOLERANCE = 1e-3  # of a log-probability in float32
+SIZE = 4096  # of the matrices that are multiplied
+
+
+class CheckError(RuntimeError):
+    """A check that did not hold."""
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise CheckError(otherwise)
+
+
+def compare(recipe: Mapping[str, Any], device: torch.device, dtype: str, *, autocast: bool = False) -> dict[str, Any]:
+    """Loss and gradients of one batch on the GPU against the CPU's in float32."""
+    wanted = _gradients(_built(recipe, CPU))
+    most = TOLERANCES["bfloat16" if autocast else dtype]
+    if dtype == "bfloat16" or autocast:
+        rounding = _off(_gradients(_built(recipe, CPU, "bfloat16")), wanted)
+        most = max(most[0], TIMES * rounding[0]), max(most[1], TIMES * rounding[1])
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        found = _gradients(_built(recipe, device, dtype))
+    off = _off(found, wanted)
+    values = {"loss": found[0], "loss_on_cpu": wanted[0], "loss_off": off[0], "gradients_off": off[1], "allowed": most}
+    _require(off[0] <= most[0] and off[1] <= most[1], f"further from the CPU than rounding explains: {values}")
+    return values
+
+
+def _off(found: tuple[float, Tensor], wanted: tuple[float, Tensor]) -> tuple[float, float]:
+    """Relative differences of the loss and of the gradients."""
+    loss = abs(found[0] - wanted[0]) / abs(wanted[0])
+    return loss, float((found[1] - wanted[1]).norm() / wanted[1].norm())
+
+
+def _built(recipe: Mapping[str, Any], device: torch.device, dtype: str = "float32") -> AdaptedModel:
+    """On a device, and made ready there."""
+    model = build(dict(recipe), dtype=dtype, ready=False)
+    model.to(device)
+    model.get_ready()
+    return model
+
+
+def _gradients(model: AdaptedModel) -> tuple[float, Tensor]:
+    """The loss of a batch, and all gradients in one row."""
+    loss, _ = model.loss(model.collate(_samples(model)))
+    loss.backward()
+    given = [p.grad.flatten() for p in model.method.parameters() if p.grad is not None]
+    return float(loss.detach()), torch.cat(given).float().cpu()
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, relative to the largest number."""
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6))
+
+
+def try_training(recipe: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """A training; a loss that is not finite ends it."""
+    result = trainer.train(dict(recipe), run)
+    losses = [row["loss"] for row in read_log(run) if row["event"] == "step"]
+    return {"losses": losses, "seconds": result.seconds}
+
+
+def try_resuming(recipe: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """The same training, interrupted as by Ctrl-C after its second step, then resumed."""
+    again = run.with_name(f"{run.name}-resumed")
+    with _interrupted_after(again, 2):
+        stopped = trainer.train(dict(recipe), again)
+    trainer.train(dict(recipe), again, resume=True)
+    whole, parts = read_tensors(run / METHOD), read_tensors(again / METHOD)
+    off = max(_difference(parts[name], whole[name]) for name in whole)
+    _require(off <= TOLERANCES["float32"][1], f"the resumed run differs by {off:.1e}")
+    return {"stopped_at": stopped.steps, "off": off, "bit_equal": all(torch.equal(parts[n], whole[n]) for n in whole)}
+
+
+def try_answering(run: Path) -> dict[str, Any]:
+    """Greedy and beam answers as on the CPU, drawn ones the same twice; how many are the same alone is told."""
+    there, here = load(run), load(run, device="cpu")
+    samples = _samples(here)
+    found: dict[str, Any] = {}
+    for name, decoding in (("greedy", Decoding(max_new_tokens=6)), ("beams", Decoding(max_new_tokens=6, beams=3))):
+        pairs = list(zip(_said(there, samples, decoding), _said(here, samples, decoding), strict=True))
+        found[name] = f"{sum(a == b for a, b in pairs)} of {len(pairs)} as on the CPU"
+        _require(all(a == b for a, b in pairs), f"{name} answers differ from the CPU's: {pairs}")
+    drawn = Decoding(max_new_tokens=6, sample=True, top_p=0.9)
+    together = _said(there, samples, drawn)
+    _require(together == _said(there, samples, drawn), "answers drawn twice with one seed differ")
+    alone = [_said(there, [sample], drawn)[0] for sample in samples]
+    found["drawn"] = f"{sum(a == b for a, b in zip(together, alone, strict=True))} of {len(alone)} as alone"
+    return found
+
+
+def try_evaluating(run: Path) -> dict[str, Any]:
+    results = evaluate.evaluate(run)
+    return {key: value for key, value in results.items() if isinstance(value, int | float)}
+
+
+def try_ranking(run: Path) -> dict[str, Any]:
+    """Log-probabilities of choices against the CPU's."""
+    there, here = load(run), load(run, device="cpu")
+    samples = _samples(here)
+    choices = [list(tiny_models.COLORS)] * len(samples)
+    found, wanted = (torch.tensor(model.rank(samples, choices)) for model in (there, here))
+    off = float((found - wanted).abs().max())
+    _require(off <= LOGPROB_TOLERANCE, f"log-probabilities differ by {off:.1e}")
+    return {"off": off}
+
+
+def measure_memory(recipe: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Megabytes that the model takes, that a step takes at most, and that are left behind."""
+    before = torch.cuda.memory_allocated(device)
+    model = _built(recipe, device)
+    weights = torch.cuda.memory_allocated(device) - before
+    torch.cuda.reset_peak_memory_stats(device)
+    _gradients(model)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    del model
+    torch.cuda.empty_cache()
+    left = torch.cuda.memory_allocated(device) - before
+    return {name: value / 2**20 for name, value in (("weights", weights), ("peak", peak), ("left", left))}
+
+
+def count_waits(recipe: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """How often torch says that the host waits: in a loss with its gradients, and in answers of two lengths."""
+    model = _built(recipe, device)
+    model.eval()
+    samples = _samples(model)
+    batch = model.collate(samples)
+
+    def learn() -> None:
+        model.loss(batch)[0].backward()
+
+    learn()  # what is done once only
+    step = _counted(learn)
+    answers = {n: _counted(partial(_said, model, samples, Decoding(max_new_tokens=n))) for n in (2, 6)}
+    return {"loss_and_gradients": step, "answers_of_2_tokens": answers[2], "answers_of_6_tokens": answers[6]}
+
+
+def _counted(compute: Callable[[], Any]) -> int:
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            compute()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def measure_speeds(device: torch.device) -> dict[str, Any]:
+    """TFLOPS of a square matrix product by dtype: whether float32 here is the slow kind, and what bfloat16 gains."""
+    size, speeds = SIZE, {}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        a = torch.randn(size, size, device=device, dtype=dtype)
+        seconds = min(_timed(a, device) for _ in range(5))
+        speeds[name] = 2 * size**3 / seconds / 1e12
+    return {"tflops": speeds, "float32_matmul_precision": torch.get_float32_matmul_precision()}
+
+
+def _timed(a: Tensor, device: torch.device) -> float:
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    a @ a
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _samples(model: AdaptedModel) -> Sequence[Sample]:
+    """Four questions of two lengths on pictures."""
+    return list(make_task(model.recipe).samples("train"))[:4]
+
+
+@torch.no_grad()
+def _said(model: AdaptedModel, samples: Sequence[Sample], decoding: Decoding) -> list[list[int]]:
+    return model.said(samples, decoding)
+
+
+@contextmanager
+def _interrupted_after(run: Path, steps: int) -> Iterator[None]:
+    """Sends this process what Ctrl-C sends as soon as a run's log has so many steps."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.01):
+            if (run / LOG).is_file() and sum(row["event"] == "step" for row in read_log(run)) >= steps:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a signal that comes after the training is nobody's
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        signal.signal(signal.SIGINT, before)

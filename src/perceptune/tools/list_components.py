@@ -1,0 +1,30 @@
+"""What can be named in a recipe, with one line on each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perceptune.config.recipe import recipe_names, recipes_dir
+from perceptune.config.registry import leaves
+
+
+def entries(kind: str) -> list[dict[str, Any]]:
+    """Name and description of every method, encoder family, task, metric or shipped recipe."""
+    if kind == "recipes":
+        return [{"name": name, "description": _first_comment(name)} for name in recipe_names()]
+    found = []
+    for name, leaf in leaves(kind.replace("-", "_")).items():
+        summary = (leaf.module.__doc__ or "").strip().splitlines()[0]
+        entry: dict[str, Any] = {"name": name, "description": summary}
+        if leaf.defaults:
+            settings = ", ".join(f"{key}: {value}" for key, value in leaf.defaults.items())
+            entry["description"] = f"{summary.split(':')[0]}, with {settings}"
+        if kind == "encoders":
+            entry["model_types"] = [*leaf.module.MODEL_TYPES]
+        found.append(entry)
+    return found
+
+
+def _first_comment(name: str) -> str:
+    first = (recipes_dir() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    return first.removeprefix("# ") if first.startswith("#") else ""

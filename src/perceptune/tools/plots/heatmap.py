@@ -1,0 +1,96 @@
+"""Maps over a picture: from the encoder's grid of patches back to the picture's own pixels, in colours, as a panel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from perceptune.data.media.source import ImageTransform
+from perceptune.tools.plots.png import FAINT, Canvas, wrap
+
+Map = NDArray[np.float32]
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+_SIDE, _GAP, _MARGIN, _LINE = 168, 12, 24, 20
+# Blue, cyan, yellow, red from the least to the greatest.
+_STOPS = np.array([0.0, 0.35, 0.65, 1.0])
+_COLOURS = np.array([[24, 38, 130], [30, 160, 200], [245, 215, 60], [200, 30, 30]], np.float64)
+_OPAQUE = 0.6  # of the colours at the greatest value; the least leaves a fourth of that
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """A line of a panel: what was asked, and a map (gh, gw) for each column."""
+
+    label: str
+    maps: Sequence[Map]
+
+
+def seen_part(transform: ImageTransform, width: int, height: int) -> Box:
+    """What an encoder sees of a picture, in the picture's pixels.
+
+    All of it where it is squashed, its middle where it is cropped; more than there is where black was put around it.
+    """
+    if isinstance(transform.resize, int):
+        short = min(width, height)
+        scaled = (transform.resize * width // short, transform.resize * height // short)
+    else:
+        scaled = (transform.resize[1], transform.resize[0])
+    if transform.crop is None:
+        return (0.0, 0.0, float(width), float(height))
+    rows, columns = transform.crop
+    left, top = (scaled[0] - columns) // 2, (scaled[1] - rows) // 2
+    across, down = width / scaled[0], height / scaled[1]
+    return (left * across, top * down, (left + columns) * across, (top + rows) * down)
+
+
+def on_picture(grid: Map, box: Box, width: int, height: int) -> tuple[Map, NDArray[np.bool_]]:
+    """The map (height, width) of a grid that covers `box`, from 0 to 1 over what is seen, and which pixels are."""
+    left, top = round(box[0]), round(box[1])
+    right, bottom = max(left + 1, round(box[2])), max(top + 1, round(box[3]))
+    large = Image.fromarray(grid.astype(np.float32)).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+    rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
+    found = np.asarray(large)[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    # Cubic curves swing beyond the values they go through.
+    found = found.clip(grid.min(), grid.max())
+    low, high = float(found.min()), float(found.max())
+    values, seen = np.zeros((height, width), np.float32), np.zeros((height, width), np.bool_)
+    values[rows, columns] = (found - low) / (high - low) if high > low else 0.0
+    seen[rows, columns] = True
+    return values, seen
+
+
+def over(image: Image.Image, values: Map, seen: NDArray[np.bool_]) -> Image.Image:
+    """An RGB picture with a map in colours on it; what is not seen is greyed."""
+    pixels = np.asarray(image, np.float64)
+    colours = np.stack([np.interp(values, _STOPS, _COLOURS[:, channel]) for channel in range(3)], axis=-1)
+    share = (_OPAQUE * (0.25 + 0.75 * values))[..., None]
+    grey = 0.5 * pixels.mean(-1, keepdims=True) + 96.0
+    mixed = np.where(seen[..., None], (1 - share) * pixels + share * colours, grey)
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def save_panel(
+    image: Image.Image, box: Box, columns: Sequence[str], rows: Sequence[PanelRow], path: Path | str
+) -> None:
+    """Writes a PNG: the picture, then its maps, a line for each row; `box` as of `seen_part`."""
+    width = 2 * _MARGIN + (len(columns) + 1) * (_SIDE + _GAP) - _GAP
+    lines = [wrap(row.label, 15, width - 2 * _MARGIN, most=3) or [""] for row in rows]
+    heights = [_LINE * len(text) + 6 + _SIDE + 2 * _GAP for text in lines]
+    canvas = Canvas(width, 2 * _MARGIN + _LINE + sum(heights))
+    for number, name in enumerate(["picture", *columns]):
+        canvas.text((_MARGIN + number * (_SIDE + _GAP) + _SIDE / 2, _MARGIN), name, 14, FAINT, "ma")
+    top = _MARGIN + _LINE
+    for row, text, height in zip(rows, lines, heights, strict=True):
+        for number, line in enumerate(text):
+            canvas.text((_MARGIN, top + _LINE * number), line, 15)
+        shown = [image, *(over(image, *on_picture(one, box, *image.size)) for one in row.maps)]
+        for number, one in enumerate(shown):
+            canvas.paste(one, (_MARGIN + number * (_SIDE + _GAP), top + _LINE * len(text) + 6), _SIDE)
+        top += height
+    canvas.save(path)

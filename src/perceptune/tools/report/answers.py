@@ -1,0 +1,121 @@
+"""Pictures of single answers: right ones, wrong ones by kind, the same questions put to several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from perceptune.data.records import short
+from perceptune.errors import UserError
+from perceptune.tools.report.blocks import Block, Grid, Said, Shot, Words
+from perceptune.tools.report.gather import Run, number
+from perceptune.tools.report.mistakes import by_kind, kinds_table
+from perceptune.tools.report.questions import media_of
+from perceptune.tools.report.shots import shots
+
+Row = Mapping[str, Any]
+_KINDS_SHOWN = 6
+
+
+def grids(run: Run, count: int, *, media: bool) -> list[Block]:
+    """Some right answers, and wrong ones by kind; of a metric without right and wrong, the best and the worst."""
+    scored = [row for row in run.predictions if number(row["scores"].get(run.metric)) is not None]
+    if not scored:
+        return [Words("There are no scored predictions to show.", "bad")]
+    if not _is_exact(scored, run.metric):
+        order = sorted(range(len(scored)), key=lambda i: (-scored[i]["scores"][run.metric], i))
+        third = -(-len(scored) // 3)
+        return [
+            _grid(run, f"The best third by {run.metric}", [scored[i] for i in order[:third]], count, media=media),
+            _grid(run, f"The worst third by {run.metric}", [scored[i] for i in order[third:][-third:]], count,
+                  media=media),
+        ]  # fmt: skip
+    wrong = [row for row in scored if not _is_right(row, run.metric)]
+    found = [_grid(run, "Right", [row for row in scored if _is_right(row, run.metric)], count, media=media)]
+    if not wrong:
+        return [*found, Words("Wrong: none.")]
+    kinds = by_kind(wrong, scored)
+    found.append(kinds_table(run.name, kinds, run.blind.get("shuffled", {})))
+    shown = list(kinds.items())[:_KINDS_SHOWN]
+    each = 2 * -(-count // (2 * len(shown)))  # even, for pages of two columns
+    return [*found, *(_grid(run, f"Wrong ({kind})", rows, each, media=media) for kind, rows in shown)]
+
+
+def together(runs: Sequence[Run], count: int, *, media: bool) -> list[Block]:
+    """The same samples answered by each of several runs; where answers are right or wrong, those they differ on."""
+    metric = runs[0].metric
+    scored = [{row["id"]: row for row in run.predictions if metric in row["scores"]} for run in runs]
+    shared = [key for key in scored[0] if all(key in rows for rows in scored)]
+    if not shared:
+        return []
+    exact = all(_is_exact([*rows.values()], metric) for rows in scored)
+    split = [key for key in shared if exact and len({_is_right(rows[key], metric) for rows in scored}) > 1]
+    chosen = _spread([scored[0][key] for key in split or shared], count)
+    found = [
+        _shot([(run.name, rows[row["id"]]) for run, rows in zip(runs, scored, strict=True)], metric, exact, media=media)
+        for row in chosen
+    ]
+    of = (
+        f"{len(split):,} that some answer right and some wrong ({len(shared):,} asked)" if split else f"{len(shared):,}"
+    )
+    return [Grid(f"The same questions put to all: {len(chosen)} of {of}", found)]
+
+
+def _grid(run: Run, name: str, rows: Sequence[Row], count: int, *, media: bool) -> Block:
+    chosen = _spread(rows, count)
+    if not chosen:
+        return Words(f"{name}: none.")
+    blind, exact = run.blind.get("shuffled", {}), _is_exact(run.predictions, run.metric)
+    found = [_shot([("", row)], run.metric, exact, media=media, blind=blind.get(row["id"])) for row in chosen]
+    return Grid(f"{name}: {len(chosen)} of {len(rows):,}", found)
+
+
+def _is_exact(rows: Sequence[Row], metric: str) -> bool:
+    """Whether answers are right or wrong: not so for CIDEr and the like."""
+    values = {row["scores"][metric] for row in rows if metric in row["scores"]}
+    return values <= {0, 1} or (metric.startswith("accuracy") and max(values) <= 1)
+
+
+def _is_right(row: Row, metric: str) -> bool:
+    return float(row["scores"][metric]) >= 0.5
+
+
+def _spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """Evenly over the rows, each medium once as long as there are others."""
+    first: dict[Any, Row] = {}
+    for row in rows:
+        first.setdefault(media_of(row), row)
+    pool = list(first.values()) if len(first) >= count else list(rows)
+    return [pool[i * len(pool) // count] for i in range(count)] if len(pool) > count else pool
+
+
+def _shot(
+    answered: Sequence[tuple[str, Row]], metric: str, exact: bool, *, media: bool, blind: Row | None = None
+) -> Shot:
+    """One sample with what each has said of it."""
+    row = answered[0][1]
+    pictures: list[tuple[str, str]] = []
+    lacking = [] if row["media"] or not media else ["its medium lies inside the data set, not in a file of its own"]
+    for modality, name in row["media"].items() if media else ():
+        try:
+            pictures += shots(modality, Path(name), row["id"])
+        except (UserError, OSError) as error:
+            lacking.append(str(error))
+    said = [
+        Said(
+            by,
+            short(one["answer"], 300),
+            _is_right(one, metric) if exact else None,
+            "" if exact else f"{metric} {one['scores'][metric]:.3f}",
+        )
+        for by, one in answered
+    ]
+    return Shot(
+        pictures,
+        short("; ".join(lacking), 200),
+        short(row["prompt"], 300),
+        said,
+        short(" / ".join(dict.fromkeys(row["targets"])), 300),
+        None if blind is None else short(blind["answer"], 200),
+    )

@@ -1,0 +1,185 @@
+"""Reading what runs and comparisons have left. What is missing or damaged is noted, and the rest is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from perceptune.config.recipe import read_yaml
+from perceptune.errors import UserError, nearest
+from perceptune.evaluation.controls import CONTROLS
+from perceptune.evaluation.model_card import read_results
+from perceptune.evaluation.results import PREDICTIONS, RESULTS, predictions_of
+from perceptune.models.run_folder import read_meta
+from perceptune.models.run_location import META, RECIPE, is_address, local_run
+from perceptune.tools.compare.report import NAME as COMPARISON
+from perceptune.utils.run_log import read_log
+
+_MAX_FOLDERS = 2000  # looked at for the nearest one
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as it was read. `results` is None for a run that was not evaluated."""
+
+    name: str
+    folder: Path
+    meta: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    log: Sequence[Mapping[str, Any]]
+    results: Mapping[str, Any] | None
+    predictions: Sequence[Mapping[str, Any]]
+    blind: Mapping[str, Mapping[str, Mapping[str, Any]]]  # control -> sample's id -> prediction
+    problems: Sequence[str]
+
+    @property
+    def metric(self) -> str:
+        """The metric that comes first."""
+        if self.results is not None:
+            return str(self.results["metrics"][0])
+        return next((str(key) for row in self.predictions for key in row["scores"]), "accuracy")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A folder of `perceptune compare`: its table, and the tested run of each row with the first seed."""
+
+    name: str
+    table: Mapping[str, Any]
+    runs: Sequence[Run]
+
+
+def gather(sources: Sequence[str]) -> tuple[list[Run], list[Comparison]]:
+    """Runs (folders, zip files, addresses) and comparisons. Raises `UserError` for what is neither."""
+    runs, comparisons = [], []
+    for source, name in zip(sources, _names(sources), strict=True):
+        folder = local_run(source)
+        if (folder / f"{COMPARISON}.json").is_file():
+            comparisons.append(_comparison(name, folder))
+        elif (folder / META).is_file():
+            runs.append(read_run(name, folder))
+        else:
+            raise UserError(f"`{source}` is neither a run folder nor one of a comparison{_nearest(folder)}")
+    return runs, comparisons
+
+
+def read_run(name: str, folder: Path) -> Run:
+    """One run. Raises `UserError` only if it cannot be told what the run is: for its `meta.json` or `run.yaml`."""
+    problems: list[str] = []
+    results = None
+    try:
+        results = read_results(folder)
+    except UserError as error:
+        problems.append(str(error))
+    else:
+        if results is None:
+            problems.append(f"It was not evaluated: there is no {RESULTS} (`perceptune eval`).")
+    log = [row for row in read_log(folder) if isinstance(row, dict)]
+    if not any(row.get("event") == "step" for row in log):
+        problems.append("There is no log of its training.")
+    predictions = _predictions(folder / PREDICTIONS, problems)
+    blind = {
+        control: {str(row["id"]): row for row in _predictions(path, problems)}
+        for control in CONTROLS
+        if (path := folder / predictions_of(control)).is_file()
+    }
+    return Run(name, folder, read_meta(folder), read_yaml(folder / RECIPE), log, results, predictions, blind, problems)
+
+
+def number(value: Any) -> float | None:
+    """A finite number of a file, else None."""
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if fine else None
+
+
+def span(value: Any) -> tuple[float, float] | None:
+    """An interval of a file, else None."""
+    ends = [number(end) for end in value] if isinstance(value, list) else []
+    return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
+
+
+def _predictions(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    rows, damaged = [], 0
+    for line in path.read_bytes().splitlines():
+        row = _row(line)
+        if row is None:
+            damaged += 1
+        else:
+            rows.append(row)
+    if damaged:
+        problems.append(f"{path.name}: {damaged:,} damaged lines were left out.")
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A prediction with all its keys, in their types."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(found, dict) or "id" not in found:
+        return None
+    media, scores, targets = found.get("media"), found.get("scores"), found.get("targets")
+    meta = found.get("meta")
+    return {
+        "id": str(found["id"]), "prompt": str(found.get("prompt", "")), "answer": str(found.get("answer", "")),
+        "media": {str(k): str(v) for k, v in media.items()} if isinstance(media, dict) else {},
+        "scores": {k: v for k, v in scores.items() if number(v) is not None} if isinstance(scores, dict) else {},
+        "targets": [str(one) for one in targets] if isinstance(targets, list) else [],
+        "meta": meta if isinstance(meta, dict) else {},
+    }  # fmt: skip
+
+
+def _comparison(name: str, folder: Path) -> Comparison:
+    path = folder / f"{COMPARISON}.json"
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        metric = table["metric"]
+        for row in table["rows"]:
+            if not isinstance(row["label"], str) or number(row[metric]) is None or number(row["trained"]) is None:
+                raise ValueError
+        if not table["rows"]:
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged: not what `perceptune compare` writes") from None
+    tested = sorted(path.parent for path in (folder / "runs").glob(f"*/*/*/{RESULTS}") if "seed-" in path.parent.name)
+    first: dict[str, Path] = {}
+    for run in tested:
+        if (run / META).is_file() and (run / RECIPE).is_file():
+            first.setdefault(run.parents[1].name, run)
+    order = [row["label"] for row in table["rows"]]
+    labels = sorted(first, key=lambda label: (order.index(label) if label in order else len(order), label))
+    return Comparison(name, table, [read_run(label, first[label]) for label in labels])
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Each source by the shortest end of its path that no other one has."""
+    parts = [(source,) if is_address(source) else Path(source).absolute().parts for source in sources]
+    return [next(_ends(own, [other for j, other in enumerate(parts) if j != i])) for i, own in enumerate(parts)]
+
+
+def _ends(own: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    for length in range(1, len(own) + 1):
+        if all(other[-length:] != own[-length:] for other in others):
+            yield "/".join(own[-length:])
+    yield "/".join(own)
+
+
+def _nearest(folder: Path) -> str:
+    """The run folders beside a folder, and those in `runs`."""
+    beside = [folder.parent, folder, Path("runs")]
+    found = {
+        str(path.parent)
+        for place in beside
+        if place.is_dir()
+        for name in (META, f"{COMPARISON}.json")
+        for path in islice(place.glob(f"*/{name}"), _MAX_FOLDERS)
+    }
+    return nearest(str(folder), found)

@@ -1,0 +1,54 @@
+"""A report as Markdown: the same sections; drawings are told in words, pictures by their descriptions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from perceptune.tools.report.blocks import Block, Chart, Code, Grid, Report, Shot, Table, Words, verdict
+from perceptune.utils.markdown import markdown_table
+
+
+def markdown(report: Report) -> str:
+    """The whole file."""
+    parts = [f"# {_plain(report.title)}"]
+    for section in report.sections:
+        parts.append(f"{'#' * section.level} {_plain(section.title)}")
+        parts += map(_block, section.blocks)
+    return "\n\n".join(parts) + "\n"
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Words():
+            return f"{'**Note:** ' if block.tone == 'bad' else ''}{_plain(block.text)}"
+        case Table():
+            return f"{_plain(block.caption)}\n\n{_table(block.heading, block.rows)}"
+        case Code():
+            longest = max((len(ticks) for ticks in re.findall("`+", block.text)), default=0)
+            fence = "`" * max(3, longest + 1)
+            return f"{fence}bash\n{block.text}\n{fence}"
+        case Chart():
+            return f"*Drawing:* {_plain(block.alt)}."
+        case Grid():
+            names = [one.by or "answer" for one in block.shots[0].said]
+            heading = ("media", "question", *names, "expected", "with other media")
+            return f"{_plain(block.caption)}\n\n{_table(heading, [_cells(shot) for shot in block.shots])}"
+
+
+def _cells(shot: Shot) -> list[str]:
+    media = "; ".join(alt for _, alt in shot.pictures)
+    told = "; ".join(part for part in (media, shot.lacking) if part)
+    said = [" ".join(part for part in (verdict(one.right), one.answer, one.score) if part) for one in shot.said]
+    return [told, shot.question, *said, shot.truth, shot.blind or ""]
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    first, *others = ([_plain(cell) for cell in row] for row in (heading, *rows))
+    return "\n".join(markdown_table(first, others))
+
+
+def _plain(text: str) -> str:
+    """One line that no reader takes for markup or HTML."""
+    words = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_|\[\]!#~$])", r"\\\1", words)

@@ -1,0 +1,57 @@
+"""What a recipe or a run is made of: parts, parameter counts, the trained share, every place touched in the LM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from perceptune.config.recipe import Recipe, load_recipe
+from perceptune.methods.base import count, count_trained
+from perceptune.models.build import build, dtypes_of, settle
+from perceptune.models.run_folder import META, read_meta, read_recipe
+from perceptune.utils.run_log import read_log
+
+
+def recipe_of(source: str) -> Recipe:
+    """The recipe of a run folder, a recipe file or a shipped recipe."""
+    if (Path(source) / META).is_file():
+        read_meta(Path(source))
+        return read_recipe(Path(source))
+    return load_recipe(source)
+
+
+def stored_precision(source: str) -> dict[str, str] | None:
+    """What a run was trained in, and why; None for a recipe, and for a run whose log does not say."""
+    starts = [row for row in read_log(Path(source)) if row.get("event") == "start"]
+    found: dict[str, str] | None = starts[0].get("precision") if starts else None
+    return found
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """Counts on the meta device: no weight is loaded, published configurations need no network.
+
+    `trainable`, `total` and `share` = trainable / (LM + encoders + trainable), tied weights counted once; `parts`;
+    `precision`, with the reason where it is chosen here; `sites`.
+    """
+    model = build(recipe, meta=True)
+    settled, choice = settle(recipe)
+    precision = {**dtypes_of(settled), **({"reason": choice.reason} if choice else {})}
+    frozen = model.frozen_parts()
+    parts = [
+        _part(name, part.what, count(part.module, without=model.method), trained=False) for name, part in frozen.items()
+    ]
+    for name, child in model.method.named_children():
+        if count(child):
+            parts.append(_part(f"method.{name}", type(child).__name__, count(child), trained=count_trained(child) > 0))
+    trainable = count_trained(model.method)
+    total = sum(count(part.module, without=model.method) for part in frozen.values())
+    total += count(model.method)
+    sites = [{"layer": site.layer, "where": site.where, "what": site.what} for site in model.method.sites()]
+    return {
+        "recipe": recipe.name, "method": recipe.method.name, "trainable": trainable, "total": total,
+        "share": trainable / total, "parts": parts, **model.depth(), "precision": precision, "sites": sites,
+    }  # fmt: skip
+
+
+def _part(name: str, what: str, parameters: int, *, trained: bool) -> dict[str, Any]:
+    return {"name": name, "what": what, "parameters": parameters, "trained": trained}

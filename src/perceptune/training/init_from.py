@@ -1,0 +1,111 @@
+"""Where a training starts from: another run's method, as `init_from` says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from perceptune.config.recipe import Recipe
+from perceptune.config.schema import InitConfig
+from perceptune.errors import UserError, nearest
+from perceptune.models.base import AdaptedModel
+from perceptune.models.build import method_leaf, method_options
+from perceptune.models.run_folder import METHOD, read_meta, read_recipe, read_tensors
+
+
+class Start(NamedTuple):
+    """What was taken from the other run."""
+
+    run: str
+    sha256: str  # of its method.safetensors
+    modalities: tuple[str, ...]  # those of this model that it knew, feature statistics included
+
+
+def start_from(model: AdaptedModel, base: Mapping[str, Mapping[str, str]], *, trust: bool = False) -> Start | None:
+    """Gives a model's method the tensors of the run that its recipe starts from; None without `init_from`.
+
+    `base` has the fingerprints of the model's frozen parts (`checkpoint.fingerprints`). What belongs to a modality that
+    the run does not have stays new. `trust` as in `load`. Raises `UserError` naming what does not fit.
+    """
+    init = model.recipe.init_from
+    if init is None:
+        return None
+    run = Path(init.run)
+    meta = read_meta(run)
+    theirs = read_recipe(run, trust=trust)
+    names = _renamed_modalities(init, theirs, model.recipe)
+    if "method" not in init.may_differ:
+        _require_same_method(run, theirs, model.recipe)
+    _require_same_base(init, meta["base"], base, names)
+    given = {_renamed(name, names): tensor for name, tensor in read_tensors(run / METHOD).items()}
+    own: dict[str, Tensor] = model.method.state_dict()
+    _require_fit(run, given, own, new=set(model.recipe.encoders) - set(names.values()))
+    model.method.load_state_dict({**own, **given})
+    digest = hashlib.sha256((run / METHOD).read_bytes()).hexdigest()
+    return Start(init.run, digest, tuple(names.values()))
+
+
+def _renamed_modalities(init: InitConfig, theirs: Recipe, ours: Recipe) -> dict[str, str]:
+    """The run's modalities -> what they are called here."""
+    for old, new in init.rename.items():
+        if old not in theirs.encoders:
+            raise UserError(f"`init_from.rename`: `{init.run}` has no modality `{old}`{nearest(old, theirs.encoders)}")
+        if new not in ours.encoders:
+            raise UserError(f"`init_from.rename`: this recipe has no modality `{new}`{nearest(new, ours.encoders)}")
+    names = {name: init.rename.get(name, name) for name in theirs.encoders}
+    for old, new in names.items():
+        if new not in ours.encoders:
+            raise UserError(f"`init_from`: `{init.run}` has an encoder for `{old}`, this recipe has none: name one, "
+                            f"or say by `init_from.rename` which modality it becomes")  # fmt: skip
+    if len(set(names.values())) < len(names):
+        raise UserError("`init_from.rename`: two modalities cannot become one")
+    return names
+
+
+def _renamed(tensor: str, names: Mapping[str, str]) -> str:
+    return ".".join(names.get(part, part) for part in tensor.split("."))
+
+
+def _require_same_method(run: Path, theirs: Recipe, ours: Recipe) -> None:
+    one, other = theirs.method.name, ours.method.name
+    permit = "(`init_from.may_differ: [method]` permits this as long as the tensors fit)"
+    if method_leaf(theirs).module is not method_leaf(ours).module:
+        raise UserError(f"`init_from`: `{run}` has method `{one}`, this recipe `{other}` {permit}")
+    before, now = (method_options(recipe).model_dump() for recipe in (theirs, ours))
+    for key in before:
+        if before[key] != now[key]:
+            raise UserError(
+                f"`init_from`: `{run}` has method.{key} = {before[key]!r}, this recipe {now[key]!r} {permit}"
+            )
+
+
+def _require_same_base(
+    init: InitConfig, before: Mapping[str, Any], now: Mapping[str, Mapping[str, str]], names: Mapping[str, str]
+) -> None:
+    pairs = {"lm": "lm"} if "lm" not in init.may_differ else {}
+    if "encoders" not in init.may_differ:
+        pairs |= {f"encoders.{old}": f"encoders.{new}" for old, new in names.items()}
+    for old, new in pairs.items():
+        if before[old]["fingerprint"] != now[new]["fingerprint"]:
+            raise UserError(
+                f"`init_from`: `{init.run}` was trained on another {old} (`{before[old]['id']}`) than this recipe's "
+                f"{new} `{now[new]['id']}` (`init_from.may_differ: [{old.split('.')[0]}]` permits this)"
+            )
+
+
+def _require_fit(run: Path, given: Mapping[str, Tensor], own: Mapping[str, Tensor], new: set[str]) -> None:
+    """Every tensor must be on both sides with one shape, but those of `new` modalities."""
+    for name in sorted(set(own) - set(given)):
+        if new.isdisjoint(name.split(".")):
+            raise UserError(f"`init_from`: `{run}` has no tensor `{name}`, which this recipe's method has")
+    for name, tensor in given.items():
+        if name not in own:
+            raise UserError(f"`init_from`: `{run}` has a tensor `{name}`, which this recipe's method has not")
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"`init_from`: `{name}` has shape {tuple(tensor.shape)} in `{run}`, here {tuple(own[name].shape)}"
+            )

@@ -1,0 +1,87 @@
+"""AdamW over a method's parameters: rates by group and step, clipping, moments by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from perceptune.config.schema import TrainConfig
+from perceptune.methods.base import Trained
+from perceptune.training.sampler import learning_rate
+
+AUXILIARY, VALUE = "auxiliary", "value"
+
+
+class MethodOptimizer:
+    """The optimizer of a training of so many steps."""
+
+    def __init__(self, method: Trained, config: TrainConfig, steps: int) -> None:
+        self.config, self.steps = config, steps
+        groups = [
+            {**group, "named": [(name, p) for name, p in group["named"] if p.requires_grad]}
+            for group in method.param_groups()
+        ]
+        self.groups = [group for group in groups if group["named"]]
+        self._own = [p for p in method.parameters() if p.requires_grad]
+        self.auxiliary: dict[str, nn.Parameter] = {}  # of what is trained beside the method
+        if (beside := method.auxiliary()) is not None:
+            self.auxiliary = {f"{AUXILIARY}.{name}": p for name, p in beside[0].named_parameters()}
+            self.groups.append({"name": AUXILIARY, "named": list(self.auxiliary.items()), "lr": beside[1]})
+        self.parameters = [*self._own, *self.auxiliary.values()]
+        self.adam = torch.optim.AdamW(
+            [{"params": [p for _, p in group["named"]], "name": group["name"]} for group in self.groups],
+            lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay,
+            fused=True,
+        )  # fmt: skip
+
+    def set_rates(self, step: int) -> dict[str, float]:
+        """The rate of each group at a step (from 0), set and returned."""
+        rates = {
+            group["name"]: group.get("lr") or learning_rate(self.config, group["name"], step, self.steps)
+            for group in self.groups
+        }
+        for group in self.adam.param_groups:
+            group["lr"] = rates[group["name"]]
+        return rates
+
+    def divide(self, tokens: float) -> None:
+        """Turns gradients of a sum into those of a mean."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad /= tokens
+
+    def clip(self) -> Tensor | float:
+        """Clips the method's gradient as the recipe says; returns its norm before, which a GPU may not know yet."""
+        given = [p for p in self._own if p.grad is not None]
+        limit = math.inf if self.config.clip is None else self.config.clip
+        return torch.nn.utils.clip_grad_norm_(given, limit) if given else 0.0
+
+    def update(self) -> None:
+        """One step; the gradients are gone after it."""
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+
+    def pack(self) -> dict[str, Tensor]:
+        """Adam's moments by parameter name, and what is trained beside the method itself, as plain tensors."""
+        tensors = {f"{VALUE}/{name}": p.detach().contiguous().cpu() for name, p in self.auxiliary.items()}
+        for group in self.groups:
+            for name, parameter in group["named"]:
+                for key, value in self.adam.state.get(parameter, {}).items():
+                    tensors[f"{key}/{name}"] = value.detach().contiguous().cpu()
+        return tensors
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+        """The reverse of `pack`."""
+        named = {name: parameter for group in self.groups for name, parameter in group["named"]}
+        for full, value in tensors.items():
+            key, _, name = full.partition("/")
+            if name:  # older checkpoints hold a random state, too
+                parameter = named[name]
+                if key == VALUE:
+                    parameter.data.copy_(value)
+                    continue
+                # The fused optimizer wants its step counts on the parameter's device, too.
+                self.adam.state[parameter][key] = value.to(parameter.device)

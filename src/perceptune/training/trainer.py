@@ -1,0 +1,320 @@
+"""The one training loop. Only the method is optimised; frozen parts are computed once where nothing trained lies below.
+
+Resuming is exact: data order, learning rate and random state are functions of the step, and a checkpoint holds the
+method and the optimizer. With several processes each has its part of every batch; gradients are summed over all of them
+and divided by the tokens of the whole step, so the number of processes changes the duration and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.config.overrides import Override
+from perceptune.config.recipe import Recipe, load_recipe
+from perceptune.data.build_task import make_task
+from perceptune.data.tasks.base import Task
+from perceptune.errors import UserError
+from perceptune.evaluation.model_card import write_card
+from perceptune.evaluation.reference_answers import ASKED, prove_training
+from perceptune.methods.base import count_trained
+from perceptune.models.base import AdaptedModel
+from perceptune.models.batch import Batch
+from perceptune.models.build import build, dtypes_of, settle_training
+from perceptune.models.run_folder import (
+    META,
+    METHOD,
+    RECIPE,
+    describe,
+    load_method,
+    read_recipe,
+    require_same_base,
+    save_description,
+    write_tensors,
+)  # fmt: skip
+from perceptune.training.batch_loader import Feed
+from perceptune.training.checkpoints import Checkpoints, State, open_run
+from perceptune.training.gradients import add_gradients
+from perceptune.training.init_from import start_from
+from perceptune.training.optimizer import MethodOptimizer
+from perceptune.training.safeguards import Interruption, interruptions, out_of_memory_hint, require_finite
+from perceptune.training.validation import HeldOut
+from perceptune.utils.devices import read_numbers
+from perceptune.utils.distributed import World
+from perceptune.utils.run_log import Progress, RunLog, progress, read_log
+from perceptune.utils.trackers import Trackers, require_trackers
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a training left its model, and what it took."""
+
+    run: Path
+    steps: int
+    samples: int
+    seconds: float  # features, statistics and evaluations included, loading of the models not
+    best: float | None  # best value of the task's metric seen during training
+    interrupted: bool = False
+
+
+def train(
+    recipe: Recipe | dict[str, Any] | str | Path | None = None, run: str | Path | None = None, *,
+    overrides: Sequence[Override] = (), resume: bool = False, trust: bool = False, join_timeout: float | None = None,
+) -> TrainResult:  # fmt: skip
+    """Trains a recipe's method into a run folder (default `runs/<name>`).
+
+    With `resume` the run goes on bit by bit as if it had never stopped (float32, CPU, as many processes); its recipe
+    may then be left out, and names third-party code only with `trust`. Started as one of several processes it waits for
+    the others, `join_timeout` seconds at most (600 by default).
+    Raises `UserError` for a mistake in recipe or data, for a run folder that is already in use, and for a loss that is
+    not finite.
+    """
+    folder = None if run is None else Path(run)
+
+    with contextlib.ExitStack() as held:
+        return _train(recipe, folder, overrides, resume, trust, World(join_timeout), held)
+
+
+def _train(
+    recipe: Recipe | dict[str, Any] | str | Path | None, folder: Path | None, overrides: Sequence[Override],
+    resume: bool, trust: bool, world: World, held: contextlib.ExitStack,
+) -> TrainResult:  # fmt: skip
+    """Train in a `world`; `held` keeps the lock on the run folder."""
+
+    def opened() -> tuple[Path, Recipe, dict[str, str]]:
+        own = resume and recipe is None and folder is not None and (folder / RECIPE).is_file()
+        named = read_recipe(folder, trust=trust) if own and folder is not None else recipe
+        given = None if named is None else load_recipe(named, overrides)
+        require_trackers(() if given is None else given.train.report_to)
+        opened, settled = open_run(given, folder, held, resume=resume)
+        resumed = (opened / RECIPE).is_file()  # else the run is begun again, under whatever it was asked for
+        return opened, *settle_training(settled, world.device, resumed=resumed)
+
+    folder, settled, precision = world.from_main(opened)
+    with world.contact(), out_of_memory_hint(settled.train):
+        with world.together():
+            model, task = build(settled, dtype=settled.train.precision, ready=False), make_task(settled)
+            if resume and (folder / META).is_file():
+                require_same_base(folder, model)
+            description = describe(model)  # now, while each process has the LM's weights whole
+        model.place(world)
+        with world.together():
+            trainer = Trainer(model, task, folder, world, description, trust=trust, precision=precision)
+        with contextlib.closing(trainer.feed):
+            return trainer.fit(resume=resume)
+
+
+class Trainer:
+    """One run of one recipe, in one of the processes of a `World`."""
+
+    def __init__(
+        self, model: AdaptedModel, task: Task, run: Path, world: World, description: Mapping[str, Any], *,
+        trust: bool = False, precision: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.recipe, self.config, self.trust = model, model.recipe, model.recipe.train, trust
+        self.run, self.world, self.description = run, world, description
+        self.precision = precision or dtypes_of(self.recipe)  # its dtypes, and why they were chosen
+        self.model.get_ready(training=True, sharded=world.sharded)
+        self.feed = Feed(self.model, task, run, world)
+        self.steps = self.feed.steps
+        self.stand_in = self.feed.stand_in() if world.sharded else None
+        self.optimizer = MethodOptimizer(model.method, self.config, self.steps)
+        self.checkpoints = Checkpoints(run)
+        self.state = State(data=self.feed.all.digest)
+        self.held_out = HeldOut(self.model, task, world, self.feed.order)
+        self.log: RunLog | None = None  # the main process's
+        self._clock = time.monotonic()
+
+    def fit(self, *, resume: bool = False) -> TrainResult:
+        """The loop, from the start or the last checkpoint, to the end or to an interruption."""
+        with self.world.alike():
+            if len(set(self.world.everyones(self.state.data))) > 1:
+                raise UserError("the processes see different training data: give all of them the same files")
+        resumed = resume and self._restored()
+        if not resumed:
+            self._claim()
+        # A Ctrl-C ends this at once: what is computed is kept.
+        self.feed.prepare(self._standardized())
+        with interruptions() as interruption:
+            if not resumed:
+                self._start()
+            stopped = False
+            with progress(self.steps, "train", self.state.step, timed=10) as bar:
+                while not (stopped or self._is_over()):
+                    stopped = self._step(bar, interruption)
+                    evaluated = self._evaluate_if_due()
+                    if evaluated or (self.state.step % self.config.save_every == 0 and not stopped):
+                        self._save()
+        interrupted = stopped and not self._is_over()
+        self._save()
+        with self.world.together():
+            if not interrupted:
+                self._log_end()
+            if self.log is not None:
+                self.log.close()
+        return TrainResult(self.run, self.state.step, self.state.samples, self._seconds(), self.state.best, interrupted)
+
+    def _is_over(self) -> bool:
+        patience = self.recipe.eval.patience
+        enough = patience is not None and self.state.evaluations_without_gain >= patience
+        return enough or self.state.step >= self.steps
+
+    def _claim(self) -> None:
+        """Begins the run folder."""
+        with self.world.together():
+            if self.world.main:
+                self.checkpoints.clean()
+                save_description(self.run, self.recipe, self.description)
+                self.log = self._log(resumed_at=None)
+
+    def _standardized(self) -> int:
+        """Media from which feature statistics are taken."""
+        return self.config.standardize_samples if self.model.method.standardizes else 0
+
+    def _start(self) -> None:
+        with self.world.together(), out_of_memory_hint(self.config):
+            start = start_from(self.model, self.description["base"], trust=self.trust)
+            self._fit_statistics(start.modalities if start else ())
+        self.world.share(self.model.method.state_dict())
+        self._write("start", steps=self.steps, samples=len(self.feed.samples), trained=count_trained(self.model.method),
+                    precision=self.precision, **self.model.notes(),
+                    init_from=start._asdict() if start else None)  # fmt: skip
+
+    def _fit_statistics(self, known: Sequence[str]) -> None:
+        if set(known) >= set(self.model.stores):
+            return
+        most, chosen = self._standardized(), []
+        with progress(min(most, len(self.feed.samples)), "feature statistics") as bar:
+            for sample in self.feed.one_sample_per_medium(most):
+                chosen.append(sample)
+                bar.advance()
+        self.model.fit_statistics(chosen, known=known)
+        if self.model.method.starts_from_answers and not known:
+            self.model.fit_to_answers(self.feed.all.with_media_of(chosen))
+
+    def _step(self, bar: Progress, interruption: Interruption) -> bool:
+        """One optimizer step; returns whether any process wants to stop."""
+        step = self.state.step
+        rates = self.optimizer.set_rates(step)
+        # For dropout. A function of the step, so that a checkpoint need not hold the state of each process.
+        torch.manual_seed(((self.recipe.seed << 32) + step) * self.world.size + self.world.rank & (2**63 - 1))
+        losses, tokens, samples, stop = self._gradients(step, interruption)
+        *losses, norm = read_numbers([*losses, self.optimizer.clip()])  # a GPU is waited for here, and here alone
+        loss = sum(losses) / max(tokens, 1)
+        with self.world.alike():
+            require_finite(loss, norm, step + 1, self.checkpoints.where())
+        self.optimizer.update()
+        self.state.step = step + 1
+        self.state.samples += samples
+        if self.state.step % self.config.log_every == 0:
+            self._write("step", step=self.state.step, samples=self.state.samples, loss=loss, tokens=tokens,
+                        lr=rates, seconds=round(self._seconds(), 3), grad_norm=norm)  # fmt: skip
+        bar.advance(note=f"loss {loss:.3f}")
+        return stop
+
+    def _gradients(self, step: int, interruption: Interruption) -> tuple[Sequence[Tensor | float], int, int, bool]:
+        """Add gradients of the mean over the step's supervised tokens, however they fall into batches and processes.
+
+        Returns the losses that this is the mean of, the number of tokens and samples, and whether any process was
+        interrupted. The losses of one process are not read: they are the device's.
+        """
+        losses: Sequence[Tensor | float] = []
+        own: Sequence[int] = (0, 0)
+        error = None
+        try:
+            with out_of_memory_hint(self.config):
+                losses, *own = self._backward(self.feed.batches(step))
+        except (UserError, OSError) as caught:
+            if self.world.sharded:
+                raise  # the others wait inside the LM, where they cannot be told
+            error = caught
+        loss = sum(read_numbers(losses)) if self.world.size > 1 else 0.0
+        counts = [loss, *own, interruption.wanted, error is not None, len(self.feed.found)]
+        total, tokens, samples, stop, failed, broken = self.world.reduce(self.optimizer.parameters, counts)
+        if failed:
+            self.world.agree(error)
+        if broken:
+            self.feed.share_bad()
+        self.optimizer.divide(max(tokens, 1))
+        return [total] if self.world.size > 1 else losses, int(tokens), int(samples), bool(stop)
+
+    def _backward(self, batches: Sequence[Batch | None]) -> tuple[list[Tensor], int, int]:
+        return add_gradients(self.model, batches, self.stand_in)
+
+    def _evaluate_if_due(self) -> bool:
+        if not self.held_out.is_due(self.state.step, self.steps):
+            return False
+        self.feed.settle()
+        scores = self.held_out.judge(self.state.step)
+        value = scores.summary[self.held_out.task.metric]
+        where = {"step": self.state.step, "samples": self.state.samples, "split": self.held_out.split}
+        self._write("eval", **where, evaluated=len(self.held_out.samples), **scores.summary)
+        if self.state.best is None or value > self.state.best:
+            self.state.best, self.state.best_step = value, self.state.step
+            self.state.evaluations_without_gain = 0
+        else:
+            self.state.evaluations_without_gain += 1
+        return True
+
+    def _log(self, resumed_at: int | None) -> RunLog:
+        trackers = Trackers(self.config.report_to, self.recipe.name, self.run, self.recipe.model_dump(mode="json"))
+        return RunLog(self.run, resumed_at=resumed_at, trackers=trackers)
+
+    def _write(self, event: str, **values: Any) -> None:
+        if self.log is not None:
+            self.log.write(event, **values)
+
+    def _log_end(self) -> None:
+        if self.log is None or any(row["event"] == "end" for row in read_log(self.run)):
+            return  # a finished run may be "resumed" again
+        self.log.write("end", step=self.state.step, samples=self.state.samples, seconds=round(self._seconds(), 3),
+                       best=self.state.best)  # fmt: skip
+        if (self.run / METHOD).is_file() and not self.world.sharded:  # else all processes would have to answer
+            prove_training(self.run, self.model, self.feed.one_sample_per_medium(ASKED))
+        write_card(self.run)
+
+    def _save(self) -> None:
+        self.state.seconds, self._clock, self.state.bad = self._seconds(), time.monotonic(), self.feed.bad
+        with self.world.together():
+            if self.world.main:
+                method, moments = self.model.method.state_dict(), self.optimizer.pack()
+                self.checkpoints.save(self.state.step, method, moments, vars(self.state))
+                self._publish()
+
+    def _publish(self) -> None:
+        """Write the method that the run answers with: the best by the metric, or the last if none was evaluated yet.
+
+        Written after the checkpoint, and again when resuming from it, so a kill between the two is healed.
+        """
+        if self.state.best is None or self.state.best_step == self.state.step:
+            write_tensors(self.run / METHOD, self.model.method.state_dict())
+
+    def _restored(self) -> bool:
+        """Takes up the newest checkpoint; False if none was written before the stop."""
+        last = self.world.from_main(self.checkpoints.to_resume)
+        if last is None:
+            return False
+        with self.world.together():
+            tensors, state = self.checkpoints.read(last)
+            if state["data"] != self.state.data:
+                raise UserError(f"`{self.run}` cannot be resumed: its training data has changed since it was started")
+            load_method(last / METHOD, self.model)
+            self.optimizer.unpack(tensors)
+        state.setdefault("samples", state["step"] * self.config.batch_size * self.config.accumulate)  # older ones
+        self.state = State(**state)
+        self.feed.bad = dict(self.state.bad)
+        with self.world.together():
+            if self.world.main:
+                self.log = self._log(resumed_at=self.state.step)
+                self._publish()
+        return True
+
+    def _seconds(self) -> float:
+        return self.state.seconds + time.monotonic() - self._clock

@@ -1,0 +1,120 @@
+"""The training samples of a run, gone through once before the first step.
+
+What must be known of all of them is gathered in that one pass: with a million rows each further one would take a
+quarter of a minute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceptune.data.lazy_rows import select
+from perceptune.data.media.source import identity
+from perceptune.data.subset import sample_count, subset
+from perceptune.data.tasks.base import Task
+from perceptune.errors import UserError
+from perceptune.models.base import AdaptedModel
+from perceptune.training.sampler import WeightedDraws
+from perceptune.types import Medium, Sample
+
+
+class AnswerParts:
+    """Groups samples by prompt and first target; weights by which the answers to a prompt are drawn equally often.
+
+    A prompt keeps its share of all samples. Those with several targets count as their first.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._samples_of: Counter[str] = Counter()  # by prompt
+
+    def add(self, sample: Sample) -> int:
+        """Count a sample; return the number of its part."""
+        self._samples_of[sample.prompt] += 1
+        return self._numbers.setdefault((sample.prompt, sample.targets[0]), len(self._numbers))
+
+    def weights(self) -> list[float]:
+        """Return the weight of each part, in the order of their numbers."""
+        answers = Counter(prompt for prompt, _ in self._numbers)
+        return [self._samples_of[prompt] / answers[prompt] for prompt, _ in self._numbers]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Samples that can be tokenised and have something to learn from."""
+
+    samples: Sequence[Sample]
+    lengths: NDArray[np.int32]  # (n,) tokens with the longest target; 0 where batches do not depend on them
+    draws: WeightedDraws | None  # how parts of a mixture, or the answers to a prompt, are drawn
+    digest: str  # of everything a resumed run must find as it was
+    media: NDArray[np.int64]  # (n, modalities) a number for each medium, good in this process; 0 = none
+
+    def with_media_of(self, chosen: Sequence[Sample]) -> list[Sample]:
+        """Return all samples that share a medium with one of these."""
+        media = {medium for sample in chosen for medium in sample.media.values()}
+        return [sample for sample in self.samples if media & set(sample.media.values())]
+
+    def with_new_media(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those rows of `order`, still in order, that have a medium which none before them has."""
+        new = np.zeros(len(order), bool)
+        for numbers in self.media[order].T:
+            values, first = np.unique(numbers, return_index=True)
+            new[first[values != 0]] = True
+        return order[new]
+
+
+def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
+    """The chosen samples of the task's first split. Raises `UserError` naming a sample that cannot be learnt from."""
+    split = task.splits[0]
+    rows = task.samples(split)
+    config, seed = model.recipe.train, model.recipe.seed
+    size = sample_count(len(rows), config.samples)
+    chosen = subset(len(rows), size, seed if config.samples_seed is None else config.samples_seed)
+    if not chosen:
+        raise UserError(f"split `{split}` is empty: there is nothing to train on")
+    samples = select(rows, chosen)
+    lengths, parts, digest = np.zeros(len(samples), np.int32), np.zeros(len(samples), np.int32), hashlib.sha256()
+    media = np.zeros((len(samples), len(model.stores)), np.int64)
+    numbers = {name: number for number, name in enumerate(task.weights)}
+    answers = AnswerParts() if config.sampling == "balanced" else None
+    if answers is not None and numbers:
+        raise UserError("`train.sampling: balanced` does not go with a mixture, whose parts are drawn by their weights")
+    for index, sample in enumerate(samples):
+        if not sample.targets:
+            raise UserError(f"sample `{sample.id}` of split `{split}` has no targets to learn from")
+        model.check_modalities([sample])
+        lengths[index] = _length(model, sample)
+        media[index] = [hash(sample.media.get(modality, 0)) for modality in model.stores]
+        if numbers:
+            parts[index] = numbers[task.part_of(sample)]
+        elif answers is not None:
+            parts[index] = answers.add(sample)
+        names = [(modality, name_of(medium)) for modality, medium in sample.media.items()]
+        digest.update(repr((sample.id, sample.prompt, sample.targets, names)).encode())
+    weights = list(task.weights.values()) if answers is None else answers.weights()
+    draws = WeightedDraws(parts, weights, seed) if weights else None
+    return TrainingSet(samples, lengths, draws, digest.hexdigest(), media)
+
+
+def name_of(medium: Medium) -> str:
+    """Of a medium as it is called in the run folder, whenever it was changed."""
+    return identity(medium) if isinstance(medium, bytes) else str(medium)
+
+
+def _length(model: AdaptedModel, sample: Sample) -> int:
+    """Tokens of a sample with its longest target if `train.batch_tokens` asks for them, else 0."""
+    budget = model.recipe.train.batch_tokens
+    if budget is None:
+        for target in {*sample.targets}:
+            model.text.require_fit(sample, target)
+        return 0
+    length = max(len(model.text.training_ids(sample, target)[0]) for target in {*sample.targets})
+    if length > budget:
+        raise UserError(f"sample `{sample.id}`: {length} tokens, more than `train.batch_tokens` = {budget}")
+    return length

