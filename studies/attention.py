@@ -23,7 +23,7 @@ from perceptune.data.bootstrap import bootstrap_interval
 from perceptune.data.media.source import open_image
 from perceptune.errors import UserError
 from perceptune.methods.qformer.base import ENHANCED
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.run_folder import load
 from perceptune.tools.attention_maps import look
 from perceptune.tools.plots.heatmap import PanelRow, save_panel
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--photos", type=int, default=8)
     options = parser.parse_args(arguments)
     model = load(options.run)
-    if not isinstance(model, BlipModel):
+    if not isinstance(model, InstructBlipModel):
         raise UserError(f"{options.run} has no Q-Former to look with")
     options.out.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in options.file.read_text(encoding="utf-8").split("\n") if line]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from transformers import DynamicCache, GenerationConfig
 
-from perceptune.lm.slot_hooks import Splice, with_slots
+from perceptune.lm.slot_hooks import Splice, prepend_slot_columns
 from perceptune.types import Decoding, Slots
 from rows import Row
 
@@ -50,14 +50,14 @@ def transformers_own(
         )
         for slot in slots
     ]
-    ids, seen, _ = with_slots(ids, mask, width)
+    ids, seen, _ = prepend_slot_columns(ids, mask, width)
     drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.sample else {}
     search = {"length_penalty": decoding.length_penalty} if times > 1 else {}
     config = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens, num_beams=times, do_sample=decoding.sample, eos_token_id=eos,
         pad_token_id=0, **drawn, **search,
     )  # fmt: skip
-    with r.lm.using(Splice(several, mask.repeat_interleave(times, 0)), None):
+    with r.lm.hooks_active(Splice(several, mask.repeat_interleave(times, 0)), None):
         rows = r.lm.model.generate(
             input_ids=ids, attention_mask=seen, generation_config=config, past_key_values=DynamicCache()
         )
@@ -73,7 +73,7 @@ def beams_by_total_length(
 
     def logits(text: list[int]) -> torch.Tensor:
         seen = torch.cat([mask, mask.new_ones(1, len(text) - ids.shape[1])], 1)
-        return r.lm(torch.tensor([text]), seen, slots, plain=True)[0, -1]
+        return r.lm(torch.tensor([text]), seen, slots, use_reference_path=True)[0, -1]
 
     return old_beam_search(
         ids[0].tolist(), logits, beams=decoding.beams, penalty=decoding.length_penalty, eos=eos, limit=limit

@@ -73,7 +73,7 @@ def train_all(folder: Path, world: distributed.World) -> dict[str, Any]:
     sharded = [
         sum(type(p).__name__ == "DTensor" for layer in t.model.lm.layers for p in layer.parameters()) for t in made
     ]
-    rows = [[[row[0].id for row in picked] for step in range(4) for picked in t.feed._picked(step)] for t in made[:1]]
+    rows = [[[row[0].id for row in picked] for step in range(4) for picked in t.loader._picked(step)] for t in made[:1]]
     results = perceptune.evaluate(folder / "runs/odd", control=True, no_media=True)
     captions = {"name": "leaves.captions", "train": str(folder / "data/train.jsonl")}
     captioned = perceptune.evaluate(folder / "runs/odd", task=captions, control=True, into=folder / "captioned")
@@ -91,17 +91,17 @@ def caching(folder: Path, **cache: Any) -> dict[str, Any]:
 def cache(folder: Path, world: distributed.World) -> dict[str, Any]:
     """Pictures that each process encoded, before the first step and afterwards, on disk and in memory."""
     encoded, prepared = [0], list[int]()
-    encode, prepare = feature_cache.FeatureStore._encode, batch_loader.Feed.prepare
+    encode, prepare = feature_cache.FeatureStore._encode, batch_loader.BatchLoader.precompute
 
     def counted(self: feature_cache.FeatureStore, loaded: Any) -> Any:
         encoded[0] += len(loaded)
         return encode(self, loaded)
 
-    def noted(self: batch_loader.Feed, standardized: int) -> None:
+    def noted(self: batch_loader.BatchLoader, standardized: int) -> None:
         prepare(self, standardized)
         prepared.append(encoded[0])
 
-    feature_cache.FeatureStore._encode, batch_loader.Feed.prepare = counted, noted  # type: ignore[method-assign]
+    feature_cache.FeatureStore._encode, batch_loader.BatchLoader.precompute = counted, noted  # type: ignore[method-assign]
     found: dict[str, Any] = {}
     for mode in ("disk", "memory"):
         encoded[0] = 0
@@ -151,11 +151,11 @@ JOBS: dict[str, Callable[[Path, distributed.World], dict[str, Any]]] = {
 def main(job: str, place: Path) -> None:
     """One of the processes of a job."""
     shared = distributed.World()
-    found = shared.everyones(JOBS[job](place, shared))
-    if shared.main:
+    found = shared.all_gather(JOBS[job](place, shared))
+    if shared.is_main:
         (place / f"{job}.json").write_text(json.dumps(found))
-    distributed.leave()
-    distributed.end_at_once(0)
+    distributed.destroy_process_group()
+    distributed.hard_exit(0)
 
 
 if __name__ == "__main__":

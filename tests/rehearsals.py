@@ -122,7 +122,7 @@ def answer(run: Path, data: Path, ways: Sequence[str]) -> Seen:
 
 def _said(model: AdaptedModel, rows: Sequence[Sample], decoding: Decoding) -> list[list[int]]:
     with torch.no_grad():
-        return model.said(rows, decoding)
+        return model.generate(rows, decoding)
 
 
 def evaluate(run: Path) -> Seen:
@@ -149,7 +149,7 @@ def build_and_move(recipe: Mapping[str, Any], data: Path, dtype: str, way: str) 
         model = perceptune.build(dict(recipe), dtype=dtype, ready=False)
         devices = ("cuda", "cpu") if way == "back" else ("cpu", "cuda")
         model.to(devices[0])
-        model.get_ready(training=True)
+        model.setup(training=True)
         for device in devices:
             model.to(device)
             loss, _ = model.loss(model.collate(samples(data)))

@@ -53,7 +53,7 @@ class Row:
     features: dict[str, Features] = field(default_factory=dict)
 
     def plan(self, features: dict[str, Features] | None = None) -> list[Slots]:
-        return self.method.plan(self.features if features is None else features, self.ids.shape[0])
+        return self.method.build_slots(self.features if features is None else features, self.ids.shape[0])
 
     def media(self, batch: int, present: list[bool] | None = None) -> Features:
         """Features of a batch, as the method wants them of the dwarfs' encoder."""
@@ -97,7 +97,7 @@ def row(
     with torch.no_grad():
         for parameter in method.parameters():  # far from any neutral start, so that every part acts
             parameter.add_(torch.randn_like(parameter) * 0.3)
-    method.take_over(lm, {})
+    method.unfreeze(lm, {})
     if attach:
         method.attach(lm)
     ids = torch.randint(4, support.SIZE, (3, 11))

@@ -28,12 +28,12 @@ class NotWritableError(UserError):
         self.reason = reason
 
 
-class SaidElsewhereError(UserError):
+class NonMainProcessError(UserError):
     """An error that another process of the same job tells the user: this one ends without a word."""
 
 
 @contextmanager
-def naming(what: str) -> Iterator[None]:
+def error_prefix(what: str) -> Iterator[None]:
     """Says at the front of a `UserError` raised inside what it is about: a file, a key."""
     try:
         yield

@@ -74,14 +74,14 @@ def require_quiet(page: Any) -> None:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token takes a while, and no answer ends by itself."""
-    from perceptune.lm.generation.continuous_batch import Row
-    from perceptune.lm.generation.decode_state import Prefilled
+    from perceptune.lm.generation.continuous_batch import GeneratedSequence
+    from perceptune.lm.generation.decode_state import DecodeState
 
-    feed, take = Prefilled.feed, Row.take
+    feed, take = DecodeState.decode_step, GeneratedSequence.append
 
-    def slowly(self: Prefilled, tokens: Any) -> Any:
+    def slowly(self: DecodeState, tokens: Any) -> Any:
         time.sleep(0.03)
         return feed(self, tokens)
 
-    monkeypatch.setattr(Prefilled, "feed", slowly)
-    monkeypatch.setattr(Row, "take", lambda self, token: take(self, 5 if token == self.eos else token))
+    monkeypatch.setattr(DecodeState, "decode_step", slowly)
+    monkeypatch.setattr(GeneratedSequence, "append", lambda self, token: take(self, 5 if token == self.eos else token))

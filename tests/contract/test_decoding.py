@@ -28,7 +28,7 @@ class Asked:
         order = torch.tensor([0, 1, 0, 2, 1, 0])
         self.ids, self.mask = r.ids[order], r.mask[order]
         self.image = r.media(6, [True, True, True, False, True, False])
-        self.slots = r.method.plan({"image": self.image}, 6)
+        self.slots = r.method.build_slots({"image": self.image}, 6)
         greedy = r.lm.generate(self.ids, self.mask, self.slots, Decoding(8), eos=-1, pad=0)
         self.eos = ending_some(greedy)
 
@@ -39,7 +39,7 @@ class Asked:
         """Question i without padding."""
         start = int((self.mask[i] == 0).sum())
         image = Features(self.image.values[i : i + 1], self.image.present[i : i + 1])
-        slots = self.r.method.plan({"image": image}, 1)
+        slots = self.r.method.build_slots({"image": image}, 1)
         return self.ids[i : i + 1, start:], self.mask[i : i + 1, start:], slots
 
 

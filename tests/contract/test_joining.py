@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from answers import ending_some
-from perceptune.lm.generation.continuous_batch import Going, Row
-from perceptune.lm.generation.decode_state import Prefilled
-from perceptune.lm.generation.sampling import chooser
+from perceptune.lm.generation.continuous_batch import ContinuousBatch, GeneratedSequence
+from perceptune.lm.generation.decode_state import DecodeState
+from perceptune.lm.generation.sampling import make_sampler
 from perceptune.types import Decoding, Features
 from rows import every_row, row
 
@@ -37,17 +37,19 @@ class Asked:
         self.eos = ending_some(free)
         self.most = [chance.choice([2, 5, 9, 14]) for _ in range(8)]
 
-    def begin(self, which: list[int], decoding: Decoding, eos: int) -> Going:
+    def begin(self, which: list[int], decoding: Decoding, eos: int) -> ContinuousBatch:
         """A group of some of them, all of the same parity: those are of one method."""
         longest = max(len(self.texts[i]) for i in which)
         ids = torch.stack([torch.nn.functional.pad(self.texts[i], (longest - len(self.texts[i]), 0)) for i in which])
         mask = torch.stack([(torch.arange(longest) >= longest - len(self.texts[i])).long() for i in which])
         features = Features(self.media.values[which], torch.ones(len(which), dtype=torch.bool))
         features.present[:] = self.media.present[which]
-        slots = self.methods[which[0] % 2].plan({"image": features}, len(which))
-        choose = chooser(decoding, [100 + i for i in which], ids.device)
-        rows = [Row(self.most[i] if eos >= 0 else 10, eos, choose, number) for number, i in enumerate(which)]
-        return Going(Prefilled(self.lm, ids, mask, slots, 3), rows)
+        slots = self.methods[which[0] % 2].build_slots({"image": features}, len(which))
+        choose = make_sampler(decoding, [100 + i for i in which], ids.device)
+        rows = [
+            GeneratedSequence(self.most[i] if eos >= 0 else 10, eos, choose, number) for number, i in enumerate(which)
+        ]
+        return ContinuousBatch(DecodeState(self.lm, ids, mask, slots, 3), rows)
 
     def alone(self, i: int, decoding: Decoding, eos: int) -> list[int]:
         going = self.begin([i], decoding, eos)
@@ -90,7 +92,7 @@ def test_columns_that_nobody_sees_are_left_behind() -> None:
         going.step()
         going.join([asked.begin([(2 * turn) % 8], GREEDY, 10_000)])
         widest = max(widest, going.state.cache.length)
-    assert going.open <= 7
+    assert going.num_active <= 7
     slots = sum(width for _, width in going.state.layout)
     assert widest <= slots + max(map(len, asked.texts)) + 6
 
@@ -103,7 +105,7 @@ def test_a_cache_grows_when_it_is_full() -> None:
     while short.step():
         pass
     ids = asked.texts[0][None]
-    slots = asked.methods[0].plan({"image": Features(asked.media.values[:1], asked.media.present[:1])}, 1)
+    slots = asked.methods[0].build_slots({"image": Features(asked.media.values[:1], asked.media.present[:1])}, 1)
     whole = asked.lm.generate(ids, torch.ones_like(ids), slots, Decoding(200), eos=10_000, pad=0)
     assert short.rows[0].tokens == whole[0]
     assert len(whole[0]) == 200

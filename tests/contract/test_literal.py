@@ -190,5 +190,5 @@ def test_the_official_mask_never_looks_at_padding() -> None:
     together = r.logits()
     ids, mask = r.ids[1:2, 5:], r.mask[1:2, 5:]
     one = {"image": type(r.features["image"])(r.features["image"].values[1:2], r.features["image"].present[1:2])}
-    alone = r.lm(ids, mask, r.method.plan(one, 1))
+    alone = r.lm(ids, mask, r.method.build_slots(one, 1))
     assert (alone[0] - together[1, 5:]).abs().max() < 1e-5

@@ -177,7 +177,7 @@ def test_without_media_only_the_text_side_acts(name: str, family: str) -> None:
 
 
 FROZEN = [name for name in method_names() if not row(name, "llama").method.trains_lm]
-CONNECTOR_ONLY = [name for name in method_names() if not list(row(name, "llama").method.text_side())]
+CONNECTOR_ONLY = [name for name in method_names() if not list(row(name, "llama").method.prompt_group())]
 
 
 @every_row
@@ -212,7 +212,7 @@ def test_a_ragged_batch_answers_as_each_alone(name: str, family: str) -> None:
             ids, mask = r.ids[i : i + 1, start:], r.mask[i : i + 1, start:]
             image = r.features["image"]
             one = {"image": Features(image.values[i : i + 1], image.present[i : i + 1])}
-            alone = r.lm.generate(ids, mask, r.method.plan(one, 1), Decoding(6, beams=beams), eos=2, pad=0)
+            alone = r.lm.generate(ids, mask, r.method.build_slots(one, 1), Decoding(6, beams=beams), eos=2, pad=0)
             assert alone[0] == together[i], f"{beams} beams, row {i}"
 
 
@@ -221,9 +221,9 @@ def test_a_ragged_batch_answers_as_each_alone(name: str, family: str) -> None:
 def test_mixed_rows_answer_as_each_alone(name: str, family: str) -> None:
     r = row(name, family)
     mixed = r.media(3, [True, False, True])
-    together = r.lm.generate(r.ids, r.mask, r.method.plan({"image": mixed}, 3), Decoding(6), eos=2, pad=0)
+    together = r.lm.generate(r.ids, r.mask, r.method.build_slots({"image": mixed}, 3), Decoding(6), eos=2, pad=0)
     ids, mask = r.ids[1:2, 5:], r.mask[1:2, 5:]
-    assert r.lm.generate(ids, mask, r.method.plan({}, 1), Decoding(6), eos=2, pad=0)[0] == together[1]
+    assert r.lm.generate(ids, mask, r.method.build_slots({}, 1), Decoding(6), eos=2, pad=0)[0] == together[1]
 
 
 @every_row
@@ -275,11 +275,11 @@ def test_two_modalities_in_one_batch_answer_as_each_alone() -> None:
     r = row("epalm", "llama", shapes={"image": SHAPE, "audio": SHAPE})
     image, audio = r.media(3, [True, False, True]), r.media(3, [False, True, True])
     both = {"image": image, "audio": audio}
-    together = r.lm.generate(r.ids, r.mask, r.method.plan(both, 3), Decoding(6), eos=2, pad=0)
+    together = r.lm.generate(r.ids, r.mask, r.method.build_slots(both, 3), Decoding(6), eos=2, pad=0)
     for i in range(3):
         start = int((r.mask[i] == 0).sum())
         one = {name: Features(f.values[i : i + 1], f.present[i : i + 1]) for name, f in both.items() if f.present[i]}
         ids, mask = r.ids[i : i + 1, start:], r.mask[i : i + 1, start:]
-        assert r.lm.generate(ids, mask, r.method.plan(one, 1), Decoding(6), eos=2, pad=0)[0] == together[i]
-    without = r.lm(r.ids, r.mask, r.method.plan({"image": image}, 3))
-    assert (r.lm(r.ids, r.mask, r.method.plan(both, 3)) - without)[2].abs().max() > 1e-3
+        assert r.lm.generate(ids, mask, r.method.build_slots(one, 1), Decoding(6), eos=2, pad=0)[0] == together[i]
+    without = r.lm(r.ids, r.mask, r.method.build_slots({"image": image}, 3))
+    assert (r.lm(r.ids, r.mask, r.method.build_slots(both, 3)) - without)[2].abs().max() > 1e-3

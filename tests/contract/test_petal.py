@@ -18,7 +18,7 @@ import perceptune
 from perceptune.errors import UserError
 from perceptune.lm.frozen_blip import Instruction
 from perceptune.methods.qformer.base import ExpertsOptions, GatedExperts
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.run_folder import load_method, write_tensors
 from perceptune.training.optimizer import MethodOptimizer
 from perceptune.types import Sample
@@ -39,10 +39,10 @@ def recipe(folder: Path, kind: str = "t5", **method: Any) -> dict[str, Any]:
     return blips.recipe(folder / kind, method={**SMALL, **method}, cache={"features": "memory"})
 
 
-def built(folder: Path, kind: str = "t5", *, far: bool = False, **method: Any) -> BlipModel:
+def built(folder: Path, kind: str = "t5", *, far: bool = False, **method: Any) -> InstructBlipModel:
     """In evaluation mode; `far` from the neutral start on demand."""
-    model = cast(BlipModel, perceptune.build(recipe(folder, kind, **method)))
-    model.dropout(on=False)
+    model = cast(InstructBlipModel, perceptune.build(recipe(folder, kind, **method)))
+    model.set_dropout(on=False)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.method.parameters() if far else ():
@@ -55,7 +55,7 @@ def samples(folder: Path) -> list[Sample]:
     return [Sample(str(i), {"image": folder / f"data/train{i}.png"}, q, (a,)) for i, (q, a) in enumerate(rows)]
 
 
-def loss_of(model: BlipModel, rows: Sequence[Sample]) -> Tensor:
+def loss_of(model: InstructBlipModel, rows: Sequence[Sample]) -> Tensor:
     return model.loss(model.collate(rows))[0].detach()
 
 
@@ -64,9 +64,9 @@ def loss_of(model: BlipModel, rows: Sequence[Sample]) -> Tensor:
 def test_at_the_start_it_is_the_bare_model(folder: Path, kind: str, read: list[str]) -> None:
     """With the same text read by the Q-Former; to the rounding, for maps that are computed together round otherwise."""
     rows, petal = samples(folder), built(folder, kind, instructions=read)
-    bare = cast(BlipModel, perceptune.build(blips.recipe(folder / kind, cache={"features": "memory"})))
+    bare = cast(InstructBlipModel, perceptune.build(blips.recipe(folder / kind, cache={"features": "memory"})))
     bare.text.instructions = lambda text: (" ".join([*read, text]),)  # type: ignore[attr-defined]
-    bare.dropout(on=False)
+    bare.set_dropout(on=False)
     torch.testing.assert_close(loss_of(petal, rows), loss_of(bare, rows), rtol=2e-6, atol=0)
     assert petal.answer(rows) == bare.answer(rows)
 
@@ -75,12 +75,12 @@ def test_the_experts_change_text_and_nothing_else(folder: Path) -> None:
     model = built(folder, far=True, dma=None, sib=None)
     seen: list[Tensor] = []
     model.blip.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    model.queried(samples(folder))
+    model.query(samples(folder))
     with torch.no_grad():
         for expert in cast(GatedExperts, model.method.experts).experts:
             expert.up.weight.zero_()
             expert.up.bias.zero_()
-    model.queried(samples(folder))
+    model.query(samples(folder))
     n = model.blip.n_queries
     assert torch.equal(seen[0][:, :n], seen[1][:, :n])
     assert not torch.equal(seen[0][:, n:], seen[1][:, n:])
@@ -130,7 +130,7 @@ def test_balance_is_part_of_the_loss_while_training(folder: Path) -> None:
     for balance in (0.0, 0.5):
         model = built(folder, sib=None, dma=None, experts={"balance": balance, "n": 2})
         model.method.options = model.method.options.model_copy(update={"dropout": False})
-        model.dropout(on=True)
+        model.set_dropout(on=True)
         loss, n = model.loss(model.collate(rows))
         losses.append(float(loss.detach()) / n)
     assert losses[1] - losses[0] == pytest.approx(0.5, abs=0.3)  # 0.5 times a value from 1 to 2
@@ -139,15 +139,15 @@ def test_balance_is_part_of_the_loss_while_training(folder: Path) -> None:
 
 def test_several_passes_are_their_mean(folder: Path) -> None:
     rows, model = samples(folder), built(folder, far=True, mode="multi_pass")
-    alone = [built(folder, far=True, instructions=[one]).queried(rows).queries for one in READ]
-    assert torch.allclose(model.queried(rows).queries, torch.stack(alone).mean(0), atol=1e-5)
+    alone = [built(folder, far=True, instructions=[one]).query(rows).queries for one in READ]
+    assert torch.allclose(model.query(rows).queries, torch.stack(alone).mean(0), atol=1e-5)
     assert not torch.allclose(alone[0], alone[1], atol=1e-3)
 
 
 def test_random_instructions_are_drawn_once_and_kept_in_the_run(folder: Path, tmp_path: Path) -> None:
     def ids(seed: int) -> Tensor:
         given = {**recipe(folder, random_instructions=[3, 5]), "seed": seed}
-        return cast(BlipModel, perceptune.build(given)).method.get_buffer("random_ids")
+        return cast(InstructBlipModel, perceptune.build(given)).method.get_buffer("random_ids")
 
     half = len(blips.WORDS) // 2
     assert torch.equal(ids(0), ids(0))
@@ -156,16 +156,16 @@ def test_random_instructions_are_drawn_once_and_kept_in_the_run(folder: Path, tm
     model, read = built(folder, random_instructions=[3, 5]), list[Instruction | None]()
     run = model.blip.run_qformer
     model.blip.run_qformer = lambda q, i, x: (read.append(i), run(q, i, x))[1]  # type: ignore[method-assign]
-    model.queried(samples(folder)[:1])
+    model.query(samples(folder)[:1])
     [one] = cast(list[Instruction], read)
     assert torch.equal(one.ids[0, 1:9], ids(0))
     assert one.ids[0, [0, -1]].tolist() == [2, 3], "[CLS] in front, [SEP] behind"
-    other = cast(BlipModel, perceptune.build({**recipe(folder, random_instructions=[3, 5]), "seed": 1}))
+    other = cast(InstructBlipModel, perceptune.build({**recipe(folder, random_instructions=[3, 5]), "seed": 1}))
     write_tensors(tmp_path / "m.safetensors", model.method.state_dict())
     load_method(tmp_path / "m.safetensors", other)
     assert torch.equal(other.method.get_buffer("random_ids"), ids(0))
     with pytest.raises(UserError, match="positions"):
-        built(folder, random_instructions=[20]).queried(samples(folder))
+        built(folder, random_instructions=[20]).query(samples(folder))
 
 
 @pytest.mark.parametrize("estimator", [{}, {"upper": "leave_one_out"}, {"estimator": "unreleased"}])
@@ -181,12 +181,12 @@ def test_estimators_learn_and_are_no_part_of_the_method(folder: Path, estimator:
     moving = {name for name in beside if not name.endswith("judge.2.bias")}
     still = set(moving)
     for step in range(3):
-        optimizer.set_rates(step)
-        model.dropout(on=True)
+        optimizer.set_lr(step)
+        model.set_dropout(on=True)
         loss, n = model.loss(model.collate(samples(folder)))
         (loss / n).backward()
         still -= {name for name, p in optimizer.auxiliary.items() if p.grad is not None and p.grad.abs().max() > 0}
-        optimizer.update()
+        optimizer.step()
     assert still == set()
     assert [name for name in moving if torch.equal(optimizer.auxiliary[name], beside[name])] == []
     assert model.method.to(torch.float64) is model.method
@@ -200,11 +200,11 @@ def test_the_bottleneck_is_in_the_loss_of_training_and_in_no_other(folder: Path)
             folder, far=True, dropout=False, dma={"r": 4, "dropout": 0.0}, sib={**SMALL["sib"], "alpha": alpha}
         )
         evaluated, n = model.loss(model.collate(rows))
-        model.dropout(on=True)
+        model.set_dropout(on=True)
         trained, _ = model.loss(model.collate(rows))
         values[alpha] = float((trained - evaluated).detach()) / n
         one, _ = model.loss(model.collate(rows[:1]))
-        model.dropout(on=False)
+        model.set_dropout(on=False)
         assert float(one.detach()) == pytest.approx(float(loss_of(model, rows[:1])), rel=1e-6), "one row has no term"
     assert values[0.0] == pytest.approx(0, abs=1e-6), "fitting q is a gradient without a value"
     assert abs(values[0.1]) > 1e-4
@@ -246,7 +246,7 @@ def test_the_released_mean_over_the_batch_leaks_while_training_only(folder: Path
     found = {}
     for training in (True, False):
         model.method.train(training)
-        found[training] = torch.allclose(model.queried(rows).queries[:1], model.queried(rows[:1]).queries, atol=1e-5)
+        found[training] = torch.allclose(model.query(rows).queries[:1], model.query(rows[:1]).queries, atol=1e-5)
     assert found == {True: False, False: True}
 
 
@@ -262,7 +262,7 @@ def test_the_released_parts_are_their_formulas(folder: Path) -> None:
     layer.attention.register_forward_hook(lambda _, __, out: outputs.append(out))
     layer.output_query.register_forward_hook(lambda _, __, out: outputs.append(out))
     layer.register_forward_hook(lambda _, __, out: outputs.append(out))
-    model.queried(samples(folder))
+    model.query(samples(folder))
     n = model.blip.n_queries
     attended, plain, given = (one[:, :n] for one in outputs)
     expected = plain + 0.1 * (attended * transform.scale[1] + transform.shift[1])

@@ -16,7 +16,7 @@ import torch
 import blips
 import perceptune
 from perceptune.config.registry import leaves
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.run_folder import load_method, write_tensors
 from perceptune.types import Decoding, Sample
 
@@ -85,17 +85,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return blips.save_all(tmp_path_factory.mktemp("blips"))
 
 
-def row(folder: Path, name: str, kind: str) -> BlipModel:
+def row(folder: Path, name: str, kind: str) -> InstructBlipModel:
     """A model whose method is far from any neutral start, so that every part acts."""
     base, extra = EXTRA.get(name, (name, {}))
     extra = {**SMALL.get(base, {}), **extra}
     given = blips.recipe(folder / kind, method={"name": base, **extra}, cache={"features": "memory"})
-    model = cast(BlipModel, perceptune.build(given))
+    model = cast(InstructBlipModel, perceptune.build(given))
     torch.manual_seed(3)
     with torch.no_grad():
         for parameter in model.method.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.dropout(on=False)
+    model.set_dropout(on=False)
     return model
 
 
@@ -104,15 +104,15 @@ def samples(folder: Path) -> list[Sample]:
     return [Sample(str(i), {"image": folder / f"data/train{i}.png"}, q, (a,)) for i, (q, a) in enumerate(rows)]
 
 
-def train(model: BlipModel, rows: list[Sample], steps: int = 3) -> None:
+def train(model: InstructBlipModel, rows: list[Sample], steps: int = 3) -> None:
     optimizer = torch.optim.SGD(model.method.parameters(), lr=1e-2)
-    model.dropout(on=True)
+    model.set_dropout(on=True)
     for _ in range(steps):
         loss, n = model.loss(model.collate(rows))
         (loss / n).backward()
         optimizer.step()
         optimizer.zero_grad()
-    model.dropout(on=False)
+    model.set_dropout(on=False)
 
 
 @on_every_kind
@@ -148,8 +148,8 @@ def test_a_batch_is_its_rows(folder: Path, name: str, kind: str) -> None:
 @on_every_kind
 def test_what_is_saved_is_all_that_was_learnt(folder: Path, tmp_path: Path, name: str, kind: str) -> None:
     model, rows = row(folder, name, kind), samples(folder)
-    fresh = cast(BlipModel, perceptune.build(model.recipe))
-    fresh.dropout(on=False)
+    fresh = cast(InstructBlipModel, perceptune.build(model.recipe))
+    fresh.set_dropout(on=False)
     train(model, rows)
     expected = model.answer(rows)
     loss = float(model.loss(model.collate(rows))[0].detach())
@@ -165,7 +165,7 @@ def test_the_picture_and_the_question_both_count(folder: Path, name: str) -> Non
     """Of the question, what the Q-Former makes of it."""
     model = row(folder, name, "t5")
     [first, second, _] = samples(folder)
-    queries = [model.queried([one]).queries for one in (
+    queries = [model.query([one]).queries for one in (
         first, Sample("", second.media, first.prompt), Sample("", first.media, second.prompt), first
     )]  # fmt: skip
     assert torch.equal(queries[0], queries[3])

@@ -24,7 +24,7 @@ def literal(r: Row, ids: Tensor, mask: Tensor, slots: Sequence[Slots], tokens: S
     """One row and one continuation through every layer, everything computed."""
     kept = mask[0].bool()
     whole = torch.cat([ids[:, kept], torch.tensor([tokens])], 1)
-    logits = r.lm(whole, torch.ones_like(whole), slots, plain=True)[0].log_softmax(-1)
+    logits = r.lm(whole, torch.ones_like(whole), slots, use_reference_path=True)[0].log_softmax(-1)
     start = int(kept.sum())
     return [float(logits[start - 1 + place, token]) for place, token in enumerate(tokens)]
 
@@ -40,9 +40,9 @@ def test_they_are_those_of_a_literal_forward(name: str, family: str) -> None:
     image = r.media(3, PRESENT)
     ids, mask = r.ids[:3], r.mask[:3]
     with torch.no_grad():
-        together = continuation_logprobs(r.lm, ids, mask, r.method.plan({"image": image}, 3), CONTINUATIONS)
+        together = continuation_logprobs(r.lm, ids, mask, r.method.build_slots({"image": image}, 3), CONTINUATIONS)
         for i, own in enumerate(CONTINUATIONS):
-            slots = r.method.plan({"image": media_of(image, i)}, 1)
+            slots = r.method.build_slots({"image": media_of(image, i)}, 1)
             [alone] = continuation_logprobs(r.lm, ids[i : i + 1], mask[i : i + 1], slots, [own])
             for tokens, batched, single in zip(own, together[i], alone, strict=True):
                 assert batched == pytest.approx(literal(r, ids[i : i + 1], mask[i : i + 1], slots, tokens), abs=1e-5)
@@ -53,7 +53,7 @@ def test_what_cannot_be_split_runs_whole() -> None:
     r = row("epalm", "llama")
     image = r.media(3, PRESENT)
     ids, mask = r.ids[:3], r.mask[:3]
-    slots = r.method.plan({"image": image}, 3)
+    slots = r.method.build_slots({"image": image}, 3)
     with torch.no_grad():
         fast = continuation_logprobs(r.lm, ids, mask, slots, CONTINUATIONS)
         with pytest.MonkeyPatch.context() as patch:
@@ -66,7 +66,7 @@ def test_what_cannot_be_split_runs_whole() -> None:
 
 def test_a_prompt_is_computed_once_for_all_its_continuations() -> None:
     r = row("epalm", "llama")
-    slots = r.method.plan({"image": r.media(3, PRESENT)}, 3)
+    slots = r.method.build_slots({"image": r.media(3, PRESENT)}, 3)
     seen: list[tuple[int, int]] = []
     embed = r.lm.model.get_input_embeddings()
     hook = embed.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
@@ -87,7 +87,7 @@ def test_no_continuations_are_none() -> None:
 def test_greedy_tokens_are_the_likeliest(family: str) -> None:
     """Of what was generated, no single token could be replaced by a likelier one."""
     r = row("epalm", family)
-    slots = r.method.plan({"image": r.media(3, PRESENT)}, 3)
+    slots = r.method.build_slots({"image": r.media(3, PRESENT)}, 3)
     ids, mask = r.ids[:3], r.mask[:3]
     answers = r.lm.generate(ids, mask, slots, Decoding(4), eos=-1, pad=0)
     others = [[answer, [*answer[:2], (answer[2] + 1) % 40]] for answer in answers]

@@ -13,7 +13,7 @@ import perceptune
 import support
 from perceptune.config.recipe import load_recipe
 from perceptune.errors import UserError
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.instructblip.text_format import BlipText
 from perceptune.types import Decoding, Sample
 
@@ -40,8 +40,8 @@ def test_answers_are_those_of_transformers(folder: Path, kind: str, beams: int, 
     """Row by row: transformers counts what lies before the answer, too, where it is given as ids; here none is."""
     from transformers import GenerationConfig
 
-    model = cast(BlipModel, perceptune.build(blips.recipe(folder / kind, cache={"features": "memory"})))
-    model.dropout(on=False)
+    model = cast(InstructBlipModel, perceptune.build(blips.recipe(folder / kind, cache={"features": "memory"})))
+    model.set_dropout(on=False)
     with (
         torch.no_grad()
     ):  # T5's start token, which transformers penalises as if it had been said, is out of the running
@@ -49,8 +49,8 @@ def test_answers_are_those_of_transformers(folder: Path, kind: str, beams: int, 
     blip, rows, start = model.blip, samples(folder), 1 if kind == "t5" else 0
 
     def answers(those: list[Sample], eos: int, **keys: Any) -> list[list[int]]:
-        tokens = cast(BlipText, model.text).asked(those).for_lm(model.device)
-        queries = model.queried(those).queries
+        tokens = cast(BlipText, model.text).encode_prompts(those).for_lm(model.device)
+        queries = model.query(those).queries
         return blip.generate(queries, tokens, Decoding(8, beams=beams, **keys), eos=eos, pad=0)
 
     ends = {token for row in answers(rows, -1) for token in row}
@@ -61,7 +61,7 @@ def test_answers_are_those_of_transformers(folder: Path, kind: str, beams: int, 
     )
     for row, found in zip(rows, together, strict=True):
         inputs = blip._inputs(
-            model.queried([row]).queries, cast(BlipText, model.text).asked([row]).for_lm(model.device)
+            model.query([row]).queries, cast(BlipText, model.text).encode_prompts([row]).for_lm(model.device)
         )
         inputs.pop("position_ids", None)
         with torch.no_grad():

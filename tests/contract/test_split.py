@@ -35,7 +35,7 @@ def test_equal_prompts_with_other_media_are_generated_like_different_ones(name: 
     order = torch.tensor([0, 1, 0, 2, 1, 0])
     ids, mask = r.ids[order], r.mask[order]
     features = {"image": r.media(6, [True, True, True, False, True, False])}
-    slots = r.method.plan(features, 6)
+    slots = r.method.build_slots(features, 6)
     endless = uncached(r, ids, mask, slots, 8, -1)
     eos = ending_some(endless)
     expected = [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in endless]
@@ -55,9 +55,9 @@ def test_split_execution_equals_the_plain_path(name: str, family: str, present: 
         slots = r.plan({"image": Features(r.features["image"].values, torch.tensor(present))})
         r.lm.check()
         assert r.lm.no_split is None, "else both are the plain path"
-        logits = r.lm(r.ids, r.mask, slots, keep=keep, plain=plain)
+        logits = r.lm(r.ids, r.mask, slots, keep=keep, use_reference_path=plain)
         targets = r.ids[:, -2:].flatten()
-        loss = r.lm.loss(r.ids, r.mask, slots, keep=keep, targets=targets, plain=plain)
+        loss = r.lm.loss(r.ids, r.mask, slots, keep=keep, targets=targets, use_reference_path=plain)
         expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
         assert torch.allclose(loss, expected, rtol=1e-6)
         if loss.requires_grad:
@@ -83,7 +83,7 @@ def test_every_family_is_split_and_its_head_is_used_as_it_is(family: str) -> Non
 def test_an_lm_that_cannot_be_split_says_so_and_runs_the_plain_path() -> None:
     r = row("epalm", "llama")
     before, seen = r.logits(), r.mask.bool()
-    below = [r.lm.states_at(2, r.ids, r.mask, slots)[seen] for slots in ([], r.plan())]
+    below = [r.lm.hidden_states_at(2, r.ids, r.mask, slots)[seen] for slots in ([], r.plan())]
     for layer in r.lm.layers:  # an attention that never asks for a cache
         forward = layer.self_attn.forward
         layer.self_attn.forward = lambda *a, past_key_values=None, forward=forward, **k: forward(*a, **k)
@@ -92,7 +92,7 @@ def test_an_lm_that_cannot_be_split_says_so_and_runs_the_plain_path() -> None:
     assert "keys and values" in r.lm.no_split
     assert torch.allclose(r.logits(), before, atol=1e-5)
     for slots, states in zip(([], r.plan()), below, strict=True):
-        assert torch.allclose(r.lm.states_at(2, r.ids, r.mask, slots)[seen], states, atol=1e-5)
+        assert torch.allclose(r.lm.hidden_states_at(2, r.ids, r.mask, slots)[seen], states, atol=1e-5)
     assert r.lm.generate(r.ids, r.mask, r.plan(), Decoding(1), eos=2, pad=0)
 
 
@@ -153,6 +153,6 @@ def test_layers_below_the_first_are_not_needed(name: str, family: str) -> None:
     """The method's own statement of what lies below it holds: states computed without it give the same result."""
     r = row(name, family)
     layer = r.method.first_layer
-    below = (layer, r.lm.states_at(layer, r.ids, r.mask))
+    below = (layer, r.lm.hidden_states_at(layer, r.ids, r.mask))
     difference = r.lm(r.ids, r.mask, r.plan(), text_states=below) - r.logits()
     assert difference[r.mask.bool()].abs().max() < 1e-5

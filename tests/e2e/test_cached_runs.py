@@ -17,7 +17,7 @@ import support
 from perceptune.cli.main import run as cli
 from perceptune.data.build_task import make_task
 from perceptune.models.run_folder import METHOD, describe
-from perceptune.training.batch_loader import Feed
+from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.trainer import Trainer
 from perceptune.utils.distributed import World
 from runs import Counting, features_folder
@@ -55,10 +55,10 @@ def test_steps_and_answers_only_read(dwarfs: Path, tmp_path: Path, monkeypatch: 
         return stopped
 
     monkeypatch.setattr(Trainer, "_step", unencoded)
-    with contextlib.closing(trainer.feed):
+    with contextlib.closing(trainer.loader):
         trainer.fit()
-    media = {row.media["image"] for step in range(2) for batch in [trainer.feed.order.positions(step)]
-             for row in [trainer.feed.samples[index] for _, index in batch]}  # fmt: skip
+    media = {row.media["image"] for step in range(2) for batch in [trainer.loader.order.positions(step)]
+             for row in [trainer.loader.samples[index] for _, index in batch]}  # fmt: skip
     assert len(media) < counting.encoded <= len(media) + 3 + 16
     answer = perceptune.AdaptedModel.answer
     before = []
@@ -85,8 +85,8 @@ def test_training_sees_views_and_answers_see_the_plain_picture(
     samples = list(make_task(model.recipe).samples("train"))
     plain = model.encode(samples)["image"].values
     assert torch.equal(plain, perceptune.build(recipe(dwarfs, tmp_path / "c")).encode(samples)["image"].values)
-    with contextlib.closing(Feed(model, make_task(model.recipe), tmp_path, World())) as feed:
-        feed.prepare(4)
+    with contextlib.closing(BatchLoader(model, make_task(model.recipe), tmp_path, World())) as feed:
+        feed.precompute(4)
         batches = [batch for step in range(12) for batch in feed.batches(step) if batch]
         again = feed.batches(3)[0]
     seen = [batch.features["image"].values for batch in batches]

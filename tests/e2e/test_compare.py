@@ -95,7 +95,7 @@ def test_the_best_validation_value_wins_and_of_equals_the_first(
         return {"accuracy": values[run.recipe.train.lr]}
 
     monkeypatch.setattr(comparing, "_trained", lambda _: None)
-    monkeypatch.setattr(comparing, "_judged", judged)
+    monkeypatch.setattr(comparing, "_evaluated", judged)
     setting, found = comparing._select(plan, plan.entries[0], tmp_path, lambda _: None)
     assert setting == {"train.lr": 0.2}
     assert [*found.values()] == [*values.values()]
@@ -119,7 +119,7 @@ def test_only_the_test_is_evaluated_with_controls(
 
     monkeypatch.setattr(comparing, "evaluate", evaluated)
     run = comparing._Run(plan.entries[0].recipe, tmp_path / "run")
-    comparing._judged(run, "held-out", None, tmp_path / into)
+    comparing._evaluated(run, "held-out", None, tmp_path / into)
     wanted = None if into == "run" else False
     assert [(one.get("control"), one.get("no_media")) for one in given] == [(wanted, wanted)]
 

@@ -26,7 +26,7 @@ import perceptune
 from forks import Fork
 from perceptune.cli import commands
 from perceptune.cli.main import main as cli
-from perceptune.utils.run_log import read_log, speaks
+from perceptune.utils.run_log import is_main_process, read_log
 from runs import features_folder, logged_steps, rows_of, tensors
 
 TESTS = Path(jobs.__file__).parent
@@ -193,7 +193,7 @@ def test_processes_share_the_work_of_the_cache_and_its_results(place: Path, tmp_
     views = first["disk"][0] + second["disk"][0]
     assert views <= first["memory"][0] == second["memory"][0] == first["memory"][1]
     assert "train30.png" in (folder / "disk/bad_media.jsonl").read_text()
-    assert [found["said"][0] for found in (first, second)] == ["UserError", "SaidElsewhereError"]
+    assert [found["said"][0] for found in (first, second)] == ["UserError", "NonMainProcessError"]
     assert "train30.png: not an image" in first["said"][1]
     assert not logged_steps(folder / "strict")
     alone = shutil.copytree(place, tmp_path / "alone")
@@ -209,8 +209,8 @@ def test_an_error_of_one_process_ends_both_and_is_said_once(place: Path, tmp_pat
     first, second = job("ddp", "fail", folder)
     words = "no room on the second machine"
     assert first["said"][:2] == [["UserError", words]] * 2
-    assert second["said"][:2] == [["SaidElsewhereError", words]] * 2
-    assert [found["said"][2][0] for found in (first, second)] == ["UserError", "SaidElsewhereError"]
+    assert second["said"][:2] == [["NonMainProcessError", words]] * 2
+    assert [found["said"][2][0] for found in (first, second)] == ["UserError", "NonMainProcessError"]
     assert first["said"][2][1].startswith("the loss is nan at step 1")
     (folder / "r.yaml").write_text(perceptune.load_recipe(jobs.recipes(folder)["odd"]).dump())
     with forked("ddp", lambda: command("train", str(folder / "r.yaml"), "train.stepps=3"), folder) as both:
@@ -251,7 +251,7 @@ def test_interrupted_killed_and_resumed(place: Path, tmp_path: Path) -> None:
 
 def command(*words: str) -> int:
     """The command line in a fork, whose console was made before the fork knew its rank."""
-    commands.out.quiet = not speaks()
+    commands.out.quiet = not is_main_process()
     return cli(words)
 
 

@@ -66,7 +66,9 @@ def test_any_task_is_evaluated_apart_from_the_runs_own(
 def test_what_can_fail_fails_before_the_first_answer(
     run: Path, other: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("perceptune.evaluation.evaluate.judge", lambda *_, **__: pytest.fail("it was answered"))
+    monkeypatch.setattr(
+        "perceptune.evaluation.evaluate.predict_and_score", lambda *_, **__: pytest.fail("it was answered")
+    )
     (run / "eval").write_text("a file where the results' folder would be")
     assert cli(["eval", str(run), "--data", str(other)]) == 2
     assert f"{run / 'eval/other'}: cannot be written" in (said := capsys.readouterr().err)
@@ -190,7 +192,9 @@ def literal(model: AdaptedModel, sample: perceptune.Sample, answer: list[int]) -
     prompt = model.text.prompt_ids(sample)
     ids = torch.tensor([prompt + answer])
     with torch.no_grad():
-        logits = model.lm(ids, torch.ones_like(ids), model.method.plan(model.encode([sample]), 1), plain=True)[0]
+        logits = model.lm(
+            ids, torch.ones_like(ids), model.method.build_slots(model.encode([sample]), 1), use_reference_path=True
+        )[0]
     chances = logits.log_softmax(-1)[len(prompt) - 1 : -1]
     return [float(row[token]) for row, token in zip(chances, answer, strict=True)]
 

@@ -57,11 +57,11 @@ def test_kept_or_not_the_features_are_the_encoders_own(
 
 def test_a_full_memory_computes_the_rest_at_each_use(encoder: Encoder, pictures: list[Path], tmp_path: Path) -> None:
     few = FeatureStore(encoder, LEVELS, "all", CacheConfig(features="memory"), megabytes=1)
-    few.ensure(pictures)
+    few.precompute(pictures)
     assert not few._full
     few._kept.budget = 1000  # type: ignore[union-attr]
     more = [path.read_bytes() + b"!" for path in pictures]
-    assert few.ensure(more) == 16, "it stops where nothing fits any more"
+    assert few.precompute(more) == 16, "it stops where nothing fits any more"
     torch.testing.assert_close(few.get(more), few.get(pictures), rtol=0, atol=1e-6)
 
 
@@ -83,7 +83,7 @@ def test_methods_that_read_other_levels_share_what_is_kept(
     counting = Counting(monkeypatch, encoder)
     last = FeatureStore(encoder, [3], "cls", shared)
     assert torch.equal(last.get(pictures), own[:, 1:])
-    found = FeatureStore(encoder, [3, 2], "cls", shared).known(pictures)
+    found = FeatureStore(encoder, [3, 2], "cls", shared).get_cached(pictures)
     assert found is not None
     assert torch.equal(found, own.flip(1))
     assert counting.encoded == 0
@@ -140,13 +140,13 @@ def test_broken_media_are_told_and_not_kept(
     pictures[20].unlink()
     kept = store(encoder, tmp_path / "c")
     with pytest.raises(MediaError, match=r"3\.png: not an image"):
-        kept.ensure(pictures)
+        kept.precompute(pictures)
     told: list[str] = []
     for _ in range(2):
-        kept.ensure(pictures, on_broken=lambda medium, error: told.append(f"{error}"))
+        kept.precompute(pictures, on_broken=lambda medium, error: told.append(f"{error}"))
     assert [line.split("/")[-1].split(":")[0] for line in told] == ["3.png", "20.png"] * 2
     counting = Counting(monkeypatch, encoder)
-    kept.ensure(pictures, on_broken=lambda medium, error: None)
+    kept.precompute(pictures, on_broken=lambda medium, error: None)
     assert counting.encoded == 0, "what is whole in their groups is not computed again"
     with pytest.raises(MediaError, match=r"20\.png: no such file"):
         kept.get(pictures[16:])
@@ -178,7 +178,7 @@ def build(encoder: Encoder, cache: Path, pictures: Path, *shares: tuple[int, int
         type(encoder).forward = slow  # type: ignore[method-assign]
         kept = store(encoder, cache)
         go.wait()
-        kept.ensure(sorted(pictures.glob("*.png")), rank=rank, world=world)
+        kept.precompute(sorted(pictures.glob("*.png")), rank=rank, world=world)
 
     children = [Fork(partial(work, *share)) for share in shares]
     go.set()
@@ -201,8 +201,8 @@ def test_a_build_that_is_killed_again_and_again_gives_the_same_bits(
     assert after[0] < 40, "the first kill, at least, came before the end"
     torch.set_num_threads(1)
     paths = sorted(pictures)
-    store(encoder, tmp_path / "killed").ensure(paths)
-    store(encoder, tmp_path / "whole").ensure(paths)
+    store(encoder, tmp_path / "killed").precompute(paths)
+    store(encoder, tmp_path / "whole").precompute(paths)
     whole = rows_of(features_folder(tmp_path / "whole"))
     assert len(whole) == 40
     assert rows_of(features_folder(tmp_path / "killed")) == whole
@@ -215,7 +215,7 @@ def test_two_processes_build_one_cache(encoder: Encoder, pictures: list[Path], t
     for child in build(encoder, tmp_path / "both", pictures[0].parent, *shares):
         assert child.wait() == 0
     torch.set_num_threads(1)
-    store(encoder, tmp_path / "one").ensure(sorted(pictures))
+    store(encoder, tmp_path / "one").precompute(sorted(pictures))
     whole = rows_of(features_folder(tmp_path / "one"))
     assert rows_of(features_folder(tmp_path / "both")) == whole
     written = sum(path.stat().st_size for path in features_folder(tmp_path / "both").glob("*.rows"))

@@ -36,7 +36,9 @@ def test_each_variant_puts_the_same_into_the_lm(name: str, shape: dict[str, Any]
     model = perceptune.load(imported(dwarfs, file, tmp_path / "run"))
     assert model.recipe.method.name == name
     values = torch.randn(3, LEVELS, 1, DIM)
-    slots = {s.name: s for s in model.method.plan({"image": Features(values, torch.ones(3, dtype=torch.bool))}, 3)}
+    slots = {
+        s.name: s for s in model.method.build_slots({"image": Features(values, torch.ones(3, dtype=torch.bool))}, 3)
+    }
     image = slots["image"]
     assert image.sees_text
     assert sorted(image.states) == [1, 2]

@@ -15,7 +15,7 @@ import support
 from perceptune.evaluation import evaluate, reference_answers
 from perceptune.evaluation.batch_predict import predict
 from perceptune.models.base import AdaptedModel
-from perceptune.models.slot_model import SplicedModel
+from perceptune.models.slot_model import SlotModel
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import load_runs
 
@@ -95,4 +95,4 @@ def _dtype(model: AdaptedModel) -> str:
 def _computed(model: AdaptedModel, samples: Any) -> Tensor:
     """What depends on every block: logits, or the loss of a model that gives none."""
     batch = model.collate(samples)
-    return model(batch) if isinstance(model, SplicedModel) else model.loss(batch)[0]
+    return model(batch) if isinstance(model, SlotModel) else model.loss(batch)[0]

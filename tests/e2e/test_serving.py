@@ -25,7 +25,7 @@ from perceptune.serving.runs import Runs, load_runs
 from perceptune.types import Decoding, Sample
 from servers import KEY, Served, asked, data_url, part, photo, png, served
 
-TAKE = Job.take
+TAKE = Job.append_token
 QUESTIONS = ("color?", "what color is this picture?", "where is the cat", "a")
 COLORS = ("red", "green", (10, 200, 140))
 
@@ -213,17 +213,17 @@ def _require_idle(server: Served, computed: list[int]) -> None:
 
 def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every token takes a while; the list grows with each."""
-    from perceptune.lm.generation.decode_state import Prefilled
+    from perceptune.lm.generation.decode_state import DecodeState
 
-    feed, computed = Prefilled.feed, []
+    feed, computed = DecodeState.decode_step, []
 
-    def slowly(self: Prefilled, tokens: object) -> object:
+    def slowly(self: DecodeState, tokens: object) -> object:
         time.sleep(0.05)
         computed.append(1)
         return feed(self, tokens)
 
-    monkeypatch.setattr(Prefilled, "feed", slowly)
-    monkeypatch.setattr("perceptune.serving.scheduler.Job.take", never_ending)
+    monkeypatch.setattr(DecodeState, "decode_step", slowly)
+    monkeypatch.setattr("perceptune.serving.scheduler.Job.append_token", never_ending)
     return computed
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from perceptune.models.slot_model import SplicedModel
+from perceptune.models.slot_model import SlotModel
 from perceptune.serving import server as serving_server
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs
@@ -107,9 +107,9 @@ def test_a_full_queue_says_so(attacked_runs: Runs) -> None:
 
 
 def test_a_row_that_fails_leaves_the_others_of_its_batch(attacked_runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts, release = SplicedModel.prompts, threading.Event()
+    prompts, release = SlotModel.prompts, threading.Event()
 
-    def failing(self: SplicedModel, samples: Any) -> Any:
+    def failing(self: SlotModel, samples: Any) -> Any:
         release.wait(5)
         if any(sample.prompt == "poison" for sample in samples):
             raise RuntimeError("not told to anybody")
@@ -117,7 +117,7 @@ def test_a_row_that_fails_leaves_the_others_of_its_batch(attacked_runs: Runs, mo
 
     with served(attacked_runs) as server:
         right = server.chat()[1]["choices"]
-        monkeypatch.setattr(SplicedModel, "prompts", failing)
+        monkeypatch.setattr(SlotModel, "prompts", failing)
         got: dict[int, tuple[int, dict[str, Any]]] = {}
         texts = ["color?", "color?", "poison", "color?"]
 
@@ -139,14 +139,14 @@ def test_a_row_that_fails_leaves_the_others_of_its_batch(attacked_runs: Runs, mo
 
 def test_an_answer_that_takes_too_long(attacked_runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """None is ready before both have timed out. A busy machine has seconds, too, in which to begin with one."""
-    prompts, both_are_over = SplicedModel.prompts, threading.Event()
+    prompts, both_are_over = SlotModel.prompts, threading.Event()
 
-    def slow(self: SplicedModel, samples: Any) -> Any:
+    def slow(self: SlotModel, samples: Any) -> Any:
         both_are_over.wait(60)
         return prompts(self, samples)
 
     with served(attacked_runs, Limits(seconds=5)) as server:
-        monkeypatch.setattr(SplicedModel, "prompts", slow)
+        monkeypatch.setattr(SlotModel, "prompts", slow)
         try:
             status, answer = server.chat()
             streamed = server.text("POST", "/v1/chat/completions", asked(stream=True))

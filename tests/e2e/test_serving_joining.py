@@ -15,10 +15,10 @@ import blips
 import perceptune
 import runs as dwarf_runs
 import support
-from perceptune.lm.generation.continuous_batch import Going
-from perceptune.lm.generation.decode_state import Prefilled
+from perceptune.lm.generation.continuous_batch import ContinuousBatch
+from perceptune.lm.generation.decode_state import DecodeState
 from perceptune.models.run_folder import load, save_run
-from perceptune.serving.batch_groups import Together
+from perceptune.serving.batch_groups import BatchedGroup
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs, load_runs
 from perceptune.types import Decoding, Sample
@@ -53,15 +53,15 @@ def loaded(folders: list[Path]) -> Runs:
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each step was of; every step takes a while."""
-    step = Going.step
+    step = ContinuousBatch.step
     seen: list[int] = []
 
-    def slowly(self: Going) -> bool:
-        seen.append(self.open)
+    def slowly(self: ContinuousBatch) -> bool:
+        seen.append(self.num_active)
         time.sleep(0.02)
         return step(self)
 
-    monkeypatch.setattr(Going, "step", slowly)
+    monkeypatch.setattr(ContinuousBatch, "step", slowly)
     return seen
 
 
@@ -70,13 +70,13 @@ def test_runs_that_only_inject_are_decoded_together(
 ) -> None:
     """Whoever comes when: each answer is that of its run alone."""
     mixed: list[set[str]] = []
-    join = Together.join
+    join = BatchedGroup.join
 
-    def noting(self: Together, others: list[Together]) -> None:
+    def noting(self: BatchedGroup, others: list[BatchedGroup]) -> None:
         mixed.append({one._run.name for one in (self, *others)})
         join(self, others)
 
-    monkeypatch.setattr(Together, "join", noting)
+    monkeypatch.setattr(BatchedGroup, "join", noting)
     asks = [(folder, color, text) for color in COLORS for text in QUESTIONS for folder in folders]
     with served(loaded) as server, ThreadPoolExecutor(12) as pool:
         said = list(pool.map(
@@ -180,9 +180,9 @@ def test_instructblip_is_served(kind: str, tmp_path: Path) -> None:
 
 def test_a_step_that_fails_fails_its_row_alone(loaded: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of an answer: the others of its group are answered all the same."""
-    feed, broken = Prefilled.feed, []
+    feed, broken = DecodeState.decode_step, []
 
-    def failing(self: Prefilled, tokens: Any) -> Any:
+    def failing(self: DecodeState, tokens: Any) -> Any:
         if len(tokens) > 1 and not broken:
             broken.append(1)
             raise RuntimeError("not told to anybody")
@@ -191,7 +191,7 @@ def test_a_step_that_fails_fails_its_row_alone(loaded: Runs, monkeypatch: pytest
     with served(loaded) as server, ThreadPoolExecutor(6) as pool:
         texts = ["color?", "a", "where is the cat"]
         right = [server.chat(text=text, model="epalm", max_tokens=9)[1]["choices"] for text in texts]
-        monkeypatch.setattr(Prefilled, "feed", failing)
+        monkeypatch.setattr(DecodeState, "decode_step", failing)
         got = list(pool.map(lambda text: server.chat(text=text, model="epalm", max_tokens=9), texts * 2))
     assert broken
     assert [status for status, _ in got] == [200] * 6

@@ -18,14 +18,14 @@ import support
 from hub import Hub, serving
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
-from perceptune.evaluation.reference_answers import made_up, verify
-from perceptune.evaluation.runner import Judged
+from perceptune.evaluation.reference_answers import synthetic_samples, verify
+from perceptune.evaluation.runner import EvalOutput
 from perceptune.models.run_folder import METHOD, save_run
 from perceptune.models.run_location import CARD, META, PROOF, RECIPE, SHARED, local_run
 from perceptune.tools.export.bundle import export
 from perceptune.tools.export.hub import push
 from perceptune.tools.report.shots import shots
-from perceptune.training.validation import HeldOut
+from perceptune.training.validation import Validator
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def answers(run: str | Path) -> list[str]:
-    samples = [*made_up(["image"]), perceptune.Sample("text", {}, "color?")]
+    samples = [*synthetic_samples(["image"]), perceptune.Sample("text", {}, "color?")]
     return perceptune.load(run, overrides=["cache.features=off"]).answer(samples)
 
 
@@ -192,7 +192,7 @@ def test_a_run_without_answers_can_be_given_some(run: Path) -> None:
 
 @pytest.mark.parametrize("modality", ["image", "audio", "video"])
 def test_made_up_media_can_be_read(modality: str, tmp_path: Path) -> None:
-    for sample in made_up([modality]):
+    for sample in synthetic_samples([modality]):
         data = sample.media[modality]
         assert isinstance(data, bytes)
         assert len(data) < 20_000
@@ -207,7 +207,7 @@ def test_base_models_may_lie_elsewhere_if_they_are_the_same(run: Path, dwarfs: P
     with pytest.raises(UserError, match="/elsewhere/lm"):
         perceptune.load(run)
     places = [f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'encoder'}"]
-    samples = [*made_up(["image"]), perceptune.Sample("text", {}, "color?")]
+    samples = [*synthetic_samples(["image"]), perceptune.Sample("text", {}, "color?")]
     assert perceptune.load(run, overrides=["cache.features=off", *places]).answer(samples) == expected
     with pytest.raises(UserError, match="another base model"):
         perceptune.load(run, overrides=[f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'vit'}"])
@@ -227,14 +227,14 @@ def test_the_answers_kept_are_those_of_the_best_one_not_the_last(
 ) -> None:
     """A run whose first evaluation is its best: what it answers with is older than what was in memory at the end."""
     values = iter([0.9, 0.1, 0.1])
-    judged = HeldOut.judge
+    judged = Validator.validate
 
-    def graded(self: HeldOut, step: int) -> Judged:
+    def graded(self: Validator, step: int) -> EvalOutput:
         found = judged(self, step)
         found.summary[self.task.metric] = next(values)
         return found
 
-    monkeypatch.setattr(HeldOut, "judge", graded)
+    monkeypatch.setattr(Validator, "validate", graded)
     given = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl")
     given |= {"train": support.train_section(steps=60, batch_size=8), "eval": {"every": 20}}
     perceptune.train(given, tmp_path / "run")

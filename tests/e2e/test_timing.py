@@ -52,7 +52,7 @@ def test_all_rows_with_and_without_kept_features(written: tuple[Path, str], tmp_
     assert (result["samples"], result["steps"], result["rounds"]) == (8, 2, 3)
     methods = written[1].split(",")
     assert [(row["label"], row["features"]) for row in result["rows"]] == [
-        (method, kind) for method in methods for kind in ("kept", "anew")
+        (method, kind) for method in methods for kind in ("cached", "recomputed")
     ]
     first = {row["features"]: row["step_s"] for row in result["rows"][:2]}
     for row in result["rows"]:

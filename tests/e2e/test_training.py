@@ -18,11 +18,11 @@ import support
 from perceptune.errors import UserError
 from perceptune.models.batch import Batch
 from perceptune.models.run_folder import METHOD
-from perceptune.training.batch_loader import Feed
+from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.gradients import add_gradients
 from perceptune.training.optimizer import MethodOptimizer
 from perceptune.training.trainer import Trainer
-from perceptune.training.validation import HeldOut
+from perceptune.training.validation import Validator
 from perceptune.utils.run_log import read_log
 from runs import recipe, same, stop_after, tensors
 from support import train_section
@@ -60,8 +60,8 @@ def test_a_loaded_run_answers_as_eval_wrote(dwarfs: Path, tmp_path: Path) -> Non
 def test_accumulation_equals_one_large_batch(dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers differ in length: only weighting by tokens makes the two the same."""
     once = {"steps": 3, "lr": 1e-3, "prompt_lr": 1e-3, "warmup_steps": 0}
-    divide, divided = MethodOptimizer.divide, list[float]()
-    monkeypatch.setattr(MethodOptimizer, "divide", lambda self, by: (divided.append(by), divide(self, by)))
+    divide, divided = MethodOptimizer.scale_grads, list[float]()
+    monkeypatch.setattr(MethodOptimizer, "scale_grads", lambda self, by: (divided.append(by), divide(self, by)))
     perceptune.train(recipe(dwarfs, train={**once, "batch_size": 6}), tmp_path / "large")
     tokens = [row["tokens"] for row in read_log(tmp_path / "large") if row["event"] == "step"]
     assert tokens == divided, "Adam alone would not tell a gradient of a wrong scale"
@@ -73,14 +73,14 @@ def test_accumulation_equals_one_large_batch(dwarfs: Path, tmp_path: Path, monke
 
 @pytest.mark.parametrize("ahead", [True, None])
 def test_nothing_is_prepared_past_the_last_step(dwarfs: Path, tmp_path: Path, ahead: bool | None) -> None:
-    original, prepared = Feed._made, []
+    original, prepared = BatchLoader._collated, []
 
-    def prepare(self: Feed, step: int) -> Any:
+    def prepare(self: BatchLoader, step: int) -> Any:
         prepared.append((step, threading.current_thread() is threading.main_thread()))
         return original(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Feed, "_made", prepare)
+        patch.setattr(BatchLoader, "_collated", prepare)
         perceptune.train(recipe(dwarfs, train=train_section(prefetch=ahead)), tmp_path / "run")
     in_step = ahead is None  # on a CPU nothing is prepared in the background unless asked for
     assert prepared == [(0, True), *((step, in_step) for step in range(1, 6))]
@@ -94,7 +94,7 @@ def test_the_fast_path_equals_the_plain_path(dwarfs: Path) -> None:
         batch = model.collate(samples)
         results = []
         for plain in (False, True):
-            model.plain = plain
+            model.use_reference_path = plain
             loss, count = model.loss(batch)
             (loss / count).backward()
             results.append((loss, [p.grad.clone() for p in model.method.parameters() if p.grad is not None]))
@@ -162,7 +162,7 @@ def test_the_best_method_is_kept_and_patience_ends_the_run(
 ) -> None:
     """As good as the best is no gain."""
     values = iter([0.2, 0.6, 0.1, 0.6])
-    monkeypatch.setattr(HeldOut, "judge", lambda self, step: SimpleNamespace(summary={"accuracy": next(values)}))
+    monkeypatch.setattr(Validator, "validate", lambda self, step: SimpleNamespace(summary={"accuracy": next(values)}))
     early = {"every": 2, "patience": 2, "during_samples": 4}
     given = recipe(dwarfs, train=train_section(steps=40), eval=early)
     result = perceptune.train(given, tmp_path / "run")

@@ -22,11 +22,11 @@ with atheris.instrument_imports(include=["perceptune", "PIL"]):
     from perceptune.errors import UserError
     from perceptune.serving import media_worker
     from perceptune.serving.limits import Limits
-    from perceptune.serving.media_worker_pool import Decoders
+    from perceptune.serving.media_worker_pool import MediaWorkerPool
 
 import mutations
 
-LIMITS = Decoders.limits_of(Limits(), frames=8)
+LIMITS = MediaWorkerPool.max_new_tokens_per_row(Limits(), frames=8)
 
 
 def reader(modality: str) -> Callable[[bytes], None]:

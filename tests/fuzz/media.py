@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import mutations
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
-from perceptune.serving.media_worker_pool import Decoders
+from perceptune.serving.media_worker_pool import MediaWorkerPool
 
 SLOW = 10.0  # seconds that no file of a few kilobytes may take
 GROWN = 1.25  # times as much memory, from a quarter of the way to the end: libraries keep tables
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 async def fuzz(options: argparse.Namespace) -> int:
-    decoders = Decoders(Limits(), 1, 8)
+    decoders = MediaWorkerPool(Limits(), 1, 8)
     found: list[str] = []
     came: Counter[str] = Counter()
     held: list[tuple[float, int, int]] = []  # memory and descriptors of the process, descriptors of ours
@@ -82,7 +82,7 @@ async def fuzz(options: argparse.Namespace) -> int:
     return int(bool(found or grown))
 
 
-def _held(decoders: Decoders) -> tuple[float, int, int]:
+def _held(decoders: MediaWorkerPool) -> tuple[float, int, int]:
     running = decoders._all[0]._running
     if running is None:
         return 0.0, 0, _open("self")

@@ -168,7 +168,7 @@ def test_no_step_runs_with_fewer_products_than_necessary(name: str, monkeypatch:
     Left to torch's count alone: the last token, slot columns as queries, padding of whole batches; to ours alone:
     nothing (attention is left out on both sides, torch does not count the CPU's kernels).
     """
-    monkeypatch.setattr(shapes, "lighten", lambda *_: None)  # torch does not count products with packed weights
+    monkeypatch.setattr(shapes, "optimize_frozen", lambda *_: None)  # torch does not count products with packed weights
     models = Models("tiny", SETTING)
     model = models.ours(name, torch.float32)
     batch = Batch(models.tokens, {"image": models.features})

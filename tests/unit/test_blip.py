@@ -17,7 +17,7 @@ import blips
 import perceptune
 import support
 from perceptune.errors import UserError
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.instructblip.text_format import BlipTokens
 from perceptune.types import Decoding, Sample
 
@@ -30,9 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return blips.save_all(tmp_path_factory.mktemp("blips"))
 
 
-def built(folder: Path, kind: str, **changes: Any) -> BlipModel:
+def built(folder: Path, kind: str, **changes: Any) -> InstructBlipModel:
     cache = {"features": "memory"}
-    return cast(BlipModel, perceptune.build(blips.recipe(folder / kind, **{"cache": cache, **changes})))
+    return cast(InstructBlipModel, perceptune.build(blips.recipe(folder / kind, **{"cache": cache, **changes})))
 
 
 def samples(folder: Path) -> list[Sample]:
@@ -41,7 +41,7 @@ def samples(folder: Path) -> list[Sample]:
     return [Sample(str(i), {"image": folder / f"data/train{i}.png"}, q, (a,)) for i, (q, a) in enumerate(pairs)]
 
 
-def as_transformers_takes_it(folder: Path, model: BlipModel, sample: Sample, *, answer: bool) -> dict[str, Any]:
+def as_transformers_takes_it(folder: Path, model: InstructBlipModel, sample: Sample, *, answer: bool) -> dict[str, Any]:
     """One row, put together by hand from the published layout: image tokens, start token, text."""
     tokenizer, t5 = support.tokenizer(), model.blip.encoder_decoder
     text = f"Question: {sample.prompt} Answer:"
@@ -149,8 +149,8 @@ def test_cached_features_are_the_computed_ones(folder: Path, tmp_path: Path, kin
     losses = []
     for cache in ({"features": "off"}, {"features": "memory"}, {"features": "disk", "dir": str(tmp_path)}):
         model = built(folder, kind, cache=cache)
-        model.prepare(rows)
-        assert (model.known(rows) is not None) == (cache["features"] != "off")
+        model.precompute(rows)
+        assert (model.get_cached(rows) is not None) == (cache["features"] != "off")
         losses.append(float(model.loss(model.collate(rows))[0].detach()))
     assert len(set(losses)) == 1
     theirs = blips.random_blip(kind).vision_model
@@ -159,7 +159,7 @@ def test_cached_features_are_the_computed_ones(folder: Path, tmp_path: Path, kin
 
 
 def test_the_lm_alone_is_cast_to_bfloat16(folder: Path) -> None:
-    model = cast(BlipModel, perceptune.build(blips.recipe(folder / "llama"), dtype="bfloat16"))
+    model = cast(InstructBlipModel, perceptune.build(blips.recipe(folder / "llama"), dtype="bfloat16"))
     assert model.dtype == torch.bfloat16
     assert {p.dtype for p in model.method.parameters()} == {torch.float32}
     rough, exact = (m.loss(m.collate(samples(folder)))[0].detach() for m in (model, built(folder, "llama")))

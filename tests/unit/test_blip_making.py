@@ -19,7 +19,7 @@ from perceptune.config.command_schema import BuildConfig
 from perceptune.config.schema import NamedPart
 from perceptune.errors import UserError
 from perceptune.models.instructblip.create import export_instructblip, make_instructblip, vision_of, wordpiece
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.run_folder import save_run
 from perceptune.types import Decoding, Sample
 
@@ -101,7 +101,7 @@ def test_the_frozen_parts_are_the_given_ones(dwarfs: Path, tmp_path: Path, full:
 
 def test_the_folder_is_an_ordinary_one(made: Path, dwarfs: Path) -> None:
     """transformers' own model and processor answer as we do."""
-    ours = cast(BlipModel, perceptune.build(blips.recipe(made, text={"template": "{prompt}"})))
+    ours = cast(InstructBlipModel, perceptune.build(blips.recipe(made, text={"template": "{prompt}"})))
     theirs, processor = (
         kind.from_pretrained(made) for kind in (InstructBlipForConditionalGeneration, InstructBlipProcessor)
     )
@@ -114,7 +114,7 @@ def test_the_folder_is_an_ordinary_one(made: Path, dwarfs: Path) -> None:
         expected = processor.tokenizer.decode(new, skip_special_tokens=True)
         sample = Sample("", {"image": picture}, "what color is this?")
         assert ours.answer([sample], decoding=Decoding(5)) == [expected]
-        answers.add(tuple(ours.queried([sample]).queries.flatten().tolist()))
+        answers.add(tuple(ours.query([sample]).queries.flatten().tolist()))
     assert len(answers) == 3
 
 
@@ -122,11 +122,11 @@ def test_a_trained_one_goes_back_into_a_folder(made: Path, dwarfs: Path, tmp_pat
     data = dwarfs / "data/train.jsonl"
     perceptune.train(blips.recipe(made, data), tmp_path / "run")
     assert cli(["export-instructblip", str(tmp_path / "run"), str(tmp_path / "trained")]) == 0
-    trained = cast(BlipModel, perceptune.load(tmp_path / "run"))
-    again = cast(BlipModel, perceptune.build(blips.recipe(tmp_path / "trained", method="head")))
-    untrained = cast(BlipModel, perceptune.build(blips.recipe(made)))
+    trained = cast(InstructBlipModel, perceptune.load(tmp_path / "run"))
+    again = cast(InstructBlipModel, perceptune.build(blips.recipe(tmp_path / "trained", method="head")))
+    untrained = cast(InstructBlipModel, perceptune.build(blips.recipe(made)))
     sample = Sample("", {"image": dwarfs / "data/train0.png"}, "what color?")
-    queries = [model.queried([sample]).queries for model in (trained, again, untrained)]
+    queries = [model.query([sample]).queries for model in (trained, again, untrained)]
     assert torch.equal(queries[0], queries[1])
     assert not torch.equal(queries[0], queries[2])
     assert trained.answer([sample]) == again.answer([sample])

@@ -55,7 +55,7 @@ def test_slots_begin_as_the_states_of_the_answers(model: Any) -> None:
     for level, layer in enumerate(model.method.entries()):
         for answer in ("red", "blue"):
             ids = torch.tensor([model.text.plain_ids("a " + answer)])
-            wanted = model.lm.states_at(layer, ids, torch.ones_like(ids))[0, -1]
+            wanted = model.lm.hidden_states_at(layer, ids, torch.ones_like(ids))[0, -1]
             got = slots[level][[a == answer for a in answers], 0].mean(0)
             other = slots[level][[a != answer for a in answers], 0].mean(0)
             assert (got - wanted).norm() < 0.5 * (other - wanted).norm()

@@ -11,7 +11,7 @@ from torch import nn
 import support
 from perceptune.cli.main import run as cli
 from perceptune.config.schema import TrainConfig
-from perceptune.lm.kernels.optimize import lighten_parts
+from perceptune.lm.kernels.optimize import optimize_modules
 from perceptune.lm.kernels.short_attention import show_something
 from perceptune.training.optimizer import MethodOptimizer
 from perceptune.utils import devices
@@ -61,7 +61,7 @@ def test_a_row_that_sees_nothing_sees_everything() -> None:
 def test_lighter_parts_are_given_up_where_a_model_has_been_moved() -> None:
     """On the meta device, which stands for any other."""
     lm = support.random_lm("llama").requires_grad_(False)
-    lighten_parts(lm.modules(), 100)
+    optimize_modules(lm.modules(), 100)
     norm = lm.model.norm
     moved = norm.to("meta")
     assert moved(torch.ones(1, 2, 32, device="meta")).device.type == "meta"
@@ -82,7 +82,7 @@ def test_the_state_of_the_optimizer_is_where_its_parameters_are() -> None:
             return None
 
     optimizer = MethodOptimizer(Method(), TrainConfig(), 3)  # type: ignore[arg-type]
-    optimizer.unpack({"step/weight": torch.tensor(2.0), "exp_avg/weight": torch.zeros(3)})
+    optimizer.load_state_dict({"step/weight": torch.tensor(2.0), "exp_avg/weight": torch.zeros(3)})
     assert {value.device.type for value in optimizer.adam.state[optimizer.parameters[0]].values()} == {"meta"}
 
 

@@ -63,7 +63,7 @@ def test_an_adapted_encoder_gives_features_with_gradients_that_are_not_kept(dwar
     model = perceptune.build(recipe(dwarfs, encoder_dma={**SMALL, "core": "cp"}))
     samples = list(make_task(model.recipe).samples("train"))[:3]
     assert model.encode(samples)["image"].values.requires_grad
-    assert model.known(samples) is None
+    assert model.get_cached(samples) is None
     kinds = model.method.encoder_peft["image"].names
     assert len(kinds) == 4 * 6  # queries, keys, values, output, two of the feed-forward part
     groups = {group["name"]: {name for name, _ in group["named"]} for group in model.method.param_groups()}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perceptune.data.lazy_rows import Lazy
+from perceptune.data.lazy_rows import LazyRows
 from perceptune.data.media.source import open_image
 from perceptune.errors import UserError
 from shelves import media, task
@@ -57,7 +57,7 @@ def save(folder: Path, form: str, data: Any) -> Path:
 @pytest.mark.parametrize("form", ["dict", "single", "parquet"])
 def test_rows_with_their_media_undecoded(form: str, tmp_path: Path) -> None:
     samples = task("hf-dataset", path=save(tmp_path, form, rows())).samples("train")
-    assert isinstance(samples, Lazy)
+    assert isinstance(samples, LazyRows)
     assert [(s.id, s.prompt, s.targets) for s in samples] == [
         (f"train-{n:06d}", f"what é {n}?", (("cat", "dog")[n % 2],)) for n in range(N)
     ]

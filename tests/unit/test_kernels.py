@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from perceptune.lm.kernels import short_attention
 from perceptune.lm.kernels.packed_linear import can_pack, pack, packed_weight
-from perceptune.lm.kernels.rms_norm import lighten_norms
+from perceptune.lm.kernels.rms_norm import fuse_rms_norms
 
 
 @pytest.mark.parametrize("shared", [4, 2, 1])
@@ -68,7 +68,7 @@ def norm(kind: type[nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_lightened_norm_is_the_norm(dtype: torch.dtype) -> None:
     plain, light = norm(LlamaRMSNorm, dtype), norm(LlamaRMSNorm, dtype)
-    assert lighten_norms([light, nn.Linear(2, 2)]) == 1
+    assert fuse_rms_norms([light, nn.Linear(2, 2)]) == 1
     x = torch.randn(3, 5, 16, dtype=dtype) * 4 + 1
     results = []
     for module in (plain, light):
@@ -83,9 +83,9 @@ def test_a_lightened_norm_is_the_norm(dtype: torch.dtype) -> None:
 
 def test_other_norms_and_trained_ones_keep_their_own_way() -> None:
     other = norm(Gemma3RMSNorm)  # 1 + weight
-    assert lighten_norms([other]) == 0
+    assert fuse_rms_norms([other]) == 0
     trained = norm(LlamaRMSNorm)
-    assert lighten_norms([trained]) == 1
+    assert fuse_rms_norms([trained]) == 1
     trained.requires_grad_(True)
     trained(torch.randn(2, 16)).sum().backward()
     assert trained.weight.grad is not None  # type: ignore[union-attr]
@@ -159,7 +159,7 @@ def test_copies_of_a_weight_that_has_changed_are_not_used(dtype: torch.dtype) ->
     assert torch.equal(twin(x), twin.bias.expand(5, 8))
     assert not torch.equal(original(x), twin(x))
     light = norm(LlamaRMSNorm)
-    assert lighten_norms([light]) == 1
+    assert fuse_rms_norms([light]) == 1
     other = copy.deepcopy(light)
     other.weight.data.zero_()  # type: ignore[union-attr]
     assert not torch.equal(light(torch.ones(1, 16)), other(torch.ones(1, 16)))

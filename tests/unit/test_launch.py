@@ -55,9 +55,9 @@ def test_what_makes_no_sense_is_named(environment: dict[str, str], words: str) -
 def test_a_rank_that_was_left_set_silences_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert run_log.speaks()
+    assert run_log.is_main_process()
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert not run_log.speaks()
+    assert not run_log.is_main_process()
 
 
 def free_port() -> int:

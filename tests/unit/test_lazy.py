@@ -18,11 +18,11 @@ import pytest
 import perceptune
 import support
 from perceptune.data import storage
-from perceptune.data.lazy_rows import Lazy, select
+from perceptune.data.lazy_rows import LazyRows, select
 from perceptune.data.subset import subset
 from perceptune.data.tasks.jsonl import JSONLines
 from perceptune.errors import UserError
-from perceptune.evaluation.runner import pick_samples
+from perceptune.evaluation.runner import select_subset
 from perceptune.types import Sample
 from perceptune.utils.downloads import scratch_dir
 
@@ -104,8 +104,8 @@ def test_a_selection_reads_nothing_by_itself(make: Callable[[Any], Any], tmp_pat
 def test_the_evaluated_samples_are_a_selection(tmp_path: Path) -> None:
     own = task(numbered(tmp_path / "a.jsonl", 50))
     for size in (None, 9):
-        chosen = pick_samples(own, "train", size)
-        assert isinstance(chosen, Lazy)
+        chosen = select_subset(own, "train", size)
+        assert isinstance(chosen, LazyRows)
         assert len(chosen) == (size or 50)
 
 

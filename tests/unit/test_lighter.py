@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import support
 from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
-from perceptune.lm.kernels.optimize import lighten
+from perceptune.lm.kernels.optimize import optimize_frozen
 from perceptune.lm.kernels.packed_linear import can_pack, packed_weight
 
 TEXT = torch.randint(4, 60, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -30,7 +30,7 @@ def loss_and_states(lm: FrozenLM) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         return (
             lm.loss(TEXT, mask, (), keep=keep, targets=TEXT[:, -2:].flatten()),
-            lm.states_before_head(TEXT, mask, (), keep=keep),
+            lm.final_hidden_states(TEXT, mask, (), keep=keep),
         )
 
 
@@ -41,7 +41,7 @@ def test_a_lightened_lm_is_the_lm(family: str, dtype: torch.dtype) -> None:
     head = lm.model.get_output_embeddings()
     packable = can_pack(head)
     before = loss_and_states(lm)
-    lighten(lm, 2, 64)
+    optimize_frozen(lm, 2, 64)
     after = loss_and_states(lm)
     assert (packed_weight(head) is not None) == packable
     if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -57,7 +57,7 @@ def test_compiled_feed_forward_parts_give_the_same(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     lm = frozen("llama")
     before = loss_and_states(lm)
-    lighten(lm, 2, 64, compiled=True)
+    optimize_frozen(lm, 2, 64, compiled=True)
     assert all(layer.mlp._compiled_call_impl is not None for layer in lm.layers)
     for one, other in zip(before, loss_and_states(lm), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -65,4 +65,4 @@ def test_compiled_feed_forward_parts_give_the_same(monkeypatch: pytest.MonkeyPat
 
 def test_what_cannot_be_compiled_is_said() -> None:
     with pytest.raises(UserError, match=r"train\.compile: the blocks of OPTForCausalLM have no feed-forward module"):
-        lighten(frozen("opt"), 2, 64, compiled=True)
+        optimize_frozen(frozen("opt"), 2, 64, compiled=True)

@@ -15,7 +15,7 @@ import perceptune
 from perceptune.cli.main import run as cli
 from perceptune.data.media.source import ImageTransform
 from perceptune.errors import UserError
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.run_folder import save_run
 from perceptune.tools import attention_maps
 from perceptune.tools.plots import heatmap
@@ -38,13 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def model_of(folder: Path, kind: str = "t5", method: Any = "head", **encoder: Any) -> BlipModel:
+def model_of(folder: Path, kind: str = "t5", method: Any = "head", **encoder: Any) -> InstructBlipModel:
     given = blips.recipe(folder / kind, method=method, cache={"features": "off"}, encoders={"image": encoder},
                          text={"template": "{prompt}"})  # fmt: skip
-    return cast(BlipModel, perceptune.build(given).eval())
+    return cast(InstructBlipModel, perceptune.build(given).eval())
 
 
-def force(model: BlipModel, patch: int) -> None:
+def force(model: InstructBlipModel, patch: int) -> None:
     """Every query of every layer looks at one patch alone: the ViT says in one feature which it is."""
     with torch.no_grad():
         for layer in model.blip.layers:
@@ -116,13 +116,13 @@ def test_queries_of_the_method_s_own_are_left_out_and_looking_changes_nothing(fo
     model = model_of(folder, method="maple")
     sample = perceptune.Sample("", {"image": folder / "picture.png"}, PROMPT)
     with torch.no_grad():
-        before = model.queried([sample]).queries
+        before = model.query([sample]).queries
         shapes = []
         with attention_maps._recorded(model.blip, [0, 2]) as found:
-            during = model.queried([sample]).queries
+            during = model.query([sample]).queries
             shapes = [tuple(one.shape) for layer in found.values() for one in layer]
         attention_maps.look(model, folder / "picture.png", PROMPT, ["is"])
-        after = model.queried([sample]).queries
+        after = model.query([sample]).queries
     assert shapes == [(1, 2, blips.N_QUERIES + 2, 5)] * 2
     assert torch.equal(before, after)
     assert torch.allclose(before, during, atol=1e-5)

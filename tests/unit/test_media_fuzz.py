@@ -21,9 +21,9 @@ from perceptune.data.media.source import open_image
 from perceptune.errors import UserError
 from perceptune.serving import media_worker
 from perceptune.serving.limits import Limits
-from perceptune.serving.media_worker_pool import Decoders, _Process
+from perceptune.serving.media_worker_pool import MediaWorkerPool, _Process
 
-LIMITS = Decoders.limits_of(Limits(), frames=8)
+LIMITS = MediaWorkerPool.max_new_tokens_per_row(Limits(), frames=8)
 
 
 @pytest.fixture

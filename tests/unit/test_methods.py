@@ -14,9 +14,9 @@ import support
 from perceptune.data.build_task import make_task
 from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
-from perceptune.lm.kernels.optimize import lighten
+from perceptune.lm.kernels.optimize import optimize_frozen
 from perceptune.models.run_folder import read_meta
-from perceptune.models.slot_model import SplicedModel
+from perceptune.models.slot_model import SlotModel
 from perceptune.tools.feature_cache import build_features
 from perceptune.training.optimizer import MethodOptimizer
 from perceptune.types import Decoding
@@ -96,7 +96,7 @@ def test_other_peft_types_are_owned_by_the_method_alone(name: str) -> None:
     assert r.method.first_layer == (2 if name in ("all-linear", "injected") else 0)
     r.method.eval()
     assert (r.lm(r.ids, r.mask) - plain(r.ids, r.mask))[r.mask.bool()].abs().max() > 1e-3
-    difference = r.logits() - r.lm(r.ids, r.mask, r.plan(), plain=True)
+    difference = r.logits() - r.lm(r.ids, r.mask, r.plan(), use_reference_path=True)
     assert difference[r.mask.bool()].abs().max() < 1e-4
     first = r.logits()[:, -1].argmax(-1).tolist()
     assert [t[:1] for t in r.lm.generate(r.ids, r.mask, r.plan(), Decoding(1), eos=-1, pad=0)] == [[t] for t in first]
@@ -159,8 +159,8 @@ def test_features_of_a_trained_encoder_carry_gradients_and_are_not_kept(dwarfs: 
     assert live.requires_grad
     assert not cached.requires_grad
     assert torch.allclose(live, cached, atol=1e-5)
-    assert model.known(samples) is None
-    model.prepare(samples)
+    assert model.get_cached(samples) is None
+    model.precompute(samples)
     loss, _ = model.loss(model.collate(samples))
     loss.backward()
     encoder = [p for p in model.method.unfrozen["image"].parameters() if p.grad is not None]
@@ -178,8 +178,8 @@ def test_an_unfrozen_lm_uses_no_shortcut_of_frozen_ones(dwarfs: Path) -> None:
     given = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl", method=method)
     model, plain = perceptune.build(given), perceptune.build(given)
     assert not model.reuses_texts
-    lighten(model.lm, 0, 1024)
-    plain.plain = True
+    optimize_frozen(model.lm, 0, 1024)
+    plain.use_reference_path = True
     batch = model.collate(list(make_task(model.recipe).samples("train"))[:4])
     for one in (model, plain):
         one.loss(batch)[0].backward()
@@ -193,7 +193,7 @@ def test_rates_of_unfrozen_models_are_their_own(dwarfs: Path) -> None:
     model = perceptune.build(support.recipe(dwarfs / "lm", dwarfs / "encoder", method={"name": "full"}))
     config = model.recipe.train
     optimizer = MethodOptimizer(model.method, config, 100)
-    rates = optimizer.set_rates(10)
+    rates = optimizer.set_lr(10)
     assert set(rates) == {"connector", "unfrozen lm", "unfrozen image"}
     assert rates["unfrozen lm"] == rates["unfrozen image"] == 1e-7
     assert {group["name"]: group["lr"] for group in optimizer.adam.param_groups} == rates
@@ -205,13 +205,13 @@ def test_dropout_of_the_method_acts_while_it_is_trained_and_not_while_it_is_judg
 ) -> None:
     seen: dict[str, set[bool]] = {"loss": set(), "answer": set()}
     for name, states in seen.items():
-        original = getattr(SplicedModel, name)
+        original = getattr(SlotModel, name)
 
-        def spy(self: SplicedModel, *a: Any, o: Any = original, s: set[bool] = states, **k: Any) -> Any:
+        def spy(self: SlotModel, *a: Any, o: Any = original, s: set[bool] = states, **k: Any) -> Any:
             s.add(self.method.training)
             return o(self, *a, **k)
 
-        monkeypatch.setattr(SplicedModel, name, spy)
+        monkeypatch.setattr(SlotModel, name, spy)
     method = {"name": "lora", "peft": {"lora_dropout": 0.5}}
     given = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl", method=method)
     perceptune.train(given, tmp_path / "run", overrides=["eval.every=3"])
@@ -223,7 +223,7 @@ def test_one_model_may_be_wrapped_twice() -> None:
     shared, alone = support.random_lm("llama"), FrozenLM(support.random_lm("llama"))
     wrappers = [FrozenLM(shared), FrozenLM(shared)]
     r = row("epalm", "llama")
-    slots = r.method.plan({"image": r.media(3, [True, False, True])}, 3)
+    slots = r.method.build_slots({"image": r.media(3, [True, False, True])}, 3)
     expected = alone(r.ids[:3], r.mask[:3], slots)
     for lm in (*wrappers, wrappers[0]):
         lm.check()

@@ -16,7 +16,7 @@ from perceptune.data.build_task import make_task
 from perceptune.data.tasks.mixture import Mixture
 from perceptune.errors import UserError
 from perceptune.models.run_folder import read_recipe
-from perceptune.training.sampler import DataOrder, TokenOrder, WeightedDraws, order_of
+from perceptune.training.sampler import BatchSampler, TokenBatchSampler, WeightedSampler, make_batch_sampler
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -26,7 +26,7 @@ PARTS = np.repeat(np.arange(3), SIZES)
 
 @pytest.mark.parametrize("weights", [(1, 1, 2), (3, 0.5, 1), (1, 1e-3, 1)])
 def test_parts_are_drawn_by_their_weights(weights: tuple[float, ...]) -> None:
-    draws = WeightedDraws(PARTS, weights, seed=3)
+    draws = WeightedSampler(PARTS, weights, seed=3)
     counts = np.zeros(3)
     for epoch in range(50):
         indices, passes = draws.epoch(epoch)
@@ -37,7 +37,7 @@ def test_parts_are_drawn_by_their_weights(weights: tuple[float, ...]) -> None:
 
 
 def test_inside_a_part_every_sample_comes_once_a_pass() -> None:
-    draws = WeightedDraws(PARTS, (1, 1, 2), seed=0)
+    draws = WeightedSampler(PARTS, (1, 1, 2), seed=0)
     seen: Counter[tuple[int, int]] = Counter()
     for epoch in range(8):
         seen.update(zip(*(values.tolist() for values in draws.epoch(epoch)), strict=True))
@@ -47,18 +47,18 @@ def test_inside_a_part_every_sample_comes_once_a_pass() -> None:
 
 
 def test_weights_of_equal_parts_are_shuffled_and_seeded() -> None:
-    first = WeightedDraws(PARTS, (1, 1, 1), seed=0).epoch(0)[0]
-    assert (first == WeightedDraws(PARTS, (1, 1, 1), seed=0).epoch(0)[0]).all()
-    assert (first != WeightedDraws(PARTS, (1, 1, 1), seed=1).epoch(0)[0]).any()
+    first = WeightedSampler(PARTS, (1, 1, 1), seed=0).epoch(0)[0]
+    assert (first == WeightedSampler(PARTS, (1, 1, 1), seed=0).epoch(0)[0]).all()
+    assert (first != WeightedSampler(PARTS, (1, 1, 1), seed=1).epoch(0)[0]).any()
     assert len(set(PARTS[first[:30]])) == 3, "no part waits for another to end"
-    again = [PARTS[WeightedDraws(PARTS, (2, 1, 1), seed=0).epoch(epoch)[0]] for epoch in (0, 1)]
+    again = [PARTS[WeightedSampler(PARTS, (2, 1, 1), seed=0).epoch(epoch)[0]] for epoch in (0, 1)]
     assert np.bincount(again[0]).tolist() == np.bincount(again[1]).tolist() == [50, 25, 25]
     assert (again[0] != again[1]).any(), "nor does the order of parts come again"
 
 
 def test_sorted_by_length_a_sample_keeps_its_pass() -> None:
     lengths = np.random.default_rng(0).integers(3, 9, 100).astype(np.int32)
-    order = TokenOrder(lengths, 40, 5, WeightedDraws(PARTS, (1, 1, 2), 5))
+    order = TokenBatchSampler(lengths, 40, 5, WeightedSampler(PARTS, (1, 1, 2), 5))
     batches = round(order.batches_of(4))
     seen = Counter(position for batch in range(batches) for position in order.positions(batch))
     assert set(seen.values()) == {1}
@@ -66,7 +66,7 @@ def test_sorted_by_length_a_sample_keeps_its_pass() -> None:
 
 
 def test_a_part_of_which_nothing_is_left_gives_its_share_to_the_others() -> None:
-    indices, _ = WeightedDraws(np.array([0, 0, 2, 2]), (1, 5, 1), seed=0).epoch(0)
+    indices, _ = WeightedSampler(np.array([0, 0, 2, 2]), (1, 5, 1), seed=0).epoch(0)
     assert sorted(indices.tolist()) == [0, 1, 2, 3]
 
 
@@ -76,10 +76,10 @@ def test_a_resumed_order_goes_on_exactly(budget: int | None) -> None:
     config = TrainConfig(batch_size=7, batch_tokens=budget)
 
     def order() -> Any:
-        return order_of(config, lengths, 5, WeightedDraws(PARTS, (1, 1, 2), 5))
+        return make_batch_sampler(config, lengths, 5, WeightedSampler(PARTS, (1, 1, 2), 5))
 
     whole = order()
-    assert isinstance(whole, DataOrder if budget is None else TokenOrder)
+    assert isinstance(whole, BatchSampler if budget is None else TokenBatchSampler)
     batches = [whole.positions(batch) for batch in range(60)]
     for batch in (0, 13, 14, 15, 59):
         assert order().positions(batch) == batches[batch]

@@ -14,7 +14,7 @@ import support
 from perceptune.config.schema import NamedPart
 from perceptune.data.build_task import task_of
 from perceptune.errors import UserError
-from perceptune.methods.qformer.base import naming_loss
+from perceptune.methods.qformer.base import word_grounding_loss
 from perceptune.models.base import AdaptedModel
 
 WORDS = torch.eye(8)
@@ -23,7 +23,7 @@ WORDS = torch.eye(8)
 def loss(tokens: torch.Tensor, ids: list[list[int]], temperature: float = 0.1) -> float:
     """Rows of equal length; 0 is padding."""
     asked = torch.tensor(ids)
-    return naming_loss(tokens, WORDS[asked], asked, (asked != 0).long(), temperature).item()
+    return word_grounding_loss(tokens, WORDS[asked], asked, (asked != 0).long(), temperature).item()
 
 
 def test_a_token_that_names_the_word_lowers_it() -> None:
@@ -47,7 +47,7 @@ def test_what_every_answer_says_does_not_count() -> None:
     assert loss(tokens, [[6], [6]]) == 0
     spoken = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     asked = torch.tensor([[6], [6]])
-    naming_loss(spoken, WORDS[asked], asked, torch.ones(2, 1).long(), 0.1).backward()
+    word_grounding_loss(spoken, WORDS[asked], asked, torch.ones(2, 1).long(), 0.1).backward()
     assert spoken.grad is not None
     assert not spoken.grad.any()
 
@@ -66,7 +66,7 @@ def test_it_is_learnt_without_the_lm_and_gone_on_from_with_it(
     dwarfs: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blip, data = blips.save_blip(tmp_path / "blip", kind), dwarfs / "data/train.jsonl"
-    method: dict[str, Any] = {"name": "full", "naming": 1.0, "speaks": False, "dropout": False}
+    method: dict[str, Any] = {"name": "full", "naming": 1.0, "uses_lm_loss": False, "dropout": False}
     train = support.train_section(steps=30, lr=3e-3)
     with monkeypatch.context() as patched:
         patched.setattr("perceptune.lm.frozen_blip.FrozenBlip.loss", None)
@@ -76,7 +76,7 @@ def test_it_is_learnt_without_the_lm_and_gone_on_from_with_it(
     recipe = blips.recipe(
         blip,
         data,
-        method={**method, "speaks": True},
+        method={**method, "uses_lm_loss": True},
         init_from={"run": str(tmp_path / "named"), "may_differ": ["method"]},
     )
     perceptune.train({**recipe, "train": support.train_section(steps=1)}, tmp_path / "spoken")
@@ -85,4 +85,4 @@ def test_it_is_learnt_without_the_lm_and_gone_on_from_with_it(
 def test_without_the_lm_and_without_naming_nothing_is_left(tmp_path: Path) -> None:
     blip = blips.save_blip(tmp_path / "blip", "llama")
     with pytest.raises(UserError, match="nothing to learn from"):
-        perceptune.build(blips.recipe(blip, method={"name": "full", "speaks": False}))
+        perceptune.build(blips.recipe(blip, method={"name": "full", "uses_lm_loss": False}))

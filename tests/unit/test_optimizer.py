@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from perceptune.config.schema import TrainConfig
-from perceptune.methods.base import Site, Trained
+from perceptune.methods.base import Site, TrainableMethod
 from perceptune.training.optimizer import MethodOptimizer
 
 
-class Line(Trained):
+class Line(TrainableMethod):
     """Two numbers."""
 
     def __init__(self) -> None:
@@ -38,10 +38,10 @@ def test_the_norm_before_is_told_and_the_gradient_is_no_longer_than_asked_for(cl
 
 def test_a_sum_becomes_a_mean_and_a_step_leaves_no_gradient() -> None:
     made, weight = optimizer(None)
-    made.divide(4)
+    made.scale_grads(4)
     assert weight.grad is not None
     assert weight.grad.tolist() == [0.75, 1.0]
-    made.set_rates(0)
-    made.update()
+    made.set_lr(0)
+    made.step()
     assert weight.grad is None
     assert bool((weight < 0).all())

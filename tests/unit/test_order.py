@@ -10,18 +10,18 @@ import pytest
 from perceptune.config.schema import TrainConfig
 from perceptune.data.subset import subset
 from perceptune.training.sampler import (
-    DataOrder,
-    TokenOrder,
+    BatchSampler,
+    TokenBatchSampler,
     chosen_target,
     learning_rate,
-    order_of,
+    make_batch_sampler,
     total_steps,
-    view_draw,
+    view_seed,
 )
 
 
 def test_each_epoch_sees_every_sample_once() -> None:
-    order = DataOrder(7, 3, seed=1)
+    order = BatchSampler(7, 3, seed=1)
     rows = [position for batch in range(7) for position in order.positions(batch)]
     for epoch in range(3):
         assert sorted(i for e, i in rows if e == epoch) == list(range(7))
@@ -29,16 +29,16 @@ def test_each_epoch_sees_every_sample_once() -> None:
 
 
 def test_the_order_does_not_depend_on_where_one_starts() -> None:
-    whole = [DataOrder(11, 4, seed=2).positions(batch) for batch in range(9)]
-    late = DataOrder(11, 4, seed=2)
+    whole = [BatchSampler(11, 4, seed=2).positions(batch) for batch in range(9)]
+    late = BatchSampler(11, 4, seed=2)
     assert late.positions(8) == whole[8]
     assert late.positions(1) == whole[1]
-    assert DataOrder(11, 4, seed=3).positions(0) != whole[0]
+    assert BatchSampler(11, 4, seed=3).positions(0) != whole[0]
 
 
-def token_order(seed: int, n: int = 5000, budget: int = 600) -> TokenOrder:
+def token_order(seed: int, n: int = 5000, budget: int = 600) -> TokenBatchSampler:
     lengths = np.random.default_rng(seed).integers(1, 60, n).astype(np.int32)
-    return TokenOrder(lengths, budget, seed)
+    return TokenBatchSampler(lengths, budget, seed)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -81,7 +81,7 @@ def test_epochs_of_token_batches_become_steps_by_counting() -> None:
     assert one > 64
     assert order.batches_of(1.5) == pytest.approx((one + two) / 2)
     config = TrainConfig(epochs=2, batch_tokens=600, accumulate=3)
-    assert total_steps(config, order_of(config, lengths, 1)) == round(two / 3)
+    assert total_steps(config, make_batch_sampler(config, lengths, 1)) == round(two / 3)
 
 
 def test_all_references_are_used() -> None:
@@ -91,9 +91,9 @@ def test_all_references_are_used() -> None:
 
 
 def test_all_views_are_drawn_anew_for_each_sample_and_epoch() -> None:
-    assert {view_draw(0, epoch, 5) % 3 for epoch in range(40)} == {0, 1, 2}
-    assert len({view_draw(seed, epoch, i) for seed in range(3) for epoch in range(3) for i in range(3)}) == 27
-    assert view_draw(0, 3, 5) == view_draw(0, 3, 5)
+    assert {view_seed(0, epoch, 5) % 3 for epoch in range(40)} == {0, 1, 2}
+    assert len({view_seed(seed, epoch, i) for seed in range(3) for epoch in range(3) for i in range(3)}) == 27
+    assert view_seed(0, 3, 5) == view_seed(0, 3, 5)
 
 
 def test_subsets_are_nested_and_in_order() -> None:
@@ -105,7 +105,7 @@ def test_subsets_are_nested_and_in_order() -> None:
 def test_steps_follow_from_epochs() -> None:
     lengths = np.ones(40, np.int32)
     for config, steps in ((TrainConfig(epochs=2, batch_size=4, accumulate=2), 10), (TrainConfig(steps=3), 3)):
-        assert total_steps(config, order_of(config, lengths, seed=0)) == steps
+        assert total_steps(config, make_batch_sampler(config, lengths, seed=0)) == steps
 
 
 def test_the_paper_schedule() -> None:
@@ -127,9 +127,9 @@ def test_a_short_run_warms_up_for_at_most_half_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "order", [DataOrder(10, 4, seed=0), token_order(0, n=300, budget=200)], ids=["samples", "tokens"]
+    "order", [BatchSampler(10, 4, seed=0), token_order(0, n=300, budget=200)], ids=["samples", "tokens"]
 )
-def test_whole_epochs_are_counted_in_batches(order: DataOrder | TokenOrder) -> None:
+def test_whole_epochs_are_counted_in_batches(order: BatchSampler | TokenBatchSampler) -> None:
     seen = [epoch for batch in range(70) for epoch, _ in order.positions(batch)]
     for batches in (1, 2, 3, 5, 33, 60):
         done = sum(len(order.positions(batch)) for batch in range(batches))

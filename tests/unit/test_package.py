@@ -20,7 +20,7 @@ from perceptune.tools.summary import describe
 SOURCE = Path(perceptune.__file__).parent
 WRITTEN = {".py", ".js", ".css", ".html"}
 # Packages from the bottom to the top; a module imports from its own package and from those before it.
-PACKAGES = (
+ORDER = (
     *("types", "errors", "_version", "utils", "config", "data", "encoders", "lm", "methods", "models", "evaluation"),
     *("training", "serving", "tools", "cli", "peft", "", "__main__"),
 )
@@ -100,11 +100,11 @@ def test_the_root_of_the_package_is_read_at_a_glance() -> None:
 
 
 def test_imports_go_downwards() -> None:
-    assert {name.split(".")[0] for name in modules()} == set(PACKAGES)
+    assert {name.split(".")[0] for name in modules()} == set(ORDER)
     for name, path in modules().items():
         for other, _, _ in imports(path):
             own, target = name.split(".")[0], other.split(".")[0]
-            assert PACKAGES.index(target) <= PACKAGES.index(own) or "" in (own, target), f"{name} imports {other}"
+            assert ORDER.index(target) <= ORDER.index(own) or "" in (own, target), f"{name} imports {other}"
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def built(name: str) -> tuple[Injection, int, int]:
         method = found.module.METHOD(
             found.module.METHOD.Options(**{**found.defaults, **recipe.method.options()}), lm, shapes
         )
-    method.take_over(lm, encoders)
+    method.unfreeze(lm, encoders)
     taken = sum(count(part) for part in method.unfrozen.values())
     return method, count(method), count(lm) + sizes + count(method) - taken
 

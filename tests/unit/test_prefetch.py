@@ -19,13 +19,13 @@ def test_the_next_item_is_made_in_the_background_and_only_once() -> None:
         return number * number
 
     with contextlib.closing(Prefetch(make)) as items:
-        assert items.take(3) == 9
+        assert items.get(3) == 9
         items.start(4)
-        items.settle()
+        items.wait()
         assert [number for number, _ in made] == [3, 4]
-        assert items.take(4) == 16
+        assert items.get(4) == 16
         items.start(5)
-        assert items.take(7) == 49  # another one than was prepared
+        assert items.get(7) == 49  # another one than was prepared
     assert [number for number, _ in made] == [3, 4, 5, 7]
     assert [name.startswith("prefetch") for _, name in made] == [False, True, True, False]
 
@@ -36,6 +36,6 @@ def test_an_error_waits_for_whoever_asks() -> None:
 
     with contextlib.closing(Prefetch(make)) as items:
         items.start(1)
-        items.settle()
+        items.wait()
         with pytest.raises(UserError, match="item 1 is broken"):
-            items.take(1)
+            items.get(1)

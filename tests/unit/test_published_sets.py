@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from perceptune.config.registry import leaf
-from perceptune.data.holdout_split import HoldOut
+from perceptune.data.holdout_split import HoldoutSplit
 from perceptune.data.metrics import rouge
 from perceptune.data.tasks.base import QuestionSet, Task
 from perceptune.errors import UserError
@@ -286,7 +286,7 @@ def test_a_set_has_the_forms_it_is_published_in(tmp_path: Path) -> None:
 
 def test_what_is_held_out_is_judged_as_any_question(tmp_path: Path) -> None:
     task = opened("gqa", tmp_path)
-    held = HoldOut(task, 1)
+    held = HoldoutSplit(task, 1)
     assert isinstance(task, QuestionSet)
     [sample] = held.samples("held-out")
     assert held.score([sample.targets[0]], [sample]).summary["accuracy"] == 1.0

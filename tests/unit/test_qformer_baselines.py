@@ -13,7 +13,7 @@ import perceptune
 from perceptune.config.recipe import load_recipe
 from perceptune.errors import UserError
 from perceptune.methods.dma import DMALinear, layer
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.tools.bench.qformer import Load, qformer_rows
 from perceptune.tools.summary import describe
 from perceptune.types import Sample
@@ -28,9 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return blips.save_all(tmp_path_factory.mktemp("baselines"), ("t5", "llama", "blip2-opt"))
 
 
-def model_of(folder: Path, method: Any, kind: str = "t5", **more: Any) -> BlipModel:
+def model_of(folder: Path, method: Any, kind: str = "t5", **more: Any) -> InstructBlipModel:
     given = blips.recipe(folder / kind, method=method, cache={"features": "memory"}, **more)
-    return cast(BlipModel, perceptune.build(given))
+    return cast(InstructBlipModel, perceptune.build(given))
 
 
 def samples(folder: Path) -> list[Sample]:
@@ -70,12 +70,12 @@ def test_nothing_changes_at_the_start(folder: Path, method: Any, kind: str) -> N
     """But for rounding; with everything that can be moved it does change."""
     rows = samples(folder)
     with torch.no_grad():
-        plain = model_of(folder, "head", kind).queried(rows).queries
+        plain = model_of(folder, "head", kind).query(rows).queries
         model = model_of(folder, method, kind)
-        assert torch.allclose(model.queried(rows).queries, plain, atol=1e-6)
+        assert torch.allclose(model.query(rows).queries, plain, atol=1e-6)
         for parameter in model.method.parameters():
             parameter.add_(0.1)
-        assert not torch.allclose(model.queried(rows).queries, plain, atol=1e-3)
+        assert not torch.allclose(model.query(rows).queries, plain, atol=1e-3)
 
 
 def test_only_some_text_prompts_of_maple_reach_the_answer_through_the_text(folder: Path) -> None:
@@ -84,9 +84,9 @@ def test_only_some_text_prompts_of_maple_reach_the_answer_through_the_text(folde
     with torch.no_grad():
         for coupling in cast(Any, model.method).couplings:
             coupling.weight.zero_()
-        before = model.queried(rows).queries
+        before = model.query(rows).queries
         cast(Any, model.method).prompts.add_(1)
-        assert (model.queried(rows).queries - before).abs().max() > 1e-3
+        assert (model.query(rows).queries - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["t5", "blip2-opt"])
@@ -100,7 +100,7 @@ def test_maple_s_prompts_shift_nothing(folder: Path, kind: str) -> None:
             lambda _, args, kwargs: entering.append((*args, *kwargs.values())[0]), with_kwargs=True
         )
     with torch.no_grad():
-        expected, text = plain.queried(rows).text, model.queried(rows).text
+        expected, text = plain.query(rows).text, model.query(rows).text
     alone, prompted = entering
     n, length = blips.N_QUERIES, alone.shape[1] - blips.N_QUERIES
     assert prompted.shape[1] == n + 2 + (length + 2 if length else 0)
@@ -119,7 +119,7 @@ def test_the_bottlenecks_of_the_release_act_twice_where_there_is_cross_attention
     calls: list[int] = []
     for index, part in enumerate(cast(Any, model.method).parts):
         part.register_forward_hook(lambda *_, index=index: calls.append(index))
-    model.queried(rows)
+    model.query(rows)
     assert calls == [0, 0, 1, 2, 2, 3]
 
 
@@ -171,13 +171,13 @@ def test_maps_of_one_input_share_what_dma_makes_of_it(folder: Path, monkeypatch:
 
 def test_llava_gives_the_lm_every_patch(folder: Path) -> None:
     model, rows = model_of(folder, "llava", "llama"), samples(folder)
-    assert model.queried(rows).queries.shape == (2, 4, blips.WIDTH)
+    assert model.query(rows).queries.shape == (2, 4, blips.WIDTH)
     assert model.blip.n_queries == 4
     image = torch.randn(2, 5, model.blip.image_size)
     other = torch.cat([torch.zeros(2, 1, model.blip.image_size), image[:, 1:]], dim=1)
     assert torch.equal(*(model.method.queries(model.blip, one, []).queries for one in (image, other))), "no [CLS]"
     finer = model_of(folder, "llava", "llama", encoders={"image": {"size": 24}})
-    assert finer.queried(rows).queries.shape == (2, 9, blips.WIDTH)
+    assert finer.query(rows).queries.shape == (2, 9, blips.WIDTH)
     groups = {group["name"]: group.get("lr") for group in model.method.param_groups()}
     assert groups == {"connector": None, "lm": 2e-5}
 
@@ -201,7 +201,7 @@ def test_what_is_refused(folder: Path, method: Any, message: str) -> None:
 def test_what_leaves_no_room_for_prompts_is_refused(folder: Path) -> None:
     model = model_of(folder, {"name": "maple", "tokens": 20})
     with pytest.raises(UserError, match=r"no room for the 20 prompts"):
-        model.queried(samples(folder))
+        model.query(samples(folder))
 
 
 def test_half_precision_weights_are_not_trained(folder: Path) -> None:

@@ -21,13 +21,13 @@ from perceptune.methods.qformer.base import (
     Instruction,
     QFormerMethod,
     QFormerOptions,
-    Queried,
-    Seen,
+    QFormerOutput,
     Site,
+    TrainingPass,
     wrapped,
 )
-from perceptune.models.instructblip.build import build_blip
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.build import build_instructblip
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.types import Sample
 
 ATTENTION = r".*attention\.attention\.(query|key|value)"
@@ -49,7 +49,7 @@ class Example(QFormerMethod):
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
         self.extra = nn.Parameter(torch.zeros(1, 2, blip.hidden_size))
-        self.seen: Seen | None = None
+        self.seen: TrainingPass | None = None
         self._mask: Tensor | None = None
 
     def attach(self, blip: FrozenBlip) -> None:
@@ -65,25 +65,25 @@ class Example(QFormerMethod):
     def instructions(self, text: str) -> Sequence[str]:
         return (text, "what color")
 
-    def queries(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> Queried:
+    def queries(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> QFormerOutput:
         passes = []
         for one in instructions:
             self._mask = one.mask
             asked = torch.cat([blip.query_tokens, self.extra], dim=1)
             passes.append(blip.run_qformer(asked, one, image)[:, : blip.n_queries])
-        return Queried(torch.stack(passes).mean(0))
+        return QFormerOutput(torch.stack(passes).mean(0))
 
-    def aux_loss(self, blip: FrozenBlip, seen: Seen) -> Tensor | None:
+    def aux_loss(self, blip: FrozenBlip, seen: TrainingPass) -> Tensor | None:
         self.seen = seen
-        return seen.queried.queries.mean().square()
+        return seen.output.queries.mean().square()
 
     def sites(self) -> list[Site]:
         return [Site(0, "everywhere", "example")]
 
 
-def built(folder: Path, kind: str, method: type[QFormerMethod] = Example) -> BlipModel:
+def built(folder: Path, kind: str, method: type[QFormerMethod] = Example) -> InstructBlipModel:
     given = load_recipe(blips.recipe(folder / kind, cache={"features": "memory"}))
-    return build_blip(given, method, QFormerOptions())
+    return build_instructblip(given, method, QFormerOptions())
 
 
 def samples(folder: Path) -> list[Sample]:
@@ -117,7 +117,7 @@ def test_all_of_it_at_once(folder: Path, kind: str) -> None:
 
 def test_the_method_s_own_loss_is_weighted_by_the_tokens(folder: Path) -> None:
     class Constant(Example):
-        def aux_loss(self, blip: FrozenBlip, seen: Seen) -> Tensor | None:
+        def aux_loss(self, blip: FrozenBlip, seen: TrainingPass) -> Tensor | None:
             return super().aux_loss(blip, seen) * 0 + 7  # type: ignore[operator]
 
     rows = samples(folder)
@@ -139,13 +139,13 @@ def test_dropout_of_peft_acts_without_that_of_the_q_former(folder: Path) -> None
     batch = model.collate(rows)
 
     def two() -> set[float]:
-        return {float(model.blip.loss(model.queried(rows).queries, batch.tokens.for_lm(model.device))[0].detach())  # type: ignore[attr-defined]
+        return {float(model.blip.loss(model.query(rows).queries, batch.tokens.for_lm(model.device))[0].detach())  # type: ignore[attr-defined]
                 for _ in range(2)}  # fmt: skip
 
-    model.dropout(on=True)
+    model.set_dropout(on=True)
     assert len(two()) == 2
     assert not model.blip.qformer.embeddings.dropout.training
-    model.dropout(on=False)
+    model.set_dropout(on=False)
     assert len(two()) == 1
 
 
@@ -155,7 +155,7 @@ def test_peft_may_not_train_the_q_former_s_own_weights(folder: Path) -> None:
         (LoraConfig(r=2, target_modules=ATTENTION, bias="all"), "weights of the Q-Former itself"),
         (LoraConfig(r=2, target_modules="nothing"), "PEFT refuses"),
     ):
-        blip = build_blip(load_recipe(blips.recipe(folder / "llama")), head, head.Options()).blip
+        blip = build_instructblip(load_recipe(blips.recipe(folder / "llama")), head, head.Options()).blip
         blip.requires_grad_(False)
         with pytest.raises(UserError, match=message):
             wrapped(blip, config)

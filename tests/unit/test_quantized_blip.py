@@ -14,7 +14,7 @@ import blips
 import perceptune
 import support
 from perceptune.errors import UserError
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.types import Sample
 
 pytestmark = pytest.mark.skipif(
@@ -39,9 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def model_of(folder: Path, kind: str, bits: str | None, method: str = "head") -> BlipModel:
+def model_of(folder: Path, kind: str, bits: str | None, method: str = "head") -> InstructBlipModel:
     lm = {"id": str(folder / kind), "quantization": bits}
-    return cast(BlipModel, perceptune.build(blips.recipe(folder / kind, method=method, lm=lm)))
+    return cast(InstructBlipModel, perceptune.build(blips.recipe(folder / kind, method=method, lm=lm)))
 
 
 def samples(folder: Path) -> list[Sample]:
@@ -49,7 +49,7 @@ def samples(folder: Path) -> list[Sample]:
     return [Sample(str(i), {"image": folder / f"data/train{i}.png"}, q, (a,)) for i, (q, a) in enumerate(asked)]
 
 
-def learnt(model: BlipModel, rows: list[Sample]) -> Tensor:
+def learnt(model: InstructBlipModel, rows: list[Sample]) -> Tensor:
     loss, _ = model.loss(model.collate(rows))
     loss.backward()
     return torch.cat([p.grad.flatten() for p in model.method.parameters() if p.grad is not None])
@@ -76,7 +76,7 @@ def test_a_quantised_run_is_trained_and_comes_back(folder: Path, tmp_path: Path)
     perceptune.train(given, tmp_path / "run")
     rows = samples(folder)
     model = perceptune.load(tmp_path / "run")
-    assert linear_kinds(cast(BlipModel, model).blip.language_model) == {"Linear4bit", "Linear"}
+    assert linear_kinds(cast(InstructBlipModel, model).blip.language_model) == {"Linear4bit", "Linear"}
     assert model.answer(rows) == perceptune.load(tmp_path / "run").answer(rows)
 
 

@@ -88,11 +88,11 @@ def test_states_of_texts_that_cannot_be_kept_are_computed(
     lm: FrozenLM = load_lm(LMConfig(id=str(dwarfs / "lm")))
     (tmp_path / "file").touch()
     states = TextStates(lm, 1, 0, folder=tmp_path / "file/c", disk_megabytes=10)
-    states.prepare([(5, 6, 7), (8, 9)], uses=100)
+    states.precompute([(5, 6, 7), (8, 9)], uses=100)
     assert states.kept == "nowhere"
     assert capsys.readouterr().err.count("note: ") == 1
     ids, mask = torch.tensor([[5, 6, 7], [0, 8, 9]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
-    assert torch.equal(states.get(ids, mask), lm.states_at(1, ids, mask))
+    assert torch.equal(states.get(ids, mask), lm.hidden_states_at(1, ids, mask))
 
 
 def test_a_user_without_a_home_folder_has_a_cache_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

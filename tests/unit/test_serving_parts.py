@@ -20,7 +20,7 @@ from perceptune.serving import media_worker_pool
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
-from perceptune.serving.media_worker_pool import Decoders
+from perceptune.serving.media_worker_pool import MediaWorkerPool
 from perceptune.serving.metrics import Metrics
 from perceptune.serving.origins import Origins, parse_origins
 from perceptune.serving.scheduler import Scheduler
@@ -88,9 +88,9 @@ def test_a_link_put_there_after_the_check_is_not_followed(local: LocalFiles, mon
         local.read(f"file://{local.folder}/swapped/x", 100)
 
 
-def with_decoders(do: Callable[[Decoders], Any]) -> None:
+def with_decoders(do: Callable[[MediaWorkerPool], Any]) -> None:
     async def run() -> None:
-        decoders = Decoders(Limits(decode_seconds=0.2), 1, 4)
+        decoders = MediaWorkerPool(Limits(decode_seconds=0.2), 1, 4)
         try:
             await do(decoders)
         finally:
@@ -99,7 +99,7 @@ def with_decoders(do: Callable[[Decoders], Any]) -> None:
     asyncio.run(run())
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+def dummy_batch(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """The first process that is started runs this code instead."""
     popen, given = media_worker_pool.subprocess.Popen, [code]
 
@@ -110,9 +110,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 
 
 def test_a_process_that_hangs_is_killed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, "import time; time.sleep(60)")
+    dummy_batch(monkeypatch, "import time; time.sleep(60)")
 
-    async def do(decoders: Decoders) -> None:
+    async def do(decoders: MediaWorkerPool) -> None:
         started = time.monotonic()
         monkeypatch.setattr(media_worker_pool, "_GRACE", 0.1)
         with pytest.raises(ApiError, match="too long to decode"):
@@ -125,9 +125,9 @@ def test_a_process_that_hangs_is_killed_and_replaced(monkeypatch: pytest.MonkeyP
 
 
 def test_a_process_that_crashes_fails_its_medium_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, "import os, sys; sys.stdin.buffer.readline(); os.abort()")
+    dummy_batch(monkeypatch, "import os, sys; sys.stdin.buffer.readline(); os.abort()")
 
-    async def do(decoders: Decoders) -> None:
+    async def do(decoders: MediaWorkerPool) -> None:
         monkeypatch.setattr(media_worker_pool, "_GRACE", 20)
         with pytest.raises(ApiError, match="cannot be decoded"):
             await decoders.check(png(), "image")
@@ -137,7 +137,7 @@ def test_a_process_that_crashes_fails_its_medium_alone(monkeypatch: pytest.Monke
 
 
 def test_a_process_that_ended_while_nobody_asked_is_replaced() -> None:
-    async def do(decoders: Decoders) -> None:
+    async def do(decoders: MediaWorkerPool) -> None:
         running = decoders._all[0]._running
         assert running is not None
         running.kill()
@@ -157,7 +157,7 @@ def test_a_process_that_is_given_up_while_it_starts_is_ended(monkeypatch: pytest
         started.append(popen(*given, **more))
         return started[-1]
 
-    async def do(decoders: Decoders) -> None:
+    async def do(decoders: MediaWorkerPool) -> None:
         monkeypatch.setattr(media_worker_pool, "_GRACE", 40)
         running = decoders._all[0]._running
         assert running is not None
@@ -180,10 +180,10 @@ def test_a_process_that_is_given_up_while_it_starts_is_ended(monkeypatch: pytest
 
 def test_decoders_do_not_know_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERCEPTUNE_API_KEY", "secret")
-    stand_in(monkeypatch, "import os, sys; sys.stdin.buffer.readline();"
+    dummy_batch(monkeypatch, "import os, sys; sys.stdin.buffer.readline();"
              "print('{\"error\": \"%s\"}' % os.environ.get('PERCEPTUNE_API_KEY'), flush=True)")  # fmt: skip
 
-    async def do(decoders: Decoders) -> None:
+    async def do(decoders: MediaWorkerPool) -> None:
         monkeypatch.setattr(media_worker_pool, "_GRACE", 20)
         with pytest.raises(ApiError, match=r"^None$"):
             await decoders.check(b"", "image")

@@ -13,7 +13,7 @@ from perceptune.serving.accepted import Accepted
 from perceptune.serving.errors import ApiError
 from perceptune.serving.inline import decode_address, decode_base64
 from perceptune.serving.limits import Limits
-from perceptune.serving.request_parser import Intake, _room
+from perceptune.serving.request_parser import RequestParser, _room
 from perceptune.serving.schema import PARTS, ChatRequest, parsed
 from perceptune.types import Decoding
 
@@ -36,7 +36,7 @@ def refusal(*given: Any, **more: Any) -> ApiError:
 def decoding_for(run: Decoding, limits: Limits | None = None, **more: Any) -> Decoding:
     nothing: Any = None
     one: Any = SimpleNamespace(decoding=run)
-    return Intake(limits or Limits(), nothing, None, None, 1)._decoding_of(request(**more), one)
+    return RequestParser(limits or Limits(), nothing, None, None, 1)._decoding_of(request(**more), one)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_more_tokens_than_there_may_be_are_cut_to_what_may_be() -> None:
 def test_an_empty_system_message_says_nothing(role: str, content: Any) -> None:
     turns = [{"role": role, "content": content}, {"role": "user", "content": "a"}]
     asked, nothing = parsed(json.dumps({"model": "x", "messages": turns}).encode()), cast(Any, None)
-    assert Intake(Limits(), nothing, None, None, 1)._within_limits(asked) == ("a", [])
+    assert RequestParser(Limits(), nothing, None, None, 1)._within_limits(asked) == ("a", [])
     for full in ("be kind", [PICTURE]):
         turns[0]["content"] = full
         with pytest.raises(ApiError, match="single questions"):
@@ -248,4 +248,4 @@ def test_a_temperature_of_next_to_nothing_takes_the_likeliest(temperature: str) 
     asked = parsed(ASKS + f'"top_p": 0.5, "temperature": {temperature}}}'.encode())
     run: Any = SimpleNamespace(decoding=Decoding(4, sample=True, temperature=0.7))
     nobody: Any = None
-    assert Intake(Limits(), nobody, None, None, 1)._decoding_of(asked, run) == Decoding(4)
+    assert RequestParser(Limits(), nobody, None, None, 1)._decoding_of(asked, run) == Decoding(4)

@@ -126,5 +126,5 @@ def test_a_table_reads_its_rows_when_they_are_asked_for(tmp_path: Path) -> None:
     rows = (f"a{n}.jpg,what {n}?,b\n" for n in range(3_000))
     path = put(tmp_path / "rows.csv", "image,prompt,targets\n" + "".join(rows))
     samples = task("csv", train=path, check_files=False).samples("train")
-    assert isinstance(samples, lazy_rows.Lazy)
+    assert isinstance(samples, lazy_rows.LazyRows)
     assert [samples[n].prompt for n in (2_999, 0)] == ["what 2999?", "what 0?"]

@@ -35,11 +35,11 @@ def batch(chosen: list[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
 def test_states_are_those_of_the_lm_wherever_they_are_kept(lm: FrozenLM, tmp_path: Path) -> None:
     all_texts = texts()
     ids, mask = batch(all_texts[5:12])
-    expected = lm.states_at(LAYER, ids, mask)
+    expected = lm.hidden_states_at(LAYER, ids, mask)
     found = {}
     for megabytes, uses in ((1, 200), (0, 200), (0, 40)):
         states = TextStates(lm, LAYER, megabytes, folder=tmp_path, disk_megabytes=1)
-        states.prepare(all_texts * 2, uses)
+        states.precompute(all_texts * 2, uses)
         found[states.kept] = states.get(ids, mask)
         assert torch.allclose(found[states.kept][mask.bool()], expected[mask.bool()], atol=1e-5)
     assert set(found) == {"memory", "disk", "nowhere"}
@@ -51,32 +51,32 @@ def test_after_preparing_nothing_is_computed_again(
 ) -> None:
     all_texts = texts()
     computed: list[int] = []
-    states_at = FrozenLM.states_at
+    hidden_states_at = FrozenLM.hidden_states_at
     monkeypatch.setattr(
         FrozenLM,
-        "states_at",
-        lambda self, layer, ids, mask: computed.append(len(ids)) or states_at(self, layer, ids, mask),
+        "hidden_states_at",
+        lambda self, layer, ids, mask: computed.append(len(ids)) or hidden_states_at(self, layer, ids, mask),
     )
     for megabytes in (1, 0):
         states = TextStates(lm, LAYER, megabytes, folder=tmp_path, disk_megabytes=1)
-        states.prepare(all_texts, 400)
+        states.precompute(all_texts, 400)
         assert sum(computed) == len(set(all_texts))
         states.get(*batch(all_texts[:7]))
         assert sum(computed) == len(set(all_texts))
         computed.clear()
     again = TextStates(lm, LAYER, 0, folder=tmp_path, disk_megabytes=1)
-    again.prepare(all_texts, 400)
+    again.precompute(all_texts, 400)
     assert computed == []  # the disk remembers
 
 
 def test_bits_do_not_depend_on_what_a_killed_run_had_computed(lm: FrozenLM, tmp_path: Path) -> None:
     all_texts = texts()
     whole = TextStates(lm, LAYER, 0, folder=tmp_path / "whole", disk_megabytes=1)
-    whole.prepare(all_texts, 400)
+    whole.precompute(all_texts, 400)
     part = TextStates(lm, LAYER, 0, folder=tmp_path / "part", disk_megabytes=1)
-    part.prepare(all_texts, 400, rank=1, world=2)  # every second group only
+    part.precompute(all_texts, 400, rank=1, world=2)  # every second group only
     rest = TextStates(lm, LAYER, 0, folder=tmp_path / "part", disk_megabytes=1)
-    rest.prepare(all_texts, 400)
+    rest.precompute(all_texts, 400)
     ids, mask = batch(all_texts)
     assert torch.equal(whole.get(ids, mask), rest.get(ids, mask))
     part.refresh()
@@ -85,19 +85,19 @@ def test_bits_do_not_depend_on_what_a_killed_run_had_computed(lm: FrozenLM, tmp_
 
 def test_too_much_is_kept_nowhere_and_another_lm_never_read(lm: FrozenLM, tmp_path: Path) -> None:
     tight = TextStates(lm, LAYER, 0, folder=tmp_path, disk_megabytes=0)
-    tight.prepare(texts(), 400)
+    tight.precompute(texts(), 400)
     assert tight.kept == "nowhere"
     first = TextStates(lm, LAYER, 0, folder=tmp_path, disk_megabytes=1)
-    first.prepare(texts(), 400)
+    first.precompute(texts(), 400)
     other = FrozenLM(support.random_lm("llama"))
     with torch.no_grad():
         other.layers[0].self_attn.q_proj.weight[0, 0] += 1  # one value
     second = TextStates(other, LAYER, 0, folder=tmp_path, disk_megabytes=1)
-    second.prepare(texts(), 400)
+    second.precompute(texts(), 400)
     ids, mask = batch(texts()[:3])
     seen = mask.bool()
     assert not torch.equal(first.get(ids, mask)[seen], second.get(ids, mask)[seen])
-    assert torch.allclose(second.get(ids, mask)[seen], other.states_at(LAYER, ids, mask)[seen], atol=1e-5)
+    assert torch.allclose(second.get(ids, mask)[seen], other.hidden_states_at(LAYER, ids, mask)[seen], atol=1e-5)
 
 
 def test_the_folder_is_that_of_the_weights_that_texts_pass_through(

@@ -33,7 +33,9 @@ log, finish = Run().log, Run().finish
 """
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, fail: str = "None") -> list[tuple[object, ...]]:
+def fake_module(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, fail: str = "None"
+) -> list[tuple[object, ...]]:
     """A module of that name; what it is told."""
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.py").write_text(f"FAIL = {fail}\n{STAND_IN}")
@@ -74,7 +76,7 @@ def test_a_tracker_hears_what_the_log_holds(
     name: str, dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    told = stand_in(monkeypatch, tmp_path / "modules", name)
+    told = fake_module(monkeypatch, tmp_path / "modules", name)
     rows = trained(dwarfs, tmp_path / "run", name)
     [(_, begun), *logged, last] = told
     assert last == ("finish",)
@@ -95,7 +97,7 @@ def test_a_tracker_hears_what_the_log_holds(
 
 
 def test_wandb_goes_online_if_its_own_variable_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = stand_in(monkeypatch, tmp_path / "modules", "wandb")
+    told = fake_module(monkeypatch, tmp_path / "modules", "wandb")
     monkeypatch.setenv("WANDB_MODE", "online")
     trackers.Trackers(["wandb"], "x", tmp_path, {})
     assert told[0][1]["mode"] == "online"  # type: ignore[index]
@@ -105,8 +107,8 @@ def test_wandb_goes_online_if_its_own_variable_says_so(tmp_path: Path, monkeypat
 def test_a_failing_tracker_costs_one_warning_and_nothing_else(
     error: str, dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failing = stand_in(monkeypatch, tmp_path / "modules", "wandb", fail=error)
-    sound = stand_in(monkeypatch, tmp_path / "modules", "trackio")
+    failing = fake_module(monkeypatch, tmp_path / "modules", "wandb", fail=error)
+    sound = fake_module(monkeypatch, tmp_path / "modules", "trackio")
     rows = trained(dwarfs, tmp_path / "run", ["wandb", "trackio"])
     assert rows[-1]["event"] == "end"
     assert capsys.readouterr().err.count("warning: `wandb` failed") == 1

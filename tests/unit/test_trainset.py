@@ -12,7 +12,7 @@ import support
 from perceptune.config.schema import TextConfig
 from perceptune.errors import UserError
 from perceptune.models.text_format import TextFormat
-from perceptune.training.sampler import DataOrder, WeightedDraws
+from perceptune.training.sampler import BatchSampler, WeightedSampler
 from perceptune.training.training_set import AnswerParts, TrainingSet
 from perceptune.types import Sample
 
@@ -55,7 +55,7 @@ def test_balanced_sampling_draws_the_answers_to_a_prompt_equally_often() -> None
     samples = [Sample(str(n), {}, prompt, (answer,)) for n, (prompt, answer) in enumerate(told)]
     parts = AnswerParts()
     numbers = np.array([parts.add(sample) for sample in samples], np.int32)
-    order = DataOrder(len(samples), 20, 0, WeightedDraws(numbers, parts.weights(), 0))
+    order = BatchSampler(len(samples), 20, 0, WeightedSampler(numbers, parts.weights(), 0))
     rows = [index for batch in range(50) for _, index in order.positions(batch)]  # five epochs
     drawn = Counter(told[row] for row in rows)
     assert drawn == dict.fromkeys(set(told), 250), "each prompt keeps its share, and its answers have halves of it"
@@ -66,7 +66,7 @@ def test_balanced_sampling_draws_the_answers_to_a_prompt_equally_often() -> None
 @pytest.mark.parametrize("n_parts", [1, 3, 40])
 def test_parts_hold_their_own_samples(n_parts: int) -> None:
     parts = np.random.default_rng(n_parts).integers(0, n_parts, 50).astype(np.int32)
-    draws = WeightedDraws(parts, [0.0] * (n_parts - 1) + [1.0], seed=3)
+    draws = WeightedSampler(parts, [0.0] * (n_parts - 1) + [1.0], seed=3)
     if (parts == n_parts - 1).any():
         rows, _ = draws.epoch(0)
         assert set(parts[rows].tolist()) == {n_parts - 1}

@@ -18,7 +18,7 @@ from perceptune.data.media.source import content, identity
 from perceptune.data.metrics.base import Scored
 from perceptune.errors import UserError
 from perceptune.evaluation.results import write_predictions
-from perceptune.evaluation.runner import Answered, Judged
+from perceptune.evaluation.runner import EvalOutput, Prediction
 from perceptune.models.run_folder import METHOD
 from tars import PAIR, REMOTE, Members, archive, put, read, row, task
 
@@ -174,7 +174,9 @@ def test_a_sample_in_two_shards(tmp_path: Path) -> None:
 def test_predictions_name_shard_and_member(tmp_path: Path) -> None:
     put(f"{tmp_path}/a.tar", archive(PAIR))
     own = task(tmp_path / "a.tar")
-    write_predictions(tmp_path / "p.jsonl", own.samples("train"), own, Judged(Scored({}, [{}]), [Answered("a cat")]))
+    write_predictions(
+        tmp_path / "p.jsonl", own.samples("train"), own, EvalOutput(Scored({}, [{}]), [Prediction("a cat")])
+    )
     assert json.loads((tmp_path / "p.jsonl").read_text())["media"] == {"image": f"{tmp_path}/a.tar#1.jpg"}
 
 

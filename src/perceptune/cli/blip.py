@@ -12,9 +12,9 @@ from perceptune.config.command_schema import BuildConfig
 from perceptune.config.recipe import load_recipe, validate
 from perceptune.config.schema import NamedPart
 from perceptune.errors import UserError
-from perceptune.utils.run_log import speaks
+from perceptune.utils.run_log import is_main_process
 
-out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
+out = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:

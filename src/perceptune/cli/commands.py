@@ -30,15 +30,15 @@ from perceptune.cli.share import export as export
 from perceptune.cli.share import push as push
 from perceptune.cli.share import verify as verify
 from perceptune.errors import UserError
-from perceptune.utils.run_log import speaks
+from perceptune.utils.run_log import is_main_process
 
-out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
+out = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
 
 
 def demo(options: argparse.Namespace) -> int:
     from perceptune.tools.demo import run_demo
 
-    results = run_demo(Path(options.run), smoke=options.smoke, say=out.print, tell=print_scores)
+    results = run_demo(Path(options.run), smoke=options.smoke, say=out.print, print_scores=print_scores)
     if results["gap_open_interval"][0] <= 0:
         out.print("this run answers open questions no better than with shuffled images: something is broken")
         return 1

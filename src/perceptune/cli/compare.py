@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from perceptune.errors import UserError
-from perceptune.utils.run_log import speaks
+from perceptune.utils.run_log import is_main_process
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -20,7 +20,7 @@ def compare(options: argparse.Namespace) -> int:
     from perceptune.tools.compare.report import NAME, cells, terms
     from perceptune.tools.compare.run import outlook, plan_rows, run_plan
 
-    say = Console(highlight=False, soft_wrap=True, quiet=not speaks() or options.json)
+    say = Console(highlight=False, soft_wrap=True, quiet=not is_main_process() or options.json)
     plan = make_plan(
         options.recipes, options.overrides, methods=_words(options.methods), seeds=_seeds(options.seeds),
         grid=parse_grid(options.grid) if options.grid else None,

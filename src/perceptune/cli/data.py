@@ -53,7 +53,7 @@ def data(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from perceptune.errors import UserError
-    from perceptune.tools.datasets.format_report import lines
+    from perceptune.tools.datasets.format_report import format_report
     from perceptune.tools.datasets.page import page
     from perceptune.tools.datasets.validate import CheckOptions, check
     from perceptune.utils.atomic_io import write_whole
@@ -74,7 +74,7 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(checked.report, indent=2))
     else:
-        print("\n".join(lines(checked, samples if options.samples is not None else 3)))
+        print("\n".join(format_report(checked, samples if options.samples is not None else 3)))
     return 0 if checked.clean else 1
 
 

@@ -14,14 +14,14 @@ from rich.table import Column, Table
 
 from perceptune.errors import UserError
 from perceptune.utils.paths import local_name
-from perceptune.utils.run_log import speaks
+from perceptune.utils.run_log import is_main_process
 
-out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
+out = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
 
 
 def eval(options: argparse.Namespace) -> int:
     from perceptune.evaluation.evaluate import evaluate
-    from perceptune.evaluation.rescore import score_stored
+    from perceptune.evaluation.rescore import rescore
 
     overrides = [*(_other_set(options) if options.gap else ()), *options.overrides]
     task = None if options.gap else _named_task(options)
@@ -34,13 +34,13 @@ def eval(options: argparse.Namespace) -> int:
                 raise UserError(f"--{given.replace('_', '-')} needs the model's answers, --predictions gives others")
         if options.overrides:
             raise UserError(f"`{options.overrides[0]}`: stored predictions are scored as they are")
-        results = score_stored(options.run, options.predictions, folder, split=split, **common)
+        results = rescore(options.run, options.predictions, folder, split=split, **common)
     else:
         results = evaluate(
             options.run, control=options.control, no_media=options.no_media, split=split, overrides=overrides,
             into=folder, join_timeout=options.join_timeout, **common,
         )  # fmt: skip
-    if options.json and speaks():
+    if options.json and is_main_process():
         print(json.dumps(results, indent=2))
     elif not options.json:
         print_scores(results)

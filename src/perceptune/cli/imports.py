@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 
 from perceptune.cli.parsing import positive
-from perceptune.utils.run_log import speaks
+from perceptune.utils.run_log import is_main_process
 
-out = Console(highlight=False, soft_wrap=True, quiet=not speaks())
+out = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
 
 
 def add_imports(commands: argparse._SubParsersAction[Any]) -> None:

@@ -17,7 +17,7 @@ from perceptune.cli.parsing import Parser
 from perceptune.cli.report import add_report
 from perceptune.cli.serve import add_serve
 from perceptune.cli.share import add_share
-from perceptune.errors import SaidElsewhereError, UserError
+from perceptune.errors import NonMainProcessError, UserError
 
 # What `bench --plan` assumes; the defaults lie in `bench.plan`, which would load torch.
 PLAN = {
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     code = run(arguments)
     together = sys.modules.get("perceptune.utils.distributed")
     if together is not None and "WORLD_SIZE" in os.environ:  # one of several processes
-        together.end_at_once(code)
+        together.hard_exit(code)
     sys.exit(code)
 
 
@@ -258,7 +258,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     try:
         code: int = getattr(commands, options.command.replace("-", "_"))(options)
-    except SaidElsewhereError:
+    except NonMainProcessError:
         return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -62,12 +62,12 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def _record(options: argparse.Namespace) -> int:
-    from perceptune.evaluation.reference_answers import made_up, write_proof
+    from perceptune.evaluation.reference_answers import synthetic_samples, write_reference_answers
     from perceptune.models.run_folder import load
 
     model = load(options.run, trust=options.trust, overrides=["cache.features=off", *options.overrides])
-    samples = made_up(model.stores)
-    write_proof(Path(options.run), model, samples)
+    samples = synthetic_samples(model.stores)
+    write_reference_answers(Path(options.run), model, samples)
     print(f"{len(samples)} answers stored")
     return 0
 

@@ -67,15 +67,18 @@ class Recipe(Part):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_recipe(source: str | Path | dict[str, Any] | Recipe, overrides: Sequence[Override] = ()) -> Recipe:
+def load_recipe(
+    source: str | Path | dict[str, Any] | Recipe, overrides: Sequence[Override] = (), *, where: str = "recipe"
+) -> Recipe:
     """A recipe from a file, the name of a shipped recipe, a mapping, or a recipe; then overrides.
 
-    These are `key.sub=value` as typed on a command line, or pairs of a key and its value.
+    These are `key.sub=value` as typed on a command line, or pairs of a key and its value. `where` a mapping or recipe
+    comes from is named in errors.
     """
     if isinstance(source, Recipe):
-        data, where = source.model_dump(mode="json"), "recipe"
+        data = source.model_dump(mode="json")
     elif isinstance(source, dict):
-        data, where = _deep_copy(source), "recipe"
+        data = _deep_copy(source)
     else:
         path = find_recipe(str(source))
         data, where = read_yaml(path), str(path)

@@ -7,7 +7,7 @@ from typing import Any
 from perceptune.config.recipe import Recipe, validate
 from perceptune.config.registry import leaf
 from perceptune.config.schema import NamedPart
-from perceptune.data.holdout_split import HoldOut
+from perceptune.data.holdout_split import HoldoutSplit
 from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
 
@@ -17,7 +17,7 @@ def make_task(recipe: Recipe) -> Task:
     if recipe.task is None:
         raise UserError("the recipe names no `task`: name one, or give your own data as `task: jsonl`")
     task = task_of(recipe.task, max_bad_media=recipe.train.max_bad_media)
-    return task if recipe.train.hold_out is None else HoldOut(task, recipe.train.hold_out)
+    return task if recipe.train.hold_out is None else HoldoutSplit(task, recipe.train.hold_out)
 
 
 def task_of(part: NamedPart, *, max_bad_media: int = 0) -> Task:

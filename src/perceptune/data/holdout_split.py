@@ -28,7 +28,7 @@ def is_test(split: str) -> bool:
     return split.startswith("test")
 
 
-class HoldOut(Task):
+class HoldoutSplit(Task):
     """A task whose first split has given up random media, with all their samples, to the split `held-out`.
 
     It stands behind the training split, so the last split stays the one that is evaluated by default, unless there

@@ -20,7 +20,7 @@ from perceptune.types import Sample
 T = TypeVar("T")
 
 
-class Lazy(Sequence[T]):
+class LazyRows(Sequence[T]):
     """Items made anew whenever they are asked for; slices are lazy, too. As safe in threads as `read` is."""
 
     def __init__(self, read: Callable[[Iterable[int]], Iterator[T]], chosen: range | NDArray[np.int64]) -> None:
@@ -33,31 +33,31 @@ class Lazy(Sequence[T]):
     @overload
     def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, index: slice) -> Lazy[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Lazy[T]:
+    def __getitem__(self, index: slice) -> LazyRows[T]: ...
+    def __getitem__(self, index: int | slice) -> T | LazyRows[T]:
         if isinstance(index, slice):
-            return Lazy(self._read, self._chosen[index])
+            return LazyRows(self._read, self._chosen[index])
         [item] = self._read([int(self._chosen[index])])
         return item
 
     def __iter__(self) -> Iterator[T]:
         return self._read(map(int, self._chosen))
 
-    def select(self, indices: Sequence[int]) -> Lazy[T]:
+    def select(self, indices: Sequence[int]) -> LazyRows[T]:
         """The items at `indices`, still unread."""
-        return Lazy(self._read, np.asarray(self._chosen, np.int64)[np.asarray(indices, np.int64)])
+        return LazyRows(self._read, np.asarray(self._chosen, np.int64)[np.asarray(indices, np.int64)])
 
 
 def select(rows: Sequence[T], indices: Sequence[int]) -> Sequence[T]:
     """The rows at `indices`, without making them."""
     if indices == range(len(rows)):
         return rows
-    if isinstance(rows, Lazy):
+    if isinstance(rows, LazyRows):
         return rows.select(indices)
-    return Lazy(lambda wanted: (rows[index] for index in wanted), range(len(rows))).select(indices)
+    return LazyRows(lambda wanted: (rows[index] for index in wanted), range(len(rows))).select(indices)
 
 
-class Row(NamedTuple):
+class LazyRow(NamedTuple):
     """A line of one of a table's files."""
 
     file: int  # which file
@@ -75,10 +75,10 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[bytes]:
         yield text
 
 
-class Table:
+class RowTable:
     """Text files with one row a line: where each row starts. The files must stay as they are."""
 
-    def __init__(self, files: Sequence[Path], parse: Callable[[Row], Sample | None]) -> None:
+    def __init__(self, files: Sequence[Path], parse: Callable[[LazyRow], Sample | None]) -> None:
         """`parse` raises `UserError` for a bad row and gives None for a line without one."""
         self._files, self._parse = files, parse
         self._starts = array("q")  # of each row, in bytes from the start of its file
@@ -95,7 +95,7 @@ class Table:
                 self._blank.append(blank)
                 self._stamps.append(_stamp(file))
                 for line, (text, size) in enumerate(read_lines(file), 1):
-                    sample = self._parse(Row(number, line, text))
+                    sample = self._parse(LazyRow(number, line, text))
                     if sample is None:
                         blank.append(len(self._starts) - first)
                     else:
@@ -104,11 +104,11 @@ class Table:
                     offset += size
                 self._require_unchanged(number, file)
 
-    def samples(self) -> Lazy[Sample]:
+    def samples(self) -> LazyRows[Sample]:
         """Every row."""
-        return Lazy(self._samples, range(len(self._starts)))
+        return LazyRows(self._samples, range(len(self._starts)))
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> LazyRow:
         """A row as it is written."""
         [row] = self._rows([index])
         return row
@@ -120,7 +120,7 @@ class Table:
                 raise self._changed(row.file)
             yield sample
 
-    def _rows(self, indices: Iterable[int]) -> Iterator[Row]:
+    def _rows(self, indices: Iterable[int]) -> Iterator[LazyRow]:
         """Each call opens its own files: threads and forked processes do not share a position."""
         current = -1
         with ExitStack() as stack:
@@ -132,7 +132,7 @@ class Table:
                 self._require_unchanged(number, file)
                 file.seek(self._starts[index])
                 place = index - self._first[number]
-                yield Row(number, place + 1 + bisect_right(self._blank[number], place), file.readline())
+                yield LazyRow(number, place + 1 + bisect_right(self._blank[number], place), file.readline())
 
     def _open(self, number: int) -> BinaryIO:
         try:

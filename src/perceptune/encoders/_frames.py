@@ -14,7 +14,7 @@ from perceptune.data.media.video import read_frames
 from perceptune.encoders._encoder import Encoder, Tokens
 from perceptune.encoders._images import ImageEncoder
 from perceptune.encoders._videos import VideoEncoder
-from perceptune.errors import naming
+from perceptune.errors import error_prefix
 from perceptune.types import Medium
 
 FRAMES = 8  # as in the paper's video question answering
@@ -101,5 +101,5 @@ def average(encoder: Encoder, options: EncoderConfig) -> Encoder:
 def still(encoder: Encoder, options: EncoderConfig) -> Encoder:
     """`encoder` of clips for pictures."""
     assert isinstance(encoder, VideoEncoder)
-    with naming(f"encoders.image `{options.id}`"):
+    with error_prefix(f"encoders.image `{options.id}`"):
         return Still(encoder, skip_time=options.temporal == "skip")

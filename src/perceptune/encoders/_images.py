@@ -16,7 +16,7 @@ from perceptune.data.media.source import VIEW, ImageTransform, View, image_trans
 from perceptune.encoders._blocks import BlockEncoder
 from perceptune.encoders._checkpoints import read_preprocessor
 from perceptune.encoders._encoder import Encoder
-from perceptune.errors import UserError, naming
+from perceptune.errors import UserError, error_prefix
 from perceptune.types import Medium
 
 Pictures = TypeVar("Pictures", bound="ImageEncoder")
@@ -86,7 +86,7 @@ def transform_of(source: str, settings: Mapping[str, Any], options: EncoderConfi
         entries |= _crop_share(entries)
     if options.resample is not None:
         entries["resample"] = {"bilinear": BILINEAR, "bicubic": BICUBIC}[options.resample]
-    with naming(source):
+    with error_prefix(source):
         return image_transform(entries, options.size, options.resize, options.mean, options.std)
 
 

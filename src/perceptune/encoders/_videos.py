@@ -11,7 +11,7 @@ from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.source import ImageTransform, label
 from perceptune.data.media.video import read_frames
 from perceptune.encoders._images import ImageEncoder, ViTEncoder
-from perceptune.errors import UserError, naming
+from perceptune.errors import UserError, error_prefix
 from perceptune.types import Medium
 
 Self = TypeVar("Self", bound="VideoEncoder")
@@ -45,7 +45,7 @@ class VideoEncoder(ViTEncoder):
         published = (config.image_size, config.image_size)
         if not cls.SIZES and encoder.transform.size != published:
             raise UserError(f"{source}: its pictures are {published[0]} x {published[1]}; `size` cannot change that")
-        with naming(source):
+        with error_prefix(source):
             encoder.use_frames(options.frames or encoder.frames)
         return encoder
 

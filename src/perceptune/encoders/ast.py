@@ -12,7 +12,7 @@ from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import Wave, check_seconds
 from perceptune.data.media.mel_spectrogram import LogMel
 from perceptune.encoders.base import BlockEncoder, BlockParts, SoundEncoder, read_preprocessor
-from perceptune.errors import UserError, naming
+from perceptune.errors import UserError, error_prefix
 
 Self = TypeVar("Self", bound="AudioSpectrogramTransformer")
 
@@ -59,7 +59,7 @@ class AudioSpectrogramTransformer(SoundEncoder, BlockEncoder):
         )  # fmt: skip
         scale = (float(given["mean"]), 2 * float(given["std"])) if given["do_normalize"] else (0.0, 1.0)
         tower = cls.tower_of(source, config, options, meta)
-        with naming(source):
+        with error_prefix(source):
             return cls(tower, mel, scale, options)
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from transformers.audio_utils import spectrogram, window_function
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import Wave, check_seconds, padded
 from perceptune.encoders.base import SoundEncoder, Tokens, build_tower, pooled_levels, read_preprocessor, settings_of
-from perceptune.errors import UserError, naming
+from perceptune.errors import UserError, error_prefix
 
 Self = TypeVar("Self", bound="Clap")
 
@@ -66,7 +66,7 @@ class Clap(SoundEncoder):
             source, config, "ClapAudioModel", revision=options.revision, dtype=getattr(torch, options.dtype),
             meta=meta, unused=cls.UNUSED, renamed={r"^audio_model\.": ""},
         )  # fmt: skip
-        with naming(source):
+        with error_prefix(source):
             return cls(tower, extractor, options)
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:

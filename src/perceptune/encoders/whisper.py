@@ -12,7 +12,7 @@ from transformers import WhisperFeatureExtractor
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import Wave, check_seconds
 from perceptune.encoders.base import BlockEncoder, SoundEncoder, read_preprocessor
-from perceptune.errors import UserError, naming
+from perceptune.errors import UserError, error_prefix
 
 Self = TypeVar("Self", bound="Whisper")
 
@@ -51,7 +51,7 @@ class Whisper(SoundEncoder, BlockEncoder):
             shapes = [f"{mels} mel bands x {frames} frames" for mels, frames in (made, wanted)]
             raise UserError(f"{source}: its preprocessing gives {shapes[0]}, its model takes {shapes[1]}")
         tower = cls.tower_of(source, config, options, meta)
-        with naming(source):
+        with error_prefix(source):
             return cls(tower, extractor, options)
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:

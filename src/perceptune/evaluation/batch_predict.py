@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from perceptune.data.build_task import make_task
-from perceptune.data.lazy_rows import Row
+from perceptune.data.lazy_rows import LazyRow
 from perceptune.data.media.animation import moves
 from perceptune.data.media.source import content, label
 from perceptune.data.media.suffixes import EITHER, MEDIA, PassedOver, modality_of, suffix_of, walk
@@ -25,7 +25,7 @@ from perceptune.data.storage import local_path
 from perceptune.data.tasks.base import Task, id_of, media_of, plain
 from perceptune.data.tasks.jsonl import record_of
 from perceptune.errors import UserError, disk_error
-from perceptune.evaluation.results import models
+from perceptune.evaluation.results import model_fingerprints
 from perceptune.models.base import AdaptedModel
 from perceptune.models.run_folder import load, make_writable, write_text
 from perceptune.models.run_location import is_address, local_run
@@ -48,7 +48,7 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Request:
     """A row of the input: a sample, or why there is none."""
 
     id: str
@@ -73,23 +73,23 @@ def predict(
     run = local_run(run)
     target = run / f"predicted_{source.stem}.jsonl" if out is None else Path(out)
     world = World(join_timeout)
-    with world.together():
+    with world.synced_errors():
         kept = [] if any(word.startswith("cache.features=") for word in overrides) else ["cache.features=off"]
         model = load(run, trust=trust, overrides=[*kept, *overrides], device=world.loading_device,
                      ready=world.size == 1)  # fmt: skip
-        if world.sharded:
+        if world.is_sharded:
             raise UserError("accelerate: `predict` gives every process the whole LM: leave out FSDP")
         passed = PassedOver()
         rows = _rows(source, prompt, model, passed)
         task = make_task(model.recipe) if model.recipe.task else None
     if world.size > 1:
         model.place(world)
-        model.get_ready()
+        model.setup()
     described = {"source": str(source.absolute()), "prompt": prompt, "decoding": model.recipe.decode.model_dump(),
-                 "text": model.recipe.text.model_dump(), "models": models(model, run),
+                 "text": model.recipe.text.model_dump(), "models": model_fingerprints(model, run),
                  "portion": batch_size or model.recipe.eval.batch_size}  # fmt: skip
     with contextlib.ExitStack() as held:
-        done, size = world.from_main(lambda: _prepared(target, described, held))
+        done, size = world.run_on_main(lambda: _prepared(target, described, held))
         answered = _answer_all(model, task, rows, target, source, world, done, size)
     if passed and world.rank == 0:
         print(f"{source}: {passed}", file=sys.stderr)
@@ -97,31 +97,37 @@ def predict(
 
 
 def _answer_all(
-    model: AdaptedModel, task: Task | None, rows: Iterator[_Asked], target: Path, source: Path, world: World, done: int,
+    model: AdaptedModel,
+    task: Task | None,
+    rows: Iterator[_Request],
+    target: Path,
+    source: Path,
+    world: World,
+    done: int,
     size: int,
-) -> Predicted:  # fmt: skip
+) -> Predicted:
     """Answer the rows from number `done` on, `size` at a time in each process."""
     earlier, number, errors = _written(target), 0, 0
     with progress(0, "predict", done) as bar:
         while portions := list(islice(rows, size * world.size)):
             start, number = number, number + len(portions)
             if start < done:
-                with world.together():
+                with world.synced_errors():
                     errors += _require_same(target, portions[: done - start], earlier)
             if number <= done:
                 continue
-            with world.together():
+            with world.synced_errors():
                 lines = _lines(model, task, portions[world.rank * size :][:size])
-            new = [line for part in world.everyones(lines) for line in part][max(done - start, 0) :]
+            new = [line for part in world.all_gather(lines) for line in part][max(done - start, 0) :]
             errors += sum(broken for _, broken in new)
-            world.from_main(lambda new=new: _append(target, [line for line, _ in new]))  # type: ignore[misc]
+            world.run_on_main(lambda new=new: _append(target, [line for line, _ in new]))  # type: ignore[misc]
             bar.advance(len(new))
     if number < done:
         raise UserError(f"{target} holds {done} rows, but {source} has {number}: it has changed; name another --out")
     return Predicted(target, number, errors, done)
 
 
-def _rows(source: Path, prompt: str | None, model: AdaptedModel, passed: PassedOver) -> Iterator[_Asked]:
+def _rows(source: Path, prompt: str | None, model: AdaptedModel, passed: PassedOver) -> Iterator[_Request]:
     """The input, row by row; files of a folder that are not answered are noted. Raises `UserError` if there is none."""
     asks = "{prompt}" in model.recipe.text.template
     is_folder, known = source.is_dir(), [*model.stores]
@@ -137,7 +143,7 @@ def _rows(source: Path, prompt: str | None, model: AdaptedModel, passed: PassedO
         raise UserError(f"{source} holds no file that ends in {suffixes}{f' ({passed})' if passed else ''}")
     folder = source if is_folder else source.parent
     return (
-        _Asked(name, Sample(name, {modality: file}, prompt or ""))
+        _Request(name, Sample(name, {modality: file}, prompt or ""))
         for file, modality in chain([first], files)
         for name in [file.relative_to(folder).as_posix()]
     )
@@ -161,12 +167,12 @@ def _modality_of(file: Path, known: Collection[str]) -> str | None:
     return modality
 
 
-def _records(source: Path, file: Path, prompt: str | None, asks: bool) -> Iterator[_Asked]:
+def _records(source: Path, file: Path, prompt: str | None, asks: bool) -> Iterator[_Request]:
     with file.open("rb") as lines:
         for number, text in enumerate(lines, 1):
             name = f"row-{number:06d}"
             try:
-                record = record_of(Row(0, number, text), source)
+                record = record_of(LazyRow(0, number, text), source)
                 if record is None:
                     continue
                 name = id_of(record, name)
@@ -174,12 +180,12 @@ def _records(source: Path, file: Path, prompt: str | None, asks: bool) -> Iterat
                     record.values["prompt"] = prompt
                 targets = record.targets(["targets"], str.strip, needed=False)
                 question = record.prompt("prompt", allow_empty=not asks)
-                yield _Asked(name, Sample(name, media_of(record, source.parent), question, targets, record.meta()))
+                yield _Request(name, Sample(name, media_of(record, source.parent), question, targets, record.meta()))
             except UserError as error:
-                yield _Asked(name, None, str(error))
+                yield _Request(name, None, str(error))
 
 
-def _lines(model: AdaptedModel, task: Task | None, portion: Sequence[_Asked]) -> list[tuple[str, bool]]:
+def _lines(model: AdaptedModel, task: Task | None, portion: Sequence[_Request]) -> list[tuple[str, bool]]:
     """A line for each row, and whether it holds an error."""
     problems = {place: asked.error for place, asked in enumerate(portion) if asked.sample is None}
     samples = {place: asked.sample for place, asked in enumerate(portion) if asked.sample is not None}
@@ -255,7 +261,7 @@ def _written(target: Path) -> Iterator[dict[str, Any]]:
             yield parse(line, f"{target}, line {number}", "one object a line") or {}
 
 
-def _require_same(target: Path, portion: Sequence[_Asked], earlier: Iterator[dict[str, Any]]) -> int:
+def _require_same(target: Path, portion: Sequence[_Request], earlier: Iterator[dict[str, Any]]) -> int:
     """Raises `UserError` if the next rows of the file are not the answers to these; returns the number of errors."""
     errors = 0
     for asked in portion:

@@ -20,16 +20,22 @@ from perceptune.evaluation.model_card import write_card
 from perceptune.evaluation.results import (
     PREDICTIONS,
     RESULTS,
-    data_of,
-    gaps,
-    how,
-    numbers,
-    predictions_of,
-    training_of,
-    transfer,
+    control_gap,
+    cross_dataset_gap,
+    dataset_info,
+    metric_values,
+    predictions_name,
+    provenance,
+    training_info,
     write_predictions,
 )  # fmt: skip
-from perceptune.evaluation.runner import Judged, judge, pick_samples, require_answerable, require_judgeable
+from perceptune.evaluation.runner import (
+    EvalOutput,
+    check_has_references,
+    predict_and_score,
+    require_answerable,
+    select_subset,
+)
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import text_of
 from perceptune.models.run_folder import load, make_writable, write_text
@@ -56,8 +62,8 @@ def evaluated_set(
     if part is None:
         split, samples = split or recipe.eval.split, recipe.eval.samples if samples is None else samples
     split = split or task.splits[-1]
-    chosen = pick_samples(task, split, samples)
-    require_judgeable(task, chosen)  # before hours of generation, not after
+    chosen = select_subset(task, split, samples)
+    check_has_references(task, chosen)  # before hours of generation, not after
     return EvaluatedSet(part or recipe.task, task, split, chosen)
 
 
@@ -77,7 +83,7 @@ def evaluate(
     if is_address(run) and into is None:
         raise UserError(f"{run}: the results of a run on a hub need a folder: name one (`into`, --out)")
     world = World(join_timeout)
-    with world.together():
+    with world.synced_errors():
         run = local_run(run)
         model = load(run, trust=trust, overrides=overrides, device=world.loading_device, ready=world.size == 1)
         config = model.recipe.eval
@@ -95,62 +101,68 @@ def evaluate(
         """What stands in the results beside values. Collected now: what fails, fails before the first answer."""
         make_writable(folder, "name another folder for the results by --out")
         return {
-            **how(model, own.samples, run), "split": own.split, "command": command,
+            **provenance(model, own.samples, run), "split": own.split, "command": command,
             "trained_on_this_split": is_trained_on(model.recipe, own, is_own=task is None),
-            "data": data_of(own.part, own.split, own.samples), **training_of(run),
+            "data": dataset_info(own.part, own.split, own.samples), **training_info(run),
         }  # fmt: skip
 
     folder = run if into is None else Path(into)
-    noted = world.from_main(note)
+    noted = world.run_on_main(note)
     if world.size > 1:
         model.place(world)
-        model.get_ready(sharded=world.sharded)
-    with world.together():
-        model.prepare(own.samples, rank=world.rank, world=world.size)  # those of the shuffled control are the same
-    seen = judge(model, own.task, own.samples, world, batch_size=batch_size, label="evaluate")
+        model.setup(sharded=world.is_sharded)
+    with world.synced_errors():
+        model.precompute(own.samples, rank=world.rank, world=world.size)  # those of the shuffled control are the same
+    seen = predict_and_score(model, own.task, own.samples, world, batch_size=batch_size, label="evaluate")
     blind = {
-        name: judge(model, own.task, rows, world, batch_size=batch_size, label=f"{name.replace('_', ' ')} control")
+        name: predict_and_score(
+            model, own.task, rows, world, batch_size=batch_size, label=f"{name.replace('_', ' ')} control"
+        )
         for name, rows in controls.items()
     }
-    judged = {name: _judge_other(model, name, other, given[name], world, batch_size) for name, other in others.items()}
+    judged = {
+        name: _evaluate_other(model, name, other, given[name], world, batch_size) for name, other in others.items()
+    }
 
     def written() -> dict[str, Any]:
         results = _written(folder, own, seen, {name: (controls[name], blind[name]) for name in controls}) | noted
         if others:
             results["others"] = {
-                name: _transfer(folder, name, own, seen, others[name], judged[name]) for name in others
+                name: _other_results(folder, name, own, seen, others[name], judged[name]) for name in others
             }
         write_text(folder / RESULTS, json.dumps(results, indent=2))
         if folder == run:
             write_card(run)
         return results
 
-    return world.from_main(written)
+    return world.run_on_main(written)
 
 
-def _judge_other(
+def _evaluate_other(
     model: AdaptedModel, name: str, other: EvaluatedSet, config: OtherSet, world: World, batch_size: int | None
-) -> Judged:
+) -> EvalOutput:
     with _in_words_of(model, config):
-        with world.together():
-            model.prepare(other.samples, rank=world.rank, world=world.size)
-        return judge(model, other.task, other.samples, world, batch_size=batch_size, label=f"evaluate {name}")
+        with world.synced_errors():
+            model.precompute(other.samples, rank=world.rank, world=world.size)
+        return predict_and_score(
+            model, other.task, other.samples, world, batch_size=batch_size, label=f"evaluate {name}"
+        )
 
 
 def _written(
-    folder: Path, own: EvaluatedSet, seen: Judged, controls: Mapping[str, tuple[Sequence[Sample], Judged]]
+    folder: Path, own: EvaluatedSet, seen: EvalOutput, controls: Mapping[str, tuple[Sequence[Sample], EvalOutput]]
 ) -> dict[str, Any]:
     """What the answers are worth, after they have been written into a folder."""
-    results = numbers(own.task, own.samples, seen)
+    results = metric_values(own.task, own.samples, seen)
     write_predictions(folder / PREDICTIONS, own.samples, own.task, seen)
     for name in CONTROLS:
         if name not in controls:  # one of an earlier evaluation would not belong to these results
-            (folder / predictions_of(name)).unlink(missing_ok=True)
+            (folder / predictions_name(name)).unlink(missing_ok=True)
             continue
         rows, blind = controls[name]
-        write_predictions(folder / predictions_of(name), rows, own.task, blind)
+        write_predictions(folder / predictions_name(name), rows, own.task, blind)
         results |= {f"{key}_{name}": value for key, value in blind.summary.items()}
-        results |= gaps(name, own.samples, seen, blind)
+        results |= control_gap(name, own.samples, seen, blind)
     return results
 
 
@@ -169,15 +181,15 @@ def _in_words_of(model: AdaptedModel, other: OtherSet) -> Iterator[None]:
         model.recipe, model.text = recipe, text
 
 
-def _transfer(
-    folder: Path, name: str, own: EvaluatedSet, seen: Judged, other: EvaluatedSet, judged: Judged
+def _other_results(
+    folder: Path, name: str, own: EvaluatedSet, seen: EvalOutput, other: EvaluatedSet, judged: EvalOutput
 ) -> dict[str, Any]:
     """What the answers on another data set are worth, and for each value that both sets have how far they differ."""
-    write_predictions(folder / predictions_of(name), other.samples, other.task, judged)
+    write_predictions(folder / predictions_name(name), other.samples, other.task, judged)
     return {
-        "metric": other.task.metric, **numbers(other.task, other.samples, judged), "split": other.split,
-        "evaluated_samples": len(other.samples), "data": data_of(other.part, other.split, other.samples),
-        "gaps": transfer(own.samples, seen, other.samples, judged),
+        "metric": other.task.metric, **metric_values(other.task, other.samples, judged), "split": other.split,
+        "evaluated_samples": len(other.samples), "data": dataset_info(other.part, other.split, other.samples),
+        "gaps": cross_dataset_gap(own.samples, seen, other.samples, judged),
     }  # fmt: skip
 
 

@@ -35,20 +35,20 @@ ASKED = 4  # samples of a training
 _QUESTIONS = ("What is this?", "Is there anything to see or hear?")
 
 
-def write_proof(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> None:
+def write_reference_answers(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> None:
     """Lets a model with the run's method answer samples, and keeps the answers in the run's folder."""
-    write_text(run / PROOF, json.dumps(prove(run, model, samples), indent=2, ensure_ascii=False))
+    write_text(run / PROOF, json.dumps(save_reference_answers(run, model, samples), indent=2, ensure_ascii=False))
 
 
-def prove_training(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> None:
+def save_training_references(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> None:
     """The same at the end of a training: the stored method answers, the one in memory stays as it is."""
     last = {name: tensor.clone() for name, tensor in model.method.state_dict().items()}
     load_method(run / METHOD, model)  # the best one may be an earlier one
-    write_proof(run, model, samples)
+    write_reference_answers(run, model, samples)
     model.method.load_state_dict(last)
 
 
-def prove(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> dict[str, Any]:
+def save_reference_answers(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> dict[str, Any]:
     """What `proof.json` holds. Each question is answered alone: in bfloat16 its company would matter."""
     rows = [
         {"id": sample.id, "prompt": sample.prompt,
@@ -60,7 +60,7 @@ def prove(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> dict[str
             "method": file_hash(run / METHOD), "samples": rows}  # fmt: skip
 
 
-def made_up(modalities: Iterable[str]) -> list[Sample]:
+def synthetic_samples(modalities: Iterable[str]) -> list[Sample]:
     """Two small media of each modality out of nothing, with a question each."""
     return [
         Sample(f"made-up-{name}-{number}", {name: _sound(number) if name == "audio" else _picture(number)}, question)
@@ -97,8 +97,8 @@ def verify(run: str | Path, *, trust: bool = False, overrides: Sequence[str] = (
     if not base:
         load_method(folder / METHOD, model)
         model.eval().to(place)
-        model.get_ready()
-        answers = [_asked_again(model, row) for row in proof["samples"]]
+        model.setup()
+        answers = [_replay(model, row) for row in proof["samples"]]
     compared = [row for row in answers if row["state"] in ("same", "differs")]
     unlike = method != proof["method"]
     return {
@@ -126,7 +126,7 @@ def _read(folder: Path) -> dict[str, Any]:
     return proof
 
 
-def _asked_again(model: AdaptedModel, row: Mapping[str, Any]) -> dict[str, Any]:
+def _replay(model: AdaptedModel, row: Mapping[str, Any]) -> dict[str, Any]:
     said = {"id": row["id"], "then": row["answer"]}
     media: dict[str, Medium] = {}
     for name, one in row["media"].items():

@@ -11,16 +11,24 @@ from typing import Any
 from perceptune.config.schema import NamedPart
 from perceptune.data.records import short
 from perceptune.data.storage import local_path
-from perceptune.errors import UserError, naming, nearest
+from perceptune.errors import UserError, error_prefix, nearest
 from perceptune.evaluation.evaluate import evaluated_set, is_trained_on
-from perceptune.evaluation.results import PREDICTIONS, RESULTS, data_of, file_hash, numbers, versions, write_predictions
-from perceptune.evaluation.runner import Answered, Judged
+from perceptune.evaluation.results import (
+    PREDICTIONS,
+    RESULTS,
+    dataset_info,
+    file_hash,
+    metric_values,
+    versions,
+    write_predictions,
+)
+from perceptune.evaluation.runner import EvalOutput, Prediction
 from perceptune.evaluation.score_files.files import entries
 from perceptune.models.run_folder import make_writable, read_recipe, write_text
 from perceptune.types import Sample
 
 
-def score_stored(
+def rescore(
     run: str | Path, file: str | Path, into: str | Path, *, split: str | None = None, samples: int | None = None,
     task: Mapping[str, Any] | None = None, trust: bool = False, command: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -35,13 +43,13 @@ def score_stored(
     if (folder / PREDICTIONS).absolute() == file.absolute():
         raise UserError(f"{file}: the results would overwrite it: name another folder")
     make_writable(folder, "name another folder for the results by --out")
-    answers = [Answered(raw) for raw in _answers(file, own.samples)]
-    judged = Judged(own.task.score([one.raw for one in answers], own.samples), answers)
+    answers = [Prediction(raw) for raw in _answers(file, own.samples)]
+    judged = EvalOutput(own.task.score([one.raw for one in answers], own.samples), answers)
     write_predictions(folder / PREDICTIONS, own.samples, own.task, judged)
     results = {
-        **numbers(own.task, own.samples, judged), "evaluated_samples": len(own.samples), "split": own.split,
+        **metric_values(own.task, own.samples, judged), "evaluated_samples": len(own.samples), "split": own.split,
         "predictions": {"file": str(file), "sha256": file_hash(file)}, "versions": versions(), "command": command,
-        "data": data_of(own.part, own.split, own.samples),
+        "data": dataset_info(own.part, own.split, own.samples),
         "trained_on_this_split": is_trained_on(recipe, own, is_own=task is None),
     }  # fmt: skip
     write_text(folder / RESULTS, json.dumps(results, indent=2))
@@ -52,7 +60,7 @@ def _answers(file: Path, samples: Sequence[Sample]) -> list[str]:
     """The answer to each sample."""
     found: dict[str, str] = {}
     for entry in entries(str(file), lambda note: print(note, file=sys.stderr)):
-        with naming(entry.where):
+        with error_prefix(entry.where):
             name, text = _answer_in(entry.values)
             if name in found:
                 raise UserError(f"a second answer to `{short(name)}`")

@@ -17,7 +17,7 @@ from perceptune.data.bootstrap import bootstrap_corpus, bootstrap_difference, bo
 from perceptune.data.media.source import label
 from perceptune.data.metrics.base import Corpus
 from perceptune.data.tasks.base import Task
-from perceptune.evaluation.runner import Judged
+from perceptune.evaluation.runner import EvalOutput
 from perceptune.models.base import AdaptedModel
 from perceptune.models.run_folder import METHOD, fingerprints, read_meta, write_text
 from perceptune.types import Sample
@@ -26,12 +26,12 @@ from perceptune.utils.run_log import read_log
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 
 
-def predictions_of(name: str) -> str:
+def predictions_name(name: str) -> str:
     """The file of predictions under a control, or on another data set."""
     return f"predictions_{name}.jsonl"
 
 
-def write_predictions(path: Path, samples: Sequence[Sample], task: Task, judged: Judged) -> None:
+def write_predictions(path: Path, samples: Sequence[Sample], task: Task, judged: EvalOutput) -> None:
     """One JSON line per sample: question, answer as written and cleaned, targets, scores."""
     lines = []
     for sample, answer, row in zip(samples, judged.answers, judged.per_sample, strict=True):
@@ -44,7 +44,7 @@ def write_predictions(path: Path, samples: Sequence[Sample], task: Task, judged:
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def numbers(task: Task, samples: Sequence[Sample], judged: Judged) -> dict[str, Any]:
+def metric_values(task: Task, samples: Sequence[Sample], judged: EvalOutput) -> dict[str, Any]:
     """Every value with its interval, and what the task's own metric is."""
     names = dict.fromkeys([task.metric, *judged.summary])
     return {
@@ -55,7 +55,7 @@ def numbers(task: Task, samples: Sequence[Sample], judged: Judged) -> dict[str, 
     }
 
 
-def interval(metric: str, samples: Sequence[Sample], judged: Judged) -> list[float]:
+def interval(metric: str, samples: Sequence[Sample], judged: EvalOutput) -> list[float]:
     """95 % of resamples of whole media."""
     if metric in judged.scored.corpus:
         return _corpus_interval(judged.scored.corpus[metric], samples)
@@ -69,7 +69,7 @@ def gap_name(key: str, control: str = "shuffled") -> str:
     return name if control == "shuffled" else f"{name}_{control}"
 
 
-def gaps(control: str, samples: Sequence[Sample], seen: Judged, blind: Judged) -> dict[str, Any]:
+def control_gap(control: str, samples: Sequence[Sample], seen: EvalOutput, blind: EvalOutput) -> dict[str, Any]:
     """How far seeing beats a control, for each summary value, with paired intervals; one picture is one draw."""
     found: dict[str, Any] = {}
     for key in seen.summary:
@@ -85,8 +85,8 @@ def gaps(control: str, samples: Sequence[Sample], seen: Judged, blind: Judged) -
     return found
 
 
-def transfer(
-    samples: Sequence[Sample], seen: Judged, other_samples: Sequence[Sample], other: Judged
+def cross_dataset_gap(
+    samples: Sequence[Sample], seen: EvalOutput, other_samples: Sequence[Sample], other: EvalOutput
 ) -> dict[str, dict[str, Any]]:
     """For each value that two data sets have: how far they differ. A value of a whole set alone has no interval."""
     found: dict[str, dict[str, Any]] = {}
@@ -101,7 +101,7 @@ def transfer(
     return found
 
 
-def how(model: AdaptedModel, samples: Sequence[Sample], run: Path) -> dict[str, Any]:
+def provenance(model: AdaptedModel, samples: Sequence[Sample], run: Path) -> dict[str, Any]:
     """How the numbers were made; a number without it cannot be compared."""
     config = model.recipe.eval
     ranking = {} if config.rank is None else {"rank": config.rank, "rank_normalize": config.rank_normalize}
@@ -109,11 +109,11 @@ def how(model: AdaptedModel, samples: Sequence[Sample], run: Path) -> dict[str, 
         "evaluated_samples": len(samples), "seed": model.recipe.seed,
         "decoding": model.recipe.decode.model_dump(), **ranking,
         "dtype": str(model.dtype).removeprefix("torch."), "template": model.recipe.text.template,
-        "text": model.recipe.text.model_dump(), "models": models(model, run), "versions": versions(),
+        "text": model.recipe.text.model_dump(), "models": model_fingerprints(model, run), "versions": versions(),
     }  # fmt: skip
 
 
-def models(model: AdaptedModel, run: Path) -> dict[str, dict[str, str]]:
+def model_fingerprints(model: AdaptedModel, run: Path) -> dict[str, dict[str, str]]:
     """Fingerprints of the frozen parts, and of the file that holds the trained one."""
     return {**fingerprints(model), "method": {"id": model.recipe.method.name, "sha256": file_hash(run / METHOD)}}
 
@@ -123,7 +123,7 @@ def versions() -> dict[str, str]:
     return {"perceptune": __version__, **{name: metadata.version(name) for name in ("torch", "transformers")}}
 
 
-def data_of(part: NamedPart | None, split: str, samples: Sequence[Sample]) -> dict[str, Any]:
+def dataset_info(part: NamedPart | None, split: str, samples: Sequence[Sample]) -> dict[str, Any]:
     """Where the evaluated samples come from, and a hash of what is asked and what is right in them."""
     digest = hashlib.sha256()
     for sample in samples:
@@ -134,7 +134,7 @@ def data_of(part: NamedPart | None, split: str, samples: Sequence[Sample]) -> di
             "sha256": digest.hexdigest()}  # fmt: skip
 
 
-def training_of(run: Path) -> dict[str, Any]:
+def training_info(run: Path) -> dict[str, Any]:
     """What the run cost to train, as far as it was trained."""
     steps = [row for row in read_log(run) if row["event"] in ("step", "end")]
     seconds, seen = (steps[-1]["seconds"], steps[-1]["samples"]) if steps else (0.0, 0)
@@ -150,7 +150,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _values(metric: str, samples: Sequence[Sample], judged: Judged) -> tuple[list[float], list[tuple[Any, ...]]]:
+def _values(metric: str, samples: Sequence[Sample], judged: EvalOutput) -> tuple[list[float], list[tuple[Any, ...]]]:
     """The metric of each sample that has it, and what is resampled together."""
     rows = [i for i, row in enumerate(judged.per_sample) if metric in row]
     return [judged.per_sample[i][metric] for i in rows], [_media_of(samples[i]) for i in rows]

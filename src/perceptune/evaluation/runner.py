@@ -21,7 +21,7 @@ SUBSET_SEED = 1234  # the evaluated subset must not move when the training seed 
 
 
 @dataclass(frozen=True)
-class Answered:
+class Prediction:
     """What the model says to one sample."""
 
     raw: str
@@ -29,11 +29,11 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvalOutput:
     """Answers of one pass over an evaluated set, and what they are worth."""
 
     scored: Scored
-    answers: list[Answered]
+    answers: list[Prediction]
 
     @property
     def summary(self) -> dict[str, float]:
@@ -46,7 +46,7 @@ class Judged:
         return self.scored.per_sample
 
 
-def pick_samples(task: Task, split: str, size: int | None) -> Sequence[Sample]:
+def select_subset(task: Task, split: str, size: int | None) -> Sequence[Sample]:
     """A fixed random subset of a split."""
     if size is not None and size < 1:
         raise UserError(f"cannot evaluate {size} samples: name at least 1")
@@ -56,7 +56,7 @@ def pick_samples(task: Task, split: str, size: int | None) -> Sequence[Sample]:
     return select(rows, subset(len(rows), size, SUBSET_SEED))
 
 
-def require_judgeable(task: Task, samples: Sequence[Sample]) -> None:
+def check_has_references(task: Task, samples: Sequence[Sample]) -> None:
     """Raises `UserError` if these samples lack targets or the task's metric cannot be computed from them."""
     summary = task.score([""] * len(samples), samples).summary
     if task.metric not in summary:
@@ -70,34 +70,34 @@ def require_answerable(model: AdaptedModel, samples: Sequence[Sample]) -> None:
             choices_of(sample)
 
 
-def judge(
+def predict_and_score(
     model: AdaptedModel, task: Task, samples: Sequence[Sample], world: World, *, batch_size: int | None = None,
     label: str = "",
-) -> Judged:  # fmt: skip
+) -> EvalOutput:  # fmt: skip
     """Answers and scores of samples, the same on every process: each answers a part, the main one scores.
 
     What intervals of corpus values need stays on the main process.
     """
     size = batch_size or model.recipe.eval.batch_size
-    own, given = world.deal(samples), list[Answered]()
+    own, given = world.shard(samples), list[Prediction]()
     error: UserError | OSError | None = None
     most = math.ceil(len(samples) / world.size)  # of any process
     with progress(len(own), label) as bar:
         for start in range(0, most, size):
             part = own[start : start + size]
-            if not part and not world.sharded:
+            if not part and not world.is_sharded:
                 break
             try:  # a process without rows answers one for nothing where the others need it to
                 answers = answers_of(model, part or list(samples[:1]), size)
             except (UserError, OSError) as caught:
-                if world.sharded:
+                if world.is_sharded:
                     raise  # the others wait inside the LM, where they cannot be told
                 error = caught
                 break
             given += answers[: len(part)]
             bar.advance(len(part))
-    world.agree(error)
-    answered = world.collect(given)
+    world.raise_everywhere(error)
+    answered = world.gather(given)
     corpus: dict[str, Corpus] = {}
 
     def scored() -> Scored:
@@ -105,17 +105,17 @@ def judge(
         corpus.update(whole.corpus)
         return replace(whole, corpus={})  # functions do not travel between processes
 
-    return Judged(replace(world.from_main(scored), corpus=corpus), answered)
+    return EvalOutput(replace(world.run_on_main(scored), corpus=corpus), answered)
 
 
-def answers_of(model: AdaptedModel, samples: Sequence[Sample], batch_size: int) -> list[Answered]:
+def answers_of(model: AdaptedModel, samples: Sequence[Sample], batch_size: int) -> list[Prediction]:
     """Generated text of each sample, or the likeliest of its choices where `eval.rank` says so."""
     config = model.recipe.eval
     if config.rank is None:
-        return [Answered(raw) for raw in model.answer(samples, batch_size=batch_size)]
+        return [Prediction(raw) for raw in model.answer(samples, batch_size=batch_size)]
     choices = [choices_of(sample) for sample in samples]
     ranked = model.rank(samples, choices, normalize=config.rank_normalize, batch_size=batch_size)
     return [
-        Answered(own[max(range(len(own)), key=values.__getitem__)], values)
+        Prediction(own[max(range(len(own)), key=values.__getitem__)], values)
         for own, values in zip(choices, ranked, strict=True)
     ]

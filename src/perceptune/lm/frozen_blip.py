@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from perceptune.lm.architectures import weights_fingerprint
-from perceptune.lm.generation.generate import Watch, limits_of, through_transformers, up_to
-from perceptune.lm.generation.sampling import chooser
+from perceptune.lm.generation.generate import StreamCallback, max_new_tokens_per_row, run_hf_generate, truncate_at_eos
+from perceptune.lm.generation.sampling import make_sampler
 from perceptune.lm.kernels import short_attention
 from perceptune.lm.kernels.linear_cross_entropy import frozen_head_loss
 from perceptune.types import Decoding
@@ -67,7 +67,7 @@ class LMTokens:
             targets = self.labels[keep]
         return keep.flatten().nonzero().flatten(), targets
 
-    def said(self, pad: int) -> tuple[Tensor, Tensor]:
+    def target_tokens(self, pad: int) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, S) of what is to be said, wherever it stands."""
         if self.labels is None:
             return self.ids, self.supervised.long()
@@ -183,7 +183,7 @@ class FrozenBlip(nn.Module):
     @torch.no_grad()
     def generate(
         self, queries: Tensor, tokens: LMTokens, decoding: Decoding, *, eos: int, pad: int,
-        seeds: Sequence[int] | None = None, watch: Watch | None = None,
+        seeds: Sequence[int] | None = None, watch: StreamCallback | None = None,
     ) -> list[list[int]]:  # fmt: skip
         """New tokens of each row, up to and without the end token, by transformers' `generate`.
 
@@ -192,16 +192,22 @@ class FrozenBlip(nn.Module):
         given = self._inputs(queries, tokens)
         given.pop("position_ids", None)  # `generate` finds them from the mask
         text = tokens.mask & ~image_columns(tokens.mask, self.n_queries)
-        limits = limits_of(text, decoding)
+        limits = max_new_tokens_per_row(text, decoding)
         settings: dict[str, Any] = {"width": 0}  # a decoder-only LM returns its new tokens, without its embedded prompt
         if self.encoder_decoder:  # its decoder's start token, too
             settings = {"width": 1, "decoder_start_token_id": self.language_model.config.decoder_start_token_id}
-        rows = through_transformers(
-            self.language_model, given, decoding,
-            chooser(decoding, seeds or [decoding.seed] * len(queries), queries.device), limits=limits, eos=eos, pad=pad,
-            watch=watch, **settings,
-        )  # fmt: skip
-        return [up_to(eos, row) for row in rows]
+        rows = run_hf_generate(
+            self.language_model,
+            given,
+            decoding,
+            make_sampler(decoding, seeds or [decoding.seed] * len(queries), queries.device),
+            limits=limits,
+            eos=eos,
+            pad=pad,
+            watch=watch,
+            **settings,
+        )
+        return [truncate_at_eos(eos, row) for row in rows]
 
     @torch.no_grad()
     def check(self) -> None:

@@ -22,8 +22,8 @@ from perceptune.lm.layer_patching import (
     identity_in_tuple,
     replaced_forward,
 )  # fmt: skip
-from perceptune.lm.slot_attention import Record, Split
-from perceptune.lm.slot_hooks import MASK, Splice, argument_names, replace_inputs, with_slots
+from perceptune.lm.slot_attention import KVCallback, SplitForward
+from perceptune.lm.slot_hooks import MASK, Splice, argument_names, prepend_slot_columns, replace_inputs
 from perceptune.types import Decoding, Slots
 from perceptune.utils.devices import move
 
@@ -102,7 +102,7 @@ class FrozenLM(nn.Module):
         path, module = architectures.require_site(self.layers[layer], kind, architectures.SITES, self._place_of(layer))
         return f"{self.layers_path}.{layer}.{path}", module
 
-    def entrance(self, layer: int, kind: str) -> nn.Module:
+    def module_input(self, layer: int, kind: str) -> nn.Module:
         """The module that attention (`attention`) or the feed-forward part (`mlp`) of a block begins with."""
         return architectures.require_site(self.layers[layer], kind, architectures.ENTRANCES, self._place_of(layer))[1]
 
@@ -121,31 +121,31 @@ class FrozenLM(nn.Module):
         slots: Sequence[Slots] = (),
         *,
         keep: Tensor | None = None,  # (B, T) bool, best on the CPU
-        text_states: tuple[int, Tensor] | None = None,  # (layer, (B, T, d)) from `states_at`
-        plain: bool = False,
+        text_states: tuple[int, Tensor] | None = None,  # (layer, (B, T, d)) from `hidden_states_at`
+        use_reference_path: bool = False,
     ) -> Tensor:
         """Logits (B, T, vocab) of the text, or (N, vocab) at the N positions marked in `keep`.
 
         With `text_states` the layers below are not run: their result is given. `plain` runs every column through every
         block, which is what split execution must equal.
         """
-        if plain or self.why_plain(slots) is not None:
-            return self._plain(input_ids, attention_mask, slots, keep, text_states)
+        if use_reference_path or self.split_disabled_reason(slots) is not None:
+            return self._reference_forward(input_ids, attention_mask, slots, keep, text_states)
         return self.split(input_ids, attention_mask, slots, keep=keep, text_states=text_states)
 
     def loss(
         self, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots], *, keep: Tensor, targets: Tensor,
-        text_states: tuple[int, Tensor] | None = None, plain: bool = False,
+        text_states: tuple[int, Tensor] | None = None, use_reference_path: bool = False,
     ) -> Tensor:  # fmt: skip
         """Cross-entropy summed over the N positions marked in `keep` (B, T); `targets` (N,) in the same order."""
-        given: dict[str, Any] = {"keep": keep, "text_states": text_states, "plain": plain}
+        given: dict[str, Any] = {"keep": keep, "text_states": text_states, "use_reference_path": use_reference_path}
         head = self.model.get_output_embeddings()
         if not self.bare_head or head.weight.requires_grad:
             logits = self(input_ids, attention_mask, slots, **given)
             return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-        return frozen_head_loss(self.states_before_head(input_ids, attention_mask, slots, **given), head, targets)
+        return frozen_head_loss(self.final_hidden_states(input_ids, attention_mask, slots, **given), head, targets)
 
-    def states_before_head(self, *args: Any, **kwargs: Any) -> Tensor:
+    def final_hidden_states(self, *args: Any, **kwargs: Any) -> Tensor:
         """(N, d) at the kept positions, as the vocabulary head would take them."""
         self._before_the_head = []
         try:
@@ -154,7 +154,7 @@ class FrozenLM(nn.Module):
         finally:
             self._before_the_head = None
 
-    def why_plain(self, slots: Sequence[Slots]) -> str | None:
+    def split_disabled_reason(self, slots: Sequence[Slots]) -> str | None:
         """Why these slots cannot be run as keys and values; None if they can."""
         if any(slot.sees_text for slot in slots):
             return "slots that see the text (slot_mask: official) change with it"
@@ -162,27 +162,27 @@ class FrozenLM(nn.Module):
 
     def split(
         self, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots], *, keep: Tensor | None = None,
-        text_states: tuple[int, Tensor] | None = None, record: Record | None = None, last_only: bool = False,
+        text_states: tuple[int, Tensor] | None = None, record: KVCallback | None = None, last_only: bool = False,
     ) -> Tensor:  # fmt: skip
         """`forward` by split execution. `record` is told what the text attends to in each layer.
 
         With `last_only` the logits (B, vocab) are those of the last position.
         """
-        split = Split(slots, self.n_layers, tuples=self._blocks_give_tuples)
-        split.text_states, split.record = text_states, record
+        split = SplitForward(slots, self.n_layers, tuples=self._blocks_give_tuples)
+        split.text_states, split.on_kv = text_states, record
         if last_only:
             keep = torch.zeros(attention_mask.shape, dtype=torch.bool)
             keep[:, -1] = True
         if keep is not None:
             marked = keep.any(0).nonzero().flatten().tolist() or [0]
-            split.asking = (marked[0], end := marked[-1] + 1)
+            split.query_range = (marked[0], end := marked[-1] + 1)
             # Nothing that is kept sees what comes after it: a text's last token is predicted, it predicts nothing.
             input_ids, attention_mask, keep = input_ids[:, :end], attention_mask[:, :end], keep[:, :end]
             if text_states is not None:
                 split.text_states = (text_states[0], text_states[1][:, :end])
-        ids, mask, positions = with_slots(input_ids, attention_mask, split.width)
+        ids, mask, positions = prepend_slot_columns(input_ids, attention_mask, split.width)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.using(None, _places(keep, split.width, ids.device)))
+            stack.enter_context(self.hooks_active(None, _places(keep, split.width, ids.device)))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 split.around = partial(checkpointed_layer, split.groups)  # type: ignore[method-assign]
             for index, layer in enumerate(self.layers):
@@ -193,15 +193,15 @@ class FrozenLM(nn.Module):
             ).logits
         return logits if keep is not None else logits[:, split.width :]
 
-    def _plain(
+    def _reference_forward(
         self, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots], keep: Tensor | None,
         text_states: tuple[int, Tensor] | None,
     ) -> Tensor:  # fmt: skip
         splice = Splice(slots, attention_mask)
         splice.text_states = text_states
-        ids, mask, positions = with_slots(input_ids, attention_mask, splice.width)
+        ids, mask, positions = prepend_slot_columns(input_ids, attention_mask, splice.width)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.using(splice, _places(keep, splice.width, ids.device)))
+            stack.enter_context(self.hooks_active(splice, _places(keep, splice.width, ids.device)))
             first = 0
             if text_states is not None:
                 first = text_states[0]
@@ -215,9 +215,9 @@ class FrozenLM(nn.Module):
         return logits if keep is not None else logits[:, splice.width :]
 
     @torch.no_grad()
-    def states_at(
+    def hidden_states_at(
         self, layer: int, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots] = (), *,
-        record: Record | None = None,
+        record: KVCallback | None = None,
     ) -> Tensor:  # fmt: skip
         """States (B, T, d) of the text as they enter `layer`; the layers from there on are not run.
 
@@ -244,7 +244,7 @@ class FrozenLM(nn.Module):
         eos: int,
         pad: int,
         seeds: Sequence[int] | None = None,
-        watch: generate.Watch | None = None,
+        watch: generate.StreamCallback | None = None,
     ) -> list[list[int]]:
         """New tokens of each row, up to and without the end token. `seeds`, one a row, default to `decoding.seed`."""
         return generate.generate(
@@ -256,7 +256,7 @@ class FrozenLM(nn.Module):
         probe.check(self)
 
     @contextlib.contextmanager
-    def using(self, splice: Splice | None, keep: Tensor | None) -> Iterator[None]:
+    def hooks_active(self, splice: Splice | None, keep: Tensor | None) -> Iterator[None]:
         if self._busy:
             raise RuntimeError("a FrozenLM runs one forward at a time: its slots belong to that call")
         self._splice, self._keep, self._busy = splice, keep, True

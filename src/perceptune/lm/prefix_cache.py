@@ -16,7 +16,7 @@ from transformers import Cache
 
 
 @dataclass(frozen=True)
-class Pair:
+class KVPair:
     """Keys and values (rows, heads, columns, head size), and which of the batch's rows may see them."""
 
     keys: Tensor
@@ -33,28 +33,28 @@ class CapturedError(Exception):
     """Leaves a block as soon as its keys and values are known: the rest of it is not wanted."""
 
 
-class KeyValues(Cache):
+class PrefixCache(Cache):
     """The cache of one forward pass: what lies to the left of the columns that a block is called with."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
-        self.left: Sequence[Pair] = ()
-        self.own: Pair | None = None  # of the columns that the block was last called with
+        self.left: Sequence[KVPair] = ()
+        self.own: KVPair | None = None  # of the columns that the block was last called with
         self.leave = False  # leave the block once its keys and values are known
         self.only_left = False  # the columns' own keys and values are among those on the left already
 
-    def expect(self, left: Sequence[Pair], *, leave: bool = False, only_left: bool = False) -> None:
+    def set_prefix(self, left: Sequence[KVPair], *, leave: bool = False, only_left: bool = False) -> None:
         """Says what the next call of a block shall see."""
         self.left, self.leave, self.only_left, self.own = left, leave, only_left, None
 
-    def taken(self) -> Pair:
+    def captured(self) -> KVPair:
         """Keys and values of the columns that the block was last called with."""
         if self.own is None:
             raise RuntimeError("the block asked for no keys and values: its attention knows no cache")
         return self.own
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        self.own = Pair(key_states, value_states)
+        self.own = KVPair(key_states, value_states)
         if self.leave:
             raise CapturedError
         pairs = [*self.left] if self.only_left else [*self.left, self.own]

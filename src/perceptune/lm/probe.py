@@ -28,13 +28,13 @@ def check(lm: FrozenLM) -> None:
     slot = Slots("check", middle, {middle: states}, torch.ones(1, dtype=torch.bool))
     name = type(lm.model).__name__
     try:
-        plain = lm(ids, mask, [slot], keep=both, plain=True)  # (2, vocab)
+        plain = lm(ids, mask, [slot], keep=both, use_reference_path=True)  # (2, vocab)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{name} cannot be spliced: {error}") from error
     head = lm.model.get_output_embeddings()
     lm.bare_head = False  # some LMs scale or cap their logits after the head (Gemma 2, Cohere, Granite)
     if type(head) is nn.Linear:
-        bare = head(lm.states_before_head(ids, mask, [slot], keep=both, plain=True))
+        bare = head(lm.final_hidden_states(ids, mask, [slot], keep=both, use_reference_path=True))
         lm.bare_head = torch.allclose(bare, plain, rtol=1e-3, atol=1e-3)
     try:
         difference = (lm(ids, mask, [slot], keep=both) - plain).abs().max() / plain.abs().max()

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from perceptune.lm.kernels.short_attention import additive, show_something
-from perceptune.lm.prefix_cache import CapturedError, KeyValues, Pair
+from perceptune.lm.prefix_cache import CapturedError, KVPair, PrefixCache
 from perceptune.lm.slot_hooks import MASK
 from perceptune.types import Slots
 from perceptune.utils.devices import move
 
 Forward = Callable[..., Any]
-Record = Callable[[int, Sequence[Pair]], None]  # (layer, what the text attends to in it)
+KVCallback = Callable[[int, Sequence[KVPair]], None]  # (layer, what the text attends to in it)
 HIDDEN = "hidden_states"
 ALIBI = "alibi"  # (B x heads, 1, columns): what BLOOM adds to the scores of each key for its position
 
@@ -48,7 +48,7 @@ class Group:
         return self.hidden
 
 
-class Split:
+class SplitForward:
     """One forward of `[slots][pad][text]`; `block` gives what stands in for each block's forward."""
 
     def __init__(self, slots: Sequence[Slots], n_layers: int, *, tuples: bool = False) -> None:
@@ -58,10 +58,12 @@ class Split:
         for one in slots:
             shown = None if bool(one.present.all()) else move(one.present, one.states[one.entry].device)
             self.groups.append(Group(one, self.width, shown))
-        self.past = KeyValues()
+        self.past = PrefixCache()
         self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): states that enter this layer
-        self.asking: tuple[int, int] | None = None  # text columns [first, end) that the last block computes; None = all
-        self.record: Record | None = None
+        self.query_range: tuple[int, int] | None = (
+            None  # text columns [first, end) that the last block computes; None = all
+        )
+        self.on_kv: KVCallback | None = None
         self._masks: dict[tuple[int, int], Tensor] = {}
 
     @property
@@ -93,24 +95,24 @@ class Split:
         block = _Block(forward, self.past, given, text.shape[0], self.width + text.shape[1])
         left, joint = self._open_slots(index, block, text)
         if self.text_states is not None and index < self.text_states[0]:
-            self._tell(index, left)
+            self._emit_kv(index, left)
             return text
         mask = self._text_mask(given[MASK], left, text)
         if joint is not None:
-            out, own = self._together(block, joint, text, mask, left)
+            out, own = self._joint_forward(block, joint, text, mask, left)
         elif index < self.n_layers - 1:
             out, own = block.full(text, mask, self.width, left)
         else:
-            first, end = self.asking or (0, text.shape[1])
+            first, end = self.query_range or (0, text.shape[1])
             out, own = _last(block, text, mask, self.width, left, first, end)
             # The width that the LM's own code expects of its last block; nobody reads the other columns.
             out = torch.nn.functional.pad(out, (0, 0, self.width + first, text.shape[1] - end))
-        self._tell(index, [*left, own])
+        self._emit_kv(index, [*left, own])
         return out
 
-    def _open_slots(self, index: int, block: _Block, text: Tensor) -> tuple[list[Pair], Tensor | None]:
+    def _open_slots(self, index: int, block: _Block, text: Tensor) -> tuple[list[KVPair], Tensor | None]:
         """Keys and values of the open groups; the states (B, n, d) of one that is to go through with the text."""
-        left: list[Pair] = []
+        left: list[KVPair] = []
         rows = 1  # 1 as long as the columns so far are the same for the whole batch
         for group in self.groups:
             if group.slots.entry > index:
@@ -132,16 +134,16 @@ class Split:
         """Whether nobody needs more of the group in this block than keys and values."""
         return index + 1 == self.n_layers or index + 1 in group.slots.states
 
-    def _together(
-        self, block: _Block, hidden: Tensor, text: Tensor, mask: Tensor, left: Sequence[Pair]
-    ) -> tuple[Tensor, Pair]:
+    def _joint_forward(
+        self, block: _Block, hidden: Tensor, text: Tensor, mask: Tensor, left: Sequence[KVPair]
+    ) -> tuple[Tensor, KVPair]:
         """The last group and the text in one call: fewer, larger products."""
         group = self.groups[-1]
         out, own = block.full(torch.cat([hidden, text], 1), self._joint_mask(hidden, mask, left), group.start, left)
         group.hidden = out[:, : hidden.shape[1]]
         return out[:, hidden.shape[1] :], own
 
-    def _joint_mask(self, hidden: Tensor, mask: Tensor, left: Sequence[Pair]) -> Tensor:
+    def _joint_mask(self, hidden: Tensor, mask: Tensor, left: Sequence[KVPair]) -> Tensor:
         """(B, 1, n + T, S + n + T) from the text's (B, 1, T, S + T)."""
         key = (id(mask), -1)
         if key not in self._masks:
@@ -152,22 +154,22 @@ class Split:
             self._masks[key] = torch.cat([above, torch.cat([mask[..., :seen], open_, mask[..., seen:]], -1)], -2)
         return self._masks[key]
 
-    def _tell(self, index: int, pairs: Sequence[Pair]) -> None:
-        if self.record is not None:
-            self.record(index, pairs)
+    def _emit_kv(self, index: int, pairs: Sequence[KVPair]) -> None:
+        if self.on_kv is not None:
+            self.on_kv(index, pairs)
 
     def _slots_through(
-        self, index: int, block: _Block, group: Group, hidden: Tensor, rows: int, left: Sequence[Pair]
-    ) -> Pair:
+        self, index: int, block: _Block, group: Group, hidden: Tensor, rows: int, left: Sequence[KVPair]
+    ) -> KVPair:
         """Keys and values of a group's columns in this block; its output too, where the next block needs it."""
         if self._is_left_early(index, group):
             own = block.keys_and_values(hidden, group.start)
         else:
             hidden = hidden.expand(rows, -1, -1)
             group.hidden, own = block.full(hidden, _slot_mask(left, hidden, block.given[MASK]), group.start, left)
-        return Pair(own.keys, own.values, group.present)
+        return KVPair(own.keys, own.values, group.present)
 
-    def _text_mask(self, mask: Tensor | None, left: Sequence[Pair], text: Tensor) -> Tensor:
+    def _text_mask(self, mask: Tensor | None, left: Sequence[KVPair], text: Tensor) -> Tensor:
         """(B, 1, T, S + T): the LM's own mask between text columns, after the open slots'."""
         key = (id(mask), sum(pair.width for pair in left))  # the LM keeps its masks alive during the forward
         if key not in self._masks:
@@ -185,16 +187,16 @@ class _Block:
     """One block of the LM, and what its own code hands to it beside the hidden states."""
 
     forward: Forward
-    past: KeyValues
+    past: PrefixCache
     given: dict[str, Any]
     rows: int  # of the batch
     columns: int  # for how many columns masks and positions were made
 
     def full(
-        self, hidden: Tensor, mask: Tensor, start: int, left: Sequence[Pair], *, only_left: bool = False
-    ) -> tuple[Tensor, Pair]:
+        self, hidden: Tensor, mask: Tensor, start: int, left: Sequence[KVPair], *, only_left: bool = False
+    ) -> tuple[Tensor, KVPair]:
         """Output of the columns from `start` on, and their own keys and values."""
-        self.past.expect(left, only_left=only_left)
+        self.past.set_prefix(left, only_left=only_left)
         arguments = self._arguments(hidden, start)
         if arguments.get(ALIBI) is not None:
             with_text = only_left or start + hidden.shape[1] == self.columns
@@ -203,14 +205,14 @@ class _Block:
             heads = arguments[ALIBI].shape[0] // self.rows
             arguments[ALIBI] = arguments[ALIBI][: heads * hidden.shape[0], :, keys]
         out = self.forward(hidden, **arguments, **{MASK: mask})
-        return (out[0] if isinstance(out, tuple) else out), self.past.taken()
+        return (out[0] if isinstance(out, tuple) else out), self.past.captured()
 
-    def keys_and_values(self, hidden: Tensor, start: int) -> Pair:
+    def keys_and_values(self, hidden: Tensor, start: int) -> KVPair:
         """Keys and values alone; the block is left as soon as they are known."""
-        self.past.expect((), leave=True)
+        self.past.set_prefix((), leave=True)
         with contextlib.suppress(CapturedError):
             self.forward(hidden, **self._arguments(hidden, start), **{MASK: None})
-        return self.past.taken()
+        return self.past.captured()
 
     def _arguments(self, hidden: Tensor, start: int) -> dict[str, Any]:
         rows, n = hidden.shape[:2]
@@ -219,8 +221,8 @@ class _Block:
 
 
 def _last(
-    block: _Block, text: Tensor, mask: Tensor, start: int, left: Sequence[Pair], first: int, end: int
-) -> tuple[Tensor, Pair]:
+    block: _Block, text: Tensor, mask: Tensor, start: int, left: Sequence[KVPair], first: int, end: int
+) -> tuple[Tensor, KVPair]:
     """The last block: keys and values of the whole text, everything else for the columns [first, end)."""
     if end - first > 0.75 * text.shape[1]:  # too little to save
         out, own = block.full(text, mask, start, left)
@@ -240,7 +242,7 @@ def _cut(value: Any, columns: int, wanted: slice, rows: int) -> Any:
     return value
 
 
-def _slot_mask(left: Sequence[Pair], hidden: Tensor, like: Tensor | None) -> Tensor:
+def _slot_mask(left: Sequence[KVPair], hidden: Tensor, like: Tensor | None) -> Tensor:
     """Slots see those before them and themselves."""
     rows, n = hidden.shape[:2]
     own = _causal(n, hidden.device).expand(rows, 1, -1, -1)
@@ -251,7 +253,7 @@ def _causal(n: int, device: torch.device) -> Tensor:
     return torch.ones(1, 1, n, n, dtype=torch.bool, device=device).tril()
 
 
-def _seen(left: Sequence[Pair], rows: int, queries: int, device: torch.device) -> Tensor:
+def _seen(left: Sequence[KVPair], rows: int, queries: int, device: torch.device) -> Tensor:
     """(rows, 1, queries, S) bool: the slots to the left, row by row where some rows have none."""
     parts = [
         torch.ones(rows, 1, queries, pair.width, dtype=torch.bool, device=device)

@@ -40,7 +40,7 @@ class Splice:
         self.past = past
         self._masks.clear()
 
-    def enter(self, layer: int, hidden: Tensor) -> Tensor:
+    def inject_states(self, layer: int, hidden: Tensor) -> Tensor:
         """Hidden states (B, S + T, d) as this layer shall see them."""
         if self.past:  # decoding: the slots live on in the cache
             return hidden
@@ -59,7 +59,7 @@ class Splice:
             text, changed = self.text_states[1].to(hidden.dtype), True
         return torch.cat([*pieces, text], dim=1) if changed else hidden
 
-    def open(self, layer: int, mask: Tensor) -> Tensor:
+    def unmask_slots(self, layer: int, mask: Tensor) -> Tensor:
         """The layer's 4-D mask (bool: True = visible; float: 0 = visible) with the open columns made visible."""
         n_open = sum(slot.entry <= layer for slot in self.slots)
         key = (
@@ -133,22 +133,22 @@ def replace_inputs(
     """The layer's arguments with hidden states and mask as the splice wants them."""
     arguments = list(args)
     if args:
-        arguments[0] = splice.enter(layer, args[0])
+        arguments[0] = splice.inject_states(layer, args[0])
     else:
-        kwargs = {**kwargs, "hidden_states": splice.enter(layer, kwargs["hidden_states"])}
+        kwargs = {**kwargs, "hidden_states": splice.inject_states(layer, kwargs["hidden_states"])}
     if splice.width == 0:
         return tuple(arguments), kwargs
     mask = kwargs.get(MASK) if MASK in kwargs else (args[position] if position < len(args) else None)
     if not isinstance(mask, Tensor) or mask.dim() != 4:
         raise RuntimeError(f"layer {layer} received no 4-D attention mask although slots are in use")
     if MASK in kwargs:
-        kwargs = {**kwargs, MASK: splice.open(layer, mask)}
+        kwargs = {**kwargs, MASK: splice.unmask_slots(layer, mask)}
     else:
-        arguments[position] = splice.open(layer, mask)
+        arguments[position] = splice.unmask_slots(layer, mask)
     return tuple(arguments), kwargs
 
 
-def with_slots(ids: Tensor, mask: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def prepend_slot_columns(ids: Tensor, mask: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, mask and position ids with `width` hidden columns in front; the text's positions do not move."""
     batch = ids.shape[0]
     ids = torch.cat([ids.new_zeros(batch, width), ids], dim=1)

@@ -20,7 +20,7 @@ from perceptune.lm.architectures import evenly_spaced
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.padding import pad_left
 from perceptune.utils.devices import move
-from perceptune.utils.row_store.cache import Memory, note_unwritable
+from perceptune.utils.row_store.cache import InMemoryStore, note_unwritable
 from perceptune.utils.row_store.store import Store, digest_of, folder_for
 from perceptune.utils.run_log import progress
 
@@ -42,14 +42,16 @@ class TextStates:
     ) -> None:
         self.lm, self.layer = lm, layer
         self.budget, self.folder, self.disk_budget = megabytes * 2**20, folder, disk_megabytes * 2**20
-        self._kept: Memory[bytes] | Store | None = Memory(megabytes)  # None: computed anew with each batch
+        self._kept: InMemoryStore[bytes] | Store | None = InMemoryStore(
+            megabytes
+        )  # None: computed anew with each batch
 
     @property
     def kept(self) -> str:
         """Where states are kept: `memory`, `disk` or `nowhere`."""
-        return "nowhere" if self._kept is None else "memory" if isinstance(self._kept, Memory) else "disk"
+        return "nowhere" if self._kept is None else "memory" if isinstance(self._kept, InMemoryStore) else "disk"
 
-    def prepare(self, texts: Iterable[Ids], uses: int, *, rank: int = 0, world: int = 1) -> None:
+    def precompute(self, texts: Iterable[Ids], uses: int, *, rank: int = 0, world: int = 1) -> None:
         """Computes the states of all texts that a training with `uses` of them will see, or decides not to keep any.
 
         Of `world` processes that give the same texts, each computes its share of those that go to disk; `refresh` then
@@ -85,13 +87,13 @@ class TextStates:
         """(B, T, d) where the LM is, for a left-padded batch (B, T) on the CPU; padding rows hold anything finite."""
         device = self.lm.device
         if self._kept is None:
-            return self.lm.states_at(self.layer, move(ids, device), move(mask, device))
+            return self.lm.hidden_states_at(self.layer, move(ids, device), move(mask, device))
         lengths = mask.sum(-1).tolist()
         texts = [tuple(row[-n:]) for row, n in zip(ids.tolist(), lengths, strict=True)]
         distinct = {text: _key(text) for text in texts}
         rows = dict(zip(distinct, self._kept.read(list(distinct.values())), strict=True))
         missing = [text for text, row in rows.items() if row is None]
-        if missing:  # damaged on disk, or not foreseen by `prepare`
+        if missing:  # damaged on disk, or not foreseen by `precompute`
             fresh = self._compute(missing)
             self._keep([distinct[text] for text in missing], fresh)
             rows |= dict(zip(missing, fresh, strict=True))
@@ -114,7 +116,7 @@ class TextStates:
     def _compute(self, texts: Sequence[Ids]) -> list[Tensor]:
         """In one padded batch, kept in main memory: a GPU's is for what is being computed."""
         ids, mask = (move(tensor, self.lm.device) for tensor in pad_left(texts, 0))
-        states = self.lm.states_at(self.layer, ids, mask).cpu()
+        states = self.lm.hidden_states_at(self.layer, ids, mask).cpu()
         return [row[-len(text) :].clone() for row, text in zip(states, texts, strict=True)]
 
     def _distinct(self, texts: Iterable[Ids], most: int) -> list[Ids] | None:

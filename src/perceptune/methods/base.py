@@ -24,7 +24,7 @@ class Site:
     what: str
 
 
-class Trained(nn.Module, ABC):
+class TrainableMethod(nn.Module, ABC):
     """Base of the methods of every backbone: what the training loop and run folders need of them."""
 
     Options: ClassVar[type[BaseModel]]
@@ -56,29 +56,29 @@ class Trained(nn.Module, ABC):
         """Whether connections are to be fitted to the LM's states of the training answers before the first step."""
         return False
 
-    def auxiliary(self) -> tuple[nn.Module, float] | None:
+    def auxiliary_group(self) -> tuple[nn.Module, float] | None:
         """A module that is trained beside the method, for the sake of training alone, and its constant rate.
 
         It is no submodule: neither saved with the method nor counted. A checkpoint keeps it with the optimizer.
         """
         return None
 
-    def text_side(self) -> Sequence[nn.Module | nn.Parameter]:
+    def prompt_group(self) -> Sequence[nn.Module | nn.Parameter]:
         """Parts that act without any medium (prompt, adapters): the constant-rate group of the optimizer."""
         return ()
 
-    def unfrozen_side(self) -> Mapping[str, tuple[nn.Module, float]]:
+    def unfrozen_group(self) -> Mapping[str, tuple[nn.Module, float]]:
         """Parts of the base models that are trained, with the constant rate of each: groups of their own."""
         return {}
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Named parameters by optimizer group: `connector` (scheduled), `prompt` (its own rate), then `unfrozen_side`.
+        """Named parameters by optimizer group: `connector` (scheduled), `prompt` (its own rate), then `unfrozen_group`.
 
         A group with a rate of its own names it as `lr`.
         """
-        group_of = {id(p): "prompt" for part in self.text_side() for p in _parameters(part)}
+        group_of = {id(p): "prompt" for part in self.prompt_group() for p in _parameters(part)}
         groups: dict[str, dict[str, Any]] = {name: {"name": name, "named": []} for name in ("connector", "prompt")}
-        for name, (part, rate) in self.unfrozen_side().items():
+        for name, (part, rate) in self.unfrozen_group().items():
             groups[name] = {"name": name, "named": [], "lr": rate}
             group_of |= {id(p): name for p in part.parameters()}
         for name, parameter in self.named_parameters():

@@ -15,8 +15,8 @@ from perceptune.data.media.source import MediaError, content
 from perceptune.encoders.base import Encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError, nearest
-from perceptune.lm.generation.generate import Watch
-from perceptune.methods.base import Trained
+from perceptune.lm.generation.generate import StreamCallback
+from perceptune.methods.base import TrainableMethod
 from perceptune.models.batch import Batch, FrozenPart
 from perceptune.models.text_format import TextFormat, Tokens
 from perceptune.types import Decoding, Features, Medium, Sample
@@ -32,7 +32,7 @@ class AdaptedModel(nn.Module, ABC):
     Its subclasses are the backbones: what the loop, the evaluation and run folders need of each is here.
     """
 
-    method: Trained
+    method: TrainableMethod
 
     def __init__(
         self, recipe: Recipe, encoders: Mapping[str, Encoder], stores: Mapping[str, FeatureStore],
@@ -64,7 +64,7 @@ class AdaptedModel(nn.Module, ABC):
         """Every frozen part by name; what the method has taken over of them is still inside."""
 
     @abstractmethod
-    def get_ready(self, *, training: bool = False, sharded: bool = False) -> None:
+    def setup(self, *, training: bool = False, sharded: bool = False) -> None:
         """Settles how the frozen parts are run, as the recipe says. `build` and `load` do it; twice is no harm.
 
         For answers everything else is as in `training`, so that all commands give the same.
@@ -80,7 +80,7 @@ class AdaptedModel(nn.Module, ABC):
         if world.sharding is None:
             self.to(world.device)
             return
-        with world.alike():
+        with world.same_on_all_ranks():
             self._require_shardable()
         self.encoders.to(world.device)
         self.method.to(world.device)
@@ -98,7 +98,7 @@ class AdaptedModel(nn.Module, ABC):
         raise self._cannot("has no connections to start from answers")
 
     @abstractmethod
-    def dropout(self, *, on: bool) -> None:
+    def set_dropout(self, *, on: bool) -> None:
         """That of the method's own parts, such as LoRA's, and the LM's own where the recipe wants it."""
 
     @abstractmethod
@@ -110,9 +110,9 @@ class AdaptedModel(nn.Module, ABC):
         """Loss summed over the supervised tokens, and their number."""
 
     @abstractmethod
-    def said(
+    def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        watch: Watch | None = None,
+        watch: StreamCallback | None = None,
     ) -> list[list[int]]:  # fmt: skip
         """Generated tokens of each sample of one batch, without end tokens.
 
@@ -124,17 +124,17 @@ class AdaptedModel(nn.Module, ABC):
         """Whether layers that see bare text only are run once per distinct text."""
         return False
 
-    def prepare_texts(self, texts: Iterable[tuple[int, ...]], uses: int, *, rank: int = 0, world: int = 1) -> None:
+    def precompute_texts(self, texts: Iterable[tuple[int, ...]], uses: int, *, rank: int = 0, world: int = 1) -> None:
         """Computes what is reused of texts before a training with `uses` of them, or settles not to."""
 
     def refresh_texts(self) -> None:
         """Sees what other processes have computed."""
 
     @abstractmethod
-    def depth(self) -> dict[str, int]:
+    def layer_info(self) -> dict[str, int]:
         """`lm_layers`, and `first_layer`, below which they see bare text."""
 
-    def notes(self) -> dict[str, Any]:
+    def run_info(self) -> dict[str, Any]:
         """How it is run, for the first line of a run's log."""
         return {}
 
@@ -149,8 +149,8 @@ class AdaptedModel(nn.Module, ABC):
     def text(self, text: TextFormat) -> None:
         self._text = text
 
-    def prepare(
-        self, samples: Sequence[Sample], draws: Sequence[int] | None = None, *, label: str = "features",
+    def precompute(
+        self, samples: Sequence[Sample], view_seeds: Sequence[int] | None = None, *, label: str = "features",
         rank: int = 0, world: int = 1, on_broken: Callable[[Sample, Medium, MediaError], None] | None = None,
     ) -> None:  # fmt: skip
         """Computes the features of these samples' media that are not kept yet, so that `encode` only reads them.
@@ -170,21 +170,21 @@ class AdaptedModel(nn.Module, ABC):
                 assert on_broken is not None
                 on_broken(first[medium], medium, error)
 
-            store.ensure(
-                *_media(samples, modality, draws), label=label, rank=rank, world=world,
+            store.precompute(
+                *_media(samples, modality, view_seeds), label=label, rank=rank, world=world,
                 on_broken=tell if on_broken else None,
             )  # fmt: skip
 
     def collate(
-        self, samples: Sequence[Sample], targets: Sequence[str] | None = None, draws: Sequence[int] | None = None
+        self, samples: Sequence[Sample], targets: Sequence[str] | None = None, view_seeds: Sequence[int] | None = None
     ) -> Batch:
         """A training batch; `targets` default to each sample's first, `draws` as in `encode`.
 
         Raises `UserError` naming the sample.
         """
-        return Batch(self.tokens(samples, targets), self.encode(samples, draws))
+        return Batch(self.tokens(samples, targets), self.encode(samples, view_seeds))
 
-    def encode(self, samples: Sequence[Sample], draws: Sequence[int] | None = None) -> dict[str, Features]:
+    def encode(self, samples: Sequence[Sample], view_seeds: Sequence[int] | None = None) -> dict[str, Features]:
         """Features of each modality; rows without that modality hold zeros and are marked absent.
 
         `draws`, one number a sample, choose augmented views where the recipe has any (`encoders.MODALITY.views`);
@@ -193,18 +193,20 @@ class AdaptedModel(nn.Module, ABC):
         self.check_modalities(samples)
         encoded = {}
         for modality, store in self.stores.items():
-            media, chosen = _media(samples, modality, draws)
+            media, chosen = _media(samples, modality, view_seeds)
             if media:
                 encoded[modality] = _by_row(samples, modality, store.get(media, chosen))
         return encoded
 
-    def known(self, samples: Sequence[Sample], draws: Sequence[int] | None = None) -> dict[str, Features] | None:
+    def get_cached(
+        self, samples: Sequence[Sample], view_seeds: Sequence[int] | None = None
+    ) -> dict[str, Features] | None:
         """What `encode` gives if it need not compute anything, else None. Safe in a thread."""
         features = {}
         for modality, store in self.stores.items():
-            media, chosen = _media(samples, modality, draws)
+            media, chosen = _media(samples, modality, view_seeds)
             if media:
-                values = store.known(media, chosen)
+                values = store.get_cached(media, chosen)
                 if values is None:
                     return None
                 features[modality] = _by_row(samples, modality, values)
@@ -229,7 +231,7 @@ class AdaptedModel(nn.Module, ABC):
         size = batch_size or self.recipe.eval.batch_size
         answers: list[str] = []
         for start in range(0, len(samples), size):
-            answers += [self.text.decode(row) for row in self.said(samples[start : start + size], decoding)]
+            answers += [self.text.decode(row) for row in self.generate(samples[start : start + size], decoding)]
         return answers
 
     def token_logprobs(
@@ -293,11 +295,11 @@ class AdaptedModel(nn.Module, ABC):
 
 
 def _media(
-    samples: Sequence[Sample], modality: str, draws: Sequence[int] | None = None
+    samples: Sequence[Sample], modality: str, view_seeds: Sequence[int] | None = None
 ) -> tuple[list[Medium], list[int] | None]:
     """The media of a modality and, if there are any, their draws."""
     having = [i for i, sample in enumerate(samples) if modality in sample.media]
-    return [samples[i].media[modality] for i in having], None if draws is None else [draws[i] for i in having]
+    return [samples[i].media[modality] for i in having], None if view_seeds is None else [view_seeds[i] for i in having]
 
 
 def _by_row(samples: Sequence[Sample], modality: str, given: Tensor) -> Features:

@@ -24,10 +24,10 @@ from perceptune.lm.quantization import keep_differentiable, quantization
 from perceptune.methods.freeze import freeze
 from perceptune.methods.slots.base import EncoderShape, Method
 from perceptune.models.base import AdaptedModel
-from perceptune.models.instructblip.build import build_blip, load_blip, load_blip_text, load_blip_vision
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.build import build_instructblip, load_blip_text, load_blip_vision, load_instructblip
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.pretrained import load_tokenizer, loading, read_config, require_complete, resolve
-from perceptune.models.slot_model import SplicedModel, feature_stores
+from perceptune.models.slot_model import SlotModel, feature_stores
 from perceptune.models.text_format import TextFormat
 from perceptune.utils.allocation import keep_freed_memory
 from perceptune.utils.devices import default_device, use_full_float32
@@ -54,7 +54,7 @@ def build(
 
     `dtype` is that of the frozen LM, an encoder's is in the recipe, everything trained is float32. With `meta` no
     weight is loaded: the parts are built on the meta device from their configurations, enough to count and to show.
-    Without `ready` the caller moves the model first and calls its `get_ready` then.
+    Without `ready` the caller moves the model first and calls its `setup` then.
     `init_from` is what `train` does first: here its method is new all the same.
     """
     recipe = load_recipe(recipe) if meta else with_encoder_dtypes(load_recipe(recipe))
@@ -62,11 +62,11 @@ def build(
         keep_freed_memory()
     if recipe.backbone == "instructblip":
         found = method_leaf(recipe).module.METHOD
-        model: AdaptedModel = build_blip(recipe, found, method_options(recipe), dtype=dtype, meta=meta)
+        model: AdaptedModel = build_instructblip(recipe, found, method_options(recipe), dtype=dtype, meta=meta)
     else:
-        model = build_spliced(recipe, dtype=dtype, meta=meta, parts=parts)
+        model = build_slot_model(recipe, dtype=dtype, meta=meta, parts=parts)
     if ready and not meta:
-        model.get_ready()
+        model.setup()
     return model
 
 
@@ -75,14 +75,14 @@ def build_to_train(recipe: Recipe, place: Callable[[AdaptedModel], Any] = lambda
     settled, _ = settle(recipe)
     model = build(settled, dtype=settled.train.precision, ready=False)
     place(model)
-    model.get_ready(training=True)
+    model.setup(training=True)
     return model
 
 
-def build_spliced(
+def build_slot_model(
     recipe: Recipe, *, dtype: str = "float32", meta: bool = False, parts: FrozenParts | None = None
-) -> SplicedModel:
-    """The same for `backbone: splice`, before `get_ready`."""
+) -> SlotModel:
+    """The same for `backbone: splice`, before `setup`."""
     lm = load_lm(recipe.lm, dtype=dtype, meta=meta) if parts is None else parts.lm(recipe.lm, dtype)
     encoders = {
         name: load_encoder_of(name, config, meta) if parts is None else parts.encoder(name, config)
@@ -93,7 +93,7 @@ def build_spliced(
         torch.manual_seed(recipe.seed)  # the method's first weights depend on the seed alone
         method = build_method(recipe, lm, encoders)
     freeze(method, recipe.train.freeze)
-    return SplicedModel(recipe, lm, encoders, method, text)
+    return SlotModel(recipe, lm, encoders, method, text)
 
 
 def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> Method:
@@ -107,7 +107,7 @@ def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> 
     if method.trains_lm and recipe.eval.dtype == "bfloat16":
         raise UserError(f"eval.dtype: {recipe.eval.dtype}, but `method.unfreeze` keeps the LM in float32")
     _remember_base(lm, encoders, method)
-    method.take_over(lm, encoders)
+    method.unfreeze(lm, encoders)
     return method
 
 
@@ -163,9 +163,9 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
 
 def text_of(model: AdaptedModel) -> TextFormat:
     """Template and tokenizer that a model's recipe asks for now."""
-    if isinstance(model, BlipModel):
+    if isinstance(model, InstructBlipModel):
         return load_blip_text(model.recipe, model.blip, model.method.instructions)
-    assert isinstance(model, SplicedModel)
+    assert isinstance(model, SlotModel)
     return load_text(model.recipe, model.lm)
 
 
@@ -208,7 +208,7 @@ def encoder_stores(recipe: Recipe) -> dict[str, FeatureStore]:
     device, recipe = default_device(), with_encoder_dtypes(recipe)
     use_full_float32(device)
     if recipe.backbone == "instructblip":
-        return {"image": BlipModel.store_of(recipe, load_blip_vision(recipe).to(device))}
+        return {"image": InstructBlipModel.store_of(recipe, load_blip_vision(recipe).to(device))}
     encoders = {name: load_encoder_of(name, config).to(device) for name, config in recipe.encoders.items()}
     lm = load_lm(recipe.lm, meta=True)
     with torch.device("meta"):
@@ -228,7 +228,7 @@ def choose_dtype(recipe: Recipe, device: torch.device | None = None) -> Choice:
     """What `auto` stands for with this recipe's frozen LM on a device (default: `default_device`)."""
     device = device or default_device()
     if recipe.backbone == "instructblip":
-        blip: Any = load_blip(recipe, dtype="float32", meta=True)[0]
+        blip: Any = load_instructblip(recipe, dtype="float32", meta=True)[0]
         lm: Any = blip.language_model
     else:
         lm = load_lm(recipe.lm, meta=True).model

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from perceptune.lm.generation.generate import limits_of
+from perceptune.lm.generation.generate import max_new_tokens_per_row
 from perceptune.lm.generation.logprobs import TokenScore, continuation_logprobs, continuation_scores
 from perceptune.types import Decoding, Sample
 
 if TYPE_CHECKING:
-    from perceptune.models.slot_model import SplicedModel
+    from perceptune.models.slot_model import SlotModel
 
 
 def rank(
-    model: SplicedModel, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, normalize: bool,
+    model: SlotModel, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, normalize: bool,
     batch_size: int,
 ) -> list[list[float]]:  # fmt: skip
     """See `AdaptedModel.rank`."""
@@ -25,7 +25,7 @@ def rank(
 
 
 def loglikelihood(
-    model: SplicedModel, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, batch_size: int
+    model: SlotModel, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, batch_size: int
 ) -> list[list[tuple[float, bool]]]:
     """See `AdaptedModel.loglikelihood`."""
     return [
@@ -39,7 +39,7 @@ def _sum(scores: Sequence[TokenScore]) -> float:
 
 
 def _scored(
-    model: SplicedModel, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], batch_size: int
+    model: SlotModel, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], batch_size: int
 ) -> Iterator[list[list[TokenScore]]]:
     """Yield the tokens' scores of each sample's candidates."""
     for part in _portions([len(own) for own in candidates], batch_size):
@@ -52,14 +52,15 @@ def _scored(
 
 
 def token_logprobs(
-    model: SplicedModel, samples: Sequence[Sample], decoding: Decoding
+    model: SlotModel, samples: Sequence[Sample], decoding: Decoding
 ) -> list[list[tuple[str, float]]]:  # fmt: skip
     """See `AdaptedModel.token_logprobs`."""
     ids, mask, slots = model.prompts(samples)
-    rows = model.generated(ids, mask, slots, samples, decoding)
+    rows = model.generate_tokens(ids, mask, slots, samples, decoding)
     eos = model.text.eos
     ended = [
-        row + [eos] * (len(row) < limit) for row, limit in zip(rows, limits_of(mask, decoding).tolist(), strict=True)
+        row + [eos] * (len(row) < limit)
+        for row, limit in zip(rows, max_new_tokens_per_row(mask, decoding).tolist(), strict=True)
     ]
     found = continuation_logprobs(model.lm, ids, mask, slots, [[row] for row in ended])
     return [
@@ -68,7 +69,7 @@ def token_logprobs(
     ]
 
 
-def _continuation(model: SplicedModel, sample: Sample, answer: str) -> list[int]:
+def _continuation(model: SlotModel, sample: Sample, answer: str) -> list[int]:
     model.text.training_ids(sample, answer)  # says if both together are too long
     return model.text.target_ids(answer)
 

@@ -57,4 +57,4 @@ def _states(lm: FrozenLM, text: TextFormat, target: str, layers: Sequence[int]) 
     """The state (d,) of the last token of a target as it enters each of the layers, in float32."""
     ids = torch.tensor([text.plain_ids(BEFORE + target)], device=lm.device)
     mask = torch.ones_like(ids)
-    return {layer: lm.states_at(layer, ids, mask)[0, -1].float() for layer in set(layers)}
+    return {layer: lm.hidden_states_at(layer, ids, mask)[0, -1].float() for layer in set(layers)}

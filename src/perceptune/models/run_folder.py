@@ -31,14 +31,13 @@ from perceptune.errors import UserError, disk_error
 from perceptune.methods.base import count, count_trained
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import FrozenParts, build, settle_answering
+from perceptune.models.run_format import FORMAT_VERSION, upgrade_recipe
 from perceptune.models.run_location import META as META
 from perceptune.models.run_location import METHOD as METHOD
 from perceptune.models.run_location import RECIPE as RECIPE
 from perceptune.models.run_location import local_run
 from perceptune.utils.atomic_io import write_whole
 from perceptune.utils.devices import resolve_device, use_full_float32
-
-FORMAT_VERSION = 1
 
 
 def save_run(run: Path, model: AdaptedModel) -> None:
@@ -64,7 +63,7 @@ def load(
     this use of the run, and where its base models lie (`lm.id`, `encoders.MODALITY.id`: fingerprints must be the same);
     `trust` lets its recipe name third-party code to import. `run` may also be a zip file of `perceptune export`, or
     `hf://USER/NAME` on a hub. `parts` lends frozen parts that others use, too. Without `ready` the caller moves the
-    model and calls its `get_ready` then.
+    model and calls its `setup` then.
     Raises `UserError` for a folder that is no run, of a newer format, damaged, or trained on other base models.
     """
     run = local_run(run)
@@ -84,7 +83,7 @@ def load(
     load_method(run / METHOD, model)
     model.eval().to(place)
     if ready:
-        model.get_ready()
+        model.setup()
     return model
 
 
@@ -124,13 +123,14 @@ def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
     """The recipe of a run. A run folder may come from anybody: without `trust` it may not name code to import."""
     if not (run / RECIPE).is_file():
         raise UserError(f"`{run}` is not a run folder: it has no {RECIPE}")
-    for name in leaf_names(read_yaml(run / RECIPE)):  # before `load_recipe`, which asks a task for its keys
+    data = upgrade_recipe(read_yaml(run / RECIPE))
+    for name in leaf_names(data):  # before `load_recipe`, which asks a task for its keys
         if "." in name and not trust:
             raise UserError(
                 f"{run / RECIPE}: `{name}` is third-party code, "
                 "which a run folder may not name unless it is trusted (--trust)"
             )
-    return load_recipe(run / RECIPE)
+    return load_recipe(data, where=str(run / RECIPE))
 
 
 def describe(model: AdaptedModel) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from perceptune.encoders.cache.uncached import LiveFeatures
 from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.fsdp import shard
-from perceptune.lm.generation.generate import Watch
-from perceptune.lm.kernels.optimize import lighten
+from perceptune.lm.generation.generate import StreamCallback
+from perceptune.lm.kernels.optimize import optimize_frozen
 from perceptune.lm.text_state_cache import TextStates
 from perceptune.methods.slots.base import Method
 from perceptune.models import likelihood
@@ -29,7 +29,7 @@ from perceptune.utils.devices import move
 from perceptune.utils.fsdp_settings import FSDPSettings
 
 
-class SplicedModel(AdaptedModel):
+class SlotModel(AdaptedModel):
     """A frozen LM with slots, its encoders, and a method that says what enters where."""
 
     method: Method
@@ -49,7 +49,9 @@ class SplicedModel(AdaptedModel):
         self.text_states = TextStates(
             lm, method.first_layer, recipe.train.text_memory_mb, folder=folder, disk_megabytes=recipe.cache.text_disk_mb
         )
-        self.plain = False  # True: run every layer on every text, the slow path that the fast one must equal
+        self.use_reference_path = (
+            False  # True: run every layer on every text, the slow path that the fast one must equal
+        )
         self.may_reuse_texts = True  # False where every process must run the same blocks at each step
         method.attach(lm)
 
@@ -71,16 +73,16 @@ class SplicedModel(AdaptedModel):
             parts[f"encoders.{name}"] = FrozenPart(self.recipe.encoders[name].id, encoder)
         return parts
 
-    def get_ready(self, *, training: bool = False, sharded: bool = False) -> None:
+    def setup(self, *, training: bool = False, sharded: bool = False) -> None:
         config = self.recipe.train
         if training:
             self.lm.gradient_checkpointing = config.gradient_checkpointing
-            self.plain = config.frozen_dropout == "official"  # dropped-out states must not be reused
+            self.use_reference_path = config.frozen_dropout == "official"  # dropped-out states must not be reused
             # What one process remembers must not change which blocks it runs, when others hold parts of them.
             self.may_reuse_texts = not sharded
         if not sharded:
             compiled = training and config.compile
-            lighten(self.lm, self.method.first_layer, config.packed_memory_mb, compiled=compiled)
+            optimize_frozen(self.lm, self.method.first_layer, config.packed_memory_mb, compiled=compiled)
 
     def _require_shardable(self) -> None:
         if self.method.trains_lm:
@@ -92,21 +94,24 @@ class SplicedModel(AdaptedModel):
     def fit_to_answers(self, samples: Sequence[Sample]) -> None:
         fit_to_answers(self.method, self.lm, self.text, self.stores, samples)
 
-    def dropout(self, *, on: bool) -> None:
+    def set_dropout(self, *, on: bool) -> None:
         self.method.train(on)
         self.lm.model.train(on and self.recipe.train.frozen_dropout == "official")
 
-    def prepare_texts(self, texts: Iterable[tuple[int, ...]], uses: int, *, rank: int = 0, world: int = 1) -> None:
-        self.text_states.prepare(texts, uses, rank=rank, world=world)
+    def precompute_texts(self, texts: Iterable[tuple[int, ...]], uses: int, *, rank: int = 0, world: int = 1) -> None:
+        self.text_states.precompute(texts, uses, rank=rank, world=world)
 
     def refresh_texts(self) -> None:
         self.text_states.refresh()
 
-    def depth(self) -> dict[str, int]:
+    def layer_info(self) -> dict[str, int]:
         return {"first_layer": self.method.first_layer, "lm_layers": self.lm.n_layers}
 
-    def notes(self) -> dict[str, Any]:
-        return {"texts": self.text_states.kept if self.reuses_texts else "not reused", "plain": self.lm.no_split}
+    def run_info(self) -> dict[str, Any]:
+        return {
+            "texts": self.text_states.kept if self.reuses_texts else "not reused",
+            "split_disabled": self.lm.no_split,
+        }
 
     def tokens(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Tokens:
         if targets is None:
@@ -127,7 +132,7 @@ class SplicedModel(AdaptedModel):
     @property
     def reuses_texts(self) -> bool:
         """Whether layers below the method's first one are run once per distinct text."""
-        return self.method.first_layer > 0 and self.may_reuse_texts and not self.plain
+        return self.method.first_layer > 0 and self.may_reuse_texts and not self.use_reference_path
 
     def _arguments(self, batch: Batch) -> dict[str, Any]:
         """What the LM is called with."""
@@ -137,28 +142,28 @@ class SplicedModel(AdaptedModel):
         return {
             "input_ids": move(ids, device),
             "attention_mask": move(mask, device),
-            "slots": self.method.plan(_moved(batch.features, device), ids.shape[0]),
+            "slots": self.method.build_slots(_moved(batch.features, device), ids.shape[0]),
             "keep": nn.functional.pad(batch.tokens.supervised[:, 1:], (0, 1)),
             "text_states": (layer, self.text_states.get(ids, mask)) if self.reuses_texts else None,
-            "plain": self.plain,
+            "use_reference_path": self.use_reference_path,
         }
 
-    def said(
+    def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        watch: Watch | None = None,
+        watch: StreamCallback | None = None,
     ) -> list[list[int]]:  # fmt: skip
-        return self.generated(*self.prompts(samples), samples, decoding, seeds=seeds, watch=watch)
+        return self.generate_tokens(*self.prompts(samples), samples, decoding, seeds=seeds, watch=watch)
 
     def prompts(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[Slots]]:
         """Ids and mask (B, T) of the prompts, and their slots."""
         tokens = self.text.pad_left([self.text.prompt_ids(sample) for sample in samples])
         device = self.lm.device
-        slots = self.method.plan(_moved(self.encode(samples), device), len(samples))
+        slots = self.method.build_slots(_moved(self.encode(samples), device), len(samples))
         return move(tokens.input_ids, device), move(tokens.attention_mask, device), slots
 
-    def generated(
+    def generate_tokens(
         self, ids: Tensor, mask: Tensor, slots: Sequence[Slots], samples: Sequence[Sample], decoding: Decoding, *,
-        seeds: Sequence[int] | None = None, watch: Watch | None = None,
+        seeds: Sequence[int] | None = None, watch: StreamCallback | None = None,
     ) -> list[list[int]]:  # fmt: skip
         """New tokens of each row. `seeds` stand for `decoding.seed`, row by row."""
         return self.lm.generate(

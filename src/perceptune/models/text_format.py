@@ -13,7 +13,7 @@ from torch import Tensor
 
 from perceptune.config.schema import TextConfig
 from perceptune.data.records import TEXT, short
-from perceptune.errors import UserError, naming
+from perceptune.errors import UserError, error_prefix
 from perceptune.lm.padding import last_columns, pad_left
 from perceptune.types import Sample
 
@@ -71,7 +71,7 @@ class TextFormat:
     def prompt_ids(self, sample: Sample) -> list[int]:
         """Tokens up to where the answer begins. Special tokens are tokens in the template, and text in a question."""
         self._require_question(sample)
-        with naming(f"sample `{sample.id}`"):
+        with error_prefix(f"sample `{sample.id}`"):
             text = self._filled(self.config.template, "{prompt}", sample.prompt)
         ids = [*([] if text[:1] == self.bos else self.bos), *text, *self.separator]
         if not ids:
@@ -89,7 +89,7 @@ class TextFormat:
         return self._checked(prompt + answer, sample), supervised
 
     def _answer_ids(self, sample: Sample, target: str) -> list[int]:
-        with naming(f"sample `{sample.id}`"):
+        with error_prefix(f"sample `{sample.id}`"):
             return self.target_ids(target)
 
     def require_fit(self, sample: Sample, target: str) -> None:

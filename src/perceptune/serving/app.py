@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from perceptune._version import __version__
-from perceptune.serving.auth_middleware import Gate
+from perceptune.serving.auth_middleware import AuthMiddleware
 from perceptune.serving.errors import ApiError
 from perceptune.serving.examples import Showing
 from perceptune.serving.limits import Limits
@@ -102,9 +102,14 @@ def make_app(
     describe(app)
     known = {path for path in app.openapi()["paths"] if "{" not in path}
     app.add_middleware(
-        Gate, key=access.key, hosts=access.hosts, metrics=metrics, routes=known, open_routes={"/health", *files},
+        AuthMiddleware,
+        key=access.key,
+        hosts=access.hosts,
+        metrics=metrics,
+        routes=known,
+        open_routes={"/health", *files},
         origins=Origins(access.origins),
-    )  # fmt: skip
+    )
     return app
 
 

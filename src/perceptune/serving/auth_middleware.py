@@ -30,7 +30,7 @@ _HEADERS = [
 ]  # fmt: skip
 
 
-class Gate:
+class AuthMiddleware:
     """An ASGI middleware. `hosts` are the names this server answers to, None for any; `key` None asks for none.
 
     `open_routes` need no key: exact paths. `origins` are those whose pages may ask.

@@ -17,11 +17,11 @@ from typing import Protocol
 import torch
 
 from perceptune.lm.generation.beam_search import beam_steps
-from perceptune.lm.generation.continuous_batch import Going, Row
-from perceptune.lm.generation.decode_state import GROWTH, Prefilled
-from perceptune.lm.generation.generate import runs_transformers_loop, up_to
-from perceptune.lm.generation.sampling import chooser
-from perceptune.models.slot_model import SplicedModel
+from perceptune.lm.generation.continuous_batch import ContinuousBatch, GeneratedSequence
+from perceptune.lm.generation.decode_state import GROWTH, DecodeState
+from perceptune.lm.generation.generate import truncate_at_eos, uses_hf_generate
+from perceptune.lm.generation.sampling import make_sampler
+from perceptune.models.slot_model import SlotModel
 from perceptune.serving.requests import Job
 
 
@@ -36,16 +36,16 @@ class Group(Protocol):
         """A token more for each; False if that was the last. Raises whatever a model raises."""
 
 
-class Together:
-    """Jobs decoded by `Going`; those of groups with the same `kind` may go on as one."""
+class BatchedGroup:
+    """Jobs decoded by `ContinuousBatch`; those of groups with the same `kind` may go on as one."""
 
-    def __init__(self, jobs: Sequence[Job], going: Going, kind: Hashable) -> None:
+    def __init__(self, jobs: Sequence[Job], going: ContinuousBatch, kind: Hashable) -> None:
         self._all, self._going, self.kind = list(jobs), going, kind
         self._run = jobs[0].run  # for what it hangs onto its LM: several runs are together only if that is nothing
 
     @property
     def jobs(self) -> list[Job]:
-        return [job for job in self._all if not (job.ended or job.gone)]
+        return [job for job in self._all if not (job.ended or job.is_cancelled)]
 
     @torch.no_grad()
     def step(self) -> bool:
@@ -53,13 +53,13 @@ class Together:
             return self._going.step()
 
     @torch.no_grad()
-    def join(self, others: Sequence[Together]) -> None:
+    def join(self, others: Sequence[BatchedGroup]) -> None:
         """Takes over their jobs."""
         self._all = [job for group in (self, *others) for job in group.jobs]
         self._going.join([other._going for other in others])
 
 
-class Apart:
+class SequentialGroup:
     """Jobs whose tokens come at the end; between two steps another group may have its turn."""
 
     def __init__(self, jobs: Sequence[Job], steps: Generator[None, None, list[list[int]]]) -> None:
@@ -67,7 +67,7 @@ class Apart:
 
     @property
     def jobs(self) -> list[Job]:
-        return [job for job in self._all if not (job.ended or job.gone)]
+        return [job for job in self._all if not (job.ended or job.is_cancelled)]
 
     @torch.no_grad()
     def step(self) -> bool:
@@ -76,63 +76,71 @@ class Apart:
                 next(self._steps)
             except StopIteration as end:
                 for job, tokens in zip(self._all, end.value, strict=True):
-                    job.give(tokens)
+                    job.set_tokens(tokens)
                 return False
         return True
 
 
-class _Watch:
+class _JobCallback:
     """Tells jobs their tokens, and the loop who is still waited for."""
 
     def __init__(self, jobs: Sequence[Job], eos: int) -> None:
         self._jobs, self._eos = jobs, eos
 
-    def token(self, row: int, token: int) -> bool:
-        return self._jobs[row].take(token, self._eos)
+    def on_token(self, row: int, token: int) -> bool:
+        return self._jobs[row].append_token(token, self._eos)
 
-    def wanted(self, row: int) -> bool:
-        return not self._jobs[row].gone
+    def is_wanted(self, row: int) -> bool:
+        return not self._jobs[row].is_cancelled
 
 
 @torch.no_grad()
-def begin(jobs: Sequence[Job]) -> Group:
+def start_groups(jobs: Sequence[Job]) -> Group:
     """A group of jobs of one kind, behind their prompts. Raises whatever a model raises."""
     run, samples = jobs[0].run, [job.sample for job in jobs]
     longest = max(job.decoding.max_new_tokens for job in jobs)
     decoding = replace(jobs[0].decoding, max_new_tokens=longest)
     model, seeds = run.model, [job.decoding.seed for job in jobs]
-    watch = _Watch(jobs, model.text.eos)
-    if not isinstance(model, SplicedModel):
-        return Apart(jobs, _in_one_go(partial(model.said, samples, decoding, seeds=seeds, watch=watch)))
+    watch = _JobCallback(jobs, model.text.eos)
+    if not isinstance(model, SlotModel):
+        return SequentialGroup(jobs, _in_one_go(partial(model.generate, samples, decoding, seeds=seeds, watch=watch)))
     with run.active(), _handed_in(jobs):
         ids, mask, slots = model.prompts(samples)
-        if runs_transformers_loop(model.lm, slots, decoding):
-            rows_of = partial(model.generated, ids, mask, slots, samples, decoding, seeds=seeds, watch=watch)
-            return Apart(jobs, _in_one_go(rows_of))
+        if uses_hf_generate(model.lm, slots, decoding):
+            rows_of = partial(model.generate_tokens, ids, mask, slots, samples, decoding, seeds=seeds, watch=watch)
+            return SequentialGroup(jobs, _in_one_go(rows_of))
         if decoding.beams > 1:
             steps = beam_steps(
                 model.lm, ids, mask, slots, decoding, limits=mask.new_full((len(jobs),), longest), eos=model.text.eos,
-                wanted=watch.wanted,
+                wanted=watch.is_wanted,
             )  # fmt: skip
-            return Apart(jobs, _cut(steps, model.text.eos))
-        choose = chooser(decoding, model.seeds_of(samples, decoding, seeds) or seeds, ids.device)
+            return SequentialGroup(jobs, _cut(steps, model.text.eos))
+        choose = make_sampler(decoding, model.seeds_of(samples, decoding, seeds) or seeds, ids.device)
         rows = [
             # Each row knows its own job alone: the media of the others are let go when those end.
-            Row(job.decoding.max_new_tokens, model.text.eos, choose, number, partial(job.take, eos=model.text.eos))
+            GeneratedSequence(
+                job.decoding.max_new_tokens,
+                model.text.eos,
+                choose,
+                number,
+                partial(job.append_token, eos=model.text.eos),
+            )
             for number, job in enumerate(jobs)
         ]
-        state = Prefilled(model.lm, ids, mask, slots, min(longest, GROWTH))
-    return Together(jobs, Going(state, rows), (id(model.lm), run.name if run.attachments else None, state.layout))
+        state = DecodeState(model.lm, ids, mask, slots, min(longest, GROWTH))
+    return BatchedGroup(
+        jobs, ContinuousBatch(state, rows), (id(model.lm), run.name if run.attachments else None, state.layout)
+    )
 
 
-def joined(groups: Sequence[Group]) -> list[Group]:
+def merge_groups(groups: Sequence[Group]) -> list[Group]:
     """The same groups, those that can as one, in the order of their oldest."""
     found: dict[Hashable, list[Group]] = {}
     for group in groups:
-        found.setdefault(group.kind if isinstance(group, Together) else id(group), []).append(group)
+        found.setdefault(group.kind if isinstance(group, BatchedGroup) else id(group), []).append(group)
     for first, *others in found.values():
-        if isinstance(first, Together) and others:
-            first.join([other for other in others if isinstance(other, Together)])
+        if isinstance(first, BatchedGroup) and others:
+            first.join([other for other in others if isinstance(other, BatchedGroup)])
     return [same[0] for same in found.values()]
 
 
@@ -143,7 +151,7 @@ def _in_one_go(whole: partial[list[list[int]]]) -> Generator[None, None, list[li
 
 def _cut(steps: Generator[None, None, list[list[int]]], eos: int) -> Generator[None, None, list[list[int]]]:
     rows = yield from steps
-    return [up_to(eos, tokens) for tokens in rows]
+    return [truncate_at_eos(eos, tokens) for tokens in rows]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import MIB, Limits
 from perceptune.serving.metrics import Metrics
-from perceptune.serving.request_parser import Intake
+from perceptune.serving.request_parser import RequestParser
 from perceptune.serving.requests import Job
 from perceptune.serving.runs import Runs
 from perceptune.serving.scheduler import Admission, Scheduler
@@ -29,7 +29,9 @@ GONE = 499  # what nobody reads
 class Chat:
     """Answers requests."""
 
-    def __init__(self, runs: Runs, limits: Limits, intake: Intake, scheduler: Scheduler, metrics: Metrics) -> None:
+    def __init__(
+        self, runs: Runs, limits: Limits, intake: RequestParser, scheduler: Scheduler, metrics: Metrics
+    ) -> None:
         self._runs, self._limits, self._intake = runs, limits, intake
         self._scheduler, self._metrics = scheduler, metrics
 

@@ -13,7 +13,7 @@ from typing import Any
 from perceptune.data.build_task import make_task
 from perceptune.data.media.source import MediaError, content, label
 from perceptune.errors import UserError
-from perceptune.evaluation.runner import pick_samples
+from perceptune.evaluation.runner import select_subset
 from perceptune.serving.limits import MIB, Limits
 from perceptune.serving.runs import Run, Runs
 from perceptune.types import Medium, Sample
@@ -50,7 +50,7 @@ def load_examples(runs: Runs, number: int, limits: Limits) -> dict[str, list[Exa
 def _of(run: Run, number: int, limits: Limits) -> list[Example]:
     try:
         task = make_task(run.model.recipe)
-        rows = pick_samples(task, run.model.recipe.eval.split or task.splits[-1], _DRAWN * number)
+        rows = select_subset(task, run.model.recipe.eval.split or task.splits[-1], _DRAWN * number)
     except UserError as error:
         raise UserError(f"`{run.name}`: no examples ({error}); leave out --examples") from error
     found = list(islice((one for row in _varied(rows) if (one := _example(row, limits))), number))

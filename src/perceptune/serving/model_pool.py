@@ -62,7 +62,7 @@ def _entries(lm: nn.Module) -> list[Entry]:
     return found
 
 
-class Pool:
+class ModelPool:
     """Lends the frozen parts of recipes: equal ones once. A part that a run changes is its own."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Pool:
         self._encoders: dict[str, Encoder] = {}
         self.lends_lm, self.lends_encoders = True, True
 
-    def settle(self, recipe: Recipe) -> None:
+    def plan(self, recipe: Recipe) -> None:
         """Finds out, without any weight, what the next run trains of its frozen parts: that is not lent."""
         method = build(recipe, meta=True).method
         self.lends_lm, self.lends_encoders = not method.trains_lm, not method.trains_encoders

@@ -14,7 +14,7 @@ from perceptune.serving.errors import ApiError
 from perceptune.serving.inline import decode_address, decode_base64
 from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
-from perceptune.serving.media_worker_pool import Decoders
+from perceptune.serving.media_worker_pool import MediaWorkerPool
 from perceptune.serving.remote import Remote
 from perceptune.serving.requests import Job
 from perceptune.serving.runs import Run
@@ -25,11 +25,11 @@ _FETCHERS = 4
 _COLD = 1e-6  # a temperature below it chooses as 0 does; logits divided by a much smaller one are infinite
 
 
-class Intake:
+class RequestParser:
     """Makes jobs. `local` and `remote` are None where such media are not allowed."""
 
     def __init__(
-        self, limits: Limits, decoders: Decoders, local: LocalFiles | None, remote: Remote | None, threads: int
+        self, limits: Limits, decoders: MediaWorkerPool, local: LocalFiles | None, remote: Remote | None, threads: int
     ) -> None:
         self._limits, self._decoders, self._local, self._remote = limits, decoders, local, remote
         self._fetching = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="perceptune-fetch")

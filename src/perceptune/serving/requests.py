@@ -31,9 +31,9 @@ class Job:
     tokens: list[int] = field(default_factory=list)  # without the end token
     reason: Reason | None = None
     error: ApiError | None = None
-    gone: bool = False  # nobody waits for it any more
+    is_cancelled: bool = False  # nobody waits for it any more
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -49,16 +49,16 @@ class Job:
 
     def cancel(self) -> None:
         """Nobody waits any more: it leaves its batch, or never enters one."""
-        self.gone = True
+        self.is_cancelled = True
 
     async def news(self) -> None:
         """Waits for a token, or the end."""
-        await self._news.wait()
-        self._news.clear()
+        await self._changed.wait()
+        self._changed.clear()
 
-    def take(self, token: int, eos: int) -> bool:
+    def append_token(self, token: int, eos: int) -> bool:
         """A token from the worker; False if it was the last."""
-        if self.gone or self.ended:
+        if self.is_cancelled or self.ended:
             return False
         if token == eos:
             self.end("stop")
@@ -72,7 +72,7 @@ class Job:
             self._tell()
         return not self.ended
 
-    def give(self, tokens: list[int]) -> None:
+    def set_tokens(self, tokens: list[int]) -> None:
         """All tokens at once, where they came from a search; nothing if it has ended already."""
         if not self.ended:
             most = self.decoding.max_new_tokens
@@ -97,4 +97,4 @@ class Job:
 
     def _tell(self) -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._news.set)
+            self._loop.call_soon_threadsafe(self._changed.set)

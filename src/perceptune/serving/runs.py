@@ -18,14 +18,14 @@ from perceptune.errors import UserError, nearest
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import text_of
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.instructblip.text_format import BlipText
 from perceptune.models.run_folder import META, load, read_meta, read_recipe
-from perceptune.models.slot_model import SplicedModel
+from perceptune.models.slot_model import SlotModel
 from perceptune.models.text_format import TextFormat
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
-from perceptune.serving.model_pool import Attachments, Pool
+from perceptune.serving.model_pool import Attachments, ModelPool
 from perceptune.types import Decoding, Sample
 
 
@@ -53,13 +53,13 @@ class Run:
     @property
     def needs_image(self) -> bool:
         """Whether it answers nothing without a picture."""
-        return isinstance(self.model, BlipModel)
+        return isinstance(self.model, InstructBlipModel)
 
     def prompt_tokens(self, sample: Sample) -> int:
         """Those of the question; media are not counted. Raises `UserError` for a question that the LM cannot take."""
         ids = self.text.prompt_ids(sample)
         if isinstance(self.text, BlipText):
-            self.text.asked([sample])  # its Q-Former reads it, too
+            self.text.encode_prompts([sample])  # its Q-Former reads it, too
             return len(ids) - self.text.n_image_tokens
         return len(ids)
 
@@ -135,10 +135,10 @@ def load_described(
 ) -> Runs:  # fmt: skip
     """Runs whose folders have been read. Raises `UserError` for one that is damaged, or beyond the limits."""
     kept = [] if any(word.startswith("cache.features=") for word in overrides) else ["cache.features=off"]
-    pool, runs = Pool(), []
+    pool, runs = ModelPool(), []
     for one in described:
         if len(described) > 1 and one.recipe.backbone == "splice":
-            pool.settle(one.recipe)
+            pool.plan(one.recipe)
         runs.append(_loaded(one, pool, [*kept, *overrides], trust, device))
         for modality, encoder in runs[-1].model.encoders.items():
             # Only of a clip: the frames of a sound's spectrogram are not decoded one by one.
@@ -149,8 +149,8 @@ def load_described(
     return Runs(runs)
 
 
-def _loaded(one: Described, pool: Pool, overrides: Sequence[str], trust: bool, device: str | None) -> Run:
-    lent = _Lent(pool)
+def _loaded(one: Described, pool: ModelPool, overrides: Sequence[str], trust: bool, device: str | None) -> Run:
+    lent = _Borrowed(pool)
     model = load(one.folder, overrides=overrides, trust=trust, parts=lent, device=device)
     lent.attachments.take_off()
     task = make_task(model.recipe) if model.recipe.task else None
@@ -160,21 +160,21 @@ def _loaded(one: Described, pool: Pool, overrides: Sequence[str], trust: bool, d
 
 def _positions(model: AdaptedModel) -> int | None:
     """Tokens of prompt and answer that the LM has positions for; None where they are not numbered."""
-    if isinstance(model, BlipModel):
+    if isinstance(model, InstructBlipModel):
         blip = model.blip
         room = getattr(blip.language_model.config, "max_position_embeddings", None)
         return None if room is None or blip.encoder_decoder else room - blip.n_queries
-    assert isinstance(model, SplicedModel)
+    assert isinstance(model, SlotModel)
     return getattr(model.lm.config, "max_position_embeddings", None)
 
 
-class _Lent:
+class _Borrowed:
     """The pool's parts for one run; notes what that hangs onto its LM.
 
     A run with `backbone: instructblip` borrows nothing: it puts its method into its own copy.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: ModelPool) -> None:
         self._pool, self.encoder = pool, pool.encoder
         self.attachments = Attachments(nn.Module())
 

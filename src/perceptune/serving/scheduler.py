@@ -15,7 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 from perceptune.errors import UserError
-from perceptune.serving.batch_groups import Group, begin, joined
+from perceptune.serving.batch_groups import Group, merge_groups, start_groups
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import MIB, Limits
 from perceptune.serving.metrics import Metrics
@@ -93,11 +93,11 @@ class Scheduler:
             self._news.clear()
             started = time.monotonic()
             for jobs in self._startable():
-                self._groups += filter(None, [await self._computed(partial(begin, jobs), jobs)])
+                self._groups += filter(None, [await self._computed(partial(start_groups, jobs), jobs)])
             if not self._groups:
                 continue
             everyone = [job for group in self._groups for job in group.jobs]
-            self._groups = await self._computed(partial(joined, self._groups), everyone) or []
+            self._groups = await self._computed(partial(merge_groups, self._groups), everyone) or []
             for group in list(self._groups):
                 if not await self._computed(group.step, group.jobs):
                     self._groups.remove(group)
@@ -112,7 +112,7 @@ class Scheduler:
         error = done.exception()
         if error is None:
             return done.result()
-        left = [job for job in jobs if not (job.ended or job.gone)]
+        left = [job for job in jobs if not (job.ended or job.is_cancelled)]
         for job in left:
             if len(jobs) > 1:  # those that are gone may be to blame, too
                 job.tokens.clear()
@@ -128,7 +128,7 @@ class Scheduler:
         """Answers it with nobody beside it; what went wrong."""
 
         def whole() -> None:
-            group = begin([job])
+            group = start_groups([job])
             while group.step():
                 pass
 
@@ -138,7 +138,7 @@ class Scheduler:
 
     def _startable(self) -> list[list[Job]]:
         """Those who waited longest, as many as there is room for, by kind; jobs that nobody waits for are dropped."""
-        self._waiting = [job for job in self._waiting if not job.gone]
+        self._waiting = [job for job in self._waiting if not job.is_cancelled]
         room = self._limits.batch - sum(len(group.jobs) for group in self._groups)
         starting, self._waiting = self._waiting[: max(room, 0)], self._waiting[max(room, 0) :]
         kinds: dict[Hashable, list[Job]] = {}

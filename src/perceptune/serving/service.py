@@ -12,10 +12,10 @@ from perceptune.serving.errors import ApiError
 from perceptune.serving.examples import Example, Showing
 from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
-from perceptune.serving.media_worker_pool import Decoders
+from perceptune.serving.media_worker_pool import MediaWorkerPool
 from perceptune.serving.metrics import Metrics
 from perceptune.serving.remote import Remote
-from perceptune.serving.request_parser import Intake
+from perceptune.serving.request_parser import RequestParser
 from perceptune.serving.runs import Runs
 from perceptune.serving.scheduler import Scheduler
 
@@ -47,10 +47,10 @@ class Service:
 
     def _open(self, runs: Runs, examples: Mapping[str, Sequence[Example]]) -> None:
         self.examples = examples
-        processes = Decoders(self._limits, self._decoders, runs.frames)
+        processes = MediaWorkerPool(self._limits, self._decoders, runs.frames)
         self._close.append(processes.close)
         threads = max(1, min(4, os.cpu_count() or 1))
-        intake = Intake(self._limits, processes, self._local, self._remote, threads)
+        intake = RequestParser(self._limits, processes, self._local, self._remote, threads)
         self._close.append(intake.close)
         self._scheduler = Scheduler(self._limits, self._metrics)
         self._scheduler.start()
@@ -67,7 +67,9 @@ class Service:
             return found, self._showing(found)
 
         # All that a thread may raise: there is nobody else to hear of it.
-        loaded, decoders = await asyncio.gather(asyncio.to_thread(load), Decoders.try_out(), return_exceptions=True)
+        loaded, decoders = await asyncio.gather(
+            asyncio.to_thread(load), MediaWorkerPool.try_out(), return_exceptions=True
+        )
         if isinstance(loaded, BaseException) or decoders is not None:
             ended(loaded if isinstance(loaded, BaseException) else decoders)
             return

@@ -82,7 +82,7 @@ def describe(run: Run, limits: Limits, examples: int) -> dict[str, Any]:
         "limits": {"tokens": limits.tokens, "body": int(limits.body_mb * MIB), "audio_seconds": limits.audio_seconds,
                    "video_seconds": limits.video_seconds,
                    "bytes": {name: limits.bytes_of(name) for name in ("image", "audio", "video")}},
-        **model.depth(), "inputs": inputs(model), "examples": examples,
+        **model.layer_info(), "inputs": inputs(model), "examples": examples,
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from perceptune.encoders._blip import BlipVision
 from perceptune.errors import UserError
 from perceptune.lm.frozen_blip import FrozenBlip
 from perceptune.methods.qformer.base import ENHANCED
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.instructblip.text_format import BlipText
 from perceptune.models.run_folder import load
 from perceptune.tools.plots.heatmap import Box, Map, PanelRow, on_picture, save_panel, seen_part
@@ -66,7 +66,7 @@ def show_attention(
     """
     medium = local_path(str(image), "--image")
     model = load(run, trust=trust)
-    if not isinstance(model, BlipModel):
+    if not isinstance(model, InstructBlipModel):
         raise UserError(f"`{run}` has `backbone: {model.recipe.backbone}`, which has no Q-Former to look with")
     found, picture = look(model, medium, prompt, enhanced), open_image(medium)
     save_panel(picture, found.box, found.columns, [PanelRow(row.label, row.maps) for row in found.rows], out)
@@ -87,7 +87,7 @@ def peak(grid: Map, box: Box, width: int, height: int) -> list[int]:
 
 
 @torch.no_grad()
-def look(model: BlipModel, image: Medium, prompt: str, enhanced: Sequence[str] = ()) -> Looks:
+def look(model: InstructBlipModel, image: Medium, prompt: str, enhanced: Sequence[str] = ()) -> Looks:
     """Maps for the bare prompt, for what the run's method makes of it if that is more, and with each of `enhanced` in
     front (default for a method that reads the prompt alone: the paper's three, and all of them together).
 
@@ -106,7 +106,7 @@ def look(model: BlipModel, image: Medium, prompt: str, enhanced: Sequence[str] =
     return Looks(seen_part(encoder.transform, *picture.size), layers, tuple(rows))
 
 
-def _readings(model: BlipModel, prompt: str, enhanced: Sequence[str]) -> list[tuple[str, list[str]]]:
+def _readings(model: InstructBlipModel, prompt: str, enhanced: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Label and instructions of each row."""
     text = cast(BlipText, model.text)
     if text.qformer_tokenizer is None:
@@ -123,14 +123,14 @@ def _readings(model: BlipModel, prompt: str, enhanced: Sequence[str]) -> list[tu
     return rows + [(f"enhanced: {one} {plain}", [f"{one} {plain}"] * len(own)) for one in enhanced]
 
 
-def _attended(model: BlipModel, sample: Sample, texts: Sequence[str], layers: Sequence[int]) -> list[Tensor]:
+def _attended(model: InstructBlipModel, sample: Sample, texts: Sequence[str], layers: Sequence[int]) -> list[Tensor]:
     """(T,) of each layer."""
     text = cast(BlipText, model.text)
     before = text.instructions
     text.instructions = lambda _: texts
     try:
         with _recorded(model.blip, layers) as found:
-            model.queried([sample])
+            model.query([sample])
     finally:
         text.instructions = before
     if not all(found.values()):

@@ -35,7 +35,7 @@ NEEDED = 4 * GIB  # a float32 training takes 3.1
 
 def run_demo(
     run: Path, *, smoke: bool = False, say: Callable[[str], None] = print,
-    tell: Callable[[dict[str, Any]], None] = print,
+    print_scores: Callable[[dict[str, Any]], None] = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains, evaluates and draws the demo in a run folder; returns its results, which `tell` prints.
 
@@ -59,7 +59,7 @@ def run_demo(
     results = evaluate(run)
     say("[3/3] pictures")
     draw(run)
-    tell(results)
+    print_scores(results)
     _explain(results, run, say)
     return results
 

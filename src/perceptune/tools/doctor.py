@@ -119,7 +119,7 @@ def _needs(source: str) -> list[dict[str, str]]:
     from perceptune.data.subset import sample_count
     from perceptune.models.build import settle
     from perceptune.tools.summary import describe, recipe_of
-    from perceptune.training.sampler import order_of, total_steps
+    from perceptune.training.sampler import make_batch_sampler, total_steps
 
     recipe = recipe_of(source)
     shown = describe(recipe)
@@ -142,7 +142,7 @@ def _needs(source: str) -> list[dict[str, str]]:
     n = len(rows)
     tokens = 32  # a short question with its answer, prompt and slots
     lengths = np.full(min(n, sample_count(n, recipe.train.samples) or n), tokens, np.int32)
-    steps = total_steps(recipe.train, order_of(recipe.train, lengths, recipe.seed))
+    steps = total_steps(recipe.train, make_batch_sampler(recipe.train, lengths, recipe.seed))
     batch = recipe.train.batch_size if recipe.train.batch_tokens is None else recipe.train.batch_tokens // tokens
     samples = steps * batch * recipe.train.accumulate
     upper = 1 - shown["first_layer"] / shown["lm_layers"]

@@ -52,10 +52,10 @@ def build_features(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Any]
             found = _media(samples, modality)
             media += len(found)
             share: dict[str, Any] = {"rank": rank, "world": world, "on_broken": on_broken}
-            computed += store.ensure(found, label=f"{modality}, {split}", **share)
+            computed += store.precompute(found, label=f"{modality}, {split}", **share)
             for view in range(store.views if split == task.splits[0] else 0):
                 name = f"{modality}, {split}, view {view + 1}"
-                computed += store.ensure(found, [view] * len(found), label=name, **share)
+                computed += store.precompute(found, [view] * len(found), label=name, **share)
         if (store.folder / META).is_file():
             size += Store.open(store.folder).bytes
     seconds = time.monotonic() - start

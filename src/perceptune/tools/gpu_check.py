@@ -32,10 +32,10 @@ STEPS = 6
 FAILURES = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OSError, UserError)
 
 Check = dict[str, Any]
-Say = Callable[[str], None]
+PrintFn = Callable[[str], None]
 
 
-def check_gpu(report: Path = REPORT, say: Say = print) -> list[Check]:
+def check_gpu(report: Path = REPORT, say: PrintFn = print) -> list[Check]:
     """Runs every check and writes the report, a JSON file that can be sent; returns the checks.
 
     Each is {name, state: ok | problem, found, seconds} with a `trace` where something was raised. Raises `UserError`

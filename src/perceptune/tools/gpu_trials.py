@@ -72,7 +72,7 @@ def _built(recipe: Mapping[str, Any], device: torch.device, dtype: str = "float3
     """On a device, and made ready there."""
     model = build(dict(recipe), dtype=dtype, ready=False)
     model.to(device)
-    model.get_ready()
+    model.setup()
     return model
 
 
@@ -207,7 +207,7 @@ def _samples(model: AdaptedModel) -> Sequence[Sample]:
 
 @torch.no_grad()
 def _said(model: AdaptedModel, samples: Sequence[Sample], decoding: Decoding) -> list[list[int]]:
-    return model.said(samples, decoding)
+    return model.generate(samples, decoding)
 
 
 @contextmanager

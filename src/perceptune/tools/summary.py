@@ -49,7 +49,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     sites = [{"layer": site.layer, "where": site.where, "what": site.what} for site in model.method.sites()]
     return {
         "recipe": recipe.name, "method": recipe.method.name, "trainable": trainable, "total": total,
-        "share": trainable / total, "parts": parts, **model.depth(), "precision": precision, "sites": sites,
+        "share": trainable / total, "parts": parts, **model.layer_info(), "precision": precision, "sites": sites,
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from perceptune.models.batch import Batch
 from perceptune.models.run_folder import write_text
 from perceptune.training.checkpoints import BAD_MEDIA
 from perceptune.training.prefetch import Prefetch
-from perceptune.training.sampler import chosen_target, order_of, total_steps, view_draw
+from perceptune.training.sampler import chosen_target, make_batch_sampler, total_steps, view_seed
 from perceptune.training.training_set import name_of, training_set
 from perceptune.types import Medium, Sample
 from perceptune.utils.devices import pinned
@@ -36,7 +36,7 @@ class _TooManyBadError(Exception):
     """More than `train.max_bad_media`: what all processes have found is said together."""
 
 
-class Feed:
+class BatchLoader:
     """This process's part of the batches of a task's training split.
 
     `bad` maps each broken or missing medium to the reason; it is part of a checkpoint, so a resumed run leaves out what
@@ -47,17 +47,17 @@ class Feed:
         self.model, self.config, self.seed, self.world = model, model.recipe.train, model.recipe.seed, world
         self.all = training_set(model, task)
         self.samples = self.all.samples
-        self.order = order_of(self.config, self.all.lengths, self.seed, self.all.draws)
+        self.order = make_batch_sampler(self.config, self.all.lengths, self.seed, self.all.draws)
         self.steps = total_steps(self.config, self.order)
         self.bad: dict[str, str] = {}
         self.found: dict[str, tuple[str, str]] = {}  # found since the last count, by this process: sample and reason
         self.listed = run / BAD_MEDIA
-        self._ahead = Prefetch(self._made)
+        self._ahead = Prefetch(self._collated)
         wanted = self.config.prefetch
         # Beside a computing CPU a second thread costs more than it prepares: 0.41 against 0.25 s a step of the demo.
         self._prefetches = model.device.type != "cpu" if wanted is None else wanted
 
-    def prepare(self, standardized: int) -> None:
+    def precompute(self, standardized: int) -> None:
         """Computes the features that the run's steps, and statistics over `standardized` media, will need.
 
         The list is the same when a run is resumed, and with it the features' bits. Each process computes its share and
@@ -66,7 +66,7 @@ class Feed:
         self._prepare_texts()
         if self.model.recipe.cache.features == "off":
             return
-        self._ensure(list(islice(self._distinct(), standardized)), None, "features for statistics")
+        self._precompute(list(islice(self._distinct(), standardized)), None, "features for statistics")
         batches, views = self.steps * self.config.accumulate, any(store.views for store in self.model.stores.values())
         if not views:  # then the first epoch reaches them all, and a medium need not be looked for again
             batches = min(batches, math.ceil(self.order.batches_of(1)))
@@ -74,15 +74,15 @@ class Feed:
         if not views:
             rows = ((0, index) for index in self.all.with_new_media(np.fromiter((i for _, i in rows), np.int64)))
         while part := list(islice(rows, AT_ONCE)):
-            draws = [view_draw(self.seed, epoch, index) for epoch, index in part] if views else None
-            self._ensure(list(self._at(part)), draws, "features")
+            draws = [view_seed(self.seed, epoch, index) for epoch, index in part] if views else None
+            self._precompute(list(self._samples_at(part)), draws, "features")
 
     def _prepare_texts(self) -> None:
         if not self.model.reuses_texts:
             return
         uses = round(self.steps * self.config.accumulate / self.order.batches_of(1) * len(self.samples))
-        with self.world.together():
-            self.model.prepare_texts(self._texts(), uses, rank=self.world.rank, world=self.world.size)
+        with self.world.synced_errors():
+            self.model.precompute_texts(self._texts(), uses, rank=self.world.rank, world=self.world.size)
         self.model.refresh_texts()
 
     def _texts(self) -> Iterator[tuple[int, ...]]:
@@ -94,20 +94,20 @@ class Feed:
 
         With prefetching, texts and kept features of the step after it are prepared in the background meanwhile.
         """
-        made = [ready or self._collate(picked) for picked, ready in self._ahead.take(step)]
+        made = [ready or self._collate(picked) for picked, ready in self._ahead.get(step)]
         if self._prefetches and step + 1 < self.steps:
             self._ahead.start(step + 1)
         return made
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Waits for what is being prepared: whoever needs the tokenizer must have it alone."""
-        self._ahead.settle()
+        self._ahead.wait()
 
     def close(self) -> None:
         """Ends the background thread."""
         self._ahead.close()
 
-    def stand_in(self) -> Batch:
+    def dummy_batch(self) -> Batch:
         """One row of text, for a process without rows that must keep step with the others."""
         first = self.samples[0]
         return self.model.collate([Sample(first.id, {}, first.prompt)], [first.targets[0]])
@@ -126,11 +126,11 @@ class Feed:
             else:
                 self._count_bad()
 
-    def share_bad(self) -> None:
+    def sync_broken_media(self) -> None:
         """Counts what any process has found broken since the last call. All processes must call it."""
-        parts = self.world.everyones(self.found)
+        parts = self.world.all_gather(self.found)
         self.found = {medium: told for part in parts for medium, told in part.items()}
-        with self.world.alike():
+        with self.world.same_on_all_ranks():
             self._count_bad()
 
     def _distinct(self) -> Iterator[Sample]:
@@ -138,26 +138,26 @@ class Feed:
         order = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.seed)).numpy()
         return iter(select(self.samples, self.all.with_new_media(order).tolist()))
 
-    def _ensure(self, samples: Sequence[Sample], draws: Sequence[int] | None, label: str) -> None:
+    def _precompute(self, samples: Sequence[Sample], draws: Sequence[int] | None, label: str) -> None:
         """Computes features of some samples together with the other processes, and counts the broken media."""
         share = {"rank": self.world.rank, "world": self.world.size}
-        with self.world.together(), suppress(_TooManyBadError):
-            self.model.prepare(samples, draws, label=label, on_broken=self._give_up_on, **share)
-        self.share_bad()
+        with self.world.synced_errors(), suppress(_TooManyBadError):
+            self.model.precompute(samples, draws, label=label, on_broken=self._give_up_on, **share)
+        self.sync_broken_media()
 
-    def _made(self, step: int) -> list[tuple[Picked, Batch | None]]:
+    def _collated(self, step: int) -> list[tuple[Picked, Batch | None]]:
         """The rows of each forward pass, and the batch if all features are at hand. Runs in the background."""
         return [(picked, self._ready(picked)) for picked in self._picked(step)]
 
     def _picked(self, step: int) -> Iterator[Picked]:
         for micro in range(self.config.accumulate):
-            rows = self.world.deal(self.order.positions(step * self.config.accumulate + micro))
+            rows = self.world.shard(self.order.positions(step * self.config.accumulate + micro))
             yield [
-                (sample, chosen_target(sample.targets, self.seed, e, i), view_draw(self.seed, e, i))
-                for (e, i), sample in zip(rows, self._at(rows), strict=True)
+                (sample, chosen_target(sample.targets, self.seed, e, i), view_seed(self.seed, e, i))
+                for (e, i), sample in zip(rows, self._samples_at(rows), strict=True)
             ]
 
-    def _at(self, rows: Sequence[tuple[int, int]]) -> Sequence[Sample]:
+    def _samples_at(self, rows: Sequence[tuple[int, int]]) -> Sequence[Sample]:
         return select(self.samples, [index for _, index in rows])
 
     def _ready(self, picked: Picked) -> Batch | None:
@@ -165,7 +165,7 @@ class Feed:
         if not kept:
             return None
         samples, targets, draws = map(list, zip(*kept, strict=True))
-        features = self.model.known(samples, draws)
+        features = self.model.get_cached(samples, draws)
         if features is None:
             return None
         # Copied into memory that a GPU reads by itself, here in the background.
@@ -210,7 +210,7 @@ class Feed:
         if not found:
             return
         self.bad |= {medium: reason for medium, (_, reason) in found.items()}
-        if self.world.main:
+        if self.world.is_main:
             rows = [json.dumps({"medium": name, "error": why}) for name, why in self.bad.items()]
             write_text(self.listed, "".join(f"{row}\n" for row in rows))
         if len(self.bad) > self.config.max_bad_media:

@@ -11,16 +11,16 @@ from perceptune.models.batch import Batch
 
 
 def add_gradients(
-    model: AdaptedModel, batches: Sequence[Batch | None], stand_in: Batch | None = None
+    model: AdaptedModel, batches: Sequence[Batch | None], dummy_batch: Batch | None = None
 ) -> tuple[list[Tensor], int, int]:
     """Add up gradients of the loss sum; return each batch's loss with the number of tokens and samples.
 
-    Losses stay on their device: reading one waits for it. Where a batch is missing, `stand_in` is gone through without
-    effect.
+    Losses stay on their device: reading one waits for it. Where a batch is missing, `dummy_batch` is gone through
+    without effect.
     """
     losses: list[Tensor] = []
     tokens, samples = 0, 0
-    model.dropout(on=True)
+    model.set_dropout(on=True)
     try:
         for batch in batches:
             if batch is not None:
@@ -29,8 +29,8 @@ def add_gradients(
                     loss.backward()
                 losses.append(loss.detach())
                 tokens, samples = tokens + n, samples + batch.n_samples
-            elif stand_in is not None:
-                (0 * model.loss(stand_in)[0]).backward()
+            elif dummy_batch is not None:
+                (0 * model.loss(dummy_batch)[0]).backward()
     finally:  # the caller may catch an error and go on with the model
-        model.dropout(on=False)
+        model.set_dropout(on=False)
     return losses, tokens, samples

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptune.config.schema import TrainConfig
-from perceptune.methods.base import Trained
+from perceptune.methods.base import TrainableMethod
 from perceptune.training.sampler import learning_rate
 
 AUXILIARY, VALUE = "auxiliary", "value"
@@ -18,7 +18,7 @@ AUXILIARY, VALUE = "auxiliary", "value"
 class MethodOptimizer:
     """The optimizer of a training of so many steps."""
 
-    def __init__(self, method: Trained, config: TrainConfig, steps: int) -> None:
+    def __init__(self, method: TrainableMethod, config: TrainConfig, steps: int) -> None:
         self.config, self.steps = config, steps
         groups = [
             {**group, "named": [(name, p) for name, p in group["named"] if p.requires_grad]}
@@ -27,7 +27,7 @@ class MethodOptimizer:
         self.groups = [group for group in groups if group["named"]]
         self._own = [p for p in method.parameters() if p.requires_grad]
         self.auxiliary: dict[str, nn.Parameter] = {}  # of what is trained beside the method
-        if (beside := method.auxiliary()) is not None:
+        if (beside := method.auxiliary_group()) is not None:
             self.auxiliary = {f"{AUXILIARY}.{name}": p for name, p in beside[0].named_parameters()}
             self.groups.append({"name": AUXILIARY, "named": list(self.auxiliary.items()), "lr": beside[1]})
         self.parameters = [*self._own, *self.auxiliary.values()]
@@ -37,7 +37,7 @@ class MethodOptimizer:
             fused=True,
         )  # fmt: skip
 
-    def set_rates(self, step: int) -> dict[str, float]:
+    def set_lr(self, step: int) -> dict[str, float]:
         """The rate of each group at a step (from 0), set and returned."""
         rates = {
             group["name"]: group.get("lr") or learning_rate(self.config, group["name"], step, self.steps)
@@ -47,7 +47,7 @@ class MethodOptimizer:
             group["lr"] = rates[group["name"]]
         return rates
 
-    def divide(self, tokens: float) -> None:
+    def scale_grads(self, tokens: float) -> None:
         """Turns gradients of a sum into those of a mean."""
         for parameter in self.parameters:
             if parameter.grad is not None:
@@ -59,12 +59,12 @@ class MethodOptimizer:
         limit = math.inf if self.config.clip is None else self.config.clip
         return torch.nn.utils.clip_grad_norm_(given, limit) if given else 0.0
 
-    def update(self) -> None:
+    def step(self) -> None:
         """One step; the gradients are gone after it."""
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
 
-    def pack(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Adam's moments by parameter name, and what is trained beside the method itself, as plain tensors."""
         tensors = {f"{VALUE}/{name}": p.detach().contiguous().cpu() for name, p in self.auxiliary.items()}
         for group in self.groups:
@@ -73,7 +73,7 @@ class MethodOptimizer:
                     tensors[f"{key}/{name}"] = value.detach().contiguous().cpu()
         return tensors
 
-    def unpack(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """The reverse of `pack`."""
         named = {name: parameter for group in self.groups for name, parameter in group["named"]}
         for full, value in tensors.items():

@@ -21,7 +21,7 @@ class Prefetch(Generic[T]):
         """Begins to prepare an item."""
         self._ahead = number, self._thread.submit(self._make, number)
 
-    def take(self, number: int) -> T:
+    def get(self, number: int) -> T:
         """The item: the prepared one, or made now if another one was prepared."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == number:
@@ -30,7 +30,7 @@ class Prefetch(Generic[T]):
             wait([ahead[1]])
         return self._make(number)
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Waits until the thread is idle: the tokenizer serves one thread at a time."""
         if self._ahead is not None:
             wait([self._ahead[1]])

@@ -19,7 +19,7 @@ from perceptune.config.schema import TrainConfig
 WINDOW = 64
 
 
-class Order(ABC):
+class TrainingSampler(ABC):
     """The batches of a training, counted from 0 over all its epochs."""
 
     @abstractmethod
@@ -35,7 +35,7 @@ class Order(ABC):
         """How many whole epochs so many batches have."""
 
 
-class WeightedDraws:
+class WeightedSampler:
     """Epochs of samples that fall into parts, each part drawn by its weight; inside a part all come equally often.
 
     An epoch has as many draws as there are samples; how many of them are a part's is its share of the weights, rounded
@@ -71,10 +71,10 @@ class WeightedDraws:
         return torch.Generator().manual_seed((self._seed * 1_000_003 + passed) * 1_009 + part + 1)
 
 
-class DataOrder(Order):
+class BatchSampler(TrainingSampler):
     """Seeded permutations of `n` samples, one after the other; epochs join without a short batch."""
 
-    def __init__(self, n: int, batch_size: int, seed: int, draws: WeightedDraws | None = None) -> None:
+    def __init__(self, n: int, batch_size: int, seed: int, draws: WeightedSampler | None = None) -> None:
         """With `draws` an epoch is these, in place of a permutation."""
         self.n, self.batch_size, self.seed, self._draws = n, batch_size, seed, draws
         self._epoch = -1
@@ -98,7 +98,7 @@ class DataOrder(Order):
         return int(self._passes[place]), int(self._rows[place])
 
 
-class TokenOrder(Order):
+class TokenBatchSampler(TrainingSampler):
     """Batches of about equally long samples, at most `budget` tokens each when padded to their longest.
 
     Each epoch is a seeded permutation, cut into windows of about 64 batches; within a window samples are sorted by
@@ -106,7 +106,9 @@ class TokenOrder(Order):
     sample may be longer than the budget.
     """
 
-    def __init__(self, lengths: NDArray[np.int32], budget: int, seed: int, draws: WeightedDraws | None = None) -> None:
+    def __init__(
+        self, lengths: NDArray[np.int32], budget: int, seed: int, draws: WeightedSampler | None = None
+    ) -> None:
         self.lengths, self.budget, self.seed, self._draws = lengths, budget, seed, draws
         self.window = WINDOW * max(1, int(budget / float(lengths.mean())))
         self._ends: list[int] = []  # number of batches up to the end of each epoch packed so far
@@ -155,11 +157,13 @@ class TokenOrder(Order):
             self._ends.append((self._ends[-1] if self._ends else 0) + len(bounds))
 
 
-def order_of(config: TrainConfig, lengths: NDArray[np.int32], seed: int, draws: WeightedDraws | None = None) -> Order:
+def make_batch_sampler(
+    config: TrainConfig, lengths: NDArray[np.int32], seed: int, draws: WeightedSampler | None = None
+) -> TrainingSampler:
     """The order a recipe asks for; `lengths` are the samples' tokens, `draws` come in place of permutations."""
     if config.batch_tokens is None:
-        return DataOrder(len(lengths), config.batch_size, seed, draws)
-    return TokenOrder(lengths, config.batch_tokens, seed, draws)
+        return BatchSampler(len(lengths), config.batch_size, seed, draws)
+    return TokenBatchSampler(lengths, config.batch_tokens, seed, draws)
 
 
 def chosen_target(targets: Sequence[str], seed: int, epoch: int, index: int) -> str:
@@ -169,12 +173,12 @@ def chosen_target(targets: Sequence[str], seed: int, epoch: int, index: int) -> 
     return random.Random(f"{seed}-{epoch}-{index}").choice(list(targets))
 
 
-def view_draw(seed: int, epoch: int, index: int) -> int:
+def view_seed(seed: int, epoch: int, index: int) -> int:
     """Chooses an augmented view for a sample in an epoch: a number below 2^32."""
     return random.Random(f"view-{seed}-{epoch}-{index}").getrandbits(32)
 
 
-def total_steps(config: TrainConfig, order: Order) -> int:
+def total_steps(config: TrainConfig, order: TrainingSampler) -> int:
     """Optimizer steps of a training in this order."""
     if config.steps is not None:
         return config.steps
@@ -208,7 +212,7 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 
 
 def _drawn(
-    n: int, generator: torch.Generator, epoch: int, draws: WeightedDraws | None
+    n: int, generator: torch.Generator, epoch: int, draws: WeightedSampler | None
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """An epoch's sample indices (n,), and for each of them which pass over the data it belongs to (n,)."""
     if draws is not None:

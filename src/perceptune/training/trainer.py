@@ -23,7 +23,7 @@ from perceptune.data.build_task import make_task
 from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
 from perceptune.evaluation.model_card import write_card
-from perceptune.evaluation.reference_answers import ASKED, prove_training
+from perceptune.evaluation.reference_answers import ASKED, save_training_references
 from perceptune.methods.base import count_trained
 from perceptune.models.base import AdaptedModel
 from perceptune.models.batch import Batch
@@ -39,13 +39,13 @@ from perceptune.models.run_folder import (
     save_description,
     write_tensors,
 )  # fmt: skip
-from perceptune.training.batch_loader import Feed
+from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.checkpoints import Checkpoints, State, open_run
 from perceptune.training.gradients import add_gradients
 from perceptune.training.init_from import start_from
 from perceptune.training.optimizer import MethodOptimizer
 from perceptune.training.safeguards import Interruption, interruptions, out_of_memory_hint, require_finite
-from perceptune.training.validation import HeldOut
+from perceptune.training.validation import Validator
 from perceptune.utils.devices import read_numbers
 from perceptune.utils.distributed import World
 from perceptune.utils.run_log import Progress, RunLog, progress, read_log
@@ -97,17 +97,17 @@ def _train(
         resumed = (opened / RECIPE).is_file()  # else the run is begun again, under whatever it was asked for
         return opened, *settle_training(settled, world.device, resumed=resumed)
 
-    folder, settled, precision = world.from_main(opened)
-    with world.contact(), out_of_memory_hint(settled.train):
-        with world.together():
+    folder, settled, precision = world.run_on_main(opened)
+    with world.collective(), out_of_memory_hint(settled.train):
+        with world.synced_errors():
             model, task = build(settled, dtype=settled.train.precision, ready=False), make_task(settled)
             if resume and (folder / META).is_file():
                 require_same_base(folder, model)
             description = describe(model)  # now, while each process has the LM's weights whole
         model.place(world)
-        with world.together():
+        with world.synced_errors():
             trainer = Trainer(model, task, folder, world, description, trust=trust, precision=precision)
-        with contextlib.closing(trainer.feed):
+        with contextlib.closing(trainer.loader):
             return trainer.fit(resume=resume)
 
 
@@ -121,27 +121,27 @@ class Trainer:
         self.model, self.recipe, self.config, self.trust = model, model.recipe, model.recipe.train, trust
         self.run, self.world, self.description = run, world, description
         self.precision = precision or dtypes_of(self.recipe)  # its dtypes, and why they were chosen
-        self.model.get_ready(training=True, sharded=world.sharded)
-        self.feed = Feed(self.model, task, run, world)
-        self.steps = self.feed.steps
-        self.stand_in = self.feed.stand_in() if world.sharded else None
+        self.model.setup(training=True, sharded=world.is_sharded)
+        self.loader = BatchLoader(self.model, task, run, world)
+        self.steps = self.loader.steps
+        self.dummy_batch = self.loader.dummy_batch() if world.is_sharded else None
         self.optimizer = MethodOptimizer(model.method, self.config, self.steps)
         self.checkpoints = Checkpoints(run)
-        self.state = State(data=self.feed.all.digest)
-        self.held_out = HeldOut(self.model, task, world, self.feed.order)
+        self.state = State(data=self.loader.all.digest)
+        self.held_out = Validator(self.model, task, world, self.loader.order)
         self.log: RunLog | None = None  # the main process's
         self._clock = time.monotonic()
 
     def fit(self, *, resume: bool = False) -> TrainResult:
         """The loop, from the start or the last checkpoint, to the end or to an interruption."""
-        with self.world.alike():
-            if len(set(self.world.everyones(self.state.data))) > 1:
+        with self.world.same_on_all_ranks():
+            if len(set(self.world.all_gather(self.state.data))) > 1:
                 raise UserError("the processes see different training data: give all of them the same files")
         resumed = resume and self._restored()
         if not resumed:
             self._claim()
         # A Ctrl-C ends this at once: what is computed is kept.
-        self.feed.prepare(self._standardized())
+        self.loader.precompute(self._standardized())
         with interruptions() as interruption:
             if not resumed:
                 self._start()
@@ -154,7 +154,7 @@ class Trainer:
                         self._save()
         interrupted = stopped and not self._is_over()
         self._save()
-        with self.world.together():
+        with self.world.synced_errors():
             if not interrupted:
                 self._log_end()
             if self.log is not None:
@@ -168,8 +168,8 @@ class Trainer:
 
     def _claim(self) -> None:
         """Begins the run folder."""
-        with self.world.together():
-            if self.world.main:
+        with self.world.synced_errors():
+            if self.world.is_main:
                 self.checkpoints.clean()
                 save_description(self.run, self.recipe, self.description)
                 self.log = self._log(resumed_at=None)
@@ -179,38 +179,44 @@ class Trainer:
         return self.config.standardize_samples if self.model.method.standardizes else 0
 
     def _start(self) -> None:
-        with self.world.together(), out_of_memory_hint(self.config):
+        with self.world.synced_errors(), out_of_memory_hint(self.config):
             start = start_from(self.model, self.description["base"], trust=self.trust)
             self._fit_statistics(start.modalities if start else ())
-        self.world.share(self.model.method.state_dict())
-        self._write("start", steps=self.steps, samples=len(self.feed.samples), trained=count_trained(self.model.method),
-                    precision=self.precision, **self.model.notes(),
-                    init_from=start._asdict() if start else None)  # fmt: skip
+        self.world.broadcast(self.model.method.state_dict())
+        self._write(
+            "start",
+            steps=self.steps,
+            samples=len(self.loader.samples),
+            trained=count_trained(self.model.method),
+            precision=self.precision,
+            **self.model.run_info(),
+            init_from=start._asdict() if start else None,
+        )
 
     def _fit_statistics(self, known: Sequence[str]) -> None:
         if set(known) >= set(self.model.stores):
             return
         most, chosen = self._standardized(), []
-        with progress(min(most, len(self.feed.samples)), "feature statistics") as bar:
-            for sample in self.feed.one_sample_per_medium(most):
+        with progress(min(most, len(self.loader.samples)), "feature statistics") as bar:
+            for sample in self.loader.one_sample_per_medium(most):
                 chosen.append(sample)
                 bar.advance()
         self.model.fit_statistics(chosen, known=known)
         if self.model.method.starts_from_answers and not known:
-            self.model.fit_to_answers(self.feed.all.with_media_of(chosen))
+            self.model.fit_to_answers(self.loader.all.with_media_of(chosen))
 
     def _step(self, bar: Progress, interruption: Interruption) -> bool:
         """One optimizer step; returns whether any process wants to stop."""
         step = self.state.step
-        rates = self.optimizer.set_rates(step)
+        rates = self.optimizer.set_lr(step)
         # For dropout. A function of the step, so that a checkpoint need not hold the state of each process.
         torch.manual_seed(((self.recipe.seed << 32) + step) * self.world.size + self.world.rank & (2**63 - 1))
         losses, tokens, samples, stop = self._gradients(step, interruption)
         *losses, norm = read_numbers([*losses, self.optimizer.clip()])  # a GPU is waited for here, and here alone
         loss = sum(losses) / max(tokens, 1)
-        with self.world.alike():
+        with self.world.same_on_all_ranks():
             require_finite(loss, norm, step + 1, self.checkpoints.where())
-        self.optimizer.update()
+        self.optimizer.step()
         self.state.step = step + 1
         self.state.samples += samples
         if self.state.step % self.config.log_every == 0:
@@ -230,29 +236,29 @@ class Trainer:
         error = None
         try:
             with out_of_memory_hint(self.config):
-                losses, *own = self._backward(self.feed.batches(step))
+                losses, *own = self._backward(self.loader.batches(step))
         except (UserError, OSError) as caught:
-            if self.world.sharded:
+            if self.world.is_sharded:
                 raise  # the others wait inside the LM, where they cannot be told
             error = caught
         loss = sum(read_numbers(losses)) if self.world.size > 1 else 0.0
-        counts = [loss, *own, interruption.wanted, error is not None, len(self.feed.found)]
-        total, tokens, samples, stop, failed, broken = self.world.reduce(self.optimizer.parameters, counts)
+        counts = [loss, *own, interruption.wanted, error is not None, len(self.loader.found)]
+        total, tokens, samples, stop, failed, broken = self.world.all_reduce(self.optimizer.parameters, counts)
         if failed:
-            self.world.agree(error)
+            self.world.raise_everywhere(error)
         if broken:
-            self.feed.share_bad()
-        self.optimizer.divide(max(tokens, 1))
+            self.loader.sync_broken_media()
+        self.optimizer.scale_grads(max(tokens, 1))
         return [total] if self.world.size > 1 else losses, int(tokens), int(samples), bool(stop)
 
     def _backward(self, batches: Sequence[Batch | None]) -> tuple[list[Tensor], int, int]:
-        return add_gradients(self.model, batches, self.stand_in)
+        return add_gradients(self.model, batches, self.dummy_batch)
 
     def _evaluate_if_due(self) -> bool:
         if not self.held_out.is_due(self.state.step, self.steps):
             return False
-        self.feed.settle()
-        scores = self.held_out.judge(self.state.step)
+        self.loader.wait()
+        scores = self.held_out.validate(self.state.step)
         value = scores.summary[self.held_out.task.metric]
         where = {"step": self.state.step, "samples": self.state.samples, "split": self.held_out.split}
         self._write("eval", **where, evaluated=len(self.held_out.samples), **scores.summary)
@@ -276,15 +282,15 @@ class Trainer:
             return  # a finished run may be "resumed" again
         self.log.write("end", step=self.state.step, samples=self.state.samples, seconds=round(self._seconds(), 3),
                        best=self.state.best)  # fmt: skip
-        if (self.run / METHOD).is_file() and not self.world.sharded:  # else all processes would have to answer
-            prove_training(self.run, self.model, self.feed.one_sample_per_medium(ASKED))
+        if (self.run / METHOD).is_file() and not self.world.is_sharded:  # else all processes would have to answer
+            save_training_references(self.run, self.model, self.loader.one_sample_per_medium(ASKED))
         write_card(self.run)
 
     def _save(self) -> None:
-        self.state.seconds, self._clock, self.state.bad = self._seconds(), time.monotonic(), self.feed.bad
-        with self.world.together():
-            if self.world.main:
-                method, moments = self.model.method.state_dict(), self.optimizer.pack()
+        self.state.seconds, self._clock, self.state.bad = self._seconds(), time.monotonic(), self.loader.bad
+        with self.world.synced_errors():
+            if self.world.is_main:
+                method, moments = self.model.method.state_dict(), self.optimizer.state_dict()
                 self.checkpoints.save(self.state.step, method, moments, vars(self.state))
                 self._publish()
 
@@ -298,20 +304,20 @@ class Trainer:
 
     def _restored(self) -> bool:
         """Takes up the newest checkpoint; False if none was written before the stop."""
-        last = self.world.from_main(self.checkpoints.to_resume)
+        last = self.world.run_on_main(self.checkpoints.to_resume)
         if last is None:
             return False
-        with self.world.together():
+        with self.world.synced_errors():
             tensors, state = self.checkpoints.read(last)
             if state["data"] != self.state.data:
                 raise UserError(f"`{self.run}` cannot be resumed: its training data has changed since it was started")
             load_method(last / METHOD, self.model)
-            self.optimizer.unpack(tensors)
+            self.optimizer.load_state_dict(tensors)
         state.setdefault("samples", state["step"] * self.config.batch_size * self.config.accumulate)  # older ones
         self.state = State(**state)
-        self.feed.bad = dict(self.state.bad)
-        with self.world.together():
-            if self.world.main:
+        self.loader.bad = dict(self.state.bad)
+        with self.world.synced_errors():
+            if self.world.is_main:
                 self.log = self._log(resumed_at=self.state.step)
                 self._publish()
         return True

@@ -20,7 +20,7 @@ from perceptune.data.subset import sample_count, subset
 from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
 from perceptune.models.base import AdaptedModel
-from perceptune.training.sampler import WeightedDraws
+from perceptune.training.sampler import WeightedSampler
 from perceptune.types import Medium, Sample
 
 
@@ -51,7 +51,7 @@ class TrainingSet:
 
     samples: Sequence[Sample]
     lengths: NDArray[np.int32]  # (n,) tokens with the longest target; 0 where batches do not depend on them
-    draws: WeightedDraws | None  # how parts of a mixture, or the answers to a prompt, are drawn
+    draws: WeightedSampler | None  # how parts of a mixture, or the answers to a prompt, are drawn
     digest: str  # of everything a resumed run must find as it was
     media: NDArray[np.int64]  # (n, modalities) a number for each medium, good in this process; 0 = none
 
@@ -98,7 +98,7 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
         names = [(modality, name_of(medium)) for modality, medium in sample.media.items()]
         digest.update(repr((sample.id, sample.prompt, sample.targets, names)).encode())
     weights = list(task.weights.values()) if answers is None else answers.weights()
-    draws = WeightedDraws(parts, weights, seed) if weights else None
+    draws = WeightedSampler(parts, weights, seed) if weights else None
     return TrainingSet(samples, lengths, draws, digest.hexdigest(), media)
 
 

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from perceptune.data.holdout_split import is_test, selecting_splits
 from perceptune.data.tasks.base import Task, check_split
 from perceptune.errors import UserError
-from perceptune.evaluation.runner import Judged, judge, pick_samples, require_judgeable
+from perceptune.evaluation.runner import EvalOutput, check_has_references, predict_and_score, select_subset
 from perceptune.models.base import AdaptedModel
-from perceptune.training.sampler import Order
+from perceptune.training.sampler import TrainingSampler
 from perceptune.types import Sample
 from perceptune.utils.distributed import World
 
 
-class HeldOut:
+class Validator:
     """A fixed set of samples that is judged every `eval.every` steps, or after each epoch of `order`; else nothing.
 
     That it can be judged and its media can be read is found out here, not after hours.
     """
 
-    def __init__(self, model: AdaptedModel, task: Task, world: World, order: Order) -> None:
+    def __init__(self, model: AdaptedModel, task: Task, world: World, order: TrainingSampler) -> None:
         self.model, self.task, self.world, self.order = model, task, world, order
         self.config, self._accumulate = model.recipe.eval, model.recipe.train.accumulate
         if self.config.split is not None:
@@ -29,9 +29,9 @@ class HeldOut:
         if self.config.every is None:
             return
         self.split = self._split()
-        self.samples = pick_samples(task, self.split, self.config.during_samples)
-        require_judgeable(task, self.samples)
-        model.prepare(self.samples, label="features for evaluation", rank=world.rank, world=world.size)
+        self.samples = select_subset(task, self.split, self.config.during_samples)
+        check_has_references(task, self.samples)
+        model.precompute(self.samples, label="features for evaluation", rank=world.rank, world=world.size)
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether an evaluation belongs after this step."""
@@ -42,9 +42,9 @@ class HeldOut:
         before, now = (self.order.epochs_in(n * self._accumulate) for n in (step - 1, step))
         return now > before
 
-    def judge(self, step: int) -> Judged:
+    def validate(self, step: int) -> EvalOutput:
         """Answers and scores, the same on every process."""
-        return judge(self.model, self.task, self.samples, self.world, label=f"evaluate at step {step}")
+        return predict_and_score(self.model, self.task, self.samples, self.world, label=f"evaluate at step {step}")
 
     def _split(self) -> str:
         if (named := self.config.during_split) is not None:

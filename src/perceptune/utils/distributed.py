@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from perceptune.errors import SaidElsewhereError, UserError
+from perceptune.errors import NonMainProcessError, UserError
 from perceptune.utils.fsdp_settings import FSDPSettings, requested_sharding, require_known_version
 from perceptune.utils.launch_environment import JOIN_TIMEOUT, join, read_launch
 
@@ -41,7 +41,7 @@ class World:
         # Accelerate's default on its launcher's side gives weights to one process only and leaves the others empty.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         self.rank = launch.rank
-        with self.alike():
+        with self.same_on_all_ranks():
             require_known_version()
             try:
                 accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
@@ -53,33 +53,33 @@ class World:
             self.sharding: FSDPSettings | None = requested_sharding(accelerator)
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
     @property
     def loading_device(self) -> torch.device:
         """Where a model is loaded before `AdaptedModel.place`: what is sharded comes from main memory."""
-        return torch.device("cpu") if self.sharded else self.device
+        return torch.device("cpu") if self.is_sharded else self.device
 
     @property
-    def sharded(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether the LM's weights are spread over the processes: then all must call it equally often."""
         return self.sharding is not None
 
-    def deal(self, rows: Sequence[T]) -> list[T]:
+    def shard(self, rows: Sequence[T]) -> list[T]:
         """This process's part: row i goes to process i modulo their number."""
         return list(rows[self.rank :: self.size])
 
-    def collect(self, rows: Sequence[T]) -> list[T]:
-        """The reverse of `deal`, for what was made of each row, in order, on every process."""
-        parts = self.everyones(list(rows))
+    def gather(self, rows: Sequence[T]) -> list[T]:
+        """The reverse of `shard`, for what was made of each row, in order, on every process."""
+        parts = self.all_gather(list(rows))
         collected: list[Any] = [None] * sum(map(len, parts))
         for rank, part in enumerate(parts):
             collected[rank :: self.size] = part
         return collected
 
-    def everyones(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """A small value of each process."""
         if self.size == 1:
             return [value]
@@ -87,48 +87,48 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def from_main(self, compute: Callable[[], T]) -> T:
+    def run_on_main(self, compute: Callable[[], T]) -> T:
         """What the main process computes, or its error, on every process. No collective inside."""
         box: list[Any] = [None]
-        with self.together():
-            if self.main:
+        with self.synced_errors():
+            if self.is_main:
                 box[0] = compute()
         if self.size > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def synced_errors(self) -> Iterator[None]:
         """A stage that ends on every process, or with an error on every process. No collective inside."""
         error: UserError | OSError | None = None
         try:
             yield
         except (UserError, OSError) as caught:
             error = caught
-        self.agree(error)
+        self.raise_everywhere(error)
 
     @contextlib.contextmanager
-    def alike(self) -> Iterator[None]:
+    def same_on_all_ranks(self) -> Iterator[None]:
         """For what fails on every process or on none: the error is said once, without asking the others."""
         try:
             yield
         except UserError as error:
-            if self.main:
+            if self.is_main:
                 raise
-            raise SaidElsewhereError(str(error)) from error
+            raise NonMainProcessError(str(error)) from error
 
-    def agree(self, error: UserError | OSError | None) -> None:
+    def raise_everywhere(self, error: UserError | OSError | None) -> None:
         """Raises the first process's error on all of them."""
         if self.size == 1:
             if error is not None:
                 raise error
             return
-        said = [message for message in self.everyones(None if error is None else _message(error)) if message]
+        said = [message for message in self.all_gather(None if error is None else _message(error)) if message]
         if said:
-            raise (UserError if self.main else SaidElsewhereError)(said[0]) from error
+            raise (UserError if self.is_main else NonMainProcessError)(said[0]) from error
 
     @contextlib.contextmanager
-    def contact(self) -> Iterator[None]:
+    def collective(self) -> Iterator[None]:
         """A process whose fellow has died says so in one line."""
         try:
             yield
@@ -136,9 +136,9 @@ class World:
             if self.size == 1 or not any(sign in str(error) for sign in LOST):
                 raise
             said = "another process has ended or hangs; its own message, if it had time for one, says why"
-            raise (UserError if self.main else SaidElsewhereError)(said) from error
+            raise (UserError if self.is_main else NonMainProcessError)(said) from error
 
-    def reduce(self, parameters: Sequence[nn.Parameter], counts: Sequence[float]) -> list[float]:
+    def all_reduce(self, parameters: Sequence[nn.Parameter], counts: Sequence[float]) -> list[float]:
         """Sums gradients (in place) and counts over all processes, in one all-reduce.
 
         A parameter without gradient on any process keeps none, as it does in one process. Every process receives the
@@ -158,23 +158,23 @@ class World:
             start = end
         return tail[len(given) :]
 
-    def share(self, tensors: Mapping[str, Tensor]) -> None:
+    def broadcast(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrites tensors with the main process's."""
         if self.size > 1:
             for tensor in tensors.values():
                 dist.broadcast(tensor, src=0)
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Ends the talk with the other processes, if there is one; without it one that exits late may be torn down.
 
-    The process should then end by `end_at_once`.
+    The process should then end by `hard_exit`.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def end_at_once(code: int) -> NoReturn:
+def hard_exit(code: int) -> NoReturn:
     """Exits without tearing libraries down, during which one in ten sharded processes on CPUs was aborted."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -18,7 +18,7 @@ LOG = "log.jsonl"
 WORTH_SAYING = 20  # seconds; whoever waits less need not be told
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Whether this process may write to the terminal: of several, the first one does."""
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") in ("", "1")
 
@@ -86,11 +86,17 @@ class Progress:
 
         console = Console(stderr=True)
         self.bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not (console.is_terminal and speaks()),
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (console.is_terminal and is_main_process()),
+        )
         self.task = self.bar.add_task(label, total=total, completed=done, note="")
-        self._total, self._first, self._done, self._timed = total, done, done, timed if speaks() else 0
+        self._total, self._first, self._done, self._timed = total, done, done, timed if is_main_process() else 0
         self._began = time.monotonic()
 
     def advance(self, by: int = 1, note: str = "") -> None:

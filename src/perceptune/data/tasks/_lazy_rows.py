@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from perceptune.data.lazy_rows import Census, Row, Table, select
+from perceptune.data.lazy_rows import Census, LazyRow, RowTable, select
 from perceptune.data.media.suffixes import MODALITIES
 from perceptune.data.records import Record, short
 from perceptune.data.tasks._files import Absent, missing
@@ -47,7 +47,7 @@ class LazyRows(GivenFiles):
         """The text file with one row a line."""
 
     @abstractmethod
-    def _record(self, row: Row, split: str) -> Record | None:
+    def _record(self, row: LazyRow, split: str) -> Record | None:
         """What stands in a line, None for a blank one."""
 
     def _folder(self, split: str) -> Path:
@@ -58,7 +58,7 @@ class LazyRows(GivenFiles):
         """The file is gone through and checked once, then a row is read whenever it is asked for."""
         check_split(split, self.splits)
         folder = self._folder(split)
-        table = Table([self._file(split)], lambda row: self._sample(row, split, folder))
+        table = RowTable([self._file(split)], lambda row: self._sample(row, split, folder))
         census, absent, gone = Census(), Absent(), array("q")
         looks = self._options.check_files or self._options.skip_missing > 0
         for index, sample in enumerate(table.scan()):
@@ -85,12 +85,12 @@ class LazyRows(GivenFiles):
         print(f"{split}: {len(absent)} media are missing; {len(gone)} samples are left out", file=sys.stderr)
         return select(samples, np.delete(np.arange(len(census)), gone).tolist())
 
-    def _at(self, table: Table, index: int, split: str) -> Record:
+    def _at(self, table: RowTable, index: int, split: str) -> Record:
         record = self._record(table.row(index), split)
         assert record is not None  # it has given a sample
         return record
 
-    def _sample(self, row: Row, split: str, folder: Path) -> Sample | None:
+    def _sample(self, row: LazyRow, split: str, folder: Path) -> Sample | None:
         record = self._record(row, split)
         if record is None:
             return None
@@ -168,7 +168,7 @@ class Converted(LazyRows):
                 values["prompt"] = self._options.prompt
             yield row._replace(values=values)
 
-    def _record(self, row: Row, split: str) -> Record | None:
+    def _record(self, row: LazyRow, split: str) -> Record | None:
         where, values = json.loads(row.text)
         return Record(where, values, KEYS)
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from perceptune.data.records import Record, short
 from perceptune.data.tasks._files import Absent, missing
 from perceptune.data.tasks._task import Task, check_split
-from perceptune.errors import UserError, naming, nearest
+from perceptune.errors import UserError, error_prefix, nearest
 from perceptune.types import Medium, Sample
 from perceptune.utils.paths import absolute
 
@@ -60,7 +60,7 @@ class MediaSet(Task):
         self.splits = tuple(name for name in names if name in self._annotations)
         if isinstance(options.media, dict):
             for split in options.media:
-                with naming("`media`"):
+                with error_prefix("`media`"):
                     check_split(split, self.splits)
         self._template = options.template or self.template
         self._made: dict[str, list[Sample]] = {}

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from perceptune.data.lazy_rows import Census, Lazy
+from perceptune.data.lazy_rows import Census, LazyRows
 from perceptune.data.records import Record, json_type, short
 from perceptune.data.tasks.base import MODALITIES, GivenFiles, check_split, dialect_of
 from perceptune.errors import UserError, nearest
@@ -70,11 +70,11 @@ class HFDataset(GivenFiles):
         self._check_metric(split, census.answer_types)
         return self._lazy(columns, len(census), split, where)
 
-    def _lazy(self, columns: _Columns, n: int, split: str, where: str) -> Lazy[Sample]:
+    def _lazy(self, columns: _Columns, n: int, split: str, where: str) -> LazyRows[Sample]:
         def read(indices: Iterable[int]) -> Iterator[Sample]:
             return (self._sample(columns, columns.rows[index], index, split, where) for index in indices)
 
-        return Lazy(read, range(n))
+        return LazyRows(read, range(n))
 
     def _sample(self, columns: _Columns, values: dict[str, Any], index: int, split: str, where: str) -> Sample:
         options = self._options

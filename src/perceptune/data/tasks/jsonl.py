@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from perceptune.data.lazy_rows import Row, read_lines
+from perceptune.data.lazy_rows import LazyRow, read_lines
 from perceptune.data.records import Record, RowError, parse, wide_encoding
 from perceptune.data.tasks.base import GZIPPED, KEYS, Examined, LazyRows, check_split, missing, plain
 from perceptune.errors import UserError
@@ -27,7 +27,7 @@ class JSONLines(LazyRows):
     def _file(self, split: str) -> Path:
         return plain(self._given[split])
 
-    def _record(self, row: Row, split: str) -> Record | None:
+    def _record(self, row: LazyRow, split: str) -> Record | None:
         return record_of(row, self._given[split])
 
     def examine(self, split: str) -> Examined:
@@ -56,7 +56,7 @@ class JSONLines(LazyRows):
             with plain(path).open("rb") as file:
                 for line, (text, _) in enumerate(read_lines(file), 1):
                     try:
-                        sample = self._sample(Row(0, line, text), split, folder)
+                        sample = self._sample(LazyRow(0, line, text), split, folder)
                     except UserError as error:
                         mistaken = True
                         yield line, error
@@ -80,7 +80,7 @@ class JSONLines(LazyRows):
 TASK = JSONLines
 
 
-def record_of(row: Row, path: Path) -> Record | None:
+def record_of(row: LazyRow, path: Path) -> Record | None:
     """The object of a line; blank lines are passed over."""
     where = f"{path}, line {row.line}"
     values = parse(row.text, where, "one object a line", "utf-8-sig" if row.line == 1 else "utf-8")

@@ -23,10 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from perceptune.config.recipe import validate
 from perceptune.config.registry import leaf
-from perceptune.data.lazy_rows import Lazy, select
+from perceptune.data.lazy_rows import LazyRows, select
 from perceptune.data.metrics.base import Corpus, Scored
 from perceptune.data.tasks.base import Task, check_split
-from perceptune.errors import UserError, naming
+from perceptune.errors import UserError, error_prefix
 from perceptune.types import Sample
 
 TRAIN = "train"
@@ -91,7 +91,7 @@ class Mixture(Task):
         rows = {}
         for label, task in self._tasks.items():
             if split in task.splits:
-                with naming(f"part `{label}`"):
+                with error_prefix(f"part `{label}`"):
                     rows[label] = task.samples(split)
         return _joined(rows, {label: self._options[label].prompt for label in rows})
 
@@ -151,4 +151,4 @@ def _joined(parts: dict[str, Sequence[Sample]], prompts: dict[str, str]) -> Sequ
                 prompt = prompts[labels[number]].replace("{prompt}", sample.prompt)
                 yield replace(sample, id=f"{labels[number]}/{sample.id}", prompt=prompt)
 
-    return Lazy(read, range(ends[-1]))
+    return LazyRows(read, range(ends[-1]))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from perceptune.data import webdataset_index
-from perceptune.data.lazy_rows import Census, Row, Table
+from perceptune.data.lazy_rows import Census, LazyRow, RowTable
 from perceptune.data.records import Record, parse, short
 from perceptune.data.storage import expand
 from perceptune.data.tasks.base import MEDIA, GivenFiles, check_split
@@ -58,7 +58,7 @@ class WebDataset(GivenFiles):
         check_split(split, self.splits)
         pattern = str(self._given[split])
         shards = webdataset_index.index(expand(pattern), [self._json_key, CAPTION])
-        table = Table([shard.lines for shard in shards], lambda row: self._sample(shards[row.file], row, split))
+        table = RowTable([shard.lines for shard in shards], lambda row: self._sample(shards[row.file], row, split))
         census = Census()
         for sample in table.scan():
             census.add(sample)
@@ -71,7 +71,7 @@ class WebDataset(GivenFiles):
         self._check_metric(split, census.answer_types)
         return samples
 
-    def _sample(self, shard: webdataset_index.Shard, row: Row, split: str) -> Sample:
+    def _sample(self, shard: webdataset_index.Shard, row: LazyRow, split: str) -> Sample:
         found = json.loads(row.text)
         name, parts = found["name"], found["parts"]
         where = f"{shard.address}, sample `{name}`"

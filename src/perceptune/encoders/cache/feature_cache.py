@@ -20,11 +20,11 @@ from torch import Tensor
 from perceptune.config.schema import CacheConfig
 from perceptune.data.media.source import MediaError, identity
 from perceptune.encoders.base import Encoder
-from perceptune.encoders.cache.media_loader import Loaded, Loader, Seen, ahead
+from perceptune.encoders.cache.media_loader import LoadedMedia, MediaLoader, MediaView, prefetched_map
 from perceptune.types import Medium
 from perceptune.utils.devices import move
 from perceptune.utils.downloads import cache_dir
-from perceptune.utils.row_store.cache import DiskCache, Memory
+from perceptune.utils.row_store.cache import DiskCache, InMemoryStore
 from perceptune.utils.row_store.store import DTYPES, digest_of, folder_for
 from perceptune.utils.run_log import progress
 
@@ -54,11 +54,11 @@ class FeatureStore:
             last = range(max(0, encoder.n_layers - self.cache.levels), encoder.n_layers)
             self.kept_levels = sorted({*self.levels, *last})
         self._megabytes, self._settings = megabytes, json.dumps(encoder.augmentation()).encode()
-        self.loader = Loader(encoder, self._key_of, self._missing)
-        self._lock = threading.RLock()  # `known` reads in another thread than `ensure` and `get` write in
+        self.loader = MediaLoader(encoder, self._key_of, self._missing)
+        self._lock = threading.RLock()  # `get_cached` reads in another thread than `precompute` and `get` write in
 
-    def ensure(
-        self, media: Sequence[Medium], draws: Sequence[int] | None = None, *, label: str = "features",
+    def precompute(
+        self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None, *, label: str = "features",
         rank: int = 0, world: int = 1, on_broken: OnBroken | None = None,
     ) -> int:  # fmt: skip
         """Computes and keeps the features that are missing; returns their number.
@@ -67,7 +67,7 @@ class FeatureStore:
         same list, this one does every `world`-th group, unless what it keeps in its memory could not be seen by the
         others. A broken medium is told to `on_broken`; without it `MediaError` is raised.
         """
-        items = list(dict.fromkeys(self._seen(media, draws)))
+        items = list(dict.fromkeys(self._views_of(media, view_seeds)))
         rank, world = (rank, world) if self._kept.is_shared else (0, 1)
         todo = self._lacking(items, rank, world) if not self._full else []
         count, start = 0, time.monotonic()
@@ -80,13 +80,13 @@ class FeatureStore:
                         break  # what does not fit is computed when it is used
         return count
 
-    def get(self, media: Sequence[Medium], draws: Sequence[int] | None = None) -> Tensor:
+    def get(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> Tensor:
         """(N, n_levels, T, dim) float32 for N media. Raises `MediaError` for one that cannot be read."""
-        items = self._seen(media, draws)
+        items = self._views_of(media, view_seeds)
         distinct = list(dict.fromkeys(items))
         rows = self._read(distinct)
-        fresh: dict[Seen, Tensor] = {}
-        keys: dict[Seen, bytes] = {}
+        fresh: dict[MediaView, Tensor] = {}
+        keys: dict[MediaView, bytes] = {}
         while len(rows) < len(distinct):  # more than once only where a row turns out to be damaged
             for loaded, computed in self._build(self._lacking(distinct), None):
                 keys |= {one.item: one.key for one in loaded}
@@ -94,9 +94,9 @@ class FeatureStore:
             rows = self._read(distinct, keys) | fresh
         return self._chosen([rows[item] for item in items])
 
-    def known(self, media: Sequence[Medium], draws: Sequence[int] | None = None) -> Tensor | None:
+    def get_cached(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> Tensor | None:
         """What `get` gives, without computing anything: None unless all of it is kept. Safe in a thread."""
-        items = self._seen(media, draws)
+        items = self._views_of(media, view_seeds)
         with self._lock:
             rows = self._read(items)
             if len(rows) < len(set(items)):
@@ -127,10 +127,10 @@ class FeatureStore:
         return folder_for(cache_folder(self.cache.dir), self.description)
 
     @cached_property
-    def _kept(self) -> DiskCache | Memory[bytes]:
+    def _kept(self) -> DiskCache | InMemoryStore[bytes]:
         if self.cache.features == "disk":
             return DiskCache(self.folder, self.description, self._megabytes)
-        return Memory(self._megabytes if self.cache.features == "memory" else 0)
+        return InMemoryStore(self._megabytes if self.cache.features == "memory" else 0)
 
     @property
     def _full(self) -> bool:
@@ -143,12 +143,12 @@ class FeatureStore:
             return None
         return DiskCache(cache_folder(self.cache.dir) / "hashes", _HASHES, _HASHES_MB)
 
-    def _seen(self, media: Sequence[Medium], draws: Sequence[int] | None) -> list[Seen]:
-        if draws is None or not self.views:
-            return [Seen(medium) for medium in media]
-        return [Seen(medium, 1 + draw % self.views) for medium, draw in zip(media, draws, strict=True)]
+    def _views_of(self, media: Sequence[Medium], view_seeds: Sequence[int] | None) -> list[MediaView]:
+        if view_seeds is None or not self.views:
+            return [MediaView(medium) for medium in media]
+        return [MediaView(medium, 1 + draw % self.views) for medium, draw in zip(media, view_seeds, strict=True)]
 
-    def _keys(self, items: Sequence[Seen]) -> dict[Seen, bytes]:
+    def _keys(self, items: Sequence[MediaView]) -> dict[MediaView, bytes]:
         """Keys of the rows of media whose content is known."""
         hashes = [digest_of(identity(item.medium).encode()) for item in items]
         if self._hashes is None:
@@ -158,7 +158,7 @@ class FeatureStore:
         known = zip(items, self._hashes.read(hashes), strict=True)
         return {item: self._key(row.numpy().tobytes(), item.view) for item, row in known if row is not None}
 
-    def _key_of(self, one: Loaded) -> bytes:
+    def _key_of(self, one: LoadedMedia) -> bytes:
         return self._key(one.digest if self._hashes is not None else digest_of(one.identity.encode()), one.item.view)
 
     def _key(self, digest: bytes, view: int) -> bytes:
@@ -167,14 +167,16 @@ class FeatureStore:
     def _missing(self, keys: Sequence[bytes]) -> list[bytes]:
         return self._kept.missing(keys)
 
-    def _read(self, items: Sequence[Seen], keys: Mapping[Seen, bytes] | None = None) -> dict[Seen, Tensor]:
+    def _read(
+        self, items: Sequence[MediaView], keys: Mapping[MediaView, bytes] | None = None
+    ) -> dict[MediaView, Tensor]:
         """Rows that are there."""
         with self._lock:
             keys = {**self._keys(items), **(keys or {})}
             rows = zip(keys, self._kept.read(list(keys.values())), strict=True)
             return {item: row for item, row in rows if row is not None}
 
-    def _lacking(self, items: Sequence[Seen], rank: int = 0, world: int = 1) -> list[Sequence[Seen]]:
+    def _lacking(self, items: Sequence[MediaView], rank: int = 0, world: int = 1) -> list[Sequence[MediaView]]:
         """The groups of which something is missing, or not known to be there."""
         with self._lock:
             self._kept.refresh()
@@ -184,10 +186,10 @@ class FeatureStore:
         return [group for group in groups if any(item not in keys or keys[item] in absent for item in group)]
 
     def _build(
-        self, groups: Sequence[Sequence[Seen]], on_broken: OnBroken | None
-    ) -> Iterator[tuple[list[Loaded], dict[bytes, Tensor]]]:
+        self, groups: Sequence[Sequence[MediaView]], on_broken: OnBroken | None
+    ) -> Iterator[tuple[list[LoadedMedia], dict[bytes, Tensor]]]:
         """Each group, and the rows by key that were missing and are kept now, as far as there is room."""
-        for loaded in ahead(groups, self.loader.load):
+        for loaded in prefetched_map(groups, self.loader.load):
             rows = self._encode([one for one in loaded if one.pixels is not None])
             with self._lock:
                 absent = self._kept.missing(list(rows))
@@ -202,7 +204,7 @@ class FeatureStore:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _encode(self, loaded: Sequence[Loaded]) -> dict[bytes, Tensor]:
+    def _encode(self, loaded: Sequence[LoadedMedia]) -> dict[bytes, Tensor]:
         if not loaded:
             return {}
         device = next(self.encoder.parameters()).device
@@ -210,7 +212,7 @@ class FeatureStore:
         rows = self.encoder(pixels, self.kept_levels, self.tokens).to(DTYPES[self.cache.dtype]).cpu()
         return {one.key: row for one, row in zip(loaded, rows, strict=True)}
 
-    def _remember(self, loaded: Sequence[Loaded]) -> None:
+    def _remember(self, loaded: Sequence[LoadedMedia]) -> None:
         """Notes the hashes of media that did not change while they were read."""
         if self._hashes is not None:
             steady = [one for one in loaded if one.digest and identity(one.item.medium) == one.identity]

@@ -20,7 +20,7 @@ Group = TypeVar("Group")
 Result = TypeVar("Result")
 
 
-class Seen(NamedTuple):
+class MediaView(NamedTuple):
     """A medium as an encoder is to see it."""
 
     medium: Medium
@@ -28,10 +28,10 @@ class Seen(NamedTuple):
 
 
 @dataclass
-class Loaded:
+class LoadedMedia:
     """One medium of a group on its way to the encoder."""
 
-    item: Seen
+    item: MediaView
     identity: str = ""
     digest: bytes = b""  # hash of its content
     key: bytes = b""  # of its row
@@ -40,7 +40,7 @@ class Loaded:
     error: MediaError | None = None
 
 
-class Loader:
+class MediaLoader:
     """Reads and decodes media for an encoder.
 
     `key_of` gives the key of a row; `missing` those keys that have none yet, and is called from threads.
@@ -49,13 +49,13 @@ class Loader:
     def __init__(
         self,
         encoder: Encoder,
-        key_of: Callable[[Loaded], bytes],
+        key_of: Callable[[LoadedMedia], bytes],
         missing: Callable[[Sequence[bytes]], list[bytes]],
     ) -> None:
         self.encoder, self.key_of, self.missing = encoder, key_of, missing
         self.decoded: Mapping[Medium, Tensor] = {}  # plain media that somebody has decoded already, by `encoder.load`
 
-    def load(self, group: Sequence[Seen]) -> list[Loaded]:
+    def load(self, group: Sequence[MediaView]) -> list[LoadedMedia]:
         """A group, decoded as a whole if any sound one of it has no row: the bits of one depend on the others."""
         loaded = [self._read(item) for item in group]
         absent = set(self.missing([one.key for one in loaded if one.error is None]))
@@ -70,8 +70,8 @@ class Loader:
             one.data = b""
         return loaded
 
-    def _read(self, item: Seen) -> Loaded:
-        one = Loaded(item, identity(item.medium))
+    def _read(self, item: MediaView) -> LoadedMedia:
+        one = LoadedMedia(item, identity(item.medium))
         try:
             one.data = content(item.medium)
         except MediaError as error:
@@ -81,7 +81,7 @@ class Loader:
         one.key = self.key_of(one)
         return one
 
-    def _decode(self, one: Loaded) -> None:
+    def _decode(self, one: LoadedMedia) -> None:
         if one.error is not None:
             return
         if not one.item.view and one.item.medium in self.decoded:
@@ -95,7 +95,7 @@ class Loader:
             one.error = error
 
 
-def ahead(groups: Sequence[Group], load: Callable[[Group], Result]) -> Iterator[Result]:
+def prefetched_map(groups: Sequence[Group], load: Callable[[Group], Result]) -> Iterator[Result]:
     """`load` of each group, in order, done in threads while the caller works on the one before."""
     with ThreadPoolExecutor(AHEAD) as pool:
         waiting: deque[Future[Result]] = deque()

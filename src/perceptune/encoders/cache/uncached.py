@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perceptune.encoders.base import Encoder
 from perceptune.encoders.cache.feature_cache import GROUP, FeatureStore
-from perceptune.encoders.cache.media_loader import Loader, ahead
+from perceptune.encoders.cache.media_loader import MediaLoader, prefetched_map
 from perceptune.types import Medium
 from perceptune.utils.devices import move
 
@@ -20,23 +20,25 @@ class LiveFeatures(FeatureStore):
 
     def __init__(self, encoder: Encoder, levels: Sequence[int], tokens: str, *, views: int = 0) -> None:
         super().__init__(encoder, levels, tokens, views=views)
-        self.loader = Loader(encoder, lambda one: one.identity.encode(), list)
+        self.loader = MediaLoader(encoder, lambda one: one.identity.encode(), list)
 
-    def ensure(self, media: Sequence[Medium], draws: Sequence[int] | None = None, **_: Any) -> int:
+    def precompute(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None, **_: Any) -> int:
         """Nothing can be computed beforehand: broken media are met when they are used."""
         return 0
 
-    def known(self, media: Sequence[Medium], draws: Sequence[int] | None = None) -> Tensor | None:
+    def get_cached(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> Tensor | None:
         """Nothing is."""
         return None
 
-    def get(self, media: Sequence[Medium], draws: Sequence[int] | None = None) -> Tensor:
+    def get(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> Tensor:
         """(N, n_levels, T, dim) float32, through which gradients reach the encoder."""
-        items = self._seen(media, draws)
+        items = self._views_of(media, view_seeds)
         distinct = list(dict.fromkeys(items))
         device = next(self.encoder.parameters()).device
         parts = []
-        for loaded in ahead([distinct[i : i + GROUP] for i in range(0, len(distinct), GROUP)], self.loader.load):
+        for loaded in prefetched_map(
+            [distinct[i : i + GROUP] for i in range(0, len(distinct), GROUP)], self.loader.load
+        ):
             for one in loaded:
                 if one.error is not None:
                     raise one.error

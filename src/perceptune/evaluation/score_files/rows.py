@@ -22,7 +22,7 @@ _KEYS = (*ID_KEYS, *_TEXTS, *_OWN_TEXT.values(), *_REFERENCES, *_ANSWERS, "choic
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictionRow:
     """A text and where it stands."""
 
     where: str
@@ -30,7 +30,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceRow:
     """What a sample's prediction is held against. What no metric asked for is empty."""
 
     where: str
@@ -43,7 +43,7 @@ class Reference:
     balanced: bool = True  # counts in the accuracy (GQA)
     difficult: bool = False  # does not count for direct answers (A-OKVQA)
 
-    def cut(self) -> Reference:
+    def cut(self) -> ReferenceRow:
         """With the first line of each text alone."""
         references, answers = (tuple(map(first_line, texts)) for texts in (self.references, self.answers))
         return replace(self, references=references, answers=answers)
@@ -59,10 +59,10 @@ class Needs:
 
 def read_predictions(
     address: str, metrics: Sequence[str] = (), say: Callable[[str], None] = lambda note: None
-) -> dict[str, Prediction]:
+) -> dict[str, PredictionRow]:
     """The texts by id. Raises `UserError` for a bad row, and for an id that comes twice."""
     own = [_OWN_TEXT[metric] for metric in metrics if metric in _OWN_TEXT]
-    found: dict[str, Prediction] = {}
+    found: dict[str, PredictionRow] = {}
     for entry in entries(address, say):
         record = Record(entry.where, entry.values, _KEYS)
         keys = [key for key in (*own, *_TEXTS) if key in record.values]
@@ -72,13 +72,15 @@ def read_predictions(
             raise record.error(f"{' and '.join(f'`{key}`' for key in own)} differ: score each metric for itself")
         id = _id(record, first="image_id" if keys[0] == "caption" else "id")
         _require_new(record, id, found)
-        found[id] = Prediction(record.where, record.text(keys[0]))
+        found[id] = PredictionRow(record.where, record.text(keys[0]))
     return found
 
 
-def read_references(address: str, needs: Needs, say: Callable[[str], None] = lambda note: None) -> dict[str, Reference]:
+def read_references(
+    address: str, needs: Needs, say: Callable[[str], None] = lambda note: None
+) -> dict[str, ReferenceRow]:
     """What predictions are held against, by id. Rows with one caption each of the same image become one reference."""
-    found: dict[str, Reference] = {}
+    found: dict[str, ReferenceRow] = {}
     for entry in entries(address, say):
         meta = entry.values.get("meta")
         values = {**meta, **entry.values} if isinstance(meta, dict) else entry.values  # as runs write predictions
@@ -94,7 +96,7 @@ def read_references(address: str, needs: Needs, say: Callable[[str], None] = lam
     return found
 
 
-def _reference(record: Record, id: str, needs: Needs) -> Reference:
+def _reference(record: Record, id: str, needs: Needs) -> ReferenceRow:
     values = record.values
     medium = next((str(values[key]) for key in _MEDIA if values.get(key)), id)
     choices = _choices(record) if "choice" in needs.metrics else ()
@@ -104,7 +106,7 @@ def _reference(record: Record, id: str, needs: Needs) -> Reference:
         if not any(text.strip() for text in references):
             raise record.error("no reference holds any text")
     entailed = values.get("entailed")
-    return Reference(
+    return ReferenceRow(
         record.where,
         references,
         _texts(record, _ANSWERS) if "answers" in needs.kinds else (),

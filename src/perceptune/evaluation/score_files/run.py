@@ -17,7 +17,7 @@ from perceptune.data.metrics import choice, gqa
 from perceptune.data.metrics.base import Scored, averages, with_groups
 from perceptune.data.records import first_line, short
 from perceptune.errors import UserError, nearest
-from perceptune.evaluation.score_files.rows import Needs, Prediction, Reference, read_predictions, read_references
+from perceptune.evaluation.score_files.rows import Needs, PredictionRow, ReferenceRow, read_predictions, read_references
 
 _SHOWN = 5  # ids in a message
 _FEWEST_ANSWERS = 4  # so many equal ones make an answer worth 1
@@ -101,7 +101,7 @@ def _metrics(names: Sequence[str], options: Sequence[str]) -> list[_Metric]:
     ]
 
 
-def _counts(metric: str, reference: Reference) -> bool:
+def _counts(metric: str, reference: ReferenceRow) -> bool:
     """Whether a metric's own rules count this sample."""
     if metric == "gqa":
         return reference.balanced
@@ -109,9 +109,13 @@ def _counts(metric: str, reference: Reference) -> bool:
 
 
 def _joined(
-    given: Mapping[str, Prediction], held: Mapping[str, Reference], metrics: Sequence[_Metric], references: str, *,
+    given: Mapping[str, PredictionRow],
+    held: Mapping[str, ReferenceRow],
+    metrics: Sequence[_Metric],
+    references: str,
+    *,
     subset: bool,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Ids to score, in the references' order. Raises `UserError` for ids that only one of the files has."""
     unknown = [id for id in given if id not in held]
     if unknown:
@@ -131,16 +135,16 @@ def _joined(
     return ids
 
 
-def _wanted(held: Mapping[str, Reference], metrics: Sequence[_Metric]) -> list[str]:
+def _wanted(held: Mapping[str, ReferenceRow], metrics: Sequence[_Metric]) -> list[str]:
     return [id for id, reference in held.items() if any(_counts(metric.name, reference) for metric in metrics)]
 
 
-def _missing(given: Mapping[str, Prediction], held: Mapping[str, Reference], metrics: Sequence[_Metric]) -> int:
+def _missing(given: Mapping[str, PredictionRow], held: Mapping[str, ReferenceRow], metrics: Sequence[_Metric]) -> int:
     return sum(id not in given for id in _wanted(held, metrics))
 
 
 def _scored(
-    metric: _Metric, ids: Sequence[str], given: Mapping[str, Prediction], held: Mapping[str, Reference]
+    metric: _Metric, ids: Sequence[str], given: Mapping[str, PredictionRow], held: Mapping[str, ReferenceRow]
 ) -> tuple[list[str], Scored]:
     """The ids that this metric counts, and their scores."""
     own = [id for id in ids if _counts(metric.name, held[id])]
@@ -156,7 +160,7 @@ def _scored(
 
 
 def _score(
-    metric: _Metric, ids: Sequence[str], given: Mapping[str, Prediction], held: Mapping[str, Reference]
+    metric: _Metric, ids: Sequence[str], given: Mapping[str, PredictionRow], held: Mapping[str, ReferenceRow]
 ) -> Scored:
     texts = [given[id].text for id in ids]
     if metric.module.REFERENCES == "answers":
@@ -175,7 +179,7 @@ def _score(
     return metric.module.score(texts, references, metric.options)
 
 
-def _require_several(ids: Sequence[str], held: Mapping[str, Reference]) -> list[int]:
+def _require_several(ids: Sequence[str], held: Mapping[str, ReferenceRow]) -> list[int]:
     """How many answers samples have, at least and at most. Raises `UserError` if one has a single answer."""
     sizes = {len(held[id].answers): id for id in ids}
     if 1 in sizes:
@@ -187,8 +191,8 @@ def _require_several(ids: Sequence[str], held: Mapping[str, Reference]) -> list[
 
 
 def _with_consistency(
-    scored: Scored, metric: _Metric, ids: Sequence[str], given: Mapping[str, Prediction],
-    held: Mapping[str, Reference],
+    scored: Scored, metric: _Metric, ids: Sequence[str], given: Mapping[str, PredictionRow],
+    held: Mapping[str, ReferenceRow],
 ) -> Scored:  # fmt: skip
     """Adds GQA's consistency where every entailed question was answered, or says why it is not there."""
     everything = [id for id in held if id in given]
@@ -216,7 +220,7 @@ def _distinct(keys: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], str]:
     }  # fmt: skip
 
 
-def _interval(key: str, ids: Sequence[str], scored: Scored, held: Mapping[str, Reference]) -> list[float]:
+def _interval(key: str, ids: Sequence[str], scored: Scored, held: Mapping[str, ReferenceRow]) -> list[float]:
     media = [held[id].medium for id in ids]
     if key in scored.corpus:
         corpus = scored.corpus[key]
@@ -227,7 +231,7 @@ def _interval(key: str, ids: Sequence[str], scored: Scored, held: Mapping[str, R
 
 
 def _rows(
-    ids: Sequence[str], given: Mapping[str, Prediction], results: Mapping[str, tuple[list[str], Scored]],
+    ids: Sequence[str], given: Mapping[str, PredictionRow], results: Mapping[str, tuple[list[str], Scored]],
     names: Mapping[tuple[str, str], str],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One row a sample, with the values of all metrics."""

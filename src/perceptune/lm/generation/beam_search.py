@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from perceptune.lm.generation.decode_state import Prefilled
-from perceptune.lm.generation.uncached import Uncached
+from perceptune.lm.generation.decode_state import DecodeState
+from perceptune.lm.generation.uncached import UncachedState
 from perceptune.types import Decoding, Slots
 from perceptune.utils.devices import move
 
@@ -95,10 +95,10 @@ def beam_steps(
     n, most, beams = len(ids), limits.tolist(), decoding.beams
     room = max(most)
     rule = _Rule(decoding.length_penalty, mask.sum(-1, keepdim=True) if decoding.counts_prompt else None)
-    plain = lm.why_plain(slots) is not None
-    state = Uncached(lm, ids, mask, slots) if plain else Prefilled(lm, ids, mask, slots, room)
+    plain = lm.split_disabled_reason(slots) is not None
+    state = UncachedState(lm, ids, mask, slots) if plain else DecodeState(lm, ids, mask, slots, room)
     held = _none_yet(n, beams, room, ids.device)
-    state.keep(torch.arange(n, device=ids.device).repeat_interleave(beams))
+    state.select_rows(torch.arange(n, device=ids.device).repeat_interleave(beams))
     best: dict[int, Tensor] = {}  # (room,) of the rows that have ended, read when all have
     going = list(range(n))
     for length in range(1, room + 1):
@@ -110,14 +110,14 @@ def beam_steps(
         if not any(goes_on):
             break
         first = torch.arange(len(going), device=ids.device)[:, None] * beams
-        state.exchange((first + parents).flatten())
+        state.reorder((first + parents).flatten())
         if not all(goes_on):
             places = [place for place, yes in enumerate(goes_on) if yes]
             stay = move(torch.tensor(places), ids.device)
-            state.keep((first[stay] + torch.arange(beams, device=ids.device)).flatten())
+            state.select_rows((first[stay] + torch.arange(beams, device=ids.device)).flatten())
             going, held, rule = [going[place] for place in places], held.rows(stay), rule.rows(stay)
             limits = limits[stay]
-        state.feed(held.tokens[:, :, length - 1].flatten())
+        state.decode_step(held.tokens[:, :, length - 1].flatten())
         yield
     return _read(best, most, eos)
 

@@ -11,84 +11,84 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from perceptune.lm.generation.decode_state import GROWTH, Prefilled
-from perceptune.lm.generation.sampling import Choose
+from perceptune.lm.generation.decode_state import GROWTH, DecodeState
+from perceptune.lm.generation.sampling import Sampler
 from perceptune.utils.devices import move
 
 LEAVE_AT = 0.75  # rows leave the batch when so many of them, or fewer, are still going on
 
 
 @dataclass(eq=False)
-class Row:
-    """One answer on its way. `told` hears each token, the end token included; False: the row ends with it."""
+class GeneratedSequence:
+    """One answer on its way. `on_token` hears each token, the end token included; False: the row ends with it."""
 
-    most: int  # tokens
+    max_new_tokens: int  # tokens
     eos: int
-    choose: Choose
-    number: int = 0  # what `choose` knows it by
-    told: Callable[[int], bool] | None = None
+    sampler: Sampler
+    index: int = 0  # what `choose` knows it by
+    on_token: Callable[[int], bool] | None = None
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
 
-    def take(self, token: int) -> None:
+    def append(self, token: int) -> None:
         """Its next token."""
         self.tokens.append(token)
-        said_to_end = self.told is not None and not self.told(token)
-        self.ended = said_to_end or token == self.eos or len(self.tokens) >= self.most
+        said_to_end = self.on_token is not None and not self.on_token(token)
+        self.ended = said_to_end or token == self.eos or len(self.tokens) >= self.max_new_tokens
 
 
-class Going:
+class ContinuousBatch:
     """Rows of one LM that go on together; `rows` are those of `state`, in its order."""
 
-    def __init__(self, state: Prefilled, rows: Sequence[Row]) -> None:
+    def __init__(self, state: DecodeState, rows: Sequence[GeneratedSequence]) -> None:
         self.state, self.rows = state, list(rows)
 
     @property
-    def open(self) -> int:
+    def num_active(self) -> int:
         """Rows that have not ended."""
         return sum(not row.ended for row in self.rows)
 
     def step(self) -> bool:
         """One token more for every row; False if there is nothing left to say."""
-        tokens = self._chosen()
+        tokens = self._next_tokens()
         for row, token in zip(self.rows, tokens.tolist(), strict=True):
             if not row.ended:
-                row.take(token)
+                row.append(token)
         alive = [place for place, row in enumerate(self.rows) if not row.ended]
         if not alive:
             return False
         if len(alive) <= LEAVE_AT * len(self.rows):
-            tokens = tokens[self._keep(alive)]
+            tokens = tokens[self._select_rows(alive)]
         elif len(alive) < len(self.rows):
-            self.state.rest(torch.tensor([row.ended for row in self.rows]))
-        self.state.feed(tokens)
+            self.state.hold(torch.tensor([row.ended for row in self.rows]))
+        self.state.decode_step(tokens)
         return True
 
-    def join(self, others: Sequence[Going]) -> None:
-        """Goes on with the rows of others, too. Raises what `Prefilled.join` does."""
+    def join(self, others: Sequence[ContinuousBatch]) -> None:
+        """Goes on with the rows of others, too. Raises what `DecodeState.merge` does."""
         parts = [self, *others]
         for part in parts:
-            part._keep([place for place, row in enumerate(part.rows) if not row.ended])
+            part._select_rows([place for place, row in enumerate(part.rows) if not row.ended])
         rows = [row for part in parts for row in part.rows]
-        left = max((row.most - len(row.tokens) for row in rows), default=1)
-        self.state.join([other.state for other in others], min(left, GROWTH))
+        left = max((row.max_new_tokens - len(row.tokens) for row in rows), default=1)
+        self.state.merge([other.state for other in others], min(left, GROWTH))
         self.rows = rows
 
-    def _keep(self, places: list[int]) -> Tensor:
+    def _select_rows(self, places: list[int]) -> Tensor:
         index = move(torch.tensor(places, dtype=torch.long), self.state.rows.device)
         if len(places) < len(self.rows):
-            self.state.keep(index)
+            self.state.select_rows(index)
             self.rows = [self.rows[place] for place in places]
         return index
 
-    def _chosen(self) -> Tensor:
+    def _next_tokens(self) -> Tensor:
         """The next token (rows,) of each, those together that choose in the same way."""
-        logits, ways = self.state.logits, dict.fromkeys(row.choose for row in self.rows)
+        logits, ways = self.state.logits, dict.fromkeys(row.sampler for row in self.rows)
         if len(ways) == 1:
-            return self.rows[0].choose(logits, [row.number for row in self.rows])
+            return self.rows[0].sampler(logits, [row.index for row in self.rows])
         tokens = torch.zeros(len(self.rows), dtype=torch.long, device=logits.device)
         for choose in ways:
-            places = [place for place, row in enumerate(self.rows) if row.choose is choose]
+            places = [place for place, row in enumerate(self.rows) if row.sampler is choose]
             index = move(torch.tensor(places), logits.device)
-            tokens[index] = choose(logits[index], [self.rows[place].number for place in places])
+            tokens[index] = choose(logits[index], [self.rows[place].index for place in places])
         return tokens

@@ -1,6 +1,6 @@
 """An LM after its prompts: keys and values written in place, tokens fed one at a time, rows that leave, divide or join.
 
-Prefilled by split execution: slots are keys and values in the cache and nothing else, equal prompts share the layers
+DecodeState by split execution: slots are keys and values in the cache and nothing else, equal prompts share the layers
 below the first one that a medium enters, and the last block computes the last position only.
 """
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from perceptune.lm.prefix_cache import Pair
-from perceptune.lm.slot_hooks import Splice, with_slots
+from perceptune.lm.prefix_cache import KVPair
+from perceptune.lm.slot_hooks import Splice, prepend_slot_columns
 from perceptune.types import Slots
 from perceptune.utils.devices import move
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 GROWTH = 64  # columns
 
 
-class Grown(Cache):
+class PreallocatedKVCache(Cache):
     """Keys and values, written in place while `columns` last; closed columns hold zeros that nobody sees."""
 
     def __init__(self, n_layers: int, rows: int, columns: int) -> None:
@@ -35,7 +35,7 @@ class Grown(Cache):
         self.length = 0
         self.held: list[tuple[Tensor, Tensor] | None] = [None] * n_layers
 
-    def put(self, layer: int, start: int, pair: Pair, index: Tensor | None = None) -> None:
+    def write(self, layer: int, start: int, pair: KVPair, index: Tensor | None = None) -> None:
         """Writes columns from `start` on; `index` names the pair's row for each row of the batch."""
         if self.held[layer] is None:
             self.held[layer] = (self._room_for(pair.keys), self._room_for(pair.values))
@@ -43,7 +43,7 @@ class Grown(Cache):
             held[:, :, start : start + pair.width] = given if index is None else given[index]
 
     @classmethod
-    def joined(cls, parts: Sequence[tuple[Grown, int]], front: int, room: int) -> Grown:
+    def merge(cls, parts: Sequence[tuple[PreallocatedKVCache, int]], front: int, room: int) -> PreallocatedKVCache:
         """The rows of several caches: their `front` first columns, then of each the last ones, as many as it says.
 
         All end in the same column, so that distances between a row's columns stay what they were.
@@ -67,7 +67,7 @@ class Grown(Cache):
         """As many as there are now."""
         return int(self._of(0)[0].shape[0])
 
-    def grow(self) -> None:
+    def reserve(self) -> None:
         """Makes room for more columns where there is none left."""
         if self.length == self.columns:
             self.columns += GROWTH
@@ -77,16 +77,16 @@ class Grown(Cache):
             ]
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        self.put(layer_idx, self.length, Pair(key_states, value_states))
+        self.write(layer_idx, self.length, KVPair(key_states, value_states))
         end = self.length + key_states.shape[2]
         keys, values = self._of(layer_idx)
         return keys[:, :, :end], values[:, :, :end]
 
-    def keep_rows(self, index: Tensor) -> None:
+    def select_rows(self, index: Tensor) -> None:
         """Goes on with these rows alone, some of them more than once."""
         self.held = [held and (held[0][index], held[1][index]) for held in self.held]
 
-    def exchange(self, index: Tensor, start: int) -> None:
+    def reorder_suffix(self, index: Tensor, start: int) -> None:
         """Gives each row the columns from `start` on of the row that `index` names."""
         for keys, values in filter(None, self.held):
             for held in (keys, values):
@@ -108,7 +108,7 @@ class Grown(Cache):
         return held
 
 
-class Prefilled:
+class DecodeState:
     """Rows that go on from their prompts. `logits` (rows, vocab) are those of each row's next token.
 
     There is room for `room` tokens at first.
@@ -121,7 +121,7 @@ class Prefilled:
         self.rows = torch.arange(ids.shape[0], device=ids.device)  # of the batch, as it came
         self._positions = mask.sum(-1)
         self._front = sum(slot.width for slot in slots)
-        self._seen = with_slots(ids, mask, self._front)[1]
+        self._seen = prepend_slot_columns(ids, mask, self._front)[1]
         # A slot's states are in the cache now: only who may see it from which layer on matters.
         self._slots = [_seen_only(slot, move(slot.present, ids.device)) for slot in slots]
 
@@ -130,19 +130,19 @@ class Prefilled:
         """First layer and width of each group of slots: states of one layout on one LM can be joined."""
         return tuple((slot.entry, slot.width) for slot in self._slots)
 
-    def keep(self, index: Tensor) -> None:
+    def select_rows(self, index: Tensor) -> None:
         """Goes on with these rows, some of them more than once."""
         self.rows, self._positions, self._seen, self.logits = (
             given[index] for given in (self.rows, self._positions, self._seen, self.logits)
         )
-        self.cache.keep_rows(index)
+        self.cache.select_rows(index)
         self._slots = [_seen_only(slot, slot.present[index]) for slot in self._slots]
 
-    def exchange(self, index: Tensor) -> None:
+    def reorder(self, index: Tensor) -> None:
         """Gives each row what the row that `index` names has said."""
-        self.cache.exchange(index, self.prompt)
+        self.cache.reorder_suffix(index, self.prompt)
 
-    def join(self, others: Sequence[Prefilled], room: int) -> None:
+    def merge(self, others: Sequence[DecodeState], room: int) -> None:
         """Goes on with the rows of others, too, behind its own; columns that no row sees are left out.
 
         Raises `ValueError` for one of another LM or `layout`.
@@ -152,7 +152,7 @@ class Prefilled:
             raise ValueError("states of another LM or layout cannot be joined")
         texts = [part._seen[:, self._front :] for part in parts]
         texts = [text[:, int(text.any(0).int().argmax()) :] for text in texts]
-        self.cache = Grown.joined(
+        self.cache = PreallocatedKVCache.merge(
             [(part.cache, text.shape[1]) for part, text in zip(parts, texts, strict=True)], self._front, room
         )
         longest = self.cache.length - self._front
@@ -165,15 +165,15 @@ class Prefilled:
         present = zip(*([slot.present for slot in part._slots] for part in parts), strict=True)
         self._slots = [_seen_only(slot, torch.cat(each)) for slot, each in zip(self._slots, present, strict=True)]
 
-    def rest(self, ended: Tensor) -> None:
-        """Before `feed`: rows (rows,) that have ended move on no more, or they would run out of positions."""
+    def hold(self, ended: Tensor) -> None:
+        """Before `decode_step`: rows (rows,) that have ended move on no more, or they would run out of positions."""
         self._positions = self._positions - move(ended.to(self._positions.dtype), self._positions.device)
 
-    def feed(self, tokens: Tensor) -> Tensor:
+    def decode_step(self, tokens: Tensor) -> Tensor:
         """The logits (rows, vocab) after one more token (rows,) each."""
-        self.cache.grow()
+        self.cache.reserve()
         self._seen = nn.functional.pad(self._seen, (0, 1), value=1)
-        with self.lm.using(Splice(self._slots, self._seen), None):
+        with self.lm.hooks_active(Splice(self._slots, self._seen), None):
             out = self.lm.model(
                 input_ids=tokens[:, None], attention_mask=self._seen, position_ids=self._positions[:, None],
                 past_key_values=self.cache, use_cache=True,
@@ -189,27 +189,29 @@ def _seen_only(slot: Slots, present: Tensor) -> Slots:
     return replace(slot, states={slot.entry: present.new_empty(1, slot.width, 0)}, present=present)
 
 
-def _prefill(lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], room: int) -> tuple[Grown, Tensor]:
+def _prefill(
+    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], room: int
+) -> tuple[PreallocatedKVCache, Tensor]:
     """The cache after the prompts, and the logits (B, vocab) of the next token."""
     width = sum(slot.width for slot in slots)
-    cache = Grown(lm.n_layers, ids.shape[0], width + ids.shape[1] + room)
+    cache = PreallocatedKVCache(lm.n_layers, ids.shape[0], width + ids.shape[1] + room)
     shared = _first_layer_with_media(slots, lm.n_layers)
     below = None
     distinct, index = _distinct_rows(torch.cat([mask, ids], 1)) if 0 < shared < lm.n_layers else (ids, None)
     if index is not None and len(distinct) < len(ids):
         first_mask, first_ids = distinct.split(ids.shape[1], 1)
         same = [slot for slot in slots if slot.entry < shared]
-        states = lm.states_at(
+        states = lm.hidden_states_at(
             shared, first_ids, first_mask, same,
-            record=lambda layer, pairs: cache.put(layer, width, pairs[-1], index),
+            record=lambda layer, pairs: cache.write(layer, width, pairs[-1], index),
         )  # fmt: skip
         below = (shared, states[index])
 
-    def record(layer: int, pairs: Sequence[Pair]) -> None:
+    def record(layer: int, pairs: Sequence[KVPair]) -> None:
         # Below `shared` the text's own pair is there already; elsewhere its pair may be that of the last group, too.
         starts = _starts(slots, layer, width)[: len(pairs)]
         for start, pair in zip(starts, pairs, strict=True):
-            cache.put(layer, start, pair)
+            cache.write(layer, start, pair)
 
     logits = lm.split(ids, mask, slots, text_states=below, record=record, last_only=True)
     cache.length = width + ids.shape[1]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from perceptune.errors import UserError
-from perceptune.lm.generation.decode_state import Prefilled
+from perceptune.lm.generation.decode_state import DecodeState
 from perceptune.lm.padding import last_columns, pad_left
 from perceptune.types import Sample, Slots
 from perceptune.utils.devices import move
@@ -62,7 +62,7 @@ def continuation_scores(
     tokens = [list(one) for own in continuations for one in own]
     if not rows:
         return [[] for _ in continuations]
-    run = _plainly if lm.why_plain(slots) is not None else _one_by_one
+    run = _plainly if lm.split_disabled_reason(slots) is not None else _one_by_one
     found = iter(run(lm, ids, mask, slots, move(torch.tensor(rows), ids.device), tokens))
     return [[next(found) for _ in own] for own in continuations]
 
@@ -72,11 +72,11 @@ def _one_by_one(
 ) -> list[list[TokenScore]]:
     """Tokens are fed to the prompts' cache; those that have ended leave."""
     room = max(map(len, tokens))
-    state = Prefilled(lm, ids, mask, slots, room)
+    state = DecodeState(lm, ids, mask, slots, room)
     going = list(range(len(tokens)))
     order: list[int] = []  # whose token each value in `values` is
     values: list[Tensor] = []
-    state.keep(rows)
+    state.select_rows(rows)
     for place in range(room):
         now = move(torch.tensor([tokens[i][place] for i in going]), ids.device)
         values.append(_score(state.logits, now))
@@ -86,9 +86,9 @@ def _one_by_one(
             break
         if len(alive) < len(going):
             index = move(torch.tensor(alive), ids.device)
-            state.keep(index)
+            state.select_rows(index)
             now, going = now[index], [going[at] for at in alive]
-        state.feed(now)
+        state.decode_step(now)
     found: list[list[TokenScore]] = [[] for _ in tokens]
     for i, score in zip(order, _read(torch.cat(values)), strict=True):
         found[i].append(score)

@@ -10,22 +10,22 @@ from torch import Tensor
 
 from perceptune.types import Decoding
 
-Choose = Callable[[Tensor, Sequence[int]], Tensor]
+Sampler = Callable[[Tensor, Sequence[int]], Tensor]
 
 
-def likeliest(logits: Tensor, _: Sequence[int]) -> Tensor:
-    """The `Choose` of greedy decoding."""
+def greedy(logits: Tensor, _: Sequence[int]) -> Tensor:
+    """The `Sampler` of greedy decoding."""
     return logits.float().argmax(-1)
 
 
-def chooser(decoding: Decoding, seeds: Sequence[int], device: torch.device) -> Choose:
+def make_sampler(decoding: Decoding, seeds: Sequence[int], device: torch.device) -> Sampler:
     """(logits (n, vocab), the rows' numbers) -> the next token (n,) of each; row i draws with `seeds[i]`.
 
     A row's draws depend on nothing but its seed and its logits, so a batch draws what each row draws alone: the tokens
     of transformers' `generate` for that row after `torch.manual_seed(seed)`.
     """
     if not decoding.sample:
-        return likeliest
+        return greedy
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
     warpers: list[Any] = []

@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from perceptune.lm.frozen_lm import FrozenLM
 
 
-class Uncached:
-    """What beams need of `Prefilled`, without keys and values. `logits` (rows, vocab) are those of the next token."""
+class UncachedState:
+    """What beams need of `DecodeState`, without keys and values. `logits` (rows, vocab) are those of the next token."""
 
     def __init__(self, lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots]) -> None:
         self.lm, self._ids, self._mask, self._slots = lm, ids, mask, list(slots)
         self._prompt = ids.shape[1]
         self.logits = self._run()
 
-    def keep(self, index: Tensor) -> None:
+    def select_rows(self, index: Tensor) -> None:
         """Goes on with these rows, some of them more than once."""
         self._ids, self._mask, self.logits = (given[index] for given in (self._ids, self._mask, self.logits))
         self._slots = [slot.of_rows(index) for slot in self._slots]
 
-    def exchange(self, index: Tensor) -> None:
+    def reorder(self, index: Tensor) -> None:
         """Gives each row the new tokens of the row that `index` names."""
         self._ids = torch.cat([self._ids[:, : self._prompt], self._ids[index, self._prompt :]], 1)
 
-    def feed(self, tokens: Tensor) -> Tensor:
+    def decode_step(self, tokens: Tensor) -> Tensor:
         """The logits (rows, vocab) after one more token (rows,) each."""
         self._ids = torch.cat([self._ids, tokens[:, None]], 1)
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
@@ -41,4 +41,4 @@ class Uncached:
     def _run(self) -> Tensor:
         last = torch.zeros(self._mask.shape, dtype=torch.bool)  # on the CPU: nobody waits to learn where it is
         last[:, -1] = True
-        return self.lm(self._ids, self._mask, self._slots, keep=last, plain=True)
+        return self.lm(self._ids, self._mask, self._slots, keep=last, use_reference_path=True)

@@ -12,17 +12,17 @@ from torch import nn
 from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.kernels.packed_linear import pack
-from perceptune.lm.kernels.rms_norm import lighten_norms
+from perceptune.lm.kernels.rms_norm import fuse_rms_norms
 
 
-def lighten(lm: FrozenLM, first_layer: int, megabytes: int, *, compiled: bool = False) -> None:
+def optimize_frozen(lm: FrozenLM, first_layer: int, megabytes: int, *, compiled: bool = False) -> None:
     """Makes the blocks cheaper, those that are trained through (`first_layer` and up) before the others.
 
     `megabytes` limits the memory for copies of weights in the CPU's layout. With `compiled` the feed-forward
     parts go through `torch.compile` instead of being laid out. Raises `UserError` where they are no modules.
     """
     parts = [part for layer in lm.layers for part in layer.modules()]
-    lighten_norms(parts)
+    fuse_rms_norms(parts)
     for part in parts:
         if isinstance(part, nn.ReLU):
             part.inplace = True  # what enters it comes from a linear map and is read by nobody else
@@ -32,10 +32,10 @@ def lighten(lm: FrozenLM, first_layer: int, megabytes: int, *, compiled: bool = 
     pack((part for part in in_order if part not in skipped), megabytes)
 
 
-def lighten_parts(parts: Iterable[nn.Module], megabytes: int) -> None:
+def optimize_modules(parts: Iterable[nn.Module], megabytes: int) -> None:
     """The same for any frozen modules: lighter norms, weights laid out for the CPU."""
     parts = list(parts)
-    lighten_norms(parts)
+    fuse_rms_norms(parts)
     pack(parts, megabytes)
 
 

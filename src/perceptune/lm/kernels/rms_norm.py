@@ -30,12 +30,12 @@ class _RMSNorm(torch.autograd.Function):
         return centred.add_((mean * rate).to(x.dtype)), None, None, None
 
 
-def lighten_norms(modules: Iterable[nn.Module]) -> int:
+def fuse_rms_norms(modules: Iterable[nn.Module]) -> int:
     """Gives frozen norms on a CPU the lighter computation, where it gives the same; returns how many got it."""
-    return sum(_lighten(module) for module in modules)
+    return sum(_fuse(module) for module in modules)
 
 
-def _lighten(module: nn.Module) -> bool:
+def _fuse(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor) or not isinstance(eps, float):

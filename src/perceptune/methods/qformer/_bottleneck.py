@@ -12,7 +12,7 @@ from torch.nn import functional
 from perceptune.config.schema import Part
 from perceptune.lm.frozen_blip import FrozenBlip
 from perceptune.methods.parts.mutual_information import Club, InfoNCE, LeaveOneOut, UnreleasedBottleneck
-from perceptune.methods.qformer._method import Seen
+from perceptune.methods.qformer._method import TrainingPass
 from perceptune.methods.qformer._pooling import mean_of
 
 
@@ -52,12 +52,12 @@ class Bottleneck(nn.Module):
         self.about_y = InfoNCE(z, y, hidden=options.hidden, size=options.size, temperature=options.temperature)
         self.about_x = (Club if options.upper == "club" else LeaveOneOut)(x, z, hidden=options.hidden)
 
-    def forward(self, blip: FrozenBlip, seen: Seen) -> Tensor:
+    def forward(self, blip: FrozenBlip, seen: TrainingPass) -> Tensor:
         """A scalar; 0 for a batch of one row, but for the estimators' own gradients.
 
         Fitting q(z|x) gives a gradient and no value: the reported loss is the formula's.
         """
-        z, x = seen.queried.queries.mean(1), seen.image.mean(1)
+        z, x = seen.output.queries.mean(1), seen.image.mean(1)
         if self.options.estimator == "unreleased":
             value: Tensor = self.unreleased(z, x, self._shares(seen))
             return value
@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
         fitting: Tensor = self.about_x.fit(z, x)
         return self.options.eta * self.options.alpha * i_zx - self.options.alpha * i_zy + (fitting - fitting.detach())
 
-    def _y(self, blip: FrozenBlip, seen: Seen) -> Tensor:
+    def _y(self, blip: FrozenBlip, seen: TrainingPass) -> Tensor:
         """(B, size) frozen embeddings of what z is to tell of, each row's mean, in one scale for all LMs."""
         if self.options.y == "target":
             pooled = mean_of(blip.word_embeddings(seen.target_ids).float(), seen.target_mask)
@@ -76,7 +76,7 @@ class Bottleneck(nn.Module):
             pooled = torch.stack([mean_of(embed(one.ids), one.mask) for one in seen.instructions]).mean(0)
         return functional.layer_norm(pooled, pooled.shape[-1:]).detach()
 
-    def _shares(self, seen: Seen) -> Tensor:
+    def _shares(self, seen: TrainingPass) -> Tensor:
         """(B, words) how often each token is in a row's target, as a share of its tokens; padding is not counted."""
         weights = seen.target_mask / seen.target_mask.sum(1, keepdim=True).clamp_min(1)
         shares = seen.image.new_zeros(len(weights), self.words)

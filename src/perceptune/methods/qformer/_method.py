@@ -11,9 +11,10 @@ How a forward pass goes, and where a method comes in:
                                                       ▼
                             aux_loss(blip, Seen(...)) ─► added to it
 
-(a) Weights of the Q-Former itself: `take_over` registers the same Parameter objects (`TakenOver`), so that they are
-    trained, saved and restored; everything else stays frozen. PEFT: `wrapped(blip, config)` in `__init__` wraps linear
-    maps of the Q-Former and gives back the tensors it added. The tree has other names then, its weights do not move.
+(a) Weights of the Q-Former itself: `unfreeze` registers the same Parameter objects (`UnfrozenParameters`), so that
+    they are trained, saved and restored; everything else stays frozen. PEFT: `wrapped(blip, config)` in `__init__`
+    wraps linear maps of the Q-Former and gives back the tensors it added. The tree has other names then, its weights
+    do not move.
 (b) Modules of the method's own: hook them onto `blip.qformer.embeddings` (its output (B, n + L, d): queries, then
     text) or `blip.layers[i]`; or override `queries`, call `blip.run_qformer` as often as there are instructions, and
     mix what comes out. A hook that needs the instruction's mask takes it from what `queries` was given: override
@@ -37,7 +38,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from perceptune.lm.frozen_blip import FrozenBlip, Instruction, LMTokens
-from perceptune.methods.base import Trained
+from perceptune.methods.base import TrainableMethod
 
 # What PETAL asks in front of the prompt.
 ENHANCED = (
@@ -48,7 +49,7 @@ ENHANCED = (
 
 
 @dataclass(frozen=True)
-class Queried:
+class QFormerOutput:
     """What the Q-Former says about a batch."""
 
     queries: Tensor  # (B, n_queries, d), as the language projection takes them
@@ -56,12 +57,12 @@ class Queried:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TrainingPass:
     """One training pass, for `aux_loss`."""
 
     image: Tensor  # (B, T, d_image) the ViT's states, special token first; no gradient
     instructions: Sequence[Instruction]
-    queried: Queried  # with gradient
+    output: QFormerOutput  # with gradient
     target_ids: Tensor  # (B, S) the tokens to be said
     target_mask: Tensor  # (B, S) 1 = token
 
@@ -73,10 +74,10 @@ class QFormerOptions(BaseModel):
     dropout: bool = Field(True, description="the Q-Former's own dropout while training, as it was published")
 
 
-class QFormerMethod(Trained):
+class QFormerMethod(TrainableMethod):
     """Base of the methods on a Q-Former. A leaf file holds one subclass and the `VARIANTS` its names stand for.
 
-    Built by `METHOD(options, blip)`; then `take_over`, then `attach`, each once. `blip` is never a submodule of it.
+    Built by `METHOD(options, blip)`; then `unfreeze`, then `attach`, each once. `blip` is never a submodule of it.
     """
 
     Options: ClassVar[type[BaseModel]] = QFormerOptions
@@ -86,7 +87,7 @@ class QFormerMethod(Trained):
         super().__init__()
         self.options = options
 
-    def take_over(self, blip: FrozenBlip) -> None:
+    def unfreeze(self, blip: FrozenBlip) -> None:
         """Makes weights of the Q-Former, as far as they are to be trained, the method's own."""
 
     def attach(self, blip: FrozenBlip) -> None:
@@ -96,13 +97,13 @@ class QFormerMethod(Trained):
         """What the Q-Former reads where the LM reads `text`: as many texts for every sample. Unused with BLIP-2."""
         return (text,)
 
-    def queries(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> Queried:
+    def queries(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> QFormerOutput:
         """Query outputs for the ViT's states (B, T, d_image) and the texts of `instructions`, tokenised.
 
         Here: one pass with the first of them. `instructions` is empty for a Q-Former that reads none.
         """
         states = blip.run_qformer(blip.query_tokens, instructions[0] if instructions else None, image)
-        return Queried(states[:, : blip.n_queries], states[:, blip.n_queries :] if instructions else None)
+        return QFormerOutput(states[:, : blip.n_queries], states[:, blip.n_queries :] if instructions else None)
 
     def loss(
         self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction], tokens: LMTokens, *, pad: int
@@ -114,15 +115,15 @@ class QFormerMethod(Trained):
         queried = self.queries(blip, image, instructions)
         if not self.training:
             return blip.loss(queried.queries, tokens)
-        ids, mask = tokens.said(pad)
+        ids, mask = tokens.target_tokens(pad)
         if self.speaks:
             loss, n = blip.loss(queried.queries, tokens)
         else:
             loss, n = queried.queries.new_zeros(()), int(mask.sum())
-        aux = self.aux_loss(blip, Seen(image, instructions, queried, ids, mask))
+        aux = self.aux_loss(blip, TrainingPass(image, instructions, queried, ids, mask))
         return loss if aux is None else loss + n * aux, n
 
-    def aux_loss(self, blip: FrozenBlip, seen: Seen) -> Tensor | None:
+    def aux_loss(self, blip: FrozenBlip, seen: TrainingPass) -> Tensor | None:
         """A scalar (mean over the rows) that is added to the mean cross-entropy; None for methods without one.
 
         Called while training only, once a forward pass. With several passes a step, or several processes, the mean is
@@ -130,7 +131,7 @@ class QFormerMethod(Trained):
         """
         return None
 
-    def dropout(self, blip: FrozenBlip, *, on: bool) -> None:
+    def set_dropout(self, blip: FrozenBlip, *, on: bool) -> None:
         """Switches dropout of what is trained, that of PEFT's layers inside the Q-Former included."""
         self.train(on)
         blip.qformer.train(on and self.options.dropout)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def naming_loss(tokens: Tensor, words: Tensor, ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
+def word_grounding_loss(tokens: Tensor, words: Tensor, ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """How surprising each row's words are among those of the whole batch, given its image tokens.
 
     `tokens` (B, K, D) are what the LM reads of the images, `words` (B, S, D) its embeddings of the answers' tokens

@@ -8,7 +8,7 @@ from typing import Any
 
 from perceptune.errors import UserError
 from perceptune.lm.frozen_blip import FrozenBlip
-from perceptune.methods.slots._parts import TakenOver
+from perceptune.methods.slots._parts import UnfrozenParameters
 from perceptune.methods.slots._peft import as_user_error, linear_maps, peft_config
 
 
@@ -22,7 +22,7 @@ def config_of(given: Mapping[str, Any], key: str, blip: FrozenBlip) -> Any:
     return peft_config({"target_modules": QFORMER_ATTENTION, **given}, key, linear_maps(blip.qformer))
 
 
-def wrapped(blip: FrozenBlip, config: Any) -> tuple[TakenOver, Any]:
+def wrapped(blip: FrozenBlip, config: Any) -> tuple[UnfrozenParameters, Any]:
     """Puts a PEFT configuration on the Q-Former: the tensors it trains, for the method to own, and the `PeftModel`.
 
     `target_modules` are names inside the Q-Former, such as `.*attention\\.attention\\.query`. The `PeftModel`, which
@@ -40,7 +40,7 @@ def wrapped(blip: FrozenBlip, config: Any) -> tuple[TakenOver, Any]:
     if any(id(parameter) in before for parameter in trained.values()):
         raise UserError("method: these PEFT settings train weights of the Q-Former itself (`bias`): use `full`")
     _share_products(blip.qformer)
-    return TakenOver("PEFT's part", trained.items()), peft_model
+    return UnfrozenParameters("PEFT's part", trained.items()), peft_model
 
 
 def _share_products(qformer: Any) -> None:

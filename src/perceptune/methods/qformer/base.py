@@ -15,9 +15,9 @@ from perceptune.methods.qformer._leftovers import QueryTransform as QueryTransfo
 from perceptune.methods.qformer._method import ENHANCED as ENHANCED
 from perceptune.methods.qformer._method import QFormerMethod as QFormerMethod
 from perceptune.methods.qformer._method import QFormerOptions as QFormerOptions
-from perceptune.methods.qformer._method import Queried as Queried
-from perceptune.methods.qformer._method import Seen as Seen
-from perceptune.methods.qformer._naming import naming_loss as naming_loss
+from perceptune.methods.qformer._method import QFormerOutput as QFormerOutput
+from perceptune.methods.qformer._method import TrainingPass as TrainingPass
+from perceptune.methods.qformer._naming import word_grounding_loss as word_grounding_loss
 from perceptune.methods.qformer._peft import config_of as config_of
 from perceptune.methods.qformer._peft import wrapped as wrapped
-from perceptune.methods.slots._parts import TakenOver as TakenOver
+from perceptune.methods.slots._parts import UnfrozenParameters as UnfrozenParameters

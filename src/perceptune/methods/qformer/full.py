@@ -13,10 +13,10 @@ from perceptune.methods.qformer.base import (
     FrozenBlip,
     QFormerMethod,
     QFormerOptions,
-    Seen,
     Site,
-    TakenOver,
-    naming_loss,
+    TrainingPass,
+    UnfrozenParameters,
+    word_grounding_loss,
 )
 
 # PETAL's rows: 188.8 M = Q-Former, query tokens and language projection; 11.8 M = the last layer alone.
@@ -36,11 +36,13 @@ class FullOptions(QFormerOptions):
         0.0, ge=0, description="weight of a loss by which image tokens name the answer's words, for a new Q-Former"
     )
     temperature: float = Field(0.07, gt=0, description="of the cosines in `naming`")
-    speaks: bool = Field(True, description="false = `naming` is the whole loss, and the LM is not run while training")
+    uses_lm_loss: bool = Field(
+        True, description="false = `naming` is the whole loss, and the LM is not run while training"
+    )
 
     @model_validator(mode="after")
     def _learns(self) -> FullOptions:
-        if not self.speaks and not self.naming:
+        if not self.uses_lm_loss and not self.naming:
             raise ValueError("`speaks: false` leaves nothing to learn from without `naming`")
         return self
 
@@ -53,7 +55,7 @@ class Full(QFormerMethod):
 
     def __init__(self, options: FullOptions, blip: FrozenBlip) -> None:
         super().__init__(options, blip)
-        self.speaks = options.speaks
+        self.speaks = options.uses_lm_loss
         n = len(blip.layers)
         self._n_layers = n
         for layer in options.layers or ():
@@ -63,9 +65,9 @@ class Full(QFormerMethod):
         self._parts = options.parts
         self.taken = nn.ModuleDict()
 
-    def take_over(self, blip: FrozenBlip) -> None:
+    def unfreeze(self, blip: FrozenBlip) -> None:
         for part in self._parts:
-            self.taken[part] = TakenOver(f"the Q-Former's `{part}`", self._named(part, blip))
+            self.taken[part] = UnfrozenParameters(f"the Q-Former's `{part}`", self._named(part, blip))
 
     def _named(self, part: str, blip: FrozenBlip) -> Iterator[tuple[str, nn.Parameter]]:
         if part == "queries":
@@ -78,12 +80,12 @@ class Full(QFormerMethod):
             for layer in self._layers:
                 yield from blip.layers[layer].named_parameters(prefix=f"encoder.layer.{layer}")
 
-    def aux_loss(self, blip: FrozenBlip, seen: Seen) -> Tensor | None:
+    def aux_loss(self, blip: FrozenBlip, seen: TrainingPass) -> Tensor | None:
         if not self.options.naming:
             return None
-        tokens = blip.language_projection(seen.queried.queries)
+        tokens = blip.language_projection(seen.output.queries)
         words = blip.word_embeddings(seen.target_ids).float()
-        loss = naming_loss(tokens, words, seen.target_ids, seen.target_mask, self.options.temperature)
+        loss = word_grounding_loss(tokens, words, seen.target_ids, seen.target_mask, self.options.temperature)
         return self.options.naming * loss
 
     def sites(self) -> list[Site]:

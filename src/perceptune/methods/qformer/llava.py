@@ -18,9 +18,9 @@ from perceptune.methods.qformer.base import (
     Instruction,
     QFormerMethod,
     QFormerOptions,
-    Queried,
+    QFormerOutput,
     Site,
-    TakenOver,
+    UnfrozenParameters,
 )
 
 
@@ -42,24 +42,24 @@ class LLaVA(QFormerMethod):
         self.projection, self.lm = nn.ModuleDict(), nn.ModuleDict()
         self._n_layers = int(blip.language_model.config.num_hidden_layers)
 
-    def take_over(self, blip: FrozenBlip) -> None:
-        self.projection["taken"] = TakenOver("the projection", blip.language_projection.named_parameters())
-        self.lm["taken"] = TakenOver("the LM", blip.language_model.named_parameters())
+    def unfreeze(self, blip: FrozenBlip) -> None:
+        self.projection["taken"] = UnfrozenParameters("the projection", blip.language_projection.named_parameters())
+        self.lm["taken"] = UnfrozenParameters("the LM", blip.language_model.named_parameters())
         blip.n_queries = blip.n_patches  # image tokens that the LM sees
 
     @property
     def trains_lm(self) -> bool:
         return True
 
-    def unfrozen_side(self) -> Mapping[str, tuple[nn.Module, float]]:
+    def unfrozen_group(self) -> Mapping[str, tuple[nn.Module, float]]:
         return {"lm": (self.lm, self._rate)}
 
-    def queries(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> Queried:
+    def queries(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> QFormerOutput:
         """One for each patch; the question is the LM's to read."""
         patches = image[:, -blip.n_patches :]
         if patches.shape[1] != blip.n_patches:
             raise UserError(f"{image.shape[1]} tokens of the ViT are fewer than its {blip.n_patches} patches")
-        return Queried(nn.functional.gelu(self.projector(patches)))
+        return QFormerOutput(nn.functional.gelu(self.projector(patches)))
 
     def sites(self) -> list[Site]:
         return [

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perceptune.errors import UserError
-from perceptune.methods.qformer.base import FrozenBlip, Instruction, QFormerMethod, QFormerOptions, Queried, Site
+from perceptune.methods.qformer.base import FrozenBlip, Instruction, QFormerMethod, QFormerOptions, QFormerOutput, Site
 
 DEPTH = 5
 STD = 0.02  # of the prompts at the start, as in MaPLe
@@ -70,7 +70,7 @@ class MaPLe(QFormerMethod):
             parts += [states[:, start + self.tokens : -self.tokens], text.expand(rows, -1, -1)]
         return (torch.cat(parts, dim=1), *others)
 
-    def queries(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> Queried:
+    def queries(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> QFormerOutput:
         rows, length = len(image), 0
         # What stands in the prompts' places is never read.
         asked = torch.cat([blip.query_tokens, blip.query_tokens[:, :1].expand(1, self.tokens, -1)], dim=1)
@@ -88,7 +88,7 @@ class MaPLe(QFormerMethod):
             )
         states = blip.run_qformer(asked, instruction, image)
         text = states[:, blip.n_queries + self.tokens :][:, :length] if length else None
-        return Queried(states[:, : blip.n_queries], text)
+        return QFormerOutput(states[:, : blip.n_queries], text)
 
     def sites(self) -> list[Site]:
         what = f"{self.tokens} prompts among the queries, coupled to as many in the text"

@@ -25,11 +25,11 @@ from perceptune.methods.qformer.base import (
     Instruction,
     QFormerMethod,
     QFormerOptions,
-    Queried,
+    QFormerOutput,
     QueryTransform,
     ReleasedExperts,
-    Seen,
     Site,
+    TrainingPass,
     wrapped,
 )
 
@@ -113,7 +113,7 @@ class Petal(QFormerMethod):
         if self.options.query_transform is not None:
             self.query_transform.attach(blip)
 
-    def auxiliary(self) -> tuple[nn.Module, float] | None:
+    def auxiliary_group(self) -> tuple[nn.Module, float] | None:
         return None if self.options.sib is None else (self.__dict__["sib"], self.options.sib.lr)
 
     def instructions(self, text: str) -> Sequence[str]:
@@ -123,14 +123,14 @@ class Petal(QFormerMethod):
             return [_joined(one, text) for one in self.options.instructions]
         return (_joined(*self.options.instructions, text),)
 
-    def queries(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> Queried:
+    def queries(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> QFormerOutput:
         self._gates = []
         passes = [self._pass(blip, image, [one] if one else []) for one in self._read(blip, instructions)]
         if len(passes) == 1:
             return passes[0]
-        return Queried(torch.stack([one.queries for one in passes]).mean(0))
+        return QFormerOutput(torch.stack([one.queries for one in passes]).mean(0))
 
-    def aux_loss(self, blip: FrozenBlip, seen: Seen) -> Tensor | None:
+    def aux_loss(self, blip: FrozenBlip, seen: TrainingPass) -> Tensor | None:
         terms = []
         if self.options.sib is not None:
             terms.append(self.__dict__["sib"](blip, seen))
@@ -163,7 +163,7 @@ class Petal(QFormerMethod):
             self.__dict__["sib"]._apply(fn, recurse)
         return self
 
-    def _pass(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> Queried:
+    def _pass(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> QFormerOutput:
         self._mask = instructions[0].mask if instructions else None
         return super().queries(blip, image, instructions)
 

@@ -15,7 +15,7 @@ from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.methods.slots._method import EncoderShape, Method, Site
 from perceptune.methods.slots._options import InjectionOptions
-from perceptune.methods.slots._parts import Connector, SoftPrompt, TakenOver
+from perceptune.methods.slots._parts import Connector, SoftPrompt, UnfrozenParameters
 from perceptune.methods.slots._places import AdapterSites
 from perceptune.types import Features, Slots
 
@@ -62,12 +62,12 @@ class Injection(Method):
         if self.adapters is not None:
             self.adapters.attach()
 
-    def take_over(self, lm: FrozenLM, encoders: Mapping[str, nn.Module]) -> None:
+    def unfreeze(self, lm: FrozenLM, encoders: Mapping[str, nn.Module]) -> None:
         if self.trains_lm:
-            self.unfrozen["lm"] = TakenOver("the LM", lm.model.named_parameters())
+            self.unfrozen["lm"] = UnfrozenParameters("the LM", lm.model.named_parameters())
         if "encoder" in self.options.unfreeze:
             for modality, encoder in encoders.items():
-                self.unfrozen[modality] = TakenOver(f"the {modality} encoder", encoder.named_parameters())
+                self.unfrozen[modality] = UnfrozenParameters(f"the {modality} encoder", encoder.named_parameters())
 
     @property
     def trains_lm(self) -> bool:
@@ -115,7 +115,7 @@ class Injection(Method):
         """Which level, counted from 0 in the order of `levels`, enters an injected LM layer."""
         return self.injected[layer]
 
-    def plan(self, features: Mapping[str, Features], batch: int) -> list[Slots]:
+    def build_slots(self, features: Mapping[str, Features], batch: int) -> list[Slots]:
         slots = [self._slot(modality, given) for modality, given in features.items() if bool(given.present.any())]
         prompt = [] if self.prompt is None else [self._prompt_slots(self.prompt(), batch)]
         return prompt + slots if self.options.order == "prompt-slots" else slots + prompt
@@ -137,10 +137,10 @@ class Injection(Method):
             entry = self.range.start
         return Slots("prompt", entry, {entry: prompt[None]}, present)
 
-    def text_side(self) -> Sequence[nn.Module | nn.Parameter]:
+    def prompt_group(self) -> Sequence[nn.Module | nn.Parameter]:
         return [part for part in (self.prompt, self.adapters) if part is not None]
 
-    def unfrozen_side(self) -> Mapping[str, tuple[nn.Module, float]]:
+    def unfrozen_group(self) -> Mapping[str, tuple[nn.Module, float]]:
         rates = self.options.unfreeze
         return {
             f"unfrozen {name}": (part, rates["lm" if name == "lm" else "encoder"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.methods.base import Site as Site
-from perceptune.methods.base import Trained
+from perceptune.methods.base import TrainableMethod
 from perceptune.types import Features, Slots
 
 
@@ -23,7 +23,7 @@ class EncoderShape:
     dim: int
 
 
-class Method(Trained):
+class Method(TrainableMethod):
     """Base of all methods of the spliced backbone. A leaf file holds one subclass and the `VARIANTS` its names mean."""
 
     @property
@@ -40,7 +40,7 @@ class Method(Trained):
         return "cls"
 
     @abstractmethod
-    def plan(self, features: Mapping[str, Features], batch: int) -> list[Slots]:
+    def build_slots(self, features: Mapping[str, Features], batch: int) -> list[Slots]:
         """What goes into which columns at which layer, for `batch` rows."""
 
     def fit_connections(self, modality: str, features: Tensor, wanted: Mapping[int, Tensor]) -> None:
@@ -57,7 +57,7 @@ class Method(Trained):
     def attach(self, lm: FrozenLM) -> None:
         """Hook deltas `y + delta(x)` onto named modules of the LM. Called once, after the method is built."""
 
-    def take_over(self, lm: FrozenLM, encoders: Mapping[str, nn.Module]) -> None:
+    def unfreeze(self, lm: FrozenLM, encoders: Mapping[str, nn.Module]) -> None:
         """Makes weights of the LM and the encoders, as far as they are to be trained, the method's own.
 
         Called once, before `attach`. Raises `UserError` for weights that cannot be trained as they are.

@@ -88,7 +88,7 @@ class Adapter(nn.Module):
         return delta if self.scale is None else delta * self.scale
 
 
-class TakenOver(nn.Module):
+class UnfrozenParameters(nn.Module):
     """Parameters of a base model under their own names, with `/` for `.`: the same objects, so training moves them.
 
     Weights that a model uses twice appear once. Raises `UserError` for weights that are not float32.

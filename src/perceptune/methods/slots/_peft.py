@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from perceptune.errors import UserError, naming, nearest
+from perceptune.errors import UserError, error_prefix, nearest
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.methods.slots._injection import Injection
 from perceptune.methods.slots._method import EncoderShape, Site
@@ -37,7 +37,7 @@ class PeftLayers(nn.ModuleDict):
         super().__init__()
         config, before = peft_config(given, key, linear), _places_of(model)
         self.kind = str(config.peft_type.value)
-        with naming(key):
+        with error_prefix(key):
             shared = _inject(config, model)
         from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -104,8 +104,8 @@ class PeftInjection(Injection):
     def first_layer(self) -> int:
         return min(super().first_layer, *(layer for layer, _ in self._places))
 
-    def text_side(self) -> Sequence[nn.Module | nn.Parameter]:
-        return [*super().text_side(), self.peft]
+    def prompt_group(self) -> Sequence[nn.Module | nn.Parameter]:
+        return [*super().prompt_group(), self.peft]
 
     def sites(self) -> list[Site]:
         return super().sites() + [Site(layer, name, f"{self.peft.kind} of PEFT") for layer, name in self._places]
@@ -169,7 +169,7 @@ def peft_config(given: Mapping[str, Any], key: str, linear: Mapping[str, type[nn
     if "fan_in_fan_out" in known and any(issubclass(made, Conv1D) for made in linear.values()):
         keys.setdefault("fan_in_fan_out", True)
     try:
-        with naming(key):
+        with error_prefix(key):
             return classes[kind](**keys)
     except (ValueError, TypeError) as error:
         raise UserError(f"{key}: {' '.join(str(error).split())}") from error

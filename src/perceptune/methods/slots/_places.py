@@ -24,7 +24,7 @@ class AdapterSites(nn.ModuleDict):
             for kind in kinds:
                 key = f"{layer}_{kind}"
                 name, end = lm.site(layer, kind)
-                begin = lm.entrance(layer, kind) if parallel else end
+                begin = lm.module_input(layer, kind) if parallel else end
                 self[key] = Adapter(lm.hidden_size, factor, scaled=scaled)
                 self._places.append((layer, name, key))
                 self._modules_of[key] = (begin, end)

@@ -42,14 +42,14 @@ class DMA(PeftInjection):
         self._encoder_dma = options.encoder_dma
         self.encoder_peft = nn.ModuleDict()
 
-    def take_over(self, lm: FrozenLM, encoders: Mapping[str, nn.Module]) -> None:
+    def unfreeze(self, lm: FrozenLM, encoders: Mapping[str, nn.Module]) -> None:
         if self._encoder_dma is not None:
             given = {**TYPE, "target_modules": "all-linear", **self._encoder_dma}
             for modality, encoder in encoders.items():
                 layers = PeftLayers(encoder, given, "method.encoder_dma", linear_maps(encoder))
                 layers.attach()
                 self.encoder_peft[modality] = layers
-        super().take_over(lm, encoders)
+        super().unfreeze(lm, encoders)
 
     @property
     def trains_encoders(self) -> bool:

@@ -18,7 +18,7 @@ from perceptune.lm.frozen_blip import FrozenBlip
 from perceptune.lm.quantization import keep_differentiable, quantization
 from perceptune.methods.freeze import freeze
 from perceptune.methods.qformer.base import QFormerMethod
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.instructblip.text_format import BlipText, Instructions
 from perceptune.models.pretrained import load_tokenizer, loading, read_config, require_complete, resolve
 
@@ -27,15 +27,15 @@ NOT_QUANTIZED = ("vision_model", "qformer", "language_projection", "lm_head")  #
 QFORMER_TOKENIZER = "qformer_tokenizer"  # as transformers' processor names its folder
 
 
-def build_blip(
+def build_instructblip(
     recipe: Recipe, kind: type[QFormerMethod], options: Any, *, dtype: str = "float32", meta: bool = False
-) -> BlipModel:
+) -> InstructBlipModel:
     """The model of a recipe, untrained; see `build`. `kind` and `options` are its method's.
 
     `dtype` is that of the LM; the ViT's is in the recipe, the Q-Former's float32. Raises `UserError` for a checkpoint
     of another kind, incomplete weights or a missing tokenizer.
     """
-    model, where = load_blip(recipe, dtype=dtype, meta=meta)
+    model, where = load_instructblip(recipe, dtype=dtype, meta=meta)
     vision = _taken_out(recipe, model, where)
     blip = FrozenBlip(model, vision.n_tokens - 1)  # without [CLS]
     if not meta:
@@ -44,13 +44,13 @@ def build_blip(
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)  # the method's first weights depend on the seed alone
         method = kind(options, blip)
-    method.take_over(blip)
+    method.unfreeze(blip)
     freeze(method, recipe.train.freeze)
     text = None if meta else load_blip_text(recipe, blip, method.instructions)
-    return BlipModel(recipe, blip, vision, method, text)
+    return InstructBlipModel(recipe, blip, vision, method, text)
 
 
-def load_blip(recipe: Recipe, *, dtype: str, meta: bool) -> tuple[nn.Module, str]:
+def load_instructblip(recipe: Recipe, *, dtype: str, meta: bool) -> tuple[nn.Module, str]:
     """The model in transformers' class, and where it lies."""
     import transformers
 
@@ -85,7 +85,7 @@ def load_blip(recipe: Recipe, *, dtype: str, meta: bool) -> tuple[nn.Module, str
 
 def load_blip_vision(recipe: Recipe) -> Encoder:
     """The ViT alone."""
-    model, where = load_blip(recipe, dtype="float32", meta=False)
+    model, where = load_instructblip(recipe, dtype="float32", meta=False)
     return _taken_out(recipe, model, where)
 
 

@@ -21,7 +21,7 @@ from perceptune.encoders.base import load_encoder
 from perceptune.errors import UserError
 from perceptune.models.build import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.models.instructblip.build import QFORMER_TOKENIZER
-from perceptune.models.instructblip.model import BlipModel
+from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.pretrained import appearing_folder, load_tokenizer, loading, require_new_folder, resolve
 from perceptune.models.run_folder import load
 
@@ -71,7 +71,7 @@ def export_instructblip(run: str | Path, folder: str | Path, *, trust: bool = Fa
     folder = Path(folder)
     require_new_folder(folder)
     model = load(run, dtype="float32", device="cpu", trust=trust)
-    if not isinstance(model, BlipModel):
+    if not isinstance(model, InstructBlipModel):
         raise UserError(f"`{run}` has `backbone: {model.recipe.backbone}`, which is no single model of transformers")
     inside = {id(parameter) for parameter in model.blip.parameters()}
     name = model.recipe.method.name

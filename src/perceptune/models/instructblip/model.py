@@ -13,9 +13,9 @@ from perceptune.encoders.base import Encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError
 from perceptune.lm.frozen_blip import FrozenBlip
-from perceptune.lm.generation.generate import Watch
-from perceptune.lm.kernels.optimize import lighten_parts
-from perceptune.methods.qformer.base import QFormerMethod, Queried
+from perceptune.lm.generation.generate import StreamCallback
+from perceptune.lm.kernels.optimize import optimize_modules
+from perceptune.methods.qformer.base import QFormerMethod, QFormerOutput
 from perceptune.models.base import AdaptedModel
 from perceptune.models.batch import Batch, FrozenPart
 from perceptune.models.instructblip.text_format import BlipText, BlipTokens
@@ -24,7 +24,7 @@ from perceptune.types import Decoding, Features, Sample
 from perceptune.utils.devices import move
 
 
-class BlipModel(AdaptedModel):
+class InstructBlipModel(AdaptedModel):
     """A ViT whose features are kept, a Q-Former and an LM, and a method that trains inside the Q-Former."""
 
     method: QFormerMethod
@@ -68,26 +68,26 @@ class BlipModel(AdaptedModel):
             "encoders.image": FrozenPart(type(self.encoders["image"].tower).__name__, self.encoders["image"]),
         }
 
-    def get_ready(self, *, training: bool = False, sharded: bool = False) -> None:
+    def setup(self, *, training: bool = False, sharded: bool = False) -> None:
         config = self.recipe.train
         if training:
             for key in ("gradient_checkpointing", "compile"):
                 if getattr(config, key):
                     raise UserError(f"train.{key}: not for `backbone: {self.recipe.backbone}`")
-        lighten_parts(self.blip.language_model.modules(), config.packed_memory_mb)
+        optimize_modules(self.blip.language_model.modules(), config.packed_memory_mb)
 
-    def dropout(self, *, on: bool) -> None:
-        self.method.dropout(self.blip, on=on)
+    def set_dropout(self, *, on: bool) -> None:
+        self.method.set_dropout(self.blip, on=on)
         self.blip.language_model.train(on and self.recipe.train.frozen_dropout == "official")
 
-    def depth(self) -> dict[str, int]:
+    def layer_info(self) -> dict[str, int]:
         return {"first_layer": 0, "lm_layers": int(self.blip.language_model.config.num_hidden_layers)}
 
     def tokens(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Tokens:
         self._require_images(samples)
         if targets is None:
             targets = [first_target(sample) for sample in samples]
-        return cast(BlipText, self.text).taught(samples, targets)
+        return cast(BlipText, self.text).encode_training(samples, targets)
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Summed over the supervised tokens, and their number; with the method's own loss if it has one."""
@@ -95,24 +95,24 @@ class BlipModel(AdaptedModel):
         instructions = [one.to(self.device) for one in tokens.instructions]
         return self.method.loss(self.blip, image, instructions, tokens.for_lm(self.device), pad=self.text.pad)
 
-    def queried(self, samples: Sequence[Sample]) -> Queried:
+    def query(self, samples: Sequence[Sample]) -> QFormerOutput:
         """What the Q-Former says about samples, by the recipe's template: for looking into it."""
-        return self._asked(samples)[0]
+        return self._query(samples)[0]
 
-    def said(
+    def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        watch: Watch | None = None,
+        watch: StreamCallback | None = None,
     ) -> list[list[int]]:  # fmt: skip
-        queried, tokens = self._asked(samples)
+        queried, tokens = self._query(samples)
         return self.blip.generate(
             queried.queries, tokens.for_lm(self.device), decoding, eos=self.text.eos, pad=self.text.pad, watch=watch,
             seeds=self.seeds_of(samples, decoding, seeds),
         )  # fmt: skip
 
-    def _asked(self, samples: Sequence[Sample]) -> tuple[Queried, BlipTokens]:
+    def _query(self, samples: Sequence[Sample]) -> tuple[QFormerOutput, BlipTokens]:
         """What the Q-Former says about samples, and what it and the LM read."""
         self._require_images(samples)
-        tokens = cast(BlipText, self.text).asked(samples)
+        tokens = cast(BlipText, self.text).encode_prompts(samples)
         instructions = [one.to(self.device) for one in tokens.instructions]
         return self.method.queries(self.blip, self._image(self.encode(samples)["image"]), instructions), tokens
 

@@ -82,11 +82,11 @@ class BlipText(TextFormat):
         """Raises what `training_ids` does."""
         self.training_ids(sample, target)
 
-    def asked(self, samples: Sequence[Sample]) -> BlipTokens:
+    def encode_prompts(self, samples: Sequence[Sample]) -> BlipTokens:
         """What is read before an answer is generated."""
         return self._tokens(samples, [self.prompt_ids(sample) for sample in samples], [0] * len(samples), None)
 
-    def taught(self, samples: Sequence[Sample], targets: Sequence[str]) -> BlipTokens:
+    def encode_training(self, samples: Sequence[Sample], targets: Sequence[str]) -> BlipTokens:
         """The same with the answers."""
         pairs = [self.training_ids(sample, target) for sample, target in zip(samples, targets, strict=True)]
         if not self.encoder_decoder:

@@ -13,7 +13,7 @@ from torch import Tensor
 from perceptune.errors import UserError, nearest
 from perceptune.methods.slots.epalm import EPALM
 from perceptune.models.batch import Batch
-from perceptune.models.slot_model import SplicedModel
+from perceptune.models.slot_model import SlotModel
 from perceptune.models.text_format import Tokens
 from perceptune.tools.bench.baselines import PromptTuning, text_only
 from perceptune.tools.bench.literal import LiteralEPALM
@@ -121,7 +121,7 @@ class Comparison:
         return self._training_ours(name, model, lambda: mean_loss(model, tokens, features))
 
     def _training_ours(
-        self, name: str, model: SplicedModel, loss: Callable[[], Tensor], prepare: Callable[[], Any] = nothing
+        self, name: str, model: SlotModel, loss: Callable[[], Tensor], prepare: Callable[[], Any] = nothing
     ) -> Contender:
         return self._training(name, loss, list(model.method.parameters()), prepare)
 
@@ -142,15 +142,15 @@ class Comparison:
         return self._training_ours(name, model, lambda: mean_loss(model, texts[0], features), fresh)
 
     def _plain(self, method: str, name: str) -> Contender:
-        """`SplicedModel.plain`: every layer on every text, the encoder at every step."""
+        """`SlotModel.use_reference_path`: every layer on every text, the encoder at every step."""
         model, tokens = self.models.ours(method, torch.float32), self.models.tokens
 
         def loss() -> Tensor:
-            model.plain = True
+            model.use_reference_path = True
             try:
                 return mean_loss(model, tokens, self.models.encode(torch.float32))
             finally:
-                model.plain = False
+                model.use_reference_path = False
 
         return self._training_ours(name, model, loss)
 
@@ -191,7 +191,7 @@ class Comparison:
     def answer(self, dtype: torch.dtype, new_tokens: int, beams: int) -> list[list[int]]:
         """Ours; the end token lies outside the vocabulary, so that every row gets all its tokens."""
         model, tokens = self.models.ours("epalm", dtype), self.models.tokens
-        slots = model.method.plan({"image": self.models.features}, self.batch)
+        slots = model.method.build_slots({"image": self.models.features}, self.batch)
         decoding = Decoding(max_new_tokens=new_tokens, beams=beams)
         rows = model.lm.generate(
             tokens.input_ids, tokens.attention_mask, slots, decoding, eos=self.models.vocabulary, pad=0
@@ -252,7 +252,7 @@ def compare(
     return {"ratios": ratios, "rows": rows}
 
 
-def mean_loss(model: SplicedModel, tokens: Tokens, features: Features) -> Tensor:
+def mean_loss(model: SlotModel, tokens: Tokens, features: Features) -> Tensor:
     """Mean cross-entropy of our training step; public, for the other measurements."""
     loss, n_tokens = model.loss(Batch(tokens, {"image": features}))
     return loss / n_tokens

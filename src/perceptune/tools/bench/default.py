@@ -15,7 +15,7 @@ from perceptune.data.subset import subset
 from perceptune.methods.slots.base import Method
 from perceptune.models.batch import Batch
 from perceptune.models.build import build_to_train, settle
-from perceptune.models.slot_model import SplicedModel
+from perceptune.models.slot_model import SlotModel
 from perceptune.tools.bench.measure import Contender, measure, training_step
 from perceptune.types import Features, Sample
 
@@ -49,7 +49,7 @@ def compare_paths(recipe: Recipe | str = "demo", *, rounds: int, only_plain: boo
     """`ratios` (`fast_vs_plain`, in samples/s) and `rows`.
 
     Fast: encoder features cached and lower-layer states in memory, as in every epoch but the first. Plain: media opened
-    and encoded at each step, all LM layers on every text, all columns (`SplicedModel.plain`).
+    and encoded at each step, all LM layers on every text, all columns (`SlotModel.use_reference_path`).
     """
     model, groups = _model(load_recipe(recipe))
     contenders = [_plain(model, groups)]
@@ -61,13 +61,13 @@ def compare_paths(recipe: Recipe | str = "demo", *, rounds: int, only_plain: boo
     return {"ratios": ratios, "rows": rows}
 
 
-def _model(recipe: Recipe) -> tuple[SplicedModel, list[list[Sample]]]:
+def _model(recipe: Recipe) -> tuple[SlotModel, list[list[Sample]]]:
     """As a training has it, with its batches."""
     model = build_to_train(recipe)
-    assert isinstance(model, SplicedModel)
+    assert isinstance(model, SlotModel)
     samples = _training_samples(recipe)
     size = recipe.train.batch_size
-    model.prepare(samples)
+    model.precompute(samples)
     model.fit_statistics(samples)
     return model, [samples[start : start + size] for start in range(0, len(samples), size)]
 
@@ -78,13 +78,13 @@ def _training_samples(recipe: Recipe) -> list[Sample]:
     return [rows[i] for i in subset(len(rows), BATCHES * recipe.train.batch_size, recipe.seed)]
 
 
-def _fast(model: SplicedModel, groups: Sequence[Sequence[Sample]], name: str = FAST) -> Contender:
+def _fast(model: SlotModel, groups: Sequence[Sequence[Sample]], name: str = FAST) -> Contender:
     turn = cycle(groups)
     step = training_step(lambda: _mean(model, model.collate(next(turn)), plain=False), _trained(model.method))
     return Contender(name, "train", _steps(step), samples=len(groups[0]), times=BATCHES)
 
 
-def _plain(model: SplicedModel, groups: Sequence[Sequence[Sample]]) -> Contender:
+def _plain(model: SlotModel, groups: Sequence[Sequence[Sample]]) -> Contender:
     turn = cycle(groups)
 
     def loss() -> Tensor:
@@ -96,7 +96,7 @@ def _plain(model: SplicedModel, groups: Sequence[Sequence[Sample]]) -> Contender
 
 
 @torch.no_grad()
-def encode_anew(model: SplicedModel, samples: Sequence[Sample]) -> dict[str, Features]:
+def encode_anew(model: SlotModel, samples: Sequence[Sample]) -> dict[str, Features]:
     """Features without any cache: every medium is opened and encoded, in one batch. All samples have all media."""
     encoded = {}
     encoders: Mapping[str, Any] = dict(model.encoders.items())
@@ -117,8 +117,8 @@ def _steps(step: Callable[[], float]) -> Callable[[], None]:
     return run
 
 
-def _mean(model: SplicedModel, batch: Batch, *, plain: bool) -> Tensor:
-    model.plain = plain
+def _mean(model: SlotModel, batch: Batch, *, plain: bool) -> Tensor:
+    model.use_reference_path = plain
     loss, tokens = model.loss(batch)
     return loss / tokens
 

@@ -72,11 +72,11 @@ class _Row:
             found = leaf("qformer_methods", name)
             options = validate(found.module.METHOD.Options, found.defaults, f"method `{name}`")
             self.method: QFormerMethod = found.module.METHOD(options, self.blip)
-            self.method.take_over(self.blip)
+            self.method.unfreeze(self.blip)
             self.method.attach(self.blip)
             self._inputs()
-        self.method.dropout(self.blip, on=True)
-        beside = self.method.auxiliary()
+        self.method.set_dropout(self.blip, on=True)
+        beside = self.method.auxiliary_group()
         trained = [*self.method.parameters(), *(beside[0].parameters() if beside else ())]
         self.step = training_step(self._loss, trained)
 

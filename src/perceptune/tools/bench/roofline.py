@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from perceptune.methods.slots.epalm import EPALM
-from perceptune.models.slot_model import SplicedModel
+from perceptune.models.slot_model import SlotModel
 from perceptune.tools.bench.measure import Contender
 
 WEIGHTS = 4  # different weights that a measurement goes round, as a model's layers do
@@ -69,7 +69,7 @@ class Work:
         return self.batch * self.supervised
 
 
-def work_of(model: SplicedModel, batch: int, text: int, supervised: int) -> Work:
+def work_of(model: SlotModel, batch: int, text: int, supervised: int) -> Work:
     """The sizes of a model made by `shapes`: OPT, eP-ALM injected up to the last layer, prompt at the input or none."""
     method, config = model.method, model.lm.config
     assert isinstance(method, EPALM)

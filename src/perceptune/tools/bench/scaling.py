@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceptune.models.slot_model import SplicedModel
+from perceptune.models.slot_model import SlotModel
 from perceptune.tools.bench.compare import METHODS, Comparison, mean_loss
 from perceptune.tools.bench.measure import Contender, measure, peak_memory_mb, training_step
 from perceptune.tools.bench.shapes import Models, Setting
@@ -50,7 +50,7 @@ def data_size_row(shapes: str, setting: Setting, size: int, rounds: int) -> dict
     return {**row, "cached_samples": size, "peak_memory_mb": peak_memory_mb()}
 
 
-def _reading(name: str, models: Models, model: SplicedModel, cached: Cached) -> Contender:
+def _reading(name: str, models: Models, model: SlotModel, cached: Cached) -> Contender:
     generator = torch.Generator().manual_seed(7)
     batch = models.setting.batch
 

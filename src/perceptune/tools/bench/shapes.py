@@ -18,12 +18,12 @@ from perceptune.data.media.source import image_transform
 from perceptune.encoders.base import PREPROCESSOR_DEFAULTS, Encoder
 from perceptune.errors import UserError, nearest
 from perceptune.lm.frozen_lm import FrozenLM
-from perceptune.lm.kernels.optimize import lighten
+from perceptune.lm.kernels.optimize import optimize_frozen
 from perceptune.lm.padding import last_columns
 from perceptune.methods.slots.base import Method
 from perceptune.models.build import build_method
 from perceptune.models.pretrained import CONFIGS
-from perceptune.models.slot_model import SplicedModel
+from perceptune.models.slot_model import SlotModel
 from perceptune.models.text_format import Tokens
 from perceptune.types import Features
 
@@ -128,7 +128,7 @@ class Models:
         self.vocabulary = int(self.lm_entries["vocab_size"])
         self._lms: dict[torch.dtype, FrozenLM] = {}
         self._encoders: dict[torch.dtype, Encoder] = {}
-        self._ours: dict[tuple[str, torch.dtype], SplicedModel] = {}
+        self._ours: dict[tuple[str, torch.dtype], SlotModel] = {}
 
     @cached_property
     def raw_lm(self) -> Any:
@@ -146,17 +146,17 @@ class Models:
             self._encoders[dtype] = random_encoder(self.encoder_entries).to(dtype)
         return self._encoders[dtype]
 
-    def ours(self, method: str, dtype: torch.dtype) -> SplicedModel:
+    def ours(self, method: str, dtype: torch.dtype) -> SlotModel:
         """Frozen LM in `dtype` (one for all methods), encoder in float32, a fresh method."""
         if (method, dtype) not in self._ours:
             if dtype not in self._lms:
                 self._lms[dtype] = FrozenLM(random_lm(self.lm_entries, depth=self.depth).to(dtype))
                 self._lms[dtype].check()  # as a training does, both
-                lighten(self._lms[dtype], self._lms[dtype].n_layers // 2, TrainConfig().packed_memory_mb)
+                optimize_frozen(self._lms[dtype], self._lms[dtype].n_layers // 2, TrainConfig().packed_memory_mb)
             encoders = {"image": self.encoder(torch.float32)}
             recipe = self._recipe(method)
             made = _method(recipe, self._lms[dtype], encoders)
-            self._ours[method, dtype] = SplicedModel(recipe, self._lms[dtype], encoders, made, None)
+            self._ours[method, dtype] = SlotModel(recipe, self._lms[dtype], encoders, made, None)
         return self._ours[method, dtype]
 
     def method(self, name: str) -> Method:

@@ -14,7 +14,7 @@ from perceptune.config.recipe import Recipe, load_recipe, validate
 from perceptune.data.build_task import make_task
 from perceptune.data.holdout_split import HELD_OUT, selecting_splits
 from perceptune.errors import UserError
-from perceptune.evaluation.runner import pick_samples, require_judgeable
+from perceptune.evaluation.runner import check_has_references, select_subset
 from perceptune.models.build import method_leaf, method_options
 from perceptune.tools.summary import describe
 
@@ -197,7 +197,7 @@ def _splits(recipe: Recipe, *, selects: bool) -> tuple[str, str | None, str]:
         during = recipe.eval.during_split or next(iter(selecting_splits(task.splits)), None)
         if during == test_on:
             raise UserError(f"`eval.every` would choose on `{test_on}`, the split to test on: set `eval.during_split`")
-    require_judgeable(task, pick_samples(task, test_on, recipe.eval.samples))
+    check_has_references(task, select_subset(task, test_on, recipe.eval.samples))
     return test_on, left[0] if selects else None, task.metric
 
 

@@ -9,7 +9,7 @@ from perceptune.data.build_task import make_task
 from perceptune.data.lazy_rows import select
 from perceptune.data.subset import subset
 from perceptune.evaluation.results import interval
-from perceptune.evaluation.runner import Judged, pick_samples
+from perceptune.evaluation.runner import EvalOutput, select_subset
 from perceptune.tools.compare.plan import Plan
 
 MOST = 100_000  # training samples that are read: a usual answer is known long before
@@ -36,8 +36,8 @@ def prior_of(plan: Plan) -> dict[str, Any] | None:
         return None
     usual = {prompt: counted.most_common(1)[0][0] for prompt, counted in answers.items()}
     [(otherwise, _)] = overall.most_common(1)
-    tested = pick_samples(task, plan.test_on, recipe.eval.samples)
-    judged = Judged(task.score([usual.get(sample.prompt, otherwise) for sample in tested], tested), [])
+    tested = select_subset(task, plan.test_on, recipe.eval.samples)
+    judged = EvalOutput(task.score([usual.get(sample.prompt, otherwise) for sample in tested], tested), [])
     if plan.metric not in judged.summary:
         return None
     return {"value": judged.summary[plan.metric], "interval": interval(plan.metric, tested, judged)}

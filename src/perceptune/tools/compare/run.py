@@ -20,14 +20,14 @@ from perceptune.data.subset import sample_count
 from perceptune.errors import UserError
 from perceptune.evaluation.evaluate import evaluate
 from perceptune.evaluation.results import PREDICTIONS, RESULTS
-from perceptune.evaluation.runner import pick_samples
+from perceptune.evaluation.runner import select_subset
 from perceptune.models.build import build_to_train
 from perceptune.models.run_folder import METHOD, RECIPE, read_recipe
 from perceptune.tools.compare.plan import Entry, Plan, Setting, folder_name, setting_name
 from perceptune.tools.compare.prior import prior_of
 from perceptune.tools.compare.report import Outcome, summarise
 from perceptune.training.checkpoints import require_same_recipe
-from perceptune.training.sampler import order_of, total_steps
+from perceptune.training.sampler import make_batch_sampler, total_steps
 from perceptune.training.trainer import train
 from perceptune.utils.launch_environment import read_launch
 from perceptune.utils.run_log import read_log
@@ -36,7 +36,7 @@ TIMES = "times.json"  # beside a run: what the comparison spent on it, loading i
 PROBED = 4  # steps by which a duration is estimated
 TEXT_TOKENS = 16  # assumed of a text where batches are cut by tokens
 METRIC_ALONE: dict[str, Any] = {"control": False, "no_media": False, "overrides": ("eval.others={}",)}  # of `evaluate`
-Say = Callable[[str], None]
+PrintFn = Callable[[str], None]
 
 
 class _Run(NamedTuple):
@@ -46,7 +46,7 @@ class _Run(NamedTuple):
     folder: Path
 
 
-def run_plan(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
+def run_plan(plan: Plan, out: Path, say: PrintFn) -> dict[str, Any]:
     """Trains, selects, tests and returns the table (`report.summarise`), which is also written into `out`.
 
     Runs go on where an earlier call stopped. Each has a fresh model: a method may hook the LM anywhere.
@@ -60,13 +60,13 @@ def run_plan(plan: Plan, out: Path, say: Say) -> dict[str, Any]:
         runs = {seed: _run(out, entry, setting, seed) for seed in plan.seeds}
         for seed, run in runs.items():
             _trained(run)
-            result = _judged(run, plan.test_on, run.recipe.eval.samples, run.folder)
+            result = _evaluated(run, plan.test_on, run.recipe.eval.samples, run.folder)
             say(f"  seed {seed}: {plan.metric} {result[plan.metric]:.4f} on `{plan.test_on}`")
         outcomes.append(Outcome(entry, setting, validation, {seed: _tested(run) for seed, run in runs.items()}))
     return summarise(plan, outcomes, prior_of(plan), out)
 
 
-def _select(plan: Plan, entry: Entry, out: Path, say: Say) -> tuple[Setting, dict[str, float]]:
+def _select(plan: Plan, entry: Entry, out: Path, say: PrintFn) -> tuple[Setting, dict[str, float]]:
     """The best setting by the validation data, with the first seed; of equals the first."""
     if plan.select_on is None:
         return entry.settings[0], {}
@@ -75,7 +75,7 @@ def _select(plan: Plan, entry: Entry, out: Path, say: Say) -> tuple[Setting, dic
         run = _run(out, entry, setting, plan.seeds[0])
         _trained(run)
         into = run.folder / f"selection-{plan.select_samples or 'all'}"
-        result = _judged(run, plan.select_on, plan.select_samples, into)
+        result = _evaluated(run, plan.select_on, plan.select_samples, into)
         found[setting_name(setting)] = result[plan.metric]
         say(f"  {setting_name(setting)}: {plan.metric} {result[plan.metric]:.4f} on `{plan.select_on}`")
     best = max(range(len(found)), key=lambda i: [*found.values()][i])
@@ -106,7 +106,7 @@ def _trained(run: _Run) -> None:
     gc.collect()  # the model is a knot of hooks: its memory is wanted before the next one is loaded
 
 
-def _judged(run: _Run, split: str, samples: int | None, into: Path) -> dict[str, Any]:
+def _evaluated(run: _Run, split: str, samples: int | None, into: Path) -> dict[str, Any]:
     if not (into / RESULTS).is_file():
         start = time.monotonic()
         # What is asked beside the metric is the test's: a control of the validation data selects nothing.
@@ -190,10 +190,12 @@ def _estimated(recipe: Recipe, plan: Plan, probe: dict[str, float]) -> float:
     task = make_task(recipe)
     n = len(task.samples(task.splits[0]))
     chosen = min(n, sample_count(n, recipe.train.samples) or n)
-    steps = total_steps(recipe.train, order_of(recipe.train, np.full(chosen, TEXT_TOKENS, np.int32), recipe.seed))
+    steps = total_steps(
+        recipe.train, make_batch_sampler(recipe.train, np.full(chosen, TEXT_TOKENS, np.int32), recipe.seed)
+    )
     budget = recipe.train.batch_tokens
     batch = recipe.train.batch_size if budget is None else budget // TEXT_TOKENS
-    answers = len(pick_samples(task, plan.test_on, recipe.eval.samples)) * _answers_a_sample(recipe)
+    answers = len(select_subset(task, plan.test_on, recipe.eval.samples)) * _answers_a_sample(recipe)
     trained = steps * recipe.train.accumulate * batch
     return 2 * probe["loading"] + trained * probe["sample"] + answers * probe["answer"]
 

@@ -25,7 +25,7 @@ from perceptune.models.build import build_to_train
 from perceptune.models.run_folder import write_text
 from perceptune.tools.bench.measure import Contender, machine, measure
 from perceptune.tools.compare.plan import Entry, Plan
-from perceptune.training.batch_loader import Feed
+from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.gradients import add_gradients
 from perceptune.training.optimizer import MethodOptimizer
 from perceptune.utils.devices import read_numbers
@@ -36,7 +36,7 @@ from perceptune.utils.markdown import markdown_table
 NAME = "timing"  # of the files
 ROUNDS, STEPS = 5, 4  # measured rounds; steps of one of them, unless a number of samples is given
 STANDARDIZED = 16  # media for statistics: what they are takes no time
-KEPT, ANEW = "kept", "anew"
+CACHED, RECOMPUTED = "cached", "recomputed"
 
 
 class TimedRow:
@@ -46,19 +46,19 @@ class TimedRow:
         world = World()
         self.entry, self.config = entry, recipe.train
         self.model = build_to_train(recipe, lambda model: model.place(world))
-        self.feed = Feed(self.model, make_task(recipe), folder, world)
+        self.feed = BatchLoader(self.model, make_task(recipe), folder, world)
         self.optimizer = MethodOptimizer(self.model.method, recipe.train, self.feed.steps)
         wanted = STANDARDIZED if self.model.method.standardizes else 0
         self._kept, self._anew = self.model.stores, {name: _without(store) for name, store in self.model.stores.items()}
         start = time.perf_counter()
-        self.feed.prepare(wanted)
+        self.feed.precompute(wanted)
         self.features_s = time.perf_counter() - start
         if wanted:
             self.model.fit_statistics(list(self.feed.one_sample_per_medium(wanted)))
 
     def contenders(self) -> list[Contender]:
         """With features that are kept, and encoded anew at each step; the latter alone where they are trained."""
-        kinds = [ANEW] if self.model.method.trains_encoders else [KEPT, ANEW]
+        kinds = [RECOMPUTED] if self.model.method.trains_encoders else [CACHED, RECOMPUTED]
         return [
             Contender(
                 f"{self.entry.label}, features {kind}", kind, partial(self._steps, kind, self.feed.steps),
@@ -68,18 +68,18 @@ class TimedRow:
         ]  # fmt: skip
 
     def _steps(self, kind: str, steps: int) -> None:
-        self.model.stores = self._kept if kind == KEPT else self._anew
+        self.model.stores = self._kept if kind == CACHED else self._anew
         for step in range(steps):
             self._step(step)
 
     def _step(self, step: int) -> None:
         """What the training loop does in a step."""
-        self.optimizer.set_rates(step)
+        self.optimizer.set_lr(step)
         torch.manual_seed(step)
         losses, tokens, _ = add_gradients(self.model, self.feed.batches(step))
-        self.optimizer.divide(max(tokens, 1))
+        self.optimizer.scale_grads(max(tokens, 1))
         read_numbers([*losses, self.optimizer.clip()])  # until then a GPU may still be computing
-        self.optimizer.update()
+        self.optimizer.step()
 
 
 def time_plan(
@@ -89,7 +89,7 @@ def time_plan(
 
     `rows` have `step_s` (median over the rounds of the seconds a step takes), `to_samples_s` (the same for as many
     steps as `samples` take), `samples_per_s` and `ratio`, of the step to that of the first row with its features had in
-    the same way: `features` is `kept` or `anew`. `features_s` is what keeping them took once.
+    the same way: `features` is `cached` or `recomputed`. `features_s` is what keeping them took once.
     """
     if rounds < 1:
         raise UserError(f"--rounds: give a number above 0 (given: {rounds})")
@@ -146,7 +146,7 @@ def _rows(timed: list[TimedRow], measured: list[dict[str, Any]], samples: int) -
                 "label": one.entry.label, "trained": one.entry.trained, "share": one.entry.share, "features": kind,
                 "step_s": step, "step_min_s": found["min_s"], "to_samples_s": step * steps,
                 "samples_per_s": samples / (step * steps), "ratio": step / first.setdefault(kind, step),
-                "features_s": one.features_s if kind == KEPT else None, "steps_s": found["seconds"],
+                "features_s": one.features_s if kind == CACHED else None, "steps_s": found["seconds"],
             })  # fmt: skip
     return rows
 

@@ -11,7 +11,7 @@ from perceptune.tools.datasets.validate import Checked
 from perceptune.types import Sample
 
 
-def lines(checked: Checked, samples: int) -> Iterator[str]:
+def format_report(checked: Checked, samples: int) -> Iterator[str]:
     """What a person reads, the verdict last, with so many sample rows of each split."""
     # Data come from strangers: what would steer the terminal is written out.
     for line in _lines(checked, samples):

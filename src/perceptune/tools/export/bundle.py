@@ -15,7 +15,7 @@ import yaml
 from perceptune.config.recipe import read_yaml
 from perceptune.errors import UserError
 from perceptune.evaluation.model_card import OWN, card
-from perceptune.evaluation.reference_answers import made_up, prove
+from perceptune.evaluation.reference_answers import save_reference_answers, synthetic_samples
 from perceptune.models.run_folder import load, read_meta, write_bytes
 from perceptune.models.run_location import CARD, META, METHOD, PROOF, RECIPE
 
@@ -38,7 +38,7 @@ def bundle(run: Path, *, trust: bool = False) -> Bundle:
     meta = read_meta(run)
     recipe = shared_recipe(read_yaml(run / RECIPE))
     model = load(run, overrides=["cache.features=off"], trust=trust)
-    proof = prove(run, model, made_up(model.stores))
+    proof = save_reference_answers(run, model, synthetic_samples(model.stores))
     text = card(run) + _own_words(run)
     files = {
         CARD: text.encode(),

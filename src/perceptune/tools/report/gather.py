@@ -14,7 +14,7 @@ from perceptune.config.recipe import read_yaml
 from perceptune.errors import UserError, nearest
 from perceptune.evaluation.controls import CONTROLS
 from perceptune.evaluation.model_card import read_results
-from perceptune.evaluation.results import PREDICTIONS, RESULTS, predictions_of
+from perceptune.evaluation.results import PREDICTIONS, RESULTS, predictions_name
 from perceptune.models.run_folder import read_meta
 from perceptune.models.run_location import META, RECIPE, is_address, local_run
 from perceptune.tools.compare.report import NAME as COMPARISON
@@ -86,7 +86,7 @@ def read_run(name: str, folder: Path) -> Run:
     blind = {
         control: {str(row["id"]): row for row in _predictions(path, problems)}
         for control in CONTROLS
-        if (path := folder / predictions_of(control)).is_file()
+        if (path := folder / predictions_name(control)).is_file()
     }
     return Run(name, folder, read_meta(folder), read_yaml(folder / RECIPE), log, results, predictions, blind, problems)
 

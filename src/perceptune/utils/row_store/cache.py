@@ -12,12 +12,12 @@ from torch import Tensor
 
 from perceptune.errors import NOT_WRITABLE, NotWritableError
 from perceptune.utils.row_store.store import Store
-from perceptune.utils.run_log import speaks
+from perceptune.utils.run_log import is_main_process
 
 Key = TypeVar("Key", bound=Hashable)
 
 
-class Memory(Generic[Key]):
+class InMemoryStore(Generic[Key]):
     """Tensors by key within a budget of bytes. When full it keeps what it has: values never depend on it."""
 
     is_shared = False  # whether other processes see what this one keeps
@@ -60,7 +60,7 @@ class DiskCache:
     """
 
     def __init__(self, folder: Path, meta: Mapping[str, Any], megabytes: int) -> None:
-        self._memory: Memory[bytes] | None = None
+        self._memory: InMemoryStore[bytes] | None = None
         self._disk: Store | None = None
         self._folder, self._megabytes = folder, megabytes
         try:
@@ -110,16 +110,16 @@ class DiskCache:
         if self._disk is not None:
             self._disk.refresh()
 
-    def _use_memory(self, reason: str | None) -> Memory[bytes]:
+    def _use_memory(self, reason: str | None) -> InMemoryStore[bytes]:
         note_unwritable(self._folder.parent, reason)
-        self._memory = Memory(self._megabytes)
+        self._memory = InMemoryStore(self._megabytes)
         return self._memory
 
 
 @cache  # each folder once: a run has several caches in it
 def note_unwritable(folder: Path, reason: str | None) -> None:
     """Tell the user that what is computed now is not kept for the next time."""
-    if speaks():
+    if is_main_process():
         print(
             f"note: `{folder}` cannot be written ({reason}): what is computed stays in memory and is lost at the end; "
             "set PERCEPTUNE_CACHE or `cache.dir` to a folder that can be written",
