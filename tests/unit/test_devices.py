@@ -40,12 +40,13 @@ def test_what_was_answered_on_a_cpu_is_asked_again_there(four_gpus: pytest.Monke
     assert device_like("cuda") == device_like(None) == torch.device("cuda:0")
 
 
-@pytest.mark.parametrize("module", ["building", "checkpoint", "quantized", "proof"])
+@pytest.mark.parametrize(
+    "module", ["models/build", "models/run_folder", "lm/quantization", "evaluation/reference_answers"]
+)
 def test_whoever_chooses_a_device_asks_for_that_of_the_process(module: str) -> None:
     """No other place asks torch whether there is CUDA."""
-    source = (devices.__file__).replace("devices.py", f"{module}.py")
-    with open(source, encoding="utf-8") as file:  # noqa: PTH123
-        assert "cuda.is_available" not in file.read()
+    source = Path(devices.__file__).parents[1] / f"{module}.py"
+    assert "cuda.is_available" not in source.read_text(encoding="utf-8")
 
 
 def test_numbers_are_read_together() -> None:

@@ -274,7 +274,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         if together := sys.modules.get("perceptune.utils.distributed"):
-            together.leave()
+            together.destroy_process_group()
     return code
 
 
