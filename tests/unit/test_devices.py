@@ -79,7 +79,7 @@ def test_the_state_of_the_optimizer_is_where_its_parameters_are() -> None:
         def param_groups(self) -> list[dict[str, object]]:
             return [{"name": "method", "named": [("weight", self.weight)]}]
 
-        def auxiliary(self) -> None:
+        def auxiliary_group(self) -> None:
             return None
 
     optimizer = MethodOptimizer(Method(), TrainConfig(), 3)  # type: ignore[arg-type]

@@ -183,15 +183,9 @@ class Trainer:
             start = start_from(self.model, self.description["base"], trust=self.trust)
             self._fit_statistics(start.modalities if start else ())
         self.world.broadcast(self.model.method.state_dict())
-        self._write(
-            "start",
-            steps=self.steps,
-            samples=len(self.loader.samples),
-            trained=count_trained(self.model.method),
-            precision=self.precision,
-            **self.model.run_info(),
-            init_from=start._asdict() if start else None,
-        )
+        self._write("start", steps=self.steps, samples=len(self.loader.samples),
+                    trained=count_trained(self.model.method), precision=self.precision, **self.model.run_info(),
+                    init_from=start._asdict() if start else None)  # fmt: skip
 
     def _fit_statistics(self, known: Sequence[str]) -> None:
         if set(known) >= set(self.model.stores):
