@@ -200,7 +200,7 @@ def test_a_row_is_tried_alone_when_the_one_to_blame_has_gone(monkeypatch: pytest
     async def run() -> None:
         scheduler = Scheduler(Limits(), Metrics())
         monkeypatch.setattr(scheduler, "_alone", answer)
-        jobs: list[Any] = [SimpleNamespace(ended=False, gone=gone, tokens=[]) for gone in (True, False)]
+        jobs: list[Any] = [SimpleNamespace(ended=False, is_cancelled=gone, tokens=[]) for gone in (True, False)]
         assert await scheduler._computed(lambda: 1 / 0, jobs) is None
         assert alone == jobs[1:]
         await scheduler.close()
