@@ -2,10 +2,10 @@
 
     python benchmarks/against.py OLD NEW [--rounds 15] [--rows train] [--json FILE]
 
-OLD and NEW are commits, or checkouts (`.` with what is not committed yet). Each has a process of its own, with the same
-interpreter and the same small models with random weights. In every round each row is run by both, by turns first; the
-ratio of their processor times, new over old, is taken per round. Exits with 1 if a row is slower: its median ratio is
-above 1.05, and the interval of that median (bootstrap, 95 %) lies above 1.
+OLD and NEW are commits, or checkouts (`.` with what is not committed yet). Each has a process of its own, a new one
+every five rounds, with the same interpreter and the same small models with random weights. In every round each row is
+run by both, by turns first; the ratio of their processor times, new over old, is taken per round. Exits with 1 if a row
+is slower: its median ratio is above 1.05, and the interval of that median (bootstrap, 95 %) lies above 1.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from sides import SideError, sides
+from sides import SideError, Sides
 from workloads import ROWS
 
 OLD, NEW = "old", "new"
 SLOWER = 1.05  # median ratio that is tolerated
 DRAWS = 5000
+FRESH = 5  # rounds after which new processes are started
 
 
 class Asked(Protocol):
@@ -60,22 +62,31 @@ def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, floa
     return float(np.median(values)), float(low), float(high)
 
 
-def compare(workers: Mapping[str, Asked], rows: Sequence[str], rounds: int, seed: int = 0) -> list[Verdict]:
-    """Runs every row on both sides in every round, after a turn of each that warms them up."""
+def compare(
+    start: Callable[[], AbstractContextManager[Mapping[str, Asked]]], rows: Sequence[str], rounds: int, seed: int = 0
+) -> list[Verdict]:
+    """Runs every row on both sides in every round. New processes are started now and then: each has a speed of its own.
+
+    They are warmed up by a turn of each row that is not measured.
+    """
     chance = random.Random(seed)
     told: dict[str, dict[str, list[Mapping[str, Any]]]] = {row: {OLD: [], NEW: []} for row in rows}
-    for number in range(rounds + 1):
-        for row in chance.sample(rows, len(rows)):
-            for name in (OLD, NEW) if (number + rows.index(row)) % 2 else (NEW, OLD):
-                told[row][name].append(workers[name].ask(row))
-        print(f"\rround {number} of {rounds}", end="" if number < rounds else "\n", file=sys.stderr, flush=True)
+    for first in range(0, rounds, FRESH):
+        with start() as workers:
+            for row in rows:
+                for worker in workers.values():
+                    worker.ask(row)
+            for number in range(first, min(first + FRESH, rounds)):
+                for row in chance.sample(rows, len(rows)):
+                    for name in (OLD, NEW) if (number + rows.index(row)) % 2 else (NEW, OLD):
+                        told[row][name].append(workers[name].ask(row))
+                print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return [_verdict(row, told[row]) for row in rows]
 
 
 def _verdict(row: str, told: Mapping[str, Sequence[Mapping[str, Any]]]) -> Verdict:
-    measured = {name: answers[1:] for name, answers in told.items()}
-    cpu = {name: [float(answer["cpu"]) for answer in answers] for name, answers in measured.items()}
-    wall = {name: [float(answer["wall"]) for answer in answers] for name, answers in measured.items()}
+    cpu = {name: [float(answer["cpu"]) for answer in answers] for name, answers in told.items()}
+    wall = {name: [float(answer["wall"]) for answer in answers] for name, answers in told.items()}
     ratios = [new / old for old, new in zip(cpu[OLD], cpu[NEW], strict=True)]
     same = all(old["result"] == new["result"] for old, new in zip(told[OLD], told[NEW], strict=True))
     return Verdict(row, cpu, wall, *median_interval(ratios), same)
@@ -111,11 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not rows or given.rounds < 1:
         parser.error(f"no rounds, or no row begins with `{given.rows}`: {', '.join(ROWS)}")
     try:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            sides({OLD: given.old, NEW: given.new}, Path(folder), given.threads) as workers,
-        ):
-            verdicts = compare(workers, rows, given.rounds, given.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            pair = Sides({OLD: given.old, NEW: given.new}, Path(folder), given.threads)
+            verdicts = compare(pair.started, rows, given.rounds, given.seed)
     except SideError as error:
         print(error, file=sys.stderr)
         return 2

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sides import SideError, sides
+from sides import SideError, Sides
 from workloads import TRAININGS
 
 Curves = Mapping[str, Sequence[str]]  # training -> `float.hex` of the loss of each step
@@ -40,7 +40,7 @@ def curves_of(given: Mapping[str, str]) -> dict[str, Curves]:
     curves: dict[str, Curves] = {name: json.loads(Path(it).read_text()) for name, it in given.items() if _is_file(it)}
     commits = {name: it for name, it in given.items() if not _is_file(it)}
     if commits:
-        with tempfile.TemporaryDirectory() as folder, sides(commits, Path(folder)) as workers:
+        with tempfile.TemporaryDirectory() as folder, Sides(commits, Path(folder)).started() as workers:
             for name, worker in workers.items():
                 curves[name] = {training: worker.ask(f"losses {training}")["losses"] for training in TRAININGS}
     return curves

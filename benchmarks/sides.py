@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -41,11 +41,11 @@ class Side:
     """A worker process (`worker.py`) with one commit's source."""
 
     def __init__(self, name: str, source: Path, models: Path, own: Path, threads: int = 1) -> None:
-        own.mkdir(parents=True)
+        own.mkdir(parents=True, exist_ok=True)
         self.name, self._log = name, own / "log.txt"
         environment = {
             **os.environ, "PYTHONPATH": str(source), "PERCEPTUNE_CACHE": str(own / "cache"), "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0",
         }  # fmt: skip
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -80,14 +80,22 @@ def make_models(folder: Path) -> Path:
     return make(folder)
 
 
-@contextmanager
-def sides(commits: dict[str, str], folder: Path, threads: int = 1) -> Iterator[dict[str, Side]]:
-    """A worker for each commit; all use the same models, made in the folder."""
-    sources = {name: source_of(commit, folder / name) for name, commit in commits.items()}
-    models = make_models(folder / "models")
-    with ExitStack() as stack:
-        workers = {}
-        for name, source in sources.items():
-            workers[name] = Side(f"{name} ({commits[name]})", source, models, folder / f"own-{name}", threads)
-            stack.callback(workers[name].close)
-        yield workers
+class Sides:
+    """Commits by name, with the same models for all of them, made in a folder."""
+
+    def __init__(self, commits: Mapping[str, str], folder: Path, threads: int = 1) -> None:
+        self._commits, self._folder, self._threads = commits, folder, threads
+        self._sources = {name: source_of(commit, folder / name) for name, commit in commits.items()}
+        self._models = make_models(folder / "models")
+
+    @contextmanager
+    def started(self) -> Iterator[dict[str, Side]]:
+        """A new worker for each commit."""
+        with ExitStack() as stack:
+            workers = {}
+            for name, source in self._sources.items():
+                own = self._folder / f"own-{name}"
+                worker = Side(f"{name} ({self._commits[name]})", source, self._models, own, self._threads)
+                stack.callback(worker.close)
+                workers[name] = worker
+            yield workers

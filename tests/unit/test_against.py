@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,19 @@ class Fake:
         cpu = 10.0 if cold else next(self.seconds)
         return {"cpu": cpu, "wall": 2 * cpu, "result": [self.result]}
 
+    def cold(self) -> Fake:
+        """The same, started again."""
+        self.warm = set()
+        return self
+
     def close(self) -> None:
         """Nothing is open."""
 
 
 def compared(new: tuple[float, ...], rounds: int = 15, **changes: Any) -> list[against.Verdict]:
     turns: list[tuple[str, str]] = []
-    workers = {"old": Fake("old", turns, 1.0), "new": Fake("new", turns, *new, **changes)}
-    return against.compare(workers, ROWS, rounds)
+    new_side = Fake("new", turns, *new, **changes)
+    return against.compare(lambda: nullcontext({"old": Fake("old", turns, 1.0), "new": new_side.cold()}), ROWS, rounds)
 
 
 @pytest.mark.parametrize(
@@ -60,16 +66,23 @@ def test_slower_is_a_median_above_the_limit_with_an_interval_above_one(new: tupl
 
 def test_every_round_has_each_row_of_both_sides_and_each_side_goes_first_as_often() -> None:
     turns: list[tuple[str, str]] = []
-    workers = {"old": Fake("old", turns, 1.0), "new": Fake("new", turns, 2.0)}
-    verdicts = against.compare(workers, ROWS, 9)  # and the warm-up
-    pairs = list(zip(turns[::2], turns[1::2], strict=True))
+    starts: list[int] = []
+
+    def start() -> Any:
+        starts.append(len(turns))
+        return nullcontext({"old": Fake("old", turns, 1.0), "new": Fake("new", turns, 2.0)})
+
+    verdicts = against.compare(start, ROWS, 12)
+    assert starts == [0, 24, 48]  # five rounds and a warm-up each
+    measured = [turn for begin, end in ((4, 24), (28, 48), (52, 60)) for turn in turns[begin:end]]
+    pairs = list(zip(measured[::2], measured[1::2], strict=True))
     assert all(first[0] == second[0] and {first[1], second[1]} == {"old", "new"} for first, second in pairs)
     for row in ROWS:
         firsts = [first[1] for first, _ in pairs if first[0] == row]
-        assert firsts.count("old") == firsts.count("new") == 5
+        assert firsts.count("old") == firsts.count("new") == 6
     assert [verdict.row for verdict in verdicts] == list(ROWS)
-    assert verdicts[0].cpu == {"old": [1.0] * 9, "new": [2.0] * 9}  # without the warm-up
-    assert verdicts[0].wall["new"] == [4.0] * 9
+    assert verdicts[0].cpu == {"old": [1.0] * 12, "new": [2.0] * 12}  # without the warm-ups
+    assert verdicts[0].wall["new"] == [4.0] * 12
 
 
 @pytest.mark.parametrize("result", ["a dog", "a cat"])
