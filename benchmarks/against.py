@@ -1,6 +1,6 @@
 """Two commits in turns: what a training step and an answer cost before and after.
 
-    python benchmarks/against.py OLD NEW [--rounds 15] [--rows train] [--json FILE]
+    python -m benchmarks.against OLD NEW [--rounds 15] [--rows train] [--json FILE]
 
 OLD and NEW are commits, or checkouts (`.` with what is not committed yet). Each has a process of its own, a new one
 every five rounds, with the same interpreter and the same small models with random weights. In every round each row is
@@ -23,8 +23,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sides import SideError, Sides
-from workloads import ROWS
+from benchmarks.sides import SideError, Sides
+from benchmarks.workloads import ROWS
 
 OLD, NEW = "old", "new"
 SLOWER = 1.05  # median ratio that is tolerated

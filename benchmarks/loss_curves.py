@@ -1,6 +1,6 @@
 """The losses of five trainings at two commits, to the last bit.
 
-    python benchmarks/loss_curves.py OLD NEW [--keep FOLDER]
+    python -m benchmarks.loss_curves OLD NEW [--keep FOLDER]
 
 OLD and NEW are commits, checkouts, or files of losses kept before. Each training has 20 steps in float32 on one thread,
 on small models with random weights. Prints for each `equal`, or the first step that differs and the largest difference.
@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sides import SideError, Sides
-from workloads import TRAININGS
+from benchmarks.sides import SideError, Sides
+from benchmarks.workloads import TRAININGS
 
 Curves = Mapping[str, Sequence[str]]  # training -> `float.hex` of the loss of each step
 

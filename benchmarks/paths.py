@@ -1,6 +1,6 @@
 """How many files of the package one training step and one answer go through.
 
-    python benchmarks/paths.py [--source CHECKOUT/src] [--training epalm] [--json FILE] [--before FILE]
+    python -m benchmarks.paths [--source CHECKOUT/src] [--training epalm] [--json FILE] [--before FILE]
 
 Counts, with `sys.setprofile` in all threads, the files of `perceptune` of which a function is called by one training
 step (features cached, several steps done) and by one `answer` about a new image (model loaded). Counts, too, the step's
@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from workloads import TRAININGS, questions, recipe
+from benchmarks.workloads import TRAININGS, questions, recipe
 
 STEADY = 5  # steps before the one that is counted
 SHARE, CALLS = 0.65, 1  # at most
@@ -92,7 +92,7 @@ def count(source: Path, training: str) -> dict[str, Any]:
     """Files and calls of a step and of an answer, of the package in a source folder."""
     sys.path.insert(0, str(source))
     import perceptune
-    from small_models import make
+    from benchmarks.small_models import make
 
     package = Path(str(perceptune.__file__)).parent
     if package.parent != source:

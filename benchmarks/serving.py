@@ -1,6 +1,6 @@
 """A served run under load: wrong, lost and failed answers, memory, and how much batching gains.
 
-    python benchmarks/serving.py RUN --requests 2000 --clients 32
+    python -m benchmarks.serving RUN --requests 2000 --clients 32
 
 Starts `perceptune serve RUN` in a process of its own. Pictures of many sizes and questions go to it from many clients
 at a time, one request in twenty malformed in one of several ways, each fifth one streamed. Every answer is compared

@@ -13,8 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
+from benchmarks.processes import ROOT
 
 
 class SideError(Exception):
@@ -49,8 +48,8 @@ class Side:
         }  # fmt: skip
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, str(HERE / "worker.py"), str(models), str(own)], env=environment, text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                [sys.executable, "-m", "benchmarks.worker", str(models), str(own)], cwd=ROOT, env=environment,
+                text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
 
     def ask(self, row: str) -> dict[str, Any]:
@@ -75,7 +74,7 @@ class Side:
 
 def make_models(folder: Path) -> Path:
     """Those of `small_models`, which takes seconds to import."""
-    from small_models import make
+    from benchmarks.small_models import make
 
     return make(folder)
 

@@ -1,6 +1,6 @@
 """One side of a comparison: a process that imports one commit's `perceptune` and runs what it is asked for.
 
-    PYTHONPATH=CHECKOUT/src python benchmarks/worker.py MODELS OWN_FOLDER
+    PYTHONPATH=CHECKOUT/src python -m benchmarks.worker MODELS OWN_FOLDER
 
 Reads names of rows from its input, a line each, and answers each with a line of JSON. It calls only what
 `perceptune` exports and torch's own hook on optimizers, so that it runs on every commit.
@@ -20,7 +20,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import perceptune
-from workloads import ANSWERS, questions, recipe
+from benchmarks.workloads import ANSWERS, questions, recipe
 
 WARM_UP, MEASURED = 3, 5  # steps of a training
 REPEATS = 3  # of an answer

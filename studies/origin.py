@@ -18,11 +18,11 @@ import perceptune
 from perceptune.errors import UserError
 from perceptune.evaluation.results import versions
 from perceptune.models.run_folder import write_text
-from perceptune.tools.bench import measure
+from perceptune.utils import timing
 from planning import ROOT, RUNS, Part
 
 # Folders of the package on which no number depends.
-BESIDE = ("serving", "reporting", "bench", "cli", "data")
+BESIDE = ("serving/", "cli/", "tools/report/", "tools/datasets/")
 ORIGINS = RUNS / "state" / "origins"  # for each folder that parts write to, what its runs were made by
 
 
@@ -41,9 +41,9 @@ def code() -> str:
     package = Path(perceptune.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        place = path.relative_to(package)
-        if place.parts[0] not in BESIDE:
-            digest.update(f"{place.as_posix()}\n{meaning(path.read_text(encoding='utf-8'))}\n".encode())
+        place = path.relative_to(package).as_posix()
+        if not place.startswith(BESIDE):
+            digest.update(f"{place}\n{meaning(path.read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -68,7 +68,7 @@ def circumstances() -> dict[str, Any]:
 @cache
 def machine() -> str:
     """Cores, processor, the instructions that torch uses and the system: where they are the same, so are all bits."""
-    found = measure.machine()
+    found = timing.machine()
     system = f"{platform.system()} {platform.machine()}"
     return f"{os.cpu_count()} cores of {found['cpu']} ({found['capability']}), {system}"
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import generated
+from benchmarks.__main__ import run as benchmarks
 from perceptune.cli.main import run as cli
 from sounds import save_sounds
 
@@ -21,6 +22,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # weights (tests/e2e/test_official.py and tests/unit/test_encoder_import.py have made-up ones), `serve` does not end
 # (test_serving_page.py).
 ELSEWHERE = ("demo", "assets", "import-epalm", "import-encoder", "serve")
+BENCHMARKS = "python -m benchmarks "
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -30,7 +32,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[str]:
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith("perceptune ")]
+    return [line for line in lines if line.startswith(("perceptune ", BENCHMARKS))]
 
 
 @pytest.fixture
@@ -64,6 +66,10 @@ def test_documented_commands_run(page: Path, desk: Path, dwarfs: Path) -> None:
         if "tarfile" in code or "write_text" in code:  # makes the files that a command reads
             exec(compile(code, str(page), "exec"), {})
     for command in commands(page):
+        if command.startswith(BENCHMARKS):
+            words = command.removeprefix(BENCHMARKS).replace("opt-125m+vit-b16", "tiny").split()
+            assert benchmarks(["--rounds", "1", *words]) == 0, command
+            continue
         words = shlex.split(command, comments=True)[1:]
         if words[0] in ELSEWHERE or "--models" in words:
             continue
@@ -74,12 +80,10 @@ def test_documented_commands_run(page: Path, desk: Path, dwarfs: Path) -> None:
 
 
 def _in_small(words: list[str], desk: Path, dwarfs: Path) -> list[str]:
-    """A command with the real models replaced by dwarfs, and a training or benchmark cut short."""
+    """A command with the real models replaced by dwarfs, and a training cut short."""
     words = [str(dwarfs / "vit") if word.startswith("google/vit") else word for word in words]
     two_steps = ["train.steps=2", "train.batch_size=2"]
     models = [f"lm.id={dwarfs / 'lm'}", f"encoders.image.id={dwarfs / 'encoder'}", "method.n_levels=2"]
-    if words[0] == "bench":
-        return ["tiny" if word.startswith("opt-") else word for word in words] + ["--rounds", "1"]
     if words[0] == "build-instructblip":
         return [*words, "--lm", str(dwarfs / "lm"), "--encoder", str(dwarfs / "encoder")]
     if "backbone=instructblip" in words:

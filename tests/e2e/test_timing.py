@@ -16,7 +16,7 @@ import support
 from perceptune.cli.main import run as cli
 from perceptune.encoders.base import Encoder
 from perceptune.methods.qformer.maple import MaPLe
-from perceptune.tools.bench import measure
+from perceptune.utils import timing
 
 
 @pytest.fixture(scope="module", params=["splice", "instructblip"])
@@ -88,7 +88,7 @@ def test_a_slower_step_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(MaPLe, "queries", slow)
     clock = SimpleNamespace(perf_counter=lambda: time.process_time() + sum(steps), process_time=time.process_time)
-    monkeypatch.setattr(measure, "time", clock)
+    monkeypatch.setattr(timing, "time", clock)
     data = support.save_data(tmp_path / "data", rows=8)
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(blips.recipe(blips.save_blip(tmp_path / "blip", "t5"), data)))

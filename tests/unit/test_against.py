@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-import against
-import sides
+from benchmarks import against, sides
 
 ROWS = ("train epalm", "answer greedy")
 

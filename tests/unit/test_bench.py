@@ -9,19 +9,20 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceptune.cli.main import run as cli
+from benchmarks import shapes
+from benchmarks.__main__ import run
+from benchmarks.compare import METHODS, NAMES, PARTS, RATIOS, Comparison, compare
+from benchmarks.default import FAST, PLAIN, compare_paths, compare_precisions
+from benchmarks.literal import LiteralEPALM
+from benchmarks.plan import ASSUMED, MEANING, MEASURED, Assumptions, Costs, plan
+from benchmarks.report import markdown
+from benchmarks.roofline import Product, Work, attention_flops, flops, products, roofline_seconds, work_of
+from benchmarks.scaling import depth_rows
+from benchmarks.shapes import Models, Setting, random_texts
+from benchmarks.steps import training_step
 from perceptune.config.recipe import load_recipe
 from perceptune.models.batch import Batch
-from perceptune.tools.bench import shapes
-from perceptune.tools.bench.compare import METHODS, NAMES, PARTS, RATIOS, Comparison, compare
-from perceptune.tools.bench.default import FAST, PLAIN, compare_paths, compare_precisions
-from perceptune.tools.bench.literal import LiteralEPALM
-from perceptune.tools.bench.measure import Contender, measure, training_step
-from perceptune.tools.bench.plan import ASSUMED, MEANING, MEASURED, Assumptions, Costs, plan
-from perceptune.tools.bench.report import markdown
-from perceptune.tools.bench.roofline import Product, Work, attention_flops, flops, products, roofline_seconds, work_of
-from perceptune.tools.bench.scaling import depth_rows
-from perceptune.tools.bench.shapes import Models, Setting, random_texts
+from perceptune.utils.timing import Contender, measure
 
 SETTING = Setting(batch=3, text=9, supervised=3, new_tokens=6)
 
@@ -183,7 +184,7 @@ def test_no_step_runs_with_fewer_products_than_necessary(name: str, monkeypatch:
 
 
 def test_the_roofline_is_the_sum_of_what_was_measured() -> None:
-    from perceptune.tools.bench.roofline import matmul_name
+    from benchmarks.roofline import matmul_name
 
     speed = 1e9  # FLOPs in a second, whatever the shape
     measured = {matmul_name(p, torch.bfloat16): p.flops / speed for p in products(WORK)}
@@ -202,7 +203,7 @@ def test_contenders_take_turns() -> None:
 
 
 def test_json_has_every_ratio(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli(["bench", "--shapes", "tiny", "--json", "--rounds", "1", "--threads", "1"]) == 0
+    assert run(["--shapes", "tiny", "--json", "--rounds", "1", "--threads", "1"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result) == {"ratios", "rows", "machine"}
     assert set(result["ratios"]) == set(NAMES)
@@ -234,7 +235,7 @@ def test_parts_and_rows_are_measured_alone(models: Models) -> None:
 
 
 def test_cost_against_data_size_is_measured_in_processes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli(["bench", "--shapes", "tiny", "--data-sizes", "40", "--rounds", "1", "--json"]) == 0
+    assert run(["--shapes", "tiny", "--data-sizes", "40", "--rounds", "1", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)["rows"][0]
     assert row["cached_samples"] == 40
     assert row["peak_memory_mb"] > 50
@@ -252,7 +253,7 @@ def test_cost_against_data_size_is_measured_in_processes_of_their_own(capsys: py
     ],
 )
 def test_mistakes_name_the_nearest_choice(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli(["bench", *words]) == 2
+    assert run([*words]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -276,7 +277,7 @@ def test_the_plan_against_a_calculation_by_hand() -> None:
 
 
 def test_the_plan_prints_every_assumption(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli(["bench", "--shapes", "tiny", "--plan", "--samples", "1000", "--rounds", "1"]) == 0
+    assert run(["--shapes", "tiny", "--plan", "--samples", "1000", "--rounds", "1"]) == 0
     shown = capsys.readouterr().out
     for name in (*ASSUMED, *MEASURED, *MEANING):
         assert name in shown
@@ -314,5 +315,5 @@ def test_precisions_take_turns(dwarfs: Any) -> None:
     ],
 )
 def test_mistaken_precisions_are_refused(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli(["bench", *given]) == 2
+    assert run([*given]) == 2
     assert said in capsys.readouterr().err

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import loss_curves
-from workloads import TRAININGS
+from benchmarks import loss_curves
+from benchmarks.workloads import TRAININGS
 
 LOSSES = [3.5, 2.25, 0.1]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import paths
+from benchmarks import paths
 
 FILES = {
     "__init__.py": "",

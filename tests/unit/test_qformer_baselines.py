@@ -10,11 +10,11 @@ import torch
 
 import blips
 import perceptune
+from benchmarks.qformer import Load, qformer_rows
 from perceptune.config.recipe import load_recipe
 from perceptune.errors import UserError
 from perceptune.methods.dma import DMALinear, layer
 from perceptune.models.instructblip.model import InstructBlipModel
-from perceptune.tools.bench.qformer import Load, qformer_rows
 from perceptune.tools.summary import describe
 from perceptune.types import Sample
 

@@ -187,24 +187,6 @@ def _features_info(found: Sequence[dict[str, Any]], as_json: bool) -> int:
     return 0
 
 
-def bench(options: argparse.Namespace) -> int:
-    from perceptune.tools.bench.plan import Assumptions
-    from perceptune.tools.bench.report import markdown, text
-    from perceptune.tools.bench.run import BenchOptions, run_bench
-
-    given = {name: getattr(options, name) for name in Assumptions.__dataclass_fields__}
-    chosen = {name: getattr(options, name) for name in BenchOptions.__dataclass_fields__ if name != "assumptions"}
-    assumptions = Assumptions(**{name: value for name, value in given.items() if value is not None})
-    result = run_bench(BenchOptions(**chosen, assumptions=assumptions))
-    if options.markdown:
-        Path(options.markdown).write_text(markdown(result), encoding="utf-8")
-    if options.json:
-        print(json.dumps(result, indent=2))
-        return 0
-    out.print(text(result))
-    return 0
-
-
 def _training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
     """The named recipe, or one made of the flags alone."""
     flags: Any = [(key, value) for key, value in (

@@ -19,18 +19,6 @@ from perceptune.cli.serve import add_serve
 from perceptune.cli.share import add_share
 from perceptune.errors import NonMainProcessError, UserError
 
-# What `bench --plan` assumes; the defaults lie in `bench.plan`, which would load torch.
-PLAN = {
-    "samples": (int, "number of images (default: 100 million)"),
-    "epochs": (float, "passes over the images (default: 1)"),
-    "gpu-factor": (float, "speed of a GPU in multiples of this machine's (default: 150)"),
-    "gpus": (int, "number of GPUs (default: 8)"),
-    "gpu-price": (float, "price of a GPU hour (default: 2.5)"),
-    "image-kb": (float, "size of an image file in kB (default: 110)"),
-    "shard-images": (int, "images of a shard (default: 10,000)"),
-    "network-mb-s": (float, "speed of reading from storage in MB/s (default: 1,000)"),
-    "batch": (int, "samples per GPU and step (default: 16)"),
-}
 KINDS = ("methods", "qformer-methods", "encoders", "tasks", "metrics", "recipes")
 
 
@@ -173,7 +161,6 @@ def parser() -> argparse.ArgumentParser:
     assets.add_argument("names", nargs="*", metavar="NAME", help="assets to fetch (default: all)")
     assets.add_argument("--list", action="store_true", help="list the assets, and where each lies")
     add_commands(commands)
-    _add_bench(commands.add_parser("bench", help="measure speed: ours, the method by the letter, the machine's limit"))
     for joining in (train, evaluate, predict):
         joining.add_argument(
             "--join-timeout", type=float, metavar="SECONDS",
@@ -182,58 +169,6 @@ def parser() -> argparse.ArgumentParser:
     for command in (train, evaluate, predict, answer, *shared):
         command.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
     return top
-
-
-def _add_bench(bench: argparse.ArgumentParser) -> None:
-    bench.add_argument(
-        "--shapes", default="opt-125m+vit-b16", help="random weights of published shapes (default: %(default)s)"
-    )
-    bench.add_argument("--models", help="`default`: the embedded models at the demo's recipe, fast against plain path")
-    bench.add_argument(
-        "--precision", type=_words, default=[], metavar="float32,auto",
-        help="with --models: steps in these dtypes, in turns, and their ratios to the first",
-    )  # fmt: skip
-    bench.add_argument(
-        "--qformer", nargs="*", metavar="METHOD", help="steps of methods on the published Q-Former, ratios to the first"
-    )
-    bench.add_argument("--rounds", type=int, default=5, help="measurements a row, in turns (default: %(default)s)")
-    bench.add_argument("--threads", type=int, help="number of threads (default: torch's own choice)")
-    bench.add_argument(
-        "--only", nargs="+", default=[], metavar="PART", help="parts to measure: train, generate, roofline"
-    )
-    bench.add_argument("--row", help="measure one row alone, with its peak memory")
-    bench.add_argument(
-        "--plain", action="store_true", help="also measure our slow path; with --models, the slow path alone"
-    )
-    bench.add_argument(
-        "--memory", action="store_true", help="also measure peak memory, each row in a process of its own"
-    )
-    bench.add_argument(
-        "--depths", type=_integers, default=[], metavar="4,8,12", help="measure the cost at these depths of the LM"
-    )
-    bench.add_argument(
-        "--data-sizes",
-        type=_integers,
-        default=[],
-        metavar="1000,10000",
-        help="measure the cost with so many cached samples",
-    )
-    bench.add_argument(
-        "--plan", action="store_true", help="estimate the cost of many images from what is measured here"
-    )
-    assumed = bench.add_argument_group("assumptions of --plan")
-    for name, (kind, meaning) in PLAN.items():
-        assumed.add_argument(f"--{name}", type=kind, help=meaning)
-    bench.add_argument("--markdown", metavar="FILE", help="also write the tables as Markdown")
-    bench.add_argument("--json", action="store_true")
-
-
-def _words(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _integers(text: str) -> list[int]:
-    return [int(part.replace("_", "")) for part in text.split(",")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

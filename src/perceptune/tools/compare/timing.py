@@ -23,7 +23,6 @@ from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError
 from perceptune.models.build import build_to_train
 from perceptune.models.run_folder import write_text
-from perceptune.tools.bench.measure import Contender, machine, measure
 from perceptune.tools.compare.plan import Entry, Plan
 from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.gradients import add_gradients
@@ -32,6 +31,7 @@ from perceptune.utils.devices import read_numbers
 from perceptune.utils.distributed import World
 from perceptune.utils.launch_environment import read_launch
 from perceptune.utils.markdown import markdown_table
+from perceptune.utils.timing import Contender, machine, measure
 
 NAME = "timing"  # of the files
 ROUNDS, STEPS = 5, 4  # measured rounds; steps of one of them, unless a number of samples is given

@@ -85,7 +85,7 @@ def random_lm(entries: dict[str, Any], *, depth: int | None = None, seed: int = 
 
 def random_tower(entries: dict[str, Any], *, seed: int = 1) -> Any:
     """A Vision Transformer of transformers with random weights, float32, in evaluation mode."""
-    config = ViTConfig(**{key: value for key, value in entries.items() if key != "model_type"})
+    config = _vit(entries)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tower = ViTModel._from_config(config, add_pooling_layer=False, attn_implementation="sdpa").eval()
@@ -95,11 +95,15 @@ def random_tower(entries: dict[str, Any], *, seed: int = 1) -> Any:
 
 def random_encoder(entries: dict[str, Any], *, seed: int = 1) -> Encoder:
     """Our encoder around a Vision Transformer of transformers with random weights."""
-    config = ViTConfig(**{key: value for key, value in entries.items() if key != "model_type"})
+    config = _vit(entries)
     family = leaf("encoders", "vit").module.ENCODER
     transform = image_transform(PREPROCESSOR_DEFAULTS | family.published(config), None, "published", None, None)
     encoder: Encoder = family(random_tower(entries, seed=seed), transform)
     return encoder
+
+
+def _vit(entries: dict[str, Any]) -> ViTConfig:
+    return ViTConfig(**{key: value for key, value in entries.items() if key != "model_type"})
 
 
 def _shake(model: torch.nn.Module) -> None:

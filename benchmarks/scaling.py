@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.compare import METHODS, Comparison
+from benchmarks.processes import peak_memory_mb
+from benchmarks.shapes import Models, Setting
+from benchmarks.steps import mean_loss, training_step
+from perceptune.models.batch import Batch
 from perceptune.models.slot_model import SlotModel
-from perceptune.tools.bench.compare import METHODS, Comparison, mean_loss
-from perceptune.tools.bench.measure import Contender, measure, peak_memory_mb, training_step
-from perceptune.tools.bench.shapes import Models, Setting
 from perceptune.types import Features
 from perceptune.utils.row_store.store import Store, digest_of
+from perceptune.utils.timing import Contender, measure
 
 WRITTEN = 1000  # rows at a time
 
@@ -56,7 +59,7 @@ def _reading(name: str, models: Models, model: SlotModel, cached: Cached) -> Con
 
     def loss() -> Tensor:
         features = Features(cached.draw(batch, generator), torch.ones(batch, dtype=torch.bool))
-        return mean_loss(model, models.tokens, features)
+        return mean_loss(model, Batch(models.tokens, {"image": features}))
 
     return Contender(name, "data size", training_step(loss, list(model.method.parameters())), samples=batch)
 

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.steps import training_step
 from perceptune.config.recipe import validate
 from perceptune.config.registry import leaf
 from perceptune.lm.frozen_blip import FrozenBlip, Instruction, LMTokens
 from perceptune.methods.qformer.base import QFormerMethod
 from perceptune.models.pretrained import CONFIGS, read_config
-from perceptune.tools.bench.measure import Contender, measure, training_step
+from perceptune.utils.timing import Contender, measure
 
 PUBLISHED = "Salesforce/instructblip-vicuna-7b"
 DEFAULT = ("full", "head", "maple", "llama-adapter", "lora", "petal-dma", "petal")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from perceptune.utils.run_log import progress
 
@@ -75,25 +73,6 @@ def _row(contender: Contender, seconds: list[float], processor: list[float]) -> 
     if contender.flops:
         row["matmul_gflops"] = contender.flops / median / 1e9
     return {**row, "seconds": seconds}
-
-
-def training_step(loss: Callable[[], Tensor], trained: Sequence[torch.nn.Parameter]) -> Callable[[], float]:
-    """Loss, backward and AdamW's step; returns the mean loss. `loss` gives the mean over the supervised tokens."""
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-
-    def step() -> float:
-        value = loss()
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(value.detach())
-
-    return step
-
-
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def machine() -> dict[str, Any]:

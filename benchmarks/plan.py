@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from perceptune.tools.bench.compare import Comparison
-from perceptune.tools.bench.measure import Contender, measure
-from perceptune.tools.bench.shapes import Models
+from benchmarks.compare import Comparison
+from benchmarks.shapes import Models
+from perceptune.utils.timing import Contender, measure
 
 HALF = 2  # bytes of a cached number
 

@@ -25,7 +25,7 @@ import torch
 
 from perceptune.methods.slots.epalm import EPALM
 from perceptune.models.slot_model import SlotModel
-from perceptune.tools.bench.measure import Contender
+from perceptune.utils.timing import Contender
 
 WEIGHTS = 4  # different weights that a measurement goes round, as a model's layers do
 Kind = Literal["forward", "backward", "weight"]

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.steps import mean_loss, training_step
 from perceptune.config.recipe import Recipe, load_recipe
 from perceptune.data.build_task import make_task
 from perceptune.data.subset import subset
-from perceptune.methods.slots.base import Method
 from perceptune.models.batch import Batch
 from perceptune.models.build import build_to_train, settle
 from perceptune.models.slot_model import SlotModel
-from perceptune.tools.bench.measure import Contender, measure, training_step
 from perceptune.types import Features, Sample
+from perceptune.utils.timing import Contender, measure
 
 BATCHES = 4  # different batches that the rows go round
 FAST, PLAIN = "train fast path", "train plain path"
@@ -80,8 +80,7 @@ def _training_samples(recipe: Recipe) -> list[Sample]:
 
 def _fast(model: SlotModel, groups: Sequence[Sequence[Sample]], name: str = FAST) -> Contender:
     turn = cycle(groups)
-    step = training_step(lambda: _mean(model, model.collate(next(turn)), plain=False), _trained(model.method))
-    return Contender(name, "train", _steps(step), samples=len(groups[0]), times=BATCHES)
+    return _round(name, model, groups, lambda: mean_loss(model, model.collate(next(turn))))
 
 
 def _plain(model: SlotModel, groups: Sequence[Sequence[Sample]]) -> Contender:
@@ -89,10 +88,9 @@ def _plain(model: SlotModel, groups: Sequence[Sequence[Sample]]) -> Contender:
 
     def loss() -> Tensor:
         group = next(turn)
-        return _mean(model, Batch(model.tokens(group), encode_anew(model, group)), plain=True)
+        return mean_loss(model, Batch(model.tokens(group), encode_anew(model, group)), plain=True)
 
-    step = training_step(loss, _trained(model.method))
-    return Contender(PLAIN, "train", _steps(step), samples=len(groups[0]), times=BATCHES)
+    return _round(PLAIN, model, groups, loss)
 
 
 @torch.no_grad()
@@ -107,21 +105,9 @@ def encode_anew(model: SlotModel, samples: Sequence[Sample]) -> dict[str, Featur
     return encoded
 
 
-def _steps(step: Callable[[], float]) -> Callable[[], None]:
+def _round(name: str, model: SlotModel, groups: Sequence[Sequence[Sample]], loss: Callable[[], Tensor]) -> Contender:
     """One run = every batch once, so that a round does not depend on which texts are longest."""
-
-    def run() -> None:
-        for _ in range(BATCHES):
-            step()
-
-    return run
-
-
-def _mean(model: SlotModel, batch: Batch, *, plain: bool) -> Tensor:
-    model.use_reference_path = plain
-    loss, tokens = model.loss(batch)
-    return loss / tokens
-
-
-def _trained(method: Method) -> list[torch.nn.Parameter]:
-    return list(method.parameters())
+    step = training_step(loss, list(model.method.parameters()))
+    return Contender(
+        name, "train", lambda: [step() for _ in range(BATCHES)], samples=len(groups[0]), times=BATCHES
+    )  # fmt: skip

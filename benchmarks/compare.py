@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.baselines import PromptTuning, text_only
+from benchmarks.literal import LiteralEPALM
+from benchmarks.roofline import Product, flops, matmul, matmul_name, products, roofline_seconds, work_of
+from benchmarks.shapes import Models, random_texts
+from benchmarks.steps import mean_loss, training_step
 from perceptune.errors import UserError, nearest
 from perceptune.methods.slots.epalm import EPALM
 from perceptune.models.batch import Batch
 from perceptune.models.slot_model import SlotModel
-from perceptune.models.text_format import Tokens
-from perceptune.tools.bench.baselines import PromptTuning, text_only
-from perceptune.tools.bench.literal import LiteralEPALM
-from perceptune.tools.bench.measure import Contender, measure, nothing, training_step
-from perceptune.tools.bench.roofline import Product, flops, matmul, matmul_name, products, roofline_seconds, work_of
-from perceptune.tools.bench.shapes import Models, random_texts
-from perceptune.types import Decoding, Features
+from perceptune.types import Decoding
+from perceptune.utils.timing import Contender, measure, nothing
 
 Rows = dict[str, Callable[[str], Contender]]  # name -> what makes the contender of that name
 METHODS = ("epalm-lin", "epalm")
@@ -108,17 +108,20 @@ class Comparison:
         return self._training(name, lambda: tuning.loss(self.models.tokens), tuning.trained())
 
     def _ours(self, method: str, dtype: torch.dtype, name: str) -> Contender:
-        model, tokens, features = self.models.ours(method, dtype), self.models.tokens, self.models.features
-        return self._training_ours(name, model, lambda: mean_loss(model, tokens, features))
+        model, batch = self.models.ours(method, dtype), Batch(self.models.tokens, {"image": self.models.features})
+        return self._training_ours(name, model, lambda: mean_loss(model, batch))
 
     def _uncached(self, dtype: torch.dtype, name: str) -> Contender:
-        model, tokens = self.models.ours("epalm", dtype), self.models.tokens
-        return self._training_ours(name, model, lambda: mean_loss(model, tokens, self.models.encode(dtype)))
+        model = self.models.ours("epalm", dtype)
+        return self._training_ours(name, model, lambda: mean_loss(model, self._encoded(dtype)))
+
+    def _encoded(self, dtype: torch.dtype) -> Batch:
+        return Batch(self.models.tokens, {"image": self.models.encode(dtype)})
 
     def _ragged(self, name: str) -> Contender:
         model, features = self.models.ours("epalm", torch.float32), self.models.features
         tokens = random_texts(self.models.setting, self.models.vocabulary, seed=5, ragged=True)
-        return self._training_ours(name, model, lambda: mean_loss(model, tokens, features))
+        return self._training_ours(name, model, lambda: mean_loss(model, Batch(tokens, {"image": features})))
 
     def _training_ours(
         self, name: str, model: SlotModel, loss: Callable[[], Tensor], prepare: Callable[[], Any] = nothing
@@ -133,26 +136,18 @@ class Comparison:
 
     def _cold(self, dtype: torch.dtype, name: str) -> Contender:
         """Texts never seen before: the states of the lower layers are computed within the step."""
-        model, features = self.models.ours("epalm-lin", dtype), self.models.features
+        model, given = self.models.ours("epalm-lin", dtype), {"image": self.models.features}
         seeds, texts = count(1000), [self.models.tokens]
 
         def fresh() -> None:
             texts[0] = random_texts(self.models.setting, self.models.vocabulary, seed=next(seeds))
 
-        return self._training_ours(name, model, lambda: mean_loss(model, texts[0], features), fresh)
+        return self._training_ours(name, model, lambda: mean_loss(model, Batch(texts[0], given)), fresh)
 
     def _plain(self, method: str, name: str) -> Contender:
         """`SlotModel.use_reference_path`: every layer on every text, the encoder at every step."""
-        model, tokens = self.models.ours(method, torch.float32), self.models.tokens
-
-        def loss() -> Tensor:
-            model.use_reference_path = True
-            try:
-                return mean_loss(model, tokens, self.models.encode(torch.float32))
-            finally:
-                model.use_reference_path = False
-
-        return self._training_ours(name, model, loss)
+        model = self.models.ours(method, torch.float32)
+        return self._training_ours(name, model, lambda: mean_loss(model, self._encoded(torch.float32), plain=True))
 
     def _matmuls(self) -> dict[str, tuple[Product, torch.dtype]]:
         return {
@@ -250,9 +245,3 @@ def compare(
         for name in ROOFLINES:  # the worse one of the two methods
             ratios[name] = min(limit["roofline_x"] for limit in limits if limit["name"].startswith(name))
     return {"ratios": ratios, "rows": rows}
-
-
-def mean_loss(model: SlotModel, tokens: Tokens, features: Features) -> Tensor:
-    """Mean cross-entropy of our training step; public, for the other measurements."""
-    loss, n_tokens = model.loss(Batch(tokens, {"image": features}))
-    return loss / n_tokens

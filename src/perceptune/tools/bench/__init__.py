@@ -1,1 +1,0 @@
-"""`perceptune bench`: ours against the literal method, prompt tuning, text-only generation and the machine's limit."""
