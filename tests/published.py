@@ -149,7 +149,7 @@ def _other_questions() -> None:
     add("daquar", "daquar", {f"qa.37.raw.{name}.txt": text for name in ("train", "test")},
         "images/image3.png images/image12.png", wrong=(
             ("qa.37.raw.train.txt", "image12 ?\n2", "image12 ?", "line 4: a question without an answer"),
-            ("qa.37.raw.train.txt", "the image12 ?", "it", "line 4: no question that ends in its picture's name"),
+            ("qa.37.raw.train.txt", "the image12 ?", "it", "line 4: no question that ends in its image's name"),
         ))  # fmt: skip
     text = 'question,answer,image_id\n"what, où?","lamp, book",image3\n'
     add("daquar csv", "daquar", {"data_train.csv": text, "data_eval.csv": text}, "images/image3.png",
@@ -196,7 +196,7 @@ def _captions() -> None:
     add("coco-captions official", "coco-captions", files, "train2014/ö.jpg val2014/ö.jpg train2014/2.jpg val2014/2.jpg",
         options={"format": "official"}, wrong=(
             (name, '"id": 2,\n   "file_name"', '"id": 1,\n   "file_name"', "row 1: the id `1` is that of .*row 0, too"),
-            (name, '"image_id": 2', '"image_id": 3', "row 2: there is no picture with the id `3`"),
+            (name, '"image_id": 2', '"image_id": 3', "row 2: there is no image with the id `3`"),
         ))  # fmt: skip
     add("nocaps", "nocaps", {
         "nocaps_val_4500_captions.json": _coco((1, "a.jpg", ["a", "b"]), (2, "b.jpg", ["ç"])),

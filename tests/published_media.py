@@ -44,7 +44,7 @@ add(
     {**{f"{split}_qa.json": _QA for split in _SPLITS}, "youtube_mapping.txt": "-4ws_5_15 vid1\nR_x_0_9 vid2\n"},
     "YouTubeClips/-4ws_5_15.avi YouTubeClips/R_x_0_9.avi",
     options={"mapping": "youtube_mapping.txt"},
-    wrong=(*_WRONG_QA, ("youtube_mapping.txt", "vid2", "vid1", "line 2: `vid1` names two clips")),
+    wrong=(*_WRONG_QA, ("youtube_mapping.txt", "vid2", "vid1", "line 2: `vid1` names two videos")),
 )
 _MSRVTT = {
     "info": {},

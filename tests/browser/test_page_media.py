@@ -11,9 +11,9 @@ from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
 import chromium
-from perceptune.data.media.audio import read_sound, sound_header
+from perceptune.data.media.audio import read_audio, read_audio_header
 from perceptune.data.media.source import open_image
-from perceptune.data.media.video import describe_clip
+from perceptune.data.media.video import describe_video
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs
 from perceptune.serving.web_page import describe
@@ -66,7 +66,7 @@ def test_a_file_is_chosen_and_removed(page: Any, server: Served, tmp_path: Path)
 
 def test_what_is_no_medium_is_refused_in_words(page: Any) -> None:
     page.drop(b"hello", "notes.txt", "text/plain")
-    assert trouble(page) == "notes.txt is neither a picture nor a sound nor a clip."
+    assert trouble(page) == "notes.txt is not an image, audio or video file."
     page.drop(b"", "empty.png", "image/png")
     page.until(lambda: page.one("#trouble").text == "empty.png is empty.")
     assert not page.shown(".tile")
@@ -76,7 +76,7 @@ def test_a_file_that_is_too_large_is_not_even_sent(window: Any, loaded: Runs) ->
     with served(loaded, Limits(image_mb=0.002), key=None) as server:
         page = window.open(server.base)
         page.drop(bytes(3000), "large.png", "image/png")
-        assert trouble(page) == "large.png has 3 KiB; this server takes a picture of 3 KiB at most."
+        assert trouble(page) == "large.png has 3 KiB; this server takes an image of 3 KiB at most."
         assert server.metric("requests_admitted") == 0
 
 
@@ -97,11 +97,11 @@ def test_the_microphone_is_recorded_as_wav(page: Any) -> None:
     page.until(lambda: "0:01" in page.one("#record").text)
     page.one("#record").click()
     data = attached(page, "audio")
-    assert page.one("#record").text == "Record a sound"
-    header = sound_header(data, "the recording")
+    assert page.one("#record").text == "Record audio"
+    header = read_audio_header(data, "the recording")
     assert (header.rate, header.channels) == (48_000, 1)
     assert 0.3 < header.seconds < 20
-    assert abs(read_sound(data, 16_000, 10)).max() > 0.01  # the browser's false microphone beeps
+    assert abs(read_audio(data, 16_000, 10)).max() > 0.01  # the browser's false microphone beeps
     ask(page, "senses")
 
 
@@ -128,7 +128,7 @@ def test_the_camera_records_a_clip(page: Any) -> None:
     page.one("#film").click()
     page.until(lambda: "0:01" in page.one("#film").text)
     page.one("#film").click()
-    clip = describe_clip(attached(page, "video"), "the clip", decode=True)
+    clip = describe_video(attached(page, "video"), "the clip", decode=True)
     assert clip.frames >= 1  # a busy machine drops most of them
     ask(page, "senses")
 

@@ -71,7 +71,7 @@ def test_sounds_that_are_traps(attacked: Served) -> None:
     assert attacked.ask(sound_part(good)) == (200, "")
     assert attacked.ask(part(data_url(good, "audio/wav"), "audio")) == (200, "")
     long = sounds.encoded(sounds.tone(seconds=130, rate=1000), 1000)
-    assert attacked.ask(sound_part(long)) == (400, "the sound: 130.0 seconds; allowed are 120")
+    assert attacked.ask(sound_part(long)) == (400, "the audio: 130.0 seconds; allowed are 120")
     for broken in (good[:30], b"RIFF" + b"\xff" * 100, b"ID3\x04" + b"\0" * 200, b"x"):
         assert attacked.ask(sound_part(broken))[0] == 400
     claims = bytearray(good)  # a billion channels at no rate
@@ -94,7 +94,7 @@ def test_clips_that_are_traps(attacked: Served, attacked_runs: Runs) -> None:
     assert time.monotonic() - started < 20
     with served(attacked_runs, Limits(video_encoded_frames=5)) as strict:
         status, message = strict.ask(part(data_url(good, "video/mp4"), "video"))
-        assert (status, message) == (400, "the clip: 8 frames; allowed are 5")
+        assert (status, message) == (400, "the video: 8 frames; allowed are 5")
     with served(attacked_runs, Limits(video_seconds=0.1)) as strict:
         assert strict.ask(part(data_url(good, "video/mp4"), "video"))[0] == 400
 

@@ -172,7 +172,7 @@ def test_instructblip_is_served(kind: str, tmp_path: Path) -> None:
         assert streamed[1].endswith("data: [DONE]\n\n")
         status, answer = server.request("POST", "/v1/chat/completions", {**asked(model="blip"), "messages": [
             {"role": "user", "content": "color?"}]})  # fmt: skip
-        assert (status, "pictures only" in answer["error"]["message"]) == (400, True)
+        assert (status, "images only" in answer["error"]["message"]) == (400, True)
         status, answer = server.chat(text="a " * 30, model="blip")
         assert (status, "Q-Former" in answer["error"]["message"]) == (400, True)
         assert not answer["error"]["message"].startswith("sample"), "found out before it waits"

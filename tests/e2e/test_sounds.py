@@ -97,16 +97,16 @@ def test_the_recipe_for_sounds_trains_evaluates_and_answers(
     assert "media shuffled" in capsys.readouterr().out
     assert cli(["answer", run, "--audio", str(hearing / "sounds/train1.wav"), "pitch?"]) == 0
     assert cli(["answer", run, "--audio", str(hearing / "sounds/train.jsonl"), "pitch?"]) == 2
-    assert "train.jsonl: not a sound" in capsys.readouterr().err
+    assert "train.jsonl: not an audio file" in capsys.readouterr().err
 
 
 def test_a_sound_that_cannot_be_used_is_named_or_counted(dwarfs: Path, hearing: Path, tmp_path: Path) -> None:
     data = save_sounds(tmp_path / "sounds")
     (tmp_path / "sounds/train3.wav").write_bytes(encoded(tone() * 0))
-    (tmp_path / "sounds/train4.wav").write_bytes(b"hello, this is text, not a sound")
+    (tmp_path / "sounds/train4.wav").write_bytes(b"hello, this is text, not an audio file")
     audio = {"audio": {"id": str(hearing / "ast")}}
     given = support.recipe(dwarfs / "lm", dwarfs / "encoder", data) | {"encoders": audio}
-    with pytest.raises(UserError, match=r"train[34]\.wav: (silent|not a sound)"):
+    with pytest.raises(UserError, match=r"train[34]\.wav: (silent|not an audio file)"):
         perceptune.train(given, tmp_path / "run")
     given["train"] = support.train_section(max_bad_media=2)
     given["task"] = {"name": "jsonl", "train": str(data)}
@@ -115,7 +115,7 @@ def test_a_sound_that_cannot_be_used_is_named_or_counted(dwarfs: Path, hearing: 
     assert load_runs([str(tmp_path / "tolerant")], Limits(video_frames=1))
     listed = (tmp_path / "tolerant/bad_media.jsonl").read_text()
     assert "train3.wav: silent" in listed
-    assert "train4.wav: not a sound" in listed
+    assert "train4.wav: not an audio file" in listed
     model = perceptune.load(tmp_path / "tolerant")
     with pytest.raises(MediaError, match="audio: silent"):
         model.answer([Sample("x", {"audio": encoded(tone() * 0)}, "pitch?")])

@@ -50,5 +50,5 @@ def test_a_broken_clip_stops_the_run_by_name(dwarfs: Path, data: Path, tmp_path:
     given = support.recipe(
         dwarfs / "lm", dwarfs / "encoder", data, encoders={"video": str(dwarfs / "encoder")}, cache={"features": "off"}
     )
-    with pytest.raises(UserError, match=r"2\.mp4: damaged clip"):
+    with pytest.raises(UserError, match=r"2\.mp4: damaged video"):
         perceptune.train(given, tmp_path / "run")

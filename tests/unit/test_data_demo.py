@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perceptune.data.media.audio import read_sound
+from perceptune.data.media.audio import read_audio
 from perceptune.data.media.source import open_image
 from perceptune.data.media.video import read_frames
 from perceptune.errors import UserError
 from perceptune.tools.datasets import demo
 from perceptune.tools.datasets.demo import SIZES, write_demo
-from perceptune.tools.datasets.figures import COLORS, SHAPES, SOUNDS, draw_clip, draw_picture, play
+from perceptune.tools.datasets.figures import AUDIO_EVENTS, COLORS, SHAPES, draw_image, draw_video, play
 from perceptune.tools.datasets.validate import CheckOptions, check
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -51,7 +51,7 @@ def test_every_answer_of_the_test_is_one_to_be_learnt(everything: Path) -> None:
 
 @pytest.mark.parametrize("modality", ["image", "audio", "video"])
 def test_the_seed_decides_everything(modality: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for sizes in (demo.SIZES, demo.SIZES_OF_CLIPS):
+    for sizes in (demo.SIZES, demo.SIZES_OF_VIDEOS):
         for split in sizes:
             monkeypatch.setitem(sizes, split, 4)
     sets = {}
@@ -80,7 +80,7 @@ def test_a_folder_with_something_in_it_is_left_alone(everything: Path, tmp_path:
 def test_pictures_show_their_color_and_shapes_differ(color: str) -> None:
     areas = []
     for shape in SHAPES:
-        pixels = np.asarray(open_image(draw_picture(random.Random(1), color, shape)))
+        pixels = np.asarray(open_image(draw_image(random.Random(1), color, shape)))
         painted = (pixels == COLORS[color]).all(-1)
         areas.append(painted.sum())
         assert painted.any()
@@ -89,7 +89,7 @@ def test_pictures_show_their_color_and_shapes_differ(color: str) -> None:
 
 @pytest.mark.parametrize("blinks", [True, False])
 def test_clips_move_and_blink_or_not(blinks: bool) -> None:
-    data = draw_clip(random.Random(2), "red", "star", blinks)
+    data = draw_video(random.Random(2), "red", "star", blinks)
     red = [np.asarray(frame)[..., 0] > 130 for frame in read_frames(data, 16)]
     assert sum(not frame.any() for frame in red) == (8 if blinks else 0)
     seen = [frame for frame in red if frame.any()]
@@ -98,7 +98,7 @@ def test_clips_move_and_blink_or_not(blinks: bool) -> None:
 
 def spectrum(data: bytes) -> tuple[float, float]:
     """Strongest frequency in Hz of the first and of the last tenth of the first sound."""
-    wave = read_sound(data, 16_000, 2.0)
+    wave = read_audio(data, 16_000, 2.0)
     loud = np.flatnonzero(np.abs(wave) > 0.1)
     start = loud[0]
     end = start + round(0.29 * 16_000)
@@ -110,7 +110,7 @@ def spectrum(data: bytes) -> tuple[float, float]:
 
 
 def test_sounds_are_what_they_are_called() -> None:
-    heard = {name: spectrum(play(random.Random(3), name, 1)) for name in SOUNDS}
+    heard = {name: spectrum(play(random.Random(3), name, 1)) for name in AUDIO_EVENTS}
     first, last = heard["a rising chirp"]
     assert last > 2 * first
     first, last = heard["a falling chirp"]
@@ -121,6 +121,6 @@ def test_sounds_are_what_they_are_called() -> None:
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_sounds_are_heard_so_often(times: int) -> None:
-    wave = np.abs(read_sound(play(random.Random(4), "a low tone", times), 16_000, 2.0))
+    wave = np.abs(read_audio(play(random.Random(4), "a low tone", times), 16_000, 2.0))
     loud = np.convolve(wave, np.ones(1_000) / 1_000, "same") > 0.05
     assert np.diff(loud.astype(int)).tolist().count(1) == times

@@ -94,7 +94,7 @@ def test_captions(tmp_path: Path) -> None:
         ({"id": ["a", "b", "a", "c"]}, {}, "row 2: its `id` is that of row 0, too"),
         ({"prompt": ["a", "b", " ", "c"]}, {}, "row 2: `prompt` holds no text"),
         ({"targets": ["a", None, "b", "c"]}, {}, "row 1: `targets` is null"),
-        ({"picture": None}, {}, "no column of pictures, sounds or clips among prompt, label, answers; name one"),
+        ({"picture": None}, {}, "no column of images, audio or videos among prompt, label, answers; name one"),
         ({"second": None}, {}, "picture and second could both be the image; choose by `image_key`"),
     ],
 )

@@ -108,7 +108,7 @@ def test_what_a_run_cannot_do_is_said(asked: Any, adapter: Any) -> None:
         adapter.Perceptune(run="x", pretrained="y")
     with pytest.raises(UserError, match="colors, test 0: more than one image"):
         asked.model.generate_until([request(0, {}, visual=lambda doc: [doc["image"]] * 2)])
-    with pytest.raises(UserError, match="int is no picture"):
+    with pytest.raises(UserError, match="int is not an image"):
         asked.model.generate_until([request(0, {}, visual=lambda doc: [3])])
     with pytest.raises(UserError, match="single questions"):
         asked.model.generate_until_multi_round([])

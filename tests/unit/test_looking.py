@@ -83,7 +83,7 @@ def test_the_greatest_value_lies_on_the_patch_that_is_looked_at(folder: Path, re
         for one in row.maps:
             assert int(one.argmax()) == patch
             assert float(one.max()) == pytest.approx(1)
-            values, seen = heatmap.on_picture(one, found.box, WIDTH, HEIGHT)
+            values, seen = heatmap.on_image(one, found.box, WIDTH, HEIGHT)
             assert values[y, x] > 0.9
             assert all(values[b, a] < 0.1 for other, (a, b) in CENTRES[resize].items() if other != patch)
             assert not values[~seen].any()
@@ -135,16 +135,16 @@ def test_maps_lie_on_what_the_encoder_sees() -> None:
     assert heatmap.seen_part(CROPPED, 90, 60) == (15, 0, 75, 60)
     assert heatmap.seen_part(PADDED, 90, 60) == (-45, -30, 135, 90)
     grid = np.arange(16, dtype=np.float32).reshape(4, 4)
-    values, seen = heatmap.on_picture(grid, (-45, -30, 135, 90), 90, 60)
+    values, seen = heatmap.on_image(grid, (-45, -30, 135, 90), 90, 60)
     assert seen.all()
     assert (values.min(), values.max()) == (0, 1), "from least to greatest of what is on the picture, not on the black"
-    middle = heatmap.on_picture(grid[1:3, 1:3], (0, 0, 90, 60), 90, 60)[0]
+    middle = heatmap.on_image(grid[1:3, 1:3], (0, 0, 90, 60), 90, 60)[0]
     assert np.corrcoef(values.ravel(), middle.ravel())[0, 1] > 0.95
-    values, seen = heatmap.on_picture(grid, (15, 0, 75, 60), 90, 60)
+    values, seen = heatmap.on_image(grid, (15, 0, 75, 60), 90, 60)
     assert seen[:, 15:75].all()
     assert not seen[:, :15].any()
     assert not seen[:, 75:].any()
-    assert not heatmap.on_picture(np.ones((2, 2), np.float32), (0, 0, 9, 6), 9, 6)[0].any(), "nothing stands out"
+    assert not heatmap.on_image(np.ones((2, 2), np.float32), (0, 0, 9, 6), 9, 6)[0].any(), "nothing stands out"
 
 
 def test_colours_follow_the_map(folder: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import clips
 import mutations
-from perceptune.data.media.audio import read_sound
+from perceptune.data.media.audio import read_audio
 from perceptune.data.media.source import open_image
 from perceptune.errors import UserError
 from perceptune.serving import media_worker
@@ -77,7 +77,7 @@ def test_what_the_process_makes_of_a_medium_holds_the_same(process: _Process, mo
         else:
             assert plain.startswith(b"RIFF"), name
             for rate, seconds in ((16_000, 5.0), (22_050, 0.1)):
-                np.testing.assert_array_equal(read_sound(plain, rate, seconds), read_sound(data, rate, seconds))
+                np.testing.assert_array_equal(read_audio(plain, rate, seconds), read_audio(data, rate, seconds))
     assert ask(process, clips.clip(range(3)), "video")[1] == b""
 
 
@@ -99,16 +99,16 @@ def test_mutations_are_what_they_say() -> None:
 )
 def test_a_sound_in_an_mp4(was: bytes, becomes: bytes, said: str | None) -> None:
     """Both were found by chance: neither raised `UserError`."""
-    from perceptune.data.media.audio import sound_header
+    from perceptune.data.media.audio import read_audio_header
 
     data = dict(mutations.seeds()["audio"])["M4A"]
     assert was in data
     broken = data.replace(was, becomes)
     if said is None:
-        assert sound_header(broken).rate == 16_000
+        assert read_audio_header(broken).rate == 16_000
     else:
         with pytest.raises(UserError, match=said):
-            sound_header(broken)
+            read_audio_header(broken)
 
 
 def test_a_clip_that_claims_a_billion_frames() -> None:

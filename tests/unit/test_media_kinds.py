@@ -16,10 +16,10 @@ from PIL import Image, PngImagePlugin
 
 import pngs
 from clips import painted, read
-from perceptune.data.media.audio import read_sound
+from perceptune.data.media.audio import read_audio
 from perceptune.data.media.file_types import kind_of
 from perceptune.data.media.source import MediaError, image_size, open_image
-from perceptune.data.media.video import describe_clip, read_frames
+from perceptune.data.media.video import describe_video, read_frames
 from sounds import encoded as encoded_sound
 from sounds import tone
 
@@ -154,7 +154,7 @@ def test_every_frame_of_an_animation_is_seen_in_its_time(kind: str, options: dic
     )
     assert [read(frame) for frame in read_frames(data, 12)] == [0, 1, 2, 2, 2, *[3] * 7]
     assert [read(frame) for frame in read_frames(data, 2)] == [2, 3]
-    clip = describe_clip(data, decode=True)
+    clip = describe_video(data, decode=True)
     assert (clip.width, clip.height, clip.frames, clip.seconds) == (64, 32, 4, pytest.approx(1.2))
     assert read(open_image(data)) == 0
     drawn = {tuple(map(read, read_frames(data, 4, seed=bytes([number])))) for number in range(8)}
@@ -200,27 +200,27 @@ def test_limits_hold_for_animations(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_a_file_really_is_is_named(data: bytes, kind: str) -> None:
     for modality, load in (
-        ("image", open_image), ("audio", lambda medium: read_sound(medium, 16_000, 1.0)),
+        ("image", open_image), ("audio", lambda medium: read_audio(medium, 16_000, 1.0)),
         ("video", lambda medium: next(read_frames(medium, 1))),
     ):  # fmt: skip
-        with pytest.raises(MediaError, match=f"^{modality}: not an? [a-z]+ but {kind}"):
+        with pytest.raises(MediaError, match=f"^{modality}: not an? [a-z ]+ but {kind}"):
             load(data)
 
 
 def test_one_kind_under_the_name_of_another() -> None:
     picture, sound = encoded(Image.new("RGB", (4, 4)), "PNG"), encoded_sound(tone())
-    with pytest.raises(MediaError, match=r"^image: not an image but a WAV sound"):
+    with pytest.raises(MediaError, match=r"^image: not an image but a WAV audio file"):
         open_image(sound)
-    with pytest.raises(MediaError, match=r"^audio: not a sound but a PNG image"):
-        read_sound(picture, 16_000, 1.0)
+    with pytest.raises(MediaError, match=r"^audio: not an audio file but a PNG image"):
+        read_audio(picture, 16_000, 1.0)
     with pytest.raises(MediaError, match=r"^image: damaged image .it begins as a WebP image"):
         open_image(b"RIFF\0\0\0\0WEBPVP9 ")
     with pytest.raises(MediaError, match=r"^image: not an image but an MP4 file"):
         open_image(b"\0\0\0\x18ftypisom\0\0\2\0isomiso2")
     assert kind_of(b"") is kind_of(b"\x81\x82\x83") is None
     sound = encoded_sound(tone(), kind="AIFF")
-    with pytest.raises(MediaError, match=r"^audio: damaged sound"):
-        read_sound(sound[:20], 16_000, 1.0)
+    with pytest.raises(MediaError, match=r"^audio: damaged audio"):
+        read_audio(sound[:20], 16_000, 1.0)
 
 
 def test_a_photo_of_a_phone_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +239,6 @@ def test_photos_of_phones_are_read() -> None:
     data = buffer.getvalue()
     assert np.abs(seen(data) - np.asarray(picture)).mean() < 6
     assert image_size(data) == (48, 64)
-    assert describe_clip(data).frames == 1
+    assert describe_video(data).frames == 1
     with pytest.raises(MediaError, match="damaged image"):
         open_image(HEIC)

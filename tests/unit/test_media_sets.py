@@ -60,7 +60,7 @@ def test_msvd_qa_finds_clips_by_their_names_at_youtube(tmp_path: Path) -> None:
     assert sample.media == {"video": tmp_path / "YouTubeClips/R_x_0_9.avi"}
     there_and_back(samples, tmp_path)
     put(tmp_path / "youtube_mapping.txt", "-4wsuPCjDBc_5_15 vid1\n")
-    with pytest.raises(UserError, match=r"test_qa\.json, row 0: `video_id` 2: no clip of this number in .*mapping"):
+    with pytest.raises(UserError, match=r"test_qa\.json, row 0: `video_id` 2: no video of this number in .*mapping"):
         task("msvd-qa", dir=tmp_path).samples("test")
     (tmp_path / "youtube_mapping.txt").unlink()
     assert task("msvd-qa", dir=tmp_path).samples("test")[0].media["video"].name == "vid2.avi"
@@ -127,7 +127,7 @@ def test_msrvtt_1k_a(tmp_path: Path) -> None:
     assert {sample.id.split("#")[0] for sample in reader.samples("train")} == {"video0", "video3"}
     assert [sample.id for sample in reader.samples("test")] == ["video1"]
     put(tmp_path / "MSRVTT_train.9k.csv", "video_id\nvideo0\nvideo9\n")
-    with pytest.raises(UserError, match=r"train\.9k\.csv, line 3: `video9` is no clip of "):
+    with pytest.raises(UserError, match=r"train\.9k\.csv, line 3: `video9` is no video of "):
         task("msrvtt-captions", dir=tmp_path, partition="1k-A").samples("train")
 
 

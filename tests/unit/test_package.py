@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -180,3 +181,24 @@ def test_files_stay_small() -> None:
     lines = {p: len(p.read_text("utf-8").splitlines()) for p in SOURCE.rglob("*") if p.suffix in WRITTEN}
     assert {p.suffix for p in lines} == WRITTEN
     assert {str(p.relative_to(SOURCE)): n for p, n in lines.items() if n > 320} == {}
+
+
+# Prompts of papers and of the demo, models, libraries, gradient clipping, a setting in the keys of feature caches.
+OTHER_SENSES = (
+    "in the picture?", "this picture?", '"Describe the ', '("sound", ', '"picture": self', "sounds right", "HEIC photo",
+    "soundfile", "libsndfile", "CLIP", "Photoshop", "YouTubeClips", "clip_vision", '("clip"', "class Clip", "= Clip",
+    "clip: float", ".clip(", "def clip(", "config.clip", "train.clip", "clip_grad", "Clips the method", "clipping",
+    "clipboard", "clip-path", "Take a photo",
+)  # fmt: skip
+
+
+def test_media_are_called_image_audio_and_video() -> None:
+    words = re.compile(r"(?i)picture|(?<![a-z])(sound|clip)s?(?![a-z])|photo")
+    found = [
+        f"{path.relative_to(SOURCE)}:{number}: {line.strip()}"
+        for path in SOURCE.rglob("*")
+        if path.suffix in WRITTEN
+        for number, line in enumerate([path.stem if path.stem != "clip" else "", *path.read_text().split("\n")])
+        if words.search(line) and not any(sense in line for sense in OTHER_SENSES)
+    ]
+    assert not [line for line in found if not line.startswith(("cli/", "tools/plots/", "tools/bench/"))]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sounds
-from perceptune.data.media.audio import read_sound
+from perceptune.data.media.audio import read_audio
 from perceptune.data.media.source import MediaError, open_image
 from perceptune.errors import UserError
 from perceptune.tools.datasets.validate import check
@@ -93,7 +93,7 @@ def test_home_and_file_addresses_are_understood(
     (sample,) = task("jsonl", train=written("rows.jsonl")).samples("train")
     assert sample.media["audio"] == tmp_path / "my sound.wav"
     assert check(written("rows.jsonl")).clean
-    assert read_sound(given_path(written("my sound.wav")), 16_000, 1.0).size
+    assert read_audio(given_path(written("my sound.wav")), 16_000, 1.0).size
     put(tmp_path / "set" / "metadata.jsonl", {"file_name": row["audio"], "text": "a"})
     (sample,) = task("folder", train=written("set"), allow_empty_prompt=True).samples("train")
     assert sample.media["audio"] == tmp_path / "my sound.wav"

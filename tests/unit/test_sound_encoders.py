@@ -255,12 +255,12 @@ def test_a_sound_that_cannot_be_used_is_named(ears: Path, kind: str) -> None:
     encoder = build(ears, kind)
     with pytest.raises(MediaError, match=r"^audio: silent"):
         encoder.load(encoded(tone() * 0))
-    with pytest.raises(MediaError, match=r"^clip 7: not a sound"):
+    with pytest.raises(MediaError, match=r"^clip 7: not an audio file"):
         encoder.load(b"nothing to hear in here", "clip 7")
 
 
 def test_masks_hide_frames_and_bands() -> None:
-    from perceptune.encoders._sounds import masked
+    from perceptune.encoders._audio import masked
 
     spectrogram = np.arange(1, 20 * 30 + 1, dtype=np.float32).reshape(20, 30)
     widths = []

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from clips import clip, painted
-from perceptune.data.media.audio import read_sound, sound_header
+from perceptune.data.media.audio import read_audio, read_audio_header
 from perceptune.data.media.source import MediaError
 from sounds import encoded, noise, tone
 
@@ -22,7 +22,7 @@ ID3 = b"ID3\3\0\0\0\0\x20\0" + bytes(4096)
 
 def pitch(data: bytes, seconds: float = 10.0) -> tuple[float, float]:
     """Length in seconds and frequency of the loudest part of the first half of a second."""
-    wave = read_sound(data, 16_000, seconds)
+    wave = read_audio(data, 16_000, seconds)
     return len(wave) / 16_000, 2.0 * float(np.argmax(np.abs(np.fft.rfft(wave[:8_000]))))
 
 
@@ -38,16 +38,16 @@ def streamed(size: int, riff: int) -> bytes:
 @pytest.mark.parametrize("riff", [0, 2**32 - 1])
 def test_a_streamed_wav_is_as_long_as_its_data(size: int, riff: int) -> None:
     data = streamed(size, riff)
-    assert sound_header(data).seconds == pytest.approx(SECONDS)
-    np.testing.assert_allclose(read_sound(data, 16_000, 10.0), tone(seconds=SECONDS)[:, 0], atol=4e-5)
+    assert read_audio_header(data).seconds == pytest.approx(SECONDS)
+    np.testing.assert_allclose(read_audio(data, 16_000, 10.0), tone(seconds=SECONDS)[:, 0], atol=4e-5)
 
 
 def test_a_streamed_flac_is_as_long_as_its_data() -> None:
     data = bytearray(encoded(tone(seconds=SECONDS), kind="FLAC"))
     data[21] &= 0xF0
     data[22:26] = bytes(4)
-    assert sound_header(bytes(data)).seconds == pytest.approx(SECONDS)
-    np.testing.assert_allclose(read_sound(bytes(data), 16_000, 10.0), tone(seconds=SECONDS)[:, 0], atol=4e-5)
+    assert read_audio_header(bytes(data)).seconds == pytest.approx(SECONDS)
+    np.testing.assert_allclose(read_audio(bytes(data), 16_000, 10.0), tone(seconds=SECONDS)[:, 0], atol=4e-5)
 
 
 @pytest.mark.parametrize(
@@ -95,26 +95,26 @@ def beside_pictures(container: str, picture: str, codec: str, rate: int = 44_100
 def test_the_sound_of_every_container(container: str, picture: str, codec: str) -> None:
     data = beside_pictures(container, picture, codec)
     assert pitch(data) == (pytest.approx(SECONDS, abs=0.06), 440)
-    header = sound_header(data)
+    header = read_audio_header(data)
     assert (header.seconds, header.rate, header.channels) == (pytest.approx(SECONDS, abs=0.06), 44_100, 2)
-    assert len(read_sound(data, 16_000, 0.25)) == 4_000
+    assert len(read_audio(data, 16_000, 0.25)) == 4_000
 
 
 @pytest.mark.parametrize("container", ["matroska", "caf"])
 def test_half_of_a_sound_is_no_sound(container: str) -> None:
     data = beside_pictures(container, "", {"matroska": "flac", "caf": "alac"}[container])
-    with pytest.raises(MediaError, match="damaged sound"):
-        read_sound(data[: len(data) // 2], 16_000, 10.0)
+    with pytest.raises(MediaError, match="damaged audio"):
+        read_audio(data[: len(data) // 2], 16_000, 10.0)
 
 
 def test_a_clip_without_sound_and_a_list_of_files(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MediaError, match=r"^audio: holds no sound$"):
-        read_sound(clip(range(3)), 16_000, 1.0)
+    with pytest.raises(MediaError, match=r"^audio: holds no audio$"):
+        read_audio(clip(range(3)), 16_000, 1.0)
     (tmp_path / "secret.wav").write_bytes(encoded(tone()))
     monkeypatch.chdir(tmp_path)
     for text in (b"ffconcat version 1.0\nfile secret.wav\n", b"#EXTM3U\n#EXTINF:9,\nsecret.wav\n"):
-        with pytest.raises(MediaError, match="not a sound but a text"):
-            read_sound(text, 16_000, 1.0)
+        with pytest.raises(MediaError, match="not an audio file but a text"):
+            read_audio(text, 16_000, 1.0)
 
 
 def test_a_picture_of_an_album_is_no_clip() -> None:

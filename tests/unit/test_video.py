@@ -173,10 +173,10 @@ def refused(data: bytes, **limits: float) -> str:
     ("data", "complaint"),
     [
         pytest.param(b"", "no bytes", id="empty"),
-        pytest.param(b"hello, this is text", "not a clip but a text", id="text"),
-        pytest.param(b"#EXTM3U\n#EXTINF:9,\nfile:///etc/hostname\n", "not a clip but a text", id="playlist"),
-        pytest.param(b"ffconcat version 1.0\nfile /etc/hostname\n", "not a clip but a text", id="list of files"),
-        pytest.param(clips.encoded([], [], sound=True), "no pictures in it, only sound", id="sound only"),
+        pytest.param(b"hello, this is text", "not a video but a text", id="text"),
+        pytest.param(b"#EXTM3U\n#EXTINF:9,\nfile:///etc/hostname\n", "not a video but a text", id="playlist"),
+        pytest.param(b"ffconcat version 1.0\nfile /etc/hostname\n", "not a video but a text", id="list of files"),
+        pytest.param(clips.encoded([], [], sound=True), "no frames in it, only audio", id="sound only"),
         pytest.param(clip(range(30))[:900], "damaged", id="truncated MP4"),
         pytest.param(clip(range(30), movflags="faststart")[:-200], "", id="truncated MP4 with its index in front"),
         pytest.param(clip(range(0, 360, 4), KINDS[2])[:-2000], "cut off after", id="truncated Matroska"),
@@ -194,7 +194,7 @@ def test_what_cannot_be_shown_is_refused_by_name(data: bytes, complaint: str) ->
 def test_a_list_of_files_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "secret.mp4").write_bytes(clip(range(3)))
     monkeypatch.chdir(tmp_path)
-    assert "not a clip but a text" in refused(b"ffconcat version 1.0\nfile secret.mp4\n")
+    assert "not a video but a text" in refused(b"ffconcat version 1.0\nfile secret.mp4\n")
 
 
 def test_a_clip_that_claims_a_billion_frames_is_refused() -> None:

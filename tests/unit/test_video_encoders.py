@@ -107,7 +107,7 @@ def test_other_lengths_take_the_nearest_positions(checkpoints: Path, name: str, 
 def test_lengths_and_sizes_that_do_not_fit_are_errors(checkpoints: Path) -> None:
     with pytest.raises(UserError, match=r"videomae: `frames` 5 is no multiple of its patches' 2; use 4 or 6"):
         load_encoder(checkpoints / "videomae", frames=5)
-    with pytest.raises(UserError, match=r"vivit: its pictures are 32 x 32; `size` cannot change that"):
+    with pytest.raises(UserError, match=r"vivit: its frames are 32 x 32; `size` cannot change that"):
         load_encoder(checkpoints / "vivit", size=48)
 
 

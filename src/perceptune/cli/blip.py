@@ -99,5 +99,5 @@ def show_attention(options: argparse.Namespace) -> int:
         return 0
     for row in found["rows"]:
         out.print(f"{row['label']}\n  looks most at (x, y) {tuple(row['peaks']['mean'])}")
-    out.print(f"written: {found['picture']}")
+    out.print(f"written: {found['image']}")
     return 0

@@ -14,12 +14,12 @@ class BuildConfig(Part):
 
     lm: str = Field("default", description="`default`, a Hugging Face id or a local folder")
     encoder: str = Field("default", description="a DINOv2: `default`, a Hugging Face id or a local folder")
-    image_size: int = Field(224, ge=14, description="side of the pictures in pixels, a multiple of the patches'")
+    image_size: int = Field(224, ge=14, description="side of the images in pixels, a multiple of the patches'")
     layers: int = Field(6, ge=1, description="layers of the Q-Former")
     hidden: int = Field(384, ge=8, description="width of the Q-Former")
     heads: int = Field(6, ge=1, description="heads of each attention of the Q-Former")
     queries: int = Field(16, ge=1, description="image tokens that the LM sees")
-    cross_every: int = Field(2, ge=1, description="cross-attention to the picture in every n-th layer")
+    cross_every: int = Field(2, ge=1, description="cross-attention to the image in every n-th layer")
     vocabulary: int = Field(4000, ge=16, description="word pieces of the Q-Former's tokenizer, at most")
     seed: int = Field(0, description="seed of the new weights")
 

@@ -52,7 +52,7 @@ class LMConfig(Part):
 
 
 class RandAugmentConfig(Part):
-    """Operations drawn for each augmented view of a picture, after it has been resized."""
+    """Operations drawn for each augmented view of an image, after it has been resized."""
 
     num_ops: int = Field(2, ge=1, description="operations of a view")
     magnitude: int = Field(7, ge=0, description="strength of them, 10 (`albef`) or 30 (`torchvision`) at most")
@@ -82,13 +82,11 @@ class EncoderConfig(Part):
     views: int = Field(0, ge=0, description="augmented views of each training medium; 0 = the plain medium only")
     flip: bool = Field(True, description="half of the augmented views are mirrored")
     rand_augment: RandAugmentConfig | None = Field(None, description="RandAugment of augmented views; None = none")
-    seconds: float | None = Field(
-        None, gt=0, description="how much of a sound is heard, from its start; None = as published"
-    )
-    time_mask: int = Field(96, ge=0, description="augmented views of a sound: longest time hidden, in frames")
-    frequency_mask: int = Field(24, ge=0, description="augmented views of a sound: most mel bands hidden")
+    seconds: float | None = Field(None, gt=0, description="seconds of audio used, from the start; None = as published")
+    time_mask: int = Field(96, ge=0, description="augmented views of audio: longest time hidden, in frames")
+    frequency_mask: int = Field(24, ge=0, description="augmented views of audio: most mel bands hidden")
     frames: int | None = Field(
-        None, ge=1, le=256, description="frames of a clip; None = as a video encoder publishes, 8 for an image encoder"
+        None, ge=1, le=256, description="frames of a video; None = as a video encoder publishes, 8 for an image encoder"
     )
     temporal: Literal["skip", "t1"] | None = Field(
         None, description="a video encoder for images: without its attention over time, or with one step of it (None)"

@@ -22,7 +22,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Interval of the mean of `values` at confidence `level`, from `samples` resamplings.
 
-    Values of one of the `groups` (the questions on one picture, say) are drawn together, because they are not
+    Values of one of the `groups` (the questions on one image, say) are drawn together, because they are not
     independent; without groups each value is drawn for itself.
     """
     return _quantiles(_resampled_means(values, groups, samples, np.random.default_rng(seed)), level)

@@ -1,4 +1,4 @@
-"""What makes an encoder of one modality serve another: a picture of a sound, the frames of a clip."""
+"""What makes an encoder of one modality serve another: a spectrogram of audio, the frames of a video."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from perceptune.config.schema import EncoderConfig
 from perceptune.encoders._encoder import Encoder
 from perceptune.encoders._frames import average, still
-from perceptune.encoders._sound_pictures import sound_pictures
+from perceptune.encoders._spectrogram_images import spectrogram_images
 from perceptune.errors import UserError
 
 # (what is to be read, what the encoder reads) -> what makes the one serve the other
 ADAPTERS: dict[tuple[str, str], Callable[[Encoder, EncoderConfig], Encoder]] = {
-    ("audio", "image"): sound_pictures,
+    ("audio", "image"): spectrogram_images,
     ("video", "image"): average,
     ("image", "video"): still,
 }

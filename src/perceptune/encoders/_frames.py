@@ -1,4 +1,4 @@
-"""An image encoder for clips, and a video encoder for pictures."""
+"""An image encoder for videos, and a video encoder for images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FRAMES = 8  # as in the paper's video question answering
 
 
 class FrameAverage(Encoder):
-    """An image encoder that sees the frames of a clip one by one: the mean of their tokens (the paper's "ViT Avg")."""
+    """An image encoder that sees the frames of a video one by one: the mean of their tokens (the paper's "ViT Avg")."""
 
     modality = "video"
     KEYS: ClassVar = ImageEncoder.KEYS | {"frames"}
@@ -38,7 +38,7 @@ class FrameAverage(Encoder):
         return torch.stack([self.encoder.pixels(frame, name, seed) for frame in frames])
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
-        """(B, n_levels, T, dim) float32 of (B, frames, 3, H, W). One frame of every clip at a time, to save memory."""
+        """(B, n_levels, T, dim) float32 of (B, frames, 3, H, W). One frame of every video at a time, to save memory."""
         return torch.stack([self.encoder(frame, levels, tokens) for frame in x.unbind(1)]).mean(0)
 
     def augmentation(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class FrameAverage(Encoder):
 
 
 class Still(Encoder):
-    """A video encoder that sees a picture as the shortest clip there is: one step of time."""
+    """A video encoder that sees an image as the shortest video there is: one step of time."""
 
     modality = "image"
     KEYS: ClassVar = ImageEncoder.KEYS | {"temporal"}
@@ -93,13 +93,13 @@ class Still(Encoder):
 
 
 def average(encoder: Encoder, options: EncoderConfig) -> Encoder:
-    """`encoder` of images for clips."""
+    """`encoder` of images for videos."""
     assert isinstance(encoder, ImageEncoder)
     return FrameAverage(encoder, options.frames or FRAMES)
 
 
 def still(encoder: Encoder, options: EncoderConfig) -> Encoder:
-    """`encoder` of clips for pictures."""
+    """`encoder` of videos for images."""
     assert isinstance(encoder, VideoEncoder)
     with error_prefix(f"encoders.image `{options.id}`"):
         return Still(encoder, skip_time=options.temporal == "skip")

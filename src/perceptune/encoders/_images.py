@@ -19,7 +19,7 @@ from perceptune.encoders._encoder import Encoder
 from perceptune.errors import UserError, error_prefix
 from perceptune.types import Medium
 
-Pictures = TypeVar("Pictures", bound="ImageEncoder")
+ImageEncoderT = TypeVar("ImageEncoderT", bound="ImageEncoder")
 Self = TypeVar("Self", bound="ViTEncoder")
 
 # What a preprocessor config leaves unsaid; the family's own defaults come on top of it.
@@ -37,7 +37,7 @@ BILINEAR, BICUBIC = 2, 3
 
 
 class ImageEncoder(Encoder):
-    """An encoder of pictures, as `transform` prepares them."""
+    """An encoder of images, as `transform` prepares them."""
 
     KEYS: ClassVar = frozenset({"size", "resize", "resample", "mean", "std", "flip", "rand_augment"})
 
@@ -45,7 +45,7 @@ class ImageEncoder(Encoder):
     flip = True  # whether augmented views may be mirrored
     rand_augment: RandAugmentConfig | None = None  # what else is done to them
 
-    def augmenting(self: Pictures, options: EncoderConfig) -> Pictures:
+    def augmenting(self: ImageEncoderT, options: EncoderConfig) -> ImageEncoderT:
         """Itself, with what `options` say of augmented views."""
         self.flip, self.rand_augment = options.flip, options.rand_augment
         return self
@@ -91,7 +91,7 @@ def transform_of(source: str, settings: Mapping[str, Any], options: EncoderConfi
 
 
 def _crop_share(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """ConvNeXt's way of saying how much is cut away: from 384 pixels on nothing, and the picture is squashed."""
+    """ConvNeXt's way of saying how much is cut away: from 384 pixels on nothing, and the image is squashed."""
     size = settings["size"]
     if isinstance(size, Mapping) and "shortest_edge" not in size:
         return {}

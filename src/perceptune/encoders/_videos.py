@@ -18,14 +18,14 @@ Self = TypeVar("Self", bound="VideoEncoder")
 
 
 class VideoEncoder(ViTEncoder):
-    """A transformer over the patches of all frames of a clip. A leaf says where its parts lie.
+    """A transformer over the patches of all frames of a video. A leaf says where its parts lie.
 
     `frames` other than those it was trained with take the position embeddings of the nearest times.
     """
 
     modality = "video"
     KEYS: ClassVar = ImageEncoder.KEYS | {"frames"}
-    SIZES: ClassVar[bool] = False  # whether pictures may be of another size than the published one
+    SIZES: ClassVar[bool] = False  # whether images may be of another size than the published one
 
     def __init__(self, tower: nn.Module, transform: ImageTransform) -> None:
         super().__init__(tower, transform)
@@ -44,13 +44,13 @@ class VideoEncoder(ViTEncoder):
         encoder = super().read(source, config, options, meta)
         published = (config.image_size, config.image_size)
         if not cls.SIZES and encoder.transform.size != published:
-            raise UserError(f"{source}: its pictures are {published[0]} x {published[1]}; `size` cannot change that")
+            raise UserError(f"{source}: its frames are {published[0]} x {published[1]}; `size` cannot change that")
         with error_prefix(source):
             encoder.use_frames(options.frames or encoder.frames)
         return encoder
 
     def use_frames(self, frames: int) -> None:
-        """Makes clips `frames` long. Raises `UserError` for a number that its patches do not divide."""
+        """Makes videos `frames` long. Raises `UserError` for a number that its patches do not divide."""
         tubelet = self.tubelet(self.tower.config)
         if frames % tubelet:
             low = max(1, frames // tubelet) * tubelet
@@ -63,7 +63,7 @@ class VideoEncoder(ViTEncoder):
         raise UserError("`temporal: skip`: it has no attention over time alone; use `temporal: t1`")
 
     def unmark_time(self) -> None:
-        """Adds nothing for the time of a lone picture, where positions in time are embeddings of their own."""
+        """Adds nothing for the time of a lone image, where positions in time are embeddings of their own."""
 
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
         """(frames, 3, H, W) float32; every frame of an augmented view shows the same part."""
@@ -75,7 +75,7 @@ class VideoEncoder(ViTEncoder):
         return {**super().preprocessing(), "frames": self.frames, "sampling": "uniform"}
 
     def in_time(self, embeddings: Tensor) -> Tensor:
-        """Position embeddings (1, steps * patches, dim), in that order, for clips as long as `frames`: the nearest."""
+        """Position embeddings (1, steps * patches, dim), in that order, for videos as long as `frames`: the nearest."""
         config: Any = self.tower.config
         published, steps = (frames // self.tubelet(config) for frames in (config.num_frames, self.frames))
         if published == steps:

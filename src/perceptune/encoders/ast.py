@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import Wave, check_seconds
 from perceptune.data.media.mel_spectrogram import LogMel
-from perceptune.encoders.base import BlockEncoder, BlockParts, SoundEncoder, read_preprocessor
+from perceptune.encoders.base import AudioEncoder, BlockEncoder, BlockParts, read_preprocessor
 from perceptune.errors import UserError, error_prefix
 
 Self = TypeVar("Self", bound="AudioSpectrogramTransformer")
@@ -20,11 +20,11 @@ Self = TypeVar("Self", bound="AudioSpectrogramTransformer")
 PUBLISHED = {"sampling_rate": 16_000, "mean": -4.2677393, "std": 4.5689974, "do_normalize": True}
 
 
-class AudioSpectrogramTransformer(SoundEncoder, BlockEncoder):
+class AudioSpectrogramTransformer(AudioEncoder, BlockEncoder):
     """[CLS] is token 0; a second special token, for distillation, comes next.
 
-    Sounds become Kaldi's filter bank energies (25 ms windows every 10 ms, no dither); what is shorter than the model's
-    frames is followed by zeros, what is longer is cut. The mean of the sound, which the paper subtracts first, is gone
+    Audio becomes Kaldi's filter bank energies (25 ms windows every 10 ms, no dither); what is shorter than the model's
+    frames is followed by zeros, what is longer is cut. The mean of the audio, which the paper subtracts first, is gone
     with that of each window.
     """
 

@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from perceptune.config.registry import leaves
 from perceptune.config.schema import EncoderConfig
+from perceptune.encoders._audio import AudioEncoder as AudioEncoder
 
 # Leaves import from here.
 from perceptune.encoders._blocks import BlockEncoder as BlockEncoder
@@ -29,7 +30,6 @@ from perceptune.encoders._images import ViTEncoder as ViTEncoder
 from perceptune.encoders._images import transform_of as transform_of
 from perceptune.encoders._parts import BlockParts as BlockParts
 from perceptune.encoders._pool import pooled_levels as pooled_levels
-from perceptune.encoders._sounds import SoundEncoder as SoundEncoder
 from perceptune.encoders._videos import VideoEncoder as VideoEncoder
 from perceptune.errors import UserError
 

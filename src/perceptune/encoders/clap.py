@@ -14,7 +14,7 @@ from transformers.audio_utils import spectrogram, window_function
 
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import Wave, check_seconds, padded
-from perceptune.encoders.base import SoundEncoder, Tokens, build_tower, pooled_levels, read_preprocessor, settings_of
+from perceptune.encoders.base import AudioEncoder, Tokens, build_tower, pooled_levels, read_preprocessor, settings_of
 from perceptune.errors import UserError, error_prefix
 
 Self = TypeVar("Self", bound="Clap")
@@ -25,12 +25,12 @@ _EXTRACTOR = (
 )  # fmt: skip
 
 
-class Clap(SoundEncoder):
+class Clap(AudioEncoder):
     """A hierarchical Swin transformer (HTSAT). Its levels are the stages, before they are made smaller.
 
     It has no [CLS]: a level is the mean over time and frequency, of the last stage after the final norm. Stages differ
-    in width; `dim` is that of the last one, and zeros follow the narrower ones. A sound shorter than 10 s is repeated
-    as its preprocessing says; of a longer one the beginning is heard, where CLAP takes random parts. A whole CLAP
+    in width; `dim` is that of the last one, and zeros follow the narrower ones. Audio shorter than 10 s is repeated
+    as its preprocessing says; of longer audio the beginning is used, where CLAP takes random parts. A whole CLAP
     checkpoint loads too: its text tower and projections are left on disk.
     """
 
@@ -70,7 +70,7 @@ class Clap(SoundEncoder):
             return cls(tower, extractor, options)
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
-        """(mels, frames) in decibels, as the feature extractor makes it of a sound that fits."""
+        """(mels, frames) in decibels, as the feature extractor makes it of audio that fits."""
         ex = self.extractor
         times = ex.nb_max_samples // len(wave)
         if ex.padding == "repeatpad":
@@ -88,7 +88,7 @@ class Clap(SoundEncoder):
     def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
         """(B, n_levels, 1, dim) float32. Raises `UserError` for `tokens="all"`: stages differ in their tokens."""
         self.check_levels(levels)
-        # Fusing several parts of a long sound is never asked for: one part is heard.
+        # Fusing several parts of a long audio file is never asked for: one part is heard.
         made = self.tower(
             x.to(self.tower.dtype).transpose(1, 2)[:, None], is_longer=torch.zeros(len(x), 1, device=x.device),
             output_hidden_states=True, output_hidden_states_before_downsampling=True,

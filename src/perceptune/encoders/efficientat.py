@@ -1,4 +1,4 @@
-"""EfficientAT's MobileNets: small convolutional networks that tag sounds, from the `.pt` files of their authors.
+"""EfficientAT's MobileNets: small convolutional networks that tag audio, from the `.pt` files of their authors.
 
 Schmid, Koutini, Widmer: Efficient Large-Scale Audio Tagging via Transformer-to-CNN Knowledge Distillation, ICASSP 2023.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import MAX_SECONDS, Wave, check_seconds, padded
 from perceptune.data.media.mel_spectrogram import LogMel
-from perceptune.encoders.base import SoundEncoder, Tokens, pooled_levels
+from perceptune.encoders.base import AudioEncoder, Tokens, pooled_levels
 from perceptune.errors import UserError
 
 Self = TypeVar("Self", bound="EfficientAT")
@@ -28,7 +28,7 @@ Weights = Mapping[str, Tensor]
 MEL = LogMel(
     rate=32_000, window=800, hop=320, fft=1024, mels=128, low=0, high=15_000, floor=1e-5, centred=True,
 )  # fmt: skip
-SECONDS = 10.0  # of AudioSet's clips, on which the networks were trained
+SECONDS = 10.0  # of AudioSet's videos, on which the networks were trained
 
 
 # Of each block of MobileNetV3-Large: its stride, and whether it has the hard swish instead of ReLU (Howard et al. 2019,
@@ -37,11 +37,11 @@ _STRIDES = (1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1)
 _BLOCKS = tuple((stride, number >= 6) for number, stride in enumerate(_STRIDES))
 
 
-class EfficientAT(SoundEncoder):
+class EfficientAT(AudioEncoder):
     """A MobileNetV3 without its classifier. Its levels: the first convolution, the 15 blocks, the last convolution.
 
     It has no [CLS]: a level is the mean over time and frequency, of the last one what the classifier sees. Levels
-    differ in width; `dim` is that of the last one, and zeros follow the narrower ones. A sound is followed by silence
+    differ in width; `dim` is that of the last one, and zeros follow the narrower ones. Audio is followed by silence
     up to `seconds` (10 as published); for much shorter ones set `seconds` to their length.
     """
 

@@ -11,7 +11,7 @@ from perceptune.errors import UserError
 
 
 class Timesformer(VideoEncoder):
-    """[CLS] is token 0, one for the whole clip. For more frames than it was trained with, time embeddings repeat."""
+    """[CLS] is token 0, one for the whole video. For more frames than it was trained with, time embeddings repeat."""
 
     MODELS: ClassVar = {"timesformer": "TimesformerModel"}
     BLOCKS = "encoder.layer"
@@ -44,7 +44,7 @@ class Timesformer(VideoEncoder):
         self.skips_time = True
 
     def unmark_time(self) -> None:
-        """As the official eP-ALM code treats pictures (`space_only_for_images`)."""
+        """As the official eP-ALM code treats images (`space_only_for_images`)."""
         self.marks_time = False
         self.tower.embeddings.attention_type = "space_only"  # of the embeddings alone: no time is added to one frame
 

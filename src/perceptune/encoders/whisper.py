@@ -11,7 +11,7 @@ from transformers import WhisperFeatureExtractor
 
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import Wave, check_seconds
-from perceptune.encoders.base import BlockEncoder, SoundEncoder, read_preprocessor
+from perceptune.encoders.base import AudioEncoder, BlockEncoder, read_preprocessor
 from perceptune.errors import UserError, error_prefix
 
 Self = TypeVar("Self", bound="Whisper")
@@ -19,10 +19,10 @@ Self = TypeVar("Self", bound="Whisper")
 _EXTRACTOR = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value", "dither")
 
 
-class Whisper(SoundEncoder, BlockEncoder):
-    """Whisper has no [CLS]: `cls` is the mean, after the final norm, over the positions in which there is sound.
+class Whisper(AudioEncoder, BlockEncoder):
+    """Whisper has no [CLS]: `cls` is the mean, after the final norm, over the positions in which there is audio.
 
-    A sound is followed by silence up to the model's 30 seconds; what is longer is cut. A whole Whisper checkpoint
+    Audio is followed by silence up to the model's 30 seconds; what is longer is cut. A whole Whisper checkpoint
     loads too: its decoder is left on disk.
     """
 
@@ -60,7 +60,7 @@ class Whisper(SoundEncoder, BlockEncoder):
         return np.asarray(taken["input_features"][0], np.float32)
 
     def finish(self, spectrogram: NDArray[np.float32], wave: Wave) -> NDArray[np.float32]:
-        """(mels + 1, frames): the last row is 1 where there is sound."""
+        """(mels + 1, frames): the last row is 1 where there is audio."""
         heard = np.arange(spectrogram.shape[1]) * self.extractor.hop_length < len(wave)
         return np.concatenate([spectrogram, heard[None].astype(np.float32)])
 
@@ -71,7 +71,7 @@ class Whisper(SoundEncoder, BlockEncoder):
         return hidden.transpose(1, 2) + self.tower.embed_positions.weight
 
     def pool(self, hidden: Tensor, x: Tensor) -> Tensor:
-        """(B, 1, dim): the mean over positions that begin with sound; a position is two frames."""
+        """(B, 1, dim): the mean over positions that begin with audio; a position is two frames."""
         heard = x[:, -1, ::2, None].to(hidden.dtype)
         return ((hidden * heard).sum(1) / heard.sum(1))[:, None]
 

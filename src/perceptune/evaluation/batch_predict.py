@@ -160,7 +160,7 @@ def _files(folder: Path, known: Collection[str], passed: PassedOver) -> Iterator
 
 
 def _modality_of(file: Path, known: Collection[str]) -> str | None:
-    """What a file is by its name; of a run that takes images and clips, a GIF is a clip if it moves."""
+    """What a file is by its name; of a run that takes images and videos, a GIF is a video if it moves."""
     modality = modality_of(file, known)
     if suffix_of(file) == EITHER and {"image", "video"} <= {*known} and not moves(file):
         return "image"

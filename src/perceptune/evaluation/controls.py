@@ -13,7 +13,7 @@ from perceptune.types import Sample
 def shuffle_media(samples: Sequence[Sample], seed: int) -> list[Sample]:
     """The same prompts over a seeded derangement of the media: no sample keeps its own.
 
-    Distinct media are moved around one cycle, so two questions on one picture get the same other picture.
+    Distinct media are moved around one cycle, so two questions on one image get the same other image.
     """
     modalities = sorted({modality for sample in samples for modality in sample.media})
     moved = list(samples)

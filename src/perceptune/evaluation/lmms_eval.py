@@ -24,7 +24,7 @@ from perceptune.models.run_folder import load
 from perceptune.types import Decoding, Medium, Sample
 from perceptune.utils.paths import given_path
 
-IMAGE_TAG = "<image>"  # what tasks put where a picture belongs; our pictures have their own place
+IMAGE_TAG = "<image>"  # what tasks put where an image belongs; our images have their own place
 
 
 def manifest() -> ModelManifest:
@@ -33,7 +33,7 @@ def manifest() -> ModelManifest:
 
 
 class Perceptune(lmms):
-    """A run folder as the suite sees it. One picture, sound or clip of each kind per question.
+    """A run folder as the suite sees it. One image, audio file or video per question.
 
     Generation settings are the run's own but for those that a task names: `max_new_tokens`, `num_beams`,
     `do_sample`, `temperature`, `top_p`, `length_penalty`.
@@ -116,7 +116,7 @@ class Perceptune(lmms):
 
 
 def _medium(visual: Any, name: str, among: Collection[str] = MODALITIES) -> tuple[str, Medium]:
-    """What the suite's data sets hold: pictures in memory, arrays of sound, names of files of one of the modalities."""
+    """What the suite's data sets hold: images in memory, arrays of audio, names of files of one of the modalities."""
     if isinstance(visual, Image.Image):
         data = io.BytesIO()
         to_rgb(visual).save(data, "PNG")
@@ -127,7 +127,7 @@ def _medium(visual: Any, name: str, among: Collection[str] = MODALITIES) -> tupl
         return "audio", data.getvalue()
     if isinstance(visual, str | Path) and (modality := modality_of(visual, among)):
         return modality, given_path(str(visual))
-    raise UserError(f"{name}: {type(visual).__name__} is no picture, sound or media file that can be read")
+    raise UserError(f"{name}: {type(visual).__name__} is not an image, audio or a media file that can be read")
 
 
 def _cut(text: str, until: str | Sequence[str]) -> str:

@@ -234,7 +234,7 @@ def _span(interval: Sequence[float] | None, sign: str = "") -> str:
 
 
 def _listed(modalities: Sequence[str]) -> str:
-    senses = {"image": "eyes", "video": "eyes for clips", "audio": "ears"}
+    senses = {"image": "eyes", "video": "eyes for videos", "audio": "ears"}
     return " and ".join(senses.get(name, plain(name)) for name in modalities) or "more senses"
 
 

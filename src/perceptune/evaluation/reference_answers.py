@@ -63,7 +63,7 @@ def save_reference_answers(run: Path, model: AdaptedModel, samples: Iterable[Sam
 def synthetic_samples(modalities: Iterable[str]) -> list[Sample]:
     """Two small media of each modality out of nothing, with a question each."""
     return [
-        Sample(f"made-up-{name}-{number}", {name: _sound(number) if name == "audio" else _picture(number)}, question)
+        Sample(f"made-up-{name}-{number}", {name: _audio(number) if name == "audio" else _image(number)}, question)
         for name in modalities
         for number, question in enumerate(_QUESTIONS)
     ]
@@ -155,7 +155,7 @@ def _bytes(medium: Mapping[str, str]) -> bytes:
     return content(Path(medium.get("path", "")))
 
 
-def _picture(number: int) -> bytes:
+def _image(number: int) -> bytes:
     """A PNG of coloured squares."""
     small = Image.frombytes("RGB", (6, 6), random.Random(number).randbytes(108))
     buffer = io.BytesIO()
@@ -163,7 +163,7 @@ def _picture(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def _sound(number: int) -> bytes:
+def _audio(number: int) -> bytes:
     """A WAV of half a second: a tone that rises or falls."""
     rate, count = 8_000, 4_000
     first, last = ((300, 1_500), (1_200, 200))[number % 2]

@@ -70,7 +70,7 @@ def gap_name(key: str, control: str = "shuffled") -> str:
 
 
 def control_gap(control: str, samples: Sequence[Sample], seen: EvalOutput, blind: EvalOutput) -> dict[str, Any]:
-    """How far seeing beats a control, for each summary value, with paired intervals; one picture is one draw."""
+    """How far seeing beats a control, for each summary value, with paired intervals; one image is one draw."""
     found: dict[str, Any] = {}
     for key in seen.summary:
         name = gap_name(key, control)
@@ -171,7 +171,7 @@ def _difference(a: Corpus, b: Corpus) -> Corpus:
 
 
 def _media_of(sample: Sample) -> tuple[Any, ...]:
-    """What makes samples dependent: questions on one picture are right or wrong together."""
+    """What makes samples dependent: questions on one image are right or wrong together."""
     return tuple(sorted(sample.media.items())) or (sample.id,)
 
 

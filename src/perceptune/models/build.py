@@ -34,7 +34,7 @@ from perceptune.utils.devices import default_device, use_full_float32
 
 # What `default` stands for.
 DEFAULT_LM = "smollm2-135m-instruct"
-# The image encoder serves the others, too: averaged over frames, shown pictures of sounds.
+# The image encoder serves the others, too: averaged over frames, shown spectrograms of audio.
 DEFAULT_ENCODERS = dict.fromkeys(("image", "video", "audio"), "dinov2-small")
 
 

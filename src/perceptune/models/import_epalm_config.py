@@ -102,9 +102,9 @@ class OfficialConfig(BaseModel):
     image_res: int = Field(224, ge=8)
     num_frames: int | None = Field(None, ge=1)
     sample_type: Literal["rand", "middle"] | None = None
-    as_images: Annotated[Any, _off("frames as pictures of their own do not run in the release's video encoder")] = None
+    as_images: Annotated[Any, _off("frames as images of their own do not run in the release's video encoder")] = None
     space_only_for_images: bool | None = None
-    black_image: Annotated[Any, _off("the model was shown black pictures")] = None
+    black_image: Annotated[Any, _off("the model was shown black images")] = None
     melbins: int = 128
     target_length: int = 1024
     skip_norm: bool = False
@@ -155,7 +155,7 @@ def encoder_section(file: Path, config: OfficialConfig, encoder: str) -> tuple[s
         )
     if still and not config.space_only_for_images:
         raise UserError(
-            f"{file}: config: `space_only_for_images` is off: a picture as a clip of equal frames is not imported"
+            f"{file}: config: `space_only_for_images` is off: an image as a video of equal frames is not imported"
         )
     if modality == "audio":
         masks = {"time_mask": config.timem_p, "frequency_mask": config.freqm_p}

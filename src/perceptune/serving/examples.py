@@ -86,6 +86,6 @@ def _example(row: Sample, limits: Limits) -> Example | None:
 def _mime(medium: Medium, kind: str) -> str:
     """What a file's name says, as far as it fits: a browser looks at the bytes itself."""
     guessed, _ = mimetypes.guess_type(label(medium))
-    # No SVG: it is a document rather than a picture, and no encoder reads it.
+    # No SVG: it is a document rather than an image, and no encoder reads it.
     fits = guessed is not None and guessed.startswith(f"{kind}/") and "svg" not in guessed
     return guessed if fits and guessed else _KINDS[kind]

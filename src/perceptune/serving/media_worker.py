@@ -1,7 +1,7 @@
 """The process in which strangers' media are decoded: what kills a decoder, or holds it up, hits no server.
 
 Reads requests from standard input and writes answers to standard output, each a line of JSON that tells how many bytes
-follow it. What follows an answer is the same picture or sound in a format that takes no decoder: BMP, WAV.
+follow it. What follows an answer is the same image or audio in a format that takes no decoder: BMP, WAV.
 `python -m perceptune.serving.media_worker` is started by `decoding.py`.
 """
 
@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 
 import soundfile
 
-from perceptune.data.media.audio import read_sound, sound_header
+from perceptune.data.media.audio import read_audio, read_audio_header
 from perceptune.data.media.source import image_size
-from perceptune.data.media.video import describe_clip, read_frames
+from perceptune.data.media.video import describe_video, read_frames
 from perceptune.errors import UserError
 from perceptune.serving.shrinking import open_within
 
@@ -31,7 +31,7 @@ class RefusedError(UserError):
 def check(data: bytes, modality: str, limits: dict[str, Any]) -> bytes:
     """Decodes a medium as far as a model will. Raises `UserError` for what cannot be used, header first.
 
-    Returns the same pixels or samples as a plain file; nothing of a clip, of which each encoder takes other frames.
+    Returns the same pixels or samples as a plain file; nothing of a video, of which each encoder takes other frames.
     """
     return {"image": _image, "audio": _audio, "video": _video}[modality](data, limits)
 
@@ -46,30 +46,30 @@ def _image(data: bytes, limits: dict[str, Any]) -> bytes:
 
 
 def _audio(data: bytes, limits: dict[str, Any]) -> bytes:
-    header = sound_header(data, "the sound")
+    header = read_audio_header(data, "the audio")
     if header.seconds > limits["seconds"]:
-        raise RefusedError(f"the sound: {header.seconds:.1f} seconds; allowed are {limits['seconds']:g}")
+        raise RefusedError(f"the audio: {header.seconds:.1f} seconds; allowed are {limits['seconds']:g}")
     # A header may be wrong about the length: no more than what is allowed is decoded anyway.
-    wave, plain = read_sound(data, header.rate, limits["seconds"], "the sound"), BytesIO()
+    wave, plain = read_audio(data, header.rate, limits["seconds"], "the audio"), BytesIO()
     soundfile.write(plain, wave, header.rate, format="WAV", subtype="FLOAT")
     return plain.getvalue()
 
 
 def _video(data: bytes, limits: dict[str, Any]) -> bytes:
-    clip = describe_clip(data, "the clip")
+    video = describe_video(data, "the video")
     for what, given, most in (
-        ("frames", clip.frames, limits["encoded_frames"]), ("seconds", clip.seconds or 0.0, limits["seconds"]),
-        ("pixels a frame", clip.width * clip.height, limits["pixels"]),
+        ("frames", video.frames, limits["encoded_frames"]), ("seconds", video.seconds or 0.0, limits["seconds"]),
+        ("pixels a frame", video.width * video.height, limits["pixels"]),
     ):  # fmt: skip
         if given > most:
-            raise RefusedError(f"the clip: {given:,.0f} {what}; allowed are {most:,.0f}")
+            raise RefusedError(f"the video: {given:,.0f} {what}; allowed are {most:,.0f}")
     frames = read_frames(
-        data, limits["frames"], "the clip", max_pixels=limits["pixels"], max_frames=limits["encoded_frames"],
+        data, limits["frames"], "the video", max_pixels=limits["pixels"], max_frames=limits["encoded_frames"],
         max_seconds=limits["decode_seconds"],
     )  # fmt: skip
     for frame in frames:
         if min(frame.size) < limits["side"]:
-            raise RefusedError(f"the clip: {frame.width} x {frame.height} pixels; the least side is {limits['side']}")
+            raise RefusedError(f"the video: {frame.width} x {frame.height} pixels; the least side is {limits['side']}")
     return b""
 
 

@@ -18,7 +18,7 @@ from perceptune.serving.limits import Limits
 
 _MODULE = "perceptune.serving.media_worker"
 _START = 60.0  # seconds in which it must have started
-# A picture of one pixel.
+# An image of one pixel.
 _DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg==")
 _GRACE = 5.0  # seconds beside those for decoding: the process may have to start, and to load its libraries
 
@@ -38,7 +38,7 @@ class MediaWorkerPool:
 
     @staticmethod
     def max_new_tokens_per_row(limits: Limits, frames: int) -> dict[str, dict[str, float]]:
-        """What a process is told of them, by modality; `frames` are taken of a clip."""
+        """What a process is told of them, by modality; `frames` are taken of a video."""
         return {
             "image": {"pixels": limits.image_pixels, "kept": limits.image_kept_pixels, "side": limits.image_side},
             "audio": {"seconds": limits.audio_seconds},
@@ -70,7 +70,7 @@ class MediaWorkerPool:
         return UserError(f"the process that decodes media is broken: {answer['error']}") if "error" in answer else None
 
     async def check(self, data: bytes, modality: str) -> bytes:
-        """A medium that holds the same and takes no decoder; a clip as it is. Raises `ApiError` for a useless one."""
+        """A medium that holds the same and takes no decoder; a video as it is. Raises `ApiError` for a useless one."""
         process = await self._free.get()
         told = {"modality": modality, "limits": self._limits[modality], "size": len(data)}
         asking = asyncio.get_running_loop().run_in_executor(

@@ -52,7 +52,7 @@ class RequestParser:
             if kind in kinds[:place]:
                 raise ApiError(400, f"more than one {kind}: this model takes one", param="messages")
         if run.needs_image and "image" not in kinds:
-            raise ApiError(400, f"model `{run.name}` speaks about pictures only: send one", param="messages")
+            raise ApiError(400, f"model `{run.name}` speaks about images only: send one", param="messages")
         prompt = self._prompt(Sample("question", {}, text), run)
         decoding = _room(decoding, prompt, run)
         media = {kind: await self._bytes(part, kind) for kind, part in zip(kinds, parts, strict=True)}

@@ -52,7 +52,7 @@ class Run:
 
     @property
     def needs_image(self) -> bool:
-        """Whether it answers nothing without a picture."""
+        """Whether it answers nothing without an image."""
         return isinstance(self.model, InstructBlipModel)
 
     def prompt_tokens(self, sample: Sample) -> int:
@@ -96,7 +96,7 @@ class Runs(Mapping[str, Run]):
 
     @property
     def frames(self) -> int:
-        """The most frames that one of them takes of a clip."""
+        """The most frames that one of them takes of a video."""
         encoders = [encoder for run in self.values() for encoder in run.model.encoders.values()]
         return max((int(getattr(encoder, "frames", 1)) for encoder in encoders), default=1)
 
@@ -141,7 +141,7 @@ def load_described(
             pool.plan(one.recipe)
         runs.append(_loaded(one, pool, [*kept, *overrides], trust, device))
         for modality, encoder in runs[-1].model.encoders.items():
-            # Only of a clip: the frames of a sound's spectrogram are not decoded one by one.
+            # Only of a video: the frames of an audio file's spectrogram are not decoded one by one.
             if modality == "video" and int(getattr(encoder, "frames", 1)) > limits.video_frames:
                 raise UserError(f"`{one.folder}`: encoders.{modality} takes more frames than --video-frames allows")
         if runs[-1].decoding.max_new_tokens > limits.tokens:

@@ -22,8 +22,8 @@ class Url(Fields):
     detail: Literal["auto", "low", "high", "original"] = "auto"  # there is one size: the encoder's
 
 
-class Sound(Fields):
-    """A sound in the request itself."""
+class InputAudio(Fields):
+    """An audio file in the request itself."""
 
     data: str = Field(description="base64, or a `data:` address")
     format: str = Field("wav", max_length=16, description="not needed: the file says what it is")
@@ -68,7 +68,7 @@ class VideoPart(_Part):
 
 class InputAudioPart(_Part):
     type: Literal["input_audio"]
-    input_audio: Sound
+    input_audio: InputAudio
 
 
 Part = Annotated[TextPart | ImagePart | AudioPart | VideoPart | InputAudioPart, Field(discriminator="type")]

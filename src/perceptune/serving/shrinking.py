@@ -1,4 +1,4 @@
-"""Pictures of more pixels than a server keeps: scaled down while they are decoded, so that they take no more memory."""
+"""Images of more pixels than a server keeps: scaled down while they are decoded, so that they take no more memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _AVERAGED = ("L", "RGB", "RGBA", "CMYK")  # modes in which pixels can be average
 
 
 def open_within(data: bytes, name: str, *, max_pixels: int, within: int) -> Image.Image:
-    """Return a picture as `open_image` does, one of more than `within` pixels divided by a whole number.
+    """Return an image as `open_image` does, one of more than `within` pixels divided by a whole number.
 
     A JPEG is never decoded whole; of others no second copy is made in full size where that can be avoided. Raises
     `MediaError`.

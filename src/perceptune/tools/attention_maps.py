@@ -1,4 +1,4 @@
-"""Where a Q-Former looks: its cross-attention over the picture, for a bare prompt and for enhanced instructions."""
+"""Where a Q-Former looks: its cross-attention over the image, for a bare prompt and for enhanced instructions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from perceptune.methods.qformer.base import ENHANCED
 from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.instructblip.text_format import BlipText
 from perceptune.models.run_folder import load
-from perceptune.tools.plots.heatmap import Box, Map, PanelRow, on_picture, save_panel, seen_part
+from perceptune.tools.plots.heatmap import Box, Map, PanelRow, on_image, save_panel, seen_part
 from perceptune.types import Medium, Sample
 
 MEAN = "mean"
@@ -39,7 +39,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Looks:
-    """What was found about a picture."""
+    """What was found about an image."""
 
     box: Box  # the part of it that the encoder sees, in its pixels
     layers: tuple[int, ...]
@@ -60,7 +60,7 @@ def show_attention(
     enhanced: Sequence[str] = (),
     trust: bool = False,
 ) -> dict[str, Any]:
-    """Writes a panel of maps (PNG) and returns where each is greatest, in the picture's pixels.
+    """Writes a panel of maps (PNG) and returns where each is greatest, in the image's pixels.
 
     Raises `UserError` for a run without a Q-Former, and for one that does not use it.
     """
@@ -68,42 +68,42 @@ def show_attention(
     model = load(run, trust=trust)
     if not isinstance(model, InstructBlipModel):
         raise UserError(f"`{run}` has `backbone: {model.recipe.backbone}`, which has no Q-Former to look with")
-    found, picture = look(model, medium, prompt, enhanced), open_image(medium)
-    save_panel(picture, found.box, found.columns, [PanelRow(row.label, row.maps) for row in found.rows], out)
+    found, opened = look(model, medium, prompt, enhanced), open_image(medium)
+    save_panel(opened, found.box, found.columns, [PanelRow(row.label, row.maps) for row in found.rows], out)
     rows = [
         {"label": row.label, "instructions": list(row.texts),
-         "peaks": {name: peak(one, found.box, *picture.size)
+         "peaks": {name: peak(one, found.box, *opened.size)
                    for name, one in zip(found.columns, row.maps, strict=True)}}
         for row in found.rows
     ]  # fmt: skip
-    return {"picture": str(out), "size": list(picture.size), "seen": list(found.box), "rows": rows}
+    return {"image": str(out), "size": list(opened.size), "seen": list(found.box), "rows": rows}
 
 
 def peak(grid: Map, box: Box, width: int, height: int) -> list[int]:
-    """x and y, in a picture's pixels, of what of a map over `box` is greatest on the picture."""
-    values, _ = on_picture(grid, box, width, height)
+    """x and y, in an image's pixels, of what of a map over `box` is greatest on the image."""
+    values, _ = on_image(grid, box, width, height)
     y, x = np.unravel_index(int(values.argmax()), values.shape)
     return [int(x), int(y)]
 
 
 @torch.no_grad()
-def look(model: InstructBlipModel, image: Medium, prompt: str, enhanced: Sequence[str] = ()) -> Looks:
+def look(model: InstructBlipModel, medium: Medium, prompt: str, enhanced: Sequence[str] = ()) -> Looks:
     """Maps for the bare prompt, for what the run's method makes of it if that is more, and with each of `enhanced` in
     front (default for a method that reads the prompt alone: the paper's three, and all of them together).
 
     A map is the mean over heads, query tokens and passes. Raises `UserError` for a method that leaves the Q-Former out.
     """
     encoder = cast(BlipVision, model.encoders["image"])
-    picture = open_image(image)
+    image = open_image(medium)
     special, patch = encoder.n_special, encoder.patch(encoder.tower.config)
     grid = (encoder.transform.size[0] // patch, encoder.transform.size[1] // patch)
     layers = tuple(i for i, layer in enumerate(model.blip.layers) if hasattr(layer, "crossattention"))
     rows = []
     for label, texts in _readings(model, prompt, enhanced):
-        seen = _attended(model, Sample("picture", {"image": image}, prompt), texts, layers)
+        seen = _attended(model, Sample("image", {"image": medium}, prompt), texts, layers)
         maps = [one[special:].reshape(grid).numpy() for one in seen]
         rows.append(Look(label, tuple(texts), (*maps, np.mean(maps, axis=0))))
-    return Looks(seen_part(encoder.transform, *picture.size), layers, tuple(rows))
+    return Looks(seen_part(encoder.transform, *image.size), layers, tuple(rows))
 
 
 def _readings(model: InstructBlipModel, prompt: str, enhanced: Sequence[str]) -> list[tuple[str, list[str]]]:

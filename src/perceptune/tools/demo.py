@@ -57,7 +57,7 @@ def run_demo(
         raise KeyboardInterrupt
     say("[2/3] evaluation on the test split, then with every image replaced by another one")
     results = evaluate(run)
-    say("[3/3] pictures")
+    say("[3/3] images")
     draw(run)
     print_scores(results)
     _explain(results, run, say)
@@ -86,7 +86,7 @@ def draw(run: Path) -> None:
     answer_grid(
         cells,
         run / "answers.png",
-        title="Test pictures it never saw: question, answer, and the truth where it is wrong",
+        title="Test images it never saw: question, answer, and the truth where it is wrong",
     )
     training_curve(read_log(run), run / "curve.png")
 
@@ -102,9 +102,9 @@ def _explain(results: dict[str, Any], run: Path, say: Callable[[str], None]) -> 
         f"{results['train_seconds'] / 60:.1f} minutes, {results['samples_per_second']:.1f} samples/s"
     )
     example = json.loads((run / PREDICTIONS).read_text(encoding="utf-8").split("\n")[0])
-    say(f"pictures: {run / 'answers.png'}, {run / 'curve.png'}; figures: {run / RESULTS}")
+    say(f"images: {run / 'answers.png'}, {run / 'curve.png'}; figures: {run / RESULTS}")
     say(
-        "next, ask it yourself, or show it your own pictures:\n"
+        "next, ask it yourself, or show it your own images:\n"
         f'  perceptune answer {run} --image {example["media"]["image"]} "{example["prompt"]}"\n'
         "  perceptune train small --data my.jsonl --run runs/mine"
     )

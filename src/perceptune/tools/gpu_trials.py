@@ -201,7 +201,7 @@ def _timed(a: Tensor, device: torch.device) -> float:
 
 
 def _samples(model: AdaptedModel) -> Sequence[Sample]:
-    """Four questions of two lengths on pictures."""
+    """Four questions of two lengths on images."""
     return list(make_task(model.recipe).samples("train"))[:4]
 
 

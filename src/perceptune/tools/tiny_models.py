@@ -1,4 +1,4 @@
-"""Tiny random models of real architectures, and a few coloured pictures: enough to try a device."""
+"""Tiny random models of real architectures, and a few coloured images: enough to try a device."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_models(folder: Path, rows: int = 8) -> Path:
         _save_lm(folder / "lm")
         _save_encoder(folder / "vit")
         _save_blip(folder / "blip")
-    save_pictures(folder / "data", rows)
+    save_images(folder / "data", rows)
     return folder
 
 
@@ -56,13 +56,13 @@ def recipe(folder: Path, backbone: str, run: Path, **train: Any) -> dict[str, An
     return {**common, "lm": str(folder / "lm"), "encoders": {"image": str(folder / "vit")}, "method": epalm}
 
 
-def save_pictures(folder: Path, rows: int) -> None:
-    """Pictures of one colour each, with questions about it."""
+def save_images(folder: Path, rows: int) -> None:
+    """Images of one colour each, with questions about it."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(rows):
         color = list(COLORS)[number % len(COLORS)]
-        name = f"picture{number}.png"
+        name = f"image{number}.png"
         Image.new("RGB", (20, 18), COLORS[color]).save(folder / name)
         lines.append({"image": name, "prompt": QUESTIONS[number % 2], "targets": [color]})
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

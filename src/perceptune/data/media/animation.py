@@ -1,4 +1,4 @@
-"""Pictures that move, as Pillow reads them: WebP, APNG and AVIF."""
+"""Images that move, as Pillow reads them: WebP, APNG and AVIF."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from PIL import Image
 
 from perceptune.data.media.source import MediaError, opened_image, upright_rgb
 
-_FORMATS = ("WEBP", "PNG", "AVIF")  # of others, several images in a file are pages or sizes of one picture
+_FORMATS = ("WEBP", "PNG", "AVIF")  # of others, several images in a file are pages or sizes of one image
 _UNSAID = 100  # milliseconds of a frame that does not say how long it is shown, as in browsers
 
 
 def moves(file: Path) -> bool:
-    """Whether a picture has several frames; False for one that cannot be read, which is found out where it is used."""
+    """Whether an image has several frames; False for one that cannot be read, which is found out where it is used."""
     try:
         with opened_image(file) as image:
             return getattr(image, "n_frames", 1) > 1
@@ -23,9 +23,9 @@ def moves(file: Path) -> bool:
 
 
 def frames_of(image: Image.Image) -> range:
-    """Numbers of the frames of an opened picture: one, unless it moves."""
+    """Numbers of the frames of an opened image: one, unless it moves."""
     count = getattr(image, "n_frames", 1) if image.format in _FORMATS else 1
-    # A picture in front of the animation is for viewers that cannot show it.
+    # An image in front of the animation is for viewers that cannot show it.
     return range(1 if image.info.get("default_image") and count > 1 else 0, count)
 
 

@@ -1,4 +1,4 @@
-"""Reading sounds: what `media` does for pictures. Only as much as is heard is ever decoded."""
+"""Reading audio: what `media` does for images. Only as much as is heard is ever decoded."""
 
 from __future__ import annotations
 
@@ -30,40 +30,40 @@ _CONTAINERS = (
     *("mov", "mp4", "m4a", "matroska", "webm", "avi", "asf", "flv", "mpeg", "mpegts"),
 )
 _READ = "WAV, FLAC, Ogg, MP3, AIFF, M4A and others"
-# Those whose headers know the length of a sound; others estimate it from the bit rate.
+# Those whose headers know the length of an audio file; others estimate it from the bit rate.
 _EXACT = {"wav", "flac", "ogg", "avi", "tta", "wv", "caf", "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 _LIBSNDFILE_UNKNOWN = 2**40  # samples: it says far more where a streamed FLAC does not know
 
 
-def read_sound(medium: Medium, rate: int, seconds: float, name: str | None = None) -> Wave:
-    """The first `seconds` of a sound, its channels averaged, at `rate` Hz: (N,) with N <= seconds * rate, N > 0.
+def read_audio(medium: Medium, rate: int, seconds: float, name: str | None = None) -> Wave:
+    """The first `seconds` of an audio file, its channels averaged, at `rate` Hz: (N,) with N <= seconds * rate, N > 0.
 
-    libsndfile reads WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF and more, FFmpeg what it does not know: M4A, the sound of
-    clips, files with padding in front or without their length in the header. `name` stands for the medium in messages
-    (default: where it lies, or `audio` for bytes). Raises `MediaError`, also for a sound without samples and for one
+    libsndfile reads WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF and more, FFmpeg what it does not know: M4A, the audio of
+    videos, files with padding in front or without their length in the header. `name` stands for the medium in messages
+    (default: where it lies, or `audio` for bytes). Raises `MediaError`, also for a file without samples and for one
     that is silent as far as it is heard.
     """
     shown = name or label(medium, "audio")
     wave, given = _decoded(content(medium, shown), seconds, shown)
     if not np.isfinite(wave).all():
-        raise MediaError(f"{shown}: damaged sound (it holds values that are no numbers)")
+        raise MediaError(f"{shown}: damaged audio (it holds values that are no numbers)")
     if not wave.size:
-        raise MediaError(f"{shown}: no sound at all, its length is zero")
+        raise MediaError(f"{shown}: no audio at all, its length is zero")
     if not np.ptp(wave):
         raise MediaError(f"{shown}: silent (all of the {len(wave) / given:.2f} seconds that are heard)")
     return _resampled(wave, given, rate)[: math.ceil(seconds * rate)]
 
 
-class SoundHeader(NamedTuple):
-    """What a file says of its sound."""
+class AudioHeader(NamedTuple):
+    """What a file says of its audio."""
 
     seconds: float
     rate: int  # Hz
     channels: int
 
 
-def sound_header(medium: Medium, name: str | None = None) -> SoundHeader:
-    """The header of a sound: nothing is decoded. Raises `MediaError` for what `read_sound` would not begin to read."""
+def read_audio_header(medium: Medium, name: str | None = None) -> AudioHeader:
+    """Read the header of an audio file. Raises `MediaError` for a file that `read_audio` would not begin to read."""
     shown = name or label(medium, "audio")
     data = content(medium, shown)
     try:
@@ -90,29 +90,29 @@ class _Steady(BytesIO):
 
 
 class _NotForLibsndfileError(MediaError):
-    """What libsndfile says of a sound that FFmpeg may know."""
+    """What libsndfile says of an audio file that FFmpeg may know."""
 
 
 @contextmanager
-def _libsndfile(data: bytes, shown: str) -> Iterator[tuple[Any, SoundHeader]]:
+def _libsndfile(data: bytes, shown: str) -> Iterator[tuple[Any, AudioHeader]]:
     import soundfile
 
     try:
-        sound = soundfile.SoundFile(_Steady(data))
+        audio = soundfile.SoundFile(_Steady(data))
     except soundfile.LibsndfileError as error:
         if error.code == 1:  # format not recognised
-            message = refusal(data[:HEAD], "audio", "sound", _READ)
+            message = refusal(data[:HEAD], "audio", "audio file", _READ)
         else:
-            message = f"damaged sound ({_reason(error)})"
+            message = f"damaged audio ({_reason(error)})"
         raise _NotForLibsndfileError(f"{shown}: {message}") from error
     try:
-        with sound:
+        with audio:
             # A program that writes into a pipe cannot go back to write the length.
-            if not 0 < sound.frames < _LIBSNDFILE_UNKNOWN:
-                raise _NotForLibsndfileError(f"{shown}: no sound at all, its length is zero")
-            yield sound, _checked(sound.samplerate, sound.channels, sound.frames / max(1, sound.samplerate), shown)
+            if not 0 < audio.frames < _LIBSNDFILE_UNKNOWN:
+                raise _NotForLibsndfileError(f"{shown}: no audio at all, its length is zero")
+            yield audio, _checked(audio.samplerate, audio.channels, audio.frames / max(1, audio.samplerate), shown)
     except soundfile.LibsndfileError as error:
-        raise MediaError(f"{shown}: damaged sound ({_reason(error)})") from error
+        raise MediaError(f"{shown}: damaged audio ({_reason(error)})") from error
 
 
 def _reason(error: Any) -> str:
@@ -120,25 +120,25 @@ def _reason(error: Any) -> str:
 
 
 def _decoded(data: bytes, seconds: float, shown: str) -> tuple[Wave, int]:
-    """One channel of a sound's beginning, and its rate."""
+    """One channel of an audio file's beginning, and its rate."""
     try:
-        with _libsndfile(data, shown) as (sound, header):
-            wanted = min(sound.frames, math.ceil(seconds * header.rate))
-            return _long_enough(_mono(_blocks(sound, wanted)), wanted, header.rate, shown), header.rate
+        with _libsndfile(data, shown) as (audio, header):
+            wanted = min(audio.frames, math.ceil(seconds * header.rate))
+            return _long_enough(_mono(_blocks(audio, wanted)), wanted, header.rate, shown), header.rate
     except _NotForLibsndfileError as error:
         return _by_ffmpeg(data, seconds, shown, error)
 
 
 def _long_enough(wave: Wave, wanted: float, rate: int, shown: str) -> Wave:
     if len(wave) < (1 - _SHORT_SHARE) * wanted - _SHORT_SECONDS * rate:
-        raise MediaError(f"{shown}: damaged sound ({len(wave) / rate:.1f} of {wanted / rate:.1f} seconds are there)")
+        raise MediaError(f"{shown}: damaged audio ({len(wave) / rate:.1f} of {wanted / rate:.1f} seconds are there)")
     return wave
 
 
-def _blocks(sound: Any, wanted: int) -> Iterator[NDArray[np.float32]]:
-    """(channels, N) each. Not `sound.blocks`: where a file ends too early, that gives what lay in memory before."""
+def _blocks(audio: Any, wanted: int) -> Iterator[NDArray[np.float32]]:
+    """(channels, N) each. Not `audio.blocks`: where a file ends too early, that gives what lay in memory before."""
     while wanted > 0:
-        block = sound.read(min(_BLOCK, wanted), dtype="float32", always_2d=True)
+        block = audio.read(min(_BLOCK, wanted), dtype="float32", always_2d=True)
         if not len(block):
             return
         yield block.T
@@ -146,8 +146,8 @@ def _blocks(sound: Any, wanted: int) -> Iterator[NDArray[np.float32]]:
 
 
 @contextmanager
-def _ffmpeg(data: bytes, shown: str, refused: _NotForLibsndfileError) -> Iterator[tuple[Any, Any, SoundHeader]]:
-    """A sound opened by FFmpeg; `refused` is raised where it knows no more of it than libsndfile."""
+def _ffmpeg(data: bytes, shown: str, refused: _NotForLibsndfileError) -> Iterator[tuple[Any, Any, AudioHeader]]:
+    """An audio file opened by FFmpeg; `refused` is raised where it knows no more of it than libsndfile."""
     import av
 
     options = {"format_whitelist": ",".join(_CONTAINERS)}
@@ -158,17 +158,17 @@ def _ffmpeg(data: bytes, shown: str, refused: _NotForLibsndfileError) -> Iterato
     try:
         with container:
             if not container.streams.audio:
-                raise MediaError(f"{shown}: holds no sound")
+                raise MediaError(f"{shown}: holds no audio")
             stream = container.streams.audio[0]
             if stream.codec_context is None:
-                raise MediaError(f"{shown}: damaged sound (encoded in a way that FFmpeg does not know)")
+                raise MediaError(f"{shown}: damaged audio (encoded in a way that FFmpeg does not know)")
             yield container, stream, _checked(stream.rate, stream.channels, _length(container, stream), shown)
     except av.error.FFmpegError as error:
-        raise MediaError(f"{shown}: damaged sound ({error.strerror or error})") from error
+        raise MediaError(f"{shown}: damaged audio ({error.strerror or error})") from error
 
 
 def _length(container: Any, stream: Any) -> float:
-    """Seconds of a sound as its container has them; 0 where it does not know."""
+    """Seconds of an audio file as its container has them; 0 where it does not know."""
     import av
 
     if stream.duration:
@@ -194,18 +194,18 @@ def _by_ffmpeg(data: bytes, seconds: float, shown: str, refused: _NotForLibsndfi
                 break
         rate = rate or header.rate
         wave = _mono(iter(blocks))[: math.ceil(seconds * rate)]
-        # Of a clip's container the length may be that of its pictures.
+        # Of a video's container the length may be that of its frames.
         if container.format.name in _EXACT and (stream.duration or not container.streams.video):
             _long_enough(wave, min(header.seconds, seconds) * rate, rate, shown)
         return wave, rate
 
 
-def _checked(rate: int, channels: int, seconds: float, shown: str) -> SoundHeader:
+def _checked(rate: int, channels: int, seconds: float, shown: str) -> AudioHeader:
     if not RATES[0] <= rate <= RATES[1] or not 1 <= channels <= MAX_CHANNELS:
-        raise MediaError(f"{shown}: damaged sound ({channels} channels at {rate} Hz)")
+        raise MediaError(f"{shown}: damaged audio ({channels} channels at {rate} Hz)")
     if seconds > MAX_SECONDS:
         raise MediaError(f"{shown}: {seconds:,.0f} seconds long; allowed are {MAX_SECONDS:,.0f}")
-    return SoundHeader(seconds, rate, channels)
+    return AudioHeader(seconds, rate, channels)
 
 
 def _mono(blocks: Iterator[NDArray[np.float32]]) -> Wave:
@@ -219,13 +219,13 @@ def _resampled(wave: Wave, given: int, rate: int) -> Wave:
         return wave
     import soxr
 
-    # At least one value: a sound of a few samples must not vanish.
+    # At least one value: an audio file of a few samples must not vanish.
     resampled: Wave = soxr.resample(wave, given, rate)
     return resampled if resampled.size else wave[:1]
 
 
 def check_seconds(seconds: float | None, default: float, most: float, what: str) -> float:
-    """How much of a sound is heard. Raises `UserError` for more than the encoder takes."""
+    """How much of an audio file is heard. Raises `UserError` for more than the encoder takes."""
     if seconds is not None and seconds > most:
         raise UserError(f"`seconds` is {seconds:g}, but {what} hears {most:g} seconds at most")
     return default if seconds is None else seconds

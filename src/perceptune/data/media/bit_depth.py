@@ -1,4 +1,4 @@
-"""Pictures of more than eight bits a channel, brought to the eight that encoders take."""
+"""Images of more than eight bits a channel, brought to the eight that encoders take."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def is_deep(image: Any) -> bool:
-    """Whether a picture that was opened and not decoded yet has 16 bits in each of several channels.
+    """Whether an image that was opened and not decoded yet has 16 bits in each of several channels.
 
     Pillow keeps the upper byte of those.
     """
@@ -43,13 +43,13 @@ def is_deep(image: Any) -> bool:
 
 
 def looks_empty(image: Any) -> bool:
-    """Whether the upper bytes of a picture of 16 bits leave it nearly black: perhaps the others hold it."""
+    """Whether the upper bytes of an image of 16 bits leave it nearly black: perhaps the others hold it."""
     colours = image.getextrema()[: 1 if image.mode == "LA" else 3]
     return max(high for _, high in colours) < _DARK
 
 
 def redecoded(image: Image.Image, data: bytes) -> Image.Image:
-    """A PNG or TIFF picture of 16 bits a channel from its encoded bytes, scaled to the bits that it uses.
+    """A PNG or TIFF image of 16 bits a channel from its encoded bytes, scaled to the bits that it uses.
 
     Raises `ValueError` if FFmpeg cannot read it.
     """

@@ -16,15 +16,15 @@ class Kind(NamedTuple):
     modalities: tuple[str, ...] = ()
 
 
-_IMAGE, _AUDIO, _CLIP = ("image",), ("audio",), ("audio", "video")
+_IMAGE, _AUDIO, _VIDEO = ("image",), ("audio",), ("audio", "video")
 _HEIC, _AVIF = Kind("a HEIC photo", _IMAGE), Kind("an AVIF image", _IMAGE)
-# Brands of the container that MP4 clips, M4A sounds and phones' photos share.
+# Brands of the container that MP4 videos, M4A audio and phones' HEIC images share.
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1")
 _AVIF_BRANDS = (b"avif", b"avis")
 _RIFF = {
     b"WEBP": Kind("a WebP image", _IMAGE),
-    b"WAVE": Kind("a WAV sound", _AUDIO),
-    b"AVI ": Kind("an AVI clip", _CLIP),
+    b"WAVE": Kind("a WAV audio file", _AUDIO),
+    b"AVI ": Kind("an AVI video", _VIDEO),
 }
 _MAGIC = (
     (0, b"\xff\xd8\xff", Kind("a JPEG image", _IMAGE)),
@@ -48,17 +48,17 @@ _MAGIC = (
     (0, b"\x89HDF", Kind("an HDF5 file")),
     (0, b"\x93NUMPY", Kind("a NumPy array")),
     (0, b"\0\5\x16\7", Kind("macOS's notes on another file (its name begins with `._`)")),
-    (0, b"ID3", Kind("an MP3 sound", _AUDIO)),
-    (0, b"fLaC", Kind("a FLAC sound", _AUDIO)),
-    (0, b"FORM", Kind("an AIFF sound", _AUDIO)),
-    (0, b"#!AMR", Kind("an AMR sound", _AUDIO)),
-    (0, b"OggS", Kind("an Ogg file", _CLIP)),
-    (4, b"ftyp", Kind("an MP4 file", _CLIP)),
-    (4, b"moov", Kind("a QuickTime clip", _CLIP)),
-    (0, b"\x1aE\xdf\xa3", Kind("a WebM or Matroska file", _CLIP)),
-    (0, b"0&\xb2u\x8ef\xcf\x11", Kind("a WMA or WMV file", _CLIP)),
-    (0, b"\0\0\1\xba", Kind("an MPEG clip", _CLIP)),
-    (0, b"FLV", Kind("an FLV clip", _CLIP)),
+    (0, b"ID3", Kind("an MP3 audio file", _AUDIO)),
+    (0, b"fLaC", Kind("a FLAC audio file", _AUDIO)),
+    (0, b"FORM", Kind("an AIFF audio file", _AUDIO)),
+    (0, b"#!AMR", Kind("an AMR audio file", _AUDIO)),
+    (0, b"OggS", Kind("an Ogg file", _VIDEO)),
+    (4, b"ftyp", Kind("an MP4 file", _VIDEO)),
+    (4, b"moov", Kind("a QuickTime video", _VIDEO)),
+    (0, b"\x1aE\xdf\xa3", Kind("a WebM or Matroska file", _VIDEO)),
+    (0, b"0&\xb2u\x8ef\xcf\x11", Kind("a WMA or WMV file", _VIDEO)),
+    (0, b"\0\0\1\xba", Kind("an MPEG video", _VIDEO)),
+    (0, b"FLV", Kind("an FLV video", _VIDEO)),
 )
 _PATH = re.compile(r"[^<>{}\n]*[^<>{}\n/. ]\.[a-z0-9]{2,5}")
 _TEXT = (
@@ -84,12 +84,12 @@ def kind_of(head: bytes) -> Kind | None:
 
 
 def is_heic(head: bytes) -> bool:
-    """Whether this is a picture of the kind that phones take."""
+    """Whether this is an image of the kind that phones take."""
     return kind_of(head) == _HEIC
 
 
-def is_picture(head: bytes) -> bool:
-    """Whether this is a picture and can be nothing else: a GIF file may be a clip."""
+def is_image(head: bytes) -> bool:
+    """Whether this is an image and can be nothing else: a GIF file may be a video."""
     kind = kind_of(head)
     return kind is not None and kind.modalities == _IMAGE
 
@@ -108,7 +108,7 @@ def refusal(head: bytes, modality: str, what: str, known: str) -> str:
 def _brands(head: bytes) -> set[bytes]:
     length = min(int.from_bytes(head[:4], "big"), HEAD)
     found = {head[at : at + 4] for at in (8, *range(16, length, 4))}
-    # Clips name the brands of pictures as well, where they hold a cover.
+    # Videos name the brands of images as well, where they hold a cover.
     return found if head[8:12] in {*_HEIC_BRANDS, *_AVIF_BRANDS} else set()
 
 

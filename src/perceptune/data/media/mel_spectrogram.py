@@ -15,13 +15,13 @@ PREEMPHASIS = 0.97
 class LogMel:
     """Kaldi's log-mel filter bank energies, natural logarithm, of windows of the Hann shape.
 
-    As Kaldi (`centred=False`): windows that lie inside the sound, each freed of its mean and pre-emphasised by itself,
-    energies of at least `floor`. `centred=True`, as EfficientAT: the sound is pre-emphasised as a whole, windows
+    As Kaldi (`centred=False`): windows that lie inside the audio, each freed of its mean and pre-emphasised by itself,
+    energies of at least `floor`. `centred=True`, as EfficientAT: the audio is pre-emphasised as a whole, windows
     stand around the multiples of `hop`, `floor` is added to the energies.
     """
 
     rate: int  # Hz
-    window: int  # in values of the sound, as `hop`
+    window: int  # in values of the audio, as `hop`
     hop: int
     fft: int
     mels: int
@@ -31,7 +31,7 @@ class LogMel:
     centred: bool
 
     def __call__(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(mels, frames) of a sound (N,) of at least two values. Computed in float64."""
+        """(mels, frames) of audio (N,) of at least two values. Computed in float64."""
         frames = self._windows(wave.astype(np.float64)) * np.hanning(self.window)
         power = np.abs(np.fft.rfft(frames, self.fft)) ** 2
         energies = _filters(self).T @ power.T
@@ -43,7 +43,7 @@ class LogMel:
         if self.centred:
             wave = wave[1:] - PREEMPHASIS * wave[:-1]
             wave = np.pad(wave, self.window // 2, mode="reflect")
-        elif len(wave) < self.window:  # a click is a sound, too
+        elif len(wave) < self.window:  # a click is audio, too
             wave = np.pad(wave, (0, self.window - len(wave)))
         frames = np.lib.stride_tricks.sliding_window_view(wave, self.window)[:: self.hop]
         if self.centred:

@@ -14,7 +14,7 @@ _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 def without_long_texts(file: BinaryIO) -> BinaryIO:
-    """The file from its start, or a copy without those chunks that Pillow would refuse the whole picture for."""
+    """The file from its start, or a copy without those chunks that Pillow would refuse the whole image for."""
     file.seek(0)
     longest, most = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY // 4
     chunks = list(_chunks(file)) if file.read(len(SIGNATURE)) == SIGNATURE else []

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al., 2020): a few operations drawn for a picture, all of one magnitude.
+"""RandAugment (Cubuk et al., 2020): a few operations drawn for an image, all of one magnitude.
 
 Two lists of operations: ALBEF's ten, which eP-ALM and LAVIS have taken over, each carried out every other time, and
 torchvision's fourteen. A share of 1 is the strongest magnitude of a list.
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 Form = Literal["albef", "torchvision"]
-Operation = Callable[[Image.Image, float], Image.Image]  # the picture, and a share with its sign
+Operation = Callable[[Image.Image, float], Image.Image]  # the image, and a share with its sign
 
 
 class Operations(NamedTuple):
@@ -27,7 +27,7 @@ class Operations(NamedTuple):
 
 
 def augmented(image: Image.Image, seed: bytes, num_ops: int, magnitude: int, form: Form) -> Image.Image:
-    """`num_ops` operations on an RGB picture, always the same ones for the same `seed`."""
+    """`num_ops` operations on an RGB image, always the same ones for the same `seed`."""
     listed, chance = OPERATIONS[form], random.Random(seed)
     for _ in range(num_ops):
         operation = listed.named[chance.choice(list(listed.named))]
@@ -38,7 +38,7 @@ def augmented(image: Image.Image, seed: bytes, num_ops: int, magnitude: int, for
 
 
 class _Moved(NamedTuple):
-    """Pictures drawn elsewhere: how they are resampled, and the colour of what was not there."""
+    """Images drawn elsewhere: how they are resampled, and the colour of what was not there."""
 
     resample: Image.Resampling
     fill: tuple[int, int, int]

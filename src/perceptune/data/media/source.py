@@ -99,14 +99,14 @@ def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX
 
 
 def image_size(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Pair:
-    """(height, width) as the header has it: nothing is decoded. Raises `MediaError` for what is no picture."""
+    """(height, width) as the header has it: nothing is decoded. Raises `MediaError` for what is no image."""
     with opened_image(medium, name, max_pixels=max_pixels) as image:
         return image.height, image.width
 
 
 @contextmanager
 def opened_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """A picture of which the header is read and found fit; what is raised inside for damage is made clear."""
+    """An image of which the header is read and found fit; what is raised inside for damage is made clear."""
     shown, head = name or label(medium), b""
     try:
         with _opened(medium, shown) as file:
@@ -127,7 +127,7 @@ def opened_image(medium: Medium, name: str | None = None, *, max_pixels: int = M
 
 
 def _formats(head: bytes, shown: str) -> tuple[str, ...]:
-    """The formats that a picture may have. Raises `MediaError` for one that needs a package that is not there."""
+    """The formats that an image may have. Raises `MediaError` for one that needs a package that is not there."""
     if not is_heic(head):
         return FORMATS
     try:
@@ -141,7 +141,7 @@ def _formats(head: bytes, shown: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class View:
-    """A part of a picture, perhaps mirrored: one of its augmented views, always the same for the same `seed`."""
+    """A part of an image, perhaps mirrored: one of its augmented views, always the same for the same `seed`."""
 
     seed: bytes
     flip: bool
@@ -284,8 +284,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The current frame of an opened picture: RGB, upright, transparency on white."""
-    turn = None if image.format == "TIFF" else _turn(image)  # Pillow turns a TIFF picture itself
+    """The current frame of an opened image: RGB, upright, transparency on white."""
+    turn = None if image.format == "TIFF" else _turn(image)  # Pillow turns a TIFF image itself
     image.load()
     return to_rgb(image if turn is None else image.transpose(turn))
 

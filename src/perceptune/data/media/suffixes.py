@@ -18,7 +18,7 @@ MEDIA = {
     ),
 }
 MODALITIES = tuple(MEDIA)
-EITHER = "gif"  # a picture or a clip
+EITHER = "gif"  # an image or a video
 _KINDS = {suffix: modality for modality, suffixes in MEDIA.items() for suffix in suffixes}
 # What systems and programs leave in folders, beside names that begin with a dot.
 _SYSTEM = {
@@ -34,7 +34,7 @@ def suffix_of(name: str | PurePath) -> str:
 
 
 def modality_of(name: str | PurePath, among: Collection[str] = MODALITIES) -> str | None:
-    """What a file of this name is, one of `among`; None for another file. A GIF is a clip where clips are wanted."""
+    """What a file of this name is, one of `among`; None for another file. A GIF is a video where videos are wanted."""
     suffix = suffix_of(name)
     if suffix == EITHER and "video" not in among:
         return "image" if "image" in among else None

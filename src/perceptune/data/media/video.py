@@ -1,4 +1,4 @@
-"""Frames of clips, chosen by time. Files come from strangers: refuse early, name the file, never hang."""
+"""Frames of videos, chosen by time. Files come from strangers: refuse early, name the file, never hang."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from av.error import FFmpegError
 from PIL import Image
 
 from perceptune.data.media.animation import chosen, durations, frames_of
-from perceptune.data.media.file_types import HEAD, is_picture, kind_of, refusal
+from perceptune.data.media.file_types import HEAD, is_image, kind_of, refusal
 from perceptune.data.media.source import MAX_PIXELS, MediaError, content, label, open_image, opened_image, to_rgb
 from perceptune.types import Medium
 
 # Containers that ffmpeg may look for. Others can name files and addresses of their own (playlists, concat lists).
 FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "gif", "flv", "mpegts", "mpeg", "ogg", "asf")
 MAX_FRAMES = 500_000  # four and a half hours at 30 a second
-MAX_SECONDS = 60.0  # of decoding; a clip is demuxed whole, but decoded only around the chosen frames
-# What is missing at the end of a clip that was cut off, beyond what headers are wrong by.
+MAX_SECONDS = 60.0  # of decoding; a video is demuxed whole, but decoded only around the chosen frames
+# What is missing at the end of a video that was cut off, beyond what headers are wrong by.
 _SHORT_SECONDS, _SHORT_SHARE = Fraction(1, 4), Fraction(1, 20)
 _TURN = Image.Transpose
 _TURNS = {90: _TURN.ROTATE_90, 180: _TURN.ROTATE_180, 270: _TURN.ROTATE_270}
@@ -37,12 +37,12 @@ def read_frames(
     medium: Medium, count: int, name: str | None = None, seed: bytes | None = None, *,
     max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES, max_seconds: float = MAX_SECONDS,
 ) -> Iterator[Image.Image]:  # fmt: skip
-    """`count` frames of a clip in order of time: RGB, upright, transparency on white.
+    """`count` frames of a video in order of time: RGB, upright, transparency on white.
 
     Time runs from 0, where the first frame begins, to `d`, where the last one ends (by time stamps, not by the header's
     duration). Frame i of n is the one shown at (i + 0.5) * d / n: the last one that begins at or before that time. With
-    a `seed` the time is drawn instead between i * d / n and (i + 1) * d / n. A short clip gives frames several times; a
-    still picture is a clip of one frame, an animated WebP, PNG or AVIF file one of all its frames. Frames without time
+    a `seed` the time is drawn instead between i * d / n and (i + 1) * d / n. A short video gives frames several times;
+    a still image is a video of one frame, an animated WebP, PNG or AVIF file one of all its frames. Frames without time
     stamps count as equally long.
 
     `name` stands for the medium in messages (default: where it lies, or `video` for bytes). Raises `MediaError`.
@@ -50,20 +50,20 @@ def read_frames(
     shown = name or label(medium, "video")
     data = content(medium, shown)
     limits = _limits(shown, data, max_pixels, max_frames, max_seconds)
-    if is_picture(data[:HEAD]):
-        yield from _pictures(data, count, seed, limits)
+    if is_image(data[:HEAD]):
+        yield from _images(data, count, seed, limits)
         return
     with _demuxed(data, limits) as (stream, packets, times):
         moments = _moments(times, count, seed)
         last: tuple[Any, Image.Image] | None = None
         for frame in _shown_at(stream, packets, times, moments, limits):
             if last is None or last[0] is not frame:
-                last = (frame, _picture(frame, limits))
+                last = (frame, _image(frame, limits))
             yield last[1]
 
 
-class Clip(NamedTuple):
-    """What is known of a clip without decoding it."""
+class VideoInfo(NamedTuple):
+    """What is known of a video without decoding it."""
 
     width: int  # in pixels
     height: int
@@ -71,15 +71,15 @@ class Clip(NamedTuple):
     seconds: float | None  # None where frames have no time stamps
 
 
-def describe_clip(medium: Medium, name: str | None = None, *, decode: bool = False) -> Clip:
-    """A clip's size and length by its frames' time stamps. With `decode` every frame is decoded, and looked at by
+def describe_video(medium: Medium, name: str | None = None, *, decode: bool = False) -> VideoInfo:
+    """A video's size and length by its frames' time stamps. With `decode` every frame is decoded, and looked at by
     nobody. Raises `MediaError` as `read_frames` does.
     """
     shown = name or label(medium, "video")
     data = content(medium, shown)
     limits = _limits(shown, data, MAX_PIXELS, MAX_FRAMES, MAX_SECONDS)
-    if is_picture(data[:HEAD]):
-        return _described_picture(data, decode, limits)
+    if is_image(data[:HEAD]):
+        return _describe_image(data, decode, limits)
     with _demuxed(data, limits) as (stream, packets, times):
         if decode:
             first = None
@@ -88,11 +88,11 @@ def describe_clip(medium: Medium, name: str | None = None, *, decode: bool = Fal
             if first is None:
                 raise limits.error("damaged: no frame can be decoded")
         seconds = float((times.end - times.starts[0]) * stream.time_base) if times.stamped else None
-        return Clip(stream.codec_context.width, stream.codec_context.height, len(times.starts), seconds)
+        return VideoInfo(stream.codec_context.width, stream.codec_context.height, len(times.starts), seconds)
 
 
-def _pictures(data: bytes, count: int, seed: bytes | None, limits: _Limits) -> Iterator[Image.Image]:
-    """Frames of a file that Pillow reads: of an animation by time, of a still picture always the same."""
+def _images(data: bytes, count: int, seed: bytes | None, limits: _Limits) -> Iterator[Image.Image]:
+    """Frames of a file that Pillow reads: of an animation by time, of a still image always the same."""
     with opened_image(data, limits.name, max_pixels=limits.pixels) as image:
         if len(frames_of(image)) > 1:
             times = _animation_times(image, limits)
@@ -111,20 +111,20 @@ def _animation_times(image: Image.Image, limits: _Limits) -> _Times:
     return _Times(ends[:-1], ends[-1], stamped=True)
 
 
-def _described_picture(data: bytes, decode: bool, limits: _Limits) -> Clip:
+def _describe_image(data: bytes, decode: bool, limits: _Limits) -> VideoInfo:
     with opened_image(data, limits.name, max_pixels=limits.pixels) as image:
         width, height = image.size
         if len(frames_of(image)) > 1:
             times = _animation_times(image, limits)
-            return Clip(width, height, len(times.starts), times.end / 1000)
+            return VideoInfo(width, height, len(times.starts), times.end / 1000)
     if decode:
         open_image(data, limits.name, max_pixels=limits.pixels)
-    return Clip(width, height, 1, 0.0)
+    return VideoInfo(width, height, 1, 0.0)
 
 
 @contextmanager
 def _demuxed(data: bytes, limits: _Limits) -> Iterator[tuple[Any, list[Any], _Times]]:
-    """A clip's pictures, encoded, and when they are shown; what is raised inside for damage is made clear."""
+    """A video's frames, encoded, and when they are shown; what is raised inside for damage is made clear."""
     try:
         with av.open(
             BytesIO(data), options={"format_whitelist": ",".join(FORMATS)}, metadata_errors="replace"
@@ -133,9 +133,9 @@ def _demuxed(data: bytes, limits: _Limits) -> Iterator[tuple[Any, list[Any], _Ti
             packets, times = _packets(container, stream, limits)
             yield stream, packets, times
     except FFmpegError as error:
-        what = refusal(data[:HEAD], "video", "clip", ", ".join(FORMATS))
+        what = refusal(data[:HEAD], "video", "video", ", ".join(FORMATS))
         if kind_of(data[:HEAD]) is None:
-            what = f"damaged clip, or {what}"
+            what = f"damaged video, or {what}"
         raise limits.error(f"{what} ({error.strerror})") from error
 
 
@@ -149,7 +149,7 @@ class _Limits:
 
     def check_size(self, width: int, height: int) -> None:
         if not width * height:
-            raise self.error("the size of its pictures is unknown: they are damaged or far too large")
+            raise self.error("the size of its frames is unknown: they are damaged or far too large")
         if width * height > self.pixels:
             raise self.error(f"{width} x {height} pixels; allowed are 1 to {self.pixels:,}")
 
@@ -159,7 +159,7 @@ class _Limits:
 
     def check_time(self) -> None:
         if time.monotonic() > self.deadline:
-            raise self.error("decoding takes too long; cut the clip or encode it with more key frames")
+            raise self.error("decoding takes too long; cut the video or encode it with more key frames")
 
     def error(self, what: str) -> MediaError:
         return MediaError(f"{self.name}: {what}")
@@ -179,23 +179,23 @@ class _Times:
 
 
 def _stream(container: Any, limits: _Limits) -> Any:
-    """The clip's pictures, with limits on what its decoder may do."""
+    """The video's stream of frames, with limits on what its decoder may do."""
     streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
     if not streams:
-        raise limits.error("no pictures in it, only sound" if container.streams.audio else "no pictures in it")
+        raise limits.error("no frames in it, only audio" if container.streams.audio else "no frames in it")
     stream = streams[0]
     context = stream.codec_context
     if context is None:
-        raise limits.error("its pictures are encoded in an unknown way")
+        raise limits.error("its frames are encoded in an unknown way")
     limits.check_size(context.width, context.height)
     limits.check_count(stream.frames)
-    context.thread_count = 1  # clips are decoded side by side already
+    context.thread_count = 1  # videos are decoded side by side already
     context.options = {"max_pixels": str(limits.pixels)}  # for what the header does not tell
     return stream
 
 
 def _packets(container: Any, stream: Any, limits: _Limits) -> tuple[list[Any], _Times]:
-    """The encoded frames in the order of decoding, and their times. Raises `MediaError` for a clip that was cut off."""
+    """The encoded frames in the order of decoding, and their times. Raises `MediaError` for a truncated video."""
     packets: list[Any] = []
     end = Fraction(0)
     for packet in container.demux():
@@ -280,7 +280,7 @@ def _decode(context: Any, packet: Any) -> list[Any]:
     return context.decode(packet)
 
 
-def _picture(frame: Any, limits: _Limits) -> Image.Image:
+def _image(frame: Any, limits: _Limits) -> Image.Image:
     """RGB and upright."""
     limits.check_size(frame.width, frame.height)  # it may differ from the header's
     if any(component.is_alpha for component in frame.format.components):

@@ -1,7 +1,7 @@
 """GQA accuracy: the one right answer, and how consistent right answers are with what follows from them.
 
 `official` compares as written, as the data set's evaluation code does; `lmms-eval` ignores case and ASCII punctuation;
-`epalm` compares what VQA's rules make of both, as eP-ALM's released code does here and for questions about clips.
+`epalm` compares what VQA's rules make of both, as eP-ALM's released code does here and for questions about videos.
 Validity and plausibility need the data set's file of choices, grounding its scene graphs: they are not computed.
 """
 

@@ -1,4 +1,4 @@
-"""Caption files in COCO's form: pictures and their captions as two lists."""
+"""Caption files in COCO's form: images and their captions as two lists."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from perceptune.data.tasks._sets import text_of
 
 
 def coco_rows(path: Path) -> Iterator[tuple[Record, list[Record]]]:
-    """Each picture with its annotations; none where captions are hidden. Raises `UserError` for an unknown picture."""
+    """Each image with its annotations; none where captions are hidden. Raises `UserError` for an unknown image."""
     document = read_json(path)
     captions: dict[str, list[Record]] = {}
-    pictures: dict[str, Record] = {}
+    images: dict[str, Record] = {}
     for row in json_rows(document, path, at="images"):
         name = text_of(row, "id")
-        if pictures.setdefault(name, row) is not row:
-            raise row.error(f"the id `{name}` is that of {pictures[name].where}, too")
+        if images.setdefault(name, row) is not row:
+            raise row.error(f"the id `{name}` is that of {images[name].where}, too")
         captions[name] = []
     for row in json_rows(document, path, at="annotations") if "annotations" in document else ():
         name = text_of(row, "image_id")
         if name not in captions:
-            raise row.error(f"there is no picture with the id `{name}`")
+            raise row.error(f"there is no image with the id `{name}`")
         captions[name].append(row)
-    for name, picture in pictures.items():
-        yield picture, captions[name]
+    for name, image in images.items():
+        yield image, captions[name]

@@ -66,7 +66,7 @@ class Absent:
     """Media that are not there. Decoding those that are is left to the moment they are needed."""
 
     def __init__(self) -> None:
-        self._is_file = lru_cache(maxsize=10_000)(is_file)  # neighbours often ask about one picture
+        self._is_file = lru_cache(maxsize=10_000)(is_file)  # neighbours often ask about one image
         self._hashes: set[int] = set()
         self.first: tuple[int, str, Path] | None = None  # index of a sample, modality, file
 

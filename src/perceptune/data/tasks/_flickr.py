@@ -25,20 +25,20 @@ _BARRED = re.compile(r"(?P<image>[^|]+)\|\s*(?P<number>\d+)\s*\|?\s*(?P<caption>
 
 
 class FlickrSet(CaptionSet):
-    """Five captions a picture. Some forms name the split of each picture; the others need a list of names a split."""
+    """Five captions an image. Some forms name the split of each image; the others need a list of names a split."""
 
     class Options(CaptionSet.Options):
         """Those of every set of captions, and the form of its files."""
 
         format: _FORMATS = Field("karpathy", description="form of the annotation files")
         lists: dict[str, str] = Field(
-            default_factory=dict, description="split -> text file with its pictures' names, if others than published"
+            default_factory=dict, description="split -> text file with its images' names, if others than published"
         )
 
     template = "{name}"
     one_row_a_medium = False
     forms: ClassVar[Mapping[str, str]]  # form -> its file, as published
-    lists: ClassVar[Mapping[str, str]]  # split -> list of its pictures, as published
+    lists: ClassVar[Mapping[str, str]]  # split -> list of its images, as published
 
     def published(self) -> dict[str, tuple[str, ...]]:
         form = self._options.format
@@ -60,10 +60,10 @@ class FlickrSet(CaptionSet):
                 yield Captioned(record, Path(name).stem, self.medium(record, name=name), captions, {})
 
     def _listed(self, split: str) -> set[str]:
-        """The names of a split's pictures, without what comes behind the last dot."""
+        """The names of a split's images, without what comes behind the last dot."""
         given = self._options.lists.get(split) or self.lists.get(split)
         if given is None:
-            raise UserError(f"`lists` names no file with the pictures of split `{split}`")
+            raise UserError(f"`lists` names no file with the images of split `{split}`")
         return {Path(line.strip()).stem for line in text_lines(self._options.dir / given)}
 
 
@@ -73,7 +73,7 @@ def _karpathy(path: Path, split: str) -> Iterator[tuple[str, Record]]:
 
 
 def _hf(path: Path, split: str) -> Iterator[tuple[str, Record]]:
-    """A table with the captions of a picture as a JSON list in one cell."""
+    """A table with the captions of an image as a JSON list in one cell."""
     for row in table_rows(path):
         part = text_of(row, "split")
         if part not in _SPLITS:

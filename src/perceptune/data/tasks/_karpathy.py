@@ -1,4 +1,4 @@
-"""Karpathy's files `dataset_*.json`, with the split of each picture beside its sentences."""
+"""Karpathy's files `dataset_*.json`, with the split of each image beside its sentences."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "t
 
 
 def karpathy_rows(path: Path, split: str, *, restval: bool = True) -> Iterator[tuple[Record, dict[str, str], Record]]:
-    """The pictures of a split: the row, the names a template may use, and a row with all captions at `raw`.
+    """The images of a split: the row, the names a template may use, and a row with all captions at `raw`.
 
-    With `restval`, that part of COCO's validation pictures is trained on, as everybody does.
+    With `restval`, that part of COCO's validation images is trained on, as everybody does.
     """
     for row in json_rows(read_json(path), path, at="images"):
         part = text_of(row, "split")

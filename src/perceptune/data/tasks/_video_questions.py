@@ -16,7 +16,7 @@ _KEYS = ("id", "question_id", "question", "sent", "answer", "label", "video", "v
 
 
 class VideoQuestions(QuestionSet):
-    """Questions about clips, each with one right answer.
+    """Questions about videos, each with one right answer.
 
     Published are lists of `{"id", "question", "answer", "video_id"}`; the eP-ALM files hold
     `{"question_id", "question" or "sent", "label": {answer: worth}, "video": file}`.
@@ -27,7 +27,7 @@ class VideoQuestions(QuestionSet):
 
     @abstractmethod
     def video(self, record: Record, number: str) -> str:
-        """The file of a clip by its number."""
+        """The file of a video by its number."""
 
     def rows(self, split: str) -> Iterator[Asked]:
         for path in self.annotations(split):

@@ -1,6 +1,6 @@
 """A-OKVQA (Schwenk et al., 2022): questions that need knowledge and reasoning, with four choices and ten answers.
 
-`aokvqa_v1p0_train.json`, `aokvqa_v1p0_val.json`; pictures are COCO's of 2017, `val2017/000000299207.jpg`. The answers
+`aokvqa_v1p0_train.json`, `aokvqa_v1p0_val.json`; images are COCO's of 2017, `val2017/000000299207.jpg`. The answers
 of the test questions are hidden: `annotations: {test: aokvqa_v1p0_test.json}` reads them all the same.
 """
 

@@ -1,10 +1,10 @@
-"""Conceptual Captions (Sharma et al., 2018): three million pictures of the web, each with a caption.
+"""Conceptual Captions (Sharma et al., 2018): three million images of the web, each with a caption.
 
     Train_GCC-training.tsv      lines `caption<TAB>address`, without a header, as published
-    00012/000123456.jpg         the picture of line 123,457 as img2dataset saves it (`output_format: files`)
+    00012/000123456.jpg         the image of line 123,457 as img2dataset saves it (`output_format: files`)
 
-`template` names a picture by `row` (counted from 0) and `shard` (ten thousand rows). Where the second column holds
-files instead of addresses these are read. Many addresses are dead: missing pictures are left out and counted. The
+`template` names an image by `row` (counted from 0) and `shard` (ten thousand rows). Where the second column holds
+files instead of addresses these are read. Many addresses are dead: missing images are left out and counted. The
 shards of img2dataset (`output_format: webdataset`) are read by task `webdataset`.
 """
 
@@ -27,13 +27,13 @@ class CC3M(Converted):
     """Judged by CIDEr. Rows are read when they are asked for."""
 
     class Options(Converted.Options):
-        """Those of rows; by default half of the pictures may be missing."""
+        """Those of rows; by default half of the images may be missing."""
 
         metric: str = "CIDEr"
         skip_missing: int = Field(
             1_700_000, ge=0, description="so many missing media of a split are left out and counted"
         )
-        template: str = Field("{shard:05d}/{row:09d}.jpg", description="a picture's path in the folder of media")
+        template: str = Field("{shard:05d}/{row:09d}.jpg", description="an image's path in the folder of media")
 
     def settings(self) -> object:
         return self._options.template

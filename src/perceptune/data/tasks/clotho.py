@@ -1,4 +1,4 @@
-"""Clotho (Drossos et al., 2020): sounds of 15 to 30 seconds with five captions each.
+"""Clotho (Drossos et al., 2020): audio of 15 to 30 seconds with five captions each.
 
 clotho_captions_development.csv  ..._validation.csv  ..._evaluation.csv      columns file_name, caption_1 to caption_5
 development/Distorted AM Radio noise.wav                                     and so on: a folder for each split

@@ -1,10 +1,10 @@
-"""COCO captions (Chen et al., 2015): five or more captions a picture.
+"""COCO captions (Chen et al., 2015): five or more captions an image.
 
     karpathy   dataset_coco.json: Karpathy's split, with its restval in training
     lavis      coco_karpathy_train.json, coco_karpathy_val.json, coco_karpathy_test.json, as BLIP and LAVIS have them
     official   annotations/captions_train2014.json, annotations/captions_val2014.json (or those of 2017)
 
-Pictures are `val2014/COCO_val2014_000000391895.jpg`.
+Images are `val2014/COCO_val2014_000000391895.jpg`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TEMPLATES = {"karpathy": "{filepath}/{filename}", "lavis": "{image}", "official
 
 
 class COCOCaptions(CaptionSet):
-    """Judged by CIDEr against all captions of a picture."""
+    """Judged by CIDEr against all captions of an image."""
 
     class Options(CaptionSet.Options):
         """Those of every set of captions, and whose files they are."""
@@ -84,10 +84,10 @@ class COCOCaptions(CaptionSet):
 
     def _official(self, path: Path, split: str) -> Iterator[Captioned]:
         subset = path.name.split(".")[0].removeprefix("captions_")
-        for picture, captions in coco_rows(path):
-            media = self.medium(picture, subset=subset, file_name=text_of(picture, "file_name"))
+        for image, captions in coco_rows(path):
+            media = self.medium(image, subset=subset, file_name=text_of(image, "file_name"))
             found = tuple(text for row in captions for text in self.captions(row, ["caption"], split))
-            yield Captioned(picture, text_of(picture, "id"), media, found, {})
+            yield Captioned(image, text_of(image, "id"), media, found, {})
 
 
 TASK = COCOCaptions

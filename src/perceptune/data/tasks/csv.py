@@ -1,7 +1,7 @@
 """The user's own table: CSV, or TSV by its suffix, whose first line names the columns.
 
     image,prompt,targets
-    pictures/1.jpg,What animal is this?,cat|a cat
+    images/1.jpg,What animal is this?,cat|a cat
 
 Columns may have other names (`image_key`, `prompt_key`, `target_key`, ...); those without a meaning become the sample's
 `meta`. An empty cell of a medium is a row without it.

@@ -1,10 +1,10 @@
-"""DAQUAR (Malinowski and Fritz, 2014): questions on indoor pictures (NYU Depth v2); answers are words or lists of them.
+"""DAQUAR (Malinowski and Fritz, 2014): questions on indoor images (NYU Depth v2); answers are words or lists of them.
 
-    text   qa.37.raw.train.txt, qa.37.raw.test.txt: a line with the question, which names its picture, a line with the
+    text   qa.37.raw.train.txt, qa.37.raw.test.txt: a line with the question, which names its image, a line with the
            answer; all 894 kinds of answers are `annotations: {train: qa.894.raw.train.txt, ...}`
     csv    data_train.csv, data_eval.csv (`question,answer,image_id`)
 
-Pictures are `images/image3.png`.
+Images are `images/image3.png`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from perceptune.data.records import Record, short
 from perceptune.data.tasks.base import Asked, QuestionSet, table_rows, text_lines, text_of
 from perceptune.errors import UserError
 
-# "what is behind the table in the image3 ?": the picture's name is no part of what is asked of the picture.
+# "what is behind the table in the image3 ?": the image's name is no part of what is asked of the image.
 _NAMED = re.compile(r"(?P<question>.*?)\s*(?:\bin\s+)?(?:\bthe\s+)?\b(?P<image>image\d+)\s*\?\s*")
 
 
@@ -63,5 +63,5 @@ def _text(path: Path) -> Iterator[tuple[Record, str, str, str]]:
         record = Record(f"{path}, line {number}", {"question": question, "answer": answer}, ("question", "answer"))
         match = _NAMED.fullmatch(question)
         if match is None:
-            raise record.error(f"no question that ends in its picture's name, such as `image3 ?`: {short(question)}")
+            raise record.error(f"no question that ends in its image's name, such as `image3 ?`: {short(question)}")
         yield record, f"{match['question']}?", answer, match["image"]

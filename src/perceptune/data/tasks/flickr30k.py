@@ -1,12 +1,12 @@
-"""Flickr30k (Young et al., 2014): five captions a picture; Karpathy's split keeps 1,000 pictures each for choosing and
+"""Flickr30k (Young et al., 2014): five captions an image; Karpathy's split keeps 1,000 images each for choosing and
 testing.
 
-    karpathy   dataset_flickr30k.json: the split of each picture is in it
+    karpathy   dataset_flickr30k.json: the split of each image is in it
     hf         flickr_annotations_30k.csv: the same as a table, captions as JSON lists
-    token      results_20130124.token, with the lists of pictures train.txt, val.txt, test.txt
+    token      results_20130124.token, with the lists of images train.txt, val.txt, test.txt
     csv        results.csv (`image_name| comment_number| comment`), with the same lists
 
-Pictures are `flickr30k-images/1000092795.jpg`.
+Images are `flickr30k-images/1000092795.jpg`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from perceptune.data.tasks.base import FlickrSet
 
 
 class Flickr30k(FlickrSet):
-    """Judged by CIDEr against all captions of a picture."""
+    """Judged by CIDEr against all captions of an image."""
 
     template = "flickr30k-images/{name}"
     forms: ClassVar[Mapping[str, str]] = {

@@ -1,10 +1,10 @@
-"""Flickr8k (Hodosh et al., 2013): five captions a picture.
+"""Flickr8k (Hodosh et al., 2013): five captions an image.
 
-    karpathy   dataset_flickr8k.json: the split of each picture is in it
-    token      Flickr8k.token.txt, with the lists of pictures Flickr_8k.trainImages.txt, ...dev..., ...test...
+    karpathy   dataset_flickr8k.json: the split of each image is in it
+    token      Flickr8k.token.txt, with the lists of images Flickr_8k.trainImages.txt, ...dev..., ...test...
     csv        captions.txt (`image,caption`), with the same lists
 
-Pictures are `Images/1000268201_693b08cb0e.jpg`.
+Images are `Images/1000268201_693b08cb0e.jpg`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from perceptune.data.tasks.base import FlickrSet
 
 
 class Flickr8k(FlickrSet):
-    """Judged by CIDEr against all captions of a picture."""
+    """Judged by CIDEr against all captions of an image."""
 
     template = "Images/{name}"
     forms: ClassVar[Mapping[str, str]] = {

@@ -6,7 +6,7 @@
 `file_name`, or `image_file_name`, `audio_file_name` and `video_file_name`, is relative to the metadata. Without
 metadata the name of a medium's folder is its target. Splits are the folders that were given. Files that are not media,
 hidden ones and those of systems (`._1.jpg`, `__MACOSX`) are passed over, and counted. A GIF is an image where there
-are others, else a clip if any moves; `modality` says which media are meant.
+are others, else a video if any moves; `modality` says which media are meant.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from perceptune.errors import UserError, nearest
 from perceptune.utils.paths import absence, local_name
 
 _NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_BUT_CLIPS = ("image", "audio")
+_EXCEPT_VIDEOS = ("image", "audio")
 # Folders that are called so hold splits, not classes.
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
 _TARGET_KEYS = ("targets", "text", "caption")
@@ -139,13 +139,13 @@ class Folder(Converted):
                 yield Record(str(source), values, ())
 
     def _modalities(self, sources: Sequence[Path]) -> tuple[str, ...]:
-        """What the media of a folder can be: GIF files are clips only where nothing speaks for images."""
+        """What the media of a folder can be: GIF files are videos only where nothing speaks for images."""
         if self._options.modality:
             return (self._options.modality,)
         others = {modality_of(file) for file in sources if suffix_of(file) != EITHER}
         gifs = (file for file in sources if suffix_of(file) == EITHER)
-        clips = "image" not in others and ("video" in others or any(map(moves, gifs)))
-        return MODALITIES if clips else _BUT_CLIPS
+        videos = "image" not in others and ("video" in others or any(map(moves, gifs)))
+        return MODALITIES if videos else _EXCEPT_VIDEOS
 
     def _canonical(self, row: Record, folder: Path) -> dict[str, Any]:
         keys = [key for key in _FILE_KEYS if row.values.get(key) is not None]
@@ -154,7 +154,9 @@ class Folder(Converted):
         media = {}
         for key in keys:
             name = row.text(key)
-            kind = _FILE_KEYS[key] or modality_of(name, _BUT_CLIPS if self._options.modality == "image" else MODALITIES)
+            kind = _FILE_KEYS[key] or modality_of(
+                name, _EXCEPT_VIDEOS if self._options.modality == "image" else MODALITIES
+            )
             if kind is None:
                 suffixes = [suffix for some in MEDIA.values() for suffix in some]
                 near = nearest(suffix_of(name), suffixes)

@@ -3,7 +3,7 @@
     official   train_balanced_questions.json, val_balanced_questions.json, testdev_balanced_questions.json
     vl-t5      train.json, valid.json, testdev.json, as VL-T5 and eP-ALM have them
 
-Pictures are `images/2405722.jpg`; those of training and validation are Visual Genome's. All questions instead of the
+Images are `images/2405722.jpg`; those of training and validation are Visual Genome's. All questions instead of the
 balanced ones are named by `annotations`, several files a split.
 """
 

@@ -1,6 +1,6 @@
 """A data set of Hugging Face's `datasets`: what `save_to_disk` wrote, a parquet file, a folder, or a name of the hub.
 
-Its columns of pictures, sounds and clips are found by their kind and never decoded by that library. Rows are read one
+Its columns of images, audio and videos are found by their kind and never decoded by that library. Rows are read one
 by one from the memory-mapped files.
 """
 
@@ -34,9 +34,9 @@ class HFDataset(GivenFiles):
         train: str = "train"
         validation: str | None = None
         test: str | None = None
-        image_key: str | None = Field(None, description="None = the column of pictures")
-        audio_key: str | None = Field(None, description="None = the column of sounds")
-        video_key: str | None = Field(None, description="None = the column of clips")
+        image_key: str | None = Field(None, description="None = the column of images")
+        audio_key: str | None = Field(None, description="None = the column of audio")
+        video_key: str | None = Field(None, description="None = the column of videos")
         prompt_key: str = "prompt"
         target_key: str | None = Field(None, description="None = `targets`, else `caption`, `text` or `label`")
         id_key: str = "id"
@@ -122,7 +122,7 @@ class _Columns:
                 self.media[modality] = name or of_kind[modality][0]
         if not self.media:
             raise UserError(
-                f"{options.path}: no column of pictures, sounds or clips among {', '.join(data.features)}; "
+                f"{options.path}: no column of images, audio or videos among {', '.join(data.features)}; "
                 "name one of file names by `image_key`, `audio_key` or `video_key`"
             )
         known = ("targets", "caption", "text", "label")

@@ -1,6 +1,6 @@
 """The user's own data: a text file with one JSON object a line.
 
-    {"image": "pictures/1.jpg", "prompt": "What animal is this?", "targets": ["a cat", "cat"]}
+    {"image": "images/1.jpg", "prompt": "What animal is this?", "targets": ["a cat", "cat"]}
 
 `image`, `audio` and `video` are files, relative to the folder of the text file; `null` where a row has none.
 `targets` is one string or several, of which each counts as right; `caption` or `captions` stand for it, and `text` if

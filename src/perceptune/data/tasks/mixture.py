@@ -4,7 +4,7 @@
       name: mixture
       parts:
         questions: {name: vqa-v2, dir: vqa, weight: 2, prompt: "Question: {prompt} Answer:"}
-        captions: {name: coco-captions, dir: coco, prompt: "A picture of"}
+        captions: {name: coco-captions, dir: coco, prompt: "An image of"}
     text: {template: "{prompt}"}
 
 A split of the mixture is that split of every part that has it. Samples are called `questions/458752000`, metrics

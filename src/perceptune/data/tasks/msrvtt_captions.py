@@ -1,11 +1,11 @@
-"""MSR-VTT (Xu et al., 2016): 10,000 clips with 20 captions each.
+"""MSR-VTT (Xu et al., 2016): 10,000 videos with 20 captions each.
 
-    train_val_videodatainfo.json  test_videodatainfo.json    as published, splits of 6,513, 497 and 2,990 clips
-    MSRVTT_train.9k.csv  MSRVTT_JSFUSION_test.csv            lists of clips for `partition: 1k-A`
+    train_val_videodatainfo.json  test_videodatainfo.json    as published, splits of 6,513, 497 and 2,990 videos
+    MSRVTT_train.9k.csv  MSRVTT_JSFUSION_test.csv            lists of videos for `partition: 1k-A`
     videos/all/video0.mp4                                    another place or name by `media` and `template`
 
-One file of all clips can be given for each split (`annotations`): a clip belongs to the split that it names. The files
-of eP-ALM and ALPRO, lists of `{"video", "caption"}`, are read as they are.
+One file of all videos can be given for each split (`annotations`): a video belongs to the split that it names. The
+files of eP-ALM and ALPRO, lists of `{"video", "caption"}`, are read as they are.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class MSRVTTCaptions(CaptionSet):
     """Judged by CIDEr. `template` knows `video` (a file's name) and `video_id`."""
 
     class Options(CaptionSet.Options):
-        """Those of caption sets, and which clips belong to which split."""
+        """Those of caption sets, and which videos belong to which split."""
 
         partition: Literal["official", "1k-A"] = "official"
         lists: dict[str, Path] = Field(
             default_factory=lambda: {split: Path(name) for split, name in _LISTS.items()},
-            description="of `1k-A`: split -> table of its clips, with a column `video_id`",
+            description="of `1k-A`: split -> table of its videos, with a column `video_id`",
         )
 
     modality = "video"
@@ -62,18 +62,18 @@ class MSRVTTCaptions(CaptionSet):
                 else:
                     belongs = listed.pop(name, None) is not None
                 if belongs:
-                    yield self._clip(record, name, sentences.get(name, []), split)
+                    yield self._video(record, name, sentences.get(name, []), split)
         for name, row in (listed or {}).items():
-            raise row.error(f"`{name}` is no clip of {' or '.join(map(str, self.annotations(split)))}")
+            raise row.error(f"`{name}` is no video of {' or '.join(map(str, self.annotations(split)))}")
 
     def _listed(self, split: str) -> dict[str, Record] | None:
-        """The clips of a split of `1k-A`; None where the clips themselves name their split."""
+        """The videos of a split of `1k-A`; None where the videos themselves name their split."""
         if self._options.partition == "official" or split not in self._options.lists:
             return None
         rows = table_rows(self._options.dir / self._options.lists[split], ("video_id",))
         return {text_of(row, "video_id"): row for row in rows}
 
-    def _clip(self, record: Record, name: str, sentences: list[Record], split: str) -> Captioned:
+    def _video(self, record: Record, name: str, sentences: list[Record], split: str) -> Captioned:
         captions = tuple(text for row in sentences for text in self.captions(row, ("caption",), split))
         if not captions and split != "test" and not self._options.skip_empty:
             raise record.error(f"no sentence is about `{name}`")
@@ -92,7 +92,7 @@ TASK = MSRVTTCaptions
 
 
 def _sentences(document: dict[str, Any], path: Path) -> dict[str, list[Record]]:
-    """Clip -> its sentences in the order of the file."""
+    """Video -> its sentences in the order of the file."""
     found = defaultdict[str, list[Record]](list)
     for row in json_rows(document, path, ("video_id", "sen_id", "caption"), at="sentences"):
         found[text_of(row, "video_id")].append(row)

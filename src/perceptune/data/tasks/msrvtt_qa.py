@@ -1,4 +1,4 @@
-"""MSRVTT-QA (Xu et al., 2017): 244,000 questions about the 10,000 clips of MSR-VTT, made from their captions.
+"""MSRVTT-QA (Xu et al., 2017): 244,000 questions about the 10,000 videos of MSR-VTT, made from their captions.
 
     train_qa.json  val_qa.json  test_qa.json        lists of {"id", "question", "answer", "video_id": 0, "category_id"}
     videos/all/video0.mp4                           another place or name by `media` and `template`

@@ -1,4 +1,4 @@
-"""MSVD-QA (Xu et al., 2017): 51,000 questions about 1,970 clips from YouTube, made from their captions.
+"""MSVD-QA (Xu et al., 2017): 51,000 questions about 1,970 videos from YouTube, made from their captions.
 
     train_qa.json  val_qa.json  test_qa.json        lists of {"id", "question", "answer", "video_id": 1}
     youtube_mapping.txt                             lines such as `-4wsuPCjDBc_5_15 vid1`
@@ -35,7 +35,7 @@ class MSVDQA(VideoQuestions):
         if self._names is None:
             return f"{name}.avi"
         if name not in self._names:
-            raise record.error(f"`video_id` {number}: no clip of this number in {self._mapping}")
+            raise record.error(f"`video_id` {number}: no video of this number in {self._mapping}")
         return f"{self._names[name]}.avi"
 
     @property
@@ -44,13 +44,13 @@ class MSVDQA(VideoQuestions):
 
     @cached_property
     def _names(self) -> dict[str, str] | None:
-        """`vid1` -> the clip's name at YouTube; None without the table."""
+        """`vid1` -> the video's name at YouTube; None without the table."""
         if self._options.mapping is None and missing(self._mapping):
             return None
         names: dict[str, str] = {}
         for row in table_rows(self._mapping, dialect=Dialect(" "), columns=("youtube", "number"), quoted=False):
             if names.setdefault(row.values["number"], row.values["youtube"]) != row.values["youtube"]:
-                raise row.error(f"`{row.values['number']}` names two clips")
+                raise row.error(f"`{row.values['number']}` names two videos")
         return names
 
 

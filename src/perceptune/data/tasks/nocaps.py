@@ -1,6 +1,6 @@
 """NoCaps (Agrawal et al., 2019): captions of things that COCO's captions do not name; for evaluation only.
 
-`nocaps_val_4500_captions.json` in COCO's form, with ten captions a picture and its domain; pictures are
+`nocaps_val_4500_captions.json` in COCO's form, with ten captions an image and its domain; images are
 `val/0013ea2087020901.jpg`. The test captions are hidden.
 """
 
@@ -22,14 +22,14 @@ class NoCaps(CaptionSet):
 
     def rows(self, split: str) -> Iterator[Captioned]:
         for path in self.annotations(split):
-            for picture, captions in coco_rows(path):
-                domain = picture.values.get("domain")
+            for image, captions in coco_rows(path):
+                domain = image.values.get("domain")
                 yield Captioned(
-                    picture,
-                    text_of(picture, "id"),
-                    self.medium(picture, file_name=text_of(picture, "file_name")),
+                    image,
+                    text_of(image, "id"),
+                    self.medium(image, file_name=text_of(image, "file_name")),
                     tuple(text for row in captions for text in self.captions(row, ["caption"], split)),
-                    {} if domain is None else {"domain": picture.check_text("domain", domain)},
+                    {} if domain is None else {"domain": image.check_text("domain", domain)},
                 )
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:

@@ -1,9 +1,9 @@
-"""OK-VQA (Marino et al., 2019): questions on COCO's pictures that need knowledge from elsewhere.
+"""OK-VQA (Marino et al., 2019): questions on COCO's images that need knowledge from elsewhere.
 
     official   OpenEnded_mscoco_train2014_questions.json, mscoco_train2014_annotations.json, the same of val2014
     lavis      okvqa_train.json, okvqa_val.json, as LAVIS and PETAL have them
 
-Pictures are `val2014/COCO_val2014_000000297147.jpg`. Five annotators' answers stand twice in the files.
+Images are `val2014/COCO_val2014_000000297147.jpg`. Five annotators' answers stand twice in the files.
 """
 
 from __future__ import annotations

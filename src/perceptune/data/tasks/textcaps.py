@@ -1,6 +1,6 @@
-"""TextCaps (Sidorov et al., 2020): captions that read the text in a picture, five of each.
+"""TextCaps (Sidorov et al., 2020): captions that read the text in an image, five of each.
 
-`TextCaps_0.1_train.json`, `TextCaps_0.1_val.json`, one row a caption; pictures are `train_images/0a0bc91825468c45.jpg`,
+`TextCaps_0.1_train.json`, `TextCaps_0.1_val.json`, one row a caption; images are `train_images/0a0bc91825468c45.jpg`,
 those of validation, too.
 """
 
@@ -13,7 +13,7 @@ from perceptune.data.tasks.base import Captioned, CaptionSet, Files, json_rows, 
 
 
 class TextCaps(CaptionSet):
-    """Judged by CIDEr against all captions of a picture."""
+    """Judged by CIDEr against all captions of an image."""
 
     files: ClassVar[Files] = {"train": ("TextCaps_0.1_train.json",), "validation": ("TextCaps_0.1_val.json",)}
     template = "{folder}/{image_id}.jpg"

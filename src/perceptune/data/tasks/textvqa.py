@@ -1,6 +1,6 @@
-"""TextVQA (Singh et al., 2019): questions on text in pictures, ten annotators' answers each.
+"""TextVQA (Singh et al., 2019): questions on text in images, ten annotators' answers each.
 
-`TextVQA_0.5.1_train.json`, `TextVQA_0.5.1_val.json`; pictures are `train_images/0a0bc91825468c45.jpg`, those of
+`TextVQA_0.5.1_train.json`, `TextVQA_0.5.1_val.json`; images are `train_images/0a0bc91825468c45.jpg`, those of
 validation, too. The test questions are `annotations: {test: TextVQA_0.5.1_test.json}`, in `test_images`.
 """
 

@@ -1,9 +1,9 @@
-"""VQA v2 (Goyal et al., 2017): questions on COCO's pictures, ten annotators' answers each.
+"""VQA v2 (Goyal et al., 2017): questions on COCO's images, ten annotators' answers each.
 
     official   v2_OpenEnded_mscoco_train2014_questions.json, v2_mscoco_train2014_annotations.json, the same of val2014
     vl-t5      karpathy_train.json, karpathy_val.json, karpathy_test.json (Karpathy's split, in VL-T5's form)
 
-Pictures are `train2014/COCO_train2014_000000458752.jpg`. The official test questions, whose answers are hidden, are a
+Images are `train2014/COCO_train2014_000000458752.jpg`. The official test questions, whose answers are hidden, are a
 split of their own when named: `annotations: {test: v2_OpenEnded_mscoco_test2015_questions.json}`.
 """
 

@@ -40,7 +40,7 @@ class WebDataset(GivenFiles):
         test: Path | str | None = None
         image_key: str | None = None  # part that is the image; None = the one whose name is an image's suffix
         audio_key: str | None = None  # likewise
-        video_key: str | None = None  # likewise; `gif` is a clip unless it is the `image_key`
+        video_key: str | None = None  # likewise; `gif` is a video unless it is the `image_key`
         json_key: str = "json"
         prompt_key: str = "prompt"
         target_key: str | None = None  # None = `targets`, else `caption`, else the part `txt`
@@ -54,7 +54,7 @@ class WebDataset(GivenFiles):
         self._target_keys = [options.target_key] if options.target_key else ["targets", "caption"]
 
     def samples(self, split: str) -> Sequence[Sample]:
-        """Lazy: texts and places of pictures come from the shards' indices, which are made when first needed."""
+        """Lazy: texts and places of images come from the shards' indices, which are made when first needed."""
         check_split(split, self.splits)
         pattern = str(self._given[split])
         shards = webdataset_index.index(expand(pattern), [self._json_key, CAPTION])

@@ -56,7 +56,7 @@ class MediaLoader:
         self.decoded: Mapping[Medium, Tensor] = {}  # plain media that somebody has decoded already, by `encoder.load`
 
     def load(self, group: Sequence[MediaView]) -> list[LoadedMedia]:
-        """A group, decoded as a whole if any sound one of it has no row: the bits of one depend on the others."""
+        """A group, decoded as a whole if any intact one of it has no row: the bits of one depend on the others."""
         loaded = [self._read(item) for item in group]
         absent = set(self.missing([one.key for one in loaded if one.error is None]))
         for one in loaded:

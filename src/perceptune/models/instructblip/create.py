@@ -97,7 +97,7 @@ def _copy_beside(source: Path, folder: Path) -> None:
 
 
 def vision_of(tower: nn.Module, size: int) -> nn.Module:
-    """`InstructBlipVisionModel` that computes what a `Dinov2Model` computes at one size of pictures, to rounding.
+    """`InstructBlipVisionModel` that computes what a `Dinov2Model` computes at one size of images, to rounding.
 
     Its layer scales go into the matrices behind which they stand, its position embeddings are those for that size.
     Raises `UserError` for a size that is no multiple of the patches'.

@@ -2,7 +2,7 @@
 
 import { at, made, say, trouble } from "./elements.js";
 import { attempt } from "./lock.js";
-import { NAMES, medium, shown, size } from "./media.js";
+import { medium, shown, size } from "./media.js";
 import { state, takes } from "./state.js";
 
 /** Attaches files, as far as the runs take them. */
@@ -42,7 +42,7 @@ function tile(one) {
     at("file").focus();
   });
   row.append(made("span", `${one.name}, ${size(one.size)}`, "soft small"), remove);
-  item.append(shown(one, `${one.name}, the ${NAMES[one.kind]} that is asked about`), row);
+  item.append(shown(one, `${one.name}, the ${one.kind} that is asked about`), row);
   return item;
 }
 
@@ -65,6 +65,6 @@ for (const kind of ["dragover", "drop", "dragleave"]) {
     at("drop").classList.toggle("over", kind === "dragover" && ready());
     if (kind !== "drop" || !ready()) return;
     if (event.dataTransfer.files.length) take([...event.dataTransfer.files]);
-    else trouble("That is no file but an address or a text: save the picture first, then drop the file.");
+    else trouble("That is no file but an address or a text: save the image first, then drop the file.");
   });
 }

@@ -43,14 +43,14 @@ at("snap").addEventListener("click", () =>
 );
 
 at("film").addEventListener("click", () =>
-  record(at("film"), "Record a clip", state.runs[0].limits.video_seconds, async () => stream, async (blob) => {
+  record(at("film"), "Record a video", state.runs[0].limits.video_seconds, async () => stream, async (blob) => {
     closeCamera();
     await take([new File([blob], `camera.${blob.type.includes("mp4") ? "mp4" : "webm"}`, { type: blob.type })]);
   }),
 );
 
 at("record").addEventListener("click", () =>
-  record(at("record"), "Record a sound", state.runs[0].limits.audio_seconds, () => open("audio"), async (blob, source) => {
+  record(at("record"), "Record audio", state.runs[0].limits.audio_seconds, () => open("audio"), async (blob, source) => {
     close(source);
     await take([await wav(blob)]);
   }),

@@ -17,9 +17,9 @@ export function offerRuns() {
 
 function describeInputs() {
   const kinds = takes();
-  const title = listed(kinds.map((kind) => NAMES[kind]), "or");
+  const title = listed(kinds, "or");
   at("medium-title").textContent = title.charAt(0).toUpperCase() + title.slice(1);
-  at("invitation").textContent = `Drop a ${title} here or paste one`;
+  at("invitation").textContent = `Drop ${listed(kinds.map((kind) => NAMES[kind]), "or")} here or paste one`;
   const senses = { image: "sees", video: "watches", audio: "hears" };
   at("senses").textContent = listed(Object.keys(senses).filter((kind) => kinds.includes(kind)).map((kind) => senses[kind]), "and");
   at("file").accept = kinds.map((kind) => `${kind}/*`).join(",");

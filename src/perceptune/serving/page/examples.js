@@ -5,7 +5,7 @@ import { ask } from "./asking.js";
 import { showMedia } from "./attached.js";
 import { at, made } from "./elements.js";
 import { attempt } from "./lock.js";
-import { NAMES, shown } from "./media.js";
+import { shown } from "./media.js";
 import { named, state } from "./state.js";
 
 let turns = 0;
@@ -32,10 +32,10 @@ function example(row) {
   const media = Object.entries(row.media).map(([kind, url]) => ({
     kind, url, name: `example ${row.id + 1}`, size: Math.floor((url.length - url.indexOf(",") - 1) * 0.75),
   }));
-  const picture = media.find((one) => one.kind === "image");
-  if (picture) button.append(shown(picture, ""));
+  const image = media.find((one) => one.kind === "image");
+  if (image) button.append(shown(image, ""));
   for (const one of media) {
-    if (one !== picture) button.append(made("span", NAMES[one.kind], "chip"));
+    if (one !== image) button.append(made("span", one.kind, "chip"));
   }
   button.append(made("span", row.prompt || "what is it?", "question"));
   button.addEventListener("click", () => {

@@ -2,7 +2,7 @@
 
 import { Refusal, completion } from "./api.js";
 import { made } from "./elements.js";
-import { NAMES, part, shown } from "./media.js";
+import { part, shown } from "./media.js";
 
 const same = (a, b) => a.trim().toLowerCase() === b.trim().toLowerCase();
 
@@ -15,7 +15,7 @@ export class Exchange {
     this.settings = settings;
     this.element = made("li", undefined, "card exchange");
     const asked = made("div", undefined, "asked");
-    for (const one of media) asked.append(shown(one, `${one.name}, the ${NAMES[one.kind]} that was asked about`));
+    for (const one of media) asked.append(shown(one, `${one.name}, the ${one.kind} that was asked about`));
     const words = made("div");
     words.append(made("h3", question || "(no question)"));
     if (reference?.length) {

@@ -2,7 +2,6 @@
 
 import { made } from "./elements.js";
 import { drawing, said, table } from "./levels.js";
-import { NAMES } from "./media.js";
 
 const narrow = matchMedia("(max-width: 44rem)");
 let last = null;
@@ -24,7 +23,7 @@ function card(run) {
   };
   add("Method", run.method);
   add("Language model", run.lm);
-  for (const [kind, name] of Object.entries(run.encoders)) add(`${NAMES[kind]} encoder`, name);
+  for (const [kind, name] of Object.entries(run.encoders)) add(`${kind} encoder`, name);
   add("Trained", `${run.trained.toLocaleString("en")} parameters, ${(100 * run.share).toPrecision(2)} %`);
   whole.append(made("h3", run.id), facts);
   for (const kind of Object.keys(run.inputs?.media ?? {})) whole.append(figure(run, kind));
@@ -35,7 +34,7 @@ function figure(run, kind) {
   const names = { lm: run.lm, encoder: run.encoders[kind] };
   const whole = made("figure");
   const caption = made("figcaption", undefined, "soft small");
-  caption.textContent = `Filled: layers that give or are given the ${NAMES[kind]}'s token.`;
+  caption.textContent = `Filled: layers that give or are given the ${kind}'s token.`;
   const { layers, vectors } = run.inputs.prompt;
   if (layers.length) {
     const where = layers.length === 1 ? `layer ${layers[0]}` : `layers ${layers[0]} to ${layers.at(-1)}`;

@@ -1,6 +1,6 @@
 // Media of a question: what kind a file is, whether the server would take it, how it is shown.
 
-export const NAMES = { image: "picture", audio: "sound", video: "clip" };
+export const NAMES = { image: "an image", audio: "an audio file", video: "a video" };
 const SUFFIXES = {
   image: ["png", "jpg", "jpeg", "webp", "gif", "bmp"],
   audio: ["wav", "flac", "ogg", "oga", "opus", "mp3", "m4a", "aac", "aiff", "aif"],
@@ -19,12 +19,12 @@ export function kindOf(file) {
 /** A file as `{kind, name, url, size}`, `url` being a data: address. Throws an `Error` in words. */
 export async function medium(file, limits, takes) {
   const kind = kindOf(file);
-  if (!kind) throw new Error(`${file.name} is neither a picture nor a sound nor a clip.`);
-  if (!takes.includes(kind)) throw new Error(`${file.name} is a ${NAMES[kind]}, and no run here takes one.`);
+  if (!kind) throw new Error(`${file.name} is not an image, audio or video file.`);
+  if (!takes.includes(kind)) throw new Error(`${file.name} is ${NAMES[kind]}, and no run here takes one.`);
   if (!file.size) throw new Error(`${file.name} is empty.`);
   const most = Math.min(limits.bytes[kind], Math.floor((limits.body * 3) / 4) - 65536);
   if (file.size > most) {
-    throw new Error(`${file.name} has ${size(file.size)}; this server takes a ${NAMES[kind]} of ${size(most)} at most.`);
+    throw new Error(`${file.name} has ${size(file.size)}; this server takes ${NAMES[kind]} of ${size(most)} at most.`);
   }
   return { kind, name: file.name, size: file.size, url: await dataUrl(file) };
 }

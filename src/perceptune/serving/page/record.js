@@ -50,7 +50,7 @@ export function recording(stream, seconds, tick) {
   return { stop, ended };
 }
 
-/** A picture of what the camera shows now. */
+/** The image that the camera shows now. */
 export function snapshot(video) {
   const canvas = document.createElement("canvas");
   canvas.width = video.videoWidth;
@@ -64,15 +64,15 @@ export function snapshot(video) {
   });
 }
 
-/** A recorded sound as WAV, one channel of 16 bits, which every server reads. */
+/** Recorded audio as WAV, one channel of 16 bits, which every server reads. */
 export async function wav(blob) {
   const rate = 48000;
-  const sound = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await blob.arrayBuffer());
-  const channels = Array.from({ length: sound.numberOfChannels }, (_, number) => sound.getChannelData(number));
-  const data = new DataView(new ArrayBuffer(44 + 2 * sound.length));
+  const audio = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await blob.arrayBuffer());
+  const channels = Array.from({ length: audio.numberOfChannels }, (_, number) => audio.getChannelData(number));
+  const data = new DataView(new ArrayBuffer(44 + 2 * audio.length));
   const text = (place, word) => [...word].forEach((letter, i) => data.setUint8(place + i, letter.charCodeAt(0)));
   text(0, "RIFF");
-  data.setUint32(4, 36 + 2 * sound.length, true);
+  data.setUint32(4, 36 + 2 * audio.length, true);
   text(8, "WAVEfmt ");
   data.setUint32(16, 16, true);
   data.setUint16(20, 1, true); // PCM
@@ -82,8 +82,8 @@ export async function wav(blob) {
   data.setUint16(32, 2, true);
   data.setUint16(34, 16, true);
   text(36, "data");
-  data.setUint32(40, 2 * sound.length, true);
-  for (let i = 0; i < sound.length; i += 1) {
+  data.setUint32(40, 2 * audio.length, true);
+  for (let i = 0; i < audio.length; i += 1) {
     const mean = channels.reduce((sum, channel) => sum + channel[i], 0) / channels.length;
     data.setInt16(44 + 2 * i, Math.round(Math.max(-1, Math.min(1, mean)) * 32767), true);
   }

@@ -1,4 +1,4 @@
-"""The table of a comparison as JSON, CSV, Markdown and a picture."""
+"""The table of a comparison as JSON, CSV, Markdown and a chart."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from perceptune.errors import UserError, disk_error
-from perceptune.tools.datasets.figures import COLORS, SHAPES, SOUNDS, draw_clip, draw_picture, play
+from perceptune.tools.datasets.figures import AUDIO_EVENTS, COLORS, SHAPES, draw_image, draw_video, play
 from perceptune.utils.atomic_io import write_whole
 
 SIZES = {"train": 240, "validation": 60, "test": 80}  # media of each split
-SIZES_OF_CLIPS = {"train": 160, "validation": 40, "test": 60}  # each costs eight pictures to see
+SIZES_OF_VIDEOS = {"train": 160, "validation": 40, "test": 60}  # each costs eight images to see
 # Settings that learn these sets in one to two minutes on two CPU cores; docs/data_tools.md has the figures.
 _RECIPE = """\
 # {title}, made up by `perceptune data demo`.
@@ -95,16 +95,16 @@ def _asked(questions: Sequence[tuple[str, str, str]]) -> list[Row]:
     return [{"prompt": question, "targets": [answer], "answer_type": kind} for kind, question, answer in questions]
 
 
-def _picture(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
+def _image(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
     color, shape = _pair(number, list(COLORS), SHAPES)
     questions = [
         ("color", "What color is the shape?", color), ("shape", "What shape is it?", shape),
         ("caption", "Describe the picture.", f"a {color} {shape}"),
     ]  # fmt: skip
-    return draw_picture(chance, color, shape), _asked(questions)
+    return draw_image(chance, color, shape), _asked(questions)
 
 
-def _clip(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
+def _video(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
     color, shape = _pair(number, list(COLORS), SHAPES)
     blinks = number // (len(COLORS) * len(SHAPES)) % 2 == 1
     questions = [
@@ -112,11 +112,11 @@ def _clip(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
         ("blinks", "Does it blink?", "yes" if blinks else "no"),
         ("caption", "Describe the clip.", f"a {'blinking' if blinks else 'steady'} {color} {shape}"),
     ]  # fmt: skip
-    return draw_clip(chance, color, shape, blinks), _asked(questions)
+    return draw_video(chance, color, shape, blinks), _asked(questions)
 
 
-def _sound(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
-    name = list(SOUNDS)[number % len(SOUNDS)]
+def _audio(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
+    name = list(AUDIO_EVENTS)[number % len(AUDIO_EVENTS)]
     times = chance.randint(1, 3)
     count = ("once", "twice", "three times")[times - 1]
     questions = [
@@ -132,9 +132,9 @@ def _pair(number: int, first: Sequence[str], second: Sequence[str]) -> tuple[str
 
 
 _KINDS = {
-    "image": _Kind("pictures of shapes", "{id: default, size: 112, resize: squash}", SIZES, 200, "png", _picture),
-    "audio": _Kind("tones, chirps and noise", "{id: default, seconds: 2}", SIZES, 250, "flac", _sound),
+    "image": _Kind("images of shapes", "{id: default, size: 112, resize: squash}", SIZES, 200, "png", _image),
+    "audio": _Kind("tones, chirps and noise", "{id: default, seconds: 2}", SIZES, 250, "flac", _audio),
     "video": _Kind(
-        "clips of shapes", "{id: default, size: 112, resize: squash, frames: 8}", SIZES_OF_CLIPS, 200, "mp4", _clip
+        "videos of shapes", "{id: default, size: 112, resize: squash, frames: 8}", SIZES_OF_VIDEOS, 200, "mp4", _video
     ),
 }  # fmt: skip

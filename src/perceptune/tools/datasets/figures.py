@@ -1,4 +1,4 @@
-"""Made-up pictures, clips and sounds, each from a source of chance alone: the same source gives the same file."""
+"""Made-up images, videos and audio, each from a source of chance alone: the same source gives the same file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ COLORS = {
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star")
 _SIDE = 112  # pixels
-_FRAMES, _RATE = 16, 8  # of a clip: two seconds
+_FRAMES, _RATE = 16, 8  # of a video: two seconds
 _BLINK = 8  # frames from one blink to the next
-_HZ, _SECONDS = 16_000, 2.0  # of a sound
+_HZ, _SECONDS = 16_000, 2.0  # of an audio file
 
 
-def draw_picture(chance: random.Random, color: str, shape: str) -> bytes:
+def draw_image(chance: random.Random, color: str, shape: str) -> bytes:
     """A PNG of one shape on a dark ground."""
     buffer = BytesIO()
     radius = chance.uniform(16, 34)
@@ -34,7 +34,7 @@ def draw_picture(chance: random.Random, color: str, shape: str) -> bytes:
     return buffer.getvalue()
 
 
-def draw_clip(chance: random.Random, color: str, shape: str, blinks: bool) -> bytes:
+def draw_video(chance: random.Random, color: str, shape: str, blinks: bool) -> bytes:
     """An MP4 of a shape that goes from one place to a far one, and is hidden half of the time if it blinks."""
     import av
 
@@ -51,16 +51,16 @@ def draw_clip(chance: random.Random, color: str, shape: str, blinks: bool) -> by
             part = number / (_FRAMES - 1)
             at = (start[0] + part * (end[0] - start[0]), start[1] + part * (end[1] - start[1]))
             hidden = blinks and number % _BLINK >= _BLINK // 2
-            picture = (
+            image = (
                 Image.new("RGB", (_SIDE, _SIDE), ground) if hidden else _drawn(ground, color, shape, at, radius, turn)
             )
-            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
         container.mux(stream.encode())
     return buffer.getvalue()
 
 
 def play(chance: random.Random, name: str, times: int) -> bytes:
-    """A FLAC file of two seconds with a sound so many times, silence between."""
+    """A FLAC file of two seconds with an audio event the given number of times, silence between."""
     import soundfile
 
     wave = np.zeros(round(_SECONDS * _HZ))
@@ -69,7 +69,7 @@ def play(chance: random.Random, name: str, times: int) -> bytes:
     first = round(chance.uniform(0.02, 0.1) * _HZ)
     for number in range(times):
         start = first + number * (length + gap)
-        wave[start : start + length] = SOUNDS[name](chance, length) * _faded(length)
+        wave[start : start + length] = AUDIO_EVENTS[name](chance, length) * _faded(length)
     wave *= chance.uniform(0.3, 0.8)
     wave += np.random.default_rng(chance.getrandbits(32)).normal(0, 0.0005, len(wave))
     buffer = BytesIO()
@@ -89,18 +89,18 @@ def _place(chance: random.Random, radius: float) -> Point:
 def _drawn(
     ground: tuple[int, int, int], color: str, shape: str, at: Point, radius: float, turn: float
 ) -> Image.Image:  # fmt: skip
-    picture = Image.new("RGB", (_SIDE, _SIDE), ground)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (_SIDE, _SIDE), ground)
+    draw = ImageDraw.Draw(image)
     if shape == "circle":
         draw.ellipse([at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius], fill=COLORS[color])
-        return picture
+        return image
     corners = {"square": 4, "triangle": 3, "star": 10}[shape]
     turn += math.pi / 4 if shape == "square" else 0.0  # upright
     angles = [turn + 2 * math.pi * i / corners - math.pi / 2 for i in range(corners)]
     reach = [radius * (0.45 if shape == "star" and i % 2 else 1.0) for i in range(corners)]
     outline = [(at[0] + r * math.cos(a), at[1] + r * math.sin(a)) for a, r in zip(angles, reach, strict=True)]
     draw.polygon(outline, fill=COLORS[color])
-    return picture
+    return image
 
 
 def _tone(low: float, high: float) -> Callable[[random.Random, int], Wave]:
@@ -134,7 +134,7 @@ def _faded(length: int) -> Wave:
     return np.minimum(ramp, 1.0)
 
 
-SOUNDS: dict[str, Callable[[random.Random, int], Wave]] = {
+AUDIO_EVENTS: dict[str, Callable[[random.Random, int], Wave]] = {
     "a low tone": _tone(150, 300),
     "a high tone": _tone(2_500, 5_000),
     "a rising chirp": _chirp(400, 4_000),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from perceptune.data.media.audio import sound_header
+from perceptune.data.media.audio import read_audio_header
 from perceptune.data.media.source import content, image_size, label, open_image
 from perceptune.data.records import short
 from perceptune.data.tasks.base import is_file
@@ -30,7 +30,7 @@ class MediaCensus:
     def __init__(
         self, problems: Problems, *, decode: bool, contents: bool, encoder_of: Callable[[str], Encoder | None]
     ) -> None:
-        """With `decode` images and clips are decoded to their end, and media loaded as `encoder_of` their modality
+        """With `decode` images and videos are decoded to their end, and media loaded as `encoder_of` their modality
         loads them, where there is an encoder; `contents` finds equal files.
         """
         self._problems, self._decode, self._contents = problems, decode, contents
@@ -94,12 +94,12 @@ class MediaCensus:
                 open_image(medium)
             return {"width": width, "height": height}
         if modality == "audio":
-            return sound_header(medium)._asdict()
-        from perceptune.data.media.video import describe_clip
+            return read_audio_header(medium)._asdict()
+        from perceptune.data.media.video import describe_video
 
-        clip = describe_clip(medium, decode=self._decode)
-        found = {"width": clip.width, "height": clip.height, "frames": clip.frames}
-        return found if clip.seconds is None else {**found, "seconds": clip.seconds}
+        video = describe_video(medium, decode=self._decode)
+        found = {"width": video.width, "height": video.height, "frames": video.frames}
+        return found if video.seconds is None else {**found, "seconds": video.seconds}
 
     def _compare(self, modality: str, medium: Medium) -> None:
         if len(self._by_content) >= _MOST_COMPARED:

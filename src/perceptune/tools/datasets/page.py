@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from perceptune.data.media.audio import read_sound
+from perceptune.data.media.audio import read_audio
 from perceptune.data.media.source import open_image
 from perceptune.data.records import short
 from perceptune.errors import UserError
@@ -20,7 +20,7 @@ from perceptune.tools.plots.png import INK
 from perceptune.types import Medium, Sample
 
 _SIDE = 160  # pixels of a thumbnail
-_HEARD = 30.0  # seconds of a sound that are drawn
+_HEARD = 30.0  # seconds of an audio file that are drawn
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1f2328; margin: 2em auto; max-width: 70em; padding: 0 1em }
 table { border-collapse: collapse; margin: .5em 0 } td, th { padding: .2em .8em .2em 0; text-align: left;
@@ -31,7 +31,7 @@ img { max-width: 160px; background: #f6f8fa } small { color: #59636e }
 
 
 def page(checked: Checked) -> str:
-    """The HTML of a report, with small pictures of the rows that were drawn."""
+    """The HTML of a report, with small images of the rows that were drawn."""
     report = checked.report
     parts = [f"<h1>{escape(report['source'])}</h1>", _problems(report["problems"])]
     for split, found in report["splits"].items():
@@ -42,17 +42,17 @@ def page(checked: Checked) -> str:
 
 
 def thumbnail(modality: str, medium: Medium) -> Image.Image:
-    """At most 160 x 160 pixels: the picture, a clip's middle frame, a sound's envelope. Raises `UserError`."""
+    """At most 160 x 160 pixels: the image, a video's middle frame, an audio file's envelope. Raises `UserError`."""
     if modality == "audio":
         return _envelope(medium)
     if modality == "video":
         from perceptune.data.media.video import read_frames
 
-        picture = next(read_frames(medium, 1))
+        image = next(read_frames(medium, 1))
     else:
-        picture = open_image(medium)
-    picture.thumbnail((_SIDE, _SIDE))
-    return picture
+        image = open_image(medium)
+    image.thumbnail((_SIDE, _SIDE))
+    return image
 
 
 def _problems(problems: dict[str, Any]) -> str:
@@ -92,14 +92,14 @@ def _table(rows: Iterable[Sequence[str]]) -> str:
 
 
 def _figure(sample: Sample) -> str:
-    pictures = "".join(_picture(modality, medium) for modality, medium in sample.media.items())
+    images = "".join(_image(modality, medium) for modality, medium in sample.media.items())
     prompt = f"{escape(short(sample.prompt))}<br>" if sample.prompt else ""
     answers = escape(short("; ".join(sample.targets)))
     words = f"{prompt}<b>{answers}</b><br><small>{escape(short(sample.id))}</small>"
-    return f"<figure>{pictures}<figcaption>{words}</figcaption></figure>"
+    return f"<figure>{images}<figcaption>{words}</figcaption></figure>"
 
 
-def _picture(modality: str, medium: Medium) -> str:
+def _image(modality: str, medium: Medium) -> str:
     try:
         small = thumbnail(modality, medium)
     except UserError as error:
@@ -111,11 +111,11 @@ def _picture(modality: str, medium: Medium) -> str:
 
 def _envelope(medium: Medium) -> Image.Image:
     """Loudness over time."""
-    wave = np.abs(read_sound(medium, 8_000, _HEARD))
+    wave = np.abs(read_audio(medium, 8_000, _HEARD))
     peaks = [part.max() for part in np.array_split(wave, _SIDE) if part.size]
-    picture = Image.new("RGB", (len(peaks), _SIDE // 2), "white")
-    draw, middle = ImageDraw.Draw(picture), _SIDE // 4
+    image = Image.new("RGB", (len(peaks), _SIDE // 2), "white")
+    draw, middle = ImageDraw.Draw(image), _SIDE // 4
     for x, peak in enumerate(peaks):
         height = round(float(peak) / float(wave.max()) * (middle - 2))
         draw.line([(x, middle - height), (x, middle + height)], fill=INK)
-    return picture
+    return image

@@ -151,7 +151,7 @@ class _Checker:
         return {split: count for split, count in found.items() if count}
 
     def _encoder_of(self, modality: str) -> Encoder | None:
-        """What media are loaded by. A file that is checked alone has its sounds heard by the default encoder."""
+        """What media are loaded by. A file that is checked alone has its audio heard by the default encoder."""
         from perceptune.models.build import encoder_alone, load_encoder_of
 
         if self._recipe is not None:

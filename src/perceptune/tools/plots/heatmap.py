@@ -49,7 +49,7 @@ def seen_part(transform: ImageTransform, width: int, height: int) -> Box:
     return (left * across, top * down, (left + columns) * across, (top + rows) * down)
 
 
-def on_picture(grid: Map, box: Box, width: int, height: int) -> tuple[Map, NDArray[np.bool_]]:
+def on_image(grid: Map, box: Box, width: int, height: int) -> tuple[Map, NDArray[np.bool_]]:
     """The map (height, width) of a grid that covers `box`, from 0 to 1 over what is seen, and which pixels are."""
     left, top = round(box[0]), round(box[1])
     right, bottom = max(left + 1, round(box[2])), max(top + 1, round(box[3]))
@@ -89,7 +89,7 @@ def save_panel(
     for row, text, height in zip(rows, lines, heights, strict=True):
         for number, line in enumerate(text):
             canvas.text((_MARGIN, top + _LINE * number), line, 15)
-        shown = [image, *(over(image, *on_picture(one, box, *image.size)) for one in row.maps)]
+        shown = [image, *(over(image, *on_image(one, box, *image.size)) for one in row.maps)]
         for number, one in enumerate(shown):
             canvas.paste(one, (_MARGIN + number * (_SIDE + _GAP), top + _LINE * len(text) + 6), _SIDE)
         top += height

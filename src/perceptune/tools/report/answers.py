@@ -1,4 +1,4 @@
-"""Pictures of single answers: right ones, wrong ones by kind, the same questions put to several runs."""
+"""Images of single answers: right ones, wrong ones by kind, the same questions put to several runs."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ def _shot(
 ) -> Shot:
     """One sample with what each has said of it."""
     row = answered[0][1]
-    pictures: list[tuple[str, str]] = []
+    images: list[tuple[str, str]] = []
     lacking = [] if row["media"] or not media else ["its medium lies inside the data set, not in a file of its own"]
     for modality, name in row["media"].items() if media else ():
         try:
-            pictures += shots(modality, Path(name), row["id"])
+            images += shots(modality, Path(name), row["id"])
         except (UserError, OSError) as error:
             lacking.append(str(error))
     said = [
@@ -112,7 +112,7 @@ def _shot(
         for by, one in answered
     ]
     return Shot(
-        pictures,
+        images,
         short("; ".join(lacking), 200),
         short(row["prompt"], 300),
         said,

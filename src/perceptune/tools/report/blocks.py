@@ -52,9 +52,9 @@ class Said:
 
 @dataclass(frozen=True)
 class Shot:
-    """One answered sample: its media as small pictures with their descriptions, or why there are none."""
+    """One answered sample: its media as small images with their descriptions, or why there are none."""
 
-    pictures: Sequence[tuple[str, str]]  # data URI, description
+    images: Sequence[tuple[str, str]]  # data URI, description
     lacking: str
     question: str
     said: Sequence[Said]

@@ -7,7 +7,7 @@ from html import escape
 
 from perceptune.tools.report.blocks import Block, Chart, Code, Grid, Report, Said, Section, Shot, Table, Words, verdict
 
-# Pictures come from the file itself; a browser is told to load nothing else, whatever a text might smuggle in.
+# Images come from the file itself; a browser is told to load nothing else, whatever a text might smuggle in.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _LIGHT = ("#0b62b0", "#b35000", "#1a7f4b", "#8250df", "#c4342d", "#9a6700", "#0e7490", "#bf3989")
 _DARK = ("#6cb6ff", "#f0a35e", "#57c98a", "#c8a2ff", "#ff8f87", "#e3c04f", "#56d4e8", "#ff9bce")
@@ -119,8 +119,8 @@ def _cell(text: str) -> str:
 
 
 def _shot(shot: Shot) -> str:
-    pictures = "".join(f'<img src="{escape(uri)}" alt="{escape(alt)}">' for uri, alt in shot.pictures)
-    media = f'<div class="media">{pictures}</div>' if pictures else ""
+    images = "".join(f'<img src="{escape(uri)}" alt="{escape(alt)}">' for uri, alt in shot.images)
+    media = f'<div class="media">{images}</div>' if images else ""
     lacking = f'<p class="bad">{escape(shot.lacking)}</p>' if shot.lacking else ""
     said = "".join(map(_said, shot.said))
     truth = f'<p class="truth">expected: {escape(shot.truth or "(nothing)")}</p>' if shot.truth_tells else ""

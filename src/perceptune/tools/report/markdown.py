@@ -1,4 +1,4 @@
-"""A report as Markdown: the same sections; drawings are told in words, pictures by their descriptions."""
+"""A report as Markdown: the same sections; drawings are told in words, images by their descriptions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _block(block: Block) -> str:
 
 
 def _cells(shot: Shot) -> list[str]:
-    media = "; ".join(alt for _, alt in shot.pictures)
+    media = "; ".join(alt for _, alt in shot.images)
     told = "; ".join(part for part in (media, shot.lacking) if part)
     said = [" ".join(part for part in (verdict(one.right), one.answer, one.score) if part) for one in shot.said]
     return [told, shot.question, *said, shot.truth, shot.blind or ""]

@@ -39,7 +39,7 @@ def by_type(run: Run) -> Iterator[Table]:
 
 
 def media_of(row: Row) -> tuple[Any, ...]:
-    """What makes samples dependent: questions on one picture are right or wrong together."""
+    """What makes samples dependent: questions on one image are right or wrong together."""
     return tuple(sorted(row["media"].items())) or (row["id"],)
 
 

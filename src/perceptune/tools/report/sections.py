@@ -46,7 +46,7 @@ _GRIDS = Words(
 
 
 def _overview(runs: Sequence[Run]) -> Section:
-    """Every number with its controls; several runs also as pictures."""
+    """Every number with its controls; several runs also as charts."""
     blocks: list[Block] = [Words(_summary(run)) for run in runs]
     blocks += [Words(f"{run.name}: {problem}", "bad") for run in runs for problem in run.problems]
     heading = ("run", "method", "metric", "value", "95 %", "media shuffled", "gap (95 %)", "no media", "gap (95 %)",
@@ -65,7 +65,7 @@ def _overview(runs: Sequence[Run]) -> Section:
     measured = [run for run in runs if _first(run) is not None]
     if len(measured) > 1:
         metric = measured[0].metric
-        blocks += _pictures(
+        blocks += _images(
             [(run.name, _trained(run), *_value(run, metric)) for run in measured if metric in (run.results or {})],
             metric,
         )
@@ -131,13 +131,13 @@ def _compared(one: Comparison) -> Section:
     blocks += [Words(f"{run.name}: {problem}", "bad") for run in one.runs for problem in run.problems]
     measured = [(row["label"], int(row["trained"]), float(row[metric]), span(row.get("interval")), None)
                 for row in table["rows"]]  # fmt: skip
-    return Section(f"Comparison: {one.name}", [*blocks, *_pictures(measured, metric)])
+    return Section(f"Comparison: {one.name}", [*blocks, *_images(measured, metric)])
 
 
 _Measured = tuple[str, int, float, tuple[float, float] | None, float | None]
 
 
-def _pictures(rows: Sequence[_Measured], metric: str) -> Iterator[Chart]:
+def _images(rows: Sequence[_Measured], metric: str) -> Iterator[Chart]:
     """Bars, and value against what is trained where there are several."""
     if not rows:
         return

@@ -1,4 +1,4 @@
-"""Media as small pictures inside a page: pictures, frames of clips, spectrograms of sounds."""
+"""Media as small images inside a page: images, frames of videos, spectrograms of audio."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from perceptune.data.media.audio import read_sound
+from perceptune.data.media.audio import read_audio
 from perceptune.data.media.mel_spectrogram import LogMel
 from perceptune.data.media.source import MediaError, open_image
 
 SIDE = 224  # pixels, at most
-_FRAMES = 3  # of a clip
+_FRAMES = 3  # of a video
 _FRAME_SIDE = 112
-_RATE, _HEARD = 16_000, 30.0  # Hz; seconds of a sound that are drawn
+_RATE, _HEARD = 16_000, 30.0  # Hz; seconds of an audio file that are drawn
 _MEL = LogMel(_RATE, 400, 160, 512, 64, 50.0, 8_000.0, 1e-10, centred=False)
 _DYNAMIC = np.log(10.0) * 7  # from the loudest value down: 70 dB are told apart
 # Dark to light with rising loudness, also without colours.
@@ -27,41 +27,41 @@ def shots(modality: str, medium: Path, sample: str) -> list[tuple[str, str]]:
     """Data URIs with descriptions. Raises `MediaError` for what cannot be read."""
     name = medium.name
     if modality == "audio":
-        picture, seconds = spectrogram(medium)
-        return [(_uri(picture), f"spectrogram of {name}, {seconds:.1f} seconds, 50 Hz to 8 kHz")]
+        image, seconds = spectrogram(medium)
+        return [(_uri(image), f"spectrogram of {name}, {seconds:.1f} seconds, 50 Hz to 8 kHz")]
     if modality == "video":
         from perceptune.data.media.video import read_frames
 
         frames = list(read_frames(medium, _FRAMES))
         return [(_uri(_small(frame, _FRAME_SIDE)), f"frame {i} of {_FRAMES} of {name}") for i, frame in
                 enumerate(frames, 1)]  # fmt: skip
-    return [(_uri(_small(open_image(medium), SIDE)), f"picture of sample {sample}, {name}")]
+    return [(_uri(_small(open_image(medium), SIDE)), f"image of sample {sample}, {name}")]
 
 
 def spectrogram(medium: Path) -> tuple[Image.Image, float]:
     """The log-mel energies over time, low tones at the bottom; and how many seconds are shown."""
-    wave = read_sound(medium, _RATE, _HEARD)
+    wave = read_audio(medium, _RATE, _HEARD)
     if len(wave) < 2:
         raise MediaError(f"{medium}: too short to be drawn")
     logs = _MEL(wave).astype(np.float64)  # (mels, frames)
     share = ((logs - logs.max()) / _DYNAMIC + 1.0).clip(0.0, 1.0)[::-1]
     stops = np.linspace(0.0, 1.0, len(_COLOURS))
     pixels = np.stack([np.interp(share, stops, channel) for channel in _COLOURS.T], axis=-1)
-    picture = Image.fromarray(pixels.round().astype(np.uint8))
-    return picture.resize((SIDE, SIDE // 2), Image.Resampling.BILINEAR), len(wave) / _RATE
+    image = Image.fromarray(pixels.round().astype(np.uint8))
+    return image.resize((SIDE, SIDE // 2), Image.Resampling.BILINEAR), len(wave) / _RATE
 
 
-def _small(picture: Image.Image, side: int) -> Image.Image:
-    picture.thumbnail((side, side))
-    return picture
+def _small(image: Image.Image, side: int) -> Image.Image:
+    image.thumbnail((side, side))
+    return image
 
 
-def _uri(picture: Image.Image) -> str:
+def _uri(image: Image.Image) -> str:
     """As PNG where that is not much larger: JPEG blurs the edges of drawings."""
     files = {}
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 80})):
         data = BytesIO()
-        picture.convert("RGB").save(data, kind, **options)
+        image.convert("RGB").save(data, kind, **options)
         files[kind] = data.getvalue()
     kind = "png" if len(files["png"]) <= 1.5 * len(files["jpeg"]) else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(files[kind]).decode()}"

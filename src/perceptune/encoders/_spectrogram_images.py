@@ -1,4 +1,4 @@
-"""Sounds for an encoder of pictures: it sees their log-mel spectrograms."""
+"""Audio for an encoder of images: it sees their log-mel spectrograms."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import MAX_SECONDS, Wave, check_seconds, padded
 from perceptune.data.media.mel_spectrogram import LogMel
+from perceptune.encoders._audio import AUDIO_KEYS, AudioEncoder
 from perceptune.encoders._encoder import Encoder, Tokens
 from perceptune.encoders._images import ImageEncoder
-from perceptune.encoders._sounds import SOUND_KEYS, SoundEncoder
 from perceptune.errors import UserError
 
 MEL = LogMel(
@@ -26,10 +26,10 @@ SECONDS = 10.0
 RANGE = 8.0 * np.log(10.0)  # from black to white: 80 dB
 
 
-class SoundPictures(SoundEncoder):
-    """An image encoder that is shown sounds: time to the right, pitch upwards, the loudest white, 80 dB below black."""
+class SpectrogramImages(AudioEncoder):
+    """An image encoder that is shown audio: time to the right, pitch upwards, the loudest white, 80 dB below black."""
 
-    KEYS: ClassVar = SOUND_KEYS | ImageEncoder.KEYS - {"flip", "rand_augment"}
+    KEYS: ClassVar = AUDIO_KEYS | ImageEncoder.KEYS - {"flip", "rand_augment"}
 
     def __init__(self, encoder: ImageEncoder, options: EncoderConfig) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class SoundPictures(SoundEncoder):
         # Nothing of a spectrogram may be cropped away.
         self.transform = replace(encoder.transform, resize=encoder.transform.size, crop=None)
         self.n_layers, self.dim, self.n_tokens = encoder.n_layers, encoder.dim, encoder.n_tokens
-        self.hears(options, MEL.rate, check_seconds(options.seconds, SECONDS, MAX_SECONDS, "the picture"))
+        self.hears(options, MEL.rate, check_seconds(options.seconds, SECONDS, MAX_SECONDS, "the spectrogram"))
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
         """(mels, frames), from 0 (black) to 1."""
@@ -55,7 +55,7 @@ class SoundPictures(SoundEncoder):
         return out
 
     def preprocessing(self) -> dict[str, Any]:
-        """How the picture is made, and what is done to it."""
+        """How the image is made, and what is done to it."""
         return {**super().preprocessing(), "mel": asdict(MEL), "range": RANGE, "picture": self.transform.as_dict()}
 
     def settings(self) -> dict[str, Any]:
@@ -63,8 +63,8 @@ class SoundPictures(SoundEncoder):
         return self.inner.settings()
 
 
-def sound_pictures(encoder: Encoder, options: EncoderConfig) -> Encoder:
-    """`encoder` of pictures as one of sounds."""
+def spectrogram_images(encoder: Encoder, options: EncoderConfig) -> Encoder:
+    """`encoder` of images as one of audio."""
     if not isinstance(encoder, ImageEncoder):
-        raise UserError(f"`{options.id}` cannot be shown sounds: only an `ImageEncoder` can")
-    return SoundPictures(encoder, options)
+        raise UserError(f"`{options.id}` cannot be shown audio: only an `ImageEncoder` can")
+    return SpectrogramImages(encoder, options)

@@ -1,4 +1,4 @@
-"""What encoders of sounds share: how a sound is read, cut and, for augmented views, masked."""
+"""What encoders of audio share: how an audio file is read, cut and, for augmented views, masked."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perceptune.config.schema import EncoderConfig
-from perceptune.data.media.audio import Wave, read_sound
+from perceptune.data.media.audio import Wave, read_audio
 from perceptune.data.media.source import label
 from perceptune.encoders._encoder import Encoder
 from perceptune.types import Medium
 
-SOUND_KEYS = frozenset({"seconds", "time_mask", "frequency_mask"})
+AUDIO_KEYS = frozenset({"seconds", "time_mask", "frequency_mask"})
 
 
-class SoundEncoder(Encoder):
+class AudioEncoder(Encoder):
     """An encoder of (mels, frames) spectrograms. A leaf says how they are made."""
 
     modality: ClassVar[str] = "audio"
-    KEYS: ClassVar = SOUND_KEYS
+    KEYS: ClassVar = AUDIO_KEYS
 
     rate: int  # Hz
-    seconds: float  # how much of a sound is heard, from its start
+    seconds: float  # seconds of audio used, from the start
     masks: tuple[int, int]  # most frames and most mel bands that an augmented view hides
     blank: float = 0.0  # what stands where a view hides something
 
     @abstractmethod
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
-        """(mels, frames) of a sound of `seconds` at most; always of the same shape."""
+        """(mels, frames) of audio of `seconds` at most; always of the same shape."""
 
     def hears(self, options: EncoderConfig, rate: int, seconds: float) -> None:
-        """Sets what is heard of a sound, and what views hide."""
+        """Set what part of the audio is used, and what views hide."""
         self.rate, self.seconds = rate, seconds
         self.masks = options.time_mask, options.frequency_mask
 
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
         """(mels, frames) float32, or what `finish` makes of it."""
-        wave = read_sound(medium, self.rate, self.seconds, name or label(medium, self.modality))
+        wave = read_audio(medium, self.rate, self.seconds, name or label(medium, self.modality))
         spectrogram = self.spectrogram(wave)
         if seed is not None:
             spectrogram = masked(spectrogram, self.masks, seed, self.blank)
