@@ -62,11 +62,11 @@ def test_the_length_penalty_matters() -> None:
     assert lengths[0] < lengths[1]
 
 
-@pytest.mark.parametrize(("slot_mask", "no_split"), [("causal", None), ("official", None), ("causal", "a test")])
-def test_beams_by_the_length_of_prompt_and_answer(slot_mask: str, no_split: str | None) -> None:
+@pytest.mark.parametrize(("slot_mask", "split_disabled"), [("causal", None), ("official", None), ("causal", "a test")])
+def test_beams_by_the_length_of_prompt_and_answer(slot_mask: str, split_disabled: str | None) -> None:
     """Token for token a literal search by the old rule, each row as alone; it answers otherwise than today's."""
     asked = Asked(row("epalm@not-last", "opt", slot_mask=slot_mask))
-    asked.r.lm.no_split = no_split
+    asked.r.lm.split_disabled = split_disabled
     others = 0
     for eos in {asked.eos, *range(4, 12)}:
         asked.eos = eos
@@ -144,5 +144,5 @@ def test_the_official_mask_generates_as_full_recomputation() -> None:
 def test_an_lm_that_cannot_be_split_answers_the_same(how: dict[str, Any]) -> None:
     asked = Asked(row("epalm", "llama"))
     expected = asked.answers(Decoding(8, **how), seeds=[3, 4, 5, 6, 7, 8])
-    asked.r.lm.no_split = "a test"
+    asked.r.lm.split_disabled = "a test"
     assert asked.answers(Decoding(8, **how), seeds=[3, 4, 5, 6, 7, 8]) == expected

@@ -57,7 +57,7 @@ def test_what_cannot_be_split_runs_whole() -> None:
     with torch.no_grad():
         fast = continuation_logprobs(r.lm, ids, mask, slots, CONTINUATIONS)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(r.lm, "no_split", "for this test")
+            patch.setattr(r.lm, "split_disabled", "for this test")
             slow = continuation_logprobs(r.lm, ids, mask, slots, CONTINUATIONS)
     for one, two in zip(fast, slow, strict=True):
         for a, b in zip(one, two, strict=True):

@@ -54,7 +54,7 @@ def test_split_execution_equals_the_plain_path(name: str, family: str, present: 
         keep[:, -3:-1] = True
         slots = r.plan({"image": Features(r.features["image"].values, torch.tensor(present))})
         r.lm.check()
-        assert r.lm.no_split is None, "else both are the plain path"
+        assert r.lm.split_disabled is None, "else both are the plain path"
         logits = r.lm(r.ids, r.mask, slots, keep=keep, use_reference_path=plain)
         targets = r.ids[:, -2:].flatten()
         loss = r.lm.loss(r.ids, r.mask, slots, keep=keep, targets=targets, use_reference_path=plain)
@@ -76,7 +76,7 @@ def test_split_execution_equals_the_plain_path(name: str, family: str, present: 
 def test_every_family_is_split_and_its_head_is_used_as_it_is(family: str) -> None:
     lm = row("epalm", family).lm
     lm.check()
-    assert lm.no_split is None
+    assert lm.split_disabled is None
     assert lm.bare_head == (family != "gemma2")  # which caps its logits after the head
 
 
@@ -88,8 +88,8 @@ def test_an_lm_that_cannot_be_split_says_so_and_runs_the_plain_path() -> None:
         forward = layer.self_attn.forward
         layer.self_attn.forward = lambda *a, past_key_values=None, forward=forward, **k: forward(*a, **k)
     r.lm.check()
-    assert r.lm.no_split is not None
-    assert "keys and values" in r.lm.no_split
+    assert r.lm.split_disabled is not None
+    assert "keys and values" in r.lm.split_disabled
     assert torch.allclose(r.logits(), before, atol=1e-5)
     for slots, states in zip(([], r.plan()), below, strict=True):
         assert torch.allclose(r.lm.hidden_states_at(2, r.ids, r.mask, slots)[seen], states, atol=1e-5)

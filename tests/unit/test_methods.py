@@ -231,4 +231,4 @@ def test_one_model_may_be_wrapped_twice() -> None:
         assert lm.generate(r.ids[:3], r.mask[:3], slots, Decoding(4), eos=-1, pad=0) == alone.generate(
             r.ids[:3], r.mask[:3], slots, Decoding(4), eos=-1, pad=0
         )
-    assert FrozenLM(support.random_lm("llama", "eager")).no_split is None
+    assert FrozenLM(support.random_lm("llama", "eager")).split_disabled is None

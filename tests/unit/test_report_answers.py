@@ -86,7 +86,7 @@ def test_a_metric_without_right_and_wrong_says_its_value() -> None:
     assert isinstance(best, Grid)
     assert isinstance(worst, Grid)
     assert (best.caption, worst.caption) == ("The best third by cider: 2 of 2", "The worst third by cider: 2 of 2")
-    assert [(one.said[0].right, one.said[0].score) for one in best.shots] == [
+    assert [(one.answers[0].right, one.answers[0].score) for one in best.shots] == [
         (None, "cider 2.500"), (None, "cider 2.000"),
     ]  # fmt: skip
 
@@ -97,7 +97,7 @@ def test_several_runs_are_asked_the_same() -> None:
     [grid] = together([a, b], 2, media=False)
     assert isinstance(grid, Grid)
     assert "2 of 3 that some answer right and some wrong (8 asked)" in grid.caption
-    assert [[(one.by, one.answer, one.right) for one in shot.said] for shot in grid.shots] == [
+    assert [[(one.by, one.answer, one.right) for one in shot.answers] for shot in grid.shots] == [
         [("a", "x", True), ("b", "y", False)]
     ] * 2
     assert together([a, run_of("c", [row("other", "x", "x")])], 2, media=False) == []

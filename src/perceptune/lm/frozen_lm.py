@@ -56,7 +56,7 @@ class FrozenLM(nn.Module):
         # OPT-350M embeds in 512 dimensions and projects to 1,024: a prompt at the input lives in the smaller space.
         self.prompt_size = int(getattr(self.config, "word_embed_proj_dim", self.hidden_size))
         self.gradient_checkpointing = False
-        self.no_split: str | None = None  # why this LM runs the plain path only
+        self.split_disabled: str | None = None  # why this LM runs the plain path only
         self.bare_head = False  # whether logits are the head's output as it is; found out by `check`
         self._before_the_head: list[Tensor] | None = None
         self._busy = False
@@ -158,7 +158,7 @@ class FrozenLM(nn.Module):
         """Why these slots cannot be run as keys and values; None if they can."""
         if any(slot.sees_text for slot in slots):
             return "slots that see the text (slot_mask: official) change with it"
-        return self.no_split
+        return self.split_disabled
 
     def split(
         self, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots], *, keep: Tensor | None = None,

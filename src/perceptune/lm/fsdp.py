@@ -44,7 +44,7 @@ def shard(lm: FrozenLM, settings: FSDPSettings, first_layer: int, device: torch.
     lm.layers[first_layer].register_forward_pre_hook(_with_gradient(), with_kwargs=True)
     lm.bare_head = False  # the head's weight is whole inside the LM's forward pass only
     # Our generation loop ends with its own rows, which would leave the other processes waiting inside the LM.
-    lm.no_split = "its weights are spread over several processes (FSDP)"
+    lm.split_disabled = "its weights are spread over several processes (FSDP)"
 
 
 def _with_gradient() -> Callable[..., Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def check(lm: FrozenLM) -> None:
     """Raises `UserError` for an LM that cannot be spliced.
 
-    One that can, but whose attention cannot be given keys and values, runs the plain path: `no_split` says why.
+    One that can, but whose attention cannot be given keys and values, runs the plain path: `split_disabled` says why.
     """
     ids = torch.zeros(1, 2, dtype=torch.long, device=lm.device)
     mask = torch.ones_like(ids)
@@ -39,8 +39,8 @@ def check(lm: FrozenLM) -> None:
     try:
         difference = (lm(ids, mask, [slot], keep=both) - plain).abs().max() / plain.abs().max()
     except (RuntimeError, TypeError, AttributeError, KeyError, ValueError) as error:
-        lm.no_split = f"{name} gives its attention no keys and values from outside ({error})"
+        lm.split_disabled = f"{name} gives its attention no keys and values from outside ({error})"
         return
     rough = lm.dtype == torch.bfloat16 or getattr(lm.model, "is_quantized", False)
     if not difference < (0.1 if rough else 1e-3):
-        lm.no_split = f"{name} computes something else when split (off by {difference:.1e})"
+        lm.split_disabled = f"{name} computes something else when split (off by {difference:.1e})"

@@ -110,7 +110,7 @@ class SlotModel(AdaptedModel):
     def run_info(self) -> dict[str, Any]:
         return {
             "texts": self.text_states.kept if self.reuses_texts else "not reused",
-            "split_disabled": self.lm.no_split,
+            "split_disabled": self.lm.split_disabled,
         }
 
     def tokens(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Tokens:

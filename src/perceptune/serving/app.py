@@ -120,7 +120,7 @@ def _card(run: Run) -> dict[str, Any]:
 def _answer_errors(app: FastAPI) -> None:
     """Every error in OpenAI's form."""
 
-    async def known(_: Request, error: Exception) -> Response:
+    async def api_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
         return error.response()
 
@@ -139,7 +139,7 @@ def _answer_errors(app: FastAPI) -> None:
     async def unforeseen(_: Request, __: Exception) -> Response:
         return ApiError(500, "something went wrong here").response()
 
-    app.add_exception_handler(ApiError, known)
+    app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, routing)
     app.add_exception_handler(Exception, unforeseen)
 

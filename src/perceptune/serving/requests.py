@@ -51,7 +51,7 @@ class Job:
         """Nobody waits any more: it leaves its batch, or never enters one."""
         self.is_cancelled = True
 
-    async def news(self) -> None:
+    async def changed(self) -> None:
         """Waits for a token, or the end."""
         await self._changed.wait()
         self._changed.clear()
@@ -69,7 +69,7 @@ class Job:
         elif len(self.tokens) >= self.decoding.max_new_tokens:
             self.end("length")
         elif self.streams:
-            self._tell()
+            self._notify()
         return not self.ended
 
     def set_tokens(self, tokens: list[int]) -> None:
@@ -81,13 +81,13 @@ class Job:
 
     def end(self, reason: Reason) -> None:
         self.reason = reason
-        self._tell()
+        self._notify()
 
     def fail(self, error: ApiError) -> None:
         """Instead of an answer."""
         if not self.ended:
             self.error = error
-            self._tell()
+            self._notify()
 
     def _stopped(self) -> bool:
         if not self.stops:
@@ -95,6 +95,6 @@ class Job:
         text = self.run.model.text.decode(self.tokens)
         return any(stop in text for stop in self.stops)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._changed.set)

@@ -36,7 +36,7 @@ class Reply:
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Server-sent events. An error after the first piece is an event of its own, the last one."""
-        waiting = {asyncio.create_task(job.news()): index for index, job in enumerate(self.jobs)}
+        waiting = {asyncio.create_task(job.changed()): index for index, job in enumerate(self.jobs)}
         told = [""] * len(self.jobs)
         try:
             for index in range(len(self.jobs)):
@@ -56,7 +56,7 @@ class Reply:
                     if ended:
                         yield self._event(index, {}, job.reason)
                     else:
-                        waiting[asyncio.create_task(job.news())] = index
+                        waiting[asyncio.create_task(job.changed())] = index
             if self._asked.stream_options and self._asked.stream_options.include_usage:
                 yield _line({**self._chunk([]), "usage": self.usage()})
             yield b"data: [DONE]\n\n"
@@ -82,7 +82,7 @@ class Reply:
 async def finished(job: Job) -> None:
     """Waits for the end. Raises the job's error."""
     while not job.ended:
-        await job.news()
+        await job.changed()
     if job.error is not None:
         raise job.error
 

@@ -5,11 +5,11 @@ How a forward pass goes, and where a method comes in:
     question ── instructions() ──► Q-Former's tokenizer ─► Instruction (B, L), one for each text it gives
     image ── frozen ViT, cached ──► (B, T, d_image) ──┐
                                                       ▼
-                            queries(blip, image, instructions) ─► Queried (B, n, d)     gradient flows back to here
+                            queries(blip, image, instructions) ─► QFormerOutput (B, n, d)   gradient flows back to here
                                                       ▼
                        language projection, LM, answer ─► cross-entropy
                                                       ▼
-                            aux_loss(blip, Seen(...)) ─► added to it
+                            aux_loss(blip, TrainingPass(...)) ─► added to it
 
 (a) Weights of the Q-Former itself: `unfreeze` registers the same Parameter objects (`UnfrozenParameters`), so that
     they are trained, saved and restored; everything else stays frozen. PEFT: `wrapped(blip, config)` in `__init__`
@@ -81,7 +81,7 @@ class QFormerMethod(TrainableMethod):
     """
 
     Options: ClassVar[type[BaseModel]] = QFormerOptions
-    speaks = True  # False: `aux_loss` is the whole loss, and training does without the LM
+    uses_lm_loss = True  # False: `aux_loss` is the whole loss, and training does without the LM
 
     def __init__(self, options: QFormerOptions, blip: FrozenBlip) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class QFormerMethod(TrainableMethod):
         if not self.training:
             return blip.loss(queried.queries, tokens)
         ids, mask = tokens.target_tokens(pad)
-        if self.speaks:
+        if self.uses_lm_loss:
             loss, n = blip.loss(queried.queries, tokens)
         else:
             loss, n = queried.queries.new_zeros(()), int(mask.sum())

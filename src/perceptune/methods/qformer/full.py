@@ -43,7 +43,7 @@ class FullOptions(QFormerOptions):
     @model_validator(mode="after")
     def _learns(self) -> FullOptions:
         if not self.uses_lm_loss and not self.naming:
-            raise ValueError("`speaks: false` leaves nothing to learn from without `naming`")
+            raise ValueError("`uses_lm_loss: false` leaves nothing to learn from without `naming`")
         return self
 
 
@@ -55,7 +55,7 @@ class Full(QFormerMethod):
 
     def __init__(self, options: FullOptions, blip: FrozenBlip) -> None:
         super().__init__(options, blip)
-        self.speaks = options.uses_lm_loss
+        self.uses_lm_loss = options.uses_lm_loss
         n = len(blip.layers)
         self._n_layers = n
         for layer in options.layers or ():

@@ -8,7 +8,7 @@ from typing import Any
 
 from perceptune.data.records import short
 from perceptune.errors import UserError
-from perceptune.tools.report.blocks import Block, Grid, Said, Shot, Words
+from perceptune.tools.report.blocks import Block, GivenAnswer, Grid, Shot, Words
 from perceptune.tools.report.gather import Run, number
 from perceptune.tools.report.mistakes import by_kind, kinds_table
 from perceptune.tools.report.questions import media_of
@@ -103,7 +103,7 @@ def _shot(
         except (UserError, OSError) as error:
             lacking.append(str(error))
     said = [
-        Said(
+        GivenAnswer(
             by,
             short(one["answer"], 300),
             _is_right(one, metric) if exact else None,

@@ -41,7 +41,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Said:
+class GivenAnswer:
     """An answer. `by` names the run where there are several; `right` is None for a metric without right and wrong."""
 
     by: str
@@ -57,14 +57,14 @@ class Shot:
     images: Sequence[tuple[str, str]]  # data URI, description
     lacking: str
     question: str
-    said: Sequence[Said]
+    answers: Sequence[GivenAnswer]
     truth: str
     blind: str | None  # the answer to the same question with another sample's media
 
     @property
     def truth_tells(self) -> bool:
         """Whether the truth is another text than what everybody has said."""
-        return any(one.answer != self.truth for one in self.said)
+        return any(one.answer != self.truth for one in self.answers)
 
 
 @dataclass(frozen=True)

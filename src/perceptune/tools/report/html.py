@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from html import escape
 
-from perceptune.tools.report.blocks import Block, Chart, Code, Grid, Report, Said, Section, Shot, Table, Words, verdict
+from perceptune.tools.report import blocks
+from perceptune.tools.report.blocks import Block, Chart, Code, Grid, Report, Section, Shot, Table, Words, verdict
 
 # Images come from the file itself; a browser is told to load nothing else, whatever a text might smuggle in.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -122,7 +123,7 @@ def _shot(shot: Shot) -> str:
     images = "".join(f'<img src="{escape(uri)}" alt="{escape(alt)}">' for uri, alt in shot.images)
     media = f'<div class="media">{images}</div>' if images else ""
     lacking = f'<p class="bad">{escape(shot.lacking)}</p>' if shot.lacking else ""
-    said = "".join(map(_said, shot.said))
+    said = "".join(map(_said, shot.answers))
     truth = f'<p class="truth">expected: {escape(shot.truth or "(nothing)")}</p>' if shot.truth_tells else ""
     blind = (
         "" if shot.blind is None else f'<p class="small">with other media: {escape(shot.blind or "(no answer)")}</p>'
@@ -130,7 +131,7 @@ def _shot(shot: Shot) -> str:
     return f'<li>{media}{lacking}<p class="asked">{escape(shot.question)}</p>{said}{truth}{blind}</li>'
 
 
-def _said(one: Said) -> str:
+def _said(one: blocks.GivenAnswer) -> str:
     mark = {True: "right", False: "wrong", None: "said"}[one.right]
     by = f'<span class="small">{escape(one.by)}</span> ' if one.by else ""
     score = f' <span class="small">{escape(one.score)}</span>' if one.score else ""

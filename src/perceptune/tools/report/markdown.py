@@ -31,7 +31,7 @@ def _block(block: Block) -> str:
         case Chart():
             return f"*Drawing:* {_plain(block.alt)}."
         case Grid():
-            names = [one.by or "answer" for one in block.shots[0].said]
+            names = [one.by or "answer" for one in block.shots[0].answers]
             heading = ("media", "question", *names, "expected", "with other media")
             return f"{_plain(block.caption)}\n\n{_table(heading, [_cells(shot) for shot in block.shots])}"
 
@@ -39,7 +39,7 @@ def _block(block: Block) -> str:
 def _cells(shot: Shot) -> list[str]:
     media = "; ".join(alt for _, alt in shot.images)
     told = "; ".join(part for part in (media, shot.lacking) if part)
-    said = [" ".join(part for part in (verdict(one.right), one.answer, one.score) if part) for one in shot.said]
+    said = [" ".join(part for part in (verdict(one.right), one.answer, one.score) if part) for one in shot.answers]
     return [told, shot.question, *said, shot.truth, shot.blind or ""]
 
 
