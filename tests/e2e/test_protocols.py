@@ -48,7 +48,7 @@ def test_smaller_choices_lie_in_larger_ones_and_follow_their_own_seed(dwarfs: Pa
 
 @pytest.mark.parametrize("samples", [0, -1, 1.5, 1.0, 0.0])
 def test_an_impossible_number_of_samples_is_refused(samples: float, dwarfs: Path) -> None:
-    with pytest.raises(UserError, match=r"`train\.samples`: .*a share between 0 and 1"):
+    with pytest.raises(UserError, match=r"`train\.samples`: .*a fraction between 0 and 1"):
         perceptune.load_recipe(recipe(dwarfs, train=train_section(samples=samples)))
 
 

@@ -14,19 +14,19 @@ class BuildConfig(Part):
 
     lm: str = Field("default", description="`default`, a Hugging Face id or a local folder")
     encoder: str = Field("default", description="a DINOv2: `default`, a Hugging Face id or a local folder")
-    image_size: int = Field(224, ge=14, description="side of the images in pixels, a multiple of the patches'")
+    image_size: int = Field(224, ge=14, description="side of the images in pixels, a multiple of the patch size")
     layers: int = Field(6, ge=1, description="layers of the Q-Former")
     hidden: int = Field(384, ge=8, description="width of the Q-Former")
-    heads: int = Field(6, ge=1, description="heads of each attention of the Q-Former")
-    queries: int = Field(16, ge=1, description="image tokens that the LM sees")
-    cross_every: int = Field(2, ge=1, description="cross-attention to the image in every n-th layer")
-    vocabulary: int = Field(4000, ge=16, description="word pieces of the Q-Former's tokenizer, at most")
+    heads: int = Field(6, ge=1, description="attention heads of the Q-Former")
+    queries: int = Field(16, ge=1, description="number of queries, the image tokens of the LM")
+    cross_every: int = Field(2, ge=1, description="cross-attention every n-th layer")
+    vocabulary: int = Field(4000, ge=16, description="maximum vocabulary of the Q-Former's tokenizer")
     seed: int = Field(0, description="seed of the new weights")
 
     @model_validator(mode="after")
     def _divides(self) -> BuildConfig:
         if self.hidden % self.heads:
-            raise ValueError(f"`hidden` {self.hidden} is no multiple of `heads` {self.heads}")
+            raise ValueError(f"`hidden` {self.hidden} is not a multiple of `heads` {self.heads}")
         return self
 
 
@@ -35,13 +35,15 @@ class CompareConfig(Part):
 
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="label -> keys of `method`, its `name` being the label unless given; with a dot, recipe keys",
+        description="label → overrides: method options, or dotted recipe keys; `name` defaults to the label",
     )
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="runs of each method; the first one selects")
+    seeds: tuple[int, ...] = Field(
+        (0,), min_length=1, description="seeds of each method's runs; the first one selects the setting"
+    )
     grid: dict[str, tuple[Any, ...]] = Field(
-        default_factory=dict, description="recipe key -> values; keys joined by `+` move together"
+        default_factory=dict, description="recipe key → values to try; keys joined by `+` change together"
     )
-    select_samples: int | None = Field(500, ge=1, description="validation samples that select; None = all")
-    hold_out: int | float = Field(0.1, description="`train.hold_out` if there is no other split to select on")
+    select_samples: int | None = Field(500, ge=1, description="validation samples used to select a setting; None = all")
+    hold_out: int | float = Field(0.1, description="`train.hold_out`, used if there is no validation split")
 
     _amounts = field_validator("hold_out")(require_amount)

@@ -44,7 +44,7 @@ class Recipe(Part):
     seed: int = 0
     backbone: Literal["splice", "instructblip"] = Field(
         "splice",
-        description="splice = encoders and a decoder-only LM, joined at slots; instructblip = an InstructBLIP or "
+        description="splice = encoders and a decoder-only LM, joined by slots; instructblip = an InstructBLIP or "
         "BLIP-2 named by `lm`, with a ViT, a Q-Former and an LM of its own",
     )
     lm: Annotated[LMConfig, named("id")] = LMConfig()

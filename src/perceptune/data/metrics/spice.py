@@ -43,9 +43,9 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    folder: str = Field("", description="with `spice-1.0.jar` and `lib`; default: PERCEPTUNE_SPICE")
+    folder: str = Field("", description="folder with `spice-1.0.jar` and `lib`; default: PERCEPTUNE_SPICE")
     java: str = Field("", description="a Java 8 or 11; default: PERCEPTUNE_SPICE_JAVA, else the one on the PATH")
-    memory: str = Field("8G", description="that Java may take")
+    memory: str = Field("8G", description="maximum memory of Java")
 
 
 def score(

@@ -33,16 +33,17 @@ class CaptionSet(MediaSet):
     class Options(MediaSet.Options):
         """Those of every published set, and what its captions add."""
 
-        prompt: str = Field("", description="of every sample; most often the template holds all text")
-        skip_empty: bool = Field(False, description="leave out captions without text instead of refusing them")
+        prompt: str = Field("", description="prompt of every sample; usually in the template instead")
+        skip_empty: bool = Field(False, description="skip captions without text instead of refusing them")
 
         metric_tokenizer: Literal["ptb", "none"] = Field(
             "ptb",
-            description="words that captions are judged by; `none`: what stands between spaces, as PETAL's code does",
+            description="tokenizer of the caption metrics; `none` = split at spaces, as in PETAL's code",
         )
-        rouge: bool = Field(False, description="report ROUGE-1 and ROUGE-L, too: F1 and recall")
+        rouge: bool = Field(False, description="also report ROUGE-1 and ROUGE-L, F1 and recall")
         metric_df: Path | None = Field(
-            None, description="JSONL file whose references say which words are rare, for CIDEr; None = the judged ones"
+            None,
+            description="JSONL file with the references for CIDEr's document frequencies; None = the evaluated ones",
         )
 
     metric = "CIDEr"

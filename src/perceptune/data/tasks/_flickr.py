@@ -30,9 +30,9 @@ class FlickrSet(CaptionSet):
     class Options(CaptionSet.Options):
         """Those of every set of captions, and the form of its files."""
 
-        format: _FORMATS = Field("karpathy", description="form of the annotation files")
+        format: _FORMATS = Field("karpathy", description="format of the annotation files")
         lists: dict[str, str] = Field(
-            default_factory=dict, description="split -> text file with its images' names, if others than published"
+            default_factory=dict, description="split → text file with its images' names, if not named as published"
         )
 
     template = "{name}"

@@ -37,8 +37,8 @@ class LazyRows(GivenFiles):
         train: Path
         validation: Path | None = None
         test: Path | None = None
-        check_files: bool = Field(True, description="look for every media file before the first step")
-        skip_missing: int = Field(0, ge=0, description="so many missing media of a split are left out and counted")
+        check_files: bool = Field(True, description="check that every medium exists before the first step")
+        skip_missing: int = Field(0, ge=0, description="missing media per split that may be skipped")
 
     _against_repeats = ""  # what else could be done about ids that repeat
 
@@ -111,9 +111,9 @@ class Converted(LazyRows):
     class Options(LazyRows.Options):
         """Those of rows, and where their media lie."""
 
-        media: Path | None = Field(None, description="folder of the media; None = that of the file")
-        prompt: str | None = Field(None, description="of rows that have none")
-        number_rows: bool = Field(False, description="name samples by their number, whatever ids the file gives")
+        media: Path | None = Field(None, description="folder of the media; None = the folder of the file")
+        prompt: str | None = Field(None, description="prompt of rows that have none")
+        number_rows: bool = Field(False, description="use row numbers as ids instead of those in the file")
 
     _against_repeats = "; `number_rows: true` names samples by their number instead"
 

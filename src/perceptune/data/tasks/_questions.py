@@ -46,16 +46,18 @@ class QuestionSet(MediaSet):
 
         target: Literal["sampled", "best", "all", "first"] = Field(
             "sampled",
-            description="what is learnt: an answer drawn in each epoch by its worth, the one of most worth, any alike, "
+            description="training target: an answer sampled in each epoch by its score, the best-scored one, any, "
             "or the first in the file",
         )
-        first_line: bool = Field(True, description="judge only the first line of an answer")
+        first_line: bool = Field(True, description="score only the first line of an answer")
         dialect: Dialect | None = Field(
             None,
-            description="of VQA accuracy; None = the data set's usual one; `epalm` is also a rule for one right answer",
+            description="dialect of VQA accuracy; None = the data set's; `epalm` also scores a single right answer",
         )
         top_answers: int | None = Field(
-            None, ge=1, description="judge only questions whose answer is among so many commonest of training"
+            None,
+            ge=1,
+            description="score only questions whose answer is among this many most frequent training answers",
         )
 
     metric = "accuracy"

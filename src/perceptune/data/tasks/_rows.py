@@ -65,9 +65,9 @@ class TableOptions(BaseModel):
     """The recipe keys by which a table is read where its own bytes do not tell."""
 
     delimiter: str | None = Field(
-        None, description="between columns: one character or `tab`; None = as the header has it"
+        None, description="column delimiter: one character or `tab`; None = detected from the header"
     )
-    encoding: str | None = Field(None, description="such as `cp1251`; None = UTF-8, else Windows-1252 if it looks so")
+    encoding: str | None = Field(None, description="such as `cp1251`; None = UTF-8, else Windows-1252 if detected")
 
     @field_validator("delimiter")
     @classmethod

@@ -38,14 +38,14 @@ class MediaSet(Task):
         dir: Path = Field(description="the data set's folder; other paths are relative to it")
         # These are no `Path`: a recipe's own paths are taken relative to the recipe or to the current folder.
         media: str | dict[str, str] | None = Field(
-            None, description="folder of the media, if it is another, or split -> folder"
+            None, description="folder of the media, if it differs from `dir`, or split → folder"
         )
-        template: str | None = Field(None, description="a medium's path in there; None = as published")
+        template: str | None = Field(None, description="path of a medium in that folder; None = as published")
         annotations: dict[str, str | tuple[str, ...]] = Field(
-            default_factory=dict, description="split -> its file or files, if others than published"
+            default_factory=dict, description="split → file or files, if they are not named as published"
         )
-        check_files: bool = Field(True, description="look for every medium before the first step")
-        skip_missing: int = Field(0, ge=0, description="so many missing media of a split are left out and counted")
+        check_files: bool = Field(True, description="check that every medium exists before the first step")
+        skip_missing: int = Field(0, ge=0, description="missing media per split that may be skipped")
 
     data_option = "dir"
     modality: ClassVar[str] = "image"

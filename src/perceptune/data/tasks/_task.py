@@ -122,14 +122,14 @@ class GivenFiles(Task):
     class Options(Task.Options):
         """How answers are read and judged. A reader adds its splits."""
 
-        metric: str = Field("accuracy", description="`CIDEr` for captions, which need no prompt of their own")
-        rouge: bool = Field(False, description="report ROUGE-1 and ROUGE-L of captions, too: F1 and recall")
+        metric: str = Field("accuracy", description="metric of the task; `CIDEr` for captions, which need no prompt")
+        rouge: bool = Field(False, description="also report ROUGE-1 and ROUGE-L of captions, F1 and recall")
         lowercase: bool = False
-        first_line: bool = Field(False, description="judge only the first line of answers and targets")
+        first_line: bool = Field(False, description="score only the first line of answers and targets")
         parse_lists: bool = Field(
-            True, description="a list written as text, such as `['a cup', 'cup']`, is several targets; false = one"
+            True, description="read a list written as text, such as `['a cup', 'cup']`, as several targets"
         )
-        allow_empty_prompt: bool = Field(False, description="where the template holds all the text there is")
+        allow_empty_prompt: bool = Field(False, description="allow empty prompts, if the template holds all the text")
 
         @model_validator(mode="after")
         def _has_captions(self) -> Self:

@@ -44,8 +44,8 @@ class Conversations(Converted):
         """Those of rows, and which answers of a conversation are learned."""
 
         turns: Literal["each", "first", "last"] = Field("each", description="which answers become samples")
-        history: bool = Field(True, description="put earlier turns in front of the question")
-        parse_lists: bool = Field(False, description="an answer that is a list written as text is several targets")
+        history: bool = Field(True, description="put earlier turns before the question")
+        parse_lists: bool = Field(False, description="read an answer that is a list written as text as several targets")
 
     strict_tags = True  # whether every medium must have its tag
 

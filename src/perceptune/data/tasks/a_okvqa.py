@@ -37,9 +37,7 @@ class AOKVQA(QuestionSet):
         """Those of every set of questions, and which of the two tasks this is."""
 
         answers: Literal["direct", "choice"] = Field("direct", description="free answers, or one of four choices")
-        choices: str = Field(
-            "{question} Choices: {choices}.", description="prompt for `answers: choice`; the choices are in it"
-        )
+        choices: str = Field("{question} Choices: {choices}.", description="prompt template for `answers: choice`")
 
     files: ClassVar[Files] = {"train": ("aokvqa_v1p0_train.json",), "validation": ("aokvqa_v1p0_val.json",)}
     template = "{subset}/{image_id:012d}.jpg"

@@ -26,7 +26,7 @@ class AudioCaps(CaptionSet):
     class Options(CaptionSet.Options):
         """Those of caption sets; by default a fifth of the audio may be missing."""
 
-        skip_missing: int = Field(10_000, ge=0, description="so many missing media of a split are left out and counted")
+        skip_missing: int = Field(10_000, ge=0, description="missing media per split that may be skipped")
 
     modality = "audio"
     files: ClassVar = {"train": ("train.csv",), "validation": ("val.csv",), "test": ("test.csv",)}

@@ -30,10 +30,8 @@ class CC3M(Converted):
         """Those of rows; by default half of the images may be missing."""
 
         metric: str = "CIDEr"
-        skip_missing: int = Field(
-            1_700_000, ge=0, description="so many missing media of a split are left out and counted"
-        )
-        template: str = Field("{shard:05d}/{row:09d}.jpg", description="an image's path in the folder of media")
+        skip_missing: int = Field(1_700_000, ge=0, description="missing media per split that may be skipped")
+        template: str = Field("{shard:05d}/{row:09d}.jpg", description="path of an image in the folder of media")
 
     def settings(self) -> object:
         return self._options.template

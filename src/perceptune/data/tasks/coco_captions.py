@@ -37,9 +37,9 @@ class COCOCaptions(CaptionSet):
         """Those of every set of captions, and whose files they are."""
 
         format: Literal["karpathy", "lavis", "official"] = Field(
-            "karpathy", description="whose annotation files these are"
+            "karpathy", description="source of the annotation files"
         )
-        restval: bool = Field(True, description="format `karpathy`: its part `restval` belongs to training")
+        restval: bool = Field(True, description="format `karpathy`: add its part `restval` to training")
 
     template = ""  # by format
     one_row_a_medium = False

@@ -30,9 +30,9 @@ class Table(Converted):
         video_key: str = "video"
         prompt_key: str = "prompt"
         target_key: str | tuple[str, ...] | None = Field(
-            None, description="None = `targets`, else `caption`; several columns = a target in each"
+            None, description="column of targets, or several columns; None = `targets`, else `caption`"
         )
-        target_separator: str = Field("|", min_length=1, description="between the targets of a cell")
+        target_separator: str = Field("|", min_length=1, description="separator of several targets in a cell")
         id_key: str = "id"
 
     def settings(self) -> object:

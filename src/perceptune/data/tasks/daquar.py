@@ -30,7 +30,7 @@ class DAQUAR(QuestionSet):
     class Options(QuestionSet.Options):
         """Those of every set of questions, and the form of its files."""
 
-        format: Literal["text", "csv"] = Field("text", description="form of the annotation files")
+        format: Literal["text", "csv"] = Field("text", description="format of the annotation files")
 
     template = "images/{image_id}.png"
 

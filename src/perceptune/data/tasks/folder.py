@@ -49,7 +49,7 @@ class Folder(Converted):
         """Those of rows and of tables, and what the metadata's columns are called."""
 
         modality: Literal["image", "audio", "video"] | None = Field(
-            None, description="what is read of a folder without metadata, and what a GIF is; None = all media"
+            None, description="modality of a folder without metadata, and of GIF files; None = all media"
         )
         prompt_key: str = "prompt"
         target_key: str | None = Field(None, description="None = `targets`, else `text`, else `caption`")

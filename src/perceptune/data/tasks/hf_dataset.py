@@ -29,14 +29,14 @@ class HFDataset(GivenFiles):
     class Options(GivenFiles.Options):
         """Where the data set is, its splits, and what the columns are called."""
 
-        path: Path | str = Field(description="a folder or file of this machine, or a name of the hub")
-        config: str | None = Field(None, description="of a data set that has several")
+        path: Path | str = Field(description="a local folder or file, or a name on the hub")
+        config: str | None = Field(None, description="configuration of a data set that has several")
         train: str = "train"
         validation: str | None = None
         test: str | None = None
-        image_key: str | None = Field(None, description="None = the column of images")
-        audio_key: str | None = Field(None, description="None = the column of audio")
-        video_key: str | None = Field(None, description="None = the column of videos")
+        image_key: str | None = Field(None, description="column of images; None = found by its type")
+        audio_key: str | None = Field(None, description="column of audio; None = found by its type")
+        video_key: str | None = Field(None, description="column of videos; None = found by its type")
         prompt_key: str = "prompt"
         target_key: str | None = Field(None, description="None = `targets`, else `caption`, `text` or `label`")
         id_key: str = "id"

@@ -50,12 +50,12 @@ class Mixture(Task):
 
         parts: dict[str, Part] = Field(
             min_length=1,
-            description="label -> keys of a task, its `weight` in training and form of its `prompt` (`{prompt}`)",
+            description="label → options of a task, with its sampling `weight` and `prompt` template (`{prompt}`)",
         )
         metric: str | None = Field(
-            None, description="`LABEL_metric` that chooses the best method; None = the first part's"
+            None, description="`LABEL_metric` that selects the best checkpoint; None = the first part's"
         )
-        check_files: bool = Field(True, description="for the parts that know it and do not say otherwise")
+        check_files: bool = Field(True, description="default of `check_files` for the parts")
 
         @field_validator("parts")
         @classmethod

@@ -34,7 +34,7 @@ class MSRVTTCaptions(CaptionSet):
         partition: Literal["official", "1k-A"] = "official"
         lists: dict[str, Path] = Field(
             default_factory=lambda: {split: Path(name) for split, name in _LISTS.items()},
-            description="of `1k-A`: split -> table of its videos, with a column `video_id`",
+            description="with `1k-A`: split → table of its videos, with a column `video_id`",
         )
 
     modality = "video"

@@ -26,7 +26,7 @@ class MSVDQA(VideoQuestions):
     class Options(VideoQuestions.Options):
         """Those of question sets, and the table of names."""
 
-        mapping: Path | None = Field(None, description="None = `youtube_mapping.txt`, if it is there")
+        mapping: Path | None = Field(None, description="mapping file; None = `youtube_mapping.txt`, if it exists")
 
     template: ClassVar = "YouTubeClips/{video}"
 

@@ -32,7 +32,7 @@ class OKVQA(QuestionSet):
     class Options(QuestionSet.Options):
         """Those of every set of questions, and whose files they are."""
 
-        format: Literal["official", "lavis"] = Field("official", description="whose annotation files these are")
+        format: Literal["official", "lavis"] = Field("official", description="source of the annotation files")
 
     template = ""  # by format
     dialect = "evalai"

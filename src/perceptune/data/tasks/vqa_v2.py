@@ -40,7 +40,7 @@ class VQAv2(QuestionSet):
     class Options(QuestionSet.Options):
         """Those of every set of questions, and whose files they are."""
 
-        format: Literal["official", "vl-t5"] = Field("official", description="whose annotation files these are")
+        format: Literal["official", "vl-t5"] = Field("official", description="source of the annotation files")
 
     template = "{subset}/{name}.jpg"
 

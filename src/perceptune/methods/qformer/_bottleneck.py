@@ -20,19 +20,19 @@ class BottleneckOptions(Part):
     """loss = cross-entropy - alpha (I(Z;Y) - eta I(Z;X)), z being the mean query output and x the mean ViT state."""
 
     y: Literal["target", "instruction"] = Field(
-        "target", description="what z is to tell of: the LM's embeddings of the answer, or the Q-Former's of its text"
+        "target", description="Y in I(Z;Y): the LM's embeddings of the answer, or the Q-Former's embeddings of its text"
     )
-    alpha: float = Field(0.1, ge=0, description="weight of the whole")
-    eta: float = Field(0.1, ge=0, description="weight of I(Z;X) in it")
-    temperature: float = Field(0.07, gt=0, description="of the cosines between z and y")
+    alpha: float = Field(0.1, ge=0, description="weight of the bottleneck loss")
+    eta: float = Field(0.1, ge=0, description="weight of I(Z;X) in the bottleneck loss")
+    temperature: float = Field(0.07, gt=0, description="temperature of the cosines between z and y")
     upper: Literal["club", "leave_one_out"] = Field(
-        "club", description="bound of I(Z;X); leave_one_out is near the truth, club as PETAL has it is not"
+        "club", description="bound of I(Z;X); leave_one_out is close to the true value, club (PETAL's) is not"
     )
-    hidden: int = Field(256, ge=1, description="width of the estimators")
-    size: int = Field(128, ge=1, description="features in which z and y are compared")
-    lr: float = Field(1e-3, gt=0, description="constant rate of the estimators")
+    hidden: int = Field(256, ge=1, description="hidden width of the estimators")
+    size: int = Field(128, ge=1, description="dimension in which z and y are compared")
+    lr: float = Field(1e-3, gt=0, description="constant learning rate of the estimators")
     estimator: Literal["bounds", "unreleased"] = Field(
-        "bounds", description="unreleased = as compiled beside the released code; `alpha` is then a trained scalar"
+        "bounds", description="unreleased = as in the compiled files beside the released code; `alpha` is then trained"
     )
 
 

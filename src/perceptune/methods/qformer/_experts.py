@@ -18,14 +18,14 @@ class ExpertsOptions(Part):
     """The adaptive mixture of experts."""
 
     n: int = Field(3, ge=1, description="number of experts")
-    width: int = Field(64, ge=1, description="inside each of them")
+    width: int = Field(64, ge=1, description="bottleneck width of each expert")
     form: Literal["gated", "released"] = Field(
-        "gated", description="released = their plain mean without gate and nonlinearity, on queries and text alike"
+        "gated", description="released = the mean of the experts without gate and nonlinearity, on queries and text"
     )
     top_k: int | None = Field(
-        None, ge=1, description="experts that act, those with the largest gates; 1 = Switch's routing; None = all"
+        None, ge=1, description="number of experts used per row, by gate value; 1 = Switch routing; None = all"
     )
-    balance: float = Field(0.0, ge=0, description="weight of Switch's load-balancing loss; 0.01 is usual, 0 = none")
+    balance: float = Field(0.0, ge=0, description="weight of the Switch load-balancing loss; 0.01 is usual, 0 = off")
 
     @model_validator(mode="after")
     def _has_so_many(self) -> ExpertsOptions:

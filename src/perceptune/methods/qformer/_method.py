@@ -71,7 +71,7 @@ class QFormerOptions(BaseModel):
     """Recipe keys under `method` that all methods on a Q-Former have."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    dropout: bool = Field(True, description="the Q-Former's own dropout while training, as it was published")
+    dropout: bool = Field(True, description="use the Q-Former's published dropout in training")
 
 
 class QFormerMethod(TrainableMethod):

@@ -30,14 +30,16 @@ class FullOptions(QFormerOptions):
         ("qformer", "queries", "projection"), min_length=1
     )
     layers: tuple[int, ...] | None = Field(
-        None, min_length=1, description="of the Q-Former, these alone (0-based, -1 = the last); None = all of it"
+        None, min_length=1, description="Q-Former layers to train (0-based, -1 = the last); None = all"
     )
     naming: float = Field(
-        0.0, ge=0, description="weight of a loss by which image tokens name the answer's words, for a new Q-Former"
+        0.0,
+        ge=0,
+        description="weight of a loss that moves image tokens towards the answer's word embeddings, for a new Q-Former",
     )
-    temperature: float = Field(0.07, gt=0, description="of the cosines in `naming`")
+    temperature: float = Field(0.07, gt=0, description="temperature of the cosines in `naming`")
     uses_lm_loss: bool = Field(
-        True, description="false = `naming` is the whole loss, and the LM is not run while training"
+        True, description="false = `naming` is the only loss, and the LM does not run in training"
     )
 
     @model_validator(mode="after")

@@ -23,10 +23,10 @@ SHARE = 0.1  # of the bottleneck's output that is added
 class LlamaAdapterOptions(QFormerOptions):
     """Those of the one form and of the other."""
 
-    tokens: int = Field(10, ge=1, description="prompts of each layer")
-    layers: int | None = Field(None, ge=1, description="so many topmost layers of the Q-Former; None = all of them")
-    as_released: bool = Field(False, description="PETAL's row of this name: bottlenecks, in all layers, no prompts")
-    r: int = Field(128, ge=1, description="width of the bottlenecks of `as_released`")
+    tokens: int = Field(10, ge=1, description="prompts per layer")
+    layers: int | None = Field(None, ge=1, description="number of last layers of the Q-Former with prompts; None = all")
+    as_released: bool = Field(False, description="PETAL's baseline of this name: bottlenecks in all layers, no prompts")
+    r: int = Field(128, ge=1, description="bottleneck width with `as_released`")
 
 
 class GatedPrompts(nn.Module):

@@ -21,7 +21,7 @@ class LoRAOptions(QFormerOptions):
 
     peft: dict[str, Any] = Field(
         default_factory=dict,
-        description="keys of a PEFT configuration, names inside the Q-Former; left out: `peft_type: LORA`, `r: 64`, "
+        description="options of a PEFT configuration for the Q-Former; defaults: `peft_type: LORA`, `r: 64`, "
         "`lora_alpha` = `r`, `target_modules` = queries, keys and values of all its attentions",
     )
 

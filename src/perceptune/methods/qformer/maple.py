@@ -27,9 +27,9 @@ class MaPLeOptions(QFormerOptions):
     """Where the prompts stand and how many."""
 
     depth: int | None = Field(
-        None, ge=1, description="layers, from the first on, that have prompts of their own; None = 5, or all of fewer"
+        None, ge=1, description="number of first layers with their own prompts; None = 5, or all if there are fewer"
     )
-    tokens: int = Field(2, ge=1, description="prompts among the text, and as many among the queries, of each layer")
+    tokens: int = Field(2, ge=1, description="prompts per layer, in the text and in the queries each")
 
 
 class MaPLe(QFormerMethod):

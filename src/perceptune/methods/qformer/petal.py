@@ -52,7 +52,7 @@ class DMASection(Part):
     r: int = Field(64, ge=1, description="rank")
     core: Literal["tucker", "cp"] = Field("tucker", description="tucker = as released, cp = as in the paper's formula")
     dropout: float = Field(0.1, ge=0, lt=1)
-    gamma: Literal["scalar", "diagonal"] | None = Field(None, description="a trained factor on the frozen map")
+    gamma: Literal["scalar", "diagonal"] | None = Field(None, description="a trained factor on the frozen linear map")
     gated: bool = Field(False, description="lambda depends on the input; such a model cannot be merged")
 
 
@@ -62,16 +62,16 @@ class PetalOptions(QFormerOptions):
     dma: DMASection | None = Field(DMASection(), description="None = no mode approximation")
     experts: ExpertsOptions | None = Field(ExpertsOptions(), description="None = no experts")
     sib: BottleneckOptions | None = Field(BottleneckOptions(), description="None = cross-entropy alone")
-    instructions: tuple[str, ...] = Field(ENHANCED, description="what the Q-Former reads before the prompt")
+    instructions: tuple[str, ...] = Field(ENHANCED, description="the Q-Former's text before the prompt")
     mode: Literal["paragraph", "multi_pass"] = Field(
-        "paragraph", description="all instructions in one text, or a pass of the Q-Former for each, averaged"
+        "paragraph", description="all instructions in one text, or one Q-Former pass per instruction, averaged"
     )
     random_instructions: tuple[int, ...] | None = Field(
-        None, description="control: so many random tokens in place of each instruction; [16, 24, 32] as unreleased"
+        None, description="control: number of random tokens that replace each instruction; unreleased: [16, 24, 32]"
     )
     query_transform: Literal["plain", "batch_mean"] | None = Field(
         None, description="the released code's gated query transformation; batch_mean = with its mean over the batch, "
-        "by which rows depend on one another while training",
+        "which makes rows depend on one another in training",
     )  # fmt: skip
 
 

@@ -24,10 +24,10 @@ class DMAOptions(InjectionOptions):
 
     dma: dict[str, Any] = Field(
         default_factory=dict,
-        description="keys of `DMAConfig` for the LM's blocks; `target_modules` None = PEFT's choice for LoRA",
+        description="options of `DMAConfig` for the LM's blocks; `target_modules` None = PEFT's default for LoRA",
     )
     encoder_dma: dict[str, Any] | None = Field(
-        None, description="the same for each encoder, `target_modules` `all-linear` by default; its features change "
+        None, description="the same for each encoder, `target_modules` `all-linear` by default; features change "
         "with every step, so they are not cached",
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ class LoRAOptions(InjectionOptions):
 
     peft: dict[str, Any] = Field(
         default_factory=lambda: {"peft_type": "LORA"},
-        description="keys of a PEFT configuration; `target_modules` inside the LM's blocks, None = PEFT's choice",
+        description="options of a PEFT configuration; `target_modules` in the LM's blocks, None = PEFT's default",
     )
 
 
