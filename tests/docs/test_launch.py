@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from perceptune.cli.commands import _training_recipe
-from perceptune.cli.main import _take_overrides, parser
+from perceptune.cli.commands.train import training_recipe
+from perceptune.cli.main import parser
+from perceptune.cli.parsing import place_overrides
 from perceptune.config.recipe import load_recipe
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -44,9 +45,9 @@ def test_commands_and_recipe_keys_exist(name: str) -> None:
     assert any("--resume" in line for line in lines)
     for line in lines:
         options, rest = parser().parse_known_args(shlex.split(line))
-        _take_overrides(options, rest)
-        if options.command == "train" and not options.resume:
-            recipe = load_recipe(*_training_recipe(options))
+        assert place_overrides(options, rest) == []
+        if line.startswith("train") and not options.resume:
+            recipe = load_recipe(*training_recipe(options))
             assert recipe.task is not None
             assert (recipe.task.name, recipe.train.batch_tokens) == ("jsonl", 65536)
 

@@ -24,8 +24,8 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 import jobs
 import perceptune
 from forks import Fork
-from perceptune.cli import commands
 from perceptune.cli.main import main as cli
+from perceptune.cli.output import out
 from perceptune.utils.run_log import is_main_process, read_log
 from runs import features_folder, logged_steps, rows_of, tensors
 
@@ -61,9 +61,7 @@ def forked(kind: str, work: Callable[[], object], folder: Path) -> Iterator[list
         os.environ.update(told, RANK=str(rank), LOCAL_RANK=str(rank))
         AcceleratorState._reset_state(reset_partial_state=True)  # what other tests have made of it here
         GradientState._reset_state()
-        for name in ("commands", "evaluate"):  # whether they print was settled when another test imported them
-            if module := sys.modules.get(f"perceptune.cli.{name}"):
-                module.out.quiet = rank != 0
+        out.quiet = rank != 0  # whether it prints was settled when another test imported it
         return work()
 
     both = [Fork(partial(one, rank), folder / f"said-{rank}") for rank in range(2)]
@@ -251,7 +249,7 @@ def test_interrupted_killed_and_resumed(place: Path, tmp_path: Path) -> None:
 
 def command(*words: str) -> int:
     """The command line in a fork, whose console was made before the fork knew its rank."""
-    commands.out.quiet = not is_main_process()
+    out.quiet = not is_main_process()
     return cli(words)
 
 

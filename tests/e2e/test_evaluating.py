@@ -95,7 +95,7 @@ def test_how_the_numbers_were_made_is_noted(run: Path, dwarfs: Path) -> None:
 
 
 def test_without_media_the_same_questions_are_answered_blind(run: Path) -> None:
-    assert cli(["eval", str(run), "--shuffled", "--no-media"]) == 0
+    assert cli(["eval", str(run), "--control", "--no-media"]) == 0
     results = json.loads((run / "results.json").read_text())
     rows, blind = predictions(run), predictions(run, "predictions_no_media.jsonl")
     model = perceptune.load(run)

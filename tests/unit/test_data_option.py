@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from perceptune.cli.commands import _training_recipe
-from perceptune.cli.evaluate import _named_task
+from perceptune.cli.commands.eval import named_task
+from perceptune.cli.commands.train import training_recipe
 from perceptune.cli.main import parser
 from perceptune.config.recipe import absolute_files, load_recipe
 from perceptune.config.registry import leaves
@@ -26,7 +26,7 @@ WHERE = {"jsonl": "train", "webdataset": "train", "vqa-v2": "dir", "flickr8k": "
 def train_task(*words: str) -> dict[str, Any]:
     """The task that a command trains on."""
     options = parser().parse_args(["train", *words])
-    source, overrides = _training_recipe(options)
+    source, overrides = training_recipe(options)
     task = load_recipe(source, overrides).task
     assert task is not None
     return absolute_files({"name": task.name, **task.options()})
@@ -36,7 +36,7 @@ def train_task(*words: str) -> dict[str, Any]:
 def test_data_means_the_same_in_train_and_eval(reader: str, tmp_path: Path) -> None:
     place = str(tmp_path / "place")
     Path(place).touch()
-    evaluated = _named_task(parser().parse_args(["eval", "run", "--task", reader, "--data", place]))
+    evaluated = named_task(parser().parse_args(["eval", "run", "--task", reader, "--data", place]))
     trained = train_task("--task", reader, "--data", place)
     assert evaluated == {key: trained[key] for key in evaluated}
     assert evaluated[WHERE.get(reader, leaves("tasks")[reader].module.TASK.data_option)] == place
@@ -68,7 +68,7 @@ def test_a_name_on_a_hub_stays_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_evaluated_split_is_read_from_the_data_given() -> None:
     def asked(reader: str, split: str) -> Any:
         options = argparse.Namespace(task=reader, data="/x", split=split)
-        return _named_task(options)
+        return named_task(options)
 
     assert asked("jsonl", "test") == {"name": "jsonl", "train": "/x", "test": "/x"}
     assert asked("hf-dataset", "test") == {"name": "hf-dataset", "path": "/x", "test": "test"}

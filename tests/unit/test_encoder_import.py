@@ -255,7 +255,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for wrong in (["--stride", "0", "--heads", "2"], ["--heads", "0"]):
         with pytest.raises(SystemExit, match="2"):
             cli(["import-encoder", str(file), str(out), *wrong])
-        assert f"{wrong[0]}: `0` is no whole number of at least 1" in capsys.readouterr().err
+        assert f"{wrong[0]}: `0` is not a whole number of at least 1" in capsys.readouterr().err
     assert cli(["import-encoder", str(file), str(out), *given[2:], "--heads", "5"]) == 2
     assert "which 5 attention heads do not divide" in capsys.readouterr().err
     assert cli(["import-encoder", str(file), str(out), *given]) == 0

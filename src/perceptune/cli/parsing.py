@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-# A question and a prompt may be empty where the template is all the text; an empty list of names names none.
-_MAY_BE_EMPTY = {"question", "prompt", "allowed_hosts", "allowed_media_domains", "allowed_origins"}
+
+class Overrides(NamedTuple):
+    """How a command takes KEY=VALUE words, which may stand anywhere."""
+
+    beside: str | None  # the positional that takes all other words
+    prefixes: tuple[str, ...]  # how the words begin, if `=` is not enough to tell them
+
+    def include(self, word: str) -> bool:
+        """Return whether a word is an override."""
+        return word.startswith(self.prefixes) if self.prefixes else "=" in word
 
 
 class Parser(argparse.ArgumentParser):
@@ -14,14 +23,54 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
+        self.formatter_class = argparse.RawDescriptionHelpFormatter  # examples keep their lines
         for name in (None, "store"):
             self.register("action", name, StoreOnce)
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         """Convert a value; an empty one, as of a script's variable that is not set, would count as not given."""
-        if not arg_string and action.nargs != argparse.PARSER and action.dest not in _MAY_BE_EMPTY:
+        if not arg_string and action.nargs != argparse.PARSER and action.type is not any_text:
             raise argparse.ArgumentError(action, "is empty")
         return super()._get_value(action, arg_string)
+
+    def add_overrides(self, help: str, *, beside: str | None = None, prefixes: tuple[str, ...] = ()) -> None:
+        """Take KEY=VALUE words as `options.overrides`, wherever they stand."""
+        self.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=help)
+        self.set_defaults(overrides_rule=Overrides(beside, prefixes))
+
+    def add_trust(self) -> None:
+        """Add the flag of commands that load a run, whose recipe may come from a stranger."""
+        self.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
+
+    def add_json(self) -> None:
+        """Add the flag of commands whose output a program may read."""
+        self.add_argument("--json", action="store_true", help="print JSON")
+
+    def add_join_timeout(self) -> None:
+        """Add the option of commands that run as several processes."""
+        self.add_argument(
+            "--join-timeout", type=float, metavar="SECONDS",
+            help="seconds to wait for the other processes of one job (default: 600)",
+        )  # fmt: skip
+
+
+def place_overrides(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+    """Sort the words that argparse did not place into overrides and others, and return those nothing takes."""
+    rule: Overrides | None = vars(options).get("overrides_rule")
+    if rule is None:
+        return [*rest]
+    left = [word for word in rest if word.startswith("-")]
+    words = [word for word in rest if not word.startswith("-")]
+    if rule.beside is None:
+        options.overrides += filter(rule.include, words)
+        return [*left, *(word for word in words if not rule.include(word))]
+    given = getattr(options, rule.beside)
+    several = isinstance(given, list)
+    words = [*(given if several else [given] if given else []), *options.overrides, *words]
+    named = [word for word in words if not rule.include(word)]
+    options.overrides = [word for word in words if rule.include(word)]
+    setattr(options, rule.beside, named if several else next(iter(named), None))
+    return left if several else [*left, *named[1:]]
 
 
 class StoreOnce(argparse.Action):
@@ -38,8 +87,18 @@ class StoreOnce(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+def any_text(text: str) -> str:
+    """Take a value that may be empty, which others may not."""
+    return text
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1. Raises `argparse.ArgumentTypeError` for anything else."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"`{text}` is no whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
     return int(text)
+
+
+def split_words(text: str | None) -> list[str]:
+    """Return the words of a comma-separated list."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()]

@@ -1,4 +1,4 @@
-"""Leaf files found by their names: the name of an encoder, method, task or metric is the name of its file.
+"""Leaf files found by their names: the file's name is the name of its encoder, method, task, metric or command.
 
 A leaf may hold several named settings of one class (`VARIANTS`). Names use hyphens, files underscores. There is no
 registry to keep in step: to add one, add a file. A third-party leaf is a dotted path `package.module`, accepted from
@@ -22,6 +22,7 @@ KINDS = {
     "qformer_methods": "methods.qformer",
     "metrics": "data.metrics",
     "tasks": "data.tasks",
+    "commands": "cli.commands",
 }
 _NOT_LEAVES = {"base"}
 

@@ -1,15 +1,20 @@
-"""What can be named in a recipe, with one line on each."""
+"""Names that a recipe or the command line may hold, with one line on each."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from perceptune.config.recipe import recipe_names, recipes_dir
-from perceptune.config.registry import leaves
+from perceptune.config.registry import KINDS, leaves
+
+
+def kinds() -> list[str]:
+    """Return what can be listed."""
+    return [*(kind.replace("_", "-") for kind in KINDS), "recipes"]
 
 
 def entries(kind: str) -> list[dict[str, Any]]:
-    """Name and description of every method, encoder family, task, metric or shipped recipe."""
+    """Return name and description of every leaf of a kind, or of every shipped recipe."""
     if kind == "recipes":
         return [{"name": name, "description": _first_comment(name)} for name in recipe_names()]
     found = []

@@ -1,4 +1,10 @@
-"""`perceptune serve`: runs behind OpenAI's wire format."""
+"""Serve runs over HTTP with the API of OpenAI's chat completions.
+
+Examples:
+  perceptune serve runs/mine
+  perceptune serve dog=runs/mine cat=runs/other --port 8001 decode.beams=3
+  PERCEPTUNE_API_KEY=secret perceptune serve runs/mine --host 0.0.0.0
+"""
 
 from __future__ import annotations
 
@@ -9,54 +15,47 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
+from perceptune.cli.parsing import Parser, any_text, split_words
+from perceptune.errors import UserError
+
 KEY_VARIABLE = "PERCEPTUNE_API_KEY"
 HOST, PORT = "127.0.0.1", 8000
 
 
-def add_serve(serve: argparse.ArgumentParser) -> None:
-    """Its options; the ceilings are the fields of `serving.limits.Limits`."""
+def add_arguments(parser: Parser) -> None:
+    """Add the options; the limits are the fields of `serving.limits.Limits`."""
     from perceptune.serving.limits import Limits
 
-    serve.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="run folders; NAME is what clients ask for")
-    serve.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="decode.*, such as decode.beams=3")
-    serve.add_argument("--host", default=HOST, help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=PORT, help="port to listen on (default: %(default)s)")
-    serve.add_argument("--device", help="device to compute on (default: a GPU if there is one)")
-    serve.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
-    serve.add_argument("--access-log", action="store_true", help="print a line for every request")
-    serve.add_argument("--decoders", type=int, default=2, help="media decoding processes (default: %(default)s)")
-    serve.add_argument(
-        "--examples", type=int, default=0, metavar="N",
-        help="show N rows of each run's evaluation data, media included, to whoever may ask (default: none)",
-    )  # fmt: skip
-    access = serve.add_argument_group("access")
-    access.add_argument(
-        "--api-key",
-        help=f"key required on every route but /health and the page's files; safer in ${KEY_VARIABLE} or a file",
+    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="run folders; clients name a run NAME")
+    parser.add_overrides(
+        "decode.* keys, such as decode.beams=3", beside="runs", prefixes=("decode.", "eval.", "cache.")
     )
+    parser.add_argument("--host", default=HOST, help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=PORT, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--device", help="torch device (default: a GPU if there is one)")
+    parser.add_trust()
+    parser.add_argument("--access-log", action="store_true", help="print a line per request")
+    parser.add_argument("--decoders", type=int, default=2, help="media decoding processes (default: %(default)s)")
+    parser.add_argument("--examples", type=int, default=0, metavar="N", help="publish N rows of each run's test data")
+    access = parser.add_argument_group("access")
+    access.add_argument(
+        "--api-key", metavar="KEY",
+        help=f"key required on every route but /health and the page's files; prefer ${KEY_VARIABLE} or a file",
+    )  # fmt: skip
     access.add_argument("--api-key-file", metavar="FILE", help="file that holds the API key")
-    access.add_argument(
-        "--no-api-key", action="store_true", help="be open to other machines, or to any page, without asking for a key"
-    )
-    access.add_argument("--allowed-hosts", metavar="A,B", help="further names that this server is called by")
-    access.add_argument(
-        "--allowed-local-media-path",
-        metavar="DIR",
-        help="folder below which requests may name files as file:// (default: none)",
-    )
-    access.add_argument(
-        "--allow-remote-media", action="store_true",
-        help="let requests name http(s) addresses on the hosts of --allowed-media-domains",
-    )  # fmt: skip
-    access.add_argument(
-        "--allowed-media-domains", metavar="A,B",
-        help="hosts that remote media may come from, with --allow-remote-media; host:port for other ports",
-    )  # fmt: skip
-    access.add_argument(
-        "--allowed-origins", metavar="A,B",
-        help="origins whose pages in a browser may ask, such as https://app.example; `*` is any (default: none)",
-    )  # fmt: skip
-    limits = serve.add_argument_group("limits")
+    access.add_argument("--no-api-key", action="store_true",
+                        help="allow access from other machines, or from any web page, without a key")  # fmt: skip
+    access.add_argument("--allowed-hosts", type=any_text, metavar="A,B", help="additional host names of this server")
+    access.add_argument("--allowed-local-media-path", metavar="DIR",
+                        help="folder whose files requests may name as file:// URLs (default: none)")  # fmt: skip
+    access.add_argument("--allow-remote-media", action="store_true",
+                        help="allow http(s) URLs in requests, from the hosts of --allowed-media-domains")  # fmt: skip
+    access.add_argument("--allowed-media-domains", type=any_text, metavar="A,B",
+                        help="comma-separated hosts of remote media; host:port for other ports")  # fmt: skip
+    access.add_argument("--allowed-origins", type=any_text, metavar="A,B",
+                        help="web origins whose pages may send requests, such as https://app.example; `*` allows any "
+                        "(default: none)")  # fmt: skip
+    limits = parser.add_argument_group("limits")
     for one in fields(Limits):
         limits.add_argument(
             f"--{one.name.replace('_', '-')}", type=int if one.type == "int" else float, default=one.default,
@@ -64,10 +63,8 @@ def add_serve(serve: argparse.ArgumentParser) -> None:
         )  # fmt: skip
 
 
-def serve(options: argparse.Namespace) -> int:
-    """Loads the runs and answers until it is interrupted."""
-    from perceptune.errors import UserError
-
+def run(options: argparse.Namespace) -> int:
+    """Load the runs and serve until interrupted."""
     for module in ("fastapi", "uvicorn"):
         if importlib.util.find_spec(module) is None:
             raise UserError(f"`serve` needs {module}: run `pip install 'perceptune[serve]'`")
@@ -135,8 +132,6 @@ def serve(options: argparse.Namespace) -> int:
 
 def _key(options: argparse.Namespace) -> str | None:
     """The API key, from the one place that names it."""
-    from perceptune.errors import UserError
-
     given = {
         "--api-key": options.api_key,
         "--api-key-file": _content(options.api_key_file) if options.api_key_file else None,
@@ -153,8 +148,6 @@ def _key(options: argparse.Namespace) -> str | None:
 
 
 def _content(file: str) -> str:
-    from perceptune.errors import UserError
-
     try:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -162,4 +155,4 @@ def _content(file: str) -> str:
 
 
 def _listed(text: str | None) -> list[str]:
-    return [part.strip().lower() for part in (text or "").split(",") if part.strip()]
+    return [word.lower() for word in split_words(text)]

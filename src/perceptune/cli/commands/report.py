@@ -1,28 +1,29 @@
-"""`perceptune report`: one page of what was gathered."""
+"""Write one page about a run, several runs, or a comparison.
+
+Examples:
+  perceptune report runs/mine
+  perceptune report runs/mine runs/other --out both.html --markdown both.md
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-
-def add_report(report: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders, and folders of `perceptune compare`")
-    report.add_argument("--out", metavar="FILE.html", help="page to write (default: report.html in the first folder)")
-    report.add_argument("--markdown", metavar="FILE.md", help="also write Markdown, without pictures")
-    report.add_argument(
-        "--samples",
-        type=int,
-        default=8,
-        metavar="N",
-        help="right and wrong answers to show of a run (default: %(default)s)",
-    )
-    report.add_argument("--no-media", action="store_true", help="show no pictures, frames or spectrograms")
+from perceptune.cli.parsing import Parser
 
 
-def report(options: argparse.Namespace) -> int:
-    """Gathers and writes."""
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs and of `perceptune compare`")
+    parser.add_argument("--out", metavar="FILE.html", help="page to write (default: report.html in the first folder)")
+    parser.add_argument("--markdown", metavar="FILE.md", help="write Markdown without images, too")
+    parser.add_argument("--samples", type=int, default=8, metavar="N", help="answers to show per run (default: 8)")
+    parser.add_argument("--no-media", action="store_true", help="leave out images, frames and spectrograms")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the page."""
     from perceptune.errors import UserError
     from perceptune.models.run_folder import write_text
     from perceptune.models.run_location import is_address
@@ -36,7 +37,7 @@ def report(options: argparse.Namespace) -> int:
     first = options.runs[0]
     if options.out is None and (is_address(first) or not Path(first).is_dir()):
         gather(options.runs[:1])  # says what is wrong with it, if anything
-        raise UserError(f"`{first}` is no folder to write into: name a file by --out")
+        raise UserError(f"`{first}` is not a folder to write into: name a file by --out")
     runs, comparisons = gather(options.runs)
     made = make_report(runs, comparisons, samples=options.samples, media=not options.no_media)
     out = Path(options.out) if options.out else Path(first) / "report.html"

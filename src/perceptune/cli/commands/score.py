@@ -1,4 +1,9 @@
-"""`perceptune score`: any file of predictions against any file of references."""
+"""Score a file of predictions against a file of references.
+
+Examples:
+  perceptune score predictions.jsonl references.jsonl --metric caption
+  perceptune score results.json annotations.json --metric vqa --dialect always --per-sample scores.jsonl
+"""
 
 from __future__ import annotations
 
@@ -6,34 +11,46 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from perceptune.cli.output import print_json
+from perceptune.cli.parsing import Parser, split_words
 from perceptune.errors import UserError, disk_error
 
-if TYPE_CHECKING:
-    from perceptune.evaluation.score_files.run import FileScores
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.add_argument("predictions", help="JSONL, a table or a JSON list: COCO or VQA results, a run's predictions")
+    parser.add_argument("references", help="JSONL, a table, or COCO, VQA, GQA or A-OKVQA annotations")
+    parser.add_overrides("options of the metric, such as lowercase=true")
+    parser.add_argument("--metric", required=True, metavar="NAME[,NAME]", help="names of `perceptune list metrics`")
+    parser.add_argument("--dialect", help="rules of a metric with several; `perceptune list metrics` names them")
+    parser.add_argument("--subset", action="store_true", help="leave out samples without a prediction")
+    parser.add_argument("--first-lines", action="store_true", help="compare only the first line of each text")
+    parser.add_argument("--per-sample", metavar="FILE", help="write the values of each sample as a JSON line, too")
+    parser.add_argument("--no-intervals", action="store_true", help="skip bootstrap intervals")
+    parser.add_json()
 
 
-def score(options: argparse.Namespace) -> int:
-    """Scores, prints, and writes a row a sample where that was asked for. Loads no model and no torch."""
+def run(options: argparse.Namespace) -> int:
+    """Score the files. Imports no torch."""
     from perceptune.evaluation.score_files.run import score_files
 
     keys = [*options.overrides, *([f"dialect={options.dialect}"] if options.dialect else [])]
     target = _target(options)
     scores = score_files(
-        options.predictions, options.references, _words(options.metric), options=keys, subset=options.subset,
+        options.predictions, options.references, split_words(options.metric), options=keys, subset=options.subset,
         intervals=not options.no_intervals, first_lines=options.first_lines,
     )  # fmt: skip
     if target is not None:
         _write(target, scores.rows)
     for note in scores.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(json.dumps(scores.result, indent=2) if options.json else _text(scores))
+    if options.json:
+        print_json(scores.result)
+    else:
+        print(_text(scores))
     return 0
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _target(options: argparse.Namespace) -> Path | None:
@@ -60,7 +77,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
         raise disk_error(path, error) from error
 
 
-def _text(scores: FileScores) -> str:
+def _text(scores: Any) -> str:
     """The values with their intervals, then what they are."""
     result = scores.result
     width = max(map(len, scores.keys))

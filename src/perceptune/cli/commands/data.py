@@ -1,0 +1,110 @@
+"""Validate, convert or synthesise a data set.
+
+Examples:
+  perceptune data check my.jsonl
+  perceptune data convert csv task.train=my.csv --to my.jsonl
+  perceptune data demo demo-data --modality audio
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from perceptune.cli.output import print_json
+from perceptune.cli.parsing import Parser
+
+MODALITIES = ("image", "audio", "video", "all")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the commands of the group."""
+    group = parser.add_subparsers(required=True, metavar="check|convert|demo")
+    for name, summary, add, execute in (
+        ("check", "validate a data set and count every error", _add_check, _check),
+        ("convert", "write a data set as a file with one JSON object per line", _add_convert, _convert),
+        ("demo", "write a small synthetic data set with its recipe", _add_demo, _demo),
+    ):
+        part = group.add_parser(name, help=summary)
+        part.set_defaults(part=execute)
+        add(part)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run one of the commands."""
+    code: int = options.part(options)
+    return code
+
+
+def _add_check(check: Parser) -> None:
+    check.add_argument("source", metavar="FILE|RECIPE", help="a file with one JSON object per line, or a recipe")
+    check.add_overrides("recipe keys")
+    check.add_argument("--split", help="split to check (default: all); of a FILE, its split (default: train)")
+    check.add_argument("--decode", action="store_true", help="decode media as training does, instead of opening them")
+    check.add_argument("--contents", action="store_true", help="find media with identical bytes, too")
+    check.add_argument("--no-tokens", action="store_true", help="count words, without loading a recipe's tokenizer")
+    check.add_argument("--first", type=int, default=5, metavar="N", help="errors to show of each kind (default: 5)")
+    check.add_argument("--samples", type=int, metavar="N", help="rows to show (default: 3, on a page 24)")
+    check.add_argument("--html", metavar="PAGE", help="write a page with thumbnails of some rows, too")
+    check.add_json()
+
+
+def _add_convert(convert: Parser) -> None:
+    convert.add_argument("source", metavar="SOURCE", help="name of a task, a recipe, or a file with JSON lines")
+    convert.add_overrides("recipe keys, such as task.train=FILE")
+    convert.add_argument("--to", required=True, metavar="FILE", help="file to write; `.gz` compresses it")
+    convert.add_argument("--split", help="split to write; required if there are several")
+    convert.add_argument("--absolute", action="store_true", help="write absolute media paths instead of relative ones")
+    convert.add_argument("--media", metavar="DIR", help="folder for media extracted from archives")
+
+
+def _add_demo(demo: Parser) -> None:
+    demo.add_argument("folder", metavar="DIR", help="folder to write")
+    demo.add_argument("--modality", choices=MODALITIES, default="image", help="media to make (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the data; the same seed writes the same files")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from perceptune.errors import UserError
+    from perceptune.tools.datasets.format_report import format_report
+    from perceptune.tools.datasets.page import page
+    from perceptune.tools.datasets.validate import CheckOptions, check
+    from perceptune.utils.atomic_io import write_whole
+
+    for name in ("first", "samples"):
+        if (getattr(options, name) or 0) < 0:
+            raise UserError(f"`--{name}` is a number of rows: it cannot be {getattr(options, name)}")
+    samples = options.samples if options.samples is not None else 24 if options.html else 3
+    checked = check(
+        options.source, options.overrides, split=options.split,
+        options=CheckOptions(
+            decode=options.decode, contents=options.contents, tokens=not options.no_tokens, shown=options.first,
+            samples=samples,
+        ),
+    )  # fmt: skip
+    if options.html:
+        write_whole(Path(options.html), [page(checked).encode(errors="replace")])
+    if options.json:
+        print_json(checked.report)
+    else:
+        print("\n".join(format_report(checked, samples if options.samples is not None else 3)))
+    return 0 if checked.clean else 1
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from perceptune.tools.datasets.convert import convert
+
+    rows = convert(
+        options.source, Path(options.to), options.overrides, split=options.split, absolute=options.absolute,
+        media=None if options.media is None else Path(options.media),
+    )  # fmt: skip
+    print(f"{rows:,} rows: {options.to}\nnext:  perceptune data check {options.to}")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from perceptune.tools.datasets.demo import write_demo
+
+    recipe = write_demo(Path(options.folder), options.modality, seed=options.seed)
+    print(f"next:  perceptune train {recipe}")
+    return 0

@@ -1,0 +1,107 @@
+"""Evaluate a run by generating answers.
+
+Examples:
+  perceptune eval runs/mine
+  perceptune eval runs/mine --control --no-media decode.beams=3
+  perceptune eval runs/mine --gap --data other.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from perceptune.cli.output import out, print_json, print_scores
+from perceptune.cli.parsing import Parser
+from perceptune.errors import UserError
+from perceptune.utils.paths import local_name
+from perceptune.utils.run_log import is_main_process
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.add_argument("run", help="run folder")
+    parser.add_overrides("decode.* and eval.* keys, such as decode.beams=3")
+    parser.add_argument("--split", help="split to evaluate on (default: the recipe's, else the task's last)")
+    parser.add_argument("--samples", type=int, metavar="N", help="evaluate on a fixed random subset of N samples")
+    parser.add_argument("--task", help="a task other than the run's own; see `perceptune list tasks`")
+    parser.add_argument("--data", help="data of that task; without --task, a file with one JSON object per line")
+    parser.add_argument("--gap", action="store_true", help="compare the run's own data with --task and --data")
+    parser.add_argument("--control", action="store_true", default=None, help="evaluate with shuffled media, too")
+    parser.add_argument("--no-media", action="store_true", default=None, help="evaluate without media, too")
+    parser.add_argument("--predictions", metavar="FILE", help="score these answers; the model is not run")
+    parser.add_argument("--out", help="folder of the results (default: the run's; RUN/eval/NAME for another task)")
+    parser.add_json()
+    parser.add_join_timeout()
+    parser.add_trust()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, and print the scores."""
+    from perceptune.evaluation.evaluate import evaluate
+    from perceptune.evaluation.rescore import rescore
+
+    overrides = [*(_other_set(options) if options.gap else ()), *options.overrides]
+    task = None if options.gap else named_task(options)
+    folder = _folder(options, task)
+    split = None if options.gap else options.split
+    common = {"samples": options.samples, "trust": options.trust, "task": task, "command": options.words}
+    if options.predictions:
+        for given in ("control", "no_media", "gap"):
+            if getattr(options, given):
+                raise UserError(f"--{given.replace('_', '-')} needs the model's answers, --predictions gives others")
+        if options.overrides:
+            raise UserError(f"`{options.overrides[0]}`: stored predictions are scored as they are")
+        results = rescore(options.run, options.predictions, folder, split=split, **common)
+    else:
+        results = evaluate(
+            options.run, control=options.control, no_media=options.no_media, split=split, overrides=overrides,
+            into=folder, join_timeout=options.join_timeout, **common,
+        )  # fmt: skip
+    if options.json and is_main_process():
+        print_json(results)
+    elif not options.json:
+        print_scores(results)
+        out.print(f"predictions and results: {folder}")
+    return 0
+
+
+def named_task(options: argparse.Namespace) -> dict[str, Any] | None:
+    """`--task` and `--data` as a task's keys; None where neither is given."""
+    from perceptune.config.recipe import absolute_files
+    from perceptune.data.build_task import data_keys
+
+    if not options.data and not options.task:
+        return None
+    task: dict[str, Any] = {"name": options.task or "jsonl"}
+    if not options.data:
+        return task
+    return absolute_files(task | data_keys(task["name"], local_name(options.data), options.split))
+
+
+def _other_set(options: argparse.Namespace) -> Sequence[tuple[str, Any]]:
+    """The same as keys of `eval.others`."""
+    task = named_task(options)
+    if task is None:
+        raise UserError("--gap is that to another data set: name it by --data or --task")
+    name = _name_of(options)
+    keys = [(f"eval.others.{name}.task.{key}", value) for key, value in task.items()]
+    return [*keys, (f"eval.others.{name}.split", options.split)] if options.split else keys
+
+
+def _name_of(options: argparse.Namespace) -> str:
+    return re.sub(r"[^\w-]", "-", Path(options.data).stem if options.data else options.task)
+
+
+def _folder(options: argparse.Namespace, task: dict[str, Any] | None) -> Path:
+    """Where results go: the run's own into its folder, others apart from them."""
+    if options.out:
+        return Path(options.out)
+    if options.predictions:
+        return Path(options.run) / "eval" / re.sub(r"[^\w-]", "-", Path(options.predictions).stem)
+    if task is None:
+        return Path(options.run)
+    return Path(options.run) / "eval" / "-".join([_name_of(options), *([options.split] if options.split else [])])

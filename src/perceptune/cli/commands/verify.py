@@ -1,0 +1,74 @@
+"""Check whether a run still gives the answers stored with it.
+
+Examples:
+  perceptune verify runs/mine
+  perceptune verify hf://me/my-run lm.id=models/my-lm
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from perceptune.cli.output import print_json
+from perceptune.cli.parsing import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options."""
+    parser.add_argument("run", help="a folder, a zip file, or hf://USER/NAME")
+    parser.add_overrides("locations of base models, such as lm.id=FOLDER")
+    parser.add_argument("--record", action="store_true", help="answer questions about synthetic media and store that")
+    parser.add_json()
+    parser.add_trust()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare the answers; 1 if one differs."""
+    from perceptune.evaluation.reference_answers import verify as ask
+
+    if options.record:
+        return _record(options)
+    found = ask(options.run, trust=options.trust, overrides=options.overrides)
+    if options.json:
+        print_json(found)
+    else:
+        print("\n".join(_lines(found)))
+    return 0 if found["same"] else 1
+
+
+def _record(options: argparse.Namespace) -> int:
+    from perceptune.evaluation.reference_answers import synthetic_samples, write_reference_answers
+    from perceptune.models.run_folder import load
+
+    model = load(options.run, trust=options.trust, overrides=["cache.features=off", *options.overrides])
+    samples = synthetic_samples(model.stores)
+    write_reference_answers(Path(options.run), model, samples)
+    print(f"{len(samples)} answers stored")
+    return 0
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    for what, (then, now) in found["base"].items():
+        yield f"!!   {what}: it was trained on {then}, here is {now}; nothing was asked"
+    if found["method"]:
+        then, now = found["method"]
+        yield f"!!   method.safetensors: the answers are those of another file (sha256 {then}, now {now})"
+    for name, (then, now) in found["versions"].items():
+        yield f"note {name}: {then} then, {now} now"
+    if found["dtype"]:
+        then, now = found["dtype"]
+        yield f"note dtype: the answers were given in {then}, asked again in it; `eval.dtype` is {now}"
+    if found["device"]:
+        yield "note device: the answers were given on {}, asked again on {}: rounding differs".format(*found["device"])
+    for row in found["answers"]:
+        differs = f": {row['then']!r} then, {row['now']!r} now" if row["state"] == "differs" else ""
+        yield f"{'ok  ' if row['state'] == 'same' else '!!  '} {_printable(row['id'])}: {row['state']}{differs}"
+    yield "it answers as it did" if found["same"] else "could not reproduce the reference answers"
+
+
+def _printable(text: str) -> str:
+    """Ids come from strangers: what would steer the terminal is written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,0 +1,72 @@
+"""What several commands print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from perceptune.utils.run_log import is_main_process
+
+out = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
+
+
+def print_json(value: Any) -> None:
+    """Print a value for a program to read."""
+    print(json.dumps(value, indent=2))
+
+
+def print_local_models(models: Sequence[str]) -> None:
+    """Print which base models of a shared run others have to get elsewhere."""
+    for name in models:
+        print(f"note: the base model `{name}` lies on this machine alone: who loads the run elsewhere needs a copy of "
+              "it, and says where by lm.id=... or encoders.MODALITY.id=...")  # fmt: skip
+
+
+def print_scores(results: dict[str, Any]) -> None:
+    """Summary values beside their controls, with intervals."""
+    from perceptune.evaluation.controls import CONTROLS
+    from perceptune.evaluation.results import gap_name
+
+    first = results["metrics"][0]
+    controls = [name for name in CONTROLS if f"{first}_{name}" in results] or ["shuffled"]
+    words = {"shuffled": "media shuffled", "no_media": "no media"}
+    heading = [Column(word, no_wrap=True) for name in controls for word in (words[name], "gap (95 % interval)")]
+    table = Table(Column("", no_wrap=True), "with its media", *heading)
+    for key in results["metrics"]:
+        row = [key, f"{results[key]:.3f}"]
+        for name in controls:
+            other, gap = results.get(f"{key}_{name}"), gap_name(key, name)
+            row += (
+                ["", ""]
+                if other is None
+                else [f"{other:.3f}", _with_interval(results[gap], results[f"{gap}_interval"])]
+            )
+        table.add_row(*row)
+    out.print(table)
+    where = f"{results['evaluated_samples']} samples of split `{results['split']}`"
+    if results["trained_on_this_split"]:
+        where += ": the run was trained on it, so this says nothing about new data (give a --validation file)"
+    out.print(where)
+    if "others" in results:
+        out.print(_gap_table(results["others"]))
+
+
+def _with_interval(value: float, interval: Sequence[float] | None) -> str:
+    return f"{value:+.3f}" if interval is None else f"{value:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})"
+
+
+def _gap_table(others: dict[str, Any]) -> Table:
+    """The run's own data set against others."""
+    table = Table("other data", "", "own", "other", Column("own - other (95 % interval)", no_wrap=True))
+    for name, other in others.items():
+        for key in other["metrics"]:
+            gap = other["gaps"].get(key)
+            own = ("", "") if gap is None else (
+                f"{gap['in']:.3f}", _with_interval(gap["difference"], gap.get("interval"))
+            )  # fmt: skip
+            table.add_row(f"{name}, {other['evaluated_samples']} samples", key, own[0], f"{other[key]:.3f}", own[1])
+    return table
