@@ -4,8 +4,9 @@
 
 OLD and NEW are commits, or checkouts (`.` with what is not committed yet). Each has a process of its own, a new one
 every five rounds, with the same interpreter and the same small models with random weights. In every round each row is
-run by both, by turns first; the ratio of their processor times, new over old, is taken per round. Exits with 1 if a row
-is slower: its median ratio is above 1.05, and the interval of that median (bootstrap, 95 %) lies above 1.
+run by both, by turns first, five times; the ratio of their least processor times, new over old, is taken per round.
+Exits with 1 if a row is slower: its median ratio is above 1.05, and the interval of that median (bootstrap, 95 %) lies
+above 1.
 """
 
 from __future__ import annotations
