@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import subprocess
@@ -13,7 +14,10 @@ import pytest
 
 from answerfiles import ANSWERS, LINES, TEXTS, Write, given, held, writer
 from perceptune.cli.main import run as cli
+from perceptune.config.registry import leaves
+from perceptune.evaluation.score_files import run as score_run
 from perceptune.evaluation.score_files.run import FileScores, score_files
+from perceptune.tools.list_components import entries
 
 
 @pytest.fixture
@@ -187,3 +191,23 @@ def test_the_command_loads_no_torch(write: Write) -> None:
 
 def both_rows() -> list[dict[str, Any]]:
     return [{"id": id, "answers": answers, "references": answers} for id, answers in ANSWERS.items()]
+
+
+def test_scoring_of_files_knows_no_metric_by_name() -> None:
+    """What a metric needs is declared by its own file: a new one needs no change here."""
+    names = {*leaves("metrics"), *(leaf.module.__name__.rpartition(".")[2] for leaf in leaves("metrics").values())}
+    for path in Path(score_run.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            named = {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
+            if isinstance(node, ast.ImportFrom) and node.module == "perceptune.data.metrics":
+                named = {alias.name for alias in node.names}
+            # A column of published files has the name of a metric.
+            assert not named & (names - {"caption"}), f"{path.name}, line {node.lineno}: {named}"
+
+
+def test_a_list_names_the_dialects_of_metrics() -> None:
+    found = {entry["name"]: entry.get("dialects") for entry in entries("metrics")}
+    assert found["vqa"] == ["official", "always", "evalai", "epalm"]
+    assert found["gqa"] == ["official", "lmms-eval", "epalm"]
+    assert found["exact"] is None

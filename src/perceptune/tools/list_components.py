@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from perceptune.config.recipe import recipe_names, recipes_dir
 from perceptune.config.registry import KINDS, leaves
@@ -26,6 +26,9 @@ def entries(kind: str) -> list[dict[str, Any]]:
             entry["description"] = f"{summary.split(':')[0]}, with {settings}"
         if kind == "encoders":
             entry["model_types"] = [*leaf.module.MODEL_TYPES]
+        if kind == "metrics" and (dialect := leaf.module.Options.model_fields.get("dialect")):
+            entry["dialects"] = [*get_args(dialect.annotation)]
+            entry["description"] += f" Dialects: {', '.join(entry['dialects'])}."
         found.append(entry)
     return found
 

@@ -1,15 +1,31 @@
-"""What a metric gives back: values over all samples, values of each, and how they were made."""
+"""What a metric reads of files, and what it gives back: values over all samples and of each, and how they were made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+# 1 or 0 by id, and the ids whose answers follow from each id's -> the consistency of the ids that have one.
+Consistency = Callable[[Mapping[str, float], Mapping[str, Sequence[str]]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What `perceptune score` reads of the files for a metric; a metric's file declares it as `NEEDS`."""
+
+    references: Literal["references", "answers"] = "references"  # accepted texts, or one answer per annotator
+    prediction_key: str = ""  # the metric's own key of rows that hold a prediction for each of several metrics
+    choices: bool = False  # `score` takes `choices`, where the reference rows hold them
+    annotators: int = 0  # fewer answers cannot make a prediction fully right; a single one is refused
+    for_one_answer: str = ""  # the metric to use instead, if samples have a single answer
+    not_counted: tuple[str, bool] | None = None  # reference rows with this value at this key do not count
+    by_group: str = ""  # the key of `Scored.summary` that each group of samples gets, too
+    consistency: Consistency | None = None
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ As in the data set's evaluation code nothing is normalised. It leaves out the qu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from perceptune.data.metrics.base import Groups, Scored, scored_by_group, zipped
+from perceptune.data.metrics.base import Groups, Needs, Scored, scored_by_group, zipped
 
-REFERENCES: Literal["references", "answers"] = "answers"
+NEEDS = Needs(
+    "answers", prediction_key="direct_answer", not_counted=("difficult_direct_answer", True), by_group="accuracy"
+)
 
 
 class Options(BaseModel):

@@ -27,6 +27,8 @@ from perceptune.data.metrics._normal import without_punctuation as without_punct
 from perceptune.data.metrics._ptb import ptb_tokens as ptb_tokens
 from perceptune.data.metrics._rouge_l import common_lengths as common_lengths
 from perceptune.data.metrics._rouge_l import rouge_l as rouge_l
+from perceptune.data.metrics._scored import Consistency as Consistency
 from perceptune.data.metrics._scored import Corpus as Corpus
 from perceptune.data.metrics._scored import Floats as Floats
+from perceptune.data.metrics._scored import Needs as Needs
 from perceptune.data.metrics._scored import Scored as Scored

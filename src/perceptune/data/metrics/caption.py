@@ -17,6 +17,7 @@ from perceptune.data.metrics.base import (
     Cider,
     Floats,
     Ints,
+    Needs,
     Scored,
     Tokenizer,
     common_lengths,
@@ -29,7 +30,7 @@ from perceptune.data.metrics.base import (
 from perceptune.data.records import Record, parse
 from perceptune.errors import UserError
 
-REFERENCES: Literal["references", "answers"] = "references"
+NEEDS = Needs()
 FEW = 100  # documents, below which the rarity of words, and CIDEr with it, depends much on their number
 _OWN = "references"
 _CORPUS_KEYS = ("references", "captions", "targets")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from perceptune.data.metrics.base import Groups, Scored, averages, scored_by_group, zipped
+from perceptune.data.metrics.base import Groups, Needs, Scored, averages, scored_by_group, zipped
 
-REFERENCES: Literal["references", "answers"] = "references"
+NEEDS = Needs(prediction_key="multiple_choice", choices=True, by_group="accuracy")
 
 _LETTER = re.compile(r"\(?([a-z])(?:\)|\.|:|$)\s*(.*)")
 

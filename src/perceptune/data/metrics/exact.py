@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from perceptune.data.metrics.base import Groups, Scored, scored_by_group, zipped
+from perceptune.data.metrics.base import Groups, Needs, Scored, scored_by_group, zipped
 
-REFERENCES: Literal["references", "answers"] = "references"
+NEEDS = Needs(by_group="accuracy")
 
 
 class Options(BaseModel):

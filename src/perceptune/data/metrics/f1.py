@@ -10,13 +10,12 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from perceptune.data.metrics.base import Groups, Scored, scored_by_group, zipped
+from perceptune.data.metrics.base import Groups, Needs, Scored, scored_by_group, zipped
 
-REFERENCES: Literal["references", "answers"] = "references"
+NEEDS = Needs(by_group="f1")
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")

@@ -13,9 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from perceptune.data.metrics.base import Groups, Scored, normalise, scored_by_group, zipped
-
-REFERENCES: Literal["references", "answers"] = "references"
+from perceptune.data.metrics.base import Groups, Needs, Scored, normalise, scored_by_group, zipped
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -56,6 +54,9 @@ def consistency(right: Mapping[str, float], entailed: Mapping[str, Sequence[str]
         if right[question] and others:
             found[question] = sum(right[other] for other in others) / len(others)
     return found
+
+
+NEEDS = Needs(not_counted=("isBalanced", False), by_group="accuracy", consistency=consistency)
 
 
 def _form(text: str, options: Options) -> str:

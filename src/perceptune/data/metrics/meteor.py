@@ -12,16 +12,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from perceptune.data.metrics.base import Corpus, Floats, Scored, find_java, package_folder, ptb_tokens, zipped
+from perceptune.data.metrics.base import Corpus, Floats, Needs, Scored, find_java, package_folder, ptb_tokens, zipped
 from perceptune.errors import UserError
 
-REFERENCES: Literal["references", "answers"] = "references"
+NEEDS = Needs()
 
 _COLUMNS = 23  # of the program's counts
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # tuned for English by METEOR's authors

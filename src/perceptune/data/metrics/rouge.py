@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +16,7 @@ from perceptune.data.metrics.base import (
     Captions,
     Floats,
     Ints,
+    Needs,
     Scored,
     Table,
     common_lengths,
@@ -25,7 +25,7 @@ from perceptune.data.metrics.base import (
     tables,
 )
 
-REFERENCES: Literal["references", "answers"] = "references"
+NEEDS = Needs()
 TOKENIZER = "lower-case letters a to z and digits, no stemming"
 _WORD = re.compile(r"[a-z0-9]+")
 

@@ -13,13 +13,14 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from perceptune.data.metrics.base import (
     ORDERS,
     Cider,
+    Needs,
     Scored,
     averages,
     find_java,
@@ -31,7 +32,7 @@ from perceptune.data.metrics.base import (
 )
 from perceptune.errors import UserError
 
-REFERENCES: Literal["references", "answers"] = "references"
+NEEDS = Needs()
 
 _JAR = "spice-1.0.jar"
 _NEWEST_JAVA = 15  # later ones refuse the access to their own classes that the program's serialisation needs

@@ -19,9 +19,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from perceptune.data.metrics.base import Groups, Scored, normalise, scored_by_group, without_punctuation, zipped
+from perceptune.data.metrics.base import Groups, Needs, Scored, normalise, scored_by_group, without_punctuation, zipped
 
-REFERENCES: Literal["references", "answers"] = "answers"
+NEEDS = Needs("answers", annotators=4, for_one_answer="exact", by_group="accuracy")
 
 
 class Options(BaseModel):

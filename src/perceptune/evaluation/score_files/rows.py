@@ -5,20 +5,19 @@ Predictions: an id with a text. References: an id with what the text is held aga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from perceptune.data.metrics.base import Needs
 from perceptune.data.records import Record, first_line, json_type, short
 from perceptune.evaluation.score_files.files import ID_KEYS, entries
 
 _TEXTS = ("prediction", "answer", "caption")
-# What a metric judges where a row holds one answer for each of several (A-OKVQA).
-_OWN_TEXT = {"choice": "multiple_choice", "a-okvqa": "direct_answer"}
 _REFERENCES = ("references", "targets", "captions", "caption", "answer", "multiple_choice_answer")
 _ANSWERS = ("answers", "direct_answers")
 _MEDIA = ("image_id", "imageId", "image", "audio", "video", "media")
-_KEYS = (*ID_KEYS, *_TEXTS, *_OWN_TEXT.values(), *_REFERENCES, *_ANSWERS, "choices", "correct_choice_idx")
+_KEYS = (*ID_KEYS, *_TEXTS, *_REFERENCES, *_ANSWERS, "choices", "correct_choice_idx")
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ class ReferenceRow:
     groups: tuple[str, ...] = ()
     medium: str = ""  # samples of one medium are drawn together for an interval
     entailed: tuple[str, ...] | None = None  # ids of questions whose answers follow from this one's (GQA)
-    balanced: bool = True  # counts in the accuracy (GQA)
-    difficult: bool = False  # does not count for direct answers (A-OKVQA)
+    left_out: frozenset[str] = frozenset()  # metrics for which the sample does not count
 
     def cut(self) -> ReferenceRow:
         """With the first line of each text alone."""
@@ -49,22 +47,14 @@ class ReferenceRow:
         return replace(self, references=references, answers=answers)
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What the metrics read of a reference row."""
-
-    metrics: tuple[str, ...]
-    kinds: Set[str] = field(default_factory=frozenset)  # `references`, `answers`
-
-
 def read_predictions(
-    address: str, metrics: Sequence[str] = (), say: Callable[[str], None] = lambda note: None
+    address: str, needs: Sequence[Needs] = (), say: Callable[[str], None] = lambda note: None
 ) -> dict[str, PredictionRow]:
     """The texts by id. Raises `UserError` for a bad row, and for an id that comes twice."""
-    own = [_OWN_TEXT[metric] for metric in metrics if metric in _OWN_TEXT]
+    own = [one.prediction_key for one in needs if one.prediction_key]
     found: dict[str, PredictionRow] = {}
     for entry in entries(address, say):
-        record = Record(entry.where, entry.values, _KEYS)
+        record = Record(entry.where, entry.values, (*_KEYS, *own))
         keys = [key for key in (*own, *_TEXTS) if key in record.values]
         if not keys:
             raise record.lacks([*_TEXTS, *own])
@@ -77,9 +67,12 @@ def read_predictions(
 
 
 def read_references(
-    address: str, needs: Needs, say: Callable[[str], None] = lambda note: None
+    address: str, needs: Mapping[str, Needs], say: Callable[[str], None] = lambda note: None
 ) -> dict[str, ReferenceRow]:
-    """What predictions are held against, by id. Rows with one caption each of the same image become one reference."""
+    """Read what metrics with these needs compare predictions with, by id.
+
+    Rows with one caption each of the same image become one reference.
+    """
     found: dict[str, ReferenceRow] = {}
     for entry in entries(address, say):
         meta = entry.values.get("meta")
@@ -96,12 +89,13 @@ def read_references(
     return found
 
 
-def _reference(record: Record, id: str, needs: Needs) -> ReferenceRow:
+def _reference(record: Record, id: str, needs: Mapping[str, Needs]) -> ReferenceRow:
     values = record.values
     medium = next((str(values[key]) for key in _MEDIA if values.get(key)), id)
-    choices = _choices(record) if "choice" in needs.metrics else ()
+    choices = _choices(record) if any(one.choices for one in needs.values()) else ()
     references = _right_choice(record, choices) if choices else ()
-    if "references" in needs.kinds and not references:
+    kinds = {one.references for one in needs.values()}
+    if "references" in kinds and not references:
         references = _texts(record, _REFERENCES)
         if not any(text.strip() for text in references):
             raise record.error("no reference holds any text")
@@ -109,14 +103,17 @@ def _reference(record: Record, id: str, needs: Needs) -> ReferenceRow:
     return ReferenceRow(
         record.where,
         references,
-        _texts(record, _ANSWERS) if "answers" in needs.kinds else (),
+        _texts(record, _ANSWERS) if "answers" in kinds else (),
         choices,
         _groups(record),
         medium,
         tuple(map(str, entailed)) if isinstance(entailed, list) else None,
-        values.get("isBalanced") is not False,
-        values.get("difficult_direct_answer") is True,
+        frozenset(name for name, one in needs.items() if _is_left_out(values, one)),
     )
+
+
+def _is_left_out(values: Mapping[str, Any], needs: Needs) -> bool:
+    return needs.not_counted is not None and values.get(needs.not_counted[0]) is needs.not_counted[1]
 
 
 def _texts(record: Record, keys: Sequence[str]) -> tuple[str, ...]:

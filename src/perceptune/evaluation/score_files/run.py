@@ -13,14 +13,12 @@ from perceptune.config.overrides import Given, typed
 from perceptune.config.recipe import validate
 from perceptune.config.registry import leaf
 from perceptune.data.bootstrap import bootstrap_corpus, bootstrap_interval
-from perceptune.data.metrics import choice, gqa
-from perceptune.data.metrics.base import Scored, averages, with_groups
+from perceptune.data.metrics.base import Consistency, Needs, Scored, averages, with_groups
 from perceptune.data.records import first_line, short
 from perceptune.errors import UserError, nearest
-from perceptune.evaluation.score_files.rows import Needs, PredictionRow, ReferenceRow, read_predictions, read_references
+from perceptune.evaluation.score_files.rows import PredictionRow, ReferenceRow, read_predictions, read_references
 
 _SHOWN = 5  # ids in a message
-_FEWEST_ANSWERS = 4  # so many equal ones make an answer worth 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,11 @@ class _Metric:
     module: ModuleType
     options: BaseModel
 
+    @property
+    def needs(self) -> Needs:
+        found: Needs = self.module.NEEDS
+        return found
+
 
 def score_files(
     predictions: str, references: str, metrics: Sequence[str], *, options: Sequence[str] = (), subset: bool = False,
@@ -51,10 +54,10 @@ def score_files(
     is judged, on both sides. Raises `UserError` for what is wrong in the files.
     """
     chosen = _metrics(metrics, options)
-    needs = Needs(tuple(metric.name for metric in chosen), {metric.module.REFERENCES for metric in chosen})
+    needs = {metric.name: metric.needs for metric in chosen}
     notes: list[str] = []
     held = read_references(references, needs, notes.append)
-    given = read_predictions(predictions, needs.metrics, notes.append)
+    given = read_predictions(predictions, [*needs.values()], notes.append)
     if first_lines:
         held = {id: reference.cut() for id, reference in held.items()}
         given = {id: replace(one, text=first_line(one.text)) for id, one in given.items()}
@@ -65,13 +68,15 @@ def score_files(
     for name, (own_ids, scored) in results.items():
         for key, value in scored.summary.items():
             result[names[name, key]] = value
-            if intervals and not key.startswith("accuracy_question_"):  # dozens of kinds of questions
+            if intervals and "_question_" not in key:  # dozens of kinds of questions
                 result[f"{names[name, key]}_interval"] = _interval(key, own_ids, scored, held)
     definitions = {name: scored.definition for name, (_, scored) in results.items()}
     result |= {"n": len(ids), "empty": sum(not given[id].text.strip() for id in ids)}
     result |= {"missing": _missing(given, held, chosen)} if subset else {}
     result["definition"] = definitions if len(definitions) > 1 else next(iter(definitions.values()))
-    return FileScores(result, [*names.values()], _rows(ids, given, results, names), notes + _notes(result, definitions))
+    return FileScores(
+        result, [*names.values()], _rows(ids, given, results, names), notes + _notes(result, definitions, needs)
+    )
 
 
 def _metrics(names: Sequence[str], options: Sequence[str]) -> list[_Metric]:
@@ -99,13 +104,6 @@ def _metrics(names: Sequence[str], options: Sequence[str]) -> list[_Metric]:
         _Metric(name, module, validate(module.Options, given[name], f"metric `{name}`"))
         for name, module in modules.items()
     ]
-
-
-def _counts(metric: str, reference: ReferenceRow) -> bool:
-    """Whether a metric's own rules count this sample."""
-    if metric == "gqa":
-        return reference.balanced
-    return metric != "a-okvqa" or not reference.difficult
 
 
 def _joined(
@@ -136,7 +134,7 @@ def _joined(
 
 
 def _wanted(held: Mapping[str, ReferenceRow], metrics: Sequence[_Metric]) -> list[str]:
-    return [id for id, reference in held.items() if any(_counts(metric.name, reference) for metric in metrics)]
+    return [id for id, reference in held.items() if any(metric.name not in reference.left_out for metric in metrics)]
 
 
 def _missing(given: Mapping[str, PredictionRow], held: Mapping[str, ReferenceRow], metrics: Sequence[_Metric]) -> int:
@@ -147,63 +145,59 @@ def _scored(
     metric: _Metric, ids: Sequence[str], given: Mapping[str, PredictionRow], held: Mapping[str, ReferenceRow]
 ) -> tuple[list[str], Scored]:
     """The ids that this metric counts, and their scores."""
-    own = [id for id in ids if _counts(metric.name, held[id])]
+    own = [id for id in ids if metric.name not in held[id].left_out]
     if not own:
         raise UserError(f"metric `{metric.name}`: none of the {len(ids)} samples counts for it")
     scored = _score(metric, own, given, held)
-    key = next((key for key in ("accuracy", "f1") if key in scored.summary), None)
-    if key is not None:
-        scored = with_groups(scored, [held[id].groups for id in own], key)
-    if metric.name == "gqa" and any(held[id].entailed for id in own):
-        scored = _with_consistency(scored, metric, own, given, held)
+    if metric.needs.by_group:
+        scored = with_groups(scored, [held[id].groups for id in own], metric.needs.by_group)
+    if metric.needs.consistency and any(held[id].entailed for id in own):
+        scored = _with_consistency(scored, metric, metric.needs.consistency, own, given, held)
     return own, scored
 
 
 def _score(
     metric: _Metric, ids: Sequence[str], given: Mapping[str, PredictionRow], held: Mapping[str, ReferenceRow]
 ) -> Scored:
-    texts = [given[id].text for id in ids]
-    if metric.module.REFERENCES == "answers":
-        answers = [held[id].answers for id in ids]
-        if metric.name == "vqa":
-            answers_each = _require_several(ids, held)
-            scored: Scored = metric.module.score(texts, answers, metric.options)
-            return replace(scored, definition={**scored.definition, "answers_each": answers_each})
-        return metric.module.score(texts, answers, metric.options)
-    references = [held[id].references for id in ids]
-    if metric.module is choice and (with_choices := [id for id in ids if held[id].choices]):
-        if len(with_choices) < len(ids):
-            lacking = next(id for id in ids if not held[id].choices)
-            raise UserError(f"{held[lacking].where}: no `choices`, and other rows have them")
-        return choice.score(texts, references, choices=[held[id].choices for id in ids])
-    return metric.module.score(texts, references, metric.options)
+    needs, more = metric.needs, {}
+    rows = [held[id] for id in ids]
+    if needs.choices and any(row.choices for row in rows):
+        if lacking := [row.where for row in rows if not row.choices]:
+            raise UserError(f"{lacking[0]}: no `choices`, and other rows have them")
+        more = {"choices": [row.choices for row in rows]}
+    references = [row.answers if needs.references == "answers" else row.references for row in rows]
+    answers_each = _require_several(rows, metric) if needs.annotators else None
+    scored: Scored = metric.module.score([given[id].text for id in ids], references, metric.options, **more)
+    if answers_each is None:
+        return scored
+    return replace(scored, definition={**scored.definition, "answers_each": answers_each})
 
 
-def _require_several(ids: Sequence[str], held: Mapping[str, ReferenceRow]) -> list[int]:
-    """How many answers samples have, at least and at most. Raises `UserError` if one has a single answer."""
-    sizes = {len(held[id].answers): id for id in ids}
+def _require_several(rows: Sequence[ReferenceRow], metric: _Metric) -> list[int]:
+    """Return the least and most answers of a sample. Raises `UserError` if one has a single answer."""
+    sizes = {len(row.answers): row for row in rows}
     if 1 in sizes:
         raise UserError(
-            f"{held[sizes[1]].where}: a single answer; VQA accuracy counts how many of several annotators agree, "
-            "for one right answer take metric `exact`"
+            f"{sizes[1].where}: a single answer; metric `{metric.name}` counts how many of several annotators "
+            f"agree, for one right answer take metric `{metric.needs.for_one_answer}`"
         )
     return [min(sizes), max(sizes)]
 
 
 def _with_consistency(
-    scored: Scored, metric: _Metric, ids: Sequence[str], given: Mapping[str, PredictionRow],
-    held: Mapping[str, ReferenceRow],
+    scored: Scored, metric: _Metric, consistency: Consistency, ids: Sequence[str],
+    given: Mapping[str, PredictionRow], held: Mapping[str, ReferenceRow],
 ) -> Scored:  # fmt: skip
-    """Adds GQA's consistency where every entailed question was answered, or says why it is not there."""
+    """Adds a metric's consistency where every entailed question was answered, or says why it is not there."""
     everything = [id for id in held if id in given]
     values = _score(metric, everything, given, held).per_sample
-    right = {id: row["accuracy"] for id, row in zip(everything, values, strict=True)}
+    right = {id: row[metric.needs.by_group] for id, row in zip(everything, values, strict=True)}
     entailed = {id: held[id].entailed or () for id in ids}
     lacking = {other for id, others in entailed.items() if right[id] for other in others} - right.keys()
     if lacking:
         reason = f"not computed: {len(lacking)} questions that follow from rightly answered ones have no prediction"
         return replace(scored, definition={**scored.definition, "consistency": reason})
-    found = gqa.consistency(right, entailed)
+    found = consistency(right, entailed)
     rows = [
         row | ({"consistency": found[id]} if id in found else {})
         for id, row in zip(ids, scored.per_sample, strict=True)
@@ -242,7 +236,9 @@ def _rows(
     return [*rows.values()]
 
 
-def _notes(result: Mapping[str, Any], definitions: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _notes(
+    result: Mapping[str, Any], definitions: Mapping[str, Mapping[str, Any]], needs: Mapping[str, Needs]
+) -> list[str]:
     notes = []
     if result["empty"]:
         notes.append(f"{result['empty']} of {result['n']} predictions are empty; they are scored as empty answers")
@@ -251,6 +247,7 @@ def _notes(result: Mapping[str, Any], definitions: Mapping[str, Mapping[str, Any
     for name, definition in definitions.items():
         if "caution" in definition:
             notes.append(f"{name}: {definition['caution']}")
-        if definition.get("answers_each", [_FEWEST_ANSWERS])[0] < _FEWEST_ANSWERS:
-            notes.append(f"{name}: some questions have fewer than {_FEWEST_ANSWERS} answers: none is worth 1 there")
+        enough = needs[name].annotators
+        if definition.get("answers_each", [enough])[0] < enough:
+            notes.append(f"{name}: some questions have fewer than {enough} answers: none is worth 1 there")
     return notes
