@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import planning
-from perceptune.tools.plots.scatter import Mark
+from perceptune.tools.plots.layout import Mark
 from perceptune.tools.report.charts import Bar, bars, trade_off
 
 # The classes of `perceptune.tools.report.charts`; a page's style is not there in a file of its own.

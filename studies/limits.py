@@ -21,7 +21,7 @@ from perceptune.data.bootstrap import bootstrap_interval
 from perceptune.data.media.source import open_image
 from perceptune.data.metrics._ptb import ptb_tokens
 from perceptune.errors import UserError
-from perceptune.tools.plots.png import GridCell, answer_grid
+from perceptune.tools.plots.figures import GridCell, answer_grid
 
 Row = dict[str, Any]
 RARE = 5  # an answer that fewer training samples have is rare

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +158,25 @@ def test_the_table_is_written_four_ways(compared: Path) -> None:
     assert "40 training samples each; 8 samples of `test`, seeds 3, 5; each row's setting is the best of 2" in text
     with Image.open(compared / "compare.png") as picture:
         assert picture.size == (860, 520)
+
+
+def test_without_matplotlib_the_table_is_written_and_the_extra_named(
+    compared: Path, written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The runs are there already: the same command makes the table alone."""
+    before = without_times(json.loads((compared / "compare.json").read_text()))
+    for name in ("compare.json", "compare.png"):
+        (compared / name).rename(compared / f"kept-{name}")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert (
+        cli(command(written, compared, *METHODS, *GRID, "--seeds", "3,5", "train.steps=10", "train.batch_size=4")) == 0
+    )
+    said = capsys.readouterr()
+    assert "pip install 'perceptune[plots]'" in said.err
+    assert ".png" not in said.out
+    assert without_times(json.loads((compared / "compare.json").read_text())) == before
+    assert not (compared / "compare.png").exists()
+    (compared / "kept-compare.png").rename(compared / "compare.png")
 
 
 def test_rouge_of_captions_has_its_columns(compared: Path) -> None:

@@ -147,11 +147,15 @@ def test_maps_lie_on_what_the_encoder_sees() -> None:
     assert not heatmap.on_image(np.ones((2, 2), np.float32), (0, 0, 9, 6), 9, 6)[0].any(), "nothing stands out"
 
 
-def test_colours_follow_the_map(folder: Path) -> None:
-    grey = Image.new("RGB", (4, 2), (100, 100, 100))
-    values = np.array([[1, 1, 0, 0]] * 2, np.float32)
-    seen = np.array([[1, 1, 1, 0]] * 2, bool)
-    red, _, blue, outside = (grey_on[0] for grey_on in np.asarray(heatmap.over(grey, values, seen)).swapaxes(0, 1))
+def test_colours_follow_the_map(tmp_path: Path) -> None:
+    grid = np.array([[1.0, 0.0]] * 2, np.float32)
+    row = heatmap.PanelRow("", [grid])
+    heatmap.save_panel(Image.new("RGB", (80, 40), (100, 100, 120)), (0, 0, 60, 40), ["map"], [row], tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as panel:
+        pixels = np.asarray(panel.convert("RGB")).astype(int)
+    left, y = 24 + 168 + 12, 24 + 20 + 20 + 6 + 84  # of the second picture, 168 wide, 84 high; its middle
+    bare, red, blue, outside = (pixels[y, x] for x in (24 + 84, left + 10, left + 110, left + 150))
+    assert bare.tolist() == [100, 100, 120]
     assert red[0] > red[2] + 50
     assert blue[2] > blue[0]
     assert len(set(outside.tolist())) == 1

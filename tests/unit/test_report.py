@@ -20,7 +20,7 @@ import support
 from clips import clip, read
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
-from perceptune.tools.plots.scatter import Mark
+from perceptune.tools.plots.layout import Mark
 from perceptune.tools.report.charts import Bar, Series, bars, curves, trade_off
 from perceptune.tools.report.gather import gather, read_run
 from perceptune.tools.report.questions import by_type

@@ -21,7 +21,9 @@ from perceptune.methods.qformer.base import ENHANCED
 from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.instructblip.text_format import BlipText
 from perceptune.models.run_folder import load
-from perceptune.tools.plots.heatmap import Box, Map, PanelRow, on_image, save_panel, seen_part
+from perceptune.tools.plots.figures import require_matplotlib
+from perceptune.tools.plots.heatmap import Map, PanelRow, on_image, save_panel, seen_part
+from perceptune.tools.plots.layout import Box
 from perceptune.types import Medium, Sample
 
 MEAN = "mean"
@@ -64,6 +66,7 @@ def show_attention(
 
     Raises `UserError` for a run without a Q-Former, and for one that does not use it.
     """
+    require_matplotlib()
     medium = local_path(str(image), "--image")
     model = load(run, trust=trust)
     if not isinstance(model, InstructBlipModel):

@@ -14,7 +14,8 @@ from perceptune.evaluation.evaluate import evaluate
 from perceptune.evaluation.results import PREDICTIONS, RESULTS
 from perceptune.models.run_folder import META
 from perceptune.tools.doctor import GIB, total_memory
-from perceptune.tools.plots.png import GridCell, answer_grid, training_curve
+from perceptune.tools.plots.figures import NEEDED as NEEDED_FOR_IMAGES
+from perceptune.tools.plots.figures import GridCell, answer_grid, has_matplotlib, training_curve
 from perceptune.training.trainer import train
 from perceptune.utils import downloads
 from perceptune.utils.run_log import read_log
@@ -58,7 +59,10 @@ def run_demo(
     say("[2/3] evaluation on the test split, then with every image replaced by another one")
     results = evaluate(run)
     say("[3/3] images")
-    draw(run)
+    if has_matplotlib():
+        draw(run)
+    else:
+        say(f"there are none: {NEEDED_FOR_IMAGES}")
     print_scores(results)
     _explain(results, run, say)
     return results
@@ -102,7 +106,8 @@ def _explain(results: dict[str, Any], run: Path, say: Callable[[str], None]) -> 
         f"{results['train_seconds'] / 60:.1f} minutes, {results['samples_per_second']:.1f} samples/s"
     )
     example = json.loads((run / PREDICTIONS).read_text(encoding="utf-8").split("\n")[0])
-    say(f"images: {run / 'answers.png'}, {run / 'curve.png'}; figures: {run / RESULTS}")
+    images = f"images: {run / 'answers.png'}, {run / 'curve.png'}; " if has_matplotlib() else ""
+    say(f"{images}figures: {run / RESULTS}")
     say(
         "next, ask it yourself, or show it your own images:\n"
         f'  perceptune answer {run} --image {example["media"]["image"]} "{example["prompt"]}"\n'

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     say.print(_table(cells(result)))
     say.print(terms(result))
-    say.print(f"{out / NAME}.md, .csv, .json, .png")
+    say.print(f"{out / NAME}.md, .csv, .json{', .png' if (out / f'{NAME}.png').is_file() else ''}")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from perceptune.data.bootstrap import bootstrap_difference, bootstrap_interval
 from perceptune.data.tasks.base import ROUGE
 from perceptune.models.run_folder import write_text
 from perceptune.tools.compare.plan import Entry, Plan, Setting, setting_name
-from perceptune.tools.plots.scatter import Mark, trade_off
+from perceptune.tools.plots.figures import NEEDED, has_matplotlib, trade_off
+from perceptune.tools.plots.layout import Mark
 from perceptune.utils.markdown import markdown_table
 
 NAME = "compare"  # of the files
@@ -32,7 +34,7 @@ class Outcome:
 
 
 def summarise(plan: Plan, outcomes: Sequence[Outcome], prior: Mapping[str, Any] | None, out: Path) -> dict[str, Any]:
-    """The whole comparison; also writes `compare.json`, `.csv`, `.md` and `.png` into `out`.
+    """The whole comparison; also writes `compare.json`, `.csv`, `.md` and, with matplotlib, `.png` into `out`.
 
     The interval resamples test samples (those on one medium together) of the mean over seeds; how much seeds differ
     stands beside it. `difference` is to the first row, on the same samples. `prior` is what wording alone is worth
@@ -55,7 +57,10 @@ def summarise(plan: Plan, outcomes: Sequence[Outcome], prior: Mapping[str, Any] 
         Mark(row["label"], row["trained"], row[plan.metric], tuple(row["interval"]) if row["interval"] else None)
         for row in rows
     ]
-    trade_off(marks, out / f"{NAME}.png", plan.metric)
+    if has_matplotlib():
+        trade_off(marks, out / f"{NAME}.png", plan.metric)
+    else:
+        print(f"warning: no {NAME}.png: {NEEDED}", file=sys.stderr)
     return result
 
 

@@ -16,7 +16,7 @@ from perceptune.data.media.source import open_image
 from perceptune.data.records import short
 from perceptune.errors import UserError
 from perceptune.tools.datasets.validate import Checked
-from perceptune.tools.plots.png import INK
+from perceptune.tools.plots.figures import INK
 from perceptune.types import Medium, Sample
 
 _SIDE = 160  # pixels of a thumbnail

@@ -1,4 +1,4 @@
-"""Maps over a picture: from the encoder's grid of patches back to the picture's own pixels, in colours, as a panel."""
+"""Maps over an image: from the encoder's grid of patches back to the image's own pixels, in colours, as a panel."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from perceptune.data.media.source import ImageTransform
-from perceptune.tools.plots.png import FAINT, Canvas, wrap
+from perceptune.tools.plots.figures import FAINT, Page, save, text_width
+from perceptune.tools.plots.layout import Box, wrap
 
 Map = NDArray[np.float32]
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 _SIDE, _GAP, _MARGIN, _LINE = 168, 12, 24, 20
-# Blue, cyan, yellow, red from the least to the greatest.
-_STOPS = np.array([0.0, 0.35, 0.65, 1.0])
-_COLOURS = np.array([[24, 38, 130], [30, 160, 200], [245, 215, 60], [200, 30, 30]], np.float64)
-_OPAQUE = 0.6  # of the colours at the greatest value; the least leaves a fourth of that
+_OPAQUE = 0.6  # of the colours at the greatest value
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class PanelRow:
 
 
 def seen_part(transform: ImageTransform, width: int, height: int) -> Box:
-    """What an encoder sees of a picture, in the picture's pixels.
+    """What an encoder sees of an image, in the image's pixels.
 
     All of it where it is squashed, its middle where it is cropped; more than there is where black was put around it.
     """
@@ -65,32 +62,34 @@ def on_image(grid: Map, box: Box, width: int, height: int) -> tuple[Map, NDArray
     return values, seen
 
 
-def over(image: Image.Image, values: Map, seen: NDArray[np.bool_]) -> Image.Image:
-    """An RGB picture with a map in colours on it; what is not seen is greyed."""
-    pixels = np.asarray(image, np.float64)
-    colours = np.stack([np.interp(values, _STOPS, _COLOURS[:, channel]) for channel in range(3)], axis=-1)
-    share = (_OPAQUE * (0.25 + 0.75 * values))[..., None]
-    grey = 0.5 * pixels.mean(-1, keepdims=True) + 96.0
-    mixed = np.where(seen[..., None], (1 - share) * pixels + share * colours, grey)
-    return Image.fromarray(mixed.round().astype(np.uint8))
-
-
 def save_panel(
     image: Image.Image, box: Box, columns: Sequence[str], rows: Sequence[PanelRow], path: Path | str
 ) -> None:
-    """Writes a PNG: the picture, then its maps, a line for each row; `box` as of `seen_part`."""
+    """Write a PNG: the image, then its maps, a line for each row; `box` as of `seen_part`."""
     width = 2 * _MARGIN + (len(columns) + 1) * (_SIDE + _GAP) - _GAP
-    lines = [wrap(row.label, 15, width - 2 * _MARGIN, most=3) or [""] for row in rows]
+    lines = [wrap(row.label, 14, width - 2 * _MARGIN, 3, text_width) or [""] for row in rows]
     heights = [_LINE * len(text) + 6 + _SIDE + 2 * _GAP for text in lines]
-    canvas = Canvas(width, 2 * _MARGIN + _LINE + sum(heights))
-    for number, name in enumerate(["picture", *columns]):
-        canvas.text((_MARGIN + number * (_SIDE + _GAP) + _SIDE / 2, _MARGIN), name, 14, FAINT, "ma")
+    page = Page(width, 2 * _MARGIN + _LINE + sum(heights))
+    for number, name in enumerate(["image", *columns]):
+        page.text(_MARGIN + number * (_SIDE + _GAP) + _SIDE / 2, _MARGIN + 12, name, 13, FAINT, "center")
     top = _MARGIN + _LINE
     for row, text, height in zip(rows, lines, heights, strict=True):
         for number, line in enumerate(text):
-            canvas.text((_MARGIN, top + _LINE * number), line, 15)
-        shown = [image, *(over(image, *on_image(one, box, *image.size)) for one in row.maps)]
-        for number, one in enumerate(shown):
-            canvas.paste(one, (_MARGIN + number * (_SIDE + _GAP), top + _LINE * len(text) + 6), _SIDE)
+            page.text(_MARGIN, top + 14 + _LINE * number, line, 14)
+        upper = top + _LINE * len(text) + 6
+        page.image(image, _MARGIN, upper, _SIDE)
+        for number, one in enumerate(row.maps, 1):
+            values, seen = on_image(one, box, *image.size)
+            axes = page.image(greyed(image, seen), _MARGIN + number * (_SIDE + _GAP), upper, _SIDE)
+            # The least value leaves a fourth of the colour that the greatest has; what is not seen has none.
+            alpha = _OPAQUE * seen * (0.25 + 0.75 * values)
+            axes.imshow(values, cmap="turbo", vmin=0, vmax=1, alpha=alpha, aspect="auto")
         top += height
-    canvas.save(path)
+    save(page.figure, path)
+
+
+def greyed(image: Image.Image, seen: NDArray[np.bool_]) -> Image.Image:
+    """Return the image with grey where the encoder does not see it."""
+    pixels = np.asarray(image.convert("RGB"), np.float64)
+    grey = 0.5 * pixels.mean(-1, keepdims=True) + 96.0
+    return Image.fromarray(np.where(seen[..., None], pixels, grey).round().astype(np.uint8))

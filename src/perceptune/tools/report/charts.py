@@ -7,8 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from perceptune.tools.plots.png import Point, nice_ticks, text_width, tick_label, wrap
-from perceptune.tools.plots.scatter import Mark, count_label, decades, label_boxes
+from perceptune.tools.plots.layout import (
+    Mark,
+    Point,
+    count_label,
+    decades,
+    label_boxes,
+    nice_ticks,
+    text_width,
+    tick_label,
+    wrap,
+)  # fmt: skip
 from perceptune.tools.report.blocks import Chart
 
 Drawing = tuple[list[str], float]  # elements, height

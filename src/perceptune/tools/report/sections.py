@@ -13,8 +13,7 @@ from perceptune.evaluation.results import gap_name
 from perceptune.models.run_location import METHOD, PROOF
 from perceptune.tools.compare.report import cells, terms
 from perceptune.tools.compare.run import training_speed
-from perceptune.tools.plots.png import Point, series, smooth
-from perceptune.tools.plots.scatter import Mark
+from perceptune.tools.plots.layout import Mark, Point, series, smooth
 from perceptune.tools.report.answers import grids, together
 from perceptune.tools.report.blocks import Block, Chart, Code, Report, Section, Table, Words, grouped, without_empty
 from perceptune.tools.report.charts import Bar, Series, bars, curves, trade_off
