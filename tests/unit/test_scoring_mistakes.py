@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from answerfiles import LINES, Write, given, held, writer
+from perceptune.data import json_stream
 from perceptune.errors import UserError
-from perceptune.evaluation.score_files import stream
+from perceptune.evaluation.score_files import files
 from perceptune.evaluation.score_files.files import entries
 from perceptune.evaluation.score_files.run import FileScores, score_files
 
@@ -46,16 +47,16 @@ BAD_PREDICTIONS = {
     "torn first line": ('{"id": 4, "pre', "p, line 1: invalid JSON"),
     "Latin-1": ('{"id": 1, "prediction": "é"}'.encode("latin-1"), "p, line 1: not UTF-8"),
     "UTF-16": (LINES.encode("utf-16")[:-1], "cannot read .*p as UTF-16"),
-    "Latin-1 in a list": ('[{"id": 1, "prediction": "é"}]'.encode("latin-1"), "p: not UTF-8"),
+    "Latin-1 in a list": ('[{"id": 1, "prediction": "é"}]'.encode("latin-1"), "p, line 1: not UTF-8"),
     "nothing": ("", "p holds no rows"),
     "blank": ("\n\n", "p holds no rows"),
     "empty list": ("[]", "p holds no rows"),
     "list of lists": ('[[1, "a"]]', "p, index 0: a list, not an object"),
     "no id in a list": ('[{"id": 1, "prediction": "a"}, {"prediction": "a"}]', "p, index 1: no key `id`"),
     "torn list": ('[{"id": 1, "prediction": "a"}, {"id"', "p, index 1: invalid JSON"),
-    "list without end": ('[{"id": 1, "prediction": "a"}', "p: invalid JSON: expected `,` or `]`, got the end"),
+    "list without end": ('[{"id": 1, "prediction": "a"}', "p, line 1: invalid JSON: expected `,` or `]`, got the end"),
     "broken item": ('[{"id": 1, "prediction": oops}' + ", 1" * 100 + "]", "p, index 0: invalid JSON"),
-    "two lists": ('[{"id": 1, "prediction": "a"}]\n[]', "p: invalid JSON: something follows its end"),
+    "two lists": ('[{"id": 1, "prediction": "a"}]\n[]', r"p, line 2: invalid JSON: `\[` follows its end"),
     "torn gzip": (gzip.compress(LINES.encode())[:-9], "cannot read .*p: "),
     "deep": ("[" * 200_000, "p, index 0: invalid JSON"),
 }  # fmt: skip
@@ -129,9 +130,9 @@ def test_a_row_beyond_the_limit_is_refused_without_being_read_whole(
     start: str, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row of 100 kB and then what would fail if it were read."""
-    for module in (stream, sys.modules["perceptune.evaluation.score_files.files"]):
-        monkeypatch.setattr(module, "LARGEST", 10_000)
-    monkeypatch.setattr(stream, "_PIECE", 1_000)
+    for module in (json_stream, files):
+        monkeypatch.setattr(module, "MAX_LINE", 10_000)
+    monkeypatch.setattr(json_stream, "_PIECE", 1_000)
     path = write("p", start.encode() + b"x" * 50_000 + b"\xff" * 50_000)
     with pytest.raises(UserError, match="longer than 0 MiB"):
         list(entries(path))
@@ -145,7 +146,7 @@ def test_small_pieces_give_the_same_rows(write: Write, monkeypatch: pytest.Monke
     document = write("d.json", json.dumps(content, indent=1).encode())
     whole = [entry.values for entry in entries(path)]
     for piece in (1, 2, 3, 7):
-        monkeypatch.setattr(stream, "_PIECE", piece)
+        monkeypatch.setattr(json_stream, "_PIECE", piece)
         assert [entry.values for entry in entries(path)] == whole == rows
         assert [entry.values for entry in entries(document)] == rows
 

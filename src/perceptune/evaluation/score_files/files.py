@@ -1,7 +1,7 @@
 """Rows of files, whatever their layout: JSON objects a line, in a list, in a document, in a mapping; or a table.
 
 A file may be gzipped, in UTF-16, and begin with a byte order mark. JSON is read piece by piece, so that memory holds
-one row of it at a time: what is longer than `LARGEST` is refused without being read whole. A table is read whole.
+one row of it at a time: what is longer than `MAX_LINE` is refused without being read whole. A table is read whole.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from perceptune.data.records import Record, json_type, parse, wide_encoding
+from perceptune.data.json_stream import JSONStream, too_long
+from perceptune.data.records import MAX_LINE, Record, json_type, parse, wide_encoding
 from perceptune.data.storage import opened
 from perceptune.data.tabular import decoded, header_of, recognize, table_records
 from perceptune.errors import UserError
-from perceptune.evaluation.score_files.stream import LARGEST, Stream, too_long
 
 ID_KEYS = ("id", "question_id", "questionId", "image_id")
 EXPECTED = "one object a line, a JSON list of objects, or a table whose first line names its columns"
@@ -58,22 +58,22 @@ def entries(address: str, say: Callable[[str], None] = lambda note: None) -> Ite
 
 
 def _entries(file: BinaryIO, address: str, say: Callable[[str], None]) -> Iterator[Entry]:
-    number, start = 1, file.readline(LARGEST + 1).removeprefix(b"\xef\xbb\xbf")
+    number, start = 1, file.readline(MAX_LINE + 1).removeprefix(b"\xef\xbb\xbf")
     blank: list[bytes] = []
     while start and not start.strip():
         blank.append(start)
-        number, start = number + 1, file.readline(LARGEST + 1)
+        number, start = number + 1, file.readline(MAX_LINE + 1)
     if start.lstrip()[:1] == b"[":
-        stream = Stream(file, address, start)
+        stream = JSONStream(file, address, start, number)
         stream.take("[")
-        yield from (_entry(f"{address}, index {index}", value) for index, value in stream.items("index"))
+        yield from (_entry(where, value) for where, value in stream.items("index"))
         stream.end()
     elif start.lstrip()[:1] not in (b"{", b""):
-        if len(start) > LARGEST:
+        if len(start) > MAX_LINE:
             raise too_long(f"{address}, line {number}")
         yield from _table([*blank, start, *file], address, number, say)
     elif _begins_document(start):
-        yield from _document(Stream(file, address, start))
+        yield from _document(JSONStream(file, address, start, number))
     else:
         yield from _rows(file, address, number, start)
 
@@ -103,15 +103,15 @@ def _rows(file: BinaryIO, address: str, number: int, line: bytes) -> Iterator[En
     """One object a line, from the first that is not blank."""
     while line:
         where = f"{address}, line {number}"
-        if len(line) > LARGEST:
+        if len(line) > MAX_LINE:
             raise too_long(where)
         values = parse(line, where, EXPECTED)
         if values is not None:
             yield Entry(where, values)
-        number, line = number + 1, file.readline(LARGEST + 1)
+        number, line = number + 1, file.readline(MAX_LINE + 1)
 
 
-def _document(stream: Stream) -> Iterator[Entry]:
+def _document(stream: JSONStream) -> Iterator[Entry]:
     """The rows in a document's list, or the objects of a mapping from ids to them."""
     stream.take("{")
     mapping, rows = True, 0
@@ -119,16 +119,17 @@ def _document(stream: Stream) -> Iterator[Entry]:
         if index == 0:
             mapping = key not in _DOCUMENT
         if mapping:
-            entry = _entry(f"{stream.address}, `{key}`", stream.value(f"`{key}`"))
+            where = f"{stream.address}, `{key}`"
+            entry = _entry(where, stream.value(where))
             yield entry._replace(values={"id": key, **entry.values})
         elif stream.peek() == "[":
             stream.take("[")
-            for number, value in stream.items(f"`{key}` index"):
+            for where, value in stream.items(f"`{key}` index"):
                 if key in _LISTS:
                     rows += 1
-                    yield _entry(f"{stream.address}, `{key}` index {number}", value)
+                    yield _entry(where, value)
         else:
-            stream.value(f"`{key}`")
+            stream.value(f"{stream.address}, `{key}`")
     stream.end()
     if not mapping and not rows:
         raise UserError(f"{stream.address} holds no rows: its list `annotations` or `data` is absent or empty")
@@ -138,7 +139,7 @@ def _begins_document(start: bytes) -> bool:
     """Whether a file is one object and not one a line: by its first line, or the part of it that was read."""
     text = start.decode("utf-8", errors="replace").strip()
     try:
-        values = json.loads(text) if len(start) <= LARGEST else None
+        values = json.loads(text) if len(start) <= MAX_LINE else None
     except (ValueError, RecursionError):
         values = None
     if values is not None:
