@@ -53,6 +53,7 @@ lint: $(VENV)/.made  ## what continuous integration checks beside the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pylint --disable=all --enable=duplicate-code --min-similarity-lines=9 src
 
 fix: $(VENV)/.made  ## apply automatic fixes
 	$(BIN)/ruff check --fix .

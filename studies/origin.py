@@ -17,8 +17,8 @@ from typing import Any
 import perceptune
 from perceptune.errors import UserError
 from perceptune.evaluation.results import versions
-from perceptune.models.run_folder import write_text
 from perceptune.utils import timing
+from perceptune.utils.atomic_io import write_text
 from planning import ROOT, RUNS, Part
 
 # Folders of the package on which no number depends.

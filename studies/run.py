@@ -30,7 +30,8 @@ from lanes import run_lanes
 from origin import circumstances, claim, fingerprint, has_runs
 from perceptune.errors import UserError
 from perceptune.evaluation.results import file_hash
-from perceptune.models.run_folder import METHOD, write_text
+from perceptune.models.run_folder import METHOD
+from perceptune.utils.atomic_io import write_text
 from planning import ROOT, RUNS, STUDIES, Part
 from prepare import prepare
 

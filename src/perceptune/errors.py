@@ -50,6 +50,15 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"; choose from {', '.join(f'`{choice}`' for choice in known)}" if known else ""
 
 
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise an `OSError` of what is written inside as a `UserError` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
 def disk_error(path: Path, error: OSError) -> UserError:
     """What a failed write means to the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -11,11 +11,11 @@ import pytest
 
 from perceptune.data.media.audio import read_audio
 from perceptune.data.media.source import open_image
+from perceptune.data.media.synthetic import AUDIO_EVENTS, COLORS, SHAPES, draw_image, draw_video, play
 from perceptune.data.media.video import read_frames
 from perceptune.errors import UserError
 from perceptune.tools.datasets import demo
 from perceptune.tools.datasets.demo import SIZES, write_demo
-from perceptune.tools.datasets.figures import AUDIO_EVENTS, COLORS, SHAPES, draw_image, draw_video, play
 from perceptune.tools.datasets.validate import CheckOptions, check
 
 pytestmark = pytest.mark.usefixtures("own_cache")

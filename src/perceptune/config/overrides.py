@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel
 
 from perceptune.config.registry import leaf
+from perceptune.config.schema import DEFAULT_METHOD
 from perceptune.errors import UserError
 
 # Which folder of leaves a backbone's methods are in.
@@ -49,7 +50,7 @@ def put(data: dict[str, Any], override: Override) -> None:
         if isinstance(child, str):  # a shorthand such as `method: epalm`
             child = {_shorthand(part, parents[index - 1] if index else ""): child}
         if child is None:
-            child = {"name": "epalm"} if part == "method" else {}
+            child = {"name": DEFAULT_METHOD} if part == "method" else {}
         if not isinstance(child, dict):
             raise UserError(f"override `{key}`: `{part}` holds a value, not keys")
         node[part] = child

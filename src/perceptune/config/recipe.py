@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from perceptune.config.command_schema import BuildConfig, CompareConfig
 from perceptune.config.overrides import Override, put, typed
 from perceptune.config.schema import (
+    DEFAULT_METHOD,
     CacheConfig,
     DecodeConfig,
     EncoderConfig,
@@ -51,7 +52,7 @@ class Recipe(Part):
     encoders: dict[str, Annotated[EncoderConfig, named("id")]] = Field(
         default_factory=lambda: {"image": EncoderConfig()}, min_length=1
     )
-    method: Annotated[NamedPart, named("name")] = NamedPart(name="epalm")
+    method: Annotated[NamedPart, named("name")] = NamedPart(name=DEFAULT_METHOD)
     build: BuildConfig | None = None  # what `build-instructblip --recipe` makes for `lm`
     task: Annotated[NamedPart, named("name")] | None = None
     init_from: Annotated[InitConfig, named("run")] | None = None

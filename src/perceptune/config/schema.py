@@ -22,6 +22,9 @@ def _tracker_names(value: Any) -> Any:
     return () if names is None or (isinstance(names, list) and names == ["none"]) else names
 
 
+DEFAULT_METHOD = "epalm"
+
+
 def named(key: str) -> BeforeValidator:
     """Lets `lm: facebook/opt-2.7b` stand for `lm: {id: facebook/opt-2.7b}`."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)

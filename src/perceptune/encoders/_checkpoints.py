@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
 from perceptune.errors import UserError
+from perceptune.utils.transformers_loading import quiet_loading, require_all_weights
 
 # Entries of a config that do not change what the encoder computes.
 VOLATILE = {
@@ -69,7 +68,7 @@ def build_tower(
             tower: nn.Module = kind(config, **given)
         return tower.to(dtype)
     try:
-        with _quiet():
+        with quiet_loading():
             tower, report = kind.from_pretrained(
                 source,
                 config=config,
@@ -83,29 +82,8 @@ def build_tower(
             )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{source}: the weights cannot be read ({error})") from error
-    _require_exact(source, kind.base_model_prefix, report, tuple(unused))
+    names = {key.removeprefix(f"{kind.base_model_prefix}.") for key in report["unexpected_keys"]}
+    skipped = tuple(unused)
+    unexpected = {name for name in names if not name.removeprefix("vision_model.").startswith(skipped)}
+    require_all_weights(source, report, unexpected)
     return tower
-
-
-def _require_exact(source: str, prefix: str, report: Mapping[str, Any], unused: tuple[str, ...]) -> None:
-    unexpected = {key.removeprefix(f"{prefix}.") for key in report["unexpected_keys"]}
-    unexpected = {key for key in unexpected if not key.removeprefix("vision_model.").startswith(unused)}
-    problems = {
-        "lacks": report["missing_keys"],
-        "has unknown": unexpected,
-        "has other shapes of": {key for key, *_ in report["mismatched_keys"]},
-    }
-    for problem, keys in problems.items():
-        if keys:
-            raise UserError(f"{source}: the checkpoint {problem} {len(keys)} weights, first `{min(keys)}`")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' table of unused weights: what matters in it is an error here."""
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)

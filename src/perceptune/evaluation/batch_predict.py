@@ -24,12 +24,13 @@ from perceptune.data.records import parse
 from perceptune.data.storage import local_path
 from perceptune.data.tasks.base import Task, id_of, media_of, plain
 from perceptune.data.tasks.jsonl import record_of
-from perceptune.errors import UserError, disk_error
+from perceptune.errors import UserError, disk_errors
 from perceptune.evaluation.results import model_fingerprints
 from perceptune.models.base import AdaptedModel
-from perceptune.models.run_folder import load, make_writable, write_text
+from perceptune.models.run_folder import load, make_writable
 from perceptune.models.run_location import is_address, local_run
 from perceptune.types import Sample
+from perceptune.utils.atomic_io import write_json
 from perceptune.utils.distributed import World
 from perceptune.utils.locking import locked
 from perceptune.utils.run_log import progress
@@ -237,7 +238,7 @@ def _prepared(target: Path, described: Mapping[str, Any], held: contextlib.ExitS
     busy = f"{target} is being written by another `predict`: wait for its end, or name another --out"
     held.enter_context(locked(target.with_name(f".{target.name}.lock"), busy=busy))
     if not target.exists() or target.stat().st_size == 0:
-        write_text(about, json.dumps(described, indent=2))
+        write_json(about, described)
         return 0, described["portion"]
     if not about.is_file():
         raise UserError(f"{target} exists and was not written by `predict` ({about.name} is missing): name another")
@@ -274,8 +275,5 @@ def _require_same(target: Path, portion: Sequence[_Request], earlier: Iterator[d
 
 
 def _append(target: Path, lines: Sequence[str]) -> None:
-    try:
-        with target.open("ab") as file:
-            file.write("".join(lines).encode(errors="backslashreplace"))  # as JSON escapes what is not UTF-8
-    except OSError as error:
-        raise disk_error(target, error) from error
+    with disk_errors(target), target.open("ab") as file:
+        file.write("".join(lines).encode(errors="backslashreplace"))  # as JSON escapes what is not UTF-8

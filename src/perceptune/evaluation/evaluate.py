@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,9 +37,10 @@ from perceptune.evaluation.runner import (
 )
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import text_of
-from perceptune.models.run_folder import load, make_writable, write_text
+from perceptune.models.run_folder import load, make_writable
 from perceptune.models.run_location import is_address, local_run
 from perceptune.types import Sample
+from perceptune.utils.atomic_io import write_json
 from perceptune.utils.distributed import World
 
 
@@ -130,7 +130,7 @@ def evaluate(
             results["others"] = {
                 name: _other_results(folder, name, own, seen, others[name], judged[name]) for name in others
             }
-        write_text(folder / RESULTS, json.dumps(results, indent=2))
+        write_json(folder / RESULTS, results)
         if folder == run:
             write_card(run)
         return results

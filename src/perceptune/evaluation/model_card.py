@@ -19,10 +19,11 @@ from perceptune.config.recipe import read_yaml
 from perceptune.errors import UserError
 from perceptune.evaluation.results import RESULTS, gap_name
 from perceptune.models.build import DEFAULT_ENCODERS, DEFAULT_LM
-from perceptune.models.run_folder import read_meta, write_text
+from perceptune.models.run_folder import read_meta
 from perceptune.models.run_location import CARD, PROOF, RECIPE
+from perceptune.utils.atomic_io import write_text
 from perceptune.utils.downloads import ASSETS, Asset
-from perceptune.utils.markdown import markdown_table
+from perceptune.utils.markdown import format_interval, markdown_table
 from perceptune.utils.run_log import read_log
 
 OWN = "<!-- What you write below this line stays. -->"
@@ -171,7 +172,8 @@ def _results(results: Mapping[str, Any] | None) -> Iterator[str]:
         yield "Not evaluated yet: `perceptune eval` writes the results here.\n"
         return
     rows = [
-        (key, f"{results[key]:.3f}", _span(results.get(f"{key}_interval")), *_control(results, key, "shuffled"),
+        (key, f"{results[key]:.3f}", format_interval(results.get(f"{key}_interval")),
+         *_control(results, key, "shuffled"),
          *_control(results, key, "no_media"))
         for key in results["metrics"]
     ]  # fmt: skip
@@ -226,11 +228,7 @@ def _control(results: Mapping[str, Any], key: str, control: str) -> tuple[str, s
     other, name = results.get(f"{key}_{control}"), gap_name(key, control)
     if other is None:
         return "not measured", ""
-    return f"{other:.3f}", f"{results[name]:+.3f} ({_span(results.get(f'{name}_interval'), '+')})"
-
-
-def _span(interval: Sequence[float] | None, sign: str = "") -> str:
-    return "" if interval is None else f"{interval[0]:{sign}.3f} to {interval[1]:{sign}.3f}"
+    return f"{other:.3f}", f"{results[name]:+.3f} ({format_interval(results.get(f'{name}_interval'), '+')})"
 
 
 def _listed(modalities: Sequence[str]) -> str:

@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
-import math
 import random
-import struct
-import wave
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from perceptune.config.recipe import load_recipe
 from perceptune.data.media.source import MediaError, content
+from perceptune.data.media.synthetic import AUDIO_EVENTS, COLORS, SHAPES, draw_image, play
 from perceptune.errors import UserError
 from perceptune.evaluation.results import file_hash, versions
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import build, settle_answering
-from perceptune.models.run_folder import METHOD, fingerprints, load_method, read_meta, read_recipe, write_text
+from perceptune.models.run_folder import METHOD, fingerprints, load_method, read_meta, read_recipe
 from perceptune.models.run_location import PROOF, local_run
 from perceptune.types import Medium, Sample
+from perceptune.utils.atomic_io import write_text
 from perceptune.utils.devices import device_like, use_full_float32
 
 ASKED = 4  # samples of a training
@@ -63,10 +59,19 @@ def save_reference_answers(run: Path, model: AdaptedModel, samples: Iterable[Sam
 def synthetic_samples(modalities: Iterable[str]) -> list[Sample]:
     """Two small media of each modality out of nothing, with a question each."""
     return [
-        Sample(f"made-up-{name}-{number}", {name: _audio(number) if name == "audio" else _image(number)}, question)
+        Sample(f"made-up-{name}-{number}", {name: (_audio if name == "audio" else _image)(number)}, question)
         for name in modalities
         for number, question in enumerate(_QUESTIONS)
     ]
+
+
+def _image(number: int) -> bytes:
+    """Return an image; a video encoder reads it as a video of one frame."""
+    return draw_image(random.Random(number), list(COLORS)[number], SHAPES[number])
+
+
+def _audio(number: int) -> bytes:
+    return play(random.Random(number), list(AUDIO_EVENTS)[number], 1, seconds=0.6)
 
 
 def verify(run: str | Path, *, trust: bool = False, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -153,28 +158,6 @@ def _bytes(medium: Mapping[str, str]) -> bytes:
     if "data" in medium:
         return base64.b64decode(medium["data"], validate=True)
     return content(Path(medium.get("path", "")))
-
-
-def _image(number: int) -> bytes:
-    """A PNG of coloured squares."""
-    small = Image.frombytes("RGB", (6, 6), random.Random(number).randbytes(108))
-    buffer = io.BytesIO()
-    small.resize((48, 48), Image.Resampling.NEAREST).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _audio(number: int) -> bytes:
-    """A WAV of half a second: a tone that rises or falls."""
-    rate, count = 8_000, 4_000
-    first, last = ((300, 1_500), (1_200, 200))[number % 2]
-    phase = [2 * math.pi * (first * i + (last - first) * i * i / (2 * count)) / rate for i in range(count)]
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(b"".join(struct.pack("<h", round(12_000 * math.sin(one))) for one in phase))
-    return buffer.getvalue()
 
 
 def _short(part: Mapping[str, str] | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,8 +23,9 @@ from perceptune.evaluation.results import (
 )
 from perceptune.evaluation.runner import EvalOutput, Prediction
 from perceptune.evaluation.score_files.files import entries
-from perceptune.models.run_folder import make_writable, read_recipe, write_text
+from perceptune.models.run_folder import make_writable, read_recipe
 from perceptune.types import Sample
+from perceptune.utils.atomic_io import write_json
 
 
 def rescore(
@@ -52,7 +52,7 @@ def rescore(
         "data": dataset_info(own.part, own.split, own.samples),
         "trained_on_this_split": is_trained_on(recipe, own, is_own=task is None),
     }  # fmt: skip
-    write_text(folder / RESULTS, json.dumps(results, indent=2))
+    write_json(folder / RESULTS, results)
     return results
 
 

@@ -19,8 +19,9 @@ from perceptune.data.metrics.base import Corpus
 from perceptune.data.tasks.base import Task
 from perceptune.evaluation.runner import EvalOutput
 from perceptune.models.base import AdaptedModel
-from perceptune.models.run_folder import METHOD, fingerprints, read_meta, write_text
+from perceptune.models.run_folder import METHOD, fingerprints, read_meta
 from perceptune.types import Sample
+from perceptune.utils.atomic_io import write_json_lines
 from perceptune.utils.run_log import read_log
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
@@ -41,7 +42,13 @@ def write_predictions(path: Path, samples: Sequence[Sample], task: Task, judged:
             {"id": sample.id, "media": media, "prompt": sample.prompt, "answer": task.clean(answer.raw),
              "raw": answer.raw, **ranked, "targets": list(sample.targets), "scores": row, "meta": dict(sample.meta)}
         )  # fmt: skip
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_json_lines(path, lines)
+
+
+def read_stored_predictions(run: Path) -> list[dict[str, Any]]:
+    """Return the rows that `write_predictions` wrote for the run's own data."""
+    lines = (run / PREDICTIONS).read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
 
 
 def metric_values(task: Task, samples: Sequence[Sample], judged: EvalOutput) -> dict[str, Any]:

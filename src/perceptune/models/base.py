@@ -16,7 +16,7 @@ from perceptune.encoders.base import Encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError, nearest
 from perceptune.lm.generation.generate import StreamCallback
-from perceptune.methods.base import TrainableMethod
+from perceptune.methods.base import TrainableMethod, count, count_trained
 from perceptune.models.batch import Batch, FrozenPart
 from perceptune.models.text_format import TextFormat, Tokens
 from perceptune.types import Decoding, Features, Medium, Sample
@@ -62,6 +62,11 @@ class AdaptedModel(nn.Module, ABC):
     @abstractmethod
     def frozen_parts(self) -> dict[str, FrozenPart]:
         """Every frozen part by name; what the method has taken over of them is still inside."""
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Return how many parameters are trained, and how many there are, tied weights counted once."""
+        frozen = sum(count(part.module, without=self.method) for part in self.frozen_parts().values())
+        return count_trained(self.method), frozen + count(self.method)
 
     @abstractmethod
     def setup(self, *, training: bool = False, sharded: bool = False) -> None:

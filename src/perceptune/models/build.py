@@ -26,11 +26,12 @@ from perceptune.methods.slots.base import EncoderShape, Method
 from perceptune.models.base import AdaptedModel
 from perceptune.models.instructblip.build import build_instructblip, load_blip_text, load_blip_vision, load_instructblip
 from perceptune.models.instructblip.model import InstructBlipModel
-from perceptune.models.pretrained import load_tokenizer, loading, read_config, require_complete, resolve
+from perceptune.models.pretrained import load_tokenizer, loading, read_config, resolve
 from perceptune.models.slot_model import SlotModel, feature_stores
 from perceptune.models.text_format import TextFormat
 from perceptune.utils.allocation import keep_freed_memory
 from perceptune.utils.devices import default_device, use_full_float32
+from perceptune.utils.transformers_loading import require_all_weights
 
 # What `default` stands for.
 DEFAULT_LM = "smollm2-135m-instruct"
@@ -151,7 +152,7 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
                 **quantization(config, kwargs["dtype"]),
             )  # fmt: skip
             model, info = loaded
-            require_complete(config.id, info)
+            require_all_weights(f"lm `{config.id}`", info)
             keep_differentiable(model)
     # Decoding is the recipe's: sampling settings stored beside a checkpoint must not leak into it.
     model.generation_config = GenerationConfig()

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from perceptune.errors import UserError
+from perceptune.utils.transformers_loading import quiet_loading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +128,8 @@ def save_gguf(file: Path, out: Path, mend: Callable[[PreTrainedTokenizerBase, in
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    with _quiet():
+    # The GGUF reader's bar is tqdm's own, out of reach of transformers' switch. Errors still raise.
+    with quiet_loading(), contextlib.redirect_stderr(io.StringIO()):
         where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, **where, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
@@ -179,25 +181,6 @@ def _full_disk_is_os_error() -> Iterator[None]:
         if f"os error {errno.ENOSPC}" in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars or warnings of transformers; its settings are put back."""
-    # Imported before stderr is redirected: its log handler keeps the stream that it first sees.
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        # The GGUF reader's bar is tqdm's own, out of reach of the switch above. Errors still raise.
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 CONVERTERS: dict[str, Converter] = {

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,11 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from perceptune.errors import UserError, disk_error
+from perceptune.errors import UserError, disk_errors
 from perceptune.models.model_folders import has_vocabulary, is_path, missing_model, require_model, tokenizer_advice
 from perceptune.utils import downloads
+from perceptune.utils.atomic_io import whole_folder
+from perceptune.utils.transformers_loading import quiet_loading
 
 CONFIGS = Path(__file__).parent / "published_configs"
 # ImportError: of models that need a package, such as those of GPTQ.
@@ -58,7 +58,7 @@ def loading(what: str, name: str = "default") -> Iterator[None]:
     `name` is what the user calls the model: the first thing to doubt where no hub answers to it.
     """
     try:
-        with quiet():
+        with quiet_loading():
             yield
     except UserError as error:  # of an encoder, about its files
         if not (doubt := _doubt(name, error.__cause__)):
@@ -97,29 +97,6 @@ def load_tokenizer(name: str, where: str, revision: str | None) -> Any:
     return tokenizer
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
-def require_complete(name: str, info: dict[str, Any]) -> None:
-    """Raises `UserError` for weights of the LM `name` that `from_pretrained` did not find or that do not fit."""
-    for kind in ("missing_keys", "mismatched_keys"):
-        if keys := sorted(str(key) for key in info.get(kind, ())):
-            raise UserError(
-                f"lm `{name}`: its weights are incomplete: {len(keys)} {kind.replace('_', ' ')}, first `{keys[0]}`"
-            )
-
-
 def require_new_folder(folder: Path) -> None:
     """Raises `UserError` for a folder that is there already."""
     if folder.exists():
@@ -129,15 +106,8 @@ def require_new_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def appearing_folder(folder: Path) -> Iterator[Path]:
     """A model's folder to write to, which takes its name when everything is in it. Keeps transformers' bars quiet."""
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        new.mkdir(parents=True)
-        with quiet():
+    with disk_errors(folder), whole_folder(folder) as new:
+        with quiet_loading():
             yield new
         for weights in new.glob("*.safetensors"):  # safetensors lets only the owner read what it writes
             weights.chmod((new / "config.json").stat().st_mode)
-        new.replace(folder)
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

@@ -9,10 +9,8 @@ checkpoints/step-*  method and optimizer, to resume from
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -28,7 +26,6 @@ from perceptune._version import __version__
 from perceptune.config.overrides import Override
 from perceptune.config.recipe import Recipe, leaf_names, load_recipe, read_yaml
 from perceptune.errors import UserError, disk_error
-from perceptune.methods.base import count, count_trained
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import FrozenParts, build, settle_answering
 from perceptune.models.run_format import FORMAT_VERSION, upgrade_recipe
@@ -36,7 +33,7 @@ from perceptune.models.run_location import META as META
 from perceptune.models.run_location import METHOD as METHOD
 from perceptune.models.run_location import RECIPE as RECIPE
 from perceptune.models.run_location import local_run
-from perceptune.utils.atomic_io import write_whole
+from perceptune.utils.atomic_io import write_chunks, write_json, write_text
 from perceptune.utils.devices import resolve_device, use_full_float32
 
 
@@ -50,7 +47,7 @@ def save_run(run: Path, model: AdaptedModel) -> None:
 def save_description(run: Path, recipe: Recipe, description: Mapping[str, Any]) -> None:
     """Recipe and metadata (`describe`) alone: what a run is from its first minute on."""
     write_text(run / RECIPE, recipe.dump())
-    write_text(run / META, json.dumps(description, indent=2))
+    write_json(run / META, description)
 
 
 def load(
@@ -135,9 +132,7 @@ def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
 
 def describe(model: AdaptedModel) -> dict[str, Any]:
     """The contents of meta.json."""
-    trained = count_trained(model.method)
-    frozen = sum(count(part.module, without=model.method) for part in model.frozen_parts().values())
-    frozen += count(model.method) - trained
+    trained, total = model.count_parameters()
     return {
         "format_version": FORMAT_VERSION,
         "perceptune": __version__,
@@ -145,8 +140,8 @@ def describe(model: AdaptedModel) -> dict[str, Any]:
         "python": platform.python_version(),
         "base": fingerprints(model),
         "trained": trained,
-        "frozen": frozen,
-        "trained_share": trained / (trained + frozen),
+        "frozen": total - trained,
+        "trained_share": trained / total,
     }
 
 
@@ -171,39 +166,9 @@ def make_writable(folder: Path, advice: str) -> None:
         raise UserError(f"{disk_error(folder, error)}; {advice}") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; of file names that are not UTF-8 the bytes are escaped."""
-    write_bytes(path, text.encode(errors="backslashreplace"))
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes tensors as safetensors, whole or not at all."""
-    write_bytes(path, save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all. Raises `UserError` if the disk is full or refuses."""
-    try:
-        write_whole(path, [data])
-    except OSError as error:
-        raise disk_error(path, error) from error
-
-
-def make_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """A new folder that appears with all its files or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, data in files.items():
-            write_bytes(temporary / name, data)
-        temporary.replace(path)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise disk_error(path, error) from error
-    except UserError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    write_chunks(path, [save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

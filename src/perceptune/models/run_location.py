@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import uuid
 import zipfile
 from pathlib import Path
 
 from perceptune.errors import NotWritableError, UserError
+from perceptune.utils.atomic_io import whole_folder
 from perceptune.utils.downloads import cache_dir, clear_os_errors, scratch_dir
 from perceptune.utils.paths import given_path
 
@@ -85,14 +85,12 @@ def _unpacked_into(folder: Path, path: Path) -> Path:
     with clear_os_errors():
         if (folder / META).is_file():
             return folder
-        temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
-        temporary.mkdir(parents=True)
         try:
-            _unpack(path, temporary)
-            if not folder.is_dir():  # another process may have been first, with the same bytes
-                temporary.replace(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with whole_folder(folder) as new:
+                _unpack(path, new)
+        except OSError:  # another process may have been first, with the same bytes
+            if not folder.is_dir():
+                raise
     return folder
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
-from perceptune.methods.base import count, count_trained
 from perceptune.methods.slots.base import Injection
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import DEFAULT_ENCODERS, DEFAULT_LM
@@ -68,14 +67,13 @@ def _sender(file: File) -> Any:
 def describe(run: Run, limits: Limits, examples: int) -> dict[str, Any]:
     """Of names no more than their last part: where models lie on this machine is nobody's business."""
     model = run.model
-    trained = count_trained(model.method)
-    frozen = sum(count(part.module, without=model.method) for part in model.frozen_parts().values())
+    trained, total = model.count_parameters()
     decoding = run.decoding
     encoders = model.recipe.encoders
     return {
         "id": run.name, "method": model.recipe.method.name, "lm": shown(model.recipe.lm.id, DEFAULT_LM),
         "encoders": {kind: shown(part.id, DEFAULT_ENCODERS.get(kind, "")) for kind, part in encoders.items()},
-        "trained": trained, "share": trained / (frozen + count(model.method)),
+        "trained": trained, "share": trained / total,
         "takes": list(model.stores), "asks": "{prompt}" in model.recipe.text.template,
         "decoding": {"max_new_tokens": decoding.max_new_tokens, "beams": decoding.beams,
                      "temperature": decoding.temperature if decoding.sample else 0},

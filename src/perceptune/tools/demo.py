@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from perceptune.config.recipe import load_recipe
 from perceptune.data.media.source import open_image
 from perceptune.errors import UserError
 from perceptune.evaluation.evaluate import evaluate
-from perceptune.evaluation.results import PREDICTIONS, RESULTS
+from perceptune.evaluation.results import RESULTS, read_stored_predictions
 from perceptune.models.run_folder import META
 from perceptune.tools.doctor import GIB, total_memory
 from perceptune.tools.plots.figures import NEEDED as NEEDED_FOR_IMAGES
@@ -80,7 +79,7 @@ def require_memory() -> None:
 
 def draw(run: Path) -> None:
     """A grid of answered test questions and the training curve."""
-    rows = [json.loads(line) for line in (run / PREDICTIONS).read_text(encoding="utf-8").strip().split("\n")]
+    rows = read_stored_predictions(run)
     step = max(len(rows) // QUESTIONS_SHOWN, 1)
     cells = [
         GridCell(open_image(Path(row["media"]["image"])), row["prompt"], row["answer"], row["targets"][0],
@@ -105,7 +104,7 @@ def _explain(results: dict[str, Any], run: Path, say: Callable[[str], None]) -> 
         f"trained share {100 * results['trained_share']:.3f} % of the parameters, "
         f"{results['train_seconds'] / 60:.1f} minutes, {results['samples_per_second']:.1f} samples/s"
     )
-    example = json.loads((run / PREDICTIONS).read_text(encoding="utf-8").split("\n")[0])
+    example = read_stored_predictions(run)[0]
     images = f"images: {run / 'answers.png'}, {run / 'curve.png'}; " if has_matplotlib() else ""
     say(f"{images}figures: {run / RESULTS}")
     say(

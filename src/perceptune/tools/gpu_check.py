@@ -5,7 +5,6 @@ Each check compares with the CPU of the same machine where that is possible, and
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tempfile
@@ -21,8 +20,8 @@ import torch
 
 from perceptune.errors import UserError
 from perceptune.evaluation.results import versions
-from perceptune.models.run_folder import write_text
 from perceptune.tools import gpu_trials, tiny_models
+from perceptune.utils.atomic_io import write_json
 from perceptune.utils.devices import default_device
 
 REPORT = Path("perceptune-gpu.json")
@@ -109,7 +108,7 @@ def _line(found: Any) -> str:
 def _write(report: Path, device: torch.device, checks: Sequence[Check]) -> None:
     tolerances = {**gpu_trials.TOLERANCES, "log-probability": gpu_trials.LOGPROB_TOLERANCE}
     described = {"machine": _machine(device), "tolerances": tolerances, "checks": list(checks)}
-    write_text(report, json.dumps(described, indent=2))
+    write_json(report, described)
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -43,9 +43,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     for name, child in model.method.named_children():
         if count(child):
             parts.append(_part(f"method.{name}", type(child).__name__, count(child), trained=count_trained(child) > 0))
-    trainable = count_trained(model.method)
-    total = sum(count(part.module, without=model.method) for part in frozen.values())
-    total += count(model.method)
+    trainable, total = model.count_parameters()
     sites = [{"layer": site.layer, "where": site.where, "what": site.what} for site in model.method.sites()]
     return {
         "recipe": recipe.name, "method": recipe.method.name, "trainable": trainable, "total": total,

@@ -19,12 +19,12 @@ from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
 from perceptune.models.base import AdaptedModel
 from perceptune.models.batch import Batch
-from perceptune.models.run_folder import write_text
 from perceptune.training.checkpoints import BAD_MEDIA
 from perceptune.training.prefetch import Prefetch
 from perceptune.training.sampler import chosen_target, make_batch_sampler, total_steps, view_seed
 from perceptune.training.training_set import name_of, training_set
 from perceptune.types import Medium, Sample
+from perceptune.utils.atomic_io import write_text
 from perceptune.utils.devices import pinned
 from perceptune.utils.distributed import World
 

@@ -10,21 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from torch import Tensor
 
 from perceptune.config.recipe import Recipe, absolute_files, tasks_in
-from perceptune.errors import UserError, disk_error
-from perceptune.models.run_folder import (
-    META,
-    METHOD,
-    RECIPE,
-    make_folder,
-    read_meta,
-    read_recipe,
-    read_tensors,
-    write_text,
-)
+from perceptune.errors import UserError, disk_errors
+from perceptune.models.run_folder import META, METHOD, RECIPE, read_meta, read_recipe, read_tensors, write_tensors
+from perceptune.utils.atomic_io import whole_folder, write_text
 from perceptune.utils.locking import locked
 from perceptune.utils.paths import absolute
 from perceptune.utils.run_log import LOG
@@ -103,10 +94,8 @@ def _require_place(folder: Path, *, resume: bool) -> None:
         raise UserError(f"`{folder}` holds no run to resume")
     if folder.exists() and not _is_begun(folder):
         raise UserError(f"`{folder}` is not empty and holds no run: choose another folder with --run")
-    try:
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(folder, error) from error
 
 
 def _is_run(folder: Path) -> bool:
@@ -125,13 +114,11 @@ def _clear(folder: Path) -> None:
     """Remove what a training has left that ended before its first checkpoint."""
     for name in BEGUN - {LOCK}:
         path = folder / name
-        try:
+        with disk_errors(path):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        except OSError as error:
-            raise disk_error(path, error) from error
 
 
 class Checkpoints:
@@ -167,32 +154,18 @@ class Checkpoints:
         return f"The last good checkpoint is {last}." if last else "No checkpoint had been written yet."
 
     def save(
-        self,
-        step: int,
-        method: Mapping[str, Tensor],
-        optimizer: Mapping[str, Tensor],
-        state: Mapping[str, Any],
+        self, step: int, method: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
     ) -> None:
         """Writes a checkpoint whole, then drops those before it. One that is there already has the same bits."""
         path = self.folder / f"step-{step:08d}"
         if not path.is_dir():
-            self._write(path, method, optimizer, state)
+            with disk_errors(path), whole_folder(path) as folder:
+                write_tensors(folder / METHOD, method)
+                write_tensors(folder / OPTIMIZER, optimizer)
+                write_text(folder / STATE, json.dumps(dict(state)))
         for other in self.folder.glob("step-*"):
             if other != path:
                 shutil.rmtree(other)
-
-    def _write(
-        self, path: Path, method: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
-    ) -> None:
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in method.items()}
-        make_folder(
-            path,
-            {
-                METHOD: save(tensors),
-                OPTIMIZER: save(dict(optimizer)),
-                STATE: json.dumps(dict(state)).encode(),
-            },
-        )
 
     def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Optimizer tensors and state of a checkpoint."""

@@ -1,11 +1,17 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from perceptune.errors import disk_errors
 
 
 def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
@@ -13,7 +19,7 @@ def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
 
     What a killed process leaves is called `.<name>.<anything>.tmp`. Errors of `chunks` and `OSError` pass through.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
             file.writelines(chunks)
@@ -22,3 +28,43 @@ def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file whole or not at all. Raises `UserError` if the disk is full or refuses."""
+    with disk_errors(path):
+        write_whole(path, chunks)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as `write_chunks` does; of file names that are not UTF-8 the bytes are escaped."""
+    write_chunks(path, [text.encode(errors="backslashreplace")])
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write an indented JSON file as `write_chunks` does."""
+    write_text(path, json.dumps(value, indent=2))
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON value a line as `write_chunks` does."""
+    write_chunks(path, ((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace") for row in rows))
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder to write to, which takes its name when everything is in it.
+
+    What a killed process leaves is called as by `write_whole`. Errors pass through.
+    """
+    temporary = _temporary(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")

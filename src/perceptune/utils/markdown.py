@@ -1,4 +1,4 @@
-"""Tables as Markdown has them."""
+"""Tables and intervals as text."""
 
 from __future__ import annotations
 
@@ -8,3 +8,8 @@ from collections.abc import Iterable, Sequence
 def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Its lines; the cells are taken as they are."""
     return [f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows)]
+
+
+def format_interval(interval: Sequence[float] | None, sign: str = "") -> str:
+    """Return `low to high`, each with its sign if `sign` is `+`; nothing without an interval."""
+    return "" if interval is None else f"{interval[0]:{sign}.3f} to {interval[1]:{sign}.3f}"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from perceptune.errors import disk_error
+from perceptune.errors import disk_errors
 from perceptune.utils.trackers import Trackers
 
 LOG = "log.jsonl"
@@ -46,11 +46,8 @@ class RunLog:
             self.trackers.close()
 
     def _append(self, text: str, mode: str) -> None:
-        try:
-            with self.path.open(mode, encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise disk_error(self.path, error) from error
+        with disk_errors(self.path), self.path.open(mode, encoding="utf-8") as file:
+            file.write(text)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

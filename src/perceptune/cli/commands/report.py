@@ -25,12 +25,12 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the page."""
     from perceptune.errors import UserError
-    from perceptune.models.run_folder import write_text
     from perceptune.models.run_location import is_address
     from perceptune.tools.report.gather import gather
     from perceptune.tools.report.html import html
     from perceptune.tools.report.markdown import markdown
     from perceptune.tools.report.sections import make_report
+    from perceptune.utils.atomic_io import write_text
 
     if options.samples < 1:
         raise UserError(f"`--samples {options.samples}`: name at least 1")

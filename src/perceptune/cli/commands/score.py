@@ -15,7 +15,7 @@ from typing import Any
 
 from perceptune.cli.output import print_json
 from perceptune.cli.parsing import Parser, split_words
-from perceptune.errors import UserError, disk_error
+from perceptune.errors import UserError
 
 
 def add_arguments(parser: Parser) -> None:
@@ -43,7 +43,9 @@ def run(options: argparse.Namespace) -> int:
         intervals=not options.no_intervals, first_lines=options.first_lines,
     )  # fmt: skip
     if target is not None:
-        _write(target, scores.rows)
+        from perceptune.utils.atomic_io import write_json_lines
+
+        write_json_lines(target, scores.rows)
     for note in scores.notes:
         print(f"note: {note}", file=sys.stderr)
     if options.json:
@@ -64,17 +66,6 @@ def _target(options: argparse.Namespace) -> Path | None:
     if not target.parent.is_dir():
         raise UserError(f"`--per-sample {target}`: there is no folder {target.parent}")
     return target
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    from perceptune.utils.atomic_io import write_whole
-
-    try:
-        write_whole(
-            path, ((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace") for row in rows)
-        )
-    except OSError as error:
-        raise disk_error(path, error) from error
 
 
 def _text(scores: Any) -> str:

@@ -20,7 +20,8 @@ from perceptune.methods.freeze import freeze
 from perceptune.methods.qformer.base import QFormerMethod
 from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.instructblip.text_format import BlipText, Instructions
-from perceptune.models.pretrained import load_tokenizer, loading, read_config, require_complete, resolve
+from perceptune.models.pretrained import load_tokenizer, loading, read_config, resolve
+from perceptune.utils.transformers_loading import require_all_weights
 
 CLASSES = {"instructblip": "InstructBlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"}
 NOT_QUANTIZED = ("vision_model", "qformer", "language_projection", "lm_head")  # of the LM alone the blocks are
@@ -74,7 +75,7 @@ def load_instructblip(recipe: Recipe, *, dtype: str, meta: bool) -> tuple[nn.Mod
             **quantization(config, getattr(torch, dtype), skip=NOT_QUANTIZED),
         )  # fmt: skip
         model, info = loaded
-        require_complete(config.id, info)
+        require_all_weights(f"lm `{config.id}`", info)
         keep_differentiable(model)
     model.language_model.to(getattr(torch, dtype))
     model.vision_model.to(getattr(torch, recipe.encoders["image"].dtype))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from typing import Any
 
 from perceptune.data.bootstrap import bootstrap_difference, bootstrap_interval
 from perceptune.data.tasks.base import ROUGE
-from perceptune.models.run_folder import write_text
 from perceptune.tools.compare.plan import Entry, Plan, Setting, setting_name
 from perceptune.tools.plots.figures import NEEDED, has_matplotlib, trade_off
 from perceptune.tools.plots.layout import Mark
-from perceptune.utils.markdown import markdown_table
+from perceptune.utils.atomic_io import write_json, write_text
+from perceptune.utils.markdown import format_interval, markdown_table
 
 NAME = "compare"  # of the files
 
@@ -50,7 +49,7 @@ def summarise(plan: Plan, outcomes: Sequence[Outcome], prior: Mapping[str, Any] 
         "seeds": list(plan.seeds), "train_samples": max(steps), "batch_size": recipe.train.batch_size, "rows": rows,
         "prior": prior,
     }  # fmt: skip
-    write_text(out / f"{NAME}.json", json.dumps(result, indent=2))
+    write_json(out / f"{NAME}.json", result)
     write_text(out / f"{NAME}.csv", as_csv(result))
     write_text(out / f"{NAME}.md", markdown(result))
     marks = [
@@ -112,7 +111,7 @@ def cells(result: Mapping[str, Any]) -> list[list[str]]:
     return [heading, *([
         row["label"], f"{row['trained']:,}", f"{100 * row['share']:.3f} %",
         _or_nothing(row["samples_per_second"], "{:.1f}"), f"{row[metric]:.3f}", _or_nothing(row["spread"], "{:.3f}"),
-        _span(row["interval"], ""), "" if row["label"] == first else _difference(row),
+        format_interval(row["interval"]), "" if row["label"] == first else _difference(row),
         *(f"{row['means'][key]:.3f}" for key in shown), setting_name(row["setting"]),
     ] for row in result["rows"])]  # fmt: skip
 
@@ -137,7 +136,7 @@ def _prior(result: Mapping[str, Any]) -> str:
     prior = result.get("prior")
     if prior is None:
         return ""
-    value = f"{prior['value']:.3f} ({_span(prior['interval'], '')})"
+    value = f"{prior['value']:.3f} ({format_interval(prior['interval'])})"
     return f" Without media, each prompt's most frequent training answer has {value}."
 
 
@@ -166,9 +165,9 @@ def _or_nothing(value: float | None, shape: str) -> str:
     return "" if value is None else shape.format(value)
 
 
-def _span(interval: Sequence[float] | None, sign: str) -> str:
-    return "" if interval is None else f"{interval[0]:{sign}.3f} to {interval[1]:{sign}.3f}"
-
-
 def _difference(row: Mapping[str, Any]) -> str:
-    return "" if row["difference"] is None else f"{row['difference']:+.3f} ({_span(row['difference_interval'], '+')})"
+    return (
+        ""
+        if row["difference"] is None
+        else f"{row['difference']:+.3f} ({format_interval(row['difference_interval'], '+')})"
+    )

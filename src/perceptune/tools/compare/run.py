@@ -19,7 +19,7 @@ from perceptune.data.build_task import make_task
 from perceptune.data.subset import sample_count
 from perceptune.errors import UserError
 from perceptune.evaluation.evaluate import evaluate
-from perceptune.evaluation.results import PREDICTIONS, RESULTS
+from perceptune.evaluation.results import RESULTS, read_stored_predictions
 from perceptune.evaluation.runner import select_subset
 from perceptune.models.build import build_to_train
 from perceptune.models.run_folder import METHOD, RECIPE, read_recipe
@@ -120,9 +120,8 @@ def _evaluated(run: _Run, split: str, samples: int | None, into: Path) -> dict[s
 
 def _tested(run: _Run) -> dict[str, Any]:
     """Results on the test split, with each sample's score and the speed of training."""
-    rows = [json.loads(line) for line in (run.folder / PREDICTIONS).read_text(encoding="utf-8").split("\n") if line]
     results: dict[str, Any] = json.loads((run.folder / RESULTS).read_text(encoding="utf-8"))
-    return {**results, "rows": rows, "speed": training_speed(run.folder)}
+    return {**results, "rows": read_stored_predictions(run.folder), "speed": training_speed(run.folder)}
 
 
 def training_speed(run: Path) -> float | None:

@@ -5,7 +5,6 @@ The rows' models are in memory together and take turns, so that noise of the mac
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
@@ -22,11 +21,11 @@ from perceptune.data.build_task import make_task
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError
 from perceptune.models.build import build_to_train
-from perceptune.models.run_folder import write_text
 from perceptune.tools.compare.plan import Entry, Plan
 from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.gradients import add_gradients
 from perceptune.training.optimizer import MethodOptimizer
+from perceptune.utils.atomic_io import write_json, write_text
 from perceptune.utils.devices import read_numbers
 from perceptune.utils.distributed import World
 from perceptune.utils.launch_environment import read_launch
@@ -110,7 +109,7 @@ def time_plan(
         "accumulate": config.accumulate, "rounds": rounds, "machine": machine(), "rows": rows,
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / f"{NAME}.json", json.dumps(result, indent=2))
+    write_json(out / f"{NAME}.json", result)
     heading, *lines = timing_cells(result)
     write_text(out / f"{NAME}.md", "\n".join([*markdown_table(heading, lines), "", timing_terms(result)]) + "\n")
     return result

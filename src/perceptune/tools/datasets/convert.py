@@ -15,10 +15,10 @@ from perceptune.data.build_task import make_task
 from perceptune.data.media.source import content
 from perceptune.data.records import short
 from perceptune.data.tasks.base import Task, check_split, to_row
-from perceptune.errors import UserError, disk_error
+from perceptune.errors import UserError, disk_errors
 from perceptune.tools.datasets.validate import source_recipe
 from perceptune.types import Medium, Member, Sample
-from perceptune.utils.atomic_io import write_whole
+from perceptune.utils.atomic_io import write_chunks
 
 
 def convert(
@@ -47,10 +47,7 @@ def convert(
             yield json.dumps(row, ensure_ascii=False, separators=(", ", ": ")).encode(errors="backslashreplace") + b"\n"
             written += 1
 
-    try:
-        write_whole(to, _gzipped(rows()) if to.suffix == ".gz" else rows())
-    except OSError as error:
-        raise disk_error(to, error) from error
+    write_chunks(to, _gzipped(rows()) if to.suffix == ".gz" else rows())
     return written
 
 
@@ -107,11 +104,9 @@ class _Files:
             raise UserError(f"{what}: give `--media DIR`, and it is written there")
         name = _safe_name(medium, sample.id)
         path = self._folder.resolve() / name
-        try:
+        with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content(medium))  # the rows are written last, and whole
-        except OSError as error:
-            raise disk_error(path, error) from error
         return path
 
 

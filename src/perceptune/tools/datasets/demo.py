@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from perceptune.errors import UserError, disk_error
-from perceptune.tools.datasets.figures import AUDIO_EVENTS, COLORS, SHAPES, draw_image, draw_video, play
-from perceptune.utils.atomic_io import write_whole
+from perceptune.data.media.synthetic import AUDIO_EVENTS, COLORS, SHAPES, draw_image, draw_video, play
+from perceptune.errors import UserError, disk_errors
+from perceptune.utils.atomic_io import write_json_lines, write_text
 
 SIZES = {"train": 240, "validation": 60, "test": 80}  # media of each split
 SIZES_OF_VIDEOS = {"train": 160, "validation": 40, "test": 60}  # each costs eight images to see
@@ -58,18 +57,15 @@ def write_demo(folder: Path, modality: str = "image", *, seed: int = 0) -> Path:
     chosen = _KINDS if modality == "all" else {modality: _KINDS[modality]}
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already, and not empty: name a new folder")
-    try:
+    with disk_errors(folder):
         for name in chosen:
             (folder / name).mkdir(parents=True, exist_ok=True)
         for split in SIZES:
             rows = [row for name, kind in chosen.items() for row in _split(folder, name, kind, split, seed)]
             # Rows of several modalities are mixed, as batches of them are.
             random.Random(f"{seed} {split}").shuffle(rows)
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_whole(folder / f"{split}.jsonl", [text.encode()])
-        write_whole(folder / "recipe.yaml", [_recipe(modality, chosen).encode()])
-    except OSError as error:
-        raise disk_error(folder, error) from error
+            write_json_lines(folder / f"{split}.jsonl", rows)
+        write_text(folder / "recipe.yaml", _recipe(modality, chosen))
     return folder / "recipe.yaml"
 
 

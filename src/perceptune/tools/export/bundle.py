@@ -16,8 +16,9 @@ from perceptune.config.recipe import read_yaml
 from perceptune.errors import UserError
 from perceptune.evaluation.model_card import OWN, card
 from perceptune.evaluation.reference_answers import save_reference_answers, synthetic_samples
-from perceptune.models.run_folder import load, read_meta, write_bytes
+from perceptune.models.run_folder import load, read_meta
 from perceptune.models.run_location import CARD, META, METHOD, PROOF, RECIPE
+from perceptune.utils.atomic_io import write_chunks
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip file can hold
 
@@ -64,7 +65,7 @@ def export(run: Path, file: Path, *, trust: bool = False) -> Bundle:
             # Not compressed: weights hardly shrink, and zlib's bytes depend on its version.
             archive.writestr(member, made.files[name])
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, buffer.getvalue())
+    write_chunks(file, [buffer.getvalue()])
     return made
 
 

@@ -19,6 +19,7 @@ from perceptune.tools.plots.layout import (
     wrap,
 )  # fmt: skip
 from perceptune.tools.report.blocks import Chart
+from perceptune.utils.markdown import format_interval
 
 Drawing = tuple[list[str], float]  # elements, height
 COLOURS = 8  # classes s0 to s7; more series begin anew, with dashes
@@ -79,8 +80,7 @@ def bars(rows: Sequence[Bar], metric: str) -> Chart:
     marked = any(row.blind is not None for row in rows)
     note = f"{metric}, with 95 % intervals{'; the upright mark: with the media shuffled' if marked else ''}"
     told = "; ".join(
-        f"{row.label}: {row.value:.3f}"
-        + ("" if row.interval is None else f" ({row.interval[0]:.3f} to {row.interval[1]:.3f})")
+        f"{row.label}: {row.value:.3f}" + ("" if row.interval is None else f" ({format_interval(row.interval)})")
         for row in rows
     )
     return _chart([_bars(frame, rows, note) for frame in FRAMES], f"{note}. {told}")

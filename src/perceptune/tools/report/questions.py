@@ -9,6 +9,7 @@ from typing import Any
 from perceptune.data.bootstrap import bootstrap_difference, bootstrap_interval
 from perceptune.tools.report.blocks import Block, Table, Words
 from perceptune.tools.report.gather import Run
+from perceptune.utils.markdown import format_interval
 
 Row = Mapping[str, Any]
 # Where data sets write what kind of question it is, the nearest first.
@@ -62,7 +63,7 @@ def _type_table(run: Run, key: str, groups: Mapping[str, Sequence[Row]]) -> Tabl
     rows = []
     for kind, own in list(groups.items())[:_MOST_TYPES]:
         value, low, high = estimate(own, metric)
-        cells = [kind, f"{len(own):,}", f"{value:.3f}", f"{low:.3f} to {high:.3f}"]
+        cells = [kind, f"{len(own):,}", f"{value:.3f}", format_interval((low, high))]
         for name in controls:
             cells += _against(own, run.blind[name], metric)
         rows.append(cells)
@@ -94,7 +95,7 @@ def _told(rows: Sequence[Row], metric: str) -> str:
     if not rows:
         return ""
     value, low, high = estimate(rows, metric)
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+    return f"{value:.3f} ({format_interval((low, high))})"
 
 
 def estimate(rows: Sequence[Row], metric: str) -> tuple[float, float, float]:
@@ -110,7 +111,7 @@ def _against(own: Sequence[Row], blind: Mapping[str, Row], metric: str) -> tuple
         return "", ""
     a, b = ([float(row["scores"][metric]) for row in rows] for rows in zip(*both, strict=True))
     low, high = bootstrap_difference(a, b, groups=[media_of(row) for row, _ in both])
-    return f"{fmean(b):.3f}", f"{fmean(a) - fmean(b):+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{fmean(b):.3f}", f"{fmean(a) - fmean(b):+.3f} ({format_interval((low, high), '+')})"
 
 
 def _named(key: str) -> str:

@@ -19,6 +19,7 @@ from perceptune.tools.report.blocks import Block, Chart, Code, Report, Section, 
 from perceptune.tools.report.charts import Bar, Series, bars, curves, trade_off
 from perceptune.tools.report.gather import Comparison, Run, number, span
 from perceptune.tools.report.questions import estimate, questions
+from perceptune.utils.markdown import format_interval
 
 
 def make_report(runs: Sequence[Run], comparisons: Sequence[Comparison], *, samples: int, media: bool) -> Report:
@@ -84,7 +85,7 @@ def _summary(run: Run) -> str:
     if _first(run) is None:
         return told
     value, interval, blind = _value(run, run.metric)
-    near = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
+    near = "" if interval is None else f" (95 % interval {format_interval(interval)})"
     other = "" if blind is None else f"; {blind:.3f} with other media"
     samples = _shown((run.results or {}).get("evaluated_samples"), ",.0f")
     return f"{told} Its {run.metric.replace('_', ' ')} is {value:.3f}{near}{other}, on {samples} samples."
@@ -277,8 +278,7 @@ def _with_span(results: Mapping[str, Any], key: str) -> str:
 
 
 def _span(value: Any, sign: str = "") -> str:
-    ends = span(value)
-    return "" if ends is None else f"{ends[0]:{sign}.3f} to {ends[1]:{sign}.3f}"
+    return format_interval(span(value), sign)
 
 
 def _shown(value: Any, shape: str) -> str:

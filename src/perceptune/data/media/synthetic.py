@@ -23,7 +23,7 @@ SHAPES = ("circle", "square", "triangle", "star")
 _SIDE = 112  # pixels
 _FRAMES, _RATE = 16, 8  # of a video: two seconds
 _BLINK = 8  # frames from one blink to the next
-_HZ, _SECONDS = 16_000, 2.0  # of an audio file
+_HZ = 16_000  # of an audio file
 
 
 def draw_image(chance: random.Random, color: str, shape: str) -> bytes:
@@ -59,11 +59,11 @@ def draw_video(chance: random.Random, color: str, shape: str, blinks: bool) -> b
     return buffer.getvalue()
 
 
-def play(chance: random.Random, name: str, times: int) -> bytes:
-    """A FLAC file of two seconds with an audio event the given number of times, silence between."""
+def play(chance: random.Random, name: str, times: int, *, seconds: float = 2.0) -> bytes:
+    """A FLAC file with an audio event the given number of times, silence between."""
     import soundfile
 
-    wave = np.zeros(round(_SECONDS * _HZ))
+    wave = np.zeros(round(seconds * _HZ))
     length = round(chance.uniform(0.3, 0.45) * _HZ)
     gap = round(chance.uniform(0.1, 0.18) * _HZ)
     first = round(chance.uniform(0.02, 0.1) * _HZ)

@@ -1,0 +1,37 @@
+"""Loading by transformers: without its own reports, and with an error for weights that are not there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from perceptune.errors import UserError
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Show no progress bars and no table of unused weights: what matters in it is an error here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def require_all_weights(source: str, report: Mapping[str, Any], unexpected: set[str] | None = None) -> None:
+    """Raise `UserError` for weights that `from_pretrained` did not find, that do not fit, or that are `unexpected`."""
+    problems = {
+        "lacks": report["missing_keys"],
+        "has unknown": unexpected,
+        "has other shapes of": {key for key, *_ in report["mismatched_keys"]},
+    }
+    for problem, keys in problems.items():
+        if keys:
+            raise UserError(f"{source}: the checkpoint {problem} {len(keys)} weights, first `{min(keys)}`")
