@@ -135,7 +135,7 @@ def _table(model: type[BaseModel]) -> list[str]:
 
 def _rows(model: type[BaseModel], prefix: str) -> list[str]:
     from perceptune.config.recipe import _model_in
-    from perceptune.config.schema import EncoderConfig, OtherSet, Part
+    from perceptune.config.schema import ConfigSection, EncoderConfig, OtherSet
 
     rows = []
     for name, field in model.model_fields.items():
@@ -144,7 +144,7 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
             rows += _rows(EncoderConfig, f"{prefix}encoders.MODALITY.")
         elif name == "others":
             rows += _rows(OtherSet, f"{prefix}others.NAME.")
-        elif inside is not None and issubclass(inside, Part):
+        elif inside is not None and issubclass(inside, ConfigSection):
             rows += _rows(inside, f"{prefix}{name}.")
         elif inside is not None:
             rows.append(f"| `{prefix}{name}.name` | str | | with the keys of that {name}, below |")

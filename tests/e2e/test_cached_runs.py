@@ -16,7 +16,7 @@ import perceptune
 import support
 from perceptune.cli.main import run as cli
 from perceptune.data.build_task import make_task
-from perceptune.models.run_folder import METHOD, describe
+from perceptune.models.run_folder import METHOD, describe_run
 from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.trainer import Trainer
 from perceptune.utils.distributed import World
@@ -45,7 +45,7 @@ def test_steps_and_answers_only_read(dwarfs: Path, tmp_path: Path, monkeypatch: 
     counting = Counting(monkeypatch, model.encoders["image"])  # type: ignore[arg-type]
     run = tmp_path / "run"
     run.mkdir()
-    trainer = Trainer(model, make_task(model.recipe), run, World(), describe(model))
+    trainer = Trainer(model, make_task(model.recipe), run, World(), describe_run(model))
     step = Trainer._step
 
     def unencoded(self: Trainer, bar: Any, interruption: Any) -> bool:

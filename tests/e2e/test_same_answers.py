@@ -77,7 +77,7 @@ def test_every_command_answers_with_the_same_bits(
             "_read",
             lambda folder, read=reference_answers._read: {**read(folder), "dtype": _dtype(by_eval)},
         )
-        reference_answers.verify(run)
+        reference_answers.verify_reference_answers(run)
     others |= {"verify": models.take(), "serve": load_runs([str(run)], Limits())["run"].model}
     samples = evaluate.evaluated_set(by_eval.recipe, split="train").samples[:4]
     expected = _computed(by_eval, samples)

@@ -20,7 +20,7 @@ from perceptune.serving.examples import MOST, load_examples
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs, load_runs
 from perceptune.serving.web_page import FOLDER, page_files, shown
-from perceptune.tools.summary import describe
+from perceptune.tools.summary import summarize
 from servers import Served, png, served
 
 METHOD = {"name": "epalm", "n_levels": 2, "standardize": False}
@@ -89,7 +89,7 @@ def test_files_of_the_page_are_all_asked_for() -> None:
 def test_a_run_is_described(server: Served, loaded: Runs) -> None:
     status, told = server.request("GET", "/v1/runs/one")
     assert status == 200
-    expected = describe(loaded["one"].model.recipe)
+    expected = summarize(loaded["one"].model.recipe)
     assert told["trained"] == expected["trainable"]
     assert told["share"] == pytest.approx(expected["share"])
     assert (told["lm"], told["encoders"]) == ("lm", {"image": "encoder"})  # not where they lie on this machine

@@ -18,7 +18,7 @@ import support
 from hub import Hub, serving
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
-from perceptune.evaluation.reference_answers import synthetic_samples, verify
+from perceptune.evaluation.reference_answers import synthetic_samples, verify_reference_answers
 from perceptune.evaluation.runner import EvalOutput
 from perceptune.models.run_folder import METHOD, save_run
 from perceptune.models.run_location import CARD, META, PROOF, RECIPE, SHARED, local_run
@@ -100,7 +100,7 @@ def test_a_run_pushed_to_a_hub_is_loaded_from_there(
     assert hub.private["someone/eyes"]
     assert hub.large, "weights go beside the commit, as a hub wants large files"
     assert answers("hf://someone/eyes") == answers(f"hf://someone/eyes@{sha}") == answers(trained)
-    assert verify("hf://someone/eyes")["same"]
+    assert verify_reference_answers("hf://someone/eyes")["same"]
     results = perceptune.evaluate(
         "hf://someone/eyes", into=tmp_path, task={"name": "jsonl", "train": str(_data(trained))}
     )
@@ -133,7 +133,7 @@ def test_a_training_keeps_answers_that_verify_reproduces(trained: Path) -> None:
     proof = json.loads((trained / PROOF).read_text())
     assert len(proof["samples"]) == 4
     assert len({row["answer"] for row in proof["samples"]}) > 1
-    found = verify(trained)
+    found = verify_reference_answers(trained)
     assert found["same"]
     assert [row["state"] for row in found["answers"]] == ["same"] * 4
     assert not any((found["base"], found["versions"], found["dtype"], found["method"]))
@@ -155,7 +155,7 @@ def test_verify_says_what_differs(run: Path, dwarfs: Path, tmp_path: Path, capsy
     meta = json.loads((run / META).read_text())
     meta["base"]["lm"]["fingerprint"] = "f" * 64
     (run / META).write_text(json.dumps(meta))
-    found = verify(run)
+    found = verify_reference_answers(run)
     assert [*found["base"]] == ["lm"]
     assert not found["same"]
     assert found["answers"] == [], "another model's answers prove nothing"
@@ -164,7 +164,7 @@ def test_verify_says_what_differs(run: Path, dwarfs: Path, tmp_path: Path, capsy
 def test_the_answers_of_another_methods_file_prove_nothing(run: Path) -> None:
     proof = json.loads((run / PROOF).read_text())
     (run / PROOF).write_text(json.dumps(proof | {"method": "0" * 64}))
-    found = verify(run)
+    found = verify_reference_answers(run)
     assert {row["state"] for row in found["answers"]} == {"same"}
     assert not found["same"]
 
@@ -172,7 +172,7 @@ def test_the_answers_of_another_methods_file_prove_nothing(run: Path) -> None:
 def test_verify_finds_another_method_by_its_answers(run: Path) -> None:
     tensors = {name: tensor * 3 + 1 for name, tensor in load_file(run / METHOD).items()}
     save_file(tensors, run / METHOD)
-    found = verify(run)
+    found = verify_reference_answers(run)
     assert found["method"]
     assert "differs" in {row["state"] for row in found["answers"]}
 
@@ -180,14 +180,14 @@ def test_verify_finds_another_method_by_its_answers(run: Path) -> None:
 def test_a_run_without_answers_can_be_given_some(run: Path) -> None:
     (run / PROOF).unlink()
     with pytest.raises(UserError, match="--record"):
-        verify(run)
+        verify_reference_answers(run)
     assert cli(["verify", str(run), "--record"]) == 0
     [first, *_] = json.loads((run / PROOF).read_text())["samples"]
     assert base64.b64decode(first["media"]["image"]["data"]).startswith(b"\x89PNG")
-    assert verify(run)["same"]
+    assert verify_reference_answers(run)["same"]
     (run / PROOF).write_text("[]")
     with pytest.raises(UserError, match=r"proof\.json: damaged"):
-        verify(run)
+        verify_reference_answers(run)
 
 
 @pytest.mark.parametrize("modality", ["image", "audio", "video"])
@@ -218,7 +218,7 @@ def test_a_run_that_was_only_saved_can_be_shared(dwarfs: Path, tmp_path: Path) -
     model = perceptune.build(support.recipe(dwarfs / "lm", dwarfs / "encoder"))
     save_run(tmp_path / "run", model)
     export(tmp_path / "run", tmp_path / "a.zip")
-    assert verify(tmp_path / "a.zip")["same"]
+    assert verify_reference_answers(tmp_path / "a.zip")["same"]
     assert "Not evaluated yet" in (local_run(tmp_path / "a.zip") / CARD).read_text()
 
 
@@ -238,4 +238,4 @@ def test_the_answers_kept_are_those_of_the_best_one_not_the_last(
     given = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl")
     given |= {"train": support.train_section(steps=60, batch_size=8), "eval": {"every": 20}}
     perceptune.train(given, tmp_path / "run")
-    assert verify(tmp_path / "run")["same"]
+    assert verify_reference_answers(tmp_path / "run")["same"]

@@ -32,7 +32,7 @@ LIMITS = MediaWorkerPool.max_new_tokens_per_row(Limits(), frames=8)
 def reader(modality: str) -> Callable[[bytes], None]:
     def read(data: bytes) -> None:
         with suppress(UserError):
-            media_worker.check(data, modality, LIMITS[modality])
+            media_worker.checked_medium(data, modality, LIMITS[modality])
 
     return read
 

@@ -24,8 +24,8 @@ import sounds
 from perceptune.data.records import MAX_LINE
 from perceptune.data.tasks.jsonl import JSONLines
 from perceptune.errors import UserError
-from perceptune.tools.datasets.problems import KINDS
-from perceptune.tools.datasets.validate import Checked, CheckOptions, check
+from perceptune.tools.datasets.problems import PROBLEM_KINDS
+from perceptune.tools.datasets.validate import Checked, CheckOptions, validate_dataset
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 often = settings(max_examples=60, deadline=None, database=None, derandomize=True)
@@ -65,7 +65,7 @@ def test_the_counts_are_those_of_the_planted_mistakes(desk: Path, kinds: list[st
         planted.text(planted.good(n)) if kind == "good" else planted.planted(kind, n) for n, kind in enumerate(kinds, 1)
     ]
     file = write(desk, *lines)
-    checked = check(file)
+    checked = validate_dataset(file)
     wanted = Counter(kind for kind in kinds if kind != "good")
     assert counts(checked) == wanted
     assert checked.clean == (not wanted)
@@ -90,7 +90,7 @@ def test_any_damage_is_survived_and_what_is_clean_is_accepted(
         data[place % len(data) : place % len(data) + len(new)] = new
     file = desk / "damaged.jsonl"
     file.write_bytes(bytes(data[: max(1, len(data) - cut * (cut % 2))]))
-    assert bool(counts(check(str(file))).keys() - LATER) == refused(str(file))
+    assert bool(counts(validate_dataset(str(file))).keys() - LATER) == refused(str(file))
 
 
 values = st.recursive(
@@ -106,11 +106,11 @@ keys = st.sampled_from(["id", "image", "audio", "prompt", "targets", "answer_typ
 def test_check_and_training_agree_on_rows_of_any_shape(desk: Path, changes: list[dict[str, Any]]) -> None:
     rows = [json.dumps(planted.good(n, **change)).encode() for n, change in enumerate(changes)]
     file = write(desk, *rows)
-    assert bool(counts(check(file)).keys() - LATER) == refused(file)
+    assert bool(counts(validate_dataset(file)).keys() - LATER) == refused(file)
 
 
 def test_every_kind_has_a_meaning() -> None:
-    assert {*planted.KINDS, "long-line", "broken-medium", "no-samples", "text", "no-encoder"} <= set(KINDS)
+    assert {*planted.KINDS, "long-line", "broken-medium", "no-samples", "text", "no-encoder"} <= set(PROBLEM_KINDS)
 
 
 def test_a_giant_line_is_passed_over_in_little_memory(desk: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_giant_line_is_passed_over_in_little_memory(desk: Path) -> None:
         out.writelines(bytes(2**20) for _ in range(160))
         out.write(b'"}\n' + planted.text(planted.good(1)) + b"\n")
     tracemalloc.start()
-    checked = check(str(file))
+    checked = validate_dataset(str(file))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert counts(checked) == {"long-line": 1}
@@ -135,8 +135,8 @@ def test_media_are_opened_once_and_decoded_on_request(desk: Path) -> None:
     (desk / "cut.png").write_bytes(whole[:-30])  # its header is whole
     rows = [planted.good(n, image=("cut.png", planted.BROKEN, "a.png")[n % 3]) for n in range(9)]
     file = write(desk, *rows)
-    assert counts(check(file)) == {"broken-medium": 1}
-    found = check(file, options=CheckOptions(decode=True))
+    assert counts(validate_dataset(file)) == {"broken-medium": 1}
+    found = validate_dataset(file, options=CheckOptions(decode=True))
     assert counts(found) == {"broken-medium": 2}
     assert found.report["splits"]["train"]["media"]["image"]["distinct"] == 3
 
@@ -148,7 +148,7 @@ def test_sounds_and_clips(desk: Path, decode: bool) -> None:
     (desk / "short.mp4").write_bytes(clips.clip(range(0, 30, 3)))
     (desk / "not.mp4").write_bytes(b"no clip")
     names = [{"audio": "low.wav"}, {"audio": "not.wav"}, {"video": "short.mp4"}, {"video": "not.mp4"}]
-    checked = check(
+    checked = validate_dataset(
         write(desk, *(planted.good(n, image=..., **name) for n, name in enumerate(names))),
         options=CheckOptions(decode=decode),
     )
@@ -166,7 +166,7 @@ def test_what_is_uncommon_and_no_mistake_is_noted(desk: Path) -> None:
     data = "\ufeff".encode() + b"\r\n".join(map(planted.text, rows))
     for name, content in (("plain.jsonl", data), ("zipped.jsonl", gzip.compress(data))):
         (desk / name).write_bytes(content)
-        checked = check(str(desk / name), options=CheckOptions(contents=True))
+        checked = validate_dataset(str(desk / name), options=CheckOptions(contents=True))
         assert checked.clean
         found = checked.report["splits"]["train"]
         zipped = ["gzipped"] if "zipped" in name else []
@@ -178,7 +178,7 @@ def test_what_is_uncommon_and_no_mistake_is_noted(desk: Path) -> None:
 
 def test_texts_are_counted(desk: Path) -> None:
     rows = [planted.good(n, targets=["a red cup"] if n else ["No."], answer_type="t" if n else None) for n in range(4)]
-    found = check(write(desk, *rows)).report["splits"]["train"]
+    found = validate_dataset(write(desk, *rows)).report["splits"]["train"]
     assert found["lengths"]["target words"] == {"least": 1, "mean": 2.5, "median": 3, "p99": 3, "greatest": 3}
     assert found["answers"]["most_frequent"][0] == {"answer": "a red cup", "count": 3, "share": 0.75}
     assert found["answers"]["distinct"] == 2
@@ -187,20 +187,20 @@ def test_texts_are_counted(desk: Path) -> None:
 
 def test_answers_are_a_list_of_strings(desk: Path) -> None:
     rows = [planted.good(n, answers=answers) for n, answers in enumerate((["a", "b"], "a", [1], None))]
-    assert counts(check(write(desk, *rows))) == {"wrong-type": 3}
+    assert counts(validate_dataset(write(desk, *rows))) == {"wrong-type": 3}
 
 
 def test_only_questions_to_be_answered_may_lack_answers(desk: Path) -> None:
     file = write(desk, planted.good(0, targets=...))
-    assert counts(check(file)) == {"missing-key": 1}
-    checked = check(file, split="test")
+    assert counts(validate_dataset(file)) == {"missing-key": 1}
+    checked = validate_dataset(file, split="test")
     assert checked.clean
     assert checked.report["splits"]["test"]["rows_without_targets"] == 1
 
 
 def test_an_empty_file_and_a_metric_that_never_comes(desk: Path) -> None:
-    assert counts(check(write(desk, b" "))) == {"no-samples": 1}
-    assert counts(check(write(desk, planted.good(0)), ["task.metric=accuracy_x"])) == {"refused": 1}
+    assert counts(validate_dataset(write(desk, b" "))) == {"no-samples": 1}
+    assert counts(validate_dataset(write(desk, planted.good(0)), ["task.metric=accuracy_x"])) == {"refused": 1}
 
 
 def test_a_recipe_knows_its_encoders_and_how_long_a_text_may_be(desk: Path, dwarfs: Path, tmp_path: Path) -> None:
@@ -215,13 +215,13 @@ def test_a_recipe_knows_its_encoders_and_how_long_a_text_may_be(desk: Path, dwar
         f"lm: {dwarfs / 'lm'}\ntask: {{name: jsonl, train: train.jsonl, test: test.jsonl}}\n"
         "text: {max_tokens: 50, template: '{prompt}'}\n"
     )
-    checked = check(str(recipe))
+    checked = validate_dataset(str(recipe))
     assert counts(checked) == {"text": 1, "no-encoder": 1}
     assert "line 2: " in checked.report["problems"]["text"]["first"][0]
     assert checked.report["splits"]["train"]["lengths"]["target tokens"]["greatest"] == 42
     assert checked.report["shared_media"] == {"test": 1}
-    assert set(check(str(recipe), split="test").report["splits"]) == {"test"}
-    lengths = check(str(recipe), options=CheckOptions(tokens=False)).report["splits"]["train"]["lengths"]
+    assert set(validate_dataset(str(recipe), split="test").report["splits"]) == {"test"}
+    lengths = validate_dataset(str(recipe), options=CheckOptions(tokens=False)).report["splits"]["train"]["lengths"]
     assert set(lengths) == {"prompt words", "target words"}
 
 
@@ -232,7 +232,7 @@ def test_an_instructblip_counts_its_image_tokens_and_answers_in_its_own_way(
     blip = blips.save_blip(tmp_path / kind, kind)
     recipe = desk / "recipe.yaml"
     recipe.write_text(json.dumps(blips.recipe(blip, write(desk, planted.good(0)))))
-    checked = check(str(recipe), split="train")
+    checked = validate_dataset(str(recipe), split="train")
     assert checked.clean
     text = perceptune.build(blips.recipe(blip)).text
     found, (sample,) = checked.report["splits"]["train"]["lengths"], checked.samples["train"]
@@ -255,7 +255,7 @@ def test_a_wrong_call_is_no_finding(desk: Path, arguments: Any, message: str, mo
     monkeypatch.chdir(desk.parent)
     source, *rest = arguments
     with pytest.raises(UserError, match=message):
-        check(source.replace("desk", desk.name), *rest[:1], split=rest[1] if len(rest) > 1 else None)
+        validate_dataset(source.replace("desk", desk.name), *rest[:1], split=rest[1] if len(rest) > 1 else None)
 
 
 def test_readers_of_other_tasks_are_checked_as_far_as_they_read(desk: Path) -> None:
@@ -267,9 +267,9 @@ def test_readers_of_other_tasks_are_checked_as_far_as_they_read(desk: Path) -> N
     recipe = desk / "shards.yaml"
     recipe.write_text("task: {name: webdataset, train: a.tar}\n")
     options = CheckOptions(tokens=False)
-    assert counts(check(str(recipe), options=options)) == {"broken-medium": 1}
+    assert counts(validate_dataset(str(recipe), options=options)) == {"broken-medium": 1}
     (desk / "a.tar").write_bytes(tars.archive([*members, ("3.png", picture), ("3.json", b"{}")]))
-    assert counts(check(str(recipe), options=options)) == {"missing-key": 1}
+    assert counts(validate_dataset(str(recipe), options=options)) == {"missing-key": 1}
 
 
 def late(seconds: float) -> bytes:
@@ -282,15 +282,15 @@ def test_sounds_are_heard_as_far_as_the_encoder_hears(desk: Path, ears: Path) ->
         (desk / f"{second}.wav").write_bytes(late(second))
     file = write(desk, *(planted.good(n, image=..., audio=f"{n}.wav") for n in (0, 2, 12)))
     options = CheckOptions(decode=True, tokens=False)
-    assert check(file).clean
-    found = check(file, options=options)
+    assert validate_dataset(file).clean
+    found = validate_dataset(file, options=options)
     assert counts(found) == {"broken-medium": 1}, "the default encoder hears 10 seconds"
     assert "12.wav: silent (all of the 10.00 seconds" in found.report["problems"]["broken-medium"]["first"][0]
     recipe = desk / "recipe.yaml"
     short, long = {"id": "default", "seconds": 2.5}, {"id": "default", "seconds": 13}
     for encoder, silent in (({"id": str(ears / "whisper")}, 2), (short, 1), (long, 0)):
         recipe.write_text(json.dumps({"encoders": {"audio": encoder}, "task": {"name": "jsonl", "train": file}}))
-        assert counts(check(str(recipe), options=options)) == ({"broken-medium": silent} if silent else {})
+        assert counts(validate_dataset(str(recipe), options=options)) == ({"broken-medium": silent} if silent else {})
 
 
 def test_an_image_too_narrow_for_the_encoder_is_found(desk: Path, dwarfs: Path) -> None:
@@ -299,6 +299,6 @@ def test_an_image_too_narrow_for_the_encoder_is_found(desk: Path, dwarfs: Path) 
     recipe = desk / "recipe.yaml"
     encoder = {"id": str(dwarfs / "encoder"), "resize": "crop"}
     recipe.write_text(json.dumps({"encoders": {"image": encoder}, "task": {"name": "jsonl", "train": file}}))
-    assert check(file, options=CheckOptions(decode=True)).clean
-    found = check(str(recipe), options=CheckOptions(decode=True, tokens=False))
+    assert validate_dataset(file, options=CheckOptions(decode=True)).clean
+    found = validate_dataset(str(recipe), options=CheckOptions(decode=True, tokens=False))
     assert "too narrow to enlarge" in found.report["problems"]["broken-medium"]["first"][0]

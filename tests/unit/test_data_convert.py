@@ -17,7 +17,7 @@ import tars
 from perceptune.data.tasks.jsonl import JSONLines
 from perceptune.errors import UserError
 from perceptune.tools.datasets.convert import convert
-from perceptune.tools.datasets.validate import check
+from perceptune.tools.datasets.validate import validate_dataset
 from perceptune.types import Sample
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -127,7 +127,7 @@ def test_media_leave_archives_into_a_folder(desk: Path, tmp_path: Path) -> None:
         "id": "sub/1", "image": "files/sub/1.png", "prompt": "what?", "targets": ["a cat", "cat"], "page": 1
     }  # fmt: skip
     assert (tmp_path / "files/0.png").read_bytes() == (desk / "a.png").read_bytes()
-    assert check(str(tmp_path / "out.jsonl")).clean
+    assert validate_dataset(str(tmp_path / "out.jsonl")).clean
 
 
 @pytest.mark.parametrize("name", ["../1", "a/../../1", "/tmp/1"])

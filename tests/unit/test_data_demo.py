@@ -16,7 +16,7 @@ from perceptune.data.media.video import read_frames
 from perceptune.errors import UserError
 from perceptune.tools.datasets import demo
 from perceptune.tools.datasets.demo import SIZES, write_demo
-from perceptune.tools.datasets.validate import CheckOptions, check
+from perceptune.tools.datasets.validate import CheckOptions, validate_dataset
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -29,7 +29,9 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_set_is_clean_to_the_last_sample(everything: Path) -> None:
-    checked = check(str(everything / "recipe.yaml"), options=CheckOptions(decode=True, contents=True, tokens=False))
+    checked = validate_dataset(
+        str(everything / "recipe.yaml"), options=CheckOptions(decode=True, contents=True, tokens=False)
+    )
     assert checked.report["problems"] == {}
     assert checked.report["shared_media"] == {}
     train = checked.report["splits"]["train"]

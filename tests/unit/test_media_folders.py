@@ -11,7 +11,7 @@ from PIL import Image
 import tars
 from perceptune.data.media.suffixes import MEDIA, PassedOver, modality_of, walk
 from perceptune.errors import UserError
-from perceptune.tools.datasets.validate import CheckOptions, check
+from perceptune.tools.datasets.validate import CheckOptions, validate_dataset
 from shelves import media, put, task
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -106,7 +106,7 @@ def test_the_check_notes_what_is_passed_over(tmp_path: Path) -> None:
         Image.new("RGB", (4, 4)).save(tmp_path / "set" / name)
     media(tmp_path, "set/red/1.xyz")
     recipe = put(tmp_path / "r.yaml", json.dumps({"task": {"name": "folder", "train": "set", "prompt": "which?"}}))
-    found = check(str(recipe), options=CheckOptions(tokens=False)).report
+    found = validate_dataset(str(recipe), options=CheckOptions(tokens=False)).report
     assert found["splits"]["train"]["form"] == ["passed over: 1 .xyz, 1 hidden or system file"]
 
 

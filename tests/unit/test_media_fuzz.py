@@ -37,7 +37,7 @@ def process() -> Iterator[_Process]:
 def test_real_files_are_read() -> None:
     for modality, files in mutations.seeds().items():
         for name, data in files:
-            media_worker.check(data, modality, LIMITS[modality])
+            media_worker.checked_medium(data, modality, LIMITS[modality])
             assert len(data) < 30_000, name
 
 
@@ -119,6 +119,6 @@ def test_a_clip_that_claims_a_billion_frames() -> None:
         at = huge.index(tag) + place
         huge[at : at + 4] = (10**9).to_bytes(4, "big")
         try:
-            media_worker.check(bytes(huge), "video", LIMITS["video"])
+            media_worker.checked_medium(bytes(huge), "video", LIMITS["video"])
         except UserError as error:
             assert "frames" in str(error) or "damaged" in str(error)  # noqa: PT017

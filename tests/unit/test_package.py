@@ -14,9 +14,9 @@ import pytest
 
 import perceptune
 from perceptune.config.recipe import load_recipe
-from perceptune.config.registry import KINDS
+from perceptune.config.registry import LEAF_KINDS
 from perceptune.tools.list_components import entries
-from perceptune.tools.summary import describe
+from perceptune.tools.summary import summarize
 
 SOURCE = Path(perceptune.__file__).parent
 WRITTEN = {".py", ".js", ".css", ".html"}
@@ -79,7 +79,7 @@ def imports(path: Path) -> Iterator[tuple[str, str, bool]]:
 
 def test_leaves_never_import_one_another() -> None:
     checked = 0
-    for package in KINDS.values():
+    for package in LEAF_KINDS.values():
         for path in SOURCE.joinpath(*package.split(".")).glob("*.py"):
             if path.stem in ("base", "__init__"):
                 continue
@@ -119,7 +119,7 @@ def test_imports_go_downwards() -> None:
     ],
 )
 def test_the_papers_parameter_counts(name: str, trainable: int, percent: float) -> None:
-    shown = describe(load_recipe(name))
+    shown = summarize(load_recipe(name))
     assert shown["trainable"] == trainable
     assert shown["share"] * 100 == pytest.approx(percent, abs=0.006)
     assert shown["total"] == sum(part["parameters"] for part in shown["parts"])
@@ -132,7 +132,7 @@ def test_the_papers_parameter_counts(name: str, trainable: int, percent: float) 
     ("name", "trainable", "percent"), [("epalm", 24_949_760, 0.89), ("epalm-pt", 15_106_560, 0.54)]
 )
 def test_the_papers_parameter_counts_for_video(name: str, trainable: int, percent: float) -> None:
-    shown = describe(
+    shown = summarize(
         load_recipe(
             {
                 "lm": "facebook/opt-2.7b",
@@ -149,7 +149,7 @@ def test_the_papers_parameter_counts_for_video(name: str, trainable: int, percen
 
 def test_the_published_backbones_have_their_published_sizes() -> None:
     """Counts of the real checkpoints, tied embeddings once; the ViT without the pooler, which is not used."""
-    shown = [describe(load_recipe(f"paper/{name}")) for name in ("epalm", "epalm-pt-l", "epalm-350m")]
+    shown = [summarize(load_recipe(f"paper/{name}")) for name in ("epalm", "epalm-pt-l", "epalm-350m")]
     parts = {part["what"].split(" ")[0]: part["parameters"] for one in shown for part in one["parts"]}
     assert parts["facebook/opt-2.7b"] == 2_651_596_800
     assert parts["facebook/opt-6.7b"] == 6_658_473_984

@@ -13,7 +13,7 @@ import sounds
 from perceptune.data.media.audio import read_audio
 from perceptune.data.media.source import MediaError, open_image
 from perceptune.errors import UserError
-from perceptune.tools.datasets.validate import check
+from perceptune.tools.datasets.validate import validate_dataset
 from perceptune.utils.paths import absence, given_path, hint, local_name
 from shelves import media, put, task
 
@@ -54,14 +54,14 @@ def test_the_cause_is_named_by_all_that_look_for_files(folder: Path, name: str, 
         task("jsonl", train=put(folder / "rows.jsonl", row)).samples("train")
     with pytest.raises(MediaError, match=cause if name != "photos" else "is a folder"):
         open_image(folder / name)
-    (said,) = check(str(folder / "rows.jsonl")).report["problems"]["missing-medium"]["first"]
+    (said,) = validate_dataset(str(folder / "rows.jsonl")).report["problems"]["missing-medium"]["first"]
     assert re.search(cause, said)
 
 
 def test_other_commands_name_it_too(folder: Path, own_cache: None) -> None:
     put(folder / "Rows.jsonl", {"image": None, "prompt": "what?", "targets": ["a"]})
     with pytest.raises(UserError, match=r"no file and no recipe .*in other letter case: `Rows\.jsonl`"):
-        check(str(folder / "rows.jsonl"))
+        validate_dataset(str(folder / "rows.jsonl"))
     with pytest.raises(UserError, match=r"cannot read .*in other letter case: `Rows\.jsonl`"):
         task("jsonl", train=folder / "rows.jsonl").samples("train")
     with pytest.raises(UserError, match=r"there is no .*in other letter case: `photos`"):
@@ -92,7 +92,7 @@ def test_home_and_file_addresses_are_understood(
     rows = put(tmp_path / "rows.jsonl", row)
     (sample,) = task("jsonl", train=written("rows.jsonl")).samples("train")
     assert sample.media["audio"] == tmp_path / "my sound.wav"
-    assert check(written("rows.jsonl")).clean
+    assert validate_dataset(written("rows.jsonl")).clean
     assert read_audio(given_path(written("my sound.wav")), 16_000, 1.0).size
     put(tmp_path / "set" / "metadata.jsonl", {"file_name": row["audio"], "text": "a"})
     (sample,) = task("folder", train=written("set"), allow_empty_prompt=True).samples("train")

@@ -8,7 +8,7 @@ import pytest
 
 from perceptune.config.recipe import find_recipe, load_recipe, read_yaml
 from perceptune.models.build import method_options
-from perceptune.tools.summary import describe
+from perceptune.tools.summary import summarize
 
 QFORMER, QUERIES, PROJECTION = 185_660_160, 32 * 768, 768 * 4096 + 4096
 
@@ -17,7 +17,9 @@ QFORMER, QUERIES, PROJECTION = 185_660_160, 32 * 768, 768 * 4096 + 4096
 @pytest.mark.parametrize(("method", "trained"), [("full", QFORMER + QUERIES + PROJECTION), ("head", 11_811_840)])
 def test_the_rows_of_the_deck(lm: str, method: str, trained: int) -> None:
     """188.8 M and 11.8 M."""
-    shown = describe(load_recipe({"backbone": "instructblip", "lm": f"Salesforce/instructblip-{lm}", "method": method}))
+    shown = summarize(
+        load_recipe({"backbone": "instructblip", "lm": f"Salesforce/instructblip-{lm}", "method": method})
+    )
     parts = {part["name"]: part["parameters"] for part in shown["parts"]}
     assert shown["trainable"] == parts["method.taken"] == trained
     assert parts["qformer"] + trained == QFORMER + QUERIES + PROJECTION
@@ -48,7 +50,7 @@ DMA, CP, EXPERT, GATE = 765_312, 241_152, 99_136, 768
 def test_petal_s_parts(method: dict[str, Any], trained: int) -> None:
     """The 1 M of the deck; estimators of information are not counted."""
     lm = "Salesforce/instructblip-flan-t5-xxl"
-    shown = describe(load_recipe({"backbone": "instructblip", "lm": lm, "method": method}))
+    shown = summarize(load_recipe({"backbone": "instructblip", "lm": lm, "method": method}))
     assert shown["trainable"] == trained
 
 
@@ -63,7 +65,7 @@ LABELS = {"petal": 1_065_024, "V1": DMA, "V2": 1_065_024, "V3": DMA, "V4": 299_7
 def test_the_deck_s_rows_are_labels(label: str) -> None:
     recipe = load_recipe(read_yaml(find_recipe("paper/petal/flickr30k")))
     method = {"name": label, **recipe.compare.methods[label]}
-    shown = describe(load_recipe({"backbone": "instructblip", "lm": recipe.lm.id, "method": method}))
+    shown = summarize(load_recipe({"backbone": "instructblip", "lm": recipe.lm.id, "method": method}))
     assert shown["trainable"] == DECK[label]
 
 
@@ -71,7 +73,7 @@ def test_the_deck_s_rows_are_labels(label: str) -> None:
 def test_the_ablations_are_recipe_keys(label: str) -> None:
     recipe = load_recipe(read_yaml(find_recipe("paper/petal/a-okvqa")))
     method = {"name": label, **recipe.compare.methods[label]}
-    shown = describe(load_recipe({"backbone": "instructblip", "lm": recipe.lm.id, "method": method}))
+    shown = summarize(load_recipe({"backbone": "instructblip", "lm": recipe.lm.id, "method": method}))
     assert shown["trainable"] == LABELS[label]
     assert set(recipe.compare.methods) == {*LABELS, *DECK, "full", "head"}
     options = method_options(load_recipe({"backbone": "instructblip", "method": method}))

@@ -15,7 +15,7 @@ from perceptune.config.recipe import load_recipe
 from perceptune.errors import UserError
 from perceptune.methods.dma import DMALinear, layer
 from perceptune.models.instructblip.model import InstructBlipModel
-from perceptune.tools.summary import describe
+from perceptune.tools.summary import summarize
 from perceptune.types import Sample
 
 VICUNA = "Salesforce/instructblip-vicuna-7b"
@@ -53,7 +53,7 @@ def samples(folder: Path) -> list[Sample]:
     ],
 )
 def test_counts_on_the_published_configuration(method: Any, trained: int) -> None:
-    shown = describe(load_recipe({"name": "x", "backbone": "instructblip", "lm": VICUNA, "method": method}))
+    shown = summarize(load_recipe({"name": "x", "backbone": "instructblip", "lm": VICUNA, "method": method}))
     assert shown["trainable"] == trained
 
 

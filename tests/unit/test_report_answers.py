@@ -9,7 +9,7 @@ import pytest
 
 from perceptune.tools.report.answers import grids, together
 from perceptune.tools.report.blocks import Grid, Table, Words, grouped, without_empty
-from perceptune.tools.report.gather import Run
+from perceptune.tools.report.gather import ReportedRun
 from perceptune.tools.report.html import html
 from perceptune.tools.report.markdown import markdown
 from perceptune.tools.report.mistakes import by_kind, kinds_table, truth_of
@@ -24,9 +24,9 @@ def row(name: str, answer: str, *targets: str, score: float = 0.0, **meta: Any) 
     }  # fmt: skip
 
 
-def run_of(name: str, rows: list[dict[str, Any]], blind: list[dict[str, Any]] | None = None) -> Run:
+def run_of(name: str, rows: list[dict[str, Any]], blind: list[dict[str, Any]] | None = None) -> ReportedRun:
     controls = {} if blind is None else {"shuffled": {one["id"]: one for one in blind}}
-    return Run(name, Path("/nowhere"), {}, {}, [], None, rows, controls, [])
+    return ReportedRun(name, Path("/nowhere"), {}, {}, [], None, rows, controls, [])
 
 
 KINDS = {

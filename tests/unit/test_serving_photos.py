@@ -11,7 +11,7 @@ from PIL import Image, JpegImagePlugin
 
 from perceptune.data.media.source import MAX_PIXELS, open_image
 from perceptune.serving.limits import Limits
-from perceptune.serving.media_worker import RefusedError, check
+from perceptune.serving.media_worker import RefusedError, checked_medium
 
 WIDE, HIGH = 640, 400
 LIMITS = {"pixels": WIDE * HIGH, "kept": 70_000, "side": 4}
@@ -40,7 +40,7 @@ def encoded(image: Image.Image, kind: str, **more: Any) -> bytes:
 )  # fmt: skip
 def test_a_large_picture_is_seen_smaller(photo: Image.Image, kind: str, mode: str) -> None:
     data = encoded(photo.convert(mode), kind)
-    seen = Image.open(BytesIO(check(data, "image", LIMITS)))
+    seen = Image.open(BytesIO(checked_medium(data, "image", LIMITS)))
     assert (seen.format, seen.mode, seen.size) == ("BMP", "RGB", (WIDE // 2, HIGH // 2))
     whole = open_image(data)
     assert whole.size == (WIDE, HIGH)
@@ -49,7 +49,7 @@ def test_a_large_picture_is_seen_smaller(photo: Image.Image, kind: str, mode: st
 
 
 def test_it_is_turned_upright_and_set_on_white(photo: Image.Image) -> None:
-    turned = check(encoded(photo, "JPEG", exif=TURNED), "image", LIMITS)
+    turned = checked_medium(encoded(photo, "JPEG", exif=TURNED), "image", LIMITS)
     seen = Image.open(BytesIO(turned))
     assert seen.size == (HIGH // 2, WIDE // 2)
     red = seen.getpixel((HIGH // 2 - 5, 5))
@@ -57,13 +57,13 @@ def test_it_is_turned_upright_and_set_on_white(photo: Image.Image) -> None:
     assert red[0] > 200 > 60 > red[1]
     clear = photo.convert("RGBA")
     clear.putalpha(0)
-    seen = Image.open(BytesIO(check(encoded(clear, "PNG"), "image", LIMITS)))
+    seen = Image.open(BytesIO(checked_medium(encoded(clear, "PNG"), "image", LIMITS)))
     assert seen.getextrema() == ((255, 255),) * 3
 
 
 def test_what_is_small_enough_stays_as_it_is(photo: Image.Image) -> None:
     data = encoded(photo, "JPEG")
-    plain = Image.open(BytesIO(check(data, "image", {**LIMITS, "kept": WIDE * HIGH})))
+    plain = Image.open(BytesIO(checked_medium(data, "image", {**LIMITS, "kept": WIDE * HIGH})))
     assert plain.tobytes() == open_image(data).tobytes()
 
 
@@ -75,15 +75,15 @@ def test_a_jpeg_is_never_decoded_whole(photo: Image.Image, monkeypatch: pytest.M
         return load(self)
 
     monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", noting)
-    check(encoded(photo, "JPEG"), "image", LIMITS)
+    checked_medium(encoded(photo, "JPEG"), "image", LIMITS)
     assert {*loaded} == {(WIDE // 2, HIGH // 2)}
 
 
 def test_narrow_ones_are_scaled_down_too() -> None:
     data = encoded(Image.new("RGB", (60_000, 4), "teal"), "PNG")
-    assert Image.open(BytesIO(check(data, "image", LIMITS))).size == (30_000, 2)
+    assert Image.open(BytesIO(checked_medium(data, "image", LIMITS))).size == (30_000, 2)
     with pytest.raises(RefusedError, match="the least is 4 x 4"):
-        check(encoded(Image.new("RGB", (60_000, 3)), "PNG"), "image", LIMITS)
+        checked_medium(encoded(Image.new("RGB", (60_000, 3)), "PNG"), "image", LIMITS)
 
 
 def test_as_large_as_the_command_takes() -> None:

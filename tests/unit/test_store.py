@@ -18,7 +18,7 @@ import torch
 from forks import Fork
 from perceptune.errors import UserError
 from perceptune.utils.row_store import files as row_files
-from perceptune.utils.row_store.store import META, Store
+from perceptune.utils.row_store.store import STORE_META, Store
 
 SHAPE = [2, 3]
 
@@ -89,7 +89,7 @@ def test_other_rows_are_refused(tmp_path: Path) -> None:
         store.append([key(1)], [row(1, (3, 2))])
     with pytest.raises(ValueError, match="16 bytes"):
         store.append([b"short"], [row(1)])
-    (tmp_path / META).write_text("{")
+    (tmp_path / STORE_META).write_text("{")
     with pytest.raises(UserError, match="damaged; remove the folder"):
         Store(tmp_path, meta())
 

@@ -16,7 +16,7 @@ from perceptune.data.tasks.base import Task, answers_of
 from perceptune.errors import UserError
 from perceptune.evaluation.score_files.run import score_files
 from perceptune.tools.datasets.format_report import format_report
-from perceptune.tools.datasets.validate import check
+from perceptune.tools.datasets.validate import validate_dataset
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 REPORTS = ["Findings: the lungs are clear.\nImpression: normal.", "Findings: a fracture.\nImpression: broken."]
@@ -101,7 +101,7 @@ def test_the_first_line_alone_is_judged_on_both_sides_if_a_task_says_so(tmp_path
 def test_check_says_what_becomes_of_several_lines(tmp_path: Path) -> None:
     file = jsonl(tmp_path, [*REPORTS, "clear"])["train"]
     for overrides, fate in ([], "all of them are kept"), (["task.first_line=true"], "only the first is judged"):
-        said = "\n".join(format_report(check(file, ["task.check_files=false", *overrides]), 0))
+        said = "\n".join(format_report(validate_dataset(file, ["task.check_files=false", *overrides]), 0))
         assert f"2 of 3 targets have several lines; {fate}" in said
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from perceptune.config.schema import Part, require_amount
+from perceptune.config.schema import ConfigSection, require_amount
 
 
-class BuildConfig(Part):
+class BuildConfig(ConfigSection):
     """The small InstructBLIP that `perceptune build-instructblip` makes: its parts and the shape of its Q-Former."""
 
     lm: str = Field("default", description="`default`, a Hugging Face id or a local folder")
@@ -30,7 +30,7 @@ class BuildConfig(Part):
         return self
 
 
-class CompareConfig(Part):
+class CompareConfig(ConfigSection):
     """What `perceptune compare` varies, all else being equal; its options of the same names come first."""
 
     methods: dict[str, dict[str, Any]] = Field(

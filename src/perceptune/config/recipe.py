@@ -20,13 +20,13 @@ from perceptune.config.overrides import Override, put, typed
 from perceptune.config.schema import (
     DEFAULT_METHOD,
     CacheConfig,
+    ConfigSection,
     DecodeConfig,
     EncoderConfig,
     EvalConfig,
     InitConfig,
     LMConfig,
     NamedPart,
-    Part,
     TextConfig,
     TrainConfig,
     named,
@@ -38,7 +38,7 @@ from perceptune.utils.paths import absolute, given_path
 FACTS = "facts.yaml"  # lies among the shipped recipes and is none: what the papers' runs were
 
 
-class Recipe(Part):
+class Recipe(ConfigSection):
     """Everything a run is made of."""
 
     name: str = "run"

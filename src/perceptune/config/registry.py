@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from perceptune.errors import UserError, nearest
 
 # Kind -> the package with its leaf files.
-KINDS = {
+LEAF_KINDS = {
     "encoders": "encoders",
     "methods": "methods.slots",
     "qformer_methods": "methods.qformer",
@@ -38,7 +38,7 @@ class Leaf(NamedTuple):
 @cache
 def leaves(kind: str) -> dict[str, Leaf]:
     """Every leaf of one kind by name, variants included, in alphabetical order."""
-    package = importlib.import_module(f"perceptune.{KINDS[kind]}")
+    package = importlib.import_module(f"perceptune.{LEAF_KINDS[kind]}")
     found: dict[str, Leaf] = {}
     for info in pkgutil.iter_modules(package.__path__):
         if info.ispkg or info.name in _NOT_LEAVES or info.name.startswith("_"):

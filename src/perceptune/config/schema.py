@@ -37,13 +37,13 @@ def require_amount(value: int | float | None) -> int | float | None:
     return value
 
 
-class Part(BaseModel):
+class ConfigSection(BaseModel):
     """A node of the tree: immutable, no unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True)
 
 
-class LMConfig(Part):
+class LMConfig(ConfigSection):
     """The frozen language model."""
 
     id: str = Field("default", description="`default`, a Hugging Face id or a local folder")
@@ -54,7 +54,7 @@ class LMConfig(Part):
     quantization: Literal["8bit", "4bit"] | None = Field(None, description="bitsandbytes quantization of the weights")
 
 
-class RandAugmentConfig(Part):
+class RandAugmentConfig(ConfigSection):
     """Operations drawn for each augmented view of an image, after it has been resized."""
 
     num_ops: int = Field(2, ge=1, description="number of operations per view")
@@ -71,7 +71,7 @@ class RandAugmentConfig(Part):
         return self
 
 
-class EncoderConfig(Part):
+class EncoderConfig(ConfigSection):
     """A frozen encoder of one modality."""
 
     id: str = Field("default", description="`default`, a Hugging Face id or a local folder")
@@ -100,7 +100,7 @@ class EncoderConfig(Part):
     )
 
 
-class CacheConfig(Part):
+class CacheConfig(ConfigSection):
     """Where encoder features, and states of texts that do not fit into memory, are kept."""
 
     features: Annotated[Literal["disk", "memory", "off"], _Off] = Field(
@@ -114,7 +114,7 @@ class CacheConfig(Part):
     text_disk_mb: int = Field(4096, ge=0, description="disk space for text states, in MB, if features are on disk")
 
 
-class TextConfig(Part):
+class TextConfig(ConfigSection):
     """How a sample becomes text; the same in training, evaluation, answering and serving."""
 
     template: str = Field("Question: {prompt} Answer:", description="text before the answer")
@@ -141,7 +141,7 @@ class NamedPart(BaseModel):
         return dict(self.model_extra or {})
 
 
-class TrainConfig(Part):
+class TrainConfig(ConfigSection):
     """The optimisation. Defaults are the paper's values where it gives one (`docs/papers.md`)."""
 
     steps: int | None = Field(None, ge=0, description="optimizer steps; None = `epochs`")
@@ -199,7 +199,7 @@ class TrainConfig(Part):
     _amounts = field_validator("samples", "hold_out")(require_amount)
 
 
-class DecodeConfig(Part):
+class DecodeConfig(ConfigSection):
     """How answers are generated."""
 
     max_new_tokens: int = Field(20, ge=1, description="maximum tokens of an answer")
@@ -247,7 +247,7 @@ class DecodeConfig(Part):
         return 1
 
 
-class OtherSet(Part):
+class OtherSet(ConfigSection):
     """Another data set on which a run is evaluated, beside its own."""
 
     task: Annotated[NamedPart, named("name")]
@@ -257,7 +257,7 @@ class OtherSet(Part):
     decode: DecodeConfig | None = Field(None, description="decode section for this data set; None = the recipe's")
 
 
-class EvalConfig(Part):
+class EvalConfig(ConfigSection):
     """Evaluation with real generation."""
 
     split: str | None = Field(None, description="split to evaluate; None = the task's last one")
@@ -293,7 +293,7 @@ class EvalConfig(Part):
         return self
 
 
-class InitConfig(Part):
+class InitConfig(ConfigSection):
     """Another run whose trained method this one starts from."""
 
     run: str = Field(description="folder of the run to start from")

@@ -25,7 +25,7 @@ _THREADS = 16  # they wait for the network most of the time
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # sample, dot, what it is of the sample
 
 
-class Shard(NamedTuple):
+class IndexedShard(NamedTuple):
     """An archive and its index: a text file with one JSON object a sample.
 
     `{"name": "000123", "parts": {"jpg": [offset, size]}, "texts": {"json": "..."}}`
@@ -36,7 +36,7 @@ class Shard(NamedTuple):
     lines: Path
 
 
-def index(addresses: Sequence[str], texts: Sequence[str]) -> list[Shard]:
+def index(addresses: Sequence[str], texts: Sequence[str]) -> list[IndexedShard]:
     """The shards with their indices; parts called like one of `texts` are held by the index as text.
 
     The bytes of a shard are read once, then again only after it was changed. Raises `UserError` for an archive that is
@@ -50,10 +50,10 @@ def index(addresses: Sequence[str], texts: Sequence[str]) -> list[Shard]:
     return shards
 
 
-def _indexed(address: str, texts: Sequence[str]) -> Shard:
+def _indexed(address: str, texts: Sequence[str]) -> IndexedShard:
     size, version = storage.version(address)
     key = json.dumps([_FORMAT, address, sorted(texts)])
-    return Shard(address, version, storage.derived(key, version, lambda: _lines(address, size, texts)))
+    return IndexedShard(address, version, storage.derived(key, version, lambda: _lines(address, size, texts)))
 
 
 def _lines(address: str, size: int, texts: Sequence[str]) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from perceptune.config.schema import EncoderConfig
 from perceptune.encoders._checkpoints import build_tower, settings_of
-from perceptune.encoders._encoder import Encoder, Tokens
+from perceptune.encoders._encoder import Encoder, TokenSelection
 from perceptune.encoders._parts import BlockParts
 
 
@@ -57,7 +57,7 @@ class BlockEncoder(Encoder):
         """(B, T, dim) -> (B, 1, dim): what `cls` means where `POOL` is `mean`; `x` is the encoder's input."""
         return hidden.mean(dim=1, keepdim=True)
 
-    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """(B, n_levels, T, dim) float32; blocks above the highest level are not run."""
         self.check_levels(levels)
         hidden = self.embed(x.to(self.tower.dtype))  # (B, T, dim)
@@ -84,7 +84,7 @@ class BlockEncoder(Encoder):
         """The final norm. A property for the same reason as `blocks`."""
         return self.tower.get_submodule(self.NORM)
 
-    def _pick(self, hidden: Tensor, tokens: Tokens, x: Tensor) -> Tensor:
+    def _pick(self, hidden: Tensor, tokens: TokenSelection, x: Tensor) -> Tensor:
         norm = self.norm
         if tokens == "cls" and self.POOL == "mean":
             return self.pool(norm(hidden), x)

@@ -16,7 +16,7 @@ from perceptune.config.schema import EncoderConfig
 from perceptune.errors import UserError
 from perceptune.types import Medium
 
-Tokens = Literal["cls", "all"]
+TokenSelection = Literal["cls", "all"]
 Self = TypeVar("Self", bound="Encoder")
 
 
@@ -48,7 +48,7 @@ class Encoder(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """(B, n_levels, T, dim) float32: the tokens that leave block `level` (0-based), after the final norm.
 
         T = 1 for `cls`, `n_tokens` for `all`. Raises `UserError` for a level outside the encoder.

@@ -11,7 +11,7 @@ from torch import Tensor
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.source import label
 from perceptune.data.media.video import read_frames
-from perceptune.encoders._encoder import Encoder, Tokens
+from perceptune.encoders._encoder import Encoder, TokenSelection
 from perceptune.encoders._images import ImageEncoder
 from perceptune.encoders._videos import VideoEncoder
 from perceptune.errors import error_prefix
@@ -37,7 +37,7 @@ class FrameAverage(Encoder):
         frames = read_frames(medium, self.frames, name, seed)
         return torch.stack([self.encoder.pixels(frame, name, seed) for frame in frames])
 
-    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """(B, n_levels, T, dim) float32 of (B, frames, 3, H, W). One frame of every video at a time, to save memory."""
         return torch.stack([self.encoder(frame, levels, tokens) for frame in x.unbind(1)]).mean(0)
 
@@ -74,7 +74,7 @@ class Still(Encoder):
         """(3, H, W) float32."""
         return ImageEncoder.load(self.encoder, medium, name, seed)
 
-    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """(B, n_levels, T, dim) float32 of (B, 3, H, W)."""
         return self.encoder(x[:, None].expand(-1, self.encoder.frames, -1, -1, -1), levels, tokens)
 

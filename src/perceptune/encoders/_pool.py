@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from perceptune.encoders._encoder import Tokens
+from perceptune.encoders._encoder import TokenSelection
 from perceptune.errors import UserError
 
 
 def pooled_levels(
-    means: Sequence[Tensor] | Mapping[int, Tensor], levels: Sequence[int], dim: int, tokens: Tokens
+    means: Sequence[Tensor] | Mapping[int, Tensor], levels: Sequence[int], dim: int, tokens: TokenSelection
 ) -> Tensor:
     """(B, n_levels, 1, dim) float32 of the means (B, width) of stages; zeros follow the narrower ones.
 

@@ -15,7 +15,7 @@ from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import MAX_SECONDS, Wave, check_seconds, padded
 from perceptune.data.media.mel_spectrogram import LogMel
 from perceptune.encoders._audio import AUDIO_KEYS, AudioEncoder
-from perceptune.encoders._encoder import Encoder, Tokens
+from perceptune.encoders._encoder import Encoder, TokenSelection
 from perceptune.encoders._images import ImageEncoder
 from perceptune.errors import UserError
 
@@ -49,7 +49,7 @@ class SpectrogramImages(AudioEncoder):
         grey = Image.fromarray((255 * spectrogram[::-1]).round().astype(np.uint8))
         return self.transform(grey.convert("RGB"))
 
-    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """(B, n_levels, T, dim) float32, as of the image encoder."""
         out: Tensor = self.inner(x, levels, tokens)
         return out

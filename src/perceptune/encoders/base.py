@@ -18,7 +18,7 @@ from perceptune.encoders._checkpoints import build_tower as build_tower
 from perceptune.encoders._checkpoints import read_preprocessor as read_preprocessor
 from perceptune.encoders._checkpoints import settings_of as settings_of
 from perceptune.encoders._encoder import Encoder as Encoder
-from perceptune.encoders._encoder import Tokens as Tokens
+from perceptune.encoders._encoder import TokenSelection as TokenSelection
 from perceptune.encoders._images import BICUBIC as BICUBIC
 from perceptune.encoders._images import BILINEAR as BILINEAR
 from perceptune.encoders._images import IMAGENET as IMAGENET

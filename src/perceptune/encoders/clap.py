@@ -14,7 +14,14 @@ from transformers.audio_utils import spectrogram, window_function
 
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import Wave, check_seconds, padded
-from perceptune.encoders.base import AudioEncoder, Tokens, build_tower, pooled_levels, read_preprocessor, settings_of
+from perceptune.encoders.base import (
+    AudioEncoder,
+    TokenSelection,
+    build_tower,
+    pooled_levels,
+    read_preprocessor,
+    settings_of,
+)
 from perceptune.errors import UserError, error_prefix
 
 Self = TypeVar("Self", bound="Clap")
@@ -85,7 +92,7 @@ class Clap(AudioEncoder):
         )  # fmt: skip
         return np.asarray(made, np.float32)
 
-    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """(B, n_levels, 1, dim) float32. Raises `UserError` for `tokens="all"`: stages differ in their tokens."""
         self.check_levels(levels)
         # Fusing several parts of a long audio file is never asked for: one part is heard.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import MAX_SECONDS, Wave, check_seconds, padded
 from perceptune.data.media.mel_spectrogram import LogMel
-from perceptune.encoders.base import AudioEncoder, Tokens, pooled_levels
+from perceptune.encoders.base import AudioEncoder, TokenSelection, pooled_levels
 from perceptune.errors import UserError
 
 Self = TypeVar("Self", bound="EfficientAT")
@@ -77,7 +77,7 @@ class EfficientAT(AudioEncoder):
         """(mels, frames), every 10 ms."""
         return (MEL(padded(wave, round(self.seconds * MEL.rate))) + np.float32(4.5)) / np.float32(5)
 
-    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """(B, n_levels, 1, dim) float32. Raises `UserError` for `tokens="all"`: levels differ in their tokens."""
         self.check_levels(levels)
         hidden, means = x[:, None].to(next(self.parameters()).dtype), []

@@ -17,7 +17,7 @@ from perceptune.encoders.base import (
     BILINEAR,
     IMAGENET,
     ImageEncoder,
-    Tokens,
+    TokenSelection,
     build_tower,
     pooled_levels,
     settings_of,
@@ -35,7 +35,7 @@ class Kind(NamedTuple):
 
 
 _SWIN = {"interpolate_pos_encoding": True}
-KINDS = {
+ARCHITECTURES = {
     "swin": Kind("SwinModel", "encoder.layers", _SWIN),
     "swinv2": Kind("Swinv2Model", "encoder.layers", _SWIN),
     "convnext": Kind("ConvNextModel", "encoder.stages"),
@@ -59,7 +59,7 @@ class Staged(ImageEncoder):
         self.tower: Any = tower
         self.transform = transform
         config: Any = tower.config
-        self.kind = KINDS[config.model_type]
+        self.kind = ARCHITECTURES[config.model_type]
         self.n_layers, self.dim = len(config.depths), _width(config)
         self.requires_grad_(False).eval()
 
@@ -71,12 +71,12 @@ class Staged(ImageEncoder):
         if min(transform.size) < least:
             raise UserError(f"{source}: `size` {min(transform.size)} is too small for its stages; use {least} or more")
         tower = build_tower(
-            source, config, KINDS[config.model_type].model, revision=options.revision,
+            source, config, ARCHITECTURES[config.model_type].model, revision=options.revision,
             dtype=getattr(torch, options.dtype), meta=meta, unused=("classifier.", "embeddings.mask_token"),
         )  # fmt: skip
         return cls(tower, transform).augmenting(options)
 
-    def forward(self, x: Tensor, levels: Sequence[int], tokens: Tokens = "cls") -> Tensor:
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """(B, n_levels, 1, dim) float32. All stages are run."""
         self.check_levels(levels)
         means: dict[int, Tensor] = {}
@@ -96,7 +96,7 @@ class Staged(ImageEncoder):
 
 
 ENCODER = Staged
-MODEL_TYPES = tuple(KINDS)
+MODEL_TYPES = tuple(ARCHITECTURES)
 
 
 def _keep(means: dict[int, Tensor], level: int, _: nn.Module, __: Any, out: Any) -> None:

@@ -35,7 +35,7 @@ from perceptune.utils.distributed import World
 from perceptune.utils.locking import locked
 from perceptune.utils.run_log import progress
 
-META = ".meta.json"
+META_SUFFIX = ".meta.json"
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _prepared(target: Path, described: Mapping[str, Any], held: contextlib.ExitS
 
     `held` keeps a lock: two that go on with one file would both write every row that is missing.
     """
-    about = target.with_name(target.name + META)
+    about = target.with_name(target.name + META_SUFFIX)
     make_writable(target.parent, "name another file by --out")
     busy = f"{target} is being written by another `predict`: wait for its end, or name another --out"
     held.enter_context(locked(target.with_name(f".{target.name}.lock"), busy=busy))

@@ -74,7 +74,7 @@ def _audio(number: int) -> bytes:
     return play(random.Random(number), list(AUDIO_EVENTS)[number], 1, seconds=0.6)
 
 
-def verify(run: str | Path, *, trust: bool = False, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def verify_reference_answers(run: str | Path, *, trust: bool = False, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Asks again, and says what differs.
 
     `same`: no base model differs, the method's file is the one that answered, at least one answer was compared and all

@@ -31,7 +31,7 @@ ALIBI = "alibi"  # (B x heads, 1, columns): what BLOOM adds to the scores of eac
 
 
 @dataclass
-class Group:
+class SlotGroup:
     """The columns of one `Slots` on their way through the layers."""
 
     slots: Slots
@@ -54,10 +54,10 @@ class SplitForward:
     def __init__(self, slots: Sequence[Slots], n_layers: int, *, tuples: bool = False) -> None:
         self.n_layers = n_layers
         self.tuples = tuples  # whether the LM's blocks return tuples (GPT-J's do, Llama's do not)
-        self.groups: list[Group] = []
+        self.groups: list[SlotGroup] = []
         for one in slots:
             shown = None if bool(one.present.all()) else move(one.present, one.states[one.entry].device)
-            self.groups.append(Group(one, self.width, shown))
+            self.groups.append(SlotGroup(one, self.width, shown))
         self.past = PrefixCache()
         self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): states that enter this layer
         self.query_range: tuple[int, int] | None = (
@@ -124,13 +124,13 @@ class SplitForward:
             left.append(self._slots_through(index, block, group, hidden, rows, left))
         return left, None
 
-    def _is_joint(self, index: int, group: Group) -> bool:
+    def _is_joint(self, index: int, group: SlotGroup) -> bool:
         """Whether this open group is the one next to the text and goes through this block whole, as the text does."""
         if self.text_states is not None and index < self.text_states[0]:
             return False
         return group is self.groups[-1] and group.present is None and not self._is_left_early(index, group)
 
-    def _is_left_early(self, index: int, group: Group) -> bool:
+    def _is_left_early(self, index: int, group: SlotGroup) -> bool:
         """Whether nobody needs more of the group in this block than keys and values."""
         return index + 1 == self.n_layers or index + 1 in group.slots.states
 
@@ -159,7 +159,7 @@ class SplitForward:
             self.on_kv(index, pairs)
 
     def _slots_through(
-        self, index: int, block: _Block, group: Group, hidden: Tensor, rows: int, left: Sequence[KVPair]
+        self, index: int, block: _Block, group: SlotGroup, hidden: Tensor, rows: int, left: Sequence[KVPair]
     ) -> KVPair:
         """Keys and values of a group's columns in this block; its output too, where the next block needs it."""
         if self._is_left_early(index, group):

@@ -31,7 +31,7 @@ LEVELS = 6  # encoder levels behind a shared connector, where nothing says how m
 CLIP = {key.removeprefix("image_"): values for key, values in OPENAI.items()}  # whatever the encoder expects
 SIGNS_OF_CAPTIONS = ("train_split", "val_split", "test_split")
 # What the name of an encoder's builder holds -> what it reads, and the model type of transformers.
-KINDS = {"timesformer": ("video", "timesformer"), "ast": ("audio", "audio-spectrogram-transformer")}
+RELEASED_ENCODERS = {"timesformer": ("video", "timesformer"), "ast": ("audio", "audio-spectrogram-transformer")}
 
 
 def _off(why: str) -> AfterValidator:
@@ -138,7 +138,7 @@ def read_config(file: Path, config: Mapping[str, Any]) -> OfficialConfig:
 def encoder_kind(config: OfficialConfig) -> tuple[str, str]:
     """What the file's encoder reads, and its model type in transformers."""
     name = config.vision_model_name or "vit"
-    return next((kind for part, kind in KINDS.items() if part in name), ("image", "vit"))
+    return next((kind for part, kind in RELEASED_ENCODERS.items() if part in name), ("image", "vit"))
 
 
 def encoder_section(file: Path, config: OfficialConfig, encoder: str) -> tuple[str, dict[str, Any]]:

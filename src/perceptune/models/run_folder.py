@@ -40,7 +40,7 @@ from perceptune.utils.devices import resolve_device, use_full_float32
 def save_run(run: Path, model: AdaptedModel) -> None:
     """Writes recipe, metadata and method into a run folder; each file appears whole or not at all."""
     run.mkdir(parents=True, exist_ok=True)
-    save_description(run, model.recipe, describe(model))
+    save_description(run, model.recipe, describe_run(model))
     write_tensors(run / METHOD, model.method.state_dict())
 
 
@@ -130,7 +130,7 @@ def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
     return load_recipe(data, where=str(run / RECIPE))
 
 
-def describe(model: AdaptedModel) -> dict[str, Any]:
+def describe_run(model: AdaptedModel) -> dict[str, Any]:
     """The contents of meta.json."""
     trained, total = model.count_parameters()
     return {

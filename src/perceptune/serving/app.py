@@ -19,10 +19,10 @@ from perceptune.serving.examples import Showing
 from perceptune.serving.limits import Limits
 from perceptune.serving.local import LocalFiles
 from perceptune.serving.metrics import Metrics
-from perceptune.serving.openapi import REFERENCE, describe
+from perceptune.serving.openapi import REFERENCE, complete_openapi
 from perceptune.serving.origins import Origins
 from perceptune.serving.remote import Remote
-from perceptune.serving.runs import Run, Runs
+from perceptune.serving.runs import Runs, ServedRun
 from perceptune.serving.service import Ended, Service
 from perceptune.serving.web_page import add_page, page_files
 
@@ -99,7 +99,7 @@ def make_app(
     files = page_files()
     add_page(app, files, service, limits)
     _answer_errors(app)
-    describe(app)
+    complete_openapi(app)
     known = {path for path in app.openapi()["paths"] if "{" not in path}
     app.add_middleware(
         AuthMiddleware,
@@ -113,7 +113,7 @@ def make_app(
     return app
 
 
-def _card(run: Run) -> dict[str, Any]:
+def _card(run: ServedRun) -> dict[str, Any]:
     return {"id": run.name, "object": "model", "created": run.created, "owned_by": "perceptune"}
 
 

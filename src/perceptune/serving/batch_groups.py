@@ -25,7 +25,7 @@ from perceptune.models.slot_model import SlotModel
 from perceptune.serving.requests import Job
 
 
-class Group(Protocol):
+class BatchGroup(Protocol):
     """Jobs that are computed together."""
 
     @property
@@ -95,7 +95,7 @@ class _JobCallback:
 
 
 @torch.no_grad()
-def start_groups(jobs: Sequence[Job]) -> Group:
+def start_groups(jobs: Sequence[Job]) -> BatchGroup:
     """A group of jobs of one kind, behind their prompts. Raises whatever a model raises."""
     run, samples = jobs[0].run, [job.sample for job in jobs]
     longest = max(job.decoding.max_new_tokens for job in jobs)
@@ -133,9 +133,9 @@ def start_groups(jobs: Sequence[Job]) -> Group:
     )
 
 
-def merge_groups(groups: Sequence[Group]) -> list[Group]:
+def merge_groups(groups: Sequence[BatchGroup]) -> list[BatchGroup]:
     """The same groups, those that can as one, in the order of their oldest."""
-    found: dict[Hashable, list[Group]] = {}
+    found: dict[Hashable, list[BatchGroup]] = {}
     for group in groups:
         found.setdefault(group.kind if isinstance(group, BatchedGroup) else id(group), []).append(group)
     for first, *others in found.values():

@@ -15,7 +15,7 @@ from perceptune.data.media.source import MediaError, content, label
 from perceptune.errors import UserError
 from perceptune.evaluation.runner import select_subset
 from perceptune.serving.limits import MIB, Limits
-from perceptune.serving.runs import Run, Runs
+from perceptune.serving.runs import Runs, ServedRun
 from perceptune.types import Medium, Sample
 
 MOST = 24  # rows of a run
@@ -47,7 +47,7 @@ def load_examples(runs: Runs, number: int, limits: Limits) -> dict[str, list[Exa
     return {name: _of(run, number, limits) for name, run in runs.items()} if number else {}
 
 
-def _of(run: Run, number: int, limits: Limits) -> list[Example]:
+def _of(run: ServedRun, number: int, limits: Limits) -> list[Example]:
     try:
         task = make_task(run.model.recipe)
         rows = select_subset(task, run.model.recipe.eval.split or task.splits[-1], _DRAWN * number)

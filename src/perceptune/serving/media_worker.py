@@ -28,7 +28,7 @@ class RefusedError(UserError):
     """A medium beyond the server's limits."""
 
 
-def check(data: bytes, modality: str, limits: dict[str, Any]) -> bytes:
+def checked_medium(data: bytes, modality: str, limits: dict[str, Any]) -> bytes:
     """Decodes a medium as far as a model will. Raises `UserError` for what cannot be used, header first.
 
     Returns the same pixels or samples as a plain file; nothing of a video, of which each encoder takes other frames.
@@ -80,7 +80,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         data = requests.read(told["size"])
         plain, answer = b"", {}
         try:
-            plain = check(data, told["modality"], told["limits"])
+            plain = checked_medium(data, told["modality"], told["limits"])
         except (UserError, MemoryError) as error:
             answer = {"error": str(error) or "it needs too much memory"}
         answers.write(json.dumps({**answer, "size": len(plain)}).encode() + b"\n" + plain)

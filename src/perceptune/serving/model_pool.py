@@ -18,7 +18,7 @@ from perceptune.models.build import build, load_encoder_of, load_lm
 # Where a module keeps what methods add to it: hooks by number, and (PEFT) layers that stand before a submodule.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
 
-Entry = tuple[dict[Any, Any], Any, Any]  # a dictionary of a module, a key of it, its value
+ModuleEntry = tuple[dict[Any, Any], Any, Any]  # a dictionary of a module, a key of it, its value
 
 
 class Attachments:
@@ -27,7 +27,7 @@ class Attachments:
     def __init__(self, lm: nn.Module) -> None:
         self._lm = lm
         self._before = {(id(place), key) for place, key, _ in _entries(lm)}
-        self._added: list[Entry] = []
+        self._added: list[ModuleEntry] = []
 
     def take_off(self) -> None:
         """Notes what has been added since, and takes it off."""
@@ -52,8 +52,8 @@ class Attachments:
             place.pop(key, None)
 
 
-def _entries(lm: nn.Module) -> list[Entry]:
-    found: list[Entry] = []
+def _entries(lm: nn.Module) -> list[ModuleEntry]:
+    found: list[ModuleEntry] = []
     for module in lm.modules():
         for name in _HOOKS:
             hooks = getattr(module, name)

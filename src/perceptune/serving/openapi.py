@@ -28,7 +28,7 @@ _ERROR = {
 }  # fmt: skip
 
 
-def describe(app: FastAPI) -> None:
+def complete_openapi(app: FastAPI) -> None:
     """Completes the description that the application answers with."""
     described = app.openapi()
     schema = ChatRequest.model_json_schema(ref_template=REFERENCE)

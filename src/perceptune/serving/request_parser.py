@@ -17,7 +17,7 @@ from perceptune.serving.local import LocalFiles
 from perceptune.serving.media_worker_pool import MediaWorkerPool
 from perceptune.serving.remote import Remote
 from perceptune.serving.requests import Job
-from perceptune.serving.runs import Run
+from perceptune.serving.runs import ServedRun
 from perceptune.serving.schema import ChatRequest, InputAudioPart, Part, TextPart
 from perceptune.types import Decoding, Medium, Sample
 
@@ -40,7 +40,7 @@ class RequestParser:
         self._fetching.shutdown(wait=False, cancel_futures=True)
         self._decoding.shutdown(wait=False, cancel_futures=True)
 
-    async def jobs(self, asked: ChatRequest, run: Run) -> list[Job]:
+    async def jobs(self, asked: ChatRequest, run: ServedRun) -> list[Job]:
         """One for each answer wanted. Raises `ApiError`."""
         text, parts = self._within_limits(asked)
         decoding = self._decoding_of(asked, run)
@@ -77,7 +77,7 @@ class RequestParser:
             raise ApiError(400, f"the question has more than {limits.text_chars:,} characters", param="messages")
         return text, parts
 
-    def _decoding_of(self, asked: ChatRequest, run: Run) -> Decoding:
+    def _decoding_of(self, asked: ChatRequest, run: ServedRun) -> Decoding:
         """The run's, changed as far as the request says so."""
         decoding = run.decoding
         wanted = asked.max_completion_tokens or asked.max_tokens
@@ -93,7 +93,7 @@ class RequestParser:
         _require_no_change(asked, decoding)
         return decoding if asked.seed is None else replace(decoding, seed=asked.seed)
 
-    def _prompt(self, sample: Sample, run: Run) -> int:
+    def _prompt(self, sample: Sample, run: ServedRun) -> int:
         """Number of its tokens. Raises `ApiError` for a question that the LM cannot take."""
         try:
             return run.prompt_tokens(sample)
@@ -125,7 +125,7 @@ class RequestParser:
             raise ApiError(400, "the medium at this address is empty", code="invalid_media")
         return data
 
-    async def _decoded(self, data: bytes, kind: str, run: Run) -> Tensor:
+    async def _decoded(self, data: bytes, kind: str, run: ServedRun) -> Tensor:
         """As the encoder takes it."""
         load = partial(run.model.stores[kind].encoder.load, data, f"the {kind}")
         try:
@@ -156,7 +156,7 @@ def _require_no_change(asked: ChatRequest, decoding: Decoding) -> None:
             raise ApiError(400, f"{key}: {given:g} is not possible here; allowed is {allowed}", param=key)
 
 
-def _room(decoding: Decoding, prompt: int, run: Run) -> Decoding:
+def _room(decoding: Decoding, prompt: int, run: ServedRun) -> Decoding:
     """With the length of the answer in tokens, as far as the LM has positions for it. Raises `ApiError` without any."""
     if decoding.max_length is not None:
         most = max(1, decoding.max_length - prompt)

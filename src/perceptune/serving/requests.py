@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from perceptune.serving.errors import ApiError
-from perceptune.serving.runs import Run
+from perceptune.serving.runs import ServedRun
 from perceptune.types import Decoding, Medium, Sample
 
 Reason = Literal["stop", "length"]
@@ -20,7 +20,7 @@ Reason = Literal["stop", "length"]
 class Job:
     """Made and waited for in the server's thread; `tokens`, `reason` and `error` are written in the worker's."""
 
-    run: Run
+    run: ServedRun
     sample: Sample
     decoded: Mapping[Medium, Tensor]  # its media, as the encoder takes them
     decoding: Decoding

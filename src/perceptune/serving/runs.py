@@ -30,7 +30,7 @@ from perceptune.types import Decoding, Sample
 
 
 @dataclass(frozen=True)
-class Run:
+class ServedRun:
     """A loaded run. `text` is for the server's own thread: a tokenizer is not to be used by two at a time."""
 
     name: str
@@ -70,13 +70,13 @@ class Run:
             yield
 
 
-class Runs(Mapping[str, Run]):
+class Runs(Mapping[str, ServedRun]):
     """Runs by name."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[ServedRun]) -> None:
         self._runs = {run.name: run for run in runs}
 
-    def __getitem__(self, name: str) -> Run:
+    def __getitem__(self, name: str) -> ServedRun:
         return self._runs[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -85,7 +85,7 @@ class Runs(Mapping[str, Run]):
     def __len__(self) -> int:
         return len(self._runs)
 
-    def named(self, name: str) -> Run:
+    def named(self, name: str) -> ServedRun:
         """Raises `ApiError` for an unknown one."""
         if name not in self._runs:
             raise ApiError(
@@ -149,13 +149,13 @@ def load_described(
     return Runs(runs)
 
 
-def _loaded(one: Described, pool: ModelPool, overrides: Sequence[str], trust: bool, device: str | None) -> Run:
+def _loaded(one: Described, pool: ModelPool, overrides: Sequence[str], trust: bool, device: str | None) -> ServedRun:
     lent = _Borrowed(pool)
     model = load(one.folder, overrides=overrides, trust=trust, parts=lent, device=device)
     lent.attachments.take_off()
     task = make_task(model.recipe) if model.recipe.task else None
     created = int((one.folder / META).stat().st_mtime)
-    return Run(one.name, created, model, text_of(model), task, lent.attachments, _positions(model))
+    return ServedRun(one.name, created, model, text_of(model), task, lent.attachments, _positions(model))
 
 
 def _positions(model: AdaptedModel) -> int | None:

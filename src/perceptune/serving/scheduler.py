@@ -15,7 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 from perceptune.errors import UserError
-from perceptune.serving.batch_groups import Group, merge_groups, start_groups
+from perceptune.serving.batch_groups import BatchGroup, merge_groups, start_groups
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import MIB, Limits
 from perceptune.serving.metrics import Metrics
@@ -32,7 +32,7 @@ class Scheduler:
         self._admitted = 0
         self._buffered = 0
         self._waiting: list[Job] = []
-        self._groups: list[Group] = []
+        self._groups: list[BatchGroup] = []
         self._news = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="perceptune-answers")
         self._task: asyncio.Task[None] | None = None

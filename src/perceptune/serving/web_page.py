@@ -14,7 +14,7 @@ from perceptune.methods.slots.base import Injection
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.serving.limits import MIB, Limits
-from perceptune.serving.runs import Run
+from perceptune.serving.runs import ServedRun
 from perceptune.serving.service import Service
 
 FOLDER = Path(__file__).parent / "page"
@@ -48,7 +48,7 @@ def add_page(app: FastAPI, files: Mapping[str, File], service: Service, limits: 
     async def run(name: str) -> dict[str, Any]:
         found = service.runs.named(name)
         if found.name not in told:
-            told[found.name] = describe(found, limits, len(service.examples.get(found.name, ())))
+            told[found.name] = describe_for_page(found, limits, len(service.examples.get(found.name, ())))
         return told[found.name]
 
     @app.get("/v1/examples/{name:path}", summary="Rows of a run's data set with media and reference (--examples)")
@@ -64,7 +64,7 @@ def _sender(file: File) -> Any:
     return send
 
 
-def describe(run: Run, limits: Limits, examples: int) -> dict[str, Any]:
+def describe_for_page(run: ServedRun, limits: Limits, examples: int) -> dict[str, Any]:
     """Of names no more than their last part: where models lie on this machine is nobody's business."""
     model = run.model
     trained, total = model.count_parameters()

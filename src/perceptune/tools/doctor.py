@@ -13,7 +13,7 @@ from typing import Any
 from perceptune.config.recipe import Recipe
 from perceptune.errors import UserError
 
-TESTED = {"torch": (2, 6), "transformers": (5, 0), "pillow": (13, 0), "accelerate": (1, 10)}
+MINIMUM_VERSIONS = {"torch": (2, 6), "transformers": (5, 0), "pillow": (13, 0), "accelerate": (1, 10)}
 GIB = 2**30
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -35,7 +35,7 @@ def _python() -> dict[str, str]:
 
 def _versions() -> list[dict[str, str]]:
     checks = []
-    for name, least in TESTED.items():
+    for name, least in MINIMUM_VERSIONS.items():
         found = metadata.version(name)
         numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
         newer = name == "transformers" and numbers >= (6, 0)
@@ -118,11 +118,11 @@ def _needs(source: str) -> list[dict[str, str]]:
     from perceptune.data.build_task import make_task
     from perceptune.data.subset import sample_count
     from perceptune.models.build import settle
-    from perceptune.tools.summary import describe, recipe_of
+    from perceptune.tools.summary import recipe_of, summarize
     from perceptune.training.sampler import make_batch_sampler, total_steps
 
     recipe = recipe_of(source)
-    shown = describe(recipe)
+    shown = summarize(recipe)
     frozen = {part["name"]: part["parameters"] for part in shown["parts"] if not part["trained"]}
     low = settle(recipe)[0].train.precision == "bfloat16"
     weights = frozen["lm"] * (2 if low else 4) + 4 * (sum(frozen.values()) - frozen["lm"])

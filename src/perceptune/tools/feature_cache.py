@@ -19,7 +19,7 @@ from perceptune.models.build import encoder_stores
 from perceptune.types import Medium, Sample
 from perceptune.utils.launch_environment import read_launch
 from perceptune.utils.row_store.files import refused
-from perceptune.utils.row_store.store import META, Store
+from perceptune.utils.row_store.store import STORE_META, Store
 
 DAY = 86_400
 GB = 10**9
@@ -56,7 +56,7 @@ def build_features(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Any]
             for view in range(store.views if split == task.splits[0] else 0):
                 name = f"{modality}, {split}, view {view + 1}"
                 computed += store.precompute(found, [view] * len(found), label=name, **share)
-        if (store.folder / META).is_file():
+        if (store.folder / STORE_META).is_file():
             size += Store.open(store.folder).bytes
     seconds = time.monotonic() - start
     return {
@@ -83,12 +83,12 @@ def caches(folder: Path | None = None) -> list[dict[str, Any]]:
         found.append(
             {"folder": str(path), "kind": store.meta.get("kind", ""), "encoder": store.meta.get("encoder", "")[:12],
              "levels": store.meta.get("levels", []), "dtype": store.meta["dtype"], "rows": len(store),
-             "bytes": store.bytes, "last_use": (path / META).stat().st_mtime}
+             "bytes": store.bytes, "last_use": (path / STORE_META).stat().st_mtime}
         )  # fmt: skip
     return sorted(found, key=lambda one: -float(one["last_use"]))
 
 
-def verify(folder: Path | None = None) -> dict[str, int]:
+def verify_features(folder: Path | None = None) -> dict[str, int]:
     """Reads every byte of every store: damaged rows and records by file."""
     return {str(file): n for path in _folders(folder) for file, n in Store.open(path).verify().items()}
 
@@ -119,7 +119,7 @@ def _folders(folder: Path | None) -> list[Path]:
     root = cache_folder(folder)
     if folder is not None and not root.is_dir():
         raise UserError(f"no folder `{folder}`")
-    return sorted(path.parent for path in root.glob(f"*/{META}"))
+    return sorted(path.parent for path in root.glob(f"*/{STORE_META}"))
 
 
 def _media(samples: Sequence[Sample], modality: str) -> list[Medium]:

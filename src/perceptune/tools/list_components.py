@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from perceptune.config.recipe import recipe_names, recipes_dir
-from perceptune.config.registry import KINDS, leaves
+from perceptune.config.registry import LEAF_KINDS, leaves
 
 
 def kinds() -> list[str]:
     """Return what can be listed."""
-    return [*(kind.replace("_", "-") for kind in KINDS), "recipes"]
+    return [*(kind.replace("_", "-") for kind in LEAF_KINDS), "recipes"]
 
 
 def entries(kind: str) -> list[dict[str, Any]]:

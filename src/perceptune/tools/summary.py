@@ -27,7 +27,7 @@ def stored_precision(source: str) -> dict[str, str] | None:
     return found
 
 
-def describe(recipe: Recipe) -> dict[str, Any]:
+def summarize(recipe: Recipe) -> dict[str, Any]:
     """Counts on the meta device: no weight is loaded, published configurations need no network.
 
     `trainable`, `total` and `share` = trainable / (LM + encoders + trainable), tied weights counted once; `parts`;

@@ -32,7 +32,7 @@ from perceptune.models.run_folder import (
     META,
     METHOD,
     RECIPE,
-    describe,
+    describe_run,
     load_method,
     read_recipe,
     require_same_base,
@@ -103,7 +103,7 @@ def _train(
             model, task = build(settled, dtype=settled.train.precision, ready=False), make_task(settled)
             if resume and (folder / META).is_file():
                 require_same_base(folder, model)
-            description = describe(model)  # now, while each process has the LM's weights whole
+            description = describe_run(model)  # now, while each process has the LM's weights whole
         model.place(world)
         with world.synced_errors():
             trainer = Trainer(model, task, folder, world, description, trust=trust, precision=precision)

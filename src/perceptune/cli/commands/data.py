@@ -68,14 +68,14 @@ def _check(options: argparse.Namespace) -> int:
     from perceptune.errors import UserError
     from perceptune.tools.datasets.format_report import format_report
     from perceptune.tools.datasets.page import page
-    from perceptune.tools.datasets.validate import CheckOptions, check
+    from perceptune.tools.datasets.validate import CheckOptions, validate_dataset
     from perceptune.utils.atomic_io import write_whole
 
     for name in ("first", "samples"):
         if (getattr(options, name) or 0) < 0:
             raise UserError(f"`--{name}` is a number of rows: it cannot be {getattr(options, name)}")
     samples = options.samples if options.samples is not None else 24 if options.html else 3
-    checked = check(
+    checked = validate_dataset(
         options.source, options.overrides, split=options.split,
         options=CheckOptions(
             decode=options.decode, contents=options.contents, tokens=not options.no_tokens, shown=options.first,

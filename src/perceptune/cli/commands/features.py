@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     if options.what == "info":
         return _print_info(feature_cache.caches(folder), options.json)
     if options.what == "verify":
-        return _print_damaged(feature_cache.verify(folder))
+        return _print_damaged(feature_cache.verify_features(folder))
     if options.what == "gc":
         done = feature_cache.collect_garbage(folder, older_than=options.older_than, max_gb=options.max_gb)
         for name in done["removed"]:

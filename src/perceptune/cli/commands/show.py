@@ -23,9 +23,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the summary."""
-    from perceptune.tools.summary import describe, recipe_of, stored_precision
+    from perceptune.tools.summary import recipe_of, stored_precision, summarize
 
-    shown = describe(recipe_of(options.source))
+    shown = summarize(recipe_of(options.source))
     if stored := stored_precision(options.source):
         shown["precision"] = stored
     if options.json:

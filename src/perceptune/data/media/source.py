@@ -28,8 +28,8 @@ from perceptune.types import Medium, Member
 from perceptune.utils.paths import hint
 
 Resize = Literal["squash", "crop", "published"]
-Pair = tuple[int, int]  # (height, width)
-Extent = int | Pair  # the shortest edge, or both
+Size = tuple[int, int]  # (height, width)
+Extent = int | Size  # the shortest edge, or both
 
 # Pillow knows some fifty formats; its advisories are mostly about the rare ones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -98,7 +98,7 @@ def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX
         return _whole(image, medium)
 
 
-def image_size(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Pair:
+def image_size(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Size:
     """(height, width) as the header has it: nothing is decoded. Raises `MediaError` for what is no image."""
     with opened_image(medium, name, max_pixels=max_pixels) as image:
         return image.height, image.width
@@ -162,14 +162,14 @@ class ImageTransform:
     """RGB image -> (3, H, W) float32: resize, crop the centre, rescale, normalise, as transformers does."""
 
     resize: Extent
-    crop: Pair | None
+    crop: Size | None
     resample: int  # one of PIL.Image.Resampling
     scale: float  # pixel values 0..255 are multiplied by this
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @property
-    def size(self) -> Pair:
+    def size(self) -> Size:
         """(height, width) of what comes out; a shortest edge always comes with a crop."""
         return self.crop or _pair(self.resize)
 
@@ -220,7 +220,7 @@ def image_transform(
     return ImageTransform(edge, crop, int(settings["resample"]), scale, tuple(mean), tuple(std))
 
 
-def _geometry(settings: Mapping[str, Any], size: int | None, resize: Resize) -> tuple[Extent, Pair | None]:
+def _geometry(settings: Mapping[str, Any], size: int | None, resize: Resize) -> tuple[Extent, Size | None]:
     edge = _extent(settings["size"], settings["default_to_square"]) if settings["do_resize"] else None
     crop = _pair(_extent(settings["crop_size"], True)) if settings["do_center_crop"] else None
     published = crop or edge  # a shortest edge alone leaves the other one open
@@ -236,7 +236,7 @@ def _geometry(settings: Mapping[str, Any], size: int | None, resize: Resize) -> 
     return (scaled[0] if isinstance(edge, int) else (scaled[0], scaled[1])), _pair(size)
 
 
-def _pair(size: Extent) -> Pair:
+def _pair(size: Extent) -> Size:
     return (size, size) if isinstance(size, int) else size
 
 

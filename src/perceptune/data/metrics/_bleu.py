@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from perceptune.data.metrics._ngrams import Captions, Ints, Table
+from perceptune.data.metrics._ngrams import Captions, Ints, NGramTable
 from perceptune.data.metrics._scored import Corpus, Floats
 
 ORDERS = 4
@@ -21,7 +21,7 @@ class Bleu:
         self._captions = captions
         self._matched: list[Ints] = []
 
-    def add(self, table: Table) -> None:
+    def add(self, table: NGramTable) -> None:
         """The next order: n-grams of each prediction, each at most as often as in the reference with most of it."""
         found = table.match >= 0
         most = np.zeros_like(table.predicted.times)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from perceptune.data.metrics._ngrams import Captions, Counts, Ints, Table
+from perceptune.data.metrics._ngrams import Captions, Counts, Ints, NGramTable
 from perceptune.data.metrics._scored import Floats
 
 _SIGMA = 6.0  # of the penalty on a difference in length
@@ -23,7 +23,7 @@ class Cider:
         self.n_documents = captions.samples if documents is None else int(documents[-1]) + 1
         self._likeness: list[Floats] = []
 
-    def add(self, table: Table) -> None:
+    def add(self, table: NGramTable) -> None:
         """The next order: the cosine of tf-idf vectors, of which the prediction's is clipped to the reference's."""
         rarity = np.log(self.n_documents) - np.log(np.maximum(1, self._frequencies(table)))
         predicted = table.predicted.times * rarity[table.predicted.gram]
@@ -47,7 +47,7 @@ class Cider:
         result: Floats = 10 * sums / captions.references_each
         return result
 
-    def _frequencies(self, table: Table) -> Ints:
+    def _frequencies(self, table: NGramTable) -> Ints:
         """(n-grams,): in how many documents each stands."""
         if self._documents is None:
             documents, counts = self._captions.owners, table.referred

@@ -69,7 +69,7 @@ class Counts(NamedTuple):
         return Counts(self.caption[low:high] - first, self.gram[low:high], self.times[low:high])
 
 
-class Table(NamedTuple):
+class NGramTable(NamedTuple):
     """The n-grams of one order."""
 
     predicted: Counts
@@ -115,7 +115,7 @@ def numbered(
     return Captions(_ints(words), _ints(lengths), np.array(owners, dtype=np.int64), samples, len(lengths) - before)
 
 
-def tables(captions: Captions, orders: int) -> Iterator[Table]:
+def tables(captions: Captions, orders: int) -> Iterator[NGramTable]:
     """The n-grams of order 1, 2, ... up to `orders`."""
     samples, references = captions.samples, captions.owners.size
     caption = np.repeat(np.arange(captions.lengths.size), captions.lengths)
@@ -136,7 +136,7 @@ def tables(captions: Captions, orders: int) -> Iterator[Table]:
         counts = Counts(entries // grams, entries % grams, count)
         predicted, referred = counts.between(0, samples), counts.between(samples, samples + references)
         further = counts.between(samples + references, captions.lengths.size)
-        yield Table(predicted, referred, further, _match(predicted, referred, captions.owners, grams), grams)
+        yield NGramTable(predicted, referred, further, _match(predicted, referred, captions.owners, grams), grams)
 
 
 def rows_of(columns: Mapping[str, Floats]) -> list[dict[str, float]]:

@@ -17,7 +17,7 @@ from perceptune.data.metrics._java import java_version as java_version
 from perceptune.data.metrics._java import package_folder as package_folder
 from perceptune.data.metrics._ngrams import Captions as Captions
 from perceptune.data.metrics._ngrams import Ints as Ints
-from perceptune.data.metrics._ngrams import Table as Table
+from perceptune.data.metrics._ngrams import NGramTable as NGramTable
 from perceptune.data.metrics._ngrams import Tokenizer as Tokenizer
 from perceptune.data.metrics._ngrams import numbered as numbered
 from perceptune.data.metrics._ngrams import rows_of as rows_of

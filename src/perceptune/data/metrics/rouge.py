@@ -17,8 +17,8 @@ from perceptune.data.metrics.base import (
     Floats,
     Ints,
     Needs,
+    NGramTable,
     Scored,
-    Table,
     common_lengths,
     numbered,
     rows_of,
@@ -57,7 +57,7 @@ def score(
     return Scored({key: float(np.mean(column)) for key, column in columns.items()}, rows_of(columns), definition)
 
 
-def _shared(table: Table, captions: Captions) -> Ints:
+def _shared(table: NGramTable, captions: Captions) -> Ints:
     """(references,): n-grams that a reference and its prediction have in common, counted as often as both have them."""
     found = table.match >= 0
     both = np.minimum(table.predicted.times[table.match[found]], table.referred.times[found])

@@ -19,7 +19,7 @@ from perceptune.data.records import Record, RowError
 from perceptune.data.tasks.base import MODALITIES, Converted, TableOptions, dialect_of, table_rows
 
 
-class Table(Converted):
+class CSVTable(Converted):
     """Splits are the files that were given, plain or gzipped."""
 
     class Options(TableOptions, Converted.Options):
@@ -99,7 +99,7 @@ class Table(Converted):
         return self._options.parse_lists and row.items(key, cell) != [cell]
 
 
-TASK = Table
+TASK = CSVTable
 
 
 def _lacks(row: Record, wanted: Sequence[str], option: str) -> RowError:

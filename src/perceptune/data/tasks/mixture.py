@@ -32,7 +32,7 @@ from perceptune.types import Sample
 TRAIN = "train"
 
 
-class Part(BaseModel):
+class MixturePart(BaseModel):
     """A task of the mixture, with that task's own keys."""
 
     model_config = ConfigDict(extra="allow")
@@ -48,7 +48,7 @@ class Mixture(Task):
     class Options(Task.Options):
         """The parts by their names in this mixture."""
 
-        parts: dict[str, Part] = Field(
+        parts: dict[str, MixturePart] = Field(
             min_length=1,
             description="label → options of a task, with its sampling `weight` and `prompt` template (`{prompt}`)",
         )
@@ -59,7 +59,7 @@ class Mixture(Task):
 
         @field_validator("parts")
         @classmethod
-        def _labels(cls, parts: dict[str, Part]) -> dict[str, Part]:
+        def _labels(cls, parts: dict[str, MixturePart]) -> dict[str, MixturePart]:
             for label, part in parts.items():
                 if not label.replace("-", "").replace("_", "").isalnum():
                     raise ValueError(f"`{label}`: a label has letters, digits, `_` and `-` only")
@@ -130,7 +130,7 @@ class Mixture(Task):
 TASK = Mixture
 
 
-def _task(label: str, part: Part, check_files: bool) -> Task:
+def _task(label: str, part: MixturePart, check_files: bool) -> Task:
     module = leaf("tasks", part.name).module
     given = dict(part.model_extra or {})
     if not check_files and "check_files" in module.TASK.Options.model_fields:

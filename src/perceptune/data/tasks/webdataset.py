@@ -71,7 +71,7 @@ class WebDataset(GivenFiles):
         self._check_metric(split, census.answer_types)
         return samples
 
-    def _sample(self, shard: webdataset_index.Shard, row: LazyRow, split: str) -> Sample:
+    def _sample(self, shard: webdataset_index.IndexedShard, row: LazyRow, split: str) -> Sample:
         found = json.loads(row.text)
         name, parts = found["name"], found["parts"]
         where = f"{shard.address}, sample `{name}`"

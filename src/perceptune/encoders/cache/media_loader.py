@@ -16,7 +16,7 @@ from perceptune.types import Medium
 from perceptune.utils.row_store.store import digest_of
 
 AHEAD = 2  # groups that are decoded while one is encoded
-Group = TypeVar("Group")
+GroupT = TypeVar("GroupT")
 Result = TypeVar("Result")
 
 
@@ -95,7 +95,7 @@ class MediaLoader:
             one.error = error
 
 
-def prefetched_map(groups: Sequence[Group], load: Callable[[Group], Result]) -> Iterator[Result]:
+def prefetched_map(groups: Sequence[GroupT], load: Callable[[GroupT], Result]) -> Iterator[Result]:
     """`load` of each group, in order, done in threads while the caller works on the one before."""
     with ThreadPoolExecutor(AHEAD) as pool:
         waiting: deque[Future[Result]] = deque()

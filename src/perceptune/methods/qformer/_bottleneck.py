@@ -9,14 +9,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perceptune.config.schema import Part
+from perceptune.config.schema import ConfigSection
 from perceptune.lm.frozen_blip import FrozenBlip
 from perceptune.methods.parts.mutual_information import Club, InfoNCE, LeaveOneOut, UnreleasedBottleneck
 from perceptune.methods.qformer._method import TrainingPass
 from perceptune.methods.qformer._pooling import mean_of
 
 
-class BottleneckOptions(Part):
+class BottleneckOptions(ConfigSection):
     """loss = cross-entropy - alpha (I(Z;Y) - eta I(Z;X)), z being the mean query output and x the mean ViT state."""
 
     y: Literal["target", "instruction"] = Field(

@@ -8,13 +8,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from perceptune.config.schema import Part
+from perceptune.config.schema import ConfigSection
 from perceptune.methods.qformer._pooling import mean_of
 
 RELEASED_SHARE = 0.4  # of the experts' mean in the released code; the rest is what came in
 
 
-class ExpertsOptions(Part):
+class ExpertsOptions(ConfigSection):
     """The adaptive mixture of experts."""
 
     n: int = Field(3, ge=1, description="number of experts")

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from perceptune.config.schema import Part
+from perceptune.config.schema import ConfigSection
 from perceptune.errors import UserError
 from perceptune.methods.qformer.base import (
     ENHANCED,
@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class DMASection(Part):
+class DMASection(ConfigSection):
     """Mode approximation on queries, keys and values of the Q-Former; see `perceptune.methods.dma.DMAConfig`."""
 
     r: int = Field(64, ge=1, description="rank")

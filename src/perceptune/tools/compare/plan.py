@@ -16,7 +16,7 @@ from perceptune.data.holdout_split import HELD_OUT, selecting_splits
 from perceptune.errors import UserError
 from perceptune.evaluation.runner import check_has_references, select_subset
 from perceptune.models.build import method_leaf, method_options
-from perceptune.tools.summary import describe
+from perceptune.tools.summary import summarize
 
 # What every run of a comparison has alike: none of it can be searched over.
 BUDGET = ("steps", "epochs", "batch_size", "batch_tokens", "accumulate", "samples", "samples_seed", "hold_out")
@@ -25,7 +25,7 @@ Setting = Mapping[str, Any]  # recipe key -> value
 
 
 @dataclass(frozen=True)
-class Entry:
+class PlannedRow:
     """One row of the table: a recipe, of which settings and seeds are varied."""
 
     label: str
@@ -43,7 +43,7 @@ class Entry:
 class Plan:
     """All runs: every setting with the first seed, then the chosen one with every seed."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[PlannedRow, ...]
     seeds: tuple[int, ...]
     settings: tuple[Setting, ...]
     select_on: str | None  # the split that selects; None where there is nothing to select
@@ -201,10 +201,10 @@ def _splits(recipe: Recipe, *, selects: bool) -> tuple[str, str | None, str]:
     return test_on, left[0] if selects else None, task.metric
 
 
-def _entry(label: str, recipe: Recipe, settings: Sequence[Setting]) -> Entry:
-    shown = describe(recipe)
+def _entry(label: str, recipe: Recipe, settings: Sequence[Setting]) -> PlannedRow:
+    shown = summarize(recipe)
     alone = recipe.model_copy(update={"compare": CompareConfig()})  # a run does not depend on what it is compared with
-    entry = Entry(label, alone, shown["trainable"], shown["share"], tuple(settings))
+    entry = PlannedRow(label, alone, shown["trainable"], shown["share"], tuple(settings))
     for setting in settings:
         method_options(entry.with_(setting, recipe.seed))
     return entry

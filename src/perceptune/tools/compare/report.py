@@ -13,7 +13,7 @@ from typing import Any
 
 from perceptune.data.bootstrap import bootstrap_difference, bootstrap_interval
 from perceptune.data.tasks.base import ROUGE
-from perceptune.tools.compare.plan import Entry, Plan, Setting, setting_name
+from perceptune.tools.compare.plan import Plan, PlannedRow, Setting, setting_name
 from perceptune.tools.plots.figures import NEEDED, has_matplotlib, trade_off
 from perceptune.tools.plots.layout import Mark
 from perceptune.utils.atomic_io import write_json, write_text
@@ -26,7 +26,7 @@ NAME = "compare"  # of the files
 class Outcome:
     """What was found of one row: the chosen setting, validation values, and the test of each seed."""
 
-    entry: Entry
+    entry: PlannedRow
     setting: Setting
     validation: Mapping[str, float]
     tests: Mapping[int, Mapping[str, Any]]  # seed -> results.json with `rows` and `speed`

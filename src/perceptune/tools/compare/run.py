@@ -23,7 +23,7 @@ from perceptune.evaluation.results import RESULTS, read_stored_predictions
 from perceptune.evaluation.runner import select_subset
 from perceptune.models.build import build_to_train
 from perceptune.models.run_folder import METHOD, RECIPE, read_recipe
-from perceptune.tools.compare.plan import Entry, Plan, Setting, folder_name, setting_name
+from perceptune.tools.compare.plan import Plan, PlannedRow, Setting, folder_name, setting_name
 from perceptune.tools.compare.prior import prior_of
 from perceptune.tools.compare.report import Outcome, summarise
 from perceptune.training.checkpoints import require_same_recipe
@@ -66,7 +66,7 @@ def run_plan(plan: Plan, out: Path, say: PrintFn) -> dict[str, Any]:
     return summarise(plan, outcomes, prior_of(plan), out)
 
 
-def _select(plan: Plan, entry: Entry, out: Path, say: PrintFn) -> tuple[Setting, dict[str, float]]:
+def _select(plan: Plan, entry: PlannedRow, out: Path, say: PrintFn) -> tuple[Setting, dict[str, float]]:
     """The best setting by the validation data, with the first seed; of equals the first."""
     if plan.select_on is None:
         return entry.settings[0], {}
@@ -82,7 +82,7 @@ def _select(plan: Plan, entry: Entry, out: Path, say: PrintFn) -> tuple[Setting,
     return entry.settings[best], found
 
 
-def _run(out: Path, entry: Entry, setting: Setting, seed: int) -> _Run:
+def _run(out: Path, entry: PlannedRow, setting: Setting, seed: int) -> _Run:
     folder = out / "runs" / folder_name(entry.label) / folder_name(setting_name(setting)) / f"seed-{seed}"
     return _Run(entry.with_(setting, seed), folder)
 
@@ -167,7 +167,7 @@ def outlook(plan: Plan, out: Path) -> dict[str, Any]:
     return {"runs": plan.runs, "left": left, "minutes": seconds / 60}
 
 
-def _probe(entry: Entry, plan: Plan) -> dict[str, float]:
+def _probe(entry: PlannedRow, plan: Plan) -> dict[str, float]:
     """Seconds of loading, of a sample in training, of an answer."""
     recipe = entry.with_({"train.steps": PROBED, "train.standardize_samples": 16}, plan.seeds[0])
     start = time.monotonic()

@@ -21,7 +21,7 @@ from perceptune.data.build_task import make_task
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError
 from perceptune.models.build import build_to_train
-from perceptune.tools.compare.plan import Entry, Plan
+from perceptune.tools.compare.plan import Plan, PlannedRow
 from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.gradients import add_gradients
 from perceptune.training.optimizer import MethodOptimizer
@@ -41,7 +41,7 @@ CACHED, RECOMPUTED = "cached", "recomputed"
 class TimedRow:
     """A model of the comparison with its data, as a training has them."""
 
-    def __init__(self, entry: Entry, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, entry: PlannedRow, recipe: Recipe, folder: Path) -> None:
         world = World()
         self.entry, self.config = entry, recipe.train
         self.model = build_to_train(recipe, lambda model: model.place(world))
@@ -115,7 +115,7 @@ def time_plan(
     return result
 
 
-def _short(plan: Plan, entry: Entry, samples: int | None) -> Recipe:
+def _short(plan: Plan, entry: PlannedRow, samples: int | None) -> Recipe:
     """The row's recipe, cut to the steps of one round."""
     config = entry.recipe.train
     if config.batch_tokens is not None:

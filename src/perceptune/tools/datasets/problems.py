@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 # What each kind means, in the order in which they are told.
-KINDS = {
+PROBLEM_KINDS = {
     "refused": "the reader stopped here",
     "no-samples": "the file holds no rows",
     "long-line": "a line is longer than a row may be",
@@ -53,9 +53,9 @@ class Problems:
 
     def as_dict(self) -> dict[str, Any]:
         """`{kind: {"count": n, "what": meaning, "first": [message, ...]}}`, in the order of `KINDS`."""
-        order = [*KINDS, *sorted(self._counts.keys() - KINDS.keys())]
+        order = [*PROBLEM_KINDS, *sorted(self._counts.keys() - PROBLEM_KINDS.keys())]
         return {
-            kind: {"count": self._counts[kind], "what": KINDS.get(kind, ""), "first": self._first[kind]}
+            kind: {"count": self._counts[kind], "what": PROBLEM_KINDS.get(kind, ""), "first": self._first[kind]}
             for kind in order
             if kind in self._counts
         }

@@ -67,7 +67,7 @@ def source_recipe(
     return load_recipe({"name": Path(source).stem, "task": task}, overrides), False
 
 
-def check(
+def validate_dataset(
     source: str, overrides: Sequence[str] = (), *, split: str | None = None, options: CheckOptions | None = None
 ) -> Checked:
     """Checks a text file of the user's or a recipe's data, all splits or one. Raises `UserError` for a wrong call."""

@@ -9,7 +9,7 @@ from typing import Any
 from perceptune.data.records import short
 from perceptune.errors import UserError
 from perceptune.tools.report.blocks import Block, GivenAnswer, Grid, Shot, Words
-from perceptune.tools.report.gather import Run, number
+from perceptune.tools.report.gather import ReportedRun, number
 from perceptune.tools.report.mistakes import by_kind, kinds_table
 from perceptune.tools.report.questions import media_of
 from perceptune.tools.report.shots import shots
@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 _KINDS_SHOWN = 6
 
 
-def grids(run: Run, count: int, *, media: bool) -> list[Block]:
+def grids(run: ReportedRun, count: int, *, media: bool) -> list[Block]:
     """Some right answers, and wrong ones by kind; of a metric without right and wrong, the best and the worst."""
     scored = [row for row in run.predictions if number(row["scores"].get(run.metric)) is not None]
     if not scored:
@@ -42,7 +42,7 @@ def grids(run: Run, count: int, *, media: bool) -> list[Block]:
     return [*found, *(_grid(run, f"Wrong ({kind})", rows, each, media=media) for kind, rows in shown)]
 
 
-def together(runs: Sequence[Run], count: int, *, media: bool) -> list[Block]:
+def together(runs: Sequence[ReportedRun], count: int, *, media: bool) -> list[Block]:
     """The same samples answered by each of several runs; where answers are right or wrong, those they differ on."""
     metric = runs[0].metric
     scored = [{row["id"]: row for row in run.predictions if metric in row["scores"]} for run in runs]
@@ -62,7 +62,7 @@ def together(runs: Sequence[Run], count: int, *, media: bool) -> list[Block]:
     return [Grid(f"The same questions put to all: {len(chosen)} of {of}", found)]
 
 
-def _grid(run: Run, name: str, rows: Sequence[Row], count: int, *, media: bool) -> Block:
+def _grid(run: ReportedRun, name: str, rows: Sequence[Row], count: int, *, media: bool) -> Block:
     chosen = _spread(rows, count)
     if not chosen:
         return Words(f"{name}: none.")

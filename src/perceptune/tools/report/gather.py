@@ -24,7 +24,7 @@ _MAX_FOLDERS = 2000  # looked at for the nearest one
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """A run folder as it was read. `results` is None for a run that was not evaluated."""
 
     name: str
@@ -51,10 +51,10 @@ class Comparison:
 
     name: str
     table: Mapping[str, Any]
-    runs: Sequence[Run]
+    runs: Sequence[ReportedRun]
 
 
-def gather(sources: Sequence[str]) -> tuple[list[Run], list[Comparison]]:
+def gather(sources: Sequence[str]) -> tuple[list[ReportedRun], list[Comparison]]:
     """Runs (folders, zip files, addresses) and comparisons. Raises `UserError` for what is neither."""
     runs, comparisons = [], []
     for source, name in zip(sources, _names(sources), strict=True):
@@ -68,7 +68,7 @@ def gather(sources: Sequence[str]) -> tuple[list[Run], list[Comparison]]:
     return runs, comparisons
 
 
-def read_run(name: str, folder: Path) -> Run:
+def read_run(name: str, folder: Path) -> ReportedRun:
     """One run. Raises `UserError` only if it cannot be told what the run is: for its `meta.json` or `run.yaml`."""
     problems: list[str] = []
     results = None
@@ -88,7 +88,9 @@ def read_run(name: str, folder: Path) -> Run:
         for control in CONTROLS
         if (path := folder / predictions_name(control)).is_file()
     }
-    return Run(name, folder, read_meta(folder), read_yaml(folder / RECIPE), log, results, predictions, blind, problems)
+    return ReportedRun(
+        name, folder, read_meta(folder), read_yaml(folder / RECIPE), log, results, predictions, blind, problems
+    )
 
 
 def number(value: Any) -> float | None:

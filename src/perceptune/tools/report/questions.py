@@ -8,7 +8,7 @@ from typing import Any
 
 from perceptune.data.bootstrap import bootstrap_difference, bootstrap_interval
 from perceptune.tools.report.blocks import Block, Table, Words
-from perceptune.tools.report.gather import Run
+from perceptune.tools.report.gather import ReportedRun
 from perceptune.utils.markdown import format_interval
 
 Row = Mapping[str, Any]
@@ -18,7 +18,7 @@ _MOST_TYPES = 40
 _CONTROLS = {"shuffled": "media shuffled", "no_media": "no media"}
 
 
-def questions(runs: Sequence[Run]) -> Iterator[Block]:
+def questions(runs: Sequence[ReportedRun]) -> Iterator[Block]:
     """All tables: several runs in one, then each that has a table of its own to show, for it alone or its controls."""
     shared = list(_side_by_side(runs)) if len(runs) > 1 else []
     yield from shared
@@ -31,7 +31,7 @@ def questions(runs: Sequence[Run]) -> Iterator[Block]:
             yield from own
 
 
-def by_type(run: Run) -> Iterator[Table]:
+def by_type(run: ReportedRun) -> Iterator[Table]:
     """A table for each key of the data that names types of questions: the metric, and its gap to each control."""
     for key in _TYPES:
         groups = _groups(run, run.metric, key)
@@ -44,7 +44,7 @@ def media_of(row: Row) -> tuple[Any, ...]:
     return tuple(sorted(row["media"].items())) or (row["id"],)
 
 
-def _groups(run: Run, metric: str, key: str) -> dict[str, list[Row]]:
+def _groups(run: ReportedRun, metric: str, key: str) -> dict[str, list[Row]]:
     """The scored predictions of each type, the most frequent type first."""
     groups: dict[str, list[Row]] = {}
     for row in run.predictions:
@@ -54,7 +54,7 @@ def _groups(run: Run, metric: str, key: str) -> dict[str, list[Row]]:
     return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def _type_table(run: Run, key: str, groups: Mapping[str, Sequence[Row]]) -> Table:
+def _type_table(run: ReportedRun, key: str, groups: Mapping[str, Sequence[Row]]) -> Table:
     metric = run.metric
     controls = [name for name, rows in run.blind.items() if rows]
     heading = [_named(key), "samples", metric, "95 %"]
@@ -72,7 +72,7 @@ def _type_table(run: Run, key: str, groups: Mapping[str, Sequence[Row]]) -> Tabl
     return Table(f"{run.name}: {metric} by {_named(key)}{more}", heading, rows)
 
 
-def _side_by_side(runs: Sequence[Run]) -> Iterator[Table]:
+def _side_by_side(runs: Sequence[ReportedRun]) -> Iterator[Table]:
     """Each key once: the value of each type in each run, where at least two runs have types of that key."""
     for key in _TYPES:
         found = {run.name: groups for run in runs if (groups := _groups(run, runs[0].metric, key))}

@@ -17,12 +17,12 @@ from perceptune.tools.plots.layout import Mark, Point, series, smooth
 from perceptune.tools.report.answers import grids, together
 from perceptune.tools.report.blocks import Block, Chart, Code, Report, Section, Table, Words, grouped, without_empty
 from perceptune.tools.report.charts import Bar, Series, bars, curves, trade_off
-from perceptune.tools.report.gather import Comparison, Run, number, span
+from perceptune.tools.report.gather import Comparison, ReportedRun, number, span
 from perceptune.tools.report.questions import estimate, questions
 from perceptune.utils.markdown import format_interval
 
 
-def make_report(runs: Sequence[Run], comparisons: Sequence[Comparison], *, samples: int, media: bool) -> Report:
+def make_report(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison], *, samples: int, media: bool) -> Report:
     """All sections; `samples` right and as many wrong answers of each run, their media shown or not."""
     every = [*runs, *(run for one in comparisons for run in one.runs)]
     names = [*(run.name for run in runs), *(one.name for one in comparisons)]
@@ -45,7 +45,7 @@ _GRIDS = Words(
 )
 
 
-def _overview(runs: Sequence[Run]) -> Section:
+def _overview(runs: Sequence[ReportedRun]) -> Section:
     """Every number with its controls; several runs also as charts."""
     blocks: list[Block] = [Words(_summary(run)) for run in runs]
     blocks += [Words(f"{run.name}: {problem}", "bad") for run in runs for problem in run.problems]
@@ -72,7 +72,7 @@ def _overview(runs: Sequence[Run]) -> Section:
     return Section("Results", blocks)
 
 
-def _summary(run: Run) -> str:
+def _summary(run: ReportedRun) -> str:
     """What the run is, and what came out, in a sentence or two."""
     base = run.meta.get("base") or {}
     models = " and ".join(_model(name, part) for name, part in base.items() if isinstance(part, Mapping))
@@ -91,7 +91,7 @@ def _summary(run: Run) -> str:
     return f"{told} Its {run.metric.replace('_', ' ')} is {value:.3f}{near}{other}, on {samples} samples."
 
 
-def _values(run: Run) -> Iterator[list[str]]:
+def _values(run: ReportedRun) -> Iterator[list[str]]:
     results = run.results
     if results is None:
         return
@@ -107,7 +107,7 @@ def _values(run: Run) -> Iterator[list[str]]:
         yield [*row, count, str(results.get("split", ""))]
 
 
-def _others(runs: Sequence[Run]) -> Iterator[Block]:
+def _others(runs: Sequence[ReportedRun]) -> Iterator[Block]:
     """Other data sets, and the gap to them."""
     rows = []
     for run in runs:
@@ -147,7 +147,7 @@ def _images(rows: Sequence[_Measured], metric: str) -> Iterator[Chart]:
         yield trade_off(marks, metric)
 
 
-def _training(runs: Sequence[Run]) -> Section:
+def _training(runs: Sequence[ReportedRun]) -> Section:
     blocks: list[Block] = []
     losses: list[tuple[str, list[Point]]] = []
     scores: dict[str, list[Series]] = {}
@@ -169,7 +169,7 @@ def _training(runs: Sequence[Run]) -> Section:
     return Section("Training", blocks)
 
 
-def _parameters(runs: Sequence[Run]) -> Section:
+def _parameters(runs: Sequence[ReportedRun]) -> Section:
     rows, parts = [], []
     for run in runs:
         share = number(run.meta.get("trained_share"))
@@ -191,7 +191,7 @@ def _parameters(runs: Sequence[Run]) -> Section:
     return Section("Parameters", blocks)
 
 
-def _parts(run: Run) -> Iterator[list[str]]:
+def _parts(run: ReportedRun) -> Iterator[list[str]]:
     """The method's tensors by the first part of their names; shapes are read, values not."""
     sizes: dict[str, list[int]] = {}
     try:
@@ -207,7 +207,7 @@ def _parts(run: Run) -> Iterator[list[str]]:
         yield [part, str(len(counts)), f"{sum(counts):,}", f"{4 * sum(counts) / 1e6:.2f}"]  # stored in float32
 
 
-def _timing(runs: Sequence[Run]) -> Section:
+def _timing(runs: Sequence[ReportedRun]) -> Section:
     rows = []
     for run in runs:
         steps = [row for row in run.log if row.get("event") in ("step", "end")]
@@ -219,7 +219,7 @@ def _timing(runs: Sequence[Run]) -> Section:
     return Section("Timing", [Table("The trainings; seconds include features and evaluations", heading, rows)])
 
 
-def _speed(run: Run) -> str:
+def _speed(run: ReportedRun) -> str:
     try:
         speed = training_speed(run.folder)
     except (KeyError, TypeError):  # a log of another program
@@ -227,7 +227,7 @@ def _speed(run: Run) -> str:
     return "" if speed is None else f"{speed:.1f}"
 
 
-def _reproduction(runs: Sequence[Run]) -> Section:
+def _reproduction(runs: Sequence[ReportedRun]) -> Section:
     blocks: list[Block] = [
         Words(
             "A run's `run.yaml` is its whole recipe, defaults included. The same recipe on the same versions and data "
@@ -259,16 +259,16 @@ def _model(part: str, found: Mapping[str, Any]) -> str:
     return one_line(model_name(part, found.get("id")))
 
 
-def _first(run: Run) -> float | None:
+def _first(run: ReportedRun) -> float | None:
     return None if run.results is None else number(run.results.get(run.metric))
 
 
-def _value(run: Run, metric: str) -> tuple[float, tuple[float, float] | None, float | None]:
+def _value(run: ReportedRun, metric: str) -> tuple[float, tuple[float, float] | None, float | None]:
     results = run.results or {}
     return float(results[metric]), span(results.get(f"{metric}_interval")), number(results.get(f"{metric}_shuffled"))
 
 
-def _trained(run: Run) -> int:
+def _trained(run: ReportedRun) -> int:
     return int(number(run.meta.get("trained")) or 0)
 
 

@@ -62,7 +62,7 @@ def scan(rows: Path, start: int = 0) -> Scan:
     return Scan(records[whole], start + count * RECORD.itemsize, int(count - whole.sum()))
 
 
-class Shard:
+class RowShard:
     """Reads one pair, its rows through a memory map."""
 
     def __init__(self, rows: Path) -> None:

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from perceptune.errors import UserError
 from perceptune.utils.atomic_io import write_whole
-from perceptune.utils.row_store.files import KEY_BYTES, Records, Shard, Writer, refused
+from perceptune.utils.row_store.files import KEY_BYTES, Records, RowShard, Writer, refused
 from perceptune.utils.row_store.index import NOWHERE, Index, places_of
 
-META = "meta.json"
+STORE_META = "meta.json"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "uint8")}
 SHARD_BYTES = 256 * 2**20
 IDLE_SECONDS = 3600  # files that were written to more recently are left alone by `compact`
@@ -51,23 +51,25 @@ class Store:
         free = -1 in self.shape
         self._unit = abs(int(np.prod(self.shape))) * self.dtype.itemsize  # bytes of a row, or of what it is made of
         self._fits = (lambda length: length % self._unit == 0) if free else (lambda length: length == self._unit)
-        self._index, self._shards = Index(), list[Shard]()
+        self._index, self._shards = Index(), list[RowShard]()
         self._writer, self._limit = Writer(folder, shard_bytes), shard_bytes
         self._touched, self._mapped = 0, dict[int, None]()
-        if (folder / META).is_file():
+        if (folder / STORE_META).is_file():
             if (stored := read_meta(folder)) != json.loads(json.dumps(self.meta)):
-                raise UserError(f"{folder / META}: describes other rows than those wanted: {stored}; remove the folder")
+                raise UserError(
+                    f"{folder / STORE_META}: describes other rows than those wanted: {stored}; remove the folder"
+                )
             with suppress(OSError):  # somebody else's, to be read only
-                os.utime(folder / META)  # when it was last used
+                os.utime(folder / STORE_META)  # when it was last used
         self.refresh()
 
     @classmethod
     def open(cls, folder: Path) -> Store:
         """A store that exists. Its time of last use stays."""
-        used = (folder / META).stat()
+        used = (folder / STORE_META).stat()
         store = cls(folder, read_meta(folder))
         with suppress(OSError):
-            os.utime(folder / META, ns=(used.st_atime_ns, used.st_mtime_ns))
+            os.utime(folder / STORE_META, ns=(used.st_atime_ns, used.st_mtime_ns))
         return store
 
     def __len__(self) -> int:
@@ -119,7 +121,7 @@ class Store:
     def refresh(self) -> None:
         """Takes notice of rows that other processes have appended."""
         known = {shard.rows for shard in self._shards}
-        self._shards += [Shard(path) for path in self._files(".rows") if path not in known]
+        self._shards += [RowShard(path) for path in self._files(".rows") if path not in known]
         found = [(number, shard.news()) for number, shard in enumerate(self._shards)]
         found = [(number, records) for number, records in found if len(records)]
         if found:
@@ -132,7 +134,7 @@ class Store:
         """Reads every byte: damaged records and rows by file. What a kill left half-written is no damage."""
         damaged: dict[Path, int] = {}
         for path in self._files(".rows"):
-            shard = Shard(path)
+            shard = RowShard(path)
             found = shard.check()
             damaged |= {file: n for file, n in ((shard.index, found.records), (path, found.rows)) if n}
         return damaged
@@ -142,7 +144,7 @@ class Store:
 
         Files written to within the last `idle` seconds may have a living writer and stay as they are.
         """
-        before, old, small = self.bytes, list[Shard](), list[Shard]()
+        before, old, small = self.bytes, list[RowShard](), list[RowShard]()
         for leftover in self.folder.glob(".*.tmp"):
             if time.time() - leftover.stat().st_mtime >= idle:
                 leftover.unlink(missing_ok=True)
@@ -220,7 +222,7 @@ class Store:
             if numbers:
                 self._shards[numbers[0]].seen += records.nbytes
                 return numbers[0]
-            self._shards.append(Shard(self._writer.rows))
+            self._shards.append(RowShard(self._writer.rows))
         self._shards[-1].seen += records.nbytes
         return len(self._shards) - 1
 
@@ -231,7 +233,7 @@ class Store:
 
     def _describe(self) -> None:
         """Folder and `meta.json`, unless they are there."""
-        path = self.folder / META
+        path = self.folder / STORE_META
         if path.is_file():
             return
         try:
@@ -257,8 +259,8 @@ def folder_for(root: Path, description: Mapping[str, Any]) -> Path:
 def read_meta(folder: Path) -> dict[str, Any]:
     """What the rows in a store's folder are. Raises `UserError` if its `meta.json` is damaged."""
     try:
-        meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
+        meta: dict[str, Any] = json.loads((folder / STORE_META).read_text(encoding="utf-8"))
         DTYPES[meta["dtype"]], tuple(meta["shape"])
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / META}: damaged; remove the folder, it will be built anew") from None
+        raise UserError(f"{folder / STORE_META}: damaged; remove the folder, it will be built anew") from None
     return meta
