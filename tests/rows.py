@@ -24,16 +24,21 @@ FURTHER_FAMILIES = ("gemma2", "mistral", "phi", "bloom", "gptj")
 METHODS_FOR_FURTHER = ("epalm", "epalm-lin", "epalm@not-last", "epalm@prompt-first")
 SHAPE = EncoderShape(n_layers=4, dim=24)
 LEVELS = 2
-EXTRA: dict[str, tuple[str, dict[str, Any]]] = {
-    "epalm@first-injected": ("epalm", {"prompt": "plain", "prompt_at": "first_injected"}),
-    "epalm@prompt-first": ("epalm", {"prompt": "plain", "prompt_at": "first_injected", "order": "prompt-slots"}),
-    "epalm@not-last": ("epalm", {"first": 1, "last": 2}),
-    "epalm-lin@whole-range": ("epalm-lin", {"first": 0}),
-    "epalm+adapters": ("epalm", {"adapters": True}),
-    "epalm@free-plan": ("epalm", {"prompt": "plain", "inject": {1: 3, 3: -3}}),
-    "epalm-dma@cp": ("epalm-dma", {"dma": {"r": 4, "dropout": 0.0, "core": "cp", "gamma": "diagonal"}}),
-    "magma@parallel": ("magma", {"adapter_form": "parallel", "adapter_scaled": True}),
-}
+# The method, its options, and how many parameters are trained then (`COUNTS` of a method's file; docs/methods.md).
+EXTRA: dict[str, tuple[str, dict[str, Any], str]] = {
+    "epalm@first-injected": ("epalm", {"prompt": "plain", "prompt_at": "first_injected"}, "n*C + 10*d"),
+    "epalm@prompt-first": (
+        "epalm", {"prompt": "plain", "prompt_at": "first_injected", "order": "prompt-slots"}, "n*C + 10*d",
+    ),
+    "epalm@not-last": ("epalm", {"first": 1, "last": 2}, "n*C + P + M"),
+    "epalm-lin@whole-range": ("epalm-lin", {"first": 0}, "C"),
+    "epalm+adapters": ("epalm", {"adapters": True}, "n*C + P + M + A"),
+    "epalm@free-plan": ("epalm", {"prompt": "plain", "inject": {1: 3, 3: -3}}, "n*C + P"),
+    "epalm-dma@cp": (
+        "epalm-dma", {"dma": {"r": 4, "dropout": 0.0, "core": "cp", "gamma": "diagonal"}}, "n*C + DMAcp",
+    ),
+    "magma@parallel": ("magma", {"adapter_form": "parallel", "adapter_scaled": True}, "C + A + 2*L"),
+}  # fmt: skip
 # What a row changes of a variant's own settings: a core of 64 x 64 x 64 would dwarf the dwarfs.
 SMALL: dict[str, dict[str, Any]] = {"epalm-dma": {"dma": {"r": 4, "dropout": 0.0}}}
 # Other names for the same thing, on an encoder of another modality.
@@ -111,9 +116,14 @@ def row(
 
 def method_section(name: str) -> dict[str, Any]:
     """A row's method as a recipe names it; two levels, where the number is free."""
-    base, extra = EXTRA.get(name, (name, {}))
+    base, extra, _ = EXTRA.get(name, (name, {}, ""))
     free = not {"n_levels", "inject"} & {*leaf("methods", base).defaults, *extra}
     return {"name": base, **SMALL.get(base, {}), **({"n_levels": LEVELS} if free else {}), **extra}
+
+
+def formula(name: str) -> str:
+    """How many parameters a row's method trains, as its file or the table above says."""
+    return EXTRA[name][2] if name in EXTRA else str(leaf("methods", name).module.COUNTS[name])
 
 
 def precise(r: Row) -> float:

@@ -20,6 +20,7 @@ from rows import (
     absent,
     every_method,
     every_row,
+    formula,
     is_run,
     method_names,
     precise,
@@ -74,33 +75,16 @@ ADAPTERS = LAYERS * 2 * (2 * HIDDEN * BOTTLENECK + BOTTLENECK + HIDDEN)
 
 
 def expected_count(name: str, family: str, prompt_size: int) -> int:
-    """From the paper's description, not from the code: connections + soft prompt + adapters."""
-    plain, deep = 10 * prompt_size, LAYERS * 10 * HIDDEN
-    mlp = plain + 2 * (prompt_size * prompt_size + prompt_size)
-    return {
-        "epalm": 2 * MAP + mlp,
-        "epalm-pt": MAP + mlp,
-        "epalm-lin": MAP,
-        "epalm-ada": 2 * MAP + ADAPTERS,
-        "epalm-pt-l": MAP + plain,
-        "late-adapter": MAP + ADAPTERS,
-        "deep-prompt": 2 * MAP + deep + 2 * (HIDDEN * HIDDEN + HIDDEN),
-        "limber": MAP,
-        "promptfuse": MAP + mlp,
-        "magma": MAP + ADAPTERS,
-        "magma-all": MAP + ADAPTERS,
-        "magma@parallel": MAP + ADAPTERS + LAYERS * 2,
-        "lora": MAP + LAYERS * 8 * LORA_WIDTHS.get(family, HIDDEN + HIDDEN + HIDDEN + HIDDEN // 2),
-        "epalm-dma": 2 * MAP + sum(dma_count(*group) + 4**3 for group in dma_groups(family)),
-        "epalm-dma@cp": 2 * MAP + sum(dma_count(*group) + 4 + group[0] * group[2] for group in dma_groups(family)),
-        "full": MAP + sum(p.numel() for p in random_lm(family).parameters()),
-        "epalm@first-injected": 2 * MAP + 10 * HIDDEN,
-        "epalm@prompt-first": 2 * MAP + 10 * HIDDEN,
-        "epalm@not-last": 2 * MAP + mlp,
-        "epalm@free-plan": 2 * MAP + plain,
-        "epalm-lin@whole-range": MAP,
-        "epalm+adapters": 2 * MAP + mlp + ADAPTERS,
-    }[name]
+    """The number that the method's formula gives for the tiny models, its symbols as in docs/methods.md."""
+    symbols = {
+        "n": LEVELS, "C": MAP, "P": 10 * prompt_size, "M": 2 * (prompt_size * prompt_size + prompt_size),
+        "A": ADAPTERS, "d": HIDDEN, "e": SHAPE.dim, "L": LAYERS, "p": prompt_size, "E": 0,  # no encoder here
+        "LM": sum(p.numel() for p in random_lm(family).parameters()) if "LM" in formula(name) else 0,
+        "LoRA": LAYERS * 8 * LORA_WIDTHS.get(family, HIDDEN + HIDDEN + HIDDEN + HIDDEN // 2),
+        "DMA": sum(dma_count(*group) + 4**3 for group in dma_groups(family)),
+        "DMAcp": sum(dma_count(*group) + 4 + group[0] * group[2] for group in dma_groups(family)),
+    }  # fmt: skip
+    return int(eval(formula(name), {"__builtins__": {}}, symbols))
 
 
 # Rank 8 at the queries' and values' maps: inputs + outputs. Half as many values as queries, but in these:

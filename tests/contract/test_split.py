@@ -5,12 +5,14 @@ pytest tests/contract/test_split.py
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from answers import ending_some, uncached
-from perceptune.types import Decoding, Features
-from rows import TOKENS, every_method, every_row, method_names, row
+from perceptune.types import Decoding, Features, Slots
+from rows import every_method, every_row, method_names, row
 
 LATE = [name for name in method_names() if row(name, "llama").method.first_layer > 0]
 
@@ -125,26 +127,26 @@ def test_what_split_execution_leaves_out(name: str, family: str) -> None:
     last = r.lm.n_layers - 1
     assert [n for layer, n in seen if layer == last] == [rows * 2]
     extra = sum(n for layer, n in seen if layer < last) - rows * (length - 1) * last
-    assert extra == expected_extra(name, rows)
+    assert extra == expected_extra(r.plan(), rows, last)
 
 
-def expected_extra(name: str, rows: int) -> int:
-    """Slot columns that must run through a block: the prompt, once below the image's layer, then in each row."""
-    if name == "epalm@first-injected":
-        return 1 * 10 * rows  # layer 2 of 2, 3: behind the image
-    if name == "epalm@prompt-first":
-        return 1 * 10
-    if name == "epalm@not-last":  # image in 1, 2; its last state goes on into 3; prompt in 0 alone, in 1, 2 by row
-        return 10 + 2 * 10 * rows + rows
-    if name == "epalm@free-plan":  # the same, but it is in block 1 that the image's state goes on
-        return 10 + 2 * 10 * rows + rows
-    without_prompt = ("epalm-lin", "epalm-ada", "epalm-dma", "epalm-dma@cp", "late-adapter")
-    if name in (*without_prompt, "epalm-lin@whole-range", "deep-prompt"):
-        return 0
-    at_input = {"promptfuse": 1 + 10, "magma-all": TOKENS}  # columns that go through all blocks but the last
-    if name in ("limber", "magma", "magma@parallel", "lora", "full", *at_input):
-        return 3 * at_input.get(name, 1) * rows
-    return 2 * 10 + 10 * rows  # the prompt at the input: layers 0, 1 once, layer 2 behind the image
+def expected_extra(slots: Sequence[Slots], rows: int, last: int) -> int:
+    """Slot columns that must run through a block below the last: those whose state is not overwritten after it.
+
+    Once for the batch, unless the state differs by row: it did so when it was written, or a column on its left does.
+    """
+    extra, differs = 0, set()  # (slot, layer) whose state differs by row when it enters the layer
+    for index, slot in enumerate(slots):
+        for layer in range(slot.entry, last):
+            if layer in slot.states and slot.states[layer].shape[0] > 1:
+                differs.add((index, layer))
+            if layer + 1 in slot.states:
+                continue
+            by_row = any((other, layer) in differs for other in range(index + 1))
+            if by_row:
+                differs.add((index, layer + 1))
+            extra += slot.states[slot.entry].shape[1] * (rows if by_row else 1)
+    return extra
 
 
 @every_row

@@ -40,6 +40,7 @@ def recipe_keys() -> str:
     """docs/recipe.md"""
     from perceptune.config.recipe import Recipe
     from perceptune.config.registry import leaves
+    from perceptune.tools.list_components import entries
 
     text = [
         "# Recipe keys",
@@ -61,6 +62,11 @@ def recipe_keys() -> str:
                 "",
                 *_table(options),
             ]
+    for kind in ("methods", "qformer-methods", "encoders", "tasks", "metrics"):
+        text += ["", f"## Names of {kind}", "", "| name | |", "|---|---|"]
+        for entry in entries(kind):
+            formula = f"; trains `{entry['trained']}`" if "trained" in entry else ""
+            text.append(f"| `{entry['name']}` | {entry['description'].rstrip('.').replace('|', 'or')}{formula} |")
     return "\n".join(text) + "\n"
 
 

@@ -19,11 +19,13 @@ def entries(kind: str) -> list[dict[str, Any]]:
         return [{"name": name, "description": _first_comment(name)} for name in recipe_names()]
     found = []
     for name, leaf in leaves(kind.replace("-", "_")).items():
-        summary = (leaf.module.__doc__ or "").strip().splitlines()[0]
+        summary = " ".join((leaf.module.__doc__ or "").partition("\n\n")[0].split())
         entry: dict[str, Any] = {"name": name, "description": summary}
         if leaf.defaults:
             settings = ", ".join(f"{key}: {value}" for key, value in leaf.defaults.items())
-            entry["description"] = f"{summary.split(':')[0]}, with {settings}"
+            entry["description"] = f"{summary.split(':')[0].rstrip('.')}, with {settings}"
+        if formula := getattr(leaf.module, "COUNTS", {}).get(name):
+            entry["trained"] = formula
         if kind == "encoders":
             entry["model_types"] = [*leaf.module.MODEL_TYPES]
         if kind == "metrics" and (dialect := leaf.module.Options.model_fields.get("dialect")):

@@ -22,6 +22,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "audio-adapter": MAGMA,
     "full": {**AT_INPUT, "unfreeze": ["lm", "encoder"]},
 }
+COUNTS = dict.fromkeys(("magma", "magma-all", "frozenbilm", "audio-adapter"), "C + A") | {
+    "limber": "C", "promptfuse": "C + P + M", "full": "C + LM + E",
+}  # fmt: skip
 
 
 class AtInput(Injection):

@@ -16,6 +16,7 @@ from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.methods.slots.base import EncoderShape, InjectionOptions, PeftInjection, PeftLayers, linear_maps
 
 VARIANTS: dict[str, dict[str, Any]] = {"epalm-dma": {"prompt": "none"}}
+COUNTS = {"epalm-dma": "n*C + DMA"}
 TYPE = {"peft_type": "DMA"}
 
 

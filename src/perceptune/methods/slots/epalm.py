@@ -20,6 +20,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "late-adapter": {"n_levels": 1, "prompt": "none", "adapters": True},
     "deep-prompt": {"prompt_at": "every_layer"},
 }
+COUNTS = {
+    "epalm": "n*C + P + M",
+    "epalm-pt": "C + P + M",
+    "epalm-lin": "C",
+    "epalm-ada": "n*C + A",
+    "epalm-pt-l": "C + P",
+    "late-adapter": "C + A",
+    "deep-prompt": "n*C + 10*L*d + 2*(d*d + d)",
+}
 
 
 class EPALM(Injection):

@@ -14,6 +14,7 @@ from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.methods.slots.base import EncoderShape, InjectionOptions, PeftInjection
 
 VARIANTS: dict[str, dict[str, Any]] = {"lora": {"n_levels": 1, "first": 0, "last": 0, "prompt": "none"}}
+COUNTS = {"lora": "C + LoRA"}
 
 
 class LoRAOptions(InjectionOptions):
