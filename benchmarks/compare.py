@@ -16,10 +16,11 @@ from benchmarks.roofline import Product, flops, matmul, matmul_name, products, r
 from benchmarks.shapes import Models, random_texts
 from benchmarks.steps import mean_loss, training_step
 from perceptune.errors import UserError, nearest
+from perceptune.lm.generation.generate import generate
 from perceptune.methods.slots.epalm import EPALM
-from perceptune.models.batch import Batch
 from perceptune.models.slot_model import SlotModel
-from perceptune.types import Decoding
+from perceptune.models.text_format import Batch
+from perceptune.types import Decoding, GenerationRequest, Prompt
 from perceptune.utils.timing import Contender, measure, nothing
 
 Rows = dict[str, Callable[[str], Contender]]  # name -> what makes the contender of that name
@@ -188,9 +189,8 @@ class Comparison:
         model, tokens = self.models.ours("epalm", dtype), self.models.tokens
         slots = model.method.build_slots({"image": self.models.features}, self.batch)
         decoding = Decoding(max_new_tokens=new_tokens, beams=beams)
-        rows = model.lm.generate(
-            tokens.input_ids, tokens.attention_mask, slots, decoding, eos=self.models.vocabulary, pad=0
-        )
+        prompt = Prompt(tokens.input_ids, tokens.attention_mask, slots)
+        rows = generate(model.lm, GenerationRequest(prompt, decoding, eos=self.models.vocabulary, pad=0))
         if any(len(row) != new_tokens for row in rows):
             raise RuntimeError(f"a row has not {new_tokens} new tokens")
         return rows

@@ -19,13 +19,14 @@ from perceptune.encoders.base import PREPROCESSOR_DEFAULTS, Encoder
 from perceptune.errors import UserError, nearest
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.kernels.optimize import optimize_frozen
-from perceptune.lm.padding import last_columns
+from perceptune.lm.probe import probe
 from perceptune.methods.slots.base import Method
 from perceptune.models.build import build_method
 from perceptune.models.pretrained import CONFIGS
 from perceptune.models.slot_model import SlotModel
 from perceptune.models.text_format import Tokens
 from perceptune.types import Features
+from perceptune.utils.tensors import last_columns
 
 PUBLISHED = {
     "opt-125m": "facebook--opt-125m",
@@ -155,7 +156,7 @@ class Models:
         if (method, dtype) not in self._ours:
             if dtype not in self._lms:
                 self._lms[dtype] = FrozenLM(random_lm(self.lm_entries, depth=self.depth).to(dtype))
-                self._lms[dtype].check()  # as a training does, both
+                self._lms[dtype].capabilities = probe(self._lms[dtype])  # as a training does, both
                 optimize_frozen(self._lms[dtype], self._lms[dtype].n_layers // 2, TrainConfig().packed_memory_mb)
             encoders = {"image": self.encoder(torch.float32)}
             recipe = self._recipe(method)

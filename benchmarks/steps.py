@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from perceptune.models.batch import Batch
 from perceptune.models.slot_model import SlotModel
+from perceptune.models.text_format import Batch
 
 
 def training_step(loss: Callable[[], Tensor], trained: Sequence[torch.nn.Parameter]) -> Callable[[], float]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import DynamicCache, GenerationConfig
 
-from perceptune.lm.slot_hooks import Splice, prepend_slot_columns
-from perceptune.types import Decoding, Slots
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.generation.generate import generate
+from perceptune.lm.slot_hooks import Splice
+from perceptune.types import Decoding, GenerationRequest, Prompt, Slots
+from perceptune.utils.tensors import prepend_slot_columns
 from rows import Row
 
 
@@ -113,3 +117,10 @@ def old_beam_search(
     for total, said in open_:
         finish(total, said)
     return finished[0][1]
+
+
+def generated(
+    lm: FrozenLM, ids: torch.Tensor, mask: torch.Tensor, slots: Sequence[Slots], decoding: Decoding, **keys: Any
+) -> list[list[int]]:
+    """What `generate` gives; `keys` are others of a request."""
+    return generate(lm, GenerationRequest(Prompt(ids, mask, slots), decoding, **keys))

@@ -15,6 +15,7 @@ import support
 from perceptune.config.recipe import Recipe, validate
 from perceptune.config.registry import leaf, leaves
 from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.probe import probe
 from perceptune.methods.slots.base import EncoderShape, Method
 from perceptune.types import Features, Slots
 
@@ -94,7 +95,7 @@ def row(
     recipe = validate(Recipe, {"method": {**method_section(name), **options}}, "test")
     lm = FrozenLM(support.random_lm(family, attention))
     if family in FURTHER_FAMILIES:
-        lm.check()  # as loading does; the other families need nothing of what it finds out
+        lm.capabilities = probe(lm)  # as loading does; the other families need nothing of what it finds out
     found = leaf("methods", recipe.method.name)
     torch.manual_seed(3)
     chosen = found.module.METHOD.Options(**{**found.defaults, **recipe.method.options()})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +92,12 @@ class Decoding:
     min_new_tokens: int = 0  # before the end may come
     repetition_penalty: float = 1.0  # on what the answer has said
 
+    def max_new_tokens_per_row(self, mask: Tensor) -> Tensor:
+        """How many new tokens (B,) the rows of a mask (B, T) may have; at least one, as in the paper's code."""
+        if self.max_length is None:
+            return mask.new_full((len(mask),), self.max_new_tokens)
+        return (self.max_length - mask.sum(-1)).clamp_min(1)
+
     @property
     def counts_prompt(self) -> bool:
         """Whether beams are compared by the length of prompt and answer."""
@@ -101,3 +107,42 @@ class Decoding:
     def changes_scores(self) -> bool:
         """Whether a token's score depends on what has been said beside what the LM makes of it."""
         return self.min_new_tokens > 0 or self.repetition_penalty != 1
+
+
+class StreamCallback(Protocol):
+    """Receives each generated token and can stop a row early."""
+
+    def on_token(self, row: int, token: int) -> bool:
+        """Take a row's token as it is chosen, the end token included; return False to end the row with it.
+
+        Not called where tokens are not final before the end (beams, transformers' loop).
+        """
+
+    def is_wanted(self, row: int) -> bool:
+        """Return False once a row was cancelled; its output is then undefined."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Texts that answers begin from, padded on the left, and the slots beside them."""
+
+    ids: Tensor  # (B, T)
+    mask: Tensor  # (B, T) 1 = token
+    slots: Sequence[Slots] = ()
+
+    @property
+    def width(self) -> int:
+        """Number of slot columns."""
+        return sum(slot.width for slot in self.slots)
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What is generated behind a prompt, and how."""
+
+    prompt: Prompt
+    decoding: Decoding
+    eos: int
+    pad: int
+    seeds: Sequence[int] | None = None  # one a row, in place of `decoding.seed`
+    callback: StreamCallback | None = None

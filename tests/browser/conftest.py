@@ -74,8 +74,8 @@ def require_quiet(page: Any) -> None:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token takes a while, and no answer ends by itself."""
-    from perceptune.lm.generation.continuous_batch import GeneratedSequence
     from perceptune.lm.generation.decode_state import DecodeState
+    from perceptune.lm.generation.generate import GeneratedSequence
 
     feed, take = DecodeState.decode_step, GeneratedSequence.append
 

@@ -82,7 +82,9 @@ def test_a_file_that_is_too_large_is_not_even_sent(window: Any, loaded: Runs) ->
 
 def test_a_request_that_is_too_large_is_told(window: Any, loaded: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server has the last word, whatever the page believes."""
-    monkeypatch.setattr("perceptune.serving.web_page.describe_for_page", lambda run, _, n: describe_for_page(run, Limits(), n))
+    monkeypatch.setattr(
+        "perceptune.serving.web_page.describe_for_page", lambda run, _, n: describe_for_page(run, Limits(), n)
+    )
     with served(loaded, Limits(body_mb=0.0001), key=None) as server:
         page = window.open(server.base)
         page.drop(png(size=(8, 8)), "small.png", "image/png")

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from answers import beams_by_total_length, ending_some, transformers_own, uncached
+from answers import beams_by_total_length, ending_some, generated, transformers_own, uncached
 from perceptune.errors import UserError
+from perceptune.lm.architectures import Capabilities
 from perceptune.types import Decoding, Features, Slots
 from rows import Row, every_row, row
 
@@ -29,11 +30,11 @@ class Asked:
         self.ids, self.mask = r.ids[order], r.mask[order]
         self.image = r.media(6, [True, True, True, False, True, False])
         self.slots = r.method.build_slots({"image": self.image}, 6)
-        greedy = r.lm.generate(self.ids, self.mask, self.slots, Decoding(8), eos=-1, pad=0)
+        greedy = generated(r.lm, self.ids, self.mask, self.slots, Decoding(8), eos=-1, pad=0)
         self.eos = ending_some(greedy)
 
     def answers(self, decoding: Decoding, **given: Any) -> list[list[int]]:
-        return self.r.lm.generate(self.ids, self.mask, self.slots, decoding, eos=self.eos, pad=0, **given)
+        return generated(self.r.lm, self.ids, self.mask, self.slots, decoding, eos=self.eos, pad=0, **given)
 
     def alone(self, i: int) -> tuple[torch.Tensor, torch.Tensor, list[Slots]]:
         """Question i without padding."""
@@ -66,7 +67,7 @@ def test_the_length_penalty_matters() -> None:
 def test_beams_by_the_length_of_prompt_and_answer(slot_mask: str, split_disabled: str | None) -> None:
     """Token for token a literal search by the old rule, each row as alone; it answers otherwise than today's."""
     asked = Asked(row("epalm@not-last", "opt", slot_mask=slot_mask))
-    asked.r.lm.split_disabled = split_disabled
+    asked.r.lm.capabilities = Capabilities(split_disabled_reason=split_disabled)
     others = 0
     for eos in {asked.eos, *range(4, 12)}:
         asked.eos = eos
@@ -128,7 +129,7 @@ def test_prompt_and_answer_share_the_length(how: dict[str, Any], slot_mask: str)
         ids, mask, slots = asked.alone(i)
         room = max(1, 10 - ids.shape[1])
         decoding = Decoding(room, **how)
-        assert asked.r.lm.generate(ids, mask, slots, decoding, eos=asked.eos, pad=0, seeds=[7]) == [together[i]]
+        assert generated(asked.r.lm, ids, mask, slots, decoding, eos=asked.eos, pad=0, seeds=[7]) == [together[i]]
     asked.eos = -1
     assert [len(tokens) for tokens in asked.answers(Decoding(max_length=10, **how))] == [1, 4, 1, 1, 4, 1]
 
@@ -136,7 +137,7 @@ def test_prompt_and_answer_share_the_length(how: dict[str, Any], slot_mask: str)
 def test_the_official_mask_generates_as_full_recomputation() -> None:
     """It has no cache: the slot's state changes with every token."""
     r = row("epalm@not-last", "opt", slot_mask="official")
-    greedy = r.lm.generate(r.ids, r.mask, r.plan(), Decoding(8), eos=2, pad=0)
+    greedy = generated(r.lm, r.ids, r.mask, r.plan(), Decoding(8), eos=2, pad=0)
     assert greedy == uncached(r, r.ids, r.mask, r.plan(), 8)
 
 
@@ -144,5 +145,5 @@ def test_the_official_mask_generates_as_full_recomputation() -> None:
 def test_an_lm_that_cannot_be_split_answers_the_same(how: dict[str, Any]) -> None:
     asked = Asked(row("epalm", "llama"))
     expected = asked.answers(Decoding(8, **how), seeds=[3, 4, 5, 6, 7, 8])
-    asked.r.lm.split_disabled = "a test"
+    asked.r.lm.capabilities = Capabilities(split_disabled_reason="a test")
     assert asked.answers(Decoding(8, **how), seeds=[3, 4, 5, 6, 7, 8]) == expected

@@ -10,11 +10,10 @@ import random
 import pytest
 import torch
 
-from answers import ending_some
-from perceptune.lm.generation.continuous_batch import ContinuousBatch, GeneratedSequence
-from perceptune.lm.generation.decode_state import DecodeState
-from perceptune.lm.generation.sampling import make_sampler
-from perceptune.types import Decoding, Features
+from answers import ending_some, generated
+from perceptune.lm.generation.decode_state import DecodeState, make_sampler
+from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence
+from perceptune.types import Decoding, Features, GenerationRequest, Prompt
 from rows import every_row, row
 
 GREEDY, DRAWN = Decoding(40), Decoding(40, sample=True, temperature=0.7, top_p=0.8)
@@ -45,11 +44,12 @@ class Asked:
         features = Features(self.media.values[which], torch.ones(len(which), dtype=torch.bool))
         features.present[:] = self.media.present[which]
         slots = self.methods[which[0] % 2].build_slots({"image": features}, len(which))
-        choose = make_sampler(decoding, [100 + i for i in which], ids.device)
+        request = GenerationRequest(Prompt(ids, mask, slots), decoding, eos=eos, pad=0, seeds=[100 + i for i in which])
+        choose = make_sampler(request, ids.device)
         rows = [
             GeneratedSequence(self.most[i] if eos >= 0 else 10, eos, choose, number) for number, i in enumerate(which)
         ]
-        return ContinuousBatch(DecodeState(self.lm, ids, mask, slots, 3), rows)
+        return ContinuousBatch(DecodeState(self.lm, request.prompt, 3), rows)
 
     def alone(self, i: int, decoding: Decoding, eos: int) -> list[int]:
         going = self.begin([i], decoding, eos)
@@ -106,7 +106,7 @@ def test_a_cache_grows_when_it_is_full() -> None:
         pass
     ids = asked.texts[0][None]
     slots = asked.methods[0].build_slots({"image": Features(asked.media.values[:1], asked.media.present[:1])}, 1)
-    whole = asked.lm.generate(ids, torch.ones_like(ids), slots, Decoding(200), eos=10_000, pad=0)
+    whole = generated(asked.lm, ids, torch.ones_like(ids), slots, Decoding(200), eos=10_000, pad=0)
     assert short.rows[0].tokens == whole[0]
     assert len(whole[0]) == 200
 

@@ -10,6 +10,7 @@ import copy
 import pytest
 import torch
 
+from answers import generated
 from perceptune.config.registry import leaf
 from perceptune.types import Decoding, Features
 from rows import (
@@ -190,13 +191,13 @@ def test_a_later_token_moves_no_earlier_logit(name: str, family: str) -> None:
 def test_a_ragged_batch_answers_as_each_alone(name: str, family: str) -> None:
     r = row(name, family)
     for beams in (1, 3):
-        together = r.lm.generate(r.ids, r.mask, r.plan(), Decoding(6, beams=beams), eos=2, pad=0)
+        together = generated(r.lm, r.ids, r.mask, r.plan(), Decoding(6, beams=beams), eos=2, pad=0)
         for i in range(3):
             start = int((r.mask[i] == 0).sum())
             ids, mask = r.ids[i : i + 1, start:], r.mask[i : i + 1, start:]
             image = r.features["image"]
             one = {"image": Features(image.values[i : i + 1], image.present[i : i + 1])}
-            alone = r.lm.generate(ids, mask, r.method.build_slots(one, 1), Decoding(6, beams=beams), eos=2, pad=0)
+            alone = generated(r.lm, ids, mask, r.method.build_slots(one, 1), Decoding(6, beams=beams), eos=2, pad=0)
             assert alone[0] == together[i], f"{beams} beams, row {i}"
 
 
@@ -205,9 +206,9 @@ def test_a_ragged_batch_answers_as_each_alone(name: str, family: str) -> None:
 def test_mixed_rows_answer_as_each_alone(name: str, family: str) -> None:
     r = row(name, family)
     mixed = r.media(3, [True, False, True])
-    together = r.lm.generate(r.ids, r.mask, r.method.build_slots({"image": mixed}, 3), Decoding(6), eos=2, pad=0)
+    together = generated(r.lm, r.ids, r.mask, r.method.build_slots({"image": mixed}, 3), Decoding(6), eos=2, pad=0)
     ids, mask = r.ids[1:2, 5:], r.mask[1:2, 5:]
-    assert r.lm.generate(ids, mask, r.method.build_slots({}, 1), Decoding(6), eos=2, pad=0)[0] == together[1]
+    assert generated(r.lm, ids, mask, r.method.build_slots({}, 1), Decoding(6), eos=2, pad=0)[0] == together[1]
 
 
 @every_row
@@ -259,11 +260,11 @@ def test_two_modalities_in_one_batch_answer_as_each_alone() -> None:
     r = row("epalm", "llama", shapes={"image": SHAPE, "audio": SHAPE})
     image, audio = r.media(3, [True, False, True]), r.media(3, [False, True, True])
     both = {"image": image, "audio": audio}
-    together = r.lm.generate(r.ids, r.mask, r.method.build_slots(both, 3), Decoding(6), eos=2, pad=0)
+    together = generated(r.lm, r.ids, r.mask, r.method.build_slots(both, 3), Decoding(6), eos=2, pad=0)
     for i in range(3):
         start = int((r.mask[i] == 0).sum())
         one = {name: Features(f.values[i : i + 1], f.present[i : i + 1]) for name, f in both.items() if f.present[i]}
         ids, mask = r.ids[i : i + 1, start:], r.mask[i : i + 1, start:]
-        assert r.lm.generate(ids, mask, r.method.build_slots(one, 1), Decoding(6), eos=2, pad=0)[0] == together[i]
+        assert generated(r.lm, ids, mask, r.method.build_slots(one, 1), Decoding(6), eos=2, pad=0)[0] == together[i]
     without = r.lm(r.ids, r.mask, r.method.build_slots({"image": image}, 3))
     assert (r.lm(r.ids, r.mask, r.method.build_slots(both, 3)) - without)[2].abs().max() > 1e-3

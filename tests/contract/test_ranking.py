@@ -11,13 +11,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from perceptune.lm.generation.logprobs import continuation_logprobs, continuation_scores
-from perceptune.types import Decoding, Features, Slots
+from answers import generated
+from perceptune.lm.architectures import Capabilities
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.generation.logprobs import continuation_scores
+from perceptune.types import Decoding, Features, Prompt, Slots
 from rows import Row, every_row, row
 
 # Continuations of each row: of different lengths, one of them the start of another, different numbers of them.
 CONTINUATIONS = [[[5, 6, 7], [5], [5, 6]], [[9, 4]], [[8], [7, 7, 7, 7, 2]]]
 PRESENT = [True, False, True]
+
+
+def continuation_logprobs(
+    lm: FrozenLM, ids: torch.Tensor, mask: torch.Tensor, slots: Sequence[Slots],
+    continuations: Sequence[Sequence[Sequence[int]]],
+) -> list[list[list[float]]]:  # fmt: skip
+    scores = continuation_scores(lm, Prompt(ids, mask, slots), continuations)
+    return [[[token.logprob for token in one] for one in own] for own in scores]
 
 
 def literal(r: Row, ids: Tensor, mask: Tensor, slots: Sequence[Slots], tokens: Sequence[int]) -> list[float]:
@@ -57,7 +68,7 @@ def test_what_cannot_be_split_runs_whole() -> None:
     with torch.no_grad():
         fast = continuation_logprobs(r.lm, ids, mask, slots, CONTINUATIONS)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(r.lm, "split_disabled", "for this test")
+            patch.setattr(r.lm, "capabilities", Capabilities(split_disabled_reason="for this test"))
             slow = continuation_logprobs(r.lm, ids, mask, slots, CONTINUATIONS)
     for one, two in zip(fast, slow, strict=True):
         for a, b in zip(one, two, strict=True):
@@ -89,10 +100,10 @@ def test_greedy_tokens_are_the_likeliest(family: str) -> None:
     r = row("epalm", family)
     slots = r.method.build_slots({"image": r.media(3, PRESENT)}, 3)
     ids, mask = r.ids[:3], r.mask[:3]
-    answers = r.lm.generate(ids, mask, slots, Decoding(4), eos=-1, pad=0)
+    answers = generated(r.lm, ids, mask, slots, Decoding(4), eos=-1, pad=0)
     others = [[answer, [*answer[:2], (answer[2] + 1) % 40]] for answer in answers]
     with torch.no_grad():
-        found = continuation_scores(r.lm, ids, mask, slots, others)
+        found = continuation_scores(r.lm, Prompt(ids, mask, slots), others)
     for best, other in found:
         assert [token.logprob for token in best[:2]] == pytest.approx([token.logprob for token in other[:2]], abs=1e-6)
         assert best[2].logprob > other[2].logprob

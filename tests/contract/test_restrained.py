@@ -15,7 +15,7 @@ from perceptune.config.recipe import load_recipe
 from perceptune.errors import UserError
 from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.instructblip.text_format import BlipText
-from perceptune.types import Decoding, Sample
+from perceptune.types import Decoding, GenerationRequest, Prompt, Sample
 
 SETTINGS: list[dict[str, Any]] = [
     {"repetition_penalty": 3.0}, {"min_new_tokens": 6}, {"repetition_penalty": 1.5, "min_new_tokens": 4},
@@ -51,7 +51,8 @@ def test_answers_are_those_of_transformers(folder: Path, kind: str, beams: int, 
     def answers(those: list[Sample], eos: int, **keys: Any) -> list[list[int]]:
         tokens = cast(BlipText, model.text).encode_prompts(those).for_lm(model.device)
         queries = model.query(those).queries
-        return blip.generate(queries, tokens, Decoding(8, beams=beams, **keys), eos=eos, pad=0)
+        decoding = Decoding(8, beams=beams, **keys)
+        return blip.generate(queries, tokens, GenerationRequest(Prompt(tokens.ids, tokens.mask), decoding, eos, pad=0))
 
     ends = {token for row in answers(rows, -1) for token in row}
     eos = next(end for end in sorted(ends) if answers(rows, end, **given) != answers(rows, end))  # where it matters

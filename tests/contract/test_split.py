@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from answers import ending_some, uncached
+from answers import ending_some, generated, uncached
+from perceptune.lm.probe import probe
 from perceptune.types import Decoding, Features, Slots
 from rows import every_method, every_row, method_names, row
 
@@ -25,8 +26,8 @@ def test_the_matrix_has_methods_that_start_late() -> None:
 @every_method
 def test_generation_with_a_cache_equals_full_recomputation(name: str, family: str) -> None:
     r = row(name, family)
-    generated = r.lm.generate(r.ids, r.mask, r.plan(), Decoding(8), eos=2, pad=0)
-    assert generated == [list(row) for row in uncached(r, r.ids, r.mask, r.plan(), 8)]
+    answers = generated(r.lm, r.ids, r.mask, r.plan(), Decoding(8), eos=2, pad=0)
+    assert answers == [list(row) for row in uncached(r, r.ids, r.mask, r.plan(), 8)]
 
 
 @every_row
@@ -41,7 +42,7 @@ def test_equal_prompts_with_other_media_are_generated_like_different_ones(name: 
     endless = uncached(r, ids, mask, slots, 8, -1)
     eos = ending_some(endless)
     expected = [tokens[: tokens.index(eos)] if eos in tokens else tokens for tokens in endless]
-    assert r.lm.generate(ids, mask, slots, Decoding(8), eos=eos, pad=0) == expected
+    assert generated(r.lm, ids, mask, slots, Decoding(8), eos=eos, pad=0) == expected
 
 
 @every_row
@@ -55,8 +56,8 @@ def test_split_execution_equals_the_plain_path(name: str, family: str, present: 
         keep = torch.zeros_like(r.mask, dtype=torch.bool)
         keep[:, -3:-1] = True
         slots = r.plan({"image": Features(r.features["image"].values, torch.tensor(present))})
-        r.lm.check()
-        assert r.lm.split_disabled is None, "else both are the plain path"
+        r.lm.capabilities = probe(r.lm)
+        assert r.lm.capabilities.split_disabled_reason is None, "else both are the plain path"
         logits = r.lm(r.ids, r.mask, slots, keep=keep, use_reference_path=plain)
         targets = r.ids[:, -2:].flatten()
         loss = r.lm.loss(r.ids, r.mask, slots, keep=keep, targets=targets, use_reference_path=plain)
@@ -77,9 +78,9 @@ def test_split_execution_equals_the_plain_path(name: str, family: str, present: 
 @every_row
 def test_every_family_is_split_and_its_head_is_used_as_it_is(family: str) -> None:
     lm = row("epalm", family).lm
-    lm.check()
-    assert lm.split_disabled is None
-    assert lm.bare_head == (family != "gemma2")  # which caps its logits after the head
+    lm.capabilities = probe(lm)
+    assert lm.capabilities.split_disabled_reason is None
+    assert lm.capabilities.has_bare_head == (family != "gemma2")  # which caps its logits after the head
 
 
 def test_an_lm_that_cannot_be_split_says_so_and_runs_the_plain_path() -> None:
@@ -89,20 +90,20 @@ def test_an_lm_that_cannot_be_split_says_so_and_runs_the_plain_path() -> None:
     for layer in r.lm.layers:  # an attention that never asks for a cache
         forward = layer.self_attn.forward
         layer.self_attn.forward = lambda *a, past_key_values=None, forward=forward, **k: forward(*a, **k)
-    r.lm.check()
-    assert r.lm.split_disabled is not None
-    assert "keys and values" in r.lm.split_disabled
+    r.lm.capabilities = probe(r.lm)
+    assert r.lm.capabilities.split_disabled_reason is not None
+    assert "keys and values" in r.lm.capabilities.split_disabled_reason
     assert torch.allclose(r.logits(), before, atol=1e-5)
     for slots, states in zip(([], r.plan()), below, strict=True):
         assert torch.allclose(r.lm.hidden_states_at(2, r.ids, r.mask, slots)[seen], states, atol=1e-5)
-    assert r.lm.generate(r.ids, r.mask, r.plan(), Decoding(1), eos=2, pad=0)
+    assert generated(r.lm, r.ids, r.mask, r.plan(), Decoding(1), eos=2, pad=0)
 
 
 def test_logits_that_are_capped_after_the_head_are_noticed() -> None:
     r = row("epalm", "gemma3")
     r.lm.config.final_logit_softcapping = 3.0
-    r.lm.check()
-    assert not r.lm.bare_head
+    r.lm.capabilities = probe(r.lm)
+    assert not r.lm.capabilities.has_bare_head
     keep = torch.zeros_like(r.mask, dtype=torch.bool)
     keep[:, -2] = True
     loss = r.lm.loss(r.ids, r.mask, r.plan(), keep=keep, targets=r.ids[:, -1])

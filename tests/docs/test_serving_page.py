@@ -56,7 +56,8 @@ def test_its_limits_are_the_defaults() -> None:
         "above 16.8 million it is scaled down": limits.image_kept_pixels == 16_800_000,
         "25 MiB, 120 s": (limits.audio_mb, limits.audio_seconds) == (25, 120),
         "64 MiB, 10 minutes": (limits.video_mb, limits.video_seconds) == (64, 600),
-        "100,000 frames, of which a run uses at most 32": (limits.video_encoded_frames, limits.video_frames) == (100_000, 32),
+        "100,000 frames, of which a run uses at most 32": (limits.video_encoded_frames, limits.video_frames)
+        == (100_000, 32),
         "| decoding a medium | 20 s": limits.decode_seconds == 20,
         "512 tokens, 4 choices, 120 s": (limits.tokens, limits.choices, limits.seconds) == (512, 4, 120),
         "| waiting requests | 32 |": limits.queue == 32,

@@ -15,8 +15,8 @@ import blips
 import perceptune
 import runs as dwarf_runs
 import support
-from perceptune.lm.generation.continuous_batch import ContinuousBatch
 from perceptune.lm.generation.decode_state import DecodeState
+from perceptune.lm.generation.generate import ContinuousBatch
 from perceptune.models.run_folder import load, save_run
 from perceptune.serving.batch_groups import BatchedGroup
 from perceptune.serving.limits import Limits

@@ -16,11 +16,10 @@ from safetensors.torch import load_file
 import perceptune
 import support
 from perceptune.errors import UserError
-from perceptune.models.batch import Batch
 from perceptune.models.run_folder import METHOD
+from perceptune.models.text_format import Batch
 from perceptune.training.batch_loader import BatchLoader
-from perceptune.training.gradients import add_gradients
-from perceptune.training.optimizer import MethodOptimizer
+from perceptune.training.optimizer import MethodOptimizer, add_gradients
 from perceptune.training.trainer import Trainer
 from perceptune.training.validation import Validator
 from perceptune.utils.run_log import read_log

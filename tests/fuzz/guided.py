@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["perceptune", "PIL"]):
 
 import mutations
 
-LIMITS = MediaWorkerPool.max_new_tokens_per_row(Limits(), frames=8)
+LIMITS = MediaWorkerPool.limits_of(Limits(), frames=8)
 
 
 def reader(modality: str) -> Callable[[bytes], None]:

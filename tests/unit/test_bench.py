@@ -21,7 +21,7 @@ from benchmarks.scaling import depth_rows
 from benchmarks.shapes import Models, Setting, random_texts
 from benchmarks.steps import training_step
 from perceptune.config.recipe import load_recipe
-from perceptune.models.batch import Batch
+from perceptune.models.text_format import Batch
 from perceptune.utils.timing import Contender, measure
 
 SETTING = Setting(batch=3, text=9, supervised=3, new_tokens=6)

@@ -11,7 +11,7 @@ import torch
 import perceptune
 import runs as dwarf_runs
 from perceptune.errors import UserError
-from perceptune.methods.slots._parts import Connector
+from perceptune.methods.slots._injection import Connector
 from perceptune.types import Sample
 
 

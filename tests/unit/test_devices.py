@@ -15,7 +15,8 @@ from perceptune.lm.kernels.optimize import optimize_modules
 from perceptune.lm.kernels.short_attention import show_something
 from perceptune.training.optimizer import MethodOptimizer
 from perceptune.utils import devices
-from perceptune.utils.devices import default_device, device_like, read_numbers, resolve_device
+from perceptune.utils.devices import default_device, device_like, resolve_device
+from perceptune.utils.tensors import read_numbers
 
 
 @pytest.fixture

@@ -133,25 +133,25 @@ def test_half_precision_weights_give_float32_features(checkpoints: Path) -> None
 
 def test_the_fingerprint_is_of_weights_config_and_preprocessing(checkpoints: Path, copy: Callable[[str], Path]) -> None:
     folder = copy("vit")
-    original = load_encoder(checkpoints / "vit").fingerprint()
+    original = load_encoder(checkpoints / "vit").fingerprint
     assert len(bytes.fromhex(original)) == 32
-    assert load_encoder(folder).fingerprint() == original  # not of the folder's name
+    assert load_encoder(folder).fingerprint == original  # not of the folder's name
     others = {
-        load_encoder(folder, size=48).fingerprint(),
-        load_encoder(folder, mean=(0.4, 0.5, 0.6)).fingerprint(),
-        load_encoder(folder, resize="crop").fingerprint(),
-        load_encoder(folder, dtype="bfloat16").fingerprint(),
+        load_encoder(folder, size=48).fingerprint,
+        load_encoder(folder, mean=(0.4, 0.5, 0.6)).fingerprint,
+        load_encoder(folder, resize="crop").fingerprint,
+        load_encoder(folder, dtype="bfloat16").fingerprint,
     }
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"transformers_version": "5.0.0", "dtype": "float16"}))
-    assert load_encoder(folder).fingerprint() == original
+    assert load_encoder(folder).fingerprint == original
     (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-3}))
-    others.add(load_encoder(folder).fingerprint())
+    others.add(load_encoder(folder).fingerprint)
     (folder / "config.json").write_text(json.dumps(config))
     weights = load_file(folder / "model.safetensors")
     weights["embeddings.cls_token"][0, 0, 0] += 1e-3
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    others.add(load_encoder(folder).fingerprint())
+    others.add(load_encoder(folder).fingerprint)
     assert len(others - {original}) == 6
 
 
@@ -160,7 +160,7 @@ def test_parts_never_used_do_not_enter_the_fingerprint(checkpoints: Path, copy: 
     weights = load_file(folder / "model.safetensors")
     weights["text_projection.weight"].add_(1)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert load_encoder(folder).fingerprint() == load_encoder(checkpoints / "clip").fingerprint()
+    assert load_encoder(folder).fingerprint == load_encoder(checkpoints / "clip").fingerprint
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,13 +13,14 @@ from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.kernels.optimize import optimize_frozen
 from perceptune.lm.kernels.packed_linear import can_pack, packed_weight
+from perceptune.lm.probe import probe
 
 TEXT = torch.randint(4, 60, (3, 9), generator=torch.Generator().manual_seed(0))
 
 
 def frozen(family: str, dtype: torch.dtype = torch.float32) -> FrozenLM:
     lm = FrozenLM(support.random_lm(family).to(dtype))
-    lm.check()
+    lm.capabilities = probe(lm)
     return lm
 
 

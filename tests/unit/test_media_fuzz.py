@@ -23,7 +23,7 @@ from perceptune.serving import media_worker
 from perceptune.serving.limits import Limits
 from perceptune.serving.media_worker_pool import MediaWorkerPool, _Process
 
-LIMITS = MediaWorkerPool.max_new_tokens_per_row(Limits(), frames=8)
+LIMITS = MediaWorkerPool.limits_of(Limits(), frames=8)
 
 
 @pytest.fixture

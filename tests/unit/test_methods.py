@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 
 import perceptune
 import support
+from answers import generated
 from perceptune.data.build_task import make_task
 from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.kernels.optimize import optimize_frozen
+from perceptune.lm.probe import probe
 from perceptune.models.run_folder import read_meta
 from perceptune.models.slot_model import SlotModel
 from perceptune.tools.feature_cache import build_features
@@ -99,7 +101,7 @@ def test_other_peft_types_are_owned_by_the_method_alone(name: str) -> None:
     difference = r.logits() - r.lm(r.ids, r.mask, r.plan(), use_reference_path=True)
     assert difference[r.mask.bool()].abs().max() < 1e-4
     first = r.logits()[:, -1].argmax(-1).tolist()
-    assert [t[:1] for t in r.lm.generate(r.ids, r.mask, r.plan(), Decoding(1), eos=-1, pad=0)] == [[t] for t in first]
+    assert [t[:1] for t in generated(r.lm, r.ids, r.mask, r.plan(), Decoding(1), eos=-1, pad=0)] == [[t] for t in first]
     r.logits()[:, -1].pow(2).mean().backward()
     assert all(p.grad is not None for p in r.method.peft.parameters())
     if name == "all-linear":  # dropout acts while the method is trained, and not else
@@ -226,9 +228,9 @@ def test_one_model_may_be_wrapped_twice() -> None:
     slots = r.method.build_slots({"image": r.media(3, [True, False, True])}, 3)
     expected = alone(r.ids[:3], r.mask[:3], slots)
     for lm in (*wrappers, wrappers[0]):
-        lm.check()
+        lm.capabilities = probe(lm)
         assert torch.equal(lm(r.ids[:3], r.mask[:3], slots), expected)
-        assert lm.generate(r.ids[:3], r.mask[:3], slots, Decoding(4), eos=-1, pad=0) == alone.generate(
-            r.ids[:3], r.mask[:3], slots, Decoding(4), eos=-1, pad=0
+        assert generated(lm, r.ids[:3], r.mask[:3], slots, Decoding(4), eos=-1, pad=0) == generated(
+            alone, r.ids[:3], r.mask[:3], slots, Decoding(4), eos=-1, pad=0
         )
-    assert FrozenLM(support.random_lm("llama", "eager")).split_disabled is None
+    assert FrozenLM(support.random_lm("llama", "eager")).capabilities.split_disabled_reason is None

@@ -9,11 +9,11 @@ import pytest
 
 from perceptune.config.schema import TrainConfig
 from perceptune.data.subset import subset
+from perceptune.training.optimizer import learning_rate
 from perceptune.training.sampler import (
     BatchSampler,
     TokenBatchSampler,
     chosen_target,
-    learning_rate,
     make_batch_sampler,
     total_steps,
     view_seed,

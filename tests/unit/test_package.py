@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,20 @@ def test_imports_go_downwards() -> None:
         for other, _, _ in imports(path):
             own, target = name.split(".")[0], other.split(".")[0]
             assert ORDER.index(target) <= ORDER.index(own) or "" in (own, target), f"{name} imports {other}"
+
+
+def test_modules_import_one_another_in_no_circle() -> None:
+    """Not even lazily, or for types alone."""
+    graph = {name: {other for other, _, _ in imports(path)} - {""} for name, path in modules().items()}
+    TopologicalSorter({name: graph[name] for name in graph if name}).prepare()
+
+
+def test_no_private_name_is_imported_across_packages() -> None:
+    for name, path in modules().items():
+        for other, what, _ in imports(path):
+            private = [part for part in (*other.split("."), what) if part.startswith("_") and part != "_version"]
+            same = name.split(".")[: other.count(".")] == other.split(".")[:-1]
+            assert not private or same, f"{name} imports {other} {what}"
 
 
 @pytest.mark.parametrize(

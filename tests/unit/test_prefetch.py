@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from perceptune.errors import UserError
-from perceptune.training.prefetch import Prefetch
+from perceptune.training.batch_loader import Prefetch
 
 
 def test_the_next_item_is_made_in_the_background_and_only_once() -> None:

@@ -61,7 +61,7 @@ def test_quantised_weights_are_smaller_and_say_nearly_the_same(bits: str, wide: 
     assert 0 < error < (0.02 if bits == "8bit" else 0.15)
     assert torch.isfinite(rough(ids, torch.ones_like(ids))).all()
     assert rough.dtype == torch.float32
-    assert rough.split_disabled is None
+    assert rough.capabilities.split_disabled_reason is None
     assert count(rough) == count(exact)
 
 

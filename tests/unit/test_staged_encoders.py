@@ -74,7 +74,7 @@ def test_meta_counts_the_parameters_of_the_real_thing(checkpoints: Path, name: s
     assert {n: p.shape for n, p in meta.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
     assert (meta.n_layers, meta.dim) == (real.n_layers, real.dim)
     assert not any(module.training for module in real.train().modules()), "batch statistics stay as they are"
-    assert len(real.fingerprint()) == 64
+    assert len(real.fingerprint) == 64
 
 
 def test_what_stages_cannot_give_is_an_error(checkpoints: Path) -> None:

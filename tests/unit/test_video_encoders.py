@@ -151,8 +151,8 @@ def test_an_image_encoder_is_averaged_over_frames(checkpoints: Path, name: str) 
     for tokens in ("cls", "all"):
         alone = features(image, x, [0, 2], tokens)
         torch.testing.assert_close(features(encoder, x[None], [0, 2], tokens)[0], alone.mean(0), rtol=0, atol=1e-5)
-    assert encoder.fingerprint() != image.fingerprint()
-    assert encoder.fingerprint() != load_encoder_of("video", EncoderConfig(id=options.id)).fingerprint()
+    assert encoder.fingerprint != image.fingerprint
+    assert encoder.fingerprint != load_encoder_of("video", EncoderConfig(id=options.id)).fingerprint
     assert (encoder.n_layers, encoder.dim, encoder.n_tokens) == (image.n_layers, image.dim, image.n_tokens)
 
 
@@ -165,7 +165,7 @@ def test_a_video_encoder_sees_pictures(checkpoints: Path, name: str, temporal: A
     out = features(still, x, [0, 2], "all")
     as_clip = features(clip_encoder, x[:, None].expand(-1, clip_encoder.frames, -1, -1, -1), [0, 2], "all")  # type: ignore
     assert torch.allclose(out, as_clip, atol=1e-5) == (temporal == "t1" and name != "timesformer")
-    assert still.fingerprint() != clip_encoder.fingerprint()
+    assert still.fingerprint != clip_encoder.fingerprint
 
 
 def test_timesformer_marks_no_time_in_a_picture(checkpoints: Path) -> None:
@@ -179,7 +179,7 @@ def test_timesformer_marks_no_time_in_a_picture(checkpoints: Path) -> None:
     torch.testing.assert_close(features(still, x, [2], "all")[:, 0], expected)
     assert still.settings()["marks_time"] is False, "what was kept of pictures with a time is not theirs"
     unset = load_encoder_of("image", EncoderConfig(id=str(checkpoints / "timesformer")))
-    assert unset.fingerprint() == still.fingerprint()
+    assert unset.fingerprint == still.fingerprint
 
 
 def test_without_attention_over_time_a_block_is_one_with_its_part_at_zero(checkpoints: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,32 @@ from torch import Tensor, nn
 from perceptune.config.schema import EncoderConfig
 from perceptune.encoders._checkpoints import build_tower, settings_of
 from perceptune.encoders._encoder import Encoder, TokenSelection
-from perceptune.encoders._parts import BlockParts
+
+
+class BlockParts(NamedTuple):
+    """Names of a pre-norm block's parts, for a family whose attention has `q_proj`, `k_proj` and `v_proj`."""
+
+    norms: tuple[str, str]
+    attention: str
+    out: str  # the attention's output projection
+    scales: tuple[str, ...] = ()  # what scales each of the two branches, if anything does
+
+    def first_token(self, block: Any, hidden: Tensor) -> Tensor:
+        """(B, T, dim) as it enters the block -> (B, 1, dim): its result for token 0, to rounding.
+
+        Token 0 looks at every token, so all have keys and values; in what follows it is alone.
+        """
+        attention = getattr(block, self.attention)
+        normed = getattr(block, self.norms[0])(hidden)
+        inputs = {attention.q_proj: normed[:, :1], attention.k_proj: normed, attention.v_proj: normed}
+        query, key, value = (
+            project(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for project, x in inputs.items()
+        )
+        seen = nn.functional.scaled_dot_product_attention(query, key, value)  # (B, heads, 1, head_dim)
+        seen = getattr(attention, self.out)(seen.transpose(1, 2).flatten(2))
+        first, second = [getattr(block, name) for name in self.scales] or [nn.Identity(), nn.Identity()]
+        hidden = hidden[:, :1] + first(seen)
+        return hidden + second(block.mlp(getattr(block, self.norms[1])(hidden)))
 
 
 class BlockEncoder(Encoder):
@@ -59,7 +84,8 @@ class BlockEncoder(Encoder):
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """(B, n_levels, T, dim) float32; blocks above the highest level are not run."""
-        self.check_levels(levels)
+        if not levels or not all(0 <= level < self.n_layers for level in levels):
+            self.check_levels(levels)  # says what is wrong
         hidden = self.embed(x.to(self.tower.dtype))  # (B, T, dim)
         kept: dict[int, Tensor] = {}
         for level, block in enumerate(islice(self.blocks, max(levels) + 1)):

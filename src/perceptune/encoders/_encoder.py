@@ -67,7 +67,8 @@ class Encoder(nn.Module, ABC):
         return {}
 
     @cached_property
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
+        """sha256 (hex) of config, weights in the dtype they are held in, and preprocessing."""
         description = {"config": self.settings(), "preprocessing": self.preprocessing()}
         digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
         # Without the weights' names, which transformers changes now and then: a run must outlive that.
@@ -77,10 +78,6 @@ class Encoder(nn.Module, ABC):
         for one in sorted(hashlib.sha256(weight.numpy()).digest() for weight in weights):
             digest.update(one)
         return digest.hexdigest()
-
-    def fingerprint(self) -> str:
-        """sha256 (hex) of config, weights in the dtype they are held in, and preprocessing. Computed once."""
-        return self._fingerprint
 
     def train(self: Self, mode: bool = True) -> Self:
         """Stays in evaluation mode: its features are cached, and dropout would only add noise to them."""

@@ -133,9 +133,9 @@ class ViTEncoder(ImageEncoder, BlockEncoder):
     def published(cls, config: Any) -> dict[str, Any]:
         """The family's `preprocessor_config.json`, for a checkpoint that comes without one."""
 
-    @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, T, dim) as it enters block 0; position embeddings follow the size of `x`."""
+        return self.tower.embeddings(x, interpolate_pos_encoding=True)
 
     @classmethod
     def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:

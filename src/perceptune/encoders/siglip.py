@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from perceptune.encoders.base import BICUBIC, INCEPTION, ViTEncoder
 
 
@@ -38,10 +36,6 @@ class Siglip(ViTEncoder):
     def published(cls, config: Any) -> dict[str, Any]:
         """Squashed to the model's size."""
         return {"size": config.image_size, "resample": BICUBIC, **INCEPTION}
-
-    def embed(self, x: Tensor) -> Tensor:
-        """(B, T, dim)."""
-        return self.tower.embeddings(x, interpolate_pos_encoding=True)
 
 
 ENCODER = Siglip

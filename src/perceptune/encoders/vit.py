@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from perceptune.encoders.base import BICUBIC, BILINEAR, INCEPTION, BlockParts, ViTEncoder
 
 
@@ -40,10 +38,6 @@ class VisionTransformer(ViTEncoder):
             crop = {"do_center_crop": True, "crop_size": side}
             return {"size": side * 256 // 224, "resample": BICUBIC, **crop, **INCEPTION}
         return {"size": side, "resample": BILINEAR, **INCEPTION}
-
-    def embed(self, x: Tensor) -> Tensor:
-        """(B, T, dim)."""
-        return self.tower.embeddings(x, interpolate_pos_encoding=True)
 
 
 ENCODER = VisionTransformer

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from perceptune.data.choices import choices_of
 from perceptune.data.lazy_rows import select
 from perceptune.data.metrics.base import Corpus, Scored
 from perceptune.data.subset import subset
 from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError, nearest
-from perceptune.lm.generation.logprobs import choices_of
 from perceptune.models.base import AdaptedModel
 from perceptune.types import Sample
 from perceptune.utils.distributed import World

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -96,3 +97,11 @@ def evenly_spaced(tensor: Tensor, most: int) -> Tensor:
     """Return up to `most` values of a tensor, flattened: a look at a weight that is too large to be read whole."""
     flat = tensor.detach().flatten()
     return flat[:: max(flat.numel() // most, 1)][:most]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an LM can do, as `probe` finds out."""
+
+    has_bare_head: bool = False  # logits are the output of the vocabulary head as it is
+    split_disabled_reason: str | None = None  # why every pass runs the reference path; None if it need not

@@ -8,8 +8,8 @@ right before their text, not before its padding, so a row's positions are the sa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from perceptune.lm.architectures import weights_fingerprint
-from perceptune.lm.generation.generate import StreamCallback, max_new_tokens_per_row, run_hf_generate, truncate_at_eos
-from perceptune.lm.generation.sampling import make_sampler
+from perceptune.lm.generation.decode_state import truncate_at_eos
+from perceptune.lm.generation.hf_generate import run_hf_generate
 from perceptune.lm.kernels import short_attention
 from perceptune.lm.kernels.linear_cross_entropy import frozen_head_loss
-from perceptune.types import Decoding
-from perceptune.utils.devices import move
+from perceptune.types import GenerationRequest, Prompt
+from perceptune.utils.tensors import move
 
 IGNORED = -100  # label where nothing is predicted
 
@@ -181,33 +181,19 @@ class FrozenBlip(nn.Module):
         return nn.functional.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
 
     @torch.no_grad()
-    def generate(
-        self, queries: Tensor, tokens: LMTokens, decoding: Decoding, *, eos: int, pad: int,
-        seeds: Sequence[int] | None = None, watch: StreamCallback | None = None,
-    ) -> list[list[int]]:  # fmt: skip
+    def generate(self, queries: Tensor, tokens: LMTokens, request: GenerationRequest) -> list[list[int]]:
         """New tokens of each row, up to and without the end token, by transformers' `generate`.
 
-        `decoding.max_length` counts the tokens of the prompt without those of the image.
+        The prompt is `tokens` and the image's `queries`; `decoding.max_length` counts its tokens without the image's.
         """
         given = self._inputs(queries, tokens)
         given.pop("position_ids", None)  # `generate` finds them from the mask
-        text = tokens.mask & ~image_columns(tokens.mask, self.n_queries)
-        limits = max_new_tokens_per_row(text, decoding)
+        text = Prompt(tokens.ids, tokens.mask & ~image_columns(tokens.mask, self.n_queries))
         settings: dict[str, Any] = {"width": 0}  # a decoder-only LM returns its new tokens, without its embedded prompt
         if self.encoder_decoder:  # its decoder's start token, too
             settings = {"width": 1, "decoder_start_token_id": self.language_model.config.decoder_start_token_id}
-        rows = run_hf_generate(
-            self.language_model,
-            given,
-            decoding,
-            make_sampler(decoding, seeds or [decoding.seed] * len(queries), queries.device),
-            limits=limits,
-            eos=eos,
-            pad=pad,
-            watch=watch,
-            **settings,
-        )
-        return [truncate_at_eos(eos, row) for row in rows]
+        rows = run_hf_generate(self.language_model, given, replace(request, prompt=text), **settings)
+        return [truncate_at_eos(request.eos, row) for row in rows]
 
     @torch.no_grad()
     def check(self) -> None:

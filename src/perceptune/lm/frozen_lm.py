@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -11,28 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from perceptune.errors import UserError
-from perceptune.lm import architectures, probe
-from perceptune.lm.generation import generate
+from perceptune.lm import architectures
+from perceptune.lm.architectures import Capabilities
 from perceptune.lm.kernels import short_attention
 from perceptune.lm.kernels.linear_cross_entropy import frozen_head_loss
 from perceptune.lm.layer_patching import (
+    ReachedLayerError,
     checkpointed,
     checkpointed_layer,
     identity,
     identity_in_tuple,
-    replaced_forward,
-)  # fmt: skip
-from perceptune.lm.slot_attention import KVCallback, SplitForward
-from perceptune.lm.slot_hooks import MASK, Splice, argument_names, prepend_slot_columns, replace_inputs
-from perceptune.types import Decoding, Slots
-from perceptune.utils.devices import move
+)
+from perceptune.lm.slot_attention import KVPair, SplitForward
+from perceptune.lm.slot_hooks import MASK, Splice, argument_names, replace_inputs
+from perceptune.types import Slots
+from perceptune.utils.tensors import move, places_of_kept, prepend_slot_columns
 
-
-class _ReachedLayerError(Exception):
-    """Ends a forward pass early, once the states that enter a layer are known."""
-
-    def __init__(self, states: Tensor) -> None:
-        self.states = states
+LayerStates = tuple[int, Tensor]  # a layer, and the states (B, T, d) of texts that enter it
 
 
 class FrozenLM(nn.Module):
@@ -56,9 +51,7 @@ class FrozenLM(nn.Module):
         # OPT-350M embeds in 512 dimensions and projects to 1,024: a prompt at the input lives in the smaller space.
         self.prompt_size = int(getattr(self.config, "word_embed_proj_dim", self.hidden_size))
         self.gradient_checkpointing = False
-        self.split_disabled: str | None = None  # why this LM runs the plain path only
-        self.bare_head = False  # whether logits are the head's output as it is; found out by `check`
-        self._before_the_head: list[Tensor] | None = None
+        self.capabilities = Capabilities()  # until `probe` has found out more
         self._busy = False
         self._splice: Splice | None = None
         self._keep: Tensor | None = None  # (N,) places of the columns that the vocabulary head runs on
@@ -121,139 +114,142 @@ class FrozenLM(nn.Module):
         slots: Sequence[Slots] = (),
         *,
         keep: Tensor | None = None,  # (B, T) bool, best on the CPU
-        text_states: tuple[int, Tensor] | None = None,  # (layer, (B, T, d)) from `hidden_states_at`
+        text_states: LayerStates | None = None,  # from `hidden_states_at`
         use_reference_path: bool = False,
     ) -> Tensor:
         """Logits (B, T, vocab) of the text, or (N, vocab) at the N positions marked in `keep`.
 
-        With `text_states` the layers below are not run: their result is given. `plain` runs every column through every
-        block, which is what split execution must equal.
+        With `text_states` the layers below are not run: their result is given. `use_reference_path` runs every column
+        through every block, which is what split execution must equal.
         """
-        if use_reference_path or self.split_disabled_reason(slots) is not None:
-            return self._reference_forward(input_ids, attention_mask, slots, keep, text_states)
-        return self.split(input_ids, attention_mask, slots, keep=keep, text_states=text_states)
+        return self._run(
+            self._logits, input_ids, attention_mask, slots, keep, text_states, use_reference_path=use_reference_path
+        )
 
     def loss(
         self, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots], *, keep: Tensor, targets: Tensor,
-        text_states: tuple[int, Tensor] | None = None, use_reference_path: bool = False,
+        text_states: Callable[[Tensor, Tensor], LayerStates] | None = None, use_reference_path: bool = False,
     ) -> Tensor:  # fmt: skip
-        """Cross-entropy summed over the N positions marked in `keep` (B, T); `targets` (N,) in the same order."""
-        given: dict[str, Any] = {"keep": keep, "text_states": text_states, "use_reference_path": use_reference_path}
-        head = self.model.get_output_embeddings()
-        if not self.bare_head or head.weight.requires_grad:
-            logits = self(input_ids, attention_mask, slots, **given)
-            return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-        return frozen_head_loss(self.final_hidden_states(input_ids, attention_mask, slots, **given), head, targets)
+        """Cross-entropy summed over the N positions marked in `keep` (B, T); `targets` (N,) in the same order.
+
+        Ids, mask and targets are moved to the LM; `text_states` looks up those of ids and mask as they are given.
+        """
+        device, head = self.device, self.model.get_output_embeddings()
+        states = None if text_states is None else text_states(input_ids, attention_mask)
+        is_bare = self.capabilities.has_bare_head and not head.weight.requires_grad
+        out = self._run(
+            self._final_states if is_bare else self._logits, move(input_ids, device), move(attention_mask, device),
+            slots, keep, states, use_reference_path=use_reference_path,
+        )  # fmt: skip
+        if is_bare:
+            return frozen_head_loss(out, head, move(targets, device))
+        return nn.functional.cross_entropy(out.float(), move(targets, device), reduction="sum")
 
     def final_hidden_states(self, *args: Any, **kwargs: Any) -> Tensor:
-        """(N, d) at the kept positions, as the vocabulary head would take them."""
-        self._before_the_head = []
-        try:
-            self(*args, **kwargs)
-            return self._before_the_head[0]
-        finally:
-            self._before_the_head = None
+        """States (N, d) at the kept positions as the vocabulary head takes them; arguments as in `forward`."""
+        return self._run(self._final_states, *args, **kwargs)
 
-    def split_disabled_reason(self, slots: Sequence[Slots]) -> str | None:
+    def why_reference_path(self, slots: Sequence[Slots]) -> str | None:
         """Why these slots cannot be run as keys and values; None if they can."""
         if any(slot.sees_text for slot in slots):
             return "slots that see the text (slot_mask: official) change with it"
-        return self.split_disabled
+        return self.capabilities.split_disabled_reason
 
-    def split(
-        self, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots], *, keep: Tensor | None = None,
-        text_states: tuple[int, Tensor] | None = None, record: KVCallback | None = None, last_only: bool = False,
+    def _run(
+        self, read: Callable[..., Tensor], ids: Tensor, mask: Tensor, slots: Sequence[Slots] = (),
+        keep: Tensor | None = None, text_states: LayerStates | None = None, *, use_reference_path: bool = False,
     ) -> Tensor:  # fmt: skip
-        """`forward` by split execution. `record` is told what the text attends to in each layer.
+        is_split = not use_reference_path and self.why_reference_path(slots) is None
+        run = self._split_forward if is_split else self._reference_forward
+        return run(read, ids, mask, slots, keep, text_states)
 
-        With `last_only` the logits (B, vocab) are those of the last position.
-        """
+    def _final_states(self, **inputs: Any) -> Tensor:
+        """States that enter the vocabulary head, (N, d) at the kept columns: what the model below the head returns."""
+        states: Tensor = self.model.base_model(**inputs).last_hidden_state
+        return states if self._keep is None else states.flatten(0, 1).index_select(0, self._keep)
+
+    def _logits(self, **inputs: Any) -> Tensor:
+        return cast(Tensor, self.model(**inputs).logits)
+
+    def prefill(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        slots: Sequence[Slots],
+        *,
+        text_states: LayerStates | None = None,
+    ) -> tuple[Tensor, list[list[KVPair]]]:
+        """Logits (B, vocab) of the next token, and for each layer the keys and values that the text attends to."""
+        last = torch.zeros(attention_mask.shape, dtype=torch.bool)
+        last[:, -1] = True
+        kv: list[list[KVPair]] = []
+        return self._split_forward(self._logits, input_ids, attention_mask, slots, last, text_states, kv), kv
+
+    def _split_forward(
+        self, read: Callable[..., Tensor], ids: Tensor, mask: Tensor, slots: Sequence[Slots], keep: Tensor | None,
+        text_states: LayerStates | None, kv: list[list[KVPair]] | None = None,
+    ) -> Tensor:  # fmt: skip
         split = SplitForward(slots, self.n_layers, tuples=self._blocks_give_tuples)
-        split.text_states, split.on_kv = text_states, record
-        if last_only:
-            keep = torch.zeros(attention_mask.shape, dtype=torch.bool)
-            keep[:, -1] = True
+        split.text_states, split.kv = text_states, kv
         if keep is not None:
             marked = keep.any(0).nonzero().flatten().tolist() or [0]
             split.query_range = (marked[0], end := marked[-1] + 1)
             # Nothing that is kept sees what comes after it: a text's last token is predicted, it predicts nothing.
-            input_ids, attention_mask, keep = input_ids[:, :end], attention_mask[:, :end], keep[:, :end]
+            ids, mask, keep = ids[:, :end], mask[:, :end], keep[:, :end]
             if text_states is not None:
                 split.text_states = (text_states[0], text_states[1][:, :end])
-        ids, mask, positions = prepend_slot_columns(input_ids, attention_mask, split.width)
+        ids, mask, positions = prepend_slot_columns(ids, mask, split.width)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.hooks_active(None, _places(keep, split.width, ids.device)))
+            stack.enter_context(self.hooks_active(None, places_of_kept(keep, split.width, ids.device)))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 split.around = partial(checkpointed_layer, split.groups)  # type: ignore[method-assign]
             for index, layer in enumerate(self.layers):
                 replace = partial(split.block, index, self._argument_names[index])
-                stack.enter_context(replaced_forward([layer], replace))
-            logits: Tensor = self.model(
+                stack.enter_context(_replaced_forward([layer], replace))
+            out = read(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=split.past, use_cache=True
-            ).logits
-        return logits if keep is not None else logits[:, split.width :]
+            )
+        return out if keep is not None else out[:, split.width :]
 
     def _reference_forward(
-        self, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots], keep: Tensor | None,
-        text_states: tuple[int, Tensor] | None,
+        self, read: Callable[..., Tensor], ids: Tensor, mask: Tensor, slots: Sequence[Slots], keep: Tensor | None,
+        text_states: LayerStates | None,
     ) -> Tensor:  # fmt: skip
-        splice = Splice(slots, attention_mask)
+        splice = Splice(slots, mask)
         splice.text_states = text_states
-        ids, mask, positions = prepend_slot_columns(input_ids, attention_mask, splice.width)
+        ids, mask, positions = prepend_slot_columns(ids, mask, splice.width)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.hooks_active(splice, _places(keep, splice.width, ids.device)))
+            stack.enter_context(self.hooks_active(splice, places_of_kept(keep, splice.width, ids.device)))
             first = 0
             if text_states is not None:
                 first = text_states[0]
                 passing = identity_in_tuple if self._blocks_give_tuples else identity
-                stack.enter_context(replaced_forward(self.layers[:first], lambda _: passing))
+                stack.enter_context(_replaced_forward(self.layers[:first], lambda _: passing))
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                stack.enter_context(replaced_forward(self.layers[first:], checkpointed))
-            logits: Tensor = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-            ).logits
-        return logits if keep is not None else logits[:, splice.width :]
+                stack.enter_context(_replaced_forward(self.layers[first:], checkpointed))
+            out = read(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        return out if keep is not None else out[:, splice.width :]
 
     @torch.no_grad()
     def hidden_states_at(
         self, layer: int, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots] = (), *,
-        record: KVCallback | None = None,
+        kv: list[list[KVPair]] | None = None,
     ) -> Tensor:  # fmt: skip
         """States (B, T, d) of the text as they enter `layer`; the layers from there on are not run.
 
-        With `record` by split execution, without it as `forward` runs.
+        With a list `kv` by split execution, which adds to it what the text attends to in each layer below.
         """
         self._stop_at = layer
         try:
-            run = self if record is None else partial(self.split, record=record)
-            run(input_ids, attention_mask, slots)
-        except _ReachedLayerError as reached:
-            return reached.states[:, -input_ids.shape[1] :]  # the plain path's have the slots before them
+            if kv is None:
+                self(input_ids, attention_mask, slots)
+            else:
+                self._split_forward(self._logits, input_ids, attention_mask, slots, None, None, kv)
+        except ReachedLayerError as reached:
+            return reached.states[:, -input_ids.shape[1] :]  # the reference path's have the slots before them
         finally:
             self._stop_at = None
         raise RuntimeError(f"layer {layer} was never reached")
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor,  # (B, T) left-padded
-        attention_mask: Tensor,
-        slots: Sequence[Slots],
-        decoding: Decoding,
-        *,
-        eos: int,
-        pad: int,
-        seeds: Sequence[int] | None = None,
-        watch: generate.StreamCallback | None = None,
-    ) -> list[list[int]]:
-        """New tokens of each row, up to and without the end token. `seeds`, one a row, default to `decoding.seed`."""
-        return generate.generate(
-            self, input_ids, attention_mask, slots, decoding, eos=eos, pad=pad, seeds=seeds, watch=watch
-        )
-
-    def check(self) -> None:
-        """Tries the LM out (see `trial`). Raises `UserError` for one that cannot be spliced."""
-        probe.check(self)
 
     @contextlib.contextmanager
     def hooks_active(self, splice: Splice | None, keep: Tensor | None) -> Iterator[None]:
@@ -285,7 +281,7 @@ class FrozenLM(nn.Module):
     def _layer_hook(self, index: int, position: int) -> Callable[..., Any]:
         def before_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self._stop_at == index:
-                raise _ReachedLayerError(args[0] if args else kwargs["hidden_states"])
+                raise ReachedLayerError(args[0] if args else kwargs["hidden_states"])
             if self._splice is None:
                 return None
             return replace_inputs(self._splice, index, position, args, kwargs)
@@ -304,16 +300,17 @@ class FrozenLM(nn.Module):
         """The vocabulary head runs on the kept positions only, as one 2-D product."""
         if self._keep is None:
             return None
-        kept = args[0].flatten(0, 1).index_select(0, self._keep)
-        if self._before_the_head is not None:  # the head runs on nothing: what would enter it is wanted
-            self._before_the_head.append(kept)
-            kept = kept[:0]
-        return (kept, *args[1:])
+        return (args[0].flatten(0, 1).index_select(0, self._keep), *args[1:])
 
 
-def _places(keep: Tensor | None, width: int, device: torch.device) -> Tensor | None:
-    """Where the columns marked in `keep` (B, T) are (N,), row after row, once `width` columns stand before the text."""
-    if keep is None:
-        return None
-    rows, columns = keep.nonzero(as_tuple=True)
-    return move(rows * (width + keep.shape[1]) + width + columns, device)
+@contextlib.contextmanager
+def _replaced_forward(layers: Iterable[nn.Module], replace: Callable[[Any], Any]) -> Iterator[None]:
+    """Lets the LM's own code build masks and positions while some blocks do something else; undone on exit."""
+    layers = list(layers)
+    for layer in layers:
+        layer.forward = replace(layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from perceptune.errors import UserError
+from perceptune.lm.architectures import Capabilities
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.utils.fsdp_settings import FSDPSettings
 
@@ -42,9 +43,8 @@ def shard(lm: FrozenLM, settings: FSDPSettings, first_layer: int, device: torch.
         fully_shard(layer, **options)
     fully_shard(lm.model, ignored_params=whole, **options)
     lm.layers[first_layer].register_forward_pre_hook(_with_gradient(), with_kwargs=True)
-    lm.bare_head = False  # the head's weight is whole inside the LM's forward pass only
     # Our generation loop ends with its own rows, which would leave the other processes waiting inside the LM.
-    lm.split_disabled = "its weights are spread over several processes (FSDP)"
+    lm.capabilities = Capabilities(split_disabled_reason="its weights are spread over several processes (FSDP)")
 
 
 def _with_gradient() -> Callable[..., Any]:

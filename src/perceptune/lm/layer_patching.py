@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
@@ -42,14 +41,8 @@ def checkpointed_layer(carried: Sequence[_Carried], layer: Callable[[Tensor], Te
     return result
 
 
-@contextlib.contextmanager
-def replaced_forward(layers: Iterable[nn.Module], replace: Callable[[Any], Any]) -> Iterator[None]:
-    """Lets the LM's own code build masks and positions while some blocks do something else; undone on exit."""
-    layers = list(layers)
-    for layer in layers:
-        layer.forward = replace(layer.forward)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
+class ReachedLayerError(Exception):
+    """Ends a forward pass early, once the states that enter a layer are known."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states

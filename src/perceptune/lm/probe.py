@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from perceptune.errors import UserError
+from perceptune.lm.architectures import Capabilities
+from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.types import Slots
-
-if TYPE_CHECKING:
-    from perceptune.lm.frozen_lm import FrozenLM
 
 
 @torch.no_grad()
-def check(lm: FrozenLM) -> None:
-    """Raises `UserError` for an LM that cannot be spliced.
+def probe(lm: FrozenLM) -> Capabilities:
+    """Return what an LM can do. Raises `UserError` for one that cannot be spliced.
 
-    One that can, but whose attention cannot be given keys and values, runs the plain path: `split_disabled` says why.
+    One that can, but whose attention cannot be given keys and values, runs the reference path.
     """
     ids = torch.zeros(1, 2, dtype=torch.long, device=lm.device)
     mask = torch.ones_like(ids)
@@ -28,19 +25,26 @@ def check(lm: FrozenLM) -> None:
     slot = Slots("check", middle, {middle: states}, torch.ones(1, dtype=torch.bool))
     name = type(lm.model).__name__
     try:
-        plain = lm(ids, mask, [slot], keep=both, use_reference_path=True)  # (2, vocab)
+        logits = lm(ids, mask, [slot], keep=both, use_reference_path=True)  # (2, vocab)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{name} cannot be spliced: {error}") from error
     head = lm.model.get_output_embeddings()
-    lm.bare_head = False  # some LMs scale or cap their logits after the head (Gemma 2, Cohere, Granite)
+    has_bare_head = False  # some LMs scale or cap their logits after the head (Gemma 2, Cohere, Granite)
     if type(head) is nn.Linear:
         bare = head(lm.final_hidden_states(ids, mask, [slot], keep=both, use_reference_path=True))
-        lm.bare_head = torch.allclose(bare, plain, rtol=1e-3, atol=1e-3)
+        has_bare_head = torch.allclose(bare, logits, rtol=1e-3, atol=1e-3)
+    return Capabilities(has_bare_head, _split_disabled_reason(lm, ids, mask, slot, logits))
+
+
+def _split_disabled_reason(
+    lm: FrozenLM, ids: torch.Tensor, mask: torch.Tensor, slot: Slots, expected: torch.Tensor
+) -> str | None:
+    name, both = type(lm.model).__name__, torch.ones_like(mask, dtype=torch.bool)
     try:
-        difference = (lm(ids, mask, [slot], keep=both) - plain).abs().max() / plain.abs().max()
+        difference = (lm(ids, mask, [slot], keep=both) - expected).abs().max() / expected.abs().max()
     except (RuntimeError, TypeError, AttributeError, KeyError, ValueError) as error:
-        lm.split_disabled = f"{name} gives its attention no keys and values from outside ({error})"
-        return
+        return f"{name} gives its attention no keys and values from outside ({error})"
     rough = lm.dtype == torch.bfloat16 or getattr(lm.model, "is_quantized", False)
     if not difference < (0.1 if rough else 1e-3):
-        lm.split_disabled = f"{name} computes something else when split (off by {difference:.1e})"
+        return f"{name} computes something else when split (off by {difference:.1e})"
+    return None

@@ -3,8 +3,11 @@
 What a text reads of a slot is one key and one value per layer. So in each block a slot whose state is overwritten
 before the next one is computed no further than that; a slot whose state is the same for every row (a soft prompt with
 nothing of the medium before it) is computed once for the whole batch; and in the last block only the positions that
-predict a supervised token ask for anything. The result is that of the plain path (`Splice`), which runs every column
-through everything.
+predict a supervised token ask for anything. The result is that of the reference path (`Splice`), which runs every
+column through everything.
+
+transformers hands each block a cache object and attends to whatever its `update` returns. That one call is all that is
+needed to give a layer more keys than queries.
 """
 
 from __future__ import annotations
@@ -17,17 +20,75 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
-from perceptune.lm.kernels.short_attention import additive, show_something
-from perceptune.lm.prefix_cache import CapturedError, KVPair, PrefixCache
+from perceptune.lm.kernels.short_attention import causal_mask, in_terms_of, show_something
 from perceptune.lm.slot_hooks import MASK
 from perceptune.types import Slots
-from perceptune.utils.devices import move
+from perceptune.utils.tensors import move
 
 Forward = Callable[..., Any]
-KVCallback = Callable[[int, Sequence[KVPair]], None]  # (layer, what the text attends to in it)
 HIDDEN = "hidden_states"
 ALIBI = "alibi"  # (B x heads, 1, columns): what BLOOM adds to the scores of each key for its position
+
+
+@dataclass(frozen=True)
+class KVPair:
+    """Keys and values (rows, heads, columns, head size), and which of the batch's rows may see them."""
+
+    keys: Tensor
+    values: Tensor
+    visible: Tensor | None = None  # (B,) bool; None = all
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return int(self.keys.shape[2])
+
+
+class CapturedError(Exception):
+    """Leaves a block as soon as its keys and values are known: the rest of it is not wanted."""
+
+
+class PrefixCache(Cache):
+    """The cache of one forward pass: what lies to the left of the columns that a block is called with."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.left: Sequence[KVPair] = ()
+        self.own: KVPair | None = None  # of the columns that the block was last called with
+        self.leave = False  # leave the block once its keys and values are known
+        self.only_left = False  # the columns' own keys and values are among those on the left already
+
+    def set_prefix(self, left: Sequence[KVPair], *, leave: bool = False, only_left: bool = False) -> None:
+        """Says what the next call of a block shall see."""
+        self.left, self.leave, self.only_left, self.own = left, leave, only_left, None
+
+    def captured(self) -> KVPair:
+        """Keys and values of the columns that the block was last called with."""
+        if self.own is None:
+            raise RuntimeError("the block asked for no keys and values: its attention knows no cache")
+        return self.own
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        self.own = KVPair(key_states, value_states)
+        if self.leave:
+            raise CapturedError
+        pairs = [*self.left] if self.only_left else [*self.left, self.own]
+        if len(pairs) == 1:
+            return pairs[0].keys, pairs[0].values
+        rows = key_states.shape[0]
+        return tuple(
+            torch.cat([t if t.shape[0] == rows else t.expand(rows, -1, -1, -1) for t in tensors], dim=2)
+            for tensors in ([p.keys for p in pairs], [p.values for p in pairs])
+        )
+
+    # The text's mask is made as without any slot: their columns are put in front of it later, layer by layer.
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0
 
 
 @dataclass
@@ -60,10 +121,8 @@ class SplitForward:
             self.groups.append(SlotGroup(one, self.width, shown))
         self.past = PrefixCache()
         self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): states that enter this layer
-        self.query_range: tuple[int, int] | None = (
-            None  # text columns [first, end) that the last block computes; None = all
-        )
-        self.on_kv: KVCallback | None = None
+        self.query_range: tuple[int, int] | None = None  # text columns that the last block computes; None = all
+        self.kv: list[list[KVPair]] | None = None  # [] = to be filled: for each layer, what the text attends to in it
         self._masks: dict[tuple[int, int], Tensor] = {}
 
     @property
@@ -95,7 +154,7 @@ class SplitForward:
         block = _Block(forward, self.past, given, text.shape[0], self.width + text.shape[1])
         left, joint = self._open_slots(index, block, text)
         if self.text_states is not None and index < self.text_states[0]:
-            self._emit_kv(index, left)
+            self._note_kv(left)
             return text
         mask = self._text_mask(given[MASK], left, text)
         if joint is not None:
@@ -107,7 +166,7 @@ class SplitForward:
             out, own = _last(block, text, mask, self.width, left, first, end)
             # The width that the LM's own code expects of its last block; nobody reads the other columns.
             out = torch.nn.functional.pad(out, (0, 0, self.width + first, text.shape[1] - end))
-        self._emit_kv(index, [*left, own])
+        self._note_kv([*left, own])
         return out
 
     def _open_slots(self, index: int, block: _Block, text: Tensor) -> tuple[list[KVPair], Tensor | None]:
@@ -149,14 +208,14 @@ class SplitForward:
         if key not in self._masks:
             seen, n, length = sum(pair.width for pair in left), hidden.shape[1], mask.shape[-2]
             shut = torch.zeros(hidden.shape[0], 1, n, length, dtype=torch.bool, device=mask.device)
-            above = torch.cat([_slot_mask(left, hidden, mask), _like(mask, shut)], -1)
-            open_ = _like(mask, torch.ones(hidden.shape[0], 1, length, n, dtype=torch.bool, device=mask.device))
+            above = torch.cat([_slot_mask(left, hidden, mask), in_terms_of(mask, shut)], -1)
+            open_ = in_terms_of(mask, torch.ones(hidden.shape[0], 1, length, n, dtype=torch.bool, device=mask.device))
             self._masks[key] = torch.cat([above, torch.cat([mask[..., :seen], open_, mask[..., seen:]], -1)], -2)
         return self._masks[key]
 
-    def _emit_kv(self, index: int, pairs: Sequence[KVPair]) -> None:
-        if self.on_kv is not None:
-            self.on_kv(index, pairs)
+    def _note_kv(self, pairs: list[KVPair]) -> None:
+        if self.kv is not None:
+            self.kv.append(pairs)
 
     def _slots_through(
         self, index: int, block: _Block, group: SlotGroup, hidden: Tensor, rows: int, left: Sequence[KVPair]
@@ -174,8 +233,8 @@ class SplitForward:
         key = (id(mask), sum(pair.width for pair in left))  # the LM keeps its masks alive during the forward
         if key not in self._masks:
             rows, length = text.shape[:2]
-            own = _causal(length, text.device) if mask is None else mask[..., self.width :, self.width :]
-            seen = _like(own, _seen(left, rows, length, text.device))
+            own = causal_mask(length, text.device) if mask is None else mask[..., self.width :, self.width :]
+            seen = in_terms_of(own, _seen(left, rows, length, text.device))
             whole = torch.cat([seen, own.expand(rows, 1, -1, -1)], -1)
             gradients = torch.is_grad_enabled() and whole.dtype == torch.bool
             self._masks[key] = show_something(whole) if gradients else whole
@@ -245,12 +304,8 @@ def _cut(value: Any, columns: int, wanted: slice, rows: int) -> Any:
 def _slot_mask(left: Sequence[KVPair], hidden: Tensor, like: Tensor | None) -> Tensor:
     """Slots see those before them and themselves."""
     rows, n = hidden.shape[:2]
-    own = _causal(n, hidden.device).expand(rows, 1, -1, -1)
-    return _like(like, torch.cat([_seen(left, rows, n, hidden.device), own], -1))
-
-
-def _causal(n: int, device: torch.device) -> Tensor:
-    return torch.ones(1, 1, n, n, dtype=torch.bool, device=device).tril()
+    own = causal_mask(n, hidden.device).expand(rows, 1, -1, -1)
+    return in_terms_of(like, torch.cat([_seen(left, rows, n, hidden.device), own], -1))
 
 
 def _seen(left: Sequence[KVPair], rows: int, queries: int, device: torch.device) -> Tensor:
@@ -262,8 +317,3 @@ def _seen(left: Sequence[KVPair], rows: int, queries: int, device: torch.device)
         for pair in left
     ]
     return torch.cat(parts, dim=-1) if parts else torch.ones(rows, 1, queries, 0, dtype=torch.bool, device=device)
-
-
-def _like(mask: Tensor | None, visible: Tensor) -> Tensor:
-    """`visible` (True = seen) in the terms of another mask."""
-    return visible if mask is None or mask.dtype == torch.bool else additive(visible, mask.dtype)

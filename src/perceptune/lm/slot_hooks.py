@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from perceptune.lm.kernels.short_attention import show_something
 from perceptune.types import Slots
-from perceptune.utils.devices import move
+from perceptune.utils.tensors import move
 
 MASK = "attention_mask"
 
@@ -146,12 +146,3 @@ def replace_inputs(
     else:
         arguments[position] = splice.unmask_slots(layer, mask)
     return tuple(arguments), kwargs
-
-
-def prepend_slot_columns(ids: Tensor, mask: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and position ids with `width` hidden columns in front; the text's positions do not move."""
-    batch = ids.shape[0]
-    ids = torch.cat([ids.new_zeros(batch, width), ids], dim=1)
-    mask = torch.cat([mask.new_zeros(batch, width), mask], dim=1)
-    positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-    return ids, mask, positions

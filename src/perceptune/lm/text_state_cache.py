@@ -18,11 +18,10 @@ from torch import Tensor
 from perceptune.errors import NotWritableError
 from perceptune.lm.architectures import evenly_spaced
 from perceptune.lm.frozen_lm import FrozenLM
-from perceptune.lm.padding import pad_left
-from perceptune.utils.devices import move
 from perceptune.utils.row_store.cache import InMemoryStore, note_unwritable
 from perceptune.utils.row_store.store import Store, digest_of, folder_for
 from perceptune.utils.run_log import progress
+from perceptune.utils.tensors import move, pad_left
 
 Ids = tuple[int, ...]
 GROUP = 16  # texts computed together
@@ -42,9 +41,8 @@ class TextStates:
     ) -> None:
         self.lm, self.layer = lm, layer
         self.budget, self.folder, self.disk_budget = megabytes * 2**20, folder, disk_megabytes * 2**20
-        self._kept: InMemoryStore[bytes] | Store | None = InMemoryStore(
-            megabytes
-        )  # None: computed anew with each batch
+        # None: computed again with each batch.
+        self._kept: InMemoryStore[bytes] | Store | None = InMemoryStore(megabytes)
 
     @property
     def kept(self) -> str:
@@ -82,6 +80,10 @@ class TextStates:
         """Sees what other processes have computed."""
         if isinstance(self._kept, Store):
             self._kept.refresh()
+
+    def look_up(self, ids: Tensor, mask: Tensor) -> tuple[int, Tensor]:
+        """The layer, and `get`."""
+        return self.layer, self.get(ids, mask)
 
     def get(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(B, T, d) where the LM is, for a left-padded batch (B, T) on the CPU; padding rows hold anything finite."""

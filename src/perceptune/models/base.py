@@ -15,15 +15,14 @@ from perceptune.data.media.source import MediaError, content
 from perceptune.encoders.base import Encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError, nearest
-from perceptune.lm.generation.generate import StreamCallback
 from perceptune.methods.base import TrainableMethod, count, count_trained
-from perceptune.models.batch import Batch, FrozenPart
-from perceptune.models.text_format import TextFormat, Tokens
-from perceptune.types import Decoding, Features, Medium, Sample
-from perceptune.utils.devices import move, use_full_float32
+from perceptune.models.text_format import Batch, FrozenPart, TextFormat, Tokens
+from perceptune.types import Decoding, Features, Medium, Sample, StreamCallback
+from perceptune.utils.devices import use_full_float32
 from perceptune.utils.distributed import World
 from perceptune.utils.fsdp_settings import FSDPSettings
 from perceptune.utils.row_store.store import digest_of
+from perceptune.utils.tensors import move
 
 
 class AdaptedModel(nn.Module, ABC):
@@ -53,6 +52,11 @@ class AdaptedModel(nn.Module, ABC):
     @abstractmethod
     def dtype(self) -> torch.dtype:
         """Dtype of the LM's states."""
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the recipe wants answers to be decoded."""
+        return Decoding(**self.recipe.decode.model_dump())
 
     @property
     @abstractmethod
@@ -117,11 +121,11 @@ class AdaptedModel(nn.Module, ABC):
     @abstractmethod
     def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        watch: StreamCallback | None = None,
+        callback: StreamCallback | None = None,
     ) -> list[list[int]]:  # fmt: skip
         """Generated tokens of each sample of one batch, without end tokens.
 
-        `seeds` stand for `decoding.seed`, row by row; `watch` may end a row before its time.
+        `seeds` stand for `decoding.seed`, row by row; `callback` may end a row early.
         """
 
     @property
@@ -232,7 +236,7 @@ class AdaptedModel(nn.Module, ABC):
         self, samples: Sequence[Sample], *, decoding: Decoding | None = None, batch_size: int | None = None
     ) -> list[str]:
         """Generated text of each sample, as the LM wrote it. The same for a sample alone or in any batch (float32)."""
-        decoding = decoding or Decoding(**self.recipe.decode.model_dump())
+        decoding = decoding or self.decoding
         size = batch_size or self.recipe.eval.batch_size
         answers: list[str] = []
         for start in range(0, len(samples), size):

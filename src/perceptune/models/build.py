@@ -13,13 +13,13 @@ from perceptune.config.overrides import METHODS
 from perceptune.config.recipe import Recipe, load_recipe, validate
 from perceptune.config.registry import Leaf, leaf
 from perceptune.config.schema import EncoderConfig, LMConfig
-from perceptune.encoders._fit import fit
-from perceptune.encoders.base import Encoder, load_encoder, weight_files
+from perceptune.encoders.base import Encoder, fit, load_encoder, weight_files
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError
 from perceptune.lm.architectures import attention_for
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.precision import GAIN, Choice, choose, products_of
+from perceptune.lm.probe import probe
 from perceptune.lm.quantization import keep_differentiable, quantization
 from perceptune.methods.freeze import freeze
 from perceptune.methods.slots.base import EncoderShape, Method
@@ -130,7 +130,7 @@ def _remember_base(lm: FrozenLM, encoders: Mapping[str, Encoder], method: Method
         lm.fingerprint  # noqa: B018
     for encoder in encoders.values() if method.trains_encoders else ():
         if next(encoder.parameters()).device.type != "meta":
-            encoder.fingerprint()
+            _ = encoder.fingerprint
 
 
 def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> FrozenLM:
@@ -158,7 +158,7 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
     model.generation_config = GenerationConfig()
     lm = FrozenLM(model, layers=config.layers)
     if not meta:
-        lm.check()
+        lm.capabilities = probe(lm)
     return lm
 
 

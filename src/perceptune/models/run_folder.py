@@ -150,7 +150,7 @@ def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:
     recipe = model.recipe
     parts = {"lm": {"id": recipe.lm.id, "fingerprint": model.fingerprint}}
     for name, store in model.stores.items():
-        parts[f"encoders.{name}"] = {"id": recipe.encoders[name].id, "fingerprint": store.encoder.fingerprint()}
+        parts[f"encoders.{name}"] = {"id": recipe.encoders[name].id, "fingerprint": store.encoder.fingerprint}
     return parts
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,18 +15,17 @@ from perceptune.encoders.cache.uncached import LiveFeatures
 from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.fsdp import shard
-from perceptune.lm.generation.generate import StreamCallback
+from perceptune.lm.generation.generate import generate
+from perceptune.lm.generation.logprobs import TokenScore, continuation_scores
 from perceptune.lm.kernels.optimize import optimize_frozen
 from perceptune.lm.text_state_cache import TextStates
 from perceptune.methods.slots.base import Method
-from perceptune.models import likelihood
 from perceptune.models.base import AdaptedModel
-from perceptune.models.batch import Batch, FrozenPart
 from perceptune.models.naming_start import fit_to_answers
-from perceptune.models.text_format import TextFormat, Tokens, first_target
-from perceptune.types import Decoding, Features, Sample, Slots
-from perceptune.utils.devices import move
+from perceptune.models.text_format import Batch, FrozenPart, TextFormat, Tokens, first_target
+from perceptune.types import Decoding, Features, GenerationRequest, Prompt, Sample, Slots, StreamCallback
 from perceptune.utils.fsdp_settings import FSDPSettings
+from perceptune.utils.tensors import move
 
 
 class SlotModel(AdaptedModel):
@@ -49,15 +48,13 @@ class SlotModel(AdaptedModel):
         self.text_states = TextStates(
             lm, method.first_layer, recipe.train.text_memory_mb, folder=folder, disk_megabytes=recipe.cache.text_disk_mb
         )
-        self.use_reference_path = (
-            False  # True: run every layer on every text, the slow path that the fast one must equal
-        )
+        self.use_reference_path = False  # True: every layer on every text, which the fast path must equal
         self.may_reuse_texts = True  # False where every process must run the same blocks at each step
         method.attach(lm)
 
     @property
     def device(self) -> torch.device:
-        return self.lm.device
+        return next(self.method.parameters()).device  # which lies where the LM does
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,7 +107,7 @@ class SlotModel(AdaptedModel):
     def run_info(self) -> dict[str, Any]:
         return {
             "texts": self.text_states.kept if self.reuses_texts else "not reused",
-            "split_disabled": self.lm.split_disabled,
+            "split_disabled": self.lm.capabilities.split_disabled_reason,
         }
 
     def tokens(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Tokens:
@@ -121,76 +118,120 @@ class SlotModel(AdaptedModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (N, vocab) at the N positions that predict a supervised token, row by row."""
-        logits: Tensor = self.lm(**self._arguments(batch))
+        tokens, device = batch.tokens, self.device
+        below = self.text_states.look_up(tokens.input_ids, tokens.attention_mask) if self.reuses_texts else None
+        logits: Tensor = self.lm(
+            move(tokens.input_ids, device), move(tokens.attention_mask, device), self._slots(batch),
+            keep=_predicting(tokens), use_reference_path=self.use_reference_path, text_states=below,
+        )  # fmt: skip
         return logits
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Cross-entropy summed over the supervised tokens, and their number."""
-        targets = batch.tokens.input_ids[:, 1:][batch.tokens.supervised[:, 1:]]
-        return self.lm.loss(**self._arguments(batch), targets=move(targets, self.lm.device)), len(targets)
+        tokens = batch.tokens
+        targets = tokens.input_ids[:, 1:][tokens.supervised[:, 1:]]
+        loss = self.lm.loss(
+            tokens.input_ids, tokens.attention_mask, self._slots(batch), keep=_predicting(tokens), targets=targets,
+            text_states=self.text_states.look_up if self.reuses_texts else None,
+            use_reference_path=self.use_reference_path,
+        )  # fmt: skip
+        return loss, len(targets)
 
     @property
     def reuses_texts(self) -> bool:
         """Whether layers below the method's first one are run once per distinct text."""
         return self.method.first_layer > 0 and self.may_reuse_texts and not self.use_reference_path
 
-    def _arguments(self, batch: Batch) -> dict[str, Any]:
-        """What the LM is called with."""
-        device = self.lm.device
-        ids, mask = batch.tokens.input_ids, batch.tokens.attention_mask
-        layer = self.method.first_layer
-        return {
-            "input_ids": move(ids, device),
-            "attention_mask": move(mask, device),
-            "slots": self.method.build_slots(_moved(batch.features, device), ids.shape[0]),
-            "keep": nn.functional.pad(batch.tokens.supervised[:, 1:], (0, 1)),
-            "text_states": (layer, self.text_states.get(ids, mask)) if self.reuses_texts else None,
-            "use_reference_path": self.use_reference_path,
-        }
+    def _slots(self, batch: Batch) -> list[Slots]:
+        return self.method.build_slots(_moved(batch.features, self.device), len(batch.tokens.input_ids))
 
     def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        watch: StreamCallback | None = None,
+        callback: StreamCallback | None = None,
     ) -> list[list[int]]:  # fmt: skip
-        return self.generate_tokens(*self.prompts(samples), samples, decoding, seeds=seeds, watch=watch)
+        return generate(self.lm, self.request(samples, decoding, seeds=seeds, callback=callback))
 
-    def prompts(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[Slots]]:
-        """Ids and mask (B, T) of the prompts, and their slots."""
-        tokens = self.text.pad_left([self.text.prompt_ids(sample) for sample in samples])
-        device = self.lm.device
-        slots = self.method.build_slots(_moved(self.encode(samples), device), len(samples))
-        return move(tokens.input_ids, device), move(tokens.attention_mask, device), slots
-
-    def generate_tokens(
-        self, ids: Tensor, mask: Tensor, slots: Sequence[Slots], samples: Sequence[Sample], decoding: Decoding, *,
-        seeds: Sequence[int] | None = None, watch: StreamCallback | None = None,
-    ) -> list[list[int]]:  # fmt: skip
-        """New tokens of each row. `seeds` stand for `decoding.seed`, row by row."""
-        return self.lm.generate(
-            ids, mask, slots, decoding, eos=self.text.eos, pad=self.text.pad, watch=watch,
-            seeds=self.seeds_of(samples, decoding, seeds),
+    def request(
+        self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
+        callback: StreamCallback | None = None,
+    ) -> GenerationRequest:  # fmt: skip
+        """What `generate` asks the LM for. `seeds` stand for `decoding.seed`, row by row."""
+        return GenerationRequest(
+            self.prompt(samples), decoding, self.text.eos, self.text.pad, self.seeds_of(samples, decoding, seeds),
+            callback,
         )  # fmt: skip
+
+    def prompt(self, samples: Sequence[Sample]) -> Prompt:
+        """Token ids of the prompts, and their slots, where the LM is."""
+        tokens, device = self.text.pad_left([self.text.prompt_ids(sample) for sample in samples]), self.device
+        slots = self.method.build_slots(_moved(self.encode(samples), device), len(samples))
+        return Prompt(move(tokens.input_ids, device), move(tokens.attention_mask, device), slots)
 
     @torch.no_grad()
     def token_logprobs(
         self, samples: Sequence[Sample], *, decoding: Decoding | None = None
     ) -> list[list[tuple[str, float]]]:
-        return likelihood.token_logprobs(self, samples, decoding or Decoding(**self.recipe.decode.model_dump()))
+        request = self.request(samples, decoding or self.decoding)
+        limits = request.decoding.max_new_tokens_per_row(request.prompt.mask).tolist()
+        rows = generate(self.lm, request)
+        ended = [row + [request.eos] * (len(row) < limit) for row, limit in zip(rows, limits, strict=True)]
+        scores = continuation_scores(self.lm, request.prompt, [[row] for row in ended])
+        return [
+            [(self.text.token(token), score.logprob) for token, score in zip(row, own, strict=True)]
+            for row, [own] in zip(ended, scores, strict=True)
+        ]
 
     @torch.no_grad()
     def rank(
         self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, normalize: bool = False,
         batch_size: int | None = None,
     ) -> list[list[float]]:  # fmt: skip
-        size = batch_size or self.recipe.eval.batch_size
-        return likelihood.rank(self, samples, candidates, normalize=normalize, batch_size=size)
+        return [
+            [_sum(scores) / (len(scores) if normalize else 1) for scores in own]
+            for own in self._scored(samples, candidates, batch_size)
+        ]
 
     @torch.no_grad()
     def loglikelihood(
         self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, batch_size: int | None = None
     ) -> list[list[tuple[float, bool]]]:
-        size = batch_size or self.recipe.eval.batch_size
-        return likelihood.loglikelihood(self, samples, candidates, batch_size=size)
+        return [
+            [(_sum(scores), all(token.is_greedy for token in scores)) for scores in own]
+            for own in self._scored(samples, candidates, batch_size)
+        ]
+
+    def _scored(
+        self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], batch_size: int | None
+    ) -> Iterator[list[list[TokenScore]]]:
+        """Yield the tokens' scores of each sample's candidates."""
+        for part in _portions([len(own) for own in candidates], batch_size or self.recipe.eval.batch_size):
+            rows, targets = list(samples[part]), []
+            for sample, own in zip(rows, candidates[part], strict=True):
+                for answer in own:
+                    self.text.require_fit(sample, answer)
+                targets.append([self.text.target_ids(answer) for answer in own])
+            yield from continuation_scores(self.lm, self.prompt(rows), targets)
+
+
+def _predicting(tokens: Tokens) -> Tensor:
+    """(B, T) bool: columns that predict a supervised token."""
+    return nn.functional.pad(tokens.supervised[:, 1:], (0, 1))
+
+
+def _sum(scores: Sequence[TokenScore]) -> float:
+    return sum(token.logprob for token in scores)
+
+
+def _portions(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Consecutive parts whose sizes add up to `limit` at most, but for single larger ones."""
+    start, total = 0, 0
+    for end, size in enumerate(sizes):
+        if end > start and total + size > limit:
+            yield slice(start, end)
+            start, total = end, 0
+        total += size
+    if len(sizes) > start:
+        yield slice(start, len(sizes))
 
 
 def _moved(features: Mapping[str, Features], device: torch.device) -> dict[str, Features]:

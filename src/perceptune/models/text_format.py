@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from perceptune.config.schema import TextConfig
 from perceptune.data.records import TEXT, short
-from perceptune.errors import UserError, error_prefix
-from perceptune.lm.padding import last_columns, pad_left
-from perceptune.types import Sample
+from perceptune.errors import UserError
+from perceptune.types import Features, Sample
+from perceptune.utils.tensors import last_columns, pad_left
 
 # No tokenizer makes more tokens of a plain character: byte-level ones make at most one, others may add a few marks.
 MOST_TOKENS = 2
@@ -71,8 +71,7 @@ class TextFormat:
     def prompt_ids(self, sample: Sample) -> list[int]:
         """Tokens up to where the answer begins. Special tokens are tokens in the template, and text in a question."""
         self._require_question(sample)
-        with error_prefix(f"sample `{sample.id}`"):
-            text = self._filled(self.config.template, "{prompt}", sample.prompt)
+        text = self._filled_for(sample, self.config.template, "{prompt}", sample.prompt)
         ids = [*([] if text[:1] == self.bos else self.bos), *text, *self.separator]
         if not ids:
             raise UserError(f"sample `{sample.id}`: the prompt is empty and the LM's tokenizer has no start token")
@@ -89,8 +88,7 @@ class TextFormat:
         return self._checked(prompt + answer, sample), supervised
 
     def _answer_ids(self, sample: Sample, target: str) -> list[int]:
-        with error_prefix(f"sample `{sample.id}`"):
-            return self.target_ids(target)
+        return self._ended(self._filled_for(sample, self.config.target, "{target}", target))
 
     def require_fit(self, sample: Sample, target: str) -> None:
         """Raises what `training_ids` does, without making tokens of texts that are too short to be too long."""
@@ -128,6 +126,12 @@ class TextFormat:
     def _require_question(self, sample: Sample) -> None:
         if "{prompt}" in self.config.template and not TEXT.search(sample.prompt):
             raise UserError(f"sample `{sample.id}`: the question has no text: {sample.prompt!r}")
+
+    def _filled_for(self, sample: Sample, template: str, place: str, text: str) -> list[int]:
+        try:
+            return self._filled(template, place, text)
+        except UserError as error:
+            raise UserError(f"sample `{sample.id}`: {error}") from error
 
     def _filled(self, template: str, place: str, text: str) -> list[int]:
         """Tokens of a template with a user's text in it, as the tokenizer makes them.
@@ -239,3 +243,28 @@ def _prefix(tokenizer: Any) -> list[int]:
     """The start token that the tokenizer puts before a text, if it does."""
     ids = tokenizer("a").input_ids
     return [ids[0]] if len(ids) > 1 and ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts with the encoder features of their media."""
+
+    tokens: Tokens
+    features: Mapping[str, Features]
+
+    @property
+    def n_tokens(self) -> int:
+        """Supervised tokens, by which a loss sum is divided."""
+        return self.tokens.n_predicted
+
+    @property
+    def n_samples(self) -> int:
+        """Rows."""
+        return len(self.tokens.input_ids)
+
+
+class FrozenPart(NamedTuple):
+    """A frozen part as `perceptune show` lists it."""
+
+    what: str
+    module: nn.Module

@@ -17,10 +17,8 @@ from typing import Protocol
 import torch
 
 from perceptune.lm.generation.beam_search import beam_steps
-from perceptune.lm.generation.continuous_batch import ContinuousBatch, GeneratedSequence
-from perceptune.lm.generation.decode_state import GROWTH, DecodeState
-from perceptune.lm.generation.generate import truncate_at_eos, uses_hf_generate
-from perceptune.lm.generation.sampling import make_sampler
+from perceptune.lm.generation.decode_state import GROWTH, DecodeState, make_sampler, truncate_at_eos
+from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence, generate, uses_hf_generate
 from perceptune.models.slot_model import SlotModel
 from perceptune.serving.requests import Job
 
@@ -101,36 +99,27 @@ def start_groups(jobs: Sequence[Job]) -> BatchGroup:
     longest = max(job.decoding.max_new_tokens for job in jobs)
     decoding = replace(jobs[0].decoding, max_new_tokens=longest)
     model, seeds = run.model, [job.decoding.seed for job in jobs]
-    watch = _JobCallback(jobs, model.text.eos)
+    callback = _JobCallback(jobs, model.text.eos)
     if not isinstance(model, SlotModel):
-        return SequentialGroup(jobs, _in_one_go(partial(model.generate, samples, decoding, seeds=seeds, watch=watch)))
+        whole = partial(model.generate, samples, decoding, seeds=seeds, callback=callback)
+        return SequentialGroup(jobs, _in_one_go(whole))
     with run.active(), _handed_in(jobs):
-        ids, mask, slots = model.prompts(samples)
-        if uses_hf_generate(model.lm, slots, decoding):
-            rows_of = partial(model.generate_tokens, ids, mask, slots, samples, decoding, seeds=seeds, watch=watch)
-            return SequentialGroup(jobs, _in_one_go(rows_of))
+        request = model.request(samples, decoding, seeds=seeds, callback=callback)
+        if uses_hf_generate(model.lm, request.prompt.slots, decoding):
+            return SequentialGroup(jobs, _in_one_go(partial(generate, model.lm, request)))
         if decoding.beams > 1:
-            steps = beam_steps(
-                model.lm, ids, mask, slots, decoding, limits=mask.new_full((len(jobs),), longest), eos=model.text.eos,
-                wanted=watch.is_wanted,
-            )  # fmt: skip
-            return SequentialGroup(jobs, _cut(steps, model.text.eos))
-        choose = make_sampler(decoding, model.seeds_of(samples, decoding, seeds) or seeds, ids.device)
+            steps = beam_steps(model.lm, request.prompt, decoding, eos=request.eos, wanted=callback.is_wanted)
+            return SequentialGroup(jobs, _cut(steps, request.eos))
+        sampler = make_sampler(request, model.device)
         rows = [
             # Each row knows its own job alone: the media of the others are let go when those end.
-            GeneratedSequence(
-                job.decoding.max_new_tokens,
-                model.text.eos,
-                choose,
-                number,
-                partial(job.append_token, eos=model.text.eos),
-            )
+            GeneratedSequence(job.decoding.max_new_tokens, request.eos, sampler, number,
+                              partial(job.append_token, eos=request.eos))
             for number, job in enumerate(jobs)
-        ]
-        state = DecodeState(model.lm, ids, mask, slots, min(longest, GROWTH))
-    return BatchedGroup(
-        jobs, ContinuousBatch(state, rows), (id(model.lm), run.name if run.attachments else None, state.layout)
-    )
+        ]  # fmt: skip
+        state = DecodeState(model.lm, request.prompt, min(longest, GROWTH))
+    kind = (id(model.lm), run.name if run.attachments else None, state.layout)
+    return BatchedGroup(jobs, ContinuousBatch(state, rows), kind)
 
 
 def merge_groups(groups: Sequence[BatchGroup]) -> list[BatchGroup]:

@@ -27,7 +27,7 @@ class MediaWorkerPool:
     """So many processes that decode; each is replaced when it ends."""
 
     def __init__(self, limits: Limits, number: int, frames: int) -> None:
-        self._limits = self.max_new_tokens_per_row(limits, frames)
+        self._limits = self.limits_of(limits, frames)
         self._seconds = limits.decode_seconds
         self._free: asyncio.Queue[_Process] = asyncio.Queue()
         self._threads = ThreadPoolExecutor(2 * number, thread_name_prefix="perceptune-decoder")
@@ -37,7 +37,7 @@ class MediaWorkerPool:
             self._free.put_nowait(one)
 
     @staticmethod
-    def max_new_tokens_per_row(limits: Limits, frames: int) -> dict[str, dict[str, float]]:
+    def limits_of(limits: Limits, frames: int) -> dict[str, dict[str, float]]:
         """What a process is told of them, by modality; `frames` are taken of a video."""
         return {
             "image": {"pixels": limits.image_pixels, "kept": limits.image_kept_pixels, "side": limits.image_side},

@@ -6,8 +6,7 @@ import math
 
 from PIL import Image
 
-from perceptune.data.media.bit_depth import is_deep
-from perceptune.data.media.source import open_image, opened_image, upright_rgb
+from perceptune.data.media.source import is_deep, open_image, opened_image, upright_rgb
 
 _AVERAGED = ("L", "RGB", "RGBA", "CMYK")  # modes in which pixels can be averaged as they are
 

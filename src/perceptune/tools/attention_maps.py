@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from perceptune.data.media.source import open_image
 from perceptune.data.storage import local_path
-from perceptune.encoders._blip import BlipVision
+from perceptune.encoders.base import BlipVision
 from perceptune.errors import UserError
 from perceptune.lm.frozen_blip import FrozenBlip
 from perceptune.methods.qformer.base import ENHANCED

@@ -1,14 +1,15 @@
-"""The training data of a run: which samples, checked before the first step, and what to do with broken media."""
+"""The training data of a run: which samples, checked before the first step, and the batches made of them."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,32 +17,21 @@ import torch
 from perceptune.data.lazy_rows import select
 from perceptune.data.media.source import MediaError
 from perceptune.data.tasks.base import Task
-from perceptune.errors import UserError
 from perceptune.models.base import AdaptedModel
-from perceptune.models.batch import Batch
-from perceptune.training.checkpoints import BAD_MEDIA
-from perceptune.training.prefetch import Prefetch
+from perceptune.models.text_format import Batch
+from perceptune.training.broken_media import BrokenMedia, TooManyBrokenError
 from perceptune.training.sampler import chosen_target, make_batch_sampler, total_steps, view_seed
-from perceptune.training.training_set import name_of, training_set
-from perceptune.types import Medium, Sample
-from perceptune.utils.atomic_io import write_text
-from perceptune.utils.devices import pinned
+from perceptune.training.training_set import training_set
+from perceptune.types import Sample
 from perceptune.utils.distributed import World
+from perceptune.utils.tensors import pinned
 
 Picked = list[tuple[Sample, str, int]]  # samples, each with its target and the draw of its view for this time
 AT_ONCE = 2**16  # samples whose features are looked for before all processes wait for one another
 
 
-class _TooManyBadError(Exception):
-    """More than `train.max_bad_media`: what all processes have found is said together."""
-
-
 class BatchLoader:
-    """This process's part of the batches of a task's training split.
-
-    `bad` maps each broken or missing medium to the reason; it is part of a checkpoint, so a resumed run leaves out what
-    the uninterrupted one does.
-    """
+    """This process's part of the batches of a task's training split."""
 
     def __init__(self, model: AdaptedModel, task: Task, run: Path, world: World) -> None:
         self.model, self.config, self.seed, self.world = model, model.recipe.train, model.recipe.seed, world
@@ -49,9 +39,7 @@ class BatchLoader:
         self.samples = self.all.samples
         self.order = make_batch_sampler(self.config, self.all.lengths, self.seed, self.all.draws)
         self.steps = total_steps(self.config, self.order)
-        self.bad: dict[str, str] = {}
-        self.found: dict[str, tuple[str, str]] = {}  # found since the last count, by this process: sample and reason
-        self.listed = run / BAD_MEDIA
+        self.broken = BrokenMedia(model, run, world)
         self._ahead = Prefetch(self._collated)
         wanted = self.config.prefetch
         # Beside a computing CPU a second thread costs more than it prepares: 0.41 against 0.25 s a step of the demo.
@@ -118,20 +106,13 @@ class BatchLoader:
         for sample in self._distinct():
             if found == most:
                 return
-            if self._is_bad(sample):
+            if sample in self.broken:
                 continue
-            if self._readable(sample):
+            if self.broken.is_readable(sample):
                 found += 1
                 yield sample
             else:
-                self._count_bad()
-
-    def sync_broken_media(self) -> None:
-        """Counts what any process has found broken since the last call. All processes must call it."""
-        parts = self.world.all_gather(self.found)
-        self.found = {medium: told for part in parts for medium, told in part.items()}
-        with self.world.same_on_all_ranks():
-            self._count_bad()
+                self.broken.count()
 
     def _distinct(self) -> Iterator[Sample]:
         """Samples in random order, each with a medium not seen before."""
@@ -141,9 +122,9 @@ class BatchLoader:
     def _precompute(self, samples: Sequence[Sample], draws: Sequence[int] | None, label: str) -> None:
         """Computes features of some samples together with the other processes, and counts the broken media."""
         share = {"rank": self.world.rank, "world": self.world.size}
-        with self.world.synced_errors(), suppress(_TooManyBadError):
-            self.model.precompute(samples, draws, label=label, on_broken=self._give_up_on, **share)
-        self.sync_broken_media()
+        with self.world.synced_errors(), suppress(TooManyBrokenError):
+            self.model.precompute(samples, draws, label=label, on_broken=self.broken.give_up_on, **share)
+        self.broken.sync()
 
     def _collated(self, step: int) -> list[tuple[Picked, Batch | None]]:
         """The rows of each forward pass, and the batch if all features are at hand. Runs in the background."""
@@ -158,10 +139,11 @@ class BatchLoader:
             ]
 
     def _samples_at(self, rows: Sequence[tuple[int, int]]) -> Sequence[Sample]:
-        return select(self.samples, [index for _, index in rows])
+        indices = [index for _, index in rows]
+        return [self.samples[i] for i in indices] if isinstance(self.samples, list) else select(self.samples, indices)
 
     def _ready(self, picked: Picked) -> Batch | None:
-        kept = [row for row in picked if not self._is_bad(row[0])]
+        kept = [row for row in picked if row[0] not in self.broken]
         if not kept:
             return None
         samples, targets, draws = map(list, zip(*kept, strict=True))
@@ -174,48 +156,44 @@ class BatchLoader:
 
     def _collate(self, picked: Picked) -> Batch | None:
         """A batch without the samples whose media are broken."""
-        kept = [row for row in picked if not self._is_bad(row[0])]
+        kept = [row for row in picked if row[0] not in self.broken]
         while kept:
             try:
                 return self.model.collate(*map(list, zip(*kept, strict=True)))
             except MediaError:
-                kept = [row for row in kept if self._readable(row[0], [row[2]])]
+                kept = [row for row in kept if self.broken.is_readable(row[0], [row[2]])]
         return None
 
-    def _is_bad(self, sample: Sample) -> bool:
-        return any(name_of(medium) in self.bad for medium in sample.media.values())
 
-    def _readable(self, sample: Sample, draws: Sequence[int] | None = None) -> bool:
-        for modality, medium in sample.media.items():
-            try:
-                self.model.encode([Sample(sample.id, {modality: medium}, sample.prompt)], draws)
-            except MediaError as error:
-                self._note(sample, medium, error)
-                return False
-        return True
+T = TypeVar("T")
 
-    def _note(self, sample: Sample, medium: Medium, error: MediaError) -> None:
-        self.bad[name_of(medium)] = str(error)
-        self.found[name_of(medium)] = sample.id, str(error)
 
-    def _give_up_on(self, sample: Sample, medium: Medium, error: MediaError) -> None:
-        """The same while features are computed: not all of a large data set, if the first part says that it fails."""
-        self._note(sample, medium, error)
-        if len(self.bad) > self.config.max_bad_media:
-            raise _TooManyBadError
+class Prefetch(Generic[T]):
+    """Items by number. What `make` raises is raised by `take`, in the thread that asks."""
 
-    def _count_bad(self) -> None:
-        """Lists broken media. Raises `UserError` when there are more than `train.max_bad_media`."""
-        found, self.found = self.found, {}
-        if not found:
-            return
-        self.bad |= {medium: reason for medium, (_, reason) in found.items()}
-        if self.world.is_main:
-            rows = [json.dumps({"medium": name, "error": why}) for name, why in self.bad.items()]
-            write_text(self.listed, "".join(f"{row}\n" for row in rows))
-        if len(self.bad) > self.config.max_bad_media:
-            sample, reason = next(iter(found.values()))
-            raise UserError(
-                f"sample `{sample}`: {reason}; {len(self.bad)} broken so far, "
-                f"`train.max_bad_media` allows {self.config.max_bad_media} (all of them in {self.listed})"
-            )
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self._make = make
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._ahead: tuple[int, Future[T]] | None = None
+
+    def start(self, number: int) -> None:
+        """Begins to prepare an item."""
+        self._ahead = number, self._thread.submit(self._make, number)
+
+    def get(self, number: int) -> T:
+        """The item: the prepared one, or made now if another one was prepared."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == number:
+            return ahead[1].result()
+        if ahead is not None:
+            wait([ahead[1]])
+        return self._make(number)
+
+    def wait(self) -> None:
+        """Waits until the thread is idle: the tokenizer serves one thread at a time."""
+        if self._ahead is not None:
+            wait([self._ahead[1]])
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(cancel_futures=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from perceptune.config.schema import TrainConfig
+from perceptune.errors import UserError
 from perceptune.methods.base import TrainableMethod
-from perceptune.training.sampler import learning_rate
+from perceptune.models.base import AdaptedModel
+from perceptune.models.text_format import Batch
 
 AUXILIARY, VALUE = "auxiliary", "value"
 
@@ -74,7 +76,7 @@ class MethodOptimizer:
         return tensors
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """The reverse of `pack`."""
+        """Load what `state_dict` returned."""
         named = {name: parameter for group in self.groups for name, parameter in group["named"]}
         for full, value in tensors.items():
             key, _, name = full.partition("/")
@@ -85,3 +87,64 @@ class MethodOptimizer:
                     continue
                 # The fused optimizer wants its step counts on the parameter's device, too.
                 self.adam.state[parameter][key] = value.to(parameter.device)
+
+
+def add_gradients(
+    model: AdaptedModel, batches: Sequence[Batch | None], dummy_batch: Batch | None = None
+) -> tuple[list[Tensor], int, int]:
+    """Add up gradients of the loss sum; return each batch's loss with the number of tokens and samples.
+
+    Losses stay on their device: reading one waits for it. Where a batch is missing, `dummy_batch` is gone through
+    without effect.
+    """
+    losses: list[Tensor] = []
+    tokens, samples = 0, 0
+    model.set_dropout(on=True)
+    try:
+        for batch in batches:
+            if batch is not None:
+                loss, n = model.loss(batch)
+                if loss.requires_grad:  # rows without media may leave nothing to learn
+                    loss.backward()
+                losses.append(loss.detach())
+                tokens, samples = tokens + n, samples + batch.n_samples
+            elif dummy_batch is not None:
+                (0 * model.loss(dummy_batch)[0]).backward()
+    finally:  # the caller may catch an error and go on with the model
+        model.set_dropout(on=False)
+    return losses, tokens, samples
+
+
+def require_finite(loss: float, norm: float, step: int, saved: Callable[[], str]) -> None:
+    """Raise `UserError` before a loss or a gradient norm that is not finite can spoil the weights.
+
+    `saved` says what a new start can begin from.
+    """
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
+        raise UserError(
+            f"the {what} at step {step}: training stopped before the update. {saved()} "
+            "Lower `train.lr`, set `train.clip: 1.0`, or use `train.precision: float32`"
+        )
+
+
+def learning_rate(config: TrainConfig, group: str, step: int, steps: int) -> float:
+    """Rate of a parameter group at a step (from 0): warm-up, then cosine, linear or constant.
+
+    The paper's code keeps the rate constant inside an epoch; here the cosine falls at each step.
+    """
+    if group == "prompt":
+        peak, schedule = config.prompt_lr, config.prompt_schedule
+    else:
+        peak, schedule = config.lr, config.schedule
+    warmup = min(config.warmup_steps, steps // 2)  # a short run must not spend itself on warming up
+    if schedule != "constant" and step < warmup:
+        start = peak / 2 if config.warmup_lr is None else config.warmup_lr * peak / config.lr
+        return start + (peak - start) * step / warmup
+    done = (step - warmup) / max(steps - warmup, 1)
+    low = min(config.min_lr, peak)
+    if schedule == "cosine":
+        return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * done))
+    if schedule == "linear":
+        return low + (peak - low) * (1 - done)
+    return peak

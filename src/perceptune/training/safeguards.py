@@ -15,17 +15,6 @@ import torch
 from perceptune.config.schema import TrainConfig
 from perceptune.errors import UserError
 
-
-def require_finite(loss: float, norm: float, step: int, saved: str) -> None:
-    """Raises `UserError` before a loss or a gradient (of this norm) that is not a number can spoil the weights."""
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
-        raise UserError(
-            f"the {what} at step {step}: training stopped before the update. {saved} "
-            "Lower `train.lr`, set `train.clip: 1.0`, or use `train.precision: float32`"
-        )
-
-
 ECHO = 5.0  # seconds
 
 
@@ -64,16 +53,21 @@ def interruptions() -> Iterator[Interruption]:
 
 @contextlib.contextmanager
 def out_of_memory_hint(config: TrainConfig) -> Iterator[None]:
-    """An out-of-memory error says what to lower."""
+    """Turn an out-of-memory error into one that says what to lower."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in text:
-            raise
-        key = "batch_size" if config.batch_tokens is None else "batch_tokens"
-        size, accumulate = getattr(config, key), config.accumulate
-        raise UserError(
-            f"out of memory: lower `train.{key}` (now {size}) and raise `train.accumulate` (now {accumulate}) "
-            "by the same factor, or set `train.gradient_checkpointing: true` or `train.precision: bfloat16`"
-        ) from error
+    except (MemoryError, RuntimeError) as error:
+        raise explain_out_of_memory(error, config) from error
+
+
+def explain_out_of_memory(error: Exception, config: TrainConfig) -> Exception:
+    """Return a `UserError` that says what to lower if memory ran out; any other error as it is."""
+    is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if not is_memory and not (isinstance(error, RuntimeError) and "allocate memory" in str(error).lower()):
+        return error
+    key = "batch_size" if config.batch_tokens is None else "batch_tokens"
+    size, accumulate = getattr(config, key), config.accumulate
+    return UserError(
+        f"out of memory: lower `train.{key}` (now {size}) and raise `train.accumulate` (now {accumulate}) "
+        "by the same factor, or set `train.gradient_checkpointing: true` or `train.precision: bfloat16`"
+    )

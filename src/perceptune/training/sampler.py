@@ -185,28 +185,6 @@ def total_steps(config: TrainConfig, order: TrainingSampler) -> int:
     return max(1, round(order.batches_of(config.epochs) / config.accumulate))
 
 
-def learning_rate(config: TrainConfig, group: str, step: int, steps: int) -> float:
-    """Rate of a parameter group at a step (from 0): warm-up, then cosine, linear or constant.
-
-    The paper's code keeps the rate constant inside an epoch; here the cosine falls at each step.
-    """
-    if group == "prompt":
-        peak, schedule = config.prompt_lr, config.prompt_schedule
-    else:
-        peak, schedule = config.lr, config.schedule
-    warmup = min(config.warmup_steps, steps // 2)  # a short run must not spend itself on warming up
-    if schedule != "constant" and step < warmup:
-        start = peak / 2 if config.warmup_lr is None else config.warmup_lr * peak / config.lr
-        return start + (peak - start) * step / warmup
-    done = (step - warmup) / max(steps - warmup, 1)
-    low = min(config.min_lr, peak)
-    if schedule == "cosine":
-        return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * done))
-    if schedule == "linear":
-        return low + (peak - low) * (1 - done)
-    return peak
-
-
 def _generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 

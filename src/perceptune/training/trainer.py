@@ -26,7 +26,6 @@ from perceptune.evaluation.model_card import write_card
 from perceptune.evaluation.reference_answers import ASKED, save_training_references
 from perceptune.methods.base import count_trained
 from perceptune.models.base import AdaptedModel
-from perceptune.models.batch import Batch
 from perceptune.models.build import build, dtypes_of, settle_training
 from perceptune.models.run_folder import (
     META,
@@ -41,14 +40,13 @@ from perceptune.models.run_folder import (
 )  # fmt: skip
 from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.checkpoints import Checkpoints, State, open_run
-from perceptune.training.gradients import add_gradients
 from perceptune.training.init_from import start_from
-from perceptune.training.optimizer import MethodOptimizer
-from perceptune.training.safeguards import Interruption, interruptions, out_of_memory_hint, require_finite
+from perceptune.training.optimizer import MethodOptimizer, add_gradients, require_finite
+from perceptune.training.safeguards import Interruption, explain_out_of_memory, interruptions, out_of_memory_hint
 from perceptune.training.validation import Validator
-from perceptune.utils.devices import read_numbers
 from perceptune.utils.distributed import World
 from perceptune.utils.run_log import Progress, RunLog, progress, read_log
+from perceptune.utils.tensors import read_numbers
 from perceptune.utils.trackers import Trackers, require_trackers
 
 
@@ -209,7 +207,7 @@ class Trainer:
         *losses, norm = read_numbers([*losses, self.optimizer.clip()])  # a GPU is waited for here, and here alone
         loss = sum(losses) / max(tokens, 1)
         with self.world.same_on_all_ranks():
-            require_finite(loss, norm, step + 1, self.checkpoints.where())
+            require_finite(loss, norm, step + 1, self.checkpoints.where)
         self.optimizer.step()
         self.state.step = step + 1
         self.state.samples += samples
@@ -227,29 +225,26 @@ class Trainer:
         """
         losses: Sequence[Tensor | float] = []
         own: Sequence[int] = (0, 0)
-        error = None
+        error: UserError | OSError | None = None
         try:
-            with out_of_memory_hint(self.config):
-                losses, *own = self._backward(self.loader.batches(step))
-        except (UserError, OSError) as caught:
-            if self.world.is_sharded:
-                raise  # the others wait inside the LM, where they cannot be told
-            error = caught
+            losses, *own = add_gradients(self.model, self.loader.batches(step), self.dummy_batch)
+        except (UserError, OSError, MemoryError, RuntimeError) as caught:
+            explained = explain_out_of_memory(caught, self.config)
+            if self.world.is_sharded or not isinstance(explained, UserError | OSError):
+                raise explained from (None if explained is caught else caught)  # sharded: nobody else can be told
+            error = explained
         loss = sum(read_numbers(losses)) if self.world.size > 1 else 0.0
-        counts = [loss, *own, interruption.wanted, error is not None, len(self.loader.found)]
+        counts = [loss, *own, interruption.wanted, error is not None, len(self.loader.broken.found)]
         total, tokens, samples, stop, failed, broken = self.world.all_reduce(self.optimizer.parameters, counts)
         if failed:
             self.world.raise_everywhere(error)
         if broken:
-            self.loader.sync_broken_media()
+            self.loader.broken.sync()
         self.optimizer.scale_grads(max(tokens, 1))
         return [total] if self.world.size > 1 else losses, int(tokens), int(samples), bool(stop)
 
-    def _backward(self, batches: Sequence[Batch | None]) -> tuple[list[Tensor], int, int]:
-        return add_gradients(self.model, batches, self.dummy_batch)
-
     def _evaluate_if_due(self) -> bool:
-        if not self.held_out.is_due(self.state.step, self.steps):
+        if self.recipe.eval.every is None or not self.held_out.is_due(self.state.step, self.steps):
             return False
         self.loader.wait()
         scores = self.held_out.validate(self.state.step)
@@ -264,7 +259,8 @@ class Trainer:
         return True
 
     def _log(self, resumed_at: int | None) -> RunLog:
-        trackers = Trackers(self.config.report_to, self.recipe.name, self.run, self.recipe.model_dump(mode="json"))
+        names, given = self.config.report_to, self.recipe.model_dump(mode="json")
+        trackers = Trackers(names, self.recipe.name, self.run, given) if names else None
         return RunLog(self.run, resumed_at=resumed_at, trackers=trackers)
 
     def _write(self, event: str, **values: Any) -> None:
@@ -281,7 +277,7 @@ class Trainer:
         write_card(self.run)
 
     def _save(self) -> None:
-        self.state.seconds, self._clock, self.state.bad = self._seconds(), time.monotonic(), self.loader.bad
+        self.state.seconds, self._clock, self.state.bad = self._seconds(), time.monotonic(), self.loader.broken.reasons
         with self.world.synced_errors():
             if self.world.is_main:
                 method, moments = self.model.method.state_dict(), self.optimizer.state_dict()
@@ -309,7 +305,7 @@ class Trainer:
             self.optimizer.load_state_dict(tensors)
         state.setdefault("samples", state["step"] * self.config.batch_size * self.config.accumulate)  # older ones
         self.state = State(**state)
-        self.loader.bad = dict(self.state.bad)
+        self.loader.broken.reasons = dict(self.state.bad)
         with self.world.synced_errors():
             if self.world.is_main:
                 self.log = self._log(resumed_at=self.state.step)

@@ -23,6 +23,8 @@ from perceptune.models.base import AdaptedModel
 from perceptune.training.sampler import WeightedSampler
 from perceptune.types import Medium, Sample
 
+IN_MEMORY = 10_000  # samples that are not parsed again at each use, unless their media are bytes
+
 
 class AnswerParts:
     """Groups samples by prompt and first target; weights by which the answers to a prompt are drawn equally often.
@@ -79,6 +81,7 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
     if not chosen:
         raise UserError(f"split `{split}` is empty: there is nothing to train on")
     samples = select(rows, chosen)
+    kept: list[Sample] | None = [] if len(samples) <= IN_MEMORY else None
     lengths, parts, digest = np.zeros(len(samples), np.int32), np.zeros(len(samples), np.int32), hashlib.sha256()
     media = np.zeros((len(samples), len(model.stores)), np.int64)
     numbers = {name: number for number, name in enumerate(task.weights)}
@@ -96,10 +99,14 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
         elif answers is not None:
             parts[index] = answers.add(sample)
         names = [(modality, name_of(medium)) for modality, medium in sample.media.items()]
+        if kept is not None:
+            kept.append(sample)
+            if any(isinstance(medium, bytes) for medium in sample.media.values()):
+                kept = None
         digest.update(repr((sample.id, sample.prompt, sample.targets, names)).encode())
     weights = list(task.weights.values()) if answers is None else answers.weights()
     draws = WeightedSampler(parts, weights, seed) if weights else None
-    return TrainingSet(samples, lengths, draws, digest.hexdigest(), media)
+    return TrainingSet(samples if kept is None else kept, lengths, draws, digest.hexdigest(), media)
 
 
 def name_of(medium: Medium) -> str:

@@ -1,12 +1,10 @@
-"""Which device a process computes on, and how tensors get there without the host waiting for it."""
+"""Which device a process computes on, and with which precision."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 
 def default_device() -> torch.device:
@@ -45,24 +43,3 @@ def use_full_float32(device: torch.device) -> None:
         torch.backends.cudnn.conv.fp32_precision = "ieee"
     else:  # before torch 2.9
         torch.backends.cudnn.allow_tf32 = False
-
-
-def read_numbers(values: Sequence[Tensor | float]) -> list[float]:
-    """Numbers, those that are float32 tensors of one device in one copy: the host waits once for all of them."""
-    tensors = [value.detach() for value in values if isinstance(value, Tensor)]
-    read = iter(torch.stack(tensors).tolist() if tensors else ())
-    return [next(read) if isinstance(value, Tensor) else value for value in values]
-
-
-def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor in page-locked memory, if it is to be copied to a GPU; otherwise as it is."""
-    if device.type != "cuda" or tensor.device.type != "cpu" or tensor.is_pinned():
-        return tensor
-    return tensor.pin_memory()
-
-
-def move(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device. On the way to a GPU the host goes on at once: the copy is queued there."""
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return pinned(tensor, device).to(device, non_blocking=True)

@@ -30,8 +30,8 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the answer."""
     from perceptune.data.build_task import make_task
+    from perceptune.data.choices import choices_of
     from perceptune.data.storage import local_path
-    from perceptune.lm.generation.logprobs import choices_of
     from perceptune.models.run_folder import load
     from perceptune.types import Sample
 

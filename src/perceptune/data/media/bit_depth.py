@@ -34,14 +34,6 @@ def eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     return ((values.astype(np.float64) - float(low)) * (255 / span)).round().astype(np.uint8)
 
 
-def is_deep(image: Any) -> bool:
-    """Whether an image that was opened and not decoded yet has 16 bits in each of several channels.
-
-    Pillow keeps the upper byte of those.
-    """
-    return image.mode in ("LA", "RGB", "RGBA", "RGBX") and any(";16" in str(tile[3]) for tile in image.tile)
-
-
 def looks_empty(image: Any) -> bool:
     """Whether the upper bytes of an image of 16 bits leave it nearly black: perhaps the others hold it."""
     colours = image.getextrema()[: 1 if image.mode == "LA" else 3]

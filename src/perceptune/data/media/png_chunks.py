@@ -14,10 +14,10 @@ _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 def without_long_texts(file: BinaryIO) -> BinaryIO:
-    """The file from its start, or a copy without those chunks that Pillow would refuse the whole image for."""
+    """Return a PNG file from its start, or a copy without chunks for which Pillow would refuse it."""
     file.seek(0)
     longest, most = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY // 4
-    chunks = list(_chunks(file)) if file.read(len(SIGNATURE)) == SIGNATURE else []
+    chunks = _chunks(file)
     kept, dropped = 0, set()
     for start, kind, size in chunks:
         if kind not in _TEXTS:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from perceptune.data import storage
-from perceptune.data.media.bit_depth import eight_bits, is_deep, looks_empty, redecoded
+from perceptune.data.media.bit_depth import eight_bits, looks_empty, redecoded
 from perceptune.data.media.file_types import HEAD, is_heic, refusal
-from perceptune.data.media.png_chunks import without_long_texts
+from perceptune.data.media.png_chunks import SIGNATURE, without_long_texts
 from perceptune.data.media.suffixes import MAX_PIXELS as MAX_PIXELS
 from perceptune.errors import UserError
 from perceptune.types import Medium, Member
@@ -112,7 +112,8 @@ def opened_image(medium: Medium, name: str | None = None, *, max_pixels: int = M
         with _opened(medium, shown) as file:
             head = file.read(HEAD)
             formats = _formats(head, shown)
-            image = Image.open(without_long_texts(file), formats=formats)
+            file.seek(0)
+            image = Image.open(without_long_texts(file) if head.startswith(SIGNATURE) else file, formats=formats)
             width, height = image.size  # from the header: nothing is decoded yet
             if not 0 < width * height <= max_pixels:
                 raise MediaError(f"{shown}: {width} x {height} pixels; allowed are 1 to {max_pixels:,}")
@@ -128,7 +129,7 @@ def opened_image(medium: Medium, name: str | None = None, *, max_pixels: int = M
 
 def _formats(head: bytes, shown: str) -> tuple[str, ...]:
     """The formats that an image may have. Raises `MediaError` for one that needs a package that is not there."""
-    if not is_heic(head):
+    if head[4:8] != b"ftyp" or not is_heic(head):
         return FORMATS
     try:
         import pillow_heif
@@ -301,3 +302,11 @@ def _whole(image: Image.Image, medium: Medium) -> Image.Image:
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     return _ORIENTATIONS.get(image.getexif().get(0x0112))
+
+
+def is_deep(image: Any) -> bool:
+    """Whether an image that was opened and not decoded yet has 16 bits in each of several channels.
+
+    Pillow keeps the upper byte of those.
+    """
+    return image.mode in ("LA", "RGB", "RGBA", "RGBX") and any(";16" in str(tile[3]) for tile in image.tile)

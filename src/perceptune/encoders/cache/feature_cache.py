@@ -9,31 +9,124 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from perceptune.config.schema import CacheConfig
-from perceptune.data.media.source import MediaError, identity
+from perceptune.data.media.source import MediaError, content, identity, label
 from perceptune.encoders.base import Encoder
-from perceptune.encoders.cache.media_loader import LoadedMedia, MediaLoader, MediaView, prefetched_map
 from perceptune.types import Medium
-from perceptune.utils.devices import move
 from perceptune.utils.downloads import cache_dir
 from perceptune.utils.row_store.cache import DiskCache, InMemoryStore
 from perceptune.utils.row_store.store import DTYPES, digest_of, folder_for
 from perceptune.utils.run_log import progress
+from perceptune.utils.tensors import move
 
+AHEAD = 2  # groups that are decoded while one is encoded
+Group = TypeVar("Group")
+Result = TypeVar("Result")
 OnBroken = Callable[[Medium, MediaError], None]
 
 GROUP = 16  # media encoded together: their number is part of the features' bits
 VERSION = 2  # raise it when the features of the same encoder and media come out different
 _HASHES = {"kind": "hashes of media", "dtype": "uint8", "shape": [16]}
 _HASHES_MB = 64  # of those that are kept in memory because the cache cannot be written
+
+
+class MediaView(NamedTuple):
+    """A medium as an encoder is to see it."""
+
+    medium: Medium
+    view: int = 0  # 0: plain; else the number of an augmented view
+
+
+@dataclass
+class LoadedMedia:
+    """One medium of a group on its way to the encoder."""
+
+    item: MediaView
+    identity: str = ""
+    digest: bytes = b""  # hash of its content
+    key: bytes = b""  # of its row
+    data: bytes = b""
+    pixels: Tensor | None = None  # None: broken, or not needed
+    error: MediaError | None = None
+
+
+class MediaLoader:
+    """Reads and decodes media for an encoder.
+
+    `key_of` gives the key of a row; `missing` those keys that have none yet, and is called from threads.
+    """
+
+    def __init__(
+        self, encoder: Encoder, key_of: Callable[[LoadedMedia], bytes],
+        missing: Callable[[Sequence[bytes]], list[bytes]],
+    ) -> None:  # fmt: skip
+        self.encoder, self.key_of, self.missing = encoder, key_of, missing
+        self.decoded: Mapping[Medium, Tensor] = {}  # plain media that somebody has decoded already, by `encoder.load`
+
+    def load(self, group: Sequence[MediaView]) -> list[LoadedMedia]:
+        """A group, decoded as a whole if any intact one of it has no row: the bits of one depend on the others."""
+        loaded = [self._read(item) for item in group]
+        absent = set(self.missing([one.key for one in loaded if one.error is None]))
+        for one in loaded:
+            if one.key in absent:
+                self._decode(one)
+        if any(one.pixels is not None for one in loaded):
+            for one in loaded:
+                if one.key not in absent:
+                    self._decode(one)
+        for one in loaded:
+            one.data = b""
+        return loaded
+
+    def _read(self, item: MediaView) -> LoadedMedia:
+        one = LoadedMedia(item, identity(item.medium))
+        try:
+            one.data = content(item.medium)
+        except MediaError as error:
+            one.error = error
+            return one
+        one.digest = digest_of(one.data)
+        one.key = self.key_of(one)
+        return one
+
+    def _decode(self, one: LoadedMedia) -> None:
+        if one.error is not None:
+            return
+        if not one.item.view and one.item.medium in self.decoded:
+            one.pixels = self.decoded[one.item.medium]
+            return
+        seed = one.digest + one.item.view.to_bytes(4, "little") if one.item.view else None
+        try:
+            # From the bytes that were hashed: the file may have changed since.
+            one.pixels = self.encoder.load(one.data, label(one.item.medium, self.encoder.modality), seed)
+        except MediaError as error:
+            one.error = error
+
+
+def prefetched_map(groups: Sequence[Group], load: Callable[[Group], Result]) -> Iterator[Result]:
+    """`load` of each group, in order, done in threads while the caller works on the one before."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for group in groups:
+                waiting.append(pool.submit(load, group))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class FeatureStore:
@@ -116,7 +209,7 @@ class FeatureStore:
         """Everything that a row depends on beside its medium and view."""
         count = self.encoder.n_tokens if self.tokens == "all" else 1
         return {
-            "kind": "features", "version": VERSION, "encoder": self.encoder.fingerprint(), "levels": self.kept_levels,
+            "kind": "features", "version": VERSION, "encoder": self.encoder.fingerprint, "levels": self.kept_levels,
             "preprocessing": self.encoder.preprocessing(), "tokens": self.tokens, "dtype": self.cache.dtype,
             "shape": [len(self.kept_levels), count, self.encoder.dim],
         }  # fmt: skip

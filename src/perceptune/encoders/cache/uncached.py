@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from perceptune.encoders.base import Encoder
-from perceptune.encoders.cache.feature_cache import GROUP, FeatureStore
-from perceptune.encoders.cache.media_loader import MediaLoader, prefetched_map
+from perceptune.encoders.cache.feature_cache import GROUP, FeatureStore, MediaLoader, prefetched_map
 from perceptune.types import Medium
-from perceptune.utils.devices import move
+from perceptune.utils.tensors import move
 
 
 class LiveFeatures(FeatureStore):

@@ -14,18 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.generation.decode_state import DecodeState
 from perceptune.lm.generation.uncached import UncachedState
-from perceptune.types import Decoding, Slots
-from perceptune.utils.devices import move
-
-if TYPE_CHECKING:
-    from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.types import Decoding, Prompt
+from perceptune.utils.tensors import move
 
 NEVER = -1e9  # the score of what is not there
 
@@ -71,14 +68,13 @@ class _Rule:
 
 
 def beam_search(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], decoding: Decoding, *, limits: Tensor, eos: int,
-    wanted: Callable[[int], bool] | None = None,
-) -> list[list[int]]:  # fmt: skip
-    """New tokens of each row's best beam, its end token included; `limits` (B,) says how many at most.
+    lm: FrozenLM, prompt: Prompt, decoding: Decoding, *, eos: int, wanted: Callable[[int], bool] | None = None
+) -> list[list[int]]:
+    """New tokens of each row's best beam, its end token included.
 
     A row that is not `wanted` any more is given up: what is returned of it means nothing.
     """
-    steps = beam_steps(lm, ids, mask, slots, decoding, limits=limits, eos=eos, wanted=wanted)
+    steps = beam_steps(lm, prompt, decoding, eos=eos, wanted=wanted)
     while True:
         try:
             next(steps)
@@ -88,15 +84,15 @@ def beam_search(
 
 
 def beam_steps(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], decoding: Decoding, *, limits: Tensor, eos: int,
-    wanted: Callable[[int], bool] | None = None,
-) -> Generator[None, None, list[list[int]]]:  # fmt: skip
-    """`beam_search` that stops for breath after each token."""
+    lm: FrozenLM, prompt: Prompt, decoding: Decoding, *, eos: int, wanted: Callable[[int], bool] | None = None
+) -> Generator[None, None, list[list[int]]]:
+    """`beam_search` that yields after each token."""
+    ids, mask, limits = prompt.ids, prompt.mask, decoding.max_new_tokens_per_row(prompt.mask)
     n, most, beams = len(ids), limits.tolist(), decoding.beams
     room = max(most)
     rule = _Rule(decoding.length_penalty, mask.sum(-1, keepdim=True) if decoding.counts_prompt else None)
-    plain = lm.split_disabled_reason(slots) is not None
-    state = UncachedState(lm, ids, mask, slots) if plain else DecodeState(lm, ids, mask, slots, room)
+    is_split = lm.why_reference_path(prompt.slots) is None
+    state = DecodeState(lm, prompt, room) if is_split else UncachedState(lm, prompt)
     held = _none_yet(n, beams, room, ids.device)
     state.select_rows(torch.arange(n, device=ids.device).repeat_interleave(beams))
     best: dict[int, Tensor] = {}  # (room,) of the rows that have ended, read when all have

@@ -6,22 +6,19 @@ below the first one that a medium enters, and the last block computes the last p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from perceptune.lm.prefix_cache import KVPair
-from perceptune.lm.slot_hooks import Splice, prepend_slot_columns
-from perceptune.types import Slots
-from perceptune.utils.devices import move
-
-if TYPE_CHECKING:
-    from perceptune.lm.frozen_lm import FrozenLM
-
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.slot_attention import KVPair
+from perceptune.lm.slot_hooks import Splice
+from perceptune.types import GenerationRequest, Prompt, Slots
+from perceptune.utils.tensors import move, prepend_slot_columns
 
 GROWTH = 64  # columns
 
@@ -114,16 +111,16 @@ class DecodeState:
     There is room for `room` tokens at first.
     """
 
-    def __init__(self, lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], room: int) -> None:
-        self.lm = lm
-        self.cache, self.logits = _prefill(lm, ids, mask, slots, room)
+    def __init__(self, lm: FrozenLM, prompt: Prompt, room: int) -> None:
+        ids, mask, self.lm = prompt.ids, prompt.mask, lm
+        self.cache, self.logits = _prefill(lm, prompt, room)
         self.prompt = self.cache.length  # columns, slots included
         self.rows = torch.arange(ids.shape[0], device=ids.device)  # of the batch, as it came
         self._positions = mask.sum(-1)
-        self._front = sum(slot.width for slot in slots)
+        self._front = prompt.width
         self._seen = prepend_slot_columns(ids, mask, self._front)[1]
         # A slot's states are in the cache now: only who may see it from which layer on matters.
-        self._slots = [_seen_only(slot, move(slot.present, ids.device)) for slot in slots]
+        self._slots = [_seen_only(slot, move(slot.present, ids.device)) for slot in prompt.slots]
 
     @property
     def layout(self) -> tuple[tuple[int, int], ...]:
@@ -189,31 +186,26 @@ def _seen_only(slot: Slots, present: Tensor) -> Slots:
     return replace(slot, states={slot.entry: present.new_empty(1, slot.width, 0)}, present=present)
 
 
-def _prefill(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], room: int
-) -> tuple[PreallocatedKVCache, Tensor]:
+def _prefill(lm: FrozenLM, prompt: Prompt, room: int) -> tuple[PreallocatedKVCache, Tensor]:
     """The cache after the prompts, and the logits (B, vocab) of the next token."""
-    width = sum(slot.width for slot in slots)
+    ids, mask, slots, width = prompt.ids, prompt.mask, prompt.slots, prompt.width
     cache = PreallocatedKVCache(lm.n_layers, ids.shape[0], width + ids.shape[1] + room)
     shared = _first_layer_with_media(slots, lm.n_layers)
     below = None
     distinct, index = _distinct_rows(torch.cat([mask, ids], 1)) if 0 < shared < lm.n_layers else (ids, None)
     if index is not None and len(distinct) < len(ids):
         first_mask, first_ids = distinct.split(ids.shape[1], 1)
+        kv: list[list[KVPair]] = []
         same = [slot for slot in slots if slot.entry < shared]
-        states = lm.hidden_states_at(
-            shared, first_ids, first_mask, same,
-            record=lambda layer, pairs: cache.write(layer, width, pairs[-1], index),
-        )  # fmt: skip
+        states = lm.hidden_states_at(shared, first_ids, first_mask, same, kv=kv)
+        for layer, pairs in enumerate(kv):
+            cache.write(layer, width, pairs[-1], index)
         below = (shared, states[index])
-
-    def record(layer: int, pairs: Sequence[KVPair]) -> None:
+    logits, kv = lm.prefill(ids, mask, slots, text_states=below)
+    for layer, pairs in enumerate(kv):
         # Below `shared` the text's own pair is there already; elsewhere its pair may be that of the last group, too.
-        starts = _starts(slots, layer, width)[: len(pairs)]
-        for start, pair in zip(starts, pairs, strict=True):
+        for start, pair in zip(_starts(slots, layer, width)[: len(pairs)], pairs, strict=True):
             cache.write(layer, start, pair)
-
-    logits = lm.split(ids, mask, slots, text_states=below, record=record, last_only=True)
     cache.length = width + ids.shape[1]
     return cache, logits
 
@@ -239,3 +231,48 @@ def _first_layer_with_media(slots: Sequence[Slots], n_layers: int) -> int:
     own = [slot.entry for slot in slots if any(states.shape[0] > 1 for states in slot.states.values())]
     partial = [slot.entry for slot in slots if not bool(slot.present.all())]
     return min([*own, *partial], default=n_layers)
+
+
+def truncate_at_eos(eos: int, tokens: list[int]) -> list[int]:
+    """A row up to and without its end token."""
+    return tokens[: tokens.index(eos)] if eos in tokens else tokens
+
+
+Sampler = Callable[[Tensor, Sequence[int]], Tensor]
+
+
+def greedy(logits: Tensor, _: Sequence[int]) -> Tensor:
+    """The `Sampler` of greedy decoding."""
+    return logits.float().argmax(-1)
+
+
+def make_sampler(request: GenerationRequest, device: torch.device) -> Sampler:
+    """(logits (n, vocab), the rows' numbers) -> the next token (n,) of each; row i draws with the request's i-th seed.
+
+    A row's draws depend on nothing but its seed and its logits, so a batch draws what each row draws alone: the tokens
+    of transformers' `generate` for that row after `torch.manual_seed(seed)`.
+    """
+    decoding = request.decoding
+    if not decoding.sample:
+        return greedy
+    seeds = request.seeds or [decoding.seed] * len(request.prompt.mask)
+    from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+
+    warpers: list[Any] = []
+    if decoding.temperature != 1.0:
+        warpers.append(TemperatureLogitsWarper(decoding.temperature))
+    if decoding.top_p < 1.0:
+        warpers.append(TopPLogitsWarper(decoding.top_p))
+    own = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def draw(logits: Tensor, rows: Sequence[int]) -> Tensor:
+        scores = logits.float()
+        for warper in warpers:
+            scores = warper(None, scores)
+        # What `torch.multinomial` does for each row alone, with one division and one search for all of them.
+        noise = torch.empty_like(scores)
+        for i, row in enumerate(rows):
+            noise[i].exponential_(1, generator=own[row])
+        return (scores.softmax(-1) / noise).argmax(-1)
+
+    return draw

@@ -1,162 +1,133 @@
 """Generation: greedy, sampling and beam search in loops of our own, which give transformers' tokens.
 
-What cannot be split, and what depends on the answer so far, runs transformers' own loop (`hf_generate`). Rows
-that have ended leave the batch.
+What cannot be split, and what depends on the answer so far, runs transformers' own loop (`hf_generate`). Decoding is a
+continuous batch: rows choose a token each, leave when they have ended, and may be joined by others. The answer of a row
+does not depend on the other rows, nor on when it came (float32).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from perceptune.errors import UserError
+from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.generation.beam_search import beam_search
-from perceptune.lm.generation.continuous_batch import ContinuousBatch, GeneratedSequence
-from perceptune.lm.generation.decode_state import DecodeState
-from perceptune.lm.generation.sampling import Sampler, make_sampler
-from perceptune.lm.slot_hooks import Splice, prepend_slot_columns
-from perceptune.types import Decoding, Slots
+from perceptune.lm.generation.decode_state import GROWTH, DecodeState, Sampler, make_sampler, truncate_at_eos
+from perceptune.lm.generation.hf_generate import hf_generate
+from perceptune.types import Decoding, GenerationRequest, Slots
+from perceptune.utils.tensors import move
 
-if TYPE_CHECKING:
-    from perceptune.lm.frozen_lm import FrozenLM
+LEAVE_AT = 0.75  # rows leave the batch when so many of them, or fewer, are still going on
 
 
-class StreamCallback(Protocol):
-    """Looks on while rows are generated, and may end them before their time."""
+@dataclass(eq=False)
+class GeneratedSequence:
+    """One answer on its way. `on_token` hears each token, the end token included; False: the row ends with it."""
 
-    def on_token(self, row: int, token: int) -> bool:
-        """Told every token of a row when it is chosen, the end token included; False: the row ends with it.
+    max_new_tokens: int  # tokens
+    eos: int
+    sampler: Sampler
+    index: int = 0  # what `sampler` knows it by
+    on_token: Callable[[int], bool] | None = None
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
 
-        Where tokens are not final before the end (beams, transformers' loop) it is not called.
-        """
+    def append(self, token: int) -> None:
+        """Its next token."""
+        self.tokens.append(token)
+        said_to_end = self.on_token is not None and not self.on_token(token)
+        self.ended = said_to_end or token == self.eos or len(self.tokens) >= self.max_new_tokens
 
-    def is_wanted(self, row: int) -> bool:
-        """Whether somebody still waits for a row; what is returned of one that nobody waits for is undefined."""
+
+class ContinuousBatch:
+    """Rows of one LM that go on together; `rows` are those of `state`, in its order."""
+
+    def __init__(self, state: DecodeState, rows: Sequence[GeneratedSequence]) -> None:
+        self.state, self.rows = state, list(rows)
+
+    @property
+    def num_active(self) -> int:
+        """Rows that have not ended."""
+        return sum(not row.ended for row in self.rows)
+
+    def step(self) -> bool:
+        """One token more for every row; False if there is nothing left to say."""
+        tokens = self._next_tokens()
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            if not row.ended:
+                row.append(token)
+        alive = [place for place, row in enumerate(self.rows) if not row.ended]
+        if not alive:
+            return False
+        if len(alive) <= LEAVE_AT * len(self.rows):
+            tokens = tokens[self._select_rows(alive)]
+        elif len(alive) < len(self.rows):
+            self.state.hold(torch.tensor([row.ended for row in self.rows]))
+        self.state.decode_step(tokens)
+        return True
+
+    def join(self, others: Sequence[ContinuousBatch]) -> None:
+        """Goes on with the rows of others, too. Raises what `DecodeState.merge` does."""
+        parts = [self, *others]
+        for part in parts:
+            part._select_rows([place for place, row in enumerate(part.rows) if not row.ended])
+        rows = [row for part in parts for row in part.rows]
+        left = max((row.max_new_tokens - len(row.tokens) for row in rows), default=1)
+        self.state.merge([other.state for other in others], min(left, GROWTH))
+        self.rows = rows
+
+    def _select_rows(self, places: list[int]) -> Tensor:
+        index = move(torch.tensor(places, dtype=torch.long), self.state.rows.device)
+        if len(places) < len(self.rows):
+            self.state.select_rows(index)
+            self.rows = [self.rows[place] for place in places]
+        return index
+
+    def _next_tokens(self) -> Tensor:
+        """The next token (rows,) of each, those together that choose in the same way."""
+        logits, ways = self.state.logits, dict.fromkeys(row.sampler for row in self.rows)
+        if len(ways) == 1:
+            return self.rows[0].sampler(logits, [row.index for row in self.rows])
+        tokens = torch.zeros(len(self.rows), dtype=torch.long, device=logits.device)
+        for choose in ways:
+            places = [place for place, row in enumerate(self.rows) if row.sampler is choose]
+            index = move(torch.tensor(places), logits.device)
+            tokens[index] = choose(logits[index], [self.rows[place].index for place in places])
+        return tokens
 
 
-def generate(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], decoding: Decoding, *, eos: int, pad: int,
-    seeds: Sequence[int] | None = None, watch: StreamCallback | None = None,
-) -> list[list[int]]:  # fmt: skip
-    """See `FrozenLM.generate`."""
-    limits = max_new_tokens_per_row(mask, decoding)
-    choose = make_sampler(decoding, seeds or [decoding.seed] * len(ids), ids.device)
-    if uses_hf_generate(lm, slots, decoding):
-        rows = hf_generate(lm, ids, mask, slots, decoding, choose, limits=limits, eos=eos, pad=pad, watch=watch)
-    elif decoding.beams > 1:
-        wanted = None if watch is None else watch.is_wanted
-        rows = beam_search(lm, ids, mask, slots, decoding, limits=limits, eos=eos, wanted=wanted)
+@torch.no_grad()
+def generate(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
+    """Return the new tokens of each row, up to and without the end token."""
+    if uses_hf_generate(lm, request.prompt.slots, request.decoding):
+        rows = hf_generate(lm, request)
+    elif request.decoding.beams > 1:
+        wanted = None if request.callback is None else request.callback.is_wanted
+        rows = beam_search(lm, request.prompt, request.decoding, eos=request.eos, wanted=wanted)
     else:
-        rows = decode(lm, ids, mask, slots, choose, limits=limits, eos=eos, watch=watch)
-    return [truncate_at_eos(eos, tokens) for tokens in rows]
+        rows = decode(lm, request)
+    return [truncate_at_eos(request.eos, tokens) for tokens in rows]
 
 
 def uses_hf_generate(lm: FrozenLM, slots: Sequence[Slots], decoding: Decoding) -> bool:
     """Whether transformers' own loop generates: it knows every LM and rule but the old one for beams."""
-    return decoding.changes_scores or (lm.split_disabled_reason(slots) is not None and not decoding.counts_prompt)
+    return decoding.changes_scores or (lm.why_reference_path(slots) is not None and not decoding.counts_prompt)
 
 
-def truncate_at_eos(eos: int, tokens: list[int]) -> list[int]:
-    """A row up to and without its end token."""
-    return tokens[: tokens.index(eos)] if eos in tokens else tokens
-
-
-def max_new_tokens_per_row(mask: Tensor, decoding: Decoding) -> Tensor:
-    """How many new tokens (B,) each row may have. A prompt that fills `max_length` still gets one, as in the paper."""
-    if decoding.max_length is None:
-        return mask.new_full((len(mask),), decoding.max_new_tokens)
-    return (decoding.max_length - mask.sum(-1)).clamp_min(1)
-
-
-def decode(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], choose: Sampler, *, limits: Tensor, eos: int,
-    watch: StreamCallback | None = None,
-) -> list[list[int]]:  # fmt: skip
+def decode(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
     """Greedy decoding or sampling: new tokens of each row, the end token included."""
-    most = limits.tolist()
+    sampler = make_sampler(request, lm.device)
+    limits: list[int] = request.decoding.max_new_tokens_per_row(request.prompt.mask).tolist()
+    on_token = None if request.callback is None else request.callback.on_token
     rows = [
-        GeneratedSequence(limit, eos, choose, number, None if watch is None else partial(watch.on_token, number))
-        for number, limit in enumerate(most)
+        GeneratedSequence(limit, request.eos, sampler, row, on_token and partial(on_token, row))
+        for row, limit in enumerate(limits)
     ]
-    going = ContinuousBatch(DecodeState(lm, ids, mask, slots, max(most)), rows)
-    while going.step():
+    batch = ContinuousBatch(DecodeState(lm, request.prompt, max(limits)), rows)
+    while batch.step():
         pass
     return [row.tokens for row in rows]
-
-
-def hf_generate(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], decoding: Decoding, choose: Sampler, *,
-    limits: Tensor, eos: int, pad: int, watch: StreamCallback | None = None,
-) -> list[list[int]]:  # fmt: skip
-    """transformers' `generate`: new tokens of each row, the end token and padding behind it included."""
-    from transformers import DynamicCache
-
-    beams = decoding.beams
-    splice = Splice([_repeat_slot(slot, beams) for slot in slots], mask.repeat_interleave(beams, 0))
-    ids, mask, _ = prepend_slot_columns(ids, mask, splice.width)
-    # An unwindowed cache: a sliding-window cache would drop the slots, which are exempt from the window.
-    cache = {} if splice.sees_text else {"past_key_values": DynamicCache()}
-    with lm.hooks_active(splice, None):
-        return run_hf_generate(
-            lm.model, {"input_ids": ids, "attention_mask": mask, **cache}, decoding, choose, limits=limits, eos=eos,
-            pad=pad, width=ids.shape[1], watch=watch, use_cache=not splice.sees_text,
-        )  # fmt: skip
-
-
-def run_hf_generate(
-    model: Any, inputs: Mapping[str, Any], decoding: Decoding, choose: Sampler, *, limits: Tensor, eos: int, pad: int,
-    width: int, watch: StreamCallback | None = None, **settings: Any,
-) -> list[list[int]]:  # fmt: skip
-    """`model.generate`, row i ending after `limits[i]` new tokens, which come behind the first `width` columns."""
-    from transformers import GenerationConfig
-
-    if decoding.counts_prompt:
-        raise UserError(
-            "decode.length_normalization: `total` is for beams of an LM with slots, without `min_new_tokens` and "
-            "`repetition_penalty`; choose `answer`"
-        )
-    search = {"length_penalty": decoding.length_penalty} if decoding.beams > 1 else {}
-    config = GenerationConfig(
-        max_new_tokens=int(limits.max()), num_beams=decoding.beams, do_sample=False, eos_token_id=eos, pad_token_id=pad,
-        **search, **settings,
-    )  # fmt: skip
-
-    def draw(_: Tensor, logits: Tensor) -> Tensor:
-        """Leaves the chosen token alone possible: a row's draws are its own in this loop, too."""
-        chosen = choose(logits, range(len(logits)))
-        return torch.full_like(logits, -torch.inf).scatter_(1, chosen[:, None], 0.0)
-
-    def restrained(given: Tensor, scores: Tensor) -> Tensor:
-        """By the answer alone: what a row's prompt or its padding holds is not counted."""
-        said = given[:, width:]
-        before = scores.gather(1, said)
-        after = torch.where(before < 0, before * decoding.repetition_penalty, before / decoding.repetition_penalty)
-        scores = scores.scatter(1, said, after)
-        if said.shape[1] < decoding.min_new_tokens:
-            scores[:, eos] = -torch.inf
-        return scores
-
-    def full(given: Tensor, _: Any) -> Tensor:
-        done = given.shape[1] - width >= limits
-        if watch is not None:
-            done |= torch.tensor([not watch.is_wanted(row) for row in range(len(limits))], device=done.device)
-        return done.repeat_interleave(len(given) // len(limits))
-
-    processors = [restrained] * decoding.changes_scores + [draw] * decoding.sample
-    sequences = model.generate(
-        **inputs, generation_config=config, stopping_criteria=[full], logits_processor=processors
-    )
-    return [row[:limit] for row, limit in zip(sequences[:, width:].tolist(), limits.tolist(), strict=True)]
-
-
-def _repeat_slot(slot: Slots, times: int) -> Slots:
-    states = {
-        layer: tensor if tensor.shape[0] == 1 else tensor.repeat_interleave(times, 0)
-        for layer, tensor in slot.states.items()
-    }
-    return replace(slot, states=states, present=slot.present.repeat_interleave(times, 0))

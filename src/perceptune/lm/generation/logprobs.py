@@ -8,32 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from perceptune.errors import UserError
+from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.generation.decode_state import DecodeState
-from perceptune.lm.padding import last_columns, pad_left
-from perceptune.types import Sample, Slots
-from perceptune.utils.devices import move
-
-if TYPE_CHECKING:
-    from perceptune.lm.frozen_lm import FrozenLM
-
-
-def choices_of(sample: Sample) -> list[str]:
-    """The key `choices` of a sample: at least two different texts. Raises `UserError`."""
-    given = sample.meta.get("choices")
-    if not isinstance(given, list | tuple):
-        raise UserError(f"sample `{sample.id}` has no list `choices` to be ranked")
-    choices = [choice for choice in given if isinstance(choice, str) and choice.strip()]
-    if len(choices) < len(given):
-        raise UserError(f"sample `{sample.id}`: `choices` holds what is no text")
-    if len(set(choices)) < max(2, len(choices)):
-        raise UserError(f"sample `{sample.id}`: `choices` must be at least two different texts")
-    return choices
+from perceptune.types import Prompt
+from perceptune.utils.tensors import last_columns, move, pad_left
 
 
 class TokenScore(NamedTuple):
@@ -43,49 +26,41 @@ class TokenScore(NamedTuple):
     is_greedy: bool
 
 
-def continuation_logprobs(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], continuations: Sequence[Sequence[Sequence[int]]],
-) -> list[list[list[float]]]:  # fmt: skip
-    """Return the log-probability of each token of `continuation_scores`."""
-    scores = continuation_scores(lm, ids, mask, slots, continuations)
-    return [[[token.logprob for token in one] for one in own] for own in scores]
-
-
 def continuation_scores(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], continuations: Sequence[Sequence[Sequence[int]]],
-) -> list[list[list[TokenScore]]]:  # fmt: skip
+    lm: FrozenLM, prompt: Prompt, continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[list[list[TokenScore]]]:
     """Score each token of each row's continuations; every continuation has at least one token.
 
-    `ids`, `mask` (B, T) are the prompts, padded on the left. `continuations[row][number]` are token ids.
+    `continuations[row][number]` are token ids.
     """
     rows = [row for row, own in enumerate(continuations) for _ in own]
     tokens = [list(one) for own in continuations for one in own]
     if not rows:
         return [[] for _ in continuations]
-    run = _plainly if lm.split_disabled_reason(slots) is not None else _one_by_one
-    found = iter(run(lm, ids, mask, slots, move(torch.tensor(rows), ids.device), tokens))
+    run = _score_at_once if lm.why_reference_path(prompt.slots) is not None else _score_token_by_token
+    found = iter(run(lm, prompt, move(torch.tensor(rows), prompt.ids.device), tokens))
     return [[next(found) for _ in own] for own in continuations]
 
 
-def _one_by_one(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], rows: Tensor, tokens: Sequence[Sequence[int]]
+def _score_token_by_token(
+    lm: FrozenLM, prompt: Prompt, rows: Tensor, tokens: Sequence[Sequence[int]]
 ) -> list[list[TokenScore]]:
     """Tokens are fed to the prompts' cache; those that have ended leave."""
     room = max(map(len, tokens))
-    state = DecodeState(lm, ids, mask, slots, room)
+    state, device = DecodeState(lm, prompt, room), prompt.ids.device
     going = list(range(len(tokens)))
     order: list[int] = []  # whose token each value in `values` is
     values: list[Tensor] = []
     state.select_rows(rows)
     for place in range(room):
-        now = move(torch.tensor([tokens[i][place] for i in going]), ids.device)
+        now = move(torch.tensor([tokens[i][place] for i in going]), device)
         values.append(_score(state.logits, now))
         order += going
         alive = [at for at, i in enumerate(going) if len(tokens[i]) > place + 1]
         if not alive:
             break
         if len(alive) < len(going):
-            index = move(torch.tensor(alive), ids.device)
+            index = move(torch.tensor(alive), device)
             state.select_rows(index)
             now, going = now[index], [going[at] for at in alive]
         state.decode_step(now)
@@ -95,11 +70,11 @@ def _one_by_one(
     return found
 
 
-def _plainly(
-    lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots], rows: Tensor, tokens: Sequence[Sequence[int]]
+def _score_at_once(
+    lm: FrozenLM, prompt: Prompt, rows: Tensor, tokens: Sequence[Sequence[int]]
 ) -> list[list[TokenScore]]:
     """One forward pass over everything."""
-    given, seen = ids.tolist(), mask.tolist()
+    given, seen = prompt.ids.tolist(), prompt.mask.tolist()
     prompts = [
         [token for token, is_text in zip(given[row], seen[row], strict=True) if is_text] for row in rows.tolist()
     ]
@@ -108,8 +83,8 @@ def _plainly(
     lengths = [len(own) for own in tokens]
     aims = last_columns(whole.shape[1], lengths)
     keep = torch.nn.functional.pad(aims[:, 1:], (0, 1))
-    device = ids.device
-    logits = lm(move(whole, device), move(shown, device), [slot.of_rows(rows) for slot in slots], keep=keep)
+    device = prompt.ids.device
+    logits = lm(move(whole, device), move(shown, device), [slot.of_rows(rows) for slot in prompt.slots], keep=keep)
     scores = _read(_score(logits, move(whole[aims], device)))
     return [list(islice(scores, length)) for length in lengths]
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from perceptune.types import Slots
-
-if TYPE_CHECKING:
-    from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.types import Prompt
 
 
 class UncachedState:
     """What beams need of `DecodeState`, without keys and values. `logits` (rows, vocab) are those of the next token."""
 
-    def __init__(self, lm: FrozenLM, ids: Tensor, mask: Tensor, slots: Sequence[Slots]) -> None:
-        self.lm, self._ids, self._mask, self._slots = lm, ids, mask, list(slots)
-        self._prompt = ids.shape[1]
+    def __init__(self, lm: FrozenLM, prompt: Prompt) -> None:
+        self.lm, self._ids, self._mask, self._slots = lm, prompt.ids, prompt.mask, list(prompt.slots)
+        self._prompt = prompt.ids.shape[1]
         self.logits = self._run()
 
     def select_rows(self, index: Tensor) -> None:

@@ -64,6 +64,16 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
+def causal_mask(n: int, device: torch.device) -> Tensor:
+    """Return a mask (1, 1, n, n): each column sees itself and those before it."""
+    return torch.ones(1, 1, n, n, dtype=torch.bool, device=device).tril()
+
+
+def in_terms_of(mask: Tensor | None, visible: Tensor) -> Tensor:
+    """Return `visible` (True = seen) as another mask says it: bool, or float to be added to scores."""
+    return visible if mask is None or mask.dtype == torch.bool else additive(visible, mask.dtype)
+
+
 def show_something(mask: Tensor) -> Tensor:
     """A boolean mask (..., Q, K) in which each query row that sees nothing, such as one of padding, sees everything.
 

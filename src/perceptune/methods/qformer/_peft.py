@@ -8,8 +8,8 @@ from typing import Any
 
 from perceptune.errors import UserError
 from perceptune.lm.frozen_blip import FrozenBlip
-from perceptune.methods.slots._parts import UnfrozenParameters
-from perceptune.methods.slots._peft import as_user_error, linear_maps, peft_config
+from perceptune.methods.parts.peft_layers import as_user_error, linear_maps, peft_config
+from perceptune.methods.parts.unfrozen import UnfrozenParameters
 
 
 def config_of(given: Mapping[str, Any], key: str, blip: FrozenBlip) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from perceptune.lm.frozen_blip import FrozenBlip as FrozenBlip
 from perceptune.lm.frozen_blip import Instruction as Instruction
 from perceptune.methods.base import Site as Site
+from perceptune.methods.parts.unfrozen import UnfrozenParameters as UnfrozenParameters
 from perceptune.methods.qformer._bottleneck import Bottleneck as Bottleneck
 from perceptune.methods.qformer._bottleneck import BottleneckOptions as BottleneckOptions
 from perceptune.methods.qformer._experts import ExpertsOptions as ExpertsOptions
@@ -20,4 +21,3 @@ from perceptune.methods.qformer._method import TrainingPass as TrainingPass
 from perceptune.methods.qformer._naming import word_grounding_loss as word_grounding_loss
 from perceptune.methods.qformer._peft import config_of as config_of
 from perceptune.methods.qformer._peft import wrapped as wrapped
-from perceptune.methods.slots._parts import UnfrozenParameters as UnfrozenParameters

@@ -13,11 +13,69 @@ from torch import Tensor, nn
 
 from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.methods.parts.unfrozen import UnfrozenParameters
+from perceptune.methods.slots._adapters import AdapterSites
 from perceptune.methods.slots._method import EncoderShape, Method, Site
 from perceptune.methods.slots._options import InjectionOptions
-from perceptune.methods.slots._parts import Connector, SoftPrompt, UnfrozenParameters
-from perceptune.methods.slots._places import AdapterSites
 from perceptune.types import Features, Slots
+
+RIDGE = 0.1  # of the mean of the features' variances, added to each
+
+
+class Connector(nn.Module):
+    """One linear map per level, or one for all; (B, n_levels, T, dim) -> list of (B, T, hidden).
+
+    `std` is that of its weights at the start; None leaves them as torch initialises them.
+    """
+
+    mean: Tensor  # (n_levels, 1, dim)
+    std: Tensor
+
+    def __init__(
+        self, levels: int, dim: int, hidden: int, *, shared: bool, std: float | None, standardize: bool
+    ) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Linear(dim, hidden) for _ in range(1 if shared else levels))
+        if std is not None:
+            for linear in self.maps:
+                nn.init.normal_(linear.weight, std=std)  # type: ignore[arg-type]
+                nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+        self.standardize = standardize
+        if standardize:  # statistics of the training split: kept and saved, but not trained
+            self.register_buffer("mean", torch.zeros(levels, 1, dim))
+            self.register_buffer("std", torch.ones(levels, 1, dim))
+
+    @torch.no_grad()
+    def fit(self, level: int, features: Tensor, wanted: Tensor) -> None:
+        """Set a level's map to the ridge regression from `features` (N, dim) to `wanted` (N, hidden)."""
+        if self.standardize:
+            features = (features - self.mean[level]) / self.std[level]
+        middle, goal = features.mean(0), wanted.mean(0)
+        x, y = features - middle, wanted - goal
+        products = x.T @ x
+        products.diagonal().add_(RIDGE * products.diagonal().mean())
+        weight = torch.linalg.solve(products, x.T @ y).T
+        linear: Any = self.maps[level]
+        linear.weight.copy_(weight)
+        linear.bias.copy_(goal - weight @ middle)
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        if self.standardize:
+            features = (features - self.mean) / self.std
+        return [self.maps[min(j, len(self.maps) - 1)](features[:, j]) for j in range(features.shape[1])]
+
+
+class SoftPrompt(nn.Module):
+    """Trained vectors (n, size), through an MLP in the paper's main model (section 3.2)."""
+
+    def __init__(self, tokens: int, size: int, *, mlp: bool, std: float) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(tokens, size))
+        nn.init.normal_(self.embedding, std=std)
+        self.mlp = nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, size)) if mlp else None
+
+    def forward(self) -> Tensor:
+        return self.embedding if self.mlp is None else self.mlp(self.embedding)
 
 
 class Injection(Method):

@@ -10,9 +10,7 @@ import torch
 from torch import nn
 
 from perceptune.config.recipe import Recipe
-from perceptune.encoders._blip import BlipVision
-from perceptune.encoders._fit import fit
-from perceptune.encoders.base import Encoder
+from perceptune.encoders.base import BlipVision, Encoder, fit
 from perceptune.errors import UserError
 from perceptune.lm.frozen_blip import FrozenBlip
 from perceptune.lm.quantization import keep_differentiable, quantization

@@ -13,15 +13,13 @@ from perceptune.encoders.base import Encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError
 from perceptune.lm.frozen_blip import FrozenBlip
-from perceptune.lm.generation.generate import StreamCallback
 from perceptune.lm.kernels.optimize import optimize_modules
 from perceptune.methods.qformer.base import QFormerMethod, QFormerOutput
 from perceptune.models.base import AdaptedModel
-from perceptune.models.batch import Batch, FrozenPart
 from perceptune.models.instructblip.text_format import BlipText, BlipTokens
-from perceptune.models.text_format import Tokens, first_target
-from perceptune.types import Decoding, Features, Sample
-from perceptune.utils.devices import move
+from perceptune.models.text_format import Batch, FrozenPart, Tokens, first_target
+from perceptune.types import Decoding, Features, GenerationRequest, Prompt, Sample, StreamCallback
+from perceptune.utils.tensors import move
 
 
 class InstructBlipModel(AdaptedModel):
@@ -101,13 +99,15 @@ class InstructBlipModel(AdaptedModel):
 
     def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        watch: StreamCallback | None = None,
+        callback: StreamCallback | None = None,
     ) -> list[list[int]]:  # fmt: skip
-        queried, tokens = self._query(samples)
-        return self.blip.generate(
-            queried.queries, tokens.for_lm(self.device), decoding, eos=self.text.eos, pad=self.text.pad, watch=watch,
-            seeds=self.seeds_of(samples, decoding, seeds),
+        output, tokens = self._query(samples)
+        given = tokens.for_lm(self.device)
+        request = GenerationRequest(
+            Prompt(given.ids, given.mask), decoding, self.text.eos, self.text.pad,
+            self.seeds_of(samples, decoding, seeds), callback,
         )  # fmt: skip
+        return self.blip.generate(output.queries, given, request)
 
     def _query(self, samples: Sequence[Sample]) -> tuple[QFormerOutput, BlipTokens]:
         """What the Q-Former says about samples, and what it and the LM read."""

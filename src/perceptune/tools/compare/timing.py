@@ -23,13 +23,12 @@ from perceptune.errors import UserError
 from perceptune.models.build import build_to_train
 from perceptune.tools.compare.plan import Plan, PlannedRow
 from perceptune.training.batch_loader import BatchLoader
-from perceptune.training.gradients import add_gradients
-from perceptune.training.optimizer import MethodOptimizer
+from perceptune.training.optimizer import MethodOptimizer, add_gradients
 from perceptune.utils.atomic_io import write_json, write_text
-from perceptune.utils.devices import read_numbers
 from perceptune.utils.distributed import World
 from perceptune.utils.launch_environment import read_launch
 from perceptune.utils.markdown import markdown_table
+from perceptune.utils.tensors import read_numbers
 from perceptune.utils.timing import Contender, machine, measure
 
 NAME = "timing"  # of the files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +14,24 @@ from perceptune.errors import UserError
 from perceptune.tools.datasets.problems import Problems
 from perceptune.types import Sample
 
-if TYPE_CHECKING:
-    from perceptune.models.text_format import TextFormat
-
 MOST_ANSWERS = 500_000  # distinct ones that are counted; of captions there may be as many as rows
 _SHOWN = 10
+
+
+class TokenFormat(Protocol):
+    """How a sample becomes tokens: `models.text_format.TextFormat`, which loads torch."""
+
+    def prompt_ids(self, sample: Sample) -> list[int]: ...
+
+    def target_ids(self, target: str) -> list[int]: ...
+
+    def training_ids(self, sample: Sample, target: str) -> tuple[list[int], int]: ...
 
 
 class TextCensus:
     """Counts words, and tokens where there is a tokenizer; 16 bytes a row."""
 
-    def __init__(self, problems: Problems, task: Task, split: str, text: TextFormat | None) -> None:
+    def __init__(self, problems: Problems, task: Task, split: str, text: TokenFormat | None) -> None:
         self._problems, self._task, self._text = problems, task, text
         self._trains = split == "train"
         self._numbers, self._ids, self._rows = array("q"), array("q"), array("q")
@@ -78,7 +85,7 @@ class TextCensus:
             "answer_types": dict(self._types.most_common(20)) if set(self._types) - {""} else {},
         }  # fmt: skip
 
-    def _tokens(self, text: TextFormat, where: str, sample: Sample) -> None:
+    def _tokens(self, text: TokenFormat, where: str, sample: Sample) -> None:
         """Lengths as the LM sees them; what it cannot take would stop a training or an evaluation."""
         try:
             self._lengths.setdefault("prompt tokens", Counter())[len(text.prompt_ids(sample))] += 1

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from perceptune.config.recipe import Recipe, load_recipe, recipe_names
 from perceptune.config.registry import leaf
@@ -17,13 +17,9 @@ from perceptune.data.tasks.base import Task, check_split
 from perceptune.errors import UserError, nearest
 from perceptune.tools.datasets.media_census import MediaCensus
 from perceptune.tools.datasets.problems import Problems
-from perceptune.tools.datasets.text_census import TextCensus
+from perceptune.tools.datasets.text_census import TextCensus, TokenFormat
 from perceptune.types import Sample
 from perceptune.utils.paths import hint, local_name
-
-if TYPE_CHECKING:
-    from perceptune.encoders.base import Encoder
-    from perceptune.models.text_format import TextFormat
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ def _unchecked(part: NamedPart) -> NamedPart:
 class _Checker:
     """The splits of one task."""
 
-    def __init__(self, task: Task, recipe: Recipe | None, text: TextFormat | None, options: CheckOptions) -> None:
+    def __init__(self, task: Task, recipe: Recipe | None, text: TokenFormat | None, options: CheckOptions) -> None:
         self._task, self._recipe, self._text, self._options = task, recipe, text, options
         self.problems = Problems(options.shown)
         self.drawn: dict[str, list[Sample]] = {}
@@ -150,7 +146,7 @@ class _Checker:
         found = {split: len(train & seen) for split, seen in self._media.items() if split != "train"}
         return {split: count for split, count in found.items() if count}
 
-    def _encoder_of(self, modality: str) -> Encoder | None:
+    def _encoder_of(self, modality: str) -> Any:
         """What media are loaded by. A file that is checked alone has its audio heard by the default encoder."""
         from perceptune.models.build import encoder_alone, load_encoder_of
 

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from perceptune.errors import UserError
 from perceptune.utils.atomic_io import write_whole
-from perceptune.utils.row_store.files import KEY_BYTES, Records, RowShard, Writer, refused
-from perceptune.utils.row_store.index import NOWHERE, Index, places_of
+from perceptune.utils.row_store.files import KEY_BYTES, NOWHERE, Index, Records, RowShard, Writer, places_of, refused
 
 STORE_META = "meta.json"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "uint8")}

@@ -5,11 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.methods.slots._method import Site
-from perceptune.methods.slots._parts import Adapter
+
+
+class Adapter(nn.Module):
+    """MAGMA's adapter as a delta: s W2 relu(W1 x), to be added to a module's output (section 4.1).
+
+    x is that output (sequential) or the module's input (parallel); s is 1, or trained from 1 on if `scaled`.
+    """
+
+    def __init__(self, size: int, factor: int, *, scaled: bool = False) -> None:
+        super().__init__()
+        self.down = nn.Linear(size, size // factor)
+        self.up = nn.Linear(size // factor, size)
+        for parameter in self.parameters():  # near identity at the start, as in MAGMA
+            nn.init.trunc_normal_(parameter, std=1e-3, a=-2e-3, b=2e-3)
+        self.scale = nn.Parameter(torch.ones(1)) if scaled else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        delta = self.up(torch.relu(self.down(x)))
+        return delta if self.scale is None else delta * self.scale
 
 
 class AdapterSites(nn.ModuleDict):

@@ -1,0 +1,84 @@
+"""transformers' own `generate`, for LMs that cannot be split and for scores that depend on the answer so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceptune.errors import UserError
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.generation.decode_state import make_sampler
+from perceptune.lm.slot_hooks import Splice
+from perceptune.types import GenerationRequest
+from perceptune.utils.tensors import prepend_slot_columns
+
+
+def hf_generate(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
+    """transformers' `generate`: new tokens of each row, the end token and padding behind it included."""
+    from transformers import DynamicCache
+
+    prompt, rows = request.prompt, torch.arange(len(request.prompt.ids)).repeat_interleave(request.decoding.beams)
+    splice = Splice([slot.of_rows(rows) for slot in prompt.slots], prompt.mask[rows.to(prompt.mask.device)])
+    ids, mask, _ = prepend_slot_columns(prompt.ids, prompt.mask, splice.width)
+    # An unwindowed cache: a sliding-window cache would drop the slots, which are exempt from the window.
+    cache = {} if splice.sees_text else {"past_key_values": DynamicCache()}
+    with lm.hooks_active(splice, None):
+        return run_hf_generate(
+            lm.model, {"input_ids": ids, "attention_mask": mask, **cache}, request, width=ids.shape[1],
+            use_cache=not splice.sees_text,
+        )  # fmt: skip
+
+
+def run_hf_generate(
+    model: Any, inputs: Mapping[str, Any], request: GenerationRequest, *, width: int, **settings: Any
+) -> list[list[int]]:
+    """`model.generate` on `inputs`: each row ends at its own limit; new tokens come behind the first `width` columns.
+
+    Of `request.prompt` only the mask is read, whose tokens count for `decoding.max_length`.
+    """
+    from transformers import GenerationConfig
+
+    decoding, eos, callback = request.decoding, request.eos, request.callback
+    limits = decoding.max_new_tokens_per_row(request.prompt.mask)
+    sampler = make_sampler(request, limits.device)
+
+    if decoding.counts_prompt:
+        raise UserError(
+            "decode.length_normalization: `total` is for beams of an LM with slots, without `min_new_tokens` and "
+            "`repetition_penalty`; choose `answer`"
+        )
+    search = {"length_penalty": decoding.length_penalty} if decoding.beams > 1 else {}
+    config = GenerationConfig(
+        max_new_tokens=int(limits.max()), num_beams=decoding.beams, do_sample=False, eos_token_id=eos,
+        pad_token_id=request.pad, **search, **settings,
+    )  # fmt: skip
+
+    def draw(_: Tensor, logits: Tensor) -> Tensor:
+        """Leaves the chosen token alone possible: a row's draws are its own in this loop, too."""
+        chosen = sampler(logits, range(len(logits)))
+        return torch.full_like(logits, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+
+    def restrained(given: Tensor, scores: Tensor) -> Tensor:
+        """By the answer alone: what a row's prompt or its padding holds is not counted."""
+        said = given[:, width:]
+        before = scores.gather(1, said)
+        after = torch.where(before < 0, before * decoding.repetition_penalty, before / decoding.repetition_penalty)
+        scores = scores.scatter(1, said, after)
+        if said.shape[1] < decoding.min_new_tokens:
+            scores[:, eos] = -torch.inf
+        return scores
+
+    def full(given: Tensor, _: Any) -> Tensor:
+        done = given.shape[1] - width >= limits
+        if callback is not None:
+            done |= torch.tensor([not callback.is_wanted(row) for row in range(len(limits))], device=done.device)
+        return done.repeat_interleave(len(given) // len(limits))
+
+    processors = [restrained] * decoding.changes_scores + [draw] * decoding.sample
+    sequences = model.generate(
+        **inputs, generation_config=config, stopping_criteria=[full], logits_processor=processors
+    )
+    return [row[:limit] for row, limit in zip(sequences[:, width:].tolist(), limits.tolist(), strict=True)]
