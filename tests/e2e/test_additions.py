@@ -14,7 +14,7 @@ from transformers import ViTMSNConfig, ViTMSNModel
 import generated
 from forks import Fork
 from perceptune.cli.main import run as cli
-from perceptune.config.registry import KINDS, leaves
+from perceptune.config.registry import LEAF_KINDS, leaves
 
 TESTS = Path(__file__).parents[1]
 ADDED = {
@@ -163,7 +163,7 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     """The name of each addition by its kind."""
     names = {}
     for kind, (stem, code) in ADDED.items():
-        package = importlib.import_module(f"perceptune.{KINDS[kind]}")
+        package = importlib.import_module(f"perceptune.{LEAF_KINDS[kind]}")
         (tmp_path / kind).mkdir()
         (tmp_path / kind / f"{stem}.py").write_text(code)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / kind)])
@@ -172,7 +172,7 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     yield names
     leaves.cache_clear()
     for kind, (stem, _) in ADDED.items():
-        sys.modules.pop(f"perceptune.{KINDS[kind]}.{stem}", None)
+        sys.modules.pop(f"perceptune.{LEAF_KINDS[kind]}.{stem}", None)
 
 
 def test_lists_help_and_documentation_take_them_up(
