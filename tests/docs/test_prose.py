@@ -23,8 +23,7 @@ TERMS = (
 OLD_NAMES = re.compile(
     r"""
       \.said\b | \bdef\ (said|known|ensure|prepare|depth|using|entrance|chooses)\(self | \.(known|ensure|using)\(
-    | \b(SplicedModel | BlipModel | get_ready | one_by_one | with_transformers | through_transformers
-        | limits_of | up_to\()
+    | \b(SplicedModel | BlipModel | get_ready | one_by_one | with_transformers | through_transformers | up_to\()
     | \bclass\ (Watch|Row|Going|Pair|Trained|Seen|Queried|Answered|Judged|Loaded|Memory|Together|Apart|Feed|Say)\b
     | \b(Going | Prefilled | Grown | KeyValues | Choose | Queried | HeldOut | HoldOut | TakenOver
         | Answered)(?=[\[(\]),.`|])
