@@ -10,29 +10,27 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from perceptune.config.registry import leaves
 from perceptune.config.schema import EncoderConfig
-from perceptune.encoders._audio import AudioEncoder as AudioEncoder
+from perceptune.encoders._audio import AudioEncoder
 
 # Leaves import from here.
-from perceptune.encoders._blip import BlipVision as BlipVision
-from perceptune.encoders._blocks import BlockEncoder as BlockEncoder
-from perceptune.encoders._blocks import BlockParts as BlockParts
-from perceptune.encoders._checkpoints import build_tower as build_tower
-from perceptune.encoders._checkpoints import read_preprocessor as read_preprocessor
-from perceptune.encoders._checkpoints import settings_of as settings_of
-from perceptune.encoders._encoder import Encoder as Encoder
-from perceptune.encoders._encoder import TokenSelection as TokenSelection
-from perceptune.encoders._fit import fit as fit
-from perceptune.encoders._images import BICUBIC as BICUBIC
-from perceptune.encoders._images import BILINEAR as BILINEAR
-from perceptune.encoders._images import IMAGENET as IMAGENET
-from perceptune.encoders._images import INCEPTION as INCEPTION
-from perceptune.encoders._images import OPENAI as OPENAI
-from perceptune.encoders._images import PREPROCESSOR_DEFAULTS as PREPROCESSOR_DEFAULTS
-from perceptune.encoders._images import ImageEncoder as ImageEncoder
-from perceptune.encoders._images import ViTEncoder as ViTEncoder
-from perceptune.encoders._images import transform_of as transform_of
-from perceptune.encoders._pool import pooled_levels as pooled_levels
-from perceptune.encoders._videos import VideoEncoder as VideoEncoder
+from perceptune.encoders._blip import BlipVision
+from perceptune.encoders._blocks import BlockEncoder, BlockParts
+from perceptune.encoders._checkpoints import build_tower, read_preprocessor, settings_of
+from perceptune.encoders._encoder import Encoder, TokenSelection
+from perceptune.encoders._fit import fit
+from perceptune.encoders._images import (
+    BICUBIC,
+    BILINEAR,
+    IMAGENET,
+    INCEPTION,
+    OPENAI,
+    PREPROCESSOR_DEFAULTS,
+    ImageEncoder,
+    ViTEncoder,
+    transform_of,
+)
+from perceptune.encoders._pool import pooled_levels
+from perceptune.encoders._videos import VideoEncoder
 from perceptune.errors import UserError
 
 

@@ -8,8 +8,18 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 Floats = NDArray[np.float64]
+References = Sequence[Sequence[str]]  # of each sample
+
+
+class MetricOptions(BaseModel):
+    """The options of a metric; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 # 1 or 0 by id, and the ids whose answers follow from each id's -> the consistency of the ids that have one.
 Consistency = Callable[[Mapping[str, float], Mapping[str, Sequence[str]]], dict[str, float]]
 

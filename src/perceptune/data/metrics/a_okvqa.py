@@ -8,29 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
-
-from perceptune.data.metrics.base import Groups, Needs, Scored, scored_by_group, zipped
+from perceptune.data.metrics.base import Groups, MetricOptions, Needs, References, Scored, scored_by_group, zipped
 
 NEEDS = Needs(
     "answers", prediction_key="direct_answer", not_counted=("difficult_direct_answer", True), by_group="accuracy"
 )
 
 
-class Options(BaseModel):
+class Options(MetricOptions):
     """There is nothing to choose but the predictions' case."""
-
-    model_config = ConfigDict(extra="forbid")
 
     lowercase: bool = False  # predictions are written in lower case first
 
 
 def score(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    options: Options = Options(),  # noqa: B008
-    *,
-    groups: Groups | None = None,
+    predictions: Sequence[str], references: References, options: Options = Options(), *, groups: Groups | None = None
 ) -> Scored:
     """`accuracy` between 0 and 1; `references` are the annotators' answers.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from perceptune.data.metrics.base import (
     ORDERS,
@@ -17,7 +17,9 @@ from perceptune.data.metrics.base import (
     Cider,
     Floats,
     Ints,
+    MetricOptions,
     Needs,
+    References,
     Scored,
     Tokenizer,
     common_lengths,
@@ -37,10 +39,8 @@ _CORPUS_KEYS = ("references", "captions", "targets")
 _TOKENIZERS: dict[str, Tokenizer] = {"ptb": ptb_tokens, "none": str.split}
 
 
-class Options(BaseModel):
+class Options(MetricOptions):
     """How captions become words, and where CIDEr learns which words are rare."""
-
-    model_config = ConfigDict(extra="forbid")
 
     tokenizer: Literal["ptb", "none"] = Field("ptb", description="`none` = texts are tokens separated by spaces")
     df: str = Field(
@@ -50,11 +50,7 @@ class Options(BaseModel):
     )
 
 
-def score(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    options: Options = Options(),  # noqa: B008
-) -> Scored:
+def score(predictions: Sequence[str], references: References, options: Options = Options()) -> Scored:
     """`BLEU-1` to `BLEU-4` and `ROUGE-L` from 0 to 1, `CIDEr` (CIDEr-D) from 0 to 10.
 
     ROUGE-L and CIDEr are means over samples, BLEU is made of sums over samples (`corpus`). A sample's own BLEU is

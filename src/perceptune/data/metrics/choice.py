@@ -9,25 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
-
-from perceptune.data.metrics.base import Groups, Needs, Scored, averages, scored_by_group, zipped
+from perceptune.data.metrics.base import Groups, MetricOptions, Needs, Scored, averages, scored_by_group, zipped
 
 NEEDS = Needs(prediction_key="multiple_choice", choices=True, by_group="accuracy")
 
 _LETTER = re.compile(r"\(?([a-z])(?:\)|\.|:|$)\s*(.*)")
 
 
-class Options(BaseModel):
+class Options(MetricOptions):
     """There is nothing to choose."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 def score(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
-    options: Options = Options(),  # noqa: B008
+    options: Options = Options(),
     *,
     choices: Sequence[Sequence[str]] | None = None,
     groups: Groups | None = None,

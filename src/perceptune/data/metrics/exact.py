@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
-
-from perceptune.data.metrics.base import Groups, Needs, Scored, scored_by_group, zipped
+from perceptune.data.metrics.base import Groups, MetricOptions, Needs, References, Scored, scored_by_group, zipped
 
 NEEDS = Needs(by_group="accuracy")
 
 
-class Options(BaseModel):
+class Options(MetricOptions):
     """How strictly texts are compared."""
-
-    model_config = ConfigDict(extra="forbid")
 
     lowercase: bool = False  # compare in lower case
 
 
 def score(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    options: Options = Options(),  # noqa: B008
-    *,
-    groups: Groups | None = None,
+    predictions: Sequence[str], references: References, options: Options = Options(), *, groups: Groups | None = None
 ) -> Scored:
     """`accuracy` of all samples and `accuracy_<group>` of each group's; 1 or 0 for each sample.
 

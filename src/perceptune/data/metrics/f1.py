@@ -11,9 +11,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
-
-from perceptune.data.metrics.base import Groups, Needs, Scored, scored_by_group, zipped
+from perceptune.data.metrics.base import Groups, MetricOptions, Needs, References, Scored, scored_by_group, zipped
 
 NEEDS = Needs(by_group="f1")
 
@@ -21,18 +19,12 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
-class Options(BaseModel):
+class Options(MetricOptions):
     """There is nothing to choose."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 def score(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    options: Options = Options(),  # noqa: B008
-    *,
-    groups: Groups | None = None,
+    predictions: Sequence[str], references: References, options: Options = Options(), *, groups: Groups | None = None
 ) -> Scored:
     """`f1` between 0 and 1. Raises `ValueError` if there are no samples, or one without references."""
     values = [

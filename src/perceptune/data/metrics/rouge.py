@@ -10,14 +10,15 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from perceptune.data.metrics.base import (
     Captions,
     Floats,
     Ints,
+    MetricOptions,
     Needs,
     NGramTable,
+    References,
     Scored,
     common_lengths,
     numbered,
@@ -30,17 +31,11 @@ TOKENIZER = "lower-case letters a to z and digits, no stemming"
 _WORD = re.compile(r"[a-z0-9]+")
 
 
-class Options(BaseModel):
+class Options(MetricOptions):
     """There is nothing to set."""
 
-    model_config = ConfigDict(extra="forbid")
 
-
-def score(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    options: Options = Options(),  # noqa: B008
-) -> Scored:
+def score(predictions: Sequence[str], references: References, options: Options = Options()) -> Scored:
     """`rouge1_f1_mean` and so on: `rouge1`, `rouge2`, `rougeL` by `f1`, `recall` by `mean`, `best`; all from 0 to 1.
 
     `mean` is the mean over a sample's references. `best` is the reference with the greatest F1, the first of several

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from perceptune.data.metrics.base import (
     ORDERS,
     Cider,
+    MetricOptions,
     Needs,
+    References,
     Scored,
     averages,
     find_java,
@@ -39,21 +41,15 @@ _NEWEST_JAVA = 15  # later ones refuse the access to their own classes that the 
 _NEEDED = "SPICE needs its program: name the folder that holds `spice-1.0.jar` and `lib` with Stanford CoreNLP 3.6.0"
 
 
-class Options(BaseModel):
+class Options(MetricOptions):
     """Where the program and an old Java lie."""
-
-    model_config = ConfigDict(extra="forbid")
 
     folder: str = Field("", description="folder with `spice-1.0.jar` and `lib`; default: PERCEPTUNE_SPICE")
     java: str = Field("", description="a Java 8 or 11; default: PERCEPTUNE_SPICE_JAVA, else the one on the PATH")
     memory: str = Field("8G", description="maximum memory of Java")
 
 
-def score(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    options: Options = Options(),  # noqa: B008
-) -> Scored:
+def score(predictions: Sequence[str], references: References, options: Options = Options()) -> Scored:
     """`SPICE` from 0 to 1 and `SPIDEr`, means over the samples.
 
     Raises `UserError` where the program or a Java for it is absent, or fails, `ValueError` if there is nothing to score

@@ -17,28 +17,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from perceptune.data.metrics.base import Groups, Needs, Scored, normalise, scored_by_group, without_punctuation, zipped
+from perceptune.data.metrics.base import (
+    Groups,
+    MetricOptions,
+    Needs,
+    References,
+    Scored,
+    normalise,
+    scored_by_group,
+    without_punctuation,
+    zipped,
+)
 
 NEEDS = Needs("answers", annotators=4, for_one_answer="exact", by_group="accuracy")
 
 
-class Options(BaseModel):
+class Options(MetricOptions):
     """Which rules."""
-
-    model_config = ConfigDict(extra="forbid")
 
     dialect: Literal["official", "always", "evalai", "epalm"] = "official"
     lowercase: bool = False  # predictions are written in lower case first, as VQA v2's answers are
 
 
 def score(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    options: Options = Options(),  # noqa: B008
-    *,
-    groups: Groups | None = None,
+    predictions: Sequence[str], references: References, options: Options = Options(), *, groups: Groups | None = None
 ) -> Scored:
     """`accuracy` between 0 and 1, and `accuracy_<group>` of each group's; `references` are the annotators' answers.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -24,7 +25,7 @@ class Captioned(NamedTuple):
     id: str  # of the medium
     media: Mapping[str, Path]
     captions: tuple[str, ...]
-    meta: Mapping[str, Any]
+    meta: Mapping[str, Any] = MappingProxyType({})
 
 
 class CaptionSet(MediaSet):

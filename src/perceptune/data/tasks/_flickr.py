@@ -57,7 +57,7 @@ class FlickrSet(CaptionSet):
                 found = (line for line in lines if Path(line[0]).stem in listed)
             for name, record in found:
                 captions = self.captions(record, ["caption"], split)
-                yield Captioned(record, Path(name).stem, self.medium(record, name=name), captions, {})
+                yield Captioned(record, Path(name).stem, self.medium(record, name=name), captions)
 
     def _listed(self, split: str) -> set[str]:
         """The names of a split's images, without what comes behind the last dot."""

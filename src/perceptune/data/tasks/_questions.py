@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -34,8 +35,8 @@ class Asked(NamedTuple):
     media: Mapping[str, Path]
     question: str
     answers: tuple[str, ...]  # of all annotators, as they stand in the file; a single one is simply right
-    label: Mapping[str, float] | None  # answer -> its worth, 0 to 1, where the file says so
-    meta: Mapping[str, Any]
+    label: Mapping[str, float] | None = None  # answer -> its worth, 0 to 1, where the file says so
+    meta: Mapping[str, Any] = MappingProxyType({})
 
 
 class QuestionSet(MediaSet):

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from perceptune.data.records import Record, short
 from perceptune.data.tasks._files import Absent, missing
+from perceptune.data.tasks._rows import json_rows, read_json
 from perceptune.data.tasks._task import Task, check_split
 from perceptune.errors import UserError, error_prefix, nearest
 from perceptune.types import Medium, Sample
@@ -50,7 +51,7 @@ class MediaSet(Task):
     data_option = "dir"
     modality: ClassVar[str] = "image"
     files: ClassVar[Files]  # as published
-    template: ClassVar[str]  # a medium's path in the folder of media, as published
+    template: ClassVar[str | Mapping[str, str]]  # a medium's path in the folder of media, as published; by `format`
 
     def __init__(self, options: Any) -> None:
         self._options = options
@@ -62,7 +63,8 @@ class MediaSet(Task):
             for split in options.media:
                 with error_prefix("`media`"):
                     check_split(split, self.splits)
-        self._template = options.template or self.template
+        published = self.template if isinstance(self.template, str) else self.template[options.format]
+        self._template = options.template or published
         self._made: dict[str, list[Sample]] = {}
 
     def published(self) -> dict[str, tuple[str, ...]]:
@@ -91,6 +93,11 @@ class MediaSet(Task):
     def annotations(self, split: str) -> list[Path]:
         """The annotation files of a split."""
         return [self._options.dir / name for name in self._annotations[split]]
+
+    def json_rows(self, split: str, keys: Sequence[str] = (), *, at: str | None = None) -> Iterator[Record]:
+        """Yield the rows of a split's annotation files in JSON; see `json_rows`."""
+        for path in self.annotations(split):
+            yield from json_rows(read_json(path), path, keys, at=at)
 
     def medium(self, record: Record, **fields: Any) -> dict[str, Path]:
         """The medium of a row, relative to the folder of its split's media: the template with `fields` filled in."""

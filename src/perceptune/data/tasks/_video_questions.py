@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from perceptune.data.records import Record
 from perceptune.data.tasks._questions import Asked, QuestionSet
-from perceptune.data.tasks._rows import json_rows, read_json
 from perceptune.data.tasks._sets import text_of
 from perceptune.data.tasks._vqa_files import label_of, question_of
 
@@ -30,9 +29,8 @@ class VideoQuestions(QuestionSet):
         """The file of a video by its number."""
 
     def rows(self, split: str) -> Iterator[Asked]:
-        for path in self.annotations(split):
-            for record in json_rows(read_json(path), path, _KEYS):
-                yield self._asked(record, split)
+        for record in self.json_rows(split, _KEYS):
+            yield self._asked(record, split)
 
     def _asked(self, record: Record, split: str) -> Asked:
         if record.values.get("video") is None:
@@ -42,12 +40,7 @@ class VideoQuestions(QuestionSet):
             number, video = "", text_of(record, "video")
         label = label_of(record)
         hidden = label is not None or (split == "test" and record.values.get("answer") is None)
-        return Asked(
-            record=record,
-            id=text_of(record, "id" if record.values.get("id") is not None else "question_id"),
-            media=self.medium(record, video=video, video_id=number),
-            question=question_of(record),
-            answers=() if hidden else (text_of(record, "answer"),),
-            label=label,
-            meta=record.meta(),
-        )
+        name = text_of(record, "id" if record.values.get("id") is not None else "question_id")
+        media = self.medium(record, video=video, video_id=number)
+        answers = () if hidden else (text_of(record, "answer"),)
+        return Asked(record, name, media, question_of(record), answers, label, record.meta())

@@ -19,10 +19,8 @@ from perceptune.data.tasks.base import (
     Files,
     QuestionSet,
     answers_of,
-    json_rows,
     number_of,
     question_of,
-    read_json,
     text_of,
 )
 from perceptune.types import Sample
@@ -44,12 +42,11 @@ class AOKVQA(QuestionSet):
 
     def rows(self, split: str) -> Iterator[Asked]:
         make = self._direct if self._options.answers == "direct" else self._choice
-        for path in self.annotations(split):
-            for row in json_rows(read_json(path), path):
-                # The evaluation leaves out what ten people answered in ten ways.
-                if split != "train" and self._options.answers == "direct" and row.values.get("difficult_direct_answer"):
-                    continue
-                yield make(row, split)
+        for row in self.json_rows(split):
+            # The evaluation leaves out what ten people answered in ten ways.
+            if split != "train" and self._options.answers == "direct" and row.values.get("difficult_direct_answer"):
+                continue
+            yield make(row, split)
 
     def _direct(self, row: Record, split: str) -> Asked:
         return self._asked(row, split, question_of(row), answers_of(row, "direct_answers"), {})
@@ -67,7 +64,7 @@ class AOKVQA(QuestionSet):
 
     def _asked(self, row: Record, split: str, prompt: str, answers: tuple[str, ...], meta: dict[str, Any]) -> Asked:
         media = self.medium(row, subset=_SUBSETS.get(split, f"{split}2017"), image_id=number_of(row, "image_id"))
-        return Asked(row, text_of(row, "question_id"), media, prompt, answers, None, meta)
+        return Asked(row, text_of(row, "question_id"), media, prompt, answers, meta=meta)
 
     def against_answers(self, texts: Sequence[str], answers: Sequence[Any], groups: Sequence[str]) -> Scored:
         """Worth min(matches / 3, 1), compared as the authors do it, without more cleaning."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,7 +27,6 @@ from perceptune.data.tasks.base import (
 )
 
 _LAVIS = {"train": "train", "validation": "val", "test": "test"}
-_TEMPLATES = {"karpathy": "{filepath}/{filename}", "lavis": "{image}", "official": "{subset}/{file_name}"}
 
 
 class COCOCaptions(CaptionSet):
@@ -41,12 +40,8 @@ class COCOCaptions(CaptionSet):
         )
         restval: bool = Field(True, description="format `karpathy`: add its part `restval` to training")
 
-    template = ""  # by format
+    template: ClassVar = {"karpathy": "{filepath}/{filename}", "lavis": "{image}", "official": "{subset}/{file_name}"}
     one_row_a_medium = False
-
-    def __init__(self, options: Options) -> None:
-        super().__init__(options)
-        self._template = options.template or _TEMPLATES[options.format]
 
     def published(self) -> dict[str, tuple[str, ...]]:
         match self._options.format:
@@ -54,10 +49,8 @@ class COCOCaptions(CaptionSet):
                 return dict.fromkeys(_LAVIS, ("dataset_coco.json",))
             case "lavis":
                 return {split: (f"coco_karpathy_{name}.json",) for split, name in _LAVIS.items()}
-        return {
-            "train": ("annotations/captions_train2014.json",),
-            "validation": ("annotations/captions_val2014.json",),
-        }
+        names = {"train": "train2014", "validation": "val2014"}
+        return {split: (f"annotations/captions_{name}.json",) for split, name in names.items()}
 
     def rows(self, split: str) -> Iterator[Captioned]:
         make = {"karpathy": self._karpathy, "lavis": self._lavis, "official": self._official}[self._options.format]
@@ -67,27 +60,22 @@ class COCOCaptions(CaptionSet):
     def _karpathy(self, path: Path, split: str) -> Iterator[Captioned]:
         for row, names, captions in karpathy_rows(path, split, restval=self._options.restval):
             found = self.captions(captions, ["raw"], split)
-            yield Captioned(row, text_of(row, "cocoid"), self.medium(row, **names), found, {})
+            yield Captioned(row, text_of(row, "cocoid"), self.medium(row, **names), found)
 
     def _lavis(self, path: Path, split: str) -> Iterator[Captioned]:
         for row in json_rows(read_json(path), path):
             image = text_of(row, "image")
             name = str(row.values.get("image_id") or Path(image).stem).removeprefix("coco_")
             number = re.fullmatch(r"COCO_\w+_0*(\d+)", name)
-            yield Captioned(
-                row,
-                number[1] if number else name,
-                self.medium(row, image=image),
-                self.captions(row, ["caption"], split),
-                {},
-            )
+            captions = self.captions(row, ["caption"], split)
+            yield Captioned(row, number[1] if number else name, self.medium(row, image=image), captions)
 
     def _official(self, path: Path, split: str) -> Iterator[Captioned]:
         subset = path.name.split(".")[0].removeprefix("captions_")
         for image, captions in coco_rows(path):
             media = self.medium(image, subset=subset, file_name=text_of(image, "file_name"))
             found = tuple(text for row in captions for text in self.captions(row, ["caption"], split))
-            yield Captioned(image, text_of(image, "id"), media, found, {})
+            yield Captioned(image, text_of(image, "id"), media, found)
 
 
 TASK = COCOCaptions

@@ -44,7 +44,7 @@ class DAQUAR(QuestionSet):
         for path in self.annotations(split):
             for index, (record, question, answer, image) in enumerate(read(path)):
                 media = self.medium(record, image_id=image)
-                yield Asked(record, f"{path.stem}-{index:06d}", media, question, (answer,), None, {})
+                yield Asked(record, f"{path.stem}-{index:06d}", media, question, (answer,))
 
 
 TASK = DAQUAR

@@ -10,14 +10,14 @@ balanced ones are named by `annotations`, several files a split.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from perceptune.data.metrics import gqa
 from perceptune.data.metrics.base import Scored
 from perceptune.data.records import Record
-from perceptune.data.tasks.base import Asked, QuestionSet, json_rows, label_of, question_of, read_json, text_of
+from perceptune.data.tasks.base import Asked, QuestionSet, label_of, question_of, text_of
 from perceptune.types import Sample
 
 
@@ -39,9 +39,7 @@ class GQA(QuestionSet):
 
     def rows(self, split: str) -> Iterator[Asked]:
         make = self._official if self._options.format == "official" else self._vl_t5
-        for path in self.annotations(split):
-            for row in json_rows(read_json(path), path):
-                yield make(row)
+        yield from map(make, self.json_rows(split))
 
     def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:
         if any("label" in sample.meta for sample in samples):
@@ -52,30 +50,14 @@ class GQA(QuestionSet):
     def _official(self, row: Record) -> Asked:
         answer, types = row.values.get("answer"), row.values.get("types")
         structural = types.get("structural") if isinstance(types, dict) else None
-        return Asked(
-            record=row,
-            id=text_of(row, "id"),
-            media=self.medium(row, image_id=text_of(row, "imageId")),
-            question=question_of(row),
-            answers=() if answer is None else (row.check_text("answer", answer),),
-            label=None,
-            meta=_type(row, structural),
-        )
+        media = self.medium(row, image_id=text_of(row, "imageId"))
+        answers = () if answer is None else (row.check_text("answer", answer),)
+        meta = {} if structural is None else {"answer_type": row.check_text("types.structural", structural)}
+        return Asked(row, text_of(row, "id"), media, question_of(row), answers, meta=meta)
 
     def _vl_t5(self, row: Record) -> Asked:
-        return Asked(
-            record=row,
-            id=text_of(row, "question_id"),
-            media=self.medium(row, image_id=text_of(row, "img_id")),
-            question=question_of(row),
-            answers=(),
-            label=label_of(row),
-            meta={},
-        )
-
-
-def _type(row: Record, structural: Any) -> dict[str, Any]:
-    return {} if structural is None else {"answer_type": row.check_text("types.structural", structural)}
+        media = self.medium(row, image_id=text_of(row, "img_id"))
+        return Asked(row, text_of(row, "question_id"), media, question_of(row), (), label_of(row))
 
 
 TASK = GQA

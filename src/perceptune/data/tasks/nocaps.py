@@ -24,13 +24,10 @@ class NoCaps(CaptionSet):
         for path in self.annotations(split):
             for image, captions in coco_rows(path):
                 domain = image.values.get("domain")
-                yield Captioned(
-                    image,
-                    text_of(image, "id"),
-                    self.medium(image, file_name=text_of(image, "file_name")),
-                    tuple(text for row in captions for text in self.captions(row, ["caption"], split)),
-                    {} if domain is None else {"domain": image.check_text("domain", domain)},
-                )
+                media = self.medium(image, file_name=text_of(image, "file_name"))
+                found = tuple(text for row in captions for text in self.captions(row, ["caption"], split))
+                meta = {} if domain is None else {"domain": image.check_text("domain", domain)}
+                yield Captioned(image, text_of(image, "id"), media, found, meta)
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """Adds `CIDEr_in_domain` and so on; each domain's inverse document frequencies are its own, as published."""

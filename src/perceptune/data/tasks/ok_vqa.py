@@ -9,7 +9,7 @@ Images are `val2014/COCO_val2014_000000297147.jpg`. Five annotators' answers sta
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,10 +17,8 @@ from perceptune.data.tasks.base import (
     Asked,
     QuestionSet,
     answers_of,
-    json_rows,
     number_of,
     question_of,
-    read_json,
     text_of,
     vqa_rows,
 )
@@ -34,13 +32,8 @@ class OKVQA(QuestionSet):
 
         format: Literal["official", "lavis"] = Field("official", description="source of the annotation files")
 
-    template = ""  # by format
+    template: ClassVar = {"official": "{subset}/{name}.jpg", "lavis": "{image}"}
     dialect = "evalai"
-
-    def __init__(self, options: Options) -> None:
-        super().__init__(options)
-        published = "{subset}/{name}.jpg" if options.format == "official" else "{image}"
-        self._template = options.template or published
 
     def published(self) -> dict[str, tuple[str, ...]]:
         if self._options.format == "lavis":
@@ -56,23 +49,15 @@ class OKVQA(QuestionSet):
     def _official(self, split: str) -> Iterator[Asked]:
         for question, annotation, document in vqa_rows(self.annotations(split)):
             subset, number = str(document.get("data_subtype", "")), number_of(question, "image_id")
-            yield Asked(
-                question,
-                text_of(question, "question_id"),
-                self.medium(question, subset=subset, name=f"COCO_{subset}_{number:012d}", image_id=number),
-                question_of(question),
-                () if annotation is None else answers_of(annotation, needed=True),
-                None,
-                {"question_type": None if annotation is None else annotation.values.get("question_type")},
-            )
+            media = self.medium(question, subset=subset, name=f"COCO_{subset}_{number:012d}", image_id=number)
+            answers = () if annotation is None else answers_of(annotation, needed=True)
+            meta = {} if annotation is None else {"question_type": annotation.values.get("question_type")}
+            yield Asked(question, text_of(question, "question_id"), media, question_of(question), answers, meta=meta)
 
     def _lavis(self, split: str) -> Iterator[Asked]:
-        for path in self.annotations(split):
-            for row in json_rows(read_json(path), path):
-                media = self.medium(row, image=text_of(row, "image"))
-                yield Asked(
-                    row, text_of(row, "question_id"), media, question_of(row), answers_of(row, "answer"), None, {}
-                )
+        for row in self.json_rows(split):
+            media = self.medium(row, image=text_of(row, "image"))
+            yield Asked(row, text_of(row, "question_id"), media, question_of(row), answers_of(row, "answer"))
 
 
 TASK = OKVQA

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from perceptune.data.tasks.base import Captioned, CaptionSet, Files, json_rows, read_json, text_of
+from perceptune.data.tasks.base import Captioned, CaptionSet, Files, text_of
 
 
 class TextCaps(CaptionSet):
@@ -21,15 +21,14 @@ class TextCaps(CaptionSet):
 
     def rows(self, split: str) -> Iterator[Captioned]:
         seen: dict[str, str] = {}
-        for path in self.annotations(split):
-            for row in json_rows(read_json(path), path, at="data"):
-                folder, name = "test_images" if split == "test" else "train_images", text_of(row, "image_id")
-                if row.values.get("caption_id") is not None:
-                    number = text_of(row, "caption_id")
-                    if seen.setdefault(number, row.where) != row.where:
-                        raise row.error(f"the caption_id `{number}` is that of {seen[number]}, too")
-                media = self.medium(row, folder=folder, image_id=name)
-                yield Captioned(row, name, media, self.captions(row, ["caption_str", "reference_strs"], split), {})
+        for row in self.json_rows(split, at="data"):
+            folder, name = "test_images" if split == "test" else "train_images", text_of(row, "image_id")
+            if row.values.get("caption_id") is not None:
+                number = text_of(row, "caption_id")
+                if seen.setdefault(number, row.where) != row.where:
+                    raise row.error(f"the caption_id `{number}` is that of {seen[number]}, too")
+            media = self.medium(row, folder=folder, image_id=name)
+            yield Captioned(row, name, media, self.captions(row, ["caption_str", "reference_strs"], split))
 
 
 TASK = TextCaps

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from perceptune.data.tasks.base import Asked, Files, QuestionSet, answers_of, json_rows, question_of, read_json, text_of
+from perceptune.data.tasks.base import Asked, Files, QuestionSet, answers_of, question_of, text_of
 
 
 class TextVQA(QuestionSet):
@@ -20,18 +20,10 @@ class TextVQA(QuestionSet):
     dialect = "evalai"
 
     def rows(self, split: str) -> Iterator[Asked]:
-        for path in self.annotations(split):
-            for row in json_rows(read_json(path), path, at="data"):
-                folder = "test_images" if split == "test" else "train_images"
-                yield Asked(
-                    row,
-                    text_of(row, "question_id"),
-                    self.medium(row, folder=folder, image_id=text_of(row, "image_id")),
-                    question_of(row),
-                    answers_of(row),
-                    None,
-                    {},
-                )
+        folder = "test_images" if split == "test" else "train_images"
+        for row in self.json_rows(split, at="data"):
+            media = self.medium(row, folder=folder, image_id=text_of(row, "image_id"))
+            yield Asked(row, text_of(row, "question_id"), media, question_of(row), answers_of(row))
 
 
 TASK = TextVQA

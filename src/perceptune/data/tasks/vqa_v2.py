@@ -18,11 +18,9 @@ from perceptune.data.tasks.base import (
     Asked,
     QuestionSet,
     answers_of,
-    json_rows,
     label_of,
     number_of,
     question_of,
-    read_json,
     text_of,
     vqa_rows,
 )
@@ -54,30 +52,19 @@ class VQAv2(QuestionSet):
         for question, annotation, document in vqa_rows(self.annotations(split)):
             subset, number = str(document.get("data_subtype", "")), number_of(question, "image_id")
             said = {} if annotation is None else annotation.values
-            yield Asked(
-                record=question,
-                id=text_of(question, "question_id"),
-                media=self.medium(question, subset=subset, name=f"COCO_{subset}_{number:012d}", image_id=number),
-                question=question_of(question),
-                answers=() if annotation is None else answers_of(annotation, needed=True),
-                label=None,
-                meta={key: said.get(key) for key in ("question_type", "answer_type")},
-            )
+            media = self.medium(question, subset=subset, name=f"COCO_{subset}_{number:012d}", image_id=number)
+            answers = () if annotation is None else answers_of(annotation, needed=True)
+            meta = {key: said.get(key) for key in ("question_type", "answer_type")}
+            yield Asked(question, text_of(question, "question_id"), media, question_of(question), answers, meta=meta)
 
     def _vl_t5(self, split: str) -> Iterator[Asked]:
-        for path in self.annotations(split):
-            for row in json_rows(read_json(path), path):
-                name = text_of(row, "img_id")
-                subset, number = name.split("_")[-2:] if name.count("_") >= 2 else ("", name)
-                yield Asked(
-                    record=row,
-                    id=text_of(row, "question_id"),
-                    media=self.medium(row, subset=subset, name=name, image_id=number),
-                    question=question_of(row),
-                    answers=answers_of(row),
-                    label=label_of(row),
-                    meta={key: row.values.get(key) for key in ("question_type", "answer_type")},
-                )
+        for row in self.json_rows(split):
+            name = text_of(row, "img_id")
+            subset, number = name.split("_")[-2:] if name.count("_") >= 2 else ("", name)
+            media = self.medium(row, subset=subset, name=name, image_id=number)
+            meta = {key: row.values.get(key) for key in ("question_type", "answer_type")}
+            asked = text_of(row, "question_id"), media, question_of(row), answers_of(row), label_of(row), meta
+            yield Asked(row, *asked)
 
 
 TASK = VQAv2

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from perceptune.methods.parts.peft_layers import PeftLayers as PeftLayers
-from perceptune.methods.parts.peft_layers import linear_maps as linear_maps
+from perceptune.methods.parts.peft_layers import PeftLayers, linear_maps
 
 # Leaves import from here.
-from perceptune.methods.slots._injection import Injection as Injection
-from perceptune.methods.slots._method import EncoderShape as EncoderShape
-from perceptune.methods.slots._method import Method as Method
-from perceptune.methods.slots._method import Site as Site
-from perceptune.methods.slots._options import InjectionOptions as InjectionOptions
-from perceptune.methods.slots._peft import PeftInjection as PeftInjection
+from perceptune.methods.slots._injection import Injection
+from perceptune.methods.slots._method import EncoderShape, Method, Site
+from perceptune.methods.slots._options import InjectionOptions
+from perceptune.methods.slots._peft import PeftInjection
