@@ -31,11 +31,7 @@ def full(kind: str) -> dict[str, Any]:
 # The name of a case, the class that holds the tower, the class whose checkpoint is read, its config.
 CASES: dict[str, tuple[str, str, Any]] = {
     "vit": ("ViTModel", "ViTModel", transformers.ViTConfig(**SIZE, intermediate_size=64)),
-    "vit-classifier": (
-        "ViTModel",
-        "ViTForImageClassification",
-        transformers.ViTConfig(**SIZE, intermediate_size=64),
-    ),
+    "vit-classifier": ("ViTModel", "ViTForImageClassification", transformers.ViTConfig(**SIZE, intermediate_size=64)),
     "deit": ("DeiTModel", "DeiTModel", transformers.DeiTConfig(**SIZE, intermediate_size=64)),
     "dinov2": ("Dinov2Model", "Dinov2Model", transformers.Dinov2Config(**SIZE)),
     "dinov2-swiglu": ("Dinov2Model", "Dinov2Model", transformers.Dinov2Config(**SIZE, use_swiglu_ffn=True)),
@@ -45,11 +41,7 @@ CASES: dict[str, tuple[str, str, Any]] = {
         transformers.Dinov2WithRegistersConfig(**SIZE),
     ),
     "clip": ("CLIPVisionModel", "CLIPModel", transformers.CLIPConfig(**full("clip"))),
-    "clip-tower": (
-        "CLIPVisionModel",
-        "CLIPVisionModel",
-        transformers.CLIPVisionConfig(**SIZE, intermediate_size=64),
-    ),
+    "clip-tower": ("CLIPVisionModel", "CLIPVisionModel", transformers.CLIPVisionConfig(**SIZE, intermediate_size=64)),
     "clip-projection": (
         "CLIPVisionModel",
         "CLIPVisionModelWithProjection",
@@ -101,11 +93,7 @@ STAGED_CASES: dict[str, tuple[str, str, Any]] = {
     "swin-classifier": ("SwinModel", "SwinForImageClassification", transformers.SwinConfig(**SWIN)),
     "swinv2": ("Swinv2Model", "Swinv2Model", transformers.Swinv2Config(**SWIN)),
     "convnext": ("ConvNextModel", "ConvNextModel", transformers.ConvNextConfig(**WIDTHS)),
-    "convnext-classifier": (
-        "ConvNextModel",
-        "ConvNextForImageClassification",
-        transformers.ConvNextConfig(**WIDTHS),
-    ),
+    "convnext-classifier": ("ConvNextModel", "ConvNextForImageClassification", transformers.ConvNextConfig(**WIDTHS)),
     "convnextv2": ("ConvNextV2Model", "ConvNextV2Model", transformers.ConvNextV2Config(**WIDTHS)),
     "resnet": (
         "ResNetModel",
@@ -113,12 +101,7 @@ STAGED_CASES: dict[str, tuple[str, str, Any]] = {
         transformers.ResNetConfig(embedding_size=8, depths=[1, 2, 1], hidden_sizes=[8, 12, 20]),
     ),
 }
-SQUASHED = {
-    "size": {"height": 32, "width": 32},
-    "resample": 3,
-    "image_mean": [0.5] * 3,
-    "image_std": [0.5] * 3,
-}
+SQUASHED = {"size": {"height": 32, "width": 32}, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
 def photo(width: int, height: int) -> bytes:

@@ -128,13 +128,7 @@ def save_lm(folder: Path, family: str = "llama", *, pad: bool = True) -> Path:
 def save_encoder(folder: Path, family: str = "dinov2") -> Path:
     """A folder with a tiny image encoder of 4 layers, 24 dimensions, 16 pixels."""
     torch.manual_seed(1)
-    shape = {
-        "hidden_size": 24,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "image_size": 16,
-        "patch_size": 8,
-    }
+    shape = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
     model = (
         Dinov2Model(Dinov2Config(**shape, mlp_ratio=2))
         if family == "dinov2"
@@ -146,12 +140,7 @@ def save_encoder(folder: Path, family: str = "dinov2") -> Path:
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(
         json.dumps(
-            {
-                "size": {"height": 16, "width": 16},
-                "image_mean": [0.5] * 3,
-                "image_std": [0.5] * 3,
-                "do_resize": True,
-            }
+            {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_resize": True}
         )
     )
     return folder

@@ -242,10 +242,6 @@ def test_dinov2_weights_get_their_names_back() -> None:
     ]
     stored = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
     weights = convert_assets._dinov2_weights(onnx.helper.make_graph(nodes, "g", [], [], stored))
-    assert set(weights) == {
-        "layernorm.weight",
-        "encoder.layer.0.mlp.fc1.weight",
-        "embeddings.position_embeddings",
-    }
+    assert set(weights) == {"layernorm.weight", "encoder.layer.0.mlp.fc1.weight", "embeddings.position_embeddings"}
     np.testing.assert_array_equal(weights["encoder.layer.0.mlp.fc1.weight"], arrays["onnx::MatMul_9"].T)
     np.testing.assert_array_equal(weights["embeddings.position_embeddings"][0, :, 0], [7, 8, 8, 8, 8])

@@ -19,11 +19,7 @@ def test_a_name_stands_for_a_part() -> None:
     recipe = load_recipe(
         {"lm": "facebook/opt-2.7b", "encoders": {"image": "x/y"}, "method": "epalm-lin", "task": "easy_vqa"}
     )
-    assert (recipe.lm.id, recipe.encoders["image"].id, recipe.method.name) == (
-        "facebook/opt-2.7b",
-        "x/y",
-        "epalm-lin",
-    )
+    assert (recipe.lm.id, recipe.encoders["image"].id, recipe.method.name) == ("facebook/opt-2.7b", "x/y", "epalm-lin")
     assert recipe.task is not None
     assert recipe.task.name == "easy_vqa"
 

@@ -156,10 +156,7 @@ def test_training_lowers_what_z_tells_of_x_and_raises_what_it_tells_of_y(kind: t
             noise = 0.25 * torch.eye(2)
             given_y = noise + torch.outer(weights[:, 1], weights[:, 1])
             whole = noise + weights @ weights.T
-            return (
-                0.5 * float(whole.logdet() - given_y.logdet()),
-                0.5 * float(whole.logdet() - noise.logdet()),
-            )
+            return (0.5 * float(whole.logdet() - given_y.logdet()), 0.5 * float(whole.logdet() - noise.logdet()))
 
     lower, upper = InfoNCE(2, 1, hidden=32, size=16), kind(2, 2, hidden=32)
     before = exact()

@@ -129,9 +129,7 @@ NO_PIXELS = (b"IDAT", zlib.compress(b""))
         ),
         pytest.param(png(png_header(9000, 9000), NO_PIXELS), "9000 x 9000 pixels", id="over our ceiling"),
         pytest.param(
-            png(png_header(12000, 12000), NO_PIXELS),
-            "more than 64,000,000 pixels",
-            id="over Pillow's warning",
+            png(png_header(12000, 12000), NO_PIXELS), "more than 64,000,000 pixels", id="over Pillow's warning"
         ),
         pytest.param(png(png_header(60000, 60000), NO_PIXELS), "more than 64,000,000 pixels", id="over Pillow's error"),
     ],

@@ -192,11 +192,7 @@ def test_the_legend_names_every_curve(log: list[dict[str, Any]], names: list[str
         [{"event": "step", "samples": 5, "loss": -1.5}],
         [{"event": "step", "samples": n, "loss": 3.0} for n in range(9)],
         [{"event": "step", "samples": n, "loss": value} for n, value in enumerate((1e-9, 1e9, 1.0))],
-        [
-            *steps(60),
-            {"event": "step", "samples": 1000, "loss": float("nan")},
-            *evals(None, float("inf"), 0.5),
-        ],
+        [*steps(60), {"event": "step", "samples": 1000, "loss": float("nan")}, *evals(None, float("inf"), 0.5)],
         [{"event": "start"}, *steps(3), {"event": "eval", "samples": 9000, "accuracy": 80.0}],
         [*steps(3), {"event": "eval", "samples": 9, "cider": 1.3}],
         [*steps(200), {"event": "step", "samples": 1000, "loss": 1e4}],

@@ -58,10 +58,7 @@ def test_images_enter_as_transformers_own_processors_prepare_them(
 
 DEFAULTS = [
     ("vit", ViTImageProcessorPil(size={"height": 32, "width": 32})),
-    (
-        "deit",
-        DeiTImageProcessorPil(size={"height": 36, "width": 36}, crop_size={"height": 32, "width": 32}),
-    ),
+    ("deit", DeiTImageProcessorPil(size={"height": 36, "width": 36}, crop_size={"height": 32, "width": 32})),
     (
         "dinov2",
         BitImageProcessorPil(
@@ -86,12 +83,7 @@ def test_a_checkpoint_without_preprocessor_gets_its_familys(
 
 def test_settings_written_by_old_releases_are_understood(copy: Callable[[str], Path]) -> None:
     folder = copy("clip")
-    old = {
-        "feature_extractor_type": "CLIPFeatureExtractor",
-        "size": 64,
-        "crop_size": 56,
-        "do_center_crop": True,
-    }
+    old = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 64, "crop_size": 56, "do_center_crop": True}
     (folder / "preprocessor_config.json").write_text(json.dumps(old))
     shown = load_encoder(folder, meta=True).preprocessing()
     assert (shown["resize"], shown["crop"], shown["size"]) == (64, [56, 56], [56, 56])
@@ -125,10 +117,7 @@ def test_preprocessing_can_be_replaced(checkpoints: Path, copy: Callable[[str], 
 
 def test_an_open_size_is_an_error_until_it_is_set(copy: Callable[[str], Path]) -> None:
     folder = copy("vit")
-    for settings in (
-        {"size": {"shortest_edge": 32}},
-        {"size": {"height": 8, "width": 8}, "do_resize": False},
-    ):
+    for settings in ({"size": {"shortest_edge": 32}}, {"size": {"height": 8, "width": 8}, "do_resize": False}):
         (folder / "preprocessor_config.json").write_text(json.dumps(settings))
         with pytest.raises(UserError, match="leaves the size open"):
             load_encoder(folder, meta=True)

@@ -70,10 +70,7 @@ def test_a_table_is_read_however_it_is_written(data: bytes, notes: tuple[str, ..
         (b"image,prompt,targets,,\n1.jpg,a?,b,c,\n", "line 2: 'c' stands in column 4, which has no name"),
         (b"image,prompt,targets\n1.jpg,a?,b,c\n", "line 2: 4 columns, expected 3"),
         (b"image,prompt,targets\n1.jpg,a?\n", "line 2: 2 columns, expected 3"),
-        (
-            b"image^prompt^targets\n1.jpg^a, b^c\n",
-            "line 2: 2 columns, expected 1: `image.prompt.+`delimiter`",
-        ),
+        (b"image^prompt^targets\n1.jpg^a, b^c\n", "line 2: 2 columns, expected 1: `image.prompt.+`delimiter`"),
         (b"image:prompt\n1.jpg,b\n", "line 2: 2 columns, expected 1.*`delimiter`"),
         (b"image,Image,targets\n", "two columns are called `image`"),
     ],

@@ -62,8 +62,7 @@ def write(tmp_path: Path) -> Write:
 def test_a_row_becomes_a_sample(write: Write, tmp_path: Path) -> None:
     absolute = str(tmp_path / "sound.wav")
     plain, full = write(
-        ROW,
-        {"image": None, "audio": absolute, "prompt": "où?", "targets": "là", "id": 7, "source": {"page": 3}},
+        ROW, {"image": None, "audio": absolute, "prompt": "où?", "targets": "là", "id": 7, "source": {"page": 3}}
     ).samples("train")
     assert plain.id == "train-000001", "the line"
     assert plain.media == {"image": tmp_path / "pictures" / "cat.jpg"}
@@ -197,10 +196,7 @@ def test_an_error_names_the_line_and_the_key(row: Any, message: str, write: Writ
     [
         ('{"image": null, "prompt": "a", "targets": "b"},', "invalid JSON.*no comma stands behind it"),
         ("{'image': null, 'prompt': 'a', 'targets': 'b'}", "invalid JSON.*double quotes around keys"),
-        (
-            '{"image": null, "prompt": "a", "targets": "b", "id": 1.0}',
-            r"`id` is a number with a point \(1.0\)",
-        ),
+        ('{"image": null, "prompt": "a", "targets": "b", "id": 1.0}', r"`id` is a number with a point \(1.0\)"),
     ],
 )
 def test_what_people_write_in_place_of_json_is_named(line: str, message: str, tmp_path: Path) -> None:

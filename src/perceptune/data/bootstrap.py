@@ -13,12 +13,7 @@ Values = Sequence[float] | NDArray[np.floating]
 
 
 def bootstrap_interval(
-    values: Values,
-    *,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    samples: int = 2000,
-    seed: int = 0,
+    values: Values, *, groups: Sequence[Hashable] | None = None, level: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """Interval of the mean of `values` at confidence `level`, from `samples` resamplings.
 

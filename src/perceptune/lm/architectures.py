@@ -28,10 +28,7 @@ SITES = {
     "mlp": ("mlp.down_proj", "fc2", "mlp.c_proj", "mlp.fc2", "mlp.fc_out", "mlp.dense_4h_to_h"),
 }  # fmt: skip
 # Where what these maps end begins: the module that is given the block's normalised states.
-ENTRANCES = {
-    "attention": ("self_attn", "attn", "attention", "self_attention"),
-    "mlp": ("mlp", "fc1"),
-}
+ENTRANCES = {"attention": ("self_attn", "attn", "attention", "self_attention"), "mlp": ("mlp", "fc1")}
 
 
 def find_layers(model: nn.Module, override: str | None) -> str:

@@ -62,10 +62,7 @@ class Splice:
     def unmask_slots(self, layer: int, mask: Tensor) -> Tensor:
         """The layer's 4-D mask (bool: True = visible; float: 0 = visible) with the open columns made visible."""
         n_open = sum(slot.entry <= layer for slot in self.slots)
-        key = (
-            n_open,
-            id(mask),
-        )  # several layers share a mask object, and the LM keeps it alive during the forward
+        key = (n_open, id(mask))  # several layers share a mask object, and the LM keeps it alive during the forward
         if key not in self._masks:
             self._masks[key] = self._opened(layer, mask)
         return self._masks[key]

@@ -183,8 +183,4 @@ def _full_disk_is_os_error() -> Iterator[None]:
         raise
 
 
-CONVERTERS: dict[str, Converter] = {
-    "dinov2_onnx": dinov2_onnx,
-    "folder": folder,
-    "smollm2_gguf": smollm2_gguf,
-}
+CONVERTERS: dict[str, Converter] = {"dinov2_onnx": dinov2_onnx, "folder": folder, "smollm2_gguf": smollm2_gguf}

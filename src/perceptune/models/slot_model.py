@@ -34,12 +34,7 @@ class SlotModel(AdaptedModel):
     method: Method
 
     def __init__(
-        self,
-        recipe: Recipe,
-        lm: FrozenLM,
-        encoders: Mapping[str, Encoder],
-        method: Method,
-        text: TextFormat | None,
+        self, recipe: Recipe, lm: FrozenLM, encoders: Mapping[str, Encoder], method: Method, text: TextFormat | None
     ) -> None:
         super().__init__(recipe, encoders, _stores(recipe, encoders, method), text)
         self.lm = lm

@@ -87,9 +87,7 @@ def draw(run: Path) -> None:
         for row in rows[::step][:QUESTIONS_SHOWN]
     ]  # fmt: skip
     answer_grid(
-        cells,
-        run / "answers.png",
-        title="Test images it never saw: question, answer, and the truth where it is wrong",
+        cells, run / "answers.png", title="Test images it never saw: question, answer, and the truth where it is wrong"
     )
     training_curve(read_log(run), run / "curve.png")
 

@@ -86,11 +86,7 @@ def _assets() -> list[dict[str, str]]:
     from perceptune.utils.downloads import ASSETS, present
 
     return [
-        _check(
-            name,
-            "ok" if present(name) else "note",
-            str(present(name) or "not fetched yet: perceptune assets"),
-        )
+        _check(name, "ok" if present(name) else "note", str(present(name) or "not fetched yet: perceptune assets"))
         for name in ASSETS
     ]
 

@@ -88,10 +88,7 @@ class _Numbers(dict[str, int]):
 
 
 def numbered(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    tokenize: Tokenizer,
-    further: Iterable[str] = (),
+    predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: Tokenizer, further: Iterable[str] = ()
 ) -> Captions:
     """All captions as numbers of words. Raises `ValueError` if there are none or a sample has no reference."""
     owners: list[int] = []

@@ -38,8 +38,7 @@ class CaptionSet(MediaSet):
         skip_empty: bool = Field(False, description="skip captions without text instead of refusing them")
 
         metric_tokenizer: Literal["ptb", "none"] = Field(
-            "ptb",
-            description="tokenizer of the caption metrics; `none` = split at spaces, as in PETAL's code",
+            "ptb", description="tokenizer of the caption metrics; `none` = split at spaces, as in PETAL's code"
         )
         rouge: bool = Field(False, description="also report ROUGE-1 and ROUGE-L, F1 and recall")
         metric_df: Path | None = Field(

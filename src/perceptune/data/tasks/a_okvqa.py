@@ -14,15 +14,7 @@ from pydantic import Field
 from perceptune.data.metrics import a_okvqa, choice
 from perceptune.data.metrics.base import Scored
 from perceptune.data.records import Record, json_type
-from perceptune.data.tasks.base import (
-    Asked,
-    Files,
-    QuestionSet,
-    answers_of,
-    number_of,
-    question_of,
-    text_of,
-)
+from perceptune.data.tasks.base import Asked, Files, QuestionSet, answers_of, number_of, question_of, text_of
 from perceptune.types import Sample
 
 _SUBSETS = {"validation": "val2017"}

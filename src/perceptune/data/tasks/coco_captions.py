@@ -16,15 +16,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from perceptune.data.tasks.base import (
-    Captioned,
-    CaptionSet,
-    coco_rows,
-    json_rows,
-    karpathy_rows,
-    read_json,
-    text_of,
-)
+from perceptune.data.tasks.base import Captioned, CaptionSet, coco_rows, json_rows, karpathy_rows, read_json, text_of
 
 _LAVIS = {"train": "train", "validation": "val", "test": "test"}
 

@@ -13,15 +13,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from perceptune.data.tasks.base import (
-    Asked,
-    QuestionSet,
-    answers_of,
-    number_of,
-    question_of,
-    text_of,
-    vqa_rows,
-)
+from perceptune.data.tasks.base import Asked, QuestionSet, answers_of, number_of, question_of, text_of, vqa_rows
 
 
 class OKVQA(QuestionSet):
