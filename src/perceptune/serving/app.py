@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -25,6 +25,7 @@ from perceptune.serving.remote import Remote
 from perceptune.serving.runs import Runs, ServedRun
 from perceptune.serving.service import Ended, Service
 from perceptune.serving.web_page import add_page, page_files
+from perceptune.utils.templates import render
 
 
 @dataclass(frozen=True)
@@ -145,22 +146,5 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _docs(described: dict[str, Any]) -> str:
-    """The routes and the request's fields, without any script: Swagger's pages load theirs from elsewhere."""
-
-    def row(what: str, meaning: str) -> str:
-        return f"<tr><td><code>{html.escape(what)}</code></td><td>{html.escape(meaning)}</td></tr>"
-
-    rows = [
-        row(f"{method.upper()} {path}", one.get("summary", ""))
-        for path, methods in described["paths"].items()
-        for method, one in methods.items()
-        if method != "head"
-    ]
-    properties = described["components"]["schemas"]["ChatRequest"]["properties"]
-    fields = [row(name, one.get("description", "")) for name, one in properties.items()]
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Perceptune {__version__}</title>"
-        f"<h1>Perceptune {__version__}</h1><table>{''.join(rows)}</table>"
-        f"<h2>Fields of a chat completion</h2><table>{''.join(fields)}</table>"
-        "<p>All of it: <a href=/openapi.json>openapi.json</a></p></html>"
-    )
+    """Return the routes and the request's fields, without any script: Swagger's pages load theirs from elsewhere."""
+    return render(Path(__file__).with_name("routes.html"), version=__version__, described=described)
