@@ -257,10 +257,10 @@ def test_metrics_are_prometheus_text() -> None:
     metrics.count("requests_total", route="/health", status="200")
     metrics.observe("batch_rows", 3)
     lines = metrics.text().splitlines()
-    assert 'perceptune_requests_total{route="/health",status="200"} 1' in lines
-    assert 'perceptune_batch_rows_bucket{le="2"} 0' in lines
-    assert 'perceptune_batch_rows_bucket{le="4"} 1' in lines
-    assert "perceptune_batch_rows_count 1" in lines
+    assert 'perceptune_requests_total{route="/health",status="200"} 1.0' in lines
+    assert 'perceptune_batch_rows_bucket{le="2.0"} 0.0' in lines
+    assert 'perceptune_batch_rows_bucket{le="4.0"} 1.0' in lines
+    assert "perceptune_batch_rows_count 1.0" in lines
 
 
 def test_the_command_is_safe_by_default(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Load the runs and serve until interrupted."""
-    for module in ("fastapi", "uvicorn"):
+    for module in ("fastapi", "prometheus_client", "uvicorn"):
         if importlib.util.find_spec(module) is None:
             raise UserError(f"`serve` needs {module}: run `pip install 'perceptune[serve]'`")
     from perceptune.serving.app import Access, make_app
