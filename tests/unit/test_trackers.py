@@ -96,6 +96,19 @@ def test_a_tracker_hears_what_the_log_holds(
     assert [step for step, _ in scores] == [2, 4]
 
 
+@pytest.mark.parametrize("names", [[], ["tensorboard"]])
+def test_no_state_of_accelerate_is_left_behind(names: list[str], tmp_path: Path) -> None:
+    """A process that is forked later, to be one of several, would take it for its own."""
+    from accelerate import PartialState
+
+    PartialState._reset_state()
+    open_ones = trackers.Trackers(names, "x", tmp_path, {})
+    open_ones.write("step", {"step": 1, "loss": 2.0})
+    assert set(open_ones.alive) == set(names)
+    open_ones.close()
+    assert not PartialState._shared_state
+
+
 def test_wandb_goes_online_if_its_own_variable_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = fake_module(monkeypatch, tmp_path / "modules", "wandb")
     monkeypatch.setenv("WANDB_MODE", "online")

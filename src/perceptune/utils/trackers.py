@@ -6,82 +6,22 @@ unless WANDB_MODE says otherwise.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from perceptune.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 PROJECT = "perceptune"
 FOLDERS = (TENSORBOARD, WANDB) = ("tensorboard", "wandb")  # what they leave in a run folder
 
 
-class Tracker(Protocol):
-    """What a tracker is asked to do, in this order."""
-
-    def start(self, name: str, run: Path, recipe: Mapping[str, Any]) -> None:
-        """Begins, or goes on with, a run of that name; what is written lies in its folder where that can be."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Values at an optimizer step, by name."""
-
-    def finish(self) -> None:
-        """Nothing follows."""
-
-
-class _TensorBoard:
-    """Event files in `tensorboard/` of the run folder."""
-
-    def start(self, name: str, run: Path, recipe: Mapping[str, Any]) -> None:
-        found = _first(MODULES["tensorboard"])
-        assert found is not None
-        # torch's writer needs the tensorboard package beside it, tensorboardX nothing.
-        home = "torch.utils.tensorboard" if found == "tensorboard" else found
-        self.writer = importlib.import_module(home).SummaryWriter(str(run / TENSORBOARD))
-        self.writer.add_text("recipe", "\n".join(f"    {key}: {value}" for key, value in recipe.items()))
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-
-    def finish(self) -> None:
-        self.writer.close()
-
-
-class _Trackio:
-    """Its own local database; no account, no server."""
-
-    def start(self, name: str, run: Path, recipe: Mapping[str, Any]) -> None:
-        self.trackio: Any = importlib.import_module("trackio")
-        self.trackio.init(project=PROJECT, name=name, config=dict(recipe))
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self.trackio.log(dict(values), step=step)
-
-    def finish(self) -> None:
-        self.trackio.finish()
-
-
-class _Wandb:
-    """Files in `wandb/` of the run folder, to be sent by `wandb sync`."""
-
-    def start(self, name: str, run: Path, recipe: Mapping[str, Any]) -> None:
-        mode = os.environ.get("WANDB_MODE", "offline")
-        wandb: Any = importlib.import_module("wandb")
-        self.run = wandb.init(project=PROJECT, name=name, dir=str(run), config=dict(recipe), mode=mode)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=step)
-
-    def finish(self) -> None:
-        self.run.finish()
-
-
-TRACKERS: dict[str, type[Tracker]] = {"tensorboard": _TensorBoard, "trackio": _Trackio, "wandb": _Wandb}
 # Any one of these modules serves; the first is the one to install.
 MODULES = {"tensorboard": ("tensorboardX", "tensorboard"), "trackio": ("trackio",), "wandb": ("wandb",)}
 
@@ -94,34 +34,76 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """Several trackers as one. The first error of a tracker is told on stderr, and ends that tracker alone."""
+    """Several trackers of Accelerate as one. The first error of a tracker is told on stderr, and ends it alone."""
 
     def __init__(self, names: Sequence[str], title: str, run: Path, recipe: Mapping[str, Any]) -> None:
-        self.alive = {name: TRACKERS[name]() for name in names}
+        self.alive: dict[str, GeneralTracker] = {}
+        self._owns_state = bool(names) and _make_state()
         for name in names:
-            self._try(name, "start", title, run, recipe)
+            self._try(name, self._start, name, title, run, recipe)
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:
-        """The numbers of a row of the run's log."""
+        """Send the numbers of a row of the run's log."""
         numbers = dict(_numbers(values, "train" if event == "step" else event))
         step = values.get("step")
         if event in ("step", "eval") and isinstance(step, int):
-            for name in [*self.alive]:
-                self._try(name, "log", step, numbers)
+            for name, tracker in [*self.alive.items()]:
+                self._try(name, tracker.log, dict(numbers), step)
 
     def close(self) -> None:
-        """The training is over, or stopped."""
-        for name in [*self.alive]:
-            self._try(name, "finish")
+        """End all of them: the training is over, or stopped."""
+        for name, tracker in [*self.alive.items()]:
+            self._try(name, tracker.finish)
         self.alive = {}
+        if self._owns_state:
+            _drop_state()
+            self._owns_state = False
 
-    def _try(self, name: str, what: str, *given: Any) -> None:
+    def _start(self, name: str, *given: Any) -> None:
+        self.alive[name] = _started(name, *given)
+
+    def _try(self, name: str, call: Callable[..., Any], *given: Any) -> None:
         try:
-            getattr(self.alive[name], what)(*given)
+            call(*given)
         except Exception as error:  # noqa: BLE001 - third parties raise anything; hours of training are worth more
-            del self.alive[name]
+            self.alive.pop(name, None)
             reason = f"{type(error).__name__}: {error}"
             print(f"warning: `{name}` failed ({reason}); the training goes on without it", file=sys.stderr)
+
+
+def _started(name: str, title: str, run: Path, recipe: Mapping[str, Any]) -> GeneralTracker:
+    """Begin, or continue, a run of that name; what is written lies in the run's folder where that can be."""
+    from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
+
+    tracker: Any
+    if name == TENSORBOARD:
+        tracker = TensorBoardTracker(TENSORBOARD, run)
+    elif name == WANDB:
+        mode = os.environ.get("WANDB_MODE", "offline")
+        tracker = WandBTracker(PROJECT, name=title, dir=str(run), config=dict(recipe), mode=mode)
+    else:
+        tracker = TrackioTracker(PROJECT, name=title, config=dict(recipe))
+    tracker.main_process_only = False  # no other process has any
+    tracker.start()
+    if name == TENSORBOARD:
+        tracker.writer.add_text("recipe", "\n".join(f"    {key}: {value}" for key, value in recipe.items()))
+    return tracker
+
+
+def _make_state() -> bool:
+    """Make the state that Accelerate's own log asks for, unless a launch has made it; whether it was made."""
+    from accelerate import PartialState
+
+    if PartialState._shared_state:
+        return False
+    PartialState()
+    return True
+
+
+def _drop_state() -> None:
+    from accelerate import PartialState
+
+    PartialState._reset_state()
 
 
 def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
