@@ -10,17 +10,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
 from perceptune.config.recipe import Recipe
 from perceptune.errors import UserError
 
-MINIMUM_VERSIONS = {"torch": (2, 6), "transformers": (5, 0), "pillow": (13, 0), "accelerate": (1, 10)}
 GIB = 2**30
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def examine(recipe: str | None = None) -> list[dict[str, str]]:
     """Checks as {name, state: ok | note | problem, found}."""
-    checks = [_python(), *_versions(), _device(), _memory(), _cache(), *_assets()]
+    checks = [*_versions(), _device(), _memory(), _cache(), *_assets()]
     return checks + _needs(recipe) if recipe else [*checks, *_precision()]
 
 
@@ -28,20 +30,23 @@ def _check(name: str, state: str, found: str) -> dict[str, str]:
     return {"name": name, "state": state, "found": found}
 
 
-def _python() -> dict[str, str]:
-    fits = (3, 11) <= tuple(map(int, platform.python_version_tuple()[:2])) < (3, 14)
-    return _check("python", "ok" if fits else "problem", f"{platform.python_version()} (supported: 3.11 to 3.13)")
-
-
 def _versions() -> list[dict[str, str]]:
-    checks = []
-    for name, least in MINIMUM_VERSIONS.items():
-        found = metadata.version(name)
-        numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
-        newer = name == "transformers" and numbers >= (6, 0)
-        wanted = f"at least {least[0]}.{least[1]}" + (", below 6" if name == "transformers" else "")
-        checks.append(_check(name, "problem" if numbers < least or newer else "ok", f"{found} ({wanted})"))
+    """Check Python and the installed packages against what the package itself says it requires."""
+    try:
+        python = metadata.metadata("perceptune")["Requires-Python"]
+    except metadata.PackageNotFoundError:
+        return [_check("packages", "note", "not checked: perceptune is not installed here, only its source is used")]
+    checks = [_fits("python", platform.python_version(), SpecifierSet(python))]
+    for line in metadata.requires("perceptune") or ():
+        wanted = Requirement(line)
+        if wanted.marker is None:  # not of an extra
+            checks.append(_fits(wanted.name, metadata.version(wanted.name), wanted.specifier))
     return checks
+
+
+def _fits(name: str, found: str, wanted: SpecifierSet) -> dict[str, str]:
+    state = "ok" if wanted.contains(found, prereleases=True) else "problem"
+    return _check(name, state, f"{found} (required: {', '.join(sorted(map(str, wanted), reverse=True))})")
 
 
 def _device() -> dict[str, str]:
