@@ -24,6 +24,7 @@ from perceptune.errors import NotWritableError, UserError
 from perceptune.types import Member
 from perceptune.utils import downloads
 from perceptune.utils.atomic_io import write_whole
+from perceptune.utils.locking import waiting_lock
 from perceptune.utils.paths import given_path, hint
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
@@ -120,7 +121,7 @@ def _derived_in(folder: Path, name: str, version: str, chunks: Callable[[], Iter
             return path
         folder.mkdir(parents=True, exist_ok=True)
         # Several processes of one training start at once: one reads, the others wait for it.
-        with downloads.lock(folder / f".{name}.lock", lambda: None) as alone:
+        with waiting_lock(folder / f".{name}.lock", lambda: None) as alone:
             if not path.is_file():
                 if alone:  # then what is half-made or of an earlier version has no living maker
                     for old in (*folder.glob(f".{name}-*.tmp"), *folder.glob(f"{name}-*")):

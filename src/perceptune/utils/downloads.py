@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from perceptune.errors import NOT_WRITABLE, NotWritableError, UserError, nearest
+from perceptune.utils.locking import waiting_lock
 
 _STEPS = ("download", "verify", "convert")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -157,7 +158,7 @@ def _asset(name: str) -> Asset:
 def _obtain(asset: Asset, report: ReportStep) -> None:
     root = cache_dir() / "assets"
     root.mkdir(parents=True, exist_ok=True)
-    with lock(root / f".{asset.folder}.lock", lambda: report(asset, "wait for another process")) as alone:
+    with waiting_lock(root / f".{asset.folder}.lock", lambda: report(asset, "wait for another process")) as alone:
         if present(asset.name) is not None:  # made by the process we waited for
             return
         if alone:  # then a temporary folder of this asset has no living owner
@@ -249,24 +250,6 @@ def _check_space(asset: Asset, root: Path) -> None:
             f"the disk of `{root}` is full: asset `{asset.name}` needs {need} MB and {free} MB are free; "
             "make room or set PERCEPTUNE_CACHE to a folder on another disk"
         )
-
-
-@contextlib.contextmanager
-def lock(file: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
-    """Hold the lock of one thing in the cache; yields whether we are alone. The kernel frees it when a process dies."""
-    with file.open("a") as handle:
-        try:
-            import fcntl  # POSIX only
-
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            alone = True
-        except (ImportError, OSError):
-            alone = False  # Windows, or a disk without locks: `_publish` settles who was first
-        yield alone
 
 
 @contextlib.contextmanager

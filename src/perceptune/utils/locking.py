@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,22 +17,45 @@ _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, e
 
 
 @contextlib.contextmanager
+def waiting_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
+    """Hold the lock file `path`, which stays when it is released; yields whether it is held: some disks have no locks.
+
+    Calls `on_wait` before it waits for another process, or another thread, which holds it.
+    """
+    lock, is_held = FileLock(path), True
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            on_wait()
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
+            raise
+        is_held = False
+    try:
+        yield is_held
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
 def locked(path: Path, *, busy: str) -> Iterator[None]:
-    """Hold the lock file `path`, which stays when it is released.
+    """Hold the lock file `path` as `waiting_lock` does, but never wait.
 
     Raises `UserError` with `busy` at once if another process, or another thread, holds it, and for a folder that cannot
     be written. A disk without locks is noted on stderr, and nothing is held.
     """
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(busy) from None
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
+
+    def refuse() -> None:
+        raise UserError(busy)
+
+    with contextlib.ExitStack() as stack:
+        try:
+            is_held = stack.enter_context(waiting_lock(path, refuse))
+        except OSError as error:
             raise disk_error(path.parent, error) from error
-        print(f"note: {path.parent} is on a disk without locks: let one process at a time write there", file=sys.stderr)
-    try:
+        if not is_held:
+            where = f"{path.parent} is on a disk without locks"
+            print(f"note: {where}: let one process at a time write there", file=sys.stderr)
         yield
-    finally:
-        lock.release()
