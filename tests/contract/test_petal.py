@@ -168,7 +168,7 @@ def test_random_instructions_are_drawn_once_and_kept_in_the_run(folder: Path, tm
         built(folder, random_instructions=[20]).query(samples(folder))
 
 
-@pytest.mark.parametrize("estimator", [{}, {"upper": "leave_one_out"}, {"estimator": "unreleased"}])
+@pytest.mark.parametrize("estimator", [{}, {"upper": "leave_one_out"}])
 def test_estimators_learn_and_are_no_part_of_the_method(folder: Path, estimator: dict[str, Any]) -> None:
     model = built(folder, sib={**estimator, "hidden": 8, "size": 4})
     plain = built(folder, sib=None)
@@ -238,16 +238,6 @@ def test_merged_it_answers_the_same(folder: Path, kind: str) -> None:
     assert model.answer(rows) == answers
     model.method.peft_model.unmerge_adapter()
     assert all(torch.equal(a, b) for a, b in zip(weights, model.blip.parameters(), strict=True))
-
-
-def test_the_released_mean_over_the_batch_leaks_while_training_only(folder: Path) -> None:
-    rows = samples(folder)
-    model = built(folder, name="petal-released", far=True, query_transform="batch_mean", dma=None, sib=None)
-    found = {}
-    for training in (True, False):
-        model.method.train(training)
-        found[training] = torch.allclose(model.query(rows).queries[:1], model.query(rows[:1]).queries, atol=1e-5)
-    assert found == {True: False, False: True}
 
 
 def test_the_released_parts_are_their_formulas(folder: Path) -> None:

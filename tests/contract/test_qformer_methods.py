@@ -47,8 +47,6 @@ EXTRA |= {
     "petal@multi-pass": ("petal", {"mode": "multi_pass", "sib": {**SMALL_SIB, "y": "instruction"}}),
     "petal@random": ("petal", {"random_instructions": [3, 5], "sib": None}),
     "petal@random-passes": ("petal", {"random_instructions": [3, 5], "sib": None, "mode": "multi_pass"}),
-    "petal@unreleased": ("petal-sib", {"sib": {"estimator": "unreleased"}}),
-    "petal-released@batch-mean": ("petal-released", {"query_transform": "batch_mean"}),
 }
 NAMES = [*leaves("qformer_methods"), *EXTRA]
 every_method = pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,6 @@ from perceptune.methods.parts.mutual_information import (
     Club,
     InfoNCE,
     LeaveOneOut,
-    UnreleasedBottleneck,
     club,
     info_nce,
     leave_one_out,
@@ -170,16 +169,3 @@ def test_training_lowers_what_z_tells_of_x_and_raises_what_it_tells_of_y(kind: t
     after = exact()
     assert after[0] > before[0] + 0.1
     assert after[1] < before[1] - 0.1
-
-
-def test_the_unreleased_form_has_the_counts_of_the_compiled_files_and_starts_at_nothing() -> None:
-    with torch.device("meta"):
-        whole = UnreleasedBottleneck(1408, 768, 32_100, eta=0.1)
-    assert sum(parameter.numel() for parameter in whole.parameters()) == 2_167_816 + 139_393 + 1
-    torch.manual_seed(0)
-    small = UnreleasedBottleneck(3, 2, 5, eta=0.1)
-    z, x, y = torch.randn(4, 2), torch.randn(4, 3), torch.eye(5)[:4]
-    loss = small(z, x, y)
-    assert float(loss.detach()) == 0
-    loss.backward()
-    assert float(small.weight.grad.abs()) > 0  # type: ignore[union-attr]

@@ -128,37 +128,5 @@ class LeaveOneOut(Club):
         return leave_one_out(z, *self.fixed(x))
 
 
-class UnreleasedBottleneck(nn.Module):
-    """I(Z;Y) - eta I(Z;X) as in the compiled files that PETAL's repository holds beside its source.
-
-    Both estimators are on the wrong side (CLUB, an upper bound, is what should be maximised; Donsker-Varadhan's lower
-    bound is what should be minimised), q(y|z) is never fitted, and the weight is a trained scalar that starts at 0.
-    Kept to reproduce, not to use. `forward` gives what is added to the loss.
-    """
-
-    def __init__(self, x_size: int, z_size: int, y_size: int, *, eta: float) -> None:
-        super().__init__()
-        self.eta = eta
-        self.mean = _mlp(z_size, 32, y_size, nn.ReLU())
-        self.log_variance = nn.Sequential(*_mlp(z_size, 32, y_size, nn.ReLU()), nn.Tanh())
-        self.judge = _mlp(x_size + z_size, 64, 1, nn.ReLU())
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_normal_(parameter)
-            else:
-                nn.init.zeros_(parameter)
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def forward(self, z: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """For rows z (B, z_size), x (B, x_size) and y (B, y_size), the shares of each token in a target."""
-        mean, variance = self.mean(z), self.log_variance(z).exp() + 1e-6
-        other = torch.randperm(len(z), device=z.device)
-        about_y = 0.5 * (((mean - y[other]).square() - (mean - y).square()) / variance).sum(-1).mean()
-        joint = self.judge(torch.cat([x, z], dim=-1)).mean()
-        shuffled = self.judge(torch.cat([x, z[torch.randperm(len(z), device=z.device)]], dim=-1))
-        about_x = joint - shuffled.logsumexp(0).sum() + math.log(len(z))
-        return self.weight * (about_y - self.eta * about_x)
-
-
-def _mlp(n_in: int, hidden: int, n_out: int, between: nn.Module | None = None) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(n_in, hidden), between or nn.GELU(), nn.Linear(hidden, n_out))
+def _mlp(n_in: int, hidden: int, n_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(n_in, hidden), nn.GELU(), nn.Linear(hidden, n_out))

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from perceptune.config.schema import ConfigSection
 from perceptune.lm.frozen_blip import FrozenBlip
-from perceptune.methods.parts.mutual_information import Club, InfoNCE, LeaveOneOut, UnreleasedBottleneck
+from perceptune.methods.parts.mutual_information import Club, InfoNCE, LeaveOneOut
 from perceptune.methods.qformer._method import TrainingPass
 from perceptune.methods.qformer._pooling import mean_of
 
@@ -31,9 +31,6 @@ class BottleneckOptions(ConfigSection):
     hidden: int = Field(256, ge=1, description="hidden width of the estimators")
     size: int = Field(128, ge=1, description="dimension in which z and y are compared")
     lr: float = Field(1e-3, gt=0, description="constant learning rate of the estimators")
-    estimator: Literal["bounds", "unreleased"] = Field(
-        "bounds", description="unreleased = as in the compiled files beside the released code; `alpha` is then trained"
-    )
 
 
 class Bottleneck(nn.Module):
@@ -44,10 +41,6 @@ class Bottleneck(nn.Module):
         self.options = options
         x, z = blip.image_size, blip.hidden_size
         words = blip.language_model.get_input_embeddings().weight
-        self.words = words.shape[0]
-        if options.estimator == "unreleased":
-            self.unreleased = UnreleasedBottleneck(x, z, self.words, eta=options.eta)
-            return
         y = words.shape[1] if options.y == "target" else z
         self.about_y = InfoNCE(z, y, hidden=options.hidden, size=options.size, temperature=options.temperature)
         self.about_x = (Club if options.upper == "club" else LeaveOneOut)(x, z, hidden=options.hidden)
@@ -58,9 +51,6 @@ class Bottleneck(nn.Module):
         Fitting q(z|x) gives a gradient and no value: the reported loss is the formula's.
         """
         z, x = seen.output.queries.mean(1), seen.image.mean(1)
-        if self.options.estimator == "unreleased":
-            value: Tensor = self.unreleased(z, x, self._shares(seen))
-            return value
         x = functional.layer_norm(x, x.shape[-1:])
         i_zy = self.about_y(z, self._y(blip, seen))
         i_zx = self.about_x(z, x)
@@ -75,9 +65,3 @@ class Bottleneck(nn.Module):
             embed = blip.qformer.embeddings.word_embeddings
             pooled = torch.stack([mean_of(embed(one.ids), one.mask) for one in seen.instructions]).mean(0)
         return functional.layer_norm(pooled, pooled.shape[-1:]).detach()
-
-    def _shares(self, seen: TrainingPass) -> Tensor:
-        """(B, words) how often each token is in a row's target, as a share of its tokens; padding is not counted."""
-        weights = seen.target_mask / seen.target_mask.sum(1, keepdim=True).clamp_min(1)
-        shares = seen.image.new_zeros(len(weights), self.words)
-        return shares.scatter_add_(1, seen.target_ids, weights.to(shares.dtype))

@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "petal-aim": {"sib": None},
     "petal-sib": _NO_AIM,
     "petal-released": {
-        "experts": {"n": 6, "form": "released"}, "instructions": (), "sib": None, "query_transform": "plain"
+        "experts": {"n": 6, "form": "released"}, "instructions": (), "sib": None, "query_transform": True
     },
 }  # fmt: skip
 
@@ -69,10 +69,7 @@ class PetalOptions(QFormerOptions):
     random_instructions: tuple[int, ...] | None = Field(
         None, description="control: number of random tokens that replace each instruction; unreleased: [16, 24, 32]"
     )
-    query_transform: Literal["plain", "batch_mean"] | None = Field(
-        None, description="the released code's gated query transformation; batch_mean = with its mean over the batch, "
-        "which makes rows depend on one another in training",
-    )  # fmt: skip
+    query_transform: bool = Field(False, description="the released code's gated query transformation")
 
 
 class Petal(QFormerMethod):
@@ -94,9 +91,8 @@ class Petal(QFormerMethod):
         if options.experts is not None:
             kind = GatedExperts if options.experts.form == "gated" else ReleasedExperts
             self.experts: GatedExperts | ReleasedExperts = kind(blip.hidden_size, options.experts)
-        if options.query_transform is not None:
-            mean = options.query_transform == "batch_mean"
-            self.query_transform = QueryTransform(self._n_layers, blip.hidden_size, batch_mean=mean)
+        if options.query_transform:
+            self.query_transform = QueryTransform(self._n_layers, blip.hidden_size)
         if options.random_instructions is not None:
             words = int(blip.model.config.qformer_config.vocab_size)
             self.register_buffer("random_ids", _random_ids(options.random_instructions, words))
@@ -110,7 +106,7 @@ class Petal(QFormerMethod):
     def attach(self, blip: FrozenBlip) -> None:
         if self.options.experts is not None:
             blip.qformer.embeddings.register_forward_hook(self._through_experts)
-        if self.options.query_transform is not None:
+        if self.options.query_transform:
             self.query_transform.attach(blip)
 
     def auxiliary_group(self) -> tuple[nn.Module, float] | None:
@@ -150,7 +146,7 @@ class Petal(QFormerMethod):
             for layer in range(self._n_layers):
                 where = f"qformer.encoder.layer.{layer}"
                 sites.append(Site(layer, where, "DMA on queries, keys and values"))
-        if self.options.query_transform is not None:
+        if self.options.query_transform:
             sites += [
                 Site(i, f"qformer.encoder.layer.{i}", "gated query transformation") for i in range(self._n_layers)
             ]
