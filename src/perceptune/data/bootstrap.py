@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 _DRAWS_AT_ONCE = 1 << 20  # resampled values at a time: 32 MiB with all that is made of them
 Floats = NDArray[np.float64]
 Values = Sequence[float] | NDArray[np.floating]
+Groups = Sequence[Hashable] | None  # what each value is drawn together with
 
 
 def bootstrap_interval(
-    values: Values, *, groups: Sequence[Hashable] | None = None, level: float = 0.95, samples: int = 2000, seed: int = 0
+    values: Values, *, groups: Groups = None, level: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """Interval of the mean of `values` at confidence `level`, from `samples` resamplings.
 
@@ -24,13 +25,7 @@ def bootstrap_interval(
 
 
 def bootstrap_difference(
-    a: Values,
-    b: Values,
-    *,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    samples: int = 2000,
-    seed: int = 0,
+    a: Values, b: Values, *, groups: Groups = None, level: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """Interval of mean(a) - mean(b), where `a[i]` and `b[i]` belong to the same sample.
 
@@ -46,8 +41,8 @@ def bootstrap_gap(
     a: Values,
     b: Values,
     *,
-    groups_a: Sequence[Hashable] | None = None,
-    groups_b: Sequence[Hashable] | None = None,
+    groups_a: Groups = None,
+    groups_b: Groups = None,
     level: float = 0.95,
     samples: int = 2000,
     seed: int = 0,
@@ -62,7 +57,7 @@ def bootstrap_corpus(
     statistics: NDArray[np.floating],
     value: Callable[[Floats], Floats],
     *,
-    groups: Sequence[Hashable] | None = None,
+    groups: Groups = None,
     level: float = 0.95,
     samples: int = 2000,
     seed: int = 0,
@@ -76,9 +71,7 @@ def bootstrap_corpus(
     return _quantiles(np.asarray(value(sums), dtype=np.float64), level)
 
 
-def _resampled_means(
-    values: Values, groups: Sequence[Hashable] | None, samples: int, rng: np.random.Generator
-) -> Floats:
+def _resampled_means(values: Values, groups: Groups, samples: int, rng: np.random.Generator) -> Floats:
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1:
         raise ValueError(f"expected a non-empty list of numbers, got shape {data.shape}")
@@ -87,9 +80,7 @@ def _resampled_means(
     return means
 
 
-def _resampled_sums(
-    statistics: NDArray[np.floating], groups: Sequence[Hashable] | None, samples: int, rng: np.random.Generator
-) -> Floats:
+def _resampled_sums(statistics: NDArray[np.floating], groups: Groups, samples: int, rng: np.random.Generator) -> Floats:
     """(samples, k): the sums over each resample of `statistics` (n, k)."""
     data = np.asarray(statistics, dtype=np.float64)
     if data.ndim != 2 or not data.size:
@@ -118,7 +109,7 @@ def _quantiles(values: Floats, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _grouped(data: Floats, groups: Sequence[Hashable] | None) -> Floats:
+def _grouped(data: Floats, groups: Groups) -> Floats:
     """(k, groups): the sums of each column over each group."""
     if groups is None:
         return data.T.copy()

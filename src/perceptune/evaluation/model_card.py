@@ -23,7 +23,7 @@ from perceptune.models.run_folder import read_meta
 from perceptune.models.run_location import CARD, PROOF, RECIPE
 from perceptune.utils.atomic_io import write_text
 from perceptune.utils.downloads import ASSETS, Asset
-from perceptune.utils.markdown import format_interval, markdown_table
+from perceptune.utils.markdown import escape_markdown, format_interval, markdown_table
 from perceptune.utils.run_log import read_log
 
 OWN = "<!-- What you write below this line stays. -->"
@@ -120,8 +120,7 @@ def one_line(text: Any) -> str:
 
 def plain(text: Any) -> str:
     """The same for Markdown: no markup, no HTML."""
-    escaped = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_|\[\]!#~])", r"\\\1", escaped)
+    return escape_markdown(one_line(text))
 
 
 def _method(meta: Mapping[str, Any], recipe: Mapping[str, Any]) -> Iterator[str]:

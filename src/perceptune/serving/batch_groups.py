@@ -8,11 +8,11 @@ LM make groups of their own.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import torch
 
@@ -23,27 +23,27 @@ from perceptune.models.slot_model import SlotModel
 from perceptune.serving.requests import Job
 
 
-class BatchGroup(Protocol):
+class BatchGroup(ABC):
     """Jobs that are computed together."""
+
+    _all: list[Job]
 
     @property
     def jobs(self) -> list[Job]:
-        """That have not ended."""
+        """Those that have not ended."""
+        return [job for job in self._all if not (job.ended or job.is_cancelled)]
 
+    @abstractmethod
     def step(self) -> bool:
-        """A token more for each; False if that was the last. Raises whatever a model raises."""
+        """Add a token to each. Return False if that was the last. Raises whatever a model raises."""
 
 
-class BatchedGroup:
+class BatchedGroup(BatchGroup):
     """Jobs decoded by `ContinuousBatch`; those of groups with the same `kind` may go on as one."""
 
     def __init__(self, jobs: Sequence[Job], going: ContinuousBatch, kind: Hashable) -> None:
         self._all, self._going, self.kind = list(jobs), going, kind
         self._run = jobs[0].run  # for what it hangs onto its LM: several runs are together only if that is nothing
-
-    @property
-    def jobs(self) -> list[Job]:
-        return [job for job in self._all if not (job.ended or job.is_cancelled)]
 
     @torch.no_grad()
     def step(self) -> bool:
@@ -57,15 +57,11 @@ class BatchedGroup:
         self._going.join([other._going for other in others])
 
 
-class SequentialGroup:
+class SequentialGroup(BatchGroup):
     """Jobs whose tokens come at the end; between two steps another group may have its turn."""
 
     def __init__(self, jobs: Sequence[Job], steps: Generator[None, None, list[list[int]]]) -> None:
         self._all, self._steps = list(jobs), steps
-
-    @property
-    def jobs(self) -> list[Job]:
-        return [job for job in self._all if not (job.ended or job.is_cancelled)]
 
     @torch.no_grad()
     def step(self) -> bool:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import TypeVar
 
 from perceptune.data.media.suffixes import MAX_PIXELS
 from perceptune.errors import UserError
 
 MIB = 2**20
+Number = TypeVar("Number", int, float)
 
 
-def _limit(default: float, meaning: str) -> float:
-    made: float = field(default=default, metadata={"help": meaning})
-    return made
-
-
-def _count(default: int, meaning: str) -> int:
-    made: int = field(default=default, metadata={"help": meaning})
-    return made
+def _limit(default: Number, meaning: str) -> Number:
+    return field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True)
@@ -27,27 +23,27 @@ class Limits:
     body_mb: float = _limit(32, "largest request in MiB")
     buffer_mb: float = _limit(512, "MiB of all requests being read or waiting; beyond it: 429")
     body_seconds: float = _limit(30, "timeout for receiving a request in seconds")
-    parts: int = _count(16, "largest number of parts in a message")
-    text_chars: int = _count(32_768, "longest question in characters")
+    parts: int = _limit(16, "largest number of parts in a message")
+    text_chars: int = _limit(32_768, "longest question in characters")
     image_mb: float = _limit(24, "largest image file in MiB")
-    image_pixels: int = _count(MAX_PIXELS, "most pixels of an image")
-    image_kept_pixels: int = _count(16_800_000, "pixels to which a larger image is scaled down when decoded")
-    image_side: int = _count(4, "smallest width and height of an image")
+    image_pixels: int = _limit(MAX_PIXELS, "most pixels of an image")
+    image_kept_pixels: int = _limit(16_800_000, "pixels to which a larger image is scaled down when decoded")
+    image_side: int = _limit(4, "smallest width and height of an image")
     audio_mb: float = _limit(25, "largest audio file in MiB")
     audio_seconds: float = _limit(120, "longest audio in seconds")
     video_mb: float = _limit(64, "largest video file in MiB (inside a request, --body-mb applies, too)")
     video_seconds: float = _limit(600, "longest video in seconds")
-    video_frames: int = _count(32, "most frames that a run may sample from a video")
-    video_encoded_frames: int = _count(100_000, "most frames of a video file")
-    video_pixels: int = _count(1920 * 1088, "most pixels of a video frame")
+    video_frames: int = _limit(32, "most frames that a run may sample from a video")
+    video_encoded_frames: int = _limit(100_000, "most frames of a video file")
+    video_pixels: int = _limit(1920 * 1088, "most pixels of a video frame")
     decode_seconds: float = _limit(20, "timeout for decoding a medium in seconds; its process is then killed")
     image_fetch_seconds: float = _limit(5, "timeout for fetching a remote image in seconds")
     audio_fetch_seconds: float = _limit(10, "timeout for fetching a remote audio file in seconds")
     video_fetch_seconds: float = _limit(30, "timeout for fetching a remote video in seconds")
-    tokens: int = _count(512, "most new tokens of an answer; longer ones end with `finish_reason: length`")
-    choices: int = _count(4, "most answers to one question (`n`)")
-    queue: int = _count(32, "most requests being read, decoded or waiting; beyond it: 429")
-    batch: int = _count(16, "largest batch of answers")
+    tokens: int = _limit(512, "most new tokens of an answer; longer ones end with `finish_reason: length`")
+    choices: int = _limit(4, "most answers to one question (`n`)")
+    queue: int = _limit(32, "most requests being read, decoded or waiting; beyond it: 429")
+    batch: int = _limit(16, "largest batch of answers")
     seconds: float = _limit(120, "request timeout in seconds")
 
     def __post_init__(self) -> None:

@@ -6,14 +6,14 @@ import re
 from collections.abc import Sequence
 
 from perceptune.tools.report.blocks import Block, Chart, Code, Grid, Report, Shot, Table, Words, verdict
-from perceptune.utils.markdown import markdown_table
+from perceptune.utils.markdown import escape_markdown, markdown_table
 
 
 def markdown(report: Report) -> str:
     """The whole file."""
-    parts = [f"# {_plain(report.title)}"]
+    parts = [f"# {escape_markdown(report.title)}"]
     for section in report.sections:
-        parts.append(f"{'#' * section.level} {_plain(section.title)}")
+        parts.append(f"{'#' * section.level} {escape_markdown(section.title)}")
         parts += map(_block, section.blocks)
     return "\n\n".join(parts) + "\n"
 
@@ -21,19 +21,19 @@ def markdown(report: Report) -> str:
 def _block(block: Block) -> str:
     match block:
         case Words():
-            return f"{'**Note:** ' if block.tone == 'bad' else ''}{_plain(block.text)}"
+            return f"{'**Note:** ' if block.tone == 'bad' else ''}{escape_markdown(block.text)}"
         case Table():
-            return f"{_plain(block.caption)}\n\n{_table(block.heading, block.rows)}"
+            return f"{escape_markdown(block.caption)}\n\n{_table(block.heading, block.rows)}"
         case Code():
             longest = max((len(ticks) for ticks in re.findall("`+", block.text)), default=0)
             fence = "`" * max(3, longest + 1)
             return f"{fence}bash\n{block.text}\n{fence}"
         case Chart():
-            return f"*Drawing:* {_plain(block.alt)}."
+            return f"*Drawing:* {escape_markdown(block.alt)}."
         case Grid():
             names = [one.by or "answer" for one in block.shots[0].answers]
             heading = ("media", "question", *names, "expected", "with other media")
-            return f"{_plain(block.caption)}\n\n{_table(heading, [_cells(shot) for shot in block.shots])}"
+            return f"{escape_markdown(block.caption)}\n\n{_table(heading, [_cells(shot) for shot in block.shots])}"
 
 
 def _cells(shot: Shot) -> list[str]:
@@ -44,11 +44,5 @@ def _cells(shot: Shot) -> list[str]:
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    first, *others = ([_plain(cell) for cell in row] for row in (heading, *rows))
+    first, *others = ([escape_markdown(cell) for cell in row] for row in (heading, *rows))
     return "\n".join(markdown_table(first, others))
-
-
-def _plain(text: str) -> str:
-    """One line that no reader takes for markup or HTML."""
-    words = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_|\[\]!#~$])", r"\\\1", words)
