@@ -134,8 +134,7 @@ def evaluate(run: Path) -> Seen:
 def serve(run: Path) -> Seen:
     """A request over HTTP, with a picture, and one that samples."""
     from perceptune.serving.limits import Limits
-    from perceptune.serving.runs import load_runs
-    from servers import served
+    from servers import load_runs, served
 
     with watched() as seen, served(load_runs([f"one={run}"], Limits())) as server:
         seen.found["greedy"] = server.chat()

@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,18 @@ from typing import Any
 import openai
 from PIL import Image
 
+from perceptune.serving import runs
 from perceptune.serving.app import Access, make_app
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs
 from perceptune.serving.server import make_server
 
 KEY = "a-key-of-the-tests"
+
+
+def load_runs(given: Sequence[str], limits: Limits, **options: Any) -> Runs:
+    """Runs named as on the command line."""
+    return runs.load_runs(runs.describe_runs(given), limits, **options)
 
 
 class Served:

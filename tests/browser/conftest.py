@@ -16,8 +16,8 @@ import runs as dwarf_runs
 from perceptune.models.run_folder import save_run
 from perceptune.serving.examples import load_examples
 from perceptune.serving.limits import Limits
-from perceptune.serving.runs import Runs, load_runs
-from servers import Served, served
+from perceptune.serving.runs import Runs
+from servers import Served, load_runs, served
 
 EXAMPLES = 3
 

@@ -20,8 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from chromium import Page, browser, resize
 from perceptune.serving.examples import load_examples
 from perceptune.serving.limits import Limits
-from perceptune.serving.runs import load_runs
-from servers import served
+from servers import load_runs, served
 
 DOCS = Path(__file__).parents[2] / "docs"
 COLOURS = 128  # of a picture's palette: the page has few

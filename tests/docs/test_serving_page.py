@@ -15,8 +15,7 @@ import runs
 from perceptune.cli.main import parser, run
 from perceptune.models.run_folder import save_run
 from perceptune.serving.limits import Limits
-from perceptune.serving.runs import load_runs
-from servers import served
+from servers import load_runs, served
 
 PAGE = ROOT / "docs/serving.md"
 

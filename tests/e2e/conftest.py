@@ -41,7 +41,7 @@ def attacked_runs(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
     import runs as dwarf_runs
     from perceptune.models.run_folder import save_run
     from perceptune.serving.limits import Limits
-    from perceptune.serving.runs import load_runs
+    from servers import load_runs
 
     place = tmp_path_factory.mktemp("attacked") / "one"
     encoders = {name: {"id": str(dwarfs / "encoder")} for name in ("image", "audio", "video")}

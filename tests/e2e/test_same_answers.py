@@ -17,7 +17,7 @@ from perceptune.evaluation.batch_predict import predict
 from perceptune.models.base import AdaptedModel
 from perceptune.models.slot_model import SlotModel
 from perceptune.serving.limits import Limits
-from perceptune.serving.runs import load_runs
+from servers import load_runs
 
 BFLOAT16 = {"train": support.train_section(steps=2, precision="bfloat16"), "eval": {"dtype": "bfloat16"}}
 

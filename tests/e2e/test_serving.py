@@ -21,9 +21,9 @@ from perceptune.cli.main import run as cli
 from perceptune.models.run_folder import load
 from perceptune.serving.limits import Limits
 from perceptune.serving.requests import Job
-from perceptune.serving.runs import Runs, load_runs
+from perceptune.serving.runs import Runs
 from perceptune.types import Decoding, Sample
-from servers import KEY, Served, asked, data_url, part, photo, png, served
+from servers import KEY, Served, asked, data_url, load_runs, part, photo, png, served
 
 TAKE = Job.append_token
 QUESTIONS = ("color?", "what color is this picture?", "where is the cat", "a")

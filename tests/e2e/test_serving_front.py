@@ -18,10 +18,10 @@ from perceptune.errors import UserError
 from perceptune.models.run_folder import save_run
 from perceptune.serving.examples import MOST, load_examples
 from perceptune.serving.limits import Limits
-from perceptune.serving.runs import Runs, load_runs
+from perceptune.serving.runs import Runs
 from perceptune.serving.web_page import FOLDER, page_files, shown
 from perceptune.tools.summary import summarize
-from servers import Served, png, served
+from servers import Served, load_runs, png, served
 
 METHOD = {"name": "epalm", "n_levels": 2, "standardize": False}
 

@@ -20,9 +20,9 @@ from perceptune.lm.generation.generate import ContinuousBatch
 from perceptune.models.run_folder import load, save_run
 from perceptune.serving.batch_groups import BatchedGroup
 from perceptune.serving.limits import Limits
-from perceptune.serving.runs import Runs, load_runs
+from perceptune.serving.runs import Runs
 from perceptune.types import Decoding, Sample
-from servers import asked, data_url, part, png, served
+from servers import asked, data_url, load_runs, part, png, served
 
 INJECTING: dict[str, dict[str, Any]] = {
     "epalm": {"name": "epalm", "n_levels": 2, "standardize": False},

@@ -21,9 +21,9 @@ from perceptune.serving import media_worker_pool
 from perceptune.serving.app import Access, make_app
 from perceptune.serving.examples import Example
 from perceptune.serving.limits import Limits
-from perceptune.serving.runs import Runs, load_runs
+from perceptune.serving.runs import Runs
 from perceptune.serving.server import listening, make_server
-from servers import KEY, Served
+from servers import KEY, Served, load_runs
 
 
 @pytest.fixture

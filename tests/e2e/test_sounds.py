@@ -16,8 +16,8 @@ from perceptune.data.build_task import make_task
 from perceptune.data.media.source import MediaError
 from perceptune.errors import UserError
 from perceptune.serving.limits import Limits
-from perceptune.serving.runs import load_runs
 from perceptune.types import Sample
+from servers import load_runs
 from sounds import encoded, save_mobilenet, save_sound_encoder, save_sounds, tone
 
 

@@ -25,8 +25,8 @@ import perceptune
 import support
 from perceptune.models.run_folder import save_run
 from perceptune.serving.limits import Limits
-from perceptune.serving.runs import Runs, load_runs
-from servers import KEY, Served, asked, data_url, png, served
+from perceptune.serving.runs import Runs
+from servers import KEY, Served, asked, data_url, load_runs, png, served
 
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"

@@ -9,14 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from perceptune.methods.parts.mutual_information import (
-    Club,
-    InfoNCE,
-    LeaveOneOut,
-    club,
-    info_nce,
-    leave_one_out,
-)
+from perceptune.methods.parts.mutual_information import Club, InfoNCE, LeaveOneOut, club, info_nce, leave_one_out
 
 BATCH = 256
 

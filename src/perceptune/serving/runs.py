@@ -122,14 +122,6 @@ def describe_runs(given: Sequence[str], *, trust: bool = False) -> list[Describe
 
 
 def load_runs(
-    given: Sequence[str], limits: Limits, *, overrides: Sequence[str] = (), trust: bool = False,
-    device: str | None = None,
-) -> Runs:  # fmt: skip
-    """The same, loaded. Raises `UserError` also for what `load_described` refuses."""
-    return load_described(describe_runs(given, trust=trust), limits, overrides=overrides, trust=trust, device=device)
-
-
-def load_described(
     described: Sequence[Described], limits: Limits, *, overrides: Sequence[str] = (), trust: bool = False,
     device: str | None = None,
 ) -> Runs:  # fmt: skip

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     from perceptune.serving.local import LocalFiles
     from perceptune.serving.origins import parse_origins
     from perceptune.serving.remote import Remote
-    from perceptune.serving.runs import Runs, describe_runs, load_described
+    from perceptune.serving.runs import Runs, describe_runs, load_runs
     from perceptune.serving.server import hosts_of, is_loopback, listening, make_server
 
     key = _key(options)
@@ -106,9 +106,7 @@ def run(options: argparse.Namespace) -> int:
     failed: list[BaseException] = []
 
     def load() -> Runs:
-        return load_described(
-            described, limits, overrides=options.overrides, trust=options.trust, device=options.device
-        )
+        return load_runs(described, limits, overrides=options.overrides, trust=options.trust, device=options.device)
 
     def ended(error: BaseException | None) -> None:
         if error is None:
