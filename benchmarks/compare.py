@@ -18,7 +18,7 @@ from benchmarks.steps import mean_loss, training_step
 from perceptune.errors import UserError, nearest
 from perceptune.lm.generation.generate import generate
 from perceptune.methods.slots.epalm import EPALM
-from perceptune.models.slot_model import SlotModel
+from perceptune.models.slots.model import SlotModel
 from perceptune.models.text_format import Batch
 from perceptune.types import Decoding, GenerationRequest, Prompt
 from perceptune.utils.timing import Contender, measure, nothing

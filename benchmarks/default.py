@@ -14,7 +14,7 @@ from perceptune.config.recipe import Recipe, load_recipe
 from perceptune.data.build_task import make_task
 from perceptune.data.subset import subset
 from perceptune.models.build import build_to_train, settle
-from perceptune.models.slot_model import SlotModel
+from perceptune.models.slots.model import SlotModel
 from perceptune.models.text_format import Batch
 from perceptune.types import Features, Sample
 from perceptune.utils.timing import Contender, measure

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from perceptune.methods.slots.epalm import EPALM
-from perceptune.models.slot_model import SlotModel
+from perceptune.models.slots.model import SlotModel
 from perceptune.utils.timing import Contender
 
 WEIGHTS = 4  # different weights that a measurement goes round, as a model's layers do

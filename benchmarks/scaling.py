@@ -14,7 +14,7 @@ from benchmarks.compare import METHODS, Comparison
 from benchmarks.processes import peak_memory_mb
 from benchmarks.shapes import Models, Setting
 from benchmarks.steps import mean_loss, training_step
-from perceptune.models.slot_model import SlotModel
+from perceptune.models.slots.model import SlotModel
 from perceptune.models.text_format import Batch
 from perceptune.types import Features
 from perceptune.utils.row_store.store import Store, digest_of

@@ -21,9 +21,9 @@ from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.kernels.optimize import optimize_frozen
 from perceptune.lm.probe import probe
 from perceptune.methods.slots.base import Method
-from perceptune.models.build import build_method
 from perceptune.models.pretrained import CONFIGS
-from perceptune.models.slot_model import SlotModel
+from perceptune.models.slots.build import build_method
+from perceptune.models.slots.model import SlotModel
 from perceptune.models.text_format import Tokens
 from perceptune.types import Features
 from perceptune.utils.tensors import last_columns

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from perceptune.models.slot_model import SlotModel
+from perceptune.models.slots.model import SlotModel
 from perceptune.models.text_format import Batch
 
 

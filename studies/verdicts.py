@@ -23,7 +23,7 @@ import yaml
 
 import planning
 from perceptune.config.recipe import load_recipe
-from perceptune.models.build import method_options
+from perceptune.models.backbone import method_options
 from perceptune.tools.compare.plan import _variants
 from planning import ROOT, STUDIES, Plan
 

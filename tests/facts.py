@@ -14,7 +14,7 @@ from perceptune.config.overrides import METHODS
 from perceptune.config.recipe import Recipe, load_recipe, recipes_dir
 from perceptune.config.registry import leaf
 from perceptune.config.schema import EncoderConfig, InitConfig, NamedPart, OtherSet
-from perceptune.models.build import method_options
+from perceptune.models.backbone import method_options
 
 FOLDER = recipes_dir() / "paper"
 FILE = FOLDER / "facts.yaml"

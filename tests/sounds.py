@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from perceptune.config.schema import EncoderConfig
 from perceptune.encoders.base import Encoder
-from perceptune.models.build import load_encoder_of
+from perceptune.models.slots.build import load_encoder_of
 
 Samples = NDArray[np.float64]
 

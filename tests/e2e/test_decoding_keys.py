@@ -69,7 +69,7 @@ def test_answers_come_from_a_lightened_lm_in_any_dtype(
     perceptune.train(recipe, tmp_path / "run")
     laid_out: list[int] = []
     monkeypatch.setattr(
-        "perceptune.models.slot_model.optimize_frozen", lambda lm, first, megabytes, compiled: laid_out.append(first)
+        "perceptune.models.slots.model.optimize_frozen", lambda lm, first, megabytes, compiled: laid_out.append(first)
     )
     perceptune.evaluate(tmp_path / "run")
     perceptune.evaluate(tmp_path / "run", overrides=["eval.dtype=bfloat16"])

@@ -15,7 +15,7 @@ import support
 from perceptune.evaluation import evaluate, reference_answers
 from perceptune.evaluation.batch_predict import predict
 from perceptune.models.base import AdaptedModel
-from perceptune.models.slot_model import SlotModel
+from perceptune.models.slots.model import SlotModel
 from perceptune.serving.limits import Limits
 from servers import load_runs
 

@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from perceptune.models.slot_model import SlotModel
+from perceptune.models.slots.model import SlotModel
 from perceptune.serving import server as serving_server
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs

@@ -59,7 +59,7 @@ def test_the_converted_encoder_computes_the_same(size: int, changes: dict[str, A
 
 
 def test_an_encoder_that_has_no_place_is_named(dwarfs: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no multiple"):
+    with pytest.raises(UserError, match="not a multiple"):
         vision_of(dinov2(), 20)
     with pytest.raises(UserError, match="SwiGLU"):
         vision_of(dinov2(use_swiglu_ffn=True), 16)
@@ -146,7 +146,7 @@ def test_the_command_says_what_is_wrong(dwarfs: Path, tmp_path: Path, capsys: py
     given = ["build-instructblip", str(tmp_path / "new"), "--data", data, "--lm", str(dwarfs / "lm")]
     given += ["--encoder", str(dwarfs / "encoder"), "--image-size", "24", "--hidden", "16"]
     assert cli([*given, "--heads", "3"]) == 2
-    assert "no multiple" in capsys.readouterr().err
+    assert "not a multiple" in capsys.readouterr().err
     assert cli([*given, "--heads", "2", "--layers", "1", "--vocabulary", "40"]) == 0
     config = json.loads((tmp_path / "new/config.json").read_text())
     assert config["num_query_tokens"] == 16

@@ -12,7 +12,7 @@ from perceptune.config.recipe import Recipe, find_recipe, load_recipe, recipe_na
 from perceptune.config.registry import leaf
 from perceptune.data.build_task import make_task
 from perceptune.errors import UserError
-from perceptune.models.build import method_leaf
+from perceptune.models.backbone import method_leaf
 
 
 def test_a_name_stands_for_a_part() -> None:

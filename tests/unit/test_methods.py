@@ -18,7 +18,7 @@ from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.kernels.optimize import optimize_frozen
 from perceptune.lm.probe import probe
 from perceptune.models.run_folder import read_meta
-from perceptune.models.slot_model import SlotModel
+from perceptune.models.slots.model import SlotModel
 from perceptune.tools.feature_cache import build_features
 from perceptune.training.optimizer import MethodOptimizer
 from perceptune.types import Decoding

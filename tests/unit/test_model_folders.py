@@ -11,9 +11,9 @@ import pytest
 from perceptune.config.schema import EncoderConfig, LMConfig
 from perceptune.encoders.base import weight_files
 from perceptune.errors import UserError
-from perceptune.models.build import load_encoder_of, load_lm
 from perceptune.models.model_folders import tokenizer_advice
 from perceptune.models.pretrained import load_tokenizer, resolve
+from perceptune.models.slots.build import load_encoder_of, load_lm
 
 ADAPTER = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "facebook/opt-125m"})
 CONFIG = json.dumps({"model_type": "opt"})

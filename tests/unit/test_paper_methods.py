@@ -16,7 +16,7 @@ from perceptune.config.schema import LMConfig
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.methods.base import count
 from perceptune.methods.slots.base import EncoderShape, Injection
-from perceptune.models.build import load_encoder_of, load_lm
+from perceptune.models.slots.build import load_encoder_of, load_lm
 
 PAGE = Path(__file__).parents[2] / "docs/methods.md"
 

@@ -126,7 +126,7 @@ def test_a_layer_is_its_folder_or_its_modules(
     for name in folders:
         (tmp_path / name).mkdir()
     counting = paths.Counting(tmp_path)
-    assert [counting.layer(file) for file in ("spliced.py", "models/slot_model.py", "lm.py", "lm/frozen.py")] == layers
+    assert [counting.layer(file) for file in ("spliced.py", "models/slots/model.py", "lm.py", "lm/frozen.py")] == layers
     assert counting.layer("methods/lora.py") is None
 
 

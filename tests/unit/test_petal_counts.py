@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from perceptune.config.recipe import find_recipe, load_recipe, read_yaml
-from perceptune.models.build import method_options
+from perceptune.models.backbone import method_options
 from perceptune.tools.summary import summarize
 
 QFORMER, QUERIES, PROJECTION = 185_660_160, 32 * 768, 768 * 4096 + 4096

@@ -125,7 +125,7 @@ def test_an_open_size_is_an_error_until_it_is_set(copy: Callable[[str], Path]) -
 
 
 def test_a_size_between_patches_is_an_error(checkpoints: Path) -> None:
-    with pytest.raises(UserError, match=r"`size` 35 is no multiple .* 8 pixels; use 32 or 40"):
+    with pytest.raises(UserError, match=r"`size` 35 is not a multiple .* 8 pixels; use 32 or 40"):
         load_encoder(checkpoints / "vit", size=35)
 
 

@@ -17,7 +17,7 @@ from perceptune.data.build_task import make_task
 from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.methods.base import count
-from perceptune.models.build import load_lm
+from perceptune.models.slots.build import load_lm
 
 needed = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 every_width = pytest.mark.parametrize("bits", ["8bit", "4bit"])

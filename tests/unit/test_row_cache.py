@@ -83,7 +83,7 @@ def test_states_of_texts_that_cannot_be_kept_are_computed(
     dwarfs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from perceptune.config.schema import LMConfig
-    from perceptune.models.build import load_lm
+    from perceptune.models.slots.build import load_lm
 
     lm: FrozenLM = load_lm(LMConfig(id=str(dwarfs / "lm")))
     (tmp_path / "file").touch()

@@ -11,7 +11,7 @@ from perceptune.config.registry import leaf, leaves
 from perceptune.data.build_task import data_keys, make_task
 from perceptune.data.tasks.base import check_split
 from perceptune.errors import UserError
-from perceptune.models.build import method_options
+from perceptune.models.backbone import method_options
 
 READERS = [name for name, one in leaves("tasks").items() if one.module.TASK.data_option is not None]
 

@@ -13,7 +13,7 @@ import torch
 from perceptune.config.schema import EncoderConfig
 from perceptune.encoders.base import load_encoder
 from perceptune.errors import UserError
-from perceptune.models.build import load_encoder_of
+from perceptune.models.slots.build import load_encoder_of
 from sounds import CASES, build, encoded, mobilenet_weights, tone, where
 
 

@@ -21,7 +21,7 @@ from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.source import MediaError
 from perceptune.encoders.base import Encoder, load_encoder
 from perceptune.errors import UserError
-from perceptune.models.build import load_encoder_of
+from perceptune.models.slots.build import load_encoder_of
 from sounds import CASES, KINDS, MOBILENET, build, encoded, mobilenet_weights, noise, tone, where
 
 WAVE = encoded(tone(700, 0.4) + noise(0.4))

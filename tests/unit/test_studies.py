@@ -23,7 +23,7 @@ from attention import evenness, figures, moved
 from drawing import drawing_of
 from perceptune.config.recipe import load_recipe
 from perceptune.errors import UserError
-from perceptune.models.build import method_options
+from perceptune.models.backbone import method_options
 from perceptune.tools.compare.plan import _settings, _settings_of, _variants
 from photo_questions import ask
 from prepare import prepare

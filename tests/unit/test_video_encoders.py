@@ -22,7 +22,7 @@ from perceptune.data.media.video import read_frames
 from perceptune.encoders._fit import fit
 from perceptune.encoders.base import Encoder, VideoEncoder, load_encoder
 from perceptune.errors import UserError
-from perceptune.models.build import load_encoder_of
+from perceptune.models.slots.build import load_encoder_of
 
 FAMILIES = ("timesformer", "videomae", "vivit")
 
@@ -105,7 +105,7 @@ def test_other_lengths_take_the_nearest_positions(checkpoints: Path, name: str, 
 
 
 def test_lengths_and_sizes_that_do_not_fit_are_errors(checkpoints: Path) -> None:
-    with pytest.raises(UserError, match=r"videomae: `frames` 5 is no multiple of its patches' 2; use 4 or 6"):
+    with pytest.raises(UserError, match=r"videomae: `frames` 5 is not a multiple of its patches' 2; use 4 or 6"):
         load_encoder(checkpoints / "videomae", frames=5)
     with pytest.raises(UserError, match=r"vivit: its frames are 32 x 32; `size` cannot change that"):
         load_encoder(checkpoints / "vivit", size=48)

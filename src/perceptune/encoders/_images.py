@@ -141,6 +141,6 @@ class ViTEncoder(ImageEncoder, BlockEncoder):
         if (size := options.size) is not None and size % patch:
             low = max(1, size // patch) * patch
             raise UserError(
-                f"{source}: `size` {size} is no multiple of its patches' {patch} pixels; use {low} or {low + patch}"
+                f"{source}: `size` {size} is not a multiple of its patches' {patch} pixels; use {low} or {low + patch}"
             )
         return cls(cls.tower_of(source, config, options, meta), transform).augmenting(options)

@@ -54,7 +54,9 @@ class VideoEncoder(ViTEncoder):
         tubelet = self.tubelet(self.tower.config)
         if frames % tubelet:
             low = max(1, frames // tubelet) * tubelet
-            raise UserError(f"`frames` {frames} is no multiple of its patches' {tubelet}; use {low} or {low + tubelet}")
+            raise UserError(
+                f"`frames` {frames} is not a multiple of its patches' {tubelet}; use {low} or {low + tubelet}"
+            )
         height, width = (side // self.patch(self.tower.config) for side in self.transform.size)
         self.frames, self.n_tokens = frames, self.n_special + frames // tubelet * height * width
 

@@ -18,7 +18,7 @@ from perceptune._version import __version__
 from perceptune.config.recipe import read_yaml
 from perceptune.errors import UserError
 from perceptune.evaluation.results import RESULTS, gap_name
-from perceptune.models.build import DEFAULT_ENCODERS, DEFAULT_LM
+from perceptune.models.pretrained import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.models.run_folder import read_meta
 from perceptune.models.run_location import CARD, PROOF, RECIPE
 from perceptune.utils.atomic_io import write_text

@@ -33,6 +33,13 @@ class TrainableMethod(nn.Module, ABC):
     def sites(self) -> list[Site]:
         """Every place in the frozen model that the method touches."""
 
+    def describe_inputs(self) -> dict[str, dict[str, Any]] | None:
+        """Describe which layers of each encoder enter which layers of the LM; None if a method has no such layers.
+
+        All layers count from 0. `prompt`: the layers at which trained vectors enter.
+        """
+        return None
+
     @property
     def trains_lm(self) -> bool:
         """Whether weights of the LM itself are trained."""

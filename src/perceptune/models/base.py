@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +27,13 @@ from perceptune.utils.tensors import move
 class AdaptedModel(nn.Module, ABC):
     """What `perceptune.build` and `perceptune.load` return. Trained: `method.parameters()`, nothing else.
 
-    Its subclasses are the backbones: what the loop, the evaluation and run folders need of each is here.
+    Its subclasses are the backbones; training, evaluation and run folders need no more of them than this.
     """
 
     method: TrainableMethod
+    required_modalities: ClassVar[frozenset[str]] = frozenset()  # without which it answers nothing
+    supports_continuous_batching: ClassVar[bool] = False
+    has_qformer: ClassVar[bool] = False
 
     def __init__(
         self, recipe: Recipe, encoders: Mapping[str, Encoder], stores: Mapping[str, FeatureStore],
@@ -44,9 +46,14 @@ class AdaptedModel(nn.Module, ABC):
         self._text = text
 
     @property
-    @abstractmethod
     def device(self) -> torch.device:
-        """Where the LM lives."""
+        """Where the LM and the method lie."""
+        return next(self.method.parameters()).device
+
+    @property
+    @abstractmethod
+    def max_positions(self) -> int | None:
+        """Tokens of prompt and answer that the LM has positions for; None where they are not numbered."""
 
     @property
     @abstractmethod
@@ -88,19 +95,12 @@ class AdaptedModel(nn.Module, ABC):
         use_full_float32(world.device)
         if world.sharding is None:
             self.to(world.device)
-            return
+        else:
+            self._shard(world, world.sharding)
+
+    def _shard(self, world: World, settings: FSDPSettings) -> None:
         with world.same_on_all_ranks():
-            self._require_shardable()
-        self.encoders.to(world.device)
-        self.method.to(world.device)
-        self._shard(world.sharding, world.device)
-
-    def _require_shardable(self) -> None:
-        raise UserError(f"accelerate: FSDP is not supported for `backbone: {self.recipe.backbone}`")
-
-    def _shard(self, settings: FSDPSettings, device: torch.device) -> None:
-        """Shard the LM in place, and move it."""
-        raise NotImplementedError
+            raise UserError(f"accelerate: FSDP is not supported for `backbone: {self.recipe.backbone}`")
 
     def fit_to_answers(self, samples: Sequence[Sample]) -> None:
         """Starts connections from what these training samples say of their media; after `fit_statistics`."""
@@ -271,15 +271,16 @@ class AdaptedModel(nn.Module, ABC):
     def seeds_of(
         self, samples: Sequence[Sample], decoding: Decoding, seeds: Sequence[int] | None = None
     ) -> list[int] | None:
-        """What each answer is drawn with, by `seed_of`; None where nothing is drawn."""
-        if not decoding.sample:
-            return None
+        """Seeds of sampling, the same wherever the same question on the same media is asked; None without sampling."""
         given = seeds or [decoding.seed] * len(samples)
-        return [self.seed_of(sample, replace(decoding, seed=seed)) for sample, seed in zip(samples, given, strict=True)]
+        return (
+            [self._seed_of(sample, seed) for sample, seed in zip(samples, given, strict=True)]
+            if decoding.sample
+            else None
+        )
 
-    def seed_of(self, sample: Sample, decoding: Decoding) -> int:
-        """What an answer is drawn with: the same wherever the same question on the same media is asked."""
-        parts = [repr((decoding.seed, self.text.prompt_ids(sample))).encode()]
+    def _seed_of(self, sample: Sample, seed: int) -> int:
+        parts = [repr((seed, self.text.prompt_ids(sample))).encode()]
         for modality, medium in sorted(sample.media.items()):
             parts += [modality.encode(), digest_of(content(medium))]
         return int.from_bytes(digest_of(*parts)[:7], "little")

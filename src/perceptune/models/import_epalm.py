@@ -22,7 +22,7 @@ from torch import Tensor
 from perceptune.config.recipe import load_recipe
 from perceptune.config.schema import LMConfig
 from perceptune.errors import UserError
-from perceptune.models.build import build, load_lm
+from perceptune.models.build import build
 from perceptune.models.import_epalm_config import (
     LEVELS,
     OfficialConfig,
@@ -34,6 +34,7 @@ from perceptune.models.import_epalm_config import (
     text_section,
 )
 from perceptune.models.run_folder import save_run
+from perceptune.models.slots.build import load_lm
 from perceptune.utils.torch_files import read_torch_file, require_file
 
 _CONNECTOR = re.compile(r"connector\.(\d+)\.(weight|bias)")

@@ -111,3 +111,11 @@ def appearing_folder(folder: Path) -> Iterator[Path]:
             yield new
         for weights in new.glob("*.safetensors"):  # safetensors lets only the owner read what it writes
             weights.chmod((new / "config.json").stat().st_mode)
+
+
+# What `default` stands for.
+DEFAULT_LM = "smollm2-135m-instruct"
+
+
+# The image encoder serves the others, too: averaged over frames, shown spectrograms of audio.
+DEFAULT_ENCODERS = dict.fromkeys(("image", "video", "audio"), "dinov2-small")

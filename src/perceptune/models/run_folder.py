@@ -27,12 +27,13 @@ from perceptune.config.overrides import Override
 from perceptune.config.recipe import Recipe, leaf_names, load_recipe, read_yaml
 from perceptune.errors import UserError, disk_error
 from perceptune.models.base import AdaptedModel
-from perceptune.models.build import FrozenParts, build, settle_answering
+from perceptune.models.build import build, settle_answering
 from perceptune.models.run_format import FORMAT_VERSION, upgrade_recipe
 from perceptune.models.run_location import META as META
 from perceptune.models.run_location import METHOD as METHOD
 from perceptune.models.run_location import RECIPE as RECIPE
 from perceptune.models.run_location import local_run
+from perceptune.models.slots.build import FrozenParts
 from perceptune.utils.atomic_io import write_chunks, write_json, write_text
 from perceptune.utils.devices import resolve_device, use_full_float32
 

@@ -71,11 +71,18 @@ class TextFormat:
     def prompt_ids(self, sample: Sample) -> list[int]:
         """Tokens up to where the answer begins. Special tokens are tokens in the template, and text in a question."""
         self._require_question(sample)
-        text = self._filled_for(sample, self.config.template, "{prompt}", sample.prompt)
+        try:
+            text = self._filled(self.config.template, "{prompt}", sample.prompt)
+        except UserError as error:
+            raise UserError(f"sample `{sample.id}`: {error}") from error
         ids = [*([] if text[:1] == self.bos else self.bos), *text, *self.separator]
         if not ids:
             raise UserError(f"sample `{sample.id}`: the prompt is empty and the LM's tokenizer has no start token")
         return self._checked(ids, sample)
+
+    def count_prompt_tokens(self, sample: Sample) -> int:
+        """Count the tokens of the question; media are not counted. Raises `UserError` for one that does not fit."""
+        return len(self.prompt_ids(sample))
 
     def target_ids(self, target: str) -> list[int]:
         """Tokens of the answer with the end token. Encoded apart from the prompt, so no token spans both."""
@@ -88,7 +95,10 @@ class TextFormat:
         return self._checked(prompt + answer, sample), supervised
 
     def _answer_ids(self, sample: Sample, target: str) -> list[int]:
-        return self._ended(self._filled_for(sample, self.config.target, "{target}", target))
+        try:
+            return self.target_ids(target)
+        except UserError as error:
+            raise UserError(f"sample `{sample.id}`: {error}") from error
 
     def require_fit(self, sample: Sample, target: str) -> None:
         """Raises what `training_ids` does, without making tokens of texts that are too short to be too long."""
@@ -126,12 +136,6 @@ class TextFormat:
     def _require_question(self, sample: Sample) -> None:
         if "{prompt}" in self.config.template and not TEXT.search(sample.prompt):
             raise UserError(f"sample `{sample.id}`: the question has no text: {sample.prompt!r}")
-
-    def _filled_for(self, sample: Sample, template: str, place: str, text: str) -> list[int]:
-        try:
-            return self._filled(template, place, text)
-        except UserError as error:
-            raise UserError(f"sample `{sample.id}`: {error}") from error
 
     def _filled(self, template: str, place: str, text: str) -> list[int]:
         """Tokens of a template with a user's text in it, as the tokenizer makes them.

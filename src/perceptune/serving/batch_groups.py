@@ -13,13 +13,14 @@ from collections.abc import Generator, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 
 from perceptune.lm.generation.beam_search import beam_steps
 from perceptune.lm.generation.decode_state import GROWTH, DecodeState, make_sampler, truncate_at_eos
 from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence, generate, uses_hf_generate
-from perceptune.models.slot_model import SlotModel
+from perceptune.models.slots.model import SlotModel
 from perceptune.serving.requests import Job
 
 
@@ -96,10 +97,11 @@ def start_groups(jobs: Sequence[Job]) -> BatchGroup:
     decoding = replace(jobs[0].decoding, max_new_tokens=longest)
     model, seeds = run.model, [job.decoding.seed for job in jobs]
     callback = _JobCallback(jobs, model.text.eos)
-    if not isinstance(model, SlotModel):
+    if not model.supports_continuous_batching:
         whole = partial(model.generate, samples, decoding, seeds=seeds, callback=callback)
         return SequentialGroup(jobs, _in_one_go(whole))
     with run.active(), _handed_in(jobs):
+        model = cast(SlotModel, model)
         request = model.request(samples, decoding, seeds=seeds, callback=callback)
         if uses_hf_generate(model.lm, request.prompt.slots, decoding):
             return SequentialGroup(jobs, _in_one_go(partial(generate, model.lm, request)))

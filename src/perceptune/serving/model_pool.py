@@ -13,7 +13,8 @@ from perceptune.config.recipe import Recipe
 from perceptune.config.schema import EncoderConfig, LMConfig
 from perceptune.encoders.base import Encoder
 from perceptune.lm.frozen_lm import FrozenLM
-from perceptune.models.build import build, load_encoder_of, load_lm
+from perceptune.models.build import build
+from perceptune.models.slots.build import load_encoder_of, load_lm
 
 # Where a module keeps what methods add to it: hooks by number, and (PEFT) layers that stand before a submodule.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")

@@ -51,7 +51,7 @@ class RequestParser:
                 raise ApiError(400, f"model `{run.name}` takes no {kind}{known}", param="messages", code="no_encoder")
             if kind in kinds[:place]:
                 raise ApiError(400, f"more than one {kind}: this model takes one", param="messages")
-        if run.needs_image and "image" not in kinds:
+        if run.model.required_modalities - set(kinds):
             raise ApiError(400, f"model `{run.name}` speaks about images only: send one", param="messages")
         prompt = self._prompt(Sample("question", {}, text), run)
         decoding = _room(decoding, prompt, run)
@@ -96,7 +96,7 @@ class RequestParser:
     def _prompt(self, sample: Sample, run: ServedRun) -> int:
         """Number of its tokens. Raises `ApiError` for a question that the LM cannot take."""
         try:
-            return run.prompt_tokens(sample)
+            return run.text.count_prompt_tokens(sample)
         except UserError as error:
             raise ApiError(400, str(error).removeprefix("sample `question`: "), param="messages") from error
 
@@ -161,11 +161,12 @@ def _room(decoding: Decoding, prompt: int, run: ServedRun) -> Decoding:
     if decoding.max_length is not None:
         most = max(1, decoding.max_length - prompt)
         decoding = replace(decoding, max_new_tokens=most, max_length=None)
-    if run.positions is None:
+    positions = run.model.max_positions
+    if positions is None:
         return decoding
-    if prompt >= run.positions:
+    if prompt >= positions:
         raise ApiError(
-            400, f"{prompt} tokens of the question leave none of the {run.positions} that the model has room for",
+            400, f"{prompt} tokens of the question leave none of the {positions} that the model has room for",
             param="messages", code="context_length_exceeded",
         )  # fmt: skip
-    return replace(decoding, max_new_tokens=min(decoding.max_new_tokens, run.positions - prompt))
+    return replace(decoding, max_new_tokens=min(decoding.max_new_tokens, positions - prompt))

@@ -17,16 +17,13 @@ from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError, nearest
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.models.base import AdaptedModel
-from perceptune.models.build import text_of
-from perceptune.models.instructblip.model import InstructBlipModel
-from perceptune.models.instructblip.text_format import BlipText
+from perceptune.models.build import BACKBONES, text_of
 from perceptune.models.run_folder import META, load, read_meta, read_recipe
-from perceptune.models.slot_model import SlotModel
 from perceptune.models.text_format import TextFormat
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
 from perceptune.serving.model_pool import Attachments, ModelPool
-from perceptune.types import Decoding, Sample
+from perceptune.types import Decoding
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,6 @@ class ServedRun:
     text: TextFormat
     task: Task | None
     attachments: Attachments
-    positions: int | None  # tokens of prompt and answer that the LM has positions for
 
     @property
     def decoding(self) -> Decoding:
@@ -49,19 +45,6 @@ class ServedRun:
     def clean(self, raw: str) -> str:
         """The answer in a generated text, as `perceptune answer` prints it."""
         return self.task.clean(raw) if self.task else raw.strip()
-
-    @property
-    def needs_image(self) -> bool:
-        """Whether it answers nothing without an image."""
-        return isinstance(self.model, InstructBlipModel)
-
-    def prompt_tokens(self, sample: Sample) -> int:
-        """Those of the question; media are not counted. Raises `UserError` for a question that the LM cannot take."""
-        ids = self.text.prompt_ids(sample)
-        if isinstance(self.text, BlipText):
-            self.text.encode_prompts([sample])  # its Q-Former reads it, too
-            return len(ids) - self.text.n_image_tokens
-        return len(ids)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -129,7 +112,7 @@ def load_runs(
     kept = [] if any(word.startswith("cache.features=") for word in overrides) else ["cache.features=off"]
     pool, runs = ModelPool(), []
     for one in described:
-        if len(described) > 1 and one.recipe.backbone == "splice":
+        if len(described) > 1 and BACKBONES[one.recipe.backbone].shares_base:
             pool.plan(one.recipe)
         runs.append(_loaded(one, pool, [*kept, *overrides], trust, device))
         for modality, encoder in runs[-1].model.encoders.items():
@@ -147,23 +130,13 @@ def _loaded(one: Described, pool: ModelPool, overrides: Sequence[str], trust: bo
     lent.attachments.take_off()
     task = make_task(model.recipe) if model.recipe.task else None
     created = int((one.folder / META).stat().st_mtime)
-    return ServedRun(one.name, created, model, text_of(model), task, lent.attachments, _positions(model))
-
-
-def _positions(model: AdaptedModel) -> int | None:
-    """Tokens of prompt and answer that the LM has positions for; None where they are not numbered."""
-    if isinstance(model, InstructBlipModel):
-        blip = model.blip
-        room = getattr(blip.language_model.config, "max_position_embeddings", None)
-        return None if room is None or blip.encoder_decoder else room - blip.n_queries
-    assert isinstance(model, SlotModel)
-    return getattr(model.lm.config, "max_position_embeddings", None)
+    return ServedRun(one.name, created, model, text_of(model), task, lent.attachments)
 
 
 class _Borrowed:
     """The pool's parts for one run; notes what that hangs onto its LM.
 
-    A run with `backbone: instructblip` borrows nothing: it puts its method into its own copy.
+    A run whose backbone shares nothing borrows nothing: it puts its method into its own copy.
     """
 
     def __init__(self, pool: ModelPool) -> None:

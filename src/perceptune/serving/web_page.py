@@ -10,9 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
-from perceptune.methods.slots.base import Injection
-from perceptune.models.base import AdaptedModel
-from perceptune.models.build import DEFAULT_ENCODERS, DEFAULT_LM
+from perceptune.models.pretrained import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.serving.limits import MIB, Limits
 from perceptune.serving.runs import ServedRun
 from perceptune.serving.service import Service
@@ -80,29 +78,8 @@ def describe_for_page(run: ServedRun, limits: Limits, examples: int) -> dict[str
         "limits": {"tokens": limits.tokens, "body": int(limits.body_mb * MIB), "audio_seconds": limits.audio_seconds,
                    "video_seconds": limits.video_seconds,
                    "bytes": {name: limits.bytes_of(name) for name in ("image", "audio", "video")}},
-        **model.layer_info(), "inputs": inputs(model), "examples": examples,
+        **model.layer_info(), "inputs": model.method.describe_inputs(), "examples": examples,
     }  # fmt: skip
-
-
-def inputs(model: AdaptedModel) -> dict[str, dict[str, Any]] | None:
-    """For each modality which layer of its encoder enters which layers of the LM; None if a method says no such thing.
-
-    All layers count from 0. `prompt`: the layers at which trained vectors enter.
-    """
-    method = model.method
-    if not isinstance(method, Injection):
-        return None
-    prompt = sorted({site.layer for site in method.sites() if site.where == "slots `prompt`"})
-    return {
-        "media": {
-            name: {
-                "layers": shape.n_layers,
-                "enters": {layer: method.levels(name)[level] for layer, level in method.injected.items()},
-            }
-            for name, shape in method.shapes.items()
-        },
-        "prompt": {"layers": prompt, "vectors": method.options.prompt_tokens if prompt else 0},
-    }
 
 
 def shown(name: str, default: str) -> str:

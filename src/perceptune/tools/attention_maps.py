@@ -69,9 +69,9 @@ def show_attention(
     require_matplotlib()
     medium = local_path(str(image), "--image")
     model = load(run, trust=trust)
-    if not isinstance(model, InstructBlipModel):
+    if not model.has_qformer:
         raise UserError(f"`{run}` has `backbone: {model.recipe.backbone}`, which has no Q-Former to look with")
-    found, opened = look(model, medium, prompt, enhanced), open_image(medium)
+    found, opened = look(cast(InstructBlipModel, model), medium, prompt, enhanced), open_image(medium)
     save_panel(opened, found.box, found.columns, [PanelRow(row.label, row.maps) for row in found.rows], out)
     rows = [
         {"label": row.label, "instructions": list(row.texts),

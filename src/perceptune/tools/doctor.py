@@ -99,7 +99,8 @@ def _assets() -> list[dict[str, str]]:
 def _precision(recipe: Recipe | None = None) -> list[dict[str, str]]:
     """What `auto` stands for with a recipe's LM, by default the default one if it is there."""
     from perceptune.config.recipe import load_recipe
-    from perceptune.models.build import DEFAULT_LM, choose_dtype, slower_here
+    from perceptune.models.build import choose_dtype, slower_here
+    from perceptune.models.pretrained import DEFAULT_LM
     from perceptune.utils.downloads import present
 
     if recipe is None and not present(DEFAULT_LM):

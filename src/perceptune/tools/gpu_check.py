@@ -20,12 +20,13 @@ import torch
 
 from perceptune.errors import UserError
 from perceptune.evaluation.results import versions
+from perceptune.models.build import BACKBONES
 from perceptune.tools import gpu_trials, tiny_models
 from perceptune.utils.atomic_io import write_json
 from perceptune.utils.devices import default_device
 
 REPORT = Path("perceptune-gpu.json")
-BACKBONES = ("splice", "instructblip")
+
 STEPS = 6
 # What may go wrong in the library, in torch or in a driver; a mistake of ours in this file ends all.
 FAILURES = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OSError, UserError)
@@ -65,7 +66,7 @@ def _plan(models: Path, folder: Path, device: torch.device) -> Iterator[tuple[st
         yield f"{backbone}: resume", partial(gpu_trials.try_resuming, recipe, run)
         yield f"{backbone}: answer", partial(gpu_trials.try_answering, run)
         yield f"{backbone}: evaluate", partial(gpu_trials.try_evaluating, run)
-        if backbone == "splice":
+        if BACKBONES[backbone].can_rank:
             yield f"{backbone}: rank", partial(gpu_trials.try_ranking, run)
         yield f"{backbone}: memory", partial(gpu_trials.measure_memory, recipe, device)
         yield f"{backbone}: waits", partial(gpu_trials.count_waits, recipe, device)

@@ -49,11 +49,13 @@ def recipe(folder: Path, backbone: str, run: Path, **train: Any) -> dict[str, An
                   "precision": "float32", **train},
         "eval": {"batch_size": 4},
     }  # fmt: skip
-    if backbone == "instructblip":
-        petal = {"name": "petal", "dma": {"r": 4}, "instructions": ["is this"]}
-        return {**common, "lm": str(folder / "blip"), "method": petal}
-    epalm = {"name": "epalm", "n_levels": 2}
-    return {**common, "lm": str(folder / "lm"), "encoders": {"image": str(folder / "vit")}, "method": epalm}
+    parts: dict[str, dict[str, Any]] = {
+        "splice": {"lm": str(folder / "lm"), "encoders": {"image": str(folder / "vit")},
+                   "method": {"name": "epalm", "n_levels": 2}},
+        "instructblip": {"lm": str(folder / "blip"),
+                         "method": {"name": "petal", "dma": {"r": 4}, "instructions": ["is this"]}},
+    }  # fmt: skip
+    return common | parts[backbone]
 
 
 def save_images(folder: Path, rows: int) -> None:

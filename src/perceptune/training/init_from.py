@@ -12,8 +12,8 @@ from torch import Tensor
 from perceptune.config.recipe import Recipe
 from perceptune.config.schema import InitConfig
 from perceptune.errors import UserError, nearest
+from perceptune.models.backbone import method_leaf, method_options
 from perceptune.models.base import AdaptedModel
-from perceptune.models.build import method_leaf, method_options
 from perceptune.models.run_folder import METHOD, read_meta, read_recipe, read_tensors
 
 

@@ -227,6 +227,19 @@ class Injection(Method):
             sites += [Site(layer, "all of its weights", "trained themselves") for layer in range(self._lm_layers)]
         return sites
 
+    def describe_inputs(self) -> dict[str, dict[str, Any]]:
+        prompt = sorted({site.layer for site in self.sites() if site.where == "slots `prompt`"})
+        return {
+            "media": {
+                name: {
+                    "layers": shape.n_layers,
+                    "enters": {layer: self.levels(name)[level] for layer, level in self.injected.items()},
+                }
+                for name, shape in self.shapes.items()
+            },
+            "prompt": {"layers": prompt, "vectors": self.options.prompt_tokens if prompt else 0},
+        }
+
     def _check_levels(self, modality: str) -> None:
         n = self.shapes[modality].n_layers
         if self.options.levels is None and self.options.inject is None and self.options.n_levels > n:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from perceptune.config.recipe import Recipe
 from perceptune.encoders.base import BlipVision, Encoder, fit
+from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError
 from perceptune.lm.frozen_blip import FrozenBlip
 from perceptune.lm.quantization import keep_differentiable, quantization
 from perceptune.methods.freeze import freeze
 from perceptune.methods.qformer.base import QFormerMethod
+from perceptune.models.backbone import Backbone, method_leaf, method_options
 from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.instructblip.text_format import BlipText, Instructions
 from perceptune.models.pretrained import load_tokenizer, loading, read_config, resolve
@@ -27,9 +29,9 @@ QFORMER_TOKENIZER = "qformer_tokenizer"  # as transformers' processor names its 
 
 
 def build_instructblip(
-    recipe: Recipe, kind: type[QFormerMethod], options: Any, *, dtype: str = "float32", meta: bool = False
+    recipe: Recipe, *, dtype: str = "float32", meta: bool = False, parts: Any = None
 ) -> InstructBlipModel:
-    """The model of a recipe, untrained; see `build`. `kind` and `options` are its method's.
+    """Build the model of a recipe, untrained; see `models.build.build`. It borrows no `parts`.
 
     `dtype` is that of the LM; the ViT's is in the recipe, the Q-Former's float32. Raises `UserError` for a checkpoint
     of another kind, incomplete weights or a missing tokenizer.
@@ -42,7 +44,7 @@ def build_instructblip(
         blip.check()
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)  # the method's first weights depend on the seed alone
-        method = kind(options, blip)
+        method: QFormerMethod = method_leaf(recipe).module.METHOD(method_options(recipe), blip)
     method.unfreeze(blip)
     freeze(method, recipe.train.freeze)
     text = None if meta else load_blip_text(recipe, blip, method.instructions)
@@ -82,10 +84,10 @@ def load_instructblip(recipe: Recipe, *, dtype: str, meta: bool) -> tuple[nn.Mod
     return model, where
 
 
-def load_blip_vision(recipe: Recipe) -> Encoder:
-    """The ViT alone."""
+def build_stores(recipe: Recipe, device: torch.device) -> dict[str, FeatureStore]:
+    """Build the feature cache of the ViT, which is loaded alone."""
     model, where = load_instructblip(recipe, dtype="float32", meta=False)
-    return _taken_out(recipe, model, where)
+    return {"image": InstructBlipModel.store_of(recipe, _taken_out(recipe, model, where).to(device))}
 
 
 def load_blip_text(recipe: Recipe, blip: FrozenBlip, instructions: Instructions) -> BlipText:
@@ -139,3 +141,19 @@ def _require_fit(recipe: Recipe) -> None:
         raise UserError(f"lm.layers: not for {name}")
     if recipe.decode.length_normalization != "answer":
         raise UserError(f"decode.length_normalization: `total` is not for {name}; choose `answer`")
+
+
+def _text_of(model: InstructBlipModel) -> BlipText:
+    return load_blip_text(model.recipe, model.blip, model.method.instructions)
+
+
+INSTRUCTBLIP = Backbone(
+    build=build_instructblip,
+    build_lm=lambda recipe: cast(Any, load_instructblip(recipe, dtype="float32", meta=True)[0]).language_model,
+    build_encoder=lambda recipe, modality: cast(Encoder, build_instructblip(recipe, meta=True).encoders[modality]),
+    build_stores=build_stores,
+    build_text=lambda recipe: _text_of(build_instructblip(recipe, meta=True)),
+    text_of=_text_of,
+    can_rank=False,
+    shares_base=False,
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,17 @@ from perceptune.config.schema import NamedPart
 from perceptune.data.build_task import task_of
 from perceptune.encoders.base import load_encoder
 from perceptune.errors import UserError
-from perceptune.models.build import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.models.instructblip.build import QFORMER_TOKENIZER
 from perceptune.models.instructblip.model import InstructBlipModel
-from perceptune.models.pretrained import appearing_folder, load_tokenizer, loading, require_new_folder, resolve
+from perceptune.models.pretrained import (
+    DEFAULT_ENCODERS,
+    DEFAULT_LM,
+    appearing_folder,
+    load_tokenizer,
+    loading,
+    require_new_folder,
+    resolve,
+)
 from perceptune.models.run_folder import load
 
 IMAGE = "<image>"  # as transformers' processor calls it
@@ -71,8 +78,9 @@ def export_instructblip(run: str | Path, folder: str | Path, *, trust: bool = Fa
     folder = Path(folder)
     require_new_folder(folder)
     model = load(run, dtype="float32", device="cpu", trust=trust)
-    if not isinstance(model, InstructBlipModel):
+    if not model.has_qformer:
         raise UserError(f"`{run}` has `backbone: {model.recipe.backbone}`, which is no single model of transformers")
+    model = cast(InstructBlipModel, model)
     inside = {id(parameter) for parameter in model.blip.parameters()}
     name = model.recipe.method.name
     if any(id(p) not in inside for p in model.method.parameters()) or any(
@@ -100,13 +108,13 @@ def vision_of(tower: nn.Module, size: int) -> nn.Module:
     """`InstructBlipVisionModel` that computes what a `Dinov2Model` computes at one size of images, to rounding.
 
     Its layer scales go into the matrices behind which they stand, its position embeddings are those for that size.
-    Raises `UserError` for a size that is no multiple of the patches'.
+    Raises `UserError` for a size that is not a multiple of the patches'.
     """
     from transformers import InstructBlipVisionConfig, InstructBlipVisionModel
 
     config: Any = tower.config
     if size % config.patch_size:
-        raise UserError(f"image size {size} is no multiple of the encoder's patches of {config.patch_size} pixels")
+        raise UserError(f"image size {size} is not a multiple of the encoder's patches of {config.patch_size} pixels")
     if config.use_swiglu_ffn:
         raise UserError("an encoder with gated feed-forward parts (SwiGLU) has no place in an InstructBLIP's ViT")
     vision = InstructBlipVisionModel(

@@ -26,6 +26,8 @@ class InstructBlipModel(AdaptedModel):
     """A ViT whose features are kept, a Q-Former and an LM, and a method that trains inside the Q-Former."""
 
     method: QFormerMethod
+    required_modalities = frozenset({"image"})
+    has_qformer = True
 
     def __init__(
         self, recipe: Recipe, blip: FrozenBlip, vision: Encoder, method: QFormerMethod, text: BlipText | None
@@ -45,8 +47,9 @@ class InstructBlipModel(AdaptedModel):
         )  # fmt: skip
 
     @property
-    def device(self) -> torch.device:
-        return self.blip.device
+    def max_positions(self) -> int | None:
+        room = getattr(self.blip.language_model.config, "max_position_embeddings", None)
+        return None if room is None or self.blip.encoder_decoder else room - self.blip.n_queries
 
     @property
     def dtype(self) -> torch.dtype:

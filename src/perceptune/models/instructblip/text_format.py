@@ -62,6 +62,10 @@ class BlipText(TextFormat):
         """With the image's tokens in front and, for an encoder-decoder LM, the end token behind."""
         return [*self._image, *super().prompt_ids(sample), *([self.eos] if self.encoder_decoder else [])]
 
+    def count_prompt_tokens(self, sample: Sample) -> int:
+        self.encode_prompts([sample])  # the Q-Former reads it, too
+        return len(self.prompt_ids(sample)) - self.n_image_tokens
+
     def target_ids(self, target: str) -> list[int]:
         """Without the space between prompt and answer where the answer begins a text of its own."""
         if not self.encoder_decoder:

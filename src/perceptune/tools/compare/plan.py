@@ -15,7 +15,7 @@ from perceptune.data.build_task import make_task
 from perceptune.data.holdout_split import HELD_OUT, selecting_splits
 from perceptune.errors import UserError
 from perceptune.evaluation.runner import check_has_references, select_subset
-from perceptune.models.build import method_leaf, method_options
+from perceptune.models.backbone import method_leaf, method_options
 from perceptune.tools.summary import summarize
 
 # What every run of a comparison has alike: none of it can be searched over.

@@ -148,7 +148,8 @@ class _Checker:
 
     def _encoder_of(self, modality: str) -> Any:
         """What media are loaded by. A file that is checked alone has its audio heard by the default encoder."""
-        from perceptune.models.build import encoder_alone, load_encoder_of
+        from perceptune.models.build import encoder_alone
+        from perceptune.models.slots.build import load_encoder_of
 
         if self._recipe is not None:
             return encoder_alone(self._recipe, modality) if modality in self._recipe.encoders else None

@@ -21,9 +21,10 @@ from perceptune.lm.kernels.optimize import optimize_frozen
 from perceptune.lm.text_state_cache import TextStates
 from perceptune.methods.slots.base import Method
 from perceptune.models.base import AdaptedModel
-from perceptune.models.naming_start import fit_to_answers
+from perceptune.models.slots.connector_init import fit_to_answers
 from perceptune.models.text_format import Batch, FrozenPart, TextFormat, Tokens, first_target
 from perceptune.types import Decoding, Features, GenerationRequest, Prompt, Sample, Slots, StreamCallback
+from perceptune.utils.distributed import World
 from perceptune.utils.fsdp_settings import FSDPSettings
 from perceptune.utils.tensors import move
 
@@ -32,6 +33,7 @@ class SlotModel(AdaptedModel):
     """A frozen LM with slots, its encoders, and a method that says what enters where."""
 
     method: Method
+    supports_continuous_batching = True
 
     def __init__(
         self, recipe: Recipe, lm: FrozenLM, encoders: Mapping[str, Encoder], method: Method, text: TextFormat | None
@@ -48,8 +50,8 @@ class SlotModel(AdaptedModel):
         method.attach(lm)
 
     @property
-    def device(self) -> torch.device:
-        return next(self.method.parameters()).device  # which lies where the LM does
+    def max_positions(self) -> int | None:
+        return getattr(self.lm.config, "max_position_embeddings", None)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,12 +78,13 @@ class SlotModel(AdaptedModel):
             compiled = training and config.compile
             optimize_frozen(self.lm, self.method.first_layer, config.packed_memory_mb, compiled=compiled)
 
-    def _require_shardable(self) -> None:
-        if self.method.trains_lm:
-            raise UserError("accelerate: FSDP shards frozen weights only: leave out `lm` under `method.unfreeze`")
-
-    def _shard(self, settings: FSDPSettings, device: torch.device) -> None:
-        shard(self.lm, settings, self.method.first_layer, device)
+    def _shard(self, world: World, settings: FSDPSettings) -> None:
+        with world.same_on_all_ranks():
+            if self.method.trains_lm:
+                raise UserError("accelerate: FSDP shards frozen weights only: leave out `lm` under `method.unfreeze`")
+        self.encoders.to(world.device)
+        self.method.to(world.device)
+        shard(self.lm, settings, self.method.first_layer, world.device)
 
     def fit_to_answers(self, samples: Sequence[Sample]) -> None:
         fit_to_answers(self.method, self.lm, self.text, self.stores, samples)

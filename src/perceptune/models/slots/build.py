@@ -1,0 +1,149 @@
+"""From a recipe with `backbone: splice` to a model: frozen encoders and LM, a method, and the text format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from perceptune.config.recipe import Recipe
+from perceptune.config.registry import leaf
+from perceptune.config.schema import EncoderConfig, LMConfig
+from perceptune.encoders.base import Encoder, fit, load_encoder, weight_files
+from perceptune.encoders.cache.feature_cache import FeatureStore
+from perceptune.errors import UserError
+from perceptune.lm.architectures import attention_for
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.probe import probe
+from perceptune.lm.quantization import keep_differentiable, quantization
+from perceptune.methods.freeze import freeze
+from perceptune.methods.slots.base import EncoderShape, Method
+from perceptune.models.backbone import Backbone, method_options
+from perceptune.models.pretrained import DEFAULT_ENCODERS, DEFAULT_LM, load_tokenizer, loading, read_config, resolve
+from perceptune.models.slots.model import SlotModel, feature_stores
+from perceptune.models.text_format import TextFormat
+from perceptune.utils.transformers_loading import require_all_weights
+
+
+class FrozenParts(Protocol):
+    """Where `build` gets frozen parts from, if not by `load_lm` and `load_encoder_of`: one may lend them to several."""
+
+    def lm(self, config: LMConfig, dtype: str) -> FrozenLM: ...
+
+    def encoder(self, modality: str, config: EncoderConfig) -> Encoder: ...
+
+
+def build_slot_model(
+    recipe: Recipe, *, dtype: str = "float32", meta: bool = False, parts: FrozenParts | None = None
+) -> SlotModel:
+    """Build the model of a recipe, untrained; see `models.build.build`."""
+    lm = load_lm(recipe.lm, dtype=dtype, meta=meta) if parts is None else parts.lm(recipe.lm, dtype)
+    encoders = {
+        name: load_encoder_of(name, config, meta) if parts is None else parts.encoder(name, config)
+        for name, config in recipe.encoders.items()
+    }
+    text = None if meta else load_text(recipe, lm)
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(recipe.seed)  # the method's first weights depend on the seed alone
+        method = build_method(recipe, lm, encoders)
+    freeze(method, recipe.train.freeze)
+    return SlotModel(recipe, lm, encoders, method, text)
+
+
+def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> Method:
+    """The recipe's method for these frozen parts, freshly initialised.
+
+    Raises `UserError` where a trained LM would be asked in another dtype than it was trained in, which is better known
+    before the training than after it.
+    """
+    shapes = {name: EncoderShape(encoder.n_layers, encoder.dim) for name, encoder in encoders.items()}
+    method: Method = leaf("methods", recipe.method.name).module.METHOD(method_options(recipe), lm, shapes)
+    if method.trains_lm and recipe.eval.dtype == "bfloat16":
+        raise UserError(f"eval.dtype: {recipe.eval.dtype}, but `method.unfreeze` keeps the LM in float32")
+    _remember_base(lm, encoders, method)
+    method.unfreeze(lm, encoders)
+    return method
+
+
+def _remember_base(lm: FrozenLM, encoders: Mapping[str, Encoder], method: Method) -> None:
+    """Takes the fingerprints of what is going to be trained while it is what a run must find when it is loaded."""
+    if method.trains_lm and lm.device.type != "meta":
+        lm.fingerprint  # noqa: B018
+    for encoder in encoders.values() if method.trains_encoders else ():
+        if next(encoder.parameters()).device.type != "meta":
+            _ = encoder.fingerprint
+
+
+def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> FrozenLM:
+    """The frozen LM. Raises `UserError` for what is not a decoder-only LM, cannot be found or lacks weights."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    where = resolve(config.id, DEFAULT_LM, meta)
+    with loading(f"lm `{config.id}`", config.id):
+        published = read_config(where, config.revision)
+        kwargs: dict[str, Any] = {
+            "attn_implementation": attention_for(published, config.attention), "dtype": getattr(torch, dtype),
+        }  # fmt: skip
+        if meta:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(published, **kwargs)
+        else:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs,
+                **quantization(config, kwargs["dtype"]),
+            )  # fmt: skip
+            model, info = loaded
+            require_all_weights(f"lm `{config.id}`", info)
+            keep_differentiable(model)
+    # Decoding is the recipe's: sampling settings stored beside a checkpoint must not leak into it.
+    model.generation_config = GenerationConfig()
+    lm = FrozenLM(model, layers=config.layers)
+    if not meta:
+        lm.capabilities = probe(lm)
+    return lm
+
+
+def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
+    """The recipe's template with the LM's tokenizer."""
+    tokenizer = load_tokenizer(recipe.lm.id, resolve(recipe.lm.id, DEFAULT_LM, False), recipe.lm.revision)
+    rows = lm.model.get_input_embeddings().weight.shape[0]
+    room = getattr(lm.config, "max_position_embeddings", None)  # positions the LM knows, generated ones included
+    longest = None if room is None else room - recipe.decode.most_new(room)
+    return TextFormat(tokenizer, recipe.text, vocabulary=rows, pad_token=recipe.lm.pad_token, longest=longest)
+
+
+def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) -> Encoder:
+    """The encoder that a recipe names for a modality."""
+    if config.id == "default" and modality not in DEFAULT_ENCODERS:
+        raise UserError(f"encoders.{modality}: there is no default encoder for this modality; name one by `id`")
+    if meta and config.dtype == "auto":  # nothing is computed
+        config = config.model_copy(update={"dtype": "float32"})
+    where = resolve(config.id, DEFAULT_ENCODERS.get(modality, ""), meta, files=weight_files())
+    with loading(f"encoders.{modality} `{config.id}`", config.id):
+        return fit(load_encoder(where, meta=meta, **config.model_dump(exclude={"id", "views"})), modality, config)
+
+
+def build_stores(recipe: Recipe, device: torch.device) -> dict[str, FeatureStore]:
+    """Build the recipe's feature caches; of the LM only the shape is needed, to know the levels that the method wants.
+
+    Raises `UserError` for a method that trains its encoders.
+    """
+    encoders = {name: load_encoder_of(name, config).to(device) for name, config in recipe.encoders.items()}
+    with torch.device("meta"):
+        method = build_method(recipe, load_lm(recipe.lm, meta=True), encoders)
+    if method.trains_encoders:
+        raise UserError("the recipe trains its encoders (`method.unfreeze`): their features cannot be kept")
+    return feature_stores(recipe, encoders, method)
+
+
+SLOTS = Backbone(
+    build=build_slot_model,
+    build_lm=lambda recipe: load_lm(recipe.lm, meta=True).model,
+    build_encoder=lambda recipe, modality: load_encoder_of(modality, recipe.encoders[modality], meta=True),
+    build_stores=build_stores,
+    build_text=lambda recipe: load_text(recipe, load_lm(recipe.lm, meta=True)),
+    text_of=lambda model: load_text(model.recipe, model.lm),
+    can_rank=True,
+    shares_base=True,
+)
