@@ -119,8 +119,8 @@ def cache(folder: Path, world: distributed.World) -> dict[str, Any]:
 def fail(folder: Path, world: distributed.World) -> dict[str, Any]:
     """The second process alone cannot build its model; then it alone fails in a step; then both do."""
     said = []
-    for name in ("build", "_backward"):
-        where: Any = trainer if name == "build" else trainer.Trainer
+    for name in ("build", "add_gradients"):
+        where: Any = trainer
         original = getattr(where, name)
 
         def broken(*_: Any, **__: Any) -> Any:
@@ -133,7 +133,7 @@ def fail(folder: Path, world: distributed.World) -> dict[str, Any]:
         except UserError as error:
             said.append([type(error).__name__, str(error)])
         setattr(where, name, original)
-    trainer.Trainer._backward = lambda *_: ([float("nan")], 1, 1)  # type: ignore[method-assign]
+    trainer.add_gradients = lambda *_: ([float("nan")], 1, 1)  # type: ignore[assignment]
     try:
         perceptune.train(recipes(folder)["odd"], folder / "not a number")
     except UserError as error:

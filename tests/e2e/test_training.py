@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import threading
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +19,9 @@ import support
 from perceptune.errors import UserError
 from perceptune.models.run_folder import METHOD
 from perceptune.models.text_format import Batch
+from perceptune.training import trainer
 from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.optimizer import MethodOptimizer, add_gradients
-from perceptune.training.trainer import Trainer
 from perceptune.training.validation import Validator
 from perceptune.utils.run_log import read_log
 from runs import recipe, same, stop_after, tensors
@@ -112,16 +113,17 @@ def _samples(dwarfs: Path) -> list[perceptune.Sample]:
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_what_is_not_finite_stops_before_the_update(dwarfs: Path, tmp_path: Path, what: str) -> None:
-    original = Trainer._backward
+    original, steps = add_gradients, count()
 
-    def spoiled(self: Trainer, batches: Any) -> tuple[list[Any], int, int]:
-        losses, tokens, samples = original(self, batches)
-        if self.state.step == 4 and what == "gradient":  # a backward pass may overflow where the loss does not
-            next(self.model.method.parameters()).grad[0, 0] = float("inf")  # type: ignore[index]
-        return [float("nan")] if self.state.step == 4 and what == "loss" else losses, tokens, samples
+    def spoiled(model: Any, *given: Any) -> tuple[list[Any], int, int]:
+        losses, tokens, samples = original(model, *given)
+        is_due = next(steps) == 4
+        if is_due and what == "gradient":  # a backward pass may overflow where the loss does not
+            next(model.method.parameters()).grad[0, 0] = float("inf")
+        return [float("nan")] if is_due and what == "loss" else losses, tokens, samples
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_backward", spoiled)
+        patch.setattr(trainer, "add_gradients", spoiled)
         words = {"loss": "loss is nan", "gradient": "gradient's norm is inf"}[what]
         with pytest.raises(UserError, match=words + " at step 5.*last good checkpoint is .*step-00000004"):
             perceptune.train(recipe(dwarfs), tmp_path / "run")
@@ -134,7 +136,7 @@ def test_out_of_memory_says_what_to_lower(dwarfs: Path, tmp_path: Path) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_backward", full)
+        patch.setattr(trainer, "add_gradients", full)
         with pytest.raises(UserError, match=r"out of memory: lower `train.batch_size` \(now 2\)"):
             perceptune.train(recipe(dwarfs), tmp_path / "run")
 
