@@ -16,10 +16,7 @@ from perceptune.lm.precision import GAIN, Choice, choose, products_of
 from perceptune.models.backbone import Backbone, method_options
 from perceptune.models.base import AdaptedModel
 from perceptune.models.instructblip.build import INSTRUCTBLIP
-from perceptune.models.slots.build import (
-    SLOTS,
-    FrozenParts,
-)
+from perceptune.models.slots.build import SLOTS, FrozenParts
 from perceptune.models.text_format import TextFormat
 from perceptune.utils.allocation import keep_freed_memory
 from perceptune.utils.devices import default_device, use_full_float32
