@@ -1,12 +1,14 @@
-"""Log-mel spectrograms with NumPy alone."""
+"""Log-mel spectrograms, by transformers' NumPy functions."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers.audio_utils import mel_filter_bank, spectrogram
 
 PREEMPHASIS = 0.97
 
@@ -31,36 +33,25 @@ class LogMel:
     centred: bool
 
     def __call__(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(mels, frames) of audio (N,) of at least two values. Computed in float64."""
-        frames = self._windows(wave.astype(np.float64)) * np.hanning(self.window)
-        power = np.abs(np.fft.rfft(frames, self.fft)) ** 2
-        energies = _filters(self).T @ power.T
-        logs = np.log(energies + self.floor if self.centred else np.maximum(energies, self.floor))
-        return logs.astype(np.float32)
-
-    def _windows(self, wave: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(frames, window)"""
+        """Return (mels, frames) of audio (N,) of at least two values."""
+        wave = wave.astype(np.float64)
         if self.centred:
             wave = wave[1:] - PREEMPHASIS * wave[:-1]
-            wave = np.pad(wave, self.window // 2, mode="reflect")
         elif len(wave) < self.window:  # a click is audio, too
             wave = np.pad(wave, (0, self.window - len(wave)))
-        frames = np.lib.stride_tricks.sliding_window_view(wave, self.window)[:: self.hop]
-        if self.centred:
-            return frames
-        frames = frames - frames.mean(1, keepdims=True)
-        # The first value of a window has none before it, and counts for nothing: there, Hann's window is 0.
-        frames[:, 1:] -= PREEMPHASIS * frames[:, :-1]
-        return frames
+        energies = spectrogram(
+            wave, np.hanning(self.window), self.window, self.hop, self.fft, power=2.0, center=self.centred,
+            preemphasis=None if self.centred else PREEMPHASIS, remove_dc_offset=not self.centred,
+            mel_filters=_filters(self), mel_floor=0.0 if self.centred else self.floor, dtype=np.dtype(np.float64),
+        )  # fmt: skip
+        return np.log(energies + self.floor if self.centred else energies).astype(np.float32)
 
 
 @cache
 def _filters(mel: LogMel) -> NDArray[np.float64]:
-    """(fft / 2 + 1, mels): triangles on Kaldi's mel scale, 1127 ln(1 + f / 700); a narrow one may hold no frequency."""
-    low, high, bins = (
-        1127 * np.log1p(np.asarray(f) / 700)
-        for f in (mel.low, mel.high, np.arange(mel.fft // 2 + 1) * mel.rate / mel.fft)
-    )
-    step = (high - low) / (mel.mels + 1)
-    away = (bins[:, None] - low) / step - np.arange(1, mel.mels + 1)  # from the middle of each triangle
-    return np.maximum(0, 1 - np.abs(away))
+    """Return (fft / 2 + 1, mels): triangles on Kaldi's mel scale; a narrow one may hold no frequency."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "At least one mel filter has all zero values")
+        return mel_filter_bank(
+            mel.fft // 2 + 1, mel.mels, mel.low, mel.high, mel.rate, mel_scale="kaldi", triangularize_in_mel_space=True
+        )  # fmt: skip
