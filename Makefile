@@ -17,39 +17,39 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.made  ## the main job: real models, real data, about ten minutes
+demo: $(VENV)/.made  ## train and evaluate on real models and data: about ten minutes
 	$(BIN)/perceptune demo --run $(RUN)
 
-smoke: $(VENV)/.made  ## the main job cut to about two minutes
+smoke: $(VENV)/.made  ## the demo, shortened to about two minutes
 	$(BIN)/perceptune demo --smoke --run runs/smoke
 
-study: $(VENV)/.made  ## the papers' findings on real data in DATA: about six hours, in parts; resumes after a stop
+study: $(VENV)/.made  ## test the papers' claims on real data in DATA: about six hours, resumable
 	$(BIN)/python studies/run.py $(DATA) --jobs 2
 	$(BIN)/python studies/write.py
 
 COST ?=
-test: $(VENV)/.made  ## all tests, two at a time; with COST=FOLDER what each costs
+test: $(VENV)/.made  ## all tests, in two processes; COST=FOLDER measures processor seconds per test
 	OMP_NUM_THREADS=1 $(if $(COST),PYTHONPATH=tests) $(BIN)/python -m pytest -q -n 2 --dist worksteal $(if $(COST),-p cost --cost $(COST))
 
-test-fast: $(VENV)/.made  ## the loop of work: unit tests without the dear ones, and methods against the paper's letter
+test-fast: $(VENV)/.made  ## fast unit tests, and methods against a literal implementation of the paper
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --fast tests/unit tests/contract/test_literal.py
 
-mutants: $(VENV)/.made  ## plants one-line faults and sees whether the tests notice
+mutants: $(VENV)/.made  ## apply one-line faults and check that a test fails for each
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --jobs 2
 
-browser: $(VENV)/.made  ## the tests of the page in Chromium, which is installed if it is missing (Debian, Ubuntu)
+browser: $(VENV)/.made  ## tests of the web page in Chromium, installed if missing (Debian, Ubuntu)
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || apt-get install -y chromium chromium-driver
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser
 
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0
 FUZZ := $(CURDIR)/$(VENV)/fuzz
-fuzz: $(VENV)/.made  ## damaged media and requests: FUZZ_SECONDS of each, from FUZZ_SEED on
+fuzz: $(VENV)/.made  ## send damaged media and requests for FUZZ_SECONDS each, seeded by FUZZ_SEED
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --target $(FUZZ) --upgrade 'schemathesis>=4'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/media.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(FUZZ) $(BIN)/python tests/fuzz/api.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
-lint: $(VENV)/.made  ## what continuous integration checks beside the tests
+lint: $(VENV)/.made  ## the checks of continuous integration besides the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

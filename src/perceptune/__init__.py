@@ -1,4 +1,4 @@
-"""Perceptune: eyes and ears for any frozen language model by training under 1 % of the parameters.
+"""Perceptune: image, audio and video input for any frozen language model, by training under 1 % of the parameters.
 
 Torch and transformers load on first use, so `import perceptune` is quick.
 """

@@ -81,6 +81,18 @@ def test_files_named_by_a_page_are_there(page: Path) -> None:
         assert (ROOT / path).exists() or (ROOT / "src/perceptune" / path).exists(), f"{page.name}: {path}"
 
 
+def headings(page: Path) -> set[str]:
+    """Anchors of a page's headings."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_a_page_lead_to_its_headings(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([\w./]*\.md)?#([\w-]+)\)", page.read_text(encoding="utf-8")):
+        assert anchor in headings(page.parent / target if target else page), f"{page.name}: {target}#{anchor}"
+
+
 def test_architecture_names_every_package() -> None:
     rows = rows_of("docs/architecture.md")
     packages = {path.name for path in (ROOT / "src/perceptune").iterdir() if (path / "__init__.py").is_file()}
