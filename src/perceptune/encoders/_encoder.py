@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from perceptune.config.schema import EncoderConfig
 from perceptune.errors import UserError
 from perceptune.types import Medium
+from perceptune.utils.tensors import bytes_of
 
 TokenSelection = Literal["cls", "all"]
 Self = TypeVar("Self", bound="Encoder")
@@ -72,10 +72,7 @@ class Encoder(nn.Module, ABC):
         description = {"config": self.settings(), "preprocessing": self.preprocessing()}
         digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
         # Without the weights' names, which transformers changes now and then: a run must outlive that.
-        weights = (
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in self.state_dict().values()
-        )
-        for one in sorted(hashlib.sha256(weight.numpy()).digest() for weight in weights):
+        for one in sorted(hashlib.sha256(bytes_of(tensor)).digest() for tensor in self.state_dict().values()):
             digest.update(one)
         return digest.hexdigest()
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from perceptune.errors import UserError
+from perceptune.utils.tensors import bytes_of
 
 # Decoder blocks, most common place first.
 LAYER_PATHS = (
@@ -84,16 +85,9 @@ def weights_fingerprint(model: nn.Module) -> str:
     """
     digests = []
     for tensor in filter(torch.is_floating_point, model.parameters()):
-        sample = evenly_spaced(tensor, 1024).to(torch.bfloat16)
-        data = sample.cpu().view(torch.int16).numpy().tobytes()
+        data = bytes_of(tensor, most=1024, dtype=torch.bfloat16)
         digests.append(hashlib.sha256(repr(tuple(tensor.shape)).encode() + data).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
-
-
-def evenly_spaced(tensor: Tensor, most: int) -> Tensor:
-    """Return up to `most` values of a tensor, flattened: a look at a weight that is too large to be read whole."""
-    flat = tensor.detach().flatten()
-    return flat[:: max(flat.numel() // most, 1)][:most]
 
 
 @dataclass(frozen=True)

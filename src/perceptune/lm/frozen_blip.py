@@ -7,8 +7,7 @@ right before their text, not before its padding, so a row's positions are the sa
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -87,8 +86,10 @@ class FrozenBlip(nn.Module):
         config = self.model.config
         self.reads_instructions = config.model_type == "instructblip"
         self.encoder_decoder = bool(self.language_model.config.is_encoder_decoder)
-        _use_own_masks(self.qformer, short_attention.PLAIN)
-        _use_own_masks(self.language_model, short_attention.PLAIN if self.encoder_decoder else short_attention.WHOLE)
+        whole = short_attention.PLAIN if self.encoder_decoder else short_attention.WHOLE
+        for part, name in ((self.qformer, short_attention.PLAIN), (self.language_model, whole)):
+            for module in part.modules():
+                short_attention.replace_sdpa(getattr(module, "config", None), name)
         self.n_patches = n_patches
         self.n_queries = int(config.num_query_tokens)  # image tokens that the LM sees
         self.image_token = int(config.image_token_index or 0)  # its embedding is never used
@@ -171,14 +172,9 @@ class FrozenBlip(nn.Module):
         if tokens.labels is not None:
             given["decoder_input_ids"] = self.language_model.prepare_decoder_input_ids_from_labels(tokens.labels)
         head = self.language_model.get_output_embeddings()
-        caught: list[Tensor] = []
         if self.bare_head and not head.weight.requires_grad:
-            with self._kept(keep, caught):
-                self.language_model(**given, use_cache=False)
-            return frozen_head_loss(caught[0], head, targets), len(targets)
-        with self._kept(keep, None):
-            logits = self.language_model(**given, use_cache=False).logits
-        return nn.functional.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
+            return frozen_head_loss(self._final_states(given, keep), head, targets), len(targets)
+        return nn.functional.cross_entropy(self._logits(given, keep).float(), targets, reduction="sum"), len(targets)
 
     @torch.no_grad()
     def generate(self, queries: Tensor, tokens: LMTokens, request: GenerationRequest) -> list[list[int]]:
@@ -207,12 +203,8 @@ class FrozenBlip(nn.Module):
         given = self._inputs(torch.ones(1, self.n_queries, self.hidden_size, device=self.device), tokens)
         if self.encoder_decoder:
             given["decoder_input_ids"] = ids
-        caught: list[Tensor] = []
-        with self._kept(both, caught):
-            self.language_model(**given, use_cache=False)
-        with self._kept(both, None):
-            logits = self.language_model(**given, use_cache=False).logits
-        self.bare_head = torch.allclose(head(caught[0]), logits, rtol=1e-3, atol=1e-3)
+        bare = head(self._final_states(given, both))
+        self.bare_head = torch.allclose(bare, self._logits(given, both), rtol=1e-3, atol=1e-3)
 
     def _inputs(self, queries: Tensor, tokens: LMTokens) -> dict[str, Any]:
         """What the LM is called with: its tokens, the image's replaced by projected query outputs."""
@@ -226,31 +218,27 @@ class FrozenBlip(nn.Module):
             given["position_ids"] = (tokens.mask.cumsum(-1) - 1).clamp_min(0)
         return given
 
-    @contextlib.contextmanager
-    def _kept(self, keep: Tensor, caught: list[Tensor] | None) -> Iterator[None]:
-        """The vocabulary head runs on the kept places (N,) only, or, where its input is `caught`, on nothing."""
+    def _final_states(self, given: Mapping[str, Any], keep: Tensor) -> Tensor:
+        """States (N, d) that enter the vocabulary head at the places (N,); the head runs on nothing."""
+        caught: list[Tensor] = []
 
-        def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            kept = args[0].flatten(0, 1).index_select(0, keep)
-            if caught is not None:
-                caught.append(kept)
-                kept = kept[:0]
-            return (kept, *args[1:])
+        def catch(states: Tensor) -> Tensor:
+            caught.append(states.index_select(0, keep))
+            return states[:0]
 
-        handle = self.language_model.get_output_embeddings().register_forward_pre_hook(before)
-        try:
-            yield
-        finally:
-            handle.remove()
+        self._run(given, catch)
+        return caught[0]
 
+    def _logits(self, given: Mapping[str, Any], keep: Tensor) -> Tensor:
+        """Logits (N, vocab) at the places (N,)."""
+        return self._run(given, lambda states: states.index_select(0, keep))
 
-def _use_own_masks(model: nn.Module, name: str) -> None:
-    """Lets a model's parts that use transformers' `sdpa` use what `attention` has registered under a name."""
-    short_attention.register()
-    for module in model.modules():
-        config: Any = getattr(module, "config", None)
-        if getattr(config, "_attn_implementation", None) == "sdpa":
-            config._attn_implementation = name
+    def _run(self, given: Mapping[str, Any], before_head: Callable[[Tensor], Tensor]) -> Tensor:
+        """The LM's logits of what `before_head` makes of its last states (B * T, d)."""
+        head = self.language_model.get_output_embeddings()
+        with head.register_forward_pre_hook(lambda _, args: (before_head(args[0].flatten(0, 1)), *args[1:])):
+            logits: Tensor = self.language_model(**given, use_cache=False).logits
+        return logits
 
 
 def _in_one_piece(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

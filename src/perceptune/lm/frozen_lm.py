@@ -44,9 +44,7 @@ class FrozenLM(nn.Module):
         self.layers_path = architectures.find_layers(model, layers)
         if self.config._attn_implementation != short_attention.NAME:  # that of a model which was wrapped before
             architectures.require_mask_attention(self.config)
-        if self.config._attn_implementation == "sdpa":
-            short_attention.register()
-            self.config._attn_implementation = short_attention.NAME
+        short_attention.replace_sdpa(self.config, short_attention.NAME)
         self.hidden_size = int(self.config.hidden_size)
         # OPT-350M embeds in 512 dimensions and projects to 1,024: a prompt at the input lives in the smaller space.
         self.prompt_size = int(getattr(self.config, "word_embed_proj_dim", self.hidden_size))

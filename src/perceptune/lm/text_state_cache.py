@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from perceptune.errors import NotWritableError
-from perceptune.lm.architectures import evenly_spaced
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.utils.row_store.cache import InMemoryStore, note_unwritable
 from perceptune.utils.row_store.store import Store, digest_of, folder_for
 from perceptune.utils.run_log import progress
-from perceptune.utils.tensors import move, pad_left
+from perceptune.utils.tensors import bytes_of, move, pad_left
 
 Ids = tuple[int, ...]
 GROUP = 16  # texts computed together
@@ -166,6 +165,5 @@ def _key(text: Ids) -> bytes:
 
 def _weight_digest(name: str, tensor: Tensor, *, whole: bool) -> bytes:
     """A digest of a weight's shape and bits, of at most `SAMPLED` values unless it is taken `whole`."""
-    flat = tensor.detach().flatten() if whole else evenly_spaced(tensor, SAMPLED)
-    data = flat.cpu().contiguous().view(torch.uint8).numpy().data
+    data = bytes_of(tensor, most=None if whole else SAMPLED)
     return digest_of(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), data)

@@ -29,6 +29,15 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
     return pinned(tensor, device).to(device, non_blocking=True)
 
 
+def bytes_of(tensor: Tensor, *, most: int | None = None, dtype: torch.dtype | None = None) -> memoryview:
+    """Return the bits of a tensor's values, of up to `most` evenly spaced ones, rounded to `dtype` if it is given."""
+    flat = tensor.detach().flatten()
+    if most is not None:
+        flat = flat[:: max(flat.numel() // most, 1)][:most]
+    data: memoryview = flat.to("cpu", dtype or flat.dtype).contiguous().view(torch.uint8).numpy().data
+    return data
+
+
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Ids and attention mask (B, T) of rows padded on the left to the longest."""
     length = max(map(len, rows))

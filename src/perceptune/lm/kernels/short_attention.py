@@ -21,6 +21,13 @@ PLAIN = "perceptune-sdpa"  # transformers' attention with our masks
 LONGEST = 256  # columns
 
 
+def replace_sdpa(config: Any, name: str) -> None:
+    """Let what reads this config use the attention of a name above in place of transformers' `sdpa`."""
+    register()
+    if getattr(config, "_attn_implementation", None) == "sdpa":
+        config._attn_implementation = name
+
+
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
