@@ -40,9 +40,8 @@ def run(options: argparse.Namespace) -> int:
     model = load(options.run, trust=options.trust, overrides=options.overrides)
     sample = Sample("question", media, options.question)
     if options.choices:
-        choices = choices_of(
-            Sample("--choices", {}, "", meta={"choices": [c.strip() for c in options.choices.split(",")]})
-        )
+        texts = [text.strip() for text in options.choices.split(",")]
+        choices = choices_of(Sample("--choices", {}, "", meta={"choices": texts}))
         values = model.rank([sample], [choices], normalize=model.recipe.eval.rank_normalize)[0]
         order = sorted(range(len(choices)), key=lambda i: -values[i])
         _print_ranked([(choices[i], values[i]) for i in order], options)

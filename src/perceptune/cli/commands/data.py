@@ -43,7 +43,7 @@ def _add_check(check: Parser) -> None:
     check.add_argument("--decode", action="store_true", help="decode media as training does, instead of opening them")
     check.add_argument("--contents", action="store_true", help="find media with identical bytes, too")
     check.add_argument("--no-tokens", action="store_true", help="count words, without loading a recipe's tokenizer")
-    check.add_argument("--first", type=int, default=5, metavar="N", help="errors to show of each kind (default: 5)")
+    check.add_argument("--first", type=int, default=5, metavar="N", help="errors per kind to show (default: 5)")
     check.add_argument("--samples", type=int, metavar="N", help="rows to show (default: 3, on a page 24)")
     check.add_argument("--html", metavar="PAGE", help="write a page with thumbnails of some rows, too")
     check.add_json()

@@ -27,9 +27,8 @@ def add_arguments(parser: Parser) -> None:
     from perceptune.serving.limits import Limits
 
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="run folders; clients name a run NAME")
-    parser.add_overrides(
-        "decode.* keys, such as decode.beams=3", beside="runs", prefixes=("decode.", "eval.", "cache.")
-    )
+    prefixes = ("decode.", "eval.", "cache.")  # NAME=RUN is a run
+    parser.add_overrides("decode.* keys, such as decode.beams=3", beside="runs", prefixes=prefixes)
     parser.add_argument("--host", default=HOST, help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=PORT, help="port to listen on (default: %(default)s)")
     parser.add_argument("--device", help="torch device (default: a GPU if there is one)")
@@ -110,10 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
     def ended(error: BaseException | None) -> None:
         if error is None:
-            print(
-                f"serving {', '.join(one.name for one in described)} at {address}/v1, with a page at {address}/",
-                flush=True,
-            )
+            print(f"serving {names} at {address}/v1, with a page at {address}/", flush=True)
         else:
             failed.append(error)
             server.should_exit = True
