@@ -79,20 +79,21 @@ def _head(plan: Plan, note: str) -> str:
 Written by `python studies/write.py` from `results/`, `published.yaml` and `readings.yaml`; do not edit it.
 
 Every part of [plan.yaml](plan.yaml) is run by `make study DATA=DIR` (about {plan.hours:.1f} hours on two cores);
-`python studies/run.py DATA --part NAME` runs one. A part shows what was measured, how, our reading of it, and the
-papers' figures. {note}
+`python studies/run.py DATA --part NAME` runs one. A part shows the measurements, the commands, our reading, and the papers'
+figures. {note}
 
 A claim *holds* or *does not hold* on the data of a part if one row is ahead of another and both 95 % intervals of the
 difference exclude 0 (the t interval over at least three seeds and the bootstrap interval over test media), if the best
 setting of each row lies inside its grid, and if the two rows differ in one thing only. Otherwise we *cannot tell*, and
-say why. A part is *measured* if nothing is claimed. `python studies/verdicts.py` applies this rule to every reading.
+state the reason. A part is *measured* if nothing is claimed. `python studies/verdicts.py` applies this rule to every reading.
 
-Intervals are 95 % of bootstrap resamples of whole media; those in the column "seed by seed" are t intervals of the mean
-difference. ± is the deviation over seeds. CIDEr and BLEU are x 100,
-accuracies and shares in per cent. Photos, sounds and clips belong to their authors: none is shown here.
+Intervals are 95 % intervals of bootstrap resamples of whole media; those in the column "seed by seed" are t intervals of the
+mean difference. ± is the standard deviation over seeds. CIDEr and BLEU are x 100, accuracies and shares in per cent. *The
+question alone* is the accuracy of giving each question its most frequent training answer, without media. Photos, audio and
+videos belong to their authors: none is shown here.
 
-`python studies/run.py DATA --again 3` computes three rows picked at random once more, from scratch. On the machine that
-a part names its numbers come out to the last bit; another processor rounds otherwise, and a training makes more of it.
+`python studies/run.py DATA --again 3` computes three randomly selected rows again, from scratch. On the machine that a part
+names, its numbers are reproduced to the last bit; another CPU rounds differently, and training amplifies the difference.
 
 {planning.listing(plan)}"""
 
@@ -148,7 +149,7 @@ def _prior(table: Mapping[str, Any]) -> str:
     if (prior := table["prior"]) is None:
         return ""
     value = f"{_percent(prior['value'])} ({_span(prior['interval'])})"
-    return f". **Without media**, each question's most frequent training answer has {value}"
+    return f". **The question alone** has {value}"
 
 
 def _definition(definition: Any) -> str:
@@ -163,7 +164,7 @@ def _compared(table: Mapping[str, Any]) -> list[list[str]]:
     metric, first = table["metric"], table["rows"][0]["label"]
     more = [key for key in ("BLEU-4",) if key in table["rows"][0]["means"]]
     heading = ["", "trained", "share", "samples/s", metric, "95 %", f"against `{first}`", "seed by seed"]
-    heading += [*more, "setting", "s a run"]
+    heading += [*more, "setting", "s per run"]
     rows = []
     for row in table["rows"]:
         spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
@@ -228,7 +229,7 @@ def _control(values: Mapping[str, Any], metric: str, name: str) -> str:
 
 
 def _timed(table: Mapping[str, Any]) -> list[list[str]]:
-    heading = ["", "trained", "features", "s a step", "ratio", "samples/s"]
+    heading = ["", "trained", "features", "s per step", "ratio", "samples/s"]
     return [heading, *([
         f"`{row['label']}`", f"{row['trained']:,}", row["features"], f"{row['step_s']:.3f}", f"{row['ratio']:.2f}",
         f"{row['samples_per_s']:.1f}",
@@ -248,7 +249,7 @@ def _how(result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     machine, minutes = f"{result['machine']}, {result['threads']} in use", f"{result['seconds'] / 60:.1f} minutes"
     states = result.get("states", 1)
-    mixed = f"; runs of {states} states of the code" if states > 1 else ""
+    mixed = f"; runs of {states} versions of the code" if states > 1 else ""
     return f"```text\n{commands}\n```\n\nCommit {result['commit']}; {versions}; {machine}; {minutes}{mixed}.\n"
 
 

@@ -152,7 +152,7 @@ def test_a_part_goes_on_after_a_kill_and_its_numbers_come_out_again(tree: Path) 
     page, value = made[folder / "README.md"], json.loads(kept)["tables"][0]["rows"][0]["accuracy"]
     assert f"| {100 * value:.1f} |" in page
     prior = json.loads(kept)["tables"][0]["prior"]["value"]
-    assert f"**Without media**, each question's most frequent training answer has {100 * prior:.1f} (" in page
+    assert f"**The question alone** has {100 * prior:.1f} (" in page
     assert "**Cannot tell.** It is tiny." in page
     assert "| `beams` |" in page
     assert "eP-ALM, Table 1: Comparison after direct fine-tuning (published, not comparable)" in page
