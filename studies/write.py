@@ -79,21 +79,23 @@ def _head(plan: Plan, note: str) -> str:
 Written by `python studies/write.py` from `results/`, `published.yaml` and `readings.yaml`; do not edit it.
 
 Every part of [plan.yaml](plan.yaml) is run by `make study DATA=DIR` (about {plan.hours:.1f} hours on two cores);
-`python studies/run.py DATA --part NAME` runs one. A part shows the measurements, the commands, our reading, and the papers'
-figures. {note}
+`python studies/run.py DATA --part NAME` runs one. A part shows the measurements, the commands, our reading, and the
+papers' figures. {note}
 
 A claim *holds* or *does not hold* on the data of a part if one row is ahead of another and both 95 % intervals of the
-difference exclude 0 (the t interval over at least three seeds and the bootstrap interval over test media), if the best
-setting of each row lies inside its grid, and if the two rows differ in one thing only. Otherwise we *cannot tell*, and
-state the reason. A part is *measured* if nothing is claimed. `python studies/verdicts.py` applies this rule to every reading.
+difference exclude 0 (the t interval over at least three seeds and the bootstrap interval over test media), if the
+best setting of each row lies inside its grid, and if the two rows differ in one thing only. Otherwise we *cannot
+tell*, and state the reason. A part is *measured* if nothing is claimed. `python studies/verdicts.py` applies this
+rule to every reading.
 
-Intervals are 95 % intervals of bootstrap resamples of whole media; those in the column "seed by seed" are t intervals of the
-mean difference. ± is the standard deviation over seeds. CIDEr and BLEU are x 100, accuracies and shares in per cent. *The
-question alone* is the accuracy of giving each question its most frequent training answer, without media. Photos, audio and
-videos belong to their authors: none is shown here.
+Intervals are 95 % intervals of bootstrap resamples of whole media; those in the column "seed by seed" are t intervals
+of the mean difference. ± is the standard deviation over seeds. CIDEr and BLEU are x 100, accuracies and shares in per
+cent. *The question alone* is the accuracy of giving each question its most frequent training answer, without media.
+Photos, audio and videos belong to their authors: none is shown here.
 
-`python studies/run.py DATA --again 3` computes three randomly selected rows again, from scratch. On the machine that a part
-names, its numbers are reproduced to the last bit; another CPU rounds differently, and training amplifies the difference.
+`python studies/run.py DATA --again 3` computes three randomly selected rows again, from scratch. On the machine that
+a part names, its numbers are reproduced to the last bit; another CPU rounds differently, and training amplifies the
+difference.
 
 {planning.listing(plan)}"""
 
