@@ -19,7 +19,7 @@ def parser() -> Parser:
     """Build the parser of every command in `perceptune.cli.commands`."""
     top = Parser(
         prog="perceptune",
-        description="Image, audio and video input for a frozen language model, by training under 1 % of the parameters.",
+        description="Image, audio and video input for any frozen LM, by training under 1 % of the parameters.",
     )
     top.add_argument("--version", action="version", version=f"perceptune {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
