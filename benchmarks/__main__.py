@@ -19,7 +19,7 @@ from benchmarks.default import compare_paths, compare_precisions
 from benchmarks.plan import ASSUMED, Assumptions, measured_costs, plan_rows
 from benchmarks.processes import peak_memory_mb, rows_of_a_fresh_process
 from benchmarks.qformer import qformer_rows
-from benchmarks.report import markdown, text
+from benchmarks.report import markdown
 from benchmarks.scaling import data_size_row, depth_rows
 from benchmarks.shapes import Models, Setting, published
 from perceptune.config.schema import DType
@@ -74,7 +74,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(threads)
     if options.markdown:
         options.markdown.write_text(markdown(result), encoding="utf-8")
-    print(json.dumps(result, indent=2) if options.json else text(result))
+    print(json.dumps(result, indent=2) if options.json else markdown(result))
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -15,29 +15,38 @@ from perceptune.utils.timing import Contender, measure
 HALF = 2  # bytes of a cached number
 
 
+def _meant(meaning: str, default: float | None = None) -> Any:
+    """Return a field with what it means; without a default it must be given."""
+    given = {} if default is None else {"default": default}
+    return field(**given, metadata={"meaning": meaning})
+
+
 @dataclass(frozen=True)
 class Costs:
     """What one sample costs on this machine."""
 
-    encode_s: float  # seconds of the encoder per image
-    train_s: float  # seconds of training per sample, features in memory
-    cache_bytes: int  # per image: chosen levels x dimension, two bytes each
-    trained_bytes: int  # parameters of the method, float32, for the all-reduce
+    encode_s: float = _meant("seconds of the encoder per image (bfloat16)")
+    train_s: float = _meant("seconds of training per sample, features in memory (bfloat16)")
+    cache_bytes: int = _meant("bytes of cached features per image")  # chosen levels x dimension, two bytes each
+    trained_bytes: int = _meant("bytes of trained parameters")  # float32, for the all-reduce
 
 
 @dataclass(frozen=True)
 class Assumptions:
     """What is not measured here. Every one is printed with the plan and can be set."""
 
-    samples: int = 100_000_000
-    epochs: float = 1.0
-    gpu_factor: float = 150.0  # one GPU does the work of so many of these machines (bf16)
-    gpus: int = 8
-    gpu_price: float = 2.5  # money per GPU hour
-    image_kb: float = 110.0  # a JPEG of 512 pixels as shards of the web hold it
-    shard_images: int = 10_000
-    network_mb_s: float = 1000.0  # that one node reads from storage
-    batch: int = 16  # samples per GPU and step
+    samples: int = _meant("images, one text each", 100_000_000)
+    epochs: float = _meant("epochs", 1.0)
+    gpu_factor: float = _meant("speed of one GPU in multiples of this machine's (assumed, not measured)", 150.0)
+    gpus: int = _meant("GPUs", 8)
+    gpu_price: float = _meant("price of a GPU hour", 2.5)
+    image_kb: float = _meant("kB of a JPEG", 110.0)  # 512 pixels, as shards of the web hold it
+    shard_images: int = _meant("images in a shard", 10_000)
+    network_mb_s: float = _meant("MB/s that one node reads from storage", 1000.0)
+    batch: int = _meant("samples per GPU and step", 16)
+
+
+ASSUMED, MEASURED = ({one.name: one.metadata["meaning"] for one in fields(kind)} for kind in (Assumptions, Costs))
 
 
 def measured_costs(models: Models, rounds: int) -> Costs:
@@ -53,74 +62,41 @@ def measured_costs(models: Models, rounds: int) -> Costs:
 
 def plan_rows(costs: Costs, given: Assumptions) -> list[dict[str, Any]]:
     """Measured costs, assumptions and figures, each with its meaning."""
-    parts = (
-        ("measured", vars(costs), MEASURED),
-        ("assumed", vars(given), ASSUMED),
-        ("plan", plan(costs, given), MEANING),
-    )
+    parts = {"measured": (costs, MEASURED), "assumed": (given, ASSUMED)}
     return [
         {"name": name, "kind": kind, "value": value, "meaning": meanings[name]}
-        for kind, values, meanings in parts
-        for name, value in values.items()
-    ]
+        for kind, (values, meanings) in parts.items()
+        for name, value in vars(values).items()
+    ] + [{"name": name, "kind": "plan", "value": value, "meaning": meaning}
+         for name, (value, meaning) in plan(costs, given).items()]  # fmt: skip
 
 
-def plan(costs: Costs, given: Assumptions) -> dict[str, Any]:
-    """The plan's figures; hours are wall-clock hours of all GPUs together at perfect scaling."""
+def plan(costs: Costs, given: Assumptions) -> dict[str, tuple[float, str]]:
+    """The plan's figures and their meaning; hours are those of all GPUs together at perfect scaling."""
     encode_gpu_h = given.samples * costs.encode_s / given.gpu_factor / 3600
     train_gpu_h = given.samples * given.epochs * costs.train_s / given.gpu_factor / 3600
+    both_h = encode_gpu_h + train_gpu_h
     jpeg_tb = given.samples * given.image_kb * 1e3 / 1e12
     cache_tb = given.samples * costs.cache_bytes / 1e12
     steps = math.ceil(given.samples * given.epochs / (given.batch * given.gpus))
-    without_cache_gpu_h = given.epochs * encode_gpu_h + train_gpu_h
+    hours_per_tb = 1e6 / given.network_mb_s / 3600
     return {
-        "shards": math.ceil(given.samples / given.shard_images),
-        "jpeg_tb": jpeg_tb,
-        "jpeg_read_h": jpeg_tb * 1e6 / given.network_mb_s / 3600,
-        "cache_tb": cache_tb,
-        "cache_shard_mb": given.shard_images * costs.cache_bytes / 1e6,
-        "cache_read_h_per_epoch": cache_tb * 1e6 / given.network_mb_s / 3600,
-        "encode_gpu_h": encode_gpu_h,
-        "train_gpu_h": train_gpu_h,
-        "total_gpu_h": encode_gpu_h + train_gpu_h,
-        "total_gpu_h_without_cache": without_cache_gpu_h,
-        "wall_h": (encode_gpu_h + train_gpu_h) / given.gpus,
-        "price": (encode_gpu_h + train_gpu_h) * given.gpu_price,
-        "optimizer_steps": steps,
-        "gradient_tb_per_gpu": steps * costs.trained_bytes / 1e12,
-    }
-
-
-MEANING = {
-    "shards": "shards of images",
-    "jpeg_tb": "TB of JPEG, read once",
-    "jpeg_read_h": "hours to read them at the network's rate",
-    "cache_tb": "TB of cached features",
-    "cache_shard_mb": "MB of cached features per shard",
-    "cache_read_h_per_epoch": "hours to read the cache once at the network's rate",
-    "encode_gpu_h": "GPU hours of encoding, once",
-    "train_gpu_h": "GPU hours of training, all epochs",
-    "total_gpu_h": "GPU hours in all",
-    "total_gpu_h_without_cache": "GPU hours if images were encoded anew in each epoch",
-    "wall_h": "hours on all GPUs together, perfect scaling",
-    "price": "price of the GPU hours",
-    "optimizer_steps": "optimizer steps",
-    "gradient_tb_per_gpu": "TB of gradients each GPU hands to the all-reduce",
-}
-ASSUMED = {
-    "samples": "images, one text each",
-    "epochs": "epochs",
-    "gpu_factor": "one GPU is so many times this machine (an assumption, not a measurement)",
-    "gpus": "GPUs",
-    "gpu_price": "price of a GPU hour",
-    "image_kb": "kB of a JPEG",
-    "shard_images": "images in a shard",
-    "network_mb_s": "MB/s read from storage",
-    "batch": "samples per GPU and step",
-}
-MEASURED = {
-    "encode_s": "seconds of the encoder per image (bfloat16)",
-    "train_s": "seconds of training per sample, features in memory (bfloat16)",
-    "cache_bytes": "bytes of cached features per image",
-    "trained_bytes": "bytes of trained parameters",
-}
+        "shards": (math.ceil(given.samples / given.shard_images), "shards of images"),
+        "jpeg_tb": (jpeg_tb, "TB of JPEG, read once"),
+        "jpeg_read_h": (jpeg_tb * hours_per_tb, "hours to read them at the network's rate"),
+        "cache_tb": (cache_tb, "TB of cached features"),
+        "cache_shard_mb": (given.shard_images * costs.cache_bytes / 1e6, "MB of cached features per shard"),
+        "cache_read_h_per_epoch": (cache_tb * hours_per_tb, "hours to read the cache once at the network's rate"),
+        "encode_gpu_h": (encode_gpu_h, "GPU hours of encoding, once"),
+        "train_gpu_h": (train_gpu_h, "GPU hours of training, all epochs"),
+        "total_gpu_h": (both_h, "GPU hours in all"),
+        "total_gpu_h_without_cache": (
+            given.epochs * encode_gpu_h + train_gpu_h, "GPU hours if images were encoded in each epoch"
+        ),
+        "wall_h": (both_h / given.gpus, "hours on all GPUs together, perfect scaling"),
+        "price": (both_h * given.gpu_price, "price of the GPU hours"),
+        "optimizer_steps": (steps, "optimizer steps"),
+        "gradient_tb_per_gpu": (
+            steps * costs.trained_bytes / 1e12, "TB of gradients each GPU hands to the all-reduce"
+        ),
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A bench result as text for a person or as Markdown for the documentation."""
+"""A bench result as Markdown, for a person and for the documentation."""
 
 from __future__ import annotations
 
@@ -29,18 +29,6 @@ def lines(result: Mapping[str, Any]) -> Iterator[list[str]]:
     for row in rows:
         further = [shape.format(row[key]) if key in row else "" for key, _, shape in used]
         yield [row["name"], f"{row['median_s'] * 1e3:,.2f}", f"{row['min_s'] * 1e3:,.2f}", *further]
-
-
-def text(result: Mapping[str, Any]) -> str:
-    """The same for a terminal of any width: names to the left, figures aligned to the right."""
-    heading, *rows = lines(result)
-    widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(len(heading))]
-    shown = []
-    for name, *figures in [heading, *rows]:
-        aligned = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True))
-        shown.append("  ".join([name.ljust(widths[0]), *aligned]))
-    shown += ["", *(f"{name:<{widths[0]}}  {value:.2f}" for name, value in result["ratios"].items()), ""]
-    return "\n".join([*shown, ", ".join(f"{key} {value}" for key, value in result["machine"].items())])
 
 
 def markdown(result: Mapping[str, Any]) -> str:

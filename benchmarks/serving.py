@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import http.client
+import contextlib
 import io
 import json
 import random
@@ -27,6 +27,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import httpx2
+import psutil
 from PIL import Image
 
 SIDES = (16, 64, 224, 640, 1280)
@@ -135,13 +137,9 @@ class Server:
         for _ in range(1200):
             if self.process.poll() is not None:
                 raise SystemExit("the server ended before it answered")
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
-                connection.request("GET", "/health")
-                if connection.getresponse().status == 200:
+            with contextlib.suppress(httpx2.HTTPError):
+                if httpx2.get(f"http://127.0.0.1:{self.port}/health").is_success:
                     return self
-            except OSError:
-                pass
             time.sleep(0.1)
         raise SystemExit("the server does not answer")
 
@@ -151,16 +149,8 @@ class Server:
 
     def memory(self) -> float:
         """MB in memory, those of its own processes included."""
-        me = str(self.process.pid)
-        total = 0
-        for status in Path("/proc").glob("[0-9]*/status"):
-            try:
-                lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-            except OSError:  # it has ended
-                continue
-            if me in (lines["Pid"].strip(), lines["PPid"].strip()):
-                total += int(lines.get("VmRSS", "0 kB").split()[0])
-        return total / 1000
+        process = psutil.Process(self.process.pid)
+        return sum(one.memory_info().rss for one in [process, *process.children()]) / 1e6
 
 
 def make_requests(options: argparse.Namespace) -> list[Request]:
@@ -241,28 +231,32 @@ def rate(port: int, requests: list[Request], clients: int) -> float:
 async def load(port: int, requests: list[Request], clients: int) -> Tally:
     """Sends them all, `clients` at a time."""
     tally, left = Tally(), iter(requests)
+    limits = httpx2.Limits(max_keepalive_connections=0)  # one request a connection
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=300, limits=limits) as http:
 
-    async def client() -> None:
-        for request in left:
-            started = time.monotonic()
-            await one(port, request, tally)
-            tally.seconds.append(time.monotonic() - started)
+        async def client() -> None:
+            for request in left:
+                started = time.monotonic()
+                await one(http, request, tally)
+                tally.seconds.append(time.monotonic() - started)
 
-    await asyncio.gather(*(client() for _ in range(clients)))
+        await asyncio.gather(*(client() for _ in range(clients)))
     return tally
 
 
-async def one(port: int, request: Request, tally: Tally) -> None:
+async def one(http: httpx2.AsyncClient, request: Request, tally: Tally) -> None:
+    headers = {"Content-Type": "application/json"}
     for _ in range(TRIES):
         try:
-            status, body = await asyncio.wait_for(post(port, request.body), 300)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError, IndexError) as error:
+            response = await http.post("/v1/chat/completions", content=request.body, headers=headers)
+        except httpx2.HTTPError as error:
             tally.lost.append(f"lost: {error!r}")
             return
-        if status != 429:
+        if response.status_code != 429:
             break
         tally.retried += 1
         await asyncio.sleep(0.1)
+    status, body = response.status_code, response.content
     if status >= 500:
         tally.failed.append(f"{status}: {body[:200]!r}")
     elif request.expected is None:
@@ -276,26 +270,6 @@ async def one(port: int, request: Request, tally: Tally) -> None:
         tally.wrong.append(f"{said!r} instead of {request.expected!r}")
     else:
         tally.right += 1
-
-
-async def post(port: int, body: bytes) -> tuple[int, bytes]:
-    """Status and body, by the letter of HTTP/1.1 with one request a connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-        writer.write(head.encode() + b"Content-Type: application/json\r\nConnection: close\r\n\r\n" + body)
-        await writer.drain()
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
-        status = int(lines[0].split()[1])
-        if "transfer-encoding: chunked" not in lines:
-            return status, await reader.read()
-        parts = []
-        while size := int(await reader.readline(), 16):
-            parts.append(await reader.readexactly(size))
-            await reader.readline()
-        return status, b"".join(parts)
-    finally:
-        writer.close()
 
 
 def content(body: bytes) -> str:

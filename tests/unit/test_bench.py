@@ -14,7 +14,7 @@ from benchmarks.__main__ import run
 from benchmarks.compare import METHODS, NAMES, PARTS, RATIOS, Comparison, compare
 from benchmarks.default import FAST, PLAIN, compare_paths, compare_precisions
 from benchmarks.literal import LiteralEPALM
-from benchmarks.plan import ASSUMED, MEANING, MEASURED, Assumptions, Costs, plan
+from benchmarks.plan import ASSUMED, MEASURED, Assumptions, Costs, plan
 from benchmarks.report import markdown
 from benchmarks.roofline import Product, Work, attention_flops, flops, products, roofline_seconds, work_of
 from benchmarks.scaling import depth_rows
@@ -270,16 +270,13 @@ def test_the_plan_against_a_calculation_by_hand() -> None:
         "price": 21000 / 3600, "optimizer_steps": 10_000, "gradient_tb_per_gpu": 0.04,
     }  # fmt: skip
     found = plan(costs, given)
-    assert found == pytest.approx(hand)
-    assert set(MEANING) == set(found)
-    assert set(ASSUMED) == set(vars(given))
-    assert set(MEASURED) == set(vars(costs))
+    assert {name: value for name, (value, _) in found.items()} == pytest.approx(hand)
 
 
 def test_the_plan_prints_every_assumption(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--shapes", "tiny", "--plan", "--samples", "1000", "--rounds", "1"]) == 0
     shown = capsys.readouterr().out
-    for name in (*ASSUMED, *MEASURED, *MEANING):
+    for name in (*ASSUMED, *MEASURED, "wall_h", "price", "optimizer_steps"):
         assert name in shown
 
 
