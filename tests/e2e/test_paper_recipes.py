@@ -36,7 +36,7 @@ SETS = {
     "textvqa": (["textvqa"], "textvqa"),
 }  # fmt: skip
 LAYERS = {"125m": 12, "350m": 24, "1.3b": 24, "2.7b": 32, "6.7b": 32}
-PICTURES = "zero-shot-video/pictures"
+PICTURES = "zero-shot-video/images"
 FEW = ["train.batch_size=2", "train.accumulate=1", "eval.during_samples=1", "eval.samples=1"]
 FEW += ["train.packed_memory_mb=0"]  # laying out weights for the CPU costs more than it gives in two steps
 
@@ -169,7 +169,7 @@ def test_recipes_train_and_are_evaluated(lm: str, place: Path, models: Path, tmp
     for name in sorted(names, key=lambda name: name != PICTURES):  # what others start from comes first
         if lm not in facts.loaded(name).lm.id:
             continue
-        run = place / "runs/pictures" if name == PICTURES else tmp_path / name
+        run = place / "runs/images" if name == PICTURES else tmp_path / name
         assert cli(["train", f"paper/{name}", "--run", str(run), *words(name, models)]) == 0, name
         assert cli(["eval", str(run)]) == 0, name
         assert json.loads((run / "results.json").read_text())["evaluated_samples"] == 1, name

@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 from perceptune.data.json_stream import JSONStream, too_long
 from perceptune.data.records import MAX_LINE, Record, json_type, parse, wide_encoding
@@ -36,14 +36,7 @@ _DOCUMENT = {
 _FIRST = re.compile(r'\{\s*(?:"((?:[^"\\]|\\.)*)"\s*:\s*(.)?)?', re.DOTALL)
 
 
-class FileRow(NamedTuple):
-    """An object of a file and where it stands."""
-
-    where: str
-    values: dict[str, Any]
-
-
-def entries(address: str, say: Callable[[str], None] = lambda note: None) -> Iterator[FileRow]:
+def entries(address: str, say: Callable[[str], None] = lambda note: None) -> Iterator[Record]:
     """The objects of a file, in its order. Raises `UserError` for what is not such a file, and if there are none.
 
     What is recognised about a table is said by `say`.
@@ -57,7 +50,7 @@ def entries(address: str, say: Callable[[str], None] = lambda note: None) -> Ite
         raise UserError(f"{address} holds no rows")
 
 
-def _entries(file: BinaryIO, address: str, say: Callable[[str], None]) -> Iterator[FileRow]:
+def _entries(file: BinaryIO, address: str, say: Callable[[str], None]) -> Iterator[Record]:
     number, start = 1, file.readline(MAX_LINE + 1).removeprefix(b"\xef\xbb\xbf")
     blank: list[bytes] = []
     while start and not start.strip():
@@ -78,7 +71,7 @@ def _entries(file: BinaryIO, address: str, say: Callable[[str], None]) -> Iterat
         yield from _rows(file, address, number, start)
 
 
-def _table(lines: Sequence[bytes], address: str, number: int, say: Callable[[str], None]) -> Iterator[FileRow]:
+def _table(lines: Sequence[bytes], address: str, number: int, say: Callable[[str], None]) -> Iterator[Record]:
     """The lines of a table. Raises `UserError` for text that is neither JSON nor a table."""
     known = (*ID_KEYS, *_COLUMNS)
     default = "\t" if ".tsv" in address else ","
@@ -88,7 +81,7 @@ def _table(lines: Sequence[bytes], address: str, number: int, say: Callable[[str
     if dialect.notes:
         say(f"{address}: {', '.join(dialect.notes)}")
     for record in table_records(decoded(lines, address, dialect.encoding), address, dialect, known=known):
-        yield FileRow(record.where, {key: _cell(record, key) for key in record.values})
+        yield Record(record.where, {key: _cell(record, key) for key in record.values}, ())
 
 
 def _cell(record: Record, key: str) -> Any:
@@ -99,7 +92,7 @@ def _cell(record: Record, key: str) -> Any:
     return [part.strip() for part in text.split("|")] if found == [text] else found
 
 
-def _rows(file: BinaryIO, address: str, number: int, line: bytes) -> Iterator[FileRow]:
+def _rows(file: BinaryIO, address: str, number: int, line: bytes) -> Iterator[Record]:
     """One object a line, from the first that is not blank."""
     while line:
         where = f"{address}, line {number}"
@@ -107,11 +100,11 @@ def _rows(file: BinaryIO, address: str, number: int, line: bytes) -> Iterator[Fi
             raise too_long(where)
         values = parse(line, where, EXPECTED)
         if values is not None:
-            yield FileRow(where, values)
+            yield Record(where, values, ())
         number, line = number + 1, file.readline(MAX_LINE + 1)
 
 
-def _document(stream: JSONStream) -> Iterator[FileRow]:
+def _document(stream: JSONStream) -> Iterator[Record]:
     """The rows in a document's list, or the objects of a mapping from ids to them."""
     stream.take("{")
     mapping, rows = True, 0
@@ -153,10 +146,10 @@ def _begins_document(start: bytes) -> bool:
     return key in _DOCUMENT or value == "{" or (key is None and match.end() == len(text))
 
 
-def _entry(where: str, value: object) -> FileRow:
+def _entry(where: str, value: object) -> Record:
     if not isinstance(value, dict):
         raise UserError(f"{where}: {json_type(value)}, not an object")
-    return FileRow(where, value)
+    return Record(where, value, ())
 
 
 @contextmanager
