@@ -11,8 +11,11 @@ from safetensors.torch import load_file, save_file
 
 import perceptune
 import support
+from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
+from perceptune.models import run_folder
 from perceptune.models.run_folder import FORMAT_VERSION, METHOD
+from perceptune.models.run_format import upgrade_recipe
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +121,28 @@ def test_format_1_stays_readable(dwarfs: Path, tmp_path: Path) -> None:
     expected = json.loads((run / "expected.json").read_text())
     sample = perceptune.Sample("x", {"image": run / "picture.png"}, expected["prompt"])
     assert model.answer([sample]) == [expected["answer"]]
+
+
+def test_an_answer_reads_no_data_set(
+    trained: Path, dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How it is found in the generated text is stored with the run; of older runs the task is asked."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    ask = ["answer", str(run), "color?", "--image", str(dwarfs / "data/train1.png")]
+    meta = json.loads((run / "meta.json").read_text())
+    assert meta["cleaning"] == {"lowercase": False, "first_line": False, "keeps_period": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "make_task", lambda _: pytest.fail("the task was made"))
+        assert cli(ask) == 0
+    answer = capsys.readouterr().out
+    del meta["cleaning"]
+    (run / "meta.json").write_text(json.dumps(meta))
+    assert cli(ask) == 0
+    assert capsys.readouterr().out == answer
+
+
+def test_recipes_of_format_1_are_brought_to_today_s() -> None:
+    old = {"name": "r", "method": {"name": "full", "naming": 1, "speaks": False}}
+    new = {"name": "r", "method": {"name": "full", "naming": 1, "uses_lm_loss": False}}
+    assert upgrade_recipe(old) == upgrade_recipe(new) == new
+    assert upgrade_recipe({"method": "epalm"}) == {"method": "epalm"}

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from perceptune.data.answer_cleaning import AnswerCleaning
 from perceptune.data.lazy_rows import select
 from perceptune.data.metrics.base import Scored
 from perceptune.data.subset import sample_count
@@ -54,8 +55,9 @@ class HoldoutSplit(Task):
         """Nothing for what was held out: no training has read it."""
         return frozenset() if split == HELD_OUT else self._task.read_from(split)
 
-    def clean(self, text: str) -> str:
-        return self._task.clean(text)
+    @property
+    def cleaning(self) -> AnswerCleaning:
+        return self._task.cleaning
 
     def part_of(self, sample: Sample) -> str:
         return self._task.part_of(sample)

@@ -15,19 +15,19 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from perceptune.data.build_task import make_task
+from perceptune.data.answer_cleaning import AnswerCleaning
 from perceptune.data.lazy_rows import LazyRow
 from perceptune.data.media.animation import moves
 from perceptune.data.media.source import content, label
 from perceptune.data.media.suffixes import EITHER, MEDIA, PassedOver, modality_of, suffix_of, walk
 from perceptune.data.records import parse
 from perceptune.data.storage import local_path
-from perceptune.data.tasks.base import Task, id_of, media_of, plain
+from perceptune.data.tasks.base import id_of, media_of, plain
 from perceptune.data.tasks.jsonl import record_of
 from perceptune.errors import UserError, disk_errors
 from perceptune.evaluation.results import model_fingerprints
 from perceptune.models.base import AdaptedModel
-from perceptune.models.run_folder import load, make_writable
+from perceptune.models.run_folder import cleaning_of, load, make_writable
 from perceptune.models.run_location import is_address, local_run
 from perceptune.types import Sample
 from perceptune.utils.atomic_io import write_json
@@ -82,7 +82,7 @@ def predict(
             raise UserError("accelerate: `predict` gives every process the whole LM: leave out FSDP")
         passed = PassedOver()
         rows = _rows(source, prompt, model, passed)
-        task = make_task(model.recipe) if model.recipe.task else None
+        cleaning = cleaning_of(model)
     if world.size > 1:
         model.place(world)
         model.setup()
@@ -91,7 +91,7 @@ def predict(
                  "portion": batch_size or model.recipe.eval.batch_size}  # fmt: skip
     with contextlib.ExitStack() as held:
         done, size = world.run_on_main(lambda: _prepared(target, described, held))
-        answered = _answer_all(model, task, rows, target, source, world, done, size)
+        answered = _answer_all(model, cleaning, rows, target, source, world, done, size)
     if passed and world.rank == 0:
         print(f"{source}: {passed}", file=sys.stderr)
     return answered
@@ -99,7 +99,7 @@ def predict(
 
 def _answer_all(
     model: AdaptedModel,
-    task: Task | None,
+    cleaning: AnswerCleaning,
     rows: Iterator[_Request],
     target: Path,
     source: Path,
@@ -118,7 +118,7 @@ def _answer_all(
             if number <= done:
                 continue
             with world.synced_errors():
-                lines = _lines(model, task, portions[world.rank * size :][:size])
+                lines = _lines(model, cleaning, portions[world.rank * size :][:size])
             new = [line for part in world.all_gather(lines) for line in part][max(done - start, 0) :]
             errors += sum(broken for _, broken in new)
             world.run_on_main(lambda new=new: _append(target, [line for line, _ in new]))  # type: ignore[misc]
@@ -186,7 +186,7 @@ def _records(source: Path, file: Path, prompt: str | None, asks: bool) -> Iterat
                 yield _Request(name, None, str(error))
 
 
-def _lines(model: AdaptedModel, task: Task | None, portion: Sequence[_Request]) -> list[tuple[str, bool]]:
+def _lines(model: AdaptedModel, cleaning: AnswerCleaning, portion: Sequence[_Request]) -> list[tuple[str, bool]]:
     """A line for each row, and whether it holds an error."""
     problems = {place: asked.error for place, asked in enumerate(portion) if asked.sample is None}
     samples = {place: asked.sample for place, asked in enumerate(portion) if asked.sample is not None}
@@ -207,7 +207,7 @@ def _lines(model: AdaptedModel, task: Task | None, portion: Sequence[_Request]) 
             row["error"] = problems[place]
         else:
             text = answers[place]
-            row |= {"answer": task.clean(text) if task else text.strip(), "raw": text}
+            row |= {"answer": cleaning(text), "raw": text}
         if asked.sample is not None and asked.sample.targets:
             row["targets"] = list(asked.sample.targets)
         if asked.sample is not None and asked.sample.meta:

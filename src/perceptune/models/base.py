@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptune.config.recipe import Recipe
+from perceptune.data.answer_cleaning import AnswerCleaning
 from perceptune.data.media.source import MediaError, content
 from perceptune.encoders.base import Encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore
@@ -27,13 +28,14 @@ from perceptune.utils.tensors import move
 class AdaptedModel(nn.Module, ABC):
     """What `perceptune.build` and `perceptune.load` return. Trained: `method.parameters()`, nothing else.
 
-    Its subclasses are the backbones; training, evaluation and run folders need no more of them than this.
+    Its subclasses are the backbones.
     """
 
     method: TrainableMethod
     required_modalities: ClassVar[frozenset[str]] = frozenset()  # without which it answers nothing
     supports_continuous_batching: ClassVar[bool] = False
     has_qformer: ClassVar[bool] = False
+    cleaning: AnswerCleaning | None = None  # how answers are found in generated texts, as stored with a run
 
     def __init__(
         self, recipe: Recipe, encoders: Mapping[str, Encoder], stores: Mapping[str, FeatureStore],
@@ -88,10 +90,7 @@ class AdaptedModel(nn.Module, ABC):
         """
 
     def place(self, world: World) -> None:
-        """Move to this process's device; shard the LM if Accelerate was asked for FSDP.
-
-        Raises `UserError` for a backbone or method whose weights cannot be sharded.
-        """
+        """Move to this process's device, or shard the LM over all; `UserError` if its weights cannot be sharded."""
         use_full_float32(world.device)
         if world.sharding is None:
             self.to(world.device)

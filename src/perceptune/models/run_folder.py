@@ -13,6 +13,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from torch import Tensor
 from perceptune._version import __version__
 from perceptune.config.overrides import Override
 from perceptune.config.recipe import Recipe, leaf_names, load_recipe, read_yaml
+from perceptune.data.answer_cleaning import AS_WRITTEN, AnswerCleaning
+from perceptune.data.build_task import make_task
 from perceptune.errors import UserError, disk_error
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import build, settle_answering
@@ -79,6 +82,7 @@ def load(
     model = build(recipe, dtype=dtype or recipe.eval.dtype, parts=parts, ready=False)
     require_same_base(run, model)
     load_method(run / METHOD, model)
+    model.cleaning = read_cleaning(run)
     model.eval().to(place)
     if ready:
         model.setup()
@@ -117,6 +121,19 @@ def read_meta(run: Path) -> dict[str, Any]:
     return meta
 
 
+def read_cleaning(run: Path) -> AnswerCleaning | None:
+    """How answers of a run are found in generated texts; None in folders written before that was stored."""
+    stored = read_meta(run).get("cleaning")
+    return None if stored is None else AnswerCleaning(**stored)
+
+
+def cleaning_of(model: AdaptedModel) -> AnswerCleaning:
+    """How a model's answers are found in generated texts: as stored with its run, else as its task says."""
+    if model.cleaning is None:
+        return make_task(model.recipe).cleaning if model.recipe.task else AS_WRITTEN
+    return model.cleaning
+
+
 def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
     """The recipe of a run. A run folder may come from anybody: without `trust` it may not name code to import."""
     if not (run / RECIPE).is_file():
@@ -143,6 +160,7 @@ def describe_run(model: AdaptedModel) -> dict[str, Any]:
         "trained": trained,
         "frozen": total - trained,
         "trained_share": trained / total,
+        **({} if model.cleaning is None else {"cleaning": asdict(model.cleaning)}),
     }
 
 

@@ -12,13 +12,12 @@ from torch import nn
 
 from perceptune.config.recipe import Recipe
 from perceptune.config.schema import LMConfig
-from perceptune.data.build_task import make_task
-from perceptune.data.tasks.base import Task
+from perceptune.data.answer_cleaning import AnswerCleaning
 from perceptune.errors import UserError, nearest
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import BACKBONES, text_of
-from perceptune.models.run_folder import META, load, read_meta, read_recipe
+from perceptune.models.run_folder import META, cleaning_of, load, read_meta, read_recipe
 from perceptune.models.text_format import TextFormat
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
@@ -34,7 +33,7 @@ class ServedRun:
     created: int  # seconds since 1970
     model: AdaptedModel
     text: TextFormat
-    task: Task | None
+    cleaning: AnswerCleaning
     attachments: Attachments
 
     @property
@@ -44,7 +43,7 @@ class ServedRun:
 
     def clean(self, raw: str) -> str:
         """The answer in a generated text, as `perceptune answer` prints it."""
-        return self.task.clean(raw) if self.task else raw.strip()
+        return self.cleaning(raw)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -128,9 +127,9 @@ def _loaded(one: Described, pool: ModelPool, overrides: Sequence[str], trust: bo
     lent = _Borrowed(pool)
     model = load(one.folder, overrides=overrides, trust=trust, parts=lent, device=device)
     lent.attachments.take_off()
-    task = make_task(model.recipe) if model.recipe.task else None
+    cleaning = cleaning_of(model)
     created = int((one.folder / META).stat().st_mtime)
-    return ServedRun(one.name, created, model, text_of(model), task, lent.attachments)
+    return ServedRun(one.name, created, model, text_of(model), cleaning, lent.attachments)
 
 
 class _Borrowed:

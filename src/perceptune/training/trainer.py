@@ -101,6 +101,7 @@ def _train(
             model, task = build(settled, dtype=settled.train.precision, ready=False), make_task(settled)
             if resume and (folder / META).is_file():
                 require_same_base(folder, model)
+            model.cleaning = task.cleaning
             description = describe_run(model)  # now, while each process has the LM's weights whole
         model.place(world)
         with world.synced_errors():

@@ -29,10 +29,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the answer."""
-    from perceptune.data.build_task import make_task
     from perceptune.data.choices import choices_of
     from perceptune.data.storage import local_path
-    from perceptune.models.run_folder import load
+    from perceptune.models.run_folder import cleaning_of, load
     from perceptune.types import Sample
 
     kinds = ("image", "audio", "video")
@@ -47,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         _print_ranked([(choices[i], values[i]) for i in order], options)
         return 0
     raw = model.answer([sample])[0]
-    text = make_task(model.recipe).clean(raw) if model.recipe.task else raw.strip()
+    text = cleaning_of(model)(raw)
     tokens = model.token_logprobs([sample])[0] if options.logprobs else []
     if options.json:
         given = {"tokens": [list(token) for token in tokens]} if options.logprobs else {}

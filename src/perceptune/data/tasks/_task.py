@@ -11,9 +11,10 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from perceptune.data.answer_cleaning import AnswerCleaning
 from perceptune.data.metrics import caption, exact, rouge
 from perceptune.data.metrics.base import Scored, group_key
-from perceptune.data.records import Record, first_line
+from perceptune.data.records import Record
 from perceptune.errors import UserError, nearest
 from perceptune.types import Sample
 from perceptune.utils.paths import absolute, local_name
@@ -105,12 +106,14 @@ class Task(ABC):
         """Which of the `weights` a training sample is drawn by. Only for a task that has some."""
         raise NotImplementedError
 
+    @property
+    def cleaning(self) -> AnswerCleaning:
+        """How the answer is found in a generated text."""
+        return AnswerCleaning(self.lowercase, self.first_line, self.keeps_period)
+
     def clean(self, text: str) -> str:
-        """The answer in a generated text: without blanks around it and, unless it is a caption, its final period."""
-        answer = first_line(text).rstrip() if self.first_line else text.strip()
-        while not self.keeps_period and answer.endswith("."):
-            answer = answer.rstrip(".").rstrip()
-        return answer.lower() if self.lowercase else answer
+        """Return the answer in a generated text."""
+        return self.cleaning(text)
 
 
 class GivenFiles(Task):
