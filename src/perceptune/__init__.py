@@ -21,17 +21,9 @@ if TYPE_CHECKING:
     from perceptune.training.trainer import train
 
 __all__ = [
-    "AdaptedModel",
-    "Recipe",
-    "Sample",
-    "UserError",
-    "__version__",
-    "build",
-    "evaluate",
-    "load",
-    "load_recipe",
+    "AdaptedModel", "Recipe", "Sample", "UserError", "__version__", "build", "evaluate", "load", "load_recipe",
     "train",
-]
+]  # fmt: skip
 
 _HOMES = {
     "AdaptedModel": "models.base",

@@ -38,15 +38,9 @@ def bootstrap_difference(
 
 
 def bootstrap_gap(
-    a: Values,
-    b: Values,
-    *,
-    groups_a: Groups = None,
-    groups_b: Groups = None,
-    level: float = 0.95,
-    samples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
+    a: Values, b: Values, *, groups_a: Groups = None, groups_b: Groups = None, level: float = 0.95,
+    samples: int = 2000, seed: int = 0,
+) -> tuple[float, float]:  # fmt: skip
     """Interval of mean(a) - mean(b) of two different sets of samples, each resampled for itself."""
     rng = np.random.default_rng(seed)
     first = _resampled_means(a, groups_a, samples, rng)
@@ -54,14 +48,9 @@ def bootstrap_gap(
 
 
 def bootstrap_corpus(
-    statistics: NDArray[np.floating],
-    value: Callable[[Floats], Floats],
-    *,
-    groups: Groups = None,
-    level: float = 0.95,
-    samples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
+    statistics: NDArray[np.floating], value: Callable[[Floats], Floats], *, groups: Groups = None,
+    level: float = 0.95, samples: int = 2000, seed: int = 0,
+) -> tuple[float, float]:  # fmt: skip
     """Interval of a value that is no mean over samples, such as BLEU: `value` of the sums of `statistics` (samples, k).
 
     Draws the same samples as `bootstrap_interval` does with this seed. For the difference of two systems on the same

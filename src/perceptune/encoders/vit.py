@@ -17,13 +17,9 @@ class VisionTransformer(ViTEncoder):
     NORM = "layernorm"
     # The pooler, the heads of the classification models, and the decoder and mask of masked-image models.
     UNUSED = (
-        "pooler.",
-        "classifier.",
-        "cls_classifier.",
-        "distillation_classifier.",
-        "decoder.",
+        "pooler.", "classifier.", "cls_classifier.", "distillation_classifier.", "decoder.",
         "embeddings.mask_token",
-    )
+    )  # fmt: skip
 
     @classmethod
     def special_tokens(cls, config: Any) -> int:

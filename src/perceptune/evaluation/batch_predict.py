@@ -98,15 +98,9 @@ def predict(
 
 
 def _answer_all(
-    model: AdaptedModel,
-    cleaning: AnswerCleaning,
-    rows: Iterator[_Request],
-    target: Path,
-    source: Path,
-    world: World,
-    done: int,
-    size: int,
-) -> Predicted:
+    model: AdaptedModel, cleaning: AnswerCleaning, rows: Iterator[_Request], target: Path, source: Path,
+    world: World, done: int, size: int,
+) -> Predicted:  # fmt: skip
     """Answer the rows from number `done` on, `size` at a time in each process."""
     earlier, number, errors = _written(target), 0, 0
     with progress(0, "predict", done) as bar:

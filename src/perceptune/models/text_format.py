@@ -39,14 +39,9 @@ class TextFormat:
     """Template and tokenizer of a run; `vocabulary` rows in the LM's embedding, `longest` text it has positions for."""
 
     def __init__(
-        self,
-        tokenizer: Any,
-        config: TextConfig,
-        *,
-        vocabulary: int,
-        pad_token: str | None = None,
+        self, tokenizer: Any, config: TextConfig, *, vocabulary: int, pad_token: str | None = None,
         longest: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.tokenizer = tokenizer
         self.config = config
         self._rows = vocabulary

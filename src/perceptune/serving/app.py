@@ -103,14 +103,9 @@ def make_app(
     complete_openapi(app)
     known = {path for path in app.openapi()["paths"] if "{" not in path}
     app.add_middleware(
-        AuthMiddleware,
-        key=access.key,
-        hosts=access.hosts,
-        metrics=metrics,
-        routes=known,
-        open_routes={"/health", *files},
-        origins=Origins(access.origins),
-    )
+        AuthMiddleware, key=access.key, hosts=access.hosts, metrics=metrics, routes=known,
+        open_routes={"/health", *files}, origins=Origins(access.origins),
+    )  # fmt: skip
     return app
 
 

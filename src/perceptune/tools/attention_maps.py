@@ -54,14 +54,9 @@ class Looks:
 
 
 def show_attention(
-    run: str | Path,
-    image: str | Path,
-    prompt: str,
-    out: str | Path,
-    *,
-    enhanced: Sequence[str] = (),
+    run: str | Path, image: str | Path, prompt: str, out: str | Path, *, enhanced: Sequence[str] = (),
     trust: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Writes a panel of maps (PNG) and returns where each is greatest, in the image's pixels.
 
     Raises `UserError` for a run without a Q-Former, and for one that does not use it.

@@ -21,14 +21,9 @@ from perceptune.utils.run_log import read_log
 
 # Two minutes at most: enough to see that everything works together, not enough for the final accuracy.
 SMOKE = (
-    "name=smoke",
-    "train.steps=40",
-    "train.standardize_samples=64",
-    "train.samples=1200",
-    "eval.every=20",
-    "eval.during_samples=50",
-    "eval.samples=200",
-)
+    "name=smoke", "train.steps=40", "train.standardize_samples=64", "train.samples=1200", "eval.every=20",
+    "eval.during_samples=50", "eval.samples=200",
+)  # fmt: skip
 QUESTIONS_SHOWN = 12
 NEEDED = 4 * GIB  # a float32 training takes 3.1
 

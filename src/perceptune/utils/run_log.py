@@ -77,15 +77,10 @@ class Progress:
 
         console = Console(stderr=True)
         self.bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=console,
             disable=not (console.is_terminal and is_main_process()),
-        )
+        )  # fmt: skip
         self.task = self.bar.add_task(label, total=total, completed=done, note="")
         self._total, self._first, self._done, self._timed = total, done, done, timed if is_main_process() else 0
         self._began = time.monotonic()

@@ -206,12 +206,9 @@ class ImageTransform:
 
 
 def image_transform(
-    settings: Mapping[str, Any],
-    size: int | None,
-    resize: Resize,
-    mean: Sequence[float] | None,
+    settings: Mapping[str, Any], size: int | None, resize: Resize, mean: Sequence[float] | None,
     std: Sequence[float] | None,
-) -> ImageTransform:
+) -> ImageTransform:  # fmt: skip
     """The transform of a complete `preprocessor_config.json`, changed where the other arguments say so."""
     edge, crop = _geometry(settings, size, resize)
     scale = float(settings["rescale_factor"]) if settings["do_rescale"] else 1.0

@@ -21,13 +21,9 @@ class Options(MetricOptions):
 
 
 def score(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    options: Options = Options(),
-    *,
-    choices: Sequence[Sequence[str]] | None = None,
-    groups: Groups | None = None,
-) -> Scored:
+    predictions: Sequence[str], references: Sequence[Sequence[str]], options: Options = Options(), *,
+    choices: Sequence[Sequence[str]] | None = None, groups: Groups | None = None,
+) -> Scored:  # fmt: skip
     """`accuracy` between 0 and 1; `references` are texts of right choices.
 
     With `choices` also `no_choice`, the share of predictions that name none of them: these are wrong. Raises

@@ -60,11 +60,9 @@ def score(predictions: Sequence[str], references: References, options: Options =
     counts[_whole(counts), _CHUNKS] = 0  # so they are in the program's own sums
     definition = {"metric": "METEOR 1.5 (English, exact, stem, synonym and paraphrase)", "tokenizer": "ptb"}
     return Scored(
-        {"METEOR": float(value_of(counts.sum(axis=0)))},
-        [{"METEOR": float(value)} for value in value_of(counts)],
-        definition,
-        {"METEOR": Corpus(counts, value_of)},
-    )
+        {"METEOR": float(value_of(counts.sum(axis=0)))}, [{"METEOR": float(value)} for value in value_of(counts)],
+        definition, {"METEOR": Corpus(counts, value_of)},
+    )  # fmt: skip
 
 
 def value_of(counts: Floats) -> Floats:

@@ -101,15 +101,10 @@ def _reference(record: Record, id: str, needs: Mapping[str, Needs]) -> Reference
             raise record.error("no reference holds any text")
     entailed = values.get("entailed")
     return ReferenceRow(
-        record.where,
-        references,
-        _texts(record, _ANSWERS) if "answers" in kinds else (),
-        choices,
-        _groups(record),
-        medium,
-        tuple(map(str, entailed)) if isinstance(entailed, list) else None,
+        record.where, references, _texts(record, _ANSWERS) if "answers" in kinds else (), choices, _groups(record),
+        medium, tuple(map(str, entailed)) if isinstance(entailed, list) else None,
         frozenset(name for name, one in needs.items() if _is_left_out(values, one)),
-    )
+    )  # fmt: skip
 
 
 def _is_left_out(values: Mapping[str, Any], needs: Needs) -> bool:

@@ -107,13 +107,9 @@ def _metrics(names: Sequence[str], options: Sequence[str]) -> list[_Metric]:
 
 
 def _joined(
-    given: Mapping[str, PredictionRow],
-    held: Mapping[str, ReferenceRow],
-    metrics: Sequence[_Metric],
-    references: str,
-    *,
-    subset: bool,
-) -> list[str]:
+    given: Mapping[str, PredictionRow], held: Mapping[str, ReferenceRow], metrics: Sequence[_Metric],
+    references: str, *, subset: bool,
+) -> list[str]:  # fmt: skip
     """Ids to score, in the references' order. Raises `UserError` for ids that only one of the files has."""
     unknown = [id for id in given if id not in held]
     if unknown:

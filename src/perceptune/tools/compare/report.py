@@ -74,23 +74,18 @@ def _row(plan: Plan, outcome: Outcome, first: Mapping[str, tuple[float, Any]]) -
     reference = [first[sample][0] for sample in both]
     shared = [key for key in tests[0]["metrics"] if all(key in test for test in tests)]
     return {
-        "label": outcome.entry.label,
-        "method": outcome.entry.recipe.method.name,
-        "trained": outcome.entry.trained,
-        "share": outcome.entry.share,
-        "samples_per_second": fmean(speeds) if speeds else None,
-        plan.metric: fmean(values),
-        "spread": stdev(values) if len(values) > 1 else None,
+        "label": outcome.entry.label, "method": outcome.entry.recipe.method.name, "trained": outcome.entry.trained,
+        "share": outcome.entry.share, "samples_per_second": fmean(speeds) if speeds else None,
+        plan.metric: fmean(values), "spread": stdev(values) if len(values) > 1 else None,
         "interval": list(bootstrap_interval(means, groups=groups)) if means else None,
         "difference": fmean(means) - fmean(reference) if means else None,
         "difference_interval": list(bootstrap_difference(means, reference, groups=groups)) if means else None,
-        "setting": dict(outcome.setting),
-        "validation": dict(outcome.validation),
+        "setting": dict(outcome.setting), "validation": dict(outcome.validation),
         "by_seed": {str(seed): test[plan.metric] for seed, test in outcome.tests.items()},
         "means": {key: fmean(test[key] for test in tests) for key in shared},
         "test_samples": tests[0]["evaluated_samples"],
         "train_seconds": fmean(test["train_seconds"] for test in tests),
-    }
+    }  # fmt: skip
 
 
 def _by_sample(metric: str, outcome: Outcome) -> dict[str, tuple[float, Any]]:
