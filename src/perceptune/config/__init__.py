@@ -1,0 +1,1 @@
+"""Recipes: their schema with every default, overrides from the command line, and the registry of leaf files by name."""

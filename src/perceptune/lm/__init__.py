@@ -1,0 +1,1 @@
+"""Frozen language models: slots beside the text, split execution, precision, sharding."""

@@ -1,0 +1,1 @@
+"""What knows nothing of models or data: files, processes, devices, progress, downloads."""

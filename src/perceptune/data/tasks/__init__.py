@@ -1,1 +1,1 @@
-
+"""Data sets, one file each. An extension builds on `perceptune.data.tasks.base`."""

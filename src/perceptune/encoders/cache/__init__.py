@@ -1,0 +1,1 @@
+"""Encoder features, computed once for each medium and kept on disk or in memory."""

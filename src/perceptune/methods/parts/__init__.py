@@ -1,0 +1,1 @@
+"""Trained parts and estimators that methods of both kinds share."""

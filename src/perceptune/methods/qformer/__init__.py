@@ -1,1 +1,1 @@
-"""Methods of the Q-Former backbone: one file each."""
+"""Methods on a Q-Former, one file each. An extension builds on `perceptune.methods.qformer.base`."""

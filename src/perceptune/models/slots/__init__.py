@@ -1,0 +1,1 @@
+"""The backbone `splice`: frozen encoders and a frozen decoder-only LM, joined at slots."""

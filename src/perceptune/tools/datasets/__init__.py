@@ -1,1 +1,1 @@
-"""Looking after data: checking it before training, converting it, and making some up."""
+"""Data sets looked after: validated before training, converted, synthesised."""

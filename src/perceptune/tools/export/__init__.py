@@ -1,1 +1,1 @@
-"""Giving a run to others: a zip file, a hub."""
+"""Sharing a run: a zip file, a hub."""

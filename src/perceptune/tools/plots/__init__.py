@@ -1,0 +1,1 @@
+"""Charts and heat maps as PNG files, by matplotlib (extra `plots`)."""

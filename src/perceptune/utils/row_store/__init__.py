@@ -1,0 +1,1 @@
+"""An append-only store of tensor rows by key, shared by processes without a lock."""
