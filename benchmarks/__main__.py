@@ -3,8 +3,6 @@
 Run from the checkout as `python -m benchmarks`; models of published shapes with random weights are built in memory.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -9,8 +9,6 @@ Exits with 1 if a row is slower: its median ratio is above 1.05, and the interva
 above 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

@@ -1,7 +1,5 @@
 """(b) prompt tuning of PEFT and (c) text-only generation, both on transformers' own forward and generate."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Ours against the literal method, prompt tuning and text-only generation, on models of published shapes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import count

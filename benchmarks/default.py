@@ -1,7 +1,5 @@
 """The embedded models at the demo's recipe: our fast path against the plain path of the same recipe."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any

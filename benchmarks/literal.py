@@ -6,8 +6,6 @@ vocabulary head runs on every position; generation has no KV cache. The mask is 
 official code's slot also sees the text, at the same cost).
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

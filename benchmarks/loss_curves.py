@@ -7,8 +7,6 @@ on small models with random weights. Prints for each `equal`, or the first step 
 Exits with 1 if any differs. `--keep` writes the losses, as hexadecimal floats, to `old.json` and `new.json`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -7,8 +7,6 @@ scored against the others. pycocoevalcap, with a Java for its tokenizer, is the 
 differ by 1e-6 of their size or ours is slower.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import json

@@ -9,8 +9,6 @@ the function that called them, and hooks that transformers runs are none. With `
 exits with 1 if more than 65 % as many files are left, or if a step has more than one such call.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """A costed plan for a large number of images, computed from costs measured on this machine and stated assumptions."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any

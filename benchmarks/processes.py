@@ -1,7 +1,5 @@
 """Memory of a process, and measurements in a fresh one."""
 
-from __future__ import annotations
-
 import json
 import resource
 import subprocess

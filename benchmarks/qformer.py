@@ -5,8 +5,6 @@ tokens of 1408, as from a cache) and speaks to a small LM, whose share of the ti
 are ratios of what they do in the Q-Former.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

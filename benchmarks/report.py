@@ -1,7 +1,5 @@
 """A bench result as Markdown, for a person and for the documentation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

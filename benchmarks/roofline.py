@@ -14,8 +14,6 @@ Norms, activations, softmax, loss and optimizer are not counted. Each product is
 and dtype; attention, too small to measure alone, is priced at the fastest rate seen.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Cost against data size (cached samples) and against LM depth."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,7 +1,5 @@
 """What is measured: models of published shapes with random weights, built in memory, and their inputs."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property

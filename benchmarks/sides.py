@@ -1,7 +1,5 @@
 """The two sides of a comparison: a commit's source, and a process that runs it."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

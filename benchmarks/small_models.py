@@ -3,8 +3,6 @@
 Made by transformers alone, so that every commit reads the same folder.
 """
 
-from __future__ import annotations
-
 import json
 import string
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A training step of any model: what is timed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -6,8 +6,6 @@ Reads names of rows from its input, a line each, and answers each with a line of
 `perceptune` exports and torch's own hook on optimizers, so that it runs on every commit.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What both sides of a comparison run: trainings and answers by name, with their recipes for `small_models.make`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

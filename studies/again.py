@@ -1,7 +1,5 @@
 """Rows of the results computed once more, from scratch: they must come out as the very same numbers."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random

@@ -7,8 +7,6 @@ attention an instruction moves (half of the summed differences of two maps), and
 that of an even one).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a part leaves: the tables of its commands."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """What the studies' scripts share as commands."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import NoReturn

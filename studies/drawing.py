@@ -1,7 +1,5 @@
 """Pictures of the tables, as SVG files that stand alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

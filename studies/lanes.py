@@ -1,7 +1,5 @@
 """Several parts at once, each with its share of the cores: what loads or judges leaves a core free for what trains."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 

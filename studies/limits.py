@@ -6,8 +6,6 @@ CAPTIONS and QUESTIONS are folders of evaluations (`predictions.jsonl`). The pan
 on: they stay in FOLDER. Rates are against the references, which do not mention everything that a photo shows.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -1,7 +1,5 @@
 """Where a part's numbers come from: the code that computes, the commit, versions and the machine."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

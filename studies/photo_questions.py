@@ -5,8 +5,6 @@ answer is more frequent than all others it is thinned to the second, and of each
 it: the most that can be had blindly is about a quarter of the open questions and half of the others.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter

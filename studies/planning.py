@@ -1,7 +1,5 @@
 """The parts of the studies, as `plan.yaml` lists them."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

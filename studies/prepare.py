@@ -7,8 +7,6 @@ DATA holds the folders `flickr8k`, `daquar`, `esc50_subset`, `fsdd`, `audiocaps_
 copied. Existing files that differ are replaced.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -10,8 +10,6 @@ or code have changed, or whose run folders are not there, is run again; finished
 or of another machine are refused by name and must be removed first (or kept: `--keep` for the latter two).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

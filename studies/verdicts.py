@@ -9,8 +9,6 @@ A verdict names two rows of a comparison, the one that is ahead first. Four cond
 - nothing varies between the two rows but one thing.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import sys

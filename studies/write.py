@@ -4,8 +4,6 @@ python studies/write.py            writes them
 python studies/write.py --check    says whether they are what it would write
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping, Sequence

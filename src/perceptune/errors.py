@@ -1,7 +1,5 @@
 """The one exception a user is meant to see: a mistake in a recipe, a file or a command."""
 
-from __future__ import annotations
-
 import difflib
 import errno
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """The command line: parses, calls the library, turns the user's mistakes into one line and exit code 2."""
 
-from __future__ import annotations
-
 import inspect
 import io
 import os

@@ -1,7 +1,5 @@
 """The parser of the command line: what argparse leaves to us."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ What a value may be is known from its key, and the keys of a method or a task fr
 given by an override. So all texts are put in place first, and then typed in one walk along the recipe's models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType

@@ -4,8 +4,6 @@ A recipe file holds only differences from these defaults. `load_recipe` reads a 
 dotted overrides (`train.steps=500`). The options of a method, an encoder or a task belong to its leaf file.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Sequence

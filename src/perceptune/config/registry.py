@@ -5,8 +5,6 @@ registry to keep in step: to add one, add a file. A third-party leaf is a dotted
 the command line's recipe only (see `config/recipe.py`), never from a checkpoint.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from functools import cache

@@ -1,7 +1,5 @@
 """Another task or method in place of a recipe's own: which of the recipe's keys stay."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How the answer is found in a generated text. The rule is stored with a run, so that answering reads no data."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from perceptune.data.records import first_line

@@ -1,7 +1,5 @@
 """How sure a mean, or another value of sums over samples, is: percentile bootstrap intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np

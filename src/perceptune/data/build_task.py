@@ -1,7 +1,5 @@
 """From the keys of a recipe to its task."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from perceptune.config.recipe import Recipe, validate

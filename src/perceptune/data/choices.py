@@ -1,7 +1,5 @@
 """The choices of a multiple-choice question."""
 
-from __future__ import annotations
-
 from perceptune.errors import UserError
 from perceptune.types import Sample
 

@@ -1,7 +1,5 @@
 """A part of the training data kept from training, for choosing among settings without the test split."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 

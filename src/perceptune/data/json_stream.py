@@ -1,7 +1,5 @@
 """JSON read piece by piece: a list of gigabytes never lies in memory, only one of its values does."""
 
-from __future__ import annotations
-
 import codecs
 import json
 from collections.abc import Iterator

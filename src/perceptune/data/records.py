@@ -1,7 +1,5 @@
 """Rows as people write them, one JSON object each: checked key by key, with errors that lead to the mistake."""
 
-from __future__ import annotations
-
 import ast
 import codecs
 import difflib

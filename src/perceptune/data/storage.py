@@ -4,8 +4,6 @@ Beside them lie, in the cache, files made from others: they are found again as l
 as it is.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Random subsets of samples, fixed by a seed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

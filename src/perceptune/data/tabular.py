@@ -4,8 +4,6 @@ What was recognised is said in `Dialect.notes`. What cannot be told from the fil
 which it is settled.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import re

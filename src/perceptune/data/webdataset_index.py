@@ -3,8 +3,6 @@
 Members of one sample lie side by side and share their name up to the first dot (Aizman et al., 2019).
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tarfile

@@ -1,7 +1,5 @@
 """What encoders of audio share: how an audio file is read, cut and, for augmented views, masked."""
 
-from __future__ import annotations
-
 import random
 from abc import abstractmethod
 from typing import Any, ClassVar

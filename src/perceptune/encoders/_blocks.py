@@ -1,7 +1,5 @@
 """One implementation for the encoders of transformers that are a stack of equal blocks."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import islice

@@ -1,7 +1,5 @@
 """Reading the towers of published checkpoints: exact weights or an error."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from collections.abc import Mapping, Sequence

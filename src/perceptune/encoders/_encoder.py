@@ -1,7 +1,5 @@
 """What every frozen encoder offers."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from abc import ABC, abstractmethod

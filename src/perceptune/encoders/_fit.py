@@ -1,7 +1,5 @@
 """What makes an encoder of one modality serve another: a spectrogram of audio, the frames of a video."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from perceptune.config.schema import EncoderConfig

@@ -1,7 +1,5 @@
 """An image encoder for videos, and a video encoder for images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """What image encoders share, and one implementation for the Vision Transformers of transformers."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial

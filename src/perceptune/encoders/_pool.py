@@ -1,7 +1,5 @@
 """Levels of encoders whose stages differ in width."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Audio for an encoder of images: it sees their log-mel spectrograms."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, ClassVar

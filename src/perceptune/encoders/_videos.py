@@ -1,7 +1,5 @@
 """One implementation for the video transformers of transformers."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, TypeVar
 
 import torch

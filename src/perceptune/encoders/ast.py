@@ -1,7 +1,5 @@
 """The Audio Spectrogram Transformer (AST)."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Frozen encoders: what a leaf file builds on, and the loader."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

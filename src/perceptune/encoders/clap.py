@@ -1,7 +1,5 @@
 """The audio encoder of CLAP."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 

@@ -1,7 +1,5 @@
 """The image tower of CLIP."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import Tensor

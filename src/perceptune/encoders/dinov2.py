@@ -1,7 +1,5 @@
 """DINOv2, with or without registers."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The image tower of SigLIP."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from perceptune.encoders.base import BICUBIC, INCEPTION, ViTEncoder

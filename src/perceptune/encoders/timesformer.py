@@ -1,7 +1,5 @@
 """TimeSformer: attention over time, then over space, in each block."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import Tensor, nn

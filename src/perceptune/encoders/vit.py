@@ -1,7 +1,5 @@
 """ViT and DeiT."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from perceptune.encoders.base import BICUBIC, BILINEAR, INCEPTION, BlockParts, ViTEncoder

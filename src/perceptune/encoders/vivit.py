@@ -1,7 +1,5 @@
 """ViViT, the variant with joint attention over space and time."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import torch

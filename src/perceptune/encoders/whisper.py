@@ -1,7 +1,5 @@
 """Whisper's encoder."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np

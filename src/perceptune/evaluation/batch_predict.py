@@ -4,8 +4,6 @@ Rows are read, answered and appended a portion at a time. Portions begin at fixe
 kill answers in the company in which the uninterrupted one did: the same answers, every row once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys

@@ -1,7 +1,5 @@
 """What an evaluated set is compared with: the same questions with other media, or without any."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Evaluation by real generation, or by ranking choices, with controls and other data sets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Found by the suite through the entry point `lmms_eval.models`. This module alone imports the suite.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Collection, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Everything in it is read from the run's own files. What a person writes below the last line of it stays.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -4,8 +4,6 @@
 whose media stay where they are; a shared run brings made-up media along, so it can be verified without any data.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

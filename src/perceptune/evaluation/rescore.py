@@ -1,7 +1,5 @@
 """Scoring answers that were written before, by this program or another one, with a task's metrics: no model runs."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path

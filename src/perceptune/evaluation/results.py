@@ -1,7 +1,5 @@
 """What an evaluation leaves: predictions, numbers with intervals, and how they were made."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

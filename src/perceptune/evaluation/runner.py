@@ -1,7 +1,5 @@
 """One pass over an evaluated set: every sample answered once, on however many processes, and scored on one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

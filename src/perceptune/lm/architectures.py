@@ -1,7 +1,5 @@
 """Where the decoder LMs of transformers keep their parts."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence

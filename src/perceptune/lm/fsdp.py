@@ -4,8 +4,6 @@ Nothing frozen has a gradient, so weights are only ever gathered. The method sta
 must run the same blocks equally often, in the same order, forward and backward.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a decoder block does instead of its own forward, for one call: pass on, recompute."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 

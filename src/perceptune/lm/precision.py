@@ -5,8 +5,6 @@ other half as fast. So the linear maps of the LM's own shapes are run in both dt
 kernels that a training uses, along with what lies between them, and the seconds are remembered in the cache folder.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

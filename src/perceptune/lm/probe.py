@@ -1,7 +1,5 @@
 """Two tokens with a slot, before any work: what can this LM do?"""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

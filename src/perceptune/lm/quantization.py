@@ -4,8 +4,6 @@ The embedding and the vocabulary head keep their dtype. 8 bits: LLM.int8(), outl
 are depends on the whole batch, so a batch equals each row alone up to rounding only. 4 bits: NF4 in blocks of 64.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from collections.abc import Sequence

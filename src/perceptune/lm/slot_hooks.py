@@ -7,8 +7,6 @@ unchanged. A slot's mask row is causal: it sees itself and the open slots before
 eP-ALM code lets it see the whole text, future included; `Slots.sees_text` reproduces that, for parity.)
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from typing import Any

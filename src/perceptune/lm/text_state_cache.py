@@ -5,8 +5,6 @@ a training it is decided once how its texts are treated, for a resumed run must 
 than the uninterrupted one did: kept in memory if all fit, else on disk, else computed anew with each batch.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 `methods/` holds those of the spliced backbone, `qformer_methods/` those of a Q-Former's.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Parts of a method that a training leaves as they are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate
 

@@ -1,7 +1,5 @@
 """What `models.build` asks of a backbone: one row for each kind of model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

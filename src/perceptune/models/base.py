@@ -1,7 +1,5 @@
 """Frozen parts with a method: loss for training, `answer` for everything else, whatever the backbone."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar

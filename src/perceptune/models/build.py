@@ -1,7 +1,5 @@
 """From a recipe to a model: loads the frozen parts and puts the method on them."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

@@ -7,8 +7,6 @@
 Every weight must be known and none may lack; heads of classifiers are left out.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

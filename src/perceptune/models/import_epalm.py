@@ -7,8 +7,6 @@ twice. The run answers as the official code does: its mask, layers, normalisatio
 are from its models/epalm.py and its configs.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence

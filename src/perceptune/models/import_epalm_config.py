@@ -4,8 +4,6 @@ Where the file does not say something, what all released configs have in common 
 configs, and from what its models and scripts read of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """What a folder or file holds that is named as a model and is none: what it is instead, and what to do with it."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Where base models come from: names, folders, configurations, and what is wrong with those that do not load."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator, Sequence

@@ -6,8 +6,6 @@ method.safetensors  the best method by the task's metric, or the last one withou
 checkpoints/step-*  method and optimizer, to resume from
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import re

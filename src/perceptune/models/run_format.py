@@ -1,7 +1,5 @@
 """Recipes of run folders in earlier formats, brought to today's."""
 
-from __future__ import annotations
-
 from typing import Any
 
 FORMAT_VERSION = 2  # of run folders as they are written now

@@ -1,7 +1,5 @@
 """Where a run may lie: in a folder, in a zip file, or at `hf://USER/NAME` on a Hugging Face hub."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shutil

@@ -1,7 +1,5 @@
 """How a sample becomes tokens and tokens become an answer: one code path for training, evaluation and answering."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 With any other value each of them would change the answer in a way that cannot be done, so it is refused.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field

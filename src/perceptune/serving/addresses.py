@@ -1,7 +1,5 @@
 """Which addresses may be dialled: global ones only, and none that leads elsewhere by a detour."""
 
-from __future__ import annotations
-
 import ipaddress
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

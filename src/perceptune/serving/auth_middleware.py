@@ -1,7 +1,5 @@
 """What stands before every route: who may ask, from where, and with how much. Nothing of a body is read here."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import time

@@ -1,7 +1,5 @@
 """`POST /v1/chat/completions`: from the first byte of a request to the last of its answer."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress

@@ -1,7 +1,5 @@
 """Errors as OpenAI's clients expect them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fastapi.responses import JSONResponse

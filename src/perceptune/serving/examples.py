@@ -1,7 +1,5 @@
 """A few rows of the data that a run is evaluated on, for the page: taken once, at the start, and only if asked for."""
 
-from __future__ import annotations
-
 import base64
 import mimetypes
 from collections import Counter

@@ -1,7 +1,5 @@
 """How a request's objects are read: null is as if the key were not there, unknown keys are refused."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from typing import Any

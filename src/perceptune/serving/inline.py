@@ -1,7 +1,5 @@
 """Media inside a request: `data:` addresses, and base64 as other servers' decoders take it."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import re

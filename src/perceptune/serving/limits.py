@@ -1,7 +1,5 @@
 """What a request may cost. Every ceiling is the server's: a request may ask for less, never for more."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from typing import TypeVar
 

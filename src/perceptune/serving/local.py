@@ -1,7 +1,5 @@
 """Files of this machine that a request may name: those below one folder, and no link that leads out of it."""
 
-from __future__ import annotations
-
 import os
 import re
 import stat

@@ -5,8 +5,6 @@ follow it. What follows an answer is the same image or audio in a format that ta
 `python -m perceptune.serving.media_worker` is started by `decoding.py`.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Media are decoded in processes of their own, which are killed when that takes too long."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import json

@@ -1,7 +1,5 @@
 """What a server counts, in Prometheus' text format."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest

@@ -1,7 +1,5 @@
 """What is wrong with a request, in words: the part, its key, and what is allowed there."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import get_args

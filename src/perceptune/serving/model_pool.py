@@ -1,7 +1,5 @@
 """Several runs on one frozen LM and one frozen encoder: what each hangs onto them is taken off while another runs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What `/openapi.json` says beside what FastAPI finds out: the request, which is parsed by hand, errors, the key."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fastapi import FastAPI

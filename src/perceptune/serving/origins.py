@@ -1,7 +1,5 @@
 """Pages of other origins that may ask (CORS): none unless they are listed, and none that could not name itself."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Sequence
 

@@ -4,8 +4,6 @@ One parser serves check and fetch; every hop of a redirect is checked as the fir
 addresses must be public, and the one that was checked is dialled. Nothing of what was resolved is told to the client.
 """
 
-from __future__ import annotations
-
 import http.client
 import re
 import socket

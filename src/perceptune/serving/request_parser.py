@@ -1,7 +1,5 @@
 """From a request to jobs: media fetched, checked and decoded under the server's limits, the question under the LM's."""
 
-from __future__ import annotations
-
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

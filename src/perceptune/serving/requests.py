@@ -1,7 +1,5 @@
 """One answer on its way: what is asked, the tokens so far, and who waits for it."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

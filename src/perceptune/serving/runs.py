@@ -1,7 +1,5 @@
 """The runs that are served, under the names they are asked for by."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 What would change the answer and cannot be done is refused, not passed over.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator

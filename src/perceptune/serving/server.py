@@ -1,7 +1,5 @@
 """The server process: uvicorn, with what it leaves to us."""
 
-from __future__ import annotations
-
 import asyncio
 import ipaddress
 import os

@@ -1,7 +1,5 @@
 """The parts that answer requests, from the moment the server listens to its end."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Images of more pixels than a server keeps: scaled down while they are decoded, so that they take no more memory."""
 
-from __future__ import annotations
-
 import math
 
 from PIL import Image

@@ -1,7 +1,5 @@
 """The answers' JSON: whole, or a piece at a time."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time

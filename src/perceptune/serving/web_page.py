@@ -1,7 +1,5 @@
 """The page's files, and what it has to know of a run: everything else it asks of the routes that all clients have."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

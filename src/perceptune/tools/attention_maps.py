@@ -1,7 +1,5 @@
 """Where a Q-Former looks: its cross-attention over the image, for a bare prompt and for enhanced instructions."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The main job from end to end: train on real data, evaluate, compare with shuffled images, draw what came out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

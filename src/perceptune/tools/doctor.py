@@ -1,7 +1,5 @@
 """Checks this machine, and estimates what a recipe will need of it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

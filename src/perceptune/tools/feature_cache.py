@@ -1,7 +1,5 @@
 """Building and upkeep of the feature caches: what `perceptune features` does."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import time

@@ -3,8 +3,6 @@
 Each check compares with the CPU of the same machine where that is possible, and fails alone: the others still run.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import tempfile

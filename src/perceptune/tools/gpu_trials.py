@@ -3,8 +3,6 @@
 Each function returns what it has found, or raises: `CheckError` where something differs more than rounding explains.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

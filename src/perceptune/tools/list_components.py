@@ -1,7 +1,5 @@
 """Names that a recipe or the command line may hold, with one line on each."""
 
-from __future__ import annotations
-
 from typing import Any, get_args
 
 from perceptune.config.recipe import recipe_names, recipes_dir

@@ -1,7 +1,5 @@
 """What a recipe or a run is made of: parts, parameter counts, the trained share, every place touched in the LM."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

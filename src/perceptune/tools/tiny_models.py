@@ -1,7 +1,5 @@
 """Tiny random models of real architectures, and a few coloured images: enough to try a device."""
 
-from __future__ import annotations
-
 import json
 import string
 from pathlib import Path

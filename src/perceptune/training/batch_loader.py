@@ -1,7 +1,5 @@
 """The training data of a run: which samples, checked before the first step, and the batches made of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait

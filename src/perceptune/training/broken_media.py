@@ -1,7 +1,5 @@
 """What a training does about media that are broken or missing: it leaves them out, up to a limit."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What lets a training go on after a stop: the run folder and its checkpoints."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping

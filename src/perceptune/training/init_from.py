@@ -1,7 +1,5 @@
 """Where a training starts from: another run's method, as `init_from` says."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path

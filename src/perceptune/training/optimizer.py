@@ -1,7 +1,5 @@
 """AdamW over a method's parameters: rates by group and step, clipping, moments by name."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """What keeps a training from losing work: finite losses, interruptions at the end of a step, hints on memory."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

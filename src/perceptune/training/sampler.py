@@ -1,7 +1,5 @@
 """Which sample comes when: a pure function of the seed and the step, so a resumed run goes on exactly."""
 
-from __future__ import annotations
-
 import math
 import random
 from abc import ABC, abstractmethod

@@ -5,8 +5,6 @@ method and the optimizer. With several processes each has its part of every batc
 and divided by the tokens of the whole step, so the number of processes changes the duration and nothing else.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Mapping, Sequence

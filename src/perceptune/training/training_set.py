@@ -4,8 +4,6 @@ What must be known of all of them is gathered in that one pass: with a million r
 quarter of a minute.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Sequence

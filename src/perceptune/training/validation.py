@@ -1,7 +1,5 @@
 """Evaluation during training, by which the best method is chosen."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from perceptune.data.holdout_split import is_test, selecting_splits

@@ -1,7 +1,5 @@
 """Memory that a step frees is kept for the next one, where the C library lets itself be told so."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

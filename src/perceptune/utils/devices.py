@@ -1,7 +1,5 @@
 """Which device a process computes on, and with which precision."""
 
-from __future__ import annotations
-
 import os
 
 import torch

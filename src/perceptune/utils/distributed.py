@@ -4,8 +4,6 @@ Every process holds the whole method. Errors are agreed upon: what one process c
 main process alone says why.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

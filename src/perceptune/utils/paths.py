@@ -1,7 +1,5 @@
 """Paths as people write them, and why there is no file where one leads."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import unicodedata

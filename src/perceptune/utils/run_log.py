@@ -1,7 +1,5 @@
 """What a run leaves to read: one JSON line per step and event, and a progress bar for a person."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Tensors on their way: padded to one length, moved to a device without the host waiting, read in one copy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Timing: contenders take turns, so that noise of the machine hits all alike; medians of several rounds."""
 
-from __future__ import annotations
-
 import platform
 import statistics
 import time

@@ -1,7 +1,5 @@
 """Files of `torch.save`, read without running any code in them."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from collections.abc import Sequence

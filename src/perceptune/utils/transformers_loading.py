@@ -1,7 +1,5 @@
 """Loading by transformers: without its own reports, and with an error for weights that are not there."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -5,8 +5,6 @@ Examples:
   perceptune answer runs/mine --image photo.jpg "what color is this?" --choices red,green,blue --logprobs
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

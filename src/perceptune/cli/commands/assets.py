@@ -5,8 +5,6 @@ Examples:
   perceptune assets
 """
 
-from __future__ import annotations
-
 import argparse
 
 from perceptune.cli.output import out

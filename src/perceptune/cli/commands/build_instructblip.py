@@ -4,8 +4,6 @@ Examples:
   perceptune build-instructblip models/small-blip --data my.jsonl
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

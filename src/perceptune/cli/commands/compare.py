@@ -5,8 +5,6 @@ Examples:
   perceptune compare small --methods epalm,lora --grid train.lr=1e-4,1e-3 --dry-run
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ Examples:
   perceptune data demo demo-data --modality audio
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

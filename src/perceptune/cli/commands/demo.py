@@ -5,8 +5,6 @@ Examples:
   perceptune demo --smoke --run runs/smoke
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -6,8 +6,6 @@ Examples:
   perceptune doctor --gpu
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -6,8 +6,6 @@ Examples:
   perceptune eval runs/mine --gap --data other.jsonl
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Sequence

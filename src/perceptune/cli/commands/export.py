@@ -4,8 +4,6 @@ Examples:
   perceptune export runs/mine mine.zip
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Examples:
   perceptune export-instructblip runs/mine models/mine
 """
 
-from __future__ import annotations
-
 import argparse
 
 from perceptune.cli.output import out

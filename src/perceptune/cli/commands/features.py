@@ -6,8 +6,6 @@ Examples:
   perceptune features gc --older-than 30
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Examples:
   perceptune import-encoder vit_small.npz models/vit-small
 """
 
-from __future__ import annotations
-
 import argparse
 
 from perceptune.cli.output import out

@@ -4,8 +4,6 @@ Examples:
   perceptune import-epalm best.pth --lm facebook/opt-2.7b --encoder google/vit-base-patch16-224
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -5,8 +5,6 @@ Examples:
   perceptune list metrics --json
 """
 
-from __future__ import annotations
-
 import argparse
 
 from perceptune.cli.output import out, print_json

@@ -5,8 +5,6 @@ Examples:
   perceptune predict runs/mine photos --prompt "What is in the picture?" --out answers.jsonl
 """
 
-from __future__ import annotations
-
 import argparse
 
 from perceptune.cli.output import out

@@ -4,8 +4,6 @@ Examples:
   perceptune push runs/mine me/my-run --private
 """
 
-from __future__ import annotations
-
 import argparse
 
 from perceptune.cli.output import print_local_models

@@ -5,8 +5,6 @@ Examples:
   perceptune report runs/mine runs/other --out both.html --markdown both.md
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

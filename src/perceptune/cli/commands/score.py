@@ -5,8 +5,6 @@ Examples:
   perceptune score results.json annotations.json --metric vqa --dialect always --per-sample scores.jsonl
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -6,8 +6,6 @@ Examples:
   PERCEPTUNE_API_KEY=secret perceptune serve runs/mine --host 0.0.0.0
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import os

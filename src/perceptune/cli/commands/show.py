@@ -5,8 +5,6 @@ Examples:
   perceptune show runs/mine --json
 """
 
-from __future__ import annotations
-
 import argparse
 
 from rich.table import Table

@@ -4,8 +4,6 @@ Examples:
   perceptune show-attention runs/mine "what color is this?" --image photo.jpg
 """
 
-from __future__ import annotations
-
 import argparse
 
 from perceptune.cli.output import out, print_json

@@ -6,8 +6,6 @@ Examples:
   perceptune train --resume --run runs/mine
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

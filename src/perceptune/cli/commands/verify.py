@@ -5,8 +5,6 @@ Examples:
   perceptune verify hf://me/my-run lm.id=models/my-lm
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images that move, as Pillow reads them: WebP, APNG and AVIF."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

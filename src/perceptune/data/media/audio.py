@@ -1,7 +1,5 @@
 """Reading audio: what `media` does for images. Only as much as is heard is ever decoded."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Images of more than eight bits a channel, brought to the eight that encoders take."""
 
-from __future__ import annotations
-
 from io import BytesIO
 from typing import Any
 

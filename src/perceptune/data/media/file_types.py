@@ -1,7 +1,5 @@
 """What the first bytes of a file show it to be, whatever its name says."""
 
-from __future__ import annotations
-
 import codecs
 import re
 from typing import NamedTuple

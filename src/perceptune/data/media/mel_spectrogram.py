@@ -1,7 +1,5 @@
 """Log-mel spectrograms, by transformers' NumPy functions."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from functools import cache

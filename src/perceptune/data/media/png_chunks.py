@@ -1,7 +1,5 @@
 """PNG files with texts or colour profiles that are longer than Pillow takes: they are read without those."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from io import BytesIO

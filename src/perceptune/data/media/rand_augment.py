@@ -4,8 +4,6 @@ Two lists of operations: ALBEF's ten, which eP-ALM and LAVIS have taken over, ea
 torchvision's fourteen. A share of 1 is the strongest magnitude of a list.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Mapping

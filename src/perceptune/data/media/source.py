@@ -1,7 +1,5 @@
 """Reading media from disk or memory. Files come from strangers: refuse early, name the file, never guess."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import random

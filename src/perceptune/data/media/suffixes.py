@@ -1,7 +1,5 @@
 """Which files are media, by the last part of their names: the one list for folders, shards and pages."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator

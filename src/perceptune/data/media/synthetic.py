@@ -1,7 +1,5 @@
 """Made-up images, videos and audio, each from a source of chance alone: the same source gives the same file."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """BLEU-1 to BLEU-4 as coco-caption computes them (Papineni et al., 2002; the closest reference length)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

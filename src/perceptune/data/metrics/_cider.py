@@ -1,7 +1,5 @@
 """CIDEr-D (Vedantam et al., 2015, section 5), which coco-caption calls CIDEr: 0 to 10, no stemming."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from perceptune.data.metrics._ngrams import Captions, Counts, Ints, NGramTable

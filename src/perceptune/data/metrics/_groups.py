@@ -1,7 +1,5 @@
 """Accuracies: one value a sample, the mean over all of them and over each group's."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Finding Java and what it is to run: nothing of it comes with the package."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import shutil

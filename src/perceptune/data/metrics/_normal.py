@@ -1,7 +1,5 @@
 """The rules by which the VQA evaluation code makes answers alike, which other evaluations took over."""
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 

@@ -5,8 +5,6 @@ quirks are kept, for scores depend on them: brackets stay, because after lower-c
 says `-LRB-`, and so do `!!` and `?!`. Written from observed behaviour; `docs/metrics.md` says how far it agrees.
 """
 
-from __future__ import annotations
-
 import re
 
 _DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", '"'])

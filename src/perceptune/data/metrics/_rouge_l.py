@@ -1,7 +1,5 @@
 """The longest common subsequence, and ROUGE-L as coco-caption computes it (Lin, 2004)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from perceptune.data.metrics._ngrams import Captions, Ints

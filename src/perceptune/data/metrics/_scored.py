@@ -1,7 +1,5 @@
 """What a metric reads of files, and what it gives back: values over all samples and of each, and how they were made."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal

@@ -4,8 +4,6 @@ As in the data set's evaluation code nothing is normalised. It leaves out the qu
 `difficult_direct_answer`; whoever calls this does that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from perceptune.data.metrics.base import Groups, MetricOptions, Needs, References, Scored, scored_by_group, zipped

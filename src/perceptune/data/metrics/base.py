@@ -1,7 +1,5 @@
 """What a leaf file of a metric builds on."""
 
-from __future__ import annotations
-
 # Leaves import from here.
 from perceptune.data.metrics._bleu import ORDERS, Bleu
 from perceptune.data.metrics._cider import Cider

@@ -1,7 +1,5 @@
 """Captions against references as coco-caption scores them: BLEU-1 to BLEU-4, ROUGE-L and CIDEr, without Java."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path

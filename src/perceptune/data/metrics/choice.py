@@ -4,8 +4,6 @@ A prediction is a choice when it equals its text, case and whitespace aside, or 
 The text comes first, so a choice may itself be a letter. Without the choices only the texts are compared.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Exact match: an answer counts when it equals one of its references, whitespace and a final period aside."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from perceptune.data.metrics.base import Groups, MetricOptions, Needs, References, Scored, scored_by_group, zipped

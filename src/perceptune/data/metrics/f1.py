@@ -4,8 +4,6 @@ Normalisation is SQuAD's: lower case, without ASCII punctuation, without a/an/th
 prediction or a reference has no words left, it is 1 if neither has, else 0.
 """
 
-from __future__ import annotations
-
 import re
 import string
 from collections import Counter

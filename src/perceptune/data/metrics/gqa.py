@@ -5,8 +5,6 @@
 Validity and plausibility need the data set's file of choices, grounding its scene graphs: they are not computed.
 """
 
-from __future__ import annotations
-
 import string
 from collections.abc import Mapping, Sequence
 from typing import Literal

@@ -5,8 +5,6 @@ program matches the words; what their counts are worth is METEOR's formula for E
 ask for the value of any sum of counts.
 """
 
-from __future__ import annotations
-
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence

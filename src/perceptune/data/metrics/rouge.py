@@ -4,8 +4,6 @@ Their keys are their own: coco-caption's `ROUGE-L` (metric `caption`) has other 
 recall more.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ which no package holds. Name the folder by the option `folder` or the environmen
 Java by `java` or PERCEPTUNE_SPICE_JAVA. CIDEr's document frequencies are those of the scored references.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -12,8 +12,6 @@ For each of the n annotators, min(1, matches among the other n - 1 / 3); the mea
   released code of eP-ALM).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """A sample as a row of task `jsonl`, and so as a file that any other program can read."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Captions of media: trained on one caption at a time, judged against all captions of a medium."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Caption files in COCO's form: images and their captions as two lists."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Files as users have them: plain or gzipped, there or not, with the nearest name where they are not."""
 
-from __future__ import annotations
-
 import gzip
 import zlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Flickr8k and Flickr30k: the forms in which their captions go round."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping

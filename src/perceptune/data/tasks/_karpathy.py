@@ -1,7 +1,5 @@
 """Karpathy's files `dataset_*.json`, with the split of each image beside its sentences."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

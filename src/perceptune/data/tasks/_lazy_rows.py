@@ -1,7 +1,5 @@
 """Rows of which only the place is kept in memory: the user's own files, and sets of millions of rows."""
 
-from __future__ import annotations
-
 import json
 import sys
 from abc import abstractmethod

@@ -1,7 +1,5 @@
 """Questions on media, with one right answer or the answers of several annotators."""
 
-from __future__ import annotations
-
 import math
 import sys
 from abc import abstractmethod

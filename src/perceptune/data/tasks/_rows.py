@@ -4,8 +4,6 @@ Byte order marks, CRLF, gzip and UTF-16 are accepted. Each row is a `Record`, wh
 file and the place in it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Published data sets: a folder with annotation files and media under the names their authors gave them."""
 
-from __future__ import annotations
-
 import string
 import sys
 from abc import abstractmethod

@@ -1,7 +1,5 @@
 """Files too large for memory: JSON lists object by object, and what a reader makes of a file, kept row by row."""
 
-from __future__ import annotations
-
 import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Conversations as rows: one for each answer, with what was said before."""
 
-from __future__ import annotations
-
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence

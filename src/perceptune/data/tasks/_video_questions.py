@@ -1,7 +1,5 @@
 """What MSRVTT-QA and MSVD-QA share: the rows their authors publish, and those of the eP-ALM and VL-T5 files."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar

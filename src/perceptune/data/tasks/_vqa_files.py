@@ -1,7 +1,5 @@
 """Two forms of question files that several data sets share: VQA's own, and the one of VL-T5 and eP-ALM."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@
 of the test questions are hidden: `annotations: {test: aokvqa_v1p0_test.json}` reads them all the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 

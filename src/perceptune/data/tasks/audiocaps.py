@@ -6,8 +6,6 @@
 The files of eP-ALM, lists of `{"audio", "caption"}`, are read, too: name them by `annotations`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar

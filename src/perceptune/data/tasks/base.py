@@ -1,7 +1,5 @@
 """What a leaf file of a task builds on."""
 
-from __future__ import annotations
-
 # Leaves import from here.
 from perceptune.data.media.suffixes import MEDIA, MODALITIES
 from perceptune.data.tasks._canonical import to_row

@@ -8,8 +8,6 @@ files instead of addresses these are read. Many addresses are dead: missing imag
 shards of img2dataset (`output_format: webdataset`) are read by task `webdataset`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ clotho_captions_development.csv  ..._validation.csv  ..._evaluation.csv      col
 development/Distorted AM Radio noise.wav                                     and so on: a folder for each split
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import ClassVar
 

@@ -7,8 +7,6 @@
 Images are `val2014/COCO_val2014_000000391895.jpg`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -7,8 +7,6 @@ Columns may have other names (`image_key`, `prompt_key`, `target_key`, ...); tho
 `meta`. An empty cell of a medium is a row without it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

@@ -7,8 +7,6 @@
 Images are `images/image3.png`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """easy-VQA (Zhou, 2020): questions about the shape and colour of one drawn figure; 13 answers."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ testing.
 Images are `flickr30k-images/1000092795.jpg`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

@@ -7,8 +7,6 @@
 Images are `Images/1000268201_693b08cb0e.jpg`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

@@ -9,8 +9,6 @@ hidden ones and those of systems (`._1.jpg`, `__MACOSX`) are passed over, and co
 are others, else a video if any moves; `modality` says which media are meant.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise

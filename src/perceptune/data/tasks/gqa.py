@@ -7,8 +7,6 @@ Images are `images/2405722.jpg`; those of training and validation are Visual Gen
 balanced ones are named by `annotations`, several files a split.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Literal
 

@@ -8,8 +8,6 @@ captions are judged (`metric: CIDEr`). Optional are `id` and any other keys, whi
 become the sample's `meta`; `answer_type` among them gives an accuracy of its own to each of its values.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

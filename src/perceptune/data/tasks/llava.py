@@ -7,8 +7,6 @@
 sample: its prompt is the question after all earlier turns, a line each (`turns: first`, `last`; `history: false`).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from perceptune.data.records import Record

@@ -9,8 +9,6 @@ not. Every answer becomes a sample: its prompt is the question after all earlier
 `last`; `history: false`).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from perceptune.data.records import Record, json_type, short

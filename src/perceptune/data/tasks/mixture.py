@@ -11,8 +11,6 @@ A split of the mixture is that split of every part that has it. Samples are call
 `questions_accuracy`.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace

@@ -8,8 +8,6 @@ One file of all videos can be given for each split (`annotations`): a video belo
 files of eP-ALM and ALPRO, lists of `{"video", "caption"}`, are read as they are.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path

@@ -6,8 +6,6 @@
 The files of eP-ALM (`video`, `sent`, `label`) are read, too: name them by `annotations`.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from perceptune.data.records import Record

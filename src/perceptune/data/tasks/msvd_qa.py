@@ -7,8 +7,6 @@
 The files of eP-ALM (`video`, `sent`, `label`) are read, too: name them by `annotations`.
 """
 
-from __future__ import annotations
-
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar

@@ -4,8 +4,6 @@
 `val/0013ea2087020901.jpg`. The test captions are hidden.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 

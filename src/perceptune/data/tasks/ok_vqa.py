@@ -6,8 +6,6 @@
 Images are `val2014/COCO_val2014_000000297147.jpg`. Five annotators' answers stand twice in the files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 

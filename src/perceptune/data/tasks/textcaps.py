@@ -4,8 +4,6 @@
 those of validation, too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import ClassVar
 

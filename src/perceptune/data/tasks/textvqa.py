@@ -4,8 +4,6 @@
 validation, too. The test questions are `annotations: {test: TextVQA_0.5.1_test.json}`, in `test_images`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import ClassVar
 

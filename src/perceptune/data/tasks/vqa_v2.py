@@ -7,8 +7,6 @@ Images are `train2014/COCO_train2014_000000458752.jpg`. The official test questi
 split of their own when named: `annotations: {test: v2_OpenEnded_mscoco_test2015_questions.json}`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

@@ -8,8 +8,6 @@ The JSON object holds `prompt` and `targets` as a row of task `jsonl` does, or a
 or in place of the JSON is a caption, too.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Features are computed in groups that depend on the list of media alone, not on w
 was killed and begun again gives the bits of one that was not.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 import time

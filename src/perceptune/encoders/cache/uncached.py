@@ -1,7 +1,5 @@
 """Features of an encoder that is being trained: computed at every use, with gradients, and never kept."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files in, numbers out: predictions and references joined by id, then scored by each metric."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType

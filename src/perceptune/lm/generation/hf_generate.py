@@ -1,7 +1,5 @@
 """transformers' own `generate`, for LMs that cannot be split and for scores that depend on the answer so far."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

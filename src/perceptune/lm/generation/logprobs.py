@@ -4,8 +4,6 @@ The continuations of one prompt share its keys and values, which are computed on
 forward pass over prompts and continuations, as training does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple

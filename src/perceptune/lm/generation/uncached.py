@@ -1,7 +1,5 @@
 """Rows whose whole text runs anew for each token: for slots that see it, and LMs that cannot be split."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

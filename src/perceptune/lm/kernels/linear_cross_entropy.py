@@ -5,8 +5,6 @@ frozen, the gradient of the states is all that is left of them: it is computed a
 no logits are kept.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

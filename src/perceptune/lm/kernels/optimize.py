@@ -3,8 +3,6 @@
 None of it changes a weight, and what is computed stays the same to rounding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Root-mean-square norms of frozen LMs in fewer passes over memory, forward and backward."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from types import MethodType
 from typing import Any, cast

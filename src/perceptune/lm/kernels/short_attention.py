@@ -5,8 +5,6 @@ the fused kernel's backward pass is made for long texts: in bfloat16 it took 86 
 columns, and repeating keys for the heads that share them costs as much as multiplying.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ Importing this module makes PEFT know the method, so that `PeftModel.from_pretra
 of perceptune is loaded.
 """
 
-from __future__ import annotations
-
 from perceptune.methods.dma._types import peft_type, require_tested_peft
 
 require_tested_peft()  # before anything of PEFT's that another version may not have

@@ -1,7 +1,5 @@
 """Which modules of a model a DMA adapter goes on, and which of them share factors. All is checked beforehand."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import warnings

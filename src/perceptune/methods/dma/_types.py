@@ -1,7 +1,5 @@
 """PEFT's list of types, with one more; and which PEFT that was tested with."""
 
-from __future__ import annotations
-
 from importlib import metadata
 from typing import Any
 

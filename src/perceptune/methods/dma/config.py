@@ -1,7 +1,5 @@
 """Settings of a DMA adapter."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args

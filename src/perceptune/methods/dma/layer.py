@@ -1,7 +1,5 @@
 """A linear map with DMA adapters beside it."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence

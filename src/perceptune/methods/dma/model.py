@@ -1,7 +1,5 @@
 """The PEFT tuner that puts DMA adapters on a model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

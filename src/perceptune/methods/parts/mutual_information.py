@@ -4,8 +4,6 @@
 it is used.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ A model's tree keeps its frozen modules, so its weights and their names stay as 
 targeted module leads the model's own code through PEFT's layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields

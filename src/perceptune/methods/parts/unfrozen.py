@@ -1,7 +1,5 @@
 """Weights of a base model that a method trains."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

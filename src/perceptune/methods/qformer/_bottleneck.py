@@ -1,7 +1,5 @@
 """PETAL's score-based information bottleneck: what of a training pass goes into which estimator."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -28,8 +28,6 @@ when a recipe is only counted). Nothing may be read from the batch but its own r
 and in any batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar

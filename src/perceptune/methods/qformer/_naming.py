@@ -1,7 +1,5 @@
 """A loss that asks image tokens to lie near the words of the answer, for Q-Formers that have not learnt to see."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional

@@ -1,7 +1,5 @@
 """PEFT's layers inside a Q-Former."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """What several parts of PETAL make one vector of a text by."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

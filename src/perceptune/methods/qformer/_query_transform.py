@@ -1,7 +1,5 @@
 """A part of PETAL's predecessor that acts in its released Q-Former without being part of the method."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What a leaf file of a method on a Q-Former builds on."""
 
-from __future__ import annotations
-
 # Leaves import from here.
 from perceptune.lm.frozen_blip import FrozenBlip, Instruction
 from perceptune.methods.base import Site

@@ -5,8 +5,6 @@ table: no LLaMA-Adapter but UniAdapter's bottleneck (arXiv 2302.06605), behind e
 every cross-attention, with the parts that were created and never used: 4.8 million, of which 2.4 million do anything.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ trained. The projector is an MLP whose second map starts as the published langua
 7-billion LLaVA itself here; this is its recipe on the same frozen ViT and the same LM as the other rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from pydantic import Field

@@ -4,8 +4,6 @@
 keys and values of all self- and cross-attentions, scale 1 (5.80 million in InstructBLIP).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import Field

@@ -7,8 +7,6 @@ latter are linear maps of the former, one map a layer, as MaPLe couples its visi
 layer they are put in anew; behind them they run on as any token. The default's five maps have the row's 2.9 million.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

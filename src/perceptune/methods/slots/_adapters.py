@@ -1,7 +1,5 @@
 """Adapters at named modules of a frozen LM."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

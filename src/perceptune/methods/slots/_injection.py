@@ -3,8 +3,6 @@
 The class behind eP-ALM and behind its baselines at the input: what differs between them is in their options.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 

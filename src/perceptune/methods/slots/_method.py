@@ -1,7 +1,5 @@
 """A method owns every trainable tensor: trained is `method.parameters()`, saved is `method.state_dict()`."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ the audio baseline are MAGMA's parts on a video or audio encoder (sections 4.1 a
 upper baseline of Figure 3. None of them has a configuration in the released code.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from perceptune.methods.slots.base import Injection

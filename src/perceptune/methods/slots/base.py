@@ -1,7 +1,5 @@
 """What a leaf file of a method builds on."""
 
-from __future__ import annotations
-
 from perceptune.methods.parts.peft_layers import PeftLayers, linear_maps
 
 # Leaves import from here.

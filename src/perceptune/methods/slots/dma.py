@@ -4,8 +4,6 @@ Late injection as in eP-ALM (section 3.2); in place of its soft prompt the LM's 
 PETAL (arXiv 2312.12458), whose factors all maps of one shape share.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ The [CLS] tokens of the last `n_levels` encoder layers are projected linearly an
 layer of a range, earliest level first. A soft prompt (eP-ALM) or adapters (eP-ALM_ada) adapt the text side.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from perceptune.methods.slots.base import Injection

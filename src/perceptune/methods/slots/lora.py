@@ -3,8 +3,6 @@
 `peft: {peft_type: LORA, r: 8, target_modules: [q_proj, v_proj]}` holds the keys of that PEFT type's configuration.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """From a recipe with `backbone: instructblip` to a model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast

@@ -4,8 +4,6 @@ For machines and studies for which the published ones are too large or out of re
 of transformers; its Q-Former knows nothing until it is trained (`method: full` on captions and questions).
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path

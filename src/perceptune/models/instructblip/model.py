@@ -1,7 +1,5 @@
 """The Q-Former backbone: an InstructBLIP or BLIP-2, frozen but for what a method trains inside its Q-Former."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import cast
 

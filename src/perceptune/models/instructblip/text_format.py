@@ -1,7 +1,5 @@
 """What an InstructBLIP reads: its LM the text behind tokens that stand for the image, its Q-Former an instruction."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

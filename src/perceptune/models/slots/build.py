@@ -1,7 +1,5 @@
 """From a recipe with `backbone: splice` to a model: frozen encoders and LM, a method, and the text format."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Protocol
 

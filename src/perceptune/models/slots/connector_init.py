@@ -4,8 +4,6 @@ A token that enters the LM at random has to be learnt through all its layers. Th
 is understood from the first step; a linear map from a frozen encoder's features to it is a regression.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

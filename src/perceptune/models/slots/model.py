@@ -1,7 +1,5 @@
 """The spliced backbone: frozen encoders and a frozen decoder-only LM, joined at slots."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 

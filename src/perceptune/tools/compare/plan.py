@@ -1,7 +1,5 @@
 """What a comparison consists of: its runs, checked before the first one starts."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

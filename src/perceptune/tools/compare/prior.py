@@ -1,7 +1,5 @@
 """What the wording of questions gives away: the bar a method must pass before it can be said to look."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The table of a comparison as JSON, CSV, Markdown and a chart."""
 
-from __future__ import annotations
-
 import csv
 import io
 import sys

@@ -1,7 +1,5 @@
 """The runs of a comparison, one after the other; what is finished is never done again."""
 
-from __future__ import annotations
-
 import gc
 import itertools
 import json

@@ -3,8 +3,6 @@
 The rows' models are in memory together and take turns, so that noise of the machine hits all alike.
 """
 
-from __future__ import annotations
-
 import math
 import tempfile
 import time

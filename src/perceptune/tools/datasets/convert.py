@@ -1,7 +1,5 @@
 """`perceptune data convert`: any data set as canonical JSONL, the rows that task `jsonl` reads."""
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence

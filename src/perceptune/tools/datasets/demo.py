@@ -1,7 +1,5 @@
 """`perceptune data demo`: a small made-up data set that a model can learn, with the recipe to learn it."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

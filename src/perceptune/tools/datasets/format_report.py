@@ -1,7 +1,5 @@
 """A checked data set in lines for a terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

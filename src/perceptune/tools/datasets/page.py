@@ -1,7 +1,5 @@
 """A checked data set as a web page of its own: no script, nothing loaded from elsewhere, every text escaped."""
 
-from __future__ import annotations
-
 import base64
 from io import BytesIO
 from pathlib import Path

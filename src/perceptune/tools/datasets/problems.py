@@ -1,7 +1,5 @@
 """Mistakes of a data set, counted by kind."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from typing import Any

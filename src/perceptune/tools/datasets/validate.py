@@ -1,7 +1,5 @@
 """`perceptune data check`: a data set gone through to its end, every mistake counted, nothing changed."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

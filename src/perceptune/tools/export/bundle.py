@@ -1,7 +1,5 @@
 """What of a run others are given: the method, the recipe without its owner's folders, the card, some answers."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """Sending a run to a Hugging Face hub, through `huggingface_hub`: token, mirror and proxy are what it is told."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

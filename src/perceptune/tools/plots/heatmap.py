@@ -1,7 +1,5 @@
 """Maps over an image: from the encoder's grid of patches back to the image's own pixels, in colours, as a panel."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

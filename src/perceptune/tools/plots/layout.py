@@ -1,7 +1,5 @@
 """Where things stand in a drawing: points of a run, ticks, lines of text, labels that do not cover one another."""
 
-from __future__ import annotations
-
 import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Images of single answers: right ones, wrong ones by kind, the same questions put to several runs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

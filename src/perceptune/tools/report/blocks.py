@@ -1,7 +1,5 @@
 """What a report consists of, whatever it is written as: all texts are as they came, nothing is escaped yet."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """Drawings as SVG. Colours are classes, so that the page's style makes them fit light and dark."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

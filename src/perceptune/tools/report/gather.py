@@ -1,7 +1,5 @@
 """Reading what runs and comparisons have left. What is missing or damaged is noted, and the rest is read."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence

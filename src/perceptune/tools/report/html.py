@@ -1,7 +1,5 @@
 """A report as one HTML file: no script, nothing loaded from elsewhere, every text escaped, light and dark."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A report as Markdown: the same sections; drawings are told in words, images by their descriptions."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

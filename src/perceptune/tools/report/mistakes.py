@@ -5,8 +5,6 @@ not there. What of this can be told without a person looking: another number, ye
 other samples, an answer of another kind than was asked for, words that no sample's truth holds.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What answers are worth by type of question: of one run with its controls, of several side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any

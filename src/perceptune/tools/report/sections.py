@@ -1,7 +1,5 @@
 """The sections of a report, from what was gathered."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Media as small images inside a page: images, frames of videos, spectrograms of audio."""
 
-from __future__ import annotations
-
 import base64
 from io import BytesIO
 from pathlib import Path

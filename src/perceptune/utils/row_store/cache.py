@@ -1,7 +1,5 @@
 """Where computed rows are kept while a command runs: on disk, in memory, or in memory because the disk refuses."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache

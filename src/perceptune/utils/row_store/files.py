@@ -4,8 +4,6 @@ A pair has one writer and only grows. The bytes of a row are written before its 
 there was torn by a crash; both carry a checksum, so a flipped bit is found.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import secrets
