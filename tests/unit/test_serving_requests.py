@@ -155,7 +155,7 @@ def test_more_tokens_than_there_may_be_are_cut_to_what_may_be() -> None:
     for key in ("max_tokens", "max_completion_tokens"):
         assert decoding_for(Decoding(), Limits(tokens=100), **{key: 4096}).max_new_tokens == 100
         assert decoding_for(Decoding(), Limits(tokens=100), **{key: 7}).max_new_tokens == 7
-    room: Any = SimpleNamespace(positions=128)
+    room: Any = SimpleNamespace(model=SimpleNamespace(max_positions=128))
     assert _room(Decoding(120), 24, room).max_new_tokens == 104
     assert _room(Decoding(20, max_length=200), 24, room).max_new_tokens == 104
     with pytest.raises(ApiError, match="leave none of the 128"):
