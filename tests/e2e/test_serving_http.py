@@ -107,7 +107,7 @@ def test_a_full_queue_says_so(attacked_runs: Runs) -> None:
 
 
 def test_a_row_that_fails_leaves_the_others_of_its_batch(attacked_runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts, release = SlotModel.prompts, threading.Event()
+    prompts, release = SlotModel.prompt, threading.Event()
 
     def failing(self: SlotModel, samples: Any) -> Any:
         release.wait(5)
@@ -117,7 +117,7 @@ def test_a_row_that_fails_leaves_the_others_of_its_batch(attacked_runs: Runs, mo
 
     with served(attacked_runs) as server:
         right = server.chat()[1]["choices"]
-        monkeypatch.setattr(SlotModel, "prompts", failing)
+        monkeypatch.setattr(SlotModel, "prompt", failing)
         got: dict[int, tuple[int, dict[str, Any]]] = {}
         texts = ["color?", "color?", "poison", "color?"]
 
@@ -139,14 +139,14 @@ def test_a_row_that_fails_leaves_the_others_of_its_batch(attacked_runs: Runs, mo
 
 def test_an_answer_that_takes_too_long(attacked_runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """None is ready before both have timed out. A busy machine has seconds, too, in which to begin with one."""
-    prompts, both_are_over = SlotModel.prompts, threading.Event()
+    prompts, both_are_over = SlotModel.prompt, threading.Event()
 
     def slow(self: SlotModel, samples: Any) -> Any:
         both_are_over.wait(60)
         return prompts(self, samples)
 
     with served(attacked_runs, Limits(seconds=5)) as server:
-        monkeypatch.setattr(SlotModel, "prompts", slow)
+        monkeypatch.setattr(SlotModel, "prompt", slow)
         try:
             status, answer = server.chat()
             streamed = server.text("POST", "/v1/chat/completions", asked(stream=True))
