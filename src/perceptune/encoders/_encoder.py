@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
@@ -15,7 +15,6 @@ from perceptune.types import Medium
 from perceptune.utils.tensors import bytes_of
 
 TokenSelection = Literal["cls", "all"]
-Self = TypeVar("Self", bound="Encoder")
 
 
 class Encoder(nn.Module, ABC):
@@ -33,7 +32,7 @@ class Encoder(nn.Module, ABC):
         return config
 
     @classmethod
-    def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
+    def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
         """The encoder in a folder or repository, given `prepare`'s config; see `load_encoder`. For leaves to define."""
         raise NotImplementedError(f"{cls.__name__} is made from another encoder")
 
@@ -74,7 +73,7 @@ class Encoder(nn.Module, ABC):
             digest.update(one)
         return digest.hexdigest()
 
-    def train(self: Self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode: its features are cached, and dropout would only add noise to them."""
         return super().train(False)
 

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 from PIL.Image import Image
@@ -16,9 +16,6 @@ from perceptune.encoders._checkpoints import read_preprocessor
 from perceptune.encoders._encoder import Encoder
 from perceptune.errors import UserError, error_prefix
 from perceptune.types import Medium
-
-ImageEncoderT = TypeVar("ImageEncoderT", bound="ImageEncoder")
-Self = TypeVar("Self", bound="ViTEncoder")
 
 # What a preprocessor config leaves unsaid; the family's own defaults come on top of it.
 PREPROCESSOR_DEFAULTS: dict[str, Any] = {
@@ -40,7 +37,7 @@ class ImageEncoder(Encoder):
     flip = True  # whether augmented views may be mirrored
     rand_augment: RandAugmentConfig | None = None  # what else is done to them
 
-    def augmenting(self: ImageEncoderT, options: EncoderConfig) -> ImageEncoderT:
+    def augmenting(self, options: EncoderConfig) -> Self:
         """Itself, with what `options` say of augmented views."""
         self.flip, self.rand_augment = options.flip, options.rand_augment
         return self
@@ -133,7 +130,7 @@ class ViTEncoder(ImageEncoder, BlockEncoder):
         return self.tower.embeddings(x, interpolate_pos_encoding=True)
 
     @classmethod
-    def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
+    def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
         """See `load_encoder`."""
         transform, patch = transform_of(source, cls.published(config), options), cls.patch(config)
         if (size := options.size) is not None and size % patch:

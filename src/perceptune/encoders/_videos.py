@@ -1,6 +1,6 @@
 """One implementation for the video transformers of transformers."""
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,6 @@ from perceptune.data.media.video import read_frames
 from perceptune.encoders._images import ImageEncoder, ViTEncoder
 from perceptune.errors import UserError, error_prefix
 from perceptune.types import Medium
-
-Self = TypeVar("Self", bound="VideoEncoder")
 
 
 class VideoEncoder(ViTEncoder):
@@ -37,7 +35,7 @@ class VideoEncoder(ViTEncoder):
         return 1
 
     @classmethod
-    def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
+    def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
         """See `load_encoder`."""
         encoder = super().read(source, config, options, meta)
         published = (config.image_size, config.image_size)

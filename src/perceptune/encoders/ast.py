@@ -1,6 +1,6 @@
 """The Audio Spectrogram Transformer (AST)."""
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,6 @@ from perceptune.data.media.audio import Wave, check_seconds
 from perceptune.data.media.mel_spectrogram import LogMel
 from perceptune.encoders.base import AudioEncoder, BlockEncoder, BlockParts, read_preprocessor
 from perceptune.errors import UserError, error_prefix
-
-Self = TypeVar("Self", bound="AudioSpectrogramTransformer")
 
 # The statistics of AudioSet with which the published checkpoints were trained.
 PUBLISHED = {"sampling_rate": 16_000, "mean": -4.2677393, "std": 4.5689974, "do_normalize": True}
@@ -43,7 +41,7 @@ class AudioSpectrogramTransformer(AudioEncoder, BlockEncoder):
         self.blank = -scale[0] / scale[1]  # as in the paper's code: 0 before the statistics are taken off
 
     @classmethod
-    def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
+    def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
         """See `load_encoder`."""
         given = PUBLISHED | read_preprocessor(source, options.revision, "feature_extractor")
         for key, own in (("max_length", config.max_length), ("num_mel_bins", config.num_mel_bins)):

@@ -1,7 +1,7 @@
 """The audio encoder of CLAP."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -21,8 +21,6 @@ from perceptune.encoders.base import (
     settings_of,
 )
 from perceptune.errors import UserError, error_prefix
-
-Self = TypeVar("Self", bound="Clap")
 
 _EXTRACTOR = (
     "feature_size", "sampling_rate", "hop_length", "max_length_s", "fft_window_size", "frequency_min", "frequency_max",
@@ -57,7 +55,7 @@ class Clap(AudioEncoder):
         return getattr(config, "audio_config", config)
 
     @classmethod
-    def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
+    def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
         """See `load_encoder`."""
         given = read_preprocessor(source, options.revision, "feature_extractor")
         given = {"feature_size": config.num_mel_bins} | {key: given[key] for key in _EXTRACTOR if key in given}

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from perceptune.data.media.mel_spectrogram import LogMel
 from perceptune.encoders.base import AudioEncoder, TokenSelection, pooled_levels
 from perceptune.errors import UserError
 
-Self = TypeVar("Self", bound="EfficientAT")
 Weights = Mapping[str, Tensor]
 
 MEL = LogMel(
@@ -55,7 +54,7 @@ class EfficientAT(AudioEncoder):
         self.requires_grad_(False).eval()
 
     @classmethod
-    def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
+    def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
         """See `load_encoder`."""
         weights = _weights(source, meta)
         weights = {key: value for key, value in weights.items() if not key.startswith("classifier.")}

@@ -1,6 +1,6 @@
 """Whisper's encoder."""
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,6 @@ from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import Wave, check_seconds
 from perceptune.encoders.base import AudioEncoder, BlockEncoder, read_preprocessor
 from perceptune.errors import UserError, error_prefix
-
-Self = TypeVar("Self", bound="Whisper")
 
 _EXTRACTOR = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value", "dither")
 
@@ -39,7 +37,7 @@ class Whisper(AudioEncoder, BlockEncoder):
         self.hears(options, extractor.sampling_rate, check_seconds(options.seconds, most, most, "the model"))
 
     @classmethod
-    def read(cls: type[Self], source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
+    def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
         """See `load_encoder`."""
         given = read_preprocessor(source, options.revision, "feature_extractor")
         given = {"feature_size": config.num_mel_bins} | {key: given[key] for key in _EXTRACTOR if key in given}
