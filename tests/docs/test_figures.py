@@ -169,11 +169,15 @@ def test_rows_of_the_findings_are_rows_of_the_results(section: str) -> None:
             assert figures(trained) == [f"{row['trained']:,}"], line
             assert re.sub(r"[*↑↓ ]|\(two seeds\)", "", told[0]) == value_of(row).replace(" ", ""), line
             if width > 1 and told[1]:
-                low, high = row["difference_interval"]
-                wanted = f"{100 * row['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-                assert told[1].replace("*", "") == wanted, line
+                assert told[1].replace("*", "") == difference_of(row), line
         checked += 1
     assert checked >= 6
+
+
+def difference_of(row: dict[str, Any]) -> str:
+    """Return the difference to the first row and its interval as a page shows them."""
+    low, high = row["difference_interval"]
+    return f"{100 * row['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def value_of(row: dict[str, Any]) -> str:
@@ -184,3 +188,22 @@ def value_of(row: dict[str, Any]) -> str:
 
 def test_every_section_of_the_findings_is_compared() -> None:
     assert set(sections("docs/findings.md")) == set(SECTIONS)
+
+
+def test_rows_of_petals_baselines_are_rows_of_the_results() -> None:
+    """Parameters, and on both data sets mean, deviation, interval and difference, of the comparison or the ablation."""
+    checked = 0
+    for line in sections("docs/petal_baselines.md")["On a small InstructBLIP"].splitlines():
+        name, trained, *values = cells(line) if line.startswith("| ") else ("", "")
+        label = re.match(r"(V[1-4])|`([\w-]+)`", name)
+        if label is None or len(values) < 7:
+            continue
+        for data, told in (("captions", values[1:4]), ("questions", values[4:])):
+            [row] = rows_of(f"petal-{data}" + ("-ablation" if label[1] else ""), label[1] or label[2])
+            low, high = row["interval"]
+            assert trained == f"{row['trained']:,}", line
+            assert told[:2] == [told[0], f"{100 * low:.1f} to {100 * high:.1f}"], line
+            assert re.sub(r"[ ↑↓]", "", told[0]) == value_of(row).replace(" ", ""), line
+            assert told[2] in ("", difference_of(row)), line
+        checked += 1
+    assert checked == 10
