@@ -146,7 +146,7 @@ def test_the_command_builds_shows_verifies_and_cleans(
     assert cli(["features", "verify", *where]) == 1
     said = capsys.readouterr().out
     assert str(rows.with_suffix(".index")).replace("\n", "") in said.replace("\n", "")
-    assert "the next use computes it anew" in said.replace("\n", " ")
+    assert "the next use computes them again" in said.replace("\n", " ")
     for path in cache.rglob("*-*"):
         os.utime(path, (0, 0))
     assert cli(["features", "gc", *where]) == 0

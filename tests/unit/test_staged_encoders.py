@@ -37,7 +37,7 @@ def features(encoder: Encoder, x: Tensor, levels: list[int], tokens: Any = "cls"
 
 
 def test_every_family_is_here() -> None:
-    kinds = leaves("encoders")["staged"].module.KINDS
+    kinds = leaves("encoders")["staged"].module.ARCHITECTURES
     assert {config.model_type for _, _, config in STAGED_CASES.values()} == set(kinds)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from perceptune.errors import UserError
 
+MISMATCHED = "has other shapes of"
+
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
@@ -28,8 +30,9 @@ def require_all_weights(source: str, report: Mapping[str, Any], unexpected: set[
     problems = {
         "lacks": report["missing_keys"],
         "has unknown": unexpected,
-        "has other shapes of": {key for key, *_ in report["mismatched_keys"]},
+        MISMATCHED: {key for key, *_ in report["mismatched_keys"]},
     }
     for problem, keys in problems.items():
         if keys:
-            raise UserError(f"{source}: the checkpoint {problem} {len(keys)} weights, first `{min(keys)}`")
+            note = " (mismatched sizes)" if problem == MISMATCHED else ""
+            raise UserError(f"{source}: the checkpoint {problem} {len(keys)} weights, first `{min(keys)}`{note}")

@@ -8,8 +8,9 @@ import mmap
 import os
 import secrets
 import time
+import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -158,12 +159,9 @@ class Writer:
 
     def close(self) -> None:
         """Closes the files; a later `append` starts another pair."""
-        for file in self._files or ():
-            file.close()
+        if self._files is not None:
+            self._close()
         self._files = None
-
-    def __del__(self) -> None:
-        self.close()
 
     def _pair(self, size: int) -> tuple[BinaryIO, BinaryIO]:
         full = self._ends[0] > 0 and self._ends[0] + size > self.limit
@@ -177,6 +175,8 @@ class Writer:
             except OSError:
                 data.close()
                 raise
+            # Not by `__del__`: in a knot of objects the collector may come to the files first, which then complain.
+            self._close = weakref.finalize(self, _close_all, self._files)
         return self._files
 
     def _undo(self) -> None:
@@ -188,6 +188,11 @@ class Writer:
                     file.seek(end)
             except OSError:
                 self.close()
+
+
+def _close_all(files: Iterable[BinaryIO]) -> None:
+    for file in files:
+        file.close()
 
 
 def _write(file: BinaryIO, data: bytes) -> None:
