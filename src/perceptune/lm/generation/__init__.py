@@ -1,1 +1,1 @@
-"""Greedy decoding, sampling, beam search and log-probabilities on our own key-value cache."""
+"""Greedy decoding and sampling in a continuous batch, beam search and log-probabilities, on our own KV cache."""
