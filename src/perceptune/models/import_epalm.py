@@ -19,18 +19,10 @@ from torch import Tensor
 
 from perceptune.config.recipe import load_recipe
 from perceptune.config.schema import LMConfig
-from perceptune.errors import UserError
+from perceptune.errors import UserError, error_prefix
+from perceptune.models import import_epalm_config as official
 from perceptune.models.build import build
-from perceptune.models.import_epalm_config import (
-    LEVELS,
-    OfficialConfig,
-    decode_section,
-    encoder_kind,
-    encoder_section,
-    injected,
-    read_config,
-    text_section,
-)
+from perceptune.models.import_epalm_config import OfficialConfig
 from perceptune.models.run_folder import save_run
 from perceptune.models.slots.build import load_lm
 from perceptune.utils.torch_files import read_torch_file, require_file
@@ -42,9 +34,9 @@ _ADAPTER = re.compile(
 _PLACES = {"fc2.1": "mlp", "self_attn": "attention"}
 _HALVES = {"0": "down", "2": "up"}
 _PROMPT = "prompt_module.prefix_embedding."
-_PROMPT_PARTS = {"0.weight": "prompt.embedding"}
-_MLP_PARTS = {f"{theirs}.{kind}": f"prompt.mlp.{ours}.{kind}" for theirs, ours in ((1, 0), (3, 2)) for kind in
-              ("weight", "bias")}  # fmt: skip
+_EMBEDDING = f"{_PROMPT}0.weight"
+_MLP = {f"{_PROMPT}{theirs}.{kind}": f"prompt.mlp.{ours}.{kind}" for theirs, ours in ((1, 0), (3, 2)) for kind in
+        ("weight", "bias")}  # fmt: skip
 # Injected layers by the LM's depth, end excluded, where the file's config is silent: OPT-350M; OPT-2.7B and 6.7B.
 RANGES = {24: (11, 23), 32: (19, 31)}
 VARIANTS = {
@@ -67,26 +59,24 @@ def import_official(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already and is not empty; choose another folder with --out")
     weights, raw = read_official(file)
-    config = read_config(file, raw)
-    modality, section = encoder_section(file, config, encoder)
+    config = official.read_config(file, raw)
     names = _names(weights)
-    _require_whole(file, weights, dict(names))
-    method, levels = _method(file, {name: weights[name] for name, _ in names}, config, lm, overrides)
-    recipe = load_recipe(
-        {
-            "name": out.name,
-            "lm": lm,
-            "encoders": {modality: section},
-            "method": method,
-            "text": text_section(file, config, raw, captions),
-            "decode": decode_section(file, config, overrides),
-        },
-        overrides,
-    )
-    model = build(recipe)
-    _require_encoder(file, config, encoder, model.encoders[modality])
+    with error_prefix(str(file)):
+        modality, section = official.encoder_section(config, encoder)
+        _require_whole(weights, names)
+        method, n_levels = _method(weights, config)
+        text, decode = official.text_section(config, raw, captions), official.decode_section(config, overrides)
+    layers = _layers(file, config, lm, overrides)
+    with error_prefix(str(file)):
+        where, levels = _where(config, n_levels, layers)
+    if method["shared_connector"]:
+        levels = [0]
+    keys = {"lm": lm, "encoders": {modality: section}, "method": method | where, "text": text, "decode": decode}
+    model = build(load_recipe({"name": out.name, **keys}, overrides))
     tensors = _placed(names, weights, modality, levels)
-    _require_shapes(file, tensors, model.method.state_dict(), f"lm `{lm}` with encoder `{encoder}`")
+    with error_prefix(str(file)):
+        _require_encoder(config, encoder, model.encoders[modality])
+        _require_shapes(tensors, model.method.state_dict(), f"lm `{lm}` with encoder `{encoder}`")
     model.method.load_state_dict({name: tensor for name, (_, tensor) in tensors.items()})
     save_run(out, model)
     return out
@@ -106,80 +96,73 @@ def read_official(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return weights, config if isinstance(config, dict) else {}
 
 
-def _names(weights: Iterable[str]) -> list[tuple[str, str]]:
-    """(official name, ours) of the weights that have one; connections are numbered as in the file, under `maps.`."""
-    parts = {_PROMPT + theirs: ours for theirs, ours in (_PROMPT_PARTS | _MLP_PARTS).items()}
-    found = []
+def _names(weights: Iterable[str]) -> dict[str, str]:
+    """Our name of each weight that has one; connections are numbered as in the file, under `maps.`."""
+    parts = {_EMBEDDING: "prompt.embedding", **_MLP}
+    found = {}
     for name in weights:
         if match := _CONNECTOR.fullmatch(name):
-            found.append((name, f"maps.{match[1]}.{match[2]}"))
+            found[name] = f"maps.{match[1]}.{match[2]}"
         elif match := _ADAPTER.fullmatch(name):
             layer, place, half, kind = match.groups()
-            found.append((name, f"adapters.{layer}_{_PLACES[place]}.{_HALVES[half]}.{kind}"))
+            found[name] = f"adapters.{layer}_{_PLACES[place]}.{_HALVES[half]}.{kind}"
         elif name in parts:
-            found.append((name, parts[name]))
+            found[name] = parts[name]
     return found
 
 
-def _require_whole(file: Path, weights: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+def _require_whole(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
     """Raises `UserError` for weights that are unknown, missing, or given twice and not alike."""
     if unknown := sorted(set(weights) - set(names)):
         hint = "of adapters those are imported that the release's code runs: `normal`, without a layer norm"
         hint = hint if "adapter" in unknown[0] else "it is no trained part of eP-ALM"
-        raise UserError(f"{file}: unknown weight `{unknown[0]}`: {hint}")
+        raise UserError(f"unknown weight `{unknown[0]}`: {hint}")
     count = len({ours.split(".")[1] for ours in names.values() if ours.startswith("maps.")})
     wanted = [f"connector.{j}.{kind}" for j in range(max(count, 1)) for kind in ("weight", "bias")]
-    if any(name.startswith(_PROMPT) for name in names):
-        wanted.append(f"{_PROMPT}0.weight")
-    if any(name.removeprefix(_PROMPT) in _MLP_PARTS for name in names):
-        wanted += [_PROMPT + part for part in _MLP_PARTS]
+    wanted += [_EMBEDDING] if any(name.startswith(_PROMPT) for name in names) else []
+    wanted += _MLP if names.keys() & _MLP.keys() else []
     if missing := [name for name in wanted if name not in names]:
-        raise UserError(f"{file}: lacks `{missing[0]}`")
+        raise UserError(f"lacks `{missing[0]}`")
     first: dict[str, str] = {}
     for name, ours in names.items():
         if not torch.equal(weights[first.setdefault(ours, name)], weights[name]):
-            raise UserError(f"{file}: `{first[ours]}` and `{name}` are the same adapter, but differ")
+            raise UserError(f"`{first[ours]}` and `{name}` are the same adapter, but differ")
 
 
-def _method(
-    file: Path, weights: Mapping[str, Tensor], config: OfficialConfig, lm: str, overrides: Sequence[str]
-) -> tuple[dict[str, Any], list[int]]:
-    """The recipe's `method`, read off the weights and the config; and which of the file's connections it has."""
+def _method(weights: Mapping[str, Tensor], config: OfficialConfig) -> tuple[dict[str, Any], int]:
+    """The recipe's `method` but for layers and levels, read off the weights and the config; and how many levels."""
     count = len({name for name in weights if _CONNECTOR.fullmatch(name)}) // 2
     said, shared = config.injected_hidden_states, config.shared_connector
-    levels = (said or LEVELS) if count == 1 and shared is not False else count
+    levels = (said or official.LEVELS) if count == 1 and shared is not False else count
     if (said or levels) != levels:
-        raise UserError(f"{file}: config: `injected_hidden_states` is {said}, but there are {count} connections")
+        raise UserError(f"config: `injected_hidden_states` is {said}, but there are {count} connections")
     if shared is True and count > 1:
-        raise UserError(f"{file}: config: `shared_connector` is on, but there are {count} connections")
-    prompt = _prompt(file, weights, config)
-    adapters = _adapters(file, weights, config)
+        raise UserError(f"config: `shared_connector` is on, but there are {count} connections")
+    prompt, adapters = _prompt(weights, config), _adapters(weights, config)
     method: dict[str, Any] = {
         "name": VARIANTS.get((count < levels, prompt, bool(adapters)), "epalm"), "shared_connector": count < levels,
         "prompt": prompt, "adapters": bool(adapters), **adapters,
         "connector_std": None, "standardize": False, "slot_mask": "official",
     }  # fmt: skip
     if prompt != "none":
-        method["prompt_tokens"] = len(weights[f"{_PROMPT}0.weight"])
-    where, used = _where(file, config, lm, levels, overrides)
-    return method | where, [0] if count < levels else used
+        method["prompt_tokens"] = len(weights[_EMBEDDING])
+    return method, levels
 
 
-def _prompt(file: Path, weights: Mapping[str, Tensor], config: OfficialConfig) -> str:
+def _prompt(weights: Mapping[str, Tensor], config: OfficialConfig) -> str:
     """What kind of soft prompt there is. Raises `UserError` for a config that speaks of another."""
-    embedding = weights.get(f"{_PROMPT}0.weight")
-    kind = "none" if embedding is None else "mlp" if f"{_PROMPT}1.weight" in weights else "plain"
+    embedding = weights.get(_EMBEDDING)
+    kind = "none" if embedding is None else "mlp" if weights.keys() & _MLP.keys() else "plain"
     found: dict[str, Any] = {"prompt_tuning": kind != "none"}
     if embedding is not None:
         found |= {"mlp": kind == "mlp", "prompt_len": len(embedding)}
     for key, value in found.items():
-        said = getattr(config, key)
-        if said not in (None, value):
-            raise UserError(f"{file}: config: `{key}` is {said}, but the weights are of {value}")
+        if (said := getattr(config, key)) not in (None, value):
+            raise UserError(f"config: `{key}` is {said}, but the weights are of {value}")
     return kind
 
 
-def _adapters(file: Path, weights: Mapping[str, Tensor], config: OfficialConfig) -> dict[str, Any]:
+def _adapters(weights: Mapping[str, Tensor], config: OfficialConfig) -> dict[str, Any]:
     """The keys of adapters that the weights are of; none without them."""
     places: dict[str, tuple[int, int]] = {}  # shape of the half that goes down
     for name, tensor in weights.items():
@@ -187,10 +170,10 @@ def _adapters(file: Path, weights: Mapping[str, Tensor], config: OfficialConfig)
         if match and match.group(3, 4) == ("0", "weight"):
             places.setdefault(_PLACES[match[2]], (int(tensor.shape[0]), int(tensor.shape[1])))
     if config.use_adapters is not None and config.use_adapters != bool(places):
-        raise UserError(f"{file}: config: `use_adapters` is {config.use_adapters}, but the weights say otherwise")
+        raise UserError(f"config: `use_adapters` is {config.use_adapters}, but the weights say otherwise")
     said = config.adapter_config if config.use_adapters else None
     if said is not None and {place for place in ("mlp", "attention") if getattr(said, place)} != set(places):
-        raise UserError(f"{file}: config: `adapter_config` names other places than the weights: {', '.join(places)}")
+        raise UserError(f"config: `adapter_config` names other places than the weights: {', '.join(places)}")
     if not places:
         return {}
     factors = {
@@ -198,35 +181,16 @@ def _adapters(file: Path, weights: Mapping[str, Tensor], config: OfficialConfig)
         for place, (down, hidden) in places.items()
     }
     if len(factors) > 1:
-        raise UserError(f"{file}: adapters of several sizes (`downsample_factor`) are not imported")
+        raise UserError("adapters of several sizes (`downsample_factor`) are not imported")
     return {"adapter_factor": factors.pop(), "adapter_at": sorted(places)}
 
 
-def _where(
-    file: Path, config: OfficialConfig, lm: str, levels: int, overrides: Sequence[str]
-) -> tuple[dict[str, Any], list[int]]:
-    """The keys that say what enters the LM where, and which levels do."""
-    usual = config.text_step == 1 and not config.select_higher_step
+def _layers(file: Path, config: OfficialConfig, lm: str, overrides: Sequence[str]) -> range | None:
+    """The injected layers of the LM; None where the user says which."""
     if any(override.startswith("method.first=") for override in overrides):
-        if not usual:
-            raise UserError(f"{file}: config: `text_step` and `select_higher_step` do not go with method.first")
-        return {"n_levels": levels}, list(range(levels))
-    if config.start_layer_idx is None or config.end_layer_idx is None:
-        layers = _usual_range(file, lm)
-    else:
-        layers = range(config.start_layer_idx, config.end_layer_idx)
-    plan = injected(config, levels, layers)
-    if not plan:
-        raise UserError(
-            f"{file}: config: `start_layer_idx` {layers.start}, `end_layer_idx` {layers.stop} and `text_step` "
-            f"{config.text_step} leave no layer that anything enters"
-        )
-    if len(plan) == len(layers) and levels <= len(layers):
-        return {"n_levels": levels, "first": layers.start, "last": layers.stop - 1}, list(range(levels))
-    return {"inject": {layer: level - levels for layer, level in plan.items()}}, sorted(set(plan.values()))
-
-
-def _usual_range(file: Path, lm: str) -> range:
+        return None
+    if config.start_layer_idx is not None and config.end_layer_idx is not None:
+        return range(config.start_layer_idx, config.end_layer_idx)
     depth = load_lm(LMConfig(id=lm), meta=True).n_layers
     if depth not in RANGES:
         raise UserError(
@@ -236,12 +200,29 @@ def _usual_range(file: Path, lm: str) -> range:
     return range(*RANGES[depth])
 
 
+def _where(config: OfficialConfig, levels: int, layers: range | None) -> tuple[dict[str, Any], list[int]]:
+    """The keys that say what enters the LM where, and which levels do."""
+    if layers is None:
+        if config.text_step != 1 or config.select_higher_step:
+            raise UserError("config: `text_step` and `select_higher_step` do not go with method.first")
+        return {"n_levels": levels}, list(range(levels))
+    plan = official.injected(config, levels, layers)
+    if not plan:
+        raise UserError(
+            f"config: `start_layer_idx` {layers.start}, `end_layer_idx` {layers.stop} and `text_step` "
+            f"{config.text_step} leave no layer that anything enters"
+        )
+    if len(plan) == len(layers) and levels <= len(layers):
+        return {"n_levels": levels, "first": layers.start, "last": layers.stop - 1}, list(range(levels))
+    return {"inject": {layer: level - levels for layer, level in plan.items()}}, sorted(set(plan.values()))
+
+
 def _placed(
-    names: Sequence[tuple[str, str]], weights: Mapping[str, Tensor], modality: str, levels: Sequence[int]
+    names: Mapping[str, str], weights: Mapping[str, Tensor], modality: str, levels: Sequence[int]
 ) -> dict[str, tuple[str, Tensor]]:
     """(official name, tensor) by our name. A connection whose level never enters is left out: it has no effect."""
     placed = {}
-    for theirs, ours in names:
+    for theirs, ours in names.items():
         if match := re.fullmatch(r"maps\.(\d+)\.(.+)", ours):
             if int(match[1]) not in levels:
                 continue
@@ -250,35 +231,34 @@ def _placed(
     return placed
 
 
-def _require_shapes(
-    file: Path, tensors: Mapping[str, tuple[str, Tensor]], own: Mapping[str, Tensor], what: str
-) -> None:
+def _require_shapes(tensors: Mapping[str, tuple[str, Tensor]], own: Mapping[str, Tensor], what: str) -> None:
     """Raises `UserError` for weights that do not fit, and for what the model has and the file lacks."""
     for name, (theirs, tensor) in tensors.items():
         if name not in own or tensor.shape != own[name].shape:
             wanted = tuple(own[name].shape) if name in own else "nothing of the kind"
-            raise UserError(f"{file}: `{theirs}` has shape {tuple(tensor.shape)}; {what} wants {wanted}")
+            raise UserError(f"`{theirs}` has shape {tuple(tensor.shape)}; {what} wants {wanted}")
     if missing := [name for name in own if name not in tensors]:
-        raise UserError(f"{file}: lacks the weight that is `{missing[0]}` here; {what} wants it")
+        raise UserError(f"lacks the weight that is `{missing[0]}` here; {what} wants it")
 
 
-def _require_encoder(file: Path, config: OfficialConfig, name: str, encoder: Any) -> None:
+def _require_encoder(config: OfficialConfig, name: str, encoder: Any) -> None:
     """Raises `UserError` for an encoder that is not what the config names."""
-    given, kind = encoder.settings()["model_type"], encoder_kind(config)[1]
+    given, kind = encoder.settings()["model_type"], official.encoder_kind(config)[1]
     if config.vision_model_name is not None and given != kind:
         raise UserError(
-            f"{file}: config: `vision_model_name` is {config.vision_model_name}, of type `{kind}`; encoder `{name}` is "
+            f"config: `vision_model_name` is {config.vision_model_name}, of type `{kind}`; encoder `{name}` is "
             f"of type `{given}`"
         )
     if kind != "audio-spectrogram-transformer":
         return
-    mean, divisor = (0.0, 1.0) if config.skip_norm else (config.norm_mean, 2 * config.norm_std)
-    found = {"melbins": encoder.mel.mels, "target_length": encoder.frames, "norm_mean": encoder.scale[0],
-             "norm_std": encoder.scale[1] / 2, "skip_norm": encoder.scale == (0.0, 1.0)}  # fmt: skip
-    wanted = {"melbins": config.melbins, "target_length": config.target_length, "norm_mean": mean,
-              "norm_std": divisor / 2, "skip_norm": config.skip_norm}  # fmt: skip
-    for key in config.model_fields_set & set(found):
-        if not math.isclose(found[key], wanted[key], rel_tol=1e-6):
+    mean, std = (0.0, 0.5) if config.skip_norm else (config.norm_mean, config.norm_std)
+    pairs = {  # what the encoder has, and what the config wants
+        "melbins": (encoder.mel.mels, config.melbins), "target_length": (encoder.frames, config.target_length),
+        "norm_mean": (encoder.scale[0], mean), "norm_std": (encoder.scale[1] / 2, std),
+        "skip_norm": (encoder.scale == (0.0, 1.0), config.skip_norm),
+    }  # fmt: skip
+    for key in config.model_fields_set & pairs.keys():
+        if not math.isclose(*pairs[key], rel_tol=1e-6):
             raise UserError(
-                f"{file}: config: `{key}` is {getattr(config, key)}, but encoder `{name}` was saved with {found[key]}"
+                f"config: `{key}` is {getattr(config, key)}, but encoder `{name}` was saved with {pairs[key][0]}"
             )

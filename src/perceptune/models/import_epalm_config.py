@@ -139,7 +139,7 @@ def encoder_kind(config: OfficialConfig) -> tuple[str, str]:
     return next((kind for part, kind in RELEASED_ENCODERS.items() if part in name), ("image", "vit"))
 
 
-def encoder_section(file: Path, config: OfficialConfig, encoder: str) -> tuple[str, dict[str, Any]]:
+def encoder_section(config: OfficialConfig, encoder: str) -> tuple[str, dict[str, Any]]:
     """The modality, and the recipe's section of its encoder."""
     reads, _ = encoder_kind(config)
     still = reads == "video" and (
@@ -148,13 +148,11 @@ def encoder_section(file: Path, config: OfficialConfig, encoder: str) -> tuple[s
     modality = "image" if still else reads
     if config.modality not in (None, modality):
         raise UserError(
-            f"{file}: config: `modality` is {config.modality}, but `vision_model_name` "
+            f"config: `modality` is {config.modality}, but `vision_model_name` "
             f"{config.vision_model_name or 'vit'} reads {reads}s"
         )
     if still and not config.space_only_for_images:
-        raise UserError(
-            f"{file}: config: `space_only_for_images` is off: an image as a video of equal frames is not imported"
-        )
+        raise UserError("config: `space_only_for_images` is off: an image as a video of equal frames is not imported")
     if modality == "audio":
         masks = {"time_mask": config.timem_p, "frequency_mask": config.freqm_p}
         return modality, {"id": encoder, **{key: value for key, value in masks.items() if value is not None}}
@@ -166,17 +164,15 @@ def encoder_section(file: Path, config: OfficialConfig, encoder: str) -> tuple[s
     return modality, section
 
 
-def text_section(file: Path, config: OfficialConfig, raw: Mapping[str, Any], captions: bool) -> dict[str, Any]:
+def text_section(config: OfficialConfig, raw: Mapping[str, Any], captions: bool) -> dict[str, Any]:
     """What the LM reads: nothing before a caption; a question's own `?` is kept, so two are usual."""
     token = config.special_answer_token
     if captions and token is not None:
-        raise UserError(
-            f"{file}: config: `special_answer_token` is `{token}`: it was trained on questions, not captions"
-        )
+        raise UserError(f"config: `special_answer_token` is `{token}`: it was trained on questions, not captions")
     if captions or (token is None and _speaks_of_captions(raw)):
         read: dict[str, Any] = {"template": "", "separator": None}
     elif token is None and "special_answer_token" in config.model_fields_set:
-        raise UserError(f"{file}: config: `special_answer_token` is off: questions without it are not imported")
+        raise UserError("config: `special_answer_token` is off: questions without it are not imported")
     else:
         read = {"template": "{prompt}?", "separator": token or "</a>"}
     return {**read, "target": "{target}", "supervise": "answer" if raw.get("loss_only_on_answers") else "all"}
@@ -187,11 +183,11 @@ def _speaks_of_captions(raw: Mapping[str, Any]) -> bool:
     return "append_eos_token" in raw or any("caption" in str(raw.get(key, "")) for key in SIGNS_OF_CAPTIONS)
 
 
-def decode_section(file: Path, config: OfficialConfig, overrides: Sequence[str]) -> dict[str, Any]:
+def decode_section(config: OfficialConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """How it answers. Raises `UserError` for draws that no key of `decode` expresses, unless the user chooses."""
     if config.do_sample and not any(override.startswith("decode.sample=") for override in overrides):
         raise UserError(
-            f"{file}: config: `do_sample`: it draws from the 50 likeliest tokens, which `decode` cannot express; add "
+            "config: `do_sample`: it draws from the 50 likeliest tokens, which `decode` cannot express; add "
             "decode.sample=false, or decode.sample=true to draw from all"
         )
     return {"beams": config.num_beams, "max_length": config.max_length, "length_normalization": "total"}
