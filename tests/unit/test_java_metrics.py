@@ -41,7 +41,7 @@ def test_meteor_of_counts_is_the_programs_own() -> None:
 def test_meteor_asks_its_program_and_sums_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meteor").mkdir()
     (tmp_path / "meteor/meteor-1.5.jar").touch()
-    monkeypatch.setattr(meteor, "package_folder", lambda name: tmp_path)
+    monkeypatch.setattr(meteor.base, "package_folder", lambda name: tmp_path)
     rows = list(COUNTED)[:2]
     asked = tmp_path / "asked"
     answers = [f'read line; echo "$line" >> {asked}; echo "{row}"' for row in rows]
@@ -68,7 +68,7 @@ def test_meteor_equals_coco_captions() -> None:
 
 
 def test_without_its_package_meteor_is_absent_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meteor, "package_folder", lambda name: None)
+    monkeypatch.setattr(meteor.base, "package_folder", lambda name: None)
     with pytest.raises(UserError, match=r"pycocoevalcap: `pip install perceptune\[java\]`"):
         meteor.score(["a"], [["a"]], meteor.Options(java="sh"))
     with pytest.raises(UserError, match="`/no/java` is no program"):

@@ -1,11 +1,11 @@
 """Accuracies: one value a sample, the mean over all of them and over each group's."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from perceptune.data.metrics._scored import Scored
+from perceptune.data.metrics._scored import MetricOptions, References, Scored
 
 Groups = Sequence[str | tuple[str, ...]]  # the name of each sample's group, or of its several groups; "" is none
 
@@ -25,6 +25,22 @@ def scored_by_group(
     rows = [{key: value} for value in values]
     scored = Scored(averages(rows), rows, dict(definition))
     return scored if groups is None else with_groups(scored, groups, key)
+
+
+def score_of(
+    metric: str, value: Callable[[str, Sequence[str], Any], float], default: MetricOptions, key: str = "accuracy"
+) -> Callable[..., Scored]:
+    """Return the `score` of a metric whose values are means of `value(prediction, references, options)`."""
+
+    def score(
+        predictions: Sequence[str], references: References, options: MetricOptions = default, *,
+        groups: Groups | None = None,
+    ) -> Scored:  # fmt: skip
+        """`key` of all samples and `key_<group>` of each group's. Raises `ValueError` where there is none to judge."""
+        values = [value(prediction, accepted, options) for prediction, accepted in zipped(predictions, references)]
+        return scored_by_group(values, groups, {"metric": metric, **options.model_dump()}, key)
+
+    return score
 
 
 def with_groups(scored: Scored, groups: Groups, key: str = "accuracy") -> Scored:

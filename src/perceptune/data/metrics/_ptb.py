@@ -90,6 +90,11 @@ def ptb_tokens(text: str) -> list[str]:
     return [_bracketed(token) for token in tokens if token not in _DROPPED and token.strip(".-`'")]
 
 
+def ptb_text(text: str) -> str:
+    """The tokens of a caption, joined by spaces, as programs read them."""
+    return " ".join(ptb_tokens(text))
+
+
 def _bracketed(token: str) -> str:
     if len(token) == 1:
         return _BRACKETS.get(token, token)

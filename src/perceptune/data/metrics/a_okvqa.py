@@ -6,7 +6,7 @@ As in the data set's evaluation code nothing is normalised. It leaves out the qu
 
 from collections.abc import Sequence
 
-from perceptune.data.metrics.base import Groups, MetricOptions, Needs, References, Scored, scored_by_group, zipped
+from perceptune.data.metrics.base import MetricOptions, Needs, score_of
 
 NEEDS = Needs(
     "answers", prediction_key="direct_answer", not_counted=("difficult_direct_answer", True), by_group="accuracy"
@@ -19,15 +19,10 @@ class Options(MetricOptions):
     lowercase: bool = False  # predictions are written in lower case first
 
 
-def score(
-    predictions: Sequence[str], references: References, options: Options = Options(), *, groups: Groups | None = None
-) -> Scored:
-    """`accuracy` between 0 and 1; `references` are the annotators' answers.
+def accuracy(prediction: str, answers: Sequence[str], options: Options) -> float:
+    """Between 0 and 1, of the annotators' `answers`."""
+    given = prediction.lower() if options.lowercase else prediction
+    return min(1.0, answers.count(given) / 3)
 
-    Raises `ValueError` if there are no samples, or one without answers.
-    """
-    values = []
-    for prediction, answers in zipped(predictions, references):
-        given = prediction.lower() if options.lowercase else prediction
-        values.append(min(1.0, sum(answer == given for answer in answers) / 3))
-    return scored_by_group(values, groups, {"metric": "a-okvqa", **options.model_dump()})
+
+score = score_of("a-okvqa", accuracy, Options())

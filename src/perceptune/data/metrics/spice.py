@@ -11,35 +11,21 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from pydantic import Field
 
-from perceptune.data.metrics.base import (
-    ORDERS,
-    Cider,
-    MetricOptions,
-    Needs,
-    References,
-    Scored,
-    averages,
-    find_java,
-    java_version,
-    numbered,
-    ptb_tokens,
-    tables,
-    zipped,
-)
+from perceptune.data.metrics import base
 from perceptune.errors import UserError
 
-NEEDS = Needs()
+NEEDS = base.Needs()
 
 _JAR = "spice-1.0.jar"
 _NEWEST_JAVA = 15  # later ones refuse the access to their own classes that the program's serialisation needs
 _NEEDED = "SPICE needs its program: name the folder that holds `spice-1.0.jar` and `lib` with Stanford CoreNLP 3.6.0"
 
 
-class Options(MetricOptions):
+class Options(base.MetricOptions):
     """Where the program and an old Java lie."""
 
     folder: str = Field("", description="folder with `spice-1.0.jar` and `lib`; default: PERCEPTUNE_SPICE")
@@ -47,27 +33,24 @@ class Options(MetricOptions):
     memory: str = Field("8G", description="maximum memory of Java")
 
 
-def score(predictions: Sequence[str], references: References, options: Options = Options()) -> Scored:
+def score(predictions: Sequence[str], references: base.References, options: Options = Options()) -> base.Scored:
     """`SPICE` from 0 to 1 and `SPIDEr`, means over the samples.
 
     Raises `UserError` where the program or a Java for it is absent, or fails, `ValueError` if there is nothing to score
     or a sample has no references.
     """
-    pairs = list(zipped(predictions, references))
+    pairs = list(base.zipped(predictions, references))
     if not pairs:
         raise ValueError("there is nothing to score")
     folder, java = _program(options)
-    texts = [(" ".join(ptb_tokens(text)), [" ".join(ptb_tokens(one)) for one in accepted]) for text, accepted in pairs]
-    spice = _run(texts, folder, java, options.memory)
-    captions = numbered(predictions, references, ptb_tokens)
-    cider = Cider(captions)
-    for table in tables(captions, ORDERS):
+    spice = _run(pairs, folder, java, options.memory)
+    captions = base.numbered(predictions, references, base.ptb_tokens)
+    cider = base.Cider(captions)
+    for table in base.tables(captions, base.ORDERS):
         cider.add(table)
-    rows = [
-        {"SPICE": one, "SPIDEr": (one + float(other)) / 2} for one, other in zip(spice, cider.scores(), strict=True)
-    ]
+    rows = base.rows_of({"SPICE": spice, "SPIDEr": (spice + cider.scores()) / 2})
     definition = {"metric": "SPICE 1.0; SPIDEr = (CIDEr-D + SPICE) / 2", "tokenizer": "ptb", "df": "references"}
-    return Scored(averages(rows), rows, definition)
+    return base.Scored(base.averages(rows), rows, definition)
 
 
 def _program(options: Options) -> tuple[Path, str]:
@@ -80,8 +63,8 @@ def _program(options: Options) -> tuple[Path, str]:
         raise UserError(f"{_NEEDED}; {folder} holds no `{_JAR}`")
     if not list((folder / "lib").glob("stanford-corenlp-*.jar")):
         raise UserError(f"{_NEEDED}; {folder / 'lib'} holds no `stanford-corenlp-3.6.0.jar`")
-    java = find_java(options.java or os.environ.get("PERCEPTUNE_SPICE_JAVA", "") or "java", "SPICE")
-    version = java_version(java)
+    java = base.find_java(options.java or os.environ.get("PERCEPTUNE_SPICE_JAVA", "") or "java", "SPICE")
+    version = base.java_version(java)
     if not 8 <= version <= _NEWEST_JAVA:
         raise UserError(
             f"SPICE runs on Java 8 or 11, {java} is Java {version}: name another by the option `java` or the "
@@ -90,9 +73,10 @@ def _program(options: Options) -> tuple[Path, str]:
     return folder, java
 
 
-def _run(texts: Sequence[tuple[str, list[str]]], folder: Path, java: str, memory: str) -> list[float]:
+def _run(pairs: Sequence[tuple[str, Sequence[str]]], folder: Path, java: str, memory: str) -> base.Floats:
     """SPICE of each sample."""
-    rows = [{"image_id": index, "test": text, "refs": accepted} for index, (text, accepted) in enumerate(texts)]
+    rows = [{"image_id": index, "test": base.ptb_text(text), "refs": [*map(base.ptb_text, accepted)]}
+            for index, (text, accepted) in enumerate(pairs)]  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         given, found = Path(name) / "given.json", Path(name) / "found.json"
         given.write_text(json.dumps(rows), encoding="utf-8")
@@ -102,12 +86,8 @@ def _run(texts: Sequence[tuple[str, list[str]]], folder: Path, java: str, memory
             last = done.stderr.strip().splitlines()[-1:]
             raise UserError(f"SPICE's program failed with {done.returncode}: {''.join(last) or 'it said nothing'}")
         results = json.loads(found.read_text(encoding="utf-8"))
-    return _values(results, len(texts))
-
-
-def _values(results: list[dict[str, Any]], samples: int) -> list[float]:
     by_sample = {int(row["image_id"]): row["scores"]["All"]["f"] for row in results}
-    missing = [index for index in range(samples) if not isinstance(by_sample.get(index), int | float)]
+    missing = [index for index in range(len(pairs)) if not isinstance(by_sample.get(index), int | float)]
     if missing:
         raise UserError(f"SPICE's program gave no value for {len(missing)} samples, sample {missing[0]} first")
-    return [float(by_sample[index]) for index in range(samples)]
+    return np.array([float(by_sample[index]) for index in range(len(pairs))])

@@ -12,20 +12,10 @@ For each of the n annotators, min(1, matches among the other n - 1 / 3); the mea
   released code of eP-ALM).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-from perceptune.data.metrics.base import (
-    Groups,
-    MetricOptions,
-    Needs,
-    References,
-    Scored,
-    normalise,
-    scored_by_group,
-    without_punctuation,
-    zipped,
-)
+from perceptune.data.metrics.base import MetricOptions, Needs, normalise, score_of, without_punctuation
 
 NEEDS = Needs("answers", annotators=4, for_one_answer="exact", by_group="accuracy")
 
@@ -37,35 +27,22 @@ class Options(MetricOptions):
     lowercase: bool = False  # predictions are written in lower case first, as VQA v2's answers are
 
 
-def score(
-    predictions: Sequence[str], references: References, options: Options = Options(), *, groups: Groups | None = None
-) -> Scored:
-    """`accuracy` between 0 and 1, and `accuracy_<group>` of each group's; `references` are the annotators' answers.
+def accuracy(prediction: str, answers: Sequence[str], options: Options) -> float:
+    """Between 0 and 1, of the annotators' `answers`, by the dialect's rules."""
+    given, asked = _trimmed(prediction), [_trimmed(answer) for answer in answers]
+    if options.lowercase:
+        given = given.lower()
+    if options.dialect == "epalm":
+        disagree = len(set(answers)) > 1
+        return agreement(normalise(given), [without_punctuation(a) if disagree else a for a in answers])
+    if options.dialect == "evalai":
+        given, asked = _evalai(given), [_evalai(answer) for answer in asked]
+    if options.dialect != "official" or len(set(asked)) > 1:
+        given, asked = normalise(given), [normalise(answer) for answer in asked]
+    return agreement(given, asked)
 
-    Raises `ValueError` if there are no samples, or one without answers.
-    """
-    rule = accuracy_of(options)
-    values = [rule(prediction, answers) for prediction, answers in zipped(predictions, references)]
-    return scored_by_group(values, groups, {"metric": "vqa", **options.model_dump()})
 
-
-def accuracy_of(options: Options) -> Callable[[str, Sequence[str]], float]:
-    """The accuracy of one answer by these rules."""
-
-    def accuracy(prediction: str, answers: Sequence[str]) -> float:
-        given, asked = _trimmed(prediction), [_trimmed(answer) for answer in answers]
-        if options.lowercase:
-            given = given.lower()
-        if options.dialect == "epalm":
-            disagree = len(set(answers)) > 1
-            return agreement(normalise(given), [without_punctuation(a) if disagree else a for a in answers])
-        if options.dialect == "evalai":
-            given, asked = _evalai(given), [_evalai(answer) for answer in asked]
-        if options.dialect != "official" or len(set(asked)) > 1:
-            given, asked = normalise(given), [normalise(answer) for answer in asked]
-        return agreement(given, asked)
-
-    return accuracy
+score = score_of("vqa", accuracy, Options())
 
 
 def agreement(answer: str, answers: Sequence[str]) -> float:
