@@ -52,8 +52,11 @@ class CaptionSet(MediaSet):
     def rows(self, split: str) -> Iterator[Captioned]:
         """The rows of a split."""
 
-    def captions(self, record: Record, keys: Sequence[str], split: str) -> tuple[str, ...]:
-        """The caption or captions at the first of `keys` that is there; a split `test` may have none."""
+    def captions(self, split: str, *rows: Record, keys: Sequence[str] = ("caption",)) -> tuple[str, ...]:
+        """The caption or captions at the first of `keys` that is there, of each row; a split `test` may have none."""
+        return tuple(text for row in rows for text in self._captions(row, keys, split))
+
+    def _captions(self, record: Record, keys: Sequence[str], split: str) -> tuple[str, ...]:
         key = next((key for key in keys if record.values.get(key) is not None), None)
         if self._options.skip_empty and key is not None:
             value = record.values[key]

@@ -36,7 +36,7 @@ class FlickrSet(CaptionSet):
     template = "{name}"
     one_row_a_medium = False
     forms: ClassVar[Mapping[str, str]]  # form -> its file, as published
-    lists: ClassVar[Mapping[str, str]]  # split -> list of its images, as published
+    lists: ClassVar[Mapping[str, tuple[str, ...]]]  # split -> list of its images, as published
 
     def published(self) -> dict[str, tuple[str, ...]]:
         form = self._options.format
@@ -54,15 +54,15 @@ class FlickrSet(CaptionSet):
                 lines = _tokens(path) if self._options.format == "token" else _table(path)
                 found = (line for line in lines if Path(line[0]).stem in listed)
             for name, record in found:
-                captions = self.captions(record, ["caption"], split)
+                captions = self.captions(split, record)
                 yield Captioned(record, Path(name).stem, self.medium(record, name=name), captions)
 
     def _listed(self, split: str) -> set[str]:
         """The names of a split's images, without what comes behind the last dot."""
-        given = self._options.lists.get(split) or self.lists.get(split)
-        if given is None:
+        names = {**self.lists, **{split: (name,) for split, name in self._options.lists.items() if name}}
+        if split not in names:
             raise UserError(f"`lists` names no file with the images of split `{split}`")
-        return {Path(line.strip()).stem for line in text_lines(self._options.dir / given)}
+        return {Path(line.strip()).stem for name in names[split] for line in text_lines(self._options.dir / name)}
 
 
 def _karpathy(path: Path, split: str) -> Iterator[tuple[str, Record]]:

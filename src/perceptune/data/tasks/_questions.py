@@ -14,8 +14,8 @@ from pydantic import Field
 
 from perceptune.data.metrics import vqa
 from perceptune.data.metrics.base import Scored, normalise, scored_by_group
-from perceptune.data.records import Record, first_line, short
-from perceptune.data.tasks._sets import TRAIN, MediaSet
+from perceptune.data.records import Record, first_line, json_type, short
+from perceptune.data.tasks._sets import TRAIN, MediaSet, text_of
 from perceptune.data.tasks._task import exact_match, require_targets
 from perceptune.errors import UserError
 from perceptune.types import Sample
@@ -66,6 +66,14 @@ class QuestionSet(MediaSet):
     @abstractmethod
     def rows(self, split: str) -> Iterator[Asked]:
         """The rows of a split."""
+
+    def asked(
+        self, row: Record, fields: Mapping[str, object], *answers: str, key: str = "question_id",
+        label: Mapping[str, float] | None = None, meta: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Asked:  # fmt: skip
+        """What a row with a `question` says; `fields` fill in the path of its medium, at `key` is its id."""
+        media = self.medium(row, **fields)
+        return Asked(row, text_of(row, key), media, question_of(row), answers, label, meta)
 
     def entries(self, split: str) -> Iterator[tuple[Record, Sample]]:
         frequent = self._frequent if self._options.top_answers and split != TRAIN else None
@@ -167,3 +175,41 @@ def _worth(row: Asked) -> dict[str, float]:
         single = len(row.answers) == 1
         return {a: 1.0 if single else _WORTH[min(n, 4)] for a, n in counts.most_common()}
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def answers_of(record: Record, key: str = "answers", *, needed: bool = False) -> tuple[str, ...]:
+    """The annotators' answers: strings, or objects with an `answer`; none where the key may be missing and is."""
+    value = record.values.get(key)
+    if value is None:
+        if needed:
+            raise record.lacks([key])
+        return ()
+    if isinstance(value, str) and (found := record.items(key, value)) != [value]:
+        value = found
+    if not isinstance(value, list):
+        raise record.error(f"`{key}` is {json_type(value)}, not a list of answers")
+    return tuple(
+        record.check_text(f"{key}[{index}]", row.get("answer") if isinstance(row, dict) else row)
+        for index, row in enumerate(value)
+    )
+
+
+def label_of(record: Record, key: str = "label") -> dict[str, float] | None:
+    """Answer -> its worth from 0 to 1, as VL-T5's files have it; None where the key is not there."""
+    value = record.values.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise record.error(f"`{key}` is {json_type(value)}, not an object of answers with their worth")
+    for answer, worth in value.items():
+        if isinstance(worth, bool) or not isinstance(worth, int | float) or not 0 <= worth <= 1:
+            raise record.error(f"`{key}`: the worth of `{short(answer)}` is no number from 0 to 1")
+    return {record.check_text(key, answer): float(worth) for answer, worth in value.items()}
+
+
+def question_of(record: Record) -> str:
+    """The question, called `sent` or `question`."""
+    key = "sent" if "sent" in record.values else "question"
+    if key not in record.values:
+        raise record.lacks(["sent", "question"])
+    return record.text(key)

@@ -22,7 +22,9 @@ TRAIN = "train"
 _ORDER = (TRAIN, "validation")
 
 
-Files = Mapping[str, tuple[str, ...]]  # split -> annotation files
+def files_of(*patterns: str, **splits: str) -> dict[str, tuple[str, ...]]:
+    """Return split -> its annotation files: the `patterns`, each filled in with the authors' name of the split."""
+    return {split: tuple(pattern.format(name) for pattern in patterns) for split, name in splits.items()}
 
 
 class MediaSet(Task):
@@ -48,8 +50,10 @@ class MediaSet(Task):
 
     data_option = "dir"
     modality: ClassVar[str] = "image"
-    files: ClassVar[Files]  # as published
-    template: ClassVar[str | Mapping[str, str]]  # a medium's path in the folder of media, as published; by `format`
+    # As published, where a data set comes in several forms by `format`: split -> annotation files, and a medium's path
+    # in the folder of media.
+    files: ClassVar[Any]
+    template: ClassVar[str | Mapping[str, str]]
 
     def __init__(self, options: Any) -> None:
         self._options = options
@@ -67,7 +71,7 @@ class MediaSet(Task):
 
     def published(self) -> dict[str, tuple[str, ...]]:
         """Split -> annotation files as published, for the options that were given."""
-        return dict(self.files)
+        return dict(self.files.get(getattr(self._options, "format", ""), self.files))
 
     @abstractmethod
     def entries(self, split: str) -> Iterator[tuple[Record, Sample]]:

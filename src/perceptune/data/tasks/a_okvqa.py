@@ -5,14 +5,14 @@ of the test questions are hidden: `annotations: {test: aokvqa_v1p0_test.json}` r
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from perceptune.data.metrics import a_okvqa, choice
 from perceptune.data.metrics.base import Scored
 from perceptune.data.records import Record, json_type
-from perceptune.data.tasks.base import Asked, Files, QuestionSet, answers_of, number_of, question_of, text_of
+from perceptune.data.tasks.base import Asked, QuestionSet, answers_of, files_of, number_of
 from perceptune.types import Sample
 
 _SUBSETS = {"validation": "val2017"}
@@ -27,34 +27,29 @@ class AOKVQA(QuestionSet):
         answers: Literal["direct", "choice"] = Field("direct", description="free answers, or one of four choices")
         choices: str = Field("{question} Choices: {choices}.", description="prompt template for `answers: choice`")
 
-    files: ClassVar[Files] = {"train": ("aokvqa_v1p0_train.json",), "validation": ("aokvqa_v1p0_val.json",)}
+    files = files_of("aokvqa_v1p0_{}.json", train="train", validation="val")
     template = "{subset}/{image_id:012d}.jpg"
 
     def rows(self, split: str) -> Iterator[Asked]:
-        make = self._direct if self._options.answers == "direct" else self._choice
+        direct, subset = self._options.answers == "direct", _SUBSETS.get(split, f"{split}2017")
         for row in self.json_rows(split):
             # The evaluation leaves out what ten people answered in ten ways.
-            if split != "train" and self._options.answers == "direct" and row.values.get("difficult_direct_answer"):
+            if split != "train" and direct and row.values.get("difficult_direct_answer"):
                 continue
-            yield make(row, split)
+            fields = {"subset": subset, "image_id": number_of(row, "image_id")}
+            yield self.asked(row, fields, *answers_of(row, "direct_answers")) if direct else self._choice(row, fields)
 
-    def _direct(self, row: Record, split: str) -> Asked:
-        return self._asked(row, split, question_of(row), answers_of(row, "direct_answers"), {})
-
-    def _choice(self, row: Record, split: str) -> Asked:
+    def _choice(self, row: Record, fields: dict[str, object]) -> Asked:
         choices = answers_of(row, "choices")
         if not choices:
             raise row.lacks(["choices"])
-        prompt = self._options.choices.format(question=question_of(row), choices=", ".join(choices))
         right = row.values.get("correct_choice_idx")
         if right is not None and (not isinstance(right, int) or not 0 <= right < len(choices)):
             raise row.error(f"`correct_choice_idx` is {json_type(right)} that names none of {len(choices)} choices")
         answers = () if right is None else (choices[right],)
-        return self._asked(row, split, prompt, answers, {"choices": list(choices)})
-
-    def _asked(self, row: Record, split: str, prompt: str, answers: tuple[str, ...], meta: dict[str, Any]) -> Asked:
-        media = self.medium(row, subset=_SUBSETS.get(split, f"{split}2017"), image_id=number_of(row, "image_id"))
-        return Asked(row, text_of(row, "question_id"), media, prompt, answers, meta=meta)
+        found = self.asked(row, fields, *answers, meta={"choices": list(choices)})
+        prompt = self._options.choices.format(question=found.question, choices=", ".join(choices))
+        return found._replace(question=prompt)
 
     def against_answers(self, texts: Sequence[str], answers: Sequence[Any], groups: Sequence[str]) -> Scored:
         """Worth min(matches / 3, 1), compared as the authors do it, without more cleaning."""

@@ -6,14 +6,22 @@
 The files of eP-ALM, lists of `{"audio", "caption"}`, are read, too: name them by `annotations`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 from pydantic import Field
 
 from perceptune.data.records import Record
-from perceptune.data.tasks.base import Captioned, CaptionSet, json_rows, number_of, read_json, table_rows, text_of
+from perceptune.data.tasks.base import (
+    Captioned,
+    CaptionSet,
+    files_of,
+    json_rows,
+    number_of,
+    read_json,
+    table_rows,
+    text_of,
+)
 
 _KEYS = ("audio", "audiocap_id", "youtube_id", "start_time", "caption")
 
@@ -27,8 +35,8 @@ class AudioCaps(CaptionSet):
         skip_missing: int = Field(10_000, ge=0, description="missing media per split that may be skipped")
 
     modality = "audio"
-    files: ClassVar = {"train": ("train.csv",), "validation": ("val.csv",), "test": ("test.csv",)}
-    template: ClassVar = "audios/{audio}"
+    files = files_of("{}.csv", train="train", validation="val", test="test")
+    template = "audios/{audio}"
     one_row_a_medium = False
 
     def rows(self, split: str) -> Iterator[Captioned]:
@@ -36,19 +44,18 @@ class AudioCaps(CaptionSet):
             if ".json" in path.suffixes:
                 for record in json_rows(read_json(path), path, _KEYS):
                     audio = text_of(record, "audio")
-                    fields = {"audio": audio, "youtube_id": Path(audio).stem, "start": "", "audiocap_id": ""}
-                    yield self._captioned(record, fields, split)
+                    yield self._captioned(record, split, audio, Path(audio).stem)
             else:
                 for record in table_rows(path, _KEYS):
                     name = text_of(record, "youtube_id")
                     number, start = text_of(record, "audiocap_id"), number_of(record, "start_time")
-                    by_name = {"audio": f"{name}.wav", "youtube_id": name, "start": start, "audiocap_id": number}
-                    yield self._captioned(record, by_name, split)
+                    yield self._captioned(record, split, f"{name}.wav", name, start=start, audiocap_id=number)
 
-    def _captioned(self, record: Record, fields: Mapping[str, object], split: str) -> Captioned:
-        media = self.medium(record, **fields)
-        captions = self.captions(record, ("caption",), split)
-        return Captioned(record, str(fields["youtube_id"]), media, captions, record.meta())
+    def _captioned(
+        self, record: Record, split: str, audio: str, name: str, start: object = "", audiocap_id: str = ""
+    ) -> Captioned:
+        media = self.medium(record, audio=audio, youtube_id=name, start=start, audiocap_id=audiocap_id)
+        return Captioned(record, name, media, self.captions(split, record), record.meta())
 
 
 TASK = AudioCaps

@@ -9,11 +9,11 @@ from perceptune.data.tasks._files import GZIPPED, Absent, is_file, missing, plai
 from perceptune.data.tasks._flickr import FlickrSet
 from perceptune.data.tasks._karpathy import karpathy_rows
 from perceptune.data.tasks._lazy_rows import KEYS, Converted, LazyRows, id_of, media_of
-from perceptune.data.tasks._questions import Asked, QuestionSet
+from perceptune.data.tasks._questions import Asked, QuestionSet, answers_of, label_of
 from perceptune.data.tasks._rows import TableOptions, dialect_of, json_rows, read_json, table_rows, text_lines
-from perceptune.data.tasks._sets import Files, MediaSet, number_of, text_of
+from perceptune.data.tasks._sets import MediaSet, files_of, number_of, text_of
 from perceptune.data.tasks._streams import json_objects, parquet_rows
 from perceptune.data.tasks._task import ROUGE, Examined, GivenFiles, Task, check_metric, check_split, exact_match
 from perceptune.data.tasks._turns import Conversations, Talk, Turn, turns_of
 from perceptune.data.tasks._video_questions import VideoQuestions
-from perceptune.data.tasks._vqa_files import answers_of, label_of, question_of, vqa_rows
+from perceptune.data.tasks._vqa_files import VQAFiles

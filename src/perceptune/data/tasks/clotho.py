@@ -5,9 +5,8 @@ development/Distorted AM Radio noise.wav                                     and
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
 
-from perceptune.data.tasks.base import Captioned, CaptionSet, table_rows, text_of
+from perceptune.data.tasks.base import Captioned, CaptionSet, files_of, table_rows, text_of
 
 _FOLDERS = {"train": "development", "validation": "validation", "test": "evaluation"}
 _CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
@@ -17,14 +16,14 @@ class Clotho(CaptionSet):
     """Judged by CIDEr. `template` knows `file_name` and `split`, the name of the authors' folder."""
 
     modality = "audio"
-    files: ClassVar = {split: (f"clotho_captions_{folder}.csv",) for split, folder in _FOLDERS.items()}
-    template: ClassVar = "{split}/{file_name}"
+    files = files_of("clotho_captions_{}.csv", **_FOLDERS)
+    template = "{split}/{file_name}"
 
     def rows(self, split: str) -> Iterator[Captioned]:
         for path in self.annotations(split):
             for record in table_rows(path, ("file_name", *_CAPTIONS)):
                 name = text_of(record, "file_name")
-                captions = tuple(text for key in _CAPTIONS for text in self.captions(record, (key,), split))
+                captions = tuple(text for key in _CAPTIONS for text in self.captions(split, record, keys=(key,)))
                 media = self.medium(record, file_name=name, split=_FOLDERS.get(split, split))
                 yield Captioned(record, name, media, captions, record.meta())
 

@@ -14,9 +14,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from perceptune.data.tasks.base import Captioned, CaptionSet, coco_rows, json_rows, karpathy_rows, read_json, text_of
+from perceptune.data.tasks.base import Captioned, CaptionSet, coco_rows, files_of, karpathy_rows, text_of
 
-_LAVIS = {"train": "train", "validation": "val", "test": "test"}
+_SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 class COCOCaptions(CaptionSet):
@@ -30,42 +30,39 @@ class COCOCaptions(CaptionSet):
         )
         restval: bool = Field(True, description="format `karpathy`: add its part `restval` to training")
 
+    files: ClassVar = {
+        "karpathy": files_of("dataset_coco.json", **_SPLITS),
+        "lavis": files_of("coco_karpathy_{}.json", **_SPLITS),
+        "official": files_of("annotations/captions_{}.json", train="train2014", validation="val2014"),
+    }
     template: ClassVar = {"karpathy": "{filepath}/{filename}", "lavis": "{image}", "official": "{subset}/{file_name}"}
     one_row_a_medium = False
 
-    def published(self) -> dict[str, tuple[str, ...]]:
-        match self._options.format:
-            case "karpathy":
-                return dict.fromkeys(_LAVIS, ("dataset_coco.json",))
-            case "lavis":
-                return {split: (f"coco_karpathy_{name}.json",) for split, name in _LAVIS.items()}
-        names = {"train": "train2014", "validation": "val2014"}
-        return {split: (f"annotations/captions_{name}.json",) for split, name in names.items()}
-
     def rows(self, split: str) -> Iterator[Captioned]:
-        make = {"karpathy": self._karpathy, "lavis": self._lavis, "official": self._official}[self._options.format]
+        return {"karpathy": self._karpathy, "lavis": self._lavis, "official": self._official}[self._options.format](
+            split
+        )
+
+    def _karpathy(self, split: str) -> Iterator[Captioned]:
         for path in self.annotations(split):
-            yield from make(path, split)
+            for row, names, captions in karpathy_rows(path, split, restval=self._options.restval):
+                found = self.captions(split, captions, keys=["raw"])
+                yield Captioned(row, text_of(row, "cocoid"), self.medium(row, **names), found)
 
-    def _karpathy(self, path: Path, split: str) -> Iterator[Captioned]:
-        for row, names, captions in karpathy_rows(path, split, restval=self._options.restval):
-            found = self.captions(captions, ["raw"], split)
-            yield Captioned(row, text_of(row, "cocoid"), self.medium(row, **names), found)
-
-    def _lavis(self, path: Path, split: str) -> Iterator[Captioned]:
-        for row in json_rows(read_json(path), path):
+    def _lavis(self, split: str) -> Iterator[Captioned]:
+        for row in self.json_rows(split):
             image = text_of(row, "image")
             name = str(row.values.get("image_id") or Path(image).stem).removeprefix("coco_")
             number = re.fullmatch(r"COCO_\w+_0*(\d+)", name)
-            captions = self.captions(row, ["caption"], split)
+            captions = self.captions(split, row)
             yield Captioned(row, number[1] if number else name, self.medium(row, image=image), captions)
 
-    def _official(self, path: Path, split: str) -> Iterator[Captioned]:
-        subset = path.name.split(".")[0].removeprefix("captions_")
-        for image, captions in coco_rows(path):
-            media = self.medium(image, subset=subset, file_name=text_of(image, "file_name"))
-            found = tuple(text for row in captions for text in self.captions(row, ["caption"], split))
-            yield Captioned(image, text_of(image, "id"), media, found)
+    def _official(self, split: str) -> Iterator[Captioned]:
+        for path in self.annotations(split):
+            subset = path.name.split(".")[0].removeprefix("captions_")
+            for image, captions in coco_rows(path):
+                media = self.medium(image, subset=subset, file_name=text_of(image, "file_name"))
+                yield Captioned(image, text_of(image, "id"), media, self.captions(split, *captions))
 
 
 TASK = COCOCaptions

@@ -10,12 +10,12 @@ Images are `images/image3.png`.
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from perceptune.data.records import Record, short
-from perceptune.data.tasks.base import Asked, QuestionSet, table_rows, text_lines, text_of
+from perceptune.data.tasks.base import Asked, QuestionSet, files_of, table_rows, text_lines, text_of
 from perceptune.errors import UserError
 
 # "what is behind the table in the image3 ?": the image's name is no part of what is asked of the image.
@@ -30,12 +30,11 @@ class DAQUAR(QuestionSet):
 
         format: Literal["text", "csv"] = Field("text", description="format of the annotation files")
 
+    files: ClassVar = {
+        "text": files_of("qa.37.raw.{}.txt", train="train", test="test"),
+        "csv": files_of("data_{}.csv", train="train", test="eval"),
+    }
     template = "images/{image_id}.png"
-
-    def published(self) -> dict[str, tuple[str, ...]]:
-        if self._options.format == "csv":
-            return {"train": ("data_train.csv",), "test": ("data_eval.csv",)}
-        return {"train": ("qa.37.raw.train.txt",), "test": ("qa.37.raw.test.txt",)}
 
     def rows(self, split: str) -> Iterator[Asked]:
         read = _csv if self._options.format == "csv" else _text

@@ -9,23 +9,20 @@ testing.
 Images are `flickr30k-images/1000092795.jpg`.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar
 
-from perceptune.data.tasks.base import FlickrSet
+from perceptune.data.tasks.base import FlickrSet, files_of
 
 
 class Flickr30k(FlickrSet):
     """Judged by CIDEr against all captions of an image."""
 
     template = "flickr30k-images/{name}"
-    forms: ClassVar[Mapping[str, str]] = {
-        "karpathy": "dataset_flickr30k.json",
-        "hf": "flickr_annotations_30k.csv",
-        "token": "results_20130124.token",
+    forms: ClassVar = {
+        "karpathy": "dataset_flickr30k.json", "hf": "flickr_annotations_30k.csv", "token": "results_20130124.token",
         "csv": "results.csv",
-    }
-    lists: ClassVar[Mapping[str, str]] = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
+    }  # fmt: skip
+    lists = files_of("{}.txt", train="train", validation="val", test="test")
 
 
 TASK = Flickr30k

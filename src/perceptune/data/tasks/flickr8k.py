@@ -7,26 +7,17 @@
 Images are `Images/1000268201_693b08cb0e.jpg`.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar
 
-from perceptune.data.tasks.base import FlickrSet
+from perceptune.data.tasks.base import FlickrSet, files_of
 
 
 class Flickr8k(FlickrSet):
     """Judged by CIDEr against all captions of an image."""
 
     template = "Images/{name}"
-    forms: ClassVar[Mapping[str, str]] = {
-        "karpathy": "dataset_flickr8k.json",
-        "token": "Flickr8k.token.txt",
-        "csv": "captions.txt",
-    }
-    lists: ClassVar[Mapping[str, str]] = {
-        "train": "Flickr_8k.trainImages.txt",
-        "validation": "Flickr_8k.devImages.txt",
-        "test": "Flickr_8k.testImages.txt",
-    }
+    forms: ClassVar = {"karpathy": "dataset_flickr8k.json", "token": "Flickr8k.token.txt", "csv": "captions.txt"}
+    lists = files_of("Flickr_8k.{}Images.txt", train="train", validation="dev", test="test")
 
 
 TASK = Flickr8k

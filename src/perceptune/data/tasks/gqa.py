@@ -8,14 +8,14 @@ balanced ones are named by `annotations`, several files a split.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from perceptune.data.metrics import gqa
 from perceptune.data.metrics.base import Scored
 from perceptune.data.records import Record
-from perceptune.data.tasks.base import Asked, QuestionSet, label_of, question_of, text_of
+from perceptune.data.tasks.base import Asked, QuestionSet, files_of, label_of, text_of
 from perceptune.types import Sample
 
 
@@ -27,13 +27,11 @@ class GQA(QuestionSet):
 
         format: Literal["official", "vl-t5"] = Field("official", description="source of the annotation files")
 
-    template = "images/{image_id}.jpg"
-
-    def published(self) -> dict[str, tuple[str, ...]]:
-        if self._options.format == "vl-t5":
-            return {"train": ("train.json",), "validation": ("valid.json",), "testdev": ("testdev.json",)}
-        names = {"train": "train", "validation": "val", "testdev": "testdev"}
-        return {split: (f"{name}_balanced_questions.json",) for split, name in names.items()}
+    files: ClassVar = {
+        "official": files_of("{}_balanced_questions.json", train="train", validation="val", testdev="testdev"),
+        "vl-t5": files_of("{}.json", train="train", validation="valid", testdev="testdev"),
+    }
+    template: ClassVar = "images/{image_id}.jpg"
 
     def rows(self, split: str) -> Iterator[Asked]:
         make = self._official if self._options.format == "official" else self._vl_t5
@@ -48,14 +46,12 @@ class GQA(QuestionSet):
     def _official(self, row: Record) -> Asked:
         answer, types = row.values.get("answer"), row.values.get("types")
         structural = types.get("structural") if isinstance(types, dict) else None
-        media = self.medium(row, image_id=text_of(row, "imageId"))
         answers = () if answer is None else (row.check_text("answer", answer),)
         meta = {} if structural is None else {"answer_type": row.check_text("types.structural", structural)}
-        return Asked(row, text_of(row, "id"), media, question_of(row), answers, meta=meta)
+        return self.asked(row, {"image_id": text_of(row, "imageId")}, *answers, key="id", meta=meta)
 
     def _vl_t5(self, row: Record) -> Asked:
-        media = self.medium(row, image_id=text_of(row, "img_id"))
-        return Asked(row, text_of(row, "question_id"), media, question_of(row), (), label_of(row))
+        return self.asked(row, {"image_id": text_of(row, "img_id")}, label=label_of(row))
 
 
 TASK = GQA

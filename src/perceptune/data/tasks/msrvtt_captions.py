@@ -11,16 +11,15 @@ files of eP-ALM and ALPRO, lists of `{"video", "caption"}`, are read as they are
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from perceptune.data.records import Record
-from perceptune.data.tasks.base import Captioned, CaptionSet, json_rows, read_json, table_rows, text_of
+from perceptune.data.tasks.base import Captioned, CaptionSet, files_of, json_rows, read_json, table_rows, text_of
 
 _OFFICIAL = {"train": "train", "validation": "validate", "test": "test"}
-_LISTS = {"train": "MSRVTT_train.9k.csv", "test": "MSRVTT_JSFUSION_test.csv"}
-_TRAIN_VAL, _TEST = "train_val_videodatainfo.json", "test_videodatainfo.json"
+_LISTS = {"train": Path("MSRVTT_train.9k.csv"), "test": Path("MSRVTT_JSFUSION_test.csv")}
 
 
 class MSRVTTCaptions(CaptionSet):
@@ -31,19 +30,18 @@ class MSRVTTCaptions(CaptionSet):
 
         partition: Literal["official", "1k-A"] = "official"
         lists: dict[str, Path] = Field(
-            default_factory=lambda: {split: Path(name) for split, name in _LISTS.items()},
-            description="with `1k-A`: split → table of its videos, with a column `video_id`",
+            _LISTS, description="with `1k-A`: split → table of its videos, with a column `video_id`"
         )
 
     modality = "video"
-    files: ClassVar = {"train": (_TRAIN_VAL,), "validation": (_TRAIN_VAL,), "test": (_TEST,)}
-    template: ClassVar = "videos/all/{video}"
+    files = files_of("{}_videodatainfo.json", train="train_val", validation="train_val", test="test")
+    template = "videos/all/{video}"
     one_row_a_medium = False
 
     def published(self) -> dict[str, tuple[str, ...]]:
         if self._options.partition == "official":
-            return dict(self.files)
-        return dict.fromkeys(self._options.lists, (_TRAIN_VAL, _TEST))
+            return super().published()
+        return dict.fromkeys(self._options.lists, (*self.files["train"], *self.files["test"]))
 
     def rows(self, split: str) -> Iterator[Captioned]:
         listed = self._listed(split)
@@ -52,7 +50,9 @@ class MSRVTTCaptions(CaptionSet):
             if isinstance(document, list):
                 yield from self._plain_rows(document, path, split)
                 continue
-            sentences = _sentences(document, path)
+            sentences = defaultdict[str, list[Record]](list)
+            for row in json_rows(document, path, ("video_id", "sen_id", "caption"), at="sentences"):
+                sentences[text_of(row, "video_id")].append(row)
             for record in json_rows(document, path, ("video_id", "split", "id"), at="videos"):
                 name = text_of(record, "video_id")
                 if listed is None:
@@ -60,7 +60,7 @@ class MSRVTTCaptions(CaptionSet):
                 else:
                     belongs = listed.pop(name, None) is not None
                 if belongs:
-                    yield self._video(record, name, sentences.get(name, []), split)
+                    yield self._video(record, name, sentences[name], split)
         for name, row in (listed or {}).items():
             raise row.error(f"`{name}` is no video of {' or '.join(map(str, self.annotations(split)))}")
 
@@ -72,7 +72,7 @@ class MSRVTTCaptions(CaptionSet):
         return {text_of(row, "video_id"): row for row in rows}
 
     def _video(self, record: Record, name: str, sentences: list[Record], split: str) -> Captioned:
-        captions = tuple(text for row in sentences for text in self.captions(row, ("caption",), split))
+        captions = self.captions(split, *sentences)
         if not captions and split != "test" and not self._options.skip_empty:
             raise record.error(f"no sentence is about `{name}`")
         media = self.medium(record, video=f"{name}.mp4", video_id=name)
@@ -83,15 +83,7 @@ class MSRVTTCaptions(CaptionSet):
         for record in json_rows(document, path, ("video", "caption")):
             video = text_of(record, "video")
             media = self.medium(record, video=video, video_id=Path(video).stem)
-            yield Captioned(record, Path(video).stem, media, self.captions(record, ("caption",), split), record.meta())
+            yield Captioned(record, Path(video).stem, media, self.captions(split, record), record.meta())
 
 
 TASK = MSRVTTCaptions
-
-
-def _sentences(document: dict[str, Any], path: Path) -> dict[str, list[Record]]:
-    """Video -> its sentences in the order of the file."""
-    found = defaultdict[str, list[Record]](list)
-    for row in json_rows(document, path, ("video_id", "sen_id", "caption"), at="sentences"):
-        found[text_of(row, "video_id")].append(row)
-    return found

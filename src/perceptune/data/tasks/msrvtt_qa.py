@@ -6,8 +6,6 @@
 The files of eP-ALM (`video`, `sent`, `label`) are read, too: name them by `annotations`.
 """
 
-from typing import ClassVar
-
 from perceptune.data.records import Record
 from perceptune.data.tasks.base import VideoQuestions
 
@@ -15,7 +13,7 @@ from perceptune.data.tasks.base import VideoQuestions
 class MSRVTTQA(VideoQuestions):
     """Judged by exact match. `template` knows `video` (a file's name) and `video_id`."""
 
-    template: ClassVar = "videos/all/{video}"
+    template = "videos/all/{video}"
 
     def video(self, record: Record, number: str) -> str:
         return f"video{number.removeprefix('video')}.mp4"

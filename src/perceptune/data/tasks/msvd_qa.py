@@ -9,7 +9,6 @@ The files of eP-ALM (`video`, `sent`, `label`) are read, too: name them by `anno
 
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 from pydantic import Field
 
@@ -26,7 +25,7 @@ class MSVDQA(VideoQuestions):
 
         mapping: Path | None = Field(None, description="mapping file; None = `youtube_mapping.txt`, if it exists")
 
-    template: ClassVar = "YouTubeClips/{video}"
+    template = "YouTubeClips/{video}"
 
     def video(self, record: Record, number: str) -> str:
         name = f"vid{number.removeprefix('vid')}"

@@ -5,17 +5,16 @@
 """
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
 
 from perceptune.data.metrics.base import Scored
-from perceptune.data.tasks.base import Captioned, CaptionSet, Files, coco_rows, text_of
+from perceptune.data.tasks.base import Captioned, CaptionSet, coco_rows, files_of, text_of
 from perceptune.types import Sample
 
 
 class NoCaps(CaptionSet):
     """Judged by CIDEr, together and for each domain by itself."""
 
-    files: ClassVar[Files] = {"validation": ("nocaps_val_4500_captions.json",)}
+    files = files_of("nocaps_{}_4500_captions.json", validation="val")
     template = "val/{file_name}"
 
     def rows(self, split: str) -> Iterator[Captioned]:
@@ -23,9 +22,8 @@ class NoCaps(CaptionSet):
             for image, captions in coco_rows(path):
                 domain = image.values.get("domain")
                 media = self.medium(image, file_name=text_of(image, "file_name"))
-                found = tuple(text for row in captions for text in self.captions(row, ["caption"], split))
                 meta = {} if domain is None else {"domain": image.check_text("domain", domain)}
-                yield Captioned(image, text_of(image, "id"), media, found, meta)
+                yield Captioned(image, text_of(image, "id"), media, self.captions(split, *captions), meta)
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """Adds `CIDEr_in_domain` and so on; each domain's inverse document frequencies are its own, as published."""

@@ -11,43 +11,32 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from perceptune.data.tasks.base import Asked, QuestionSet, answers_of, number_of, question_of, text_of, vqa_rows
+from perceptune.data.tasks.base import Asked, VQAFiles, answers_of, files_of, text_of
 
 
-class OKVQA(QuestionSet):
+class OKVQA(VQAFiles):
     """Judged by VQA accuracy, in the dialect of EvalAI's evaluation."""
 
-    class Options(QuestionSet.Options):
+    class Options(VQAFiles.Options):
         """Those of every set of questions, and whose files they are."""
 
         format: Literal["official", "lavis"] = Field("official", description="source of the annotation files")
 
+    files: ClassVar = {
+        "official": files_of("OpenEnded_mscoco_{}_questions.json", "mscoco_{}_annotations.json",
+                             train="train2014", validation="val2014"),
+        "lavis": files_of("okvqa_{}.json", train="train", validation="val"),
+    }  # fmt: skip
     template: ClassVar = {"official": "{subset}/{name}.jpg", "lavis": "{image}"}
     dialect = "evalai"
-
-    def published(self) -> dict[str, tuple[str, ...]]:
-        if self._options.format == "lavis":
-            return {"train": ("okvqa_train.json",), "validation": ("okvqa_val.json",)}
-        return {
-            split: (f"OpenEnded_mscoco_{subset}_questions.json", f"mscoco_{subset}_annotations.json")
-            for split, subset in (("train", "train2014"), ("validation", "val2014"))
-        }
+    annotated = ("question_type",)
 
     def rows(self, split: str) -> Iterator[Asked]:
-        return self._official(split) if self._options.format == "official" else self._lavis(split)
-
-    def _official(self, split: str) -> Iterator[Asked]:
-        for question, annotation, document in vqa_rows(self.annotations(split)):
-            subset, number = str(document.get("data_subtype", "")), number_of(question, "image_id")
-            media = self.medium(question, subset=subset, name=f"COCO_{subset}_{number:012d}", image_id=number)
-            answers = () if annotation is None else answers_of(annotation, needed=True)
-            meta = {} if annotation is None else {"question_type": annotation.values.get("question_type")}
-            yield Asked(question, text_of(question, "question_id"), media, question_of(question), answers, meta=meta)
+        return self.official(split) if self._options.format == "official" else self._lavis(split)
 
     def _lavis(self, split: str) -> Iterator[Asked]:
         for row in self.json_rows(split):
-            media = self.medium(row, image=text_of(row, "image"))
-            yield Asked(row, text_of(row, "question_id"), media, question_of(row), answers_of(row, "answer"))
+            yield self.asked(row, {"image": text_of(row, "image")}, *answers_of(row, "answer"))
 
 
 TASK = OKVQA

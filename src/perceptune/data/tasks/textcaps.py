@@ -5,15 +5,16 @@ those of validation, too.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
 
-from perceptune.data.tasks.base import Captioned, CaptionSet, Files, text_of
+from perceptune.data.tasks.base import Captioned, CaptionSet, files_of, text_of
+
+_KEYS = ("caption_str", "reference_strs")
 
 
 class TextCaps(CaptionSet):
     """Judged by CIDEr against all captions of an image."""
 
-    files: ClassVar[Files] = {"train": ("TextCaps_0.1_train.json",), "validation": ("TextCaps_0.1_val.json",)}
+    files = files_of("TextCaps_0.1_{}.json", train="train", validation="val")
     template = "{folder}/{image_id}.jpg"
     one_row_a_medium = False
 
@@ -26,7 +27,7 @@ class TextCaps(CaptionSet):
                 if seen.setdefault(number, row.where) != row.where:
                     raise row.error(f"the caption_id `{number}` is that of {seen[number]}, too")
             media = self.medium(row, folder=folder, image_id=name)
-            yield Captioned(row, name, media, self.captions(row, ["caption_str", "reference_strs"], split))
+            yield Captioned(row, name, media, self.captions(split, row, keys=_KEYS))
 
 
 TASK = TextCaps

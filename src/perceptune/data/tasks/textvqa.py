@@ -5,23 +5,21 @@ validation, too. The test questions are `annotations: {test: TextVQA_0.5.1_test.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
 
-from perceptune.data.tasks.base import Asked, Files, QuestionSet, answers_of, question_of, text_of
+from perceptune.data.tasks.base import Asked, QuestionSet, answers_of, files_of, text_of
 
 
 class TextVQA(QuestionSet):
     """Judged by VQA accuracy, in the dialect of EvalAI's evaluation."""
 
-    files: ClassVar[Files] = {"train": ("TextVQA_0.5.1_train.json",), "validation": ("TextVQA_0.5.1_val.json",)}
+    files = files_of("TextVQA_0.5.1_{}.json", train="train", validation="val")
     template = "{folder}/{image_id}.jpg"
     dialect = "evalai"
 
     def rows(self, split: str) -> Iterator[Asked]:
         folder = "test_images" if split == "test" else "train_images"
         for row in self.json_rows(split, at="data"):
-            media = self.medium(row, folder=folder, image_id=text_of(row, "image_id"))
-            yield Asked(row, text_of(row, "question_id"), media, question_of(row), answers_of(row))
+            yield self.asked(row, {"folder": folder, "image_id": text_of(row, "image_id")}, *answers_of(row))
 
 
 TASK = TextVQA
