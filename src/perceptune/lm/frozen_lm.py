@@ -27,14 +27,14 @@ from perceptune.lm.slot_hooks import MASK, Splice, argument_names, replace_input
 from perceptune.types import Slots
 from perceptune.utils.tensors import move, places_of_kept, prepend_slot_columns
 
-LayerStates = tuple[int, Tensor]  # a layer, and the states (B, T, d) of texts that enter it
+LayerStates = tuple[int, Tensor]  # a layer, and its input states (B, T, d) of texts
 
 
 class FrozenLM(nn.Module):
-    """Wraps a causal LM: finds its blocks, opens slots in them, keeps every weight as it is.
+    """Wrap a causal LM: find its blocks, open slots in them and leave every weight unchanged.
 
     `layers` overrides the search for the blocks with a dotted path inside the model.
-    Raises `UserError` if the LM cannot be spliced, listing what was tried.
+    Raises `UserError` listing what was tried if the LM cannot have slots.
     """
 
     def __init__(self, model: nn.Module, *, layers: str | None = None) -> None:
@@ -42,25 +42,25 @@ class FrozenLM(nn.Module):
         self.model = cast(Any, model.requires_grad_(False).eval())
         self.config = self.model.config.get_text_config()
         self.layers_path = architectures.find_layers(model, layers)
-        if self.config._attn_implementation != short_attention.NAME:  # that of a model which was wrapped before
+        if self.config._attn_implementation != short_attention.NAME:  # set already if the model was wrapped before
             architectures.require_mask_attention(self.config)
         short_attention.replace_sdpa(self.config, short_attention.NAME)
         self.hidden_size = int(self.config.hidden_size)
-        # OPT-350M embeds in 512 dimensions and projects to 1,024: a prompt at the input lives in the smaller space.
+        # OPT-350M embeds in 512 dimensions and projects to 1,024: a prompt at the input is 512 wide.
         self.prompt_size = int(getattr(self.config, "word_embed_proj_dim", self.hidden_size))
         self.gradient_checkpointing = False
-        self.capabilities = Capabilities()  # until `probe` has found out more
+        self.capabilities = Capabilities()  # until `probe` has run
         self._busy = False
         self._splice: Splice | None = None
-        self._keep: Tensor | None = None  # (N,) places of the columns that the vocabulary head runs on
+        self._keep: Tensor | None = None  # (N,) indices of the columns that the vocabulary head runs on
         self._stop_at: int | None = None
-        self._blocks_give_tuples = False  # found out by the first forward
-        self._argument_names: list[list[str]] = []  # of each block
+        self._blocks_give_tuples = False  # determined by the first forward
+        self._argument_names: list[list[str]] = []  # per block
         self._install_hooks()
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The decoder blocks, first one first."""
+        """The decoder blocks, in order."""
         return cast(nn.ModuleList, self.model.get_submodule(self.layers_path))
 
     @property
@@ -70,31 +70,31 @@ class FrozenLM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the states between layers (never read off a quantised weight)."""
+        """Dtype of the states between layers (never that of a quantised weight)."""
         return self.model.get_input_embeddings().weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the LM lives."""
+        """Device of the LM."""
         return self.model.get_input_embeddings().weight.device
 
     def train(self, mode: bool = True) -> FrozenLM:
-        """A frozen LM stays in evaluation mode: its dropout would only add noise to what cannot adapt."""
+        """Stay in evaluation mode: dropout would only add noise to a frozen LM."""
         return super().train(False)
 
     def project_prompt(self, prompt: Tensor) -> Tensor:
-        """Prompt vectors (..., prompt_size) as they enter layer 0 (..., hidden_size)."""
+        """Project prompt vectors (..., prompt_size) to the input of layer 0 (..., hidden_size)."""
         if self.prompt_size == self.hidden_size:
             return prompt
         return self.model.get_decoder().project_in(prompt.to(self.dtype))
 
     def site(self, layer: int, kind: str) -> tuple[str, nn.Module]:
-        """Full name and module that ends attention (`attention`) or the feed-forward part (`mlp`) of a block."""
+        """Return name and module at the end of a block's attention (`attention`) or feed-forward part (`mlp`)."""
         path, module = architectures.require_site(self.layers[layer], kind, architectures.SITES, self._place_of(layer))
         return f"{self.layers_path}.{layer}.{path}", module
 
     def module_input(self, layer: int, kind: str) -> nn.Module:
-        """The module that attention (`attention`) or the feed-forward part (`mlp`) of a block begins with."""
+        """Return the first module of a block's attention (`attention`) or feed-forward part (`mlp`)."""
         return architectures.require_site(self.layers[layer], kind, architectures.ENTRANCES, self._place_of(layer))[1]
 
     def _place_of(self, layer: int) -> str:
@@ -102,7 +102,7 @@ class FrozenLM(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights as they were when it was first asked for: training may change them later."""
+        """Fingerprint of the weights at the first access; training may change them later."""
         return architectures.weights_fingerprint(self.model)
 
     def forward(
@@ -111,14 +111,14 @@ class FrozenLM(nn.Module):
         attention_mask: Tensor,  # (B, T) 1 = token
         slots: Sequence[Slots] = (),
         *,
-        keep: Tensor | None = None,  # (B, T) bool, best on the CPU
+        keep: Tensor | None = None,  # (B, T) bool, preferably on the CPU
         text_states: LayerStates | None = None,  # from `hidden_states_at`
         use_reference_path: bool = False,
     ) -> Tensor:
-        """Logits (B, T, vocab) of the text, or (N, vocab) at the N positions marked in `keep`.
+        """Return logits (B, T, vocab) of the text, or (N, vocab) at the N positions marked in `keep`.
 
-        With `text_states` the layers below are not run: their result is given. `use_reference_path` runs every column
-        through every block, which is what split execution must equal.
+        With `text_states` the layers below are skipped: their result is given. `use_reference_path` runs every column
+        through every block: the reference that split execution must equal.
         """
         return self._run(
             self._logits, input_ids, attention_mask, slots, keep, text_states, use_reference_path=use_reference_path
@@ -128,9 +128,9 @@ class FrozenLM(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots], *, keep: Tensor, targets: Tensor,
         text_states: Callable[[Tensor, Tensor], LayerStates] | None = None, use_reference_path: bool = False,
     ) -> Tensor:  # fmt: skip
-        """Cross-entropy summed over the N positions marked in `keep` (B, T); `targets` (N,) in the same order.
+        """Return the cross-entropy summed over the N positions marked in `keep` (B, T); `targets` (N,) in their order.
 
-        Ids, mask and targets are moved to the LM; `text_states` looks up those of ids and mask as they are given.
+        Ids, mask and targets are moved to the LM; `text_states` looks states up by ids and mask as they are given.
         """
         device, head = self.device, self.model.get_output_embeddings()
         states = None if text_states is None else text_states(input_ids, attention_mask)
@@ -144,11 +144,11 @@ class FrozenLM(nn.Module):
         return nn.functional.cross_entropy(out.float(), move(targets, device), reduction="sum")
 
     def final_hidden_states(self, *args: Any, **kwargs: Any) -> Tensor:
-        """States (N, d) at the kept positions as the vocabulary head takes them; arguments as in `forward`."""
+        """Return the vocabulary head's inputs (N, d) at the kept positions; arguments as in `forward`."""
         return self._run(self._final_states, *args, **kwargs)
 
     def why_reference_path(self, slots: Sequence[Slots]) -> str | None:
-        """Why these slots cannot be run as keys and values; None if they can."""
+        """Return why these slots need the reference path instead of split execution; None if they do not."""
         if any(slot.sees_text for slot in slots):
             return "slots that see the text (slot_mask: official) change with it"
         return self.capabilities.split_disabled_reason
@@ -162,7 +162,7 @@ class FrozenLM(nn.Module):
         return run(read, ids, mask, slots, keep, text_states)
 
     def _final_states(self, **inputs: Any) -> Tensor:
-        """States that enter the vocabulary head, (N, d) at the kept columns: what the model below the head returns."""
+        """Return the states that enter the vocabulary head, (N, d) at the kept columns."""
         states: Tensor = self.model.base_model(**inputs).last_hidden_state
         return states if self._keep is None else states.flatten(0, 1).index_select(0, self._keep)
 
@@ -177,7 +177,7 @@ class FrozenLM(nn.Module):
         *,
         text_states: LayerStates | None = None,
     ) -> tuple[Tensor, list[list[KVPair]]]:
-        """Logits (B, vocab) of the next token, and for each layer the keys and values that the text attends to."""
+        """Return the logits (B, vocab) of the next token, and the keys and values the text attends to per layer."""
         last = torch.zeros(attention_mask.shape, dtype=torch.bool)
         last[:, -1] = True
         kv: list[list[KVPair]] = []
@@ -192,7 +192,7 @@ class FrozenLM(nn.Module):
         if keep is not None:
             marked = keep.any(0).nonzero().flatten().tolist() or [0]
             split.query_range = (marked[0], end := marked[-1] + 1)
-            # Nothing that is kept sees what comes after it: a text's last token is predicted, it predicts nothing.
+            # A text's last token is predicted but predicts nothing, and the kept columns do not attend to it.
             ids, mask, keep = ids[:, :end], mask[:, :end], keep[:, :end]
             if text_states is not None:
                 split.text_states = (text_states[0], text_states[1][:, :end])
@@ -233,9 +233,9 @@ class FrozenLM(nn.Module):
         self, layer: int, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots] = (), *,
         kv: list[list[KVPair]] | None = None,
     ) -> Tensor:  # fmt: skip
-        """States (B, T, d) of the text as they enter `layer`; the layers from there on are not run.
+        """Return the text's states (B, T, d) at the input of `layer`; that layer and those above are not run.
 
-        With a list `kv` by split execution, which adds to it what the text attends to in each layer below.
+        With a list `kv`, use split execution and append what the text attends to in each layer below.
         """
         self._stop_at = layer
         try:
@@ -244,7 +244,7 @@ class FrozenLM(nn.Module):
             else:
                 self._split_forward(self._logits, input_ids, attention_mask, slots, None, None, kv)
         except ReachedLayerError as reached:
-            return reached.states[:, -input_ids.shape[1] :]  # the reference path's have the slots before them
+            return reached.states[:, -input_ids.shape[1] :]  # on the reference path the slots come first
         finally:
             self._stop_at = None
         raise RuntimeError(f"layer {layer} was never reached")
@@ -295,7 +295,7 @@ class FrozenLM(nn.Module):
             self._splice.start(0 if past is None else int(past.get_seq_length()))
 
     def _before_head(self, _: nn.Module, args: tuple[Any, ...]) -> Any:
-        """The vocabulary head runs on the kept positions only, as one 2-D product."""
+        """Reduce the vocabulary head's input to the kept positions, as one 2-D product."""
         if self._keep is None:
             return None
         return (args[0].flatten(0, 1).index_select(0, self._keep), *args[1:])
@@ -303,7 +303,7 @@ class FrozenLM(nn.Module):
 
 @contextlib.contextmanager
 def _replaced_forward(layers: Iterable[nn.Module], replace: Callable[[Any], Any]) -> Iterator[None]:
-    """Lets the LM's own code build masks and positions while some blocks do something else; undone on exit."""
+    """Replace the forward of some blocks while the LM's own code builds masks and positions; undone on exit."""
     layers = list(layers)
     for layer in layers:
         layer.forward = replace(layer.forward)

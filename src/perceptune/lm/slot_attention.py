@@ -1,13 +1,13 @@
-"""Split execution: the text runs through the blocks alone, slots come along as extra keys and values.
+"""Split execution: only the text runs through the blocks; slots are additional keys and values.
 
-What a text reads of a slot is one key and one value per layer. So in each block a slot whose state is overwritten
-before the next one is computed no further than that; a slot whose state is the same for every row (a soft prompt with
-nothing of the medium before it) is computed once for the whole batch; and in the last block only the positions that
-predict a supervised token ask for anything. The result is that of the reference path (`Splice`), which runs every
-column through everything.
+Text columns need one key and one value of a slot per layer. So in each block a slot whose state is overwritten
+before the next one is computed no further than that; a slot whose state is the same for every row (a soft prompt
+that no medium precedes) is computed once for the whole batch; and in the last block only the positions that
+predict a supervised token are queries. The result equals that of the reference path (`Splice`), which runs every
+column through every block.
 
-transformers hands each block a cache object and attends to whatever its `update` returns. That one call is all that is
-needed to give a layer more keys than queries.
+transformers passes a cache object to each block and attends to whatever its `update` returns. Replacing that call
+is enough to give a layer more keys than queries.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from perceptune.utils.tensors import move
 
 Forward = Callable[..., Any]
 HIDDEN = "hidden_states"
-ALIBI = "alibi"  # (B x heads, 1, columns): what BLOOM adds to the scores of each key for its position
+ALIBI = "alibi"  # (B x heads, 1, columns): BLOOM's positional bias of each key
 
 
 @dataclass(frozen=True)
 class KVPair:
-    """Keys and values (rows, heads, columns, head size), and which of the batch's rows may see them."""
+    """Keys and values (rows, heads, columns, head size), and which of the batch's rows may attend to them."""
 
     keys: Tensor
     values: Tensor
@@ -47,25 +47,25 @@ class KVPair:
 
 
 class CapturedError(Exception):
-    """Leaves a block as soon as its keys and values are known: the rest of it is not wanted."""
+    """Raised to leave a block once its keys and values are captured, as the rest of it is not needed."""
 
 
 class PrefixCache(Cache):
-    """The cache of one forward pass: what lies to the left of the columns that a block is called with."""
+    """Cache of one forward pass: the keys and values to the left of the columns that a block is called with."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.left: Sequence[KVPair] = ()
-        self.own: KVPair | None = None  # of the columns that the block was last called with
-        self.leave = False  # leave the block once its keys and values are known
-        self.only_left = False  # the columns' own keys and values are among those on the left already
+        self.own: KVPair | None = None  # of the columns the block was last called with
+        self.leave = False  # leave the block once its keys and values are captured
+        self.only_left = False  # the columns' own keys and values are already in the prefix
 
     def set_prefix(self, left: Sequence[KVPair], *, leave: bool = False, only_left: bool = False) -> None:
-        """Says what the next call of a block shall see."""
+        """Set the prefix that the next call of a block attends to."""
         self.left, self.leave, self.only_left, self.own = left, leave, only_left, None
 
     def captured(self) -> KVPair:
-        """Keys and values of the columns that the block was last called with."""
+        """Return the keys and values of the columns that the block was last called with."""
         if self.own is None:
             raise RuntimeError("the block asked for no keys and values: its attention knows no cache")
         return self.own
@@ -83,7 +83,7 @@ class PrefixCache(Cache):
             for tensors in ([p.keys for p in pairs], [p.values for p in pairs])
         )
 
-    # The text's mask is made as without any slot: their columns are put in front of it later, layer by layer.
+    # The text's mask is made as if there were no slots: their columns are put in front of it later, layer by layer.
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
@@ -93,15 +93,15 @@ class PrefixCache(Cache):
 
 @dataclass
 class SlotGroup:
-    """The columns of one `Slots` on their way through the layers."""
+    """Columns of one `Slots` on their way through the layers."""
 
     slots: Slots
     start: int  # first column
     present: Tensor | None  # (B,) bool; None = all rows
-    hidden: Tensor | None = None  # (1 or B, n, d) as it leaves the last block it was run through
+    hidden: Tensor | None = None  # (1 or B, n, d) output of the last block it was run through
 
     def entering(self, index: int, dtype: torch.dtype) -> Tensor:
-        """(1 or B, n, d) as the columns enter block `index`."""
+        """Return the states (1 or B, n, d) of the columns at the input of block `index`."""
         states = self.slots.states.get(index)
         if states is not None:
             return states.to(dtype)
@@ -110,7 +110,7 @@ class SlotGroup:
 
 
 class SplitForward:
-    """One forward of `[slots][pad][text]`; `block` gives what stands in for each block's forward."""
+    """One forward pass of `[slots][pad][text]`; `block` returns the replacement of each block's forward."""
 
     def __init__(self, slots: Sequence[Slots], n_layers: int, *, tuples: bool = False) -> None:
         self.n_layers = n_layers
@@ -120,9 +120,9 @@ class SplitForward:
             shown = None if bool(one.present.all()) else move(one.present, one.states[one.entry].device)
             self.groups.append(SlotGroup(one, self.width, shown))
         self.past = PrefixCache()
-        self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): states that enter this layer
+        self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): inputs of this layer
         self.query_range: tuple[int, int] | None = None  # text columns that the last block computes; None = all
-        self.kv: list[list[KVPair]] | None = None  # [] = to be filled: for each layer, what the text attends to in it
+        self.kv: list[list[KVPair]] | None = None  # if a list, filled with what the text attends to in each layer
         self._masks: dict[tuple[int, int], Tensor] = {}
 
     @property
@@ -131,7 +131,7 @@ class SplitForward:
         return sum(group.slots.width for group in self.groups)
 
     def block(self, index: int, names: Sequence[str], forward: Forward) -> Forward:
-        """What block `index` does in this pass instead of its own `forward`, whose arguments have these names."""
+        """Return what block `index` runs in this pass instead of `forward`, whose arguments have these names."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             given = dict(zip(names[: len(args)], args, strict=True)) | kwargs
@@ -146,11 +146,11 @@ class SplitForward:
         return run
 
     def around(self, layer: Callable[[Tensor], Tensor], text: Tensor) -> Tensor:
-        """Runs one layer; to be replaced by what saves memory."""
+        """Run one layer; replaced to save memory, e.g. by checkpointing."""
         return layer(text)
 
     def _layer(self, index: int, forward: Forward, given: dict[str, Any], text: Tensor) -> Tensor:
-        """All columns through one block: each sees the keys and values of those to its left."""
+        """Run all columns through one block: each attends to the keys and values of those to its left."""
         block = _Block(forward, self.past, given, text.shape[0], self.width + text.shape[1])
         left, joint = self._open_slots(index, block, text)
         if self.text_states is not None and index < self.text_states[0]:
@@ -164,15 +164,15 @@ class SplitForward:
         else:
             first, end = self.query_range or (0, text.shape[1])
             out, own = _last(block, text, mask, self.width, left, first, end)
-            # The width that the LM's own code expects of its last block; nobody reads the other columns.
+            # The LM's own code expects its last block to return this width; the other columns are not used.
             out = torch.nn.functional.pad(out, (0, 0, self.width + first, text.shape[1] - end))
         self._note_kv([*left, own])
         return out
 
     def _open_slots(self, index: int, block: _Block, text: Tensor) -> tuple[list[KVPair], Tensor | None]:
-        """Keys and values of the open groups; the states (B, n, d) of one that is to go through with the text."""
+        """Return keys and values of the open groups, and the states (B, n, d) of one that runs with the text."""
         left: list[KVPair] = []
-        rows = 1  # 1 as long as the columns so far are the same for the whole batch
+        rows = 1  # 1 as long as all columns so far are the same for the whole batch
         for group in self.groups:
             if group.slots.entry > index:
                 continue
@@ -184,26 +184,26 @@ class SplitForward:
         return left, None
 
     def _is_joint(self, index: int, group: SlotGroup) -> bool:
-        """Whether this open group is the one next to the text and goes through this block whole, as the text does."""
+        """Whether this open group is next to the text and needs this block's full output, so that both run jointly."""
         if self.text_states is not None and index < self.text_states[0]:
             return False
         return group is self.groups[-1] and group.present is None and not self._is_left_early(index, group)
 
     def _is_left_early(self, index: int, group: SlotGroup) -> bool:
-        """Whether nobody needs more of the group in this block than keys and values."""
+        """Whether only the keys and values of the group are needed in this block."""
         return index + 1 == self.n_layers or index + 1 in group.slots.states
 
     def _joint_forward(
         self, block: _Block, hidden: Tensor, text: Tensor, mask: Tensor, left: Sequence[KVPair]
     ) -> tuple[Tensor, KVPair]:
-        """The last group and the text in one call: fewer, larger products."""
+        """Run the last group and the text in one call: fewer, larger products."""
         group = self.groups[-1]
         out, own = block.full(torch.cat([hidden, text], 1), self._joint_mask(hidden, mask, left), group.start, left)
         group.hidden = out[:, : hidden.shape[1]]
         return out[:, hidden.shape[1] :], own
 
     def _joint_mask(self, hidden: Tensor, mask: Tensor, left: Sequence[KVPair]) -> Tensor:
-        """(B, 1, n + T, S + n + T) from the text's (B, 1, T, S + T)."""
+        """Extend the text's mask (B, 1, T, S + T) to (B, 1, n + T, S + n + T)."""
         key = (id(mask), -1)
         if key not in self._masks:
             seen, n, length = sum(pair.width for pair in left), hidden.shape[1], mask.shape[-2]
@@ -220,7 +220,7 @@ class SplitForward:
     def _slots_through(
         self, index: int, block: _Block, group: SlotGroup, hidden: Tensor, rows: int, left: Sequence[KVPair]
     ) -> KVPair:
-        """Keys and values of a group's columns in this block; its output too, where the next block needs it."""
+        """Return keys and values of a group's columns in this block; run the whole block if the next one needs it."""
         if self._is_left_early(index, group):
             own = block.keys_and_values(hidden, group.start)
         else:
@@ -229,7 +229,7 @@ class SplitForward:
         return KVPair(own.keys, own.values, group.present)
 
     def _text_mask(self, mask: Tensor | None, left: Sequence[KVPair], text: Tensor) -> Tensor:
-        """(B, 1, T, S + T): the LM's own mask between text columns, after the open slots'."""
+        """Return the mask (B, 1, T, S + T): the open slots' columns, then the LM's own mask between text columns."""
         key = (id(mask), sum(pair.width for pair in left))  # the LM keeps its masks alive during the forward
         if key not in self._masks:
             rows, length = text.shape[:2]
@@ -243,23 +243,23 @@ class SplitForward:
 
 @dataclass
 class _Block:
-    """One block of the LM, and what its own code hands to it beside the hidden states."""
+    """One block of the LM, and the arguments that its own code passes beside the hidden states."""
 
     forward: Forward
     past: PrefixCache
     given: dict[str, Any]
     rows: int  # of the batch
-    columns: int  # for how many columns masks and positions were made
+    columns: int  # number of columns that masks and positions were made for
 
     def full(
         self, hidden: Tensor, mask: Tensor, start: int, left: Sequence[KVPair], *, only_left: bool = False
     ) -> tuple[Tensor, KVPair]:
-        """Output of the columns from `start` on, and their own keys and values."""
+        """Return the output of the columns from `start` on, and their own keys and values."""
         self.past.set_prefix(left, only_left=only_left)
         arguments = self._arguments(hidden, start)
         if arguments.get(ALIBI) is not None:
             with_text = only_left or start + hidden.shape[1] == self.columns
-            # All slots stand at position 0, so which of their columns are kept does not matter.
+            # All slots are at position 0, so it does not matter which of their columns are kept.
             keys = slice(-mask.shape[-1], None) if with_text else slice(mask.shape[-1])
             heads = arguments[ALIBI].shape[0] // self.rows
             arguments[ALIBI] = arguments[ALIBI][: heads * hidden.shape[0], :, keys]
@@ -267,7 +267,7 @@ class _Block:
         return (out[0] if isinstance(out, tuple) else out), self.past.captured()
 
     def keys_and_values(self, hidden: Tensor, start: int) -> KVPair:
-        """Keys and values alone; the block is left as soon as they are known."""
+        """Return keys and values alone; the block is left as soon as they are captured."""
         self.past.set_prefix((), leave=True)
         with contextlib.suppress(CapturedError):
             self.forward(hidden, **self._arguments(hidden, start), **{MASK: None})
@@ -282,7 +282,7 @@ class _Block:
 def _last(
     block: _Block, text: Tensor, mask: Tensor, start: int, left: Sequence[KVPair], first: int, end: int
 ) -> tuple[Tensor, KVPair]:
-    """The last block: keys and values of the whole text, everything else for the columns [first, end)."""
+    """Run the last block: keys and values for the whole text, the rest only for the columns [first, end)."""
     if end - first > 0.75 * text.shape[1]:  # too little to save
         out, own = block.full(text, mask, start, left)
         return out[:, first:end], own
@@ -292,24 +292,24 @@ def _last(
 
 
 def _cut(value: Any, columns: int, wanted: slice, rows: int) -> Any:
-    """An argument of the block for some of the columns: what has a column axis (the second) is cut there."""
+    """Select some columns of an argument of the block, if it has a column axis (the second)."""
     if isinstance(value, tuple):
         return tuple(_cut(v, columns, wanted, rows) for v in value)
     if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] == columns:
-        # Slots stand at position 0 in every row, so one row's positions serve a group that is computed once.
+        # Slots are at position 0 in every row, so one row's positions serve a group that is computed once.
         return value[:rows, wanted]
     return value
 
 
 def _slot_mask(left: Sequence[KVPair], hidden: Tensor, like: Tensor | None) -> Tensor:
-    """Slots see those before them and themselves."""
+    """Return the slots' mask: each attends to itself and to those before it."""
     rows, n = hidden.shape[:2]
     own = causal_mask(n, hidden.device).expand(rows, 1, -1, -1)
     return in_terms_of(like, torch.cat([_seen(left, rows, n, hidden.device), own], -1))
 
 
 def _seen(left: Sequence[KVPair], rows: int, queries: int, device: torch.device) -> Tensor:
-    """(rows, 1, queries, S) bool: the slots to the left, row by row where some rows have none."""
+    """Return (rows, 1, queries, S) bool: the slots to the left, hidden in rows that have none."""
     parts = [
         torch.ones(rows, 1, queries, pair.width, dtype=torch.bool, device=device)
         if pair.visible is None

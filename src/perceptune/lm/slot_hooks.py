@@ -1,10 +1,11 @@
-"""Slots inside a frozen LM: which columns the text may see in which layer, and what is written into them.
+"""Slots inside a frozen LM: the columns that the text attends to in each layer, and the states written into them.
 
-The LM is given `[slots][pad][text]` with attention_mask 0 on the slots, so every layer hides them, as it hides padding.
-A pre-hook on each layer then opens the columns from their entry layer on and overwrites their hidden state where a
-method says so. All layers keep one length, hence the KV cache, left padding and beam search of transformers work
-unchanged. A slot's mask row is causal: it sees itself and the open slots before it, never the text. (The official
-eP-ALM code lets it see the whole text, future included; `Slots.sees_text` reproduces that, for parity.)
+The LM is given `[slots][pad][text]` with attention_mask 0 on the slots, so every layer hides them as it hides
+padding. A pre-hook on each layer opens the columns from their entry layer on and overwrites their hidden states if
+the method provides them. All layers keep one length, hence the KV cache, left padding and beam search of
+transformers work unchanged. A slot's mask row is causal: it attends to itself and the open slots before it, never
+to the text. (The official eP-ALM code lets it attend to the whole text, future included; `Slots.sees_text`
+reproduces that, for parity.)
 """
 
 import inspect
@@ -22,7 +23,7 @@ MASK = "attention_mask"
 
 
 class Splice:
-    """What one forward pass (or one generation) puts into the layers. Built per call, read by the hooks."""
+    """States and masks of the slots in one forward pass (or one generation). Built per call, read by the hooks."""
 
     def __init__(self, slots: Sequence[Slots], text_mask: Tensor) -> None:
         self.slots = list(slots)
@@ -30,17 +31,17 @@ class Splice:
         self._present = [move(slot.present, text_mask.device) for slot in self.slots]
         self.width = sum(slot.width for slot in self.slots)
         self.past = 0  # tokens already in the KV cache; set before each forward
-        self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): states that enter this layer
+        self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): inputs of this layer
         self._masks: dict[tuple[int, int], Tensor] = {}
 
     def start(self, past: int) -> None:
-        """Called once before each forward of the LM: prefill is known from the past's length."""
+        """Start a forward of the LM, after `past` cached tokens; 0 means prefill."""
         self.past = past
         self._masks.clear()
 
     def inject_states(self, layer: int, hidden: Tensor) -> Tensor:
-        """Hidden states (B, S + T, d) as this layer shall see them."""
-        if self.past:  # decoding: the slots live on in the cache
+        """Return the hidden states (B, S + T, d) with those of this layer's slots written in."""
+        if self.past:  # decoding: the slots are in the cache
             return hidden
         pieces: list[Tensor] = []
         start, changed = 0, False
@@ -58,7 +59,7 @@ class Splice:
         return torch.cat([*pieces, text], dim=1) if changed else hidden
 
     def unmask_slots(self, layer: int, mask: Tensor) -> Tensor:
-        """The layer's 4-D mask (bool: True = visible; float: 0 = visible) with the open columns made visible."""
+        """Return the layer's 4-D mask (bool: True = visible; float: 0 = visible) with the open columns made visible."""
         n_open = sum(slot.entry <= layer for slot in self.slots)
         key = (n_open, id(mask))  # several layers share a mask object, and the LM keeps it alive during the forward
         if key not in self._masks:
@@ -93,12 +94,12 @@ class Splice:
         causal = columns <= queries
         if self.sees_text:
             causal = causal | self._seeing_rows(n_queries, device)[:, None]
-        # A slot always sees itself: a row that sees nothing at all is not a number in some attention kernels.
+        # A slot always attends to itself: a row that attends to nothing is NaN in some attention kernels.
         return (opened[:, None, None, :] & causal) | (columns == queries)
 
     @property
     def sees_text(self) -> bool:
-        """Whether any slot looks at the text: its state then changes with every new token, so nothing is cached."""
+        """Whether any slot attends to the text: its state changes with every new token, so nothing can be cached."""
         return any(slot.sees_text for slot in self.slots)
 
     def _seeing_rows(self, n_queries: int, device: torch.device) -> Tensor:
@@ -106,7 +107,7 @@ class Splice:
         return move(torch.tensor(rows + [False] * (n_queries - self.width)), device)
 
     def _see_all_text(self, rest: Tensor) -> Tensor:
-        """Rows that see every text token, the future included, but never padding: batched == alone still holds."""
+        """Return rows that attend to every text token, future ones included, but never to padding: batched == alone."""
         grown = rest.shape[-1] - self.text_mask.shape[1]  # tokens generated since, none of them padding
         text = nn.functional.pad(self.text_mask, (0, grown), value=True)[:, None, None, :]
         rows = self._seeing_rows(rest.shape[-2], rest.device)[None, None, :, None]
@@ -117,7 +118,7 @@ class Splice:
 
 
 def argument_names(layer: nn.Module) -> list[str]:
-    """Names of the arguments that a decoder layer takes by position, in their order."""
+    """Return the names of a decoder layer's positional arguments, in their order."""
     parameters = inspect.signature(layer.forward).parameters
     return [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
@@ -125,7 +126,7 @@ def argument_names(layer: nn.Module) -> list[str]:
 def replace_inputs(
     splice: Splice, layer: int, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The layer's arguments with hidden states and mask as the splice wants them."""
+    """Return the layer's arguments with hidden states and mask replaced by the splice."""
     arguments = list(args)
     if args:
         arguments[0] = splice.inject_states(layer, args[0])

@@ -1,4 +1,4 @@
-"""Frozen parts with a method: loss for training, `answer` for everything else, whatever the backbone."""
+"""Base of all models: frozen parts and a trained method, with `loss` for training and `answer` for inference."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -24,16 +24,16 @@ from perceptune.utils.tensors import move
 
 
 class AdaptedModel(nn.Module, ABC):
-    """What `perceptune.build` and `perceptune.load` return. Trained: `method.parameters()`, nothing else.
+    """Model returned by `perceptune.build` and `perceptune.load`; only `method.parameters()` are trained.
 
-    Its subclasses are the backbones.
+    Each backbone is a subclass.
     """
 
     method: TrainableMethod
-    required_modalities: ClassVar[frozenset[str]] = frozenset()  # without which it answers nothing
+    required_modalities: ClassVar[frozenset[str]] = frozenset()  # a sample needs these
     supports_continuous_batching: ClassVar[bool] = False
     has_qformer: ClassVar[bool] = False
-    cleaning: AnswerCleaning | None = None  # how answers are found in generated texts, as stored with a run
+    cleaning: AnswerCleaning | None = None  # how answers are extracted from generated text, as stored with a run
 
     def __init__(
         self, recipe: Recipe, encoders: Mapping[str, Encoder], stores: Mapping[str, FeatureStore],
@@ -47,48 +47,48 @@ class AdaptedModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the LM and the method lie."""
+        """Device of the LM and the method."""
         return next(self.method.parameters()).device
 
     @property
     @abstractmethod
     def max_positions(self) -> int | None:
-        """Tokens of prompt and answer that the LM has positions for; None where they are not numbered."""
+        """Maximum number of prompt and answer tokens by the LM's position embeddings; None if it has no such limit."""
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Dtype of the LM's states."""
+        """Dtype of the LM's hidden states."""
 
     @property
     def decoding(self) -> Decoding:
-        """How the recipe wants answers to be decoded."""
+        """Decoding settings of the recipe."""
         return Decoding(**self.recipe.decode.model_dump())
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Of the frozen weights outside the encoders, as they were before any training."""
+        """Fingerprint of the frozen weights outside the encoders, taken before any training."""
 
     @abstractmethod
     def frozen_parts(self) -> dict[str, FrozenPart]:
-        """Every frozen part by name; what the method has taken over of them is still inside."""
+        """Return every frozen part by name, including modules that the method trains or wraps."""
 
     def count_parameters(self) -> tuple[int, int]:
-        """Return how many parameters are trained, and how many there are, tied weights counted once."""
+        """Return the number of trained parameters and of all parameters; tied weights count once."""
         frozen = sum(count(part.module, without=self.method) for part in self.frozen_parts().values())
         return count_trained(self.method), frozen + count(self.method)
 
     @abstractmethod
     def setup(self, *, training: bool = False, sharded: bool = False) -> None:
-        """Settles how the frozen parts are run, as the recipe says. `build` and `load` do it; twice is no harm.
+        """Configure how the frozen parts run, as the recipe says; `build` and `load` call it, and it is idempotent.
 
-        For answers everything else is as in `training`, so that all commands give the same.
-        `sharded`: their weights are spread over several processes. Raises `UserError` for keys that mean nothing here.
+        All commands run the frozen parts alike, in `training` or not, so that they give the same answers.
+        `sharded`: the weights are spread over several processes. Raises `UserError` for keys that do not apply here.
         """
 
     def place(self, world: World) -> None:
-        """Move to this process's device, or shard the LM over all; `UserError` if its weights cannot be sharded."""
+        """Move to this process's device, or shard the LM over all; raise `UserError` if it cannot be sharded."""
         use_full_float32(world.device)
         if world.sharding is None:
             self.to(world.device)
@@ -100,53 +100,53 @@ class AdaptedModel(nn.Module, ABC):
             raise UserError(f"accelerate: FSDP is not supported for `backbone: {self.recipe.backbone}`")
 
     def fit_to_answers(self, samples: Sequence[Sample]) -> None:
-        """Starts connections from what these training samples say of their media; after `fit_statistics`."""
+        """Initialise the connections from the answers of these training samples; call after `fit_statistics`."""
         raise self._cannot("has no connections to start from answers")
 
     @abstractmethod
     def set_dropout(self, *, on: bool) -> None:
-        """That of the method's own parts, such as LoRA's, and the LM's own where the recipe wants it."""
+        """Switch the dropout of the method's own parts (such as LoRA) and, if the recipe asks for it, of the LM."""
 
     @abstractmethod
     def tokens(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Tokens:
-        """The text part of a batch; `targets` default to each sample's first."""
+        """Tokenise the text part of a batch; `targets` default to each sample's first."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Loss summed over the supervised tokens, and their number."""
+        """Return the loss summed over the supervised tokens, and their number."""
 
     @abstractmethod
     def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
         callback: StreamCallback | None = None,
     ) -> list[list[int]]:  # fmt: skip
-        """Generated tokens of each sample of one batch, without end tokens.
+        """Return the generated tokens of each sample of one batch, without end tokens.
 
-        `seeds` stand for `decoding.seed`, row by row; `callback` may end a row early.
+        `seeds` replace `decoding.seed`, one per row; `callback` receives each token and can stop a row early.
         """
 
     @property
     def reuses_texts(self) -> bool:
-        """Whether layers that see bare text only are run once per distinct text."""
+        """Whether layers that receive text only are run once per distinct text."""
         return False
 
     def precompute_texts(self, texts: Iterable[tuple[int, ...]], uses: int, *, rank: int = 0, world: int = 1) -> None:
-        """Computes what is reused of texts before a training with `uses` of them, or settles not to."""
+        """Precompute the text states that training reuses, or disable reuse if `uses` is too small for a gain."""
 
     def refresh_texts(self) -> None:
-        """Sees what other processes have computed."""
+        """Load text states that other processes have computed."""
 
     @abstractmethod
     def layer_info(self) -> dict[str, int]:
-        """`lm_layers`, and `first_layer`, below which they see bare text."""
+        """Return `lm_layers` and `first_layer`, below which the layers receive text only."""
 
     def run_info(self) -> dict[str, Any]:
-        """How it is run, for the first line of a run's log."""
+        """Return how the model is run, for the first line of a run's log."""
         return {}
 
     @property
     def text(self) -> TextFormat:
-        """Template and tokenizer."""
+        """Prompt template and tokenizer."""
         if self._text is None:
             raise UserError("this model was built from configurations only: it has no tokenizer")
         return self._text
@@ -159,12 +159,12 @@ class AdaptedModel(nn.Module, ABC):
         self, samples: Sequence[Sample], view_seeds: Sequence[int] | None = None, *, label: str = "features",
         rank: int = 0, world: int = 1, on_broken: Callable[[Sample, Medium, MediaError], None] | None = None,
     ) -> None:  # fmt: skip
-        """Computes the features of these samples' media that are not kept yet, so that `encode` only reads them.
+        """Compute the features of these samples' media that are not cached yet, so that `encode` only reads them.
 
-        `draws` as in `encode`. Of `world` processes that give the same samples, each computes its share. A broken
-        medium is told to `on_broken` with the first sample that has it; without it `MediaError` is raised.
+        `view_seeds` as in `encode`. Each of `world` processes, given the same samples, computes its part. A broken
+        medium is passed to `on_broken` with the first sample that uses it; without `on_broken`, `MediaError` is raised.
         """
-        samples = list(samples)  # what is read lazily, once
+        samples = list(samples)  # may be a lazy iterable
         self.check_modalities(samples)
         for modality, store in self.stores.items():
             first: dict[Medium, Sample] = {}
@@ -184,17 +184,17 @@ class AdaptedModel(nn.Module, ABC):
     def collate(
         self, samples: Sequence[Sample], targets: Sequence[str] | None = None, view_seeds: Sequence[int] | None = None
     ) -> Batch:
-        """A training batch; `targets` default to each sample's first, `draws` as in `encode`.
+        """Return a training batch; `targets` default to each sample's first, `view_seeds` as in `encode`.
 
         Raises `UserError` naming the sample.
         """
         return Batch(self.tokens(samples, targets), self.encode(samples, view_seeds))
 
     def encode(self, samples: Sequence[Sample], view_seeds: Sequence[int] | None = None) -> dict[str, Features]:
-        """Features of each modality; rows without that modality hold zeros and are marked absent.
+        """Return the features of each modality; rows without that modality hold zeros and are marked absent.
 
-        `draws`, one number a sample, choose augmented views where the recipe has any (`encoders.MODALITY.views`);
-        without them the plain media are seen.
+        `view_seeds`, one per sample, choose the augmented views of a recipe that has them (`encoders.MODALITY.views`);
+        without seeds the media are not augmented.
         """
         self.check_modalities(samples)
         encoded = {}
@@ -207,7 +207,7 @@ class AdaptedModel(nn.Module, ABC):
     def get_cached(
         self, samples: Sequence[Sample], view_seeds: Sequence[int] | None = None
     ) -> dict[str, Features] | None:
-        """What `encode` gives if it need not compute anything, else None. Safe in a thread."""
+        """Return what `encode` would if all features are cached, else None. Thread-safe."""
         features = {}
         for modality, store in self.stores.items():
             media, chosen = _media(samples, modality, view_seeds)
@@ -219,7 +219,7 @@ class AdaptedModel(nn.Module, ABC):
         return features
 
     def check_modalities(self, samples: Sequence[Sample]) -> None:
-        """Raises `UserError` for a medium that no encoder of this model takes."""
+        """Raise `UserError` for a medium that no encoder of this model accepts."""
         for sample in samples:
             for modality in sample.media:
                 if modality not in self.stores:
@@ -232,7 +232,7 @@ class AdaptedModel(nn.Module, ABC):
     def answer(
         self, samples: Sequence[Sample], *, decoding: Decoding | None = None, batch_size: int | None = None
     ) -> list[str]:
-        """Generated text of each sample, as the LM wrote it. The same for a sample alone or in any batch (float32)."""
+        """Return the generated text of each sample; it does not depend on the other samples of the batch (float32)."""
         decoding = decoding or self.decoding
         size = batch_size or self.recipe.eval.batch_size
         answers: list[str] = []
@@ -243,23 +243,23 @@ class AdaptedModel(nn.Module, ABC):
     def token_logprobs(
         self, samples: Sequence[Sample], *, decoding: Decoding | None = None
     ) -> list[list[tuple[str, float]]]:
-        """The tokens of each sample's answer with the LM's log-probabilities, end token included where one came."""
+        """Return each sample's answer as tokens with log-probabilities, the end token included if generated."""
         raise self._cannot("gives no log-probabilities of its tokens")
 
     def rank(
         self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, normalize: bool = False,
         batch_size: int | None = None,
     ) -> list[list[float]]:  # fmt: skip
-        """Log-probability of each sample's candidate answers with their end token; `normalize`: per token.
+        """Return the log-probability of each sample's candidate answers, end token included; `normalize`: per token.
 
-        The same for a sample alone or in any batch (float32). `batch_size` counts candidates.
+        A score does not depend on the other samples of the batch (float32). `batch_size` counts candidates.
         """
         raise self._cannot("does not rank candidates")
 
     def loglikelihood(
         self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], *, batch_size: int | None = None
     ) -> list[list[tuple[float, bool]]]:
-        """Return what `rank` does, and for each candidate whether every token of it is the likeliest at its place."""
+        """Return what `rank` does, and for each candidate whether greedy decoding would choose each of its tokens."""
         raise self._cannot("does not rank candidates")
 
     def _cannot(self, what: str) -> UserError:
@@ -268,7 +268,7 @@ class AdaptedModel(nn.Module, ABC):
     def seeds_of(
         self, samples: Sequence[Sample], decoding: Decoding, seeds: Sequence[int] | None = None
     ) -> list[int] | None:
-        """Seeds of sampling, the same wherever the same question on the same media is asked; None without sampling."""
+        """Return sampling seeds that depend only on the seed, the question and its media; None without sampling."""
         given = seeds or [decoding.seed] * len(samples)
         return (
             [self._seed_of(sample, seed) for sample, seed in zip(samples, given, strict=True)]
@@ -284,9 +284,9 @@ class AdaptedModel(nn.Module, ABC):
 
     @torch.no_grad()
     def fit_statistics(self, samples: Sequence[Sample], *, known: Collection[str] = ()) -> None:
-        """Feature statistics for methods that standardise, from the media of these (training) samples.
+        """Compute feature statistics for methods that standardise, from the media of these (training) samples.
 
-        Modalities that are `known` keep theirs.
+        Modalities in `known` keep theirs.
         """
         if not self.method.standardizes:
             return
@@ -294,7 +294,7 @@ class AdaptedModel(nn.Module, ABC):
             if modality in known:
                 continue
             media, _ = _media(samples, modality)
-            if len(media) < 2:  # training gives one row of each medium
+            if len(media) < 2:  # a training batch has one row per medium
                 raise UserError(f"method.standardize needs two different media for `{modality}`, the training samples "
                                 f"hold {len(media)}: add another, or set method.standardize=false")  # fmt: skip
             values = store.get(media)  # (N, n_levels, T, dim)
@@ -304,13 +304,13 @@ class AdaptedModel(nn.Module, ABC):
 def _media(
     samples: Sequence[Sample], modality: str, view_seeds: Sequence[int] | None = None
 ) -> tuple[list[Medium], list[int] | None]:
-    """The media of a modality and, if there are any, their draws."""
+    """Return the media of a modality and, if given, their view seeds."""
     having = [i for i, sample in enumerate(samples) if modality in sample.media]
     return [samples[i].media[modality] for i in having], None if view_seeds is None else [view_seeds[i] for i in having]
 
 
 def _by_row(samples: Sequence[Sample], modality: str, given: Tensor) -> Features:
-    """Features of the rows that have the modality, spread over all rows."""
+    """Scatter the features of the rows that have the modality over all rows of the batch."""
     present = torch.tensor([modality in sample.media for sample in samples])
     values = given.new_zeros(len(samples), *given.shape[1:])
     values[move(present.nonzero().flatten(), given.device)] = given

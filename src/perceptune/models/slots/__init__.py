@@ -1,1 +1,1 @@
-"""The backbone `splice`: frozen encoders and a frozen decoder-only LM, joined at slots."""
+"""The backbone `splice`: frozen encoders feed slots of a frozen decoder-only LM."""

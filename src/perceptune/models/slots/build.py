@@ -1,4 +1,4 @@
-"""From a recipe with `backbone: splice` to a model: frozen encoders and LM, a method, and the text format."""
+"""Build a slot model from a recipe with `backbone: splice`: frozen encoders and LM, a method, and the text format."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from perceptune.utils.transformers_loading import require_all_weights
 
 
 class FrozenParts(Protocol):
-    """Where `build` gets frozen parts from, if not by `load_lm` and `load_encoder_of`: one may lend them to several."""
+    """Source of frozen parts for `build` in place of `load_lm` and `load_encoder_of`; may share them between models."""
 
     def lm(self, config: LMConfig, dtype: str) -> FrozenLM: ...
 
@@ -43,17 +43,17 @@ def build_slot_model(
     }
     text = None if meta else load_text(recipe, lm)
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
-        torch.manual_seed(recipe.seed)  # the method's first weights depend on the seed alone
+        torch.manual_seed(recipe.seed)  # the method's initial weights depend on the seed alone
         method = build_method(recipe, lm, encoders)
     freeze(method, recipe.train.freeze)
     return SlotModel(recipe, lm, encoders, method, text)
 
 
 def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> Method:
-    """The recipe's method for these frozen parts, freshly initialised.
+    """Return the recipe's method for these frozen parts, freshly initialised.
 
-    Raises `UserError` where a trained LM would be asked in another dtype than it was trained in, which is better known
-    before the training than after it.
+    Raises `UserError` if the LM is trained and inference would use another dtype than training: better before the
+    training than after it.
     """
     shapes = {name: EncoderShape(encoder.n_layers, encoder.dim) for name, encoder in encoders.items()}
     method: Method = leaf("methods", recipe.method.name).module.METHOD(method_options(recipe), lm, shapes)
@@ -65,7 +65,7 @@ def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> 
 
 
 def _remember_base(lm: FrozenLM, encoders: Mapping[str, Encoder], method: Method) -> None:
-    """Takes the fingerprints of what is going to be trained while it is what a run must find when it is loaded."""
+    """Take the fingerprints of weights that will be trained before training changes them: `load` compares them."""
     if method.trains_lm and lm.device.type != "meta":
         lm.fingerprint  # noqa: B018
     for encoder in encoders.values() if method.trains_encoders else ():
@@ -74,7 +74,7 @@ def _remember_base(lm: FrozenLM, encoders: Mapping[str, Encoder], method: Method
 
 
 def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> FrozenLM:
-    """The frozen LM. Raises `UserError` for what is not a decoder-only LM, cannot be found or lacks weights."""
+    """Load the frozen LM. Raises `UserError` if it is not a decoder-only LM, is not found or lacks weights."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     where = resolve(config.id, DEFAULT_LM, meta)
@@ -94,7 +94,7 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
             model, info = loaded
             require_all_weights(f"lm `{config.id}`", info)
             keep_differentiable(model)
-    # Decoding is the recipe's: sampling settings stored beside a checkpoint must not leak into it.
+    # The recipe sets decoding: sampling settings stored beside a checkpoint must not change it.
     model.generation_config = GenerationConfig()
     lm = FrozenLM(model, layers=config.layers)
     if not meta:
@@ -103,19 +103,19 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
 
 
 def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
-    """The recipe's template with the LM's tokenizer."""
+    """Return the recipe's template with the LM's tokenizer."""
     tokenizer = load_tokenizer(recipe.lm.id, resolve(recipe.lm.id, DEFAULT_LM, False), recipe.lm.revision)
     rows = lm.model.get_input_embeddings().weight.shape[0]
-    room = getattr(lm.config, "max_position_embeddings", None)  # positions the LM knows, generated ones included
+    room = getattr(lm.config, "max_position_embeddings", None)  # positions of the LM, for prompt and answer together
     longest = None if room is None else room - recipe.decode.most_new(room)
     return TextFormat(tokenizer, recipe.text, vocabulary=rows, pad_token=recipe.lm.pad_token, longest=longest)
 
 
 def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) -> Encoder:
-    """The encoder that a recipe names for a modality."""
+    """Load the encoder that a recipe names for a modality."""
     if config.id == "default" and modality not in DEFAULT_ENCODERS:
         raise UserError(f"encoders.{modality}: there is no default encoder for this modality; name one by `id`")
-    if meta and config.dtype == "auto":  # nothing is computed
+    if meta and config.dtype == "auto":  # nothing is computed, so any dtype will do
         config = config.model_copy(update={"dtype": "float32"})
     where = resolve(config.id, DEFAULT_ENCODERS.get(modality, ""), meta, files=weight_files())
     with loading(f"encoders.{modality} `{config.id}`", config.id):
@@ -123,7 +123,7 @@ def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) ->
 
 
 def build_stores(recipe: Recipe, device: torch.device) -> dict[str, FeatureStore]:
-    """Build the recipe's feature caches; of the LM only the shape is needed, to know the levels that the method wants.
+    """Build the recipe's feature caches; of the LM only the shape is needed, to determine the levels the method uses.
 
     Raises `UserError` for a method that trains its encoders.
     """

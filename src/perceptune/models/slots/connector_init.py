@@ -1,7 +1,7 @@
-"""Start connections where the LM's own words are: features are mapped to its states of the training answers.
+"""Initialise connections by regression: map features to the LM's own states of the training answers.
 
-A token that enters the LM at random has to be learnt through all its layers. The state that the LM itself has of "red"
-is understood from the first step; a linear map from a frozen encoder's features to it is a regression.
+A slot with random states has to be learnt through all layers of the LM, whereas the LM's own state of "red" is
+usable from the first step, and a linear map from a frozen encoder's features to it is a least-squares problem.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ from perceptune.methods.slots.base import Method
 from perceptune.models.text_format import TextFormat
 from perceptune.types import Medium, Sample
 
-# They name nothing of an image: which of them is right depends on the question.
+# They do not describe the image: which of them is right depends on the question.
 UNNAMED = ("yes", "no")
-# An LM's first token has a state like no other, so a word is read behind another one.
+# The state of an LM's first token is an outlier, so the target is preceded by another word.
 BEFORE = "a "
 
 
@@ -26,10 +26,10 @@ BEFORE = "a "
 def fit_to_answers(
     method: Method, lm: FrozenLM, text: TextFormat, stores: Mapping[str, FeatureStore], samples: Sequence[Sample]
 ) -> None:
-    """Fit the connections of a method to the LM's states of what these samples say of their media.
+    """Fit the connections of a method to the LM's states of these samples' answers.
 
-    The goal for a medium is the mean, over its samples' first targets but yes and no, of the state of the last token.
-    Raises `UserError` where fewer than two media of a modality have such a target.
+    The target for a medium is the mean state of the last token over its samples' first targets, yes and no excluded.
+    Raises `UserError` if fewer than two media of a modality have such a target.
     """
     states: dict[str, dict[int, Tensor]] = {}
     for modality, store in stores.items():
@@ -52,7 +52,7 @@ def fit_to_answers(
 
 
 def _states(lm: FrozenLM, text: TextFormat, target: str, layers: Sequence[int]) -> dict[int, Tensor]:
-    """The state (d,) of the last token of a target as it enters each of the layers, in float32."""
+    """Return the state (d,) of a target's last token at the input of each of the layers, in float32."""
     ids = torch.tensor([text.plain_ids(BEFORE + target)], device=lm.device)
     mask = torch.ones_like(ids)
     return {layer: lm.hidden_states_at(layer, ids, mask)[0, -1].float() for layer in set(layers)}

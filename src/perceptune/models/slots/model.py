@@ -1,4 +1,4 @@
-"""The spliced backbone: frozen encoders and a frozen decoder-only LM, joined at slots."""
+"""The slot model: frozen encoders and a frozen decoder-only LM, joined at slots."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,7 +28,7 @@ from perceptune.utils.tensors import move
 
 
 class SlotModel(AdaptedModel):
-    """A frozen LM with slots, its encoders, and a method that says what enters where."""
+    """A frozen LM with slots, its encoders, and a method that determines what each slot holds."""
 
     method: Method
     supports_continuous_batching = True
@@ -43,8 +43,8 @@ class SlotModel(AdaptedModel):
         self.text_states = TextStates(
             lm, method.first_layer, recipe.train.text_memory_mb, folder=folder, disk_megabytes=recipe.cache.text_disk_mb
         )
-        self.use_reference_path = False  # True: every layer on every text, which the fast path must equal
-        self.may_reuse_texts = True  # False where every process must run the same blocks at each step
+        self.use_reference_path = False  # True: every layer on every text, the reference for the fast path
+        self.may_reuse_texts = True  # False if every process must run the same blocks at each step
         method.attach(lm)
 
     @property
@@ -69,8 +69,8 @@ class SlotModel(AdaptedModel):
         config = self.recipe.train
         if training:
             self.lm.gradient_checkpointing = config.gradient_checkpointing
-            self.use_reference_path = config.frozen_dropout == "official"  # dropped-out states must not be reused
-            # What one process remembers must not change which blocks it runs, when others hold parts of them.
+            self.use_reference_path = config.frozen_dropout == "official"  # states after dropout must not be reused
+            # The cache of one process must not change which blocks it runs if other processes hold shards of them.
             self.may_reuse_texts = not sharded
         if not sharded:
             compiled = training and config.compile
@@ -113,7 +113,7 @@ class SlotModel(AdaptedModel):
         return self.text.pad_left([ids for ids, _ in pairs], [n for _, n in pairs])
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (N, vocab) at the N positions that predict a supervised token, row by row."""
+        """Return logits (N, vocab) at the N positions that predict a supervised token, row by row."""
         tokens, device = batch.tokens, self.device
         below = self.text_states.look_up(tokens.input_ids, tokens.attention_mask) if self.reuses_texts else None
         logits: Tensor = self.lm(
@@ -123,7 +123,7 @@ class SlotModel(AdaptedModel):
         return logits
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Cross-entropy summed over the supervised tokens, and their number."""
+        """Return the cross-entropy summed over the supervised tokens, and their number."""
         tokens = batch.tokens
         targets = tokens.input_ids[:, 1:][tokens.supervised[:, 1:]]
         loss = self.lm.loss(
@@ -151,14 +151,14 @@ class SlotModel(AdaptedModel):
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
         callback: StreamCallback | None = None,
     ) -> GenerationRequest:  # fmt: skip
-        """What `generate` asks the LM for. `seeds` stand for `decoding.seed`, row by row."""
+        """Return the LM's request for `generate`. `seeds` replace `decoding.seed`, one per row."""
         return GenerationRequest(
             self.prompt(samples), decoding, self.text.eos, self.text.pad, self.seeds_of(samples, decoding, seeds),
             callback,
         )  # fmt: skip
 
     def prompt(self, samples: Sequence[Sample]) -> Prompt:
-        """Token ids of the prompts, and their slots, where the LM is."""
+        """Return the token ids of the prompts and their slots, on the LM's device."""
         tokens, device = self.text.pad_left([self.text.prompt_ids(sample) for sample in samples]), self.device
         slots = self.method.build_slots(_moved(self.encode(samples), device), len(samples))
         return Prompt(move(tokens.input_ids, device), move(tokens.attention_mask, device), slots)
@@ -199,7 +199,7 @@ class SlotModel(AdaptedModel):
     def _scored(
         self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], batch_size: int | None
     ) -> Iterator[list[list[TokenScore]]]:
-        """Yield the tokens' scores of each sample's candidates."""
+        """Yield the token scores of each sample's candidates."""
         for part in _portions([len(own) for own in candidates], batch_size or self.recipe.eval.batch_size):
             rows, targets = list(samples[part]), []
             for sample, own in zip(rows, candidates[part], strict=True):
@@ -210,7 +210,7 @@ class SlotModel(AdaptedModel):
 
 
 def _predicting(tokens: Tokens) -> Tensor:
-    """(B, T) bool: columns that predict a supervised token."""
+    """Mark the columns that predict a supervised token: (B, T) bool."""
     return nn.functional.pad(tokens.supervised[:, 1:], (0, 1))
 
 
@@ -219,7 +219,7 @@ def _sum(scores: Sequence[TokenScore]) -> float:
 
 
 def _portions(sizes: Sequence[int], limit: int) -> Iterator[slice]:
-    """Consecutive parts whose sizes add up to `limit` at most, but for single larger ones."""
+    """Yield consecutive slices whose sizes add up to at most `limit`; a single larger item gets a slice of its own."""
     start, total = 0, 0
     for end, size in enumerate(sizes):
         if end > start and total + size > limit:
@@ -235,7 +235,7 @@ def _moved(features: Mapping[str, Features], device: torch.device) -> dict[str, 
 
 
 def _stores(recipe: Recipe, encoders: Mapping[str, Encoder], method: Method) -> dict[str, FeatureStore]:
-    """Where features come from: kept ones, or computed with gradients if the encoders are trained."""
+    """Return the sources of features: caches, or encoders run with gradients if they are trained."""
     if not method.trains_encoders:
         return feature_stores(recipe, encoders, method)
     return {
@@ -245,7 +245,7 @@ def _stores(recipe: Recipe, encoders: Mapping[str, Encoder], method: Method) -> 
 
 
 def feature_stores(recipe: Recipe, encoders: Mapping[str, Encoder], method: Method) -> dict[str, FeatureStore]:
-    """A store for each encoder, with the levels and tokens that the method wants."""
+    """Return a store for each encoder, with the levels and tokens that the method uses."""
     stores = {}
     for name, encoder in encoders.items():
         config = recipe.encoders[name]
