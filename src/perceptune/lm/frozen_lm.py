@@ -22,8 +22,8 @@ from perceptune.lm.layer_patching import (
     identity,
     identity_in_tuple,
 )
-from perceptune.lm.slot_attention import KVPair, SplitForward
 from perceptune.lm.slot_hooks import MASK, Splice, argument_names, replace_inputs
+from perceptune.lm.split_execution import KVPair, SplitForward
 from perceptune.types import Slots
 from perceptune.utils.tensors import move, places_of_kept, prepend_slot_columns
 

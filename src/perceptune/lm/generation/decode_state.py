@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from perceptune.lm.frozen_lm import FrozenLM
-from perceptune.lm.slot_attention import KVPair
 from perceptune.lm.slot_hooks import Splice
+from perceptune.lm.split_execution import KVPair
 from perceptune.types import GenerationRequest, Prompt, Slots
 from perceptune.utils.tensors import move, prepend_slot_columns
 
