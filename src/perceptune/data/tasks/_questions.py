@@ -67,7 +67,7 @@ class QuestionSet(MediaSet):
     def rows(self, split: str) -> Iterator[Asked]:
         """The rows of a split."""
 
-    def asked(
+    def question_sample(
         self, row: Record, fields: Mapping[str, object], *answers: str, key: str = "question_id",
         label: Mapping[str, float] | None = None, meta: Mapping[str, Any] = MappingProxyType({}),
     ) -> Asked:  # fmt: skip

@@ -36,4 +36,4 @@ class VideoQuestions(QuestionSet):
             answers = () if hidden else (text_of(record, "answer"),)
             key = "id" if record.values.get("id") is not None else "question_id"
             fields = {"video": video, "video_id": number}
-            yield self.asked(record, fields, *answers, key=key, label=label, meta=record.meta())
+            yield self.question_sample(record, fields, *answers, key=key, label=label, meta=record.meta())

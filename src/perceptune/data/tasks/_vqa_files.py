@@ -23,7 +23,7 @@ class VQAFiles(QuestionSet):
             answers = () if annotation is None else answers_of(annotation, needed=True)
             meta = {} if annotation is None else {key: annotation.values.get(key) for key in self.annotated}
             fields = {"subset": subset, "name": f"COCO_{subset}_{number:012d}", "image_id": number}
-            yield self.asked(question, fields, *answers, meta=meta)
+            yield self.question_sample(question, fields, *answers, meta=meta)
 
 
 def _joined(paths: Sequence[Path]) -> Iterator[tuple[Record, Record | None, dict[str, Any]]]:

@@ -37,7 +37,11 @@ class AOKVQA(QuestionSet):
             if split != "train" and direct and row.values.get("difficult_direct_answer"):
                 continue
             fields = {"subset": subset, "image_id": number_of(row, "image_id")}
-            yield self.asked(row, fields, *answers_of(row, "direct_answers")) if direct else self._choice(row, fields)
+            yield (
+                self.question_sample(row, fields, *answers_of(row, "direct_answers"))
+                if direct
+                else self._choice(row, fields)
+            )
 
     def _choice(self, row: Record, fields: dict[str, object]) -> Asked:
         choices = answers_of(row, "choices")
@@ -47,7 +51,7 @@ class AOKVQA(QuestionSet):
         if right is not None and (not isinstance(right, int) or not 0 <= right < len(choices)):
             raise row.error(f"`correct_choice_idx` is {json_type(right)} that names none of {len(choices)} choices")
         answers = () if right is None else (choices[right],)
-        found = self.asked(row, fields, *answers, meta={"choices": list(choices)})
+        found = self.question_sample(row, fields, *answers, meta={"choices": list(choices)})
         prompt = self._options.choices.format(question=found.question, choices=", ".join(choices))
         return found._replace(question=prompt)
 

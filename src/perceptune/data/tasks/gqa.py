@@ -48,10 +48,10 @@ class GQA(QuestionSet):
         structural = types.get("structural") if isinstance(types, dict) else None
         answers = () if answer is None else (row.check_text("answer", answer),)
         meta = {} if structural is None else {"answer_type": row.check_text("types.structural", structural)}
-        return self.asked(row, {"image_id": text_of(row, "imageId")}, *answers, key="id", meta=meta)
+        return self.question_sample(row, {"image_id": text_of(row, "imageId")}, *answers, key="id", meta=meta)
 
     def _vl_t5(self, row: Record) -> Asked:
-        return self.asked(row, {"image_id": text_of(row, "img_id")}, label=label_of(row))
+        return self.question_sample(row, {"image_id": text_of(row, "img_id")}, label=label_of(row))
 
 
 TASK = GQA

@@ -36,7 +36,7 @@ class OKVQA(VQAFiles):
 
     def _lavis(self, split: str) -> Iterator[Asked]:
         for row in self.json_rows(split):
-            yield self.asked(row, {"image": text_of(row, "image")}, *answers_of(row, "answer"))
+            yield self.question_sample(row, {"image": text_of(row, "image")}, *answers_of(row, "answer"))
 
 
 TASK = OKVQA

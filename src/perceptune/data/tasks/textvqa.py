@@ -19,7 +19,7 @@ class TextVQA(QuestionSet):
     def rows(self, split: str) -> Iterator[Asked]:
         folder = "test_images" if split == "test" else "train_images"
         for row in self.json_rows(split, at="data"):
-            yield self.asked(row, {"folder": folder, "image_id": text_of(row, "image_id")}, *answers_of(row))
+            yield self.question_sample(row, {"folder": folder, "image_id": text_of(row, "image_id")}, *answers_of(row))
 
 
 TASK = TextVQA

@@ -40,7 +40,7 @@ class VQAv2(VQAFiles):
             subset, number = name.split("_")[-2:] if name.count("_") >= 2 else ("", name)
             fields = {"subset": subset, "name": name, "image_id": number}
             meta = {key: row.values.get(key) for key in self.annotated}
-            yield self.asked(row, fields, *answers_of(row), label=label_of(row), meta=meta)
+            yield self.question_sample(row, fields, *answers_of(row), label=label_of(row), meta=meta)
 
 
 TASK = VQAv2
