@@ -14,17 +14,16 @@ def make_task(recipe: Recipe) -> Task:
     """The recipe's task, with what it holds out of the training split as a split of its own."""
     if recipe.task is None:
         raise UserError("the recipe names no `task`: name one, or give your own data as `task: jsonl`")
-    task = task_of(recipe.task, max_bad_media=recipe.train.max_bad_media)
+    # Missing media are counted while training instead, where some are allowed.
+    task = task_of(recipe.task, check_files=not recipe.train.max_bad_media)
     return task if recipe.train.hold_out is None else HoldoutSplit(task, recipe.train.hold_out)
 
 
-def task_of(part: NamedPart, *, max_bad_media: int = 0) -> Task:
-    """A task with its options."""
-    module = leaf("tasks", part.name).module
-    given = part.options()
-    if max_bad_media and "check_files" in module.TASK.Options.model_fields:
-        given.setdefault("check_files", False)  # missing media are counted while training instead
-    task: Task = module.TASK(validate(module.TASK.Options, given, f"task `{part.name}`"))
+def task_of(part: NamedPart, what: str = "task `{name}`", *, check_files: bool = True) -> Task:
+    """A task with its options; `what` it is in errors, `check_files` is the default of its option, if it has that."""
+    kind = leaf("tasks", part.name).module.TASK
+    given = {} if check_files or "check_files" not in kind.Options.model_fields else {"check_files": False}
+    task: Task = kind(validate(kind.Options, given | part.options(), what.format(name=part.name)))
     return task
 
 

@@ -43,18 +43,15 @@ class LazyRows(Sequence[T]):
     def __iter__(self) -> Iterator[T]:
         return self._read(map(int, self._chosen))
 
-    def select(self, indices: Sequence[int]) -> LazyRows[T]:
-        """The items at `indices`, still unread."""
-        return LazyRows(self._read, np.asarray(self._chosen, np.int64)[np.asarray(indices, np.int64)])
-
 
 def select(rows: Sequence[T], indices: Sequence[int]) -> Sequence[T]:
     """The rows at `indices`, without making them."""
     if indices == range(len(rows)):
         return rows
+    wanted = np.asarray(indices, np.int64)
     if isinstance(rows, LazyRows):
-        return rows.select(indices)
-    return LazyRows(lambda wanted: (rows[index] for index in wanted), range(len(rows))).select(indices)
+        return LazyRows(rows._read, np.asarray(rows._chosen, np.int64)[wanted])
+    return LazyRows(lambda chosen: (rows[index] for index in chosen), wanted)
 
 
 class LazyRow(NamedTuple):
@@ -167,9 +164,11 @@ def _stamp(file: BinaryIO) -> tuple[int, ...]:
 class Census:
     """What must be known of all samples of a table at once: 8 bytes for each id, and every answer type."""
 
-    def __init__(self) -> None:
+    def __init__(self, samples: Iterable[Sample] = ()) -> None:
         self._ids = array("q")
         self.answer_types: set[str] = set()
+        for sample in samples:
+            self.add(sample)
 
     def __len__(self) -> int:
         return len(self._ids)

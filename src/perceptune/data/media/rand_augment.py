@@ -7,7 +7,7 @@ torchvision's fourteen. A share of 1 is the strongest magnitude of a list.
 import math
 import random
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -35,36 +35,37 @@ def augmented(image: Image.Image, seed: bytes, num_ops: int, magnitude: int, for
     return image
 
 
-class _Moved(NamedTuple):
-    """Images drawn elsewhere: how they are resampled, and the colour of what was not there."""
+def _moves(
+    resample: Image.Resampling, fill: tuple[int, int, int], shift: Callable[[int, float], float]
+) -> dict[str, Operation]:
+    """Shears, translations by a `shift` of the image's side, and turns; `fill` is the colour of what was not there."""
 
-    resample: Image.Resampling
-    fill: tuple[int, int, int]
-
-    def __call__(self, image: Image.Image, x: tuple[float, float, float], y: tuple[float, float, float]) -> Image.Image:
+    def moved(image: Image.Image, x: tuple[float, float, float], y: tuple[float, float, float]) -> Image.Image:
         """The pixel at (column, row) comes from (x . (column, row, 1), y . (column, row, 1)), by pixels' centres."""
         data = [(a, b, c + 0.5 - (a + b) / 2) for a, b, c in (x, y)]
         matrix = (*data[0], *data[1])
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, self.resample, fillcolor=self.fill)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=fill)
 
-    def shear_x(self, image: Image.Image, factor: float) -> Image.Image:
-        return self(image, (1, -factor, 0), (0, 1, 0))
-
-    def shear_y(self, image: Image.Image, factor: float) -> Image.Image:
-        return self(image, (1, 0, 0), (-factor, 1, 0))
-
-    def translate(self, image: Image.Image, right: float, down: float) -> Image.Image:
-        return self(image, (1, 0, -right), (0, 1, -down))
-
-    def rotate(self, image: Image.Image, degrees: float) -> Image.Image:
+    def rotated(image: Image.Image, share: float) -> Image.Image:
         """Anticlockwise around the middle."""
-        cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-        x, y = image.width / 2, image.height / 2
-        return self(image, (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y))
+        angle, x, y = math.radians(30 * share), image.width / 2, image.height / 2
+        cos, sin = math.cos(angle), math.sin(angle)
+        return moved(image, (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y))
+
+    return {
+        "shear_x": lambda image, share: moved(image, (1, -0.3 * share, 0), (0, 1, 0)),
+        "shear_y": lambda image, share: moved(image, (1, 0, 0), (-0.3 * share, 1, 0)),
+        "translate_x": lambda image, share: moved(image, (1, 0, -shift(image.width, share)), (0, 1, 0)),
+        "translate_y": lambda image, share: moved(image, (1, 0, 0), (0, 1, -shift(image.height, share))),
+        "rotate": rotated,
+    }
 
 
-def _enhanced(kind: Callable[[Image.Image], ImageEnhance._Enhance], factor: Callable[[float], float]) -> Operation:
-    return lambda image, share: kind(image).enhance(factor(share))
+def _enhanced(factor: Callable[[float], float], *kinds: type[ImageEnhance._Enhance]) -> dict[str, Operation]:
+    def operation(kind: Any) -> Operation:
+        return lambda image, share: kind(image).enhance(factor(share))
+
+    return {kind.__name__.lower(): operation(kind) for kind in kinds}
 
 
 def _posterized(image: Image.Image, share: float) -> Image.Image:
@@ -76,35 +77,18 @@ def _solarized(image: Image.Image, share: float) -> Image.Image:
     return Image.fromarray(np.where(pixels >= threshold, 255 - pixels, pixels))
 
 
-_GREY = _Moved(Image.Resampling.BILINEAR, (128, 128, 128))
-_BLACK = _Moved(Image.Resampling.NEAREST, (0, 0, 0))
 _SPAN = 150 / 331  # torchvision's largest translation as a share of the side: 150 pixels of the paper's 331
 _PLAIN: dict[str, Operation] = {
     "identity": lambda image, share: image,
     "auto_contrast": lambda image, share: ImageOps.autocontrast(image),
     "equalize": lambda image, share: ImageOps.equalize(image),
 }
-
-
-def _albef_factor(share: float) -> float:
-    return 1.8 * abs(share) + 0.1
-
-
-def _torchvision_factor(share: float) -> float:
-    return 1 + 0.9 * share
-
-
 OPERATIONS: dict[Form, Operations] = {
     "albef": Operations(
         {
             **_PLAIN,
-            "brightness": _enhanced(ImageEnhance.Brightness, _albef_factor),
-            "sharpness": _enhanced(ImageEnhance.Sharpness, _albef_factor),
-            "shear_x": lambda image, share: _GREY.shear_x(image, 0.3 * share),
-            "shear_y": lambda image, share: _GREY.shear_y(image, 0.3 * share),
-            "translate_x": lambda image, share: _GREY.translate(image, 10 * share, 0),
-            "translate_y": lambda image, share: _GREY.translate(image, 0, 10 * share),
-            "rotate": lambda image, share: _GREY.rotate(image, 30 * share),
+            **_enhanced(lambda share: 1.8 * abs(share) + 0.1, ImageEnhance.Brightness, ImageEnhance.Sharpness),
+            **_moves(Image.Resampling.BILINEAR, (128, 128, 128), lambda side, share: 10 * share),
         },
         top=10,
         chance=0.5,
@@ -112,17 +96,13 @@ OPERATIONS: dict[Form, Operations] = {
     "torchvision": Operations(
         {
             **_PLAIN,
-            "brightness": _enhanced(ImageEnhance.Brightness, _torchvision_factor),
-            "color": _enhanced(ImageEnhance.Color, _torchvision_factor),
-            "contrast": _enhanced(ImageEnhance.Contrast, _torchvision_factor),
-            "sharpness": _enhanced(ImageEnhance.Sharpness, _torchvision_factor),
+            **_enhanced(
+                lambda share: 1 + 0.9 * share,
+                *(ImageEnhance.Brightness, ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Sharpness),
+            ),
             "posterize": _posterized,
             "solarize": _solarized,
-            "shear_x": lambda image, share: _BLACK.shear_x(image, 0.3 * share),
-            "shear_y": lambda image, share: _BLACK.shear_y(image, 0.3 * share),
-            "translate_x": lambda image, share: _BLACK.translate(image, int(_SPAN * image.width * share), 0),
-            "translate_y": lambda image, share: _BLACK.translate(image, 0, int(_SPAN * image.height * share)),
-            "rotate": lambda image, share: _BLACK.rotate(image, 30 * share),
+            **_moves(Image.Resampling.NEAREST, (0, 0, 0), lambda side, share: int(_SPAN * side * share)),
         },
         top=30,
         chance=1.0,

@@ -76,8 +76,7 @@ def play(chance: random.Random, name: str, times: int, *, seconds: float = 2.0) 
 
 
 def _ground(chance: random.Random) -> tuple[int, int, int]:
-    grey = chance.randint(0, 60)
-    return grey, grey, grey
+    return (chance.randint(0, 60),) * 3
 
 
 def _place(chance: random.Random, radius: float) -> Point:
@@ -101,28 +100,14 @@ def _drawn(
     return image
 
 
-def _tone(low: float, high: float) -> Callable[[random.Random, int], Wave]:
-    def make(chance: random.Random, length: int) -> Wave:
-        return _sweep(length, *[chance.uniform(low, high)] * 2)
-
-    return make
-
-
-def _chirp(first: float, last: float) -> Callable[[random.Random, int], Wave]:
-    def make(chance: random.Random, length: int) -> Wave:
-        return _sweep(length, first * chance.uniform(0.8, 1.25), last * chance.uniform(0.8, 1.25))
-
-    return make
-
-
-def _noise(chance: random.Random, length: int) -> Wave:
-    return np.random.default_rng(chance.getrandbits(32)).uniform(-0.7, 0.7, length)
-
-
 def _sweep(length: int, first: float, last: float) -> Wave:
     """A sine whose frequency in Hz goes from one to the other along a straight line."""
     frequency = np.linspace(first, last, length)
     return np.sin(2 * np.pi * np.cumsum(frequency) / _HZ)
+
+
+def _chirp(chance: random.Random, length: int, first: float, last: float) -> Wave:
+    return _sweep(length, first * chance.uniform(0.8, 1.25), last * chance.uniform(0.8, 1.25))
 
 
 def _faded(length: int) -> Wave:
@@ -133,9 +118,9 @@ def _faded(length: int) -> Wave:
 
 
 AUDIO_EVENTS: dict[str, Callable[[random.Random, int], Wave]] = {
-    "a low tone": _tone(150, 300),
-    "a high tone": _tone(2_500, 5_000),
-    "a rising chirp": _chirp(400, 4_000),
-    "a falling chirp": _chirp(4_000, 400),
-    "noise": _noise,
+    "a low tone": lambda chance, length: _sweep(length, *[chance.uniform(150, 300)] * 2),
+    "a high tone": lambda chance, length: _sweep(length, *[chance.uniform(2_500, 5_000)] * 2),
+    "a rising chirp": lambda chance, length: _chirp(chance, length, 400, 4_000),
+    "a falling chirp": lambda chance, length: _chirp(chance, length, 4_000, 400),
+    "noise": lambda chance, length: np.random.default_rng(chance.getrandbits(32)).uniform(-0.7, 0.7, length),
 }

@@ -47,9 +47,7 @@ def read_frames(
 
     `name` stands for the medium in messages (default: where it lies, or `video` for bytes). Raises `MediaError`.
     """
-    shown = name or label(medium, "video")
-    data = content(medium, shown)
-    limits = _limits(shown, data, max_pixels, max_frames, max_seconds)
+    data, limits = _limited(medium, name, max_pixels, max_frames, max_seconds)
     if is_image(data[:HEAD]):
         yield from _images(data, count, seed, limits)
         return
@@ -75,9 +73,7 @@ def describe_video(medium: Medium, name: str | None = None, *, decode: bool = Fa
     """A video's size and length by its frames' time stamps. With `decode` every frame is decoded, and looked at by
     nobody. Raises `MediaError` as `read_frames` does.
     """
-    shown = name or label(medium, "video")
-    data = content(medium, shown)
-    limits = _limits(shown, data, MAX_PIXELS, MAX_FRAMES, MAX_SECONDS)
+    data, limits = _limited(medium, name, MAX_PIXELS, MAX_FRAMES, MAX_SECONDS)
     if is_image(data[:HEAD]):
         return _describe_image(data, decode, limits)
     with _demuxed(data, limits) as (stream, packets, times):
@@ -165,8 +161,11 @@ class _Limits:
         return MediaError(f"{self.name}: {what}")
 
 
-def _limits(name: str, data: bytes, pixels: int, frames: int, seconds: float) -> _Limits:
-    return _Limits(name, pixels, frames, time.monotonic() + seconds, data.rstrip(b"\0").endswith(b";"))
+def _limited(medium: Medium, name: str | None, pixels: int, frames: int, seconds: float) -> tuple[bytes, _Limits]:
+    """The bytes of a video, and what its decoding may take."""
+    shown = name or label(medium, "video")
+    data = content(medium, shown)
+    return data, _Limits(shown, pixels, frames, time.monotonic() + seconds, data.rstrip(b"\0").endswith(b";"))
 
 
 @dataclass(frozen=True)

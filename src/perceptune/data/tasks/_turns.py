@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -98,9 +98,9 @@ def _tags(talk: Talk) -> list[str]:
 
 
 def turns_of(
-    record: Record, key: str, speaker: str, content: str, sides: Mapping[str, bool | None]
-) -> list[tuple[bool | None, Any]]:
-    """Who speaks (of `sides`) and what, for each turn of the list at `key`."""
+    record: Record, key: str, speaker: str, content: str, sides: Mapping[str, bool], text_of: Callable[[object], str]
+) -> list[Turn]:
+    """The turns of the list at `key`: `sides` says which speakers are the model, `text_of` what stands at `content`."""
     if record.values.get(key) is None:
         raise record.lacks([key])
     turns = record.values[key]
@@ -118,5 +118,5 @@ def turns_of(
         name = part.text(speaker)
         if name not in sides:
             raise part.error(f"unknown `{speaker}` `{name}`{nearest(name, sides)}")
-        found.append((sides[name], turn[content]))
+        found.append(Turn(sides[name], text_of(turn[content])))
     return found

@@ -16,6 +16,8 @@ from pydantic import Field
 from perceptune.data.records import Record, RowError
 from perceptune.data.tasks.base import MODALITIES, Converted, TableOptions, dialect_of, table_rows
 
+_TARGETS = ("targets", "caption")  # what the column of targets is called if `target_key` does not say it
+
 
 class CSVTable(Converted):
     """Splits are the files that were given, plain or gzipped."""
@@ -50,7 +52,7 @@ class CSVTable(Converted):
     def _names(self) -> tuple[str, ...]:
         """What columns may be called."""
         options, target = self._options, self._options.target_key
-        targets = ("targets", "caption") if target is None else (target,) if isinstance(target, str) else target
+        targets = _TARGETS if target is None else (target,) if isinstance(target, str) else target
         media = (getattr(options, f"{modality}_key") for modality in MODALITIES)
         return (*media, options.prompt_key, options.id_key, *targets)
 
@@ -70,13 +72,10 @@ class CSVTable(Converted):
         return {**given, **{key: value for key, value in values.items() if value is not None or key in media}}
 
     def _target_keys(self, row: Record) -> tuple[str, ...]:
-        match self._options.target_key:
-            case None:
-                return next(((key,) for key in ("targets", "caption") if key in row.values), ("targets",))
-            case str(key):
-                return (key,)
-            case keys:
-                return tuple(keys)
+        key = self._options.target_key
+        if key is None:
+            key = next((key for key in _TARGETS if key in row.values), "targets")
+        return (key,) if isinstance(key, str) else key
 
     def _targets(self, row: Record, split: str) -> list[str] | None:
         keys = self._target_keys(row)

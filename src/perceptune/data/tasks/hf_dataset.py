@@ -59,22 +59,21 @@ class HFDataset(GivenFiles):
         check_split(split, self.splits)
         columns = _Columns(self._options, _load(str(self._options.path), self._options.config, self._given[split]))
         where = f"{self._options.path}, split `{self._given[split]}`"
-        census = Census()
-        for index, values in enumerate(columns.texts()):
-            census.add(self._sample(columns, values, index, split, where))
-        if not census:
-            raise UserError(f"{where} holds no samples")
-        if repeated := census.repeated(self._lazy(columns, len(census), split, where)):
-            earlier, later = repeated
-            raise UserError(f"{where}, row {later}: its `{self._options.id_key}` is that of row {earlier}, too")
-        self._check_metric(split, census.answer_types)
-        return self._lazy(columns, len(census), split, where)
 
-    def _lazy(self, columns: _Columns, n: int, split: str, where: str) -> LazyRows[Sample]:
         def read(indices: Iterable[int]) -> Iterator[Sample]:
             return (self._sample(columns, columns.rows[index], index, split, where) for index in indices)
 
-        return LazyRows(read, range(n))
+        census = Census(
+            self._sample(columns, values, index, split, where) for index, values in enumerate(columns.texts())
+        )
+        if not census:
+            raise UserError(f"{where} holds no samples")
+        samples = LazyRows(read, range(len(census)))
+        if repeated := census.repeated(samples):
+            earlier, later = repeated
+            raise UserError(f"{where}, row {later}: its `{self._options.id_key}` is that of row {earlier}, too")
+        self._check_metric(split, census.answer_types)
+        return samples
 
     def _sample(self, columns: _Columns, values: dict[str, Any], index: int, split: str, where: str) -> Sample:
         options = self._options
@@ -100,26 +99,22 @@ class _Columns:
         import datasets
 
         kinds = {"image": datasets.Image, "audio": datasets.Audio, "video": datasets.Video}
-        of_kind = {
-            modality: [name for name, feature in data.features.items() if isinstance(feature, kind)]
-            for modality, kind in kinds.items()
-        }
-        for names, kind in zip(of_kind.values(), kinds.values(), strict=True):
-            for name in names:
-                data = data.cast_column(name, kind(decode=False))
-        self.rows = data
-        self.media = {}
-        for modality in MODALITIES:
-            name = getattr(options, f"{modality}_key")
-            if name is None and len(of_kind[modality]) > 1:
+        self._undecoded, self.media = list[str](), dict[str, str]()
+        for modality, kind in kinds.items():
+            columns = [name for name, feature in data.features.items() if isinstance(feature, kind)]
+            self._undecoded += columns
+            name, key = getattr(options, f"{modality}_key"), f"`{modality}_key`"
+            if name is None and len(columns) > 1:
                 raise UserError(
-                    f"{options.path}: {' and '.join(of_kind[modality])} could both be the {modality}; "
-                    f"choose by `{modality}_key`"
+                    f"{options.path}: {' and '.join(columns)} could both be the {modality}; choose by {key}"
                 )
             if name is not None and name not in data.features:
-                raise UserError(f"{options.path}: `{modality}_key`: no column `{name}`{nearest(name, data.features)}")
-            if name or of_kind[modality]:
-                self.media[modality] = name or of_kind[modality][0]
+                raise UserError(f"{options.path}: {key}: no column `{name}`{nearest(name, data.features)}")
+            if name or columns:
+                self.media[modality] = name or columns[0]
+            for column in columns:
+                data = data.cast_column(column, kind(decode=False))
+        self.rows = data
         if not self.media:
             raise UserError(
                 f"{options.path}: no column of images, audio or videos among {', '.join(data.features)}; "
@@ -127,7 +122,6 @@ class _Columns:
             )
         known = ("targets", "caption", "text", "label")
         self.target = options.target_key or next((key for key in known if key in data.features), "targets")
-        self._undecoded = {name for names in of_kind.values() for name in names}
         self.meta = {key for key in data.features if key not in self._undecoded and _is_plain(data.features[key])}
 
     def texts(self) -> Iterable[dict[str, Any]]:

@@ -7,10 +7,10 @@
 sample: its prompt is the question after all earlier turns, a line each (`turns: first`, `last`; `history: false`).
 """
 
-from typing import Any
+from functools import partial
 
 from perceptune.data.records import Record
-from perceptune.data.tasks.base import MODALITIES, Conversations, Talk, Turn, turns_of
+from perceptune.data.tasks.base import MODALITIES, Conversations, Talk, turns_of
 
 _SIDES = {"human": False, "user": False, "system": False, "gpt": True, "assistant": True, "model": True}
 
@@ -19,13 +19,9 @@ class Llava(Conversations):
     """Splits are the files that were given."""
 
     def talk(self, record: Record) -> Talk:
-        turns = []
-        for answers, value in turns_of(record, "conversations", "from", "value", _SIDES):
-            turns.append(Turn(bool(answers), record.check_text("conversations", value)))
-        media: dict[str, Any] = {}
-        for key in MODALITIES:
-            if record.values.get(key) is not None:
-                media[key] = record.text(key)
+        text_of = partial(record.check_text, "conversations")
+        turns = turns_of(record, "conversations", "from", "value", _SIDES, text_of)
+        media = {key: record.text(key) for key in MODALITIES if record.values.get(key) is not None}
         known = ("id", "conversations", *MODALITIES)
         return Talk(media, turns, {key: value for key, value in record.values.items() if key not in known})
 

@@ -9,10 +9,11 @@ not. Every answer becomes a sample: its prompt is the question after all earlier
 `last`; `history: false`).
 """
 
+from functools import partial
 from typing import Any
 
 from perceptune.data.records import Record, json_type, short
-from perceptune.data.tasks.base import MODALITIES, Conversations, Talk, Turn, turns_of
+from perceptune.data.tasks.base import MODALITIES, Conversations, Talk, turns_of
 from perceptune.errors import nearest
 
 _SIDES = {"user": False, "system": False, "assistant": True}
@@ -26,9 +27,8 @@ class Messages(Conversations):
     def talk(self, record: Record) -> Talk:
         beside = [(modality, file) for modality in MODALITIES for file in _files(record, f"{modality}s")]
         inside: list[tuple[str, str]] = []
-        turns = []
-        for answers, content in turns_of(record, "messages", "role", "content", _SIDES):
-            turns.append(Turn(bool(answers), _text(record, content, inside)))
+        text_of = partial(_text, record, files=inside)
+        turns = turns_of(record, "messages", "role", "content", _SIDES, text_of)
         media: dict[str, str] = {}
         for modality, file in (*beside, *inside):
             if modality in media:

@@ -17,10 +17,10 @@ from dataclasses import replace
 from itertools import accumulate, groupby
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from perceptune.config.recipe import validate
-from perceptune.config.registry import leaf
+from perceptune.config.schema import NamedPart
+from perceptune.data.build_task import task_of
 from perceptune.data.lazy_rows import LazyRows, select
 from perceptune.data.metrics.base import Corpus, Scored
 from perceptune.data.tasks.base import Task, check_split
@@ -30,12 +30,9 @@ from perceptune.types import Sample
 TRAIN = "train"
 
 
-class MixturePart(BaseModel):
+class MixturePart(NamedPart):
     """A task of the mixture, with that task's own keys."""
 
-    model_config = ConfigDict(extra="allow")
-
-    name: str
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     prompt: str = "{prompt}"
 
@@ -69,7 +66,10 @@ class Mixture(Task):
 
     def __init__(self, options: Options) -> None:
         self._options = options.parts
-        self._tasks = {label: _task(label, part, options.check_files) for label, part in options.parts.items()}
+        self._tasks = {
+            label: task_of(part, f"task `mixture`, part `{label}` (`{{name}}`)", check_files=options.check_files)
+            for label, part in options.parts.items()
+        }
         names = dict.fromkeys(split for task in self._tasks.values() for split in task.splits)
         first = [split for split in (TRAIN, "validation") if split in names]
         self.splits = (*first, *(split for split in names if split not in first))
@@ -126,15 +126,6 @@ class Mixture(Task):
 
 
 TASK = Mixture
-
-
-def _task(label: str, part: MixturePart, check_files: bool) -> Task:
-    module = leaf("tasks", part.name).module
-    given = dict(part.model_extra or {})
-    if not check_files and "check_files" in module.TASK.Options.model_fields:
-        given.setdefault("check_files", False)
-    task: Task = module.TASK(validate(module.TASK.Options, given, f"task `mixture`, part `{label}` (`{part.name}`)"))
-    return task
 
 
 def _joined(parts: dict[str, Sequence[Sample]], prompts: dict[str, str]) -> Sequence[Sample]:

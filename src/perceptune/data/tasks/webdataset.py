@@ -57,9 +57,7 @@ class WebDataset(GivenFiles):
         pattern = str(self._given[split])
         shards = webdataset_index.index(expand(pattern), [self._json_key, CAPTION])
         table = RowTable([shard.lines for shard in shards], lambda row: self._sample(shards[row.file], row, split))
-        census = Census()
-        for sample in table.scan():
-            census.add(sample)
+        census = Census(table.scan())
         if not census:
             raise UserError(f"{pattern} holds no samples")
         samples = table.samples()
