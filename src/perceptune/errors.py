@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see: a mistake in a recipe, a file or a command."""
+"""`UserError`, the one exception shown to users: a mistake in a recipe, a file or a command."""
 
 import difflib
 import errno
@@ -6,20 +6,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Of a folder without permission, on a disk that is mounted to be read, below something that is a file, and where the
-# system makes no folders, such as below the mount point of homes that are not there.
+# Errors for a folder without permission, on a disk that is mounted read-only or below a file, and for one that the
+# system refuses to create, such as a folder below an automounter's mount point for home folders.
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
 
 
 class UserError(Exception):
-    """Something the user can mend. The command line prints it without a traceback and exits with 2.
+    """An error that the user can fix. The command line prints it without a traceback and exits with 2.
 
     The message names the file, key or sample, and the nearest valid choice where there is one.
     """
 
 
 class NotWritableError(UserError):
-    """A folder that cannot be written to: of a cache one may do without it. `reason` is what the system says."""
+    """A folder that cannot be written to; a cache can then be kept in memory. `reason` is the system's message."""
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
@@ -27,12 +27,12 @@ class NotWritableError(UserError):
 
 
 class NonMainProcessError(UserError):
-    """An error that another process of the same job tells the user: this one ends without a word."""
+    """Raised on non-main processes for an error that the main process reports; exit silently."""
 
 
 @contextmanager
 def error_prefix(what: str) -> Iterator[None]:
-    """Says at the front of a `UserError` raised inside what it is about: a file, a key."""
+    """Prefix the message of a `UserError` raised inside with `what`: the file or key that it is about."""
     try:
         yield
     except UserError as error:
@@ -40,7 +40,7 @@ def error_prefix(what: str) -> Iterator[None]:
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """`; did you mean ...?` for a mistyped name, or the list of choices, or nothing when there are none."""
+    """Return `; did you mean ...?` for a mistyped name, else the list of choices; empty if there are none."""
     known = sorted(choices)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
@@ -50,7 +50,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Raise an `OSError` of what is written inside as a `UserError` about `path`."""
+    """Raise an `OSError` of a write inside as a `UserError` about `path`."""
     try:
         yield
     except OSError as error:
@@ -58,7 +58,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def disk_error(path: Path, error: OSError) -> UserError:
-    """What a failed write means to the user."""
+    """Return the `UserError` for a failed write to `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path}: the disk is full; nothing already saved was touched. Free space, then resume")
     reason = error.strerror or str(error)

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside an archive, read by its place there."""
+    """A file inside an archive, read at its offset."""
 
     shard: str  # the archive: an absolute path or an address such as s3://bucket/0001.tar
-    offset: int  # of its first byte, counted from the start of the archive
+    offset: int  # of its first byte in the archive
     size: int  # in bytes
     name: str
-    version: str  # of the archive: one that was changed is not read from
+    version: str  # of the archive; reading fails if the archive was changed since
 
     def __str__(self) -> str:
         return f"{self.shard}#{self.name}"
@@ -30,10 +30,10 @@ Medium = Path | bytes | Member
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a task, still on disk: nothing is decoded before it is needed."""
+    """One row of a task. Its media stay on disk and are decoded when they are needed."""
 
     id: str
-    media: Mapping[str, Medium]  # modality -> where its bytes are; empty for a text-only sample
+    media: Mapping[str, Medium]  # modality -> location of its bytes; empty for a text-only sample
     prompt: str
     targets: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -41,23 +41,23 @@ class Sample:
 
 @dataclass(frozen=True)
 class Features:
-    """What a frozen encoder saw of a batch, for one modality."""
+    """The output of a frozen encoder for a batch, for one modality."""
 
     values: Tensor  # (B, n_levels, T, dim) float32; rows without this modality hold zeros
-    # (B,) bool: which rows have a medium of this modality. On the CPU, wherever `values` are: it is asked at each use.
+    # (B,) bool: which rows have a medium of this modality. Always on the CPU, because each use of it reads the values.
     present: Tensor
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Columns put in front of the text, and what enters them at which layer.
+    """Columns in front of the text, and the hidden states that are injected into them, by layer.
 
     In every layer below `entry` the columns are hidden from the text. From `entry` on they are visible in the rows
     named by `present`. In each layer of `states` the columns' hidden state is overwritten before the layer runs.
     """
 
     name: str
-    entry: int  # first layer (0-based) in which the columns are open
+    entry: int  # first layer (0-based) in which the columns are visible
     states: Mapping[int, Tensor]  # layer -> (B, n, hidden_size), or (1, n, ...) if the same for every row; float32
     present: Tensor  # (B,) bool; best on the CPU, as `Features.present` is
     sees_text: bool = False  # the official eP-ALM mask: the columns see the whole text, future included
@@ -68,7 +68,7 @@ class Slots:
         return int(self.states[self.entry].shape[1])
 
     def of_rows(self, index: Tensor) -> Slots:
-        """Those of the rows (N,) of a batch that `index` names, some of them more than once."""
+        """Return the slots of the rows of a batch that `index` (N,) names; a row may be named more than once."""
         states = {
             layer: states if states.shape[0] == 1 else states[index.to(states.device)]
             for layer, states in self.states.items()
@@ -78,7 +78,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen. One beam without sampling is greedy; sampling is done with one beam."""
+    """Decoding options. One beam without sampling is greedy; sampling requires one beam."""
 
     max_new_tokens: int = 20
     beams: int = 1
@@ -86,26 +86,26 @@ class Decoding:
     temperature: float = 1.0
     top_p: float = 1.0
     length_penalty: float = 1.0
-    length_normalization: Literal["answer", "total"] = "answer"  # whose length: the answer's, or the prompt's, too
+    length_normalization: Literal["answer", "total"] = "answer"  # length of the answer, or of prompt and answer
     max_length: int | None = None  # tokens of prompt and answer together, instead of `max_new_tokens`
-    seed: int = 0  # of what is drawn
-    min_new_tokens: int = 0  # before the end may come
-    repetition_penalty: float = 1.0  # on what the answer has said
+    seed: int = 0  # for sampling
+    min_new_tokens: int = 0  # the end token is suppressed before
+    repetition_penalty: float = 1.0  # on tokens that the answer contains already
 
     def max_new_tokens_per_row(self, mask: Tensor) -> Tensor:
-        """How many new tokens (B,) the rows of a mask (B, T) may have; at least one, as in the paper's code."""
+        """Return the maximum of new tokens (B,) for each row of a mask (B, T); at least one, as in the paper's code."""
         if self.max_length is None:
             return mask.new_full((len(mask),), self.max_new_tokens)
         return (self.max_length - mask.sum(-1)).clamp_min(1)
 
     @property
     def counts_prompt(self) -> bool:
-        """Whether beams are compared by the length of prompt and answer."""
+        """Whether beam scores are normalised by the length of prompt and answer together."""
         return self.beams > 1 and self.length_normalization == "total"
 
     @property
     def changes_scores(self) -> bool:
-        """Whether a token's score depends on what has been said beside what the LM makes of it."""
+        """Whether logits processors (repetition penalty, minimum length) change the scores."""
         return self.min_new_tokens > 0 or self.repetition_penalty != 1
 
 
@@ -113,9 +113,9 @@ class StreamCallback(Protocol):
     """Receives each generated token and can stop a row early."""
 
     def on_token(self, row: int, token: int) -> bool:
-        """Take a row's token as it is chosen, the end token included; return False to end the row with it.
+        """Receive a row's new token, the end token included; return False to stop the row after it.
 
-        Not called where tokens are not final before the end (beams, transformers' loop).
+        Not called if tokens are not final until generation ends (beam search, transformers' loop).
         """
 
     def is_wanted(self, row: int) -> bool:
@@ -124,7 +124,7 @@ class StreamCallback(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """Texts that answers begin from, padded on the left, and the slots beside them."""
+    """Tokenized prompts, padded on the left, with their slots."""
 
     ids: Tensor  # (B, T)
     mask: Tensor  # (B, T) 1 = token
@@ -138,11 +138,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What is generated behind a prompt, and how."""
+    """A prompt with the options of its generation."""
 
     prompt: Prompt
     decoding: Decoding
     eos: int
     pad: int
-    seeds: Sequence[int] | None = None  # one a row, in place of `decoding.seed`
+    seeds: Sequence[int] | None = None  # one per row, in place of `decoding.seed`
     callback: StreamCallback | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,18 @@ OLD_NAMES = re.compile(
     | \b(SaidElsewhereError | DataOrder | TokenOrder | WeightedDraws | view_draw | set_rates | _Lent)\b
     | \btold\.lines\b
     | \btell= | "anew" | \b(spliced | keyvalues | textstates | prefill | stepping | choosing | judging | lighter)\.py\b
+    """,
+    re.VERBOSE,
+)
+
+# Packages whose docstrings begin with a verb and are free of these phrases.
+PLAIN = ("types.py", "errors.py", "utils", "config")
+PHRASES = re.compile(r"\b(so many|anew|is no (?!longer|such)|whoever|nobody|somebody|takes? notice)\b", re.IGNORECASE)
+NO_VERB = re.compile(
+    r"""
+      \W* (The|A|An|All|As|At|By|For|From|How|In|Its?|Itself|None|Of|Same|That|Their|This|Those|What|When|Where|Which
+        |Who|Whose|With|Without)\b
+    | \W* [A-Z]\w*[^s]s\b | \(
     """,
     re.VERBOSE,
 )
@@ -117,3 +130,23 @@ def helps() -> dict[str, str]:
                     yield from below(inside, f"{name} {part}")
 
     return dict(below(parser(), "perceptune"))
+
+
+def docstrings(file: Path) -> Iterator[tuple[ast.AST, str]]:
+    """Yield the definitions of a module that have a docstring, with it."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            yield node, text
+
+
+@pytest.mark.parametrize("part", PLAIN)
+def test_docstrings_are_plain(part: str) -> None:
+    root = ROOT / "src/perceptune" / part
+    found = []
+    for file in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
+        for node, text in docstrings(file):
+            is_property = "property" in "".join(map(ast.dump, getattr(node, "decorator_list", ())))
+            begins_wrong = isinstance(node, ast.FunctionDef) and not is_property and NO_VERB.match(text)
+            if begins_wrong or PHRASES.search(text):
+                found.append(f"{file.name}: {text.splitlines()[0]}")
+    assert found == []

@@ -1,4 +1,4 @@
-"""The sections of a recipe that one command each reads: `build-instructblip` and `compare`."""
+"""The sections of a recipe that only one command reads: `build-instructblip` and `compare`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from perceptune.config.schema import ConfigSection, require_amount
 
 
 class BuildConfig(ConfigSection):
-    """The small InstructBLIP that `perceptune build-instructblip` makes: its parts and the shape of its Q-Former."""
+    """The small InstructBLIP that `perceptune build-instructblip` creates: its parts and the shape of its Q-Former."""
 
     lm: str = Field("default", description="`default`, a Hugging Face id or a local folder")
     encoder: str = Field("default", description="a DINOv2: `default`, a Hugging Face id or a local folder")
@@ -31,7 +31,7 @@ class BuildConfig(ConfigSection):
 
 
 class CompareConfig(ConfigSection):
-    """What `perceptune compare` varies, all else being equal; its options of the same names come first."""
+    """The factors that `perceptune compare` varies; its options of the same names take precedence."""
 
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict,

@@ -1,7 +1,7 @@
-"""`KEY=VALUE` as it is typed on a command line: text is taken verbatim, everything else is read as YAML.
+"""Overrides `KEY=VALUE` of a command line: values of text keys are taken verbatim, all others are read as YAML.
 
-What a value may be is known from its key, and the keys of a method or a task from that part's name, which may itself be
-given by an override. So all texts are put in place first, and then typed in one walk along the recipe's models.
+The type of a value follows from its key, and the keys of a method or a task from that part's name, which may itself be
+overridden. So all texts are inserted first and then converted in one pass over the recipe's models.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,22 +16,22 @@ from perceptune.config.registry import leaf
 from perceptune.config.schema import DEFAULT_METHOD
 from perceptune.errors import UserError
 
-# Which folder of leaves a backbone's methods are in.
+# Backbone -> kind of leaves that its methods are.
 METHODS = {"splice": "methods", "instructblip": "qformer_methods"}
-Override = str | tuple[str, Any]  # as typed, or a key with its value
+Override = str | tuple[str, Any]  # `KEY=VALUE`, or a key with its value
 _NULL = "null"
 
 
 class Given(str):
-    """A text from a command line that has no type yet."""
+    """A value from a command line that has not been converted to its type."""
 
 
 class _Unknown:
-    """The annotation of a key that a model does not have."""
+    """Annotation of a key that the model does not have."""
 
 
 def put(data: dict[str, Any], override: Override) -> None:
-    """Set a value in a recipe's mapping, making the mappings above it. Raises `UserError` for another form."""
+    """Set a value in a recipe's mapping; create missing parents. Raises `UserError` for an override of another form."""
     if isinstance(override, str):
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -57,10 +57,10 @@ def put(data: dict[str, Any], override: Override) -> None:
 
 
 def typed(value: Any, annotation: Any, key: str = "", *, backbone: str = "splice") -> Any:
-    """Replace every `Given` text in a value by what a key of this annotation means by it.
+    """Convert every `Given` text in a value to the type of `annotation`.
 
-    Values that are not `Given` stay as they are; whether they are valid is for the model to say. Raises `UserError`
-    naming the key for a text that is neither.
+    Other values stay unchanged; the model validates them later. Raises `UserError` naming the key for a text that is
+    neither valid text for the key nor valid YAML.
     """
     if isinstance(value, Given):
         return _read(value, annotation, key, backbone)
@@ -89,9 +89,9 @@ def parse_value(text: str, key: str = "") -> Any:
 
 
 def _read(text: str, annotation: Any, key: str, backbone: str) -> Any:
-    """What a text means for a key."""
+    """Convert the text of one key."""
     if annotation is _Unknown:
-        return str(text)  # the model says that there is no such key
+        return str(text)  # the model's validation reports the unknown key
     members = _members(annotation)
     if NoneType in members and (text == _NULL or (text == "" and Path in members)):
         return None
@@ -108,7 +108,7 @@ def _read(text: str, annotation: Any, key: str, backbone: str) -> Any:
 
 
 def _scalar(text: str, members: Sequence[Any], key: str) -> Any:
-    """What a text means that is neither a list nor a mapping."""
+    """Convert a text that is neither a list nor a mapping."""
     if any(map(_is_text, members)):
         return str(text)
     if any(isinstance(member, type) and issubclass(member, BaseModel) for member in members):
@@ -119,7 +119,7 @@ def _scalar(text: str, members: Sequence[Any], key: str) -> Any:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types a value may have."""
+    """Return the types of an annotation's values; several for a union."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _members(get_args(annotation)[0])
@@ -139,7 +139,7 @@ def _is_sequence(member: Any) -> bool:
 
 
 def _takes(member: Any, structure: Any) -> bool:
-    """Whether a type takes a list, or a mapping."""
+    """Return whether a type accepts a value of the structure: a list or a mapping."""
     if isinstance(structure, list):
         return _is_sequence(member) or member in (tuple, list)
     is_model = isinstance(member, type) and issubclass(member, BaseModel)
@@ -147,7 +147,7 @@ def _takes(member: Any, structure: Any) -> bool:
 
 
 def _items_of(annotation: Any, length: int) -> list[Any]:
-    """The annotation of each of so many items."""
+    """Return the annotations of a sequence's `length` items."""
     for member in _members(annotation):
         arguments = get_args(member)
         if _is_sequence(member) and arguments:
@@ -158,7 +158,7 @@ def _items_of(annotation: Any, length: int) -> list[Any]:
 
 
 def _fields_of(value: Mapping[str, Any], annotation: Any, key: str, backbone: str) -> Callable[[str], Any]:
-    """The function from the keys of a mapping to their annotations."""
+    """Return a function from the keys of a mapping to their annotations."""
     for member in _members(annotation):
         if get_origin(member) in (dict, Mapping):
             return lambda name: get_args(member)[1]
@@ -171,14 +171,14 @@ def _fields_of(value: Mapping[str, Any], annotation: Any, key: str, backbone: st
 
 
 def _options_of(part: str, name: str, backbone: str) -> dict[str, Any]:
-    """The annotations of a method's or a task's own keys."""
+    """Return the annotations of a method's or task's own keys."""
     kind = METHODS.get(backbone, "methods") if part == "method" else "tasks"
     owner = getattr(leaf(kind, name).module, part.upper())
     return {key: one.annotation for key, one in owner.Options.model_fields.items()}
 
 
 def _structure(text: str) -> Any:
-    """A list or mapping written as YAML, with each plain scalar as the text it is; None where it is neither."""
+    """Parse a YAML list or mapping and leave unquoted scalars as `Given` text; return None if the YAML is invalid."""
     try:
         return _plain(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError:
@@ -194,7 +194,7 @@ def _plain(node: yaml.Node | None) -> Any:
         case yaml.ScalarNode(style=None):
             return Given(node.value)
         case yaml.ScalarNode():
-            return node.value  # in quotes
+            return node.value  # quoted
     return None
 
 
@@ -204,14 +204,14 @@ def _holds_given(value: Any) -> bool:
 
 
 def _shorthand(part: str, parent: str) -> str:
-    """The key that a bare string at `part` stands for."""
+    """Return the key that a string at `part` is a shorthand for."""
     if part == "init_from":
         return "run"
     return "id" if part == "lm" or parent == "encoders" else "name"
 
 
 def _number(value: Any) -> Any:
-    """`2e-5` is a string to YAML 1.1, a number to everybody else."""
+    """Convert text such as `2e-5`, which YAML 1.1 reads as a string, to a number if possible."""
     if isinstance(value, str):
         try:
             return float(value)

@@ -1,6 +1,6 @@
-"""The recipe: one pydantic tree holds every default. Unknown keys are refused with the nearest valid key.
+"""The recipe: one pydantic tree with every default. Unknown keys are rejected with the nearest valid key.
 
-A recipe file holds only differences from these defaults. `load_recipe` reads a file or a named recipe and applies
+A recipe file contains only differences from these defaults. `load_recipe` reads a file or a named recipe and applies
 dotted overrides (`train.steps=500`). The options of a method, an encoder or a task belong to its leaf file.
 """
 
@@ -33,11 +33,11 @@ from perceptune.config.substitution import drop_foreign_keys, part_names
 from perceptune.errors import UserError, nearest
 from perceptune.utils.paths import absolute, given_path
 
-FACTS = "facts.yaml"  # lies among the shipped recipes and is none: what the papers' runs were
+FACTS = "facts.yaml"  # settings of the papers' runs, in the folder of the shipped recipes but not one of them
 
 
 class Recipe(ConfigSection):
-    """Everything a run is made of."""
+    """The complete configuration of a run."""
 
     name: str = "run"
     seed: int = 0
@@ -51,7 +51,7 @@ class Recipe(ConfigSection):
         default_factory=lambda: {"image": EncoderConfig()}, min_length=1
     )
     method: Annotated[NamedPart, named("name")] = NamedPart(name=DEFAULT_METHOD)
-    build: BuildConfig | None = None  # what `build-instructblip --recipe` makes for `lm`
+    build: BuildConfig | None = None  # the model that `build-instructblip --recipe` creates for `lm`
     task: Annotated[NamedPart, named("name")] | None = None
     init_from: Annotated[InitConfig, named("run")] | None = None
     text: TextConfig = TextConfig()
@@ -62,17 +62,17 @@ class Recipe(ConfigSection):
     compare: CompareConfig = CompareConfig()
 
     def dump(self) -> str:
-        """The resolved recipe as YAML."""
+        """Return the resolved recipe as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def load_recipe(
     source: str | Path | dict[str, Any] | Recipe, overrides: Sequence[Override] = (), *, where: str = "recipe"
 ) -> Recipe:
-    """A recipe from a file, the name of a shipped recipe, a mapping, or a recipe; then overrides.
+    """Load a recipe from a file, the name of a shipped recipe, a mapping or a recipe, and apply overrides.
 
-    These are `key.sub=value` as typed on a command line, or pairs of a key and its value. `where` a mapping or recipe
-    comes from is named in errors.
+    Overrides are `key.sub=value` as on a command line, or pairs of a key and its value. `where` names the origin of a
+    mapping or recipe in errors.
     """
     if isinstance(source, Recipe):
         data = source.model_dump(mode="json")
@@ -95,7 +95,7 @@ def load_recipe(
 
 
 def validate(model: type[Any], data: Any, where: str) -> Any:
-    """`model` from `data`; a mistake becomes one `UserError` naming the key and the nearest valid one."""
+    """Create `model` from `data`. Raises one `UserError` naming the first invalid key and the nearest valid one."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -111,21 +111,21 @@ def validate(model: type[Any], data: Any, where: str) -> Any:
 
 
 def recipes_dir() -> Path:
-    """Where the shipped recipes lie: inside the installed package, or at the root of a checkout."""
+    """Return the folder of the shipped recipes: inside the installed package, or at the root of a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parents[1] / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """Names of the shipped recipes, such as `paper/epalm`."""
+    """Return the names of the shipped recipes, such as `paper/epalm`."""
     root = recipes_dir()
     found = (path for path in root.rglob("*.yaml") if path.name != FACTS)
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in found)
 
 
 def find_recipe(source: str) -> Path:
-    """A recipe file: a path, or a shipped recipe's name with or without `recipes/` and `.yaml`."""
+    """Find a recipe file by its path, or by a shipped recipe's name with or without `recipes/` and `.yaml`."""
     if given_path(source).is_file():
         return given_path(source)
     name = source.removeprefix("recipes/").removesuffix(".yaml")
@@ -135,7 +135,7 @@ def find_recipe(source: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A recipe's keys as they are written."""
+    """Read the keys of a recipe file without defaults."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -146,7 +146,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _resolve_files(data: dict[str, Any], folder: Path) -> None:
-    """Relative data files of tasks, and the run to start from, are meant relative to the recipe, if they lie there."""
+    """Resolve relative data files of tasks, and the run to start from, in the recipe's folder if they exist there."""
     for task in tasks_in(data):
         for key in file_keys(task):
             if _lies_in(folder, str(task[key])):
@@ -159,7 +159,7 @@ def _resolve_files(data: dict[str, Any], folder: Path) -> None:
 
 
 def tasks_in(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tasks that a recipe writes out with their keys: its own and those of `eval.others`."""
+    """Return the tasks that a recipe gives as mappings: its own and those of `eval.others`."""
     return [task for task in _tasks(data) if isinstance(task, dict)]
 
 
@@ -171,27 +171,27 @@ def _tasks(data: dict[str, Any]) -> list[Any]:
 
 
 def _with_parts(task: Any) -> list[Any]:
-    """A task, and before it those that it is mixed of."""
+    """Return the parts of a mixture of tasks, then the task itself."""
     parts = task.get("parts") if isinstance(task, dict) else None
     inside = parts.values() if isinstance(parts, dict) else ()
     return [*(found for part in inside for found in _with_parts(part)), task]
 
 
 def leaf_names(data: dict[str, Any]) -> list[str]:
-    """Names of the method and tasks of a recipe as it is written. Imports nothing."""
+    """Return the names of a recipe's method and tasks as they are written. Imports nothing."""
     named = [data.get("method"), *_tasks(data)]
     return [str(part.get("name")) if isinstance(part, dict) else str(part) for part in named]
 
 
 def _lies_in(folder: Path, name: str) -> bool:
-    """Whether a relative name, or a pattern with wildcards or braces, leads to something in a folder."""
+    """Return whether a relative name, or a pattern with wildcards or braces, matches something in a folder."""
     if "://" in name or Path(name).is_absolute():
         return False
     return (folder / name).exists() or any(folder.glob(re.sub(r"\{[^{}]*\}", "*", name)))
 
 
 def file_keys(task: dict[str, Any]) -> list[str]:
-    """The given keys of a task that name files: those that may be a `Path`."""
+    """Return the given keys of a task that name files: those whose type includes `Path`."""
     from perceptune.config.registry import leaf
 
     fields = leaf("tasks", str(task.get("name"))).module.TASK.Options.model_fields
@@ -199,9 +199,9 @@ def file_keys(task: dict[str, Any]) -> list[str]:
 
 
 def absolute_files(task: dict[str, Any]) -> dict[str, Any]:
-    """Return a task's keys with the files they name by absolute path.
+    """Return a task's keys with absolute paths of their files.
 
-    A key that may also hold a name, of a data set on a hub, is a path only if something lies there.
+    The value of a key that may also be a name, such as a data set's on a hub, is a path only if that path exists.
     """
     from perceptune.config.registry import leaf
 
@@ -215,7 +215,7 @@ def absolute_files(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _siblings(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Valid keys beside the one at `location`."""
+    """Return the valid keys at the level of `location`."""
     node: Any = model
     for part in location[:-1]:
         field = node.model_fields.get(str(part)) if hasattr(node, "model_fields") else None

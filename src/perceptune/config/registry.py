@@ -1,7 +1,7 @@
-"""Leaf files found by their names: the file's name is the name of its encoder, method, task, metric or command.
+"""Leaf files found by name: the file's name is the name of its encoder, method, task, metric or command.
 
-A leaf may hold several named settings of one class (`VARIANTS`). Names use hyphens, files underscores. There is no
-registry to keep in step: to add one, add a file. A third-party leaf is a dotted path `package.module`, accepted from
+A leaf may define several named settings of one class (`VARIANTS`). Names use hyphens, files underscores. Nothing has
+to be registered: to add a leaf, add a file. A third-party leaf is a dotted path `package.module`, accepted from
 the command line's recipe only (see `config/recipe.py`), never from a checkpoint.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from perceptune.errors import UserError, nearest
 
-# Kind -> the package with its leaf files.
+# Kind -> package of its leaf files.
 LEAF_KINDS = {
     "encoders": "encoders",
     "methods": "methods.slots",
@@ -26,7 +26,7 @@ _NOT_LEAVES = {"base"}
 
 
 class Leaf(NamedTuple):
-    """A named entry of one kind: the module that implements it and the defaults its name stands for."""
+    """A named entry of one kind: the module that implements it and the defaults of this name."""
 
     name: str
     module: ModuleType
@@ -35,7 +35,7 @@ class Leaf(NamedTuple):
 
 @cache
 def leaves(kind: str) -> dict[str, Leaf]:
-    """Every leaf of one kind by name, variants included, in alphabetical order."""
+    """Return every leaf of one kind by name, variants included, in alphabetical order."""
     package = importlib.import_module(f"perceptune.{LEAF_KINDS[kind]}")
     found: dict[str, Leaf] = {}
     for info in pkgutil.iter_modules(package.__path__):
@@ -60,7 +60,7 @@ def _third_party(kind: str, name: str) -> Leaf:
 
 
 def leaf(kind: str, name: str) -> Leaf:
-    """The leaf called `name`. Raises `UserError` with the nearest valid name."""
+    """Return the leaf called `name`. Raises `UserError` with the nearest valid name."""
     if "." in name:
         return _third_party(kind, name)
     known = leaves(kind)

@@ -1,4 +1,4 @@
-"""The sections of a recipe: every default is here. The options of a method or task belong to its leaf file."""
+"""The sections of a recipe with every default. The options of a method or task belong to its leaf file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from perceptune.errors import UserError
 
-# `auto` = bfloat16 where the LM's products are faster in it than in float32, by measurement; see `precision.py`.
+# `auto` = bfloat16 if matrix products of the LM are measured to be faster in it than in float32; see `precision.py`.
 DType = Literal["auto", "float32", "bfloat16"]
 # YAML reads a bare `off` as false.
 _Off = BeforeValidator(lambda value: "off" if value is False else value)
 
 
 def _tracker_names(value: Any) -> Any:
-    """`none`, one name, or several."""
+    """Convert `none`, one name or a list of names to a sequence of names."""
     names = [value] if isinstance(value, str) else value
     return () if names is None or (isinstance(names, list) and names == ["none"]) else names
 
@@ -26,7 +26,7 @@ DEFAULT_METHOD = "epalm"
 
 
 def named(key: str) -> BeforeValidator:
-    """Lets `lm: facebook/opt-2.7b` stand for `lm: {id: facebook/opt-2.7b}`."""
+    """Return a validator that reads `lm: facebook/opt-2.7b` as `lm: {id: facebook/opt-2.7b}`."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
@@ -38,7 +38,7 @@ def require_amount(value: int | float | None) -> int | float | None:
 
 
 class ConfigSection(BaseModel):
-    """A node of the tree: immutable, no unknown keys."""
+    """A section of a recipe: immutable, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True)
 
@@ -55,7 +55,7 @@ class LMConfig(ConfigSection):
 
 
 class RandAugmentConfig(ConfigSection):
-    """Operations drawn for each augmented view of an image, after it has been resized."""
+    """Random operations for each augmented view of an image, applied after resizing."""
 
     num_ops: int = Field(2, ge=1, description="number of operations per view")
     magnitude: int = Field(7, ge=0, description="strength; at most 10 (`albef`) or 30 (`torchvision`)")
@@ -101,7 +101,7 @@ class EncoderConfig(ConfigSection):
 
 
 class CacheConfig(ConfigSection):
-    """Where encoder features, and states of texts that do not fit into memory, are kept."""
+    """Where encoder features, and text states that do not fit into memory, are kept."""
 
     features: Annotated[Literal["disk", "memory", "off"], _Off] = Field(
         "disk", description="where features are kept; off = computed at every use"
@@ -115,7 +115,7 @@ class CacheConfig(ConfigSection):
 
 
 class TextConfig(ConfigSection):
-    """How a sample becomes text; the same in training, evaluation, answering and serving."""
+    """The text format of samples, the same in training, evaluation, answering and serving."""
 
     template: str = Field("Question: {prompt} Answer:", description="text before the answer")
     target: str = Field(" {target}", description="the answer, in training")
@@ -137,12 +137,12 @@ class NamedPart(BaseModel):
     name: str
 
     def options(self) -> dict[str, Any]:
-        """The keys beside `name`."""
+        """Return all keys except `name`."""
         return dict(self.model_extra or {})
 
 
 class TrainConfig(ConfigSection):
-    """The optimisation. Defaults are the paper's values where it gives one (`docs/papers.md`)."""
+    """Training options. Defaults are the paper's values where it states one (`docs/papers.md`)."""
 
     steps: int | None = Field(None, ge=0, description="optimizer steps; None = `epochs`")
     epochs: float = Field(8, gt=0, description="passes over the training samples")
@@ -200,7 +200,7 @@ class TrainConfig(ConfigSection):
 
 
 class DecodeConfig(ConfigSection):
-    """How answers are generated."""
+    """Options of generation."""
 
     max_new_tokens: int = Field(20, ge=1, description="maximum tokens of an answer")
     max_length: int | None = Field(
@@ -239,7 +239,7 @@ class DecodeConfig(ConfigSection):
         return self
 
     def most_new(self, room: int) -> int:
-        """Of an LM's `room` positions those to be left for the answer of the longest prompt."""
+        """Return how many of an LM's `room` positions must stay free for the answer to the longest prompt."""
         if self.max_length is None:
             return self.max_new_tokens
         if self.max_length > room:
@@ -248,7 +248,7 @@ class DecodeConfig(ConfigSection):
 
 
 class OtherSet(ConfigSection):
-    """Another data set on which a run is evaluated, beside its own."""
+    """Another data set on which a run is evaluated, in addition to its own."""
 
     task: Annotated[NamedPart, named("name")]
     split: str | None = Field(None, description="split to evaluate; None = the task's last one")

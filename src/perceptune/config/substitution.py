@@ -1,4 +1,4 @@
-"""Another task or method in place of a recipe's own: which of the recipe's keys stay."""
+"""Replacement of a recipe's task or method by an override: which of the recipe's keys are kept."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,10 +7,10 @@ from perceptune.config.overrides import METHODS, Override
 from perceptune.config.registry import leaf
 from perceptune.errors import UserError
 
-# Keys of a task that say how rows are read and answers judged; all others say where the data lie and what is in them.
+# Keys of a task for reading rows and scoring answers; all others describe the location and content of the data.
 OF_ANY_DATA = ("metric", "lowercase", "first_line", "parse_lists", "allow_empty_prompt", "check_files", "prompt")
 EVALUATED = ("split", "during_split")  # keys of `eval` that name a split of the task
-HELD_OUT = "held-out"  # a split of every task with `train.hold_out`
+HELD_OUT = "held-out"  # a split that every task has with `train.hold_out`
 
 
 def part_names(data: Mapping[str, Any]) -> dict[str, str | None]:
@@ -24,8 +24,8 @@ def drop_foreign_keys(
 ) -> list[str]:
     """Remove the recipe's own keys that only made sense for the task or method that `overrides` have replaced.
 
-    `before` are the names that the recipe had. Keys that the new part knows stay, but for those that describe the old
-    task's data. Returns the removed keys.
+    `before` holds the names before the overrides. Keys that the new part has too are kept, except those that describe
+    the old task's data. Returns the removed keys.
     """
     given = [one.partition("=")[0] if isinstance(one, str) else one[0] for one in overrides]
     kinds = {"task": "tasks", "method": METHODS.get(str(data.get("backbone", "splice")), "methods")}
@@ -46,7 +46,7 @@ def drop_foreign_keys(
 
 
 def _part_class(kind: str, name: str) -> Any:
-    """Return the class of a leaf; None for one that is not known here: what uses it says so."""
+    """Return the class of a leaf; None for an unknown one, which is reported when it is used."""
     try:
         module = leaf(kind, str(name)).module
     except UserError:
@@ -55,7 +55,7 @@ def _part_class(kind: str, name: str) -> Any:
 
 
 def _foreign_keys(kind: str, new: str, part: Mapping[str, Any]) -> list[str]:
-    """Return the keys of a part that its new class does not know, and those of a task that describe the old data."""
+    """Return the keys of a part that its new class does not have, and those of a task that describe the old data."""
     wanted = _part_class(kind, new)
     if wanted is None:
         return []
@@ -77,7 +77,7 @@ def _lacking_splits(data: Mapping[str, Any], name: str, given: Sequence[str], dr
     }  # fmt: skip
     try:
         splits = wanted(wanted.Options.model_validate(options)).splits
-    except (UserError, ValueError, TypeError):  # its keys are wrong or incomplete, which is said when it is made
+    except (UserError, ValueError, TypeError):  # invalid or missing keys are reported when the task is created
         return []
     return [
         f"eval.{key}"

@@ -1,1 +1,1 @@
-"""What knows nothing of models or data: files, processes, devices, progress, downloads."""
+"""Utilities that do not depend on models or data: files, processes, devices, progress, downloads."""

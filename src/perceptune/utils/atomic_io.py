@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writes: a file or folder appears complete or not at all."""
 
 import contextlib
 import json
@@ -13,9 +13,9 @@ from perceptune.errors import disk_errors
 
 
 def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
-    """Writes beside the file and renames: a crash or a full disk leaves the old file as it was.
+    """Write to a temporary file beside `path` and rename it: a crash or a full disk leaves the old file unchanged.
 
-    What a killed process leaves is called `.<name>.<anything>.tmp`. Errors of `chunks` and `OSError` pass through.
+    A killed process leaves a file `.<name>.<anything>.tmp`. Errors of `chunks` and `OSError` pass through.
     """
     temporary = _temporary(path)
     try:
@@ -29,13 +29,13 @@ def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def write_chunks(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file whole or not at all. Raises `UserError` if the disk is full or refuses."""
+    """Write a file atomically. Raises `UserError` if the disk is full or the write fails."""
     with disk_errors(path):
         write_whole(path, chunks)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as `write_chunks` does; of file names that are not UTF-8 the bytes are escaped."""
+    """Write a text file as `write_chunks` does; bytes of file names that are not UTF-8 are escaped."""
     write_chunks(path, [text.encode(errors="backslashreplace")])
 
 
@@ -45,15 +45,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON value a line as `write_chunks` does."""
+    """Write one JSON value per line as `write_chunks` does."""
     write_chunks(path, ((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace") for row in rows))
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder to write to, which takes its name when everything is in it.
+    """Yield a temporary folder to write to, and rename it to `path` at the end.
 
-    What a killed process leaves is called as by `write_whole`. Errors pass through.
+    A killed process leaves a folder with a name as in `write_whole`. Errors pass through.
     """
     temporary = _temporary(path)
     temporary.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Which device a process computes on, and with which precision."""
+"""The device of a process and its float32 precision."""
 
 import os
 
@@ -6,10 +6,10 @@ import torch
 
 
 def default_device() -> torch.device:
-    """The GPU of this process, else the CPU.
+    """Return the GPU of this process, else the CPU.
 
-    Of several processes that a launcher started on one machine, each has a GPU of its own: that of its LOCAL_RANK. If
-    Accelerate was told to use the CPU, it is the CPU.
+    Each of several processes that a launcher started on one machine has the GPU of its LOCAL_RANK. If Accelerate is
+    set to use the CPU, return the CPU.
     """
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available():
         return torch.device("cpu")
@@ -17,7 +17,7 @@ def default_device() -> torch.device:
 
 
 def resolve_device(wanted: str | torch.device | None) -> torch.device:
-    """The device that is meant: the default one if none is named, this process's GPU for `cuda` without a number."""
+    """Return the device `wanted`: the default one for None, this process's GPU for `cuda` without a number."""
     if wanted is None:
         return default_device()
     device = torch.device(wanted)
@@ -25,14 +25,14 @@ def resolve_device(wanted: str | torch.device | None) -> torch.device:
 
 
 def device_like(kind: str | None) -> torch.device:
-    """The device to repeat on what was computed on one of this kind (`cpu`, `cuda`; None = unknown)."""
+    """Return a device to repeat a computation that ran on one of this kind (`cpu`, `cuda`; None = unknown)."""
     return torch.device("cpu") if kind == "cpu" else default_device()
 
 
 def use_full_float32(device: torch.device) -> None:
-    """Switches off the reduced precision (TF32) that cuDNN computes float32 convolutions in by default.
+    """Disable the reduced precision (TF32) in which cuDNN computes float32 convolutions by default.
 
-    The convolution that an encoder begins with would give features that differ from a CPU's in the fourth digit, under
+    With TF32 the first convolution of an encoder gives features that differ from a CPU's in the fourth digit, under
     the same key of the feature cache. For matrix products torch's default is full precision already.
     """
     if device.type != "cuda":

@@ -1,7 +1,7 @@
-"""The processes of a training or an evaluation, as `accelerate launch` started them. Alone, one is a world of its own.
+"""The processes of a training or an evaluation, as started by `accelerate launch`; without it, a world of one process.
 
-Every process holds the whole method. Errors are agreed upon: what one process cannot do, none goes on with, and the
-main process alone says why.
+Every process holds the whole method. Errors are synchronised: if one process fails, all stop, and only the main process
+reports the error.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from perceptune.utils.fsdp_settings import FSDPSettings, requested_sharding, req
 from perceptune.utils.launch_environment import JOIN_TIMEOUT, join, read_launch
 
 T = TypeVar("T")
-# How long one process may wait for the others: longer than the main process needs to write or to score.
+# Timeout of a collective: longer than the main process takes to write a checkpoint or to score.
 TIMEOUT = timedelta(minutes=30)
 LOST = ("Connection closed by peer", "Connection reset", "Timed out", "Broken pipe", "timeout")
 
 
 class World:
-    """What one process knows of all: its `rank` among `size`, its `device`, and how they talk to one another."""
+    """A process among all of the job: its `rank` of `size`, its `device`, and the collective operations."""
 
     def __init__(self, join_timeout: float | None = None) -> None:
         """Join the other processes; wait for them `join_timeout` seconds (`launch.JOIN_TIMEOUT`)."""
@@ -36,7 +36,7 @@ class World:
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 
-        # Accelerate's default on its launcher's side gives weights to one process only and leaves the others empty.
+        # By default Accelerate's launcher makes only one process load the weights and leaves the others empty.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         self.rank = launch.rank
         with self.same_on_all_ranks():
@@ -45,32 +45,32 @@ class World:
                 accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
             except ValueError as error:
                 raise UserError(f"accelerate: {error}") from error
-            _require_supported(accelerator)  # before its idea of our rank is taken over
+            _require_supported(accelerator)  # before its rank, which may be wrong then, replaces ours
             self.rank, self.size = accelerator.process_index, accelerator.num_processes
             self.device = torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
             self.sharding: FSDPSettings | None = requested_sharding(accelerator)
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the main process: the only one that writes files and prints."""
         return self.rank == 0
 
     @property
     def loading_device(self) -> torch.device:
-        """Where a model is loaded before `AdaptedModel.place`: what is sharded comes from main memory."""
+        """Device on which a model is loaded before `AdaptedModel.place`: the CPU if its weights will be sharded."""
         return torch.device("cpu") if self.is_sharded else self.device
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the LM's weights are spread over the processes: then all must call it equally often."""
+        """Whether the LM's weights are sharded over the processes; all must then call it equally often."""
         return self.sharding is not None
 
     def shard(self, rows: Sequence[T]) -> list[T]:
-        """This process's part: row i goes to process i modulo their number."""
+        """Return the rows of this process: row i belongs to process i modulo `size`."""
         return list(rows[self.rank :: self.size])
 
     def gather(self, rows: Sequence[T]) -> list[T]:
-        """The reverse of `shard`, for what was made of each row, in order, on every process."""
+        """Undo `shard`: return the results of all rows in their order, on every process."""
         parts = self.all_gather(list(rows))
         collected: list[Any] = [None] * sum(map(len, parts))
         for rank, part in enumerate(parts):
@@ -78,7 +78,7 @@ class World:
         return collected
 
     def all_gather(self, value: T) -> list[T]:
-        """A small value of each process."""
+        """Return the value of each process, by rank; the values should be small."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -86,7 +86,7 @@ class World:
         return values
 
     def run_on_main(self, compute: Callable[[], T]) -> T:
-        """What the main process computes, or its error, on every process. No collective inside."""
+        """Return the main process's result on every process, or raise its error there. No collective inside."""
         box: list[Any] = [None]
         with self.synced_errors():
             if self.is_main:
@@ -97,7 +97,7 @@ class World:
 
     @contextlib.contextmanager
     def synced_errors(self) -> Iterator[None]:
-        """A stage that ends on every process, or with an error on every process. No collective inside."""
+        """Raise an error of the block on every process if one process raises it. No collective inside."""
         error: UserError | OSError | None = None
         try:
             yield
@@ -107,7 +107,7 @@ class World:
 
     @contextlib.contextmanager
     def same_on_all_ranks(self) -> Iterator[None]:
-        """For what fails on every process or on none: the error is said once, without asking the others."""
+        """Report once an error that is raised on every process or on none, without communication."""
         try:
             yield
         except UserError as error:
@@ -116,7 +116,7 @@ class World:
             raise NonMainProcessError(str(error)) from error
 
     def raise_everywhere(self, error: UserError | OSError | None) -> None:
-        """Raises the first process's error on all of them."""
+        """Raise on all processes the error of the first process that has one."""
         if self.size == 1:
             if error is not None:
                 raise error
@@ -127,7 +127,7 @@ class World:
 
     @contextlib.contextmanager
     def collective(self) -> Iterator[None]:
-        """A process whose fellow has died says so in one line."""
+        """Raise a `UserError` of one line if a collective inside fails because another process has died."""
         try:
             yield
         except RuntimeError as error:
@@ -137,10 +137,10 @@ class World:
             raise (UserError if self.is_main else NonMainProcessError)(said) from error
 
     def all_reduce(self, parameters: Sequence[nn.Parameter], counts: Sequence[float]) -> list[float]:
-        """Sums gradients (in place) and counts over all processes, in one all-reduce.
+        """Sum gradients (in place) and counts over all processes, in one all-reduce.
 
-        A parameter without gradient on any process keeps none, as it does in one process. Every process receives the
-        same bits.
+        A parameter without gradient on any process keeps none, as with one process. Every process receives the same
+        bits.
         """
         if self.size == 1:
             return list(counts)
@@ -157,30 +157,30 @@ class World:
         return tail[len(given) :]
 
     def broadcast(self, tensors: Mapping[str, Tensor]) -> None:
-        """Overwrites tensors with the main process's."""
+        """Overwrite tensors with those of the main process."""
         if self.size > 1:
             for tensor in tensors.values():
                 dist.broadcast(tensor, src=0)
 
 
 def destroy_process_group() -> None:
-    """Ends the talk with the other processes, if there is one; without it one that exits late may be torn down.
+    """Destroy the process group, if there is one; otherwise a process that exits late may be aborted.
 
-    The process should then end by `hard_exit`.
+    The process should then exit with `hard_exit`.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def hard_exit(code: int) -> NoReturn:
-    """Exits without tearing libraries down, during which one in ten sharded processes on CPUs was aborted."""
+    """Exit without the teardown of libraries, during which one in ten sharded processes on CPUs was aborted."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _require_supported(accelerator: Any) -> None:
-    """Raises `UserError` for settings of `accelerate config` that would otherwise be ignored in silence."""
+    """Raise `UserError` for settings of `accelerate config` that would otherwise be ignored silently."""
     if (size := read_launch().size) not in (1, accelerator.num_processes):
         raise UserError(
             f"{size} processes were started, but Accelerate finds no device to join them on: "

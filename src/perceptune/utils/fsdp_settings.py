@@ -1,4 +1,4 @@
-"""FSDP as `accelerate config` asks for it: its settings, read and checked before anything is loaded."""
+"""FSDP settings of `accelerate config`, read and checked before anything is loaded."""
 
 import os
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from perceptune.errors import UserError
 
 @dataclass(frozen=True)
 class FSDPSettings:
-    """What `accelerate config` says about FSDP, as far as it means something for frozen weights."""
+    """The FSDP settings of `accelerate config` that apply to frozen weights."""
 
-    reshard_after_forward: bool  # False: a block stays whole until the backward pass; faster, and needs the memory
-    cpu_offload: bool  # the parts wait in main memory
+    reshard_after_forward: bool  # False: a block stays gathered until the backward pass: faster, more memory
+    cpu_offload: bool  # whether shards are kept in main memory
     param_dtype: torch.dtype | None  # of gathered weights; None = as loaded (`train.precision`)
 
 
@@ -24,15 +24,15 @@ def _wanted() -> bool:
 
 
 def require_known_version() -> None:
-    """Raises `UserError` for FSDP version 1, over which Accelerate itself stumbles on CPUs."""
+    """Raise `UserError` for FSDP version 1, with which Accelerate itself fails on CPUs."""
     if _wanted() and int(os.environ.get("FSDP_VERSION", "1")) != 2:
         raise UserError("accelerate: FSDP version 1 is not supported: set `fsdp_version: 2`")
 
 
 def requested_sharding(accelerator: Any) -> FSDPSettings | None:
-    """Accelerate's FSDP settings, if FSDP was asked for. Raises `UserError` for those that do not fit frozen weights.
+    """Return Accelerate's FSDP settings, None without FSDP. Raises `UserError` for settings unfit for frozen weights.
 
-    They are read from the environment, where `accelerate launch` puts them: on CPUs Accelerate itself passes them over.
+    They are read from the environment variables of `accelerate launch`, because Accelerate ignores them on CPUs.
     """
     precision = str(accelerator.mixed_precision)
     if not _wanted():
@@ -43,7 +43,7 @@ def requested_sharding(accelerator: Any) -> FSDPSettings | None:
     from torch.distributed.fsdp import CPUOffloadPolicy
 
     if not dist.is_initialized():
-        return None  # not launched: one process has nobody to share with
+        return None  # not launched: one process has nothing to shard over
     try:
         plugin = FullyShardedDataParallelPlugin()
     except ValueError as error:

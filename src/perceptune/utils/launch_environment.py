@@ -14,14 +14,14 @@ from typing import Any
 from perceptune.errors import UserError
 
 JOIN_TIMEOUT = 600.0  # seconds; torchrun's own default
-NOTICE = 3.0  # seconds of waiting after which it is said who is waited for
+NOTICE = 3.0  # seconds of waiting after which the missing ranks are printed
 POLL = 0.1
 _ADVICE = "start them by `accelerate launch`, or, if there are no others, run `unset WORLD_SIZE RANK LOCAL_RANK` first"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Which of how many processes this is, and where they meet."""
+    """The rank of this process, the number of processes and the address of their rendezvous."""
 
     rank: int = 0
     size: int = 1
@@ -30,15 +30,15 @@ class Launch:
 
     @property
     def place(self) -> str:
-        """Where they meet, for a message."""
+        """Address and port of the rendezvous, for a message."""
         return f"{self.address}:{self.port}"
 
 
 def read_launch(environment: Mapping[str, str] = os.environ, *, meeting: bool = True) -> Launch:
-    """Return what the environment says; without WORLD_SIZE, this process alone.
+    """Read the launch from the environment variables; without WORLD_SIZE, a single process.
 
-    With `meeting` several processes must be told where they meet. Raises `UserError` for variables that are missing or
-    make no sense.
+    With `meeting`, several processes also need the variables of the rendezvous. Raises `UserError` for variables that
+    are missing or invalid.
     """
     size = _number(environment, "WORLD_SIZE", 1)
     rank = _number(environment, "RANK", 0)
@@ -65,9 +65,9 @@ def read_launch(environment: Mapping[str, str] = os.environ, *, meeting: bool = 
 
 
 def join(launch: Launch, timeout: float = JOIN_TIMEOUT, *, notice: float = NOTICE) -> Any:
-    """Wait until every process is there; returns the store they met in, which is to be kept while they talk.
+    """Wait until every process has joined; return their store, which must be kept while they communicate.
 
-    After `notice` seconds it is said on stderr who is waited for. Raises `UserError` after `timeout` seconds.
+    After `notice` seconds the missing ranks are printed on stderr. Raises `UserError` after `timeout` seconds.
     """
     waiting = _Waiting(launch, timeout)
     timer = threading.Timer(min(notice, timeout), lambda: print(waiting.told(), file=sys.stderr, flush=True))
@@ -84,11 +84,11 @@ class _Waiting:
 
     def __init__(self, launch: Launch, timeout: float) -> None:
         self.launch, self.timeout, self.deadline = launch, timeout, time.monotonic() + timeout
-        self.trouble = ""  # why the meeting place is not reached
+        self.trouble = ""  # why the rendezvous cannot be reached
         self.missing = [rank for rank in range(launch.size) if rank != launch.rank]
 
     def told(self) -> str:
-        """Say who is waited for, why, and for how long."""
+        """Return a message with the missing ranks, the reason and the timeout."""
         return (
             f"process {self.launch.rank} waits {self._found()}; it gives up after {self.timeout:g} s (--join-timeout)"
         )
@@ -99,12 +99,12 @@ class _Waiting:
         return f"at {self.launch.place} for rank {names}: {there} of {size} are there (WORLD_SIZE={size}{self.trouble})"
 
     def wait(self) -> Any:
-        """Return the store once all are there."""
+        """Return the store once all processes have joined."""
         distributed: Any = import_module("torch.distributed")
         hosts = self.launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         if hosts:
             self._try(lambda: socket.getaddrinfo(self.launch.address, self.launch.port))
-        else:  # first without torch, which prints every attempt
+        else:  # first by a plain socket, because torch prints every attempt
             self._try(lambda: socket.create_connection((self.launch.address, self.launch.port), timeout=2).close())
         try:
             store = distributed.TCPStore(
@@ -120,7 +120,7 @@ class _Waiting:
         return store
 
     def _try(self, reach: Callable[[], object]) -> None:
-        """Repeat what fails as long as the host's name is not known, or nothing listens there."""
+        """Retry `reach` while the host's name cannot be resolved or nothing listens there."""
         while True:
             try:
                 reach()
@@ -145,7 +145,7 @@ def _key(rank: int) -> str:
 
 
 def _number(environment: Mapping[str, str], name: str, low: int, high: int | None = None) -> int:
-    """Return a variable's number, `low` if it is not set."""
+    """Return a variable's number, `low` if the variable is not set."""
     text = environment.get(name)
     if not text:
         return low

@@ -1,4 +1,4 @@
-"""Locks on what one process writes at a time. The system releases them when a process ends, however it ends."""
+"""File locks for one writer at a time. The system releases them when a process exits, even if it is killed."""
 
 import contextlib
 import errno
@@ -10,15 +10,15 @@ from filelock import FileLock, Timeout
 
 from perceptune.errors import UserError, disk_error
 
-# What file systems answer that have no locks: some network disks, some mounts of other systems' folders.
+# Errors of file systems without locks: some network disks, some mounts of other systems' folders.
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
 @contextlib.contextmanager
 def waiting_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
-    """Hold the lock file `path`, which stays when it is released; yields whether it is held: some disks have no locks.
+    """Hold the lock file `path`, which is not removed; yield whether it is held, since some disks have no locks.
 
-    Calls `on_wait` before it waits for another process, or another thread, which holds it.
+    Calls `on_wait` before waiting for another process or thread that holds it.
     """
     lock, is_held = FileLock(path), True
     try:
@@ -41,8 +41,8 @@ def waiting_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
 def locked(path: Path, *, busy: str) -> Iterator[None]:
     """Hold the lock file `path` as `waiting_lock` does, but never wait.
 
-    Raises `UserError` with `busy` at once if another process, or another thread, holds it, and for a folder that cannot
-    be written. A disk without locks is noted on stderr, and nothing is held.
+    Raises `UserError` with `busy` at once if another process or thread holds it, and for a folder that cannot be
+    written. On a disk without locks print a note on stderr and hold nothing.
     """
 
     def refuse() -> None:

@@ -1,16 +1,16 @@
-"""Tables and intervals as text."""
+"""Formatting of Markdown tables and intervals."""
 
 import re
 from collections.abc import Iterable, Sequence
 
 
 def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Its lines; the cells are taken as they are."""
+    """Return the lines of a Markdown table; cells are not escaped."""
     return [f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows)]
 
 
 def escape_markdown(text: str) -> str:
-    """Return one line that no reader takes for markup or HTML."""
+    """Return the text as one line with Markdown and HTML escaped."""
     words = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_|\[\]!#~$])", r"\\\1", words)
 

@@ -1,4 +1,4 @@
-"""Paths as people write them, and why there is no file where one leads."""
+"""Paths as users write them, and explanations for paths that do not exist."""
 
 import difflib
 import re
@@ -16,7 +16,7 @@ _MAX_SHOWN = 120  # characters of a name
 
 
 def local_name(name: str) -> str:
-    """A path written as `file:///...` or with `~/` in front, as the system takes it; any other name as it is."""
+    """Convert `file:///...` and a leading `~/` to a path of the system; return any other name unchanged."""
     match = re.match(r"file:(?://(?:localhost)?)?(?=/(?!/))", name, re.IGNORECASE)
     if match:
         return unquote(name[match.end() :])
@@ -24,21 +24,21 @@ def local_name(name: str) -> str:
 
 
 def given_path(name: str) -> Path:
-    """The path that a person gave by `name`."""
+    """Return the path that a user gave as `name`."""
     return Path(local_name(name))
 
 
 class Absence(NamedTuple):
-    """Why a path leads nowhere: the last folder on its way, the name that is not in there, and what that name is."""
+    """Why a path does not exist: its last existing folder, the name that is missing in it, and the cause."""
 
     folder: Path
     name: str
-    link: str  # where it leads to, if there is a link of this name
-    hint: str  # what is there instead, such as `; did you mean ...?`; empty if nothing is alike
-    is_guess: bool = False  # whether the hint is only the name most alike
+    link: str  # target of the broken link of this name; empty if there is none
+    hint: str  # suggestion such as `; did you mean ...?`; empty if no name is similar
+    is_guess: bool = False  # whether the hint is only the most similar name
 
     def why(self) -> str:
-        """In words."""
+        """Return the explanation as a clause of a message."""
         shown = f"`{shown_name(self.name)}`"
         if self.link:
             return f"{shown} in {self.folder} is a link to {shown_name(self.link)}, which is not there"
@@ -46,7 +46,7 @@ class Absence(NamedTuple):
 
 
 def absence(path: Path) -> Absence:
-    """What is missing on the way to a path that is not there. Raises `OSError` for a folder that cannot be listed."""
+    """Find the missing part of a path that does not exist. Raises `OSError` for a folder that cannot be listed."""
     name, folder = path.name, path.absolute().parent
     while not folder.is_dir() and folder != folder.parent:
         name, folder = folder.name, folder.parent
@@ -61,7 +61,7 @@ def absence(path: Path) -> Absence:
 
 
 def hint(path: Path) -> str:
-    """What follows `no such file` in a message about `path`; empty if there is nothing to say."""
+    """Return the text after `no such file` in a message about `path`; empty if no cause is found."""
     try:
         if path.is_dir():
             return ": it is a folder"
@@ -74,13 +74,13 @@ def hint(path: Path) -> str:
 
 
 def shown_name(name: str) -> str:
-    """A name for a message: short, and with what cannot be seen written out."""
+    """Return a name for a message: shortened, with invisible characters escaped."""
     text = name if name.isprintable() and name == name.strip() else ascii(name)[1:-1]
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _cause(folder: Path, name: str, names: Sequence[str]) -> str:
-    """In what a name that is there differs from `name`."""
+    """Return how an existing name differs from `name`; empty if none of the usual causes applies."""
     looks = (_backslashes, _unicode_form, _white_space, _percent_code, _letter_case, _suffix)
     return next((said for look in looks if (said := look(folder, name, names))), "")
 
@@ -99,7 +99,7 @@ def _backslashes(folder: Path, name: str, names: Sequence[str]) -> str:
 
 
 def _unicode_form(folder: Path, name: str, names: Sequence[str]) -> str:
-    """Accented letters are one character or two: names that look the same and are not."""
+    """Check for a name with composed instead of decomposed letters, or the reverse: both look the same."""
     for form in ("NFC", "NFD"):
         other = unicodedata.normalize(form, name)
         if other != name and _there(folder, other):
@@ -131,7 +131,7 @@ def _suffix(folder: Path, name: str, names: Sequence[str]) -> str:
 
 
 def _same(name: str, names: Sequence[str], form: Callable[[str], str], how: str) -> str:
-    """What is said of a name that is equal to `name` but for what `form` takes away."""
+    """Return a message about a name that equals `name` after `form` is applied to both; empty without one."""
     wanted = form(name)
     found = next((other for other in names if form(other) == wanted), None)
     if found is None:
@@ -143,11 +143,11 @@ def _same(name: str, names: Sequence[str], form: Callable[[str], str], how: str)
 def _there(folder: Path, name: str) -> bool:
     try:
         return (folder / name).exists()
-    except (OSError, ValueError):  # a name too long, or with a zero byte
+    except (OSError, ValueError):  # the name is too long or has a zero byte
         return False
 
 
 def absolute(address: str) -> str:
-    """Return a path of this machine in full, links resolved, and an address as it is."""
+    """Return the absolute path with links resolved; return an address with `://` unchanged."""
     address = local_name(address)
     return address if "://" in address else str(Path(address).expanduser().resolve())

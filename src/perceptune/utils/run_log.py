@@ -1,4 +1,4 @@
-"""What a run leaves to read: one JSON line per step and event, and a progress bar for a person."""
+"""The log of a run, one JSON line per step and event, and the progress bar."""
 
 import json
 import math
@@ -13,18 +13,18 @@ from perceptune.errors import disk_errors
 from perceptune.utils.trackers import Trackers
 
 LOG = "log.jsonl"
-WORTH_SAYING = 20  # seconds; whoever waits less need not be told
+WORTH_SAYING = 20  # seconds; a shorter remaining time is not printed
 
 
 def is_main_process() -> bool:
-    """Whether this process may write to the terminal: of several, the first one does."""
+    """Return whether this process may write to the terminal: only rank 0 of several."""
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") in ("", "1")
 
 
 class RunLog:
-    """Appends to `log.jsonl` of a run folder. When resuming, rows past the resumed step are dropped first.
+    """The log of a run, `log.jsonl` in its folder. When resuming, rows after the resumed step are removed first.
 
-    A line is handed to the system at once, but not forced to disk: a power cut may lose the last ones, a kill none.
+    A line is flushed to the system at once but not synced to disk: a kill loses no line, a power cut may lose the last.
     """
 
     def __init__(self, run: Path, *, resumed_at: int | None = None, trackers: Trackers | None = None) -> None:
@@ -33,13 +33,13 @@ class RunLog:
         self._append("".join(json.dumps(row) + "\n" for row in rows), "w")
 
     def write(self, event: str, **values: Any) -> None:
-        """One line."""
+        """Append the row of an event and send its values to the trackers."""
         self._append(json.dumps({"event": event, **values}) + "\n", "a")
         if self.trackers is not None:
             self.trackers.write(event, values)
 
     def close(self) -> None:
-        """Tells the trackers that nothing follows."""
+        """Close the trackers."""
         if self.trackers is not None:
             self.trackers.close()
 
@@ -49,7 +49,7 @@ class RunLog:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """All whole lines of a run's log; a line torn by a crash is left out."""
+    """Read the rows of a run's log up to the first incomplete line, which a crash may have left."""
     path = run / LOG
     if not path.is_file():
         return []
@@ -63,9 +63,9 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A rich progress bar on stderr, silent when nobody watches.
+    """A progress bar on stderr, shown only on a terminal.
 
-    With `timed`, one line on stderr says after so many steps how long the rest will take, also where no bar is shown.
+    With `timed`, the remaining time is printed on stderr after that number of steps, even if no bar is shown.
     """
 
     def __init__(self, total: int, label: str, done: int = 0, timed: int = 0) -> None:
@@ -84,7 +84,7 @@ class Progress:
         self._began = time.monotonic()
 
     def advance(self, by: int = 1, note: str = "") -> None:
-        """Moves on; `note` is shown beside the bar."""
+        """Advance by `by` steps; `note` is shown beside the bar."""
         self.bar.update(self.task, advance=by, note=note)
         self._done += by
         if self._timed and self._done - self._first == self._timed:
@@ -100,7 +100,7 @@ class Progress:
 
 @contextmanager
 def progress(total: int, label: str, done: int = 0, *, timed: int = 0) -> Iterator[Progress]:
-    """A progress bar while the block runs; `timed` as in `Progress`."""
+    """Show a progress bar while the block runs; `timed` as in `Progress`."""
     shown = Progress(total, label, done, timed)
     with shown.bar:
         yield shown

@@ -1,4 +1,4 @@
-"""HTML of templates that lie beside the code, by jinja2: every value is escaped unless it is marked as HTML."""
+"""HTML from jinja2 templates beside the code: every value is escaped unless it is marked as HTML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def render(template: Path, **values: Any) -> str:
-    """Return the template with the values, functions among them; a name without a value is an error."""
+    """Render a template with values and functions; a name without a value is an error."""
     return _environment(template.parent).get_template(template.name).render(**values)
 
 

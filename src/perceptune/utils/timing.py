@@ -1,4 +1,4 @@
-"""Timing: contenders take turns, so that noise of the machine hits all alike; medians of several rounds."""
+"""Timing in interleaved rounds, so that noise of the machine affects all contenders alike; medians of the rounds."""
 
 import platform
 import statistics
@@ -14,27 +14,27 @@ from perceptune.utils.run_log import progress
 
 
 def nothing() -> None:
-    """No preparation."""
+    """Do nothing: the default of `Contender.prepare`."""
 
 
 @dataclass
 class Contender:
-    """One row of the table. `run` is timed, `prepare` runs before it, outside the clock."""
+    """One row of the table. `run` is timed; `prepare` runs before it, untimed."""
 
     name: str  # such as `ours epalm cached bf16`
     kind: str  # `train`, `generate`, ...
     run: Callable[[], Any]
     prepare: Callable[[], Any] = nothing
     warm_up: Callable[[], Any] | None = None  # None: `run`, twice
-    samples: int = 0  # of what is measured; 0: the row is not about samples
-    times: int = 1  # how often `run` does what is measured
-    flops: int = 0  # of what is measured
+    samples: int = 0  # per repetition; 0: without samples per second
+    times: int = 1  # repetitions inside one `run`
+    flops: int = 0  # of one repetition
 
 
 def measure(contenders: Sequence[Contender], rounds: int, label: str = "bench") -> list[dict[str, Any]]:
-    """One row per contender: median, least and all seconds of `rounds` runs, taken in turns after a warm-up.
+    """Return a row per contender: median, minimum and all seconds of `rounds` interleaved runs after a warm-up.
 
-    Processor seconds, over all threads, stand beside them: other programs do not lengthen those.
+    The median of processor seconds, over all threads, is included because other programs do not affect it.
     """
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     processor: dict[str, list[float]] = {contender.name: [] for contender in contenders}
@@ -74,7 +74,7 @@ def _row(contender: Contender, seconds: list[float], processor: list[float]) -> 
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the hardware and versions that the figures depend on."""
     import transformers
 
     return {

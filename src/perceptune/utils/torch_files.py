@@ -1,4 +1,4 @@
-"""Files of `torch.save`, read without running any code in them."""
+"""Reading files of `torch.save` without running code from them."""
 
 import pickle
 import re
@@ -12,14 +12,14 @@ from perceptune.errors import UserError, nearest
 
 
 def require_file(file: Path, what: str) -> None:
-    """Raises `UserError` with the nearest name if there is no such file."""
+    """Raise `UserError` with the nearest name if there is no such file."""
     if not file.is_file():
         siblings = [path.name for path in file.parent.iterdir()] if file.parent.is_dir() else []
         raise UserError(f"no {what} `{file}`{nearest(file.name, siblings)}")
 
 
 def read_torch_file(file: Path, allowed: Sequence[Any] = ()) -> Any:
-    """What a file holds: tensors, plain values, and what is `allowed`. Raises `UserError` for anything else."""
+    """Read tensors, plain values and the `allowed` types from a file. Raises `UserError` for anything else."""
     try:
         with torch.serialization.safe_globals([*allowed]):
             return torch.load(file, map_location="cpu", weights_only=True)

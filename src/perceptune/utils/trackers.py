@@ -1,7 +1,7 @@
-"""Where else a training's log goes: TensorBoard files, trackio, wandb. None is needed, and none may fail it.
+"""Experiment trackers: TensorBoard files, trackio, wandb. All are optional, and an error of one never stops training.
 
-Recipe key `train.report_to`. Each is imported when it is asked for. Nobody is ever asked to log in: wandb works offline
-unless WANDB_MODE says otherwise.
+Chosen by the recipe key `train.report_to` and imported on use. No login is requested: wandb works offline unless
+WANDB_MODE is set.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 PROJECT = "perceptune"
-FOLDERS = (TENSORBOARD, WANDB) = ("tensorboard", "wandb")  # what they leave in a run folder
+FOLDERS = (TENSORBOARD, WANDB) = ("tensorboard", "wandb")  # their subfolders of a run folder
 
 
-# Any one of these modules serves; the first is the one to install.
+# Any one of these modules suffices; messages recommend the first.
 MODULES = {"tensorboard": ("tensorboardX", "tensorboard"), "trackio": ("trackio",), "wandb": ("wandb",)}
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Raises `UserError` for a tracker whose package is not installed: said before the training, not after."""
+    """Raise `UserError` before training for a tracker whose package is not installed."""
     for name in names:
         if _first(MODULES[name]) is None:
             raise UserError(f"`train.report_to: {name}` needs a package: run `pip install {MODULES[name][0]}`")
 
 
 class Trackers:
-    """Several trackers of Accelerate as one. The first error of a tracker is told on stderr, and ends it alone."""
+    """A group of Accelerate's trackers. A tracker is closed at its first error, which is printed on stderr."""
 
     def __init__(self, names: Sequence[str], title: str, run: Path, recipe: Mapping[str, Any]) -> None:
         self.alive: dict[str, GeneralTracker] = {}
@@ -43,7 +43,7 @@ class Trackers:
             self._try(name, self._start, name, title, run, recipe)
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:
-        """Send the numbers of a row of the run's log."""
+        """Send the numbers of a row of the run's log to every tracker."""
         numbers = dict(_numbers(values, "train" if event == "step" else event))
         step = values.get("step")
         if event in ("step", "eval") and isinstance(step, int):
@@ -51,7 +51,7 @@ class Trackers:
                 self._try(name, tracker.log, dict(numbers), step)
 
     def close(self) -> None:
-        """End all of them: the training is over, or stopped."""
+        """Close all trackers at the end of training."""
         for name, tracker in [*self.alive.items()]:
             self._try(name, tracker.finish)
         self.alive = {}
@@ -72,7 +72,7 @@ class Trackers:
 
 
 def _started(name: str, title: str, run: Path, recipe: Mapping[str, Any]) -> GeneralTracker:
-    """Begin, or continue, a run of that name; what is written lies in the run's folder where that can be."""
+    """Start or continue a run of a tracker; its files are written to the run's folder if the tracker supports that."""
     from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
     tracker: Any
@@ -83,7 +83,7 @@ def _started(name: str, title: str, run: Path, recipe: Mapping[str, Any]) -> Gen
         tracker = WandBTracker(PROJECT, name=title, dir=str(run), config=dict(recipe), mode=mode)
     else:
         tracker = TrackioTracker(PROJECT, name=title, config=dict(recipe))
-    tracker.main_process_only = False  # no other process has any
+    tracker.main_process_only = False  # only the main process has trackers
     tracker.start()
     if name == TENSORBOARD:
         tracker.writer.add_text("recipe", "\n".join(f"    {key}: {value}" for key, value in recipe.items()))
@@ -91,7 +91,7 @@ def _started(name: str, title: str, run: Path, recipe: Mapping[str, Any]) -> Gen
 
 
 def _make_state() -> bool:
-    """Make the state that Accelerate's own log asks for, unless a launch has made it; whether it was made."""
+    """Create the state that Accelerate's logger requires, unless a launch has; return whether it was created."""
     from accelerate import PartialState
 
     if PartialState._shared_state:
@@ -107,7 +107,7 @@ def _drop_state() -> None:
 
 
 def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    """`{"loss": 1, "lr": {"prompt": 2}}` -> train/loss, train/lr/prompt."""
+    """Yield the numbers of a nested mapping: `{"loss": 1, "lr": {"prompt": 2}}` -> train/loss, train/lr/prompt."""
     for key, value in values.items():
         name = f"{prefix}/{key}"
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Loading by transformers: without its own reports, and with an error for weights that are not there."""
+"""Loading with transformers: without its reports, and with an error for missing weights."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ MISMATCHED = "has other shapes of"
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Show no progress bars and no table of unused weights: what matters in it is an error here."""
+    """Suppress progress bars and the table of unused weights; `require_all_weights` raises for those that matter."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

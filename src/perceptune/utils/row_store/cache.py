@@ -1,4 +1,4 @@
-"""Where computed rows are kept while a command runs: on disk, in memory, or in memory because the disk refuses."""
+"""Caches of computed rows: in memory, or on disk with memory as the fallback if the folder cannot be written."""
 
 import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -16,29 +16,29 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class InMemoryStore(Generic[Key]):
-    """Tensors by key within a budget of bytes. When full it keeps what it has: values never depend on it."""
+    """Tensors by key within a memory budget. A full store keeps its tensors and ignores new ones."""
 
-    is_shared = False  # whether other processes see what this one keeps
+    is_shared = False  # whether other processes can read its rows
 
     def __init__(self, megabytes: int) -> None:
         self.budget = megabytes * 2**20
         self.used = 0
-        self.full = megabytes == 0  # whether something did not fit
+        self.full = megabytes == 0  # whether a tensor did not fit
         self._items: dict[Key, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._items)
 
     def missing(self, keys: Iterable[Key]) -> list[Key]:
-        """Those of the keys that have no tensor, each once."""
+        """Return the keys that have no tensor, each once."""
         return [key for key in dict.fromkeys(keys) if key not in self._items]
 
     def read(self, keys: Sequence[Key]) -> list[Tensor | None]:
-        """The tensor of each key, None where there is none."""
+        """Return the tensor of each key, None if there is none."""
         return [self._items.get(key) for key in keys]
 
     def append(self, keys: Iterable[Key], tensors: Iterable[Tensor]) -> None:
-        """Keeps what fits."""
+        """Keep the tensors that fit into the budget."""
         for key, tensor in zip(keys, tensors, strict=True):
             size = tensor.numel() * tensor.element_size()
             if self.used + size <= self.budget:
@@ -48,13 +48,13 @@ class InMemoryStore(Generic[Key]):
                 self.full = True
 
     def refresh(self) -> None:
-        """As `Store.refresh`; nobody else writes here."""
+        """Do nothing: other processes cannot append (see `Store.refresh`)."""
 
 
 class DiskCache:
-    """A `Store` in `folder`; where that cannot be written, what it holds already and, in memory, what is new.
+    """A `Store` in `folder`; if that cannot be written, its existing rows are read and new ones are kept in memory.
 
-    A full disk is an error all the same: it is the user's to free, and what was written before is kept.
+    A full disk is still an error, because the user can free space; rows written before are kept.
     """
 
     def __init__(self, folder: Path, meta: Mapping[str, Any], megabytes: int) -> None:
@@ -63,35 +63,35 @@ class DiskCache:
         self._folder, self._megabytes = folder, megabytes
         try:
             self._disk = Store(folder, meta)
-        except OSError as error:  # not even to be looked at
+        except OSError as error:  # the folder cannot even be read
             if error.errno not in NOT_WRITABLE:
                 raise
             self._use_memory(error.strerror)
 
     @property
     def is_shared(self) -> bool:
-        """Whether other processes see what this one keeps."""
+        """Whether other processes can read its rows."""
         return self._memory is None
 
     @property
     def full(self) -> bool:
-        """Whether something did not fit."""
+        """Whether a row did not fit into memory."""
         return self._memory is not None and self._memory.full
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Return those of the keys that have no row, each once."""
+        """Return the keys that have no row, each once."""
         absent = list(dict.fromkeys(keys)) if self._disk is None else self._disk.missing(keys)
         return absent if self._memory is None else self._memory.missing(absent)
 
     def read(self, keys: Sequence[bytes]) -> list[Tensor | None]:
-        """Return the row of each key, None where there is none."""
+        """Return the row of each key, None if there is none."""
         rows: list[Tensor | None] = [None] * len(keys) if self._disk is None else self._disk.read(keys)
         if self._memory is None:
             return rows
         return [new if row is None else row for row, new in zip(rows, self._memory.read(keys), strict=True)]
 
     def append(self, keys: Sequence[bytes], rows: Sequence[Tensor]) -> None:
-        """Keep rows. Raises `UserError` for a full disk."""
+        """Append rows. Raises `UserError` if the disk is full."""
         if self._memory is None:
             assert self._disk is not None
             try:
@@ -104,7 +104,7 @@ class DiskCache:
         memory.append(keys, rows)
 
     def refresh(self) -> None:
-        """Take notice of rows that other processes have appended."""
+        """Read the index of rows that other processes have appended."""
         if self._disk is not None:
             self._disk.refresh()
 
@@ -114,9 +114,9 @@ class DiskCache:
         return self._memory
 
 
-@cache  # each folder once: a run has several caches in it
+@cache  # one note per folder: a run has several caches in it
 def note_unwritable(folder: Path, reason: str | None) -> None:
-    """Tell the user that what is computed now is not kept for the next time."""
+    """Print a note that computed rows are lost at the end."""
     if is_main_process():
         print(
             f"note: `{folder}` cannot be written ({reason}): what is computed stays in memory and is lost at the end; "

@@ -1,7 +1,7 @@
-"""Pairs of files that hold rows: bytes in `<name>.rows`, where each row lies in `<name>.index`.
+"""Pairs of files that hold rows: their bytes in `<name>.rows`, their positions in `<name>.index`.
 
-A pair has one writer and only grows. The bytes of a row are written before its record, so a record whose row is not
-there was torn by a crash; both carry a checksum, so a flipped bit is found.
+A pair has one writer and only grows. The bytes of a row are written before its record, so a record without its row was
+torn by a crash; both have a checksum, so a flipped bit is detected.
 """
 
 import mmap
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from perceptune.errors import NotWritableError, UserError, disk_error
 
 KEY_BYTES = 16
-# `crc` is of the record before it, `row_crc` of the row's bytes.
+# `crc` is the checksum of the fields before it, `row_crc` that of the row's bytes.
 RECORD = np.dtype([("key", "S16"), ("offset", "<u8"), ("length", "<u4"), ("row_crc", "<u4"), ("crc", "<u4")])
 _BODY = RECORD.itemsize - 4
 Records = NDArray[np.void]
 
 
 class Scan(NamedTuple):
-    """What an index says: records whose rows are there, bytes read of it, and how many records are damaged."""
+    """The content of an index: records whose rows exist, end of the part read, and number of damaged records."""
 
     records: Records
     end: int
@@ -35,22 +35,22 @@ class Scan(NamedTuple):
 
 
 class Check(NamedTuple):
-    """What is wrong with a pair."""
+    """The damage of a pair of files."""
 
-    records: int  # damaged ones
-    rows: int  # damaged ones
-    torn: bool  # a kill left bytes that nothing refers to: no damage, but of no use either
+    records: int  # number of damaged records
+    rows: int  # number of damaged rows
+    torn: bool  # whether a kill left bytes without a record: harmless, but useless
 
 
 def scan(rows: Path, start: int = 0) -> Scan:
-    """Reads the index of a pair from byte `start` on; a record that is not whole yet is left for later.
+    """Read the index of a pair from byte `start`; an incomplete record is left for the next call.
 
-    Raises `FileNotFoundError` for a pair that is gone.
+    Raises `FileNotFoundError` if the pair was removed.
     """
     with rows.with_suffix(".index").open("rb") as file:
         file.seek(start)
         data = file.read()
-    # After the index: whoever writes to it has written the rows before.
+    # Read after the index, because a writer writes the rows before their records.
     size = rows.stat().st_size
     count = len(data) // RECORD.itemsize
     records = np.frombuffer(data, RECORD, count)
@@ -62,26 +62,26 @@ def scan(rows: Path, start: int = 0) -> Scan:
 
 
 class RowShard:
-    """Reads one pair, its rows through a memory map."""
+    """A reader of one pair; rows are read through a memory map."""
 
     def __init__(self, rows: Path) -> None:
         self.rows, self.index = rows, rows.with_suffix(".index")
-        self.seen = 0  # bytes of the index read so far
+        self.seen = 0  # number of bytes of the index read so far
         self._map: mmap.mmap | None = None
 
     def news(self) -> Records:
-        """Records that were not there at the last call."""
+        """Return the records added since the last call."""
         try:
             if self.index.stat().st_size < self.seen + RECORD.itemsize:
                 return np.empty(0, RECORD)
             found = scan(self.rows, self.seen)
-        except FileNotFoundError:  # compacted away by another process; its rows lie in another pair now
+        except FileNotFoundError:  # compacted by another process, which moved the rows to another pair
             return np.empty(0, RECORD)
         self.seen = found.end
         return found.records
 
     def row(self, offset: int, length: int, crc: int) -> bytes | None:
-        """A copy of a row's bytes; None if they are damaged or gone."""
+        """Return a copy of a row's bytes; None if they are damaged or missing."""
         if self._map is None or len(self._map) < offset + length:
             self.close()
             try:
@@ -93,10 +93,10 @@ class RowShard:
         return row if len(row) == length and zlib.crc32(row) == crc else None
 
     def check(self) -> Check:
-        """Reads the whole pair."""
+        """Read the whole pair and count its damage."""
         try:
             found = scan(self.rows)
-        except FileNotFoundError:  # a kill between the making of the two files
+        except FileNotFoundError:  # killed between the creation of the two files
             return Check(0, 0, torn=True)
         bad = 0
         for number, record in enumerate(found.records):
@@ -108,22 +108,22 @@ class RowShard:
         return Check(found.damaged, bad, torn=sizes != (found.end, int(found.records["length"].sum())))
 
     def release(self) -> None:
-        """Gives the pages touched so far back to the system; they are read from disk again when needed."""
+        """Release the mapped pages; the system reads them from disk again when needed."""
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Unmaps the file."""
+        """Unmap the file."""
         if self._map is not None:
             self._map.close()
             self._map = None
 
 
 class Writer:
-    """Appends to pairs of its own, a new one when the last has reached `limit` bytes. Not for two threads."""
+    """A writer with pairs of its own; it starts a new one when the last has reached `limit` bytes. Not thread-safe."""
 
     def __init__(self, folder: Path, limit: int) -> None:
-        # By time, so that names sort by age; by chance, because other machines may share the folder.
+        # The time makes names sort by age; the random part keeps them unique if other machines share the folder.
         self.folder, self.limit = folder, limit
         self.name, self.number = f"{time.time_ns():016x}{secrets.token_hex(4)}", -1
         self.process = os.getpid()  # a forked child must not write to its parent's pair
@@ -132,13 +132,13 @@ class Writer:
 
     @property
     def rows(self) -> Path:
-        """The data file of the current pair."""
+        """File of the current pair's rows."""
         return self.folder / f"{self.name}-{self.number:04d}.rows"
 
     def append(self, keys: Sequence[bytes], rows: Sequence[memoryview]) -> Records:
-        """Adds rows to one pair, `self.rows`, and returns their records. Raises `UserError` if the disk refuses.
+        """Append rows to one pair, `self.rows`, and return their records. Raises `UserError` if the write fails.
 
-        After a failure the pair is as it was before; all that was appended earlier stays.
+        A failure leaves the pair as it was before the call.
         """
         records = np.zeros(len(keys), RECORD)
         size = sum(row.nbytes for row in rows)
@@ -158,14 +158,14 @@ class Writer:
         return records
 
     def close(self) -> None:
-        """Closes the files; a later `append` starts another pair."""
+        """Close the files; a later `append` starts another pair."""
         if self._files is not None:
             self._close()
         self._files = None
 
     def _pair(self, size: int) -> tuple[BinaryIO, BinaryIO]:
         full = self._ends[0] > 0 and self._ends[0] + size > self.limit
-        # The pair may have been compacted away by `perceptune features gc`.
+        # `perceptune features gc` may have removed the pair.
         if self._files is None or full or not self.rows.with_suffix(".index").exists():
             self.close()
             self.number, self._ends = self.number + 1, (0, 0)
@@ -180,7 +180,7 @@ class Writer:
         return self._files
 
     def _undo(self) -> None:
-        """Cuts off what a failed write left; where not even that works, the next append starts another pair."""
+        """Truncate the files to remove a failed write; if that fails too, the next append starts another pair."""
         if self._files is not None:
             try:
                 for file, end in zip(self._files, self._ends, strict=True):
@@ -196,14 +196,14 @@ def _close_all(files: Iterable[BinaryIO]) -> None:
 
 
 def _write(file: BinaryIO, data: bytes) -> None:
-    """All of it: an unbuffered write may take less than it was given."""
+    """Write all of `data`: one call of an unbuffered write may write only a part."""
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
 
 
 def refused(path: Path, error: OSError) -> UserError:
-    """What a failed write to a cache means to the user."""
+    """Return the `UserError` for a failed write to a cache."""
     found = disk_error(path, error)
     message = f"{found}; or name another folder by `cache.dir`, or set `cache.features: memory`"
     return NotWritableError(message, found.reason) if isinstance(found, NotWritableError) else UserError(message)
@@ -212,7 +212,7 @@ def refused(path: Path, error: OSError) -> UserError:
 PLACE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("row_crc", "<u4"), ("shard", "<u4")])
 
 
-NOWHERE = 2**32 - 1  # the `shard` of a row that is not there
+NOWHERE = 2**32 - 1  # the `shard` of a missing row
 
 
 _TAIL = 1024  # rows kept in a dictionary before they are merged into the arrays
@@ -222,7 +222,7 @@ Places = NDArray[np.void]
 
 
 def places_of(records: Records, shard: int) -> Places:
-    """Places of the records of one pair of files."""
+    """Return the places of the records of one pair of files."""
     places = np.zeros(len(records), PLACE)
     for name in ("offset", "length", "row_crc"):
         places[name] = records[name]
@@ -231,9 +231,9 @@ def places_of(records: Records, shard: int) -> Places:
 
 
 class Index:
-    """Where rows lie: arrays sorted by key, of equal keys the newest last, and a short tail of the newest.
+    """An index from keys to places: arrays sorted by key, the newest of equal keys last, and a short tail of new rows.
 
-    `find` may be called from other threads while one thread adds: rows only move from the tail into the arrays.
+    `find` may be called from other threads while one thread adds, because rows only move from the tail to the arrays.
     """
 
     def __init__(self) -> None:
@@ -247,8 +247,8 @@ class Index:
         return len(keys) - repeated + len(self.tail) - before
 
     def find(self, keys: Sequence[bytes]) -> Places:
-        """The newest place of each key; its shard is `NOWHERE` where there is none."""
-        newest = [self.tail.get(key) for key in keys]  # before the arrays, see above
+        """Return the newest place of each key; its shard is `NOWHERE` if there is none."""
+        newest = [self.tail.get(key) for key in keys]  # before the arrays, because rows move from the tail to them
         found = self._find_sorted(keys)
         for i, place in enumerate(newest):
             if place is not None:
@@ -256,14 +256,14 @@ class Index:
         return found
 
     def add(self, keys: NDArray[np.bytes_], places: Places) -> None:
-        """Places newer than all before them, in order of their age."""
+        """Add places that are newer than all in the index, ordered from oldest to newest."""
         order = np.argsort(keys, kind="stable")
         old_keys, old_places = self.sorted
         at = np.searchsorted(old_keys, keys[order], side="right")
         self.sorted = (np.insert(old_keys, at, keys[order]), np.insert(old_places, at, places[order]))
 
     def add_few(self, keys: Sequence[bytes], places: Places) -> None:
-        """The same for a few rows, without moving the arrays each time."""
+        """Add a few places to the tail, without copying the arrays at each call."""
         for key, place in zip(keys, places, strict=True):
             self.tail[key] = place.copy()
         if len(self.tail) >= _TAIL:
@@ -271,7 +271,7 @@ class Index:
             self.tail = {}
 
     def drop(self, keys: Sequence[bytes], places: Places) -> None:
-        """Forgets these places, as `find` gave them; an older place of the same key comes to light."""
+        """Remove places that `find` returned; `find` then returns an older place of the same key."""
         gone = []
         for key, place in zip(keys, places, strict=True):
             newest = self.tail.get(key)

@@ -1,7 +1,7 @@
 """An append-only store of tensor rows by 16-byte key, shared by processes without a lock.
 
-Every process appends to files of its own (`shards.py`) and sees those of others after `refresh`. Rows are read through
-memory maps whose pages are given back, so that neither the index (36 bytes a row) nor the rows fill the memory.
+Every process appends to files of its own (`files.py`) and reads those of others after `refresh`. Rows are read through
+memory maps whose pages are released, so that neither the index (36 bytes per row) nor the rows fill the memory.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from perceptune.utils.row_store.files import KEY_BYTES, NOWHERE, Index, Records,
 STORE_META = "meta.json"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "uint8")}
 SHARD_BYTES = 256 * 2**20
-IDLE_SECONDS = 3600  # files that were written to more recently are left alone by `compact`
+IDLE_SECONDS = 3600  # `compact` skips files that were written to more recently
 
-_RESIDENT = 32 * 2**20  # bytes of mapped pages touched before they are given back
-_AROUND = 2 * 2**20  # what the system maps around a touched page at most: a large folio of its page cache
+_RESIDENT = 32 * 2**20  # bytes of mapped pages touched before they are released
+_AROUND = 2 * 2**20  # maximum that the system maps around a touched page: a large folio of its page cache
 _MAPS = 64  # files mapped at a time
-# Inside `Store`, the name `bytes` is taken.
+# Inside `Store`, `bytes` is a property.
 Key: TypeAlias = bytes
 Data: TypeAlias = bytes
 
 
 class Store:
-    """Rows of one kind in `folder`. `meta` says what they are; it must hold `dtype` and `shape`.
+    """A store of rows of one kind in `folder`. `meta` describes the kind and must contain `dtype` and `shape`.
 
-    `shape` is that of a row; one dimension may be -1. The folder appears with the first row. Raises `UserError` if it
-    holds rows of another kind.
+    `shape` is that of a row; one dimension may be -1. The folder is created with the first row. Raises `UserError` if
+    it contains rows of another kind.
     """
 
     def __init__(self, folder: Path, meta: Mapping[str, Any], *, shard_bytes: int = SHARD_BYTES) -> None:
@@ -48,7 +48,7 @@ class Store:
         self.dtype: torch.dtype = DTYPES[meta["dtype"]]
         self.shape = tuple(meta["shape"])
         free = -1 in self.shape
-        self._unit = abs(int(np.prod(self.shape))) * self.dtype.itemsize  # bytes of a row, or of what it is made of
+        self._unit = abs(int(np.prod(self.shape))) * self.dtype.itemsize  # bytes of a row, or per unit of its -1
         self._fits = (lambda length: length % self._unit == 0) if free else (lambda length: length == self._unit)
         self._index, self._shards = Index(), list[RowShard]()
         self._writer, self._limit = Writer(folder, shard_bytes), shard_bytes
@@ -58,13 +58,13 @@ class Store:
                 raise UserError(
                     f"{folder / STORE_META}: describes other rows than those wanted: {stored}; remove the folder"
                 )
-            with suppress(OSError):  # somebody else's, to be read only
+            with suppress(OSError):  # another user's folder may be read-only
                 os.utime(folder / STORE_META)  # when it was last used
         self.refresh()
 
     @classmethod
     def open(cls, folder: Path) -> Store:
-        """A store that exists. Its time of last use stays."""
+        """Open an existing store without changing its time of last use."""
         used = (folder / STORE_META).stat()
         store = cls(folder, read_meta(folder))
         with suppress(OSError):
@@ -76,17 +76,17 @@ class Store:
 
     @property
     def bytes(self) -> int:
-        """Size of the files, those of other processes included."""
+        """Total size of the files, including those of other processes."""
         return sum(path.stat().st_size for path in self._files("*"))
 
     def missing(self, keys: Sequence[Key]) -> list[Key]:
-        """Those of the keys that have no row, each once. Other threads may ask while one appends."""
+        """Return the keys that have no row, each once. Other threads may call it while one appends."""
         distinct = list(dict.fromkeys(keys))
         absent = self._index.find(distinct)["shard"] == NOWHERE
         return [key for key, gone in zip(distinct, absent, strict=True) if gone]
 
     def read(self, keys: Sequence[Key]) -> list[Tensor | None]:
-        """The row of each key; None where there is none, or where it is damaged: then it is missing from now on.
+        """Return the row of each key; None if there is none or if it is damaged, and it then counts as missing.
 
         Rows of a fixed shape are views of one tensor.
         """
@@ -99,9 +99,9 @@ class Store:
         return rows
 
     def append(self, keys: Sequence[Key], rows: Iterable[Tensor]) -> None:
-        """Adds rows, in the store's dtype; of two rows of one key the later one counts.
+        """Append rows, converted to the store's dtype; a later row of the same key replaces an earlier one.
 
-        When it returns, a killed process loses none of them. Raises `UserError` if the disk is full or refuses.
+        After it returns, a kill loses none of them. Raises `UserError` if the disk is full or the write fails.
         """
         data = [self._as_bytes(row) for row in rows]
         if any(len(key) != KEY_BYTES for key in keys):
@@ -118,7 +118,7 @@ class Store:
                 start, size = end, 0
 
     def refresh(self) -> None:
-        """Takes notice of rows that other processes have appended."""
+        """Read the index of rows that other processes have appended."""
         known = {shard.rows for shard in self._shards}
         self._shards += [RowShard(path) for path in self._files(".rows") if path not in known]
         found = [(number, shard.news()) for number, shard in enumerate(self._shards)]
@@ -130,7 +130,7 @@ class Store:
             self._index.add(keys[fits], places[fits])
 
     def verify(self) -> dict[Path, int]:
-        """Reads every byte: damaged records and rows by file. What a kill left half-written is no damage."""
+        """Read every byte; return damaged records and rows by file. Writes that a kill cut off do not count."""
         damaged: dict[Path, int] = {}
         for path in self._files(".rows"):
             shard = RowShard(path)
@@ -139,9 +139,9 @@ class Store:
         return damaged
 
     def compact(self, idle: float = IDLE_SECONDS) -> int:
-        """Moves the good rows out of damaged, torn and many small files, which it removes; returns the bytes freed.
+        """Rewrite the good rows of damaged, torn and small files, and remove these; return the bytes freed.
 
-        Files written to within the last `idle` seconds may have a living writer and stay as they are.
+        Files written to within the last `idle` seconds are skipped, because their writer may still be running.
         """
         before, old, small = self.bytes, list[RowShard](), list[RowShard]()
         for leftover in self.folder.glob(".*.tmp"):
@@ -159,7 +159,7 @@ class Store:
         self._move({self._shards.index(shard) for shard in old})
         for shard in old:
             shard.close()
-            shard.index.unlink(missing_ok=True)  # first: a record without its row would look like damage
+            shard.index.unlink(missing_ok=True)  # first, because a record without its row would count as damage
             shard.rows.unlink(missing_ok=True)
         return before - self.bytes
 
@@ -174,7 +174,7 @@ class Store:
                 self.append(list(good), good.values())
 
     def _bytes_of(self, keys: Sequence[Key]) -> Iterator[tuple[int, Data]]:
-        """Position and bytes of each key's newest good row, in the order of the files."""
+        """Yield the position and bytes of each key's newest good row, in the order of the files."""
         wanted = np.arange(len(keys))
         while len(wanted):
             places = self._index.find([keys[i] for i in wanted.tolist()])
@@ -182,7 +182,7 @@ class Store:
             for at in np.lexsort((places["offset"], places["shard"])):
                 place = places[at]
                 if place["shard"] == NOWHERE:
-                    break  # the last of all shards
+                    break  # `NOWHERE` sorts last
                 data = self._row(place)
                 if data is None:
                     bad[at] = True
@@ -215,7 +215,7 @@ class Store:
         return flat.view(torch.uint8).numpy().data
 
     def _own_shard(self, records: Records) -> int:
-        """Number of the writer's current pair, whose newest records `records` are."""
+        """Return the number of the writer's current pair, which ends with `records`."""
         if not self._shards or self._shards[-1].rows != self._writer.rows:
             numbers = [n for n, shard in enumerate(self._shards) if shard.rows == self._writer.rows]
             if numbers:
@@ -226,12 +226,12 @@ class Store:
         return len(self._shards) - 1
 
     def _files(self, suffix: str) -> list[Path]:
-        """Files of pairs by age."""
+        """Return the files of pairs, oldest first."""
         suffixes = (".rows", ".index") if suffix == "*" else (suffix,)
         return sorted(path for path in self.folder.glob("*-*") if path.suffix in suffixes)
 
     def _describe(self) -> None:
-        """Folder and `meta.json`, unless they are there."""
+        """Create the folder and `meta.json` if they are absent."""
         path = self.folder / STORE_META
         if path.is_file():
             return
@@ -243,7 +243,7 @@ class Store:
 
 
 def digest_of(*parts: bytes | memoryview) -> bytes:
-    """A key's 16 bytes: blake2b of the parts, one after the other."""
+    """Return a key of 16 bytes: blake2b of the concatenated parts."""
     state = hashlib.blake2b(digest_size=KEY_BYTES)
     for part in parts:
         state.update(part)
@@ -251,12 +251,12 @@ def digest_of(*parts: bytes | memoryview) -> bytes:
 
 
 def folder_for(root: Path, description: Mapping[str, Any]) -> Path:
-    """Where rows of a kind lie in a cache: in a folder named after what they are (`Store`'s `meta`)."""
+    """Return the folder of a cache for rows of a kind, named by a hash of its description (`Store`'s `meta`)."""
     return root / hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What the rows in a store's folder are. Raises `UserError` if its `meta.json` is damaged."""
+    """Read the description of the rows in a store's folder. Raises `UserError` if its `meta.json` is damaged."""
     try:
         meta: dict[str, Any] = json.loads((folder / STORE_META).read_text(encoding="utf-8"))
         DTYPES[meta["dtype"]], tuple(meta["shape"])
