@@ -1,6 +1,6 @@
-"""What owns the trainable tensors of a backbone: trained is its `parameters()`, saved is its `state_dict()`.
+"""Base of the trainable methods: `parameters()` are trained, `state_dict()` is saved.
 
-`methods/` holds those of the spliced backbone, `qformer_methods/` those of a Q-Former's.
+`methods/slots/` holds the methods of the slot model, `methods/qformer/` those of a Q-Former.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Site:
-    """One place where a method touches a frozen model, for `perceptune show`."""
+    """A place where a method changes a frozen model, for `perceptune show`."""
 
     layer: int
     where: str  # module name, or the columns that are overwritten
@@ -23,18 +23,18 @@ class Site:
 
 
 class TrainableMethod(nn.Module, ABC):
-    """Base of the methods of every backbone: what the training loop and run folders need of them."""
+    """Interface of every backbone's methods to the training loop and run folders."""
 
     Options: ClassVar[type[BaseModel]]
 
     @abstractmethod
     def sites(self) -> list[Site]:
-        """Every place in the frozen model that the method touches."""
+        """Return every place in the frozen model that the method changes."""
 
     def describe_inputs(self) -> dict[str, dict[str, Any]] | None:
         """Describe which layers of each encoder enter which layers of the LM; None if a method has no such layers.
 
-        All layers count from 0. `prompt`: the layers at which trained vectors enter.
+        All layers count from 0. `prompt`: the layers that receive trained vectors.
         """
         return None
 
@@ -45,39 +45,39 @@ class TrainableMethod(nn.Module, ABC):
 
     @property
     def trains_encoders(self) -> bool:
-        """Whether weights of the encoders are trained: then features change with every step and are never kept."""
+        """Whether weights of the encoders are trained: then features change with every step and are never cached."""
         return False
 
     def set_statistics(self, modality: str, mean: Tensor, std: Tensor) -> None:
-        """Feature statistics (n_levels, dim) of the training split, for methods that standardise."""
+        """Set the feature statistics (n_levels, dim) of the training split, for methods that standardise."""
 
     @property
     def standardizes(self) -> bool:
-        """Whether `set_statistics` is wanted before training."""
+        """Whether `set_statistics` must be called before training."""
         return False
 
     @property
     def starts_from_answers(self) -> bool:
-        """Whether connections are to be fitted to the LM's states of the training answers before the first step."""
+        """Whether connections are fitted to the LM's states of the training answers before the first step."""
         return False
 
     def auxiliary_group(self) -> tuple[nn.Module, float] | None:
-        """A module that is trained beside the method, for the sake of training alone, and its constant rate.
+        """Return a module used only while training, which is trained with the method, and its constant learning rate.
 
-        It is no submodule: neither saved with the method nor counted. A checkpoint keeps it with the optimizer.
+        It is not a submodule: neither saved with the method nor counted. A checkpoint stores it with the optimizer.
         """
         return None
 
     def prompt_group(self) -> Sequence[nn.Module | nn.Parameter]:
-        """Parts that act without any medium (prompt, adapters): the constant-rate group of the optimizer."""
+        """Return the parts that act without any medium (prompt, adapters): the optimizer's constant-rate group."""
         return ()
 
     def unfrozen_group(self) -> Mapping[str, tuple[nn.Module, float]]:
-        """Parts of the base models that are trained, with the constant rate of each: groups of their own."""
+        """Return the parts of the base models that are trained, with a constant learning rate each: separate groups."""
         return {}
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Named parameters by optimizer group: `connector` (scheduled), `prompt` (its own rate), then `unfrozen_group`.
+        """Group named parameters for the optimizer: `connector` (scheduled), `prompt` (its own rate), `unfrozen_group`.
 
         A group with a rate of its own names it as `lr`.
         """
@@ -96,9 +96,9 @@ def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
 
 
 def count(module: nn.Module, *, without: nn.Module | None = None) -> int:
-    """Parameters of a module, tied weights once, of quantised ones the numbers they stand for.
+    """Count the parameters of a module: tied weights once, quantised weights by their unquantised shape.
 
-    `without` leaves out those that are another module's, too.
+    `without` excludes parameters that another module shares.
     """
     others = set() if without is None else {id(parameter) for parameter in without.parameters()}
     own = [parameter for parameter in module.parameters() if id(parameter) not in others]
@@ -106,5 +106,5 @@ def count(module: nn.Module, *, without: nn.Module | None = None) -> int:
 
 
 def count_trained(method: nn.Module) -> int:
-    """Parameters of a method that `train.freeze` leaves to be trained."""
+    """Count the parameters of a method that are trained, i.e. not frozen by `train.freeze`."""
     return sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)

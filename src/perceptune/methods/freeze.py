@@ -1,4 +1,4 @@
-"""Parts of a method that a training leaves as they are."""
+"""Freezing of parts of a method."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -9,9 +9,9 @@ from perceptune.errors import UserError, nearest
 
 
 def freeze(method: nn.Module, parts: Sequence[str]) -> None:
-    """Keeps the named parts of a method from being trained: `prompt`, `connectors.image`, a whole name.
+    """Freeze the named parts of a method: `prompt`, `connectors.image`, a full parameter name.
 
-    Raises `UserError` for a part that no parameter belongs to, and if nothing is left to train.
+    Raises `UserError` for a part without parameters, and if nothing is left to train.
     """
     named = dict(method.named_parameters())
     for part in parts:

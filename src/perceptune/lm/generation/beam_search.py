@@ -1,13 +1,13 @@
-"""Beam search on our own cache: the tokens of transformers' `generate`, each row on its own.
+"""Beam search on our own cache, with the tokens of transformers' `generate` for each row on its own.
 
-A beam's score is the sum of its tokens' log-probabilities; that of a finished one is divided by its length to the power
-`length_penalty`. A row is done when its best open beam, at its present length, cannot beat its worst finished one
-(transformers' `early_stopping=False`). The prompt's keys and values are computed once per row and are never moved: only
-those of the new tokens follow the beams.
+A beam's score is the sum of its tokens' log-probabilities; that of a finished one is divided by its length to the
+power `length_penalty`. A row is done when its best open beam, at its present length, cannot beat its worst finished
+one (transformers' `early_stopping=False`). The prompt's keys and values are computed once per row and never moved:
+only those of the new tokens follow the beams.
 
-By `length_normalization: total` a row is searched as transformers 4.20 to 4.24 search it alone: a length is that of
-prompt and answer without the end token, what is asked for the end is whether the best candidate could still win, and
-beams that are open at the limit count, whatever their rank.
+With `length_normalization: total` a row is searched as transformers 4.20 to 4.24 search it on its own: the length is
+that of prompt and answer without the end token, the search ends when the best candidate can no longer win, and beams
+that are open at the limit count, whatever their rank.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from perceptune.lm.generation.uncached import UncachedState
 from perceptune.types import Decoding, Prompt
 from perceptune.utils.tensors import move
 
-NEVER = -1e9  # the score of what is not there
+NEVER = -1e9  # score of an empty place
 
 
 @dataclass
@@ -41,26 +41,26 @@ class _Beams:
         return _Beams(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def finish(self, scores: Tensor, tokens: Tensor, counts: Tensor) -> None:
-        """Takes those of m beams that count (n, m) among the finished ones, if they are good enough."""
+        """Insert the beams that count (n, m) among the finished ones if their scores are high enough."""
         merged, order = torch.cat([self.finished, scores + ~counts * NEVER], 1).topk(self.finished.shape[1])
         self.finished, self.texts = merged, _pick(torch.cat([self.texts, tokens], 1), order)
         self.filled = torch.cat([self.filled, counts], 1).gather(1, order)
 
     def may_improve(self, best: Tensor) -> Tensor:
-        """Whether (n,) a beam that ends with the score `best` (n, 1) would be among the finished ones."""
+        """Return (n,) bool: whether a beam that ends with the score `best` (n, 1) would be among the finished ones."""
         worst = torch.where(self.filled, self.finished.min(1, keepdim=True).values, NEVER)
         return (best > worst).any(1)
 
 
 @dataclass
 class _Rule:
-    """By what scores are divided: a length to the power `penalty`."""
+    """Divisor of scores: a length to the power `penalty`."""
 
     penalty: float
-    prompts: Tensor | None  # (n, 1) tokens of each row's prompt, where they count
+    prompts: Tensor | None  # (n, 1) prompt lengths, if they count
 
     def __call__(self, length: int) -> Tensor | float:
-        """Of a beam with so many tokens of its own."""
+        """Return the divisor for a beam with `length` tokens of its own."""
         return (length if self.prompts is None else length + self.prompts) ** self.penalty
 
     def rows(self, index: Tensor) -> _Rule:
@@ -70,9 +70,9 @@ class _Rule:
 def beam_search(
     lm: FrozenLM, prompt: Prompt, decoding: Decoding, *, eos: int, wanted: Callable[[int], bool] | None = None
 ) -> list[list[int]]:
-    """New tokens of each row's best beam, its end token included.
+    """Return the new tokens of each row's best beam, its end token included.
 
-    A row that is not `wanted` any more is given up: what is returned of it means nothing.
+    A row is abandoned once `wanted` is False for it; its output is then undefined.
     """
     steps = beam_steps(lm, prompt, decoding, eos=eos, wanted=wanted)
     while True:
@@ -86,7 +86,7 @@ def beam_search(
 def beam_steps(
     lm: FrozenLM, prompt: Prompt, decoding: Decoding, *, eos: int, wanted: Callable[[int], bool] | None = None
 ) -> Generator[None, None, list[list[int]]]:
-    """`beam_search` that yields after each token."""
+    """Run `beam_search` as a generator that yields after each token."""
     ids, mask, limits = prompt.ids, prompt.mask, decoding.max_new_tokens_per_row(prompt.mask)
     n, most, beams = len(ids), limits.tolist(), decoding.beams
     room = max(most)
@@ -99,7 +99,7 @@ def beam_steps(
     going = list(range(n))
     for length in range(1, room + 1):
         parents, open_ = _step(held, state.logits, length, limits, rule, eos)
-        goes_on = open_.tolist()  # the one thing in a step that the host waits for
+        goes_on = open_.tolist()  # the only synchronisation with the device in a step
         if wanted is not None:
             goes_on = [yes and wanted(row) for yes, row in zip(goes_on, going, strict=True)]
         best |= {row: held.texts[place, 0] for place, row in enumerate(going) if not goes_on[place]}
@@ -119,7 +119,7 @@ def beam_steps(
 
 
 def _read(best: Mapping[int, Tensor], most: Sequence[int], eos: int) -> list[list[int]]:
-    """The answers, one a row: up to the end token, or as long as they may be."""
+    """Read the answers, one per row: up to the end token, or up to the row's limit."""
     found = dict(zip(best, torch.stack(list(best.values())).tolist(), strict=True)) if best else {}
     answers = [found.get(row, []) for row in range(len(most))]
     return [
@@ -128,7 +128,7 @@ def _read(best: Mapping[int, Tensor], most: Sequence[int], eos: int) -> list[lis
 
 
 def _none_yet(rows: int, beams: int, room: int, device: torch.device) -> _Beams:
-    """All beams alike: the first one alone counts, or they would all say the same."""
+    """Return equal beams of which only the first one counts, as otherwise all would generate the same."""
     scores = torch.full((rows, beams), NEVER, device=device)
     finished, filled = scores.clone(), torch.zeros_like(scores, dtype=torch.bool)
     scores[:, 0] = 0.0
@@ -137,10 +137,10 @@ def _none_yet(rows: int, beams: int, room: int, device: torch.device) -> _Beams:
 
 
 def _step(held: _Beams, logits: Tensor, length: int, limits: Tensor, rule: _Rule, eos: int) -> tuple[Tensor, Tensor]:
-    """One token more for every beam; the open beams' parents (n, k), and which rows (n,) go on."""
+    """Extend every beam by one token; return the open beams' parents (n, k) and which rows (n,) continue."""
     n, k = held.scores.shape
     chances = logits.float().log_softmax(-1).view(n, k, -1) + held.scores[..., None]
-    # Each beam ends in one way, so that of twice as many continuations at least k go on.
+    # Each beam has one end token, so of 2k continuations at least k stay open.
     top, place = chances.view(n, -1).topk(2 * k)
     parents, token = place // logits.shape[-1], place % logits.shape[-1]
     tokens = _pick(held.tokens, parents)
@@ -152,7 +152,7 @@ def _step(held: _Beams, logits: Tensor, length: int, limits: Tensor, rule: _Rule
 
     counts = ends.clone()
     counts[:, k:] = False  # a beam that ends must be among the best k to count
-    before = length - (rule.prompts is not None)  # the old rule leaves the end token out
+    before = length - (rule.prompts is not None)  # the old rule excludes the end token
     held.finish(top / rule(before), tokens, counts)
     held.scores, order = (top + ends * NEVER).topk(k)
     held.tokens = _pick(tokens, order)
@@ -165,5 +165,5 @@ def _step(held: _Beams, logits: Tensor, length: int, limits: Tensor, rule: _Rule
 
 
 def _pick(tokens: Tensor, beams: Tensor) -> Tensor:
-    """(n, m, room) from (n, k, room): the beams (n, m) of each row."""
+    """Select the beams (n, m) of each row: (n, k, room) -> (n, m, room)."""
     return tokens.gather(1, beams[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -1,7 +1,7 @@
-"""An LM after its prompts: keys and values written in place, tokens fed one at a time, rows that leave, divide or join.
+"""Decoding state of an LM: a key-value cache written in place, whose rows can be removed, repeated or joined.
 
-DecodeState by split execution: slots are keys and values in the cache and nothing else, equal prompts share the layers
-below the first one that a medium enters, and the last block computes the last position only.
+With split execution slots are only keys and values in the cache, equal prompts share the layers below the first one
+that a medium enters, and the last block computes the last position only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GROWTH = 64  # columns
 
 
 class PreallocatedKVCache(Cache):
-    """Keys and values, written in place while `columns` last; closed columns hold zeros that nobody sees."""
+    """Keys and values, written in place up to `columns` columns; masked columns hold zeros."""
 
     def __init__(self, n_layers: int, rows: int, columns: int) -> None:
         super().__init__(layers=[])
@@ -33,7 +33,7 @@ class PreallocatedKVCache(Cache):
         self.held: list[tuple[Tensor, Tensor] | None] = [None] * n_layers
 
     def write(self, layer: int, start: int, pair: KVPair, index: Tensor | None = None) -> None:
-        """Writes columns from `start` on; `index` names the pair's row for each row of the batch."""
+        """Write columns from `start` on; `index` gives the pair's row for each row of the batch."""
         if self.held[layer] is None:
             self.held[layer] = (self._room_for(pair.keys), self._room_for(pair.values))
         for held, given in zip(self._of(layer), (pair.keys, pair.values), strict=True):
@@ -41,9 +41,9 @@ class PreallocatedKVCache(Cache):
 
     @classmethod
     def merge(cls, parts: Sequence[tuple[PreallocatedKVCache, int]], front: int, room: int) -> PreallocatedKVCache:
-        """The rows of several caches: their `front` first columns, then of each the last ones, as many as it says.
+        """Concatenate the rows of several caches: of each its first `front` columns and the given number of last ones.
 
-        All end in the same column, so that distances between a row's columns stay what they were.
+        All end in the same column, which preserves the distances between a row's columns.
         """
         end = front + max(last for _, last in parts)
         whole = cls(len(parts[0][0].held), sum(part.n_rows for part, _ in parts), end + room)
@@ -61,11 +61,11 @@ class PreallocatedKVCache(Cache):
 
     @property
     def n_rows(self) -> int:
-        """As many as there are now."""
+        """Current number of rows."""
         return int(self._of(0)[0].shape[0])
 
     def reserve(self) -> None:
-        """Makes room for more columns where there is none left."""
+        """Grow the cache if it is full."""
         if self.length == self.columns:
             self.columns += GROWTH
             self.held = [
@@ -80,11 +80,11 @@ class PreallocatedKVCache(Cache):
         return keys[:, :, :end], values[:, :, :end]
 
     def select_rows(self, index: Tensor) -> None:
-        """Goes on with these rows alone, some of them more than once."""
+        """Keep only these rows; an index may occur more than once."""
         self.held = [held and (held[0][index], held[1][index]) for held in self.held]
 
     def reorder_suffix(self, index: Tensor, start: int) -> None:
-        """Gives each row the columns from `start` on of the row that `index` names."""
+        """Replace each row's columns from `start` on by those of the row given by `index`."""
         for keys, values in filter(None, self.held):
             for held in (keys, values):
                 held[:, :, start : self.length] = held[index, :, start : self.length]
@@ -106,29 +106,29 @@ class PreallocatedKVCache(Cache):
 
 
 class DecodeState:
-    """Rows that go on from their prompts. `logits` (rows, vocab) are those of each row's next token.
+    """Rows that continue from their prompts. `logits` (rows, vocab) are those of each row's next token.
 
-    There is room for `room` tokens at first.
+    The cache has `room` tokens at first.
     """
 
     def __init__(self, lm: FrozenLM, prompt: Prompt, room: int) -> None:
         ids, mask, self.lm = prompt.ids, prompt.mask, lm
         self.cache, self.logits = _prefill(lm, prompt, room)
         self.prompt = self.cache.length  # columns, slots included
-        self.rows = torch.arange(ids.shape[0], device=ids.device)  # of the batch, as it came
+        self.rows = torch.arange(ids.shape[0], device=ids.device)  # index in the original batch
         self._positions = mask.sum(-1)
         self._front = prompt.width
         self._seen = prepend_slot_columns(ids, mask, self._front)[1]
-        # A slot's states are in the cache now: only who may see it from which layer on matters.
+        # The slots' states are in the cache now: only their visibility per row and entry layer matter.
         self._slots = [_seen_only(slot, move(slot.present, ids.device)) for slot in prompt.slots]
 
     @property
     def layout(self) -> tuple[tuple[int, int], ...]:
-        """First layer and width of each group of slots: states of one layout on one LM can be joined."""
+        """First layer and width of each group of slots: states of one LM with equal layouts can be merged."""
         return tuple((slot.entry, slot.width) for slot in self._slots)
 
     def select_rows(self, index: Tensor) -> None:
-        """Goes on with these rows, some of them more than once."""
+        """Keep only these rows; an index may occur more than once."""
         self.rows, self._positions, self._seen, self.logits = (
             given[index] for given in (self.rows, self._positions, self._seen, self.logits)
         )
@@ -136,13 +136,13 @@ class DecodeState:
         self._slots = [_seen_only(slot, slot.present[index]) for slot in self._slots]
 
     def reorder(self, index: Tensor) -> None:
-        """Gives each row what the row that `index` names has said."""
+        """Replace each row's generated tokens by those of the row given by `index`."""
         self.cache.reorder_suffix(index, self.prompt)
 
     def merge(self, others: Sequence[DecodeState], room: int) -> None:
-        """Goes on with the rows of others, too, behind its own; columns that no row sees are left out.
+        """Append the rows of other states behind this one's; columns that no row attends to are dropped.
 
-        Raises `ValueError` for one of another LM or `layout`.
+        Raises `ValueError` for a state of another LM or `layout`.
         """
         parts = [self, *others]
         if any(part.lm is not self.lm or part.layout != self.layout for part in parts):
@@ -163,11 +163,11 @@ class DecodeState:
         self._slots = [_seen_only(slot, torch.cat(each)) for slot, each in zip(self._slots, present, strict=True)]
 
     def hold(self, ended: Tensor) -> None:
-        """Before `decode_step`: rows (rows,) that have ended move on no more, or they would run out of positions."""
+        """Stop advancing the positions of ended rows (rows,), so that they stay in range; call before `decode_step`."""
         self._positions = self._positions - move(ended.to(self._positions.dtype), self._positions.device)
 
     def decode_step(self, tokens: Tensor) -> Tensor:
-        """The logits (rows, vocab) after one more token (rows,) each."""
+        """Return the logits (rows, vocab) after one more token (rows,) each."""
         self.cache.reserve()
         self._seen = nn.functional.pad(self._seen, (0, 1), value=1)
         with self.lm.hooks_active(Splice(self._slots, self._seen), None):
@@ -182,12 +182,12 @@ class DecodeState:
 
 
 def _seen_only(slot: Slots, present: Tensor) -> Slots:
-    """A slot of which nothing is left to be written, in these rows."""
+    """Return the slot for these rows without states, which are in the cache already."""
     return replace(slot, states={slot.entry: present.new_empty(1, slot.width, 0)}, present=present)
 
 
 def _prefill(lm: FrozenLM, prompt: Prompt, room: int) -> tuple[PreallocatedKVCache, Tensor]:
-    """The cache after the prompts, and the logits (B, vocab) of the next token."""
+    """Return the cache after the prompts, and the logits (B, vocab) of the next token."""
     ids, mask, slots, width = prompt.ids, prompt.mask, prompt.slots, prompt.width
     cache = PreallocatedKVCache(lm.n_layers, ids.shape[0], width + ids.shape[1] + room)
     shared = _first_layer_with_media(slots, lm.n_layers)
@@ -203,7 +203,7 @@ def _prefill(lm: FrozenLM, prompt: Prompt, room: int) -> tuple[PreallocatedKVCac
         below = (shared, states[index])
     logits, kv = lm.prefill(ids, mask, slots, text_states=below)
     for layer, pairs in enumerate(kv):
-        # Below `shared` the text's own pair is there already; elsewhere its pair may be that of the last group, too.
+        # Below `shared` the text's own pair is already there; elsewhere its pair may include that of the last group.
         for start, pair in zip(_starts(slots, layer, width)[: len(pairs)], pairs, strict=True):
             cache.write(layer, start, pair)
     cache.length = width + ids.shape[1]
@@ -211,13 +211,13 @@ def _prefill(lm: FrozenLM, prompt: Prompt, room: int) -> tuple[PreallocatedKVCac
 
 
 def _distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Each different row once, and which of them each row is: found out on the CPU, as their number is not known."""
+    """Return the distinct rows and each row's index among them, on the CPU because their number is data-dependent."""
     distinct, index = torch.unique(rows.cpu(), dim=0, return_inverse=True)
     return move(distinct, rows.device), move(index, rows.device)
 
 
 def _starts(slots: Sequence[Slots], layer: int, width: int) -> list[int]:
-    """First column of each group that is open in a layer, and of the text."""
+    """Return the first column of each group that is open in a layer, and of the text."""
     starts, start = [], 0
     for slot in slots:
         if slot.entry <= layer:
@@ -227,14 +227,14 @@ def _starts(slots: Sequence[Slots], layer: int, width: int) -> list[int]:
 
 
 def _first_layer_with_media(slots: Sequence[Slots], n_layers: int) -> int:
-    """Below it, equal prompts have equal states."""
+    """Return the first layer that media enter; below it, equal prompts have equal states."""
     own = [slot.entry for slot in slots if any(states.shape[0] > 1 for states in slot.states.values())]
     partial = [slot.entry for slot in slots if not bool(slot.present.all())]
     return min([*own, *partial], default=n_layers)
 
 
 def truncate_at_eos(eos: int, tokens: list[int]) -> list[int]:
-    """A row up to and without its end token."""
+    """Return a row's tokens before its end token."""
     return tokens[: tokens.index(eos)] if eos in tokens else tokens
 
 
@@ -242,15 +242,15 @@ Sampler = Callable[[Tensor, Sequence[int]], Tensor]
 
 
 def greedy(logits: Tensor, _: Sequence[int]) -> Tensor:
-    """The `Sampler` of greedy decoding."""
+    """Choose the most likely token: the `Sampler` of greedy decoding."""
     return logits.float().argmax(-1)
 
 
 def make_sampler(request: GenerationRequest, device: torch.device) -> Sampler:
-    """(logits (n, vocab), the rows' numbers) -> the next token (n,) of each; row i draws with the request's i-th seed.
+    """Return (logits (n, vocab), the rows' numbers) -> next tokens (n,); row i draws with the request's i-th seed.
 
-    A row's draws depend on nothing but its seed and its logits, so a batch draws what each row draws alone: the tokens
-    of transformers' `generate` for that row after `torch.manual_seed(seed)`.
+    A row's draws depend only on its seed and its logits, so a row draws the same in any batch: the tokens of
+    transformers' `generate` for that row after `torch.manual_seed(seed)`.
     """
     decoding = request.decoding
     if not decoding.sample:
@@ -269,7 +269,7 @@ def make_sampler(request: GenerationRequest, device: torch.device) -> Sampler:
         scores = logits.float()
         for warper in warpers:
             scores = warper(None, scores)
-        # What `torch.multinomial` does for each row alone, with one division and one search for all of them.
+        # The draw of `torch.multinomial` for each row on its own, with one division and one search for all rows.
         noise = torch.empty_like(scores)
         for i, row in enumerate(rows):
             noise[i].exponential_(1, generator=own[row])

@@ -1,8 +1,8 @@
-"""Generation: greedy, sampling and beam search in loops of our own, which give transformers' tokens.
+"""Generation: greedy decoding, sampling and beam search in our own loops, with the tokens of transformers' `generate`.
 
-What cannot be split, and what depends on the answer so far, runs transformers' own loop (`hf_generate`). Decoding is a
-continuous batch: rows choose a token each, leave when they have ended, and may be joined by others. The answer of a row
-does not depend on the other rows, nor on when it came (float32).
+transformers' own loop (`hf_generate`) runs LMs that cannot use split execution and scores that depend on the answer
+so far. Decoding is a continuous batch: each row chooses a token, finished rows leave, and others may join. A row's
+answer depends neither on the other rows nor on when it joined (float32).
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from perceptune.lm.generation.hf_generate import hf_generate
 from perceptune.types import Decoding, GenerationRequest, Slots
 from perceptune.utils.tensors import move
 
-LEAVE_AT = 0.75  # rows leave the batch when so many of them, or fewer, are still going on
+LEAVE_AT = 0.75  # finished rows are removed once at most this fraction of the batch is active
 
 
 @dataclass(eq=False)
 class GeneratedSequence:
-    """One answer on its way. `on_token` hears each token, the end token included; False: the row ends with it."""
+    """An answer being generated. `on_token` receives each token, the end token included; False stops the row."""
 
     max_new_tokens: int  # tokens
     eos: int
     sampler: Sampler
-    index: int = 0  # what `sampler` knows it by
+    index: int = 0  # the row's number in `sampler`
     on_token: Callable[[int], bool] | None = None
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
 
     def append(self, token: int) -> None:
-        """Its next token."""
+        """Append the next token."""
         self.tokens.append(token)
         said_to_end = self.on_token is not None and not self.on_token(token)
         self.ended = said_to_end or token == self.eos or len(self.tokens) >= self.max_new_tokens
 
 
 class ContinuousBatch:
-    """Rows of one LM that go on together; `rows` are those of `state`, in its order."""
+    """Active rows of one LM; `rows` are those of `state`, in its order."""
 
     def __init__(self, state: DecodeState, rows: Sequence[GeneratedSequence]) -> None:
         self.state, self.rows = state, list(rows)
 
     @property
     def num_active(self) -> int:
-        """Rows that have not ended."""
+        """Number of rows that have not ended."""
         return sum(not row.ended for row in self.rows)
 
     def step(self) -> bool:
-        """One token more for every row; False if there is nothing left to say."""
+        """Generate one token for every row; return False if no row is active."""
         tokens = self._next_tokens()
         for row, token in zip(self.rows, tokens.tolist(), strict=True):
             if not row.ended:
@@ -71,7 +71,7 @@ class ContinuousBatch:
         return True
 
     def join(self, others: Sequence[ContinuousBatch]) -> None:
-        """Goes on with the rows of others, too. Raises what `DecodeState.merge` does."""
+        """Append the rows of other batches. Raises the errors of `DecodeState.merge`."""
         parts = [self, *others]
         for part in parts:
             part._select_rows([place for place, row in enumerate(part.rows) if not row.ended])
@@ -88,7 +88,7 @@ class ContinuousBatch:
         return index
 
     def _next_tokens(self) -> Tensor:
-        """The next token (rows,) of each, those together that choose in the same way."""
+        """Choose the next token (rows,) of each row, in one call per sampler."""
         logits, ways = self.state.logits, dict.fromkeys(row.sampler for row in self.rows)
         if len(ways) == 1:
             return self.rows[0].sampler(logits, [row.index for row in self.rows])
@@ -114,12 +114,12 @@ def generate(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
 
 
 def uses_hf_generate(lm: FrozenLM, slots: Sequence[Slots], decoding: Decoding) -> bool:
-    """Whether transformers' own loop generates: it knows every LM and rule but the old one for beams."""
+    """Return whether transformers' own loop generates: it supports every LM and rule except the old one for beams."""
     return decoding.changes_scores or (lm.why_reference_path(slots) is not None and not decoding.counts_prompt)
 
 
 def decode(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
-    """Greedy decoding or sampling: new tokens of each row, the end token included."""
+    """Run greedy decoding or sampling; return the new tokens of each row, the end token included."""
     sampler = make_sampler(request, lm.device)
     limits: list[int] = request.decoding.max_new_tokens_per_row(request.prompt.mask).tolist()
     on_token = None if request.callback is None else request.callback.on_token

@@ -15,13 +15,13 @@ from perceptune.utils.tensors import prepend_slot_columns
 
 
 def hf_generate(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
-    """transformers' `generate`: new tokens of each row, the end token and padding behind it included."""
+    """Run transformers' `generate`; return the new tokens of each row with the end token and the padding behind it."""
     from transformers import DynamicCache
 
     prompt, rows = request.prompt, torch.arange(len(request.prompt.ids)).repeat_interleave(request.decoding.beams)
     splice = Splice([slot.of_rows(rows) for slot in prompt.slots], prompt.mask[rows.to(prompt.mask.device)])
     ids, mask, _ = prepend_slot_columns(prompt.ids, prompt.mask, splice.width)
-    # An unwindowed cache: a sliding-window cache would drop the slots, which are exempt from the window.
+    # An unwindowed cache: a sliding-window cache would drop the slots, which must stay visible.
     cache = {} if splice.sees_text else {"past_key_values": DynamicCache()}
     with lm.hooks_active(splice, None):
         return run_hf_generate(
@@ -33,9 +33,9 @@ def hf_generate(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
 def run_hf_generate(
     model: Any, inputs: Mapping[str, Any], request: GenerationRequest, *, width: int, **settings: Any
 ) -> list[list[int]]:
-    """`model.generate` on `inputs`: each row ends at its own limit; new tokens come behind the first `width` columns.
+    """Run `model.generate` on `inputs` with a limit per row; new tokens start at column `width`.
 
-    Of `request.prompt` only the mask is read, whose tokens count for `decoding.max_length`.
+    Only the mask of `request.prompt` is read: its tokens count for `decoding.max_length`.
     """
     from transformers import GenerationConfig
 
@@ -55,12 +55,12 @@ def run_hf_generate(
     )  # fmt: skip
 
     def draw(_: Tensor, logits: Tensor) -> Tensor:
-        """Leaves the chosen token alone possible: a row's draws are its own in this loop, too."""
+        """Mask all tokens but the sampled one, so that this loop, too, uses each row's own random numbers."""
         chosen = sampler(logits, range(len(logits)))
         return torch.full_like(logits, -torch.inf).scatter_(1, chosen[:, None], 0.0)
 
     def restrained(given: Tensor, scores: Tensor) -> Tensor:
-        """By the answer alone: what a row's prompt or its padding holds is not counted."""
+        """Apply the processors to the answer alone: the tokens of the prompt and its padding do not count."""
         said = given[:, width:]
         before = scores.gather(1, said)
         after = torch.where(before < 0, before * decoding.repetition_penalty, before / decoding.repetition_penalty)

@@ -1,7 +1,7 @@
-"""How likely given continuations of a prompt are: the choices of a question, or the tokens of an answer.
+"""Log-probabilities of given continuations of a prompt: the choices of a question, or the tokens of an answer.
 
-The continuations of one prompt share its keys and values, which are computed once. What cannot be split runs one whole
-forward pass over prompts and continuations, as training does.
+The continuations of a prompt share its keys and values, which are computed once. LMs that cannot use split execution
+run one forward pass over prompts and continuations, as in training.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from perceptune.utils.tensors import last_columns, move, pad_left
 
 
 class TokenScore(NamedTuple):
-    """How likely a token is after what stands before it, and whether no other one is likelier."""
+    """Log-probability of a token given the preceding ones, and whether it is the most likely one."""
 
     logprob: float
     is_greedy: bool
@@ -43,11 +43,11 @@ def continuation_scores(
 def _score_token_by_token(
     lm: FrozenLM, prompt: Prompt, rows: Tensor, tokens: Sequence[Sequence[int]]
 ) -> list[list[TokenScore]]:
-    """Tokens are fed to the prompts' cache; those that have ended leave."""
+    """Score one token after the other on the prompts' cache; continuations that have ended leave the batch."""
     room = max(map(len, tokens))
     state, device = DecodeState(lm, prompt, room), prompt.ids.device
     going = list(range(len(tokens)))
-    order: list[int] = []  # whose token each value in `values` is
+    order: list[int] = []  # the owner of each value in `values`
     values: list[Tensor] = []
     state.select_rows(rows)
     for place in range(room):
@@ -71,12 +71,12 @@ def _score_token_by_token(
 def _score_at_once(
     lm: FrozenLM, prompt: Prompt, rows: Tensor, tokens: Sequence[Sequence[int]]
 ) -> list[list[TokenScore]]:
-    """One forward pass over everything."""
+    """Score all tokens in one forward pass."""
     given, seen = prompt.ids.tolist(), prompt.mask.tolist()
     prompts = [
         [token for token, is_text in zip(given[row], seen[row], strict=True) if is_text] for row in rows.tolist()
     ]
-    pad = given[0][0]  # hidden by the mask, whatever it is
+    pad = given[0][0]  # any id: the mask hides it
     whole, shown = pad_left([prompt + list(own) for prompt, own in zip(prompts, tokens, strict=True)], pad)
     lengths = [len(own) for own in tokens]
     aims = last_columns(whole.shape[1], lengths)
@@ -88,12 +88,12 @@ def _score_at_once(
 
 
 def _score(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Score one token (N,) for each row of logits (N, vocab): (N, 2), its log-probability and 1 where it is greedy."""
+    """Score one token (N,) per row of logits (N, vocab): (N, 2), its log-probability and 1 if it is the most likely."""
     logprobs = logits.float().log_softmax(-1)
     values = logprobs.gather(1, tokens[:, None])[:, 0]
     return torch.stack([values, (logprobs.argmax(-1) == tokens).float()], 1)
 
 
 def _read(scores: Tensor) -> Iterator[TokenScore]:
-    """Wait for the device once and return its scores (N, 2) one by one."""
+    """Synchronise with the device once and yield its scores (N, 2) one by one."""
     return (TokenScore(logprob, bool(is_greedy)) for logprob, is_greedy in scores.tolist())

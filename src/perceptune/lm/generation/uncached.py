@@ -1,4 +1,4 @@
-"""Rows whose whole text runs anew for each token: for slots that see it, and LMs that cannot be split."""
+"""Decoding without a cache, for slots that attend to the text and LMs that cannot use split execution."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,10 @@ from perceptune.types import Prompt
 
 
 class UncachedState:
-    """What beams need of `DecodeState`, without keys and values. `logits` (rows, vocab) are those of the next token."""
+    """The interface of `DecodeState` that beam search uses, without keys and values.
+
+    `logits` (rows, vocab) are those of the next token.
+    """
 
     def __init__(self, lm: FrozenLM, prompt: Prompt) -> None:
         self.lm, self._ids, self._mask, self._slots = lm, prompt.ids, prompt.mask, list(prompt.slots)
@@ -16,22 +19,22 @@ class UncachedState:
         self.logits = self._run()
 
     def select_rows(self, index: Tensor) -> None:
-        """Goes on with these rows, some of them more than once."""
+        """Keep only these rows; an index may occur more than once."""
         self._ids, self._mask, self.logits = (given[index] for given in (self._ids, self._mask, self.logits))
         self._slots = [slot.of_rows(index) for slot in self._slots]
 
     def reorder(self, index: Tensor) -> None:
-        """Gives each row the new tokens of the row that `index` names."""
+        """Replace each row's new tokens by those of the row given by `index`."""
         self._ids = torch.cat([self._ids[:, : self._prompt], self._ids[index, self._prompt :]], 1)
 
     def decode_step(self, tokens: Tensor) -> Tensor:
-        """The logits (rows, vocab) after one more token (rows,) each."""
+        """Return the logits (rows, vocab) after one more token (rows,) each."""
         self._ids = torch.cat([self._ids, tokens[:, None]], 1)
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
         self.logits = self._run()
         return self.logits
 
     def _run(self) -> Tensor:
-        last = torch.zeros(self._mask.shape, dtype=torch.bool)  # on the CPU: nobody waits to learn where it is
+        last = torch.zeros(self._mask.shape, dtype=torch.bool)  # on the CPU, which saves a synchronisation
         last[:, -1] = True
         return self.lm(self._ids, self._mask, self._slots, keep=last, use_reference_path=True)

@@ -1,12 +1,12 @@
 """Dynamic mode approximation (DMA) for PEFT: `get_peft_model(model, DMAConfig(...))` on any transformers model.
 
-Importing this module makes PEFT know the method, so that `PeftModel.from_pretrained` loads what was saved. Nothing else
-of perceptune is loaded.
+Importing this module registers the method with PEFT, so that `PeftModel.from_pretrained` loads saved adapters. No
+other part of perceptune is imported.
 """
 
 from perceptune.methods.dma._types import peft_type, require_tested_peft
 
-require_tested_peft()  # before anything of PEFT's that another version may not have
+require_tested_peft()  # before any import from PEFT that another version may lack
 
 from peft.utils import register_peft_method  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""Which modules of a model a DMA adapter goes on, and which of them share factors. All is checked beforehand."""
+"""Selection of the modules that DMA adapters go on, and of the groups that share factors; validates all of it first."""
 
 import difflib
 import re
@@ -19,10 +19,10 @@ SUPPORTED = (nn.Linear, Conv1D)  # the quantised maps of bitsandbytes are nn.Lin
 
 
 def require_targets(config: DMAConfig, model: nn.Module, tuner_layer: type[nn.Module]) -> dict[str, nn.Module]:
-    """The targeted linear maps by name, as they were before any adapter.
+    """Return the targeted linear maps by name, without adapters around them.
 
-    Raises `UserError` if there are none, if an entry of a list names none, or if one is no linear map that DMA can be
-    put on; nothing of the model has been changed then.
+    Raises `UserError` if there are none, if an entry of a list matches none, or if one is not a linear map that DMA
+    supports; the model is then unchanged.
     """
     modules = dict(_outside_adapters(model))
     linear = [name for name, module in modules.items() if isinstance(module, (*SUPPORTED, tuner_layer))]
@@ -56,18 +56,18 @@ def _require_known_quantisation(name: str, base: nn.Module) -> None:
 
 
 def base_of(module: nn.Module) -> nn.Module:
-    """The module itself, or what it wraps."""
+    """Return the module itself, or the one it wraps."""
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def width_of(base: Any) -> tuple[int, int]:
-    """Inputs and outputs of a linear map."""
+    """Return the numbers of inputs and outputs of a linear map."""
     n_in, n_out = base.weight.shape if isinstance(base, Conv1D) else (base.in_features, base.out_features)
     return int(n_in), int(n_out)
 
 
 def group_of(config: DMAConfig, name: str, base: nn.Module) -> str:
-    """Name of the group whose factors this linear map shares."""
+    """Return the name of the group whose factors this linear map shares."""
     shape = "x".join(map(str, width_of(base)))
     for group, pattern in (config.groups or {}).items():
         if re.fullmatch(pattern, name):
@@ -76,9 +76,9 @@ def group_of(config: DMAConfig, name: str, base: nn.Module) -> str:
 
 
 def check_groups(config: DMAConfig, targets: Mapping[str, nn.Module]) -> None:
-    """Raises `UserError` for a group without a matrix; warns where sharing costs more than it saves.
+    """Raise `UserError` for a group without a matrix; warn if sharing costs more than it saves.
 
-    A group of n matrices costs r (in + out) + n r and its core, LoRA n r (in + out): a core of r^3 wants many of them.
+    A group of n matrices costs r (in + out) + n r and its core, LoRA n r (in + out): a core of r^3 needs a large n.
     """
     for name, pattern in (config.groups or {}).items():
         if not any(re.fullmatch(pattern, target) for target in targets):
@@ -101,7 +101,7 @@ def check_groups(config: DMAConfig, targets: Mapping[str, nn.Module]) -> None:
 
 
 def shared_weight(model: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[str, str] | None:
-    """A layer whose frozen weight is another module's, too, and that module's name; None if there is none."""
+    """Return a layer whose frozen weight another module shares, and that module's name; None if there is none."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
@@ -113,7 +113,7 @@ def shared_weight(model: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[st
 
 
 def _outside_adapters(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """Modules by name, without the insides of adapter layers."""
+    """Yield modules by name, without the insides of adapter layers."""
     inside: list[str] = []
     for name, module in model.named_modules():
         if any(name.startswith(prefix) for prefix in inside):
@@ -124,7 +124,7 @@ def _outside_adapters(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
 
 
 def _hint(wanted: str, linear: list[str]) -> str:
-    """The linear map that was probably meant: by its whole name, else by the last part of it."""
+    """Return the linear map that was probably meant: the closest full name, else the closest last part of a name."""
     if close := difflib.get_close_matches(wanted, linear, n=1, cutoff=0.6):
         return f"; did you mean `{close[0]}`?"
     return nearest(wanted.rpartition(".")[2], {name.rpartition(".")[2] for name in linear})

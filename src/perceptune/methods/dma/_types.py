@@ -1,4 +1,4 @@
-"""PEFT's list of types, with one more; and which PEFT that was tested with."""
+"""Registration of DMA in PEFT's list of types, and the versions of PEFT it was tested with."""
 
 from importlib import metadata
 from typing import Any
@@ -9,7 +9,7 @@ TESTED = ((0, 21), (0, 22))  # from, below
 
 
 def require_tested_peft() -> None:
-    """Raises `UserError` for a PEFT whose tuner classes were not tried: DMA builds on parts that may change."""
+    """Raise `UserError` for an untested version of PEFT: DMA builds on tuner classes that may change."""
     installed = metadata.version("peft")
     numbers = tuple(int(part) for part in installed.split(".")[:2])
     if not TESTED[0] <= numbers < TESTED[1]:
@@ -21,10 +21,10 @@ def require_tested_peft() -> None:
 
 
 def peft_type(name: str) -> Any:
-    """The member of `PeftType` of this name; added if PEFT has none.
+    """Return the member of `PeftType` of this name; add it if PEFT has none.
 
-    `register_peft_method` refuses names that are no members, and parts of PEFT and transformers read a member's
-    `value`: an entry in PEFT's tables alone would not do.
+    `register_peft_method` rejects names that are not members, and parts of PEFT and transformers read a member's
+    `value`: an entry in PEFT's tables alone would not be enough.
     """
     from peft.utils import PeftType
 
@@ -34,7 +34,7 @@ def peft_type(name: str) -> Any:
         member._name_ = member._value_ = name
         member.__objclass__ = kinds
         member._sort_order_ = len(kinds.__members__)
-        type.__setattr__(kinds, name, member)  # the enumeration's own refuses nothing new today, but may
+        type.__setattr__(kinds, name, member)  # the enumeration's own setter may start to reject new members
         kinds._member_names_.append(name)
         kinds._member_map_[name] = member
         kinds._value2member_map_[name] = member

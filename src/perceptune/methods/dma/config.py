@@ -1,4 +1,4 @@
-"""Settings of a DMA adapter."""
+"""Configuration of a DMA adapter."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,9 +11,9 @@ from perceptune.methods.dma._types import peft_type
 
 Core = Literal["tucker", "cp"]
 Gamma = Literal["scalar", "diagonal"]
-ALL_LINEAR = "all-linear"  # PEFT's own word for it
+ALL_LINEAR = "all-linear"  # PEFT's keyword
 
-# Queries, keys and values of a Q-Former, in itself or inside of InstructBLIP and BLIP-2: what PETAL adapts.
+# Queries, keys and values of a Q-Former, on its own or inside InstructBLIP and BLIP-2: PETAL's targets.
 QFORMER_ATTENTION = r"(.*\.)?encoder\.layer\.\d+\.(attention|crossattention)\.attention\.(query|key|value)"
 
 
@@ -22,12 +22,12 @@ class DMAConfig(PeftConfig):
     """Dynamic mode approximation (PETAL, arXiv 2312.12458): W0 x + dW x with dW = V M^T U.
 
     U (r, in) and V (out, r) are shared by all targeted matrices of one shape, as is the core: the paper's lambda of a
-    modality. Each matrix has a mode vector p (r,) of its own. V starts at zero, so nothing changes at the start.
+    modality. Each matrix has its own mode vector p (r,). V starts at zero, so nothing changes at the start.
 
     `core="tucker"`, as in the released code: C (r, r, r), M = sum_k C[:, :, k] p[k].
     `core="cp"`, as in the paper's formula: lambda (r,), M = diag(lambda p), a weighted sum of r rank-one terms.
 
-    Raises `UserError` for settings that cannot be.
+    Raises `UserError` for invalid settings.
     """
 
     r: int = field(default=64, metadata={"help": "rank"})

@@ -18,7 +18,7 @@ from perceptune.methods.dma.config import DMAConfig
 
 
 class Factors(NamedTuple):
-    """What the matrices of a group share, each by the adapter's name."""
+    """Factors that the matrices of a group share, each by the adapter's name."""
 
     u: nn.ParameterDict  # (r, in)
     v: nn.ParameterDict  # (out, r)
@@ -26,13 +26,13 @@ class Factors(NamedTuple):
     gate: nn.ParameterDict  # (r, r), of gated adapters only
 
     def add(self, adapter: str, config: DMAConfig, base: nn.Module, device: Any, dtype: Any) -> None:
-        """New ones for a map like `base`: U and core as the released code has them, V zero."""
+        """Add an adapter's factors for a map like `base`: U and core initialised as in the released code, V zero."""
         r, (n_in, n_out) = config.r, width_of(base)
         self.u[adapter] = _uniform((r, n_in), 1 / math.sqrt(n_in), device, dtype)
         self.v[adapter] = _uniform((n_out, r), 0.0, device, dtype)
         if config.core == "tucker":
             self.core[adapter] = _uniform((r, r, r), math.sqrt(3) / r, device, dtype)  # Xavier
-        else:  # M's entries vary then as those of the Tucker core's M
+        else:  # gives M's entries the variance they have with the Tucker core
             self.core[adapter] = nn.Parameter(torch.ones(r, device=device, dtype=dtype))
         if config.gated:
             self.gate[adapter] = _uniform((r, r), 0.0, device, dtype)
@@ -42,7 +42,7 @@ class DMALinear(nn.Module, BaseTunerLayer):
     """W0 x + b + sum over active adapters of V M^T dropout(U x).
 
     The shared factors belong to the `DMAModel`; a layer only refers to them, so they are saved once. Merging keeps the
-    weight as it was, and unmerging brings back that very tensor.
+    original weight, and unmerging restores that very tensor.
     """
 
     adapter_layer_names = ("dma_p", "dma_gamma", "dma_u", "dma_v", "dma_core", "dma_gate")
@@ -62,15 +62,15 @@ class DMALinear(nn.Module, BaseTunerLayer):
         self.dma_dropout = nn.ModuleDict()
         for name, shared in factors._asdict().items():
             self.__dict__[f"dma_{name}"] = shared  # referred to, not owned
-        # Where it is set: U x of the pass that is going on, by group and adapter, with the x, for maps of one input to
-        # share. Whoever sets it empties it after each pass. Recomputing parts of a pass (checkpointing) forbids it.
+        # If set: U x of the current pass, by group and adapter, with the x, for maps of one input to share. The setter
+        # empties it after each pass. Not allowed with recomputation of parts of a pass (checkpointing).
         self.products: dict[tuple[int, str], tuple[Tensor, Tensor]] | None = None
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._before_merge: Tensor | None = None
 
     def update_layer(self, adapter: str, factors: Factors, config: DMAConfig) -> None:
-        """Adds an adapter; its factors as well, if this is the first matrix of the group."""
+        """Add an adapter, and its factors if this is the first matrix of the group."""
         device, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
         dtype = dtype if dtype.is_floating_point else torch.float32
         if adapter not in factors.u:
@@ -83,7 +83,7 @@ class DMALinear(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(..., in) -> (..., out), in the dtype that the frozen map gives."""
+        """Return (..., out) for (..., in), in the dtype of the frozen map's output."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         result: Tensor = self.base_layer(x, *args, **kwargs)
@@ -96,7 +96,7 @@ class DMALinear(nn.Module, BaseTunerLayer):
         return (result + delta).to(result.dtype)
 
     def _delta(self, adapter: str, x: Tensor, result: Tensor) -> Tensor:
-        """(..., out): what an adapter adds to the frozen map's result."""
+        """Return (..., out): the adapter's addition to the frozen map's result."""
         u, v, mode = self._matrices(adapter, x.device)
         h = self._reduced(adapter, x, u)
         dropout: Any = self.dma_dropout[adapter]
@@ -111,7 +111,7 @@ class DMALinear(nn.Module, BaseTunerLayer):
         return delta
 
     def _reduced(self, adapter: str, x: Tensor, u: Tensor) -> Tensor:
-        """(..., r): U x, from another matrix of the group if that was given the same x."""
+        """Return U x (..., r), from another matrix of the group if that had the same x as input."""
         if self.products is None:
             return functional.linear(self._cast_input_dtype(x, u.dtype), u)
         key = (id(self.dma_u), adapter)
@@ -121,14 +121,14 @@ class DMALinear(nn.Module, BaseTunerLayer):
         return found[1]
 
     def _matrices(self, adapter: str, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """U, V, and M: (r, r), or its diagonal (r,). A model spread over devices has the shared ones on one of them."""
+        """Return U, V, and M: (r, r), or its diagonal (r,), on `device`: a model may be spread over several devices."""
         u, v, core = (shared[adapter].to(device) for shared in (self.dma_u, self.dma_v, self.dma_core))
         p = self.dma_p[adapter]
         return u, v, core @ p if core.dim() == 3 else core * p
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """V M^T U, and (Gamma - 1) W0, as the frozen weight lies: (out, in), of a Conv1D (in, out)."""
+        """Return V M^T U, and (Gamma - 1) W0, in the frozen weight's layout: (out, in), for a Conv1D (in, out)."""
         base = self.get_base_layer()
         u, v, mode = (one.to(torch.promote_types(one.dtype, torch.float32)) for one in self._matrices(adapter))
         delta = v @ (mode.T @ u if mode.dim() == 2 else mode[:, None] * u)
@@ -140,7 +140,7 @@ class DMALinear(nn.Module, BaseTunerLayer):
         return delta
 
     def why_not_mergeable(self, adapters: Sequence[str]) -> str | None:
-        """Why these adapters cannot become part of the weight; None if they can."""
+        """Return why these adapters cannot be merged into the weight; None if they can."""
         if gated := [name for name in adapters if name in self.dma_gate and name in self.dma_p]:
             return f"adapter `{gated[0]}` is gated: what it adds depends on the input, and no weight can hold that"
         weight: Any = self.get_base_layer().weight
@@ -153,9 +153,9 @@ class DMALinear(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Adds the adapters (default: the active ones) to the frozen weight.
+        """Add the adapters (default: the active ones) to the frozen weight.
 
-        With `safe_merge` a weight that is not finite afterwards is refused. Raises `UserError` for what cannot merge.
+        With `safe_merge`, reject a weight that would not be finite. Raises `UserError` for adapters that cannot merge.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.dma_p]
         if not names:
@@ -174,7 +174,7 @@ class DMALinear(nn.Module, BaseTunerLayer):
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
-        """Brings back the weight as it was before merging, to the bit."""
+        """Restore the weight from before merging, bit by bit."""
         if self._before_merge is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -184,7 +184,7 @@ class DMALinear(nn.Module, BaseTunerLayer):
         self.merged_adapters.clear()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """What an adapter adds is a matrix of rank r, unless it depends on the input."""
+        """Return whether the adapter's delta is a matrix of rank r, i.e. does not depend on the input."""
         return adapter_name not in self.dma_gate
 
     def __repr__(self) -> str:
@@ -192,5 +192,5 @@ class DMALinear(nn.Module, BaseTunerLayer):
 
 
 def _uniform(shape: tuple[int, ...], bound: float, device: Any, dtype: Any) -> nn.Parameter:
-    """Drawn in float32 whatever the dtype, so that a bfloat16 model starts near where a float32 one does."""
+    """Draw in float32 whatever the dtype, so that a bfloat16 model starts near a float32 one."""
     return nn.Parameter(torch.empty(shape, device=device).uniform_(-bound, bound).to(dtype))

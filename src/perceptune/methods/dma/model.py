@@ -17,9 +17,9 @@ INSTRUCTBLIP = ("instructblip", "instructblip_qformer", "instructblipvideo")
 
 
 class DMAModel(BaseTuner):
-    """Owns the factors that matrices share: `dma_u_GROUP`, `dma_v_GROUP`, `dma_core_GROUP`, each keyed by adapter.
+    """Owner of the factors that matrices share: `dma_u_GROUP`, `dma_v_GROUP`, `dma_core_GROUP`, each keyed by adapter.
 
-    The containers are flat and lie on the tuner itself, where PEFT looks when it saves and loads.
+    The containers are flat attributes of the tuner itself, where PEFT looks them up when it saves and loads.
     """
 
     uses_shared_state = True
@@ -31,14 +31,14 @@ class DMAModel(BaseTuner):
     }
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """PEFT's, and shared factors of other adapters stay trainable or not as they were."""
+        """Inject the adapter as PEFT does, and keep whether the shared factors of other adapters are trainable."""
         before = [(one, one.requires_grad) for name, one in self._shared() if name != adapter_name]
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for parameter, required in before:
             parameter.requires_grad_(required)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Adds adapters to the frozen weights, which are kept in memory until `unmerge_adapter`.
+        """Add adapters to the frozen weights, which are kept in memory until `unmerge_adapter`.
 
         Raises `UserError` before anything is changed if one of them cannot be merged.
         """
@@ -46,10 +46,10 @@ class DMAModel(BaseTuner):
         super().merge_adapter(adapter_names, safe_merge)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Removes an adapter with its factors. Raises `ValueError` for one that is unknown or merged."""
+        """Delete an adapter with its factors. Raises `ValueError` for one that is unknown or merged."""
         super().delete_adapter(adapter_name)
         for container in self._containers():
-            if adapter_name in container:  # of a group whose layers were all unloaded
+            if adapter_name in container:  # the layers of its group may all have been unloaded
                 del container[adapter_name]
 
     def _unload_and_optionally_merge(
@@ -88,7 +88,7 @@ class DMAModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
-        """Where PEFT has settled the targets and nothing is replaced yet: all that can be wrong is found here."""
+        """Validate everything before PEFT replaces any module; PEFT has resolved the targets by now."""
         _maybe_include_all_linear_layers(peft_config, model)
         check_groups(peft_config, require_targets(peft_config, model, DMALinear))
 
@@ -113,11 +113,11 @@ class DMAModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _factors(self, group: str) -> Factors:
-        """Those of a group, empty ones if it is new."""
+        """Return the factors of a group, empty ones if it is new."""
         found = {}
         for kind in Factors._fields:
             name = f"{self.prefix}{kind}_{group}"
-            if name not in self._modules:  # attributes that the tuner lacks are looked up in the model
+            if name not in self._modules:  # `getattr` on the tuner falls through to the model
                 self.add_module(name, nn.ParameterDict())
             found[kind] = self._modules[name]
         return Factors(**found)  # type: ignore[arg-type]
@@ -128,12 +128,12 @@ class DMAModel(BaseTuner):
                 yield module
 
     def _shared(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Shared parameters with the names of their adapters."""
+        """Yield the shared parameters with the names of their adapters."""
         for container in self._containers():
             yield from container.items()
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Trains in float32 beside a model in 16 bits, as PEFT does; the shared factors, too."""
+        """Train in float32 beside a model in 16 bits, as PEFT does; includes the shared factors."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for container in self._containers() if autocast_adapter_dtype else ():
             if adapter_name in container and container[adapter_name].dtype in (torch.float16, torch.bfloat16):

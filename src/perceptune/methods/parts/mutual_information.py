@@ -1,7 +1,7 @@
 """Estimators of mutual information on batches, in nats: functions and modules on tensors, without a model.
 
-`InfoNCE` is a lower bound, to be maximised; `Club` and `LeaveOneOut` are upper ones, to be minimised. Each learns while
-it is used.
+`InfoNCE` is a lower bound, to be maximised; `Club` and `LeaveOneOut` are upper bounds, to be minimised. Each is
+trained while it is used.
 """
 
 import math
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-LOG_VARIANCE = 6.0  # what a Gaussian learns of a variance lies between exp(-6) and exp(6)
+LOG_VARIANCE = 6.0  # bounds of a Gaussian's log-variance
 
 
 def info_nce(scores: Tensor) -> Tensor:
-    """InfoNCE (van den Oord et al., 2018) of scores (B, B), row i's partner in column i: a scalar.
+    """Compute InfoNCE (van den Oord et al., 2018) of scores (B, B), row i's partner in column i: a scalar.
 
     A lower bound of the mutual information that cannot exceed log B; 0 for a batch of one row.
     """
@@ -37,7 +37,7 @@ class InfoNCE(nn.Module):
         self.y = _mlp(y_size, hidden, size)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        """The bound for rows z (B, z_size) and y (B, y_size), each the negative of the others."""
+        """Return the bound for rows z (B, z_size) and y (B, y_size); each row's negatives are the other rows."""
         left, right = (functional.normalize(part, dim=-1) for part in (self.z(z), self.y(y)))
         return info_nce(left @ right.T / self.temperature)
 
@@ -51,12 +51,12 @@ class Gaussian(nn.Module):
         self.log_variance = _mlp(x_size, hidden, z_size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both (B, z_size) for x (B, x_size)."""
+        """Return mean and log-variance, (B, z_size) each, for x (B, x_size)."""
         return self.mean(x), LOG_VARIANCE * torch.tanh(self.log_variance(x) / LOG_VARIANCE)
 
 
 def club(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """CLUB (Cheng et al., 2020) of z (B, d) under Gaussians (B, d): a scalar; 0 for a batch of one row.
+    """Compute CLUB (Cheng et al., 2020) of z (B, d) under Gaussians (B, d): a scalar; 0 for a batch of one row.
 
     The mean of log q(z_i | x_i) - log q(z_j | x_i) over all rows i and all other rows j.
     """
@@ -69,7 +69,7 @@ def club(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def leave_one_out(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """The leave-one-out bound (Poole et al., 2019) of z (B, d) under Gaussians (B, d); 0 for a batch of one row.
+    """Compute the leave-one-out bound (Poole et al., 2019) of z (B, d) under Gaussians (B, d); 0 for a single row.
 
     The mean of log q(z_i | x_i) - log mean_j q(z_i | x_j) over all rows i, j being the other rows.
     """
@@ -83,9 +83,9 @@ def leave_one_out(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def _distances(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """(B, B): of z_j (column) from the mean of row i (row), squared, in units of row i's variances."""
+    """Return (B, B) squared distances of z_j (column) from row i's mean (row), in units of row i's variances."""
     precision = (-log_variance).exp()
-    # Without a tensor (B, B, d): sum_d (z_j - m_i)^2 w_i, written out, about a point amid all of them.
+    # Avoids a tensor (B, B, d): sum_d (z_j - m_i)^2 w_i, expanded about the mean of all points.
     centre = mean.mean(0)
     points, middles = z - centre, mean - centre
     pairs = precision @ points.square().T - 2 * (precision * middles) @ points.T
@@ -95,8 +95,8 @@ def _distances(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 class Club(nn.Module):
     """I(Z;X) by CLUB with a Gaussian q(z|x).
 
-    q is fitted by `fit` alone; the bound moves z and not q, which could else make it small by knowing less. With q
-    exact its value is I(Z;X) + KL(p(x) p(z) || p(x, z)): above the truth, and not close to it.
+    q is trained by `fit` alone; the bound has no gradient to q, which could otherwise lower it by fitting worse. With
+    an exact q its value is I(Z;X) + KL(p(x) p(z) || p(x, z)): above the true value, and not close to it.
     """
 
     def __init__(self, x_size: int, z_size: int, *, hidden: int = 256) -> None:
@@ -104,23 +104,23 @@ class Club(nn.Module):
         self.q = Gaussian(x_size, z_size, hidden)
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        """The bound for rows z (B, z_size) and x (B, x_size)."""
+        """Return the bound for rows z (B, z_size) and x (B, x_size)."""
         return club(z, *self.fixed(x))
 
     def fixed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What q says of z, without a gradient to q."""
+        """Return q's mean and log-variance for x, without a gradient to q."""
         fixed = {name: parameter.detach() for name, parameter in self.q.named_parameters()}
         mean, log_variance = functional_call(self.q, fixed, (x,))
         return mean, log_variance
 
     def fit(self, z: Tensor, x: Tensor) -> Tensor:
-        """Negative log-likelihood of q up to a constant: a scalar whose gradient moves q alone."""
+        """Return the negative log-likelihood of q up to a constant: a scalar whose gradient reaches q alone."""
         mean, log_variance = self.q(x.detach())
         return 0.5 * ((z.detach() - mean).square() / log_variance.exp() + log_variance).sum(-1).mean()
 
 
 class LeaveOneOut(Club):
-    """The same by the leave-one-out bound, which comes close to the truth where q does and the batch is large."""
+    """I(Z;X) by the leave-one-out bound, which is close to the true value if q is and the batch is large."""
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         return leave_one_out(z, *self.fixed(x))

@@ -1,7 +1,7 @@
-"""Layers of PEFT beside linear maps of frozen models, owned by the method.
+"""PEFT layers beside linear maps of frozen models, owned by the method.
 
-A model's tree keeps its frozen modules, so its weights and their names stay as they are: an attribute beside each
-targeted module leads the model's own code through PEFT's layer.
+A model's module tree keeps its frozen modules, so its weights and their names do not change: an attribute beside
+each targeted module makes the model's own code call PEFT's layer.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,11 +20,11 @@ ALL_LINEAR = "all-linear"
 
 
 class PeftLayers(nn.ModuleDict):
-    """PEFT's layers by the name of the module each stands for, `/` for `.`, and what they share by its own name.
+    """PEFT's layers by the name of the module each replaces, `/` for `.`, and their shared parts by their own names.
 
     `linear` are the names, or ends of names, that `all-linear` stands for; `key` is the recipe's, for messages.
-    A layer reaches its frozen module as `base_layer` without owning it. Raises `UserError` for a configuration that is
-    none of PEFT's or does more than to add layers; the model is left as it was.
+    A layer refers to its frozen module as `base_layer` without owning it. Raises `UserError` for a configuration that
+    PEFT does not have or that does more than add layers; the model is then unchanged.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class PeftLayers(nn.ModuleDict):
 
     @property
     def names(self) -> list[str]:
-        """Of the modules that are led around."""
+        """Names of the replaced modules."""
         return [name for _, _, name in self._led]
 
     def attach(self) -> None:
-        """Leads the model's code through the layers."""
+        """Make the model's code call the layers."""
         for parent, child, name in self._led:
-            # Found before the submodule of that name, which stays where it is.
+            # Attribute lookup finds it before the submodule of that name, which stays in the tree.
             parent.__dict__[child] = self[name.replace(".", "/")]
 
     def _require_usable(self, model: nn.Module, key: str, before: list[tuple[str, int, int]]) -> None:
@@ -76,14 +76,14 @@ class PeftLayers(nn.ModuleDict):
 
 
 def linear_maps(module: nn.Module) -> dict[str, type[nn.Module]]:
-    """Paths inside a module of its linear maps, and their classes."""
+    """Return the paths inside a module of its linear maps, and their classes."""
     from transformers.pytorch_utils import Conv1D
 
     return {path: type(part) for path, part in module.named_modules() if isinstance(part, nn.Linear | Conv1D)}
 
 
 def _inject(config: Any, model: nn.Module) -> dict[str, nn.Module]:
-    """Puts PEFT's layers in the place of what is targeted; returns what they share with one another."""
+    """Replace the targeted modules by PEFT's layers; return the parts that the layers share."""
     from peft import inject_adapter_in_model
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
@@ -99,7 +99,7 @@ def _inject(config: Any, model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def as_user_error(where: str = "") -> Iterator[None]:
-    """What PEFT says of a configuration that it cannot use, on one line behind `where`, as `UserError`."""
+    """Convert PEFT's error for an unusable configuration into a one-line `UserError` that starts with `where`."""
     try:
         yield
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
@@ -107,12 +107,12 @@ def as_user_error(where: str = "") -> Iterator[None]:
 
 
 def _places_of(model: nn.Module) -> list[tuple[str, int, int]]:
-    """Name, address and version of each weight: what changes when one is replaced or written to."""
+    """Return name, address and version of each weight, which change when it is replaced or written to."""
     return [(name, p.data_ptr(), p._version) for name, p in model.named_parameters()]
 
 
 def peft_config(given: Mapping[str, Any], key: str, linear: Mapping[str, type[nn.Module]]) -> Any:
-    """The PEFT configuration that the keys `given` stand for; `linear` as in `PeftLayers`. Raises `UserError`."""
+    """Return the PEFT configuration for the keys `given`; `linear` as in `PeftLayers`. Raises `UserError`."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from transformers.pytorch_utils import Conv1D
 
@@ -129,7 +129,7 @@ def peft_config(given: Mapping[str, Any], key: str, linear: Mapping[str, type[nn
             raise UserError(f"{key}: {kind} has no key `{name}`{nearest(name, known)}")
     if keys.get("target_modules") == ALL_LINEAR:
         keys["target_modules"] = sorted(linear)
-    # GPT-2 keeps its weights the other way round.
+    # GPT-2 stores its weights transposed.
     if "fan_in_fan_out" in known and any(issubclass(made, Conv1D) for made in linear.values()):
         keys.setdefault("fan_in_fan_out", True)
     try:

@@ -9,7 +9,7 @@ from perceptune.errors import UserError
 
 
 class UnfrozenParameters(nn.Module):
-    """Parameters of a base model under their own names, with `/` for `.`: the same objects, so training moves them.
+    """Parameters of a base model under their own names, with `/` for `.`: the same objects, so the model is trained.
 
     Weights that a model uses twice appear once. Raises `UserError` for weights that are not float32.
     """

@@ -1,1 +1,1 @@
-"""Methods on a Q-Former, one file each. An extension builds on `perceptune.methods.qformer.base`."""
+"""Methods on a Q-Former, one file each. An extension imports from `perceptune.methods.qformer.base`."""

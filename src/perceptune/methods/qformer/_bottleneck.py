@@ -1,4 +1,4 @@
-"""PETAL's score-based information bottleneck: what of a training pass goes into which estimator."""
+"""PETAL's score-based information bottleneck: the tensors of a training pass that each estimator receives."""
 
 from typing import Literal
 
@@ -32,7 +32,7 @@ class BottleneckOptions(ConfigSection):
 
 
 class Bottleneck(nn.Module):
-    """Estimators and the loss they give. They are trained beside the method and are no part of it."""
+    """Estimators and their loss. They are trained together with the method without being part of it."""
 
     def __init__(self, options: BottleneckOptions, blip: FrozenBlip) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ class Bottleneck(nn.Module):
         self.about_x = (Club if options.upper == "club" else LeaveOneOut)(x, z, hidden=options.hidden)
 
     def forward(self, blip: FrozenBlip, seen: TrainingPass) -> Tensor:
-        """A scalar; 0 for a batch of one row, but for the estimators' own gradients.
+        """Return the loss, a scalar; 0 for a batch of one row, apart from the estimators' own gradients.
 
-        Fitting q(z|x) gives a gradient and no value: the reported loss is the formula's.
+        Fitting q(z|x) adds a gradient and no value: the reported loss is the formula's.
         """
         z, x = seen.output.queries.mean(1), seen.image.mean(1)
         x = functional.layer_norm(x, x.shape[-1:])
@@ -56,7 +56,7 @@ class Bottleneck(nn.Module):
         return self.options.eta * self.options.alpha * i_zx - self.options.alpha * i_zy + (fitting - fitting.detach())
 
     def _y(self, blip: FrozenBlip, seen: TrainingPass) -> Tensor:
-        """(B, size) frozen embeddings of what z is to tell of, each row's mean, in one scale for all LMs."""
+        """Return the rows' mean frozen embeddings (B, size) of the text z is to predict, scaled alike for all LMs."""
         if self.options.y == "target":
             pooled = mean_of(blip.word_embeddings(seen.target_ids).float(), seen.target_mask)
         else:

@@ -1,4 +1,4 @@
-"""PETAL's experts behind the Q-Former's embeddings: a mixture chosen by the instruction, or the released mean."""
+"""PETAL's experts behind the Q-Former's embeddings: a mixture gated by the instruction, or the released mean."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from perceptune.config.schema import ConfigSection
 from perceptune.methods.qformer._pooling import mean_of
 
-RELEASED_SHARE = 0.4  # of the experts' mean in the released code; the rest is what came in
+RELEASED_SHARE = 0.4  # weight of the experts' mean in the released code; the rest is the input's
 
 
 class ExpertsOptions(ConfigSection):
-    """The adaptive mixture of experts."""
+    """Options of the adaptive mixture of experts."""
 
     n: int = Field(3, ge=1, description="number of experts")
     width: int = Field(64, ge=1, description="bottleneck width of each expert")
@@ -61,22 +61,22 @@ class GatedExperts(nn.Module):
         self.gate = nn.Linear(size, options.n, bias=False) if options.n > 1 else None
 
     def forward(self, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The enhanced text (B, L, d) and the gates (B, n) before any are dropped; `mask` (B, L) has 1 = token."""
+        """Return the enhanced text (B, L, d) and the gates (B, n) before any is dropped; `mask` (B, L), 1 = token."""
         gates = self.gates(text, mask)
         acting = self._acting(gates)
         added = torch.stack([expert(text) for expert in self.experts], dim=1)  # (B, n, L, d)
         return text + torch.einsum("bn,bnld->bld", acting, added), gates
 
     def gates(self, text: Tensor, mask: Tensor) -> Tensor:
-        """(B, n), of each row's tokens alone."""
+        """Return the gates (B, n), computed from each row's tokens alone."""
         if self.gate is None:
             return text.new_ones(len(text), 1)
         return self.gate(mean_of(text, mask)).softmax(-1)
 
     def balance(self, gates: Tensor) -> Tensor:
-        """n sum_k f_k P_k (Fedus et al., 2022) of gates (B, n): f_k the share of rows routed to k, P_k its mean gate.
+        """Return n sum_k f_k P_k (Fedus et al., 2022) of gates (B, n): f_k is k's fraction of rows, P_k its mean gate.
 
-        1 if all experts are used alike, n if one is used alone. Without `top_k`, f is P.
+        1 if all experts are used equally, n if only one is used. Without `top_k`, f is P.
         """
         mean = gates.mean(0)
         if self.options.top_k is None:
@@ -85,7 +85,7 @@ class GatedExperts(nn.Module):
         return len(mean) * (share * mean).sum()
 
     def _acting(self, gates: Tensor) -> Tensor:
-        """Gates are left as they are, not scaled up to 1, so that with one expert acting its gate is learnt, too."""
+        """Zero all gates but the `top_k` largest; rescaling them to 1 would give a single gate no gradient."""
         if self.options.top_k is None:
             return gates
         kept = gates.topk(self.options.top_k, dim=-1).indices
@@ -107,6 +107,6 @@ class ReleasedExperts(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Of queries and text (B, n + L, d)."""
+        """Return the enhanced states of queries and text (B, n + L, d)."""
         mean = torch.stack([expert(states) for expert in self.experts]).mean(0)
         return (1 - RELEASED_SHARE) * states + RELEASED_SHARE * mean

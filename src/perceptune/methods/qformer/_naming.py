@@ -1,4 +1,4 @@
-"""A loss that asks image tokens to lie near the words of the answer, for Q-Formers that have not learnt to see."""
+"""A loss that aligns image tokens with the words of the answer, for Q-Formers that do not yet use the image."""
 
 import torch
 from torch import Tensor
@@ -6,13 +6,13 @@ from torch.nn import functional
 
 
 def word_grounding_loss(tokens: Tensor, words: Tensor, ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """How surprising each row's words are among those of the whole batch, given its image tokens.
+    """Return the cross-entropy of each row's words among those of the whole batch, given its image tokens.
 
-    `tokens` (B, K, D) are what the LM reads of the images, `words` (B, S, D) its embeddings of the answers' tokens
+    `tokens` (B, K, D) are the LM's image tokens, `words` (B, S, D) its embeddings of the answers' tokens
     `ids` (B, S) where `mask` (B, S) is 1. A word's score is the log-sum-exp of its cosines to the row's image tokens
-    over `temperature`, so that one of them naming it is enough; the loss is the cross-entropy of the rows' own words,
-    each weighted by its inverse document frequency in the batch: a word of every row tells of no image and does not
-    count. A scalar; 0 where there is no other word.
+    over `temperature`, so that one matching token is enough; the loss is the cross-entropy of the rows' own words, each
+    weighted by its inverse document frequency in the batch: a word that all rows contain does not depend on the image
+    and does not count. A scalar; 0 if there is no other word.
     """
     there = mask.bool()
     vocabulary, place = ids[there].unique(return_inverse=True)

@@ -1,4 +1,4 @@
-"""PEFT's layers inside a Q-Former."""
+"""PEFT layers inside a Q-Former."""
 
 import warnings
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from perceptune.methods.parts.unfrozen import UnfrozenParameters
 
 
 def config_of(given: Mapping[str, Any], key: str, blip: FrozenBlip) -> Any:
-    """The PEFT configuration that keys of a recipe stand for; `key` is theirs, for messages.
+    """Return the PEFT configuration for keys of a recipe; `key` is the recipe's, for messages.
 
-    Where `target_modules` is left out, it is queries, keys and values of all attentions. Raises `UserError`.
+    `target_modules` defaults to queries, keys and values of all attentions. Raises `UserError`.
     """
     from perceptune.methods.dma import QFORMER_ATTENTION
 
@@ -21,17 +21,17 @@ def config_of(given: Mapping[str, Any], key: str, blip: FrozenBlip) -> Any:
 
 
 def wrapped(blip: FrozenBlip, config: Any) -> tuple[UnfrozenParameters, Any]:
-    """Puts a PEFT configuration on the Q-Former: the tensors it trains, for the method to own, and the `PeftModel`.
+    r"""Apply a PEFT configuration to the Q-Former; return the tensors it trains, for the method, and the `PeftModel`.
 
-    `target_modules` are names inside the Q-Former, such as `.*attention\\.attention\\.query`. The `PeftModel`, which
-    merging wants, must not become a submodule of the method. Raises `UserError` for a
-    configuration that does not fit or trains weights of the Q-Former itself.
+    `target_modules` are names inside the Q-Former, such as `.*attention\.attention\.query`. The `PeftModel`, which
+    merging needs, must not become a submodule of the method. Raises `UserError` for a configuration that is invalid or
+    trains weights of the Q-Former itself.
     """
     from peft import get_peft_model
 
     before = {id(parameter) for parameter in blip.model.parameters()}
     with as_user_error("method: PEFT refuses: "), warnings.catch_warnings():
-        # PEFT asks transformers by a name of old.
+        # PEFT imports a name that transformers has removed.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         peft_model: Any = get_peft_model(blip.qformer, config)
     trained = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
@@ -42,7 +42,7 @@ def wrapped(blip: FrozenBlip, config: Any) -> tuple[UnfrozenParameters, Any]:
 
 
 def _share_products(qformer: Any) -> None:
-    """Lets DMA's matrices that read one input (the image: all keys and values) compute U x once a pass."""
+    """Let DMA layers with a common input (the image: all keys and values) compute U x once per pass."""
     from perceptune.methods.dma import DMALinear
 
     products: dict[Any, Any] = {}

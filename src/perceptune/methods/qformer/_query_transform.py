@@ -1,4 +1,4 @@
-"""A part of PETAL's predecessor that acts in its released Q-Former without being part of the method."""
+"""A part of PETAL's predecessor that is active in its released Q-Former without being part of the method."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ STD = 2e-4
 class QueryTransform(nn.Module):
     """Gated query transformation: 0.1 (s a + t) added to each layer's output, a being its self-attention's output.
 
-    The released code holds as many parameters again that act on nothing; they are left out.
+    The released code holds the same number of parameters again without any effect; they are left out.
     """
 
     def __init__(self, layers: int, size: int) -> None:
@@ -28,7 +28,7 @@ class QueryTransform(nn.Module):
             self._attach(index, layer)
 
     def _attach(self, index: int, layer: nn.Module) -> None:
-        seen: list[Tensor] = []  # of the pass that is under way
+        seen: list[Tensor] = []  # of the current pass
 
         def attended(_: nn.Module, __: Any, output: Any) -> None:
             seen[:] = [output[0] if isinstance(output, tuple) else output]

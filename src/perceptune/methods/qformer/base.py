@@ -1,4 +1,4 @@
-"""What a leaf file of a method on a Q-Former builds on."""
+"""Imports for the leaf files of methods on a Q-Former."""
 
 # Leaves import from here.
 from perceptune.lm.frozen_blip import FrozenBlip, Instruction

@@ -1,4 +1,4 @@
-"""Weights of the Q-Former itself: all of it with queries and projection (`full`), or its last layer (`head`)."""
+"""Trains weights of the Q-Former itself: all of it with queries and projection (`full`), or its last layer (`head`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {"full": {}, "head": {"parts": ["qformer"]
 
 
 class FullOptions(QFormerOptions):
-    """What is trained."""
+    """Options: which weights are trained."""
 
     parts: tuple[Literal["qformer", "queries", "projection"], ...] = Field(
         ("qformer", "queries", "projection"), min_length=1
@@ -50,7 +50,7 @@ class FullOptions(QFormerOptions):
 
 
 class Full(QFormerMethod):
-    """Takes weights over as they are; nothing is added."""
+    """Trains existing weights; adds no modules."""
 
     Options = FullOptions
     options: FullOptions

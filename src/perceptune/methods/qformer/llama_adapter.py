@@ -1,8 +1,8 @@
-"""LLaMA-Adapter (arXiv 2303.16199) on a Q-Former: trained prompts that self-attention looks at through gates.
+"""LLaMA-Adapter (arXiv 2303.16199) on a Q-Former: trained prompts that self-attention attends to through gates.
 
-The gates are zero at the start, so nothing changes. `as_released: true` is what stands under this name in PETAL's
-table: no LLaMA-Adapter but UniAdapter's bottleneck (arXiv 2302.06605), behind every self-attention and once more before
-every cross-attention, with the parts that were created and never used: 4.8 million, of which 2.4 million do anything.
+The gates are zero at the start, so nothing changes. `as_released: true` is the variant of this name in PETAL's table:
+not LLaMA-Adapter but UniAdapter's bottleneck (arXiv 2302.06605), after every self-attention and again before every
+cross-attention, with the unused parts that were created: 4.8 million parameters, of which 2.4 million have an effect.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ from perceptune.errors import UserError
 from perceptune.methods.qformer.base import FrozenBlip, QFormerMethod, QFormerOptions, Site
 
 STD = 0.02  # of the prompts at the start
-SHARE = 0.1  # of the bottleneck's output that is added
+SHARE = 0.1  # weight of the bottleneck's output
 
 
 class LlamaAdapterOptions(QFormerOptions):
-    """Those of the one form and of the other."""
+    """Options of both forms."""
 
     tokens: int = Field(10, ge=1, description="prompts per layer")
     layers: int | None = Field(None, ge=1, description="number of last layers of the Q-Former with prompts; None = all")
@@ -34,10 +34,10 @@ class GatedPrompts(nn.Module):
         super().__init__()
         self.prompts = nn.Parameter(torch.randn(tokens, size) * STD)
         self.gate = nn.Parameter(torch.zeros(heads))
-        self._query: Tensor | None = None  # of the pass that is going on
+        self._query: Tensor | None = None  # of the current pass
 
     def attach(self, attention: Any) -> None:
-        """Hooks it onto a multi-head attention of a Q-Former."""
+        """Hook the prompts onto a multi-head attention of a Q-Former."""
         attention.query.register_forward_hook(self._note)
         attention.register_forward_hook(self._add)
 
@@ -57,7 +57,7 @@ class GatedPrompts(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """UniAdapter's: x + 0.1 W2 relu(W1 LN(x)), beside what its released code creates and never calls."""
+    """UniAdapter's x + 0.1 W2 relu(W1 LN(x)), with the parts that its released code creates and never calls."""
 
     def __init__(self, size: int, r: int) -> None:
         super().__init__()
@@ -67,19 +67,19 @@ class Bottleneck(nn.Module):
         self.unused = nn.ModuleList([nn.Linear(r, size), nn.Linear(r, size), nn.LayerNorm(size)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) -> (..., d)."""
+        """Apply the bottleneck: (..., d) -> (..., d)."""
         added: Tensor = self.up(torch.relu(self.down(self.norm(x))))
         return x + SHARE * added
 
     def attach(self, layer: Any) -> None:
-        """Hooks it onto a layer of a Q-Former."""
+        """Hook it onto a layer of a Q-Former."""
         layer.attention.register_forward_hook(lambda _, __, output: self(output))
         if hasattr(layer, "crossattention"):
             layer.crossattention.register_forward_pre_hook(lambda _, args: (self(args[0]), *args[1:]))
 
 
 class LlamaAdapter(QFormerMethod):
-    """One part a layer, of either form."""
+    """One part per layer, in either form."""
 
     Options = LlamaAdapterOptions
 

@@ -1,8 +1,8 @@
-"""A LLaVA-style baseline: the LM itself learns to see the frozen ViT's patches through a projector; no Q-Former.
+"""A LLaVA-style baseline: the LM itself is trained on the frozen ViT's patches through a projector; no Q-Former.
 
-As LLaVA (arXiv 2304.08485, 2310.03744): every patch token becomes one image token of the LM, projector and whole LM are
-trained. The projector is an MLP whose second map starts as the published language projection. PETAL's table names the
-7-billion LLaVA itself here; this is its recipe on the same frozen ViT and the same LM as the other rows.
+As in LLaVA (arXiv 2304.08485, 2310.03744) every patch token becomes one image token of the LM, and projector and
+whole LM are trained. The projector is an MLP whose second map is initialised with the published language projection.
+PETAL's table lists the 7-billion LLaVA itself; this is its recipe on the same frozen ViT and LM as the other rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from perceptune.methods.qformer.base import (
 
 
 class LLaVAOptions(QFormerOptions):
-    """What LLaVA's recipe leaves open."""
+    """Options that LLaVA's recipe leaves open."""
 
     lm_lr: float = Field(2e-5, gt=0, description="constant learning rate of the LM; `train.lr` is the projector's")
 
@@ -43,7 +43,7 @@ class LLaVA(QFormerMethod):
     def unfreeze(self, blip: FrozenBlip) -> None:
         self.projection["taken"] = UnfrozenParameters("the projection", blip.language_projection.named_parameters())
         self.lm["taken"] = UnfrozenParameters("the LM", blip.language_model.named_parameters())
-        blip.n_queries = blip.n_patches  # image tokens that the LM sees
+        blip.n_queries = blip.n_patches  # image tokens that the LM receives
 
     @property
     def trains_lm(self) -> bool:
@@ -53,7 +53,7 @@ class LLaVA(QFormerMethod):
         return {"lm": (self.lm, self._rate)}
 
     def queries(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> QFormerOutput:
-        """One for each patch; the question is the LM's to read."""
+        """Return one query output per patch; only the LM reads the question."""
         patches = image[:, -blip.n_patches :]
         if patches.shape[1] != blip.n_patches:
             raise UserError(f"{image.shape[1]} tokens of the ViT are fewer than its {blip.n_patches} patches")

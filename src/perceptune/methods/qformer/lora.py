@@ -1,6 +1,6 @@
 """LoRA, or any other PEFT configuration, on the Q-Former's attention.
 
-`peft: {r: 16}` holds the keys of that PEFT type's configuration; what is left out is PETAL's row: rank 64 on queries,
+`peft: {r: 16}` holds the keys of that PEFT type's configuration; the defaults are PETAL's row: rank 64 on queries,
 keys and values of all self- and cross-attentions, scale 1 (5.80 million in InstructBLIP).
 """
 
@@ -15,7 +15,7 @@ KIND = "LORA"
 
 
 class LoRAOptions(QFormerOptions):
-    """PEFT's."""
+    """Options of PEFT."""
 
     peft: dict[str, Any] = Field(
         default_factory=dict,
@@ -25,7 +25,7 @@ class LoRAOptions(QFormerOptions):
 
 
 class LoRA(QFormerMethod):
-    """Layers of PEFT in the place of linear maps of the Q-Former."""
+    """PEFT layers in place of linear maps of the Q-Former."""
 
     Options = LoRAOptions
 

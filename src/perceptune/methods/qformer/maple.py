@@ -1,10 +1,9 @@
-"""MaPLe (arXiv 2210.03117) on a Q-Former: deep prompts among the text, coupled by linear maps to prompts among the
-queries.
+"""MaPLe (arXiv 2210.03117) on a Q-Former: deep text prompts, coupled by linear maps to prompts among the queries.
 
-PETAL's table has a row of this name and nothing that says what it was, so the places are our own: in each of the first
-`depth` layers, `tokens` trained vectors stand behind the instruction and as many behind the query tokens, and the
-latter are linear maps of the former, one map a layer, as MaPLe couples its vision to its language branch. In every such
-layer they are put in anew; behind them they run on as any token. The default's five maps have the row's 2.9 million.
+PETAL's table has a row of this name without a description, so the places are our own: in each of the first `depth`
+layers, `tokens` trained vectors stand behind the instruction and as many behind the query tokens, and the latter are
+linear maps of the former, one map per layer, as MaPLe couples its vision to its language branch. Each of these
+layers overwrites them; above, they pass on like any token. The default's five maps have the row's 2.9 million.
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ STD = 0.02  # of the prompts at the start, as in MaPLe
 
 
 class MaPLeOptions(QFormerOptions):
-    """Where the prompts stand and how many."""
+    """Options: place and number of the prompts."""
 
     depth: int | None = Field(
         None, ge=1, description="number of first layers with their own prompts; None = 5, or all if there are fewer"
@@ -33,7 +32,7 @@ class MaPLeOptions(QFormerOptions):
 class MaPLe(QFormerMethod):
     """Prompts of each layer, and the maps from those of the text to those of the queries.
 
-    A Q-Former that reads no text (BLIP-2's) has those among the queries only.
+    A Q-Former without text input (BLIP-2's) has only those among the queries.
     """
 
     Options = MaPLeOptions
@@ -56,7 +55,7 @@ class MaPLe(QFormerMethod):
             blip.layers[index].register_forward_pre_hook(lambda _, args, index=index: self._put_in(index, args))
 
     def _put_in(self, index: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The states (B, n + tokens + L, d) that enter a layer, with the layer's own prompts."""
+        """Write the layer's own prompts into its input states (B, n + tokens + L, d)."""
         states, *others = args
         rows, start = states.shape[0], self._n_queries
         text = self.prompts[index]
@@ -70,7 +69,7 @@ class MaPLe(QFormerMethod):
 
     def queries(self, blip: FrozenBlip, image: Tensor, instructions: Sequence[Instruction]) -> QFormerOutput:
         rows, length = len(image), 0
-        # What stands in the prompts' places is never read.
+        # The states at the prompts' positions are never used.
         asked = torch.cat([blip.query_tokens, blip.query_tokens[:, :1].expand(1, self.tokens, -1)], dim=1)
         instruction = None
         if instructions and self._room is not None:

@@ -1,7 +1,7 @@
 """PETAL (arXiv 2312.12458): mode approximation, several instructions through a mixture of experts, a bottleneck.
 
-Dynamic mode approximation (DMA) on the Q-Former's attention; adaptive instruction mixture of experts (AIM) on what the
-Q-Former reads; score-based information bottleneck (SIB) as a further loss. Each is a key and can be left out.
+Dynamic mode approximation (DMA) on the Q-Former's attention; adaptive instruction mixture of experts (AIM) on the
+Q-Former's input; score-based information bottleneck (SIB) as a further loss. Each is a key and can be left out.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class DMASection(ConfigSection):
-    """Mode approximation on queries, keys and values of the Q-Former; see `perceptune.methods.dma.DMAConfig`."""
+    """Options of DMA on queries, keys and values of the Q-Former; see `perceptune.methods.dma.DMAConfig`."""
 
     r: int = Field(64, ge=1, description="rank")
     core: Literal["tucker", "cp"] = Field("tucker", description="tucker = as released, cp = as in the paper's formula")
@@ -57,7 +57,7 @@ class DMASection(ConfigSection):
 
 
 class PetalOptions(QFormerOptions):
-    """The three parts, and how instructions are read."""
+    """Options of the three parts, and how instructions are read."""
 
     dma: DMASection | None = Field(DMASection(), description="None = no mode approximation")
     experts: ExpertsOptions | None = Field(ExpertsOptions(), description="None = no experts")
@@ -73,7 +73,7 @@ class PetalOptions(QFormerOptions):
 
 
 class Petal(QFormerMethod):
-    """DMA, AIM and SIB on a Q-Former, each as far as the options have it."""
+    """DMA, AIM and SIB on a Q-Former, each if the options include it."""
 
     Options = PetalOptions
     options: PetalOptions
@@ -98,9 +98,9 @@ class Petal(QFormerMethod):
             self.register_buffer("random_ids", _random_ids(options.random_instructions, words))
         if not list(self.parameters()):
             raise UserError("method: without `dma`, `experts` and `query_transform` there is nothing to train")
-        # Not a submodule: needed while training only, so neither saved with the method nor counted.
+        # Not a submodule: used only while training, so neither saved with the method nor counted.
         self.__dict__["sib"] = None if options.sib is None else Bottleneck(options.sib, blip)
-        self._mask: Tensor | None = None  # of the instruction that is being read
+        self._mask: Tensor | None = None  # of the current instruction
         self._gates: list[Tensor] = []  # of each pass of the batch
 
     def attach(self, blip: FrozenBlip) -> None:
@@ -153,7 +153,7 @@ class Petal(QFormerMethod):
         return sites
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Petal:
-        """The estimators go where the method goes."""
+        """Apply to the estimators, too, so that they move with the method."""
         super()._apply(fn, recurse)
         if self.__dict__["sib"] is not None:
             self.__dict__["sib"]._apply(fn, recurse)
@@ -173,7 +173,7 @@ class Petal(QFormerMethod):
         return torch.cat([embedded[:, :n], text], dim=1)
 
     def _read(self, blip: FrozenBlip, instructions: Sequence[Instruction]) -> Sequence[Instruction | None]:
-        """What each pass reads; one pass without anything where the Q-Former reads nothing."""
+        """Return the instruction of each pass; a single None for a Q-Former without text input."""
         lengths = self.options.random_instructions
         if lengths is None or not instructions:
             return instructions or (None,)
@@ -189,7 +189,7 @@ class Petal(QFormerMethod):
 
 
 def _require_readable(options: PetalOptions, blip: FrozenBlip) -> None:
-    """Raises `UserError` for what needs a Q-Former that reads instructions, if this one does not."""
+    """Raise `UserError` if an option needs a Q-Former with text input and this one has none."""
     if blip.reads_instructions:
         return
     for key, asked in (
@@ -206,14 +206,14 @@ def _joined(*texts: str) -> str:
 
 
 def _random_ids(lengths: Sequence[int], words: int) -> Tensor:
-    """So many ids for each length, those of the i-th from the i-th part of the vocabulary."""
+    """Return random ids of each length, those of the i-th from the i-th part of the vocabulary."""
     edges = [i * words // len(lengths) for i in range(len(lengths) + 1)]
     parts = [torch.randint(edges[i], edges[i + 1], (length,)) for i, length in enumerate(lengths)]
     return torch.cat(parts)
 
 
 def _with(block: Tensor, prompt: Instruction) -> Instruction:
-    """The prompt with a block of ids behind its first token, which marks its start."""
+    """Return the prompt with a block of ids behind its first token, which marks its start."""
     rows = len(prompt.ids)
     ids = torch.cat([prompt.ids[:, :1], block.expand(rows, -1), prompt.ids[:, 1:]], dim=1)
     mask = torch.cat([prompt.mask[:, :1], prompt.mask.new_ones(rows, len(block)), prompt.mask[:, 1:]], dim=1)

@@ -1,4 +1,4 @@
 """Methods on a frozen LM with slots, one file each; `_injection.py` has connectors and soft prompts.
 
-An extension builds on `perceptune.methods.slots.base`.
+An extension imports from `perceptune.methods.slots.base`.
 """

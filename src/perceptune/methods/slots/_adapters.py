@@ -11,7 +11,7 @@ from perceptune.methods.slots._method import Site
 
 
 class Adapter(nn.Module):
-    """MAGMA's adapter as a delta: s W2 relu(W1 x), to be added to a module's output (section 4.1).
+    """MAGMA's adapter as a delta: s W2 relu(W1 x), added to a module's output (section 4.1).
 
     x is that output (sequential) or the module's input (parallel); s is 1, or trained from 1 on if `scaled`.
     """
@@ -36,7 +36,7 @@ class AdapterSites(nn.ModuleDict):
         super().__init__()
         self._parallel = parallel
         self._places: list[tuple[int, str, str]] = []  # layer, name of the module, key
-        self._modules_of: dict[str, tuple[nn.Module, nn.Module]] = {}  # where it takes its input, where it adds
+        self._modules_of: dict[str, tuple[nn.Module, nn.Module]] = {}  # module of its input, module of its output
         for layer in range(lm.n_layers):
             for kind in kinds:
                 key = f"{layer}_{kind}"
@@ -47,7 +47,7 @@ class AdapterSites(nn.ModuleDict):
                 self._modules_of[key] = (begin, end)
 
     def attach(self) -> None:
-        """Hooks them onto the LM."""
+        """Register the hooks on the LM."""
         for key, (begin, end) in self._modules_of.items():
             if self._parallel:
                 taken: list[Tensor] = []
@@ -57,7 +57,7 @@ class AdapterSites(nn.ModuleDict):
                 end.register_forward_hook(self._adding(key, None))
 
     def sites(self) -> list[Site]:
-        """Where they are."""
+        """Return the places of the adapters."""
         form = "parallel adapter" if self._parallel else "adapter on its output"
         return [Site(layer, name, form) for layer, name, _ in self._places]
 
@@ -70,10 +70,10 @@ class AdapterSites(nn.ModuleDict):
 
 
 def _taking(taken: list[Tensor]) -> Callable[..., None]:
-    """A pre-hook that notes what enters a module until the adapter's own hook takes it."""
+    """Return a pre-hook that stores a module's input until the adapter's own hook reads it."""
 
     def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # A block that was left early has not fetched what entered it then.
+        # If a block was left early, the hook has not read the previous input.
         taken[:] = [args[0] if args else kwargs["hidden_states"]]
 
     return take

@@ -1,6 +1,6 @@
 """Projected encoder tokens written into slots of a frozen LM, with prompts, adapters and unfrozen weights as options.
 
-The class behind eP-ALM and behind its baselines at the input: what differs between them is in their options.
+The class behind eP-ALM and its baselines at the input, which differ in their options.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ from perceptune.methods.slots._method import EncoderShape, Method, Site
 from perceptune.methods.slots._options import InjectionOptions
 from perceptune.types import Features, Slots
 
-RIDGE = 0.1  # of the mean of the features' variances, added to each
+RIDGE = 0.1  # of the features' mean variance, added to each
 
 
 class Connector(nn.Module):
     """One linear map per level, or one for all; (B, n_levels, T, dim) -> list of (B, T, hidden).
 
-    `std` is that of its weights at the start; None leaves them as torch initialises them.
+    `std` is that of the initial weights; None keeps torch's initialisation.
     """
 
     mean: Tensor  # (n_levels, 1, dim)
@@ -39,7 +39,7 @@ class Connector(nn.Module):
                 nn.init.normal_(linear.weight, std=std)  # type: ignore[arg-type]
                 nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
         self.standardize = standardize
-        if standardize:  # statistics of the training split: kept and saved, but not trained
+        if standardize:  # statistics of the training split: saved, but not trained
             self.register_buffer("mean", torch.zeros(levels, 1, dim))
             self.register_buffer("std", torch.ones(levels, 1, dim))
 
@@ -77,7 +77,10 @@ class SoftPrompt(nn.Module):
 
 
 class Injection(Method):
-    """`shapes` names the encoder of each modality; each owns one slot column (or one a token) and its connectors."""
+    """Base of the injecting methods; `shapes` maps each modality to its encoder's shape.
+
+    Each modality has a slot column (or one per token) and connectors of its own.
+    """
 
     Options = InjectionOptions
 
@@ -168,7 +171,7 @@ class Injection(Method):
             connector.fit(level, features[:, level].mean(1), wanted[layer])
 
     def level_of(self, layer: int) -> int:
-        """Which level, counted from 0 in the order of `levels`, enters an injected LM layer."""
+        """Return the level (from 0, in the order of `levels`) that enters an injected LM layer."""
         return self.injected[layer]
 
     def build_slots(self, features: Mapping[str, Features], batch: int) -> list[Slots]:
@@ -250,16 +253,16 @@ class Injection(Method):
 
 
 def _wanted_levels(options: InjectionOptions) -> list[int]:
-    """Encoder layers as given: 0-based, or from the end if negative."""
+    """Return the encoder layers as given: 0-based, or from the end if negative."""
     if options.inject is not None:
         return list(dict.fromkeys(options.inject[layer] for layer in sorted(options.inject)))
     return options.levels or list(range(-options.n_levels, 0))
 
 
 def _injected(options: InjectionOptions, n_layers: int, levels: Sequence[int]) -> dict[int, int]:
-    """LM layer -> which of the levels overwrites the slot there.
+    """Return LM layer -> the level that overwrites the slot there.
 
-    Without a plan of its own: equal steps, rounded down as in the official code, the last level filling the rest.
+    By default in equal steps, rounded down as in the official code; the last level fills the remaining layers.
     """
     if options.inject is not None:
         for layer in options.inject:
@@ -280,7 +283,7 @@ def _injected(options: InjectionOptions, n_layers: int, levels: Sequence[int]) -
 
 
 def _layer_range(options: InjectionOptions, n_layers: int) -> range:
-    """The injected layers. Default: the last min(12, L // 2), the LM's last one included."""
+    """Return the injected layers. Default: the last min(12, L // 2), the LM's last one included."""
     last = n_layers - 1 if options.last is None else options.last
     first = n_layers - min(12, n_layers // 2) if options.first is None else options.first
     if not 0 <= first <= last < n_layers:

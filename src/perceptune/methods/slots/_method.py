@@ -1,4 +1,4 @@
-"""A method owns every trainable tensor: trained is `method.parameters()`, saved is `method.state_dict()`."""
+"""Base of the slot methods: a method owns every trainable tensor."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -15,48 +15,48 @@ from perceptune.types import Features, Slots
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """What a method must know of a frozen encoder."""
+    """Shape of a frozen encoder, as far as a method needs it."""
 
     n_layers: int
     dim: int
 
 
 class Method(TrainableMethod):
-    """Base of all methods of the spliced backbone. A leaf file holds one subclass and the `VARIANTS` its names mean."""
+    """Base of all methods of the slot model. A leaf file holds one subclass and its named `VARIANTS`."""
 
     @property
     @abstractmethod
     def first_layer(self) -> int:
-        """First LM layer whose input depends on media or on anything trained. Layers below see bare text only."""
+        """First LM layer whose input depends on media or on anything trained; layers below receive text only."""
 
     @abstractmethod
     def levels(self, modality: str) -> list[int]:
-        """Encoder layers (0-based) whose tokens are wanted."""
+        """Return the encoder layers (0-based) whose tokens are used."""
 
     def tokens(self, modality: str) -> Literal["cls", "all"]:
-        """Which tokens of each level are wanted."""
+        """Return which tokens of each level are used."""
         return "cls"
 
     @abstractmethod
     def build_slots(self, features: Mapping[str, Features], batch: int) -> list[Slots]:
-        """What goes into which columns at which layer, for `batch` rows."""
+        """Build the slots, i.e. which states enter which columns at which layer, for `batch` rows."""
 
     def fit_connections(self, modality: str, features: Tensor, wanted: Mapping[int, Tensor]) -> None:
-        """Start the connections of a modality from features (N, n_levels, T, dim) and the states (N, d) wanted of them.
+        """Initialise a modality's connections from features (N, n_levels, T, dim) and their target states (N, d).
 
         `wanted` has an entry for each LM layer of `entries`.
         """
         raise NotImplementedError
 
     def entries(self) -> list[int]:
-        """LM layers at which the levels, in the order of `levels`, enter first."""
+        """Return the LM layers that the levels, in the order of `levels`, enter first."""
         raise NotImplementedError
 
     def attach(self, lm: FrozenLM) -> None:
         """Hook deltas `y + delta(x)` onto named modules of the LM. Called once, after the method is built."""
 
     def unfreeze(self, lm: FrozenLM, encoders: Mapping[str, nn.Module]) -> None:
-        """Makes weights of the LM and the encoders, as far as they are to be trained, the method's own.
+        """Register the weights of the LM and the encoders that are to be trained as the method's own.
 
         Called once, before `attach`. Raises `UserError` for weights that cannot be trained as they are.
         """

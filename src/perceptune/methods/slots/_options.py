@@ -1,4 +1,4 @@
-"""Recipe keys that methods share: what is injected where, and what is trained beside the connections."""
+"""Recipe keys shared by methods: what is injected where, and what is trained beside the connections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Rates = dict[Literal["lm", "encoder"], float]
 
 
 def _with_default_rates(value: Any) -> Any:
-    """Lets `unfreeze: [lm]` stand for `unfreeze: {lm: 1e-7}`."""
+    """Expand `unfreeze: [lm]` to `unfreeze: {lm: 1e-7}`."""
     names = [value] if isinstance(value, str) else value
     return dict.fromkeys(names, RATE) if isinstance(names, list) else value
 

@@ -1,7 +1,7 @@
-"""Layers of PEFT beside linear maps of frozen models, owned by the method.
+"""PEFT layers beside linear maps of frozen models, owned by the method.
 
-A model's tree keeps its frozen modules, so its weights and their names stay as they are: an attribute beside each
-targeted module leads the model's own code through PEFT's layer.
+A model's module tree keeps its frozen modules, so its weights and their names do not change: an attribute beside
+each targeted module makes the model's own code call PEFT's layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ from perceptune.methods.parts.peft_layers import PeftLayers, linear_maps
 from perceptune.methods.slots._injection import Injection
 from perceptune.methods.slots._method import EncoderShape, Site
 
-INJECTED = "injected"  # as `layers_to_transform`: from the first layer that media enter to the last
+INJECTED = "injected"  # value of `layers_to_transform`: from the first layer that media enter to the last
 
 
 class PeftInjection(Injection):
-    """An injecting method with layers of PEFT in the LM's blocks, as `given` under the recipe's `key` says."""
+    """An injecting method with PEFT layers in the LM's blocks, configured by `given` under the recipe's `key`."""
 
     def __init__(
         self, options: Any, lm: FrozenLM, shapes: Mapping[str, EncoderShape], key: str, given: Mapping[str, Any]

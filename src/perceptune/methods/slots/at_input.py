@@ -1,6 +1,6 @@
 """Baselines at the input: the last level's projected token(s) in front of the text in the LM's first layer, once.
 
-LimBEr trains the connection alone, PromptFuse a soft prompt beside it, MAGMA adapters in every layer; FrozenBiLM and
+LimBEr trains the connection alone, PromptFuse also a soft prompt, MAGMA also adapters in every layer; FrozenBiLM and
 the audio baseline are MAGMA's parts on a video or audio encoder (sections 4.1 and D.3). `full` trains everything: the
 upper baseline of Figure 3. None of them has a configuration in the released code.
 """
@@ -26,7 +26,7 @@ COUNTS = dict.fromkeys(("magma", "magma-all", "frozenbilm", "audio-adapter"), "C
 
 
 class AtInput(Injection):
-    """Baselines whose token is written at the input and goes through all layers with the text."""
+    """Baselines whose token is written at the input and passes through all layers with the text."""
 
 
 METHOD = AtInput

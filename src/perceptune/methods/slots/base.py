@@ -1,4 +1,4 @@
-"""What a leaf file of a method builds on."""
+"""Imports for the leaf files of the slot methods."""
 
 from perceptune.methods.parts.peft_layers import PeftLayers, linear_maps
 

@@ -19,7 +19,7 @@ TYPE = {"peft_type": "DMA"}
 
 
 class DMAOptions(InjectionOptions):
-    """Those of every injecting method, and DMA's."""
+    """Options of every injecting method, and of DMA."""
 
     dma: dict[str, Any] = Field(
         default_factory=dict,

@@ -30,7 +30,7 @@ COUNTS = {
 
 
 class EPALM(Injection):
-    """eP-ALM's variants: late injection, refreshed at every layer of the range."""
+    """eP-ALM's variants: late injection, repeated at every layer of the range."""
 
 
 METHOD = EPALM

@@ -1,4 +1,4 @@
-"""LoRA, or any other PEFT configuration on the LM, with one connection at the input: an outside baseline.
+"""LoRA, or any other PEFT configuration, on the LM, with one connection at the input: an outside baseline.
 
 `peft: {peft_type: LORA, r: 8, target_modules: [q_proj, v_proj]}` holds the keys of that PEFT type's configuration.
 """
@@ -16,7 +16,7 @@ COUNTS = {"lora": "C + LoRA"}
 
 
 class LoRAOptions(InjectionOptions):
-    """Those of every injecting method, and PEFT's."""
+    """Options of every injecting method, and of PEFT."""
 
     peft: dict[str, Any] = Field(
         default_factory=lambda: {"peft_type": "LORA"},
@@ -25,7 +25,7 @@ class LoRAOptions(InjectionOptions):
 
 
 class LoRA(PeftInjection):
-    """Layers of PEFT beside linear maps of the LM's blocks."""
+    """PEFT layers beside linear maps of the LM's blocks."""
 
     Options = LoRAOptions
 
