@@ -15,6 +15,23 @@ from torch import nn
 from perceptune.config.schema import LMConfig
 from perceptune.errors import UserError
 from perceptune.utils.devices import default_device
+from perceptune.utils.transformers_loading import require_all_weights
+
+
+def load_frozen(
+    kind: Any, config: LMConfig, where: str, compute_dtype: torch.dtype, *, skip: Sequence[str] = (), **given: Any
+) -> Any:
+    """A model of one of transformers' classes with all of its weights, quantised where `lm.quantization` asks for it.
+
+    `skip` as in `quantization`; `given` are arguments of `from_pretrained`. Raises `UserError` for incomplete weights.
+    """
+    model, info = kind.from_pretrained(
+        where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True, **given,
+        **quantization(config, compute_dtype, skip=skip),
+    )  # fmt: skip
+    require_all_weights(f"lm `{config.id}`", info)
+    keep_differentiable(model)
+    return model
 
 
 def quantization(config: LMConfig, dtype: torch.dtype, *, skip: Sequence[str] = ()) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class BatchedGroup(BatchGroup):
 
     @torch.no_grad()
     def step(self) -> bool:
-        with self._run.active():
+        with self._run.attachments.on():
             return self._going.step()
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class SequentialGroup(BatchGroup):
 
     @torch.no_grad()
     def step(self) -> bool:
-        with self._all[0].run.active(), _handed_in(self._all):
+        with self._all[0].run.attachments.on(), _handed_in(self._all):
             try:
                 next(self._steps)
             except StopIteration as end:
@@ -100,7 +100,7 @@ def start_groups(jobs: Sequence[Job]) -> BatchGroup:
     if not model.supports_continuous_batching:
         whole = partial(model.generate, samples, decoding, seeds=seeds, callback=callback)
         return SequentialGroup(jobs, _in_one_go(whole))
-    with run.active(), _handed_in(jobs):
+    with run.attachments.on(), _handed_in(jobs):
         model = cast(SlotModel, model)
         request = model.request(samples, decoding, seeds=seeds, callback=callback)
         if uses_hf_generate(model.lm, request.prompt.slots, decoding):

@@ -30,7 +30,7 @@ class Chat:
     def __init__(
         self, runs: Runs, limits: Limits, intake: RequestParser, scheduler: Scheduler, metrics: Metrics
     ) -> None:
-        self._runs, self._limits, self._intake = runs, limits, intake
+        self.runs, self._limits, self._intake = runs, limits, intake
         self._scheduler, self._metrics = scheduler, metrics
 
     async def __call__(self, request: Request) -> Response:
@@ -45,7 +45,7 @@ class Chat:
     async def _answered(self, request: Request, admission: Admission, stack: AsyncExitStack) -> Response:
         until = asyncio.get_running_loop().time() + self._limits.seconds
         asked = parsed(await self._body(request, admission))
-        run = self._runs.named(asked.model)
+        run = self.runs.named(asked.model)
         try:
             async with asyncio.timeout_at(until):
                 jobs = await unless_gone(request, self._intake.jobs(asked, run))

@@ -1,8 +1,7 @@
 """The runs that are served, under the names they are asked for by."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,48 +30,27 @@ class ServedRun:
     created: int  # seconds since 1970
     model: AdaptedModel
     text: TextFormat
-    cleaning: AnswerCleaning
-    attachments: Attachments
+    clean: AnswerCleaning  # gives the answer in a generated text, as `perceptune answer` prints it
+    attachments: Attachments  # on the shared LM while this run answers
 
     @property
     def decoding(self) -> Decoding:
         """As the recipe says."""
         return Decoding(**self.model.recipe.decode.model_dump())
 
-    def clean(self, raw: str) -> str:
-        """The answer in a generated text, as `perceptune answer` prints it."""
-        return self.cleaning(raw)
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """While this run answers: its parts are on the shared LM."""
-        with self.attachments.on():
-            yield
-
-
-class Runs(Mapping[str, ServedRun]):
+class Runs(dict[str, ServedRun]):
     """Runs by name."""
 
     def __init__(self, runs: Sequence[ServedRun]) -> None:
-        self._runs = {run.name: run for run in runs}
-
-    def __getitem__(self, name: str) -> ServedRun:
-        return self._runs[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._runs)
-
-    def __len__(self) -> int:
-        return len(self._runs)
+        super().__init__({run.name: run for run in runs})
 
     def named(self, name: str) -> ServedRun:
         """Raises `ApiError` for an unknown one."""
-        if name not in self._runs:
-            raise ApiError(
-                404, f"there is no model `{name[:80]}`{nearest(name[:80], self._runs)}", param="model",
-                code="model_not_found",
-            )  # fmt: skip
-        return self._runs[name]
+        if name not in self:
+            known = nearest(name[:80], self)
+            raise ApiError(404, f"there is no model `{name[:80]}`{known}", param="model", code="model_not_found")
+        return self[name]
 
     @property
     def frames(self) -> int:
@@ -125,9 +103,8 @@ def _loaded(one: Described, pool: ModelPool, overrides: Sequence[str], trust: bo
     lent = _Borrowed(pool)
     model = load(one.folder, overrides=overrides, trust=trust, parts=lent, device=device)
     lent.attachments.take_off()
-    cleaning = cleaning_of(model)
     created = int((one.folder / META).stat().st_mtime)
-    return ServedRun(one.name, created, model, text_of(model), cleaning, lent.attachments)
+    return ServedRun(one.name, created, model, text_of(model), cleaning_of(model), lent.attachments)
 
 
 class _Borrowed:

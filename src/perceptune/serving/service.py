@@ -30,7 +30,6 @@ class Service:
         self._limits, self._local, self._remote, self._showing = limits, local, remote, showing
         self._decoders, self._metrics = decoders, metrics
         self._chat: Chat | None = None
-        self._runs: Runs | None = None
         self.examples: Mapping[str, Sequence[Example]] = {}
         self._scheduler: Scheduler | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -53,7 +52,6 @@ class Service:
         self._scheduler = Scheduler(self._limits, self._metrics)
         self._scheduler.start()
         self._chat = Chat(runs, self._limits, intake, self._scheduler, self._metrics)
-        self._runs = runs
 
     def load(self, runs: Callable[[], Runs], ended: Ended) -> None:
         """Loads them in a thread, then answers; `ended` is told when that is done, or what went wrong."""
@@ -88,15 +86,13 @@ class Service:
     @property
     def runs(self) -> Runs:
         """Raises `ApiError` while they are loaded."""
-        if self._runs is None:
-            raise _loading()
-        return self._runs
+        return self.chat.runs
 
     @property
     def chat(self) -> Chat:
         """Raises `ApiError` while the runs are loaded."""
         if self._chat is None:
-            raise _loading()
+            raise ApiError(503, "the models are being loaded: try again", code="loading")
         return self._chat
 
     async def close(self) -> None:
@@ -109,7 +105,3 @@ class Service:
             await self._scheduler.close()
         for close in reversed(self._close):
             close()
-
-
-def _loading() -> ApiError:
-    return ApiError(503, "the models are being loaded: try again", code="loading")

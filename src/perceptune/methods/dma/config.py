@@ -1,5 +1,7 @@
 """Configuration of a DMA adapter."""
 
+# ruff: noqa: RUF009 (`_setting` gives a field)
+
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -17,6 +19,10 @@ ALL_LINEAR = "all-linear"  # PEFT's keyword
 QFORMER_ATTENTION = r"(.*\.)?encoder\.layer\.\d+\.(attention|crossattention)\.attention\.(query|key|value)"
 
 
+def _setting(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"help": meaning})
+
+
 @dataclass
 class DMAConfig(PeftConfig):
     """Dynamic mode approximation (PETAL, arXiv 2312.12458): W0 x + dW x with dW = V M^T U.
@@ -30,42 +36,30 @@ class DMAConfig(PeftConfig):
     Raises `UserError` for invalid settings.
     """
 
-    r: int = field(default=64, metadata={"help": "rank"})
-    target_modules: list[str] | set[str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "linear maps by regular expression (of the whole name) or by list (ends of names); 'all-linear'; "
-            "None: those of the Q-Former in InstructBLIP, else PEFT's choice by the model's type"
-        },
+    r: int = _setting(64, "rank")
+    target_modules: list[str] | set[str] | str | None = _setting(
+        None, "linear maps by regular expression (of the whole name) or by list (ends of names); 'all-linear'; None: "
+        "those of the Q-Former in InstructBLIP, else PEFT's choice by the model's type",
+    )  # fmt: skip
+    exclude_modules: list[str] | set[str] | str | None = _setting(
+        None, "of these, the ones to leave out, in the same two ways"
     )
-    exclude_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "of these, the ones to leave out, in the same two ways"}
+    core: Core = _setting("tucker", "tucker or cp")
+    dropout: float = _setting(0.1, "between U and M, while training")
+    gamma: Gamma | None = _setting(
+        None, "the paper's Gamma: a trained factor on W0 x, 1 at the start; one or one an output"
     )
-    core: Core = field(default="tucker", metadata={"help": "tucker or cp"})
-    dropout: float = field(default=0.1, metadata={"help": "between U and M, while training"})
-    gamma: Gamma | None = field(
-        default=None,
-        metadata={"help": "the paper's Gamma: a trained factor on W0 x, 1 at the start; one or one an output"},
+    gated: bool = _setting(False, "lambda depends on the input by 2 sigmoid(G U x), 1 at the start; cannot be merged")
+    groups: dict[str, str] | None = _setting(
+        None, "name: regular expression. Matrices of one shape are shared only within a name, for a lambda per "
+        "modality where the modalities are equally wide",
+    )  # fmt: skip
+    modules_to_save: list[str] | None = _setting(None, "further modules that are trained whole and saved")
+    layers_to_transform: list[int] | int | None = _setting(
+        None, "only these layers of what a list of `target_modules` names"
     )
-    gated: bool = field(
-        default=False,
-        metadata={"help": "lambda depends on the input by 2 sigmoid(G U x), 1 at the start; cannot be merged"},
-    )
-    groups: dict[str, str] | None = field(
-        default=None,
-        metadata={
-            "help": "name: regular expression. Matrices of one shape are shared only within a name, for a lambda per "
-            "modality where the modalities are equally wide"
-        },
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "further modules that are trained whole and saved"}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "only these layers of what a list of `target_modules` names"}
-    )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "name of the model's list of layers, for `layers_to_transform`"}
+    layers_pattern: list[str] | str | None = _setting(
+        None, "name of the model's list of layers, for `layers_to_transform`"
     )
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ recipe's parameters are only counted). A row must depend on no other row of the 
 alone and in any batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from perceptune.lm.frozen_blip import FrozenBlip, Instruction, LMTokens
-from perceptune.methods.base import TrainableMethod
+from perceptune.methods.base import Site, TrainableMethod
 
 # PETAL's instructions in front of the prompt.
 ENHANCED = (
@@ -128,6 +128,11 @@ class QFormerMethod(TrainableMethod):
         mean is taken over all of them, each weighted by its supervised tokens.
         """
         return None
+
+    @staticmethod
+    def sites_at(layers: Iterable[int], what: str) -> list[Site]:
+        """The same in several layers of the Q-Former."""
+        return [Site(layer, f"qformer.encoder.layer.{layer}", what) for layer in layers]
 
     def set_dropout(self, blip: FrozenBlip, *, on: bool) -> None:
         """Switch the dropout of the trained parts, including that of PEFT layers inside the Q-Former."""

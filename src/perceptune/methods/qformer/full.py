@@ -9,15 +9,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from perceptune.errors import UserError
-from perceptune.methods.qformer.base import (
-    FrozenBlip,
-    QFormerMethod,
-    QFormerOptions,
-    Site,
-    TrainingPass,
-    UnfrozenParameters,
-    word_grounding_loss,
-)
+from perceptune.methods.qformer import base
+from perceptune.methods.qformer.base import FrozenBlip, QFormerMethod, QFormerOptions, Site, TrainingPass
 
 # PETAL's rows: 188.8 M = Q-Former, query tokens and language projection; 11.8 M = the last layer alone.
 VARIANTS: dict[str, dict[str, Any]] = {"full": {}, "head": {"parts": ["qformer"], "layers": [-1]}}
@@ -69,7 +62,7 @@ class Full(QFormerMethod):
 
     def unfreeze(self, blip: FrozenBlip) -> None:
         for part in self._parts:
-            self.taken[part] = UnfrozenParameters(f"the Q-Former's `{part}`", self._named(part, blip))
+            self.taken[part] = base.UnfrozenParameters(f"the Q-Former's `{part}`", self._named(part, blip))
 
     def _named(self, part: str, blip: FrozenBlip) -> Iterator[tuple[str, nn.Parameter]]:
         if part == "queries":
@@ -87,14 +80,14 @@ class Full(QFormerMethod):
             return None
         tokens = blip.language_projection(seen.output.queries)
         words = blip.word_embeddings(seen.target_ids).float()
-        loss = word_grounding_loss(tokens, words, seen.target_ids, seen.target_mask, self.options.temperature)
+        loss = base.word_grounding_loss(tokens, words, seen.target_ids, seen.target_mask, self.options.temperature)
         return self.options.naming * loss
 
     def sites(self) -> list[Site]:
         sites = []
         if "qformer" in self._parts:
             layers = range(self._n_layers) if self._layers is None else self._layers
-            sites += [Site(layer, f"qformer.encoder.layer.{layer}", "trained itself") for layer in layers]
+            sites += self.sites_at(layers, "trained itself")
         if "queries" in self._parts:
             sites.append(Site(0, "query_tokens", "trained themselves"))
         if "projection" in self._parts:

@@ -11,15 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perceptune.errors import UserError
-from perceptune.methods.qformer.base import (
-    FrozenBlip,
-    Instruction,
-    QFormerMethod,
-    QFormerOptions,
-    QFormerOutput,
-    Site,
-    UnfrozenParameters,
-)
+from perceptune.methods.qformer import base
+from perceptune.methods.qformer.base import FrozenBlip, Instruction, QFormerMethod, QFormerOptions, QFormerOutput, Site
 
 
 class LLaVAOptions(QFormerOptions):
@@ -41,8 +34,10 @@ class LLaVA(QFormerMethod):
         self._n_layers = int(blip.language_model.config.num_hidden_layers)
 
     def unfreeze(self, blip: FrozenBlip) -> None:
-        self.projection["taken"] = UnfrozenParameters("the projection", blip.language_projection.named_parameters())
-        self.lm["taken"] = UnfrozenParameters("the LM", blip.language_model.named_parameters())
+        self.projection["taken"] = base.UnfrozenParameters(
+            "the projection", blip.language_projection.named_parameters()
+        )
+        self.lm["taken"] = base.UnfrozenParameters("the LM", blip.language_model.named_parameters())
         blip.n_queries = blip.n_patches  # image tokens that the LM receives
 
     @property

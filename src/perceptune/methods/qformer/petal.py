@@ -15,23 +15,8 @@ from torch import Tensor, nn
 
 from perceptune.config.schema import ConfigSection
 from perceptune.errors import UserError
-from perceptune.methods.qformer.base import (
-    ENHANCED,
-    Bottleneck,
-    BottleneckOptions,
-    ExpertsOptions,
-    FrozenBlip,
-    GatedExperts,
-    Instruction,
-    QFormerMethod,
-    QFormerOptions,
-    QFormerOutput,
-    QueryTransform,
-    ReleasedExperts,
-    Site,
-    TrainingPass,
-    wrapped,
-)
+from perceptune.methods.qformer import base
+from perceptune.methods.qformer.base import FrozenBlip, Instruction, QFormerMethod, QFormerOptions, QFormerOutput, Site
 
 # Ablations of the paper's Table 4: V1 is `petal-sib`, V2 `petal-aim`, V3 `petal-dma`, V4 `petal` with `dma: null`.
 _NO_AIM: dict[str, Any] = {"experts": None, "instructions": ()}
@@ -60,9 +45,9 @@ class PetalOptions(QFormerOptions):
     """Options of the three parts, and how instructions are read."""
 
     dma: DMASection | None = Field(DMASection(), description="None = no mode approximation")
-    experts: ExpertsOptions | None = Field(ExpertsOptions(), description="None = no experts")
-    sib: BottleneckOptions | None = Field(BottleneckOptions(), description="None = cross-entropy alone")
-    instructions: tuple[str, ...] = Field(ENHANCED, description="the Q-Former's text before the prompt")
+    experts: base.ExpertsOptions | None = Field(base.ExpertsOptions(), description="None = no experts")
+    sib: base.BottleneckOptions | None = Field(base.BottleneckOptions(), description="None = cross-entropy alone")
+    instructions: tuple[str, ...] = Field(base.ENHANCED, description="the Q-Former's text before the prompt")
     mode: Literal["paragraph", "multi_pass"] = Field(
         "paragraph", description="all instructions in one text, or one Q-Former pass per instruction, averaged"
     )
@@ -87,19 +72,19 @@ class Petal(QFormerMethod):
             from perceptune.methods.dma.config import QFORMER_ATTENTION
 
             config = DMAConfig(target_modules=QFORMER_ATTENTION, **options.dma.model_dump())
-            self.dma, self.__dict__["peft_model"] = wrapped(blip, config)
+            self.dma, self.__dict__["peft_model"] = base.wrapped(blip, config)
         if options.experts is not None:
-            kind = GatedExperts if options.experts.form == "gated" else ReleasedExperts
-            self.experts: GatedExperts | ReleasedExperts = kind(blip.hidden_size, options.experts)
+            kind = base.GatedExperts if options.experts.form == "gated" else base.ReleasedExperts
+            self.experts: base.GatedExperts | base.ReleasedExperts = kind(blip.hidden_size, options.experts)
         if options.query_transform:
-            self.query_transform = QueryTransform(self._n_layers, blip.hidden_size)
+            self.query_transform = base.QueryTransform(self._n_layers, blip.hidden_size)
         if options.random_instructions is not None:
             words = int(blip.model.config.qformer_config.vocab_size)
             self.register_buffer("random_ids", _random_ids(options.random_instructions, words))
         if not list(self.parameters()):
             raise UserError("method: without `dma`, `experts` and `query_transform` there is nothing to train")
         # Not a submodule: used only while training, so neither saved with the method nor counted.
-        self.__dict__["sib"] = None if options.sib is None else Bottleneck(options.sib, blip)
+        self.__dict__["sib"] = None if options.sib is None else base.Bottleneck(options.sib, blip)
         self._mask: Tensor | None = None  # of the current instruction
         self._gates: list[Tensor] = []  # of each pass of the batch
 
@@ -126,30 +111,24 @@ class Petal(QFormerMethod):
             return passes[0]
         return QFormerOutput(torch.stack([one.queries for one in passes]).mean(0))
 
-    def aux_loss(self, blip: FrozenBlip, seen: TrainingPass) -> Tensor | None:
+    def aux_loss(self, blip: FrozenBlip, seen: base.TrainingPass) -> Tensor | None:
         terms = []
         if self.options.sib is not None:
             terms.append(self.__dict__["sib"](blip, seen))
         if self.options.experts is not None and self.options.experts.balance:
-            assert isinstance(self.experts, GatedExperts)
+            assert isinstance(self.experts, base.GatedExperts)
             terms.append(self.options.experts.balance * self.experts.balance(torch.cat(self._gates)))
         return sum(terms) if terms else None
 
     def sites(self) -> list[Site]:
-        sites = []
-        if self.options.experts is not None:
-            what = f"{self.options.experts.n} experts"
-            sites.append(
-                Site(0, "qformer.embeddings", what if self.options.experts.form == "gated" else f"mean of {what}")
-            )
+        sites, layers = [], range(self._n_layers)
+        if (experts := self.options.experts) is not None:
+            what = f"{experts.n} experts"
+            sites.append(Site(0, "qformer.embeddings", what if experts.form == "gated" else f"mean of {what}"))
         if self.options.dma is not None:
-            for layer in range(self._n_layers):
-                where = f"qformer.encoder.layer.{layer}"
-                sites.append(Site(layer, where, "DMA on queries, keys and values"))
+            sites += self.sites_at(layers, "DMA on queries, keys and values")
         if self.options.query_transform:
-            sites += [
-                Site(i, f"qformer.encoder.layer.{i}", "gated query transformation") for i in range(self._n_layers)
-            ]
+            sites += self.sites_at(layers, "gated query transformation")
         return sites
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Petal:
@@ -164,7 +143,7 @@ class Petal(QFormerMethod):
         return super().queries(blip, image, instructions)
 
     def _through_experts(self, _: nn.Module, __: Any, embedded: Tensor) -> Tensor:
-        if isinstance(self.experts, ReleasedExperts):
+        if isinstance(self.experts, base.ReleasedExperts):
             return self.experts(embedded)
         assert self._mask is not None
         n = embedded.shape[1] - self._mask.shape[1]

@@ -12,14 +12,13 @@ from perceptune.encoders.base import BlipVision, Encoder, fit
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError
 from perceptune.lm.frozen_blip import FrozenBlip
-from perceptune.lm.quantization import keep_differentiable, quantization
+from perceptune.lm.quantization import load_frozen
 from perceptune.methods.freeze import freeze
 from perceptune.methods.qformer.base import QFormerMethod
 from perceptune.models.backbone import Backbone, method_leaf, method_options
 from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.instructblip.text_format import BlipText, Instructions
 from perceptune.models.pretrained import load_tokenizer, loading, read_config, resolve
-from perceptune.utils.transformers_loading import require_all_weights
 
 CLASSES = {"instructblip": "InstructBlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"}
 NOT_QUANTIZED = ("vision_model", "qformer", "language_projection", "lm_head")  # of the LM alone the blocks are
@@ -67,14 +66,10 @@ def load_instructblip(recipe: Recipe, *, dtype: str, meta: bool) -> tuple[nn.Mod
         if meta:
             with torch.device("meta"):
                 return kind._from_config(published, attn_implementation=config.attention), where
-        loaded: Any = kind.from_pretrained(
-            where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True,
-            attn_implementation=config.attention, dtype=torch.float32,
-            **quantization(config, getattr(torch, dtype), skip=NOT_QUANTIZED),
+        model = load_frozen(
+            kind, config, where, getattr(torch, dtype), skip=NOT_QUANTIZED, attn_implementation=config.attention,
+            dtype=torch.float32,
         )  # fmt: skip
-        model, info = loaded
-        require_all_weights(f"lm `{config.id}`", info)
-        keep_differentiable(model)
     model.language_model.to(getattr(torch, dtype))
     model.vision_model.to(getattr(torch, recipe.encoders["image"].dtype))
     # Decoding is the recipe's: settings stored beside a checkpoint must not leak into it.

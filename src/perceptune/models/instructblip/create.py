@@ -17,17 +17,9 @@ from perceptune.config.schema import NamedPart
 from perceptune.data.build_task import task_of
 from perceptune.encoders.base import load_encoder
 from perceptune.errors import UserError
+from perceptune.models import pretrained
 from perceptune.models.instructblip.build import QFORMER_TOKENIZER
 from perceptune.models.instructblip.model import InstructBlipModel
-from perceptune.models.pretrained import (
-    DEFAULT_ENCODERS,
-    DEFAULT_LM,
-    appearing_folder,
-    load_tokenizer,
-    loading,
-    require_new_folder,
-    resolve,
-)
 from perceptune.models.run_folder import load
 
 IMAGE = "<image>"  # as transformers' processor calls it
@@ -44,25 +36,26 @@ def make_instructblip(folder: str | Path, task: NamedPart, build: BuildConfig | 
     Raises `UserError` for a folder that exists, an encoder other than DINOv2, or an LM that cannot be had.
     """
     from transformers import AutoModelForCausalLM, InstructBlipProcessor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil  # needs no torchvision
 
     folder, build = Path(folder), build or BuildConfig()
-    require_new_folder(folder)
+    pretrained.require_new_folder(folder)
     reader = wordpiece(_texts(task), build.vocabulary)
-    where = resolve(build.encoder, DEFAULT_ENCODERS["image"], False)
+    where = pretrained.resolve(build.encoder, pretrained.DEFAULT_ENCODERS["image"], False)
     tower, transform = _dinov2(build.encoder, where)
     vision = vision_of(tower, build.image_size)
-    place = resolve(build.lm, DEFAULT_LM, False)
-    with loading(f"lm `{build.lm}`", build.lm):
+    place = pretrained.resolve(build.lm, pretrained.DEFAULT_LM, False)
+    with pretrained.loading(f"lm `{build.lm}`", build.lm):
         decoder: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-    tokenizer = load_tokenizer(build.lm, place, None)
+    tokenizer = pretrained.load_tokenizer(build.lm, place, None)
     settings = {"image_mean": list(transform.mean), "image_std": list(transform.std), "resample": transform.resample}
     size = {"height": build.image_size, "width": build.image_size}
     # Adds the image's token to the LM's tokenizer.
     processor = InstructBlipProcessor(
-        _image_processor()(size=size, **settings), tokenizer, reader, num_query_tokens=build.queries
+        BlipImageProcessorPil(size=size, **settings), tokenizer, reader, num_query_tokens=build.queries
     )
     model: Any = _joined(vision, decoder, len(tokenizer), tokenizer.convert_tokens_to_ids(IMAGE), len(reader), build)
-    with appearing_folder(folder) as new:
+    with pretrained.appearing_folder(folder) as new:
         model.save_pretrained(new)
         processor.save_pretrained(new)
     return folder
@@ -74,7 +67,7 @@ def export_instructblip(run: str | Path, folder: str | Path, *, trust: bool = Fa
     Raises `UserError` if the method has put something into it that transformers' classes do not have.
     """
     folder = Path(folder)
-    require_new_folder(folder)
+    pretrained.require_new_folder(folder)
     model = load(run, dtype="float32", device="cpu", trust=trust)
     if not model.has_qformer:
         raise UserError(f"`{run}` has `backbone: {model.recipe.backbone}`, which is no single model of transformers")
@@ -87,9 +80,9 @@ def export_instructblip(run: str | Path, folder: str | Path, *, trust: bool = Fa
         raise UserError(f"method `{name}` adds parts of its own, for which transformers' classes have no place")
     whole: Any = model.blip.model
     whole.vision_model = model.encoders["image"].tower
-    with appearing_folder(folder) as new:
+    with pretrained.appearing_folder(folder) as new:
         whole.save_pretrained(new)
-        _copy_beside(Path(resolve(model.recipe.lm.id, "", False)), new)
+        _copy_beside(Path(pretrained.resolve(model.recipe.lm.id, "", False)), new)
     return folder
 
 
@@ -195,13 +188,6 @@ def _dinov2(name: str, where: str) -> tuple[Any, Any]:
     if kind is None or kind.config.model_type != "dinov2":
         raise UserError(f"encoder `{name}`: an InstructBLIP's ViT can be made of a DINOv2 without registers only")
     return encoder.tower, encoder.transform
-
-
-def _image_processor() -> Any:
-    """The class that needs no torchvision."""
-    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-
-    return BlipImageProcessorPil
 
 
 def _joined(vision: Any, decoder: Any, tokens: int, image: int, words: int, shape: BuildConfig) -> nn.Module:

@@ -1,7 +1,7 @@
 """Build a slot model from a recipe with `backbone: splice`: frozen encoders and LM, a method, and the text format."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -14,14 +14,13 @@ from perceptune.errors import UserError
 from perceptune.lm.architectures import attention_for
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.probe import probe
-from perceptune.lm.quantization import keep_differentiable, quantization
+from perceptune.lm.quantization import load_frozen
 from perceptune.methods.freeze import freeze
 from perceptune.methods.slots.base import EncoderShape, Method
 from perceptune.models.backbone import Backbone, method_options
 from perceptune.models.pretrained import DEFAULT_ENCODERS, DEFAULT_LM, load_tokenizer, loading, read_config, resolve
 from perceptune.models.slots.model import SlotModel, feature_stores
 from perceptune.models.text_format import TextFormat
-from perceptune.utils.transformers_loading import require_all_weights
 
 
 class FrozenParts(Protocol):
@@ -80,20 +79,12 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
     where = resolve(config.id, DEFAULT_LM, meta)
     with loading(f"lm `{config.id}`", config.id):
         published = read_config(where, config.revision)
-        kwargs: dict[str, Any] = {
-            "attn_implementation": attention_for(published, config.attention), "dtype": getattr(torch, dtype),
-        }  # fmt: skip
+        attention, kind = attention_for(published, config.attention), getattr(torch, dtype)
         if meta:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(published, **kwargs)
+                model = AutoModelForCausalLM.from_config(published, attn_implementation=attention, dtype=kind)
         else:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, revision=config.revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs,
-                **quantization(config, kwargs["dtype"]),
-            )  # fmt: skip
-            model, info = loaded
-            require_all_weights(f"lm `{config.id}`", info)
-            keep_differentiable(model)
+            model = load_frozen(AutoModelForCausalLM, config, where, kind, attn_implementation=attention, dtype=kind)
     # The recipe sets decoding: sampling settings stored beside a checkpoint must not change it.
     model.generation_config = GenerationConfig()
     lm = FrozenLM(model, layers=config.layers)
