@@ -1,4 +1,4 @@
-"""What encoders of audio share: how an audio file is read, cut and, for augmented views, masked."""
+"""The base class of audio encoders: reading, cutting and, for augmented views, masking of audio."""
 
 import random
 from abc import abstractmethod
@@ -19,27 +19,27 @@ AUDIO_KEYS = frozenset({"seconds", "time_mask", "frequency_mask"})
 
 
 class AudioEncoder(Encoder):
-    """An encoder of (mels, frames) spectrograms. A leaf says how they are made."""
+    """An encoder of (mels, frames) spectrograms. A leaf defines how they are computed."""
 
     modality: ClassVar[str] = "audio"
     KEYS: ClassVar = AUDIO_KEYS
 
     rate: int  # Hz
     seconds: float  # seconds of audio used, from the start
-    masks: tuple[int, int]  # most frames and most mel bands that an augmented view hides
-    blank: float = 0.0  # what stands where a view hides something
+    masks: tuple[int, int]  # maximum numbers of frames and mel bands that an augmented view masks
+    blank: float = 0.0  # value of masked entries
 
     @abstractmethod
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
-        """(mels, frames) of audio of `seconds` at most; always of the same shape."""
+        """Compute (mels, frames) of audio of at most `seconds`; always of the same shape."""
 
     def hears(self, options: EncoderConfig, rate: int, seconds: float) -> None:
-        """Set what part of the audio is used, and what views hide."""
+        """Set rate and duration of the audio, and the masks of augmented views."""
         self.rate, self.seconds = rate, seconds
         self.masks = options.time_mask, options.frequency_mask
 
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
-        """(mels, frames) float32, or what `finish` makes of it."""
+        """Load audio as a spectrogram (mels, frames) float32, processed by `finish`."""
         wave = read_audio(medium, self.rate, self.seconds, name or label(medium, self.modality))
         spectrogram = self.spectrogram(wave)
         if seed is not None:
@@ -47,22 +47,22 @@ class AudioEncoder(Encoder):
         return torch.from_numpy(self.finish(spectrogram, wave))
 
     def finish(self, spectrogram: NDArray[np.float32], wave: Wave) -> NDArray[np.float32]:
-        """What `forward` takes, made of a spectrogram that may have been masked."""
+        """Convert a spectrogram, masked or not, to the input of `forward`."""
         return spectrogram
 
     def preprocessing(self) -> dict[str, Any]:
-        """Sampling rate in Hz and what is heard, in seconds."""
+        """Return sampling rate in Hz and duration in seconds."""
         return {"rate": self.rate, "seconds": self.seconds}
 
     def augmentation(self) -> dict[str, Any]:
-        """Most frames and bands that are hidden."""
+        """Return the maximum numbers of masked frames and bands."""
         return {"time_mask": self.masks[0], "frequency_mask": self.masks[1]}
 
 
 def masked(spectrogram: NDArray[np.float32], masks: tuple[int, int], seed: bytes, blank: float) -> NDArray[np.float32]:
-    """SpecAugment's masks: a run of frames and a run of mel bands of (mels, frames) set to `blank`.
+    """Apply SpecAugment's masks: set a run of frames and a run of mel bands of (mels, frames) to `blank`.
 
-    Up to `masks` of them, each length as likely as any other; always the same for the same seed.
+    Their lengths are uniform up to `masks`; the same seed gives the same masks.
     """
     chance, out = random.Random(seed), spectrogram.copy()
     for axis, most in zip((1, 0), masks, strict=True):

@@ -1,4 +1,4 @@
-"""The ViT of an InstructBLIP or BLIP-2, as the encoder of its Q-Former."""
+"""The ViT of an InstructBLIP or BLIP-2, which encodes images for its Q-Former."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from perceptune.encoders._images import BICUBIC, OPENAI, ViTEncoder, transform_o
 
 
 class BlipVision(ViTEncoder):
-    """Made from the tower of a loaded model; position embeddings are interpolated for other sizes than its own."""
+    """The vision tower of a loaded model; position embeddings are interpolated for sizes other than its own."""
 
     BLOCKS: ClassVar = "encoder.layers"
     NORM: ClassVar = "post_layernorm"
 
     @classmethod
     def published(cls, config: Any) -> dict[str, Any]:
-        """As `BlipImageProcessor`, at the tower's own size."""
+        """Return the preprocessing of `BlipImageProcessor` at the tower's own size."""
         side = config.image_size
         return {"size": {"height": side, "width": side}, "resample": BICUBIC, **OPENAI}
 
     @classmethod
     def of(cls, tower: nn.Module, source: str, options: EncoderConfig) -> BlipVision:
-        """With the preprocessing in `source`, a folder or a repository."""
+        """Wrap `tower` with the preprocessing in `source`, a folder or repository."""
         transform = transform_of(source, cls.published(tower.config), options)
         return cls(tower, transform).augmenting(options)
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, T, dim)."""
+        """Embed images as (B, T, dim)."""
         return self.tower.embeddings(x, interpolate_pos_encoding=True)
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """(B, T, dim) through one block."""
+        """Run one block, which takes no mask: (B, T, dim) -> (B, T, dim)."""
         return block(hidden)

@@ -1,4 +1,4 @@
-"""One implementation for the encoders of transformers that are a stack of equal blocks."""
+"""A shared implementation for transformers' encoders that are a stack of equal blocks."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ from perceptune.encoders._encoder import Encoder, TokenSelection
 
 
 class BlockParts(NamedTuple):
-    """Names of a pre-norm block's parts, for a family whose attention has `q_proj`, `k_proj` and `v_proj`."""
+    """Names of the parts of a pre-norm block whose attention has `q_proj`, `k_proj` and `v_proj`."""
 
     norms: tuple[str, str]
     attention: str
     out: str  # the attention's output projection
-    scales: tuple[str, ...] = ()  # what scales each of the two branches, if anything does
+    scales: tuple[str, ...] = ()  # layer scales of the two branches, if there are any
 
     def first_token(self, block: Any, hidden: Tensor) -> Tensor:
-        """(B, T, dim) as it enters the block -> (B, 1, dim): its result for token 0, to rounding.
+        """Compute the block's output for token 0 only, up to rounding: (B, T, dim) -> (B, 1, dim).
 
-        Token 0 looks at every token, so all have keys and values; in what follows it is alone.
+        Token 0 attends to every token, so keys and values are computed for all of them; the rest only for token 0.
         """
         attention = getattr(block, self.attention)
         normed = getattr(block, self.norms[0])(hidden)
@@ -40,16 +40,16 @@ class BlockParts(NamedTuple):
 
 
 class BlockEncoder(Encoder):
-    """A transformer whose levels are its blocks. A leaf says where its parts lie."""
+    """A transformer whose levels are its blocks. A leaf defines the names of its parts."""
 
-    MODELS: ClassVar[Mapping[str, str]]  # model type -> class of transformers that holds the tower
-    BUILD: ClassVar[Mapping[str, Any]] = {}  # arguments of that class beside its config
-    RENAMED: ClassVar[Mapping[str, str]] = {}  # patterns in the names of a checkpoint's weights -> what they become
+    MODELS: ClassVar[Mapping[str, str]]  # model type -> transformers' class of the tower
+    BUILD: ClassVar[Mapping[str, Any]] = {}  # arguments of that class in addition to its config
+    RENAMED: ClassVar[Mapping[str, str]] = {}  # patterns in the names of a checkpoint's weights -> replacements
     BLOCKS: ClassVar[str]  # dotted path of the list of blocks
     NORM: ClassVar[str]  # dotted path of the final norm
-    UNUSED: ClassVar[tuple[str, ...]]  # how the names of weights begin that a checkpoint may hold and nobody needs
-    POOL: ClassVar[Literal["first", "mean"]] = "first"  # what `cls` means
-    PARTS: ClassVar[BlockParts | None] = None  # None: the highest block is run for every token, wanted or not
+    UNUSED: ClassVar[tuple[str, ...]]  # prefixes of weights that a checkpoint may contain and the tower ignores
+    POOL: ClassVar[Literal["first", "mean"]] = "first"  # token(s) that `cls` returns
+    PARTS: ClassVar[BlockParts | None] = None  # None: the highest block is run for all tokens, even for `cls`
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
@@ -60,12 +60,12 @@ class BlockEncoder(Encoder):
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The transformer blocks. A property, or their weights would appear twice in the state dict."""
+        """Transformer blocks; a property, because an attribute would add their weights to the state dict twice."""
         return self.tower.get_submodule(self.BLOCKS)
 
     @classmethod
     def tower_of(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> nn.Module:
-        """The tower with the weights in `source`; see `build_tower`."""
+        """Build the tower with the weights in `source`; see `build_tower`."""
         return build_tower(
             source, config, cls.MODELS[config.model_type], revision=options.revision,
             dtype=getattr(torch, options.dtype), meta=meta, unused=cls.UNUSED, arguments=cls.BUILD,
@@ -74,16 +74,16 @@ class BlockEncoder(Encoder):
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
-        """What `load` gives, (B, ...) -> (B, T, dim) as it enters block 0."""
+        """Embed a batch of `load`'s outputs: (B, ...) -> the input of block 0 (B, T, dim)."""
 
     def pool(self, hidden: Tensor, x: Tensor) -> Tensor:
-        """(B, T, dim) -> (B, 1, dim): what `cls` means where `POOL` is `mean`; `x` is the encoder's input."""
+        """Return the mean over tokens, (B, T, dim) -> (B, 1, dim), for `POOL` = `mean`; `x` is the encoder's input."""
         return hidden.mean(dim=1, keepdim=True)
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
-        """(B, n_levels, T, dim) float32; blocks above the highest level are not run."""
+        """Return (B, n_levels, T, dim) float32; blocks above the highest level are not run."""
         if not levels or not all(0 <= level < self.n_layers for level in levels):
-            self.check_levels(levels)  # says what is wrong
+            self.check_levels(levels)  # raises the error
         hidden = self.embed(x.to(self.tower.dtype))  # (B, T, dim)
         kept: dict[int, Tensor] = {}
         for level, block in enumerate(islice(self.blocks, max(levels) + 1)):
@@ -96,16 +96,16 @@ class BlockEncoder(Encoder):
         return torch.stack([kept[level] for level in levels], dim=1).float()
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """(B, T, dim) through one block."""
+        """Run one block: (B, T, dim) -> (B, T, dim)."""
         return block(hidden, None)
 
     def settings(self) -> dict[str, Any]:
-        """What differs from the class's defaults."""
+        """Return the config entries that differ from the class's defaults."""
         return settings_of(self.tower.config)
 
     @property
     def norm(self) -> nn.Module:
-        """The final norm. A property for the same reason as `blocks`."""
+        """Final norm; a property for the same reason as `blocks`."""
         return self.tower.get_submodule(self.NORM)
 
     def _pick(self, hidden: Tensor, tokens: TokenSelection, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from transformers.utils.hub import cached_file
 from perceptune.errors import UserError
 from perceptune.utils.transformers_loading import quiet_loading, require_all_weights
 
-# Entries of a config that do not change what the encoder computes.
+# Entries of a config that do not affect the features.
 VOLATILE = {
     "_name_or_path", "architectures", "dtype", "id2label", "label2id", "num_labels", "out_features",
     "out_indices", "problem_type", "stage_names", "torch_dtype", "transformers_version",
@@ -22,16 +22,16 @@ VOLATILE = {
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """What differs from the config class's defaults: an entry added by a later release changes nothing."""
+    """Return the entries that differ from the config class's defaults: entries added by later releases do not count."""
     defaults = type(config)().to_dict()
     settings = {k: v for k, v in config.to_dict().items() if k not in VOLATILE and v != defaults.get(k)}
     return settings | {"model_type": config.model_type}
 
 
 def read_preprocessor(source: str, revision: str | None, part: str = "image_processor") -> dict[str, Any]:
-    """What the checkpoint says about its preprocessing; nothing where it says nothing.
+    """Read the checkpoint's preprocessing config; empty if it has none.
 
-    `part` is where it says so in a checkpoint of several modalities.
+    `part` is the section to read in a checkpoint of several modalities.
     """
     if Path(source).is_file():
         return {}
@@ -45,7 +45,7 @@ def read_preprocessor(source: str, revision: str | None, part: str = "image_proc
         if part == "feature_extractor" and "sampling_rate" in entries:
             return dict(entries)
         if part == "image_processor" and "size" in entries:
-            # A size without a word on cropping is what comes out: the family's crop belongs to its own size.
+            # A size without crop settings is the output size: the family's default crop belongs to the family's size.
             return {"do_center_crop": "crop_size" in entries} | entries
     return {}
 
@@ -54,10 +54,10 @@ def build_tower(
     source: str, config: Any, model: str, *, revision: str | None, dtype: torch.dtype, meta: bool,
     unused: Sequence[str] = (), arguments: Mapping[str, Any] | None = None, renamed: Mapping[str, str] | None = None,
 ) -> nn.Module:  # fmt: skip
-    """The tower of class `model` of transformers with the weights in `source`; with `meta` without any.
+    """Build the tower of transformers' class `model` with the weights in `source`; with `meta` without weights.
 
-    `unused` says how the names of weights begin that a checkpoint may hold and nobody needs; `renamed` are patterns
-    in their names and what they become. Raises `UserError` for weights that do not fit exactly.
+    `unused` are prefixes of weights that a checkpoint may contain and the tower ignores; `renamed` maps patterns in
+    their names to replacements. Raises `UserError` for weights that do not fit exactly.
     """
     module, _, name = model.rpartition(".")
     kind, given = getattr(importlib.import_module(module or "transformers"), name), dict(arguments or {})
@@ -73,7 +73,7 @@ def build_tower(
                 revision=revision or "main",
                 dtype=dtype,
                 use_safetensors=True,  # never a pickle
-                ignore_mismatched_sizes=True,  # they are reported, and refused below
+                ignore_mismatched_sizes=True,  # they are reported, and rejected below
                 output_loading_info=True,
                 **({"key_mapping": dict(renamed)} if renamed else {}),
                 **given,

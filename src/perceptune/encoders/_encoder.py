@@ -1,4 +1,4 @@
-"""What every frozen encoder offers."""
+"""The interface of all frozen encoders."""
 
 import hashlib
 import json
@@ -18,67 +18,67 @@ TokenSelection = Literal["cls", "all"]
 
 
 class Encoder(nn.Module, ABC):
-    """A frozen encoder that gives the tokens of chosen transformer blocks."""
+    """A frozen encoder that returns the tokens of selected transformer blocks."""
 
-    modality: ClassVar[str] = "image"  # what `load` takes
-    KEYS: ClassVar[frozenset[str]] = frozenset()  # keys of `EncoderConfig` that it heeds beside those all heed
+    modality: ClassVar[str] = "image"  # modality of the media that `load` reads
+    KEYS: ClassVar[frozenset[str]] = frozenset()  # supported keys of `EncoderConfig`, besides the common ones
     n_layers: int  # transformer blocks
     dim: int  # hidden size
     n_tokens: int  # T of `tokens="all"`, special tokens included
 
     @classmethod
     def prepare(cls, config: Any) -> Any:
-        """From the checkpoint's config, that of the tower in use, with parts switched off that are never used."""
+        """Return the config of the tower from the checkpoint's config, with unused parts disabled."""
         return config
 
     @classmethod
     def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
-        """The encoder in a folder or repository, given `prepare`'s config; see `load_encoder`. For leaves to define."""
+        """Read the encoder in `source` with the config of `prepare`; see `load_encoder`. Leaves override it."""
         raise NotImplementedError(f"{cls.__name__} is made from another encoder")
 
     @abstractmethod
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
-        """One medium, as `forward` takes it but for the batch axis: float32 on the CPU. Thread-safe.
+        """Load one medium as an input of `forward` without the batch axis: float32 on the CPU. Thread-safe.
 
-        `name` stands for it in messages; `seed` chooses one of its augmented views, always the same for the same
-        seed, instead of the plain medium. Raises `MediaError`.
+        `name` identifies it in messages; `seed` selects one of its augmented views, the same for the same seed,
+        instead of the plain medium. Raises `MediaError`.
         """
 
     @abstractmethod
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
-        """(B, n_levels, T, dim) float32: the tokens that leave block `level` (0-based), after the final norm.
+        """Return (B, n_levels, T, dim) float32: the output tokens of block `level` (0-based), after the final norm.
 
         T = 1 for `cls`, `n_tokens` for `all`. Raises `UserError` for a level outside the encoder.
         """
 
     @abstractmethod
     def preprocessing(self) -> dict[str, Any]:
-        """What `load` does, as JSON-able settings."""
+        """Return the preprocessing done by `load`, as JSON-serialisable settings."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The part of the config that, with the weights, fixes what is computed."""
+        """Return the part of the config that, with the weights, determines the features."""
 
     def augmentation(self) -> dict[str, Any]:
-        """What augmented views may change, as JSON-able settings."""
+        """Return the augmentation of views, as JSON-serialisable settings."""
         return {}
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of config, weights in the dtype they are held in, and preprocessing."""
+        """Sha256 (hex) of config, preprocessing and weights, in the dtype in which they were loaded."""
         description = {"config": self.settings(), "preprocessing": self.preprocessing()}
         digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-        # Without the weights' names, which transformers changes now and then: a run must outlive that.
+        # Without the weights' names, because transformers renames weights between releases, and runs must stay valid.
         for one in sorted(hashlib.sha256(bytes_of(tensor)).digest() for tensor in self.state_dict().values()):
             digest.update(one)
         return digest.hexdigest()
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode: its features are cached, and dropout would only add noise to them."""
+        """Keep evaluation mode: features are cached, and dropout would only add noise to them."""
         return super().train(False)
 
     def check_levels(self, levels: Sequence[int]) -> None:
-        """Raises `UserError` for a block the encoder does not have."""
+        """Raise `UserError` for a block that the encoder does not have."""
         for level in levels:
             if not 0 <= level < self.n_layers:
                 raise UserError(f"the encoder has no level {level}: its blocks are 0 to {self.n_layers - 1}")

@@ -1,4 +1,4 @@
-"""An image encoder for videos, and a video encoder for images."""
+"""Adapters: an image encoder for videos, and a video encoder for images."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ FRAMES = 8  # as in the paper's video question answering
 
 
 class FrameAverage(Encoder):
-    """An image encoder that sees the frames of a video one by one: the mean of their tokens (the paper's "ViT Avg")."""
+    """An image encoder applied to each frame of a video: the mean of their tokens (the paper's "ViT Avg")."""
 
     modality = "video"
     KEYS: ClassVar = ImageEncoder.KEYS | {"frames"}
@@ -30,30 +30,30 @@ class FrameAverage(Encoder):
         self.n_layers, self.dim, self.n_tokens = encoder.n_layers, encoder.dim, encoder.n_tokens
 
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
-        """(frames, 3, H, W) float32; every frame of an augmented view shows the same part."""
+        """Load (frames, 3, H, W) float32; all frames of an augmented view are cropped alike."""
         name = name or label(medium, self.modality)
         frames = read_frames(medium, self.frames, name, seed)
         return torch.stack([self.encoder.pixels(frame, name, seed) for frame in frames])
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
-        """(B, n_levels, T, dim) float32 of (B, frames, 3, H, W). One frame of every video at a time, to save memory."""
+        """Encode (B, frames, 3, H, W) to (B, n_levels, T, dim) float32, frame by frame to save memory."""
         return torch.stack([self.encoder(frame, levels, tokens) for frame in x.unbind(1)]).mean(0)
 
     def augmentation(self) -> dict[str, Any]:
-        """That of a frame; the frames themselves are drawn from equal segments."""
+        """Return the augmentation of a frame; the frames themselves are sampled from equal segments."""
         return self.encoder.augmentation()
 
     def preprocessing(self) -> dict[str, Any]:
-        """That of a frame, and how many there are."""
+        """Return the preprocessing of a frame, and the number of frames."""
         return {**self.encoder.preprocessing(), "frames": self.frames, "sampling": "uniform"}
 
     def settings(self) -> dict[str, Any]:
-        """Those of the image encoder; that there are frames is said by `preprocessing`."""
+        """Return the settings of the image encoder; `preprocessing` contains the frames."""
         return self.encoder.settings()
 
 
 class Still(Encoder):
-    """A video encoder that sees an image as the shortest video there is: one step of time."""
+    """A video encoder applied to an image as a video of one time step."""
 
     modality = "image"
     KEYS: ClassVar = ImageEncoder.KEYS | {"temporal"}
@@ -69,35 +69,35 @@ class Still(Encoder):
         self.n_layers, self.dim, self.n_tokens = encoder.n_layers, encoder.dim, encoder.n_tokens
 
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
-        """(3, H, W) float32."""
+        """Load an image as (3, H, W) float32."""
         return ImageEncoder.load(self.encoder, medium, name, seed)
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
-        """(B, n_levels, T, dim) float32 of (B, 3, H, W)."""
+        """Encode (B, 3, H, W) to (B, n_levels, T, dim) float32."""
         return self.encoder(x[:, None].expand(-1, self.encoder.frames, -1, -1, -1), levels, tokens)
 
     def augmentation(self) -> dict[str, Any]:
-        """Size and shape of what is cut out, and whether it is mirrored."""
+        """Return the augmentation of the video encoder's frames."""
         return self.encoder.augmentation()
 
     def preprocessing(self) -> dict[str, Any]:
-        """That of a frame."""
+        """Return the preprocessing of the video encoder."""
         return self.encoder.preprocessing()
 
     def settings(self) -> dict[str, Any]:
-        """Those of the video encoder."""
+        """Return the settings of the video encoder, and how time is treated."""
         unmarked = {} if self.encoder.marks_time else {"marks_time": False}
         return {**self.encoder.settings(), "temporal": "skip" if self.encoder.skips_time else "t1", **unmarked}
 
 
 def average(encoder: Encoder, options: EncoderConfig) -> Encoder:
-    """`encoder` of images for videos."""
+    """Adapt an image encoder to videos."""
     assert isinstance(encoder, ImageEncoder)
     return FrameAverage(encoder, options.frames or FRAMES)
 
 
 def still(encoder: Encoder, options: EncoderConfig) -> Encoder:
-    """`encoder` of videos for images."""
+    """Adapt a video encoder to images."""
     assert isinstance(encoder, VideoEncoder)
     with error_prefix(f"encoders.image `{options.id}`"):
         return Still(encoder, skip_time=options.temporal == "skip")

@@ -1,4 +1,4 @@
-"""What image encoders share, and one implementation for the Vision Transformers of transformers."""
+"""The base class of image encoders, and a shared implementation for transformers' Vision Transformers."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from perceptune.encoders._encoder import Encoder
 from perceptune.errors import UserError, error_prefix
 from perceptune.types import Medium
 
-# What a preprocessor config leaves unsaid; the family's own defaults come on top of it.
+# Defaults for missing entries of a preprocessor config; the family's own defaults override them.
 PREPROCESSOR_DEFAULTS: dict[str, Any] = {
     "default_to_square": True, "do_resize": True, "do_center_crop": False, "crop_size": 224,
     "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
@@ -29,52 +29,52 @@ BILINEAR, BICUBIC = 2, 3
 
 
 class ImageEncoder(Encoder):
-    """An encoder of images, as `transform` prepares them."""
+    """An encoder of images preprocessed by `transform`."""
 
     KEYS: ClassVar = frozenset({"size", "resize", "resample", "mean", "std", "flip", "rand_augment"})
 
     transform: ImageTransform
     flip = True  # whether augmented views may be mirrored
-    rand_augment: RandAugmentConfig | None = None  # what else is done to them
+    rand_augment: RandAugmentConfig | None = None  # further augmentation of the views
 
     def augmenting(self, options: EncoderConfig) -> Self:
-        """Itself, with what `options` say of augmented views."""
+        """Set the options of augmented views and return itself."""
         self.flip, self.rand_augment = options.flip, options.rand_augment
         return self
 
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
-        """(3, H, W) float32."""
+        """Load an image as (3, H, W) float32."""
         name = name or label(medium)
         return self.pixels(open_image(medium, name), name, seed)
 
     def pixels(self, image: Image, name: str, seed: bytes | None = None) -> Tensor:
-        """(3, H, W) float32 of an RGB image, or of the view of it that `seed` chooses."""
+        """Preprocess an RGB image, or the view of it that `seed` selects, to (3, H, W) float32."""
         if seed is None:
             return torch.from_numpy(self.transform(image, name))
         change = None
         if self.rand_augment is not None:
             from perceptune.data.media.rand_augment import augmented
 
-            # Other draws than those of the view itself.
+            # A seed other than that of the view makes their draws independent.
             change = partial(augmented, seed=b"RandAugment" + seed, **self.rand_augment.model_dump())
         return torch.from_numpy(self.transform(View(seed, self.flip)(image), name, change))
 
     def augmentation(self) -> dict[str, Any]:
-        """Size and shape of what is cut out, whether it is mirrored, and RandAugment if there is any."""
+        """Return scale and aspect ratio of the random crop, flip, and RandAugment if there is any."""
         more = {} if self.rand_augment is None else {"rand_augment": self.rand_augment.model_dump()}
         return {**VIEW, "flip": self.flip, **more}
 
     def preprocessing(self) -> dict[str, Any]:
-        """Size, crop, resampling, scale, mean and standard deviation."""
+        """Return size, crop, resampling, scale, mean and standard deviation."""
         return self.transform.as_dict()
 
 
 def transform_of(source: str, settings: Mapping[str, Any], options: EncoderConfig) -> ImageTransform:
-    """The preprocessing in `source` (what it leaves unsaid: `settings`), changed where `options` say so."""
+    """Return the preprocessing in `source`, with `settings` for missing entries, overridden by `options`."""
     entries = PREPROCESSOR_DEFAULTS | dict(settings) | read_preprocessor(source, options.revision)
-    if entries.get("offset"):  # ViViT's processor takes 1 off before it normalises
+    if entries.get("offset"):  # ViViT's processor subtracts 1 before it normalises
         entries["image_mean"] = [mean + 1 for mean in entries["image_mean"]]
-    if "crop_pct" in entries:  # also where it is null
+    if "crop_pct" in entries:  # even if it is null
         entries |= _crop_share(entries)
     if options.resample is not None:
         entries["resample"] = {"bilinear": BILINEAR, "bicubic": BICUBIC}[options.resample]
@@ -83,7 +83,7 @@ def transform_of(source: str, settings: Mapping[str, Any], options: EncoderConfi
 
 
 def _crop_share(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """ConvNeXt's way of saying how much is cut away: from 384 pixels on nothing, and the image is squashed."""
+    """Convert ConvNeXt's `crop_pct` to resize and crop; from 384 pixels on images are squashed, not cropped."""
     size = settings["size"]
     if isinstance(size, Mapping) and "shortest_edge" not in size:
         return {}
@@ -95,7 +95,7 @@ def _crop_share(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ViTEncoder(ImageEncoder, BlockEncoder):
-    """A Vision Transformer of transformers. A leaf says where its parts lie."""
+    """A Vision Transformer of transformers. A leaf defines the names of its parts."""
 
     def __init__(self, tower: nn.Module, transform: ImageTransform) -> None:
         super().__init__(tower)
@@ -107,31 +107,31 @@ class ViTEncoder(ImageEncoder, BlockEncoder):
 
     @classmethod
     def prepare(cls, config: Any) -> Any:
-        """That of the vision tower, where the checkpoint has others."""
+        """Return the config of the vision tower if the checkpoint has several towers."""
         return getattr(config, "vision_config", config)
 
     @classmethod
     def special_tokens(cls, config: Any) -> int:
-        """How many tokens stand in front of the patches."""
+        """Return the number of tokens in front of the patches."""
         return 1
 
     @classmethod
     def patch(cls, config: Any) -> int:
-        """Side of a patch in pixels."""
+        """Return the side of a patch in pixels."""
         return int(config.patch_size)
 
     @classmethod
     @abstractmethod
     def published(cls, config: Any) -> dict[str, Any]:
-        """The family's `preprocessor_config.json`, for a checkpoint that comes without one."""
+        """Return the family's `preprocessor_config.json`, for a checkpoint without one."""
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, T, dim) as it enters block 0; position embeddings follow the size of `x`."""
+        """Embed images, (B, 3, H, W) -> (B, T, dim); position embeddings are interpolated to the size of `x`."""
         return self.tower.embeddings(x, interpolate_pos_encoding=True)
 
     @classmethod
     def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
-        """See `load_encoder`."""
+        """Read the encoder; see `load_encoder`."""
         transform, patch = transform_of(source, cls.published(config), options), cls.patch(config)
         if (size := options.size) is not None and size % patch:
             low = max(1, size // patch) * patch

@@ -1,4 +1,4 @@
-"""Levels of encoders whose stages differ in width."""
+"""Pooled levels of encoders whose stages differ in width."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,9 +12,9 @@ from perceptune.errors import UserError
 def pooled_levels(
     means: Sequence[Tensor] | Mapping[int, Tensor], levels: Sequence[int], dim: int, tokens: TokenSelection
 ) -> Tensor:
-    """(B, n_levels, 1, dim) float32 of the means (B, width) of stages; zeros follow the narrower ones.
+    """Stack the means (B, width) of stages to (B, n_levels, 1, dim) float32; pad narrower ones with zeros.
 
-    Raises `UserError` for `tokens="all"`: the stages differ in their numbers of tokens.
+    Raises `UserError` for `tokens="all"`, because the number of tokens differs between stages.
     """
     if tokens == "all":
         raise UserError("an encoder whose stages differ in size gives one pooled token a level, not all its tokens")

@@ -1,4 +1,4 @@
-"""Audio for an encoder of images: it sees their log-mel spectrograms."""
+"""An adapter of image encoders to audio: they encode log-mel spectrograms as images."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -25,44 +25,44 @@ RANGE = 8.0 * np.log(10.0)  # from black to white: 80 dB
 
 
 class SpectrogramImages(AudioEncoder):
-    """An image encoder that is shown audio: time to the right, pitch upwards, the loudest white, 80 dB below black."""
+    """An image encoder of spectrograms: time to the right, frequency upwards, maximum white, 80 dB below it black."""
 
     KEYS: ClassVar = AUDIO_KEYS | ImageEncoder.KEYS - {"flip", "rand_augment"}
 
     def __init__(self, encoder: ImageEncoder, options: EncoderConfig) -> None:
         super().__init__()
         self.inner = encoder
-        # Nothing of a spectrogram may be cropped away.
+        # Without a crop, which would lose parts of the spectrogram.
         self.transform = replace(encoder.transform, resize=encoder.transform.size, crop=None)
         self.n_layers, self.dim, self.n_tokens = encoder.n_layers, encoder.dim, encoder.n_tokens
         self.hears(options, MEL.rate, check_seconds(options.seconds, SECONDS, MAX_SECONDS, "the spectrogram"))
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
-        """(mels, frames), from 0 (black) to 1."""
+        """Compute (mels, frames), from 0 (black) to 1."""
         mel = MEL(padded(wave, round(self.seconds * MEL.rate)))
         return ((mel - mel.max()) / np.float32(RANGE) + 1).clip(0, 1)
 
     def finish(self, spectrogram: NDArray[np.float32], wave: Wave) -> NDArray[np.float32]:
-        """(3, H, W) as the image encoder takes it."""
+        """Convert the spectrogram to the image encoder's input (3, H, W)."""
         grey = Image.fromarray((255 * spectrogram[::-1]).round().astype(np.uint8))
         return self.transform(grey.convert("RGB"))
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
-        """(B, n_levels, T, dim) float32, as of the image encoder."""
+        """Return (B, n_levels, T, dim) float32 of the image encoder."""
         out: Tensor = self.inner(x, levels, tokens)
         return out
 
     def preprocessing(self) -> dict[str, Any]:
-        """How the image is made, and what is done to it."""
+        """Return the settings of the spectrogram and of the image's preprocessing."""
         return {**super().preprocessing(), "mel": asdict(MEL), "range": RANGE, "picture": self.transform.as_dict()}
 
     def settings(self) -> dict[str, Any]:
-        """Those of the image encoder."""
+        """Return the settings of the image encoder."""
         return self.inner.settings()
 
 
 def spectrogram_images(encoder: Encoder, options: EncoderConfig) -> Encoder:
-    """`encoder` of images as one of audio."""
+    """Adapt an image encoder to audio."""
     if not isinstance(encoder, ImageEncoder):
         raise UserError(f"`{options.id}` cannot be shown audio: only an `ImageEncoder` can")
     return SpectrogramImages(encoder, options)

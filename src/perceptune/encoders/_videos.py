@@ -1,4 +1,4 @@
-"""One implementation for the video transformers of transformers."""
+"""A shared implementation for transformers' video transformers."""
 
 from typing import Any, ClassVar, Self
 
@@ -14,9 +14,9 @@ from perceptune.types import Medium
 
 
 class VideoEncoder(ViTEncoder):
-    """A transformer over the patches of all frames of a video. A leaf says where its parts lie.
+    """A transformer over the patches of all frames of a video. A leaf defines the names of its parts.
 
-    `frames` other than those it was trained with take the position embeddings of the nearest times.
+    For another number of `frames` than in training, position embeddings of the nearest times are used.
     """
 
     modality = "video"
@@ -31,12 +31,12 @@ class VideoEncoder(ViTEncoder):
 
     @classmethod
     def tubelet(cls, config: Any) -> int:
-        """How many frames a patch extends over."""
+        """Return the number of frames that a patch covers."""
         return 1
 
     @classmethod
     def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
-        """See `load_encoder`."""
+        """Read the encoder; see `load_encoder`."""
         encoder = super().read(source, config, options, meta)
         published = (config.image_size, config.image_size)
         if not cls.SIZES and encoder.transform.size != published:
@@ -46,7 +46,7 @@ class VideoEncoder(ViTEncoder):
         return encoder
 
     def use_frames(self, frames: int) -> None:
-        """Makes videos `frames` long. Raises `UserError` for a number that its patches do not divide."""
+        """Set the number of frames. Raises `UserError` if it is not a multiple of a patch's frames."""
         tubelet = self.tubelet(self.tower.config)
         if frames % tubelet:
             low = max(1, frames // tubelet) * tubelet
@@ -57,23 +57,23 @@ class VideoEncoder(ViTEncoder):
         self.frames, self.n_tokens = frames, self.n_special + frames // tubelet * height * width
 
     def skip_time(self) -> None:
-        """Leaves the attention over time out. Raises `UserError` where there is none of its own."""
+        """Skip the attention over time. Raises `UserError` if the model has no separate one."""
         raise UserError("`temporal: skip`: it has no attention over time alone; use `temporal: t1`")
 
     def unmark_time(self) -> None:
-        """Adds nothing for the time of a lone image, where positions in time are embeddings of their own."""
+        """Add no time embedding to a single image, for models with separate embeddings of time. Here: do nothing."""
 
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
-        """(frames, 3, H, W) float32; every frame of an augmented view shows the same part."""
+        """Load (frames, 3, H, W) float32; all frames of an augmented view are cropped alike."""
         name = name or label(medium, self.modality)
         return torch.stack([self.pixels(f, name, seed) for f in read_frames(medium, self.frames, name, seed)])
 
     def preprocessing(self) -> dict[str, Any]:
-        """That of a frame, and how many there are."""
+        """Return the preprocessing of a frame, and the number of frames."""
         return {**super().preprocessing(), "frames": self.frames, "sampling": "uniform"}
 
     def in_time(self, embeddings: Tensor) -> Tensor:
-        """Position embeddings (1, steps * patches, dim), in that order, for videos as long as `frames`: the nearest."""
+        """Resample position embeddings (1, steps * patches, dim), in that order, to `frames` by the nearest time."""
         config: Any = self.tower.config
         published, steps = (frames // self.tubelet(config) for frames in (config.num_frames, self.frames))
         if published == steps:

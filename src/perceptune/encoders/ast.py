@@ -12,16 +12,16 @@ from perceptune.data.media.mel_spectrogram import LogMel
 from perceptune.encoders.base import AudioEncoder, BlockEncoder, BlockParts, read_preprocessor
 from perceptune.errors import UserError, error_prefix
 
-# The statistics of AudioSet with which the published checkpoints were trained.
+# AudioSet's statistics, with which the published checkpoints were trained.
 PUBLISHED = {"sampling_rate": 16_000, "mean": -4.2677393, "std": 4.5689974, "do_normalize": True}
 
 
 class AudioSpectrogramTransformer(AudioEncoder, BlockEncoder):
-    """[CLS] is token 0; a second special token, for distillation, comes next.
+    """AST; [CLS] is token 0, followed by a second special token for distillation.
 
-    Audio becomes Kaldi's filter bank energies (25 ms windows every 10 ms, no dither); what is shorter than the model's
-    frames is followed by zeros, what is longer is cut. The mean of the audio, which the paper subtracts first, is gone
-    with that of each window.
+    Audio is converted to Kaldi's filter bank energies (25 ms windows every 10 ms, no dither) and padded with zeros, or
+    cut, to the model's frames. The paper subtracts the mean of the audio first; that has no effect, since the mean of
+    each window is subtracted too.
     """
 
     MODELS: ClassVar = {"audio-spectrogram-transformer": "ASTModel"}
@@ -38,11 +38,11 @@ class AudioSpectrogramTransformer(AudioEncoder, BlockEncoder):
         self.n_tokens = int(self.tower.embeddings.position_embeddings.shape[1])
         most = ((self.frames - 1) * mel.hop + mel.window) / mel.rate
         self.hears(options, mel.rate, check_seconds(options.seconds, most, most, "the model"))
-        self.blank = -scale[0] / scale[1]  # as in the paper's code: 0 before the statistics are taken off
+        self.blank = -scale[0] / scale[1]  # as in the paper's code: 0 before normalisation
 
     @classmethod
     def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
-        """See `load_encoder`."""
+        """Read the encoder; see `load_encoder`."""
         given = PUBLISHED | read_preprocessor(source, options.revision, "feature_extractor")
         for key, own in (("max_length", config.max_length), ("num_mel_bins", config.num_mel_bins)):
             if given.get(key, own) != own:
@@ -59,17 +59,17 @@ class AudioSpectrogramTransformer(AudioEncoder, BlockEncoder):
             return cls(tower, mel, scale, options)
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
-        """(mels, max_length)."""
+        """Compute (mels, max_length)."""
         mel = self.mel(wave)[:, : self.frames]
         mel = np.pad(mel, ((0, 0), (0, self.frames - mel.shape[1])))
         return ((mel - np.float32(self.scale[0])) / np.float32(self.scale[1])).astype(np.float32)
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, T, dim)."""
+        """Embed spectrograms as (B, T, dim)."""
         return self.tower.embeddings(x.transpose(1, 2))
 
     def preprocessing(self) -> dict[str, Any]:
-        """Sampling rate, what is heard, mean and divisor."""
+        """Return sampling rate, duration, mean and divisor."""
         return {**super().preprocessing(), "scale": list(self.scale)}
 
 

@@ -1,4 +1,4 @@
-"""Frozen encoders: what a leaf file builds on, and the loader."""
+"""Frozen encoders: the loader, and the classes and functions for leaf files."""
 
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,11 @@ from perceptune.errors import UserError
 
 
 def load_encoder(id_or_path: str | Path, *, meta: bool = False, **options: Any) -> Encoder:
-    """The frozen encoder in a Hugging Face folder or repository.
+    """Load the frozen encoder in a Hugging Face folder or repository.
 
-    `options` are the keys of a recipe's `encoders.MODALITY` (`EncoderConfig`); they replace what the checkpoint
-    publishes. With `meta` nothing but the config is read (from a folder or a JSON file), and the parameters lie on the
-    meta device. Raises `UserError` for an unsupported model type, or weights that do not fit exactly.
+    `options` are the keys of a recipe's `encoders.MODALITY` (`EncoderConfig`); they override the checkpoint's
+    preprocessing. With `meta` only the config is read (from a folder or a JSON file), and the parameters are on the
+    meta device. Raises `UserError` for an unsupported model type or weights that do not fit exactly.
     """
     source, given = str(id_or_path), EncoderConfig(**options)
     family, config = _read_config(source, given.revision)
@@ -45,21 +45,21 @@ def load_encoder(id_or_path: str | Path, *, meta: bool = False, **options: Any) 
 
 
 def weight_files() -> tuple[str, ...]:
-    """How the names of single files end that are an encoder, config and all."""
+    """Return the suffixes of single files that contain an encoder's weights and define its config."""
     return tuple(suffix for leaf in leaves("encoders").values() for suffix in getattr(leaf.module, "SUFFIXES", ()))
 
 
 def _read_config(source: str, revision: str | None) -> tuple[type[Encoder], Any]:
-    """The leaf class for a checkpoint, and the config of its tower."""
+    """Return the leaf class for a checkpoint, and the config of its tower."""
     for leaf in leaves("encoders").values():
-        if source.endswith(tuple(getattr(leaf.module, "SUFFIXES", ()))):  # a file of weights, whose config lies in them
+        if source.endswith(tuple(getattr(leaf.module, "SUFFIXES", ()))):  # weights, from which the config follows
             return leaf.module.ENCODER, None
     try:
         entries, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
         kind = str(entries.get("model_type"))
         known = {kind: leaf.module for leaf in leaves("encoders").values() for kind in leaf.module.MODEL_TYPES}
         if kind not in known:
-            # Nobody typed this name, so there is no nearest one to guess.
+            # The name was not typed by a user, so suggesting the nearest one would not help.
             raise UserError(f"{source}: no encoder for model type `{kind}`; known are {', '.join(sorted(known))}")
         config = CONFIG_MAPPING[kind].from_dict(entries)
     except (OSError, StrictDataclassError) as error:

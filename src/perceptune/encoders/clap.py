@@ -29,12 +29,12 @@ _EXTRACTOR = (
 
 
 class Clap(AudioEncoder):
-    """A hierarchical Swin transformer (HTSAT). Its levels are the stages, before they are made smaller.
+    """A hierarchical Swin transformer (HTSAT). Its levels are the stages, before downsampling.
 
-    It has no [CLS]: a level is the mean over time and frequency, of the last stage after the final norm. Stages differ
-    in width; `dim` is that of the last one, and zeros follow the narrower ones. Audio shorter than 10 s is repeated
-    as its preprocessing says; of longer audio the beginning is used, where CLAP takes random parts. A whole CLAP
-    checkpoint loads too: its text tower and projections are left on disk.
+    It has no [CLS]: a level is the mean over time and frequency, for the last stage after the final norm. Stages differ
+    in width; `dim` is that of the last one, and narrower ones are padded with zeros. Audio shorter than 10 s is
+    repeated according to the preprocessing config; longer audio is cut at its end, whereas CLAP uses random parts.
+    Whole CLAP checkpoints load too; text tower and projections are not read.
     """
 
     UNUSED: ClassVar = ("text_model.", "audio_projection.", "text_projection.", "logit_scale_")
@@ -51,12 +51,12 @@ class Clap(AudioEncoder):
 
     @classmethod
     def prepare(cls, config: Any) -> Any:
-        """That of the audio tower, where the checkpoint has both."""
+        """Return the config of the audio tower if the checkpoint has both towers."""
         return getattr(config, "audio_config", config)
 
     @classmethod
     def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
-        """See `load_encoder`."""
+        """Read the encoder; see `load_encoder`."""
         given = read_preprocessor(source, options.revision, "feature_extractor")
         given = {"feature_size": config.num_mel_bins} | {key: given[key] for key in _EXTRACTOR if key in given}
         extractor = ClapFeatureExtractor(**given)
@@ -73,14 +73,14 @@ class Clap(AudioEncoder):
             return cls(tower, extractor, options)
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
-        """(mels, frames) in decibels, as the feature extractor makes it of audio that fits."""
+        """Compute (mels, frames) in decibels, as the feature extractor does for audio of the model's length."""
         ex = self.extractor
         times = ex.nb_max_samples // len(wave)
         if ex.padding == "repeatpad":
             wave = np.tile(wave, max(1, times))
         elif ex.padding == "repeat":
             wave = np.tile(wave, times + 1)
-        # The two filter banks belong to the two ways of training CLAP.
+        # Each of the two ways of training CLAP has its own filter bank.
         filters = ex.mel_filters if ex.truncation == "fusion" else ex.mel_filters_slaney
         made = spectrogram(
             padded(wave, ex.nb_max_samples), window_function(ex.fft_window_size, "hann"),
@@ -89,9 +89,9 @@ class Clap(AudioEncoder):
         return np.asarray(made, np.float32)
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
-        """(B, n_levels, 1, dim) float32. Raises `UserError` for `tokens="all"`: stages differ in their tokens."""
+        """Return (B, n_levels, 1, dim) float32. Raises `UserError` for `tokens="all"`, as stages differ in tokens."""
         self.check_levels(levels)
-        # Fusing several parts of a long audio file is never asked for: one part is heard.
+        # Fusion of several parts of long audio is disabled: only the first part is encoded.
         made = self.tower(
             x.to(self.tower.dtype).transpose(1, 2)[:, None], is_longer=torch.zeros(len(x), 1, device=x.device),
             output_hidden_states=True, output_hidden_states_before_downsampling=True,
@@ -100,11 +100,11 @@ class Clap(AudioEncoder):
         return pooled_levels(means, levels, self.dim, tokens)
 
     def preprocessing(self) -> dict[str, Any]:
-        """Sampling rate, what is heard, and the settings of CLAP's own feature extractor."""
+        """Return sampling rate, duration, and the settings of CLAP's own feature extractor."""
         return {**super().preprocessing(), **{key: getattr(self.extractor, key) for key in _EXTRACTOR}}
 
     def settings(self) -> dict[str, Any]:
-        """What differs from the class's defaults."""
+        """Return the config entries that differ from the class's defaults."""
         return settings_of(self.tower.config)
 
 

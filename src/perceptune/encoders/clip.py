@@ -8,7 +8,7 @@ from perceptune.encoders.base import BICUBIC, OPENAI, BlockParts, ViTEncoder
 
 
 class Clip(ViTEncoder):
-    """[CLS] is token 0. A whole CLIP checkpoint loads too: text tower and projections are left on disk."""
+    """CLIP's image tower; [CLS] is token 0. Whole checkpoints load too; text tower and projections are not read."""
 
     MODELS: ClassVar = {"clip_vision_model": "CLIPVisionModel"}
     BLOCKS = "encoder.layers"
@@ -18,13 +18,13 @@ class Clip(ViTEncoder):
 
     @classmethod
     def published(cls, config: Any) -> dict[str, Any]:
-        """The shortest edge at the model's size, then the centre."""
+        """Return CLIP's preprocessing: shortest edge resized to the model's size, centre crop."""
         side = config.image_size
         crop = {"do_center_crop": True, "crop_size": side, "default_to_square": False}
         return {"size": side, "resample": BICUBIC, **crop, **OPENAI}
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, T, dim), after CLIP's norm in front of the blocks."""
+        """Embed images as (B, T, dim), after CLIP's norm before the blocks."""
         return self.tower.pre_layrnorm(self.tower.embeddings(x, interpolate_pos_encoding=True))
 
 

@@ -8,7 +8,7 @@ from perceptune.encoders.base import BICUBIC, IMAGENET, BlockParts, ViTEncoder
 
 
 class Dinov2(ViTEncoder):
-    """[CLS] is token 0; the registers, where there are any, come next."""
+    """DINOv2; [CLS] is token 0, followed by the registers if there are any."""
 
     MODELS: ClassVar = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
     BLOCKS = "encoder.layer"
@@ -18,24 +18,24 @@ class Dinov2(ViTEncoder):
 
     @classmethod
     def prepare(cls, config: Any) -> Any:
-        """Without the mask token of pretraining. The variant with registers cannot be built without it."""
+        """Return the config without the mask token of pretraining, which the variant with registers requires."""
         if config.model_type == "dinov2":
             config.use_mask_token = False
         return config
 
     @classmethod
     def special_tokens(cls, config: Any) -> int:
-        """[CLS] and the registers."""
+        """Return the number of registers plus 1 for [CLS]."""
         return 1 + getattr(config, "num_register_tokens", 0)
 
     @classmethod
     def published(cls, config: Any) -> dict[str, Any]:
-        """As of `facebook/dinov2-*`: 224 pixels, although position embeddings are made for 518."""
+        """Return the preprocessing of `facebook/dinov2-*`: 224 pixels, although position embeddings are for 518."""
         crop = {"do_center_crop": True, "crop_size": 224}
         return {"size": {"shortest_edge": 256}, "resample": BICUBIC, **crop, **IMAGENET}
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, T, dim)."""
+        """Embed images as (B, T, dim)."""
         return self.tower.embeddings(x)
 
 

@@ -25,11 +25,11 @@ Weights = Mapping[str, Tensor]
 MEL = LogMel(
     rate=32_000, window=800, hop=320, fft=1024, mels=128, low=0, high=15_000, floor=1e-5, centred=True,
 )  # fmt: skip
-SECONDS = 10.0  # of AudioSet's videos, on which the networks were trained
+SECONDS = 10.0  # duration of AudioSet's videos, on which the networks were trained
 
 
-# Of each block of MobileNetV3-Large: its stride, and whether it has the hard swish instead of ReLU (Howard et al. 2019,
-# table 1). Kernels and channels follow from the weights.
+# For each block of MobileNetV3-Large: its stride, and whether it uses hard swish instead of ReLU (Howard et al. 2019,
+# table 1). Kernel sizes and channels follow from the weights.
 _STRIDES = (1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1)
 _BLOCKS = tuple((stride, number >= 6) for number, stride in enumerate(_STRIDES))
 
@@ -37,9 +37,9 @@ _BLOCKS = tuple((stride, number >= 6) for number, stride in enumerate(_STRIDES))
 class EfficientAT(AudioEncoder):
     """A MobileNetV3 without its classifier. Its levels: the first convolution, the 15 blocks, the last convolution.
 
-    It has no [CLS]: a level is the mean over time and frequency, of the last one what the classifier sees. Levels
-    differ in width; `dim` is that of the last one, and zeros follow the narrower ones. Audio is followed by silence
-    up to `seconds` (10 as published); for much shorter ones set `seconds` to their length.
+    It has no [CLS]: a level is the mean over time and frequency; that of the last one is the classifier's input. Levels
+    differ in width; `dim` is that of the last one, and narrower ones are padded with zeros. Audio is padded with
+    silence to `seconds` (10 as published); for much shorter audio set `seconds` to its length.
     """
 
     blank = 4.5 / 5  # 0 before the scaling
@@ -55,7 +55,7 @@ class EfficientAT(AudioEncoder):
 
     @classmethod
     def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
-        """See `load_encoder`."""
+        """Read the encoder; see `load_encoder`."""
         weights = _weights(source, meta)
         weights = {key: value for key, value in weights.items() if not key.startswith("classifier.")}
         with torch.device("meta"):
@@ -71,11 +71,11 @@ class EfficientAT(AudioEncoder):
         return encoder.to(getattr(torch, options.dtype))
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
-        """(mels, frames), every 10 ms."""
+        """Compute (mels, frames), a frame every 10 ms."""
         return (MEL(padded(wave, round(self.seconds * MEL.rate))) + np.float32(4.5)) / np.float32(5)
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
-        """(B, n_levels, 1, dim) float32. Raises `UserError` for `tokens="all"`: levels differ in their tokens."""
+        """Return (B, n_levels, 1, dim) float32. Raises `UserError` for `tokens="all"`, as levels differ in tokens."""
         self.check_levels(levels)
         hidden, means = x[:, None].to(next(self.parameters()).dtype), []
         for layer in islice(self.features, max(levels) + 1):
@@ -84,11 +84,11 @@ class EfficientAT(AudioEncoder):
         return pooled_levels(means, levels, self.dim, tokens)
 
     def settings(self) -> dict[str, Any]:
-        """The family; everything else follows from the weights."""
+        """Return the family; everything else follows from the weights."""
         return {"model_type": "efficientat-mn"}
 
     def preprocessing(self) -> dict[str, Any]:
-        """Sampling rate and what is heard."""
+        """Return sampling rate, duration and the settings of the spectrogram."""
         return {**super().preprocessing(), "mel": asdict(MEL)}
 
 
@@ -105,7 +105,7 @@ class _Residual(nn.Module):
 
 
 class _Squeeze(nn.Module):
-    """Scales of the channels, from their means over time and frequency."""
+    """A squeeze-and-excitation: scales of the channels, computed from their means over time and frequency."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _Squeeze(nn.Module):
 
 
 class _Excitation(nn.Module):
-    """The authors' file format has room for several squeezes; the networks that are read here have one."""
+    """A list of one `_Squeeze`: the authors' file format allows several, but the supported networks have one."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def _weights(source: str, meta: bool) -> Weights:
 
 
 def _features(weights: Weights, source: str) -> nn.Sequential:
-    """The network whose weights these are: which parts there are, and how wide, follows from them."""
+    """Build the network for these weights, from which its parts and widths follow."""
     try:
         first, last = (weights[f"features.{number}.0.weight"] for number in (0, len(_BLOCKS) + 1))
         return nn.Sequential(
@@ -153,7 +153,7 @@ def _features(weights: Weights, source: str) -> nn.Sequential:
 
 
 def _block(weights: Weights, prefix: str, stride: int, hard: bool) -> _Residual:
-    """Expansion (not in the first block), a convolution within each channel, a squeeze in some, projection."""
+    """Build a block: expansion (except the first), depthwise convolution, squeeze-and-excitation or not, projection."""
     count = 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in weights if key.startswith(prefix))
     parts: list[nn.Module] = []
     for number in range(count):
@@ -170,7 +170,7 @@ def _block(weights: Weights, prefix: str, stride: int, hard: bool) -> _Residual:
 
 
 def _convolution(weight: Tensor, activation: nn.Module | None, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Convolution with these weights' shape, batch norm and, unless it is None, activation."""
+    """Build a convolution of the weight's shape, a batch norm and, unless it is None, the activation."""
     channels, per_group, kernel, _ = weight.shape
     convolution = nn.Conv2d(
         per_group * groups, channels, kernel, stride, padding=(kernel - 1) // 2, groups=groups, bias=False
@@ -180,5 +180,5 @@ def _convolution(weight: Tensor, activation: nn.Module | None, *, stride: int = 
 
 
 ENCODER = EfficientAT
-MODEL_TYPES = ()  # its files hold weights alone
+MODEL_TYPES = ()  # its files contain weights only
 SUFFIXES = (".pt",)

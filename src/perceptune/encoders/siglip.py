@@ -6,10 +6,10 @@ from perceptune.encoders.base import BICUBIC, INCEPTION, ViTEncoder
 
 
 class Siglip(ViTEncoder):
-    """SigLIP has no [CLS]: `cls` is the mean over all tokens after the final norm.
+    """SigLIP's image tower. It has no [CLS]: `cls` is the mean over all tokens after the final norm.
 
-    Its attention-pooling head is no choice: it is trained on the last block's tokens only. A whole SigLIP
-    checkpoint loads too: its text tower is left on disk.
+    Its attention-pooling head cannot serve for that, because it is trained on the last block's tokens only. Whole
+    SigLIP checkpoints load too; the text tower is not read.
     """
 
     MODELS: ClassVar = {"siglip_vision_model": "SiglipVisionModel"}
@@ -20,19 +20,19 @@ class Siglip(ViTEncoder):
 
     @classmethod
     def prepare(cls, config: Any) -> Any:
-        """Without the pooling head."""
+        """Return the config of the image tower without the pooling head."""
         config = super().prepare(config)
         config.vision_use_head = False
         return config
 
     @classmethod
     def special_tokens(cls, config: Any) -> int:
-        """None."""
+        """Return 0: there are no special tokens."""
         return 0
 
     @classmethod
     def published(cls, config: Any) -> dict[str, Any]:
-        """Squashed to the model's size."""
+        """Return SigLIP's preprocessing: squash to the model's size."""
         return {"size": config.image_size, "resample": BICUBIC, **INCEPTION}
 
 

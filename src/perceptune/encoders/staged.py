@@ -27,9 +27,9 @@ from perceptune.errors import UserError
 
 
 class Kind(NamedTuple):
-    """Where a family of transformers keeps its parts."""
+    """Names of the parts of a model family in transformers."""
 
-    model: str  # class that holds the tower
+    model: str  # class of the tower
     stages: str  # dotted path of the list of stages
     arguments: Mapping[str, Any] = MappingProxyType({})  # of its forward pass
 
@@ -45,11 +45,11 @@ ARCHITECTURES = {
 
 
 class Staged(ImageEncoder):
-    """Levels are the stages, usually four: `cls` is the mean of a stage's output over space.
+    """An encoder whose levels are its stages, usually four: `cls` is the spatial mean of a stage's output.
 
-    Stages differ in width: `dim` is that of the widest, narrower ones are filled up with zeros (a connector learns
-    nothing from those). The final norm fits the last stage only, which is as transformers' `pooler_output`; the others
-    stay as they are. There is no `tokens="all"`: every stage has another number of them.
+    Stages differ in width: `dim` is that of the widest, narrower ones are padded with zeros (from which a connector
+    learns nothing). The final norm fits only the last stage, which equals transformers' `pooler_output`; the others are
+    not normalised. `tokens="all"` is not supported, because the number of tokens differs between stages.
     """
 
     n_tokens = 1
@@ -65,7 +65,7 @@ class Staged(ImageEncoder):
 
     @classmethod
     def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Staged:
-        """See `load_encoder`."""
+        """Read the encoder; see `load_encoder`."""
         transform = transform_of(source, _published(config), options)
         least = getattr(config, "patch_size", 4) * 2 ** (len(config.depths) - 1)
         if min(transform.size) < least:
@@ -77,7 +77,7 @@ class Staged(ImageEncoder):
         return cls(tower, transform).augmenting(options)
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
-        """(B, n_levels, 1, dim) float32. All stages are run."""
+        """Return (B, n_levels, 1, dim) float32. All stages are run."""
         self.check_levels(levels)
         means: dict[int, Tensor] = {}
         stages: Any = self.tower.get_submodule(self.kind.stages)
@@ -91,7 +91,7 @@ class Staged(ImageEncoder):
         return pooled_levels(means, levels, self.dim, tokens)
 
     def settings(self) -> dict[str, Any]:
-        """What differs from the class's defaults."""
+        """Return the config entries that differ from the class's defaults."""
         return settings_of(self.tower.config)
 
 
@@ -100,19 +100,19 @@ MODEL_TYPES = tuple(ARCHITECTURES)
 
 
 def _keep(means: dict[int, Tensor], level: int, _: nn.Module, __: Any, out: Any) -> None:
-    """Notes the mean over space of what leaves a stage: (B, T, dim) of a Swin, (B, dim, H, W) of the others."""
+    """Store the spatial mean of a stage's output: (B, T, dim) of a Swin, (B, dim, H, W) of the others."""
     states = out[0] if isinstance(out, tuple) else out
     means[level] = states.mean(1) if states.dim() == 3 else states.mean((2, 3))
 
 
 def _width(config: Any) -> int:
-    """That of the last stage, the widest."""
+    """Return the width of the last stage, the widest."""
     sizes = getattr(config, "hidden_sizes", None)
     return int(max(sizes)) if sizes else int(config.embed_dim * 2 ** (len(config.depths) - 1))
 
 
 def _published(config: Any) -> dict[str, Any]:
-    """Swins squash to their own size; the others cut 224 pixels out of 256."""
+    """Return the published preprocessing: Swins resize to their own size, the others crop 224 of 256 pixels."""
     if config.model_type.startswith("swin"):
         return {"size": config.image_size, "resample": BICUBIC, **IMAGENET}
     return {"size": {"shortest_edge": 224}, "crop_pct": 224 / 256, "resample": BILINEAR, **IMAGENET}

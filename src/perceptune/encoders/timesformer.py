@@ -9,7 +9,7 @@ from perceptune.errors import UserError
 
 
 class Timesformer(VideoEncoder):
-    """[CLS] is token 0, one for the whole video. For more frames than it was trained with, time embeddings repeat."""
+    """TimeSformer; token 0 is the [CLS] of the whole video. Time embeddings repeat for more frames than in training."""
 
     MODELS: ClassVar = {"timesformer": "TimesformerModel"}
     BLOCKS = "encoder.layer"
@@ -19,39 +19,39 @@ class Timesformer(VideoEncoder):
 
     @classmethod
     def prepare(cls, config: Any) -> Any:
-        """Refuses the variant without [CLS] of its own: it averages over frames."""
+        """Return the config. Raises `UserError` for variants without one [CLS] per video, which average over frames."""
         if config.attention_type != "divided_space_time":
             raise UserError(f"TimeSformer with `attention_type` {config.attention_type}; known is divided_space_time")
         return config
 
     @classmethod
     def published(cls, config: Any) -> dict[str, Any]:
-        """As of `facebook/timesformer-*`: the shortest edge at the model's size, then the centre."""
+        """Return the preprocessing of `facebook/timesformer-*`: shortest edge at the model's size, centre crop."""
         crop = {"do_center_crop": True, "crop_size": config.image_size, "default_to_square": False}
         mean = {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}
         return {"size": {"shortest_edge": config.image_size}, "resample": BILINEAR, **crop, **mean}
 
     def use_frames(self, frames: int) -> None:
-        """The blocks read the number of frames, and the width in patches, off their config."""
+        """Set the number of frames, also in the config, from which the blocks read it and the width in patches."""
         super().use_frames(frames)
         config: Any = self.tower.config
         config.num_frames, config.image_size = frames, self.transform.size[1]
 
     def skip_time(self) -> None:
-        """A block is then a plain block of a Vision Transformer, if there is one frame."""
+        """Skip the attention over time: with one frame a block is then a plain block of a Vision Transformer."""
         self.skips_time = True
 
     def unmark_time(self) -> None:
-        """As the official eP-ALM code treats images (`space_only_for_images`)."""
+        """Add no time embeddings, as the official eP-ALM code does for images (`space_only_for_images`)."""
         self.marks_time = False
-        self.tower.embeddings.attention_type = "space_only"  # of the embeddings alone: no time is added to one frame
+        self.tower.embeddings.attention_type = "space_only"  # no time embeddings for one frame; blocks unchanged
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, 1 + patches * frames, dim); tokens of one patch lie side by side."""
+        """Embed videos as (B, 1 + patches * frames, dim); the frames of one patch are adjacent."""
         return self.tower.embeddings(x)
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """A block over time and space, or over the space of one frame."""
+        """Run a block with attention over time and space, or over the space of one frame."""
         if not self.skips_time:
             return block(hidden)[0]
         layer: Any = block

@@ -8,10 +8,10 @@ from perceptune.encoders.base import BILINEAR, IMAGENET, VideoEncoder
 
 
 class VideoMAE(VideoEncoder):
-    """VideoMAE has no [CLS]: `cls` is the mean over all tokens, after the final norm where the tower has one.
+    """VideoMAE. It has no [CLS]: `cls` is the mean over all tokens, after the final norm if the tower has one.
 
-    Fine-tuned checkpoints (`use_mean_pooling`) keep their norm in the classification head, behind the mean: it belongs
-    to the last block alone and stays on disk.
+    Fine-tuned checkpoints (`use_mean_pooling`) have their norm in the classification head, after the mean: it fits
+    the last block only and is not read.
     """
 
     MODELS: ClassVar = {"videomae": "VideoMAEModel"}
@@ -23,33 +23,33 @@ class VideoMAE(VideoEncoder):
 
     @classmethod
     def special_tokens(cls, config: Any) -> int:
-        """None."""
+        """Return 0: there are no special tokens."""
         return 0
 
     @classmethod
     def tubelet(cls, config: Any) -> int:
-        """Usually 2."""
+        """Return the number of frames of a patch, usually 2."""
         return int(config.tubelet_size)
 
     @classmethod
     def published(cls, config: Any) -> dict[str, Any]:
-        """As of `MCG-NJU/videomae-*`: the shortest edge at the model's size, then the centre."""
+        """Return the preprocessing of `MCG-NJU/videomae-*`: shortest edge resized to the model's size, centre crop."""
         crop = {"do_center_crop": True, "crop_size": config.image_size, "default_to_square": False}
         return {"size": {"shortest_edge": config.image_size}, "resample": BILINEAR, **crop, **IMAGENET}
 
     @property
     def norm(self) -> nn.Module:
-        """The tower's final norm, or nothing."""
+        """The tower's final norm, or the identity."""
         return self.tower.layernorm or nn.Identity()
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, steps * patches, dim)."""
+        """Embed videos as (B, steps * patches, dim)."""
         embeddings = self.tower.embeddings
         patches = embeddings.patch_embeddings(x)
         return patches + self.in_time(embeddings.position_embeddings.to(patches))
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Its blocks take no mask."""
+        """Run one block, which takes no mask."""
         return block(hidden)
 
 

@@ -6,7 +6,7 @@ from perceptune.encoders.base import BICUBIC, BILINEAR, INCEPTION, BlockParts, V
 
 
 class VisionTransformer(ViTEncoder):
-    """[CLS] is token 0. DeiT has a second special token, for distillation."""
+    """ViT or DeiT; [CLS] is token 0. DeiT has a second special token, for distillation."""
 
     MODELS: ClassVar = {"vit": "ViTModel", "deit": "DeiTModel"}
     BUILD: ClassVar = {"add_pooling_layer": False}
@@ -21,12 +21,12 @@ class VisionTransformer(ViTEncoder):
 
     @classmethod
     def special_tokens(cls, config: Any) -> int:
-        """2 for DeiT, else 1."""
+        """Return 2 for DeiT, else 1."""
         return 2 if config.model_type == "deit" else 1
 
     @classmethod
     def published(cls, config: Any) -> dict[str, Any]:
-        """Squashed to the model's size; DeiT cuts that out of an image 256/224 as large."""
+        """Return the published preprocessing: squash to the model's size; DeiT crops that from 256/224 of its size."""
         side = config.image_size
         if config.model_type == "deit":
             crop = {"do_center_crop": True, "crop_size": side}

@@ -10,7 +10,7 @@ from perceptune.errors import UserError
 
 
 class Vivit(VideoEncoder):
-    """[CLS] is token 0."""
+    """ViViT; [CLS] is token 0."""
 
     MODELS: ClassVar = {"vivit": "VivitModel"}
     BUILD: ClassVar = {"add_pooling_layer": False}
@@ -21,7 +21,7 @@ class Vivit(VideoEncoder):
 
     @classmethod
     def patch(cls, config: Any) -> int:
-        """Its patches are square."""
+        """Return the side of a patch. Raises `UserError` for patches that are not square."""
         _, height, width = config.tubelet_size
         if height != width:
             raise UserError(f"ViViT with patches of {height} x {width} pixels; known are square ones")
@@ -29,19 +29,19 @@ class Vivit(VideoEncoder):
 
     @classmethod
     def tubelet(cls, config: Any) -> int:
-        """Usually 2."""
+        """Return the number of frames of a patch, usually 2."""
         return int(config.tubelet_size[0])
 
     @classmethod
     def published(cls, config: Any) -> dict[str, Any]:
-        """As of `google/vivit-b-16x2-kinetics400`: pixels from -1 to 1, then normalised."""
+        """Return the preprocessing of `google/vivit-b-16x2-kinetics400`: pixels from -1 to 1, then normalised."""
         crop = {"do_center_crop": True, "crop_size": config.image_size, "default_to_square": False}
         scale = {"rescale_factor": 1 / 127.5, "offset": True}
         edge = {"shortest_edge": config.image_size * 256 // 224}
         return {"size": edge, "resample": BILINEAR, **crop, **scale, **INCEPTION}
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, 1 + steps * patches, dim)."""
+        """Embed videos as (B, 1 + steps * patches, dim)."""
         embeddings = self.tower.embeddings
         patches = embeddings.patch_embeddings(x)
         positions = embeddings.position_embeddings

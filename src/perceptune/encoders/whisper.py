@@ -16,10 +16,10 @@ _EXTRACTOR = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_
 
 
 class Whisper(AudioEncoder, BlockEncoder):
-    """Whisper has no [CLS]: `cls` is the mean, after the final norm, over the positions in which there is audio.
+    """Whisper's encoder. It has no [CLS]: `cls` is the mean over the positions with audio, after the final norm.
 
-    Audio is followed by silence up to the model's 30 seconds; what is longer is cut. A whole Whisper checkpoint
-    loads too: its decoder is left on disk.
+    Audio is padded with silence, or cut, to the model's 30 seconds. Whole Whisper checkpoints load too; the decoder is
+    not read.
     """
 
     MODELS: ClassVar = {"whisper": "transformers.models.whisper.modeling_whisper.WhisperEncoder"}
@@ -38,10 +38,10 @@ class Whisper(AudioEncoder, BlockEncoder):
 
     @classmethod
     def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
-        """See `load_encoder`."""
+        """Read the encoder; see `load_encoder`."""
         given = read_preprocessor(source, options.revision, "feature_extractor")
         given = {"feature_size": config.num_mel_bins} | {key: given[key] for key in _EXTRACTOR if key in given}
-        extractor = WhisperFeatureExtractor(**given | {"dither": 0.0})  # features are to be the same every time
+        extractor = WhisperFeatureExtractor(**given | {"dither": 0.0})  # dither would make features random
         made = (extractor.feature_size, extractor.nb_max_frames)
         if made != (wanted := (config.num_mel_bins, 2 * config.max_source_positions)):
             shapes = [f"{mels} mel bands x {frames} frames" for mels, frames in (made, wanted)]
@@ -51,28 +51,28 @@ class Whisper(AudioEncoder, BlockEncoder):
             return cls(tower, extractor, options)
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:
-        """(mels, frames)."""
+        """Compute (mels, frames)."""
         taken = self.extractor(wave, sampling_rate=self.rate, return_tensors="np")
         return np.asarray(taken["input_features"][0], np.float32)
 
     def finish(self, spectrogram: NDArray[np.float32], wave: Wave) -> NDArray[np.float32]:
-        """(mels + 1, frames): the last row is 1 where there is audio."""
+        """Append a row that is 1 for frames with audio: (mels + 1, frames)."""
         heard = np.arange(spectrogram.shape[1]) * self.extractor.hop_length < len(wave)
         return np.concatenate([spectrogram, heard[None].astype(np.float32)])
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, T, dim), after the two convolutions of the front end."""
+        """Embed spectrograms as (B, T, dim), after the two convolutions before the blocks."""
         hidden = nn.functional.gelu(self.tower.conv1(x[:, :-1]))
         hidden = nn.functional.gelu(self.tower.conv2(hidden))
         return hidden.transpose(1, 2) + self.tower.embed_positions.weight
 
     def pool(self, hidden: Tensor, x: Tensor) -> Tensor:
-        """(B, 1, dim): the mean over positions that begin with audio; a position is two frames."""
+        """Return the mean (B, 1, dim) over positions that begin with audio; a position covers two frames."""
         heard = x[:, -1, ::2, None].to(hidden.dtype)
         return ((hidden * heard).sum(1) / heard.sum(1))[:, None]
 
     def preprocessing(self) -> dict[str, Any]:
-        """Sampling rate, what is heard, and the settings of Whisper's own feature extractor."""
+        """Return sampling rate, duration, and the settings of Whisper's own feature extractor."""
         return {**super().preprocessing(), **{key: getattr(self.extractor, key) for key in _EXTRACTOR}}
 
 

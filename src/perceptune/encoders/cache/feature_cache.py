@@ -1,7 +1,7 @@
 """Encoder features, computed once for each medium.
 
-Features are computed in groups that depend on the list of media alone, not on what was computed before: a build that
-was killed and begun again gives the bits of one that was not.
+Features are computed in groups that depend only on the list of media, not on which features exist already: a build
+that was killed and restarted gives the same bits as an uninterrupted one.
 """
 
 import json
@@ -28,19 +28,19 @@ from perceptune.utils.row_store.store import DTYPES, digest_of, folder_for
 from perceptune.utils.run_log import progress
 from perceptune.utils.tensors import move
 
-AHEAD = 2  # groups that are decoded while one is encoded
+AHEAD = 2  # number of groups that are decoded while one is encoded
 Group = TypeVar("Group")
 Result = TypeVar("Result")
 OnBroken = Callable[[Medium, MediaError], None]
 
-GROUP = 16  # media encoded together: their number is part of the features' bits
-VERSION = 2  # raise it when the features of the same encoder and media come out different
+GROUP = 16  # number of media encoded together; the bits of the features depend on it
+VERSION = 2  # increase it when the features of the same encoder and media change
 _HASHES = {"kind": "hashes of media", "dtype": "uint8", "shape": [16]}
-_HASHES_MB = 64  # of those that are kept in memory because the cache cannot be written
+_HASHES_MB = 64  # memory for hashes if the cache cannot be written
 
 
 class MediaView(NamedTuple):
-    """A medium as an encoder is to see it."""
+    """A medium and the view of it to encode."""
 
     medium: Medium
     view: int = 0  # 0: plain; else the number of an augmented view
@@ -48,7 +48,7 @@ class MediaView(NamedTuple):
 
 @dataclass
 class LoadedMedia:
-    """One medium of a group on its way to the encoder."""
+    """One medium of a group, read and decoded for the encoder."""
 
     item: MediaView
     identity: str = ""
@@ -60,9 +60,9 @@ class LoadedMedia:
 
 
 class MediaLoader:
-    """Reads and decodes media for an encoder.
+    """A loader that reads and decodes media for an encoder.
 
-    `key_of` gives the key of a row; `missing` those keys that have none yet, and is called from threads.
+    `key_of` returns the key of a row; `missing` returns the keys without a row and is called from threads.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class MediaLoader:
         missing: Callable[[Sequence[bytes]], list[bytes]],
     ) -> None:  # fmt: skip
         self.encoder, self.key_of, self.missing = encoder, key_of, missing
-        self.decoded: Mapping[Medium, Tensor] = {}  # plain media that somebody has decoded already, by `encoder.load`
+        self.decoded: Mapping[Medium, Tensor] = {}  # plain media that the caller has decoded by `encoder.load`
 
     def load(self, group: Sequence[MediaView]) -> list[LoadedMedia]:
-        """A group, decoded as a whole if any intact one of it has no row: the bits of one depend on the others."""
+        """Load a group; decode all of it if an intact medium has no row, because its bits depend on the others."""
         loaded = [self._read(item) for item in group]
         absent = set(self.missing([one.key for one in loaded if one.error is None]))
         for one in loaded:
@@ -106,14 +106,14 @@ class MediaLoader:
             return
         seed = one.digest + one.item.view.to_bytes(4, "little") if one.item.view else None
         try:
-            # From the bytes that were hashed: the file may have changed since.
+            # Decode the bytes that were hashed, because the file may have changed since.
             one.pixels = self.encoder.load(one.data, label(one.item.medium, self.encoder.modality), seed)
         except MediaError as error:
             one.error = error
 
 
 def prefetched_map(groups: Sequence[Group], load: Callable[[Group], Result]) -> Iterator[Result]:
-    """`load` of each group, in order, done in threads while the caller works on the one before."""
+    """Yield `load` of each group in order; threads load the next groups while the caller works."""
     with ThreadPoolExecutor(AHEAD) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
@@ -128,10 +128,10 @@ def prefetched_map(groups: Sequence[Group], load: Callable[[Group], Result]) -> 
 
 
 class FeatureStore:
-    """Encoder features of media, kept on disk or in memory as the recipe's `cache` says.
+    """Encoder features of media, kept on disk or in memory according to the recipe's `cache`.
 
-    On disk the key of a row is the hash of the medium's content. A file's hash is remembered by its path, size and
-    times, so a later run reads only files that have changed.
+    On disk the key of a row is the hash of the medium's content. A file's hash is stored by its path, size and times,
+    so a later run reads only files that have changed.
     """
 
     def __init__(
@@ -146,17 +146,17 @@ class FeatureStore:
             self.kept_levels = sorted({*self.levels, *last})
         self._megabytes, self._settings = megabytes, json.dumps(encoder.augmentation()).encode()
         self.loader = MediaLoader(encoder, self._key_of, self._missing)
-        self._lock = threading.RLock()  # `get_cached` reads in another thread than `precompute` and `get` write in
+        self._lock = threading.RLock()  # `get_cached` may run in another thread than the writing `precompute` and `get`
 
     def precompute(
         self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None, *, label: str = "features",
         rank: int = 0, world: int = 1, on_broken: OnBroken | None = None,
     ) -> int:  # fmt: skip
-        """Computes and keeps the features that are missing; returns their number.
+        """Compute and store missing features; return their number.
 
-        `draws` choose one of the augmented views of each medium, if there are any. Of `world` processes that give the
-        same list, this one does every `world`-th group, unless what it keeps in its memory could not be seen by the
-        others. A broken medium is told to `on_broken`; without it `MediaError` is raised.
+        `view_seeds` select an augmented view of each medium, if the store has views. Each of `world` processes with the
+        same list computes every `world`-th group, or all groups if its rows are kept in memory, which the others cannot
+        read. `on_broken` is called for a broken medium; without it `MediaError` is raised.
         """
         items = list(dict.fromkeys(self._views_of(media, view_seeds)))
         rank, world = (rank, world) if self._kept.is_shared else (0, 1)
@@ -168,17 +168,17 @@ class FeatureStore:
                     count += len(rows)
                     bar.advance(len(loaded), f"{count / (time.monotonic() - start):.0f}/s")
                     if self._full:
-                        break  # what does not fit is computed when it is used
+                        break  # the rest is computed at each use
         return count
 
     def get(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> Tensor:
-        """(N, n_levels, T, dim) float32 for N media. Raises `MediaError` for one that cannot be read."""
+        """Return (N, n_levels, T, dim) float32 for N media; compute missing features. Raises `MediaError`."""
         items = self._views_of(media, view_seeds)
         distinct = list(dict.fromkeys(items))
         rows = self._read(distinct)
         fresh: dict[MediaView, Tensor] = {}
         keys: dict[MediaView, bytes] = {}
-        while len(rows) < len(distinct):  # more than once only where a row turns out to be damaged
+        while len(rows) < len(distinct):  # a second pass only if a row is found to be damaged
             for loaded, computed in self._build(self._lacking(distinct), None):
                 keys |= {one.item: one.key for one in loaded}
                 fresh |= {one.item: computed[one.key] for one in loaded if one.key in computed}
@@ -186,7 +186,7 @@ class FeatureStore:
         return self._chosen([rows[item] for item in items])
 
     def get_cached(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> Tensor | None:
-        """What `get` gives, without computing anything: None unless all of it is kept. Safe in a thread."""
+        """Return the same as `get` if all features are stored, else None. Computes nothing. Thread-safe."""
         items = self._views_of(media, view_seeds)
         with self._lock:
             rows = self._read(items)
@@ -196,7 +196,7 @@ class FeatureStore:
         return self._chosen([rows[item] for item in items]) if len(rows) == len(set(items)) else None
 
     def _chosen(self, rows: Sequence[Tensor]) -> Tensor:
-        """The levels that are asked for, of all that are kept."""
+        """Stack rows and select the requested levels from those that are kept."""
         every = torch.stack(list(rows))
         if self.kept_levels != self.levels:
             every = every[:, [self.kept_levels.index(level) for level in self.levels]]
@@ -204,7 +204,7 @@ class FeatureStore:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """Everything that a row depends on beside its medium and view."""
+        """All settings that a row depends on, apart from its medium and view."""
         count = self.encoder.n_tokens if self.tokens == "all" else 1
         return {
             "kind": "features", "version": VERSION, "encoder": self.encoder.fingerprint, "levels": self.kept_levels,
@@ -214,7 +214,7 @@ class FeatureStore:
 
     @cached_property
     def folder(self) -> Path:
-        """Where rows that are kept on disk lie."""
+        """Folder of the rows that are kept on disk."""
         return folder_for(cache_folder(self.cache.dir), self.description)
 
     @cached_property
@@ -229,7 +229,7 @@ class FeatureStore:
 
     @cached_property
     def _hashes(self) -> DiskCache | None:
-        """Hashes of contents by identity. In memory they are not needed: there, the identity itself is the key."""
+        """Hashes of contents by identity; None in memory, where the identity itself is the key."""
         if self.cache.features != "disk":
             return None
         return DiskCache(cache_folder(self.cache.dir) / "hashes", _HASHES, _HASHES_MB)
@@ -240,7 +240,7 @@ class FeatureStore:
         return [MediaView(medium, 1 + draw % self.views) for medium, draw in zip(media, view_seeds, strict=True)]
 
     def _keys(self, items: Sequence[MediaView]) -> dict[MediaView, bytes]:
-        """Keys of the rows of media whose content is known."""
+        """Return the row keys of media whose content hash is known."""
         hashes = [digest_of(identity(item.medium).encode()) for item in items]
         if self._hashes is None:
             return {item: self._key(one, item.view) for item, one in zip(items, hashes, strict=True)}
@@ -261,14 +261,14 @@ class FeatureStore:
     def _read(
         self, items: Sequence[MediaView], keys: Mapping[MediaView, bytes] | None = None
     ) -> dict[MediaView, Tensor]:
-        """Rows that are there."""
+        """Return the rows that exist."""
         with self._lock:
             keys = {**self._keys(items), **(keys or {})}
             rows = zip(keys, self._kept.read(list(keys.values())), strict=True)
             return {item: row for item, row in rows if row is not None}
 
     def _lacking(self, items: Sequence[MediaView], rank: int = 0, world: int = 1) -> list[Sequence[MediaView]]:
-        """The groups of which something is missing, or not known to be there."""
+        """Return this process's groups with at least one medium whose row is missing or whose key is unknown."""
         with self._lock:
             self._kept.refresh()
             keys = self._keys(items)
@@ -279,7 +279,7 @@ class FeatureStore:
     def _build(
         self, groups: Sequence[Sequence[MediaView]], on_broken: OnBroken | None
     ) -> Iterator[tuple[list[LoadedMedia], dict[bytes, Tensor]]]:
-        """Each group, and the rows by key that were missing and are kept now, as far as there is room."""
+        """Compute and store missing rows; yield each group with its new rows by key."""
         for loaded in prefetched_map(groups, self.loader.load):
             rows = self._encode([one for one in loaded if one.pixels is not None])
             with self._lock:
@@ -304,7 +304,7 @@ class FeatureStore:
         return {one.key: row for one, row in zip(loaded, rows, strict=True)}
 
     def _remember(self, loaded: Sequence[LoadedMedia]) -> None:
-        """Notes the hashes of media that did not change while they were read."""
+        """Store the hashes of media that did not change while they were read."""
         if self._hashes is not None:
             steady = [one for one in loaded if one.digest and identity(one.item.medium) == one.identity]
             digests = {digest_of(one.identity.encode()): one.digest for one in steady}
@@ -313,5 +313,5 @@ class FeatureStore:
 
 
 def cache_folder(given: Path | None) -> Path:
-    """The folder of all feature caches: the one given, else `features` in perceptune's cache folder."""
+    """Return the folder of all feature caches: `given`, else `features` in perceptune's cache folder."""
     return cache_dir() / "features" if given is None else given.expanduser().absolute()

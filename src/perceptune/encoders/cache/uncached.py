@@ -1,4 +1,4 @@
-"""Features of an encoder that is being trained: computed at every use, with gradients, and never kept."""
+"""Features of an encoder that is trained: computed at every use, with gradients, and never cached."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,22 +13,22 @@ from perceptune.utils.tensors import move
 
 
 class LiveFeatures(FeatureStore):
-    """Stands in for a `FeatureStore` whose rows would be wrong after the next step."""
+    """A `FeatureStore` without a cache, because its rows would be wrong after the next step."""
 
     def __init__(self, encoder: Encoder, levels: Sequence[int], tokens: str, *, views: int = 0) -> None:
         super().__init__(encoder, levels, tokens, views=views)
         self.loader = MediaLoader(encoder, lambda one: one.identity.encode(), list)
 
     def precompute(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None, **_: Any) -> int:
-        """Nothing can be computed beforehand: broken media are met when they are used."""
+        """Do nothing and return 0: features change at each step. Broken media raise when they are used."""
         return 0
 
     def get_cached(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> Tensor | None:
-        """Nothing is."""
+        """Return None: nothing is cached."""
         return None
 
     def get(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> Tensor:
-        """(N, n_levels, T, dim) float32, through which gradients reach the encoder."""
+        """Compute features (N, n_levels, T, dim) float32, with gradients to the encoder."""
         items = self._views_of(media, view_seeds)
         distinct = list(dict.fromkeys(items))
         device = next(self.encoder.parameters()).device
