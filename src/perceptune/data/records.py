@@ -127,17 +127,23 @@ class Record(NamedTuple):
         return meta
 
 
+def utf8(text: bytes, where: str, encoding: str = "utf-8-sig") -> str:
+    """Return the text of bytes. Raises `UserError` if they are not UTF-8."""
+    try:
+        return text.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise RowError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})", "not-utf8") from error
+
+
 def parse(text: bytes, where: str, expected: str, encoding: str = "utf-8") -> dict[str, Any] | None:
     """The JSON object in `text`, None where there is only white space. `expected` says what ought to stand there."""
     if len(text) > MAX_LINE:
         raise RowError(f"{where}: longer than {MAX_LINE // 2**20} MiB; expected {expected}", "long-line")
+    line = utf8(text, where, encoding).strip()
     try:
-        line = text.decode(encoding).strip()
         values, end = DECODER.raw_decode(line) if line else (None, 0)
         if end < len(line):
             DECODER.decode(line)  # says what stands behind the first value
-    except UnicodeDecodeError as error:
-        raise RowError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})", "not-utf8") from error
     except _NotANumberError as error:
         raise RowError(f"{where}: invalid JSON: {error}", "nan") from error
     except (ValueError, RecursionError) as error:

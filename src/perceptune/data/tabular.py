@@ -8,6 +8,7 @@ import codecs
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -45,13 +46,10 @@ def delimiter_named(text: str) -> str:
 
 def encoding_named(text: str) -> str:
     """The name of an encoding that Python knows. Raises `ValueError` for anything else."""
-    try:
-        codec = codecs.lookup(text)
-    except LookupError:
-        codec = None
-    if codec is None or not codec._is_text_encoding:
-        raise ValueError("is not an encoding, such as `utf-8`, `cp1252`, `cp1251`, `gbk` or `shift_jis`")
-    return codec.name
+    with suppress(LookupError):
+        if (codec := codecs.lookup(text))._is_text_encoding:
+            return codec.name
+    raise ValueError("is not an encoding, such as `utf-8`, `cp1252`, `cp1251`, `gbk` or `shift_jis`")
 
 
 def recognize(
@@ -215,9 +213,7 @@ def _delimiter_of(sample: Sequence[str], where: str, default: str, known: Sequen
 def _cells(lines: Sequence[str], delimiter: str) -> list[list[str]]:
     """Rows as far as they can be read."""
     rows = []
-    try:
+    with suppress(csv.Error):
         for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True):
             rows.append(row)
-    except csv.Error:
-        pass
     return rows

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from perceptune.data import storage
 from perceptune.data.media.suffixes import is_hidden
+from perceptune.data.records import utf8
 from perceptune.errors import UserError
 from perceptune.utils.run_log import progress
 
@@ -70,7 +71,8 @@ def _lines(address: str, size: int, texts: Sequence[str]) -> Iterator[bytes]:
                     raise UserError(f"{where}: two members are called `{name}.{part}`")
                 parts[part] = [info.offset_data, info.size]
                 if part in texts:
-                    contents[part] = _text(file, info, f"{where}, `{part}`")
+                    file.seek(info.offset_data)
+                    contents[part] = utf8(file.read(info.size), f"{where}, `{part}`")
             line: dict[str, Any] = {"name": name, "parts": parts, "texts": contents}
             yield json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
@@ -101,11 +103,3 @@ def _damage(file: BinaryIO, size: int, error: tarfile.TarError) -> str:
     if file.read(2) == b"\x1f\x8b":
         return "is compressed, so nothing in it can be found without reading it all: store it as a plain tar"
     return f"is no whole tar archive of {size:,} bytes ({error})"
-
-
-def _text(file: BinaryIO, info: tarfile.TarInfo, where: str) -> str:
-    file.seek(info.offset_data)
-    try:
-        return file.read(info.size).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error

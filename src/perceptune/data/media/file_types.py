@@ -17,8 +17,8 @@ class Kind(NamedTuple):
 _IMAGE, _AUDIO, _VIDEO = ("image",), ("audio",), ("audio", "video")
 _HEIC, _AVIF = Kind("a HEIC photo", _IMAGE), Kind("an AVIF image", _IMAGE)
 # Brands of the container that MP4 videos, M4A audio and phones' HEIC images share.
-_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1")
-_AVIF_BRANDS = (b"avif", b"avis")
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"mif1"}
+_AVIF_BRANDS = {b"avif", b"avis"}
 _RIFF = {
     b"WEBP": Kind("a WebP image", _IMAGE),
     b"WAVE": Kind("a WAV audio file", _AUDIO),
@@ -74,8 +74,8 @@ def kind_of(head: bytes) -> Kind | None:
     """What begins with these bytes; None if it cannot be told."""
     if head[:4] == b"RIFF":
         return _RIFF.get(head[8:12])
-    if head[4:8] == b"ftyp" and (brands := _brands(head)) & {*_HEIC_BRANDS, *_AVIF_BRANDS}:
-        return _AVIF if brands & {*_AVIF_BRANDS} else _HEIC
+    if head[4:8] == b"ftyp" and (brands := _brands(head)) & (_HEIC_BRANDS | _AVIF_BRANDS):
+        return _AVIF if brands & _AVIF_BRANDS else _HEIC
     if head and not head.strip(b"\0"):
         return Kind("nothing but zero bytes")
     return next((kind for place, magic, kind in _MAGIC if head.startswith(magic, place)), None) or _text(head)
@@ -97,17 +97,15 @@ def refusal(head: bytes, modality: str, what: str, known: str) -> str:
     kind = kind_of(head)
     if kind is not None and modality in kind.modalities:
         return f"damaged {what} (it begins as {kind.name})"
-    thing = f"not {'an' if what[0] in 'aeiou' else 'a'} {what}"
-    return (
-        f"{thing} but {kind.name}; formats that are read: {known}" if kind else f"{thing} in one of the formats {known}"
-    )
+    but = f"but {kind.name}; formats that are read:" if kind else "in one of the formats"
+    return f"not {'an' if what[0] in 'aeiou' else 'a'} {what} {but} {known}"
 
 
 def _brands(head: bytes) -> set[bytes]:
     length = min(int.from_bytes(head[:4], "big"), HEAD)
     found = {head[at : at + 4] for at in (8, *range(16, length, 4))}
     # Videos name the brands of images as well, where they hold a cover.
-    return found if head[8:12] in {*_HEIC_BRANDS, *_AVIF_BRANDS} else set()
+    return found if head[8:12] in _HEIC_BRANDS | _AVIF_BRANDS else set()
 
 
 def _text(head: bytes) -> Kind | None:

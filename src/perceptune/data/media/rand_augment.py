@@ -83,28 +83,19 @@ _PLAIN: dict[str, Operation] = {
     "auto_contrast": lambda image, share: ImageOps.autocontrast(image),
     "equalize": lambda image, share: ImageOps.equalize(image),
 }
+_ALBEF = (
+    _PLAIN
+    | _enhanced(lambda share: 1.8 * abs(share) + 0.1, ImageEnhance.Brightness, ImageEnhance.Sharpness)
+    | _moves(Image.Resampling.BILINEAR, (128, 128, 128), lambda side, share: 10 * share)
+)
+_KINDS = (ImageEnhance.Brightness, ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Sharpness)
+_TORCHVISION = (
+    _PLAIN
+    | _enhanced(lambda share: 1 + 0.9 * share, *_KINDS)
+    | {"posterize": _posterized, "solarize": _solarized}
+    | _moves(Image.Resampling.NEAREST, (0, 0, 0), lambda side, share: int(_SPAN * side * share))
+)
 OPERATIONS: dict[Form, Operations] = {
-    "albef": Operations(
-        {
-            **_PLAIN,
-            **_enhanced(lambda share: 1.8 * abs(share) + 0.1, ImageEnhance.Brightness, ImageEnhance.Sharpness),
-            **_moves(Image.Resampling.BILINEAR, (128, 128, 128), lambda side, share: 10 * share),
-        },
-        top=10,
-        chance=0.5,
-    ),
-    "torchvision": Operations(
-        {
-            **_PLAIN,
-            **_enhanced(
-                lambda share: 1 + 0.9 * share,
-                *(ImageEnhance.Brightness, ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Sharpness),
-            ),
-            "posterize": _posterized,
-            "solarize": _solarized,
-            **_moves(Image.Resampling.NEAREST, (0, 0, 0), lambda side, share: int(_SPAN * side * share)),
-        },
-        top=30,
-        chance=1.0,
-    ),
+    "albef": Operations(_ALBEF, top=10, chance=0.5),
+    "torchvision": Operations(_TORCHVISION, top=30, chance=1.0),
 }

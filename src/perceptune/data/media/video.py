@@ -77,12 +77,8 @@ def describe_video(medium: Medium, name: str | None = None, *, decode: bool = Fa
     if is_image(data[:HEAD]):
         return _describe_image(data, decode, limits)
     with _demuxed(data, limits) as (stream, packets, times):
-        if decode:
-            first = None
-            for _, frame in _decoded(stream, packets, times, limits):
-                first = first or frame
-            if first is None:
-                raise limits.error("damaged: no frame can be decoded")
+        if decode and not sum(1 for _ in _decoded(stream, packets, times, limits)):
+            raise limits.error("damaged: no frame can be decoded")
         seconds = float((times.end - times.starts[0]) * stream.time_base) if times.stamped else None
         return VideoInfo(stream.codec_context.width, stream.codec_context.height, len(times.starts), seconds)
 

@@ -21,13 +21,12 @@ Tokenizer = Callable[[str], list[str]]
 
 
 class Captions(NamedTuple):
-    """Predictions, their references and perhaps further captions, one after the other, as numbers of words."""
+    """Predictions, their references and perhaps captions of a corpus, one after the other, as numbers of words."""
 
     words: Ints  # of all captions, end to end; equal numbers are equal words
     lengths: Ints  # (captions,)
     owners: Ints  # (references,): the sample of each reference
     samples: int
-    further: int  # captions of a corpus, which stand last
 
     @property
     def predicted_lengths(self) -> Ints:
@@ -106,10 +105,8 @@ def numbered(
     for sample, (_, accepted) in enumerate(zipped(predictions, references)):
         add(accepted)
         owners += [sample] * len(accepted)
-    before = len(lengths)
     add(further)
-    samples = len(predictions)
-    return Captions(_ints(words), _ints(lengths), np.array(owners, dtype=np.int64), samples, len(lengths) - before)
+    return Captions(_ints(words), _ints(lengths), np.array(owners, dtype=np.int64), len(predictions))
 
 
 def tables(captions: Captions, orders: int) -> Iterator[NGramTable]:

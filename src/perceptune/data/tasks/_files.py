@@ -3,6 +3,7 @@
 import gzip
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,30 +35,31 @@ def plain(path: Path) -> Path:
     return storage.derived(f"UTF-8 of {name}", storage.version(name)[1], lambda: _recoded(unzipped, path, encoding))
 
 
-def _start(path: Path) -> bytes:
+@contextmanager
+def reading(what: Path | str, *errors: type[Exception]) -> Iterator[None]:
+    """Raise `UserError` for `errors`, and those of the system, while this is read."""
+    caught: tuple[type[Exception], ...] = (OSError, *errors)
     try:
-        with path.open("rb") as file:
-            return file.read(4)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        yield
+    except caught as error:
+        raise UserError(f"cannot read {what}: {error}") from error
+
+
+def _start(path: Path) -> bytes:
+    with reading(path), path.open("rb") as file:
+        return file.read(4)
 
 
 def _recoded(file: Path, named: Path, encoding: str) -> Iterator[bytes]:
-    try:
-        with file.open(encoding=encoding, newline="") as text:
-            while chunk := text.read(2**20):
-                yield chunk.encode()
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"cannot read {named} as {encoding.upper()}: {error}") from error
+    with reading(f"{named} as {encoding.upper()}", UnicodeError), file.open(encoding=encoding, newline="") as text:
+        while chunk := text.read(2**20):
+            yield chunk.encode()
 
 
 def _unzipped(path: Path) -> Iterator[bytes]:
-    try:
-        with gzip.open(path) as file:
-            while chunk := file.read(2**20):
-                yield chunk
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    with reading(path, EOFError, zlib.error), gzip.open(path) as file:
+        while chunk := file.read(2**20):
+            yield chunk
 
 
 class Absent:

@@ -123,10 +123,6 @@ class Converted(LazyRows):
     def rows(self, path: Path, split: str) -> Iterator[Record]:
         """The rows of a file with the keys of task `jsonl`. Raises `UserError` naming the file and the line."""
 
-    def settings(self) -> object:
-        """The options on which the rows depend, JSON-able."""
-        return None
-
     def notes(self, split: str) -> list[str]:
         """What was recognised about a file beside its rows."""
         return []
@@ -154,7 +150,8 @@ class Converted(LazyRows):
 
     def _file(self, split: str) -> Path:
         path, options = self._given[split], self._options
-        how = [type(self).__name__, split, options.number_rows, options.prompt, self.settings()]
+        own = options.model_dump(mode="json", exclude=set(Converted.Options.model_fields))  # what a reader adds
+        how = [type(self).__name__, split, options.number_rows, options.prompt, own]
         return kept(self.sources(path, split), how, lambda: self._named(self.rows(path, split), split))
 
     def _named(self, rows: Iterable[Record], split: str) -> Iterator[Record]:

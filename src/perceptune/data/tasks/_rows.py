@@ -6,25 +6,21 @@ file and the place in it.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field
 
 from perceptune.data.lazy_rows import lines_of
-from perceptune.data.records import DECODER, Record, json_type
+from perceptune.data.records import DECODER, Record, json_type, utf8
 from perceptune.data.tabular import Dialect, decoded, delimiter_named, encoding_named, recognize, table_records
-from perceptune.data.tasks._files import plain
+from perceptune.data.tasks._files import plain, reading
 from perceptune.errors import UserError
 
 
 def read_json(path: Path) -> Any:
     """All that a JSON file holds. Raises `UserError` naming the file."""
-    try:
-        text = plain(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    with reading(path):
+        text = utf8(plain(path).read_bytes(), str(path))
     try:
         return DECODER.decode(text)
     except (ValueError, RecursionError) as error:
@@ -62,20 +58,12 @@ def _object(value: Any, where: str, expected: str = "an object") -> dict[str, An
 class TableOptions(BaseModel):
     """The recipe keys by which a table is read where its own bytes do not tell."""
 
-    delimiter: str | None = Field(
+    delimiter: Annotated[str, AfterValidator(delimiter_named)] | None = Field(
         None, description="column delimiter: one character or `tab`; None = detected from the header"
     )
-    encoding: str | None = Field(None, description="such as `cp1251`; None = UTF-8, else Windows-1252 if detected")
-
-    @field_validator("delimiter")
-    @classmethod
-    def _one_character(cls, value: str | None) -> str | None:
-        return None if value is None else delimiter_named(value)
-
-    @field_validator("encoding")
-    @classmethod
-    def _known_encoding(cls, value: str | None) -> str | None:
-        return None if value is None else encoding_named(value)
+    encoding: Annotated[str, AfterValidator(encoding_named)] | None = Field(
+        None, description="such as `cp1251`; None = UTF-8, else Windows-1252 if detected"
+    )
 
 
 def dialect_of(path: Path, options: TableOptions | None = None, *, known: Sequence[str] = ()) -> Dialect:
@@ -106,8 +94,5 @@ def text_lines(path: Path) -> Iterator[str]:
 
 
 def _byte_lines(path: Path) -> Iterator[bytes]:
-    try:
-        with plain(path).open("rb") as file:
-            yield from lines_of(file, str(path))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    with reading(path), plain(path).open("rb") as file:
+        yield from lines_of(file, str(path))

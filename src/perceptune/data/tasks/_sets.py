@@ -121,8 +121,7 @@ class MediaSet(Task):
 
     def _checked(self, split: str) -> list[Sample]:
         kept, places, absent = list[Sample](), dict[str, str](), Absent()
-        first, looks = "", self._options.check_files or self._options.skip_missing
-        folder = self._media_folder(split)
+        looks, folder = self._options.check_files or self._options.skip_missing, self._media_folder(split)
         for index, (record, found) in enumerate(self.entries(split)):
             media: dict[str, Medium] = {name: folder / str(place) for name, place in found.media.items()}
             sample = replace(found, media=media)
@@ -131,11 +130,10 @@ class MediaSet(Task):
             places[sample.id] = record.where
             if not looks or absent.look(index, sample):
                 kept.append(sample)
-            elif not first:
-                first = record.where
         if absent.first and len(absent) > self._options.skip_missing:
-            _, key, file = absent.first
-            raise UserError(f"{first}: cannot read its {key} {file}: {missing(file)}{absent.others()}")
+            index, key, file = absent.first
+            where = [*places.values()][index]
+            raise UserError(f"{where}: cannot read its {key} {file}: {missing(file)}{absent.others()}")
         if not kept:
             raise UserError(f"{self.annotations(split)[0]} holds no samples of split `{split}`")
         if absent:

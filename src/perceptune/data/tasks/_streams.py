@@ -3,13 +3,14 @@
 import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from perceptune.data import storage
 from perceptune.data.json_stream import JSONStream
 from perceptune.data.lazy_rows import lines_of
 from perceptune.data.records import Record, json_type, parse
-from perceptune.data.tasks._files import plain
+from perceptune.data.tasks._files import plain, reading
 from perceptune.errors import UserError
 
 _FORMAT = 2  # raise it when the rows that readers make change
@@ -50,15 +51,10 @@ def parquet_rows(path: Path) -> Iterator[Record]:
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(f"{path}: parquet needs more packages: run `pip install 'perceptune[data]'`") from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Record(f"{path}, row {number}", values, ())
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    with reading(path, pyarrow.ArrowException), parquet.ParquetFile(path) as file:
+        rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
+        for number, values in enumerate(rows, 1):
+            yield Record(f"{path}, row {number}", values, ())
 
 
 def kept(sources: Sequence[Path], how: object, rows: Callable[[], Iterable[Record]]) -> Path:

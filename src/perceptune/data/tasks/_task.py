@@ -203,12 +203,15 @@ def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample
     """Cleaned answers against cleaned targets: over all samples and for each `answer_type` in their meta."""
     for sample in samples:
         require_targets(sample)
-    scored = exact.score(
-        [task.clean(prediction) for prediction in predictions],
-        [[task.clean(target) for target in sample.targets] for sample in samples],
-        groups=[str(sample.meta.get("answer_type", "")) for sample in samples],
-    )
+    groups = [str(sample.meta.get("answer_type", "")) for sample in samples]
+    scored = exact.score(*_cleaned(task, predictions, samples), groups=groups)
     return replace(scored, definition={**scored.definition, "lowercase": task.lowercase})
+
+
+def _cleaned(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:
+    """Predictions and the targets of samples, cleaned."""
+    targets = [[task.clean(target) for target in sample.targets] for sample in samples]
+    return [task.clean(prediction) for prediction in predictions], targets
 
 
 def require_targets(sample: Sample) -> None:
@@ -225,8 +228,7 @@ def score_captions(
     for sample in samples:
         if not sample.targets:
             raise UserError(f"sample `{sample.id}` has no captions to judge its own by")
-    texts = [task.clean(text) for text in predictions]
-    references = [[task.clean(text) for text in sample.targets] for sample in samples]
+    texts, references = _cleaned(task, predictions, samples)
     scored = caption.score(texts, references, options or caption.Options())
     if not with_rouge:
         return scored

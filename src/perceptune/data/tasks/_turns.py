@@ -47,9 +47,6 @@ class Conversations(Converted):
 
     strict_tags = True  # whether every medium must have its tag
 
-    def settings(self) -> object:
-        return [self._options.turns, self._options.history]
-
     @abstractmethod
     def talk(self, record: Record) -> Talk:
         """What a row says. Raises `UserError` naming what is wrong."""

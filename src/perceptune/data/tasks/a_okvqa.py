@@ -37,11 +37,10 @@ class AOKVQA(QuestionSet):
             if split != "train" and direct and row.values.get("difficult_direct_answer"):
                 continue
             fields = {"subset": subset, "image_id": number_of(row, "image_id")}
-            yield (
-                self.question_sample(row, fields, *answers_of(row, "direct_answers"))
-                if direct
-                else self._choice(row, fields)
-            )
+            if direct:
+                yield self.question_sample(row, fields, *answers_of(row, "direct_answers"))
+            else:
+                yield self._choice(row, fields)
 
     def _choice(self, row: Record, fields: dict[str, object]) -> Asked:
         choices = answers_of(row, "choices")

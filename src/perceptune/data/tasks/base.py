@@ -5,7 +5,7 @@ from perceptune.data.media.suffixes import MEDIA, MODALITIES
 from perceptune.data.tasks._canonical import to_row
 from perceptune.data.tasks._captions import Captioned, CaptionSet
 from perceptune.data.tasks._coco import coco_rows
-from perceptune.data.tasks._files import GZIPPED, Absent, is_file, missing, plain
+from perceptune.data.tasks._files import GZIPPED, Absent, is_file, missing, plain, reading
 from perceptune.data.tasks._flickr import FlickrSet
 from perceptune.data.tasks._karpathy import karpathy_rows
 from perceptune.data.tasks._lazy_rows import KEYS, Converted, LazyRows, id_of, media_of
@@ -13,7 +13,7 @@ from perceptune.data.tasks._questions import Asked, QuestionSet, answers_of, lab
 from perceptune.data.tasks._rows import TableOptions, dialect_of, json_rows, read_json, table_rows, text_lines
 from perceptune.data.tasks._sets import MediaSet, files_of, number_of, text_of
 from perceptune.data.tasks._streams import json_objects, parquet_rows
-from perceptune.data.tasks._task import ROUGE, Examined, GivenFiles, Task, check_metric, check_split, exact_match
+from perceptune.data.tasks._task import ROUGE, Examined, GivenFiles, Task, check_split, exact_match
 from perceptune.data.tasks._turns import Conversations, Talk, Turn, turns_of
 from perceptune.data.tasks._video_questions import VideoQuestions
 from perceptune.data.tasks._vqa_files import VQAFiles

@@ -31,9 +31,6 @@ class CC3M(Converted):
         skip_missing: int = Field(1_700_000, ge=0, description="missing media per split that may be skipped")
         template: str = Field("{shard:05d}/{row:09d}.jpg", description="path of an image in the folder of media")
 
-    def settings(self) -> object:
-        return self._options.template
-
     def rows(self, path: Path, split: str) -> Iterator[Record]:
         for row, record in enumerate(table_rows(path, dialect=Dialect("\t"), columns=("caption", "url"), quoted=False)):
             url = record.values["url"]

@@ -39,9 +39,8 @@ class COCOCaptions(CaptionSet):
     one_row_a_medium = False
 
     def rows(self, split: str) -> Iterator[Captioned]:
-        return {"karpathy": self._karpathy, "lavis": self._lavis, "official": self._official}[self._options.format](
-            split
-        )
+        forms = {"karpathy": self._karpathy, "lavis": self._lavis, "official": self._official}
+        return forms[self._options.format](split)
 
     def _karpathy(self, split: str) -> Iterator[Captioned]:
         for path in self.annotations(split):

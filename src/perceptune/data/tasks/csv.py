@@ -35,12 +35,6 @@ class CSVTable(Converted):
         target_separator: str = Field("|", min_length=1, description="separator of several targets in a cell")
         id_key: str = "id"
 
-    def settings(self) -> object:
-        return self._options.model_dump(
-            mode="json", include={"delimiter", "encoding", "prompt_key", "target_key", "target_separator", "id_key"}
-            | {f"{modality}_key" for modality in MODALITIES},
-        )  # fmt: skip
-
     def rows(self, path: Path, split: str) -> Iterator[Record]:
         known = self._names()
         for row in table_rows(path, dialect=dialect_of(path, self._options, known=known), known=known):

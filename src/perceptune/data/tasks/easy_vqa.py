@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from perceptune.data.metrics.base import Scored, averages
-from perceptune.data.tasks.base import Task, check_split, exact_match
+from perceptune.data.tasks.base import Task, check_split, exact_match, reading
 from perceptune.errors import UserError
 from perceptune.types import Sample
 from perceptune.utils import downloads
@@ -62,10 +62,8 @@ TASK = EasyVQA
 
 
 def _rows(path: Path) -> list[object]:
-    try:
+    with reading(f"the questions in {path}", ValueError):
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the questions in {path}: {error}") from error
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: expected a list of [question, answer, image number]")
     return rows

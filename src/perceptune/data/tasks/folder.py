@@ -56,10 +56,6 @@ class Folder(Converted):
         super().__init__(options)
         self._passed: dict[str, str] = {}  # split -> what was passed over
 
-    def settings(self) -> object:
-        options = self._options
-        return [options.prompt_key, options.target_key, options.modality, options.delimiter, options.encoding]
-
     def notes(self, split: str) -> list[str]:
         tables = [file for file in self.sources(self._given[split], split) if file.name == "metadata.csv"]
         return [f"{file.name}: {note}" for file in tables for note in self._dialect(file).notes]

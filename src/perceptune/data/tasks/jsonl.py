@@ -62,15 +62,10 @@ class JSONLines(LazyRows):
                     if sample is not None:
                         answer_types.add(sample.meta.get("answer_type", ""))
                         yield line, sample
-        except UserError as error:
-            yield line, error
-            return
-        if not answer_types:
-            if not mistaken:
-                yield line, RowError(f"{path} holds no samples", "no-samples")
-            return
-        try:
-            self._check_metric(split, answer_types)
+            if answer_types:
+                self._check_metric(split, answer_types)
+            elif not mistaken:
+                raise RowError(f"{path} holds no samples", "no-samples")
         except UserError as error:
             yield line, error
 
