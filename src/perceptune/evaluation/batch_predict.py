@@ -1,7 +1,7 @@
-"""Answers in bulk: a JSONL of media and prompts, or a folder of media files, becomes a JSONL of answers.
+"""Batch prediction: a JSONL of media and prompts, or a folder of media files, becomes a JSONL of answers.
 
-Rows are read, answered and appended a portion at a time. Portions begin at fixed rows, so a run that goes on after a
-kill answers in the company in which the uninterrupted one did: the same answers, every row once.
+Rows are read, answered and appended in batches. Batches begin at fixed rows, so a run that resumes after a kill forms
+the same batches as an uninterrupted one: the same answers, every row once.
 """
 
 import contextlib
@@ -38,17 +38,17 @@ META_SUFFIX = ".meta.json"
 
 @dataclass(frozen=True)
 class Predicted:
-    """What came of it."""
+    """The result of `predict`."""
 
     out: Path
     rows: int
-    errors: int  # rows that hold an `error` instead of an answer
-    resumed_at: int  # rows that were there already
+    errors: int  # rows with an `error` instead of an answer
+    resumed_at: int  # rows that existed already
 
 
 @dataclass(frozen=True)
 class _Request:
-    """A row of the input: a sample, or why there is none."""
+    """A row of the input: a sample, or the reason why there is none."""
 
     id: str
     sample: Sample | None
@@ -60,11 +60,11 @@ def predict(
     batch_size: int | None = None, trust: bool = False, overrides: Sequence[str] = (),
     join_timeout: float | None = None,
 ) -> Predicted:  # fmt: skip
-    """Appends an answer to every row of `source` to the JSONL file `out`; rows that are there already stay.
+    """Append an answer to every row of `source` to the JSONL file `out`; existing rows are kept.
 
-    `prompt` is asked where a row has none. Features are not kept on disk unless `overrides` say `cache.features=disk`.
-    `join_timeout` is that of `train`. Raises `UserError` if `out` holds rows of another input, model, prompt or
-    decoding, and if another process is writing it.
+    `prompt` is used for rows without one. Features are not cached on disk unless `overrides` set `cache.features=disk`.
+    `join_timeout` as in `train`. Raises `UserError` if `out` contains rows of another input, model, prompt or decoding,
+    or if another process is writing it.
     """
     if is_address(run) and out is None:
         raise UserError(f"{run}: answers of a run on a hub need a file: name one (`out`, --out)")
@@ -99,7 +99,7 @@ def _answer_all(
     model: AdaptedModel, cleaning: AnswerCleaning, rows: Iterator[_Request], target: Path, source: Path,
     world: World, done: int, size: int,
 ) -> Predicted:  # fmt: skip
-    """Answer the rows from number `done` on, `size` at a time in each process."""
+    """Answer the rows from number `done`, in batches of `size` per process."""
     earlier, number, errors = _written(target), 0, 0
     with progress(0, "predict", done) as bar:
         while portions := list(islice(rows, size * world.size)):
@@ -121,7 +121,7 @@ def _answer_all(
 
 
 def _rows(source: Path, prompt: str | None, model: AdaptedModel, passed: PassedOver) -> Iterator[_Request]:
-    """The input, row by row; files of a folder that are not answered are noted. Raises `UserError` if there is none."""
+    """Yield the rows of the input; skipped files of a folder are counted. Raises `UserError` if there is none."""
     asks = "{prompt}" in model.recipe.text.template
     is_folder, known = source.is_dir(), [*model.stores]
     if not is_folder and _modality_of(source, known) is None:
@@ -143,7 +143,7 @@ def _rows(source: Path, prompt: str | None, model: AdaptedModel, passed: PassedO
 
 
 def _files(folder: Path, known: Collection[str], passed: PassedOver) -> Iterator[tuple[Path, str]]:
-    """Media files in a fixed order, with what each is; one folder's names at a time."""
+    """Yield media files with their modality in a fixed order, holding the names of one folder at a time."""
     for file in walk(folder, passed):
         modality = _modality_of(file, known)
         if modality is None:
@@ -153,7 +153,7 @@ def _files(folder: Path, known: Collection[str], passed: PassedOver) -> Iterator
 
 
 def _modality_of(file: Path, known: Collection[str]) -> str | None:
-    """What a file is by its name; of a run that takes images and videos, a GIF is a video if it moves."""
+    """Return the modality by a file's name; a GIF is a video only if it is animated, for a run with both."""
     modality = modality_of(file, known)
     if suffix_of(file) == EITHER and {"image", "video"} <= {*known} and not moves(file):
         return "image"
@@ -179,12 +179,12 @@ def _records(source: Path, file: Path, prompt: str | None, asks: bool) -> Iterat
 
 
 def _lines(model: AdaptedModel, cleaning: AnswerCleaning, portion: Sequence[_Request]) -> list[tuple[str, bool]]:
-    """A line for each row, and whether it holds an error."""
+    """Return a line for each row, and whether it contains an error."""
     problems = {place: asked.error for place, asked in enumerate(portion) if asked.sample is None}
     samples = {place: asked.sample for place, asked in enumerate(portion) if asked.sample is not None}
     try:
         raw = model.answer([*samples.values()])
-    except UserError:  # of one of them: those alone that cannot be used are left out
+    except UserError:  # raised by one sample for all: find the unusable ones and answer the others
         problems |= {place: said for place, sample in samples.items() if (said := _problem(model, sample))}
         samples = {place: sample for place, sample in samples.items() if place not in problems}
         raw = model.answer([*samples.values()])
@@ -209,7 +209,7 @@ def _lines(model: AdaptedModel, cleaning: AnswerCleaning, portion: Sequence[_Req
 
 
 def _problem(model: AdaptedModel, sample: Sample) -> str:
-    """Why a sample cannot be answered; nothing if it can."""
+    """Return why a sample cannot be answered; empty if it can."""
     try:
         model.check_modalities([sample])
         model.text.prompt_ids(sample)
@@ -221,9 +221,9 @@ def _problem(model: AdaptedModel, sample: Sample) -> str:
 
 
 def _prepared(target: Path, described: Mapping[str, Any], held: contextlib.ExitStack) -> tuple[int, int]:
-    """How many whole rows the file holds, and the size of a portion; a torn last row is cut off.
+    """Return the number of complete rows in the file and the batch size; truncate an incomplete last row.
 
-    `held` keeps a lock: two that go on with one file would both write every row that is missing.
+    `held` receives a lock, because two processes that resume one file would both write all missing rows.
     """
     about = target.with_name(target.name + META_SUFFIX)
     make_writable(target.parent, "name another file by --out")
@@ -248,14 +248,14 @@ def _prepared(target: Path, described: Mapping[str, Any], held: contextlib.ExitS
 
 
 def _written(target: Path) -> Iterator[dict[str, Any]]:
-    """Rows that are there already."""
+    """Yield the rows that the file contains already."""
     with target.open("rb") as file:
         for number, line in enumerate(file, 1):
             yield parse(line, f"{target}, line {number}", "one object a line") or {}
 
 
 def _require_same(target: Path, portion: Sequence[_Request], earlier: Iterator[dict[str, Any]]) -> int:
-    """Raises `UserError` if the next rows of the file are not the answers to these; returns the number of errors."""
+    """Raise `UserError` if the next rows of the file do not answer these; return the number of errors in them."""
     errors = 0
     for asked in portion:
         row = next(earlier)
@@ -268,4 +268,4 @@ def _require_same(target: Path, portion: Sequence[_Request], earlier: Iterator[d
 
 def _append(target: Path, lines: Sequence[str]) -> None:
     with disk_errors(target), target.open("ab") as file:
-        file.write("".join(lines).encode(errors="backslashreplace"))  # as JSON escapes what is not UTF-8
+        file.write("".join(lines).encode(errors="backslashreplace"))  # escapes bytes that are not UTF-8 as JSON does

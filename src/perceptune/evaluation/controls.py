@@ -1,4 +1,4 @@
-"""What an evaluated set is compared with: the same questions with other media, or without any."""
+"""Controls for an evaluated set: the same questions with shuffled media, or without media."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -9,9 +9,9 @@ from perceptune.types import Sample
 
 
 def shuffle_media(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """The same prompts over a seeded derangement of the media: no sample keeps its own.
+    """Replace media by a seeded derangement: prompts stay the same, and no sample keeps its own media.
 
-    Distinct media are moved around one cycle, so two questions on one image get the same other image.
+    Distinct media are permuted in one cycle, so two questions on the same image get the same other image.
     """
     modalities = sorted({modality for sample in samples for modality in sample.media})
     moved = list(samples)
@@ -29,11 +29,11 @@ def shuffle_media(samples: Sequence[Sample], seed: int) -> list[Sample]:
 
 
 def without_media(samples: Sequence[Sample], _: int) -> list[Sample]:
-    """The same prompts alone."""
+    """Remove all media; prompts stay the same."""
     return [replace(sample, media={}) for sample in samples]
 
 
-# name in results and files -> the samples of the control, from those evaluated and the recipe's seed
+# name in results and files -> function from the evaluated samples and the recipe's seed to the control's samples
 CONTROLS: dict[str, Callable[[Sequence[Sample], int], list[Sample]]] = {
     "shuffled": shuffle_media,
     "no_media": without_media,

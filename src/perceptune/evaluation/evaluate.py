@@ -1,4 +1,4 @@
-"""Evaluation by real generation, or by ranking choices, with controls and other data sets."""
+"""Evaluation by generation or by ranking choices, with controls and other data sets."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,7 +44,7 @@ from perceptune.utils.distributed import World
 
 @dataclass(frozen=True)
 class EvaluatedSet:
-    """Samples of a task, found to be judgeable."""
+    """Samples of a task, checked to have the references for its metric."""
 
     part: NamedPart | None
     task: Task
@@ -55,13 +55,13 @@ class EvaluatedSet:
 def evaluated_set(
     recipe: Recipe, part: NamedPart | None = None, split: str | None = None, samples: int | None = None
 ) -> EvaluatedSet:
-    """What a recipe is evaluated on, or so many `samples` of a split of another task (`part`)."""
+    """Return the recipe's evaluated set, or a set of `samples` of a split of another task (`part`)."""
     task = make_task(recipe) if part is None else task_of(part)
     if part is None:
         split, samples = split or recipe.eval.split, recipe.eval.samples if samples is None else samples
     split = split or task.splits[-1]
     chosen = select_subset(task, split, samples)
-    check_has_references(task, chosen)  # before hours of generation, not after
+    check_has_references(task, chosen)  # before hours of generation
     return EvaluatedSet(part or recipe.task, task, split, chosen)
 
 
@@ -71,12 +71,12 @@ def evaluate(
     overrides: Sequence[Override] = (), into: str | Path | None = None, task: Mapping[str, Any] | None = None,
     command: str | None = None, join_timeout: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Evaluates a run folder's model and writes `results.json` and predictions into it; returns the results.
+    """Evaluate a run folder's model; write `results.json` and predictions into the folder and return the results.
 
-    `control` also answers with the media shuffled among the samples, `no_media` without any; same prompts. The data
-    sets of `eval.others` follow, with the gap to them. Defaults come from the recipe, whose `decode` and `eval` keys
-    `overrides` may change. `task`, a task's `name` and options, is evaluated instead of the run's own. `into` is
-    another folder for what is written; `command` is noted there. `join_timeout` is that of `train`.
+    `control` also evaluates with the media shuffled among the samples, `no_media` without media; the prompts are the
+    same. The data sets of `eval.others` follow, with the gap to them. Defaults come from the recipe, whose `decode` and
+    `eval` keys `overrides` may change. `task`, a task's `name` and options, replaces the run's own. `into` is another
+    folder for the files; `command` is stored in the results. `join_timeout` as in `train`.
     """
     if is_address(run) and into is None:
         raise UserError(f"{run}: the results of a run on a hub need a folder: name one (`into`, --out)")
@@ -96,7 +96,7 @@ def evaluate(
                   for name, other in given.items()}  # fmt: skip
 
     def note() -> dict[str, Any]:
-        """What stands in the results beside values. Collected now: what fails, fails before the first answer."""
+        """Collect the provenance of the results; called early, so that it fails before the first answer."""
         make_writable(folder, "name another folder for the results by --out")
         return {
             **provenance(model, own.samples, run), "split": own.split, "command": command,
@@ -110,7 +110,7 @@ def evaluate(
         model.place(world)
         model.setup(sharded=world.is_sharded)
     with world.synced_errors():
-        model.precompute(own.samples, rank=world.rank, world=world.size)  # those of the shuffled control are the same
+        model.precompute(own.samples, rank=world.rank, world=world.size)  # the shuffled control has the same media
     seen = predict_and_score(model, own.task, own.samples, world, batch_size=batch_size, label="evaluate")
     blind = {
         name: predict_and_score(
@@ -150,11 +150,11 @@ def _evaluate_other(
 def _written(
     folder: Path, own: EvaluatedSet, seen: EvalOutput, controls: Mapping[str, tuple[Sequence[Sample], EvalOutput]]
 ) -> dict[str, Any]:
-    """What the answers are worth, after they have been written into a folder."""
+    """Write the predictions into a folder and return the results."""
     results = metric_values(own.task, own.samples, seen)
     write_predictions(folder / PREDICTIONS, own.samples, own.task, seen)
     for name in CONTROLS:
-        if name not in controls:  # one of an earlier evaluation would not belong to these results
+        if name not in controls:  # a file of an earlier evaluation does not belong to these results
             (folder / predictions_name(name)).unlink(missing_ok=True)
             continue
         rows, blind = controls[name]
@@ -166,7 +166,7 @@ def _written(
 
 @contextmanager
 def _in_words_of(model: AdaptedModel, other: OtherSet) -> Iterator[None]:
-    """The model with another data set's template and decoding meanwhile."""
+    """Use another data set's text format and decoding inside the block."""
     recipe, text = model.recipe, model.text
     model.recipe = recipe.model_copy(
         update={"text": other.text or recipe.text, "decode": other.decode or recipe.decode}
@@ -182,7 +182,7 @@ def _in_words_of(model: AdaptedModel, other: OtherSet) -> Iterator[None]:
 def _other_results(
     folder: Path, name: str, own: EvaluatedSet, seen: EvalOutput, other: EvaluatedSet, judged: EvalOutput
 ) -> dict[str, Any]:
-    """What the answers on another data set are worth, and for each value that both sets have how far they differ."""
+    """Write the predictions on another data set; return its results and the gap of each value that both sets have."""
     write_predictions(folder / predictions_name(name), other.samples, other.task, judged)
     return {
         "metric": other.task.metric, **metric_values(other.task, other.samples, judged), "split": other.split,
@@ -192,7 +192,7 @@ def _other_results(
 
 
 def is_trained_on(recipe: Recipe, evaluated: EvaluatedSet, *, is_own: bool) -> bool:
-    """Return whether a run of this recipe has learned from these very samples."""
+    """Return whether a run of this recipe was trained on these samples."""
     if recipe.train.steps == 0 or recipe.task is None:
         return False
     own = make_task(recipe)

@@ -1,6 +1,6 @@
-"""Runs in the evaluation suite lmms-eval (extra `lmms`): `lmms_eval --model perceptune --model_args run=DIR`.
+"""Evaluation of runs by the suite lmms-eval (extra `lmms`): `lmms_eval --model perceptune --model_args run=DIR`.
 
-Found by the suite through the entry point `lmms_eval.models`. This module alone imports the suite.
+The suite finds it through the entry point `lmms_eval.models`. No other module imports the suite.
 """
 
 import io
@@ -22,19 +22,19 @@ from perceptune.models.run_folder import load
 from perceptune.types import Decoding, Medium, Sample
 from perceptune.utils.paths import given_path
 
-IMAGE_TAG = "<image>"  # what tasks put where an image belongs; our images have their own place
+IMAGE_TAG = "<image>"  # tasks mark the position of an image by it; ours is fixed, so it is removed
 
 
 def manifest() -> ModelManifest:
-    """What the suite is told about this model."""
+    """Return the suite's description of this model."""
     return ModelManifest(model_id="perceptune", simple_class_path=f"{__name__}.Perceptune")
 
 
 class Perceptune(lmms):
-    """A run folder as the suite sees it. One image, audio file or video per question.
+    """A run folder as a model of the suite, with one image, audio file or video per question.
 
-    Generation settings are the run's own but for those that a task names: `max_new_tokens`, `num_beams`,
-    `do_sample`, `temperature`, `top_p`, `length_penalty`.
+    Generation settings are the run's own, overridden by a task's `max_new_tokens`, `num_beams`, `do_sample`,
+    `temperature`, `top_p` and `length_penalty`.
     """
 
     is_simple = True
@@ -50,12 +50,12 @@ class Perceptune(lmms):
         self.batch_size = int(batch_size or self.model.recipe.eval.batch_size)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The answer to each request, cut before the first of its `until`."""
+        """Generate an answer to each request, cut before the first of its `until`."""
         answers: list[str] = [""] * len(requests)
         by_settings: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             by_settings.setdefault(repr(sorted(request.args[1].items())), []).append(place)
-        for places in by_settings.values():  # tokens are chosen alike in one batch
+        for places in by_settings.values():  # a batch has one decoding
             given = requests[places[0]].args[1]
             for start in range(0, len(places), self.batch_size):
                 part = places[start : start + self.batch_size]
@@ -66,10 +66,10 @@ class Perceptune(lmms):
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
-        """Minus the log-probability of each continuation with its end token, and whether its tokens are the likeliest.
+        """Return the negative log-probability of each continuation with its end token, and whether it is greedy.
 
-        The suite's multiple choice takes the smallest value: its models return losses here. Version 0.7 makes text of
-        whatever is no `GenerationResult`, so the pair comes inside one.
+        The suite's multiple choice selects the smallest value, because its models return losses here. Version 0.7
+        converts other types than `GenerationResult` to text, so the pair is wrapped in one.
         """
         found: list[Any] = []
         for start in range(0, len(requests), self.batch_size):
@@ -81,11 +81,11 @@ class Perceptune(lmms):
         return found
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Runs answer single questions."""
+        """Raise `UserError`: runs answer single questions."""
         raise UserError("a perceptune run answers single questions: tasks of several rounds are not for it")
 
     def _sample(self, arguments: tuple[Any, ...]) -> Sample:
-        """Question and media of a request's arguments (text, settings or target, visuals, row, task, split)."""
+        """Convert a request's arguments (text, settings or target, visuals, row, task, split) to a sample."""
         question, _, to_visual, row, task, split = arguments
         name = f"{task}, {split} {row}"
         media: dict[str, Medium] = {}
@@ -105,7 +105,7 @@ class Perceptune(lmms):
                  "temperature": "temperature", "top_p": "top_p", "length_penalty": "length_penalty"}  # fmt: skip
         own = self.model.recipe.decode.model_dump()
         wanted = {names[key]: value for key, value in given.items() if key in names and value is not None}
-        if not wanted.get("temperature", 1.0):  # how tasks say greedy
+        if not wanted.get("temperature", 1.0):  # tasks request greedy decoding so
             wanted |= {"temperature": 1.0, "sample": False}
         if "max_new_tokens" in wanted:
             own["max_length"] = None
@@ -114,7 +114,7 @@ class Perceptune(lmms):
 
 
 def _medium(visual: Any, name: str, among: Collection[str] = MODALITIES) -> tuple[str, Medium]:
-    """What the suite's data sets hold: images in memory, arrays of audio, names of files of one of the modalities."""
+    """Convert a visual of the suite's data sets: an image in memory, an array of audio or the name of a media file."""
     if isinstance(visual, Image.Image):
         data = io.BytesIO()
         to_rgb(visual).save(data, "PNG")
@@ -129,7 +129,7 @@ def _medium(visual: Any, name: str, among: Collection[str] = MODALITIES) -> tupl
 
 
 def _cut(text: str, until: str | Sequence[str]) -> str:
-    """The text before the first stop word."""
+    """Return the text before the first stop string."""
     for stop in [until] if isinstance(until, str) else until:
         text = text.split(stop)[0] if stop else text
     return text.strip()

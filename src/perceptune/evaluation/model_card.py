@@ -1,6 +1,6 @@
-"""The model card of a run, `README.md` in its folder: written when the training ends, again with each evaluation.
+"""The model card of a run, `README.md` in its folder: written at the end of training and after each evaluation.
 
-Everything in it is read from the run's own files. What a person writes below the last line of it stays.
+Its content is read from the run's own files. Text that a user adds below its last line is kept.
 """
 
 import json
@@ -26,11 +26,11 @@ from perceptune.utils.run_log import read_log
 
 OWN = "<!-- What you write below this line stays. -->"
 _PIPELINES = {"image": "image-text-to-text", "video": "video-text-to-text", "audio": "audio-text-to-text"}
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # USER/NAME, no path
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # USER/NAME, not a path
 
 
 def write_card(run: Path) -> None:
-    """Writes the card anew. A `README.md` that no card is, is left alone."""
+    """Write the card, replacing an earlier one. A `README.md` that is not a card is not changed."""
     path, own = run / CARD, ""
     if path.is_file():
         _, line, own = path.read_text(encoding="utf-8", errors="replace").partition(OWN)
@@ -40,7 +40,7 @@ def write_card(run: Path) -> None:
 
 
 def card(run: Path) -> str:
-    """The card's text, up to the line below which a person writes."""
+    """Return the card's text, up to the line below which users may add their own."""
     meta, recipe = read_meta(run), read_yaml(run / RECIPE)
     results = read_results(run)
     name = plain(recipe.get("name") or run.name)
@@ -51,7 +51,7 @@ def card(run: Path) -> str:
 
 
 def read_results(run: Path) -> dict[str, Any] | None:
-    """The run's `results.json`; None if it was not evaluated. Raises `UserError` for a damaged one."""
+    """Read the run's `results.json`; None if it was not evaluated. Raises `UserError` for a damaged one."""
     path = run / RESULTS
     if not path.is_file():
         return None
@@ -67,7 +67,7 @@ def read_results(run: Path) -> dict[str, Any] | None:
 def front_matter(
     meta: Mapping[str, Any], recipe: Mapping[str, Any], results: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The YAML in front, by which a hub sorts models. A licence is its owner's to name."""
+    """Return the YAML metadata for hubs. It has no licence, which only the owner can choose."""
     modalities = [*(recipe.get("encoders") or {})]
     bases = [str(part["id"]) for part in meta.get("base", {}).values()]
     hub = [name for name in dict.fromkeys(bases) if _HUB_ID.fullmatch(name)]
@@ -90,18 +90,18 @@ def front_matter(
 
 
 def part_name(part: Any) -> str:
-    """What a method or task of a recipe is called."""
+    """Return the name of a recipe's method or task."""
     return str(part.get("name", "none") if isinstance(part, Mapping) else part)
 
 
 def model_name(part: str, name: Any) -> str:
-    """What a base model is called; a `default` one by what it is."""
+    """Return the name of a base model; that of the asset for `default`."""
     asset = default_asset(part, name)
     return str(name) if asset is None else f"{asset.name} (default)"
 
 
 def default_asset(part: str, name: Any) -> Asset | None:
-    """The embedded model that `default` stands for; None for every other name."""
+    """Return the asset that `default` stands for; None for every other name."""
     if name != "default":
         return None
     asset = DEFAULT_LM if part == "lm" else DEFAULT_ENCODERS.get(part.removeprefix("encoders."))
@@ -109,7 +109,7 @@ def default_asset(part: str, name: Any) -> Asset | None:
 
 
 def one_line(text: Any) -> str:
-    """A stranger's text without line breaks; of a local path the last part alone."""
+    """Return untrusted text without line breaks; a local path is reduced to its last part."""
     words = str(text)
     if words.startswith(("/", "~")) or re.match(r"[A-Za-z]:\\", words):
         words = re.split(r"[/\\]", words.rstrip("/\\"))[-1]
@@ -117,7 +117,7 @@ def one_line(text: Any) -> str:
 
 
 def plain(text: Any) -> str:
-    """The same for Markdown: no markup, no HTML."""
+    """Return untrusted text as one line with Markdown and HTML escaped."""
     return escape_markdown(one_line(text))
 
 
@@ -213,7 +213,7 @@ def _use(recipe: Mapping[str, Any], meta: Mapping[str, Any], run: Path) -> Itera
 
 
 def _question(run: Path) -> str:
-    """One that the run was asked before, as far as it may stand in a line of code."""
+    """Return a question of the run's reference answers, safe inside a line of code."""
     try:
         asked = str(json.loads((run / PROOF).read_text(encoding="utf-8"))["samples"][0]["prompt"])
     except (OSError, ValueError, LookupError, TypeError):

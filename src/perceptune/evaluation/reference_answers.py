@@ -1,7 +1,7 @@
-"""A few answers kept with a run, so that anybody can find out whether it still answers as it did.
+"""Reference answers stored with a run, to verify later that it still gives the same answers.
 
-`proof.json` holds questions, hashes of their media and the answers word for word. `train` asks about training samples,
-whose media stay where they are; a shared run brings made-up media along, so it can be verified without any data.
+`proof.json` contains questions, hashes of their media and the exact answers. `train` uses training samples, whose media
+are not copied; a shared run contains synthetic media, so it can be verified without any data.
 """
 
 import base64
@@ -25,25 +25,25 @@ from perceptune.types import Medium, Sample
 from perceptune.utils.atomic_io import write_text
 from perceptune.utils.devices import device_like, use_full_float32
 
-ASKED = 4  # samples of a training
+ASKED = 4  # number of training samples
 _QUESTIONS = ("What is this?", "Is there anything to see or hear?")
 
 
 def write_reference_answers(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> None:
-    """Lets a model with the run's method answer samples, and keeps the answers in the run's folder."""
+    """Answer samples by a model with the run's method, and store the answers in the run's folder."""
     write_text(run / PROOF, json.dumps(save_reference_answers(run, model, samples), indent=2, ensure_ascii=False))
 
 
 def save_training_references(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> None:
-    """The same at the end of a training: the stored method answers, the one in memory stays as it is."""
+    """Store reference answers of the saved method at the end of training; the method in memory does not change."""
     last = {name: tensor.clone() for name, tensor in model.method.state_dict().items()}
-    load_method(run / METHOD, model)  # the best one may be an earlier one
+    load_method(run / METHOD, model)  # the best checkpoint may be earlier than the last
     write_reference_answers(run, model, samples)
     model.method.load_state_dict(last)
 
 
 def save_reference_answers(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> dict[str, Any]:
-    """What `proof.json` holds. Each question is answered alone: in bfloat16 its company would matter."""
+    """Return the content of `proof.json`. Questions are not batched, because bfloat16 answers depend on the batch."""
     rows = [
         {"id": sample.id, "prompt": sample.prompt,
          "media": {name: _described(medium) for name, medium in sample.media.items()},
@@ -55,7 +55,7 @@ def save_reference_answers(run: Path, model: AdaptedModel, samples: Iterable[Sam
 
 
 def synthetic_samples(modalities: Iterable[str]) -> list[Sample]:
-    """Two small media of each modality out of nothing, with a question each."""
+    """Generate two small media of each modality, with a question each."""
     return [
         Sample(f"made-up-{name}-{number}", {name: (_audio if name == "audio" else _image)(number)}, question)
         for name in modalities
@@ -73,12 +73,12 @@ def _audio(number: int) -> bytes:
 
 
 def verify_reference_answers(run: str | Path, *, trust: bool = False, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Asks again, and says what differs.
+    """Answer the stored questions again and report differences.
 
-    `same`: no base model differs, the method's file is the one that answered, at least one answer was compared and all
-    are the same. `base`, `versions`, `dtype` and `device` hold [then, now] of what differs; `answers` says of each
-    sample `same`, `differs`, or why it could not be asked. With another base model nothing is asked. `overrides` as in
-    `load`. The device is of the kind that answered, if this machine has one.
+    `same`: base models and the method's file are unchanged, at least one answer was compared and all are equal.
+    `base`, `versions`, `dtype` and `device` contain [then, now] of what differs; `answers` contains for each sample
+    `same`, `differs`, or why it could not be compared. With another base model no question is answered. `overrides` as
+    in `load`. The device is of the same kind as before, if this machine has one.
     Raises `UserError` for a run without stored answers.
     """
     folder = local_run(run)

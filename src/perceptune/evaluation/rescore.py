@@ -1,4 +1,4 @@
-"""Scoring answers that were written before, by this program or another one, with a task's metrics: no model runs."""
+"""Scoring of existing answers, by this or another program, with a task's metrics and without a model."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,10 +30,10 @@ def rescore(
     run: str | Path, file: str | Path, into: str | Path, *, split: str | None = None, samples: int | None = None,
     task: Mapping[str, Any] | None = None, trust: bool = False, command: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Scores the answers in a `file` (`id`, and `raw`, `answer` or `prediction`) on the run's task, or on `task`.
+    """Score the answers in a `file` (`id`, and `raw`, `answer` or `prediction`) on the run's task, or on `task`.
 
-    Writes `results.json` and `predictions.jsonl` into the folder `into` and returns the results. The file must hold
-    one answer to each of the samples that `evaluate` would take, in any order. Raises `UserError` otherwise.
+    Writes `results.json` and `predictions.jsonl` into the folder `into` and returns the results. The file must contain
+    one answer to each sample that `evaluate` would select, in any order. Raises `UserError` otherwise.
     """
     file, folder = local_path(str(file), "--predictions"), Path(into)
     recipe = read_recipe(Path(run), trust=trust)
@@ -55,7 +55,7 @@ def rescore(
 
 
 def _answers(file: Path, samples: Sequence[Sample]) -> list[str]:
-    """The answer to each sample."""
+    """Read the answer to each sample."""
     found: dict[str, str] = {}
     for entry in entries(str(file), lambda note: print(note, file=sys.stderr)):
         with error_prefix(entry.where):

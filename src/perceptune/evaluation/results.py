@@ -1,4 +1,4 @@
-"""What an evaluation leaves: predictions, numbers with intervals, and how they were made."""
+"""The output of an evaluation: predictions, values with intervals, and their provenance."""
 
 import hashlib
 import json
@@ -26,12 +26,12 @@ RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 
 
 def predictions_name(name: str) -> str:
-    """The file of predictions under a control, or on another data set."""
+    """Return the name of the predictions file of a control or of another data set."""
     return f"predictions_{name}.jsonl"
 
 
 def write_predictions(path: Path, samples: Sequence[Sample], task: Task, judged: EvalOutput) -> None:
-    """One JSON line per sample: question, answer as written and cleaned, targets, scores."""
+    """Write one JSON line per sample: question, raw and cleaned answer, targets, scores."""
     lines = []
     for sample, answer, row in zip(samples, judged.answers, judged.per_sample, strict=True):
         media = {name: str(m) for name, m in sample.media.items() if not isinstance(m, bytes)}
@@ -50,7 +50,7 @@ def read_stored_predictions(run: Path) -> list[dict[str, Any]]:
 
 
 def metric_values(task: Task, samples: Sequence[Sample], judged: EvalOutput) -> dict[str, Any]:
-    """Every value with its interval, and what the task's own metric is."""
+    """Return every value with its interval, and the definition of the metric."""
     names = dict.fromkeys([task.metric, *judged.summary])
     return {
         "metrics": [*judged.summary],
@@ -61,7 +61,7 @@ def metric_values(task: Task, samples: Sequence[Sample], judged: EvalOutput) -> 
 
 
 def interval(metric: str, samples: Sequence[Sample], judged: EvalOutput) -> list[float]:
-    """95 % of resamples of whole media."""
+    """Return the 95 % bootstrap interval of a metric; samples that share media are resampled together."""
     if metric in judged.scored.corpus:
         return _corpus_interval(judged.scored.corpus[metric], samples)
     values, groups = _values(metric, samples, judged)
@@ -69,13 +69,13 @@ def interval(metric: str, samples: Sequence[Sample], judged: EvalOutput) -> list
 
 
 def gap_name(key: str, control: str = "shuffled") -> str:
-    """`accuracy_open` -> `gap_open`, `accuracy` -> `gap`; with another control, its name at the end."""
+    """Return the name of a gap: `accuracy_open` -> `gap_open`, `accuracy` -> `gap`; other controls are appended."""
     name = f"gap{key.removeprefix('accuracy')}" if key.startswith("accuracy") else f"gap_{key}"
     return name if control == "shuffled" else f"{name}_{control}"
 
 
 def control_gap(control: str, samples: Sequence[Sample], seen: EvalOutput, blind: EvalOutput) -> dict[str, Any]:
-    """How far seeing beats a control, for each summary value, with paired intervals; one image is one draw."""
+    """Compute each summary value minus the control's, with paired intervals; media are resampled as units."""
     found: dict[str, Any] = {}
     for key in seen.summary:
         name = gap_name(key, control)
@@ -93,7 +93,7 @@ def control_gap(control: str, samples: Sequence[Sample], seen: EvalOutput, blind
 def cross_dataset_gap(
     samples: Sequence[Sample], seen: EvalOutput, other_samples: Sequence[Sample], other: EvalOutput
 ) -> dict[str, dict[str, Any]]:
-    """For each value that two data sets have: how far they differ. A value of a whole set alone has no interval."""
+    """Compute the difference of each value that both data sets have. Corpus values have no interval."""
     found: dict[str, dict[str, Any]] = {}
     for key in [key for key in seen.summary if key in other.summary]:
         found[key] = {"in": seen.summary[key], "out": other.summary[key],
@@ -107,7 +107,7 @@ def cross_dataset_gap(
 
 
 def provenance(model: AdaptedModel, samples: Sequence[Sample], run: Path) -> dict[str, Any]:
-    """How the numbers were made; a number without it cannot be compared."""
+    """Return the settings and versions of an evaluation, without which its values cannot be compared."""
     config = model.recipe.eval
     ranking = {} if config.rank is None else {"rank": config.rank, "rank_normalize": config.rank_normalize}
     return {
@@ -119,17 +119,17 @@ def provenance(model: AdaptedModel, samples: Sequence[Sample], run: Path) -> dic
 
 
 def model_fingerprints(model: AdaptedModel, run: Path) -> dict[str, dict[str, str]]:
-    """Fingerprints of the frozen parts, and of the file that holds the trained one."""
+    """Return the fingerprints of the frozen parts and the hash of the method's file."""
     return {**fingerprints(model), "method": {"id": model.recipe.method.name, "sha256": file_hash(run / METHOD)}}
 
 
 def versions() -> dict[str, str]:
-    """Of what computed the numbers."""
+    """Return the versions of the libraries that computed the values."""
     return {"perceptune": __version__, **{name: metadata.version(name) for name in ("torch", "transformers")}}
 
 
 def dataset_info(part: NamedPart | None, split: str, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Where the evaluated samples come from, and a hash of what is asked and what is right in them."""
+    """Return the origin of the evaluated samples, and a hash of their media names, questions and targets."""
     digest = hashlib.sha256()
     for sample in samples:
         media = {name: label(medium, name).rpartition("/")[2] for name, medium in sorted(sample.media.items())}
@@ -140,7 +140,7 @@ def dataset_info(part: NamedPart | None, split: str, samples: Sequence[Sample]) 
 
 
 def training_info(run: Path) -> dict[str, Any]:
-    """What the run cost to train, as far as it was trained."""
+    """Return the training cost of the run so far."""
     steps = [row for row in read_log(run) if row["event"] in ("step", "end")]
     seconds, seen = (steps[-1]["seconds"], steps[-1]["samples"]) if steps else (0.0, 0)
     return {
@@ -150,13 +150,13 @@ def training_info(run: Path) -> dict[str, Any]:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Compute the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _values(metric: str, samples: Sequence[Sample], judged: EvalOutput) -> tuple[list[float], list[tuple[Any, ...]]]:
-    """The metric of each sample that has it, and what is resampled together."""
+    """Return the metric of each sample that has it, and the groups that are resampled together."""
     rows = [i for i, row in enumerate(judged.per_sample) if metric in row]
     return [judged.per_sample[i][metric] for i in rows], [_media_of(samples[i]) for i in rows]
 
@@ -167,7 +167,7 @@ def _corpus_interval(corpus: Corpus, samples: Sequence[Sample]) -> list[float]:
 
 
 def _difference(a: Corpus, b: Corpus) -> Corpus:
-    """How far two corpus values of the same samples differ, in a form that draws them together."""
+    """Return the difference of two corpus values of the same samples, in a form for paired resampling."""
     width = a.statistics.shape[1]
     return Corpus(
         np.concatenate([a.statistics, b.statistics], axis=1),
@@ -176,7 +176,7 @@ def _difference(a: Corpus, b: Corpus) -> Corpus:
 
 
 def _media_of(sample: Sample) -> tuple[Any, ...]:
-    """What makes samples dependent: questions on one image are right or wrong together."""
+    """Return the media by which samples are grouped, because questions on the same image are not independent."""
     return tuple(sorted(sample.media.items())) or (sample.id,)
 
 

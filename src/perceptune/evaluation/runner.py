@@ -1,4 +1,4 @@
-"""One pass over an evaluated set: every sample answered once, on however many processes, and scored on one."""
+"""One pass over an evaluated set: samples are answered on all processes and scored on the main process."""
 
 import math
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from perceptune.types import Sample
 from perceptune.utils.distributed import World
 from perceptune.utils.run_log import progress
 
-SUBSET_SEED = 1234  # the evaluated subset must not move when the training seed does
+SUBSET_SEED = 1234  # fixed, so that the evaluated subset does not depend on the training seed
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says to one sample."""
+    """The model's answer to one sample."""
 
     raw: str
-    logprobs: list[float] | None = None  # of the sample's choices, where they were ranked
+    logprobs: list[float] | None = None  # of the sample's choices, if they were ranked
 
 
 @dataclass(frozen=True)
 class EvalOutput:
-    """Answers of one pass over an evaluated set, and what they are worth."""
+    """Answers and scores of one pass over an evaluated set."""
 
     scored: Scored
     answers: list[Prediction]
@@ -45,7 +45,7 @@ class EvalOutput:
 
 
 def select_subset(task: Task, split: str, size: int | None) -> Sequence[Sample]:
-    """A fixed random subset of a split."""
+    """Select a fixed random subset of a split. Raises `UserError` for an empty split."""
     if size is not None and size < 1:
         raise UserError(f"cannot evaluate {size} samples: name at least 1")
     rows = task.samples(split)
@@ -55,14 +55,14 @@ def select_subset(task: Task, split: str, size: int | None) -> Sequence[Sample]:
 
 
 def check_has_references(task: Task, samples: Sequence[Sample]) -> None:
-    """Raises `UserError` if these samples lack targets or the task's metric cannot be computed from them."""
+    """Raise `UserError` if these samples lack targets or the task's metric cannot be computed from them."""
     summary = task.score([""] * len(samples), samples).summary
     if task.metric not in summary:
         raise UserError(f"the {len(samples)} evaluated samples give no `{task.metric}`{nearest(task.metric, summary)}")
 
 
 def require_answerable(model: AdaptedModel, samples: Sequence[Sample]) -> None:
-    """Raises `UserError` if choices are to be ranked and a sample has none."""
+    """Raise `UserError` if `eval.rank` is set and a sample has no choices."""
     if model.recipe.eval.rank is not None:
         for sample in samples:
             choices_of(sample)
@@ -72,24 +72,24 @@ def predict_and_score(
     model: AdaptedModel, task: Task, samples: Sequence[Sample], world: World, *, batch_size: int | None = None,
     label: str = "",
 ) -> EvalOutput:  # fmt: skip
-    """Answers and scores of samples, the same on every process: each answers a part, the main one scores.
+    """Answer and score samples: each process answers a part, the main one scores; every process gets the same result.
 
-    What intervals of corpus values need stays on the main process.
+    Only the main process has the statistics for intervals of corpus values.
     """
     size = batch_size or model.recipe.eval.batch_size
     own, given = world.shard(samples), list[Prediction]()
     error: UserError | OSError | None = None
-    most = math.ceil(len(samples) / world.size)  # of any process
+    most = math.ceil(len(samples) / world.size)  # samples of the process with the most
     with progress(len(own), label) as bar:
         for start in range(0, most, size):
             part = own[start : start + size]
             if not part and not world.is_sharded:
                 break
-            try:  # a process without rows answers one for nothing where the others need it to
+            try:  # with a sharded LM, a process without rows must answer one too, as its weights are gathered
                 answers = answers_of(model, part or list(samples[:1]), size)
             except (UserError, OSError) as caught:
                 if world.is_sharded:
-                    raise  # the others wait inside the LM, where they cannot be told
+                    raise  # the others wait inside the LM and cannot receive the error
                 error = caught
                 break
             given += answers[: len(part)]
@@ -101,13 +101,13 @@ def predict_and_score(
     def scored() -> Scored:
         whole = task.score([one.raw for one in answered], samples)
         corpus.update(whole.corpus)
-        return replace(whole, corpus={})  # functions do not travel between processes
+        return replace(whole, corpus={})  # functions cannot be sent between processes
 
     return EvalOutput(replace(world.run_on_main(scored), corpus=corpus), answered)
 
 
 def answers_of(model: AdaptedModel, samples: Sequence[Sample], batch_size: int) -> list[Prediction]:
-    """Generated text of each sample, or the likeliest of its choices where `eval.rank` says so."""
+    """Return the generated answer to each sample, or the most likely of its choices with `eval.rank`."""
     config = model.recipe.eval
     if config.rank is None:
         return [Prediction(raw) for raw in model.answer(samples, batch_size=batch_size)]

@@ -1,7 +1,7 @@
-"""Rows of files, whatever their layout: JSON objects a line, in a list, in a document, in a mapping; or a table.
+"""Rows of files in any layout: JSON objects in lines, a list, a document or a mapping; or a table.
 
-A file may be gzipped, in UTF-16, and begin with a byte order mark. JSON is read piece by piece, so that memory holds
-one row of it at a time: what is longer than `MAX_LINE` is refused without being read whole. A table is read whole.
+A file may be gzipped, in UTF-16, and begin with a byte order mark. JSON is streamed, so that memory holds one row at a
+time; a row longer than `MAX_LINE` is rejected without being read completely. A table is read into memory.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from perceptune.errors import UserError
 
 ID_KEYS = ("id", "question_id", "questionId", "image_id")
 EXPECTED = "one object a line, a JSON list of objects, or a table whose first line names its columns"
-# Cells that may hold several texts, with a bar between them.
+# Columns whose cells may contain several texts, separated by bars.
 _SEVERAL = ("references", "targets", "captions", "answers", "direct_answers", "choices")
 _COLUMNS = ("prediction", "answer", "caption", "answer_type", *_SEVERAL)
-# A document of COCO or VQA holds its rows in one of these lists, ...
+# A document of COCO or VQA has its rows in one of these lists, ...
 _LISTS = ("annotations", "data")
 # ... and begins with one of these keys.
 _DOCUMENT = {
@@ -37,9 +37,9 @@ _FIRST = re.compile(r'\{\s*(?:"((?:[^"\\]|\\.)*)"\s*:\s*(.)?)?', re.DOTALL)
 
 
 def entries(address: str, say: Callable[[str], None] = lambda note: None) -> Iterator[Record]:
-    """The objects of a file, in its order. Raises `UserError` for what is not such a file, and if there are none.
+    """Yield the objects of a file in its order. Raises `UserError` for another kind of file, and if there are none.
 
-    What is recognised about a table is said by `say`.
+    `say` receives notes on the recognised format of a table.
     """
     found = False
     with _plain(address) as file:
@@ -72,7 +72,7 @@ def _entries(file: BinaryIO, address: str, say: Callable[[str], None]) -> Iterat
 
 
 def _table(lines: Sequence[bytes], address: str, number: int, say: Callable[[str], None]) -> Iterator[Record]:
-    """The lines of a table. Raises `UserError` for text that is neither JSON nor a table."""
+    """Yield the rows of a table. Raises `UserError` for text that is neither JSON nor a table."""
     known = (*ID_KEYS, *_COLUMNS)
     default = "\t" if ".tsv" in address else ","
     dialect = recognize(lambda: lines, address, default=default, known=known)
@@ -93,7 +93,7 @@ def _cell(record: Record, key: str) -> Any:
 
 
 def _rows(file: BinaryIO, address: str, number: int, line: bytes) -> Iterator[Record]:
-    """One object a line, from the first that is not blank."""
+    """Yield one object per line, from the first line that is not blank."""
     while line:
         where = f"{address}, line {number}"
         if len(line) > MAX_LINE:
@@ -105,7 +105,7 @@ def _rows(file: BinaryIO, address: str, number: int, line: bytes) -> Iterator[Re
 
 
 def _document(stream: JSONStream) -> Iterator[Record]:
-    """The rows in a document's list, or the objects of a mapping from ids to them."""
+    """Yield the rows in a document's list, or the objects of a mapping from ids."""
     stream.take("{")
     mapping, rows = True, 0
     for index, key in enumerate(stream.keys()):
@@ -129,7 +129,7 @@ def _document(stream: JSONStream) -> Iterator[Record]:
 
 
 def _begins_document(start: bytes) -> bool:
-    """Whether a file is one object and not one a line: by its first line, or the part of it that was read."""
+    """Return whether a file is one object, not one per line, judging by its first line or the part that was read."""
     text = start.decode("utf-8", errors="replace").strip()
     try:
         values = json.loads(text) if len(start) <= MAX_LINE else None
@@ -154,7 +154,7 @@ def _entry(where: str, value: object) -> Record:
 
 @contextmanager
 def _plain(address: str) -> Iterator[BinaryIO]:
-    """A file, or what is gzipped in it, whatever its name."""
+    """Open a file, decompressed if its content is gzipped."""
     with opened(address) as raw:
         buffered = io.BufferedReader(cast(io.RawIOBase, raw))
         if buffered.peek(2)[:2] != b"\x1f\x8b":
@@ -168,7 +168,7 @@ def _plain(address: str) -> Iterator[BinaryIO]:
 
 
 def _as_utf8(file: io.BufferedReader[Any], address: str) -> BinaryIO:
-    """The file itself, or in memory what it holds in UTF-16 or UTF-32."""
+    """Return the file itself, or its content recoded in memory if it is in UTF-16 or UTF-32."""
     encoding = wide_encoding(file.peek(4)[:4])
     if encoding is None:
         return cast(BinaryIO, file)

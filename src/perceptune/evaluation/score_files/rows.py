@@ -1,6 +1,6 @@
-"""What the rows of prediction and reference files mean, in the layouts in use.
+"""Parsing of prediction and reference rows in the usual layouts.
 
-Predictions: an id with a text. References: an id with what the text is held against, and how the samples are grouped.
+Predictions: an id with a text. References: an id with the reference texts and the groups of the sample.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KEYS = (*ID_KEYS, *_TEXTS, *_REFERENCES, *_ANSWERS, "choices", "correct_choice_
 
 @dataclass(frozen=True)
 class PredictionRow:
-    """A text and where it stands."""
+    """A predicted text and its location."""
 
     where: str
     text: str
@@ -30,19 +30,19 @@ class PredictionRow:
 
 @dataclass(frozen=True)
 class ReferenceRow:
-    """What a sample's prediction is held against. What no metric asked for is empty."""
+    """The references of a sample. Fields that no metric needs are empty."""
 
     where: str
     references: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
-    medium: str = ""  # samples of one medium are drawn together for an interval
-    entailed: tuple[str, ...] | None = None  # ids of questions whose answers follow from this one's (GQA)
+    medium: str = ""  # samples of the same medium are resampled together for intervals
+    entailed: tuple[str, ...] | None = None  # ids of questions whose answers this one's answer entails (GQA)
     left_out: frozenset[str] = frozenset()  # metrics for which the sample does not count
 
     def cut(self) -> ReferenceRow:
-        """With the first line of each text alone."""
+        """Return a copy with only the first line of each text."""
         references, answers = (tuple(map(first_line, texts)) for texts in (self.references, self.answers))
         return replace(self, references=references, answers=answers)
 
@@ -50,7 +50,7 @@ class ReferenceRow:
 def read_predictions(
     address: str, needs: Sequence[Needs] = (), say: Callable[[str], None] = lambda note: None
 ) -> dict[str, PredictionRow]:
-    """The texts by id. Raises `UserError` for a bad row, and for an id that comes twice."""
+    """Read the predicted texts by id. Raises `UserError` for an invalid row and for a repeated id."""
     own = [one.prediction_key for one in needs if one.prediction_key]
     found: dict[str, PredictionRow] = {}
     for entry in entries(address, say):
@@ -69,14 +69,14 @@ def read_predictions(
 def read_references(
     address: str, needs: Mapping[str, Needs], say: Callable[[str], None] = lambda note: None
 ) -> dict[str, ReferenceRow]:
-    """Read what metrics with these needs compare predictions with, by id.
+    """Read the references that metrics with these needs use, by id.
 
-    Rows with one caption each of the same image become one reference.
+    Rows with one caption each of the same image are merged.
     """
     found: dict[str, ReferenceRow] = {}
     for entry in entries(address, say):
         meta = entry.values.get("meta")
-        values = {**meta, **entry.values} if isinstance(meta, dict) else entry.values  # as runs write predictions
+        values = {**meta, **entry.values} if isinstance(meta, dict) else entry.values  # layout of a run's predictions
         record = Record(entry.where, values, _KEYS)
         one_of_several = "caption" in values and not values.keys() & {"references", "targets", "captions"}
         id = _id(record, first="image_id" if one_of_several else "id")
@@ -112,14 +112,14 @@ def _is_left_out(values: Mapping[str, Any], needs: Needs) -> bool:
 
 
 def _texts(record: Record, keys: Sequence[str]) -> tuple[str, ...]:
-    """The strings at the first of some keys that is there; annotators' answers may be objects with an `answer`."""
+    """Return the strings at the first of the keys that exists; annotators' answers may be objects with an `answer`."""
     key = next((key for key in keys if record.values.get(key) is not None), None)
     if key is None:
         null = [key for key in keys if key in record.values]
         raise record.error(f"`{null[0]}` is null") if null else record.lacks(keys)
     value = record.values[key]
     if isinstance(value, str) and (found := record.items(key, value)) != [value]:
-        value = found  # a list that was written as text
+        value = found  # a list written as text
     if isinstance(value, str) and key in ("targets", "caption", "answer", "multiple_choice_answer"):
         return (record.check_text(key, value),)
     if not isinstance(value, list):
@@ -128,7 +128,7 @@ def _texts(record: Record, keys: Sequence[str]) -> tuple[str, ...]:
         raise record.error(f"`{key}` is empty")
     items = [item["answer"] if isinstance(item, dict) and "answer" in item else item for item in value]
     texts = [record.check_text(f"{key}[{index}]", text) for index, text in enumerate(items)]
-    if "raw" in record.values:  # a run's own predictions, whose targets were read before
+    if "raw" in record.values:  # a run's own predictions, whose targets were parsed before
         return tuple(texts)
     return tuple(item for text in texts for item in record.items(key, text))
 
@@ -138,12 +138,12 @@ def _choices(record: Record) -> tuple[str, ...]:
 
 
 def _right_choice(record: Record, choices: Sequence[str]) -> tuple[str, ...]:
-    """The text of the right choice where its number is given."""
+    """Return the text of the correct choice if its index is given."""
     if "correct_choice_idx" not in record.values:
         return ()
     number = record.values["correct_choice_idx"]
     if isinstance(number, str) and number.isdecimal():
-        number = int(number)  # of a table
+        number = int(number)  # cells of a table are text
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(choices):
         raise record.error(
             f"`correct_choice_idx` is {short(repr(number))}, not the number of one of {len(choices)} choices"
@@ -152,7 +152,7 @@ def _right_choice(record: Record, choices: Sequence[str]) -> tuple[str, ...]:
 
 
 def _groups(record: Record) -> tuple[str, ...]:
-    """Names of the groups that get an accuracy of their own."""
+    """Return the names of the groups with a separate accuracy."""
     groups = [record.text("answer_type")] if record.values.get("answer_type") is not None else []
     if record.values.get("question_type") is not None:
         groups.append(f"question {record.text('question_type')}")

@@ -1,4 +1,4 @@
-"""Files in, numbers out: predictions and references joined by id, then scored by each metric."""
+"""Scoring: predictions and references are joined by id, then scored by each metric."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ from perceptune.data.records import first_line, short
 from perceptune.errors import UserError, nearest
 from perceptune.evaluation.score_files.rows import PredictionRow, ReferenceRow, read_predictions, read_references
 
-_SHOWN = 5  # ids in a message
+_SHOWN = 5  # maximum number of ids in a message
 
 
 @dataclass(frozen=True)
 class FileScores:
-    """The numbers and how they came about."""
+    """Scores of a file and notes on them."""
 
     result: dict[str, Any]  # flat: values, their intervals, `n`, `definition`
-    keys: list[str]  # of `result` that are values
-    rows: list[dict[str, Any]]  # one a sample: id, prediction, its values
-    notes: list[str]  # what a reader of the numbers must know
+    keys: list[str]  # keys of `result` that are values
+    rows: list[dict[str, Any]]  # one per sample: id, prediction, its values
+    notes: list[str]  # caveats for readers of the values
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ def score_files(
     predictions: str, references: str, metrics: Sequence[str], *, options: Sequence[str] = (), subset: bool = False,
     intervals: bool = True, first_lines: bool = False,
 ) -> FileScores:  # fmt: skip
-    """Scores a file of predictions against a file of references.
+    """Score a file of predictions against a file of references.
 
     `options` are `KEY=VALUE` for each metric that has such an option, or `METRIC.KEY=VALUE`. With `subset` references
-    without a prediction are left out, otherwise they are an error. With `first_lines` only the first line of each text
-    is judged, on both sides. Raises `UserError` for what is wrong in the files.
+    without a prediction are skipped, otherwise they are an error. With `first_lines` only the first line of each text
+    is scored, in both files. Raises `UserError` for errors in the files.
     """
     chosen = _metrics(metrics, options)
     needs = {metric.name: metric.needs for metric in chosen}
@@ -66,7 +66,7 @@ def score_files(
     for name, (own_ids, scored) in results.items():
         for key, value in scored.summary.items():
             result[names[name, key]] = value
-            if intervals and "_question_" not in key:  # dozens of kinds of questions
+            if intervals and "_question_" not in key:  # dozens of question types
                 result[f"{names[name, key]}_interval"] = _interval(key, own_ids, scored, held)
     definitions = {name: scored.definition for name, (_, scored) in results.items()}
     result |= {"n": len(ids), "empty": sum(not given[id].text.strip() for id in ids)}
@@ -78,7 +78,7 @@ def score_files(
 
 
 def _metrics(names: Sequence[str], options: Sequence[str]) -> list[_Metric]:
-    """The leaves with their options; each option must be one of a named metric."""
+    """Return the metrics with their options. Raises `UserError` for an option that none of them has."""
     modules = {name.replace("_", "-"): leaf("metrics", name).module for name in names}
     if not modules:
         raise UserError("name at least one metric")
@@ -108,7 +108,7 @@ def _joined(
     given: Mapping[str, PredictionRow], held: Mapping[str, ReferenceRow], metrics: Sequence[_Metric],
     references: str, *, subset: bool,
 ) -> list[str]:  # fmt: skip
-    """Ids to score, in the references' order. Raises `UserError` for ids that only one of the files has."""
+    """Return the ids to score, in the references' order. Raises `UserError` for ids that only one of the files has."""
     unknown = [id for id in given if id not in held]
     if unknown:
         more = f" (nor {len(unknown) - 1} further ids of the predictions)" if len(unknown) > 1 else ""
@@ -138,7 +138,7 @@ def _missing(given: Mapping[str, PredictionRow], held: Mapping[str, ReferenceRow
 def _scored(
     metric: _Metric, ids: Sequence[str], given: Mapping[str, PredictionRow], held: Mapping[str, ReferenceRow]
 ) -> tuple[list[str], Scored]:
-    """The ids that this metric counts, and their scores."""
+    """Return the ids that this metric counts, and their scores."""
     own = [id for id in ids if metric.name not in held[id].left_out]
     if not own:
         raise UserError(f"metric `{metric.name}`: none of the {len(ids)} samples counts for it")
@@ -168,7 +168,7 @@ def _score(
 
 
 def _require_several(rows: Sequence[ReferenceRow], metric: _Metric) -> list[int]:
-    """Return the least and most answers of a sample. Raises `UserError` if one has a single answer."""
+    """Return the minimum and maximum number of answers. Raises `UserError` if a sample has a single answer."""
     sizes = {len(row.answers): row for row in rows}
     if 1 in sizes:
         raise UserError(
@@ -182,7 +182,7 @@ def _with_consistency(
     scored: Scored, metric: _Metric, consistency: Consistency, ids: Sequence[str],
     given: Mapping[str, PredictionRow], held: Mapping[str, ReferenceRow],
 ) -> Scored:  # fmt: skip
-    """Adds a metric's consistency where every entailed question was answered, or says why it is not there."""
+    """Add a metric's consistency if every entailed question was answered, else the reason why it is missing."""
     everything = [id for id in held if id in given]
     values = _score(metric, everything, given, held).per_sample
     right = {id: row[metric.needs.by_group] for id, row in zip(everything, values, strict=True)}
@@ -200,7 +200,7 @@ def _with_consistency(
 
 
 def _distinct(keys: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], str]:
-    """(metric, key) -> name: the key, with the metric in front where several metrics have it."""
+    """Map (metric, key) to a unique name: the key, prefixed with the metric if several metrics have it."""
     every = [key for several in keys.values() for key in several]
     return {
         (name, key): key if every.count(key) == 1 else f"{name}_{key}"
@@ -222,7 +222,7 @@ def _rows(
     ids: Sequence[str], given: Mapping[str, PredictionRow], results: Mapping[str, tuple[list[str], Scored]],
     names: Mapping[tuple[str, str], str],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """One row a sample, with the values of all metrics."""
+    """Return one row per sample, with the values of all metrics."""
     rows: dict[str, dict[str, Any]] = {id: {"id": id, "prediction": given[id].text} for id in ids}
     for name, (own, scored) in results.items():
         for id, values in zip(own, scored.per_sample, strict=True):
