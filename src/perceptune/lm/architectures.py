@@ -1,4 +1,4 @@
-"""Where the decoder LMs of transformers keep their parts."""
+"""Module paths inside transformers' decoder LMs."""
 
 import contextlib
 import hashlib
@@ -12,7 +12,7 @@ from torch import nn
 from perceptune.errors import UserError
 from perceptune.utils.tensors import bytes_of
 
-# Decoder blocks, most common place first.
+# Decoder blocks, most common path first.
 LAYER_PATHS = (
     "model.layers",  # Llama, SmolLM, Qwen, Gemma, Mistral, Phi
     "model.decoder.layers",  # OPT
@@ -20,18 +20,18 @@ LAYER_PATHS = (
     "gpt_neox.layers",  # GPT-NeoX, Pythia
     "model.language_model.layers",  # the text part of multimodal checkpoints
 )
-# Inside a block: the linear map that ends attention and the one that ends the feed-forward part, before the residual.
+# Inside a block: the last linear map of attention and of the feed-forward part, before the residual.
 SITES = {
     "attention": ("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense", "attn.c_proj", "attn.out_proj",
                   "attention.dense", "self_attention.dense"),
     "mlp": ("mlp.down_proj", "fc2", "mlp.c_proj", "mlp.fc2", "mlp.fc_out", "mlp.dense_4h_to_h"),
 }  # fmt: skip
-# Where what these maps end begins: the module that is given the block's normalised states.
+# The first module of the same parts, whose input is the block's normalised states.
 ENTRANCES = {"attention": ("self_attn", "attn", "attention", "self_attention"), "mlp": ("mlp", "fc1")}
 
 
 def find_layers(model: nn.Module, override: str | None) -> str:
-    """Dotted path of the decoder blocks. Raises `UserError` listing what was tried."""
+    """Return the dotted path of the decoder blocks. Raises `UserError` listing what was tried."""
     paths = (override,) if override else LAYER_PATHS
     for path in paths:
         with contextlib.suppress(AttributeError):
@@ -46,9 +46,9 @@ def find_layers(model: nn.Module, override: str | None) -> str:
 
 
 def require_site(layer: nn.Module, kind: str, places: Mapping[str, Sequence[str]], where: str) -> tuple[str, nn.Module]:
-    """Path inside a block, and module, of the linear map that ends attention (`attention`) or the MLP (`mlp`).
+    """Return path inside a block, and module, of the last linear map of attention (`attention`) or the MLP (`mlp`).
 
-    `places` is `SITES`; with `ENTRANCES`, of the module that it begins with. Raises `UserError` saying what was tried.
+    With `ENTRANCES` for `places` in place of `SITES`, of the first module. Raises `UserError` listing what was tried.
     """
     for path in places[kind]:
         with contextlib.suppress(AttributeError):
@@ -58,7 +58,7 @@ def require_site(layer: nn.Module, kind: str, places: Mapping[str, Sequence[str]
 
 
 def attention_for(config: Any, wanted: str) -> str:
-    """The attention to load an LM with: `wanted`, or `eager` where its class in transformers knows no `sdpa`."""
+    """Return the attention to load an LM with: `wanted`, or `eager` if its class in transformers has no `sdpa`."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if wanted != "sdpa" or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -68,18 +68,18 @@ def attention_for(config: Any, wanted: str) -> str:
 
 
 def require_mask_attention(config: Any) -> None:
-    """Slots are opened in a 4-D mask, which only sdpa and eager attention read."""
+    """Raise `UserError` unless attention is sdpa or eager, the only ones that read the 4-D mask slots are opened in."""
     attention = getattr(config, "_attn_implementation", "eager")
     if attention not in ("sdpa", "eager", None):
         raise UserError(f"attention `{attention}` cannot be spliced; load the LM with `sdpa` or `eager`")
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Over the shape and up to 1,024 evenly spaced values of each weight, rounded to bfloat16.
+    """Return a fingerprint of the shape and up to 1,024 evenly spaced values of each weight, rounded to bfloat16.
 
     Sampled, because hashing tens of gigabytes at each start would take longer than answering; rounded, so that a base
-    loaded in bfloat16 is recognised as the same; without names, which transformers changes now and then. Quantised
-    weights are left out: how they lie in memory differs from machine to machine.
+    loaded in bfloat16 is recognised as the same; without names, which vary between versions of transformers. Quantised
+    weights are left out, as their memory layout differs between machines.
     """
     digests = []
     for tensor in filter(torch.is_floating_point, model.parameters()):
@@ -90,7 +90,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an LM can do, as `probe` finds out."""
+    """Capabilities of an LM, as `probe` finds them."""
 
-    has_bare_head: bool = False  # logits are the output of the vocabulary head as it is
-    split_disabled_reason: str | None = None  # why every pass runs the reference path; None if it need not
+    has_bare_head: bool = False  # logits are the unmodified output of the vocabulary head
+    split_disabled_reason: str | None = None  # reason to use the reference path always; None if there is none

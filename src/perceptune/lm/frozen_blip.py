@@ -1,8 +1,8 @@
 """A frozen InstructBLIP or BLIP-2 of transformers without its ViT: Q-Former, language projection and LM.
 
-The only file that knows these classes' insides. The ViT is an encoder like any other (`encoders/_blip.py`), so that its
-features are computed once. What is computed here is what transformers computes, but for padding: image tokens stand
-right before their text, not before its padding, so a row's positions are the same alone and in any batch.
+The only file that knows these classes' internals. The ViT is an encoder like any other (`encoders/_blip.py`), so its
+features are computed once. The computation is transformers' except for padding: image tokens stand directly before
+their text, not before its padding, so a row's positions are the same alone and in any batch.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from perceptune.lm.kernels.linear_cross_entropy import frozen_head_loss
 from perceptune.types import GenerationRequest, Prompt
 from perceptune.utils.tensors import move
 
-IGNORED = -100  # label where nothing is predicted
+IGNORED = -100  # label of positions without a prediction
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction of each row as the Q-Former's own tokenizer gives it, padded on the right."""
+    """An instruction for each row from the Q-Former's own tokenizer, padded on the right."""
 
     ids: Tensor  # (B, L)
     mask: Tensor  # (B, L) 1 = token
@@ -39,23 +39,23 @@ class Instruction:
 
 @dataclass(frozen=True)
 class LMTokens:
-    """What the LM reads, the first `n_queries` tokens of each row standing for the image."""
+    """Input of the LM; the first `n_queries` tokens of each row are placeholders for the image."""
 
     ids: Tensor  # (B, T)
     mask: Tensor  # (B, T) 1 = token; padded on the left for a decoder-only LM, else on the right
     supervised: Tensor  # (B, T) bool: tokens that are to be predicted; none for an encoder-decoder LM
-    labels: Tensor | None = None  # (B, S) what the decoder of an encoder-decoder LM is to say, padded with -100
-    predicted: tuple[Tensor, Tensor] | None = None  # what `find_predicted` gives, where that was known before
+    labels: Tensor | None = None  # (B, S) targets of an encoder-decoder LM, padded with -100
+    predicted: tuple[Tensor, Tensor] | None = None  # result of `find_predicted`, if known before
 
     def to(self, device: torch.device) -> LMTokens:
-        """The same on a device; what is predicted is found out where they are now."""
+        """Move to a device; predicted positions are determined before the move, on the current one."""
         predicted = self.find_predicted()
         labels = None if self.labels is None else move(self.labels, device)
         ids, mask, supervised = (move(part, device) for part in (self.ids, self.mask, self.supervised))
         return LMTokens(ids, mask, supervised, labels, (move(predicted[0], device), move(predicted[1], device)))
 
     def find_predicted(self) -> tuple[Tensor, Tensor]:
-        """Places (N,) of the columns that predict a token, row after row, and these tokens (N,)."""
+        """Return the indices (N,) of the columns that predict a token, row after row, and these tokens (N,)."""
         if self.predicted is not None:
             return self.predicted
         if self.labels is None:
@@ -67,7 +67,7 @@ class LMTokens:
         return keep.flatten().nonzero().flatten(), targets
 
     def target_tokens(self, pad: int) -> tuple[Tensor, Tensor]:
-        """Ids and mask (B, S) of what is to be said, wherever it stands."""
+        """Return ids and mask (B, S) of the target tokens, wherever they are stored."""
         if self.labels is None:
             return self.ids, self.supervised.long()
         mask = self.labels != IGNORED
@@ -75,9 +75,9 @@ class LMTokens:
 
 
 class FrozenBlip(nn.Module):
-    """Wraps `InstructBlipForConditionalGeneration` or `Blip2ForConditionalGeneration`; every weight stays as it is.
+    """Wrap `InstructBlipForConditionalGeneration` or `Blip2ForConditionalGeneration`; every weight stays unchanged.
 
-    `model` is what a method may look into, hook and wrap; its ViT, whose patches are `n_patches`, has been taken out.
+    A method may read, hook and wrap `model`; its ViT, with `n_patches` patches, has been removed.
     """
 
     def __init__(self, model: nn.Module, n_patches: int = 0) -> None:
@@ -91,7 +91,7 @@ class FrozenBlip(nn.Module):
             for module in part.modules():
                 short_attention.replace_sdpa(getattr(module, "config", None), name)
         self.n_patches = n_patches
-        self.n_queries = int(config.num_query_tokens)  # image tokens that the LM sees
+        self.n_queries = int(config.num_query_tokens)  # number of image tokens in the LM's input
         self.image_token = int(config.image_token_index or 0)  # its embedding is never used
         self.hidden_size = int(config.qformer_config.hidden_size)
         self.image_size = int(config.qformer_config.encoder_hidden_size)  # width of the ViT's states
@@ -99,7 +99,7 @@ class FrozenBlip(nn.Module):
             for part in ("crossattention", "intermediate", "intermediate_query"):
                 if hasattr(layer, part):
                     getattr(layer, part).register_forward_pre_hook(_in_one_piece, with_kwargs=True)
-        self.bare_head = False  # whether logits are the head's output as it is; found out by `check`
+        self.bare_head = False  # whether logits are the head's unmodified output; set by `check`
 
     @property
     def qformer(self) -> Any:
@@ -108,27 +108,27 @@ class FrozenBlip(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The Q-Former's layers; those with images to look at have a `crossattention`."""
+        """The Q-Former's layers; those that attend to images have a `crossattention`."""
         return cast(nn.ModuleList, self.model.qformer.encoder.layer)
 
     @property
     def query_tokens(self) -> nn.Parameter:
-        """(1, n_queries, hidden_size)."""
+        """Query tokens (1, n_queries, hidden_size)."""
         return cast(nn.Parameter, self.model.query_tokens)
 
     @property
     def language_projection(self) -> nn.Linear:
-        """From the Q-Former's width to the LM's."""
+        """Linear map from the Q-Former's width to the LM's."""
         return cast(nn.Linear, self.model.language_projection)
 
     @property
     def language_model(self) -> Any:
-        """T5, Llama, OPT: what the checkpoint has."""
+        """The checkpoint's LM: T5, Llama or OPT."""
         return self.model.language_model
 
     @property
     def device(self) -> torch.device:
-        """Where the LM lives."""
+        """Device of the LM."""
         return self.language_model.get_input_embeddings().weight.device
 
     @property
@@ -138,15 +138,15 @@ class FrozenBlip(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of Q-Former, projection and LM as they were when it was first asked for: training may change them later."""
+        """Fingerprint of Q-Former, projection and LM at the first access; training may change them later."""
         return weights_fingerprint(self.model)
 
     def train(self, mode: bool = True) -> FrozenBlip:
-        """Stays in evaluation mode; a method switches the dropout of what it trains by itself."""
+        """Stay in evaluation mode; a method switches the dropout of its trained parts itself."""
         return super().train(False)
 
     def run_qformer(self, queries: Tensor, instruction: Instruction | None, image: Tensor) -> Tensor:
-        """States (B, n + L, hidden_size) of n queries (1 or B, n, hidden_size) and of L instruction tokens.
+        """Return states (B, n + L, hidden_size) of n queries (1 or B, n, hidden_size) and of L instruction tokens.
 
         `image` are the ViT's states (B, T, image_size). L is 0 without an instruction.
         """
@@ -161,12 +161,12 @@ class FrozenBlip(nn.Module):
         return states
 
     def word_embeddings(self, ids: Tensor) -> Tensor:
-        """(..., D) as the LM embeds tokens (...)."""
+        """Return the LM's embeddings (..., D) of tokens (...)."""
         embedded: Tensor = self.language_model.get_input_embeddings()(ids)
         return embedded
 
     def loss(self, queries: Tensor, tokens: LMTokens) -> tuple[Tensor, int]:
-        """Cross-entropy summed over the predicted tokens, and their number, for query outputs (B, n_queries, d)."""
+        """Return the cross-entropy summed over the predicted tokens, and their number; `queries` (B, n_queries, d)."""
         given = self._inputs(queries, tokens)
         keep, targets = tokens.find_predicted()
         if tokens.labels is not None:
@@ -178,12 +178,12 @@ class FrozenBlip(nn.Module):
 
     @torch.no_grad()
     def generate(self, queries: Tensor, tokens: LMTokens, request: GenerationRequest) -> list[list[int]]:
-        """New tokens of each row, up to and without the end token, by transformers' `generate`.
+        """Return the new tokens of each row, up to and without the end token, by transformers' `generate`.
 
         The prompt is `tokens` and the image's `queries`; `decoding.max_length` counts its tokens without the image's.
         """
         given = self._inputs(queries, tokens)
-        given.pop("position_ids", None)  # `generate` finds them from the mask
+        given.pop("position_ids", None)  # `generate` derives them from the mask
         text = Prompt(tokens.ids, tokens.mask & ~image_columns(tokens.mask, self.n_queries))
         settings: dict[str, Any] = {"width": 0}  # a decoder-only LM returns its new tokens, without its embedded prompt
         if self.encoder_decoder:  # its decoder's start token, too
@@ -193,7 +193,7 @@ class FrozenBlip(nn.Module):
 
     @torch.no_grad()
     def check(self) -> None:
-        """Finds out whether some LM scales or caps its logits behind the head, which `loss` must know."""
+        """Determine whether the LM scales or caps its logits behind the head, which `loss` depends on."""
         head = self.language_model.get_output_embeddings()
         if type(head) is not nn.Linear:
             return
@@ -207,7 +207,7 @@ class FrozenBlip(nn.Module):
         self.bare_head = torch.allclose(bare, self._logits(given, both), rtol=1e-3, atol=1e-3)
 
     def _inputs(self, queries: Tensor, tokens: LMTokens) -> dict[str, Any]:
-        """What the LM is called with: its tokens, the image's replaced by projected query outputs."""
+        """Return the LM's inputs: embedded tokens with projected query outputs in place of the image tokens."""
         words = self.word_embeddings(tokens.ids)
         visual = self.language_projection(queries).to(words.dtype)
         places = image_columns(tokens.mask, self.n_queries)[..., None]
@@ -219,7 +219,7 @@ class FrozenBlip(nn.Module):
         return given
 
     def _final_states(self, given: Mapping[str, Any], keep: Tensor) -> Tensor:
-        """States (N, d) that enter the vocabulary head at the places (N,); the head runs on nothing."""
+        """Return states (N, d) that enter the vocabulary head at the positions (N,); the head runs on no rows."""
         caught: list[Tensor] = []
 
         def catch(states: Tensor) -> Tensor:
@@ -230,11 +230,11 @@ class FrozenBlip(nn.Module):
         return caught[0]
 
     def _logits(self, given: Mapping[str, Any], keep: Tensor) -> Tensor:
-        """Logits (N, vocab) at the places (N,)."""
+        """Return logits (N, vocab) at the positions (N,)."""
         return self._run(given, lambda states: states.index_select(0, keep))
 
     def _run(self, given: Mapping[str, Any], before_head: Callable[[Tensor], Tensor]) -> Tensor:
-        """The LM's logits of what `before_head` makes of its last states (B * T, d)."""
+        """Return the LM's logits after `before_head` has transformed its last states (B * T, d)."""
         head = self.language_model.get_output_embeddings()
         with head.register_forward_pre_hook(lambda _, args: (before_head(args[0].flatten(0, 1)), *args[1:])):
             logits: Tensor = self.language_model(**given, use_cache=False).logits
@@ -242,14 +242,14 @@ class FrozenBlip(nn.Module):
 
 
 def _in_one_piece(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Copies what a part of a layer is given of the columns, as its first positional argument.
+    """Make a layer's first positional argument contiguous.
 
-    A frozen linear map of a view of them is a product for each row, forward and backward: a sixth of PETAL's step.
+    A frozen linear map of a view of it is one product per row, forward and backward: a sixth of PETAL's step.
     """
     first, *others = args or (kwargs.pop("hidden_states"),)
     return (first.contiguous(), *others), kwargs
 
 
 def image_columns(mask: Tensor, n: int) -> Tensor:
-    """(B, T) bool: the first `n` tokens of each row, padding left out."""
+    """Mark the first `n` tokens of each row, padding excluded: (B, T) bool."""
     return mask.bool() & (mask.cumsum(-1) <= n)

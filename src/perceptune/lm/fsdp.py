@@ -1,7 +1,7 @@
-"""FSDP for the frozen LM: each process holds a part of its weights and gathers a block when it runs.
+"""FSDP for the frozen LM: each process holds a shard of its weights and gathers a block when it runs.
 
-Nothing frozen has a gradient, so weights are only ever gathered. The method stays whole on every process. All processes
-must run the same blocks equally often, in the same order, forward and backward.
+Frozen weights have no gradient, so they are only ever gathered. The method stays whole on every process. All
+processes must run the same blocks equally often, in the same order, forward and backward.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def shard(lm: FrozenLM, settings: FSDPSettings, first_layer: int, device: torch.
     }
     if settings.cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy()
-    # A method calls `project_prompt` outside the LM's forward pass, where only whole weights can be used.
+    # A method calls `project_prompt` outside the LM's forward pass, which needs whole weights.
     whole = {p for name, p in lm.model.named_parameters() if "project_in" in name.split(".")}
     for parameter in whole:
         parameter.data = parameter.data.to(device)
@@ -41,14 +41,14 @@ def shard(lm: FrozenLM, settings: FSDPSettings, first_layer: int, device: torch.
         fully_shard(layer, **options)
     fully_shard(lm.model, ignored_params=whole, **options)
     lm.layers[first_layer].register_forward_pre_hook(_with_gradient(), with_kwargs=True)
-    # Our generation loop ends with its own rows, which would leave the other processes waiting inside the LM.
+    # Our generation loop ends with a process's own rows: the other processes would wait for it inside the LM.
     lm.capabilities = Capabilities(split_disabled_reason="its weights are spread over several processes (FSDP)")
 
 
 def _with_gradient() -> Callable[..., Any]:
-    """A pre-hook whose block always takes part in the backward pass.
+    """Return a pre-hook that makes a block take part in every backward pass.
 
-    Otherwise a process whose rows have no media would gather no weights there, while the others wait for it.
+    Otherwise a process whose rows have no media would not gather weights there, while the others wait for it.
     """
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

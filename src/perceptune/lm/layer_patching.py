@@ -1,4 +1,4 @@
-"""What a decoder block does instead of its own forward, for one call: pass on, recompute."""
+"""Temporary replacements of a decoder block's forward: identity, recomputation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -8,17 +8,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 def identity(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    """A block that passes its input on."""
+    """Return a block's input unchanged."""
     return hidden_states
 
 
 def identity_in_tuple(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
-    """The same for LMs whose blocks return tuples."""
+    """Return a block's input unchanged, for LMs whose blocks return tuples."""
     return (hidden_states,)
 
 
 def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A block's forward that keeps only its input and computes the rest again in the backward pass."""
+    """Return a block's forward that stores only its input and recomputes the rest in the backward pass."""
     return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
@@ -27,7 +27,7 @@ class _Carried(Protocol):
 
 
 def checkpointed_layer(carried: Sequence[_Carried], layer: Callable[[Tensor], Tensor], text: Tensor) -> Tensor:
-    """One layer of split execution, recomputed in the backward pass from what the groups of slots held before it."""
+    """Run a layer of split execution and recompute it in the backward pass from the slot groups' earlier states."""
     before = [group.hidden for group in carried]
 
     def run(hidden: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def checkpointed_layer(carried: Sequence[_Carried], layer: Callable[[Tensor], Te
 
 
 class ReachedLayerError(Exception):
-    """Ends a forward pass early, once the states that enter a layer are known."""
+    """Raised to end a forward pass once the inputs of a layer are captured."""
 
     def __init__(self, states: Tensor) -> None:
         self.states = states

@@ -1,8 +1,8 @@
-"""Which dtype a frozen LM is faster in on this machine: what `auto` stands for in a recipe.
+"""Choice of the dtype in which a frozen LM is faster on this machine: the value of `auto` in a recipe.
 
-Instruction sets alone do not tell: of two processors that both multiply bfloat16, one is twice as fast in it and the
-other half as fast. So the linear maps of the LM's own shapes are run in both dtypes, forward and backward, by the
-kernels that a training uses, along with what lies between them, and the seconds are remembered in the cache folder.
+Instruction sets are not enough: of two processors that both multiply bfloat16, one is twice as fast in it and the
+other half as fast. So the linear maps of the LM's own shapes are timed in both dtypes, forward and backward, with the
+kernels that training uses and the operations between them; the timings are stored in the cache folder.
 """
 
 import hashlib
@@ -27,20 +27,20 @@ from perceptune.utils.atomic_io import write_whole
 from perceptune.utils.downloads import cache_dir
 
 DTYPES = ("float32", "bfloat16")
-GAIN = 1.05  # bfloat16 must be so many times as fast: it costs exactness
-LEAST = 2**20  # multiplications per token: an LM below has nothing to gain, and a measurement would be noise
-WIDEST = 2048  # rows and columns of a matrix that is measured; a larger one is cut to it
-BATCH, COLUMNS = 4, 32  # texts and their tokens
-BUDGET = 0.1  # seconds of measuring, after one run that warms up
-ROUNDS = (4, 12)  # at least, at most
-VERSION = 1  # of what is remembered
-# This thread's processor seconds, which other programs do not lengthen, unless the system counts them too coarsely.
+GAIN = 1.05  # required speedup of bfloat16, which costs exactness
+LEAST = 2**20  # multiplications per token: a smaller LM has nothing to gain, and its timing would be noise
+WIDEST = 2048  # maximum rows and columns of a matrix that is timed; a larger one is cropped
+BATCH, COLUMNS = 4, 32  # number of texts, and of tokens in each
+BUDGET = 0.1  # seconds of measuring, after one warm-up run
+ROUNDS = (4, 12)  # minimum, maximum
+VERSION = 1  # of the stored timings
+# This thread's CPU seconds, which other programs do not lengthen, unless the system counts them too coarsely.
 _clock = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-4 else time.perf_counter
 
 
 @dataclass(frozen=True)
 class Products:
-    """What an LM multiplies: its linear maps as (out, in) with their number, and the heads of its attention."""
+    """The LM's matrix products: its linear maps as (out, in) with their number, and the heads of its attention."""
 
     maps: tuple[tuple[tuple[int, int], int], ...]
     heads: int
@@ -49,27 +49,27 @@ class Products:
 
     @property
     def multiplications(self) -> int:
-        """Of one token in all layers, attention and vocabulary left out."""
+        """Multiplications per token in all layers, without attention and vocabulary."""
         return sum(rows * columns * number for (rows, columns), number in self.maps)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A dtype, and why."""
+    """A dtype and the reason for it."""
 
     dtype: str
     reason: str
-    speedup: float | None = None  # seconds in float32 / seconds in bfloat16, where both were measured
+    speedup: float | None = None  # seconds in float32 / seconds in bfloat16, if both were measured
 
     def slowness_of(self, dtype: str) -> float | None:
-        """How many times as long as in the other dtype it takes in this one; None if that is not known."""
+        """Return this dtype's time as a multiple of the other one's; None if unknown."""
         if self.speedup is None:
             return None
         return self.speedup if dtype == "float32" else 1 / self.speedup
 
 
 def products_of(lm: nn.Module, config: Any) -> Products:
-    """Those of an LM, which may lie on the meta device."""
+    """Return the products of an LM, which may be on the meta device."""
     head = cast(Any, lm).get_output_embeddings()
     shapes: Counter[tuple[int, int]] = Counter()
     for module in lm.modules():
@@ -87,9 +87,9 @@ def products_of(lm: nn.Module, config: Any) -> Products:
 
 
 def choose(products: Products, *, packed: bool, device: torch.device) -> Choice:
-    """The dtype for an LM on a device, measured or remembered on a CPU.
+    """Choose the dtype for an LM on a device; on a CPU by measuring, or from an earlier measurement.
 
-    `packed` = whether its weights are laid out for the CPU. Where bfloat16 does not run at all, float32.
+    `packed` = whether its weights are laid out for the CPU. float32 if bfloat16 does not run at all.
     """
     if not runs_bfloat16(device):
         return Choice("float32", f"bfloat16 does not run on this {device.type}")
@@ -104,18 +104,18 @@ def choose(products: Products, *, packed: bool, device: torch.device) -> Choice:
 
 
 def runs_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies in bfloat16, other than by emulation."""
+    """Return whether a device multiplies in bfloat16 without emulation."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return False
     try:
         x = torch.ones(2, 2, dtype=torch.bfloat16, device=device)
         return float((x @ x)[0, 0]) == 2
-    except (RuntimeError, TypeError):  # how a backend says that it has no such kernel, or no such dtype
+    except (RuntimeError, TypeError):  # the backend has no such kernel or dtype
         return False
 
 
 def seconds_here(products: Products, *, packed: bool) -> dict[str, float]:
-    """Seconds of one pass in each dtype, from the cache folder if they were measured there before."""
+    """Return the seconds of one pass in each dtype, from the cache folder if measured before."""
     described = json.dumps([VERSION, _machine(), packed, products.maps, products.heads, products.key_heads,
                             products.head_size])  # fmt: skip
     path = cache_dir() / "precision" / f"{hashlib.sha256(described.encode()).hexdigest()[:16]}.json"
@@ -127,7 +127,7 @@ def seconds_here(products: Products, *, packed: bool) -> dict[str, float]:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, [json.dumps({"seconds": seconds, "of": json.loads(described)}, indent=2).encode()])
     except OSError:
-        pass  # a cache folder that cannot be written costs the measurement again, nothing else
+        pass  # if the cache folder is not writable, the next run measures again
     return seconds
 
 
@@ -136,17 +136,17 @@ def _remembered(path: Path) -> dict[str, float] | None:
         seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
         found = {name: float(seconds[name]) for name in DTYPES}
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or damaged: measured anew
+        return None  # absent or damaged: measure again
     return found if all(math.isfinite(value) and value > 0 for value in found.values()) else None
 
 
 def _machine() -> list[Any]:
-    """What the seconds depend on beside the LM."""
+    """Return what the timings depend on beside the LM."""
     return [_processor(), torch.get_num_threads(), torch.__version__, os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()]
 
 
 def _processor() -> str:
-    """Name and flags of the processor."""
+    """Return name and flags of the processor."""
     info, wanted = Path("/proc/cpuinfo"), ("model name", "flags", "Features", "CPU part")
     if info.is_file():
         first = info.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
@@ -156,9 +156,9 @@ def _processor() -> str:
 
 
 def measure(products: Products, *, packed: bool) -> dict[str, float]:
-    """Seconds of one pass in each dtype: of every part its fastest run, taken in turns, times how often it occurs.
+    """Measure seconds of one pass in each dtype: each part's fastest run, in alternation, times its occurrences.
 
-    Processor seconds, and the fastest run of something short: what it costs when nothing else runs on the machine.
+    CPU seconds, and the fastest of many short runs: the time on a machine that runs nothing else.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         parts = {name: _parts(products, getattr(torch, name), packed=packed) for name in DTYPES}
@@ -185,7 +185,7 @@ def _timed(run: Callable[[], None]) -> float:
 
 
 def _parts(products: Products, dtype: torch.dtype, *, packed: bool) -> list[tuple[Callable[[], None], float]]:
-    """What is run in a dtype, and how often it occurs in the LM."""
+    """Return what is run in a dtype, and how often it occurs in the LM."""
     shapes: Counter[tuple[int, int]] = Counter()
     for (rows, columns), number in products.maps:
         shapes[min(rows, WIDEST), min(columns, WIDEST)] += number
@@ -211,14 +211,14 @@ def _attention(products: Products, dtype: torch.dtype) -> Callable[[], None]:
 
 
 def _elementwise(products: Products, dtype: torch.dtype) -> Callable[[], None]:
-    """Activations, gates and residual sums, as wide as the widest map."""
+    """Return a run of activations, gates and residual sums, as wide as the widest map."""
     width = min(max(max(shape) for shape, _ in products.maps), WIDEST)
     gate, up = (torch.randn(BATCH, COLUMNS, width, dtype=dtype) for _ in range(2))
     return _passes(lambda a, b: nn.functional.silu(a) * b + a, gate, up)
 
 
 def _passes(function: Callable[..., Tensor], *given: Tensor) -> Callable[[], None]:
-    """A forward and a backward pass."""
+    """Return a run of one forward and one backward pass."""
     upstream = torch.ones_like(function(*given))
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Two tokens with a slot, before any work: what can this LM do?"""
+"""Determine an LM's capabilities from a forward pass on two tokens and a slot."""
 
 import torch
 from torch import nn
@@ -11,9 +11,9 @@ from perceptune.types import Slots
 
 @torch.no_grad()
 def probe(lm: FrozenLM) -> Capabilities:
-    """Return what an LM can do. Raises `UserError` for one that cannot be spliced.
+    """Return an LM's capabilities. Raises `UserError` for one that cannot have slots.
 
-    One that can, but whose attention cannot be given keys and values, runs the reference path.
+    An LM that can, but whose attention does not accept keys and values, runs the reference path.
     """
     ids = torch.zeros(1, 2, dtype=torch.long, device=lm.device)
     mask = torch.ones_like(ids)
@@ -27,7 +27,7 @@ def probe(lm: FrozenLM) -> Capabilities:
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{name} cannot be spliced: {error}") from error
     head = lm.model.get_output_embeddings()
-    has_bare_head = False  # some LMs scale or cap their logits after the head (Gemma 2, Cohere, Granite)
+    has_bare_head = False  # some LMs scale or cap their logits behind the head (Gemma 2, Cohere, Granite)
     if type(head) is nn.Linear:
         bare = head(lm.final_hidden_states(ids, mask, [slot], keep=both, use_reference_path=True))
         has_bare_head = torch.allclose(bare, logits, rtol=1e-3, atol=1e-3)

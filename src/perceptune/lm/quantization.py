@@ -1,7 +1,7 @@
-"""A frozen LM's weights in 8 or 4 bits (bitsandbytes): what is trained stays in float32 beside them.
+"""Quantisation of a frozen LM to 8 or 4 bits (bitsandbytes); trained weights stay in float32.
 
-The embedding and the vocabulary head keep their dtype. 8 bits: LLM.int8(), outlying columns apart; which columns those
-are depends on the whole batch, so a batch equals each row alone up to rounding only. 4 bits: NF4 in blocks of 64.
+The embedding and the vocabulary head keep their dtype. 8 bits: LLM.int8() with outlier columns, which depend on the
+whole batch, so a batch equals each row alone up to rounding only. 4 bits: NF4 in blocks of 64.
 """
 
 import importlib.util
@@ -35,9 +35,9 @@ def load_frozen(
 
 
 def quantization(config: LMConfig, dtype: torch.dtype, *, skip: Sequence[str] = ()) -> dict[str, Any]:
-    """Arguments of `from_pretrained` beside the usual ones; none without `lm.quantization`.
+    """Return the additional arguments of `from_pretrained`; none without `lm.quantization`.
 
-    `skip` are names of modules that keep their dtype; without any transformers leaves out the vocabulary head.
+    `skip` are names of modules that keep their dtype; by default transformers excludes the vocabulary head.
     Raises `UserError` without bitsandbytes.
     """
     if config.quantization is None:
@@ -49,7 +49,7 @@ def quantization(config: LMConfig, dtype: torch.dtype, *, skip: Sequence[str] = 
         )
     from transformers import BitsAndBytesConfig
 
-    # It says at each product that it computes in float16 inside: that is known, and is what was asked for.
+    # It warns at each product that it computes in float16 inside, which is expected.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     eight = config.quantization == "8bit"
     bits = BitsAndBytesConfig(
@@ -60,8 +60,10 @@ def quantization(config: LMConfig, dtype: torch.dtype, *, skip: Sequence[str] = 
 
 
 def keep_differentiable(model: nn.Module) -> None:
-    """Keeps 4-bit weights as they were loaded: on some CPUs the first forward without gradient would lay them out for
-    a product that has none, and a training would go on without learning anything."""
+    """Keep the layout of 4-bit weights: on some CPUs a forward without gradient would change it to one that has none.
+
+    Training would then continue without learning anything.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             vars(module)["support_avx512bf16_for_cpu"] = False

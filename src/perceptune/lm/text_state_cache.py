@@ -1,8 +1,8 @@
-"""States of bare texts as they enter one LM layer: computed once per distinct text where that pays.
+"""Cache of texts' states at the input of one LM layer: computed once per distinct text if that saves time.
 
-Nothing trained and no medium lies below a method's first layer, so what happens there depends on the text alone. Before
-a training it is decided once how its texts are treated, for a resumed run must not compute anything in other company
-than the uninterrupted one did: kept in memory if all fit, else on disk, else computed anew with each batch.
+Below a method's first layer nothing is trained and no medium enters, so states there depend on the text alone. It is
+decided once before training how all texts are treated, because a resumed run must batch its computations as the
+uninterrupted one did: kept in memory if all fit, else on disk, else recomputed with each batch.
 """
 
 import json
@@ -22,15 +22,15 @@ from perceptune.utils.tensors import bytes_of, move, pad_left
 
 Ids = tuple[int, ...]
 GROUP = 16  # texts computed together
-PAYS = 1.5  # uses of a text that make keeping its states worth the while
-SAMPLED = 2**16  # values of a large weight that its digest is made of
-VERSION = 1  # raise it when the same LM and text give other states
+PAYS = 1.5  # average uses per text from which caching saves time
+SAMPLED = 2**16  # number of values of a large weight that go into its digest
+VERSION = 1  # increment when the same LM and text give other states
 
 
 class TextStates:
     """States (T, d) of distinct texts; left-padded on request.
 
-    `folder` is where they go when they do not fit into `megabytes`, up to `disk_megabytes`; None = nowhere.
+    States go to `folder` if they do not fit into `megabytes`, up to `disk_megabytes`; None = no disk cache.
     """
 
     def __init__(
@@ -38,19 +38,19 @@ class TextStates:
     ) -> None:
         self.lm, self.layer = lm, layer
         self.budget, self.folder, self.disk_budget = megabytes * 2**20, folder, disk_megabytes * 2**20
-        # None: computed again with each batch.
+        # None: recomputed with each batch.
         self._kept: InMemoryStore[bytes] | Store | None = InMemoryStore(megabytes)
 
     @property
     def kept(self) -> str:
-        """Where states are kept: `memory`, `disk` or `nowhere`."""
+        """Where states are cached: `memory`, `disk` or `nowhere`."""
         return "nowhere" if self._kept is None else "memory" if isinstance(self._kept, InMemoryStore) else "disk"
 
     def precompute(self, texts: Iterable[Ids], uses: int, *, rank: int = 0, world: int = 1) -> None:
-        """Computes the states of all texts that a training with `uses` of them will see, or decides not to keep any.
+        """Compute the states of all texts that a training with `uses` of them needs, or decide not to cache any.
 
-        Of `world` processes that give the same texts, each computes its share of those that go to disk; `refresh` then
-        shows it the others'.
+        Each of `world` processes, given the same texts, computes its part of those for the disk; `refresh` then loads
+        the others'.
         """
         distinct = self._distinct(texts, int(uses / PAYS))
         if distinct is None:
@@ -74,16 +74,16 @@ class TextStates:
                 bar.advance(len(group))
 
     def refresh(self) -> None:
-        """Sees what other processes have computed."""
+        """Load states that other processes have computed."""
         if isinstance(self._kept, Store):
             self._kept.refresh()
 
     def look_up(self, ids: Tensor, mask: Tensor) -> tuple[int, Tensor]:
-        """The layer, and `get`."""
+        """Return the layer and the result of `get`."""
         return self.layer, self.get(ids, mask)
 
     def get(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, d) where the LM is, for a left-padded batch (B, T) on the CPU; padding rows hold anything finite."""
+        """Return (B, T, d) on the LM's device for a left-padded batch (B, T) on the CPU; padding is arbitrary."""
         device = self.lm.device
         if self._kept is None:
             return self.lm.hidden_states_at(self.layer, move(ids, device), move(mask, device))
@@ -92,7 +92,7 @@ class TextStates:
         distinct = {text: _key(text) for text in texts}
         rows = dict(zip(distinct, self._kept.read(list(distinct.values())), strict=True))
         missing = [text for text, row in rows.items() if row is None]
-        if missing:  # damaged on disk, or not foreseen by `precompute`
+        if missing:  # damaged on disk, or not among the texts of `precompute`
             fresh = self._compute(missing)
             self._keep([distinct[text] for text in missing], fresh)
             rows |= dict(zip(missing, fresh, strict=True))
@@ -101,7 +101,7 @@ class TextStates:
         return move(torch.stack(padded), device)
 
     def _keep(self, keys: Sequence[bytes], rows: Sequence[Tensor]) -> None:
-        """Where the cache cannot be written nothing is kept: these states did not fit into memory."""
+        """Store states; if the cache is not writable, store none: these states did not fit into memory."""
         assert self._kept is not None
         new = set(self._kept.missing(keys))
         chosen = [(key, row) for key, row in zip(keys, rows, strict=True) if key in new]
@@ -113,13 +113,13 @@ class TextStates:
             self._kept = None
 
     def _compute(self, texts: Sequence[Ids]) -> list[Tensor]:
-        """In one padded batch, kept in main memory: a GPU's is for what is being computed."""
+        """Compute states in one padded batch and keep them in main memory, which spares the GPU's."""
         ids, mask = (move(tensor, self.lm.device) for tensor in pad_left(texts, 0))
         states = self.lm.hidden_states_at(self.layer, ids, mask).cpu()
         return [row[-len(text) :].clone() for row, text in zip(states, texts, strict=True)]
 
     def _distinct(self, texts: Iterable[Ids], most: int) -> list[Ids] | None:
-        """Each text once, short ones first; None if there are more than `most` or their states would fit nowhere."""
+        """Return each text once, short ones first; None if there are more than `most` or their states fit nowhere."""
         seen: set[Ids] = set()
         room = max(self.budget, self.disk_budget if self.folder is not None else 0)
         for text in texts:
@@ -134,7 +134,7 @@ class TextStates:
         return sum(map(len, texts)) * self.lm.hidden_size * self.lm.dtype.itemsize
 
     def _description(self) -> dict[str, Any]:
-        """Everything that a row depends on beside its text."""
+        """Return everything that a row depends on beside its text."""
         return {
             "kind": "states of texts", "version": VERSION, "lm": self._weights().hex(), "layer": self.layer,
             "config": json.loads(self.lm.config.to_json_string()), "dtype": str(self.lm.dtype).removeprefix("torch."),
@@ -144,8 +144,8 @@ class TextStates:
     def _weights(self) -> bytes:
         """Return a digest of the weights that texts pass through, none of which is trained.
 
-        Of large ones evenly spaced values: hashing billions would take longer than it saves. Of the embeddings all: an
-        LM with other vectors for a few tokens differs in nothing else.
+        Large weights are sampled evenly: hashing billions of values takes longer than the cache saves. Embeddings are
+        hashed whole: an LM with other vectors for a few tokens may differ in nothing else.
         """
         embeddings = self.lm.model.get_input_embeddings().weight.data_ptr()
         above = tuple(f"{self.lm.layers_path}.{index}." for index in range(self.layer, self.lm.n_layers))
@@ -162,6 +162,6 @@ def _key(text: Ids) -> bytes:
 
 
 def _weight_digest(name: str, tensor: Tensor, *, whole: bool) -> bytes:
-    """A digest of a weight's shape and bits, of at most `SAMPLED` values unless it is taken `whole`."""
+    """Return a digest of a weight's shape and bits; of at most `SAMPLED` values unless `whole`."""
     data = bytes_of(tensor, most=None if whole else SAMPLED)
     return digest_of(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), data)

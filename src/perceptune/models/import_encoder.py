@@ -25,8 +25,8 @@ from perceptune.models.pretrained import appearing_folder, require_new_folder
 from perceptune.utils.torch_files import read_torch_file, require_file
 
 MODALITIES = {"vit": "image", "ast": "audio", "timesformer": "video"}
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # of the published widths: weights do not tell
-EPSILON = 1e-6  # of the originals' layer norms; transformers' own default is another
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # of the published widths: the weights do not determine it
+EPSILON = 1e-6  # of the originals' layer norms; the default of transformers differs
 _CONTAINERS = ("model_state", "state_dict", "model")
 _WRAPPERS = ("module.", "model.")
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)")
@@ -36,10 +36,10 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the parts of an original are called in transformers; see `encoder_layouts.yaml`."""
+    """Mapping from an original's names to those of transformers; see `encoder_layouts.yaml`."""
 
     model: str  # class of transformers
-    blocks: str  # where its blocks lie
+    blocks: str  # path of its blocks
     splits_qkv: bool
     tensors: dict[str, str]
     modules: dict[str, str]
@@ -48,7 +48,7 @@ class Layout:
     preprocessor: dict[str, Any]
 
     def names(self, depth: int) -> dict[str, str]:
-        """The original's name of each weight, and its own in transformers."""
+        """Return the original's name of each weight, mapped to its name in transformers."""
         modules = self.modules | {
             f"blocks.{i}.{theirs}": f"{self.blocks}.{i}.{ours}"
             for i in range(depth)
@@ -61,7 +61,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Heard:
-    """What an AST hears: its positions tell only how many patches there are."""
+    """An AST's spectrogram settings; its position embeddings determine only the number of patches."""
 
     mels: int = 128
     frames: int = 1024
@@ -69,10 +69,10 @@ class Heard:
 
 
 def import_encoder(file: str | Path, out: str | Path, *, heads: int | None = None, heard: Heard = Heard()) -> str:
-    """Writes the encoder in `file` as a folder of transformers, `out`; returns which kind it is.
+    """Write the encoder in `file` as a folder of transformers, `out`; return its kind.
 
-    `heads` is the number of attention heads, where the width is none of the published ones. Raises `UserError` for
-    weights that are unknown, missing or of another shape, and for a folder that is there already.
+    `heads` is the number of attention heads if the width is not a published one. Raises `UserError` for weights that
+    are unknown, missing or of another shape, and for an existing folder.
     """
     file, out = Path(file), Path(out)
     require_new_folder(out)
@@ -96,7 +96,7 @@ def import_encoder(file: str | Path, out: str | Path, *, heads: int | None = Non
 
 
 def read_weights(file: Path) -> Weights:
-    """The weights by timm's names without what stands around them, in float32."""
+    """Return the weights by timm's names without their wrappers, in float32."""
     if file.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -115,12 +115,12 @@ def read_weights(file: Path) -> Weights:
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-    # AST's own classifier lies beside its transformer.
+    # AST's own classifier is stored beside its transformer.
     return {name.removeprefix("v."): tensor for name, tensor in weights.items()}
 
 
 def _of_jax(file: Path, theirs: dict[str, dict[str, str]]) -> tuple[Weights, int | None]:
-    """The JAX original's arrays by timm's names, and the number of heads, which are an axis of their own there."""
+    """Return the JAX original's arrays by timm's names, and the number of heads, which is an array axis there."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name.removeprefix("opt/target/"): np.asarray(stored[name]) for name in stored.files}
@@ -153,7 +153,7 @@ def _of_jax(file: Path, theirs: dict[str, dict[str, str]]) -> tuple[Weights, int
 
 
 def _require_whole(layout: Layout, weights: Weights, names: dict[str, str]) -> None:
-    """Raises `UserError` naming what the layout does not know, and what it wants."""
+    """Raise `UserError` naming weights that the layout does not have and those it requires."""
     if unknown := sorted(weights.keys() - names.keys()):
         raise UserError(f"has unknown weights of a {layout.model}: {_listed(unknown)}")
     if missing := [name for name in names if name not in weights]:
@@ -165,7 +165,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _config(kind: str, weights: Weights, depth: int, heads: int | None, heard: Heard) -> Any:
-    """The config of transformers: what the weights' shapes say, and what they do not."""
+    """Return the config of transformers, from the weights' shapes and the given settings."""
     import transformers
 
     width, patch = weights["cls_token"].shape[-1], weights["patch_embed.proj.weight"].shape[-1]
@@ -198,7 +198,7 @@ def _config(kind: str, weights: Weights, depth: int, heads: int | None, heard: H
 
 
 def _loaded(layout: Layout, config: Any, weights: Weights, names: dict[str, str]) -> Any:
-    """The model of transformers with the weights. Raises `UserError` for one of another shape."""
+    """Return the model of transformers with the weights. Raises `UserError` for one of another shape."""
     import transformers
 
     given = {"add_pooling_layer": False} if layout.model == "ViTModel" else {}
@@ -220,7 +220,7 @@ def _loaded(layout: Layout, config: Any, weights: Weights, names: dict[str, str]
 
 
 def _preprocessor(layout: Layout, config: Any) -> dict[str, Any]:
-    """The layout's, for the sizes of these weights."""
+    """Return the layout's preprocessor config for the sizes of these weights."""
     if layout.model == "ASTModel":
         return {**layout.preprocessor, "num_mel_bins": config.num_mel_bins, "max_length": config.max_length}
     return {**layout.preprocessor, "size": dict.fromkeys(("height", "width"), config.image_size)}

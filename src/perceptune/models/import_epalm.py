@@ -1,10 +1,10 @@
-"""Weights of the official eP-ALM release as a run folder.
+"""Import of official eP-ALM checkpoints as run folders.
 
-The release saves `{"model", "optimizer", "lr_scheduler", "config", "epoch", ...}` with `torch.save`; `model` holds what
-was trained: `connector.{j}.*`, one linear map per level or one for all; `prompt_module.prefix_embedding`, a list of
-embedding (0) and, with an MLP, linear (1), tanh and linear (3); and adapters under the names of the LM's layers, each
-twice. The run answers as the official code does: its mask, layers, normalisation, separator, length and beams. Facts
-are from its models/epalm.py and its configs.
+The release saves `{"model", "optimizer", "lr_scheduler", "config", "epoch", ...}` with `torch.save`; `model` holds
+the trained weights: `connector.{j}.*`, one linear map per level or one for all; `prompt_module.prefix_embedding`, a
+list of embedding (0) and, with an MLP, linear (1), tanh and linear (3); and adapters under the names of the LM's
+layers, each twice. The run answers as the official code does: its mask, layers, normalisation, separator, length and
+beams. Facts are from its models/epalm.py and its configs.
 """
 
 import math
@@ -37,7 +37,7 @@ _PROMPT = "prompt_module.prefix_embedding."
 _EMBEDDING = f"{_PROMPT}0.weight"
 _MLP = {f"{_PROMPT}{theirs}.{kind}": f"prompt.mlp.{ours}.{kind}" for theirs, ours in ((1, 0), (3, 2)) for kind in
         ("weight", "bias")}  # fmt: skip
-# Injected layers by the LM's depth, end excluded, where the file's config is silent: OPT-350M; OPT-2.7B and 6.7B.
+# Injected layers by the LM's depth, end excluded, if the file's config has none: OPT-350M; OPT-2.7B and 6.7B.
 RANGES = {24: (11, 23), 32: (19, 31)}
 VARIANTS = {
     (False, "mlp", False): "epalm", (True, "mlp", False): "epalm-pt", (True, "plain", False): "epalm-pt-l",
@@ -48,12 +48,11 @@ VARIANTS = {
 def import_official(
     file: str | Path, out: str | Path, *, lm: str, encoder: str, captions: bool = False, overrides: Sequence[str] = ()
 ) -> Path:
-    """Converts an official checkpoint, once; returns the run folder `out`.
+    """Convert an official checkpoint; return the run folder `out`.
 
-    `captions`: the model was trained without questions, which a file without config does not tell. `overrides` are
-    recipe keys, such as `task.name=jsonl` to evaluate on data of one's own. Raises `UserError` for a file that is no
-    such checkpoint, holds anything but plain values, has a config that cannot be obeyed, or does not fit the LM and
-    the encoder.
+    `captions`: the model was trained without questions, which a file without config does not record. `overrides` are
+    recipe keys, such as `task.name=jsonl` to evaluate on your own data. Raises `UserError` for a file that is no such
+    checkpoint, holds anything but plain values, has an unsupported config, or does not fit the LM and the encoder.
     """
     file, out = Path(file), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -83,7 +82,7 @@ def import_official(
 
 
 def read_official(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Trained weights and config of an official checkpoint, without running any code in it."""
+    """Read the trained weights and config of an official checkpoint without running any code in it."""
     numbers = [np._core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]  # type: ignore[attr-defined]
     old_name = (np._core.multiarray.scalar, "numpy.core.multiarray.scalar")  # type: ignore[attr-defined]
     require_file(file, "checkpoint")
@@ -97,7 +96,7 @@ def read_official(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _names(weights: Iterable[str]) -> dict[str, str]:
-    """Our name of each weight that has one; connections are numbered as in the file, under `maps.`."""
+    """Return our name of each weight that has one; connections are numbered as in the file, under `maps.`."""
     parts = {_EMBEDDING: "prompt.embedding", **_MLP}
     found = {}
     for name in weights:
@@ -112,7 +111,7 @@ def _names(weights: Iterable[str]) -> dict[str, str]:
 
 
 def _require_whole(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-    """Raises `UserError` for weights that are unknown, missing, or given twice and not alike."""
+    """Raise `UserError` for weights that are unknown, missing, or given twice with different values."""
     if unknown := sorted(set(weights) - set(names)):
         hint = "of adapters those are imported that the release's code runs: `normal`, without a layer norm"
         hint = hint if "adapter" in unknown[0] else "it is no trained part of eP-ALM"
@@ -130,7 +129,7 @@ def _require_whole(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> N
 
 
 def _method(weights: Mapping[str, Tensor], config: OfficialConfig) -> tuple[dict[str, Any], int]:
-    """The recipe's `method` but for layers and levels, read off the weights and the config; and how many levels."""
+    """Return the recipe's `method` without layers and levels, from weights and config, and the number of levels."""
     count = len({name for name in weights if _CONNECTOR.fullmatch(name)}) // 2
     said, shared = config.injected_hidden_states, config.shared_connector
     levels = (said or official.LEVELS) if count == 1 and shared is not False else count
@@ -150,7 +149,7 @@ def _method(weights: Mapping[str, Tensor], config: OfficialConfig) -> tuple[dict
 
 
 def _prompt(weights: Mapping[str, Tensor], config: OfficialConfig) -> str:
-    """What kind of soft prompt there is. Raises `UserError` for a config that speaks of another."""
+    """Return the kind of soft prompt. Raises `UserError` if the config names another one."""
     embedding = weights.get(_EMBEDDING)
     kind = "none" if embedding is None else "mlp" if weights.keys() & _MLP.keys() else "plain"
     found: dict[str, Any] = {"prompt_tuning": kind != "none"}
@@ -163,8 +162,8 @@ def _prompt(weights: Mapping[str, Tensor], config: OfficialConfig) -> str:
 
 
 def _adapters(weights: Mapping[str, Tensor], config: OfficialConfig) -> dict[str, Any]:
-    """The keys of adapters that the weights are of; none without them."""
-    places: dict[str, tuple[int, int]] = {}  # shape of the half that goes down
+    """Return the recipe keys of the adapters in the weights; none without adapters."""
+    places: dict[str, tuple[int, int]] = {}  # shape of the down-projection
     for name, tensor in weights.items():
         match = _ADAPTER.fullmatch(name)
         if match and match.group(3, 4) == ("0", "weight"):
@@ -186,7 +185,7 @@ def _adapters(weights: Mapping[str, Tensor], config: OfficialConfig) -> dict[str
 
 
 def _layers(file: Path, config: OfficialConfig, lm: str, overrides: Sequence[str]) -> range | None:
-    """The injected layers of the LM; None where the user says which."""
+    """Return the injected layers of the LM; None if the user sets them."""
     if any(override.startswith("method.first=") for override in overrides):
         return None
     if config.start_layer_idx is not None and config.end_layer_idx is not None:
@@ -201,7 +200,7 @@ def _layers(file: Path, config: OfficialConfig, lm: str, overrides: Sequence[str
 
 
 def _where(config: OfficialConfig, levels: int, layers: range | None) -> tuple[dict[str, Any], list[int]]:
-    """The keys that say what enters the LM where, and which levels do."""
+    """Return the keys for what enters the LM where, and the levels that enter."""
     if layers is None:
         if config.text_step != 1 or config.select_higher_step:
             raise UserError("config: `text_step` and `select_higher_step` do not go with method.first")
@@ -220,7 +219,7 @@ def _where(config: OfficialConfig, levels: int, layers: range | None) -> tuple[d
 def _placed(
     names: Mapping[str, str], weights: Mapping[str, Tensor], modality: str, levels: Sequence[int]
 ) -> dict[str, tuple[str, Tensor]]:
-    """(official name, tensor) by our name. A connection whose level never enters is left out: it has no effect."""
+    """Return (official name, tensor) by our name; connections whose level never enters have no effect: left out."""
     placed = {}
     for theirs, ours in names.items():
         if match := re.fullmatch(r"maps\.(\d+)\.(.+)", ours):
@@ -232,7 +231,7 @@ def _placed(
 
 
 def _require_shapes(tensors: Mapping[str, tuple[str, Tensor]], own: Mapping[str, Tensor], what: str) -> None:
-    """Raises `UserError` for weights that do not fit, and for what the model has and the file lacks."""
+    """Raise `UserError` for weights that do not fit, and for those that the model has and the file lacks."""
     for name, (theirs, tensor) in tensors.items():
         if name not in own or tensor.shape != own[name].shape:
             wanted = tuple(own[name].shape) if name in own else "nothing of the kind"
@@ -242,7 +241,7 @@ def _require_shapes(tensors: Mapping[str, tuple[str, Tensor]], own: Mapping[str,
 
 
 def _require_encoder(config: OfficialConfig, name: str, encoder: Any) -> None:
-    """Raises `UserError` for an encoder that is not what the config names."""
+    """Raise `UserError` for an encoder other than the one the config names."""
     given, kind = encoder.settings()["model_type"], official.encoder_kind(config)[1]
     if config.vision_model_name is not None and given != kind:
         raise UserError(
@@ -252,7 +251,7 @@ def _require_encoder(config: OfficialConfig, name: str, encoder: Any) -> None:
     if kind != "audio-spectrogram-transformer":
         return
     mean, std = (0.0, 0.5) if config.skip_norm else (config.norm_mean, config.norm_std)
-    pairs = {  # what the encoder has, and what the config wants
+    pairs = {  # (the encoder's value, the config's value)
         "melbins": (encoder.mel.mels, config.melbins), "target_length": (encoder.frames, config.target_length),
         "norm_mean": (encoder.scale[0], mean), "norm_std": (encoder.scale[1] / 2, std),
         "skip_norm": (encoder.scale == (0.0, 1.0), config.skip_norm),

@@ -1,7 +1,7 @@
-"""The `config` that a file of the official eP-ALM release holds: each key is obeyed, means nothing here, or is refused.
+"""The `config` of an official eP-ALM checkpoint: each key is applied, has no meaning here, or is rejected.
 
-Where the file does not say something, what all released configs have in common is meant. Facts are from the release's
-configs, and from what its models and scripts read of them.
+Keys missing in the file default to the value that all released configs share. Facts are from the release's configs,
+and from its models and scripts that read them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from perceptune.config.recipe import validate
 from perceptune.encoders.base import OPENAI
 from perceptune.errors import UserError, nearest
 
-# Read by nothing when an answer is made: they speak of training, of where data lie, or are read nowhere in the release.
+# Not used for answers: keys on training or data paths, and keys that the release never reads.
 WITHOUT_EFFECT = frozenset(
     {
         *("batch_size_train", "batch_size_test", "optimizer", "schedular", "warm_up", "lm_loss_weight", "num_workers"),
@@ -25,15 +25,15 @@ WITHOUT_EFFECT = frozenset(
         *("pretrained_model", "connector_config", "nb_prompts"),
     }
 )
-LEVELS = 6  # encoder levels behind a shared connector, where nothing says how many
-CLIP = {key.removeprefix("image_"): values for key, values in OPENAI.items()}  # whatever the encoder expects
+LEVELS = 6  # encoder levels behind a shared connector, if the config does not give their number
+CLIP = {key.removeprefix("image_"): values for key, values in OPENAI.items()}  # whichever encoder is used
 SIGNS_OF_CAPTIONS = ("train_split", "val_split", "test_split")
-# What the name of an encoder's builder holds -> what it reads, and the model type of transformers.
+# Part of an encoder builder's name -> its modality, and the model type of transformers.
 RELEASED_ENCODERS = {"timesformer": ("video", "timesformer"), "ast": ("audio", "audio-spectrogram-transformer")}
 
 
 def _off(why: str) -> AfterValidator:
-    """For a key that may only be off: `why` says what anything else would take."""
+    """Return a validator for a key that may only be off: `why` describes what anything else would require."""
 
     def check(value: Any) -> None:
         if value not in (None, False, 0, ""):
@@ -52,7 +52,7 @@ def _only(choice: str, why: str) -> AfterValidator:
 
 
 class AdapterPlace(BaseModel):
-    """The adapters at one kind of module."""
+    """Adapters at one kind of module."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     adapter_type: Annotated[str, _only("normal", "the release's code runs no type but `normal`")]
@@ -72,7 +72,7 @@ _NOT_SAVED = _off("the release does not save the base models' weights that were 
 
 
 class OfficialConfig(BaseModel):
-    """The keys that have an effect on answers. None: the file does not say."""
+    """Keys that affect answers. None: not given in the file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     # what enters the LM where
@@ -94,7 +94,7 @@ class OfficialConfig(BaseModel):
     unfreeze_vision_layer_norm: Annotated[Any, _NOT_SAVED] = None
     unfreeze_text_model: Annotated[Any, _NOT_SAVED] = None
     unfreeze_vision_model: Annotated[Any, _NOT_SAVED] = None
-    # what the encoder sees
+    # the encoder's input
     vision_model_name: str | None = None
     modality: Literal["image", "audio", "video"] | None = None
     image_res: int = Field(224, ge=8)
@@ -110,7 +110,7 @@ class OfficialConfig(BaseModel):
     norm_std: float = 4.5689974
     freqm_p: int | None = Field(None, ge=0)
     timem_p: int | None = Field(None, ge=0)
-    # what it reads and how it answers
+    # text input and decoding
     tokenizer_name: str | None = None
     special_answer_token: str | None = None
     special_eo_answer_token: Annotated[Any, _off("answers with another end token are not imported")] = None
@@ -121,7 +121,7 @@ class OfficialConfig(BaseModel):
 
 
 def read_config(file: Path, config: Mapping[str, Any]) -> OfficialConfig:
-    """Raises `UserError` naming the file and the key."""
+    """Validate the config. Raises `UserError` naming the file and the key."""
     known = {*OfficialConfig.model_fields, *WITHOUT_EFFECT}
     for key in config:
         if key not in known:
@@ -134,13 +134,13 @@ def read_config(file: Path, config: Mapping[str, Any]) -> OfficialConfig:
 
 
 def encoder_kind(config: OfficialConfig) -> tuple[str, str]:
-    """What the file's encoder reads, and its model type in transformers."""
+    """Return the modality of the file's encoder, and its model type in transformers."""
     name = config.vision_model_name or "vit"
     return next((kind for part, kind in RELEASED_ENCODERS.items() if part in name), ("image", "vit"))
 
 
 def encoder_section(config: OfficialConfig, encoder: str) -> tuple[str, dict[str, Any]]:
-    """The modality, and the recipe's section of its encoder."""
+    """Return the modality, and the recipe's section of its encoder."""
     reads, _ = encoder_kind(config)
     still = reads == "video" and (
         config.modality == "image" or (config.modality is None and config.space_only_for_images)
@@ -165,7 +165,7 @@ def encoder_section(config: OfficialConfig, encoder: str) -> tuple[str, dict[str
 
 
 def text_section(config: OfficialConfig, raw: Mapping[str, Any], captions: bool) -> dict[str, Any]:
-    """What the LM reads: nothing before a caption; a question's own `?` is kept, so two are usual."""
+    """Return the recipe's text section: no prompt for a caption; a question keeps its own `?`, so two are usual."""
     token = config.special_answer_token
     if captions and token is not None:
         raise UserError(f"config: `special_answer_token` is `{token}`: it was trained on questions, not captions")
@@ -179,12 +179,12 @@ def text_section(config: OfficialConfig, raw: Mapping[str, Any], captions: bool)
 
 
 def _speaks_of_captions(raw: Mapping[str, Any]) -> bool:
-    """Whether only the release's scripts for captions read a config like this."""
+    """Return whether only the release's captioning scripts read a config like this."""
     return "append_eos_token" in raw or any("caption" in str(raw.get(key, "")) for key in SIGNS_OF_CAPTIONS)
 
 
 def decode_section(config: OfficialConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """How it answers. Raises `UserError` for draws that no key of `decode` expresses, unless the user chooses."""
+    """Return the decoding section. Raises `UserError` for sampling that `decode` cannot express, unless overridden."""
     if config.do_sample and not any(override.startswith("decode.sample=") for override in overrides):
         raise UserError(
             "config: `do_sample`: it draws from the 50 likeliest tokens, which `decode` cannot express; add "
@@ -194,7 +194,7 @@ def decode_section(config: OfficialConfig, overrides: Sequence[str]) -> dict[str
 
 
 def injected(config: OfficialConfig, levels: int, layers: range) -> dict[int, int]:
-    """LM layer -> which of the levels, earliest first, enters it: as the release's decoder counts."""
+    """Return LM layer -> the level, earliest first, that enters it, counted as in the release's decoder."""
     step = len(layers) // levels if 1 < levels < len(layers) else 1
     every = max(step, config.text_step) if config.select_higher_step else config.text_step
     return {i: min((i - layers.start) // step, levels - 1) for i in layers if i % every == 0}

@@ -1,4 +1,4 @@
-"""What a folder or file holds that is named as a model and is none: what it is instead, and what to do with it."""
+"""Diagnosis of a folder or file that is given as a model but is not one: its actual content, and a remedy."""
 
 import difflib
 import json
@@ -12,7 +12,7 @@ from perceptune.errors import UserError
 from perceptune.utils.paths import absence
 
 CONFIG, ADAPTER, TOKENIZER = "config.json", "adapter_config.json", "tokenizer.json"
-# Files of weights that are no folder with a config. A family whose weights lie in one file takes its own.
+# Files of weights without a folder and config. A family whose weights are a single file accepts its own.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".npz", ".tflite")
 _POINTER = b"version https://git-lfs"
 _SLOW = ("vocab.json", "vocab.txt", "merges.txt", "tekken.json")  # and files of SentencePiece and tiktoken
@@ -21,9 +21,9 @@ _SHOWN = 6
 
 
 def require_model(name: str, place: Path, taken: Iterable[str] = (".json",)) -> None:
-    """Raise `UserError` for a place that holds something else than a model of transformers, as far as names tell.
+    """Raise `UserError` for a path whose file names show that it is not a model of transformers.
 
-    `taken` are suffixes of single files that may stand for a model.
+    `taken` are suffixes of single files that are accepted as a model.
     """
     if place.is_file():
         if place.suffix.lower() == ".gguf":
@@ -44,7 +44,7 @@ def require_model(name: str, place: Path, taken: Iterable[str] = (".json",)) -> 
 
 
 def missing_model(name: str, known: Iterable[str] = ()) -> str:
-    """Return what may be wrong with a name that leads nowhere here and that no hub knows; `known` are names of hubs."""
+    """Return what may be wrong with a name found neither here nor on a hub; `known` are names of hubs."""
     with suppress(OSError):
         found = absence(Path(name).expanduser())
         if not found.is_guess:
@@ -59,12 +59,12 @@ def missing_model(name: str, known: Iterable[str] = ()) -> str:
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can only be a path: names on a hub are NAME or USER/NAME."""
+    """Return whether a name can only be a path: names on a hub are NAME or USER/NAME."""
     return name.startswith((".", "/", "~")) or "\\" in name or name.endswith("/") or name.count("/") > 1
 
 
 def tokenizer_advice(place: Path) -> str | None:
-    """Return what is wrong with the tokenizer in a folder, and what to do; None where it has a fast one."""
+    """Return what is wrong with the tokenizer in a folder, and a remedy; None if it has a fast one."""
     names = _names(place)
     if not place.is_dir() or TOKENIZER in names:
         return None
@@ -79,7 +79,7 @@ def tokenizer_advice(place: Path) -> str | None:
 
 
 def has_vocabulary(place: Path) -> bool:
-    """Whether a folder holds what a tokenizer can be made of."""
+    """Return whether a folder holds files from which a tokenizer can be built."""
     names = _names(place)
     return TOKENIZER in names or bool(_vocabularies(names))
 
@@ -132,7 +132,7 @@ def _without_config(place: Path, names: list[str]) -> str:
 
 
 def _inside(place: Path, names: list[str]) -> str:
-    """The folders below that have a config, such as a hub's `snapshots/REVISION`."""
+    """Return the subfolders that have a config, such as a hub's `snapshots/REVISION`."""
     found = [name for name in sorted(names) if (place / name / CONFIG).is_file()]
     found += [path.parent.relative_to(place).as_posix() for path in sorted(place.glob(f"snapshots/*/{CONFIG}"))]
     return f"; did you mean `{place / found[0]}`?" if found else ""

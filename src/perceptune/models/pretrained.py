@@ -1,4 +1,4 @@
-"""Where base models come from: names, folders, configurations, and what is wrong with those that do not load."""
+"""Locating and loading base models: names, folders, configurations, and errors for those that do not load."""
 
 import contextlib
 import json
@@ -16,15 +16,15 @@ from perceptune.utils.atomic_io import whole_folder
 from perceptune.utils.transformers_loading import quiet_loading
 
 CONFIGS = Path(__file__).parent / "published_configs"
-# ImportError: of models that need a package, such as those of GPTQ.
+# ImportError: for models that need a package, such as those of GPTQ.
 _FAILURES = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
 
 
 def resolve(name: str, default: str, meta: bool, *, files: Sequence[str] = ()) -> str:
-    """A folder or hub id for a name; `default` and the assets' names are fetched when absent.
+    """Return the folder or hub id for a name; `default` and the names of assets are downloaded if absent.
 
-    Single files that end as one of `files` stand for a model, too. Raises `UserError` for a path that leads nowhere,
-    and for what is no model but, say, an adapter.
+    Single files whose names end in one of `files` are accepted as models, too. Raises `UserError` for a path that does
+    not exist, and for something other than a model, e.g. an adapter.
     """
     asset = default if name == "default" else name
     if meta and (published := CONFIGS / f"{asset.replace('/', '--')}.json").is_file():
@@ -40,7 +40,7 @@ def resolve(name: str, default: str, meta: bool, *, files: Sequence[str] = ()) -
 
 
 def read_config(where: str, revision: str | None) -> Any:
-    """The config of transformers in a folder, a repository or a JSON file."""
+    """Read the config of transformers from a folder, a repository or a JSON file."""
     from transformers import AutoConfig
 
     if where.endswith(".json"):
@@ -51,14 +51,14 @@ def read_config(where: str, revision: str | None) -> Any:
 
 @contextlib.contextmanager
 def loading(what: str, name: str = "default") -> Iterator[None]:
-    """Turns what transformers raises for a wrong name or an unfit model into one line; keeps its bars quiet.
+    """Convert errors of transformers for a wrong name or an unsuitable model to one line; hide its progress bars.
 
-    `name` is what the user calls the model: the first thing to doubt where no hub answers to it.
+    `name` is the user's name for the model, which the error questions first if no hub has it.
     """
     try:
         with quiet_loading():
             yield
-    except UserError as error:  # of an encoder, about its files
+    except UserError as error:  # raised by an encoder, about its files
         if not (doubt := _doubt(name, error.__cause__)):
             raise
         raise UserError(f"{error}{doubt}") from error
@@ -68,7 +68,7 @@ def loading(what: str, name: str = "default") -> Iterator[None]:
 
 
 def _doubt(name: str, cause: BaseException | None) -> str:
-    """What is said of a name that leads nowhere on this machine, where `cause` is that nothing was found or read."""
+    """Return the advice for a name that was not found or not readable on this machine because of `cause`."""
     here = name == "default" or name in downloads.ASSETS or Path(name).expanduser().exists()
     if here or not isinstance(cause, OSError):
         return ""
@@ -77,11 +77,11 @@ def _doubt(name: str, cause: BaseException | None) -> str:
 
 
 def load_tokenizer(name: str, where: str, revision: str | None) -> Any:
-    """The fast tokenizer of an LM. Raises `UserError` for another one, and says what is wrong with its files."""
+    """Load the fast tokenizer of an LM. Raises `UserError` for any other, naming what is wrong with its files."""
     from transformers import AutoTokenizer
 
     advice = tokenizer_advice(Path(where))
-    if advice and not has_vocabulary(Path(where)):  # transformers would make an empty one
+    if advice and not has_vocabulary(Path(where)):  # transformers would create an empty one
         raise UserError(f"lm `{name}`: {advice}")
     try:
         with loading(f"tokenizer of lm `{name}`", name):
@@ -96,24 +96,24 @@ def load_tokenizer(name: str, where: str, revision: str | None) -> Any:
 
 
 def require_new_folder(folder: Path) -> None:
-    """Raises `UserError` for a folder that is there already."""
+    """Raise `UserError` for an existing folder."""
     if folder.exists():
         raise UserError(f"`{folder}` is there already: name another folder")
 
 
 @contextlib.contextmanager
 def appearing_folder(folder: Path) -> Iterator[Path]:
-    """A model's folder to write to, which takes its name when everything is in it. Keeps transformers' bars quiet."""
+    """Yield a temporary model folder to write to, renamed when complete. Hides transformers' progress bars."""
     with disk_errors(folder), whole_folder(folder) as new:
         with quiet_loading():
             yield new
-        for weights in new.glob("*.safetensors"):  # safetensors lets only the owner read what it writes
+        for weights in new.glob("*.safetensors"):  # safetensors makes its files readable by their owner only
             weights.chmod((new / "config.json").stat().st_mode)
 
 
-# What `default` stands for.
+# The model that `default` stands for.
 DEFAULT_LM = "smollm2-135m-instruct"
 
 
-# The image encoder serves the others, too: averaged over frames, shown spectrograms of audio.
+# The image encoder serves the others, too: averaged over frames, applied to audio spectrograms.
 DEFAULT_ENCODERS = dict.fromkeys(("image", "video", "audio"), "dinov2-small")

@@ -1,4 +1,4 @@
-"""Run folders: what a trained method is kept in. Tensors are safetensors, the rest YAML and JSON; never pickle.
+"""Run folders: storage of a trained method. Tensors are safetensors, the rest YAML and JSON; never pickle.
 
 run.yaml            the resolved recipe
 meta.json           format version, base models with fingerprints, versions, parameter counts
@@ -40,14 +40,14 @@ from perceptune.utils.devices import resolve_device, use_full_float32
 
 
 def save_run(run: Path, model: AdaptedModel) -> None:
-    """Writes recipe, metadata and method into a run folder; each file appears whole or not at all."""
+    """Write recipe, metadata and method into a run folder; each file atomically."""
     run.mkdir(parents=True, exist_ok=True)
     save_description(run, model.recipe, describe_run(model))
     write_tensors(run / METHOD, model.method.state_dict())
 
 
 def save_description(run: Path, recipe: Recipe, description: Mapping[str, Any]) -> None:
-    """Recipe and metadata (`describe`) alone: what a run is from its first minute on."""
+    """Write recipe and metadata (`describe_run`) only, which describe a run from its start."""
     write_text(run / RECIPE, recipe.dump())
     write_json(run / META, description)
 
@@ -56,14 +56,14 @@ def load(
     run: str | Path, *, dtype: str | None = None, device: str | torch.device | None = None,
     overrides: Sequence[Override] = (), trust: bool = False, parts: FrozenParts | None = None, ready: bool = True,
 ) -> AdaptedModel:  # fmt: skip
-    """The trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless another is asked for.
+    """Load the trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless `dtype` is given.
 
-    `device` defaults to this process's GPU where there is one. `overrides` change `cache`, `decode` and `eval` keys for
-    this use of the run, and where its base models lie (`lm.id`, `encoders.MODALITY.id`: fingerprints must be the same);
-    `trust` lets its recipe name third-party code to import. `run` may also be a zip file of `perceptune export`, or
-    `hf://USER/NAME` on a hub. `parts` lends frozen parts that others use, too. Without `ready` the caller moves the
-    model and calls its `setup` then.
-    Raises `UserError` for a folder that is no run, of a newer format, damaged, or trained on other base models.
+    `device` defaults to this process's GPU if there is one. `overrides` change `cache`, `decode` and `eval` keys for
+    this use of the run, and the locations of its base models (`lm.id`, `encoders.MODALITY.id`: same fingerprints);
+    `trust` allows its recipe to import third-party code. `run` may also be a zip file of `perceptune export`, or
+    `hf://USER/NAME` on a hub. `parts` shares frozen parts between models. With `ready=False` the caller moves the model
+    and then calls its `setup`.
+    Raises `UserError` for a folder that is not a run, of a newer format, damaged, or trained on other base models.
     """
     run = local_run(run)
     read_meta(run)
@@ -88,7 +88,7 @@ def load(
 
 
 def load_method(path: Path, model: AdaptedModel) -> None:
-    """Loads a method's tensors; every name and shape must match."""
+    """Load a method's tensors; every name and shape must match."""
     tensors = read_tensors(path)
     own = model.method.state_dict()
     for name in sorted(set(own) ^ set(tensors)):
@@ -103,7 +103,7 @@ def load_method(path: Path, model: AdaptedModel) -> None:
 
 
 def read_meta(run: Path) -> dict[str, Any]:
-    """A run folder's metadata, in today's format."""
+    """Read a run folder's metadata, converted to the current format."""
     if not (run / META).is_file():
         raise UserError(f"`{run}` is not a run folder: it has no {META}")
     try:
@@ -120,24 +120,24 @@ def read_meta(run: Path) -> dict[str, Any]:
 
 
 def read_cleaning(run: Path) -> AnswerCleaning | None:
-    """How answers of a run are found in generated texts; None in folders written before that was stored."""
+    """Read how answers are extracted from a run's generated texts; None in folders written before it was stored."""
     stored = read_meta(run).get("cleaning")
     return None if stored is None else AnswerCleaning(**stored)
 
 
 def cleaning_of(model: AdaptedModel) -> AnswerCleaning:
-    """How a model's answers are found in generated texts: as stored with its run, else as its task says."""
+    """Return how a model's answers are extracted from generated texts: stored with its run, else from its task."""
     if model.cleaning is None:
         return make_task(model.recipe).cleaning if model.recipe.task else AS_WRITTEN
     return model.cleaning
 
 
 def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
-    """The recipe of a run. A run folder may come from anybody: without `trust` it may not name code to import."""
+    """Read the recipe of a run. Run folders may be untrusted: without `trust` the recipe must not import code."""
     if not (run / RECIPE).is_file():
         raise UserError(f"`{run}` is not a run folder: it has no {RECIPE}")
     data = upgrade_recipe(read_yaml(run / RECIPE))
-    for name in leaf_names(data):  # before `load_recipe`, which asks a task for its keys
+    for name in leaf_names(data):  # before `load_recipe`, which imports the task for its keys
         if "." in name and not trust:
             raise UserError(
                 f"{run / RECIPE}: `{name}` is third-party code, "
@@ -147,7 +147,7 @@ def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
 
 
 def describe_run(model: AdaptedModel) -> dict[str, Any]:
-    """The contents of meta.json."""
+    """Return the contents of meta.json."""
     trained, total = model.count_parameters()
     return {
         "format_version": FORMAT_VERSION,
@@ -163,7 +163,7 @@ def describe_run(model: AdaptedModel) -> dict[str, Any]:
 
 
 def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:
-    """Id and fingerprint of each frozen part."""
+    """Return id and fingerprint of each frozen part."""
     recipe = model.recipe
     parts = {"lm": {"id": recipe.lm.id, "fingerprint": model.fingerprint}}
     for name, store in model.stores.items():
@@ -172,9 +172,9 @@ def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:
 
 
 def make_writable(folder: Path, advice: str) -> None:
-    """Make a folder, parents included, and write into it.
+    """Create a folder, parents included, and check that it is writable.
 
-    Raises `UserError` with `advice` if that cannot be, which is better known before hours of work than after.
+    Raises `UserError` with `advice` otherwise: better before hours of work than after.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,12 +184,12 @@ def make_writable(folder: Path, advice: str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors as safetensors, whole or not at all."""
+    """Write tensors as safetensors, atomically."""
     write_chunks(path, [save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file."""
+    """Read the tensors of a safetensors file."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -199,7 +199,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def require_same_base(run: Path, model: AdaptedModel) -> None:
-    """Raises `UserError` if the frozen parts are not those the run was trained on."""
+    """Raise `UserError` if the frozen parts are not those the run was trained on."""
     meta = read_meta(run)
     for part, now in fingerprints(model).items():
         then = meta.get("base", {}).get(part)

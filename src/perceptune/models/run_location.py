@@ -1,4 +1,4 @@
-"""Where a run may lie: in a folder, in a zip file, or at `hf://USER/NAME` on a Hugging Face hub."""
+"""Locations of a run: a folder, a zip file, or `hf://USER/NAME` on a Hugging Face hub."""
 
 import hashlib
 import re
@@ -13,24 +13,24 @@ from perceptune.utils.paths import given_path
 
 METHOD, META, RECIPE = "method.safetensors", "meta.json", "run.yaml"
 PROOF, CARD = "proof.json", "README.md"
-# What a shared run consists of; whatever else lies beside them is neither sent nor fetched.
+# The files of a shared run; any others are neither uploaded nor downloaded.
 SHARED = (CARD, META, METHOD, PROOF, RECIPE)
-# `Path` makes one slash of two.
+# `Path` reduces two slashes to one.
 _ADDRESS = re.compile(r"hf:/{1,2}(?P<name>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?")
-_MAX_TEXT = 64 * 2**20  # bytes of one of the text files in a zip file
-_MAX_RATIO = 50  # trained weights hardly shrink: what grows more than this is a bomb
+_MAX_TEXT = 64 * 2**20  # bytes of a text file in a zip file
+_MAX_RATIO = 50  # trained weights hardly compress: a file with a higher ratio is a zip bomb
 
 
 def is_address(run: str | Path) -> bool:
-    """Whether a run is named by an address on a hub."""
+    """Return whether a run is given by its address on a hub."""
     return str(run).startswith("hf:/")
 
 
 def local_run(run: str | Path) -> Path:
-    """The folder of a run; one in a zip file or on a hub is first brought into the cache.
+    """Return the folder of a run; one in a zip file or on a hub is first unpacked or downloaded into the cache.
 
-    A folder is given back as it is, run or not. Raises `UserError` for an address that is none, a hub or a name that
-    does not answer, and a zip file that is damaged or holds no run.
+    A folder is returned as it is, run or not. Raises `UserError` for an invalid address, a hub or a name that does not
+    respond, and a zip file that is damaged or holds no run.
     """
     if is_address(run):
         return _fetched(str(run))
@@ -54,15 +54,15 @@ def _fetched(address: str) -> Path:
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What `huggingface_hub` raises for a hub that does not answer or refuses, and for names that it does not like."""
+    """Return the errors of `huggingface_hub` for hubs that do not respond or deny access, and for invalid names."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    # A lost connection is an error of its HTTP library, which has had other names: the base of its own errors.
+    # A lost connection raises an error of its HTTP library, which varies: the base classes cover all of them.
     return (*HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError)
 
 
 def brief(error: Exception) -> str:
-    """What an error of another library says, in a line: of a hub's the status, then the reason."""
+    """Return another library's error message on one line: for a hub's error the status, then the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__
 
@@ -75,7 +75,7 @@ def _unpacked(path: Path) -> Path:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
         return _unpacked_into(cache_dir() / "runs" / name, path)
-    except NotWritableError:  # for this command alone
+    except NotWritableError:  # temporary, for this command alone
         return _unpacked_into(scratch_dir() / "runs" / name, path)
 
 
@@ -86,7 +86,7 @@ def _unpacked_into(folder: Path, path: Path) -> Path:
         try:
             with whole_folder(folder) as new:
                 _unpack(path, new)
-        except OSError:  # another process may have been first, with the same bytes
+        except OSError:  # another process may have written the same bytes first
             if not folder.is_dir():
                 raise
     return folder

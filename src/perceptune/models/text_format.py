@@ -1,4 +1,4 @@
-"""How a sample becomes tokens and tokens become an answer: one code path for training, evaluation and answering."""
+"""Conversion of samples to tokens and of tokens to answers: one code path for training, evaluation and inference."""
 
 import re
 import sys
@@ -15,7 +15,7 @@ from perceptune.errors import UserError
 from perceptune.types import Features, Sample
 from perceptune.utils.tensors import last_columns, pad_left
 
-# No tokenizer makes more tokens of a plain character: byte-level ones make at most one, others may add a few marks.
+# Upper bound of tokens per plain character: byte-level tokenizers make at most one, others may add a few marks.
 MOST_TOKENS = 2
 
 
@@ -29,12 +29,12 @@ class Tokens:
 
     @property
     def n_predicted(self) -> int:
-        """How many tokens are predicted; nothing stands before the first one."""
+        """Number of predicted tokens; the first token has no context and is not predicted."""
         return int(self.supervised[:, 1:].sum())
 
 
 class TextFormat:
-    """Template and tokenizer of a run; `vocabulary` rows in the LM's embedding, `longest` text it has positions for."""
+    """Template and tokenizer of a run; the LM's embedding has `vocabulary` rows and `longest` positions."""
 
     def __init__(
         self, tokenizer: Any, config: TextConfig, *, vocabulary: int, pad_token: str | None = None,
@@ -43,9 +43,9 @@ class TextFormat:
         self.tokenizer = tokenizer
         self.config = config
         self._rows = vocabulary
-        self.may_lack_rows = len(tokenizer) > vocabulary  # a text may hold a token that the LM does not know
+        self.may_lack_rows = len(tokenizer) > vocabulary  # a text may contain a token without an embedding
         self.longest = min(config.max_tokens, config.max_tokens if longest is None else longest)
-        # Data sets ask a few questions, and give a few answers, again and again.
+        # Few distinct questions and answers repeat across a data set.
         self._encoded = lru_cache(2**14)(self._encode)
         self.eos = _required(tokenizer.eos_token_id, "end token", "no answer could ever end")
         self.pad = self._pad_id(pad_token)
@@ -62,7 +62,7 @@ class TextFormat:
             )  # fmt: skip
 
     def prompt_ids(self, sample: Sample) -> list[int]:
-        """Tokens up to where the answer begins. Special tokens are tokens in the template, and text in a question."""
+        """Return the tokens up to the answer. Special tokens are tokens in the template, and text in a question."""
         self._require_question(sample)
         try:
             text = self._filled(self.config.template, "{prompt}", sample.prompt)
@@ -78,11 +78,11 @@ class TextFormat:
         return len(self.prompt_ids(sample))
 
     def target_ids(self, target: str) -> list[int]:
-        """Tokens of the answer with the end token. Encoded apart from the prompt, so no token spans both."""
+        """Return the answer's tokens with the end token, encoded apart from the prompt, so that no token spans both."""
         return self._ended(self._filled(self.config.target, "{target}", target))
 
     def training_ids(self, sample: Sample, target: str) -> tuple[list[int], int]:
-        """Tokens of prompt and answer, and how many of them, from the right, are supervised."""
+        """Return the tokens of prompt and answer, and how many of them, from the right, are supervised."""
         prompt, answer = self.prompt_ids(sample), self._answer_ids(sample, target)
         supervised = len(answer) if self.config.supervise == "answer" else len(prompt) + len(answer) - 1
         return self._checked(prompt + answer, sample), supervised
@@ -94,7 +94,7 @@ class TextFormat:
             raise UserError(f"sample `{sample.id}`: {error}") from error
 
     def require_fit(self, sample: Sample, target: str) -> None:
-        """Raises what `training_ids` does, without making tokens of texts that are too short to be too long."""
+        """Raise the errors of `training_ids`, without tokenising texts that are too short to exceed the limit."""
         self._require_question(sample)
         prompt = self.config.template.replace("{prompt}", sample.prompt)
         answer = self.config.target.replace("{target}", target)
@@ -103,26 +103,26 @@ class TextFormat:
             self.training_ids(sample, target)
 
     def plain_ids(self, text: str) -> list[int]:
-        """Tokens of a text alone, without template; special tokens in it are read as plain text."""
+        """Return the tokens of a text alone, without template; special tokens in it are read as plain text."""
         return list(self._encoded(text))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Generated tokens as text."""
+        """Return generated tokens as text."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def token(self, id: int) -> str:
-        """One token as text; the end token and others that `decode` leaves out by their names."""
+        """Return one token as text; for the end token and others that `decode` leaves out, their names."""
         if id in self.tokenizer.all_special_ids:
             return str(self.tokenizer.convert_ids_to_tokens(id))
         return str(self.tokenizer.decode([id], clean_up_tokenization_spaces=False))
 
     def pad_left(self, rows: Sequence[Sequence[int]], supervised: Sequence[int] | None = None) -> Tokens:
-        """Rows padded on the left to the longest; the last `supervised[i]` tokens of row i are to be predicted."""
+        """Pad rows on the left to the longest; the last `supervised[i]` tokens of row i are predicted."""
         ids, mask = pad_left(rows, self.pad)
         return Tokens(ids, mask, last_columns(ids.shape[1], supervised or [0] * len(rows)))
 
     def as_text(self, prompt: str) -> str:
-        """The template with a prompt in it, without special tokens: what another tokenizer may read."""
+        """Return the template with a prompt filled in, without special tokens, for other tokenizers."""
         parts = self._parts(self.config.template)
         return "".join(part for part in parts if part not in self.special_tokens).replace("{prompt}", prompt)
 
@@ -131,10 +131,10 @@ class TextFormat:
             raise UserError(f"sample `{sample.id}`: the question has no text: {sample.prompt!r}")
 
     def _filled(self, template: str, place: str, text: str) -> list[int]:
-        """Tokens of a template with a user's text in it, as the tokenizer makes them.
+        """Return the tokens of a template with a user's text filled in.
 
-        Where the user's text holds the name of a special token, which is text there, the parts between the template's
-        own are encoded each by itself.
+        If the user's text contains the name of a special token, which is text there, parts between the template's own
+        special tokens are encoded separately.
         """
         filled = template.replace(place, text)
         if self.special_tokens and all(filled.count(name) == template.count(name) for name in self._known_special):
@@ -146,16 +146,16 @@ class TextFormat:
         return ids
 
     def _parts(self, template: str) -> list[str]:
-        """A template cut at its special tokens, which are parts of their own."""
+        """Split a template at its special tokens, which are parts of their own."""
         if not self.special_tokens:
             return [template]
         names = sorted(map(re.escape, self.special_tokens), key=len, reverse=True)
         return [part for part in re.split(f"({'|'.join(names)})", template) if part]
 
     def _encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
-        """Tokens of a text; `special`: names of special tokens in it are these.
+        """Return the tokens of a text; `special`: parse the names of special tokens in it.
 
-        Raises `UserError` for a token that the LM has no embedding of.
+        Raises `UserError` for a token without an embedding in the LM.
         """
         ids = tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special).input_ids)
         for token in ids:
@@ -164,11 +164,11 @@ class TextFormat:
         return ids
 
     def _ended(self, ids: list[int]) -> list[int]:
-        """With the end token, unless the form of the answers has it."""
+        """Append the end token, unless the answer template contains it."""
         return ids if ids[-1:] == [self.eos] else [*ids, self.eos]
 
     def _special_tokens(self) -> dict[str, int]:
-        """The special tokens that template and form of the answers hold."""
+        """Return the special tokens in the prompt and answer templates."""
         written = f"{self.config.template}\n{self.config.target}"
         found = {name: id for name, id in self._known_special.items() if name in written}
         for name, id in found.items():
@@ -199,7 +199,7 @@ class TextFormat:
             if pad_token not in known:
                 raise UserError(f"lm.pad_token `{pad_token}` is not a token of the LM's vocabulary")
             return int(known[pad_token])
-        # Padding is hidden by the attention mask, so any token will do; many LMs have no pad token of their own.
+        # The attention mask hides padding, so any token will do; many LMs have no pad token of their own.
         pad = self.tokenizer.pad_token_id
         return self.eos if pad is None or int(pad) >= self._rows else int(pad)
 
@@ -217,7 +217,7 @@ class TextFormat:
 
 
 def first_target(sample: Sample) -> str:
-    """What a sample is trained on where no target is chosen. Raises `UserError` if it has none."""
+    """Return the default training target of a sample. Raises `UserError` if it has none."""
     if not sample.targets:
         raise UserError(f"sample `{sample.id}` has no target to learn from")
     return sample.targets[0]
@@ -230,14 +230,14 @@ def _required(token: int | None, name: str, why: str) -> int:
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Name and id of every special token."""
+    """Return name and id of every special token."""
     added = {str(token): int(id) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return {name: id for name, id in (added | named).items() if name}
 
 
 def _prefix(tokenizer: Any) -> list[int]:
-    """The start token that the tokenizer puts before a text, if it does."""
+    """Return the start token that the tokenizer puts before a text, if any."""
     ids = tokenizer("a").input_ids
     return [ids[0]] if len(ids) > 1 and ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
 
@@ -251,12 +251,12 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        """Supervised tokens, by which a loss sum is divided."""
+        """Number of supervised tokens, by which a loss sum is divided."""
         return self.tokens.n_predicted
 
     @property
     def n_samples(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return len(self.tokens.input_ids)
 
 

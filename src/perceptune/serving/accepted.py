@@ -1,4 +1,4 @@
-"""What a request may hold beside the keys that are heeded: `accepted.yaml`."""
+"""Request keys that are accepted beside the supported ones: `accepted.yaml`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,7 +25,7 @@ def _field(key: str, taken: Any) -> Any:
     return kind, Field(None, description=_NOTES.get(key))
 
 
-if TYPE_CHECKING:  # nothing reads these keys
+if TYPE_CHECKING:  # no code reads these keys
     Accepted = Fields
 else:
     _KEYS = read_yaml(Path(__file__).with_suffix(".yaml"))

@@ -1,10 +1,10 @@
-"""Which addresses may be dialled: global ones only, and none that leads elsewhere by a detour."""
+"""Addresses that may be connected to: global ones only, and none that is translated to another address."""
 
 import ipaddress
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# Networks that `is_global` may let pass and that lead, by translation, to an address of the other family.
+# Networks that `is_global` may accept and whose addresses are translated to the other IP version.
 _DETOURS = tuple(
     ipaddress.ip_network(net) for net in ("2002::/16", "2001::/32", "64:ff9b::/96", "64:ff9b:1::/48", "::/96")
 )
@@ -12,10 +12,10 @@ _SHARED = ipaddress.ip_network("100.64.0.0/10")
 
 
 def is_public(text: str) -> bool:
-    """Whether an address, as a resolver gives it, is on the public internet."""
+    """Return whether an address, as a resolver returns it, is on the public internet."""
     try:
         address: Address = ipaddress.ip_address(text)
-    except ValueError:  # also one with a scope, such as fe80::1%eth0
+    except ValueError:  # also raised for one with a scope, such as fe80::1%eth0
         return False
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:

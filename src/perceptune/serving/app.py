@@ -1,4 +1,4 @@
-"""The routes."""
+"""Routes of the server."""
 
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
@@ -28,23 +28,23 @@ from perceptune.utils.templates import render
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask, and what a request may name. Nothing but what it brings along, unless said otherwise."""
+    """Clients and hosts that may send requests, and media that a request may name. By default only inline media."""
 
     key: str | None = None
     hosts: Collection[str] | None = ("localhost", "127.0.0.1", "::1")  # None: any
     local: LocalFiles | None = None
     remote: Remote | None = None
-    origins: Collection[str] = ()  # of other servers' pages that may ask
-    examples: Showing = lambda _: {}  # rows of each run's data, to whoever may ask it
+    origins: Collection[str] = ()  # other servers' origins whose pages may send requests
+    examples: Showing = lambda _: {}  # rows of each run's data, for every client with access
 
 
 def make_app(
     runs: Runs | Callable[[], Runs], limits: Limits, access: Access | None = None, *, decoders: int = 2,
     ended: Ended = lambda _: None,
 ) -> FastAPI:  # fmt: skip
-    """An ASGI application that answers for these runs; `decoders` processes take media apart.
+    """Build the ASGI application for these runs, with `decoders` media decoding processes.
 
-    Runs that are still to be loaded are loaded once it is running; `ended` is told of that.
+    Runs given as a function are loaded once the application is running; `ended` is called when that is done.
     """
     access = access or Access()
     metrics = Metrics()
@@ -112,7 +112,7 @@ def _card(run: ServedRun) -> dict[str, Any]:
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Every error in OpenAI's form."""
+    """Return every error in OpenAI's format."""
 
     async def api_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -139,5 +139,5 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _docs(described: dict[str, Any]) -> str:
-    """Return the routes and the request's fields, without any script: Swagger's pages load theirs from elsewhere."""
+    """Return a page of the routes and request fields, without scripts: Swagger's pages load theirs from elsewhere."""
     return render(Path(__file__).with_name("routes.html"), version=__version__, described=described)

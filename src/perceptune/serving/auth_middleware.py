@@ -1,4 +1,4 @@
-"""What stands before every route: who may ask, from where, and with how much. Nothing of a body is read here."""
+"""Checks before every route: key, host, origin and size. The body is not read here."""
 
 import hashlib
 import hmac
@@ -22,16 +22,16 @@ _SINGLE = (
 )  # fmt: skip
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"), (b"referrer-policy", b"no-referrer"),
-    # The page shows media that it was given by its user; nothing comes from elsewhere, and no code stands in it.
+    # The page shows its user's own media; it loads nothing from elsewhere and contains no inline code.
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; media-src data:; "
      b"object-src 'none'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"),
 ]  # fmt: skip
 
 
 class AuthMiddleware:
-    """An ASGI middleware. `hosts` are the names this server answers to, None for any; `key` None asks for none.
+    """An ASGI middleware. `hosts` are the names this server accepts, None for any; with `key` None none is required.
 
-    `open_routes` need no key: exact paths. `origins` are those whose pages may ask.
+    `open_routes` need no key: exact paths. `origins` are those whose pages may send requests.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AuthMiddleware:
             if answer is not None:
                 await answer(scope, receive, sending)
                 return
-            # Whatever is answered to GET is answered to HEAD, without its body.
+            # HEAD gets the response of GET without its body.
             await self._app({**scope, "method": "GET"} if is_head else scope, receive, sending)
         finally:
             route = scope["path"] if scope["path"] in self._routes else "other"
@@ -75,19 +75,19 @@ class AuthMiddleware:
                 self._metrics.observe("request_seconds", time.monotonic() - started)
 
     def _answer_instead(self, scope: Scope) -> Response | None:
-        """Return the answer to a browser that asks whether a page may ask; None for a request to be looked at.
+        """Return the response to a browser's CORS preflight; None for a request to be processed.
 
-        Raises `ApiError` for a request that is not to be looked at.
+        Raises `ApiError` for a request to be rejected.
         """
         headers = self._checked_headers(scope)
         if scope["method"] == "OPTIONS" and b"origin" in headers and b"access-control-request-method" in headers:
-            return self._origins.preflight(headers[b"origin"])  # which never has a key
+            return self._origins.preflight(headers[b"origin"])  # a preflight never has a key
         if self._key is not None and scope["path"] not in self._open:
             self._check_key(headers.get(b"authorization", b""))
         return None
 
     def _checked_headers(self, scope: Scope) -> dict[bytes, bytes]:
-        """Raises `ApiError` for those that two programs could read in two ways, and for the host of another server."""
+        """Raise `ApiError` for headers that two programs could read differently, and for the host of another server."""
         if scope["type"] != "http":
             raise ApiError(400, "only HTTP")
         headers: dict[bytes, bytes] = {}
@@ -95,26 +95,26 @@ class AuthMiddleware:
             if name in _SINGLE and name in headers:
                 raise ApiError(400, f"the header `{name.decode('latin-1')}` is given twice")
             headers[name] = value
-        # Two programs on the way may not agree on where such a request ends.
+        # Two programs on the way may disagree on where such a request ends.
         if b"content-length" in headers and b"transfer-encoding" in headers:
             raise ApiError(400, "content-length and transfer-encoding exclude one another")
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise ApiError(415, "a compressed body is not taken")
-        # A page in a browser can make its own name lead here: then the host is that name.
+        # DNS rebinding: a page in a browser can make its own name resolve to this server, and the host is that name.
         if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
             raise ApiError(421, "this server does not answer to that host name (see --allowed-hosts)")
         return headers
 
     def _check_key(self, given: bytes) -> None:
         scheme, _, key = given.partition(b" ")
-        # Hashes are of one length: the time it takes says nothing about the key.
+        # Hashes have equal lengths, so the time of the comparison does not depend on the key.
         same = hmac.compare_digest(hashlib.sha256(key.strip()).digest(), self._key or b"")
         if scheme.lower() != b"bearer" or not same:
             raise ApiError(401, "wrong or missing API key: send `Authorization: Bearer KEY`", code="invalid_api_key")
 
 
 def _host(header: bytes) -> str:
-    """A host header without its port, in lower case."""
+    """Return a host header without its port, in lower case."""
     text = header.decode("latin-1").strip().lower()
     if text.startswith("["):
         return text.partition("]")[0].removeprefix("[")

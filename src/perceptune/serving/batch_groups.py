@@ -1,9 +1,9 @@
-"""What is computed at the same time: groups of answers that take turns, a token at a time.
+"""Groups of answers that are computed together; the groups take turns, one token at a time.
 
-Answers that are decoded greedily or drawn go on in one group whatever run they are of, if the runs share their LM, hang
-nothing onto it, and open the same columns in the same layers: behind their prompts nothing else differs. Whoever comes
-later joins the group behind the prompt. Beams, what runs transformers' loop, and runs with parts of their own on the
-LM make groups of their own.
+Answers decoded greedily or by sampling form one group across runs if the runs share their LM, attach nothing to it,
+and open the same columns in the same layers: after their prompts nothing else differs. A new request joins the group
+after its prompt. Beam search, transformers' own loop, and runs with parts of their own on the LM form groups of their
+own.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class BatchGroup(ABC):
 
     @property
     def jobs(self) -> list[Job]:
-        """Those that have not ended."""
+        """Jobs that have not ended."""
         return [job for job in self._all if not (job.ended or job.is_cancelled)]
 
     @abstractmethod
     def step(self) -> bool:
-        """Add a token to each. Return False if that was the last. Raises whatever a model raises."""
+        """Generate a token for each job. Return False if that was the last. Raises the model's errors."""
 
 
 class BatchedGroup(BatchGroup):
-    """Jobs decoded by `ContinuousBatch`; those of groups with the same `kind` may go on as one."""
+    """Jobs decoded by `ContinuousBatch`; groups of the same `kind` can be merged."""
 
     def __init__(self, jobs: Sequence[Job], going: ContinuousBatch, kind: Hashable) -> None:
         self._all, self._going, self.kind = list(jobs), going, kind
-        self._run = jobs[0].run  # for what it hangs onto its LM: several runs are together only if that is nothing
+        self._run = jobs[0].run  # for its attachments to the LM: several runs share a group only if they have none
 
     @torch.no_grad()
     def step(self) -> bool:
@@ -53,13 +53,13 @@ class BatchedGroup(BatchGroup):
 
     @torch.no_grad()
     def join(self, others: Sequence[BatchedGroup]) -> None:
-        """Takes over their jobs."""
+        """Add the jobs of other groups to this one."""
         self._all = [job for group in (self, *others) for job in group.jobs]
         self._going.join([other._going for other in others])
 
 
 class SequentialGroup(BatchGroup):
-    """Jobs whose tokens come at the end; between two steps another group may have its turn."""
+    """Jobs whose tokens are available at the end only; other groups may run between two steps."""
 
     def __init__(self, jobs: Sequence[Job], steps: Generator[None, None, list[list[int]]]) -> None:
         self._all, self._steps = list(jobs), steps
@@ -77,7 +77,7 @@ class SequentialGroup(BatchGroup):
 
 
 class _JobCallback:
-    """Tells jobs their tokens, and the loop who is still waited for."""
+    """Passes tokens to their jobs, and cancellation to the generation loop."""
 
     def __init__(self, jobs: Sequence[Job], eos: int) -> None:
         self._jobs, self._eos = jobs, eos
@@ -91,7 +91,7 @@ class _JobCallback:
 
 @torch.no_grad()
 def start_groups(jobs: Sequence[Job]) -> BatchGroup:
-    """A group of jobs of one kind, behind their prompts. Raises whatever a model raises."""
+    """Return a group of jobs of one kind after their prompts. Raises the model's errors."""
     run, samples = jobs[0].run, [job.sample for job in jobs]
     longest = max(job.decoding.max_new_tokens for job in jobs)
     decoding = replace(jobs[0].decoding, max_new_tokens=longest)
@@ -110,7 +110,7 @@ def start_groups(jobs: Sequence[Job]) -> BatchGroup:
             return SequentialGroup(jobs, _cut(steps, request.eos))
         sampler = make_sampler(request, model.device)
         rows = [
-            # Each row knows its own job alone: the media of the others are let go when those end.
+            # Each row refers to its own job alone, so a finished job's media are released.
             GeneratedSequence(job.decoding.max_new_tokens, request.eos, sampler, number,
                               partial(job.append_token, eos=request.eos))
             for number, job in enumerate(jobs)
@@ -121,7 +121,7 @@ def start_groups(jobs: Sequence[Job]) -> BatchGroup:
 
 
 def merge_groups(groups: Sequence[BatchGroup]) -> list[BatchGroup]:
-    """The same groups, those that can as one, in the order of their oldest."""
+    """Merge the groups that can be merged; return all, in the order of each one's oldest job."""
     found: dict[Hashable, list[BatchGroup]] = {}
     for group in groups:
         found.setdefault(group.kind if isinstance(group, BatchedGroup) else id(group), []).append(group)
@@ -143,7 +143,7 @@ def _cut(steps: Generator[None, None, list[list[int]]], eos: int) -> Generator[N
 
 @contextmanager
 def _handed_in(jobs: Sequence[Job]) -> Iterator[None]:
-    """The media of these jobs need not be decoded again."""
+    """Use the decoded media of these jobs, so that they are not decoded again."""
     decoded = {medium: pixels for job in jobs for medium, pixels in job.decoded.items()}
     stores = jobs[0].run.model.stores.values()
     for store in stores:

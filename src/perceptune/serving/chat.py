@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: from the first byte of a request to the last of its answer."""
+"""`POST /v1/chat/completions`: processing of a request from its first byte to the last of its response."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -20,12 +20,12 @@ from perceptune.serving.schema import parsed
 from perceptune.serving.streaming import Reply
 
 Result = TypeVar("Result")
-_HEARD_OUT = 4  # times the limit: so much is read and thrown away, or the client would not read why it is refused
-GONE = 499  # what nobody reads
+_HEARD_OUT = 4  # times the limit: read and discarded, or the client could not read the error
+GONE = 499  # status of a response that no client reads
 
 
 class Chat:
-    """Answers requests."""
+    """Handler of chat completion requests."""
 
     def __init__(
         self, runs: Runs, limits: Limits, intake: RequestParser, scheduler: Scheduler, metrics: Metrics
@@ -51,7 +51,7 @@ class Chat:
                 jobs = await unless_gone(request, self._intake.jobs(asked, run))
         except TimeoutError:
             raise _too_slow() from None
-        asked.messages.clear()  # the media are in the jobs now
+        asked.messages.clear()  # the jobs hold the media now
         stack.callback(_cancel, jobs, self._metrics)
         stack.callback(asyncio.get_running_loop().call_at(until, _expire, jobs).cancel)
         for job in jobs:
@@ -63,9 +63,9 @@ class Chat:
         return JSONResponse(await unless_gone(request, reply.whole()))
 
     async def _body(self, request: Request, admission: Admission) -> bytes:
-        """All of it, in time and within the limits. Raises `ApiError`."""
+        """Read the body, in time and within the limits. Raises `ApiError`."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # which no page in a browser can send here from elsewhere without asking first
+        if kind != "application/json":  # which no page of another origin can send without a preflight
             raise ApiError(415, "the body is JSON: send `Content-Type: application/json`")
         most = int(self._limits.body_mb * MIB)
         told = request.headers.get("content-length", "0")
@@ -89,7 +89,7 @@ class Chat:
 
 
 class _Events(StreamingResponse):
-    """A stream that gives back what its request holds, however it ends."""
+    """A stream that releases the request's resources, however it ends."""
 
     def __init__(self, reply: Reply, stack: AsyncExitStack) -> None:
         super().__init__(reply.pieces(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
@@ -101,7 +101,7 @@ class _Events(StreamingResponse):
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of some work. Raises `ClientDisconnect` if the client goes away before, and gives the work up."""
+    """Return the result of some work; if the client disconnects, cancel the work and raise `ClientDisconnect`."""
     doing = asyncio.create_task(work)
     watching = asyncio.create_task(_disconnected(request))
     try:
@@ -122,7 +122,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def _cancel(jobs: list[Job], metrics: Metrics) -> None:
-    """The request is over: what is not answered yet need not be."""
+    """Cancel the jobs of a finished request that have not ended."""
     metrics.count("prompt_tokens_total", jobs[0].prompt_tokens)
     metrics.count("completion_tokens_total", sum(len(job.tokens) for job in jobs))
     for job in jobs:

@@ -1,4 +1,4 @@
-"""A few rows of the data that a run is evaluated on, for the page: taken once, at the start, and only if asked for."""
+"""Rows of the data that a run is evaluated on, for the web page: selected once at the start, and only on request."""
 
 import base64
 import mimetypes
@@ -17,21 +17,21 @@ from perceptune.serving.runs import Runs, ServedRun
 from perceptune.types import Medium, Sample
 
 MOST = 24  # rows of a run
-_BYTES = 2 * MIB  # of a medium: all of them go to a browser together
-_DRAWN = 8  # times as many rows are looked at, so that not all have the same answer
+_BYTES = 2 * MIB  # per medium: all are sent to a browser together
+_DRAWN = 8  # factor of candidate rows, so that not all selected ones have the same answer
 _KINDS = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4"}
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row that can be asked as it stands."""
+    """A row that can be sent as a request."""
 
     prompt: str
     targets: tuple[str, ...]
-    media: Mapping[str, str]  # by modality, as `data:` addresses
+    media: Mapping[str, str]  # by modality, as `data:` URLs
 
     def row(self, place: int) -> dict[str, Any]:
-        """Its JSON."""
+        """Return the row as JSON."""
         return {"id": place, "prompt": self.prompt, "targets": list(self.targets), "media": dict(self.media)}
 
 
@@ -39,7 +39,7 @@ Showing = Callable[[Runs], Mapping[str, Sequence[Example]]]
 
 
 def load_examples(runs: Runs, number: int, limits: Limits) -> dict[str, list[Example]]:
-    """So many rows of each run's evaluated split. Raises `UserError` for a run whose data are not here."""
+    """Return `number` rows of each run's evaluated split. Raises `UserError` for a run whose data are not available."""
     if not 0 <= number <= MOST:
         raise UserError(f"--examples: 0 to {MOST}, not {number}")
     return {name: _of(run, number, limits) for name, run in runs.items()} if number else {}
@@ -58,7 +58,7 @@ def _of(run: ServedRun, number: int, limits: Limits) -> list[Example]:
 
 
 def _varied(rows: Sequence[Sample]) -> list[Sample]:
-    """Rows with answers that have not come yet before those with answers that have."""
+    """Sort rows with new answers before those with repeated ones."""
     times: Counter[tuple[str, ...]] = Counter()
     turns = []
     for row in rows:
@@ -68,7 +68,7 @@ def _varied(rows: Sequence[Sample]) -> list[Sample]:
 
 
 def _example(row: Sample, limits: Limits) -> Example | None:
-    """None for a row whose media cannot be read, or are too large to be shown or asked."""
+    """Return the example; None for a row whose media cannot be read or are too large to show or send."""
     media = {}
     for kind, medium in row.media.items():
         try:
@@ -82,7 +82,7 @@ def _example(row: Sample, limits: Limits) -> Example | None:
 
 
 def _mime(medium: Medium, kind: str) -> str:
-    """What a file's name says, as far as it fits: a browser looks at the bytes itself."""
+    """Return the MIME type for a file's name, if it fits the modality: a browser inspects the bytes itself."""
     guessed, _ = mimetypes.guess_type(label(medium))
     # No SVG: it is a document rather than an image, and no encoder reads it.
     fits = guessed is not None and guessed.startswith(f"{kind}/") and "svg" not in guessed

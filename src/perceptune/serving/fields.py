@@ -1,4 +1,4 @@
-"""How a request's objects are read: null is as if the key were not there, unknown keys are refused."""
+"""Parsing of a request's objects: null equals an absent key, unknown keys are rejected."""
 
 import json
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ class Fields(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, given: Any) -> Any:
-        """Clients write null for what they were not told; so do other servers' answers that are sent back."""
+        """Drop null values: clients send null for unset keys, and so do other servers' answers that are sent back."""
         return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Describe that null may stand for whatever may be left out."""
+        """Add null to the schema of every optional key."""
         described = handler(schema)
         found = handler.resolve_ref_schema(described)
         required = found.get("required", ())
@@ -33,9 +33,9 @@ class Fields(BaseModel):
         return described
 
 
-@dataclass(frozen=True, eq=False)  # `typing` takes equal annotations for one, and 0 equals false
+@dataclass(frozen=True, eq=False)  # `typing` merges equal annotations, and 0 equals false
 class Only:
-    """Annotates a key that is accepted with the values that ask for what is done anyway, and refused with others."""
+    """Annotates a key that is accepted with values that are the default behaviour anyway, and rejected with others."""
 
     values: tuple[Any, ...]
 
@@ -56,7 +56,7 @@ class Only:
 
 
 def _same(given: Any, allowed: Any) -> bool:
-    """Equality of JSON: 0 is not false, but 1 is 1.0."""
+    """Return whether JSON values are equal: 0 is not false, but 1 is 1.0."""
     return given == allowed and isinstance(given, bool) == isinstance(allowed, bool)
 
 

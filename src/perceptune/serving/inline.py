@@ -1,4 +1,4 @@
-"""Media inside a request: `data:` addresses, and base64 as other servers' decoders take it."""
+"""Media inside a request: `data:` URLs, and base64 as other servers' decoders accept it."""
 
 import base64
 import binascii
@@ -7,12 +7,12 @@ import re
 from perceptune.serving.errors import ApiError
 
 _PREFIX = re.compile(r"\s*data:([^,]{0,200}),", re.IGNORECASE)
-# Line breaks and blanks go, the alphabet of addresses and file names becomes the common one.
+# Line breaks and blanks are removed, the alphabet of URLs and file names is mapped to the standard one.
 _PLAIN = str.maketrans("-_", "+/", " \t\r\n\v\f")
 
 
 def decode_address(url: str, most: int, kind: str) -> bytes:
-    """Return the bytes of a `data:` address. Raises `ApiError` for another form, and for more than `most` bytes."""
+    """Return the bytes of a `data:` URL. Raises `ApiError` for another form, and for more than `most` bytes."""
     found = _PREFIX.match(url)
     if found is None or not found[1].rstrip().lower().endswith(";base64"):
         raise ApiError(400, f"the {kind}: a data address is data:TYPE;base64,DATA", param="messages")
@@ -20,9 +20,9 @@ def decode_address(url: str, most: int, kind: str) -> bytes:
 
 
 def decode_base64(data: str, most: int, kind: str) -> bytes:
-    """Return the bytes that a text stands for; line breaks, `-_` for `+/` and the padding left out are no mistakes.
+    """Decode base64; line breaks, `-_` for `+/` and missing padding are accepted.
 
-    Raises `ApiError` for anything else that is no base64, and for more than `most` bytes.
+    Raises `ApiError` for anything else that is not base64, and for more than `most` bytes.
     """
     data = data.translate(_PLAIN).rstrip("=")
     if len(data) > 4 * (most // 3 + 1):

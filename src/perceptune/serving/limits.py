@@ -1,4 +1,4 @@
-"""What a request may cost. Every ceiling is the server's: a request may ask for less, never for more."""
+"""Resource limits of a request, set by the server: a request may ask for less, never for more."""
 
 from dataclasses import dataclass, field, fields
 from typing import TypeVar
@@ -16,7 +16,7 @@ def _limit(default: Number, meaning: str) -> Number:
 
 @dataclass(frozen=True)
 class Limits:
-    """Ceilings, checked before anything is decoded; each is a flag of `perceptune serve`."""
+    """Limits, checked before anything is decoded; each is a flag of `perceptune serve`."""
 
     body_mb: float = _limit(32, "largest request in MiB")
     buffer_mb: float = _limit(512, "MiB of all requests being read or waiting; beyond it: 429")
@@ -50,9 +50,9 @@ class Limits:
                 raise UserError(f"`--{one.name.replace('_', '-')}` must be more than 0")
 
     def bytes_of(self, modality: str) -> int:
-        """The most a file of this kind may have."""
+        """Return the maximum size of a file of this modality in bytes."""
         return int(getattr(self, f"{modality}_mb") * MIB)
 
     def fetch_seconds(self, modality: str) -> float:
-        """How long a remote one may take."""
+        """Return the timeout for fetching a remote file of this modality."""
         return float(getattr(self, f"{modality}_fetch_seconds"))

@@ -1,4 +1,4 @@
-"""Files of this machine that a request may name: those below one folder, and no link that leads out of it."""
+"""Local files that a request may name: those in one folder, not through links that lead out of it."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class LocalFiles:
-    """Reads `file://` addresses below `folder`. Raises `UserError` if that is no folder."""
+    """Reads `file://` URLs in `folder`. Raises `UserError` if that is not a folder."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -21,7 +21,7 @@ class LocalFiles:
         self.folder = folder.resolve()
 
     def read(self, url: str, most: int) -> bytes:
-        """At most `most` bytes. What lies outside and what is not there are refused in the same words."""
+        """Read at most `most` bytes. Files outside the folder and missing ones give the same error."""
         path = self._path(url)
         try:
             descriptor = self._opened(path.resolve(strict=True).relative_to(self.folder))
@@ -50,7 +50,7 @@ class LocalFiles:
         return Path(path.removeprefix("/") if drive else path)
 
     def _opened(self, inside: Path) -> int:
-        """Step by step from the folder down, following no link: one that was put there since is not gone through."""
+        """Open the path component by component, following no link, so that one created meanwhile is not followed."""
         if os.open not in os.supports_dir_fd:
             return os.open(self.folder / inside, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         here = os.open(self.folder, os.O_RDONLY)
@@ -59,7 +59,7 @@ class LocalFiles:
                 below = os.open(step, os.O_RDONLY | os.O_DIRECTORY | _NO_FOLLOW, dir_fd=here)
                 os.close(here)
                 here = below
-            # Without waiting: a named pipe would never open.
+            # Non-blocking: opening a named pipe would block forever.
             return os.open(inside.name, os.O_RDONLY | os.O_NONBLOCK | _NO_FOLLOW, dir_fd=here)
         finally:
             os.close(here)

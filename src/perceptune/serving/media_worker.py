@@ -1,8 +1,8 @@
-"""The process in which strangers' media are decoded: what kills a decoder, or holds it up, hits no server.
+"""The process in which clients' media are decoded: a file that crashes or blocks a decoder does not affect the server.
 
-Reads requests from standard input and writes answers to standard output, each a line of JSON that tells how many bytes
-follow it. What follows an answer is the same image or audio in a format that takes no decoder: BMP, WAV.
-`python -m perceptune.serving.media_worker` is started by `decoding.py`.
+Reads requests from standard input and writes responses to standard output, each a line of JSON with the number of
+bytes that follow it. A response is followed by the same image or audio in an uncompressed format: BMP, WAV.
+`python -m perceptune.serving.media_worker` is started by `media_worker_pool.py`.
 """
 
 import json
@@ -27,9 +27,9 @@ class RefusedError(UserError):
 
 
 def checked_medium(data: bytes, modality: str, limits: dict[str, Any]) -> bytes:
-    """Decodes a medium as far as a model will. Raises `UserError` for what cannot be used, header first.
+    """Decode a medium as a model would, header first. Raises `UserError` for an unusable one.
 
-    Returns the same pixels or samples as a plain file; nothing of a video, of which each encoder takes other frames.
+    Returns the same pixels or samples as an uncompressed file; nothing for a video, as each encoder takes other frames.
     """
     return {"image": _image, "audio": _audio, "video": _video}[modality](data, limits)
 
@@ -47,7 +47,7 @@ def _audio(data: bytes, limits: dict[str, Any]) -> bytes:
     header = read_audio_header(data, "the audio")
     if header.seconds > limits["seconds"]:
         raise RefusedError(f"the audio: {header.seconds:.1f} seconds; allowed are {limits['seconds']:g}")
-    # A header may be wrong about the length: no more than what is allowed is decoded anyway.
+    # A header may be wrong about the length: no more than allowed is decoded in any case.
     wave, plain = read_audio(data, header.rate, limits["seconds"], "the audio"), BytesIO()
     soundfile.write(plain, wave, header.rate, format="WAV", subtype="FLOAT")
     return plain.getvalue()
@@ -72,7 +72,7 @@ def _video(data: bytes, limits: dict[str, Any]) -> bytes:
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answers until there is no request more."""
+    """Respond to requests until there are no more."""
     while line := requests.readline():
         told = json.loads(line)
         data = requests.read(told["size"])

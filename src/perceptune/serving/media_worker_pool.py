@@ -1,4 +1,4 @@
-"""Media are decoded in processes of their own, which are killed when that takes too long."""
+"""Pool of media decoding processes, which are killed at a timeout."""
 
 import asyncio
 import base64
@@ -15,14 +15,14 @@ from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
 
 _MODULE = "perceptune.serving.media_worker"
-_START = 60.0  # seconds in which it must have started
-# An image of one pixel.
+_START = 60.0  # seconds within which a process must start
+# A one-pixel image.
 _DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg==")
-_GRACE = 5.0  # seconds beside those for decoding: the process may have to start, and to load its libraries
+_GRACE = 5.0  # seconds beside the decoding timeout: the process may have to start and to import its libraries
 
 
 class MediaWorkerPool:
-    """So many processes that decode; each is replaced when it ends."""
+    """A fixed number of decoding processes; each is replaced when it ends."""
 
     def __init__(self, limits: Limits, number: int, frames: int) -> None:
         self._limits = self.limits_of(limits, frames)
@@ -31,12 +31,12 @@ class MediaWorkerPool:
         self._threads = ThreadPoolExecutor(2 * number, thread_name_prefix="perceptune-decoder")
         self._all = [_Process() for _ in range(number)]
         for one in self._all:
-            one.start()  # so that no request waits for that
+            one.start()  # so that no request waits for it
             self._free.put_nowait(one)
 
     @staticmethod
     def limits_of(limits: Limits, frames: int) -> dict[str, dict[str, float]]:
-        """What a process is told of them, by modality; `frames` are taken of a video."""
+        """Return the limits passed to a process, by modality; `frames` is the number used of a video."""
         return {
             "image": {"pixels": limits.image_pixels, "kept": limits.image_kept_pixels, "side": limits.image_side},
             "audio": {"seconds": limits.audio_seconds},
@@ -49,7 +49,7 @@ class MediaWorkerPool:
 
     @staticmethod
     async def try_out() -> UserError | None:
-        """Why no process can be started that decodes, if so: found out before anybody waits for one."""
+        """Return why no decoding process can be started, if so: checked before any request needs one."""
         process = _Process()
         line = (
             json.dumps({"modality": "image", "limits": {"pixels": 1, "kept": 1, "side": 1}, "size": len(_DOT)}).encode()
@@ -68,7 +68,7 @@ class MediaWorkerPool:
         return UserError(f"the process that decodes media is broken: {answer['error']}") if "error" in answer else None
 
     async def check(self, data: bytes, modality: str) -> bytes:
-        """A medium that holds the same and takes no decoder; a video as it is. Raises `ApiError` for a useless one."""
+        """Return the medium in an uncompressed format; a video unchanged. Raises `ApiError` for an invalid one."""
         process = await self._free.get()
         told = {"modality": modality, "limits": self._limits[modality], "size": len(data)}
         asking = asyncio.get_running_loop().run_in_executor(
@@ -81,11 +81,11 @@ class MediaWorkerPool:
             answer, plain = asking.result()
         except (OSError, EOFError):
             raise ApiError(400, f"the {modality} cannot be decoded", code="invalid_media") from None
-        finally:  # also when the client goes away meanwhile
+        finally:  # also when the client disconnects meanwhile
             if not asking.done():
                 process.kill()
                 asking.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-                # Not the same one again: its thread may still be about to start it, and to read an answer from it.
+                # Not the same one again: its thread may still be about to start it, and to read a response from it.
                 self._all[self._all.index(process)] = process = _Process()
             self._free.put_nowait(process)
         if "error" in answer:
@@ -93,7 +93,7 @@ class MediaWorkerPool:
         return plain or data
 
     def close(self) -> None:
-        """Ends them."""
+        """End the processes."""
         killed = [one.kill() for one in self._all]
         self._threads.shutdown()
         for running in killed:
@@ -102,7 +102,7 @@ class MediaWorkerPool:
 
 
 class _Process:
-    """One of them, started anew when it has ended by itself."""
+    """A decoding process, restarted when it has ended by itself."""
 
     def __init__(self) -> None:
         self._running: subprocess.Popen[bytes] | None = None
@@ -113,14 +113,14 @@ class _Process:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PERCEPTUNE_")}
         self._running = running = subprocess.Popen(
             [sys.executable, "-m", _MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**kept, "OMP_NUM_THREADS": "1"}, start_new_session=True,  # an interruption is for the server
+            env={**kept, "OMP_NUM_THREADS": "1"}, start_new_session=True,  # an interrupt is for the server
         )  # fmt: skip
-        if self._over:  # said while it was being started
+        if self._over:  # closed while it was being started
             running.kill()
         return running
 
     def ask(self, line: bytes, data: bytes) -> tuple[dict[str, Any], bytes]:
-        """What it says of a medium, and makes of it; `EOFError` or `OSError` where it ended instead."""
+        """Send a medium; return the response and the bytes after it. Raises `EOFError` or `OSError` if it has ended."""
         running = self._running
         if running is not None and running.poll() is not None:
             _tidy(running)
@@ -146,12 +146,12 @@ class _Process:
         return told, plain
 
     def end(self) -> None:
-        """Ends it where nobody is asking."""
+        """End it while it is idle."""
         if (running := self.kill()) is not None:
             _tidy(running)
 
     def kill(self) -> subprocess.Popen[bytes] | None:
-        """Ends it for good; whoever waits for it in another thread then tidies up."""
+        """Kill it for good; a thread that is waiting for it then cleans up."""
         self._over = True
         running, self._running = self._running, None
         if running is not None:
@@ -164,5 +164,5 @@ def _tidy(running: subprocess.Popen[bytes]) -> None:
     running.wait()
     for pipe in (running.stdin, running.stdout):
         assert pipe is not None
-        with suppress(OSError):  # what was written and never read
+        with suppress(OSError):  # data written and never read
             pipe.close()

@@ -1,10 +1,10 @@
-"""What a server counts, in Prometheus' text format."""
+"""Server metrics in Prometheus' text format."""
 
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-disable_created_metrics()  # a second series for each counter, of when it was made
+disable_created_metrics()  # a second series for each counter, with its creation time
 
 _COUNTERS = {
     "requests_total": ("Requests by route and status", ("route", "status")),
@@ -23,7 +23,7 @@ _HISTOGRAMS = {
 
 
 class Metrics:
-    """The metrics of one server. Labels are the server's own words: none comes from a request."""
+    """Metrics of one server. Label values are the server's own: none comes from a request."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -46,9 +46,9 @@ class Metrics:
         self._histograms[name].observe(value)
 
     def gauge(self, name: str, meaning: str, value: Callable[[], float]) -> None:
-        """Register a value to be asked for when it is wanted."""
+        """Register a gauge whose value is read at each scrape."""
         Gauge(f"perceptune_{name}", meaning, registry=self._registry).set_function(value)
 
     def text(self) -> str:
-        """Return all of them."""
+        """Return all metrics as text."""
         return generate_latest(self._registry).decode()

@@ -1,4 +1,4 @@
-"""What is wrong with a request, in words: the part, its key, and what is allowed there."""
+"""Error messages for invalid requests: the part, its key, and the allowed values."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -9,19 +9,19 @@ from pydantic_core import ErrorDetails
 
 Step = int | str
 Classes = Mapping[str, type[BaseModel]]
-_LISTABLE = 12  # keys of an object that a message can list
-_NAMED = 2  # of the keys of an object that is wanted
+_LISTABLE = 12  # maximum number of an object's keys that a message lists
+_NAMED = 2  # of the keys of an expected object
 _ADDRESSES = ("image_url", "audio_url", "video_url")
 _LISTS = {"content": "parts", "stop": "texts"}
 
 
 def explain(error: ErrorDetails, request: type[BaseModel], parts: Classes) -> tuple[str, str]:
-    """Return where the mistake is, as `messages.0.content.1.text`, and a sentence without that place.
+    """Return the location of the error, as `messages.0.content.1.text`, and a sentence without the location.
 
     `parts` are the kinds of parts of a message, by their `type`.
     """
     found = error["loc"]
-    # Behind the number of a part pydantic names its type, which is no key of the request.
+    # After a part's index pydantic inserts its type, which is not a key of the request.
     where = [step for place, step in enumerate(found) if not (place and _is_part(found[:place]))]
     return ".".join(map(str, where)), _describe(error, where, request, parts)
 
@@ -64,7 +64,7 @@ def _unknown(key: str, keys: Sequence[str]) -> str:
 
 
 def _class_at(where: Sequence[Step], request: type[BaseModel], parts: Classes) -> type[BaseModel]:
-    """The class of the object at a place."""
+    """Return the class of the object at a location."""
     here: type[BaseModel] = request
     for place, step in enumerate(where):
         if place and _is_part(where[:place]):
@@ -75,7 +75,7 @@ def _class_at(where: Sequence[Step], request: type[BaseModel], parts: Classes) -
 
 
 def _object_in(annotation: object) -> type[BaseModel] | None:
-    """The class of a request's objects in `Url`, `Url | None`, `list[Message]`."""
+    """Return the class of the object in an annotation: `Url` in `Url`, `Url | None`, `list[Url]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for inner in get_args(annotation) if (found := _object_in(inner))), None)

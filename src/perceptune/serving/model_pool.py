@@ -1,4 +1,4 @@
-"""Several runs on one frozen LM and one frozen encoder: what each hangs onto them is taken off while another runs."""
+"""Sharing of one frozen LM and encoder by several runs: each run's hooks and layers are detached while others run."""
 
 import json
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.models.build import build
 from perceptune.models.slots.build import load_encoder_of, load_lm
 
-# Where a module keeps what methods add to it: hooks by number, and (PEFT) layers that stand before a submodule.
+# Where a module stores what methods add: hooks by number, and (PEFT) layers in front of a submodule.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
 
 ModuleEntry = tuple[dict[Any, Any], Any, Any]  # a dictionary of a module, a key of it, its value
 
 
 class Attachments:
-    """What was added to an LM's modules before `take_off`; `on` puts it back for as long as it is needed."""
+    """Additions to an LM's modules since construction, removed by `take_off`; `on` restores them temporarily."""
 
     def __init__(self, lm: nn.Module) -> None:
         self._lm = lm
@@ -29,12 +29,12 @@ class Attachments:
         self._added: list[ModuleEntry] = []
 
     def take_off(self) -> None:
-        """Notes what has been added since, and takes it off."""
+        """Record the additions since then, and remove them."""
         self._added = [entry for entry in _entries(self._lm) if (id(entry[0]), entry[1]) not in self._before]
         self._remove()
 
     def __bool__(self) -> bool:
-        """Whether there is anything."""
+        """Return whether there are any."""
         return bool(self._added)
 
     @contextmanager
@@ -62,7 +62,7 @@ def _entries(lm: nn.Module) -> list[ModuleEntry]:
 
 
 class ModelPool:
-    """Lends the frozen parts of recipes: equal ones once. A part that a run changes is its own."""
+    """Shares equal frozen parts between recipes. A part that a run changes is not shared."""
 
     def __init__(self) -> None:
         self._lms: dict[str, FrozenLM] = {}
@@ -70,7 +70,7 @@ class ModelPool:
         self.lends_lm, self.lends_encoders = True, True
 
     def plan(self, recipe: Recipe) -> None:
-        """Finds out, without any weight, what the next run trains of its frozen parts: that is not lent."""
+        """Determine, without weights, which frozen parts the next run trains: they are not shared."""
         method = build(recipe, meta=True).method
         self.lends_lm, self.lends_encoders = not method.trains_lm, not method.trains_encoders
 

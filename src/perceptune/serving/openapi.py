@@ -1,4 +1,4 @@
-"""What `/openapi.json` says beside what FastAPI finds out: the request, which is parsed by hand, errors, the key."""
+"""Completion of FastAPI's `/openapi.json`: the request, which is parsed by hand, errors, the key."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _MEANINGS = {
     413: "too large", 415: "not JSON", 421: "not a name of this server", 429: "no place: try again",
     500: "an error of the server", 503: "models are being loaded, or it took too long",
 }  # fmt: skip
-_EVERYWHERE = (400, 401, 415, 421)  # what stands before every route says these
+_EVERYWHERE = (400, 401, 415, 421)  # statuses of the checks before every route
 _ERROR = {
     "type": "object", "required": ["error"],
     "properties": {"error": {
@@ -27,7 +27,7 @@ _ERROR = {
 
 
 def complete_openapi(app: FastAPI) -> None:
-    """Completes the description that the application answers with."""
+    """Complete the application's OpenAPI description."""
     described = app.openapi()
     schema = ChatRequest.model_json_schema(ref_template=REFERENCE)
     parts = schema.pop("$defs", {})
@@ -42,7 +42,7 @@ def complete_openapi(app: FastAPI) -> None:
 
 
 def _without_bodies(operation: dict[str, Any]) -> dict[str, Any]:
-    """Return the description of HEAD for a route that answers GET."""
+    """Return the description of HEAD for a route with GET."""
     answers = {status: {"description": one["description"]} for status, one in operation["responses"].items()}
     kept: dict[str, Any] = {key: operation[key] for key in ("summary", "parameters", "security") if key in operation}
     return {**kept, "responses": answers}
@@ -50,7 +50,7 @@ def _without_bodies(operation: dict[str, Any]) -> dict[str, Any]:
 
 def _describe(path: str, operation: dict[str, Any]) -> None:
     answers = operation.setdefault("responses", {})
-    answers.pop("422", None)  # FastAPI's own errors are told in OpenAI's form
+    answers.pop("422", None)  # FastAPI's own errors are returned in OpenAI's format
     if path == "/health":
         answers["503"] = {**answers["200"], "description": "not yet: models are being loaded"}
     else:

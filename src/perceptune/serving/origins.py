@@ -1,4 +1,4 @@
-"""Pages of other origins that may ask (CORS): none unless they are listed, and none that could not name itself."""
+"""Cross-origin requests (CORS): only from listed origins, and never from an opaque one."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -10,10 +10,10 @@ from perceptune.serving.errors import ApiError
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _ANY = "*"
-# No `Access-Control-Allow-Credentials`: a key is sent by the page's own code, never by the browser.
+# No `Access-Control-Allow-Credentials`: the page's own code sends the key, never the browser.
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, *",  # `*` leaves out the first
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, *",  # `*` does not include Authorization
     "Access-Control-Max-Age": "600",
 }
 
@@ -21,13 +21,13 @@ Header = tuple[bytes, bytes]
 
 
 class Origins:
-    """Which origins' pages may read answers. `allowed` holds `scheme://host[:port]`, or `*` for all."""
+    """Origins whose pages may read responses. `allowed` holds `scheme://host[:port]`, or `*` for all."""
 
     def __init__(self, allowed: Collection[str] = ()) -> None:
         self._allowed = frozenset(allowed)
 
     def headers_for(self, origin: bytes | None) -> Sequence[Header]:
-        """Return what lets a page of this origin read an answer; nothing for others."""
+        """Return the headers that let a page of this origin read a response; none for others."""
         if not self._allowed:
             return ()
         vary = (b"vary", b"Origin")
@@ -37,7 +37,7 @@ class Origins:
         return ((b"access-control-allow-origin", named), (b"access-control-expose-headers", b"Retry-After"), vary)
 
     def preflight(self, origin: bytes) -> Response:
-        """Return the answer to a browser that asks whether a page may ask. Raises `ApiError` if it may not."""
+        """Return the response to a browser's CORS preflight. Raises `ApiError` for an origin that is not allowed."""
         if not self._allows(origin):
             shown = origin.decode("latin-1")[:100]
             raise ApiError(403, f"pages of `{shown}` may not ask this server (see --allowed-origins)", code="origin")

@@ -1,7 +1,7 @@
-"""Media at addresses that a request names. A request comes from anybody: it must not make this machine ask its own net.
+"""Media at URLs in requests. Clients are untrusted: a request must not make this machine access its own network.
 
-One parser serves check and fetch; every hop of a redirect is checked as the first one; a name is resolved once, all its
-addresses must be public, and the one that was checked is dialled. Nothing of what was resolved is told to the client.
+One parser serves check and fetch; every redirect is checked like the first URL; a name is resolved once, all its
+addresses must be public, and the checked one is connected to. Clients receive no information on resolved addresses.
 """
 
 import http.client
@@ -31,7 +31,7 @@ Dial = Callable[[str, int, float], socket.socket]
 
 
 class Target(NamedTuple):
-    """An address taken apart, once."""
+    """Parts of a URL, parsed once."""
 
     scheme: str
     host: str
@@ -40,20 +40,20 @@ class Target(NamedTuple):
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """Every address of a name."""
+    """Return every address of a name."""
     return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 def dial(address: str, port: int, seconds: float) -> socket.socket:
-    """A connection to exactly this address."""
+    """Connect to exactly this address."""
     return socket.create_connection((address, port), timeout=seconds)
 
 
 @dataclass(frozen=True)
 class Remote:
-    """Fetches from `domains` (`host` or `host:port`) alone; `resolve` and `dial` are there for tests to stand in for.
+    """Fetches from `domains` (`host` or `host:port`) alone; tests replace `resolve` and `dial`.
 
-    Raises `UserError` for a domain that is none.
+    Raises `UserError` for an invalid domain.
     """
 
     domains: frozenset[str]
@@ -67,7 +67,7 @@ class Remote:
                 raise UserError(f"--allowed-media-domains: `{domain}` is not a host, or host:port, in lower case")
 
     def fetch(self, url: str, most: int, seconds: float) -> bytes:
-        """At most `most` bytes. Raises `ApiError`, which says no more than the client may know."""
+        """Fetch at most `most` bytes. Raises `ApiError`, whose message contains no more than the client may know."""
         deadline = time.monotonic() + seconds
         target = self._checked(url)
         for _ in range(HOPS + 1):
@@ -79,12 +79,12 @@ class Remote:
         raise _refused("too many redirects")
 
     def _checked(self, url: str, before: Target | None = None) -> Target:
-        """An address that may be asked. Raises `ApiError`."""
+        """Return the parts of a URL that may be fetched. Raises `ApiError`."""
         target = parse(url)
         allowed = {target.host} if target.port == _PORTS[target.scheme] else set()
         if not self.domains & (allowed | {f"{target.host}:{target.port}"}):
             raise _refused("this address is not allowed here")
-        # From http to https is the one change of port that a redirect may make; the way back is closed.
+        # A redirect may change the port only from http to https; the reverse is not allowed.
         if before is not None and (before.scheme, before.port) != (target.scheme, target.port):
             upwards = (before.scheme, before.port, target.scheme, target.port) == ("http", 80, "https", 443)
             if not upwards:
@@ -92,13 +92,13 @@ class Remote:
         return target
 
     def _get(self, target: Target, most: int, deadline: float) -> bytes | str:
-        """The bytes, or where the next hop leads."""
+        """Return the bytes, or the URL of a redirect."""
         try:
             addresses = list(self.resolve(target.host, target.port))
             if not addresses or not all(is_public(address) for address in addresses):
                 raise _refused("this address is not allowed here")
             connection = _Pinned(target, addresses[0], self.dial, _left(deadline))
-            # A timeout of the socket's own begins anew with every byte.
+            # The socket's own timeout restarts with every byte.
             end = threading.Timer(_left(deadline), connection.hang_up)
             end.start()
             try:
@@ -117,7 +117,7 @@ class Remote:
 
 
 class _Pinned(http.client.HTTPConnection):
-    """A connection to an address that was checked, in the name of the host it was found for."""
+    """A connection to an address that was checked, under the host name it was resolved from."""
 
     def __init__(self, target: Target, address: str, dial: Dial, seconds: float) -> None:
         super().__init__(target.host, target.port)
@@ -133,14 +133,14 @@ class _Pinned(http.client.HTTPConnection):
         self._socket = self.sock
 
     def hang_up(self) -> None:
-        """Ends whatever is being waited for, from another thread."""
+        """Abort any blocking call, from another thread."""
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
 def parse(url: str) -> Target:
-    """The parts of an http(s) address. Raises `ApiError` for one that two programs could read in two ways."""
+    """Parse an http(s) URL. Raises `ApiError` for one that two programs could read differently."""
     if len(url) > 8192 or any(ord(char) <= 32 or ord(char) >= 127 or char in '\\"<>^`{|}' for char in url):
         raise _refused("it has characters that do not belong into an address")
     try:
@@ -165,7 +165,7 @@ def _read(response: http.client.HTTPResponse, most: int, deadline: float) -> byt
             raise ApiError(413, f"the medium at this address is larger than {most:,} bytes", code="media_too_large")
         _left(deadline)
     _left(deadline)
-    if response.length:  # bytes that were promised and did not come
+    if response.length:  # bytes that were announced and did not arrive
         raise _refused("it ended too early")
     return bytes(data)
 

@@ -1,4 +1,4 @@
-"""From a request to jobs: media fetched, checked and decoded under the server's limits, the question under the LM's."""
+"""Conversion of a request to jobs: media are fetched, checked and decoded within the server's limits."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +20,11 @@ from perceptune.serving.schema import ChatRequest, InputAudioPart, Part, TextPar
 from perceptune.types import Decoding, Medium, Sample
 
 _FETCHERS = 4
-_COLD = 1e-6  # a temperature below it chooses as 0 does; logits divided by a much smaller one are infinite
+_COLD = 1e-6  # temperatures below are treated as 0; logits divided by a much smaller one are infinite
 
 
 class RequestParser:
-    """Makes jobs. `local` and `remote` are None where such media are not allowed."""
+    """Parser of requests. `local` and `remote` are None if such media are not allowed."""
 
     def __init__(
         self, limits: Limits, decoders: MediaWorkerPool, local: LocalFiles | None, remote: Remote | None, threads: int
@@ -34,12 +34,12 @@ class RequestParser:
         self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="perceptune-decode")
 
     def close(self) -> None:
-        """Ends its threads."""
+        """Stop its threads."""
         self._fetching.shutdown(wait=False, cancel_futures=True)
         self._decoding.shutdown(wait=False, cancel_futures=True)
 
     async def jobs(self, asked: ChatRequest, run: ServedRun) -> list[Job]:
-        """One for each answer wanted. Raises `ApiError`."""
+        """Return a job for each requested answer. Raises `ApiError`."""
         text, parts = self._within_limits(asked)
         decoding = self._decoding_of(asked, run)
         kinds = [_modality(part) for part in parts]
@@ -64,7 +64,7 @@ class RequestParser:
         ]
 
     def _within_limits(self, asked: ChatRequest) -> tuple[str, list[Part]]:
-        """The question, before any medium is looked at."""
+        """Return the question, checked before any medium is read."""
         limits = self._limits
         if any(len(one.content or ()) > limits.parts for one in asked.messages):
             raise ApiError(400, f"more than {limits.parts} parts in a message", param="messages")
@@ -76,10 +76,10 @@ class RequestParser:
         return text, parts
 
     def _decoding_of(self, asked: ChatRequest, run: ServedRun) -> Decoding:
-        """The run's, changed as far as the request says so."""
+        """Return the run's decoding with the request's changes."""
         decoding = run.decoding
         wanted = asked.max_completion_tokens or asked.max_tokens
-        if wanted is not None:  # clients' own defaults are often above the ceiling: what they get ends with `length`
+        if wanted is not None:  # clients' own defaults often exceed the limit: their answers end with `length`
             decoding = replace(decoding, max_new_tokens=min(wanted, self._limits.tokens), max_length=None)
         if asked.temperature is not None and asked.temperature >= _COLD:
             decoding = replace(decoding, sample=True, beams=1, temperature=asked.temperature)
@@ -92,7 +92,7 @@ class RequestParser:
         return decoding if asked.seed is None else replace(decoding, seed=asked.seed)
 
     def _prompt(self, sample: Sample, run: ServedRun) -> int:
-        """Number of its tokens. Raises `ApiError` for a question that the LM cannot take."""
+        """Return the number of the prompt's tokens. Raises `ApiError` for a question that does not fit the LM."""
         try:
             return run.text.count_prompt_tokens(sample)
         except UserError as error:
@@ -124,7 +124,7 @@ class RequestParser:
         return data
 
     async def _decoded(self, data: bytes, kind: str, run: ServedRun) -> Tensor:
-        """As the encoder takes it."""
+        """Return the encoder's input."""
         load = partial(run.model.stores[kind].encoder.load, data, f"the {kind}")
         try:
             return await asyncio.get_running_loop().run_in_executor(self._decoding, load)
@@ -137,7 +137,7 @@ def _modality(part: Part) -> str:
 
 
 def _require_no_change(asked: ChatRequest, decoding: Decoding) -> None:
-    """Raise `ApiError` for a key that would change an answer decoded like this, and cannot be heeded."""
+    """Raise `ApiError` for an unsupported key that would change an answer decoded like this."""
     drawn, searched = decoding.sample, decoding.beams > 1
     lacking = [
         ("top_k", asked.top_k in (None, 0, -1) or not drawn, "0, -1, or a `temperature` of 0"),
@@ -155,7 +155,7 @@ def _require_no_change(asked: ChatRequest, decoding: Decoding) -> None:
 
 
 def _room(decoding: Decoding, prompt: int, run: ServedRun) -> Decoding:
-    """With the length of the answer in tokens, as far as the LM has positions for it. Raises `ApiError` without any."""
+    """Limit the answer to the LM's remaining positions. Raises `ApiError` if there are none."""
     if decoding.max_length is not None:
         most = max(1, decoding.max_length - prompt)
         decoding = replace(decoding, max_new_tokens=most, max_length=None)

@@ -1,4 +1,4 @@
-"""One answer on its way: what is asked, the tokens so far, and who waits for it."""
+"""State of an answer: the request, the tokens so far, and the waiting client."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -16,26 +16,26 @@ Reason = Literal["stop", "length"]
 
 @dataclass(eq=False)
 class Job:
-    """Made and waited for in the server's thread; `tokens`, `reason` and `error` are written in the worker's."""
+    """Created and awaited in the server's thread; `tokens`, `reason` and `error` are written in the worker's."""
 
     run: ServedRun
     sample: Sample
-    decoded: Mapping[Medium, Tensor]  # its media, as the encoder takes them
+    decoded: Mapping[Medium, Tensor]  # its media, as encoder inputs
     decoding: Decoding
     prompt_tokens: int
     stops: tuple[str, ...] = ()
-    streams: bool = False  # whether every token is told at once
+    streams: bool = False  # whether every token is reported at once
     on_start: Callable[[], None] = lambda: None  # called in the server's thread when it leaves the queue
     tokens: list[int] = field(default_factory=list)  # without the end token
     reason: Reason | None = None
     error: ApiError | None = None
-    is_cancelled: bool = False  # nobody waits for it any more
+    is_cancelled: bool = False  # no client waits for it any more
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Jobs of the same kind are answered together; greedy ones and drawn ones may end at different lengths."""
+        """Key of jobs that are computed together; greedy and sampled ones may differ in length."""
         shape = self.decoding
         length = shape.max_new_tokens if shape.beams > 1 else 0
         search = (shape.beams, shape.length_penalty, shape.length_normalization)
@@ -46,16 +46,16 @@ class Job:
         return self.reason is not None or self.error is not None
 
     def cancel(self) -> None:
-        """Nobody waits any more: it leaves its batch, or never enters one."""
+        """Cancel: the job leaves its batch, or never enters one."""
         self.is_cancelled = True
 
     async def changed(self) -> None:
-        """Waits for a token, or the end."""
+        """Wait for a token or the end."""
         await self._changed.wait()
         self._changed.clear()
 
     def append_token(self, token: int, eos: int) -> bool:
-        """A token from the worker; False if it was the last."""
+        """Append a token, in the worker's thread; return False if it was the last."""
         if self.is_cancelled or self.ended:
             return False
         if token == eos:
@@ -71,7 +71,7 @@ class Job:
         return not self.ended
 
     def set_tokens(self, tokens: list[int]) -> None:
-        """All tokens at once, where they came from a search; nothing if it has ended already."""
+        """Set all tokens at once, for searches; does nothing if the job has ended."""
         if not self.ended:
             most = self.decoding.max_new_tokens
             self.tokens = tokens[:most]
@@ -82,7 +82,7 @@ class Job:
         self._notify()
 
     def fail(self, error: ApiError) -> None:
-        """Instead of an answer."""
+        """End the job with an error in place of an answer."""
         if not self.ended:
             self.error = error
             self._notify()

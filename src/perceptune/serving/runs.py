@@ -1,4 +1,4 @@
-"""The runs that are served, under the names they are asked for by."""
+"""The served runs by name."""
 
 import re
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from perceptune.types import Decoding
 
 @dataclass(frozen=True)
 class ServedRun:
-    """A loaded run. `text` is for the server's own thread: a tokenizer is not to be used by two at a time."""
+    """A loaded run. `text` is for the server's thread alone: a tokenizer must not be used by two threads at a time."""
 
     name: str
     created: int  # seconds since 1970
@@ -35,7 +35,7 @@ class ServedRun:
 
     @property
     def decoding(self) -> Decoding:
-        """As the recipe says."""
+        """Decoding settings of the recipe."""
         return Decoding(**self.model.recipe.decode.model_dump())
 
 
@@ -46,7 +46,7 @@ class Runs(dict[str, ServedRun]):
         super().__init__({run.name: run for run in runs})
 
     def named(self, name: str) -> ServedRun:
-        """Raises `ApiError` for an unknown one."""
+        """Return a run. Raises `ApiError` for an unknown one."""
         if name not in self:
             known = nearest(name[:80], self)
             raise ApiError(404, f"there is no model `{name[:80]}`{known}", param="model", code="model_not_found")
@@ -54,14 +54,14 @@ class Runs(dict[str, ServedRun]):
 
     @property
     def frames(self) -> int:
-        """The most frames that one of them takes of a video."""
+        """Maximum number of frames that any of them uses of a video."""
         encoders = [encoder for run in self.values() for encoder in run.model.encoders.values()]
         return max((int(getattr(encoder, "frames", 1)) for encoder in encoders), default=1)
 
 
 @dataclass(frozen=True)
 class Described:
-    """A run folder whose recipe has been read, and nothing else."""
+    """A run folder of which only the recipe has been read."""
 
     name: str
     folder: Path
@@ -69,7 +69,7 @@ class Described:
 
 
 def describe_runs(given: Sequence[str], *, trust: bool = False) -> list[Described]:
-    """Runs given as FOLDER or NAME=FOLDER. Raises `UserError` for what is no run, or two of the same name."""
+    """Read the recipes of runs given as FOLDER or NAME=FOLDER. Raises `UserError` for a non-run or a repeated name."""
     described = []
     for name, folder in _names(given).items():
         if not folder.is_dir():
@@ -83,7 +83,7 @@ def load_runs(
     described: Sequence[Described], limits: Limits, *, overrides: Sequence[str] = (), trust: bool = False,
     device: str | None = None,
 ) -> Runs:  # fmt: skip
-    """Runs whose folders have been read. Raises `UserError` for one that is damaged, or beyond the limits."""
+    """Load runs whose recipes have been read. Raises `UserError` for one that is damaged, or beyond the limits."""
     kept = [] if any(word.startswith("cache.features=") for word in overrides) else ["cache.features=off"]
     pool, runs = ModelPool(), []
     for one in described:
@@ -91,7 +91,7 @@ def load_runs(
             pool.plan(one.recipe)
         runs.append(_loaded(one, pool, [*kept, *overrides], trust, device))
         for modality, encoder in runs[-1].model.encoders.items():
-            # Only of a video: the frames of an audio file's spectrogram are not decoded one by one.
+            # For videos only: the frames of an audio file's spectrogram are not decoded one by one.
             if modality == "video" and int(getattr(encoder, "frames", 1)) > limits.video_frames:
                 raise UserError(f"`{one.folder}`: encoders.{modality} takes more frames than --video-frames allows")
         if runs[-1].decoding.max_new_tokens > limits.tokens:
@@ -108,9 +108,9 @@ def _loaded(one: Described, pool: ModelPool, overrides: Sequence[str], trust: bo
 
 
 class _Borrowed:
-    """The pool's parts for one run; notes what that hangs onto its LM.
+    """The pool's parts for one run; records what the run attaches to its LM.
 
-    A run whose backbone shares nothing borrows nothing: it puts its method into its own copy.
+    A run whose backbone cannot share uses its own copy.
     """
 
     def __init__(self, pool: ModelPool) -> None:

@@ -1,7 +1,7 @@
-"""What waits is answered by one thread, a token at a time: whoever comes joins those who are being answered.
+"""Continuous batching in one worker thread: after each token finished requests leave and waiting ones join.
 
-Nothing waits for a batch to fill, or to end. A row that has ended is told at once, and its place is free. What goes
-wrong in a group is found by answering its rows one by one.
+No request waits for a batch to fill or to end. A finished row is reported at once, and its place is free. After an
+error in a group its rows are computed one by one to find the cause.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Scheduler:
         metrics.gauge("buffered_bytes", "Bytes of the requests in work", lambda: self._buffered)
 
     def start(self) -> None:
-        """Begins to answer."""
+        """Start the worker."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Ends: what waits is refused, what is computed is given up."""
+        """Stop: waiting jobs are rejected, running ones are cancelled."""
         if self._task is not None:
             self._task.cancel()
         for job in [*self._waiting, *(job for group in self._groups for job in group.jobs)]:
@@ -58,7 +58,7 @@ class Scheduler:
 
     @asynccontextmanager
     async def admission(self) -> AsyncIterator[Admission]:
-        """A place among the requests in work, until it is given up. Raises `ApiError` if all are taken."""
+        """Yield a place among the concurrent requests. Raises `ApiError` if all are taken."""
         if self._admitted >= self._limits.queue:
             self._metrics.count("rejected_total", reason="queue")
             raise ApiError(429, f"{self._limits.queue} requests are waiting already: try again", code="queue_full")
@@ -71,7 +71,7 @@ class Scheduler:
             self._buffered -= admission.size
 
     def buffer(self, admission: Admission, size: int) -> None:
-        """Counts bytes that a request holds. Raises `ApiError` if all of them together hold too many."""
+        """Count bytes that a request holds in memory. Raises `ApiError` if all requests together exceed the limit."""
         if self._buffered + size > self._limits.buffer_mb * MIB:
             self._metrics.count("rejected_total", reason="memory")
             raise ApiError(429, "the requests in work are too large together: try again", code="buffer_full")
@@ -82,7 +82,7 @@ class Scheduler:
         self._admitted -= 1
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queues them."""
+        """Queue jobs."""
         self._waiting += jobs
         self._news.set()
 
@@ -105,8 +105,8 @@ class Scheduler:
             self._metrics.observe("batch_seconds", time.monotonic() - started)
 
     async def _computed(self, work: Callable[[], Result], jobs: Sequence[Job]) -> Result | None:
-        """What comes of some work in the thread. None if it fails: then these jobs have been answered one by one."""
-        # Not `await` alone: what it raises is of these rows, and the others are to be answered.
+        """Return the result of some work in the thread; None if it fails: then these jobs were computed one by one."""
+        # Not `await` alone: its error concerns these rows, and the others must still be computed.
         done = asyncio.get_running_loop().run_in_executor(self._worker, work)
         await asyncio.wait([done])
         error = done.exception()
@@ -114,7 +114,7 @@ class Scheduler:
             return done.result()
         left = [job for job in jobs if not (job.ended or job.is_cancelled)]
         for job in left:
-            if len(jobs) > 1:  # those that are gone may be to blame, too
+            if len(jobs) > 1:  # cancelled ones may be the cause, too
                 job.tokens.clear()
                 error = await self._alone(job)
             if isinstance(error, UserError):
@@ -125,7 +125,7 @@ class Scheduler:
         return None
 
     async def _alone(self, job: Job) -> BaseException | None:
-        """Answers it with nobody beside it; what went wrong."""
+        """Compute a job alone; return its error, if any."""
 
         def whole() -> None:
             group = start_groups([job])
@@ -137,7 +137,7 @@ class Scheduler:
         return done.exception()
 
     def _startable(self) -> list[list[Job]]:
-        """Those who waited longest, as many as there is room for, by kind; jobs that nobody waits for are dropped."""
+        """Return the longest-waiting jobs that there is room for, by kind; cancelled ones are dropped."""
         self._waiting = [job for job in self._waiting if not job.is_cancelled]
         room = self._limits.batch - sum(len(group.jobs) for group in self._groups)
         starting, self._waiting = self._waiting[: max(room, 0)], self._waiting[max(room, 0) :]
@@ -156,11 +156,11 @@ class Admission:
         self.size = 0
 
     def leave_queue(self) -> None:
-        """It is being computed: somebody else may wait."""
+        """Leave the queue when computation starts, so that another request may enter it."""
         if self._waits:
             self._waits = False
             self._scheduler.release()
 
     def hold(self, size: int) -> None:
-        """See `Scheduler.buffer`."""
+        """Count held bytes, see `Scheduler.buffer`."""
         self._scheduler.buffer(self, size)

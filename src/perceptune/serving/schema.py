@@ -1,6 +1,6 @@
-"""What a chat completion may ask for: OpenAI's fields, and vLLM's `audio_url` and `video_url`.
+"""Schema of a chat completion request: OpenAI's fields, and vLLM's `audio_url` and `video_url`.
 
-What would change the answer and cannot be done is refused, not passed over.
+Keys that would change the answer and are not supported are rejected, not ignored.
 """
 
 from typing import Annotated, Any, Literal
@@ -35,7 +35,7 @@ Address = Annotated[Url, BeforeValidator(_as_url, json_schema_input_type=Url | s
 
 
 class _Part(Fields):
-    """What a part may hold beside its own keys: notes of clients for other servers' caches."""
+    """Keys that a part may have beside its own: clients' hints for other servers' caches."""
 
     uuid: str | None = None
     cache_control: dict[str, Any] | None = None
@@ -83,7 +83,7 @@ class Message(Fields):
     content: Annotated[list[Part] | None, BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])] = Field(
         None, description="text, or a list of parts"
     )
-    # What clients send back of other servers' messages.
+    # Keys of other servers' messages that clients send back.
     name: str | None = None
     id: str | None = None
     type: Literal["message"] | None = None
@@ -94,7 +94,7 @@ class Message(Fields):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it says nothing."""
+        """Whether it has no content."""
         return all(isinstance(part, TextPart) and not part.text.strip() for part in self.content or ())
 
 
@@ -122,7 +122,7 @@ class ChatRequest(Accepted):
     stop: Annotated[list[str] | None, BeforeValidator(_as_list, json_schema_input_type=str | list[str])] = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    # Values that change nothing for the run that is asked are taken, whichever those are; see `intake`.
+    # Values that change nothing for the requested run are accepted, whichever those are; see `request_parser`.
     top_k: int | None = Field(None, ge=-1, description="0, -1, or where nothing is drawn")
     min_p: float | None = Field(None, ge=0, le=1, description="0, or where nothing is drawn")
     min_tokens: int | None = Field(None, ge=0, description="as the run's recipe has it")
@@ -143,7 +143,7 @@ class ChatRequest(Accepted):
 
     @property
     def question(self) -> tuple[str, list[Part]]:
-        """Text and media of the one turn. Raises `ApiError` for a conversation: runs know single questions only."""
+        """Text and media of the single turn. Raises `ApiError` for a conversation: runs answer single questions."""
         heard = [
             (place, one)
             for place, one in enumerate(self.messages)
@@ -170,7 +170,7 @@ PARTS: dict[str, type[BaseModel]] = {
 
 
 def parsed(body: bytes) -> ChatRequest:
-    """The request in a body. Raises `ApiError` naming the first field that is wrong, and what is allowed there."""
+    """Parse a request body. Raises `ApiError` naming the first invalid field and its allowed values."""
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:

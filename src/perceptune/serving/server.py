@@ -1,4 +1,4 @@
-"""The server process: uvicorn, with what it leaves to us."""
+"""The server process: uvicorn, and our additions to it."""
 
 import asyncio
 import ipaddress
@@ -23,7 +23,7 @@ _CONNECTIONS = 64  # beside one for each place in the queue and the batch
 
 
 class Protocol(H11Protocol):
-    """Closes a connection whose request's head does not come in time: uvicorn waits for it for ever."""
+    """Closes a connection whose request's head does not arrive in time; uvicorn alone would wait forever."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -55,11 +55,11 @@ class Protocol(H11Protocol):
 
 
 def make_server(app: FastAPI, limits: Limits, host: str, port: int, *, access_log: bool = False) -> uvicorn.Server:
-    """A server that is not running yet."""
+    """Return a server that is not running yet."""
     return uvicorn.Server(
         uvicorn.Config(
             app, host=host, port=port, http=Protocol, ws="none", lifespan="on", log_level="info", access_log=access_log,
-            # Whoever can reach us could say anything in X-Forwarded-For.
+            # Clients could send any X-Forwarded-For.
             proxy_headers=False, server_header=False, h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             limit_concurrency=limits.queue + limits.batch + _CONNECTIONS,
@@ -68,8 +68,8 @@ def make_server(app: FastAPI, limits: Limits, host: str, port: int, *, access_lo
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket bound to an address. Raises `UserError` if it cannot be, as where another program has the port."""
-    if not 0 <= port <= 65_535:  # of a larger number the resolver takes what is left of it in 16 bits
+    """Return a socket bound to an address. Raises `UserError` if that fails, e.g. if another program uses the port."""
+    if not 0 <= port <= 65_535:  # the resolver reduces a larger number to 16 bits
         raise UserError(f"--port {port}: ports are numbers from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -79,7 +79,7 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise UserError(f"--host {host} --port {port}: no such address ({error})") from error
     try:
-        if os.name == "posix":  # or a server could not be started again at once
+        if os.name == "posix":  # otherwise a server could not be restarted at once
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         made.listen(_BACKLOG)
@@ -90,7 +90,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def hosts_of(host: str, allowed: Sequence[str]) -> list[str] | None:
-    """The names that a server bound to `host` answers to; None for any, where it is bound to all addresses."""
+    """Return the host names that a bound server accepts; None for any, if it is bound to all addresses."""
     if is_loopback(host):
         return ["localhost", "127.0.0.1", "::1", host.lower(), *allowed]
     if allowed:
@@ -99,7 +99,7 @@ def hosts_of(host: str, allowed: Sequence[str]) -> list[str] | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
+    """Return whether only this machine can reach the address."""
     if host == "localhost":
         return True
     try:

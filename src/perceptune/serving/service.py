@@ -1,4 +1,4 @@
-"""The parts that answer requests, from the moment the server listens to its end."""
+"""Lifecycle of the parts that answer requests, from listening to shutdown."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ Ended = Callable[[BaseException | None], None]
 
 
 class Service:
-    """Loads runs while the server listens already, and answers for them then."""
+    """Loads runs while the server is already listening, and then answers for them."""
 
     def __init__(
         self, limits: Limits, local: LocalFiles | None, remote: Remote | None, showing: Showing, *, decoders: int,
@@ -36,9 +36,9 @@ class Service:
         self._close: list[Callable[[], None]] = []
 
     def open(self, runs: Runs) -> None:
-        """Answers for these from now on.
+        """Start answering for these runs.
 
-        Raises `OSError` where no process can be started, `UserError` where there are no examples to be shown.
+        Raises `OSError` if no process can be started, `UserError` if there are no examples to show.
         """
         self._open(runs, self._showing(runs))
 
@@ -54,7 +54,7 @@ class Service:
         self._chat = Chat(runs, self._limits, intake, self._scheduler, self._metrics)
 
     def load(self, runs: Callable[[], Runs], ended: Ended) -> None:
-        """Loads them in a thread, then answers; `ended` is told when that is done, or what went wrong."""
+        """Load the runs in a thread, then start answering; `ended` is called with the error, if any."""
         self._loading = asyncio.create_task(self._load(runs, ended))
 
     async def _load(self, runs: Callable[[], Runs], ended: Ended) -> None:
@@ -62,7 +62,7 @@ class Service:
             found = runs()
             return found, self._showing(found)
 
-        # All that a thread may raise: there is nobody else to hear of it.
+        # Any error: no other code would report it.
         loaded, decoders = await asyncio.gather(
             asyncio.to_thread(load), MediaWorkerPool.try_out(), return_exceptions=True
         )
@@ -78,25 +78,25 @@ class Service:
 
     @property
     def status(self) -> str:
-        """`ok`, `loading`, or `not ready` where it has ended."""
+        """`ok`, `loading`, or `not ready` after the end."""
         if self._scheduler is not None:
             return "ok" if self._scheduler.alive else "not ready"
         return "not ready" if self._loading is None else "loading"
 
     @property
     def runs(self) -> Runs:
-        """Raises `ApiError` while they are loaded."""
+        """The served runs. Raises `ApiError` while they are loaded."""
         return self.chat.runs
 
     @property
     def chat(self) -> Chat:
-        """Raises `ApiError` while the runs are loaded."""
+        """The request handler. Raises `ApiError` while the runs are loaded."""
         if self._chat is None:
             raise ApiError(503, "the models are being loaded: try again", code="loading")
         return self._chat
 
     async def close(self) -> None:
-        """Ends all of it; runs that are being loaded are not waited for."""
+        """End all parts, without waiting for runs that are being loaded."""
         if self._loading is not None:
             self._loading.cancel()
             with suppress(asyncio.CancelledError):

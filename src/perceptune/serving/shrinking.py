@@ -1,4 +1,4 @@
-"""Images of more pixels than a server keeps: scaled down while they are decoded, so that they take no more memory."""
+"""Downscaling of images above the server's pixel limit while they are decoded, to bound memory."""
 
 import math
 
@@ -6,7 +6,7 @@ from PIL import Image
 
 from perceptune.data.media.source import is_deep, open_image, opened_image, upright_rgb
 
-_AVERAGED = ("L", "RGB", "RGBA", "CMYK")  # modes in which pixels can be averaged as they are
+_AVERAGED = ("L", "RGB", "RGBA", "CMYK")  # modes in which pixels can be averaged directly
 
 
 def open_within(data: bytes, name: str, *, max_pixels: int, within: int) -> Image.Image:
@@ -26,5 +26,5 @@ def open_within(data: bytes, name: str, *, max_pixels: int, within: int) -> Imag
 
 
 def _divisor(size: tuple[int, int], within: int) -> int:
-    """By what both sides are divided."""
+    """Return the divisor of both sides."""
     return max(1, math.ceil(math.sqrt(size[0] * size[1] / within)))

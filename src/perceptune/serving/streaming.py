@@ -1,4 +1,4 @@
-"""The answers' JSON: whole, or a piece at a time."""
+"""JSON of the answers: complete, or streamed."""
 
 import asyncio
 import json
@@ -13,14 +13,14 @@ from perceptune.serving.schema import ChatRequest
 
 
 class Reply:
-    """One completion of a request: the same words whole or in pieces."""
+    """One completion of a request: the same text complete or streamed."""
 
     def __init__(self, asked: ChatRequest, jobs: Sequence[Job]) -> None:
         self._asked, self.jobs = asked, jobs
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.model}
 
     async def whole(self) -> dict[str, Any]:
-        """Waits for every answer. Raises `ApiError` if one cannot be given."""
+        """Wait for every answer and return the response. Raises `ApiError` if one fails."""
         for job in self.jobs:
             await finished(job)
         choices = [
@@ -33,7 +33,7 @@ class Reply:
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage()}
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Server-sent events. An error after the first piece is an event of its own, the last one."""
+        """Yield server-sent events. An error after the first event is the last event."""
         waiting = {asyncio.create_task(job.changed()): index for index, job in enumerate(self.jobs)}
         told = [""] * len(self.jobs)
         try:
@@ -44,7 +44,7 @@ class Reply:
                 for task in done:
                     index = waiting.pop(task)
                     job = self.jobs[index]
-                    ended = job.ended  # before the text is looked at: tokens come from another thread
+                    ended = job.ended  # before the text is read: tokens come from another thread
                     if job.error is not None:
                         raise job.error
                     text = content(job) if ended else sure(job, told[index])
@@ -65,7 +65,7 @@ class Reply:
                 task.cancel()
 
     def usage(self) -> dict[str, int]:
-        """Tokens of the question, media not counted, and of all answers, without their end tokens."""
+        """Return the token counts of the question, without media, and of all answers, without their end tokens."""
         said = sum(len(job.tokens) for job in self.jobs)
         read = self.jobs[0].prompt_tokens
         return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
@@ -78,7 +78,7 @@ class Reply:
 
 
 async def finished(job: Job) -> None:
-    """Waits for the end. Raises the job's error."""
+    """Wait for the end. Raises the job's error."""
     while not job.ended:
         await job.changed()
     if job.error is not None:
@@ -86,23 +86,23 @@ async def finished(job: Job) -> None:
 
 
 def content(job: Job) -> str:
-    """The text of an answer that has ended, as `perceptune answer` prints it."""
+    """Return the text of a finished answer, as `perceptune answer` prints it."""
     return job.run.clean(cut(job.run.text.decode(job.tokens), job.stops))
 
 
 def sure(job: Job, told: str) -> str:
-    """As much of the answer as will not change: what the next tokens may still alter is held back."""
+    """Return the part of the answer that can no longer change; what later tokens may alter is held back."""
     raw = job.run.text.decode(list(job.tokens))
     if cut(raw, job.stops) != raw:
         return told
-    # Half a character, half a string to stop at, a letter whose small form depends on the next one.
+    # Half a character, half a stop string, a letter whose lower case depends on the next one.
     held = max([1, *map(len, job.stops)])
-    # Cleaned once more: without what is held back, blanks and full stops may be at the end, where they are cut off.
+    # Cleaned again: without the part held back, trailing blanks and full stops may be cut off.
     return job.run.clean(job.run.clean(raw.rstrip("\ufffd"))[:-held])
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of the strings."""
+    """Return the text before the first of the strings."""
     return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
 
 

@@ -1,4 +1,4 @@
-"""The page's files, and what it has to know of a run: everything else it asks of the routes that all clients have."""
+"""Files of the web page and its run descriptions; everything else it requests from the routes of all clients."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class File:
 
 
 def page_files() -> dict[str, File]:
-    """By route. They hold no secret and nothing of any run, so they are shown without a key, which they ask for."""
+    """Return the files by route. They contain no secret and nothing of any run, so they need no key."""
     files = {f"/{path.name}": File(path.read_bytes(), _KINDS[path.suffix]) for path in sorted(FOLDER.iterdir())}
     return {"/": files.pop("/index.html"), **files}
 
 
 def add_page(app: FastAPI, files: Mapping[str, File], service: Service, limits: Limits) -> None:
-    """Adds the routes of the page and those that it alone asks."""
+    """Add the routes of the page and those that only it uses."""
     for route, file in files.items():
         app.add_api_route(route, _sender(file), methods=["GET"], include_in_schema=False)
     told: dict[str, dict[str, Any]] = {}
@@ -61,7 +61,7 @@ def _sender(file: File) -> Any:
 
 
 def describe_for_page(run: ServedRun, limits: Limits, examples: int) -> dict[str, Any]:
-    """Of names no more than their last part: where models lie on this machine is nobody's business."""
+    """Describe a run. Names are reduced to their last part, as paths of this machine are not public."""
     model = run.model
     trained, total = model.count_parameters()
     decoding = run.decoding
@@ -81,5 +81,5 @@ def describe_for_page(run: ServedRun, limits: Limits, examples: int) -> dict[str
 
 
 def shown(name: str, default: str) -> str:
-    """The last part of an identifier or a path; what `default` stands for."""
+    """Return the last part of an identifier or a path; the model's name for `default`."""
     return default if name == "default" else name.replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""The training data of a run: which samples, checked before the first step, and the batches made of them."""
+"""Training data of a run: sample selection, validated before the first step, and batches."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +24,8 @@ from perceptune.types import Sample
 from perceptune.utils.distributed import World
 from perceptune.utils.tensors import pinned
 
-Picked = list[tuple[Sample, str, int]]  # samples, each with its target and the draw of its view for this time
-AT_ONCE = 2**16  # samples whose features are looked for before all processes wait for one another
+Picked = list[tuple[Sample, str, int]]  # samples, each with its target and view seed
+AT_ONCE = 2**16  # samples whose features are looked up before all processes synchronise
 
 
 class BatchLoader:
@@ -40,21 +40,21 @@ class BatchLoader:
         self.broken = BrokenMedia(model, run, world)
         self._ahead = Prefetch(self._collated)
         wanted = self.config.prefetch
-        # Beside a computing CPU a second thread costs more than it prepares: 0.41 against 0.25 s a step of the demo.
+        # Beside a computing CPU a second thread costs more than it prepares: 0.41 against 0.25 s per step of the demo.
         self._prefetches = model.device.type != "cpu" if wanted is None else wanted
 
     def precompute(self, standardized: int) -> None:
-        """Computes the features that the run's steps, and statistics over `standardized` media, will need.
+        """Compute the features that the run's steps, and statistics over `standardized` media, will need.
 
-        The list is the same when a run is resumed, and with it the features' bits. Each process computes its share and
-        may use all of them afterwards; all processes must call it.
+        The list is the same when a run is resumed, and so are the features' bits. Each process computes its part and
+        can use all of them afterwards; all processes must call it.
         """
         self._prepare_texts()
         if self.model.recipe.cache.features == "off":
             return
         self._precompute(list(islice(self._distinct(), standardized)), None, "features for statistics")
         batches, views = self.steps * self.config.accumulate, any(store.views for store in self.model.stores.values())
-        if not views:  # then the first epoch reaches them all, and a medium need not be looked for again
+        if not views:  # then the first epoch covers them all, and no medium is checked again
             batches = min(batches, math.ceil(self.order.batches_of(1)))
         rows = (row for batch in range(batches) for row in self.order.positions(batch))
         if not views:
@@ -76,9 +76,9 @@ class BatchLoader:
         return (tuple(ids(sample, target)[0]) for sample in self.samples for target in sample.targets)
 
     def batches(self, step: int) -> list[Batch | None]:
-        """This process's rows of the forward passes of an optimizer step; None where it has none.
+        """Return this process's rows of an optimizer step's forward passes; None for a pass without any.
 
-        With prefetching, texts and kept features of the step after it are prepared in the background meanwhile.
+        With prefetching, texts and cached features of the next step are prepared in the background meanwhile.
         """
         made = [ready or self._collate(picked) for picked, ready in self._ahead.get(step)]
         if self._prefetches and step + 1 < self.steps:
@@ -86,20 +86,20 @@ class BatchLoader:
         return made
 
     def wait(self) -> None:
-        """Waits for what is being prepared: whoever needs the tokenizer must have it alone."""
+        """Wait for the background thread: the tokenizer must not be used by two threads at a time."""
         self._ahead.wait()
 
     def close(self) -> None:
-        """Ends the background thread."""
+        """Stop the background thread."""
         self._ahead.close()
 
     def dummy_batch(self) -> Batch:
-        """One row of text, for a process without rows that must keep step with the others."""
+        """Return one row of text, for a process without rows that must stay in step with the others."""
         first = self.samples[0]
         return self.model.collate([Sample(first.id, {}, first.prompt)], [first.targets[0]])
 
     def one_sample_per_medium(self, most: int) -> Iterator[Sample]:
-        """Up to `most` readable samples in random order, each with a new medium; the same on every process."""
+        """Yield up to `most` readable samples in random order, each with a new medium; the same on every process."""
         found = 0
         for sample in self._distinct():
             if found == most:
@@ -113,19 +113,19 @@ class BatchLoader:
                 self.broken.count()
 
     def _distinct(self) -> Iterator[Sample]:
-        """Samples in random order, each with a medium not seen before."""
+        """Yield samples in random order, each with a new medium."""
         order = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.seed)).numpy()
         return iter(select(self.samples, self.all.with_new_media(order).tolist()))
 
     def _precompute(self, samples: Sequence[Sample], draws: Sequence[int] | None, label: str) -> None:
-        """Computes features of some samples together with the other processes, and counts the broken media."""
+        """Compute features of some samples together with the other processes, and count the broken media."""
         share = {"rank": self.world.rank, "world": self.world.size}
         with self.world.synced_errors(), suppress(TooManyBrokenError):
             self.model.precompute(samples, draws, label=label, on_broken=self.broken.give_up_on, **share)
         self.broken.sync()
 
     def _collated(self, step: int) -> list[tuple[Picked, Batch | None]]:
-        """The rows of each forward pass, and the batch if all features are at hand. Runs in the background."""
+        """Return the rows of each forward pass, and the batch if all features are cached. Runs in the background."""
         return [(picked, self._ready(picked)) for picked in self._picked(step)]
 
     def _picked(self, step: int) -> Iterator[Picked]:
@@ -148,12 +148,12 @@ class BatchLoader:
         features = self.model.get_cached(samples, draws)
         if features is None:
             return None
-        # Copied into memory that a GPU reads by itself, here in the background.
+        # Copied to pinned memory here, in the background.
         there = {name: replace(one, values=pinned(one.values, self.model.device)) for name, one in features.items()}
         return Batch(self.model.tokens(samples, targets), there)
 
     def _collate(self, picked: Picked) -> Batch | None:
-        """A batch without the samples whose media are broken."""
+        """Collate a batch without the samples whose media are broken."""
         kept = [row for row in picked if row[0] not in self.broken]
         while kept:
             try:
@@ -167,7 +167,7 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """Items by number. What `make` raises is raised by `take`, in the thread that asks."""
+    """Background preparation of numbered items. Errors of `make` are raised by `get`, in the calling thread."""
 
     def __init__(self, make: Callable[[int], T]) -> None:
         self._make = make
@@ -175,11 +175,11 @@ class Prefetch(Generic[T]):
         self._ahead: tuple[int, Future[T]] | None = None
 
     def start(self, number: int) -> None:
-        """Begins to prepare an item."""
+        """Start preparing an item."""
         self._ahead = number, self._thread.submit(self._make, number)
 
     def get(self, number: int) -> T:
-        """The item: the prepared one, or made now if another one was prepared."""
+        """Return the item: the prepared one, or a new one if another was prepared."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == number:
             return ahead[1].result()
@@ -188,10 +188,10 @@ class Prefetch(Generic[T]):
         return self._make(number)
 
     def wait(self) -> None:
-        """Waits until the thread is idle: the tokenizer serves one thread at a time."""
+        """Wait until the thread is idle: the tokenizer must not be used by two threads at a time."""
         if self._ahead is not None:
             wait([self._ahead[1]])
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Stop the thread."""
         self._thread.shutdown(cancel_futures=True)

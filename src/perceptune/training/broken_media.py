@@ -1,4 +1,4 @@
-"""What a training does about media that are broken or missing: it leaves them out, up to a limit."""
+"""Handling of broken or missing media in training: they are skipped, up to a limit."""
 
 import json
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from perceptune.utils.distributed import World
 
 
 class TooManyBrokenError(Exception):
-    """More than `train.max_bad_media`: what all processes have found is said together."""
+    """More than `train.max_bad_media`; raised so that the findings of all processes are reported together."""
 
 
 class BrokenMedia:
     """The broken media found so far; a sample is `in` it if one of its media is.
 
-    `reasons` maps each to its error; it is part of a checkpoint, so a resumed run leaves out what the uninterrupted one
-    does.
+    `reasons` maps each to its error; it is part of a checkpoint, so a resumed run skips the same media as an
+    uninterrupted one.
     """
 
     def __init__(self, model: AdaptedModel, run: Path, world: World) -> None:

@@ -1,4 +1,4 @@
-"""What lets a training go on after a stop: the run folder and its checkpoints."""
+"""Saved state of a training: the run folder and its checkpoints."""
 
 import json
 import shutil
@@ -21,30 +21,30 @@ from perceptune.utils.trackers import FOLDERS
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 LOCK, CHECKPOINTS, BAD_MEDIA = ".lock", "checkpoints", "bad_media.jsonl"
-# What there is of a run before its first checkpoint.
+# The files of a run before its first checkpoint.
 BEGUN = {RECIPE, META, LOG, LOCK, CHECKPOINTS, BAD_MEDIA, *FOLDERS}
-# How many broken media end a run: it changes nothing that is computed, and a run that ended so may go on.
+# The limit of broken media affects no computation, so a run that reached it may be resumed with another.
 _MAY_CHANGE = "max_bad_media"
 
 
 @dataclass
 class State:
-    """What changes while training, beside tensors; saved as JSON."""
+    """State of a training beside tensors; saved as JSON."""
 
     step: int = 0
-    samples: int = 0  # trained on so far, over all processes; without those left out for their media
+    samples: int = 0  # trained on so far, over all processes; without those skipped for their media
     seconds: float = 0.0
     best: float | None = None
     best_step: int = 0
     evaluations_without_gain: int = 0
-    data: str = ""  # digest of the training samples: a resumed run must see the same
+    data: str = ""  # digest of the training samples, which a resumed run must match
     bad: dict[str, str] = field(default_factory=dict)  # broken media and why
 
 
 def open_run(given: Recipe | None, run: Path | None, held: ExitStack, *, resume: bool) -> tuple[Path, Recipe]:
-    """Return the run folder to write to, locked by `held`, and the recipe it stands for.
+    """Return the run folder to write to, locked by `held`, and its recipe.
 
-    A run is never overwritten, unless it ended before its first checkpoint: then there is nothing to lose.
+    A run is never overwritten unless it ended before its first checkpoint: then there is nothing to lose.
     """
     if given is None and (run is None or not resume):
         raise UserError("name a recipe, or the run folder to resume")
@@ -60,7 +60,7 @@ def open_run(given: Recipe | None, run: Path | None, held: ExitStack, *, resume:
             )
         _clear(folder)
         return folder, _with_absolute_paths(given)
-    if (folder / META).is_file():  # absent if the start was cut off; then there is nothing of another version either
+    if (folder / META).is_file():  # absent after an interrupted start, which leaves nothing of another version
         read_meta(folder)
     stored = read_recipe(folder)
     if given is not None:
@@ -76,7 +76,7 @@ def open_run(given: Recipe | None, run: Path | None, held: ExitStack, *, resume:
 
 
 def _with_changes(folder: Path, stored: Recipe, given: Recipe) -> Recipe:
-    """The recipe of a run with what may change while resuming; the run's own file holds it from now on."""
+    """Return the run's recipe with the changes allowed when resuming, and store it in the run."""
     wanted = {_MAY_CHANGE: getattr(given.train, _MAY_CHANGE)}
     changed = stored.model_copy(update={"train": stored.train.model_copy(update=wanted)})
     if changed != stored:
@@ -85,7 +85,7 @@ def _with_changes(folder: Path, stored: Recipe, given: Recipe) -> Recipe:
 
 
 def _require_place(folder: Path, *, resume: bool) -> None:
-    """Make the folder of a new run. Raises `UserError` where there is no run to resume, or something else lies."""
+    """Make the folder of a new run. Raises `UserError` if there is no run to resume, or other files are there."""
     if _is_run(folder):
         return
     if resume:
@@ -101,7 +101,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a training leaves that ends before its first checkpoint."""
+    """Return whether a folder holds only the files of a training that ended before its first checkpoint."""
     if not folder.is_dir():
         return False
     left = [path for path in folder.iterdir() if not path.name.endswith(".tmp")]
@@ -109,7 +109,7 @@ def _is_begun(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a training has left that ended before its first checkpoint."""
+    """Remove the files of a training that ended before its first checkpoint."""
     for name in BEGUN - {LOCK}:
         path = folder / name
         with disk_errors(path):
@@ -120,13 +120,13 @@ def _clear(folder: Path) -> None:
 
 
 class Checkpoints:
-    """The `checkpoints/` of a run: the newest whole one is what a resume starts from."""
+    """The `checkpoints/` of a run: training resumes from the newest complete one."""
 
     def __init__(self, run: Path) -> None:
         self.run, self.folder = run, run / CHECKPOINTS
 
     def clean(self) -> None:
-        """Removes what a process that was killed while writing has left."""
+        """Remove the partial files of a process that was killed while writing."""
         for leftover in [*self.run.glob(".*.tmp"), *self.folder.glob(".*.tmp")]:
             if leftover.is_dir():
                 shutil.rmtree(leftover)
@@ -134,12 +134,12 @@ class Checkpoints:
                 leftover.unlink()
 
     def last(self) -> Path | None:
-        """The newest checkpoint; half-written ones carry another name and are never seen."""
+        """Return the newest checkpoint; incomplete ones have another name and are never returned."""
         found = sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
         return found[-1] if found else None
 
     def to_resume(self) -> Path | None:
-        """The same after `clean`. Raises `UserError` for a run that ended before there were checkpoints."""
+        """Return the newest checkpoint after `clean`. Raises `UserError` for a run that ended before its first one."""
         self.clean()
         last = self.last()
         if last is None and (self.run / METHOD).is_file():
@@ -147,14 +147,14 @@ class Checkpoints:
         return last
 
     def where(self) -> str:
-        """For a message: where the last good state lies."""
+        """Return the location of the last good state, for messages."""
         last = self.last()
         return f"The last good checkpoint is {last}." if last else "No checkpoint had been written yet."
 
     def save(
         self, step: int, method: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
     ) -> None:
-        """Writes a checkpoint whole, then drops those before it. One that is there already has the same bits."""
+        """Write a checkpoint atomically, then remove the earlier ones. An existing one has the same bits."""
         path = self.folder / f"step-{step:08d}"
         if not path.is_dir():
             with disk_errors(path), whole_folder(path) as folder:
@@ -166,12 +166,12 @@ class Checkpoints:
                 shutil.rmtree(other)
 
     def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Optimizer tensors and state of a checkpoint."""
+        """Read optimizer tensors and state of a checkpoint."""
         return read_tensors(path / OPTIMIZER), json.loads((path / STATE).read_text(encoding="utf-8"))
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Local models and data files by absolute path, so that the run can be used from any folder."""
+    """Make paths of local models and data files absolute, so that the run can be used from any folder."""
     data = recipe.model_dump(mode="json")
     for part in (data["lm"], *data["encoders"].values()):
         if Path(part["id"]).expanduser().is_dir() and part["id"] != "default":
@@ -184,10 +184,10 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def require_same_recipe(run: Path, stored: Recipe, given: Recipe) -> None:
-    """Raises `UserError` naming the first key in which a run's recipe and the one given for it differ."""
+    """Raise `UserError` naming the first key in which a run's recipe and the given one differ."""
     before, now = (_flat(one.model_dump(mode="json")) for one in (stored, _with_absolute_paths(given)))
     for key in sorted(set(before) | set(now)):
-        # What `auto` stood for when the run was started is stored in it.
+        # The value that `auto` had when the run was started is stored in it.
         is_auto = now.get(key) == "auto" and before.get(key) in ("float32", "bfloat16")
         if before.get(key) != now.get(key) and not is_auto and key != f"train.{_MAY_CHANGE}":
             raise UserError(
@@ -197,7 +197,7 @@ def require_same_recipe(run: Path, stored: Recipe, given: Recipe) -> None:
 
 
 def _going_on(key: str, run: Path) -> str:
-    """How a finished run is trained for longer, if that was wanted: its schedule is of one length."""
+    """Return advice for training a finished run longer, if a longer schedule was requested."""
     longer = key in ("train.steps", "train.epochs", "train.samples")
     return f"; one that goes on from here has `init_from={run}`" if longer else ""
 

@@ -1,4 +1,4 @@
-"""Where a training starts from: another run's method, as `init_from` says."""
+"""Initialise a training from another run's method, as `init_from` says."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from perceptune.models.run_folder import METHOD, read_meta, read_recipe, read_te
 
 
 class Start(NamedTuple):
-    """What was taken from the other run."""
+    """The source and scope of an initialisation from another run."""
 
     run: str
-    sha256: str  # of its method.safetensors
-    modalities: tuple[str, ...]  # those of this model that it knew, feature statistics included
+    sha256: str  # of the run's method.safetensors
+    modalities: tuple[str, ...]  # the model's modalities that the run has, feature statistics included
 
 
 def start_from(model: AdaptedModel, base: Mapping[str, Mapping[str, str]], *, trust: bool = False) -> Start | None:
-    """Gives a model's method the tensors of the run that its recipe starts from; None without `init_from`.
+    """Load into a model's method the tensors of the run named by its recipe; None without `init_from`.
 
-    `base` has the fingerprints of the model's frozen parts (`checkpoint.fingerprints`). What belongs to a modality that
-    the run does not have stays new. `trust` as in `load`. Raises `UserError` naming what does not fit.
+    `base` has the fingerprints of the model's frozen parts (`run_folder.fingerprints`). Parts of a modality that the
+    run does not have keep their initialisation. `trust` as in `load`. Raises `UserError` naming what does not fit.
     """
     init = model.recipe.init_from
     if init is None:
@@ -48,7 +48,7 @@ def start_from(model: AdaptedModel, base: Mapping[str, Mapping[str, str]], *, tr
 
 
 def _renamed_modalities(init: InitConfig, theirs: Recipe, ours: Recipe) -> dict[str, str]:
-    """The run's modalities -> what they are called here."""
+    """Map the run's modalities to their names here."""
     for old, new in init.rename.items():
         if old not in theirs.encoders:
             raise UserError(f"`init_from.rename`: `{init.run}` has no modality `{old}`{nearest(old, theirs.encoders)}")
@@ -96,7 +96,7 @@ def _require_same_base(
 
 
 def _require_fit(run: Path, given: Mapping[str, Tensor], own: Mapping[str, Tensor], new: set[str]) -> None:
-    """Every tensor must be on both sides with one shape, but those of `new` modalities."""
+    """Raise unless every tensor is on both sides with one shape, except those of `new` modalities."""
     for name in sorted(set(own) - set(given)):
         if new.isdisjoint(name.split(".")):
             raise UserError(f"`init_from`: `{run}` has no tensor `{name}`, which this recipe's method has")

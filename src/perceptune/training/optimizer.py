@@ -1,4 +1,4 @@
-"""AdamW over a method's parameters: rates by group and step, clipping, moments by name."""
+"""AdamW over a method's parameters: learning rates by group and step, clipping, moments by name."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ AUXILIARY, VALUE = "auxiliary", "value"
 
 
 class MethodOptimizer:
-    """The optimizer of a training of so many steps."""
+    """The optimizer of a training with a fixed number of steps."""
 
     def __init__(self, method: TrainableMethod, config: TrainConfig, steps: int) -> None:
         self.config, self.steps = config, steps
@@ -26,7 +26,7 @@ class MethodOptimizer:
         ]
         self.groups = [group for group in groups if group["named"]]
         self._own = [p for p in method.parameters() if p.requires_grad]
-        self.auxiliary: dict[str, nn.Parameter] = {}  # of what is trained beside the method
+        self.auxiliary: dict[str, nn.Parameter] = {}  # parameters trained beside the method
         if (beside := method.auxiliary_group()) is not None:
             self.auxiliary = {f"{AUXILIARY}.{name}": p for name, p in beside[0].named_parameters()}
             self.groups.append({"name": AUXILIARY, "named": list(self.auxiliary.items()), "lr": beside[1]})
@@ -38,7 +38,7 @@ class MethodOptimizer:
         )  # fmt: skip
 
     def set_lr(self, step: int) -> dict[str, float]:
-        """The rate of each group at a step (from 0), set and returned."""
+        """Set each group's learning rate for a step (from 0) and return the rates."""
         rates = {
             group["name"]: group.get("lr") or learning_rate(self.config, group["name"], step, self.steps)
             for group in self.groups
@@ -48,24 +48,24 @@ class MethodOptimizer:
         return rates
 
     def scale_grads(self, tokens: float) -> None:
-        """Turns gradients of a sum into those of a mean."""
+        """Divide gradients of a sum by the number of tokens, to those of a mean."""
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad /= tokens
 
     def clip(self) -> Tensor | float:
-        """Clips the method's gradient as the recipe says; returns its norm before, which a GPU may not know yet."""
+        """Clip the method's gradient as configured; return its norm before, which may still be pending on a GPU."""
         given = [p for p in self._own if p.grad is not None]
         limit = math.inf if self.config.clip is None else self.config.clip
         return torch.nn.utils.clip_grad_norm_(given, limit) if given else 0.0
 
     def step(self) -> None:
-        """One step; the gradients are gone after it."""
+        """Take an optimizer step and reset the gradients."""
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Adam's moments by parameter name, and what is trained beside the method itself, as plain tensors."""
+        """Return Adam's moments by parameter name, and the auxiliary parameters, as plain tensors."""
         tensors = {f"{VALUE}/{name}": p.detach().contiguous().cpu() for name, p in self.auxiliary.items()}
         for group in self.groups:
             for name, parameter in group["named"]:
@@ -78,12 +78,12 @@ class MethodOptimizer:
         named = {name: parameter for group in self.groups for name, parameter in group["named"]}
         for full, value in tensors.items():
             key, _, name = full.partition("/")
-            if name:  # older checkpoints hold a random state, too
+            if name:  # older checkpoints contain a random state, too
                 parameter = named[name]
                 if key == VALUE:
                     parameter.data.copy_(value)
                     continue
-                # The fused optimizer wants its step counts on the parameter's device, too.
+                # The fused optimizer requires its step counts on the parameter's device, too.
                 self.adam.state[parameter][key] = value.to(parameter.device)
 
 
@@ -92,8 +92,8 @@ def add_gradients(
 ) -> tuple[list[Tensor], int, int]:
     """Add up gradients of the loss sum; return each batch's loss with the number of tokens and samples.
 
-    Losses stay on their device: reading one waits for it. Where a batch is missing, `dummy_batch` is gone through
-    without effect.
+    Losses stay on their device: reading one synchronises. A missing batch is replaced by `dummy_batch`, which has no
+    effect on the gradients.
     """
     losses: list[Tensor] = []
     tokens, samples = 0, 0
@@ -102,21 +102,21 @@ def add_gradients(
         for batch in batches:
             if batch is not None:
                 loss, n = model.loss(batch)
-                if loss.requires_grad:  # rows without media may leave nothing to learn
+                if loss.requires_grad:  # without media no parameter may be involved
                     loss.backward()
                 losses.append(loss.detach())
                 tokens, samples = tokens + n, samples + batch.n_samples
             elif dummy_batch is not None:
                 (0 * model.loss(dummy_batch)[0]).backward()
-    finally:  # the caller may catch an error and go on with the model
+    finally:  # the caller may catch an error and continue to use the model
         model.set_dropout(on=False)
     return losses, tokens, samples
 
 
 def require_finite(loss: float, norm: float, step: int, saved: Callable[[], str]) -> None:
-    """Raise `UserError` before a loss or a gradient norm that is not finite can spoil the weights.
+    """Raise `UserError` before a loss or a gradient norm that is not finite can corrupt the weights.
 
-    `saved` says what a new start can begin from.
+    `saved` names the state that training can be restarted from.
     """
     if not (math.isfinite(loss) and math.isfinite(norm)):
         what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
@@ -127,7 +127,7 @@ def require_finite(loss: float, norm: float, step: int, saved: Callable[[], str]
 
 
 def learning_rate(config: TrainConfig, group: str, step: int, steps: int) -> float:
-    """Rate of a parameter group at a step (from 0): warm-up, then cosine, linear or constant.
+    """Return the learning rate of a parameter group at a step (from 0): warm-up, then cosine, linear or constant.
 
     The paper's code keeps the rate constant inside an epoch; here the cosine falls at each step.
     """
@@ -135,7 +135,7 @@ def learning_rate(config: TrainConfig, group: str, step: int, steps: int) -> flo
         peak, schedule = config.prompt_lr, config.prompt_schedule
     else:
         peak, schedule = config.lr, config.schedule
-    warmup = min(config.warmup_steps, steps // 2)  # a short run must not spend itself on warming up
+    warmup = min(config.warmup_steps, steps // 2)  # a short run must not consist of warm-up
     if schedule != "constant" and step < warmup:
         start = peak / 2 if config.warmup_lr is None else config.warmup_lr * peak / config.lr
         return start + (peak - start) * step / warmup

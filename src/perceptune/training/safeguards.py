@@ -1,4 +1,4 @@
-"""What keeps a training from losing work: finite losses, interruptions at the end of a step, hints on memory."""
+"""Protection of a training's progress: finite losses, interruption at the end of a step, hints on memory."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ ECHO = 5.0  # seconds
 
 
 class Interruption:
-    """Set by the first Ctrl-C."""
+    """Flag set by the first Ctrl-C."""
 
     wanted = False
     since = -math.inf
@@ -25,9 +25,9 @@ class Interruption:
 
 @contextlib.contextmanager
 def interruptions() -> Iterator[Interruption]:
-    """Ctrl-C ends the loop after the current step; a second one ends it at once.
+    """Stop the loop after the current step at the first Ctrl-C, and at once at the second.
 
-    A launcher hands on the Ctrl-C that the terminal has sent to its processes already: that is not a second one.
+    A launcher forwards the Ctrl-C that the terminal has already sent to its processes: that is not a second one.
     """
     interruption = Interruption()
     echo = ECHO if "LOCAL_RANK" in os.environ else 0.0
@@ -40,7 +40,7 @@ def interruptions() -> Iterator[Interruption]:
 
     try:
         before = signal.signal(signal.SIGINT, on_signal)
-    except ValueError:  # not in the main thread: whoever called us owns the signals
+    except ValueError:  # not in the main thread: signals belong to the caller
         yield interruption
         return
     try:
@@ -51,7 +51,7 @@ def interruptions() -> Iterator[Interruption]:
 
 @contextlib.contextmanager
 def out_of_memory_hint(config: TrainConfig) -> Iterator[None]:
-    """Turn an out-of-memory error into one that says what to lower."""
+    """Convert an out-of-memory error into one that names the settings to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -59,7 +59,7 @@ def out_of_memory_hint(config: TrainConfig) -> Iterator[None]:
 
 
 def explain_out_of_memory(error: Exception, config: TrainConfig) -> Exception:
-    """Return a `UserError` that says what to lower if memory ran out; any other error as it is."""
+    """Return a `UserError` that names the settings to lower if memory ran out; any other error as it is."""
     is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
     if not is_memory and not (isinstance(error, RuntimeError) and "allocate memory" in str(error).lower()):
         return error

@@ -1,4 +1,4 @@
-"""Which sample comes when: a pure function of the seed and the step, so a resumed run goes on exactly."""
+"""Order of the training samples: a pure function of the seed and the step, so a resumed run continues exactly."""
 
 import math
 import random
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from perceptune.config.schema import TrainConfig
 
-# Batches among which samples are sorted by length: enough to save padding, few enough to stay random.
+# Number of batches within which samples are sorted by length: enough to save padding, few enough to stay random.
 WINDOW = 64
 
 
@@ -22,26 +22,26 @@ class TrainingSampler(ABC):
 
     @abstractmethod
     def positions(self, batch: int) -> list[tuple[int, int]]:
-        """(epoch, sample index) of each row of a batch."""
+        """Return (epoch, sample index) of each row of a batch."""
 
     @abstractmethod
     def batches_of(self, epochs: float) -> float:
-        """How many batches so many epochs have."""
+        """Return the number of batches in this number of epochs."""
 
     @abstractmethod
     def epochs_in(self, batches: int) -> int:
-        """How many whole epochs so many batches have."""
+        """Return the number of whole epochs in this number of batches."""
 
 
 class WeightedSampler:
-    """Epochs of samples that fall into parts, each part drawn by its weight; inside a part all come equally often.
+    """Epochs in which each part of the samples has a given weight; within a part all samples come equally often.
 
-    An epoch has as many draws as there are samples; how many of them are a part's is its share of the weights, rounded
-    so that over all epochs it is exact. A part goes through permutations of its own, one after the other.
+    An epoch has as many draws as there are samples; a part's number of draws is its fraction of the weights, rounded so
+    that it is exact over all epochs. A part is traversed in permutations of its own, one after the other.
     """
 
     def __init__(self, parts: NDArray[np.integer], weights: Sequence[float], seed: int) -> None:
-        """`parts` has the number of each sample's part (n,); `weights` are those of the parts, at least 0."""
+        """Take the part number of each sample, `parts` (n,), and the parts' `weights`, at least 0."""
         self._n, self._seed = len(parts), seed
         by_part = np.argsort(parts, kind="stable")
         self._members = np.split(by_part, np.searchsorted(parts[by_part], np.arange(1, len(weights))))
@@ -49,7 +49,7 @@ class WeightedSampler:
         self._ends = np.cumsum(present) / sum(present)
 
     def epoch(self, epoch: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Sample index of each draw (n,), and how many times its part had been gone through before it (n,)."""
+        """Return the sample index of each draw (n,), and the number of earlier passes over its part (n,)."""
         before, after = (np.rint(self._ends * self._n * passed).astype(np.int64) for passed in (epoch, epoch + 1))
         indices, passes = [], []
         for number, members in enumerate(self._members):
@@ -61,7 +61,7 @@ class WeightedSampler:
                 permuted = members[_permutation(len(members), self._generator(number, int(k)))]
                 indices.append(permuted[places[passed == k]])
             passes.append(passed)
-        # A part with less than one draw an epoch may owe one: then there is one too many.
+        # A part with less than one draw per epoch may get an early draw: then there is one too many.
         mixed = _permutation(sum(map(len, indices)), _generator(self._seed, epoch))[: self._n]
         return np.concatenate(indices)[mixed], np.concatenate(passes)[mixed]
 
@@ -73,7 +73,7 @@ class BatchSampler(TrainingSampler):
     """Seeded permutations of `n` samples, one after the other; epochs join without a short batch."""
 
     def __init__(self, n: int, batch_size: int, seed: int, draws: WeightedSampler | None = None) -> None:
-        """With `draws` an epoch is these, in place of a permutation."""
+        """Use `draws` as epochs in place of permutations, if given."""
         self.n, self.batch_size, self.seed, self._draws = n, batch_size, seed, draws
         self._epoch = -1
         self._rows, self._passes = np.empty(0), np.empty(0)
@@ -97,7 +97,7 @@ class BatchSampler(TrainingSampler):
 
 
 class TokenBatchSampler(TrainingSampler):
-    """Batches of about equally long samples, at most `budget` tokens each when padded to their longest.
+    """Batches of samples of similar length, at most `budget` tokens each when padded to their longest.
 
     Each epoch is a seeded permutation, cut into windows of about 64 batches; within a window samples are sorted by
     length and packed, longest first; then the epoch's batches are shuffled. Every sample comes once per epoch. No
@@ -109,7 +109,7 @@ class TokenBatchSampler(TrainingSampler):
     ) -> None:
         self.lengths, self.budget, self.seed, self._draws = lengths, budget, seed, draws
         self.window = WINDOW * max(1, int(budget / float(lengths.mean())))
-        self._ends: list[int] = []  # number of batches up to the end of each epoch packed so far
+        self._ends: list[int] = []  # cumulative number of batches at the end of each epoch packed so far
         self._epoch = -1
         self._rows, self._passes = np.empty(0), np.empty(0)
         self._bounds: NDArray[Any] = np.empty(0)
@@ -136,7 +136,7 @@ class TokenBatchSampler(TrainingSampler):
         return bisect_right(self._ends, batches)
 
     def _pack(self, epoch: int) -> None:
-        """Makes an epoch the present one."""
+        """Pack the batches of an epoch and make it the current one."""
         generator = _generator(self.seed, epoch)
         rows, passes = _drawn(len(self.lengths), generator, epoch, self._draws)
         bounds: list[tuple[int, int]] = []
@@ -158,26 +158,26 @@ class TokenBatchSampler(TrainingSampler):
 def make_batch_sampler(
     config: TrainConfig, lengths: NDArray[np.int32], seed: int, draws: WeightedSampler | None = None
 ) -> TrainingSampler:
-    """The order a recipe asks for; `lengths` are the samples' tokens, `draws` come in place of permutations."""
+    """Return the sampler for a recipe; `lengths` are the samples' tokens, `draws` replace permutations."""
     if config.batch_tokens is None:
         return BatchSampler(len(lengths), config.batch_size, seed, draws)
     return TokenBatchSampler(lengths, config.batch_tokens, seed, draws)
 
 
 def chosen_target(targets: Sequence[str], seed: int, epoch: int, index: int) -> str:
-    """One of several references, drawn anew for each sample in each epoch."""
+    """Choose one of several references at random for each sample in each epoch."""
     if len(targets) == 1:
         return targets[0]
     return random.Random(f"{seed}-{epoch}-{index}").choice(list(targets))
 
 
 def view_seed(seed: int, epoch: int, index: int) -> int:
-    """Chooses an augmented view for a sample in an epoch: a number below 2^32."""
+    """Return the seed, below 2^32, of a sample's augmented view in an epoch."""
     return random.Random(f"view-{seed}-{epoch}-{index}").getrandbits(32)
 
 
 def total_steps(config: TrainConfig, order: TrainingSampler) -> int:
-    """Optimizer steps of a training in this order."""
+    """Return the number of optimizer steps of a training in this order."""
     if config.steps is not None:
         return config.steps
     return max(1, round(order.batches_of(config.epochs) / config.accumulate))
@@ -190,13 +190,13 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 def _drawn(
     n: int, generator: torch.Generator, epoch: int, draws: WeightedSampler | None
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """An epoch's sample indices (n,), and for each of them which pass over the data it belongs to (n,)."""
+    """Return an epoch's sample indices (n,), and for each of them which pass over the data it belongs to (n,)."""
     if draws is not None:
         return draws.epoch(epoch)
     return _permutation(n, generator), np.broadcast_to(np.int64(epoch), n).copy()
 
 
 def _permutation(n: int, generator: torch.Generator) -> NDArray[Any]:
-    """In 4 bytes a sample where they are enough: of a hundred million samples it stays in memory for an epoch."""
+    """Return a permutation, in 4 bytes per sample if possible: it stays in memory for an epoch."""
     drawn = torch.randperm(n, generator=generator)
     return drawn.to(torch.int32 if n < 2**31 else torch.int64).numpy()

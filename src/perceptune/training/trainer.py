@@ -1,8 +1,8 @@
-"""The one training loop. Only the method is optimised; frozen parts are computed once where nothing trained lies below.
+"""The training loop. Only the method is optimised; frozen parts below all trained ones are computed once.
 
 Resuming is exact: data order, learning rate and random state are functions of the step, and a checkpoint holds the
-method and the optimizer. With several processes each has its part of every batch; gradients are summed over all of them
-and divided by the tokens of the whole step, so the number of processes changes the duration and nothing else.
+method and the optimizer. With several processes each has its part of every batch; gradients are summed over all of
+them and divided by the tokens of the whole step, so the number of processes changes the duration and nothing else.
 """
 
 import contextlib
@@ -50,12 +50,12 @@ from perceptune.utils.trackers import Trackers, require_trackers
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a training left its model, and what it took."""
+    """The outcome of a training."""
 
     run: Path
     steps: int
     samples: int
-    seconds: float  # features, statistics and evaluations included, loading of the models not
+    seconds: float  # includes features, statistics and evaluations, but not model loading
     best: float | None  # best value of the task's metric seen during training
     interrupted: bool = False
 
@@ -64,11 +64,11 @@ def train(
     recipe: Recipe | dict[str, Any] | str | Path | None = None, run: str | Path | None = None, *,
     overrides: Sequence[Override] = (), resume: bool = False, trust: bool = False, join_timeout: float | None = None,
 ) -> TrainResult:  # fmt: skip
-    """Trains a recipe's method into a run folder (default `runs/<name>`).
+    """Train a recipe's method into a run folder (default `runs/<name>`).
 
-    With `resume` the run goes on bit by bit as if it had never stopped (float32, CPU, as many processes); its recipe
+    With `resume` the run continues bit by bit as if uninterrupted (float32, CPU, same number of processes); its recipe
     may then be left out, and names third-party code only with `trust`. Started as one of several processes it waits for
-    the others, `join_timeout` seconds at most (600 by default).
+    the others, at most `join_timeout` seconds (600 by default).
     Raises `UserError` for a mistake in recipe or data, for a run folder that is already in use, and for a loss that is
     not finite.
     """
@@ -90,7 +90,7 @@ def _train(
         given = None if named is None else load_recipe(named, overrides)
         require_trackers(() if given is None else given.train.report_to)
         opened, settled = open_run(given, folder, held, resume=resume)
-        resumed = (opened / RECIPE).is_file()  # else the run is begun again, under whatever it was asked for
+        resumed = (opened / RECIPE).is_file()  # otherwise the run starts again, with the recipe now given
         return opened, *settle_training(settled, world.device, resumed=resumed)
 
     folder, settled, precision = world.run_on_main(opened)
@@ -100,7 +100,7 @@ def _train(
             if resume and (folder / META).is_file():
                 require_same_base(folder, model)
             model.cleaning = task.cleaning
-            description = describe_run(model)  # now, while each process has the LM's weights whole
+            description = describe_run(model)  # now, while each process has the whole weights of the LM
         model.place(world)
         with world.synced_errors():
             trainer = Trainer(model, task, folder, world, description, trust=trust, precision=precision)
@@ -117,7 +117,7 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.model, self.recipe, self.config, self.trust = model, model.recipe, model.recipe.train, trust
         self.run, self.world, self.description = run, world, description
-        self.precision = precision or dtypes_of(self.recipe)  # its dtypes, and why they were chosen
+        self.precision = precision or dtypes_of(self.recipe)  # its dtypes, and the reason for them
         self.model.setup(training=True, sharded=world.is_sharded)
         self.loader = BatchLoader(self.model, task, run, world)
         self.steps = self.loader.steps
@@ -126,18 +126,18 @@ class Trainer:
         self.checkpoints = Checkpoints(run)
         self.state = State(data=self.loader.all.digest)
         self.held_out = Validator(self.model, task, world, self.loader.order)
-        self.log: RunLog | None = None  # the main process's
+        self.log: RunLog | None = None  # on the main process
         self._clock = time.monotonic()
 
     def fit(self, *, resume: bool = False) -> TrainResult:
-        """The loop, from the start or the last checkpoint, to the end or to an interruption."""
+        """Run the loop, from the start or the last checkpoint, to the end or to an interruption."""
         with self.world.same_on_all_ranks():
             if len(set(self.world.all_gather(self.state.data))) > 1:
                 raise UserError("the processes see different training data: give all of them the same files")
         resumed = resume and self._restored()
         if not resumed:
             self._claim()
-        # A Ctrl-C ends this at once: what is computed is kept.
+        # A Ctrl-C ends this at once: features computed so far are kept.
         self.loader.precompute(self._standardized())
         with interruptions() as interruption:
             if not resumed:
@@ -164,7 +164,7 @@ class Trainer:
         return enough or self.state.step >= self.steps
 
     def _claim(self) -> None:
-        """Begins the run folder."""
+        """Create the run folder's first files."""
         with self.world.synced_errors():
             if self.world.is_main:
                 self.checkpoints.clean()
@@ -172,7 +172,7 @@ class Trainer:
                 self.log = self._log(resumed_at=None)
 
     def _standardized(self) -> int:
-        """Media from which feature statistics are taken."""
+        """Return the number of media that feature statistics are computed from."""
         return self.config.standardize_samples if self.model.method.standardizes else 0
 
     def _start(self) -> None:
@@ -197,13 +197,13 @@ class Trainer:
             self.model.fit_to_answers(self.loader.all.with_media_of(chosen))
 
     def _step(self, bar: Progress, interruption: Interruption) -> bool:
-        """One optimizer step; returns whether any process wants to stop."""
+        """Take one optimizer step; return whether any process was interrupted."""
         step = self.state.step
         rates = self.optimizer.set_lr(step)
         # For dropout. A function of the step, so that a checkpoint need not hold the state of each process.
         torch.manual_seed(((self.recipe.seed << 32) + step) * self.world.size + self.world.rank & (2**63 - 1))
         losses, tokens, samples, stop = self._gradients(step, interruption)
-        *losses, norm = read_numbers([*losses, self.optimizer.clip()])  # a GPU is waited for here, and here alone
+        *losses, norm = read_numbers([*losses, self.optimizer.clip()])  # the only synchronisation with a GPU in a step
         loss = sum(losses) / max(tokens, 1)
         with self.world.same_on_all_ranks():
             require_finite(loss, norm, step + 1, self.checkpoints.where)
@@ -220,7 +220,7 @@ class Trainer:
         """Add gradients of the mean over the step's supervised tokens, however they fall into batches and processes.
 
         Returns the losses that this is the mean of, the number of tokens and samples, and whether any process was
-        interrupted. The losses of one process are not read: they are the device's.
+        interrupted. The losses of a single process stay on the device.
         """
         losses: Sequence[Tensor | float] = []
         own: Sequence[int] = (0, 0)
@@ -230,7 +230,7 @@ class Trainer:
         except (UserError, OSError, MemoryError, RuntimeError) as caught:
             explained = explain_out_of_memory(caught, self.config)
             if self.world.is_sharded or not isinstance(explained, UserError | OSError):
-                raise explained from (None if explained is caught else caught)  # sharded: nobody else can be told
+                raise explained from (None if explained is caught else caught)  # sharded: the others cannot be notified
             error = explained
         loss = sum(read_numbers(losses)) if self.world.size > 1 else 0.0
         counts = [loss, *own, interruption.wanted, error is not None, len(self.loader.broken.found)]
@@ -271,7 +271,7 @@ class Trainer:
             return  # a finished run may be "resumed" again
         self.log.write("end", step=self.state.step, samples=self.state.samples, seconds=round(self._seconds(), 3),
                        best=self.state.best)  # fmt: skip
-        if (self.run / METHOD).is_file() and not self.world.is_sharded:  # else all processes would have to answer
+        if (self.run / METHOD).is_file() and not self.world.is_sharded:  # else all processes would have to generate
             save_training_references(self.run, self.model, self.loader.one_sample_per_medium(ASKED))
         write_card(self.run)
 
@@ -286,13 +286,13 @@ class Trainer:
     def _publish(self) -> None:
         """Write the method that the run answers with: the best by the metric, or the last if none was evaluated yet.
 
-        Written after the checkpoint, and again when resuming from it, so a kill between the two is healed.
+        Written after the checkpoint, and again when resuming from it, which repairs a kill between the two.
         """
         if self.state.best is None or self.state.best_step == self.state.step:
             write_tensors(self.run / METHOD, self.model.method.state_dict())
 
     def _restored(self) -> bool:
-        """Takes up the newest checkpoint; False if none was written before the stop."""
+        """Load the newest checkpoint; return False if there is none."""
         last = self.world.run_on_main(self.checkpoints.to_resume)
         if last is None:
             return False
@@ -302,7 +302,7 @@ class Trainer:
                 raise UserError(f"`{self.run}` cannot be resumed: its training data has changed since it was started")
             load_method(last / METHOD, self.model)
             self.optimizer.load_state_dict(tensors)
-        state.setdefault("samples", state["step"] * self.config.batch_size * self.config.accumulate)  # older ones
+        state.setdefault("samples", state["step"] * self.config.batch_size * self.config.accumulate)  # added later
         self.state = State(**state)
         self.loader.broken.reasons = dict(self.state.bad)
         with self.world.synced_errors():

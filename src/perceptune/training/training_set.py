@@ -1,7 +1,7 @@
-"""The training samples of a run, gone through once before the first step.
+"""The training samples of a run, read once before the first step.
 
-What must be known of all of them is gathered in that one pass: with a million rows each further one would take a
-quarter of a minute.
+Everything that depends on all of them is collected in that one pass: with a million rows each further pass would take
+a quarter of a minute.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from perceptune.models.base import AdaptedModel
 from perceptune.training.sampler import WeightedSampler
 from perceptune.types import Medium, Sample
 
-IN_MEMORY = 10_000  # samples that are not parsed again at each use, unless their media are bytes
+IN_MEMORY = 10_000  # samples kept in memory instead of parsed at each use, unless their media are bytes
 
 
 class AnswerParts:
     """Groups samples by prompt and first target; weights by which the answers to a prompt are drawn equally often.
 
-    A prompt keeps its share of all samples. Those with several targets count as their first.
+    A prompt keeps its fraction of all samples. Only the first of several targets counts.
     """
 
     def __init__(self) -> None:
@@ -47,13 +47,13 @@ class AnswerParts:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Samples that can be tokenised and have something to learn from."""
+    """Samples that can be tokenised and have supervised tokens."""
 
     samples: Sequence[Sample]
-    lengths: NDArray[np.int32]  # (n,) tokens with the longest target; 0 where batches do not depend on them
-    draws: WeightedSampler | None  # how parts of a mixture, or the answers to a prompt, are drawn
-    digest: str  # of everything a resumed run must find as it was
-    media: NDArray[np.int64]  # (n, modalities) a number for each medium, good in this process; 0 = none
+    lengths: NDArray[np.int32]  # (n,) tokens with the longest target; 0 if batches do not depend on them
+    draws: WeightedSampler | None  # weighted order of a mixture's parts, or of the answers to a prompt
+    digest: str  # of everything that must be unchanged in a resumed run
+    media: NDArray[np.int64]  # (n, modalities) a number for each medium, valid in this process; 0 = none
 
     def with_media_of(self, chosen: Sequence[Sample]) -> list[Sample]:
         """Return all samples that share a medium with one of these."""
@@ -61,7 +61,7 @@ class TrainingSet:
         return [sample for sample in self.samples if media & set(sample.media.values())]
 
     def with_new_media(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those rows of `order`, still in order, that have a medium which none before them has."""
+        """Return the rows of `order`, in order, that have a medium which no earlier row has."""
         new = np.zeros(len(order), bool)
         for numbers in self.media[order].T:
             values, first = np.unique(numbers, return_index=True)
@@ -70,7 +70,7 @@ class TrainingSet:
 
 
 def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
-    """The chosen samples of the task's first split. Raises `UserError` naming a sample that cannot be learnt from."""
+    """Read the selected samples of the task's first split. Raises `UserError` naming a sample unfit for training."""
     split = task.splits[0]
     rows = task.samples(split)
     config, seed = model.recipe.train, model.recipe.seed
@@ -108,12 +108,12 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
 
 
 def name_of(medium: Medium) -> str:
-    """Of a medium as it is called in the run folder, whenever it was changed."""
+    """Return a medium's name in the run folder, whenever its file was changed."""
     return identity(medium) if isinstance(medium, bytes) else str(medium)
 
 
 def _length(model: AdaptedModel, sample: Sample) -> int:
-    """Tokens of a sample with its longest target if `train.batch_tokens` asks for them, else 0."""
+    """Return a sample's tokens with its longest target if `train.batch_tokens` needs them, else 0."""
     budget = model.recipe.train.batch_tokens
     if budget is None:
         for target in {*sample.targets}:

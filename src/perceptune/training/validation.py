@@ -1,4 +1,4 @@
-"""Evaluation during training, by which the best method is chosen."""
+"""Evaluation during training, which selects the best method."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ from perceptune.utils.distributed import World
 
 
 class Validator:
-    """A fixed set of samples that is judged every `eval.every` steps, or after each epoch of `order`; else nothing.
+    """Evaluates a fixed set of samples every `eval.every` steps, or after each epoch of `order`; else does nothing.
 
-    That it can be judged and its media can be read is found out here, not after hours.
+    Whether they can be evaluated and their media read is checked here, before training.
     """
 
     def __init__(self, model: AdaptedModel, task: Task, world: World, order: TrainingSampler) -> None:
@@ -32,7 +32,7 @@ class Validator:
         model.precompute(self.samples, label="features for evaluation", rank=world.rank, world=world.size)
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Whether an evaluation belongs after this step."""
+        """Return whether an evaluation is due after this step."""
         if self.config.every is None or step == steps:
             return self.config.every is not None
         if self.config.every != "epoch":
@@ -41,7 +41,7 @@ class Validator:
         return now > before
 
     def validate(self, step: int) -> EvalOutput:
-        """Answers and scores, the same on every process."""
+        """Return answers and scores, the same on every process."""
         return predict_and_score(self.model, self.task, self.samples, self.world, label=f"evaluate at step {step}")
 
     def _split(self) -> str:

@@ -1,8 +1,8 @@
-"""Cross-entropy through a frozen vocabulary head, a piece of the vocabulary's width at a time.
+"""Cross-entropy through a frozen vocabulary head, computed in chunks of the vocabulary.
 
-The head has more columns than anything else in the LM has; its logits are wanted for one number only. As its weight is
-frozen, the gradient of the states is all that is left of them: it is computed along with the loss, piece by piece, and
-no logits are kept.
+The head is the widest matrix of the LM, and its logits are used for a single number. As its weight is frozen, the
+gradient of the states is the only other result needed: it is computed with the loss, chunk by chunk, and no logits
+are stored.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from perceptune.lm.kernels.packed_linear import Packed, packed_weight
 
-PIECE = 16 * 2**20  # logits at a time: 64 MiB in float32
+PIECE = 16 * 2**20  # logits per chunk: 64 MiB in float32
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -46,7 +46,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
 
 def frozen_head_loss(states: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
-    """Cross-entropy summed over N states (N, d) with `targets` (N,); float32, gradients reach the states only."""
+    """Return the cross-entropy summed over states (N, d) with `targets` (N,): float32, with a gradient for states."""
     if head.weight.requires_grad:
         raise RuntimeError("the vocabulary head is being trained: its own gradient would be lost")
     loss: Tensor = _FrozenHeadLoss.apply(states, head.weight, head.bias, targets, packed_weight(head))

@@ -1,6 +1,6 @@
-"""What training makes cheaper in a frozen LM: weights laid out for the CPU, fewer passes, compiled feed-forward parts.
+"""Optimisations of a frozen LM for training: weights packed for the CPU, fused norms, compiled feed-forward parts.
 
-None of it changes a weight, and what is computed stays the same to rounding.
+None of them changes a weight, and results stay the same up to rounding.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,16 +14,16 @@ from perceptune.lm.kernels.rms_norm import fuse_rms_norms
 
 
 def optimize_frozen(lm: FrozenLM, first_layer: int, megabytes: int, *, compiled: bool = False) -> None:
-    """Makes the blocks cheaper, those that are trained through (`first_layer` and up) before the others.
+    """Optimise the blocks, those that gradients pass through (`first_layer` and up) before the others.
 
-    `megabytes` limits the memory for copies of weights in the CPU's layout. With `compiled` the feed-forward
-    parts go through `torch.compile` instead of being laid out. Raises `UserError` where they are no modules.
+    `megabytes` limits the memory for copies of weights in the CPU's layout. With `compiled` the feed-forward parts use
+    `torch.compile` instead of packing. Raises `UserError` if they are not modules.
     """
     parts = [part for layer in lm.layers for part in layer.modules()]
     fuse_rms_norms(parts)
     for part in parts:
         if isinstance(part, nn.ReLU):
-            part.inplace = True  # what enters it comes from a linear map and is read by nobody else
+            part.inplace = True  # its input comes from a linear map and is not read again
     skipped = _compiled(lm) if compiled else set()
     upper, lower = lm.layers[first_layer:], lm.layers[:first_layer]
     in_order = [*_modules(upper), lm.model.get_output_embeddings(), *_modules(lower)]
@@ -31,7 +31,7 @@ def optimize_frozen(lm: FrozenLM, first_layer: int, megabytes: int, *, compiled:
 
 
 def optimize_modules(parts: Iterable[nn.Module], megabytes: int) -> None:
-    """The same for any frozen modules: lighter norms, weights laid out for the CPU."""
+    """Optimise any frozen modules: fused norms, weights packed for the CPU."""
     parts = list(parts)
     fuse_rms_norms(parts)
     pack(parts, megabytes)
@@ -43,7 +43,7 @@ def _modules(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
 
 
 def _compiled(lm: FrozenLM) -> set[nn.Module]:
-    """Compiles the feed-forward part of every block, in place; returns all the modules inside."""
+    """Compile the feed-forward part of every block, in place; return all modules inside."""
     found = [part for layer in lm.layers if isinstance(part := getattr(layer, "mlp", None), nn.Module)]
     if not found:
         raise UserError(

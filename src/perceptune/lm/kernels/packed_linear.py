@@ -1,9 +1,9 @@
-"""Frozen linear maps with their weights laid out once in the CPU's own way.
+"""Frozen linear maps whose weights are packed once into the CPU's own layout.
 
-oneDNN brings a bfloat16 weight into its own layout at every product; a weight that never changes needs that once, and
-once more transposed for the gradient of its input, which is the only gradient a frozen map has. The results are the
-same bits. In float32 the products of such weights take the place of the BLAS's, which are slower for few rows and for
-a wide vocabulary head; a row's result depends less on the rows beside it.
+oneDNN converts a bfloat16 weight into its own layout at every product; a weight that never changes needs that once,
+and once more transposed for the gradient of its input, which is the only gradient of a frozen map. The results are
+bit-identical. In float32 these products replace the BLAS's, which are slower for few rows and for a wide vocabulary
+head; a row's result depends less on the other rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROWS = 256  # the number of rows the layout is chosen for: tokens of a usual batch
+ROWS = 256  # number of rows that the layout is chosen for: tokens of a usual batch
 
 
 class Packed:
@@ -29,23 +29,23 @@ class Packed:
 
     @cached_property
     def transposed(self) -> Tensor:
-        """Made when the first gradient is asked for: answers need none."""
+        """The transposed weight, packed at the first gradient, as inference needs none."""
         return torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().t().contiguous(), ROWS)
 
     @property
     def is_current(self) -> bool:
-        """Whether the weight still holds the values that were laid out, in the same place."""
+        """Whether the weight still holds the packed values, in the same memory."""
         return _state_of(self.weight) == self._state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
         return Packed(copy.deepcopy(self.weight, memo))
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """(..., N) = x W^T + b for x (..., K)."""
+        """Return (..., N) = x W^T + b for x (..., K)."""
         return _multiply(x, self.forward, bias)
 
     def gradient(self, upstream: Tensor) -> Tensor:
-        """(..., K): the gradient of x, given that of the product."""
+        """Return the gradient (..., K) of x, given that of the product."""
         return _multiply(upstream.contiguous(), self.transposed, None)
 
 
@@ -70,7 +70,7 @@ class _PackedLinear(torch.autograd.Function):
 
 
 def can_pack(module: nn.Module) -> bool:
-    """A frozen linear map on a CPU for which oneDNN has kernels in its dtype."""
+    """Return whether a module is a frozen linear map on a CPU for which oneDNN has kernels in its dtype."""
     return (
         type(module) is nn.Linear
         and "forward" not in vars(module)
@@ -84,12 +84,12 @@ def can_pack(module: nn.Module) -> bool:
 def _has_kernels(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    # Those for other processors have not been measured.
+    # Other processors' kernels have not been measured.
     return dtype == torch.float32 and torch.backends.cpu.get_cpu_capability().startswith(("AVX2", "AVX512"))
 
 
 def packed_weight(module: nn.Module) -> Packed | None:
-    """What `pack` laid out for a linear map that is still as it was then, and frozen; None otherwise."""
+    """Return the packed weight of a linear map that is still frozen and unchanged since packing; else None."""
     found: Packed | None = vars(module).get("packed")
     if found is None or found.weight is not module.weight or module.weight.requires_grad or not found.is_current:
         return None
@@ -97,7 +97,7 @@ def packed_weight(module: nn.Module) -> Packed | None:
 
 
 def pack(modules: Iterable[nn.Module], megabytes: int) -> int:
-    """Packs linear maps until their copies, earlier ones included, fill `megabytes`; returns how many were packed."""
+    """Pack linear maps until their copies, earlier ones included, fill `megabytes`; return how many were packed."""
     left, packed = megabytes * 2**20, 0
     for module in modules:
         before = packed_weight(module)
@@ -116,7 +116,7 @@ def pack(modules: Iterable[nn.Module], megabytes: int) -> int:
 
 
 def _forward(module: nn.Linear, x: Tensor) -> Tensor:
-    packed = packed_weight(module)  # None where somebody trains it: its gradient would be lost
+    packed = packed_weight(module)  # None while it is trained: its gradient would be lost
     if packed is None:
         return nn.functional.linear(x, module.weight, module.bias)
     result: Tensor = _PackedLinear.apply(x, packed, module.bias)

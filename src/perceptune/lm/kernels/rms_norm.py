@@ -20,7 +20,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
         x, weight, wide, rate = ctx.saved_tensors
         (gradient,), size = upstream, x.shape[-1]
-        # That of a layer norm whose mean is 0, plus what a layer norm takes away because it subtracts the mean.
+        # The gradient of a layer norm whose mean is 0, plus the part that a layer norm removes by subtracting the mean.
         centred: Tensor = torch.ops.aten.native_layer_norm_backward(
             gradient.contiguous(), x, [size], torch.zeros_like(rate), rate, wide, wide, [True, False, False]
         )[0]
@@ -29,7 +29,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def fuse_rms_norms(modules: Iterable[nn.Module]) -> int:
-    """Gives frozen norms on a CPU the lighter computation, where it gives the same; returns how many got it."""
+    """Replace frozen norms on a CPU by the fused computation if it gives the same; return how many were replaced."""
     return sum(_fuse(module) for module in modules)
 
 
@@ -41,7 +41,7 @@ def _fuse(module: nn.Module) -> bool:
     if "forward" in vars(module) or weight.device.type != "cpu" or weight.dim() != 1:
         return False
     x = torch.linspace(-3, 2, 4 * len(weight), dtype=weight.dtype).view(4, -1)
-    with torch.no_grad():  # families differ: Gemma's weight, for one, is added to 1
+    with torch.no_grad():  # families differ: Gemma's weight, for example, is added to 1
         if not torch.allclose(
             module(x), _RMSNorm.apply(x, weight, weight.float(), eps), rtol=2e-2 if x.dtype != torch.float32 else 1e-5
         ):
@@ -49,7 +49,7 @@ def _fuse(module: nn.Module) -> bool:
 
     def forward(self: nn.Module, hidden_states: Tensor) -> Tensor:
         weight = cast(Tensor, self.weight)
-        # Somebody trains it: only the original knows its gradient. Moved away: this is made for CPUs.
+        # Trained: only the original computes the weight's gradient. Moved: the fused one is made for CPUs.
         if weight.requires_grad or not weight.is_cpu:
             result: Tensor = type(self).forward(self, hidden_states)
         else:

@@ -1,8 +1,8 @@
-"""Attention for short texts: one product for all heads that share a key, the mask added in the same go.
+"""Attention for short texts: one product for all heads that share a key, with the mask added in the same product.
 
-Registered with transformers under names of its own; whatever it does not cover goes to transformers' `sdpa`. On a CPU
-the fused kernel's backward pass is made for long texts: in bfloat16 it took 86 of 255 ms of a training step on 27
-columns, and repeating keys for the heads that share them costs as much as multiplying.
+Registered with transformers under names of its own; cases it does not support use transformers' `sdpa`. On a CPU
+the fused kernel's backward pass is optimised for long texts: in bfloat16 it took 86 of 255 ms of a training step on
+27 columns, and repeating keys for the heads that share them costs as much as multiplying.
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "perceptune"
-WHOLE = "perceptune-whole"  # the same for an LM without slots
+WHOLE = "perceptune-whole"  # the same, for an LM without slots
 PLAIN = "perceptune-sdpa"  # transformers' attention with our masks
 LONGEST = 256  # columns
 
 
 def replace_sdpa(config: Any, name: str) -> None:
-    """Let what reads this config use the attention of a name above in place of transformers' `sdpa`."""
+    """Set the attention of a config from transformers' `sdpa` to one of the names above."""
     register()
     if getattr(config, "_attn_implementation", None) == "sdpa":
         config._attn_implementation = name
@@ -29,7 +29,7 @@ def replace_sdpa(config: Any, name: str) -> None:
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """(B, Q, heads, d) from queries (B, heads, Q, d) and keys (B, key heads, K, d); mask (B, 1, Q, K), True = seen."""
+    """Return (B, Q, heads, d); queries (B, heads, Q, d), keys (B, key heads, K, d), mask (B, 1, Q, K), True = seen."""
     plain = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position"}
     unknown = [name for name, value in options.items() if value is not None and name not in plain]
     if unknown or attention_mask is None or options.get("dropout") or not _short(query, key):
@@ -45,7 +45,7 @@ def _short(query: Tensor, key: Tensor) -> bool:
 
 
 def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Computes the same without a look at what it covers."""
+    """Compute attention without checking whether the case is supported."""
     batch, heads, length, size = query.shape
     shared, columns = key.shape[1], key.shape[2]
     group = heads // shared
@@ -63,33 +63,33 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, s
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask (True = seen) as what is added to the scores; one that is that already stays as it is."""
+    """Convert a mask (True = visible) to a bias added to the scores; an additive mask is returned unchanged."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def causal_mask(n: int, device: torch.device) -> Tensor:
-    """Return a mask (1, 1, n, n): each column sees itself and those before it."""
+    """Return a mask (1, 1, n, n): each column attends to itself and to those before it."""
     return torch.ones(1, 1, n, n, dtype=torch.bool, device=device).tril()
 
 
 def in_terms_of(mask: Tensor | None, visible: Tensor) -> Tensor:
-    """Return `visible` (True = seen) as another mask says it: bool, or float to be added to scores."""
+    """Convert `visible` (True = visible) to another mask's form: bool, or float to be added to the scores."""
     return visible if mask is None or mask.dtype == torch.bool else additive(visible, mask.dtype)
 
 
 def show_something(mask: Tensor) -> Tensor:
-    """A boolean mask (..., Q, K) in which each query row that sees nothing, such as one of padding, sees everything.
+    """Return a boolean mask (..., Q, K) in which fully masked query rows, such as padding, attend to everything.
 
-    No other row is changed. What such a row computes is not used, but the gradient of some attention kernels on GPUs is
-    not a number there, and spreads.
+    No other row is changed. The output of such a row is not used, but its gradient is NaN in some attention kernels on
+    GPUs, and spreads.
     """
     return mask | ~mask.any(-1, keepdim=True)
 
 
 def make_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """transformers' `sdpa_mask`; on a GPU without looking for padding, for which the host would wait."""
+    """Run transformers' `sdpa_mask`; on a GPU without its check for padding, which would synchronise."""
     if attention_mask is None or attention_mask.device.type == "cpu":
         return sdpa_mask(attention_mask=attention_mask, **kwargs)
     skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
@@ -97,7 +97,7 @@ def make_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor 
 
 
 def make_whole_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """The same for an LM without slots, whose masks nobody completes: on a GPU no row sees nothing."""
+    """Make masks for an LM without slots, which nothing extends later: on a GPU no row is fully masked."""
     mask = make_mask(attention_mask=attention_mask, **kwargs)
     if mask is None or mask.device.type == "cpu" or mask.dtype != torch.bool or not torch.is_grad_enabled():
         return mask
@@ -105,7 +105,7 @@ def make_whole_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> T
 
 
 def register() -> None:
-    """Makes the names known to transformers."""
+    """Register the names with transformers."""
     for name, compute, mask in (
         (NAME, attention, make_mask), (WHOLE, attention, make_whole_mask), (PLAIN, sdpa_attention_forward, make_mask),
     ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""Trains weights of the Q-Former itself: all of it with queries and projection (`full`), or its last layer (`head`)."""
+"""Weights of the Q-Former itself: all of it with queries and projection (`full`), or its last layer (`head`)."""
 
 from __future__ import annotations
 

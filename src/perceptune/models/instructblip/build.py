@@ -1,4 +1,4 @@
-"""From a recipe with `backbone: instructblip` to a model."""
+"""Build a model from a recipe with `backbone: instructblip`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +21,14 @@ from perceptune.models.instructblip.text_format import BlipText, Instructions
 from perceptune.models.pretrained import load_tokenizer, loading, read_config, resolve
 
 CLASSES = {"instructblip": "InstructBlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"}
-NOT_QUANTIZED = ("vision_model", "qformer", "language_projection", "lm_head")  # of the LM alone the blocks are
-QFORMER_TOKENIZER = "qformer_tokenizer"  # as transformers' processor names its folder
+NOT_QUANTIZED = ("vision_model", "qformer", "language_projection", "lm_head")  # only the LM's blocks are quantised
+QFORMER_TOKENIZER = "qformer_tokenizer"  # folder name in transformers' processor
 
 
 def build_instructblip(
     recipe: Recipe, *, dtype: str = "float32", meta: bool = False, parts: Any = None
 ) -> InstructBlipModel:
-    """Build the model of a recipe, untrained; see `models.build.build`. It borrows no `parts`.
+    """Build the model of a recipe, untrained; see `models.build.build`. `parts` are not used.
 
     `dtype` is that of the LM; the ViT's is in the recipe, the Q-Former's float32. Raises `UserError` for a checkpoint
     of another kind, incomplete weights or a missing tokenizer.
@@ -40,7 +40,7 @@ def build_instructblip(
         blip.fingerprint  # noqa: B018  (a method may train what it is taken of)
         blip.check()
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
-        torch.manual_seed(recipe.seed)  # the method's first weights depend on the seed alone
+        torch.manual_seed(recipe.seed)  # the method's initial weights depend on the seed alone
         method: QFormerMethod = method_leaf(recipe).module.METHOD(method_options(recipe), blip)
     method.unfreeze(blip)
     freeze(method, recipe.train.freeze)
@@ -49,7 +49,7 @@ def build_instructblip(
 
 
 def load_instructblip(recipe: Recipe, *, dtype: str, meta: bool) -> tuple[nn.Module, str]:
-    """The model in transformers' class, and where it lies."""
+    """Return the model in transformers' class, and its location."""
     import transformers
 
     _require_fit(recipe)
@@ -72,7 +72,7 @@ def load_instructblip(recipe: Recipe, *, dtype: str, meta: bool) -> tuple[nn.Mod
         )  # fmt: skip
     model.language_model.to(getattr(torch, dtype))
     model.vision_model.to(getattr(torch, recipe.encoders["image"].dtype))
-    # Decoding is the recipe's: settings stored beside a checkpoint must not leak into it.
+    # The recipe sets decoding: settings stored beside a checkpoint must not change it.
     model.generation_config = model.language_model.generation_config = transformers.GenerationConfig()
     return model, where
 
@@ -84,7 +84,7 @@ def build_stores(recipe: Recipe, device: torch.device) -> dict[str, FeatureStore
 
 
 def load_blip_text(recipe: Recipe, blip: FrozenBlip, instructions: Instructions) -> BlipText:
-    """The recipe's template with the tokenizers of LM and Q-Former."""
+    """Return the recipe's template with the tokenizers of LM and Q-Former."""
     config = recipe.lm
     where = resolve(config.id, "", False)
     tokenizer = load_tokenizer(config.id, where, config.revision)
@@ -114,14 +114,14 @@ def _qformer_tokenizer(recipe: Recipe, where: str, blip: FrozenBlip) -> Any:
 
 
 def _taken_out(recipe: Recipe, model: Any, where: str) -> Encoder:
-    """The ViT as an encoder, no longer part of the model."""
+    """Remove the ViT from the model and return it as an encoder."""
     tower, options = model.vision_model, recipe.encoders["image"]
     del model.vision_model
     return fit(BlipVision.of(tower, where, options), "image", options)
 
 
 def _require_fit(recipe: Recipe) -> None:
-    """Raises `UserError` for keys that mean nothing to this backbone."""
+    """Raise `UserError` for keys that do not apply to this backbone."""
     name = f"`backbone: {recipe.backbone}`"
     others: Sequence[str] = [modality for modality in recipe.encoders if modality != "image"]
     if others or "image" not in recipe.encoders:

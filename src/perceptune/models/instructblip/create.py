@@ -1,7 +1,7 @@
-"""A small InstructBLIP out of parts that are there: a DINOv2 encoder, a causal LM and a new Q-Former.
+"""Create a small InstructBLIP from existing parts: a DINOv2 encoder, a causal LM and a new Q-Former.
 
-For machines and studies for which the published ones are too large or out of reach. What is made is an ordinary folder
-of transformers; its Q-Former knows nothing until it is trained (`method: full` on captions and questions).
+For machines and studies for which the published models are too large or not available. The result is an ordinary
+folder of transformers; its Q-Former is untrained (train it with `method: full` on captions and questions).
 """
 
 import shutil
@@ -22,8 +22,8 @@ from perceptune.models.instructblip.build import QFORMER_TOKENIZER
 from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.run_folder import load
 
-IMAGE = "<image>"  # as transformers' processor calls it
-_BESIDE = {  # what lies beside the weights; those of a published repository are found by its name
+IMAGE = "<image>"  # the name in transformers' processor
+_BESIDE = {  # files beside the weights; those of a published repository are found by its name
     "chat_template.jinja", "merges.txt", "preprocessor_config.json", "processor_config.json", "special_tokens_map.json",
     "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
 }  # fmt: skip
@@ -31,9 +31,9 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def make_instructblip(folder: str | Path, task: NamedPart, build: BuildConfig | None = None) -> Path:
-    """Writes a new InstructBLIP into a folder; the samples of `task` give the Q-Former's tokenizer its words.
+    """Write a new InstructBLIP into a folder; its Q-Former's tokenizer is trained on the samples of `task`.
 
-    Raises `UserError` for a folder that exists, an encoder other than DINOv2, or an LM that cannot be had.
+    Raises `UserError` for a folder that exists, an encoder other than DINOv2, or an LM that cannot be loaded.
     """
     from transformers import AutoModelForCausalLM, InstructBlipProcessor
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil  # needs no torchvision
@@ -50,7 +50,7 @@ def make_instructblip(folder: str | Path, task: NamedPart, build: BuildConfig | 
     tokenizer = pretrained.load_tokenizer(build.lm, place, None)
     settings = {"image_mean": list(transform.mean), "image_std": list(transform.std), "resample": transform.resample}
     size = {"height": build.image_size, "width": build.image_size}
-    # Adds the image's token to the LM's tokenizer.
+    # Adds the image token to the LM's tokenizer.
     processor = InstructBlipProcessor(
         BlipImageProcessorPil(size=size, **settings), tokenizer, reader, num_query_tokens=build.queries
     )
@@ -62,9 +62,9 @@ def make_instructblip(folder: str | Path, task: NamedPart, build: BuildConfig | 
 
 
 def export_instructblip(run: str | Path, folder: str | Path, *, trust: bool = False) -> Path:
-    """Writes the model of a run on a Q-Former as an ordinary folder of transformers, what was trained included.
+    """Write the model of a Q-Former run as an ordinary folder of transformers, trained weights included.
 
-    Raises `UserError` if the method has put something into it that transformers' classes do not have.
+    Raises `UserError` if the method has added modules that transformers' classes do not have.
     """
     folder = Path(folder)
     pretrained.require_new_folder(folder)
@@ -87,7 +87,7 @@ def export_instructblip(run: str | Path, folder: str | Path, *, trust: bool = Fa
 
 
 def _copy_beside(source: Path, folder: Path) -> None:
-    """Tokenizers and preprocessing, where the model came from a folder."""
+    """Copy tokenizers and preprocessing, if the model came from a folder."""
     for path in source.iterdir() if source.is_dir() else ():
         if path.name == QFORMER_TOKENIZER:
             shutil.copytree(path, folder / path.name)
@@ -96,10 +96,10 @@ def _copy_beside(source: Path, folder: Path) -> None:
 
 
 def vision_of(tower: nn.Module, size: int) -> nn.Module:
-    """`InstructBlipVisionModel` that computes what a `Dinov2Model` computes at one size of images, to rounding.
+    """Return an `InstructBlipVisionModel` equal, up to rounding, to a `Dinov2Model` at one image size.
 
-    Its layer scales go into the matrices behind which they stand, its position embeddings are those for that size.
-    Raises `UserError` for a size that is not a multiple of the patches'.
+    Its layer scales are folded into the matrices before them; its position embeddings are those for that size.
+    Raises `UserError` for a size that is not a multiple of the patch size.
     """
     from transformers import InstructBlipVisionConfig, InstructBlipVisionModel
 
@@ -122,7 +122,7 @@ def vision_of(tower: nn.Module, size: int) -> nn.Module:
 
 @torch.no_grad()
 def _renamed(tower: Any, size: int) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a DINOv2 by their names in an InstructBLIP's ViT."""
+    """Yield the weights of a DINOv2 under their names in an InstructBLIP's ViT."""
     embeddings, width = tower.embeddings, tower.config.hidden_size
     cells = (size // tower.config.patch_size) ** 2
     yield "embeddings.class_embedding", embeddings.cls_token
@@ -154,12 +154,12 @@ def _renamed(tower: Any, size: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def _scaled(linear: nn.Linear, factor: Tensor) -> dict[str, Tensor]:
-    """A linear map followed by a factor for each output, as one map."""
+    """Fold a factor for each output into a linear map."""
     return {"weight": factor[:, None] * linear.weight, "bias": factor * linear.bias}
 
 
 def wordpiece(texts: Iterable[str], vocabulary: int) -> Any:
-    """A lower-casing WordPiece tokenizer trained on texts, its sequences between [CLS] and [SEP]."""
+    """Train a lower-casing WordPiece tokenizer whose sequences are enclosed in [CLS] and [SEP]."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -177,7 +177,7 @@ def wordpiece(texts: Iterable[str], vocabulary: int) -> Any:
 
 
 def _texts(part: NamedPart) -> list[str]:
-    """Prompts and targets of a task's first split."""
+    """Return prompts and targets of a task's first split."""
     task = task_of(part)
     return [text for sample in task.samples(task.splits[0]) for text in (sample.prompt, *sample.targets) if text]
 
@@ -191,11 +191,11 @@ def _dinov2(name: str, where: str) -> tuple[Any, Any]:
 
 
 def _joined(vision: Any, decoder: Any, tokens: int, image: int, words: int, shape: BuildConfig) -> nn.Module:
-    """One model of the parts and a new Q-Former."""
+    """Join the parts and a new Q-Former in one model."""
     from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, InstructBlipQFormerConfig
 
     table = decoder.get_input_embeddings()
-    if tokens > table.weight.shape[0]:  # a row for the image's token, whose content is never used and never likely
+    if tokens > table.weight.shape[0]:  # a row for the image token, never used and never predicted
         before = table.weight.shape[0]
         decoder.resize_token_embeddings(tokens, mean_resizing=False)
         for embedding in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
@@ -212,7 +212,7 @@ def _joined(vision: Any, decoder: Any, tokens: int, image: int, words: int, shap
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(shape.seed)
         model = InstructBlipForConditionalGeneration(config)
-        # transformers leaves them zero: then all queries would stay alike for ever.
+        # transformers leaves them zero, and identical queries would receive identical gradients.
         nn.init.normal_(model.query_tokens, std=config.initializer_range)
     model.vision_model, model.language_model = vision, decoder
     return model.eval()

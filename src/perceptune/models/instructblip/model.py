@@ -1,4 +1,4 @@
-"""The Q-Former backbone: an InstructBLIP or BLIP-2, frozen but for what a method trains inside its Q-Former."""
+"""The Q-Former backbone: an InstructBLIP or BLIP-2, frozen except for the method's parts in its Q-Former."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -21,7 +21,7 @@ from perceptune.utils.tensors import move
 
 
 class InstructBlipModel(AdaptedModel):
-    """A ViT whose features are kept, a Q-Former and an LM, and a method that trains inside the Q-Former."""
+    """A ViT whose features are cached, a Q-Former and an LM, and a method that trains inside the Q-Former."""
 
     method: QFormerMethod
     required_modalities = frozenset({"image"})
@@ -34,11 +34,11 @@ class InstructBlipModel(AdaptedModel):
         self.blip = blip
         self.method = method
         method.attach(blip)
-        blip.eval()  # what PEFT has put into it, too
+        blip.eval()  # includes modules that PEFT has added
 
     @staticmethod
     def store_of(recipe: Recipe, vision: Encoder) -> FeatureStore:
-        """All tokens of the ViT's last layer, behind its final norm."""
+        """Return the store of all tokens of the ViT's last layer, after its final norm."""
         return FeatureStore(
             vision, [vision.n_layers - 1], "all", recipe.cache, megabytes=recipe.train.feature_memory_mb,
             views=recipe.encoders["image"].views,
@@ -89,13 +89,13 @@ class InstructBlipModel(AdaptedModel):
         return cast(BlipText, self.text).encode_training(samples, targets)
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Summed over the supervised tokens, and their number; with the method's own loss if it has one."""
+        """Return the loss summed over the supervised tokens, and their number; includes the method's own loss."""
         tokens, image = cast(BlipTokens, batch.tokens), self._image(batch.features["image"])
         instructions = [one.to(self.device) for one in tokens.instructions]
         return self.method.loss(self.blip, image, instructions, tokens.for_lm(self.device), pad=self.text.pad)
 
     def query(self, samples: Sequence[Sample]) -> QFormerOutput:
-        """What the Q-Former says about samples, by the recipe's template: for looking into it."""
+        """Return the Q-Former's output for samples, by the recipe's template: for inspection."""
         return self._query(samples)[0]
 
     def generate(
@@ -111,14 +111,14 @@ class InstructBlipModel(AdaptedModel):
         return self.blip.generate(output.queries, given, request)
 
     def _query(self, samples: Sequence[Sample]) -> tuple[QFormerOutput, BlipTokens]:
-        """What the Q-Former says about samples, and what it and the LM read."""
+        """Return the Q-Former's output for samples, and the tokens that it and the LM read."""
         self._require_images(samples)
         tokens = cast(BlipText, self.text).encode_prompts(samples)
         instructions = [one.to(self.device) for one in tokens.instructions]
         return self.method.queries(self.blip, self._image(self.encode(samples)["image"]), instructions), tokens
 
     def _image(self, features: Features) -> Tensor:
-        """(B, T, d_image): the one level that is kept."""
+        """Return the single cached level (B, T, d_image)."""
         return move(features.values[:, 0], self.device)
 
     def _require_images(self, samples: Sequence[Sample]) -> None:

@@ -1,4 +1,4 @@
-"""What an InstructBLIP reads: its LM the text behind tokens that stand for the image, its Q-Former an instruction."""
+"""Text input of an InstructBLIP: image tokens and the text for its LM, an instruction for its Q-Former."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Instructions = Callable[[str], Sequence[str]]
 
 @dataclass(frozen=True)
 class BlipTokens(Tokens):
-    """A batch of texts; `labels` are what an encoder-decoder LM is to say, `instructions` what the Q-Former reads."""
+    """A batch of texts; `labels` are an encoder-decoder LM's targets, `instructions` the Q-Former's input."""
 
     labels: Tensor | None = None  # (B, S), padded on the right with -100
     instructions: tuple[Instruction, ...] = ()
@@ -28,16 +28,16 @@ class BlipTokens(Tokens):
         return super().n_predicted if self.labels is None else int((self.labels != IGNORED).sum())
 
     def for_lm(self, device: torch.device) -> LMTokens:
-        """What the LM takes of it."""
+        """Return the LM's input."""
         return LMTokens(self.input_ids, self.attention_mask, self.supervised, self.labels).to(device)
 
 
 class BlipText(TextFormat):
-    """Template with two tokenizers; `instructions` makes what the Q-Former reads of what the LM reads.
+    """Template with two tokenizers; `instructions` derives the Q-Former's input from the LM's.
 
-    A decoder-only LM reads image, start token and prompt, padded on the left, and goes on with the answer. An
-    encoder-decoder LM reads image, prompt and end token, padded on the right, and its decoder says the answer.
-    `qformer_tokenizer` is None for BLIP-2, whose Q-Former reads nothing.
+    A decoder-only LM reads image, start token and prompt, padded on the left, and continues with the answer. An
+    encoder-decoder LM reads image, prompt and end token, padded on the right, and its decoder generates the answer.
+    `qformer_tokenizer` is None for BLIP-2, whose Q-Former has no text input.
     """
 
     def __init__(
@@ -57,39 +57,39 @@ class BlipText(TextFormat):
             self._room = int(blip.model.config.qformer_config.max_position_embeddings)
 
     def prompt_ids(self, sample: Sample) -> list[int]:
-        """With the image's tokens in front and, for an encoder-decoder LM, the end token behind."""
+        """Return the prompt's tokens after the image's and, for an encoder-decoder LM, before the end token."""
         return [*self._image, *super().prompt_ids(sample), *([self.eos] if self.encoder_decoder else [])]
 
     def count_prompt_tokens(self, sample: Sample) -> int:
-        self.encode_prompts([sample])  # the Q-Former reads it, too
+        self.encode_prompts([sample])  # checks that it fits the Q-Former, too
         return len(self.prompt_ids(sample)) - self.n_image_tokens
 
     def target_ids(self, target: str) -> list[int]:
-        """Without the space between prompt and answer where the answer begins a text of its own."""
+        """Return the answer's tokens, without the space before it if the answer begins a text of its own."""
         if not self.encoder_decoder:
             return super().target_ids(target)
         form = self.config.target.lstrip()
         return self._ended(self._filled(form, "{target}", target.lstrip() if form.startswith("{target}") else target))
 
     def training_ids(self, sample: Sample, target: str) -> tuple[list[int], int]:
-        """As of every backbone; of an encoder-decoder LM's, the last ones are its labels."""
+        """Return what every backbone returns; for an encoder-decoder LM the last ones are its labels."""
         prompt, answer = self.prompt_ids(sample), self._answer_ids(sample, target)
         n = len(self._image)
         self._checked(prompt[n:] + ([] if self.encoder_decoder else answer), sample)
-        # The image's tokens are never predicted, nor is the first of the text.
+        # Image tokens are never predicted, nor is the first token of the text.
         everything = len(prompt) - n + len(answer) - 1
         return prompt + answer, len(answer) if self.config.supervise == "answer" else everything
 
     def require_fit(self, sample: Sample, target: str) -> None:
-        """Raises what `training_ids` does."""
+        """Raise the errors of `training_ids`."""
         self.training_ids(sample, target)
 
     def encode_prompts(self, samples: Sequence[Sample]) -> BlipTokens:
-        """What is read before an answer is generated."""
+        """Encode prompts for generation."""
         return self._tokens(samples, [self.prompt_ids(sample) for sample in samples], [0] * len(samples), None)
 
     def encode_training(self, samples: Sequence[Sample], targets: Sequence[str]) -> BlipTokens:
-        """The same with the answers."""
+        """Encode prompts and targets for training."""
         pairs = [self.training_ids(sample, target) for sample, target in zip(samples, targets, strict=True)]
         if not self.encoder_decoder:
             return self._tokens(samples, [ids for ids, _ in pairs], [n for _, n in pairs], None)
@@ -108,7 +108,7 @@ class BlipText(TextFormat):
         return BlipTokens(ids, mask, marked, labels, self._instructions_of(samples))
 
     def _instructions_of(self, samples: Sequence[Sample]) -> tuple[Instruction, ...]:
-        """One of each kind that the method asks for, each for all rows."""
+        """Return one instruction of each kind that the method requests, each for all rows."""
         if self.qformer_tokenizer is None:
             return ()
         rows = [[self._instruction_ids(text, sample) for text in self._said(sample)] for sample in samples]
@@ -130,7 +130,7 @@ class BlipText(TextFormat):
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask (B, T) of rows padded on the right to the longest."""
+    """Return ids and attention mask (B, T) of rows padded on the right to the longest."""
     length = max(map(len, rows))
     ids = torch.tensor([list(row) + [pad] * (length - len(row)) for row in rows])
     return ids, (torch.arange(length)[None] < torch.tensor([len(row) for row in rows])[:, None]).long()
