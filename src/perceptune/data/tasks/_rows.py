@@ -6,9 +6,9 @@ file and the place in it.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from perceptune.data.lazy_rows import lines_of
 from perceptune.data.records import DECODER, Record, json_type, utf8
@@ -58,12 +58,16 @@ def _object(value: Any, where: str, expected: str = "an object") -> dict[str, An
 class TableOptions(BaseModel):
     """The recipe keys by which a table is read where its own bytes do not tell."""
 
-    delimiter: Annotated[str, AfterValidator(delimiter_named)] | None = Field(
+    delimiter: str | None = Field(
         None, description="column delimiter: one character or `tab`; None = detected from the header"
     )
-    encoding: Annotated[str, AfterValidator(encoding_named)] | None = Field(
-        None, description="such as `cp1251`; None = UTF-8, else Windows-1252 if detected"
-    )
+    encoding: str | None = Field(None, description="such as `cp1251`; None = UTF-8, else Windows-1252 if detected")
+
+    @field_validator("delimiter", "encoding")
+    @classmethod
+    def _known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        named = delimiter_named if info.field_name == "delimiter" else encoding_named
+        return None if value is None else named(value)
 
 
 def dialect_of(path: Path, options: TableOptions | None = None, *, known: Sequence[str] = ()) -> Dialect:
