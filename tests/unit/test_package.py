@@ -202,7 +202,7 @@ def test_files_stay_small() -> None:
 OTHER_SENSES = (
     "in the picture?", "this picture?", '"Describe the ', '("sound", ', '"picture": self', "sounds right", "HEIC photo",
     "soundfile", "libsndfile", "CLIP", "Photoshop", "YouTubeClips", "clip_vision", '("clip"', "class Clip", "= Clip",
-    "clip: float", ".clip(", "def clip(", "config.clip", "train.clip", "clip_grad", "Clips the method", "clipping",
+    "clip: float", ".clip(", "def clip(", "config.clip", "train.clip", "clip_grad", "clipping",
     "clipboard", "clip-path", "Take a photo", "photo.jpg",
 )  # fmt: skip
 
