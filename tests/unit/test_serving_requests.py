@@ -8,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from fastapi import FastAPI
 
 from perceptune.serving.accepted import Accepted
 from perceptune.serving.errors import ApiError
 from perceptune.serving.inline import decode_address, decode_base64
 from perceptune.serving.limits import Limits
+from perceptune.serving.openapi import complete_openapi
 from perceptune.serving.request_parser import RequestParser, _room
 from perceptune.serving.schema import PARTS, ChatRequest, parsed
 from perceptune.types import Decoding
@@ -114,6 +116,14 @@ def test_values_that_change_nothing_are_accepted() -> None:
     }  # fmt: skip
     run = Decoding(12)
     assert decoding_for(run, message={"type": "message", "id": "m1", "status": "completed"}, **neutral) == run
+
+
+def test_the_description_names_every_type_of_error() -> None:
+    described = FastAPI()
+    complete_openapi(described)
+    error = described.openapi()["components"]["schemas"]["Error"]["properties"]["error"]["properties"]
+    assert set(error["type"]["enum"]) == {ApiError(status, "").body()["error"]["type"] for status in range(400, 504)}
+    assert set(error) == set(ApiError(400, "").body()["error"])
 
 
 def test_every_accepted_key_is_optional() -> None:

@@ -1,29 +1,16 @@
 """Completion of FastAPI's `/openapi.json`: the request, which is parsed by hand, errors, the key."""
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 
-from perceptune.serving.errors import TYPES
+from perceptune.config.recipe import read_yaml
 from perceptune.serving.schema import ChatRequest
 
 REFERENCE = "#/components/schemas/{model}"
-_MEANINGS = {
-    400: "it cannot be done as asked", 401: "wrong or missing key", 404: "no such model", 408: "it came too slowly",
-    413: "too large", 415: "not JSON", 421: "not a name of this server", 429: "no place: try again",
-    500: "an error of the server", 503: "models are being loaded, or it took too long",
-}  # fmt: skip
+_PARTS = read_yaml(Path(__file__).with_suffix(".yaml"))
 _EVERYWHERE = (400, 401, 415, 421)  # statuses of the checks before every route
-_ERROR = {
-    "type": "object", "required": ["error"],
-    "properties": {"error": {
-        "type": "object", "required": ["message", "type", "param", "code"],
-        "properties": {
-            "message": {"type": "string"}, "param": {"type": ["string", "null"]}, "code": {"type": ["string", "null"]},
-            "type": {"enum": [*TYPES.values(), "invalid_request_error", "server_error"]},
-        },
-    }},
-}  # fmt: skip
 
 
 def complete_openapi(app: FastAPI) -> None:
@@ -32,7 +19,7 @@ def complete_openapi(app: FastAPI) -> None:
     schema = ChatRequest.model_json_schema(ref_template=REFERENCE)
     parts = schema.pop("$defs", {})
     components = described.setdefault("components", {})
-    components.setdefault("schemas", {}).update({**parts, "ChatRequest": schema, "Error": _ERROR})
+    components.setdefault("schemas", {}).update({**parts, "ChatRequest": schema, "Error": _PARTS["error"]})
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, methods in described["paths"].items():
         for operation in methods.values():
@@ -56,10 +43,10 @@ def _describe(path: str, operation: dict[str, Any]) -> None:
     else:
         operation["security"] = [{"key": []}]
     statuses = {*_EVERYWHERE, *((404, 503) if path.startswith("/v1/") else ())}
-    statuses |= {*_MEANINGS} if path == "/v1/chat/completions" else set()
+    statuses |= {*_PARTS["meanings"]} if path == "/v1/chat/completions" else set()
     for status in sorted(statuses):
         answers.setdefault(str(status), {
-            "description": _MEANINGS[status],
+            "description": _PARTS["meanings"][status],
             "content": {"application/json": {"schema": {"$ref": REFERENCE.format(model="Error")}}},
         })  # fmt: skip
     if path == "/v1/chat/completions":

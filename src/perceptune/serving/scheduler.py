@@ -29,7 +29,7 @@ class Scheduler:
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self._limits, self._metrics = limits, metrics
-        self._admitted = 0
+        self.admitted = 0
         self._buffered = 0
         self._waiting: list[Job] = []
         self._groups: list[BatchGroup] = []
@@ -37,7 +37,7 @@ class Scheduler:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="perceptune-answers")
         self._task: asyncio.Task[None] | None = None
         metrics.gauge("queue_depth", "Jobs that wait to be computed", lambda: len(self._waiting))
-        metrics.gauge("requests_admitted", "Requests that are read, decoded or wait", lambda: self._admitted)
+        metrics.gauge("requests_admitted", "Requests that are read, decoded or wait", lambda: self.admitted)
         metrics.gauge("buffered_bytes", "Bytes of the requests in work", lambda: self._buffered)
 
     def start(self) -> None:
@@ -59,27 +59,23 @@ class Scheduler:
     @asynccontextmanager
     async def admission(self) -> AsyncIterator[Admission]:
         """Yield a place among the concurrent requests. Raises `ApiError` if all are taken."""
-        if self._admitted >= self._limits.queue:
+        if self.admitted >= self._limits.queue:
             self._metrics.count("rejected_total", reason="queue")
             raise ApiError(429, f"{self._limits.queue} requests are waiting already: try again", code="queue_full")
         admission = Admission(self)
-        self._admitted += 1
+        self.admitted += 1
         try:
             yield admission
         finally:
             admission.leave_queue()
             self._buffered -= admission.size
 
-    def buffer(self, admission: Admission, size: int) -> None:
+    def buffer(self, size: int) -> None:
         """Count bytes that a request holds in memory. Raises `ApiError` if all requests together exceed the limit."""
         if self._buffered + size > self._limits.buffer_mb * MIB:
             self._metrics.count("rejected_total", reason="memory")
             raise ApiError(429, "the requests in work are too large together: try again", code="buffer_full")
         self._buffered += size
-        admission.size += size
-
-    def release(self) -> None:
-        self._admitted -= 1
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs."""
@@ -152,15 +148,15 @@ class Admission:
     """A request's place."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler, self._waits = scheduler, True
-        self.size = 0
+        self._scheduler, self._waits, self.size = scheduler, True, 0
 
     def leave_queue(self) -> None:
         """Leave the queue when computation starts, so that another request may enter it."""
         if self._waits:
             self._waits = False
-            self._scheduler.release()
+            self._scheduler.admitted -= 1
 
     def hold(self, size: int) -> None:
         """Count held bytes, see `Scheduler.buffer`."""
-        self._scheduler.buffer(self, size)
+        self._scheduler.buffer(size)
+        self.size += size

@@ -68,10 +68,7 @@ class Petal(QFormerMethod):
         _require_readable(options, blip)
         self._n_layers = len(blip.layers)
         if options.dma is not None:
-            from perceptune.methods.dma import DMAConfig
-            from perceptune.methods.dma.config import QFORMER_ATTENTION
-
-            config = DMAConfig(target_modules=QFORMER_ATTENTION, **options.dma.model_dump())
+            config = base.config_of({"peft_type": "DMA", **options.dma.model_dump()}, "method.dma", blip)
             self.dma, self.__dict__["peft_model"] = base.wrapped(blip, config)
         if options.experts is not None:
             kind = base.GatedExperts if options.experts.form == "gated" else base.ReleasedExperts

@@ -34,32 +34,29 @@ class AdapterSites(nn.ModuleDict):
 
     def __init__(self, lm: FrozenLM, kinds: Sequence[str], factor: int, *, scaled: bool, parallel: bool) -> None:
         super().__init__()
-        self._parallel = parallel
-        self._places: list[tuple[int, str, str]] = []  # layer, name of the module, key
-        self._modules_of: dict[str, tuple[nn.Module, nn.Module]] = {}  # module of its input, module of its output
+        form = "parallel adapter" if parallel else "adapter on its output"
+        # key, module of its input (None: the output of the other), module of its output
+        self._places: list[tuple[Site, str, nn.Module | None, nn.Module]] = []
         for layer in range(lm.n_layers):
             for kind in kinds:
                 key = f"{layer}_{kind}"
                 name, end = lm.site(layer, kind)
-                begin = lm.module_input(layer, kind) if parallel else end
+                begin = lm.module_input(layer, kind) if parallel else None
                 self[key] = Adapter(lm.hidden_size, factor, scaled=scaled)
-                self._places.append((layer, name, key))
-                self._modules_of[key] = (begin, end)
+                self._places.append((Site(layer, name, form), key, begin, end))
 
     def attach(self) -> None:
         """Register the hooks on the LM."""
-        for key, (begin, end) in self._modules_of.items():
-            if self._parallel:
-                taken: list[Tensor] = []
+        for _, key, begin, end in self._places:
+            taken: list[Tensor] | None = None
+            if begin is not None:
+                taken = []
                 begin.register_forward_pre_hook(_taking(taken), with_kwargs=True)
-                end.register_forward_hook(self._adding(key, taken))
-            else:
-                end.register_forward_hook(self._adding(key, None))
+            end.register_forward_hook(self._adding(key, taken))
 
     def sites(self) -> list[Site]:
         """Return the places of the adapters."""
-        form = "parallel adapter" if self._parallel else "adapter on its output"
-        return [Site(layer, name, form) for layer, name, _ in self._places]
+        return [site for site, *_ in self._places]
 
     def _adding(self, key: str, taken: list[Tensor] | None) -> Callable[..., Tensor]:
         def add(_: nn.Module, __: Any, y: Tensor) -> Tensor:

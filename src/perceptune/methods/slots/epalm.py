@@ -19,14 +19,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "deep-prompt": {"prompt_at": "every_layer"},
 }
 COUNTS = {
-    "epalm": "n*C + P + M",
-    "epalm-pt": "C + P + M",
-    "epalm-lin": "C",
-    "epalm-ada": "n*C + A",
-    "epalm-pt-l": "C + P",
-    "late-adapter": "C + A",
-    "deep-prompt": "n*C + 10*L*d + 2*(d*d + d)",
-}
+    "epalm": "n*C + P + M", "epalm-pt": "C + P + M", "epalm-lin": "C", "epalm-ada": "n*C + A", "epalm-pt-l": "C + P",
+    "late-adapter": "C + A", "deep-prompt": "n*C + 10*L*d + 2*(d*d + d)",
+}  # fmt: skip
 
 
 class EPALM(Injection):

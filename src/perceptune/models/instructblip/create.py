@@ -5,7 +5,7 @@ folder of transformers; its Q-Former is untrained (train it with `method: full` 
 """
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -116,46 +116,37 @@ def vision_of(tower: nn.Module, size: int) -> nn.Module:
             layer_norm_eps=config.layer_norm_eps, initializer_range=config.initializer_range,
         )
     )  # fmt: skip
-    vision.load_state_dict(dict(_renamed(tower, size)))
+    vision.load_state_dict(_renamed(tower, size))
     return vision.requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def _renamed(tower: Any, size: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of a DINOv2 under their names in an InstructBLIP's ViT."""
+def _renamed(tower: Any, size: int) -> dict[str, Tensor]:
+    """Return the weights of a DINOv2 under their names in an InstructBLIP's ViT."""
     embeddings, width = tower.embeddings, tower.config.hidden_size
-    cells = (size // tower.config.patch_size) ** 2
-    yield "embeddings.class_embedding", embeddings.cls_token
-    yield (
-        "embeddings.position_embedding",
-        embeddings.interpolate_pos_encoding(torch.zeros(1, cells + 1, width), size, size),
-    )
-    for name, value in embeddings.patch_embeddings.projection.state_dict().items():
-        yield f"embeddings.patch_embedding.{name}", value
+    tokens = torch.zeros(1, (size // tower.config.patch_size) ** 2 + 1, width)
+    renamed = {
+        "embeddings.class_embedding": embeddings.cls_token,
+        "embeddings.position_embedding": embeddings.interpolate_pos_encoding(tokens, size, size),
+    }
+    same = {"embeddings.patch_embedding": embeddings.patch_embeddings.projection, "post_layernorm": tower.layernorm}
     for index, layer in enumerate(tower.encoder.layer):
         place, attention = f"encoder.layers.{index}", layer.attention
-        parts = {
-            "layer_norm1": layer.norm1.state_dict(),
-            "self_attn.projection": _scaled(attention.o_proj, layer.layer_scale1.lambda1),
-            "layer_norm2": layer.norm2.state_dict(),
-            "mlp.fc1": layer.mlp.fc1.state_dict(),
-            "mlp.fc2": _scaled(layer.mlp.fc2, layer.layer_scale2.lambda1),
-        }
+        for name, module in (("layer_norm1", layer.norm1), ("layer_norm2", layer.norm2), ("mlp.fc1", layer.mlp.fc1)):
+            same[f"{place}.{name}"] = module
         joined = (attention.q_proj, attention.k_proj, attention.v_proj)
-        parts["self_attn.qkv"] = {
-            "weight": torch.cat([part.weight for part in joined]),
-            "bias": torch.cat([torch.zeros(width) if part.bias is None else part.bias for part in joined]),
-        }
-        for part, weights in parts.items():
-            for name, value in weights.items():
-                yield f"{place}.{part}.{name}", value
-    for name, value in tower.layernorm.state_dict().items():
-        yield f"post_layernorm.{name}", value
-
-
-def _scaled(linear: nn.Linear, factor: Tensor) -> dict[str, Tensor]:
-    """Fold a factor for each output into a linear map."""
-    return {"weight": factor[:, None] * linear.weight, "bias": factor * linear.bias}
+        biases = [torch.zeros(width) if part.bias is None else part.bias for part in joined]
+        renamed[f"{place}.self_attn.qkv.weight"] = torch.cat([part.weight for part in joined])
+        renamed[f"{place}.self_attn.qkv.bias"] = torch.cat(biases)
+        # A factor for each output folds into the linear map before it.
+        scaled = {"self_attn.projection": (attention.o_proj, layer.layer_scale1)}
+        scaled["mlp.fc2"] = (layer.mlp.fc2, layer.layer_scale2)
+        for name, (linear, scale) in scaled.items():
+            renamed[f"{place}.{name}.weight"] = scale.lambda1[:, None] * linear.weight
+            renamed[f"{place}.{name}.bias"] = scale.lambda1 * linear.bias
+    for name, module in same.items():
+        renamed |= module.state_dict(prefix=f"{name}.")
+    return renamed
 
 
 def wordpiece(texts: Iterable[str], vocabulary: int) -> Any:
