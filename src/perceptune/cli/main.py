@@ -1,4 +1,4 @@
-"""The command line: parses, calls the library, turns the user's mistakes into one line and exit code 2."""
+"""The command line: parses arguments, calls the library, converts user errors to one line and exit code 2."""
 
 import inspect
 import io
@@ -40,16 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, 1 for a check that found something, 2 for the user's mistakes."""
+    """Run one command; return 0, 1 for a check with findings, 2 for user errors."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what it cannot encode is escaped: a data set may hold any character
+        if isinstance(stream, io.TextIOWrapper):  # escape what it cannot encode: a data set may hold any character
             stream.reconfigure(errors="backslashreplace")
     top = parser()
     options, rest = top.parse_known_args(arguments)
     if left := place_overrides(options, rest):
         top.error(f"unrecognized arguments: {' '.join(left)}")
     options.words = shlex.join(["perceptune", *(sys.argv[1:] if arguments is None else arguments)])
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads warn when a worker forks
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads cause warnings when a worker forks
     try:
         code: int = options.execute(options)
     except NonMainProcessError:
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `perceptune show ... | head`
         sys.stderr.close()
         return 0
-    except OSError as error:  # a full disk, a folder without permission: the user's to mend, not ours to explain
+    except OSError as error:  # a full disk, missing permissions: for the user to fix, without a traceback
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What several commands print."""
+"""Output shared by several commands."""
 
 import json
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ out = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
 
 
 def print_json(value: Any) -> None:
-    """Print a value for a program to read."""
+    """Print a value as JSON."""
     print(json.dumps(value, indent=2))
 
 
 def print_local_models(models: Sequence[str]) -> None:
-    """Print which base models of a shared run others have to get elsewhere."""
+    """Print which base models of a shared run others must obtain elsewhere."""
     for name in models:
         print(f"note: the base model `{name}` lies on this machine alone: who loads the run elsewhere needs a copy of "
               "it, and says where by lm.id=... or encoders.MODALITY.id=...")  # fmt: skip
 
 
 def print_scores(results: dict[str, Any]) -> None:
-    """Summary values beside their controls, with intervals."""
+    """Print summary values beside their controls, with intervals."""
     from perceptune.evaluation.controls import CONTROLS
     from perceptune.evaluation.results import gap_name
 
@@ -58,7 +58,7 @@ def _with_interval(value: float, interval: Sequence[float] | None) -> str:
 
 
 def _gap_table(others: dict[str, Any]) -> Table:
-    """The run's own data set against others."""
+    """Return a table of the run's own data set against others."""
     table = Table("other data", "", "own", "other", Column("own - other (95 % interval)", no_wrap=True))
     for name, other in others.items():
         for key in other["metrics"]:

@@ -1,4 +1,4 @@
-"""The parser of the command line: what argparse leaves to us."""
+"""The parser of the command line: additions to argparse."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 
 class Overrides(NamedTuple):
-    """How a command takes KEY=VALUE words, which may stand anywhere."""
+    """How a command accepts KEY=VALUE words, which may stand anywhere."""
 
     beside: str | None  # the positional that takes all other words
-    prefixes: tuple[str, ...]  # how the words begin, if `=` is not enough to tell them
+    prefixes: tuple[str, ...]  # prefixes of such words, if `=` is not enough to recognise them
 
     def include(self, word: str) -> bool:
         """Return whether a word is an override."""
@@ -17,7 +17,7 @@ class Overrides(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses an option that is given twice, of which argparse takes the last one without a word, and empty values."""
+    """Rejects empty values, and repeated options, of which argparse would silently take the last."""
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
@@ -26,22 +26,22 @@ class Parser(argparse.ArgumentParser):
             self.register("action", name, StoreOnce)
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        """Convert a value; an empty one, as of a script's variable that is not set, would count as not given."""
+        """Convert a value; an empty one, such as a script's unset variable, would count as not given."""
         if not arg_string and action.nargs != argparse.PARSER and action.type is not any_text:
             raise argparse.ArgumentError(action, "is empty")
         return super()._get_value(action, arg_string)
 
     def add_overrides(self, help: str, *, beside: str | None = None, prefixes: tuple[str, ...] = ()) -> None:
-        """Take KEY=VALUE words as `options.overrides`, wherever they stand."""
+        """Accept KEY=VALUE words as `options.overrides`, wherever they stand."""
         self.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=help)
         self.set_defaults(overrides_rule=Overrides(beside, prefixes))
 
     def add_trust(self) -> None:
-        """Add the flag of commands that load a run, whose recipe may come from a stranger."""
+        """Add the flag of commands that load a run, whose recipe may be untrusted."""
         self.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
 
     def add_json(self) -> None:
-        """Add the flag of commands whose output a program may read."""
+        """Add the flag for machine-readable output."""
         self.add_argument("--json", action="store_true", help="print JSON")
 
     def add_join_timeout(self) -> None:
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def place_overrides(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
-    """Sort the words that argparse did not place into overrides and others, and return those nothing takes."""
+    """Split the words that argparse did not place into overrides and others; return those that no argument takes."""
     rule: Overrides | None = vars(options).get("overrides_rule")
     if rule is None:
         return [*rest]
@@ -72,7 +72,7 @@ def place_overrides(options: argparse.Namespace, rest: Sequence[str]) -> list[st
 
 
 class StoreOnce(argparse.Action):
-    """Stores an option's value. One that may be repeated says so by `action="append"`."""
+    """Stores an option's value once. Repeatable options use `action="append"`."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
@@ -86,12 +86,12 @@ class StoreOnce(argparse.Action):
 
 
 def any_text(text: str) -> str:
-    """Take a value that may be empty, which others may not."""
+    """Accept a value that may be empty, unlike others."""
     return text
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1. Raises `argparse.ArgumentTypeError` for anything else."""
+    """Parse a whole number of at least 1. Raises `argparse.ArgumentTypeError` for anything else."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
     return int(text)

@@ -1,1 +1,1 @@
-"""What the command line offers beside training and evaluation: comparisons, reports, data tools, checks."""
+"""Tools of the command line beside training and evaluation: comparisons, reports, data tools, checks."""

@@ -1,4 +1,4 @@
-"""Where a Q-Former looks: its cross-attention over the image, for a bare prompt and for enhanced instructions."""
+"""Cross-attention maps of a Q-Former over the image, for a bare prompt and for enhanced instructions."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -29,19 +29,19 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class Look:
-    """The maps (gh, gw) of one instruction: by cross-attending layer, then their mean. Values of a map sum to 1 with
-    what the encoder's special token gets."""
+    """Maps (gh, gw) of one instruction: by cross-attending layer, then their mean. A map and the weight of the
+    encoder's special token sum to 1."""
 
     label: str
-    texts: tuple[str, ...]  # what the Q-Former read
+    texts: tuple[str, ...]  # the Q-Former's text inputs
     maps: tuple[Map, ...]
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What was found about an image."""
+    """Attention maps of an image."""
 
-    box: Box  # the part of it that the encoder sees, in its pixels
+    box: Box  # the part of it that the encoder receives, in its pixels
     layers: tuple[int, ...]
     rows: tuple[Look, ...]
 
@@ -55,7 +55,7 @@ def show_attention(
     run: str | Path, image: str | Path, prompt: str, out: str | Path, *, enhanced: Sequence[str] = (),
     trust: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes a panel of maps (PNG) and returns where each is greatest, in the image's pixels.
+    """Write a panel of maps (PNG) and return the position of each one's maximum, in the image's pixels.
 
     Raises `UserError` for a run without a Q-Former, and for one that does not use it.
     """
@@ -76,7 +76,7 @@ def show_attention(
 
 
 def peak(grid: Map, box: Box, width: int, height: int) -> list[int]:
-    """x and y, in an image's pixels, of what of a map over `box` is greatest on the image."""
+    """Return x and y, in an image's pixels, of the maximum on the image of a map over `box`."""
     values, _ = on_image(grid, box, width, height)
     y, x = np.unravel_index(int(values.argmax()), values.shape)
     return [int(x), int(y)]
@@ -84,7 +84,7 @@ def peak(grid: Map, box: Box, width: int, height: int) -> list[int]:
 
 @torch.no_grad()
 def look(model: InstructBlipModel, medium: Medium, prompt: str, enhanced: Sequence[str] = ()) -> Looks:
-    """Maps for the bare prompt, for what the run's method makes of it if that is more, and with each of `enhanced` in
+    """Return maps for the bare prompt, for the method's instructions if they differ, and with each of `enhanced` in
     front (default for a method that reads the prompt alone: the paper's three, and all of them together).
 
     A map is the mean over heads, query tokens and passes. Raises `UserError` for a method that leaves the Q-Former out.
@@ -103,14 +103,14 @@ def look(model: InstructBlipModel, medium: Medium, prompt: str, enhanced: Sequen
 
 
 def _readings(model: InstructBlipModel, prompt: str, enhanced: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Label and instructions of each row."""
+    """Return label and instructions of each row."""
     text = cast(BlipText, model.text)
     if text.qformer_tokenizer is None:
         if enhanced:
             raise UserError("--enhanced: a BLIP-2 has a Q-Former that reads no instruction")
         return [("its Q-Former reads no instruction", [])]
     plain = text.as_text(prompt)
-    own = list(text.instructions(plain))  # as many as the method wants, whatever they say
+    own = list(text.instructions(plain))  # as many as the method requires, whatever their text
     rows = [(f"plain: {plain}", [plain] * len(own))]
     if own != [plain]:
         rows.append((f"as `{model.recipe.method.name}` reads it: {' / '.join(own)}", own))
@@ -120,7 +120,7 @@ def _readings(model: InstructBlipModel, prompt: str, enhanced: Sequence[str]) ->
 
 
 def _attended(model: InstructBlipModel, sample: Sample, texts: Sequence[str], layers: Sequence[int]) -> list[Tensor]:
-    """(T,) of each layer."""
+    """Return the attention (T,) of each layer."""
     text = cast(BlipText, model.text)
     before = text.instructions
     text.instructions = lambda _: texts
@@ -131,19 +131,19 @@ def _attended(model: InstructBlipModel, sample: Sample, texts: Sequence[str], la
         text.instructions = before
     if not all(found.values()):
         raise UserError(f"method `{model.recipe.method.name}` does not look with the Q-Former")
-    # Queries of the method's own stand behind the published ones, whose outputs the LM sees.
+    # The method's own queries come after the published ones, whose outputs the LM receives.
     n = model.blip.n_queries
     return [torch.stack([one[0, :, :n].float().mean((0, 1)) for one in found[layer]]).mean(0).cpu() for layer in layers]
 
 
 @contextlib.contextmanager
 def _recorded(blip: FrozenBlip, layers: Sequence[int]) -> Iterator[dict[int, list[Tensor]]]:
-    """Cross-attention (B, heads, queries, T) of every pass by layer, computed in the open."""
+    """Record cross-attention (B, heads, queries, T) of every pass by layer, computed by eager attention."""
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     config = blip.qformer.config
     fast, handles = config._attn_implementation, []
     try:
-        config._attn_implementation = "eager"  # the others never hold the weights
+        config._attn_implementation = "eager"  # the other implementations do not return the weights
         for layer in layers:
 
             def record(_: nn.Module, __: Any, output: tuple[Tensor, Tensor], layer: int = layer) -> None:

@@ -1,4 +1,4 @@
-"""The main job from end to end: train on real data, evaluate, compare with shuffled images, draw what came out."""
+"""The demo, end to end: train on real data, evaluate, compare with shuffled images, draw the results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from perceptune.training.trainer import train
 from perceptune.utils import downloads
 from perceptune.utils.run_log import read_log
 
-# Two minutes at most: enough to see that everything works together, not enough for the final accuracy.
+# Two minutes at most: enough to check that everything works together, not for the final accuracy.
 SMOKE = (
     "name=smoke", "train.steps=40", "train.standardize_samples=64", "train.samples=1200", "eval.every=20",
     "eval.during_samples=50", "eval.samples=200",
@@ -30,9 +30,9 @@ def run_demo(
     run: Path, *, smoke: bool = False, say: Callable[[str], None] = print,
     print_scores: Callable[[dict[str, Any]], None] = print,
 ) -> dict[str, Any]:  # fmt: skip
-    """Trains, evaluates and draws the demo in a run folder; returns its results, which `tell` prints.
+    """Train, evaluate and draw the demo in a run folder; return its results.
 
-    An interrupted demo goes on where it stopped; a finished one is kept under another name.
+    An interrupted demo resumes; a finished one is kept under another name.
     """
     require_memory()
     overrides = SMOKE if smoke else ()
@@ -61,7 +61,7 @@ def run_demo(
 
 
 def require_memory() -> None:
-    """Raises `UserError` on a machine that would run out of memory, before anything is fetched."""
+    """Raise `UserError` on a machine that would run out of memory, before anything is downloaded."""
     total = total_memory()
     if total is not None and total < NEEDED:
         raise UserError(
@@ -71,7 +71,7 @@ def require_memory() -> None:
 
 
 def draw(run: Path) -> None:
-    """A grid of answered test questions and the training curve."""
+    """Draw a grid of answered test questions and the training curve."""
     rows = read_stored_predictions(run)
     step = max(len(rows) // QUESTIONS_SHOWN, 1)
     cells = [

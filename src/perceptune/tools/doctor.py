@@ -1,4 +1,4 @@
-"""Checks this machine, and estimates what a recipe will need of it."""
+"""Checks of this machine, and estimates of a recipe's requirements."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def examine(recipe: str | None = None) -> list[dict[str, str]]:
-    """Checks as {name, state: ok | note | problem, found}."""
+    """Return checks as {name, state: ok | note | problem, found}."""
     checks = [*_versions(), _device(), _memory(), _cache(), *_assets()]
     return checks + _needs(recipe) if recipe else [*checks, *_precision()]
 
@@ -29,7 +29,7 @@ def _check(name: str, state: str, found: str) -> dict[str, str]:
 
 
 def _versions() -> list[dict[str, str]]:
-    """Check Python and the installed packages against what the package itself says it requires."""
+    """Check Python and the installed packages against the package's own requirements."""
     try:
         python = metadata.metadata("perceptune")["Requires-Python"]
     except metadata.PackageNotFoundError:
@@ -58,7 +58,7 @@ def _device() -> dict[str, str]:
 
 
 def total_memory() -> int | None:
-    """Return the bytes of memory that this machine, or the container it runs in, has; None where it cannot be read."""
+    """Return the bytes of memory that this machine, or its container, has; None if unknown."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -95,7 +95,7 @@ def _assets() -> list[dict[str, str]]:
 
 
 def _precision(recipe: Recipe | None = None) -> list[dict[str, str]]:
-    """What `auto` stands for with a recipe's LM, by default the default one if it is there."""
+    """Report the dtype of `auto` for a recipe's LM, by default the default one if it is installed."""
     from perceptune.config.recipe import load_recipe
     from perceptune.models.build import choose_dtype, slower_here
     from perceptune.models.pretrained import DEFAULT_LM
@@ -111,7 +111,7 @@ def _precision(recipe: Recipe | None = None) -> list[dict[str, str]]:
 
 
 def _needs(source: str) -> list[dict[str, str]]:
-    """Memory, time and disk of a training, from parameter counts and this machine's speed; rough by nature."""
+    """Estimate memory, time and disk of a training, from parameter counts and this machine's speed; rough by nature."""
     import numpy as np
     import torch
 
@@ -149,13 +149,13 @@ def _needs(source: str) -> list[dict[str, str]]:
     flops = 4 * frozen["lm"] * upper * tokens * samples  # forward, and backward to the activations only
     media = len({medium for row in rows for medium in row.media.values()})
     flops += 2 * (sum(frozen.values()) - frozen["lm"]) * 200 * min(media, samples)  # each is encoded once
-    seconds = flops / (_gflops(torch.bfloat16 if low else torch.float32) * 1e9) * 2  # half of the peak is a good day
+    seconds = flops / (_gflops(torch.bfloat16 if low else torch.float32) * 1e9) * 2  # assumes half of the peak speed
     duration = f"about {max(seconds / 60, 0.1):.1f} minutes for {steps} steps on this machine"
     return [*checks, _check("data", "ok", f"{n} training samples"), _check("needs time", "note", duration)]
 
 
 def _gflops(dtype: Any) -> float:
-    """Speed of a matrix product of the size a small LM makes, best of five."""
+    """Measure the speed of a matrix product as large as a small LM's, best of five."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -166,5 +166,5 @@ def _gflops(dtype: Any) -> float:
 
 def _timed(a: Any, b: Any) -> float:
     start = time.perf_counter()
-    float((a @ b)[0, 0])  # reading a value waits for the device
+    float((a @ b)[0, 0])  # reading a value synchronises
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Building and upkeep of the feature caches: what `perceptune features` does."""
+"""Building and maintenance of the feature caches, for `perceptune features`."""
 
 import shutil
 import tempfile
@@ -24,15 +24,15 @@ GB = 10**9
 
 
 def build_features(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Any]:
-    """Computes the features of a recipe's task (default: all splits) and says what that took.
+    """Compute the features of a recipe's task (default: all splits) and return a summary.
 
-    Under `accelerate launch` or `torchrun` each process computes its share, by RANK and WORLD_SIZE. Broken media are
+    Under `accelerate launch` or `torchrun` each process computes its part, by RANK and WORLD_SIZE. Broken media are
     listed, not cached.
     """
     if recipe.cache.features != "disk":
         raise UserError(f"`cache.features` is `{recipe.cache.features}`: only `disk` can be built beforehand")
-    require_writable(cache_folder(recipe.cache.dir))  # elsewhere memory will do: here it is all for nothing
-    launch = read_launch(meeting=False)  # each computes its part without a word to the others
+    require_writable(cache_folder(recipe.cache.dir))  # there is no use in a cache in memory here
+    launch = read_launch(meeting=False)  # each process computes its part without communication
     rank, world = launch.rank, launch.size
     task = make_task(recipe)
     for split in splits:
@@ -64,7 +64,7 @@ def build_features(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Any]
 
 
 def require_writable(folder: Path) -> None:
-    """Raise `UserError` for a folder in which no file can be made."""
+    """Raise `UserError` for a folder in which no file can be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -74,7 +74,7 @@ def require_writable(folder: Path) -> None:
 
 
 def caches(folder: Path | None = None) -> list[dict[str, Any]]:
-    """The stores in a cache folder (default: the user's), the one used last first."""
+    """Return the stores in a cache folder (default: the user's), the most recently used first."""
     found = []
     for path in _folders(folder):
         store = Store.open(path)
@@ -87,19 +87,19 @@ def caches(folder: Path | None = None) -> list[dict[str, Any]]:
 
 
 def verify_features(folder: Path | None = None) -> dict[str, int]:
-    """Reads every byte of every store: damaged rows and records by file."""
+    """Read every byte of every store; count damaged rows and records by file."""
     return {str(file): n for path in _folders(folder) for file, n in Store.open(path).verify().items()}
 
 
 def collect_garbage(
     folder: Path | None = None, *, older_than: float | None = None, max_gb: float | None = None
 ) -> dict[str, Any]:
-    """Removes what is of no use: caches not used for `older_than` days, then the least recently used beyond `max_gb`
-    gigabytes, then what kills and damage left behind. Returns the removed folders and the bytes freed."""
+    """Remove caches not used for `older_than` days, then the least recently used ones beyond `max_gb` gigabytes, then
+    incomplete and damaged files. Returns the removed folders and the bytes freed."""
     removed, freed = [], 0
     known = caches(folder)
     total = sum(one["bytes"] for one in known)
-    for one in reversed(known):  # the one used last is the last to go
+    for one in reversed(known):  # least recently used first
         unused = older_than is not None and time.time() - one["last_use"] > older_than * DAY
         if unused or (max_gb is not None and total > max_gb * GB):
             try:

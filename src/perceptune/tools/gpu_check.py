@@ -1,6 +1,6 @@
-"""Tries the library out on a GPU, with tiny models that it makes itself, and writes down what it finds.
+"""Tests the library on a GPU, with tiny models that it creates itself, and writes a report.
 
-Each check compares with the CPU of the same machine where that is possible, and fails alone: the others still run.
+Each check compares with the CPU of the same machine if possible, and fails alone: the others still run.
 """
 
 import os
@@ -26,7 +26,7 @@ from perceptune.utils.devices import default_device
 REPORT = Path("perceptune-gpu.json")
 
 STEPS = 6
-# What may go wrong in the library, in torch or in a driver; a mistake of ours in this file ends all.
+# Errors of the library, torch or a driver; an error of this file itself ends all checks.
 FAILURES = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OSError, UserError)
 
 Check = dict[str, Any]
@@ -34,10 +34,10 @@ PrintFn = Callable[[str], None]
 
 
 def check_gpu(report: Path = REPORT, say: PrintFn = print) -> list[Check]:
-    """Runs every check and writes the report, a JSON file that can be sent; returns the checks.
+    """Run every check and write the report, a JSON file that can be sent; return the checks.
 
-    Each is {name, state: ok | problem, found, seconds} with a `trace` where something was raised. Raises `UserError`
-    where there is no GPU.
+    Each is {name, state: ok | problem, found, seconds} with a `trace` if an error was raised. Raises `UserError`
+    without a GPU.
     """
     device = default_device()
     if device.type != "cuda":
@@ -48,12 +48,12 @@ def check_gpu(report: Path = REPORT, say: PrintFn = print) -> list[Check]:
         for name, check in _plan(models, Path(folder), device):
             checks.append(_tried(name, check))
             say(f"{'ok  ' if checks[-1]['state'] == 'ok' else '!!  '} {name:<28} {_line(checks[-1]['found'])}")
-            _write(report, device, checks)  # a crash of the driver loses nothing that is known by then
+            _write(report, device, checks)  # after each check, as the driver may crash
     return checks
 
 
 def _plan(models: Path, folder: Path, device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The checks in the order of how soon they find something."""
+    """Yield the checks, the most informative first."""
     for backbone in BACKBONES:
         run = folder / f"{backbone}-run"
         recipe = tiny_models.recipe(models, backbone, run, steps=STEPS, save_every=2)
@@ -73,7 +73,7 @@ def _plan(models: Path, folder: Path, device: torch.device) -> Iterator[tuple[st
 
 @contextmanager
 def _environment(folder: Path) -> Iterator[None]:
-    """Nothing of this is kept among the user's caches."""
+    """Use a temporary cache, so that the user's is not changed."""
     before = os.environ.get("PERCEPTUNE_CACHE")
     os.environ["PERCEPTUNE_CACHE"] = str(folder / "cache")
     try:
@@ -96,7 +96,7 @@ def _tried(name: str, check: Callable[[], Any]) -> Check:
 
 
 def _line(found: Any) -> str:
-    """A check's findings in one line."""
+    """Format a check's findings in one line."""
     if not isinstance(found, Mapping):
         return str(found).splitlines()[0][:200]
     return ", ".join(

@@ -1,6 +1,6 @@
-"""What `doctor --gpu` tries: tiny models on a GPU against the CPU of the same machine.
+"""The checks of `doctor --gpu`: tiny models on a GPU against the CPU of the same machine.
 
-Each function returns what it has found, or raises: `CheckError` where something differs more than rounding explains.
+Each function returns its findings, or raises: `CheckError` if a difference exceeds rounding.
 """
 
 import os
@@ -28,8 +28,8 @@ from perceptune.types import Decoding, Sample
 from perceptune.utils.run_log import LOG, read_log
 
 CPU = torch.device("cpu")
-# Relative differences from the CPU's float32 that rounding explains: of the loss, and of all gradients together. In
-# bfloat16 a few times what the CPU's own bfloat16 differs by is allowed, too: how much that is depends on the model.
+# Relative differences from the CPU's float32 within rounding: of the loss, and of all gradients together. In
+# bfloat16 a multiple of the CPU's own bfloat16 difference is allowed, too, as it depends on the model.
 TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (5e-2, 1e-1)}
 TIMES = 3
 LOGPROB_TOLERANCE = 1e-3  # of a log-probability in float32
@@ -37,7 +37,7 @@ SIZE = 4096  # of the matrices that are multiplied
 
 
 class CheckError(RuntimeError):
-    """A check that did not hold."""
+    """A failed check."""
 
 
 def _require(holds: bool, otherwise: str) -> None:
@@ -46,7 +46,7 @@ def _require(holds: bool, otherwise: str) -> None:
 
 
 def compare(recipe: Mapping[str, Any], device: torch.device, dtype: str, *, autocast: bool = False) -> dict[str, Any]:
-    """Loss and gradients of one batch on the GPU against the CPU's in float32."""
+    """Compare loss and gradients of one batch on the GPU with the CPU's in float32."""
     wanted = _gradients(_built(recipe, CPU))
     most = TOLERANCES["bfloat16" if autocast else dtype]
     if dtype == "bfloat16" or autocast:
@@ -61,13 +61,13 @@ def compare(recipe: Mapping[str, Any], device: torch.device, dtype: str, *, auto
 
 
 def _off(found: tuple[float, Tensor], wanted: tuple[float, Tensor]) -> tuple[float, float]:
-    """Relative differences of the loss and of the gradients."""
+    """Return the relative differences of the loss and of the gradients."""
     loss = abs(found[0] - wanted[0]) / abs(wanted[0])
     return loss, float((found[1] - wanted[1]).norm() / wanted[1].norm())
 
 
 def _built(recipe: Mapping[str, Any], device: torch.device, dtype: str = "float32") -> AdaptedModel:
-    """On a device, and made ready there."""
+    """Build the model on a device, set up for training."""
     model = build(dict(recipe), dtype=dtype, ready=False)
     model.to(device)
     model.setup()
@@ -75,7 +75,7 @@ def _built(recipe: Mapping[str, Any], device: torch.device, dtype: str = "float3
 
 
 def _gradients(model: AdaptedModel) -> tuple[float, Tensor]:
-    """The loss of a batch, and all gradients in one row."""
+    """Return the loss of a batch, and all gradients in one vector."""
     loss, _ = model.loss(model.collate(_samples(model)))
     loss.backward()
     given = [p.grad.flatten() for p in model.method.parameters() if p.grad is not None]
@@ -83,19 +83,19 @@ def _gradients(model: AdaptedModel) -> tuple[float, Tensor]:
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:
-    """The largest difference, relative to the largest number."""
+    """Return the largest difference, relative to the largest number."""
     return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6))
 
 
 def try_training(recipe: Mapping[str, Any], run: Path) -> dict[str, Any]:
-    """A training; a loss that is not finite ends it."""
+    """Train; raises for a loss that is not finite."""
     result = trainer.train(dict(recipe), run)
     losses = [row["loss"] for row in read_log(run) if row["event"] == "step"]
     return {"losses": losses, "seconds": result.seconds}
 
 
 def try_resuming(recipe: Mapping[str, Any], run: Path) -> dict[str, Any]:
-    """The same training, interrupted as by Ctrl-C after its second step, then resumed."""
+    """Train the same, interrupted as by Ctrl-C after the second step, and resume."""
     again = run.with_name(f"{run.name}-resumed")
     with _interrupted_after(again, 2):
         stopped = trainer.train(dict(recipe), again)
@@ -107,7 +107,7 @@ def try_resuming(recipe: Mapping[str, Any], run: Path) -> dict[str, Any]:
 
 
 def try_answering(run: Path) -> dict[str, Any]:
-    """Greedy and beam answers as on the CPU, drawn ones the same twice; how many are the same alone is told."""
+    """Compare greedy and beam answers with the CPU's, sampled ones with a second run; count those equal alone."""
     there, here = load(run), load(run, device="cpu")
     samples = _samples(here)
     found: dict[str, Any] = {}
@@ -129,7 +129,7 @@ def try_evaluating(run: Path) -> dict[str, Any]:
 
 
 def try_ranking(run: Path) -> dict[str, Any]:
-    """Log-probabilities of choices against the CPU's."""
+    """Compare log-probabilities of choices with the CPU's."""
     there, here = load(run), load(run, device="cpu")
     samples = _samples(here)
     choices = [list(tiny_models.COLORS)] * len(samples)
@@ -140,7 +140,7 @@ def try_ranking(run: Path) -> dict[str, Any]:
 
 
 def measure_memory(recipe: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Megabytes that the model takes, that a step takes at most, and that are left behind."""
+    """Measure megabytes of the model, of a step at its peak, and left after it."""
     before = torch.cuda.memory_allocated(device)
     model = _built(recipe, device)
     weights = torch.cuda.memory_allocated(device) - before
@@ -154,7 +154,7 @@ def measure_memory(recipe: Mapping[str, Any], device: torch.device) -> dict[str,
 
 
 def count_waits(recipe: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """How often torch says that the host waits: in a loss with its gradients, and in answers of two lengths."""
+    """Count torch's synchronisation warnings in a loss with its gradients, and in answers of two lengths."""
     model = _built(recipe, device)
     model.eval()
     samples = _samples(model)
@@ -163,7 +163,7 @@ def count_waits(recipe: Mapping[str, Any], device: torch.device) -> dict[str, An
     def learn() -> None:
         model.loss(batch)[0].backward()
 
-    learn()  # what is done once only
+    learn()  # one-time initialisation
     step = _counted(learn)
     answers = {n: _counted(partial(_said, model, samples, Decoding(max_new_tokens=n))) for n in (2, 6)}
     return {"loss_and_gradients": step, "answers_of_2_tokens": answers[2], "answers_of_6_tokens": answers[6]}
@@ -181,7 +181,7 @@ def _counted(compute: Callable[[], Any]) -> int:
 
 
 def measure_speeds(device: torch.device) -> dict[str, Any]:
-    """TFLOPS of a square matrix product by dtype: whether float32 here is the slow kind, and what bfloat16 gains."""
+    """Measure TFLOPS of a square matrix product by dtype: whether float32 is slow here, and bfloat16's gain."""
     size, speeds = SIZE, {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         a = torch.randn(size, size, device=device, dtype=dtype)
@@ -199,7 +199,7 @@ def _timed(a: Tensor, device: torch.device) -> float:
 
 
 def _samples(model: AdaptedModel) -> Sequence[Sample]:
-    """Four questions of two lengths on images."""
+    """Return four questions of two lengths on images."""
     return list(make_task(model.recipe).samples("train"))[:4]
 
 
@@ -210,7 +210,7 @@ def _said(model: AdaptedModel, samples: Sequence[Sample], decoding: Decoding) ->
 
 @contextmanager
 def _interrupted_after(run: Path, steps: int) -> Iterator[None]:
-    """Sends this process what Ctrl-C sends as soon as a run's log has so many steps."""
+    """Send this process the signal of Ctrl-C once a run's log has this many steps."""
     over = threading.Event()
 
     def watch() -> None:
@@ -219,7 +219,7 @@ def _interrupted_after(run: Path, steps: int) -> Iterator[None]:
                 os.kill(os.getpid(), signal.SIGINT)
                 return
 
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a signal that comes after the training is nobody's
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a signal that arrives after the training is ignored
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:

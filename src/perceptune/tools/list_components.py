@@ -1,4 +1,4 @@
-"""Names that a recipe or the command line may hold, with one line on each."""
+"""Names that a recipe or the command line accepts, with one line on each."""
 
 from typing import Any, get_args
 
@@ -7,7 +7,7 @@ from perceptune.config.registry import LEAF_KINDS, leaves
 
 
 def kinds() -> list[str]:
-    """Return what can be listed."""
+    """Return the kinds that can be listed."""
     return [*(kind.replace("_", "-") for kind in LEAF_KINDS), "recipes"]
 
 

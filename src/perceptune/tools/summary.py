@@ -1,4 +1,4 @@
-"""What a recipe or a run is made of: parts, parameter counts, the trained share, every place touched in the LM."""
+"""Summary of a recipe or a run: parts, parameter counts, the trained fraction, every changed place in the LM."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from perceptune.utils.run_log import read_log
 
 
 def recipe_of(source: str) -> Recipe:
-    """The recipe of a run folder, a recipe file or a shipped recipe."""
+    """Return the recipe of a run folder, a recipe file or a shipped recipe."""
     if (Path(source) / META).is_file():
         read_meta(Path(source))
         return read_recipe(Path(source))
@@ -19,17 +19,17 @@ def recipe_of(source: str) -> Recipe:
 
 
 def stored_precision(source: str) -> dict[str, str] | None:
-    """What a run was trained in, and why; None for a recipe, and for a run whose log does not say."""
+    """Return the dtypes a run was trained in, and why; None for a recipe, and for a run whose log has none."""
     starts = [row for row in read_log(Path(source)) if row.get("event") == "start"]
     found: dict[str, str] | None = starts[0].get("precision") if starts else None
     return found
 
 
 def summarize(recipe: Recipe) -> dict[str, Any]:
-    """Counts on the meta device: no weight is loaded, published configurations need no network.
+    """Count on the meta device: no weight is loaded, published configurations need no network.
 
     `trainable`, `total` and `share` = trainable / (LM + encoders + trainable), tied weights counted once; `parts`;
-    `precision`, with the reason where it is chosen here; `sites`.
+    `precision`, with the reason if it is chosen here; `sites`.
     """
     model = build(recipe, meta=True)
     settled, choice = settle(recipe)

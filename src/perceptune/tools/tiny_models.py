@@ -1,4 +1,4 @@
-"""Tiny random models of real architectures, and a few coloured images: enough to try a device."""
+"""Tiny random models of real architectures, and a few coloured images: enough to test a device."""
 
 import json
 import string
@@ -27,7 +27,7 @@ _PIXELS: dict[str, Any] = {
 
 
 def make_models(folder: Path, rows: int = 8) -> Path:
-    """Saves `lm` (a Llama), `vit`, `blip` (an InstructBLIP with a T5) and `data/train.jsonl`; returns the folder."""
+    """Save `lm` (a Llama), `vit`, `blip` (an InstructBLIP with a T5) and `data/train.jsonl`; return the folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         _save_lm(folder / "lm")
@@ -38,7 +38,7 @@ def make_models(folder: Path, rows: int = 8) -> Path:
 
 
 def recipe(folder: Path, backbone: str, run: Path, **train: Any) -> dict[str, Any]:
-    """A recipe for the models in a folder: `splice` or `instructblip`."""
+    """Return a recipe for the models in a folder: `splice` or `instructblip`."""
     data = str(folder / "data/train.jsonl")
     common: dict[str, Any] = {
         "name": f"tiny-{backbone}", "backbone": backbone, "cache": {"dir": str(run.parent / "cache")},
@@ -57,7 +57,7 @@ def recipe(folder: Path, backbone: str, run: Path, **train: Any) -> dict[str, An
 
 
 def save_images(folder: Path, rows: int) -> None:
-    """Images of one colour each, with questions about it."""
+    """Save images of one colour each, with questions about them."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(rows):
@@ -113,7 +113,7 @@ def _llama() -> Any:
 
 
 def _tokenizer() -> Any:
-    """One token per character."""
+    """Return a tokenizer with one token per character."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -127,7 +127,7 @@ def _tokenizer() -> Any:
 
 @torch.no_grad()
 def _spread(model: Any, std: float = 0.2) -> Any:
-    """Makes weights large enough for outputs to differ clearly between inputs."""
+    """Make weights large enough for outputs to differ clearly between inputs."""
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * (std if parameter.dim() > 1 else 0.05))
     return model.eval()

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _asked(options: argparse.Namespace) -> tuple[NamedPart, dict[str, Any], str]:
-    """Whose words are to be read, the recipe's `build`, and how the model may be trained."""
+    """Return the task that provides the vocabulary, the recipe's `build`, and how the model may be trained."""
     if options.recipe is None:
         flags = f"--data {options.data} --lm {options.folder} --method full backbone=instructblip"
         return NamedPart.model_validate({"name": "jsonl", "train": options.data}), {}, flags

@@ -89,7 +89,7 @@ def _seeds(text: str | None) -> list[int]:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned lines, however narrow the terminal is: figures that are cut off are none."""
+    """Return aligned lines whatever the terminal's width: truncated figures would be useless."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *figures in rows:

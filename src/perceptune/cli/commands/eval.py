@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def named_task(options: argparse.Namespace) -> dict[str, Any] | None:
-    """`--task` and `--data` as a task's keys; None where neither is given."""
+    """Return `--task` and `--data` as a task's keys; None if neither is given."""
     from perceptune.config.recipe import absolute_files
     from perceptune.data.build_task import data_keys
 
@@ -81,7 +81,7 @@ def named_task(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _other_set(options: argparse.Namespace) -> Sequence[tuple[str, Any]]:
-    """The same as keys of `eval.others`."""
+    """Return `--task` and `--data` as keys of `eval.others`."""
     task = named_task(options)
     if task is None:
         raise UserError("--gap is that to another data set: name it by --data or --task")
@@ -95,7 +95,7 @@ def _name_of(options: argparse.Namespace) -> str:
 
 
 def _folder(options: argparse.Namespace, task: dict[str, Any] | None) -> Path:
-    """Where results go: the run's own into its folder, others apart from them."""
+    """Return where results go: the run's own into its folder, others apart from them."""
     if options.out:
         return Path(options.out)
     if options.predictions:

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"`--samples {options.samples}`: name at least 1")
     first = options.runs[0]
     if options.out is None and (is_address(first) or not Path(first).is_dir()):
-        gather(options.runs[:1])  # says what is wrong with it, if anything
+        gather(options.runs[:1])  # raises if the run is unusable
         raise UserError(f"`{first}` is not a folder to write into: name a file by --out")
     runs, comparisons = gather(options.runs)
     made = make_report(runs, comparisons, samples=options.samples, media=not options.no_media)
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     for path, text in ((out, html(made)), (options.markdown, markdown(made) if options.markdown else "")):
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            # Half of a surrogate pair in an answer must not cost the page.
+            # An unpaired surrogate in an answer must not prevent the page.
             write_text(Path(path), text.encode(errors="replace").decode())
             print(path)
     return 0

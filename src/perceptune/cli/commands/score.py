@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score the files. Imports no torch."""
+    """Score the files. Does not import torch."""
     from perceptune.evaluation.score_files.run import score_files
 
     keys = [*options.overrides, *([f"dialect={options.dialect}"] if options.dialect else [])]
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _target(options: argparse.Namespace) -> Path | None:
-    """Where rows are to be written, which is none of the files that are read: better said before an hour of scoring."""
+    """Return the output file, which must not be one of the inputs: checked before an hour of scoring."""
     if options.per_sample is None:
         return None
     target = Path(options.per_sample)
@@ -67,7 +67,7 @@ def _target(options: argparse.Namespace) -> Path | None:
 
 
 def _text(scores: Any) -> str:
-    """The values with their intervals, then what they are."""
+    """Return the values with their intervals, then their meaning."""
     result = scores.result
     width = max(map(len, scores.keys))
     lines = []

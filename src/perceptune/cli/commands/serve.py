@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _key(options: argparse.Namespace) -> str | None:
-    """The API key, from the one place that names it."""
+    """Return the API key. Raises `UserError` for different ones and for one that is not valid."""
     given = {
         "--api-key": options.api_key,
         "--api-key-file": _content(options.api_key_file) if options.api_key_file else None,

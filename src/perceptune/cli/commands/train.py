@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The named recipe, or one made of the flags alone."""
+    """Return the named recipe, or one made of the flags alone."""
     flags: Any = [(key, value) for key, value in (
         ("lm.id", options.lm), ("encoders.image.id", options.encoder), ("method.name", options.method),
         *_data_flags(options),
@@ -68,7 +68,7 @@ def training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _data_flags(options: argparse.Namespace) -> Sequence[tuple[str, str | None]]:
-    """Recipe keys of --task, --data and --validation. What --data sets is the reader's to say."""
+    """Return recipe keys of --task, --data and --validation. The reader determines the keys of --data."""
     if not (options.data or options.validation):
         return [("task.name", options.task)]
     from perceptune.data.build_task import data_keys, validation_keys
@@ -82,7 +82,7 @@ def _data_flags(options: argparse.Namespace) -> Sequence[tuple[str, str | None]]
 
 
 def _named_task(options: argparse.Namespace) -> str | None:
-    """The task that the words of the command name, else that of the recipe or of the run to resume."""
+    """Return the task named on the command line, else that of the recipe or of the run to resume."""
     from perceptune.config.recipe import find_recipe, read_yaml
     from perceptune.config.substitution import part_names
     from perceptune.models.run_location import RECIPE

@@ -68,5 +68,5 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _printable(text: str) -> str:
-    """Ids come from strangers: what would steer the terminal is written out."""
+    """Escape control characters: ids come from untrusted data."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,1 +1,1 @@
-"""`perceptune compare`: methods, seeds and settings on equal terms, chosen on validation data, tested once."""
+"""`perceptune compare`: methods, seeds and settings on equal terms, selected on validation data, tested once."""

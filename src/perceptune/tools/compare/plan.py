@@ -1,4 +1,4 @@
-"""What a comparison consists of: its runs, checked before the first one starts."""
+"""Plan of a comparison: its runs, checked before the first one starts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,24 +16,24 @@ from perceptune.evaluation.runner import check_has_references, select_subset
 from perceptune.models.backbone import method_leaf, method_options
 from perceptune.tools.summary import summarize
 
-# What every run of a comparison has alike: none of it can be searched over.
+# Keys that all runs of a comparison share: none of them can be searched over.
 BUDGET = ("steps", "epochs", "batch_size", "batch_tokens", "accumulate", "samples", "samples_seed", "hold_out")
-OWN_GRID = "compare.grid"  # key of a label that is not searched over what the others are, such as the rate of its LM
+OWN_GRID = "compare.grid"  # key of a label with a grid of its own, such as the learning rate of its LM
 Setting = Mapping[str, Any]  # recipe key -> value
 
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """One row of the table: a recipe, of which settings and seeds are varied."""
+    """One row of the table: a recipe whose settings and seeds vary."""
 
     label: str
     recipe: Recipe
     trained: int
     share: float
-    settings: tuple[Setting, ...] = ({},)  # of which one is chosen: the plan's, or as many of its own
+    settings: tuple[Setting, ...] = ({},)  # one of them is chosen: the plan's, or equally many of its own
 
     def with_(self, setting: Setting, seed: int) -> Recipe:
-        """The recipe of one run."""
+        """Return the recipe of one run."""
         return load_recipe(self.recipe, [*setting.items(), ("seed", seed)])
 
 
@@ -44,14 +44,14 @@ class Plan:
     entries: tuple[PlannedRow, ...]
     seeds: tuple[int, ...]
     settings: tuple[Setting, ...]
-    select_on: str | None  # the split that selects; None where there is nothing to select
+    select_on: str | None  # the split that selects; None if there is nothing to select
     select_samples: int | None
     test_on: str
     metric: str
 
     @property
     def runs(self) -> int:
-        """How many trainings it takes."""
+        """Number of trainings."""
         return len(self.entries) * (len(self.settings) + len(self.seeds) - 1)
 
 
@@ -59,9 +59,9 @@ def make_plan(
     sources: Sequence[str | Recipe | dict[str, Any]], overrides: Sequence[str] = (), *, methods: Sequence[str] = (),
     seeds: Sequence[int] = (), grid: Mapping[str, Sequence[Any]] | None = None,
 ) -> Plan:  # fmt: skip
-    """The plan for one or several recipes; what is not given is taken from `compare` of the first.
+    """Make the plan for one or several recipes; defaults are from `compare` of the first.
 
-    Raises `UserError` for an unknown method or key, unequal budgets, and where no split is left to select or test on.
+    Raises `UserError` for an unknown method or key, unequal budgets, and if no split is left to select or test on.
     """
     recipes = [load_recipe(source, overrides) for source in sources]
     if not recipes:
@@ -86,7 +86,7 @@ def make_plan(
 
 
 def parse_grid(given: Sequence[str]) -> dict[str, list[Any]]:
-    """`train.lr=1e-3,4e-3` -> {"train.lr": [0.001, 0.004]}."""
+    """Parse `train.lr=1e-3,4e-3` to {"train.lr": [0.001, 0.004]}."""
     grid = {}
     for axis in given:
         keys, equals, values = axis.partition("=")
@@ -97,12 +97,12 @@ def parse_grid(given: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def folder_name(text: str) -> str:
-    """A name as one of a folder."""
+    """Return a name that is safe for a folder."""
     return re.sub(r"[^\w.+=,@-]", "-", text)
 
 
 def setting_name(setting: Setting) -> str:
-    """`train.lr=0.004, method.n_levels=2`."""
+    """Format a setting: `train.lr=0.004, method.n_levels=2`."""
     return ", ".join(f"{key}={value}" for key, value in setting.items()) or "as given"
 
 
@@ -121,7 +121,7 @@ def _settings(grid: Mapping[str, Sequence[Any]]) -> tuple[Setting, ...]:
 
 
 def _settings_of(label: str, recipe: Recipe, common: tuple[Setting, ...]) -> tuple[Setting, ...]:
-    """A label's own settings, where `compare.grid` among its keys names some."""
+    """Return a label's own settings, if its keys include `compare.grid`, else the common ones."""
     if not recipe.compare.grid:
         return common
     own = _settings(recipe.compare.grid)
@@ -131,7 +131,7 @@ def _settings_of(label: str, recipe: Recipe, common: tuple[Setting, ...]) -> tup
 
 
 def _with_held_out(recipe: Recipe, config: CompareConfig, *, selects: bool) -> Recipe:
-    """The recipe with something to select on."""
+    """Return the recipe with a validation split to select on."""
     task = make_task(recipe)
     test_on = recipe.eval.split or task.splits[-1]
     if not selects or set(selecting_splits(task.splits)) - {test_on}:
@@ -142,7 +142,7 @@ def _with_held_out(recipe: Recipe, config: CompareConfig, *, selects: bool) -> R
 def _variants(
     recipe: Recipe, methods: Sequence[str], on_method: Sequence[str], several: bool
 ) -> list[tuple[str, Recipe]]:
-    """The recipe with each of the methods, which have their options from `compare.methods`, or else none."""
+    """Return the recipe with each of the methods, with their options from `compare.methods` if any."""
     plain = {**recipe.model_dump(mode="json"), "compare": {}}
     labels = list(methods) or list(recipe.compare.methods)
     if not labels:
@@ -150,9 +150,7 @@ def _variants(
     made = []
     for label in labels:
         own_grid: dict[str, Any] = {}
-        beside: list[
-            tuple[str, Any]
-        ] = []  # what this method needs of the training, such as float32 for weights that are trained
+        beside: list[tuple[str, Any]] = []  # the method's requirements, such as float32 for trained weights
         if label in recipe.compare.methods:
             keys = dict(recipe.compare.methods[label])
             own_grid = keys.pop(OWN_GRID, {})
@@ -164,7 +162,7 @@ def _variants(
         one = load_recipe({**plain, "name": folder_name(full), "method": method}, [*beside, *on_method])
         if own_grid:
             one = validate(Recipe, {**one.model_dump(mode="json"), "compare": {"grid": own_grid}}, f"`{label}`")
-        method_leaf(one)  # there is one of this name
+        method_leaf(one)  # raises for an unknown name
         made.append((full, one))
     return made
 
@@ -182,7 +180,7 @@ def _require_comparable(recipes: Sequence[Recipe]) -> None:
 
 
 def _splits(recipe: Recipe, *, selects: bool) -> tuple[str, str | None, str]:
-    """The split to test on, the one to select on, and the metric."""
+    """Return the split to test on, the one to select on, and the metric."""
     task = make_task(recipe)
     test_on = recipe.eval.split or task.splits[-1]
     if test_on in (task.splits[0], HELD_OUT):
@@ -201,7 +199,7 @@ def _splits(recipe: Recipe, *, selects: bool) -> tuple[str, str | None, str]:
 
 def _entry(label: str, recipe: Recipe, settings: Sequence[Setting]) -> PlannedRow:
     shown = summarize(recipe)
-    alone = recipe.model_copy(update={"compare": CompareConfig()})  # a run does not depend on what it is compared with
+    alone = recipe.model_copy(update={"compare": CompareConfig()})  # a run is independent of the others
     entry = PlannedRow(label, alone, shown["trainable"], shown["share"], tuple(settings))
     for setting in settings:
         method_options(entry.with_(setting, recipe.seed))

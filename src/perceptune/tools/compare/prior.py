@@ -1,4 +1,4 @@
-"""What the wording of questions gives away: the bar a method must pass before it can be said to look."""
+"""Score from the question alone: the baseline a method must exceed to show that it uses the media."""
 
 from collections import Counter, defaultdict
 from typing import Any
@@ -10,16 +10,16 @@ from perceptune.evaluation.results import interval
 from perceptune.evaluation.runner import EvalOutput, select_subset
 from perceptune.tools.compare.plan import Plan
 
-MOST = 100_000  # training samples that are read: a usual answer is known long before
+MOST = 100_000  # training samples that are read: the most frequent answers are stable long before
 SEED = 1234
 
 
 def prior_of(plan: Plan) -> dict[str, Any] | None:
-    """`value` and `interval` of each prompt's most frequent training answer, on the comparison's test data.
+    """Return `value` and `interval` of each prompt's most frequent training answer, on the comparison's test data.
 
-    A prompt that was never trained on is given the most frequent answer of all; ties go to what came first. This is
-    the "per question prior" of VQA's baselines with the whole question for its type. None where samples have no
-    prompts (captions), the training data no targets, or the metric no value without a model.
+    A prompt that does not occur in training gets the most frequent answer of all; ties go to the earliest. This is the
+    "per question prior" of VQA's baselines with the whole question as its type. None if samples have no prompts
+    (captions), the training data no targets, or the metric no value without a model.
     """
     recipe = plan.entries[0].recipe
     task = make_task(recipe)

@@ -22,7 +22,7 @@ NAME = "compare"  # of the files
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found of one row: the chosen setting, validation values, and the test of each seed."""
+    """Results of one row: the chosen setting, validation values, and the test of each seed."""
 
     entry: PlannedRow
     setting: Setting
@@ -31,11 +31,11 @@ class Outcome:
 
 
 def summarise(plan: Plan, outcomes: Sequence[Outcome], prior: Mapping[str, Any] | None, out: Path) -> dict[str, Any]:
-    """The whole comparison; also writes `compare.json`, `.csv`, `.md` and, with matplotlib, `.png` into `out`.
+    """Return the whole comparison; also writes `compare.json`, `.csv`, `.md` and, with matplotlib, `.png` into `out`.
 
-    The interval resamples test samples (those on one medium together) of the mean over seeds; how much seeds differ
-    stands beside it. `difference` is to the first row, on the same samples. `prior` is what wording alone is worth
-    (`prior.prior_of`).
+    The interval is a bootstrap over test samples (clustered by medium) of the mean over seeds; the spread between seeds
+    is listed beside it. `difference` is to the first row, on the same samples. `prior` is the score from the question
+    alone (`prior.prior_of`).
     """
     first = _by_sample(plan.metric, outcomes[0])
     rows = [_row(plan, outcome, first) for outcome in outcomes]
@@ -87,7 +87,7 @@ def _row(plan: Plan, outcome: Outcome, first: Mapping[str, tuple[float, Any]]) -
 
 
 def _by_sample(metric: str, outcome: Outcome) -> dict[str, tuple[float, Any]]:
-    """Mean over seeds of each test sample that has the metric, and the media it hangs on."""
+    """Return the mean over seeds of each test sample with the metric, and the media that it depends on."""
     tests = outcome.tests.values()
     found: dict[str, tuple[list[float], Any]] = {}
     for row in (row for test in tests for row in test["rows"] if metric in row["scores"]):
@@ -97,7 +97,7 @@ def _by_sample(metric: str, outcome: Outcome) -> dict[str, tuple[float, Any]]:
 
 
 def cells(result: Mapping[str, Any]) -> list[list[str]]:
-    """Heading and rows for a person."""
+    """Return heading and rows as text."""
     metric, first = result["metric"], result["rows"][0]["label"]
     shown = _rouge(result)
     heading = ["", "trained", "share", "samples/s", metric, "± seeds", "95 %", f"against {first}", *shown, "setting"]
@@ -110,13 +110,13 @@ def cells(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The table with a line on how it was made."""
+    """Return the table with a line on how it was made."""
     heading, *rows = cells(result)
     return "\n".join([*markdown_table(heading, rows), "", terms(result)]) + "\n"
 
 
 def terms(result: Mapping[str, Any]) -> str:
-    """How the numbers were made, in a sentence."""
+    """Describe how the numbers were made, in a sentence."""
     split, settings = result["select_on"], len(result["settings"])
     chosen = "" if split is None else f"; each row's setting is the best of {settings} on `{split}` with the first seed"
     trained, tested = f"{result['train_samples']:,} training samples", f"{result['test_samples']} samples"
@@ -125,7 +125,7 @@ def terms(result: Mapping[str, Any]) -> str:
 
 
 def _prior(result: Mapping[str, Any]) -> str:
-    """What the wording alone is worth, where that was asked."""
+    """Describe the score from the question alone, if it was computed."""
     prior = result.get("prior")
     if prior is None:
         return ""
@@ -134,7 +134,7 @@ def _prior(result: Mapping[str, Any]) -> str:
 
 
 def as_csv(result: Mapping[str, Any]) -> str:
-    """One line a row, numbers as they are."""
+    """Return one line per row, with unrounded numbers."""
     metric = result["metric"]
     columns = ["label", "method", "trained", "share", "samples_per_second", metric, "spread"]
     written = io.StringIO()
@@ -149,7 +149,7 @@ def as_csv(result: Mapping[str, Any]) -> str:
 
 
 def _rouge(result: Mapping[str, Any]) -> list[str]:
-    """The values of ROUGE over all references that every row has: columns of their own."""
+    """Return the ROUGE values over all references that every row has, as separate columns."""
     means = [row.get("means", {}) for row in result["rows"]]
     return [key for key in ROUGE if key.endswith("_mean") and all(key in one for one in means)]
 

@@ -1,4 +1,4 @@
-"""The runs of a comparison, one after the other; what is finished is never done again."""
+"""The runs of a comparison, one after the other; finished ones are not repeated."""
 
 import gc
 import itertools
@@ -30,9 +30,9 @@ from perceptune.training.trainer import train
 from perceptune.utils.launch_environment import read_launch
 from perceptune.utils.run_log import read_log
 
-TIMES = "times.json"  # beside a run: what the comparison spent on it, loading included
-PROBED = 4  # steps by which a duration is estimated
-TEXT_TOKENS = 16  # assumed of a text where batches are cut by tokens
+TIMES = "times.json"  # beside a run: the comparison's time for it, loading included
+PROBED = 4  # steps from which a duration is estimated
+TEXT_TOKENS = 16  # assumed per text if batches are limited by tokens
 METRIC_ALONE: dict[str, Any] = {"control": False, "no_media": False, "overrides": ("eval.others={}",)}  # of `evaluate`
 PrintFn = Callable[[str], None]
 
@@ -45,9 +45,9 @@ class _Run(NamedTuple):
 
 
 def run_plan(plan: Plan, out: Path, say: PrintFn) -> dict[str, Any]:
-    """Trains, selects, tests and returns the table (`report.summarise`), which is also written into `out`.
+    """Train, select, test and return the table (`report.summarise`), which is also written into `out`.
 
-    Runs go on where an earlier call stopped. Each has a fresh model: a method may hook the LM anywhere.
+    Finished runs of an earlier call are reused. Each run has a new model, as a method may hook the LM anywhere.
     """
     if read_launch(meeting=False).size > 1:
         raise UserError("a comparison runs in one process: start it without a launcher")
@@ -65,7 +65,7 @@ def run_plan(plan: Plan, out: Path, say: PrintFn) -> dict[str, Any]:
 
 
 def _select(plan: Plan, entry: PlannedRow, out: Path, say: PrintFn) -> tuple[Setting, dict[str, float]]:
-    """The best setting by the validation data, with the first seed; of equals the first."""
+    """Return the best setting on the validation data, with the first seed; of equal ones the first."""
     if plan.select_on is None:
         return entry.settings[0], {}
     found: dict[str, float] = {}
@@ -86,7 +86,7 @@ def _run(out: Path, entry: PlannedRow, setting: Setting, seed: int) -> _Run:
 
 
 def _is_trained(run: _Run) -> bool:
-    """Whether the run has ended. Raises `UserError` if it was made by another recipe."""
+    """Return whether the run has ended. Raises `UserError` if it was made by another recipe."""
     if not (run.folder / RECIPE).is_file():
         return False
     require_same_recipe(run.folder, read_recipe(run.folder), run.recipe)
@@ -101,13 +101,13 @@ def _trained(run: _Run) -> None:
     if result.interrupted:
         raise KeyboardInterrupt
     _note_time(run.folder, "train", time.monotonic() - start)
-    gc.collect()  # the model is a knot of hooks: its memory is wanted before the next one is loaded
+    gc.collect()  # the model has reference cycles (hooks): free its memory before the next one is loaded
 
 
 def _evaluated(run: _Run, split: str, samples: int | None, into: Path) -> dict[str, Any]:
     if not (into / RESULTS).is_file():
         start = time.monotonic()
-        # What is asked beside the metric is the test's: a control of the validation data selects nothing.
+        # Settings beyond the metric apply to the test only: a control of the validation data selects nothing.
         asked: dict[str, Any] = {} if into == run.folder else METRIC_ALONE
         evaluate(run.folder, split=split, samples=samples, into=into, **asked)
         _note_time(run.folder, split, time.monotonic() - start)
@@ -117,13 +117,13 @@ def _evaluated(run: _Run, split: str, samples: int | None, into: Path) -> dict[s
 
 
 def _tested(run: _Run) -> dict[str, Any]:
-    """Results on the test split, with each sample's score and the speed of training."""
+    """Return results on the test split, with each sample's score and the speed of training."""
     results: dict[str, Any] = json.loads((run.folder / RESULTS).read_text(encoding="utf-8"))
     return {**results, "rows": read_stored_predictions(run.folder), "speed": training_speed(run.folder)}
 
 
 def training_speed(run: Path) -> float | None:
-    """Samples per second of a typical step: neither features nor evaluations count, nor a stop in between."""
+    """Return samples per second of a typical step, without features, evaluations and interruptions."""
     steps = [row for row in read_log(run) if row["event"] == "step"]
     pairs = [(b["samples"] - a["samples"], b["seconds"] - a["seconds"]) for a, b in itertools.pairwise(steps)]
     rates = [samples / seconds for samples, seconds in pairs if seconds > 0]
@@ -144,7 +144,7 @@ def _times(folder: Path) -> dict[str, float]:
 
 
 def outlook(plan: Plan, out: Path) -> dict[str, Any]:
-    """How many runs there are, how many are finished, and the minutes the others will take.
+    """Estimate how many runs there are, how many are finished, and the minutes of the others.
 
     A row with finished runs is as fast as those were; the others as fast as a probe of four steps of the first row.
     """
@@ -152,7 +152,7 @@ def outlook(plan: Plan, out: Path) -> dict[str, Any]:
     probe: dict[str, float] | None = None
     for entry in plan.entries:
         runs = [_run(out, entry, setting, plan.seeds[0]) for setting in entry.settings]
-        # Which setting will be chosen is not known yet: any of them takes as long.
+        # The setting to be chosen is not known yet: all take equally long.
         runs += [_run(out, entry, entry.settings[0], seed) for seed in plan.seeds[1:]]
         finished = [times for run in runs if _is_trained(run) and "train" in (times := _times(run.folder))]
         open_ = sum(not _is_trained(run) for run in runs)
@@ -166,7 +166,7 @@ def outlook(plan: Plan, out: Path) -> dict[str, Any]:
 
 
 def _probe(entry: PlannedRow, plan: Plan) -> dict[str, float]:
-    """Seconds of loading, of a sample in training, of an answer."""
+    """Measure seconds of loading, of a sample in training, of an answer."""
     recipe = entry.with_({"train.steps": PROBED, "train.standardize_samples": 16}, plan.seeds[0])
     start = time.monotonic()
     build_to_train(recipe)
@@ -183,7 +183,7 @@ def _probe(entry: PlannedRow, plan: Plan) -> dict[str, float]:
 
 
 def _estimated(recipe: Recipe, plan: Plan, probe: dict[str, float]) -> float:
-    """Seconds of one run."""
+    """Estimate seconds of one run."""
     task = make_task(recipe)
     n = len(task.samples(task.splits[0]))
     chosen = min(n, sample_count(n, recipe.train.samples) or n)
@@ -202,5 +202,5 @@ def _answers_a_sample(recipe: Recipe) -> int:
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str, str]]:
-    """Label, trained parameters and share of each row, for a person."""
+    """Return label, trained parameters and their fraction for each row, as text."""
     return [(entry.label, f"{entry.trained:,}", f"{100 * entry.share:.3f} %") for entry in plan.entries]

@@ -1,6 +1,6 @@
-"""`perceptune compare --timing`: what an optimizer step of each row costs, all rows side by side.
+"""`perceptune compare --timing`: time of an optimizer step of each row, all rows side by side.
 
-The rows' models are in memory together and take turns, so that noise of the machine hits all alike.
+The rows' models are in memory together and run in alternation, so that noise of the machine affects all alike.
 """
 
 import math
@@ -30,13 +30,13 @@ from perceptune.utils.tensors import read_numbers
 from perceptune.utils.timing import Contender, machine, measure
 
 NAME = "timing"  # of the files
-ROUNDS, STEPS = 5, 4  # measured rounds; steps of one of them, unless a number of samples is given
-STANDARDIZED = 16  # media for statistics: what they are takes no time
+ROUNDS, STEPS = 5, 4  # measured rounds; steps in each, unless a number of samples is given
+STANDARDIZED = 16  # media for statistics: their values do not affect the time
 CACHED, RECOMPUTED = "cached", "recomputed"
 
 
 class TimedRow:
-    """A model of the comparison with its data, as a training has them."""
+    """A model of the comparison with its data, as in training."""
 
     def __init__(self, entry: PlannedRow, recipe: Recipe, folder: Path) -> None:
         world = World()
@@ -53,7 +53,7 @@ class TimedRow:
             self.model.fit_statistics(list(self.feed.one_sample_per_medium(wanted)))
 
     def contenders(self) -> list[Contender]:
-        """With features that are kept, and encoded anew at each step; the latter alone where they are trained."""
+        """Return the row with cached features and with features recomputed at each step; only these if trained."""
         kinds = [RECOMPUTED] if self.model.method.trains_encoders else [CACHED, RECOMPUTED]
         return [
             Contender(
@@ -69,23 +69,23 @@ class TimedRow:
             self._step(step)
 
     def _step(self, step: int) -> None:
-        """What the training loop does in a step."""
+        """Run a step of the training loop."""
         self.optimizer.set_lr(step)
         torch.manual_seed(step)
         losses, tokens, _ = add_gradients(self.model, self.feed.batches(step))
         self.optimizer.scale_grads(max(tokens, 1))
-        read_numbers([*losses, self.optimizer.clip()])  # until then a GPU may still be computing
+        read_numbers([*losses, self.optimizer.clip()])  # synchronises with a GPU
         self.optimizer.step()
 
 
 def time_plan(
     plan: Plan, out: Path, say: Callable[[str], None], *, rounds: int = ROUNDS, samples: int | None = None
 ) -> dict[str, Any]:
-    """Times every row with its first setting and seed; writes `timing.json` and `timing.md` into `out`.
+    """Time every row with its first setting and seed; write `timing.json` and `timing.md` into `out`.
 
-    `rows` have `step_s` (median over the rounds of the seconds a step takes), `to_samples_s` (the same for as many
-    steps as `samples` take), `samples_per_s` and `ratio`, of the step to that of the first row with its features had in
-    the same way: `features` is `cached` or `recomputed`. `features_s` is what keeping them took once.
+    `rows` have `step_s` (median over the rounds of a step's seconds), `to_samples_s` (the same for the steps that
+    `samples` take), `samples_per_s` and `ratio`, of the step to the first row's with the same `features`: `cached` or
+    `recomputed`. `features_s` is the one-time cost of caching them.
     """
     if rounds < 1:
         raise UserError(f"--rounds: give a number above 0 (given: {rounds})")
@@ -113,7 +113,7 @@ def time_plan(
 
 
 def _short(plan: Plan, entry: PlannedRow, samples: int | None) -> Recipe:
-    """The row's recipe, cut to the steps of one round."""
+    """Return the row's recipe, cut to the steps of one round."""
     config = entry.recipe.train
     if config.batch_tokens is not None:
         raise UserError("train.batch_tokens: batches of unequal size cannot be timed; use `train.batch_size`")
@@ -125,7 +125,7 @@ def _short(plan: Plan, entry: PlannedRow, samples: int | None) -> Recipe:
 
 
 def _without(store: FeatureStore) -> FeatureStore:
-    """The same features, never kept."""
+    """Return a store of the same features without a cache."""
     off = store.cache.model_copy(update={"features": "off"})
     return FeatureStore(store.encoder, store.levels, store.tokens, off, megabytes=0, views=store.views)
 
@@ -148,7 +148,7 @@ def _rows(timed: list[TimedRow], measured: list[dict[str, Any]], samples: int) -
 
 
 def timing_cells(result: Mapping[str, Any]) -> list[list[str]]:
-    """Heading and rows for a person."""
+    """Return heading and rows as text."""
     to = f"s to {result['samples']} samples"
     heading = ["", "trained", "share", "features", "s a step", "ratio", "samples/s", to]
     return [heading, *([
@@ -158,7 +158,7 @@ def timing_cells(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def timing_terms(result: Mapping[str, Any]) -> str:
-    """How the numbers were made, in a sentence."""
+    """Describe how the numbers were made, in a sentence."""
     once = max((row["features_s"] or 0.0 for row in result["rows"]), default=0.0)
     each = f"{result['steps']} steps of {result['batch_size'] * result['accumulate']} samples"
     first = result["rows"][0]["label"]

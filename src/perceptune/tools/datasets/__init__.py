@@ -1,1 +1,1 @@
-"""Data sets looked after: validated before training, converted, synthesised."""
+"""Data set tools: validate before training, convert, synthesise."""

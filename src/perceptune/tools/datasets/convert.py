@@ -1,4 +1,4 @@
-"""`perceptune data convert`: any data set as canonical JSONL, the rows that task `jsonl` reads."""
+"""`perceptune data convert`: any data set as canonical JSONL, the format of task `jsonl`."""
 
 import json
 import zlib
@@ -23,11 +23,11 @@ def convert(
     source: str, to: Path, overrides: Sequence[str] = (), *, split: str | None = None, absolute: bool = False,
     media: Path | None = None,
 ) -> int:  # fmt: skip
-    """Writes a split of a task, recipe or text file into `to`, whole or not at all; returns the number of rows.
+    """Write a split of a task, recipe or text file to `to` atomically; return the number of rows.
 
-    Media are named relative to the folder of `to`, or absolutely; those out of archives are written into `media` first.
-    A name that ends in `.gz` is compressed. Raises `UserError` for data that cannot be read and for several splits of
-    which none is chosen.
+    Media are named relative to the folder of `to`, or absolutely; those in archives are first written into `media`.
+    A name that ends in `.gz` is compressed. Raises `UserError` for unreadable data and for several splits without a
+    choice.
     """
     recipe = _recipe(source, overrides, split)
     task = make_task(recipe)
@@ -50,7 +50,7 @@ def convert(
 
 
 def _recipe(source: str, overrides: Sequence[str], split: str | None) -> Recipe:
-    """A task by its name with options `task.KEY=VALUE`, else as `data check` takes it."""
+    """Return the recipe of a task by its name with options `task.KEY=VALUE`, else as `data check` does."""
     if not Path(source).exists() and source.replace("_", "-") in leaves("tasks"):
         return load_recipe({"task": {"name": source}}, overrides)
     return source_recipe(source, overrides, split, also=leaves("tasks"))[0]
@@ -66,14 +66,14 @@ def _chosen(task: Task, split: str | None) -> str:
 
 
 def _require_other_file(recipe: Recipe, to: Path) -> None:
-    """Raises `UserError` if the result would take the place of what it is made from."""
+    """Raise `UserError` if the output would overwrite its source."""
     for value in recipe.task.options().values() if recipe.task else ():
         if isinstance(value, str | Path) and Path(value).is_file() and to.exists() and to.samefile(value):
             raise UserError(f"{to} is what is to be converted: choose another name for the result")
 
 
 def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Without a time in its header: the same rows give the same file."""
+    """Compress without a time in the header: the same rows give the same file."""
     packer = zlib.compressobj(wbits=31)
     for chunk in chunks:
         if packed := packer.compress(chunk):
@@ -82,14 +82,14 @@ def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class _Files:
-    """Makes files of media that are none, each once."""
+    """Writes media that are not files as files, each once."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._resolved = lru_cache(maxsize=10_000)(lambda parent: parent.resolve())
 
     def outside(self, sample: Sample) -> Sample:
-        """The sample with every medium a file whose folder is named without links: relative paths go through `..`."""
+        """Return the sample with every medium as a file; its folder is resolved, as relative paths contain `..`."""
         return replace(sample, media={key: self._file(sample, key, medium) for key, medium in sample.media.items()})
 
     def _file(self, sample: Sample, modality: str, medium: Medium) -> Path:
@@ -104,12 +104,12 @@ class _Files:
         path = self._folder.resolve() / name
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content(medium))  # the rows are written last, and whole
+            path.write_bytes(content(medium))  # the rows are written last, atomically
         return path
 
 
 def _safe_name(medium: Member | bytes, id: str) -> str:
-    """A name that stays within its folder. Names in archives are of strangers' making."""
+    """Return a name that stays within its folder, as names in archives are untrusted."""
     name = PurePosixPath(medium.name if isinstance(medium, Member) else f"{id}.bin")
     if name.is_absolute() or ".." in name.parts or not name.name or "\\" in str(name) or "\0" in str(name):
         raise UserError(f"sample `{short(id)}`: {short(repr(str(name)))} is no name for a file below `--media`")

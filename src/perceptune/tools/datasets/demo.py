@@ -1,4 +1,4 @@
-"""`perceptune data demo`: a small made-up data set that a model can learn, with the recipe to learn it."""
+"""`perceptune data demo`: a small synthetic data set that a model can learn, with a recipe for it."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -9,8 +9,8 @@ from perceptune.data.media.synthetic import AUDIO_EVENTS, COLORS, SHAPES, draw_i
 from perceptune.errors import UserError, disk_errors
 from perceptune.utils.atomic_io import write_json_lines, write_text
 
-SIZES = {"train": 240, "validation": 60, "test": 80}  # media of each split
-SIZES_OF_VIDEOS = {"train": 160, "validation": 40, "test": 60}  # each costs eight images to see
+SIZES = {"train": 240, "validation": 60, "test": 80}  # media in each split
+SIZES_OF_VIDEOS = {"train": 160, "validation": 40, "test": 60}  # each costs as much to encode as eight images
 # Settings that learn these sets in one to two minutes on two CPU cores; docs/data_tools.md has the figures.
 _RECIPE = """\
 # {title}, made up by `perceptune data demo`.
@@ -36,21 +36,21 @@ Row = dict[str, Any]
 
 
 class _Kind(NamedTuple):
-    """What is made up for one modality."""
+    """Generator of one modality."""
 
     title: str
-    encoder: str  # as a recipe writes it
+    encoder: str  # as written in a recipe
     sizes: dict[str, int]
     steps: int
     suffix: str
-    make: Callable[[random.Random, int], tuple[bytes, list[Row]]]  # chance, number -> file, what is asked of it
+    make: Callable[[random.Random, int], tuple[bytes, list[Row]]]  # random, number -> file, its questions
 
 
 def write_demo(folder: Path, modality: str = "image", *, seed: int = 0) -> Path:
-    """Writes media, `train.jsonl`, `validation.jsonl`, `test.jsonl` and `recipe.yaml` into a new folder.
+    """Write media, `train.jsonl`, `validation.jsonl`, `test.jsonl` and `recipe.yaml` into a new folder.
 
-    With modality `all` the three sets lie in one folder and one recipe learns them together. The same seed writes the
-    same rows and media. Returns the recipe's path. Raises `UserError` for a folder that holds something already.
+    With modality `all` the three sets share a folder and one recipe. The same seed writes the same rows and media.
+    Returns the recipe's path. Raises `UserError` for a folder that is not empty.
     """
     chosen = _KINDS if modality == "all" else {modality: _KINDS[modality]}
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -60,7 +60,7 @@ def write_demo(folder: Path, modality: str = "image", *, seed: int = 0) -> Path:
             (folder / name).mkdir(parents=True, exist_ok=True)
         for split in SIZES:
             rows = [row for name, kind in chosen.items() for row in _split(folder, name, kind, split, seed)]
-            # Rows of several modalities are mixed, as batches of them are.
+            # Rows of several modalities are interleaved, as in mixed batches.
             random.Random(f"{seed} {split}").shuffle(rows)
             write_json_lines(folder / f"{split}.jsonl", rows)
         write_text(folder / "recipe.yaml", _recipe(modality, chosen))
@@ -121,7 +121,7 @@ def _audio(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
 
 
 def _pair(number: int, first: Sequence[str], second: Sequence[str]) -> tuple[str, str]:
-    """Every pair equally often."""
+    """Return each pair equally often."""
     return first[number % len(first)], second[number // len(first) % len(second)]
 
 

@@ -1,4 +1,4 @@
-"""A checked data set in lines for a terminal."""
+"""A checked data set as lines for a terminal."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +10,8 @@ from perceptune.types import Sample
 
 
 def format_report(checked: Checked, samples: int) -> Iterator[str]:
-    """What a person reads, the verdict last, with so many sample rows of each split."""
-    # Data come from strangers: what would steer the terminal is written out.
+    """Yield the lines, the verdict last, with `samples` sample rows of each split."""
+    # Data are untrusted: control characters are escaped.
     for line in _lines(checked, samples):
         yield "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 

@@ -1,4 +1,4 @@
-"""The media of a data set: each is looked at once, however many rows name it."""
+"""Media statistics of a data set: each medium is read once, however many rows use it."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ _MOST_COMPARED = 2_000_000  # contents; 32 bytes each and their names
 
 
 class MediaCensus:
-    """Counts distinct media, opens each of them once, and remembers 8 bytes of it and of each of its figures."""
+    """Counts distinct media, opens each of them once, and stores 8 bytes for it and for each of its figures."""
 
     def __init__(
         self, problems: Problems, *, decode: bool, contents: bool, encoder_of: Callable[[str], Encoder | None]
     ) -> None:
-        """With `decode` images and videos are decoded to their end, and media loaded as `encoder_of` their modality
-        loads them, where there is an encoder; `contents` finds equal files.
+        """With `decode`, images and videos are decoded to their end, and media loaded as the encoder does.
+
+        `encoder_of` returns a modality's encoder, if any; `contents` finds equal files.
         """
         self._problems, self._decode, self._contents = problems, decode, contents
         self._encoder_of = cache(encoder_of)
-        self.seen: dict[str, set[int]] = {}  # modality -> hashes of where media lie
+        self.seen: dict[str, set[int]] = {}  # modality -> hashes of the media's locations
         self._rows: dict[str, int] = {}
         self._figures: dict[str, dict[str, array[float]]] = {}
         self._by_content: dict[bytes, str] = {}
-        self.copies: list[tuple[str, str]] = []  # the first few media with the bytes of another one, and that one
+        self.copies: list[tuple[str, str]] = []  # the first few media whose bytes equal another's, and that one
         self.copied = 0
 
     def look(self, where: str, sample: Sample) -> None:
-        """Opens those media of a row that were not seen before."""
+        """Open the media of a row that were not read before."""
         for modality, medium in sample.media.items():
             seen = self.seen.setdefault(modality, set())
             self._rows[modality] = self._rows.get(modality, 0) + 1
@@ -53,7 +54,7 @@ class MediaCensus:
                 self._open(f"{where}: `{modality}`", modality, medium)
 
     def as_dict(self) -> dict[str, Any]:
-        """For each modality: rows, distinct media, and least, middle and greatest of each figure."""
+        """Return for each modality rows, distinct media, and minimum, median and maximum of each figure."""
         return {
             modality: {
                 "rows": self._rows[modality], "distinct": len(self.seen[modality]),
@@ -83,7 +84,7 @@ class MediaCensus:
         size = {"bytes": float(_bytes(medium))}
         figures = self._figures_of(modality, medium)
         encoder = self._encoder_of(modality) if self._decode else None
-        if encoder is not None:  # it takes less than everything, and more is asked of what it takes
+        if encoder is not None:  # an encoder accepts fewer media than the reader, and needs more of them
             encoder.load(medium, label(medium, modality))
         return {**size, **figures}
 

@@ -1,4 +1,4 @@
-"""A checked data set as a web page of its own: no script, nothing loaded from elsewhere, every text escaped."""
+"""A checked data set as a web page: no script, no external resources, every text escaped."""
 
 import base64
 from io import BytesIO
@@ -21,7 +21,7 @@ _HEARD = 30.0  # seconds of an audio file that are drawn
 
 
 def page(checked: Checked) -> str:
-    """Return the HTML of a report, with small images of the rows that were drawn."""
+    """Return the HTML of a report, with thumbnails of the sampled rows."""
     return render(
         Path(__file__).with_name("page.html"), report=checked.report, samples=checked.samples, short=short,
         spread_text=_spread, image=_image,
@@ -29,7 +29,7 @@ def page(checked: Checked) -> str:
 
 
 def thumbnail(modality: str, medium: Medium) -> Image.Image:
-    """At most 160 x 160 pixels: the image, a video's middle frame, an audio file's envelope. Raises `UserError`."""
+    """Draw an image, a video's middle frame or an audio file's envelope, 160 x 160 pixels at most."""
     if modality == "audio":
         return _envelope(medium)
     if modality == "video":
@@ -58,7 +58,7 @@ def _image(modality: str, medium: Medium) -> tuple[str, str]:
 
 
 def _envelope(medium: Medium) -> Image.Image:
-    """Loudness over time."""
+    """Draw loudness over time."""
     wave = np.abs(read_audio(medium, 8_000, _HEARD))
     peaks = [part.max() for part in np.array_split(wave, _SIDE) if part.size]
     image = Image.new("RGB", (len(peaks), _SIDE // 2), "white")

@@ -1,10 +1,10 @@
-"""Mistakes of a data set, counted by kind."""
+"""Errors of a data set, counted by kind."""
 
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-# What each kind means, in the order in which they are told.
+# Meaning of each kind, in the order of the report.
 PROBLEM_KINDS = {
     "refused": "the reader stopped here",
     "no-samples": "the file holds no rows",
@@ -32,7 +32,7 @@ PROBLEM_KINDS = {
 
 
 class Problems:
-    """How many there are of each kind, and what is said of the first few."""
+    """Counts errors of each kind and keeps the messages of the first few."""
 
     def __init__(self, shown: int) -> None:
         self._shown = shown
@@ -43,14 +43,14 @@ class Problems:
         return self._counts.total()
 
     def add(self, kind: str, message: str | Callable[[], str]) -> None:
-        """Counts one more; a message that takes time to find is found only if it is shown."""
+        """Count an error; a callable message is evaluated only if it is shown."""
         self._counts[kind] += 1
         first = self._first.setdefault(kind, [])
         if len(first) < self._shown:
             first.append(message if isinstance(message, str) else message())
 
     def as_dict(self) -> dict[str, Any]:
-        """`{kind: {"count": n, "what": meaning, "first": [message, ...]}}`, in the order of `KINDS`."""
+        """Return `{kind: {"count": n, "what": meaning, "first": [message, ...]}}`, in the order of `KINDS`."""
         order = [*PROBLEM_KINDS, *sorted(self._counts.keys() - PROBLEM_KINDS.keys())]
         return {
             kind: {"count": self._counts[kind], "what": PROBLEM_KINDS.get(kind, ""), "first": self._first[kind]}

@@ -1,4 +1,4 @@
-"""The texts of a data set: lengths, the most frequent answers, rows that say the same again."""
+"""Text statistics of a data set: lengths, the most frequent answers, repeated rows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from perceptune.errors import UserError
 from perceptune.tools.datasets.problems import Problems
 from perceptune.types import Sample
 
-MOST_ANSWERS = 500_000  # distinct ones that are counted; of captions there may be as many as rows
+MOST_ANSWERS = 500_000  # distinct ones that are counted; captions may all be distinct
 _SHOWN = 10
 
 
 class TokenFormat(Protocol):
-    """How a sample becomes tokens: `models.text_format.TextFormat`, which loads torch."""
+    """Conversion of samples to tokens: `models.text_format.TextFormat`, whose module imports torch."""
 
     def prompt_ids(self, sample: Sample) -> list[int]: ...
 
@@ -29,7 +29,7 @@ class TokenFormat(Protocol):
 
 
 class TextCensus:
-    """Counts words, and tokens where there is a tokenizer; 16 bytes a row."""
+    """Counts words, and tokens if there is a tokenizer; 16 bytes per row."""
 
     def __init__(self, problems: Problems, task: Task, split: str, text: TokenFormat | None) -> None:
         self._problems, self._task, self._text = problems, task, text
@@ -41,7 +41,7 @@ class TextCensus:
         self._targets = self._without = self._captions = self._uncounted = self._several_lines = 0
 
     def look(self, number: int, where: str, sample: Sample) -> None:
-        """Counts the row with this number."""
+        """Count the row with this number."""
         self._numbers.append(number)
         self._ids.append(hash(sample.id))
         media = tuple(sorted((key, str(medium)) for key, medium in sample.media.items()))
@@ -63,15 +63,15 @@ class TextCensus:
             self._tokens(self._text, where, sample)
 
     def repeated_ids(self) -> list[tuple[int, int]]:
-        """Every row whose id an earlier row has, as (number, number of the first such row)."""
+        """Return every row whose id an earlier row has, as (number, number of the first such row)."""
         return self._repeats(self._ids)
 
     def repeated_rows(self) -> list[tuple[int, int]]:
-        """Likewise rows with the media, prompt and targets of an earlier one."""
+        """Return likewise rows with the media, prompt and targets of an earlier one."""
         return self._repeats(self._rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able counts."""
+        """Return the counts in a form for JSON."""
         common = self._answers.most_common(_SHOWN)
         return {
             "rows": len(self._ids), "rows_without_question": self._captions, "rows_without_targets": self._without,
@@ -86,7 +86,7 @@ class TextCensus:
         }  # fmt: skip
 
     def _tokens(self, text: TokenFormat, where: str, sample: Sample) -> None:
-        """Lengths as the LM sees them; what it cannot take would stop a training or an evaluation."""
+        """Count the LM's tokens; texts that do not fit it would stop a training or an evaluation."""
         try:
             self._lengths.setdefault("prompt tokens", Counter())[len(text.prompt_ids(sample))] += 1
             for target in sample.targets:
@@ -98,7 +98,7 @@ class TextCensus:
             self._problems.add("text", f"{where}: {error}")
 
     def _repeats(self, hashes: array[int]) -> list[tuple[int, int]]:
-        """Equal 64-bit hashes count as equal: in one of 40 million sets of a million rows two others share one."""
+        """Return repeated 64-bit hashes: one set of a million rows in 40 million has a collision."""
         values: NDArray[np.int64] = np.frombuffer(hashes, np.int64)
         order = np.argsort(values, kind="stable")
         same = np.diff(values[order]) == 0
@@ -112,7 +112,7 @@ class TextCensus:
 
 
 def _spread(counts: Counter[int]) -> dict[str, float]:
-    """Least, mean, median, 99th in a hundred, greatest."""
+    """Return minimum, mean, median, 99th percentile, maximum."""
     values, times = np.array(sorted(counts.items())).T
     reached = np.cumsum(times) / times.sum()
     return {

@@ -1,4 +1,4 @@
-"""`perceptune data check`: a data set gone through to its end, every mistake counted, nothing changed."""
+"""`perceptune data check`: reads a data set to its end and counts every error; changes nothing."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -22,18 +22,18 @@ from perceptune.utils.paths import hint, local_name
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How much is looked at, and how much is shown."""
+    """Scope of the check, and of the report."""
 
-    decode: bool = False  # media are decoded to their end and loaded as the encoders do, not opened only
+    decode: bool = False  # media are decoded to their end and loaded as the encoders do, not only opened
     contents: bool = False  # media are compared by their bytes
     tokens: bool = True  # of a recipe: texts are counted in the LM's tokens, too
-    shown: int = 5  # mistakes of each kind
-    samples: int = 3  # rows to look at, drawn by chance
+    shown: int = 5  # errors of each kind in the report
+    samples: int = 3  # rows to show, chosen at random
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found, JSON-able, and the rows that were drawn to be looked at, by split."""
+    """Findings in a form for JSON, and the rows to show, by split."""
 
     report: dict[str, Any]
     samples: dict[str, list[Sample]]
@@ -46,9 +46,9 @@ class Checked:
 def source_recipe(
     source: str, overrides: Sequence[str] = (), split: str | None = None, *, also: Iterable[str] = ()
 ) -> tuple[Recipe, bool]:
-    """The recipe that a command's SOURCE stands for, and whether it is one: a text file is task `jsonl`.
+    """Return the recipe of a command's SOURCE, and whether it is one: a text file is task `jsonl`.
 
-    Raises `UserError` with the nearest name, `also` among them, if it is neither.
+    Raises `UserError` with the nearest name, including `also`, if it is neither.
     """
     source = local_name(source)
     is_recipe = source.endswith((".yaml", ".yml")) or source.removeprefix("recipes/") in recipe_names()
@@ -64,11 +64,11 @@ def source_recipe(
 def validate_dataset(
     source: str, overrides: Sequence[str] = (), *, split: str | None = None, options: CheckOptions | None = None
 ) -> Checked:
-    """Checks a text file of the user's or a recipe's data, all splits or one. Raises `UserError` for a wrong call."""
+    """Check a text file of the user's or a recipe's data, all splits or one. Raises `UserError` for a wrong call."""
     options = options or CheckOptions()
     recipe, whole = source_recipe(source, overrides, split)
     if recipe.task is None:
-        make_task(recipe)  # says what is missing
+        make_task(recipe)  # reports what is missing
     assert recipe.task is not None
     task = task_of(_unchecked(recipe.task))
     if split is not None:
@@ -89,7 +89,7 @@ def validate_dataset(
 
 
 def _unchecked(part: NamedPart) -> NamedPart:
-    """The task without a look of its own at every file, which would stop at the first that is missing."""
+    """Return the task without its own check of every file, which would stop at the first missing one."""
     options = leaf("tasks", part.name).module.TASK.Options.model_fields
     return part.model_copy(update={"check_files": False}) if "check_files" in options else part
 
@@ -104,7 +104,7 @@ class _Checker:
         self._media: dict[str, set[int]] = {}
 
     def go_through(self, split: str) -> dict[str, Any]:
-        """The report on one split."""
+        """Return the report on one split."""
         media = MediaCensus(
             self.problems, decode=self._options.decode, contents=self._options.contents,
             encoder_of=self._encoder_of,
@@ -139,13 +139,13 @@ class _Checker:
         }  # fmt: skip
 
     def shared(self) -> dict[str, int]:
-        """Media of the training split that other splits show, too."""
+        """Count media of the training split that other splits contain, too."""
         train = self._media.get("train", set())
         found = {split: len(train & seen) for split, seen in self._media.items() if split != "train"}
         return {split: count for split, count in found.items() if count}
 
     def _encoder_of(self, modality: str) -> Any:
-        """What media are loaded by. A file that is checked alone has its audio heard by the default encoder."""
+        """Return the encoder that loads a modality; for a file checked alone audio is loaded by the default encoder."""
         from perceptune.models.build import encoder_alone
         from perceptune.models.slots.build import load_encoder_of
 
@@ -154,7 +154,7 @@ class _Checker:
         return load_encoder_of(modality, EncoderConfig(), meta=True) if modality == "audio" else None
 
     def _require_answers(self, where: str, sample: Sample) -> None:
-        """`answers` of several annotators are a list: a string would count as one answer a letter."""
+        """Raise unless `answers` of several annotators are a list: a string would count as one answer per letter."""
         answers = sample.meta.get("answers", [])
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
             self.problems.add("wrong-type", f"{where}: `answers` is {json_type(answers)}, not a list of strings")

@@ -1,1 +1,1 @@
-"""Sharing a run: a zip file, a hub."""
+"""Sharing a run: as a zip file or on a hub."""

@@ -1,4 +1,4 @@
-"""What of a run others are given: the method, the recipe without its owner's folders, the card, some answers."""
+"""The shared form of a run: the method, the recipe without its owner's folders, the card, some answers."""
 
 import io
 import json
@@ -29,9 +29,9 @@ class Bundle(NamedTuple):
 
 
 def bundle(run: Path, *, trust: bool = False) -> Bundle:
-    """The shared form of a run. Loads it once, to store answers about made-up media.
+    """Return the shared form of a run. Loads it once, to store answers on synthetic media.
 
-    Paths of data are cut to their last part; where base models lie stays, because the run cannot be loaded without.
+    Paths of data are cut to their last part; locations of base models stay, because loading the run needs them.
     Raises `UserError` for a run that cannot be loaded.
     """
     meta = read_meta(run)
@@ -51,7 +51,7 @@ def bundle(run: Path, *, trust: bool = False) -> Bundle:
 
 
 def export(run: Path, file: Path, *, trust: bool = False) -> Bundle:
-    """Writes the shared form of a run as a zip file: the same run gives the same bytes."""
+    """Write the shared form of a run as a zip file: the same run gives the same bytes."""
     if file.suffix != ".zip":
         raise UserError(f"`{file}`: name a file that ends in .zip")
     made = bundle(run, trust=trust)
@@ -60,7 +60,7 @@ def export(run: Path, file: Path, *, trust: bool = False) -> Bundle:
         for name in sorted(made.files):
             member = zipfile.ZipInfo(name, _EPOCH)
             member.external_attr, member.create_system = 0o644 << 16, 3
-            # Not compressed: weights hardly shrink, and zlib's bytes depend on its version.
+            # Not compressed: weights hardly compress, and zlib's bytes depend on its version.
             archive.writestr(member, made.files[name])
     file.parent.mkdir(parents=True, exist_ok=True)
     write_chunks(file, [buffer.getvalue()])
@@ -68,7 +68,7 @@ def export(run: Path, file: Path, *, trust: bool = False) -> Bundle:
 
 
 def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe without what says more of its owner's machine than loading needs."""
+    """Return a recipe without what reveals more of its owner's machine than loading needs."""
     shared = {**recipe, "init_from": None}
     for key in ("task", "eval"):
         if key in shared:
@@ -91,7 +91,7 @@ def _is_path(name: str) -> bool:
 
 
 def _own_words(run: Path) -> str:
-    """What a person has written into the card."""
+    """Return the user's own text in the card."""
     path = run / CARD
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return text.partition(OWN)[2] or "\n"

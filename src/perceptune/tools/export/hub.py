@@ -1,4 +1,4 @@
-"""Sending a run to a Hugging Face hub, through `huggingface_hub`: token, mirror and proxy are what it is told."""
+"""Upload of a run to a Hugging Face hub by `huggingface_hub`, which determines token, mirror and proxy."""
 
 import re
 from pathlib import Path
@@ -13,10 +13,10 @@ _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 def push(
     run: Path, name: str, *, private: bool = False, message: str = "Upload run", trust: bool = False
 ) -> tuple[str, list[str]]:
-    """Creates the repository `USER/NAME` unless it is there, and commits the shared form of a run in one commit.
+    """Create the repository `USER/NAME` unless it exists, and upload the shared form of a run in one commit.
 
-    Returns the commit's address and the base models that only this machine has. Raises `UserError` for a name that is
-    none, a run that cannot be loaded, and whatever the hub refuses.
+    Returns the commit's URL and the base models that only this machine has. Raises `UserError` for an invalid name, a
+    run that cannot be loaded, and anything the hub rejects.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 

@@ -30,19 +30,19 @@ _LINE = 20  # height of a line of text in a grid
 
 
 def has_matplotlib() -> bool:
-    """Whether there is anything to draw with."""
+    """Return whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def require_matplotlib() -> None:
-    """Raise `UserError` where the extra `plots` is missing."""
+    """Raise `UserError` if the extra `plots` is missing."""
     if not has_matplotlib():
         raise UserError(NEEDED)
 
 
 @dataclass(frozen=True)
 class GridCell:
-    """One answered question. `correct` is the task's verdict; without it the answer must equal the truth."""
+    """One answered question. `correct` is the task's verdict; without it the answer must equal the reference."""
 
     image: Image.Image
     question: str
@@ -58,7 +58,7 @@ class GridCell:
 
     def lines(self, width: int) -> list[tuple[str, int, str]]:
         """Return text, size and colour of each line: the question, the answer and, if that is wrong, the truth."""
-        # A tick or a cross: told apart without colours, too.
+        # A tick or a cross: distinguishable without colours, too.
         mark, colour = ("✓", RIGHT) if self.right else ("✗", WRONG)
         truth = "" if self.right else f"right: {self.truth}"
         styled = ((self.question, 13, FAINT, 5), (f"{mark} {self.answer or '(no answer)'}", 15, colour, 3),
@@ -71,19 +71,19 @@ class GridCell:
 
 
 class Page:
-    """A white image on which text and images are put at pixels."""
+    """A white image on which text and images are placed by pixel coordinates."""
 
     def __init__(self, width: float, height: float) -> None:
         self.figure, self.height = new_figure(width, height), height
 
     def text(self, x: float, y: float, text: str, size: int, fill: str = INK, align: str = "left") -> None:
-        """Put a line; `y` is its base line."""
+        """Draw a line of text; `y` is its baseline."""
         self.figure.text(
             x, self.height - y, text, fontsize=size, color=fill, ha=align, transform=None, parse_math=False
         )  # fmt: skip
 
     def image(self, image: Image.Image, x: float, y: float, side: int) -> Axes:
-        """Put the whole image, upright, into the middle of a square, on white where it is transparent."""
+        """Draw the whole image, upright and centred in a square, on white if it is transparent."""
         upright = ImageOps.exif_transpose(image).convert("RGBA")
         whole = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
         width, height = ImageOps.contain(whole, (side, side)).size
@@ -97,7 +97,7 @@ class Page:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return a figure of that many pixels, where sizes of text are pixels, too."""
+    """Return a figure of this size in pixels, whose text sizes are pixels, too."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -155,7 +155,7 @@ def training_curve(log: Sequence[Mapping[str, Any]], path: Path | str, metric: s
 
 
 def curve_of(log: Sequence[Mapping[str, Any]], metric: str) -> Figure:
-    """Draw what `training_curve` writes."""
+    """Draw the figure of `training_curve`."""
     losses, scores = series(log, "step", "loss"), series(log, "eval", metric)
     if not losses:
         raise UserError("the log holds no training step with a finite loss")
@@ -166,7 +166,7 @@ def curve_of(log: Sequence[Mapping[str, Any]], metric: str) -> Figure:
         axes.plot(*_columns(losses), color=LOSS_OF_A_STEP, linewidth=1, label="loss of a step")
     _line(axes, means, LOSS, "training loss" if means == losses else "its running mean", dots=len(means) == 1)
     axes.set_ylabel("loss", color=LOSS, fontsize=13)
-    # The axis follows the smoothed curve: one outlier among thousands of steps would flatten it.
+    # The axis is scaled to the smoothed curve: one outlier among thousands of steps would flatten it.
     _limit(axes, min(0.0, *(y for _, y in means)), max(y for _, y in means))
     if scores:
         right = axes.twinx()
@@ -180,7 +180,7 @@ def curve_of(log: Sequence[Mapping[str, Any]], metric: str) -> Figure:
 
 
 def trade_off(marks: Sequence[Mark], path: Path | str, metric: str) -> None:
-    """Write a PNG: the metric of each method over its trained parameters, which stand on a logarithmic axis."""
+    """Write a PNG: the metric of each method over its trained parameters, on a logarithmic axis."""
     if not marks or any(mark.trained < 1 for mark in marks):
         raise ValueError("a chart needs methods, each with something trained")
     figure, axes = _axes(860, 520, "trained parameters")

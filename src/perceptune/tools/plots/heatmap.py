@@ -1,4 +1,4 @@
-"""Maps over an image: from the encoder's grid of patches back to the image's own pixels, in colours, as a panel."""
+"""Heat maps over an image: an encoder's grid of patches mapped back to the image's own pixels, as a panel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from perceptune.tools.plots.layout import Box, wrap
 Map = NDArray[np.float32]
 
 _SIDE, _GAP, _MARGIN, _LINE = 168, 12, 24, 20
-_OPAQUE = 0.6  # of the colours at the greatest value
+_OPAQUE = 0.6  # opacity of the colours at the greatest value
 
 
 @dataclass(frozen=True)
 class PanelRow:
-    """A line of a panel: what was asked, and a map (gh, gw) for each column."""
+    """A row of a panel: the prompt, and a map (gh, gw) for each column."""
 
     label: str
     maps: Sequence[Map]
 
 
 def seen_part(transform: ImageTransform, width: int, height: int) -> Box:
-    """What an encoder sees of an image, in the image's pixels.
+    """Return the part of an image that an encoder receives, in the image's pixels.
 
-    All of it where it is squashed, its middle where it is cropped; more than there is where black was put around it.
+    The whole image if it is resized without its aspect ratio, its middle if cropped; larger than the image if padded.
     """
     if isinstance(transform.resize, int):
         short = min(width, height)
@@ -45,13 +45,13 @@ def seen_part(transform: ImageTransform, width: int, height: int) -> Box:
 
 
 def on_image(grid: Map, box: Box, width: int, height: int) -> tuple[Map, NDArray[np.bool_]]:
-    """The map (height, width) of a grid that covers `box`, from 0 to 1 over what is seen, and which pixels are."""
+    """Return the map (height, width) of a grid that covers `box`, from 0 to 1 inside the box, and the pixels inside."""
     left, top = round(box[0]), round(box[1])
     right, bottom = max(left + 1, round(box[2])), max(top + 1, round(box[3]))
     large = Image.fromarray(grid.astype(np.float32)).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
     rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
     found = np.asarray(large)[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-    # Cubic curves swing beyond the values they go through.
+    # Cubic interpolation overshoots the values.
     found = found.clip(grid.min(), grid.max())
     low, high = float(found.min()), float(found.max())
     values, seen = np.zeros((height, width), np.float32), np.zeros((height, width), np.bool_)
@@ -63,7 +63,7 @@ def on_image(grid: Map, box: Box, width: int, height: int) -> tuple[Map, NDArray
 def save_panel(
     image: Image.Image, box: Box, columns: Sequence[str], rows: Sequence[PanelRow], path: Path | str
 ) -> None:
-    """Write a PNG: the image, then its maps, a line for each row; `box` as of `seen_part`."""
+    """Write a PNG: the image, then its maps, a line for each row; `box` as returned by `seen_part`."""
     width = 2 * _MARGIN + (len(columns) + 1) * (_SIDE + _GAP) - _GAP
     lines = [wrap(row.label, 14, width - 2 * _MARGIN, 3, text_width) or [""] for row in rows]
     heights = [_LINE * len(text) + 6 + _SIDE + 2 * _GAP for text in lines]
@@ -79,7 +79,7 @@ def save_panel(
         for number, one in enumerate(row.maps, 1):
             values, seen = on_image(one, box, *image.size)
             axes = page.image(greyed(image, seen), _MARGIN + number * (_SIDE + _GAP), upper, _SIDE)
-            # The least value leaves a fourth of the colour that the greatest has; what is not seen has none.
+            # The least value has a fourth of the greatest one's opacity; pixels outside the box have none.
             alpha = _OPAQUE * seen * (0.25 + 0.75 * values)
             axes.imshow(values, cmap="turbo", vmin=0, vmax=1, alpha=alpha, aspect="auto")
         top += height
@@ -87,7 +87,7 @@ def save_panel(
 
 
 def greyed(image: Image.Image, seen: NDArray[np.bool_]) -> Image.Image:
-    """Return the image with grey where the encoder does not see it."""
+    """Return the image with grey where the encoder does not receive it."""
     pixels = np.asarray(image.convert("RGB"), np.float64)
     grey = 0.5 * pixels.mean(-1, keepdims=True) + 96.0
     return Image.fromarray(np.where(seen[..., None], pixels, grey).round().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Where things stand in a drawing: points of a run, ticks, lines of text, labels that do not cover one another."""
+"""Layout of drawings: points of a run, ticks, lines of text, labels that do not overlap."""
 
 import math
 import unicodedata
@@ -17,7 +17,7 @@ Measure = Callable[[str, int], float]  # text, size -> width, in pixels
 
 @dataclass(frozen=True)
 class Mark:
-    """One method: trained parameters, value, and how sure the value is."""
+    """One method: trained parameters, value, and the value's interval."""
 
     label: str
     trained: int
@@ -26,13 +26,13 @@ class Mark:
 
 
 def series(log: Sequence[Mapping[str, Any]], event: str, key: str) -> list[Point]:
-    """Finite values over samples seen. A resumed run repeats steps: the later row counts."""
+    """Return finite values over samples seen. A resumed run repeats steps: the later row counts."""
     rows = [row for row in log if row.get("event") == event and isinstance(row.get(key), int | float)]
     return sorted({row["samples"]: row[key] for row in rows if math.isfinite(row[key])}.items())
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
-    """The mean of each point and its neighbours, a fiftieth of the run on either side."""
+    """Return the mean of each point and its neighbours, a fiftieth of the run on either side."""
     if not (half := (count := len(points)) // 50):
         return list(points)
     total = np.cumsum([0.0, *(y for _, y in points)])
@@ -52,18 +52,18 @@ def text_width(text: str, size: int) -> float:
 
 
 def _plain(text: str) -> str:
-    """Letters without their accents, which Pillow's built-in font lacks; other scripts show as boxes."""
+    """Return letters without their accents, which Pillow's built-in font lacks; other scripts show as boxes."""
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
 
 
 def tick_label(value: float, ticks: Sequence[float]) -> str:
-    """As many decimals as the step between ticks needs."""
+    """Format a tick with the decimals that the step between ticks needs."""
     text = f"{value:,.{max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))}f}"
     return text if len(text) < 10 else f"{value:.3g}"
 
 
 def wrap(text: str, size: int, width: float, most: int, measure: Measure = text_width) -> list[str]:
-    """At most `most` lines no wider than `width`; an ellipsis stands for what does not fit."""
+    """Wrap a text to at most `most` lines no wider than `width`; an ellipsis replaces text that does not fit."""
     lines = [""]
     for word in text.split():
         if measure(f"{lines[-1]} {word}".strip(), size) <= width:
@@ -82,7 +82,7 @@ def wrap(text: str, size: int, width: float, most: int, measure: Measure = text_
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten around `low` and `high`, at most `most` steps."""
+    """Return multiples of 1, 2 or 5 times a power of ten around `low` and `high`, at most `most` steps."""
     high = high if high > low else low + (abs(low) or 1.0)
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     for factor in (1, 2, 5, 10, 20):
@@ -96,7 +96,7 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
 def label_boxes(
     centres: Sequence[Point], labels: Sequence[str], within: Box, measure: Measure = text_width
 ) -> list[Box]:
-    """Where each label stands: beside its point, inside the image, over no other label or point if that can be."""
+    """Place each label beside its point, inside the image, over no other label or point if possible."""
     taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
     boxes = []
     for (x, y), label in zip(centres, labels, strict=True):
@@ -119,13 +119,13 @@ def label_boxes(
 
 
 def decades(counts: Sequence[int]) -> tuple[int, int]:
-    """Powers of ten around all counts."""
+    """Return the powers of ten around all counts."""
     low, high = math.floor(math.log10(min(counts))), math.ceil(math.log10(max(counts)))
     return low, max(high, low + 1)
 
 
 def count_label(number: int) -> str:
-    """10,000 -> 10k."""
+    """Format a count: 10,000 -> 10k."""
     for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if number >= unit:
             return f"{number // unit}{name}"

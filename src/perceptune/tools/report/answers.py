@@ -1,4 +1,4 @@
-"""Images of single answers: right ones, wrong ones by kind, the same questions put to several runs."""
+"""Sample answers: right ones, wrong ones by kind, the same questions answered by several runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _KINDS_SHOWN = 6
 
 
 def grids(run: ReportedRun, count: int, *, media: bool) -> list[Block]:
-    """Some right answers, and wrong ones by kind; of a metric without right and wrong, the best and the worst."""
+    """Return some right answers, and wrong ones by kind; for a graded metric the best and the worst."""
     scored = [row for row in run.predictions if number(row["scores"].get(run.metric)) is not None]
     if not scored:
         return [Words("There are no scored predictions to show.", "bad")]
@@ -41,7 +41,7 @@ def grids(run: ReportedRun, count: int, *, media: bool) -> list[Block]:
 
 
 def together(runs: Sequence[ReportedRun], count: int, *, media: bool) -> list[Block]:
-    """The same samples answered by each of several runs; where answers are right or wrong, those they differ on."""
+    """Return the same samples answered by several runs; if answers are right or wrong, those on which runs disagree."""
     metric = runs[0].metric
     scored = [{row["id"]: row for row in run.predictions if metric in row["scores"]} for run in runs]
     shared = [key for key in scored[0] if all(key in rows for rows in scored)]
@@ -70,7 +70,7 @@ def _grid(run: ReportedRun, name: str, rows: Sequence[Row], count: int, *, media
 
 
 def _is_exact(rows: Sequence[Row], metric: str) -> bool:
-    """Whether answers are right or wrong: not so for CIDEr and the like."""
+    """Return whether answers are right or wrong: not so for CIDEr and other graded metrics."""
     values = {row["scores"][metric] for row in rows if metric in row["scores"]}
     return values <= {0, 1} or (metric.startswith("accuracy") and max(values) <= 1)
 
@@ -80,7 +80,7 @@ def _is_right(row: Row, metric: str) -> bool:
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:
-    """Evenly over the rows, each medium once as long as there are others."""
+    """Select rows evenly, with distinct media as long as possible."""
     first: dict[Any, Row] = {}
     for row in rows:
         first.setdefault(media_of(row), row)
@@ -91,7 +91,7 @@ def _spread(rows: Sequence[Row], count: int) -> list[Row]:
 def _shot(
     answered: Sequence[tuple[str, Row]], metric: str, exact: bool, *, media: bool, blind: Row | None = None
 ) -> Shot:
-    """One sample with what each has said of it."""
+    """Return one sample with each run's answer to it."""
     row = answered[0][1]
     images: list[tuple[str, str]] = []
     lacking = [] if row["media"] or not media else ["its medium lies inside the data set, not in a file of its own"]

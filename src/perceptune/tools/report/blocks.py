@@ -1,4 +1,4 @@
-"""What a report consists of, whatever it is written as: all texts are as they came, nothing is escaped yet."""
+"""Blocks of a report, independent of its format: texts are raw, nothing is escaped yet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Words:
-    """A paragraph; `bad` for what is missing or says that the numbers mean little."""
+    """A paragraph; `bad` for a warning that something is missing or the numbers mean little."""
 
     text: str
     tone: Literal["plain", "bad"] = "plain"
@@ -15,7 +15,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Table:
-    """A heading, rows of as many cells; the first cell names its row."""
+    """A heading and rows of equal length; the first cell names its row."""
 
     caption: str
     heading: Sequence[str]
@@ -24,14 +24,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to be typed."""
+    """Command lines."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing of ours (finished SVG), the same for narrow pages, and what it shows in words."""
+    """A drawing of ours (finished SVG), the same for narrow pages, and its description."""
 
     svg: str
     narrow: str
@@ -40,7 +40,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class GivenAnswer:
-    """An answer. `by` names the run where there are several; `right` is None for a metric without right and wrong."""
+    """An answer. `by` names the run if there are several; `right` is None for a graded metric."""
 
     by: str
     answer: str
@@ -50,7 +50,7 @@ class GivenAnswer:
 
 @dataclass(frozen=True)
 class Shot:
-    """One answered sample: its media as small images with their descriptions, or why there are none."""
+    """One answered sample: its media as thumbnails with their descriptions, or why there are none."""
 
     images: Sequence[tuple[str, str]]  # data URI, description
     lacking: str
@@ -61,7 +61,7 @@ class Shot:
 
     @property
     def truth_tells(self) -> bool:
-        """Whether the truth is another text than what everybody has said."""
+        """Whether the reference differs from all answers."""
         return any(one.answer != self.truth for one in self.answers)
 
 
@@ -78,7 +78,7 @@ Block = Words | Table | Code | Chart | Grid
 
 @dataclass(frozen=True)
 class Section:
-    """Blocks under a title; `level` 2, or 3 for a part of the section before it. A folded one opens at a click."""
+    """Blocks under a title; `level` 2, or 3 for a subsection. A folded one opens at a click."""
 
     title: str
     blocks: Sequence[Block]
@@ -95,19 +95,19 @@ class Report:
 
 
 def verdict(right: bool | None) -> str:
-    """A tick or a cross and the word for it: told apart without colours."""
+    """Return a tick or a cross with the word for it: distinguishable without colours."""
     return "" if right is None else "✓ right:" if right else "✗ wrong:"
 
 
 def without_empty(table: Table) -> Table:
-    """Without the columns that say nothing of any row."""
+    """Return the table without empty columns."""
     kept = [number for number in range(len(table.heading)) if any(row[number] for row in table.rows)]
     rows = [[row[number] for number in kept] for row in table.rows]
     return Table(table.caption, [table.heading[number] for number in kept], rows)
 
 
 def grouped(table: Table) -> Table:
-    """Rows that differ in nothing but their run become one."""
+    """Merge rows that differ only in their run."""
     runs: dict[tuple[str, ...], list[str]] = {}
     for name, *rest in table.rows:
         runs.setdefault(tuple(rest), []).append(name)

@@ -1,4 +1,4 @@
-"""Drawings as SVG. Colours are classes, so that the page's style makes them fit light and dark."""
+"""SVG drawings. Colours are classes, so that the page's style adapts them to light and dark."""
 
 import math
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from perceptune.tools.report.blocks import Chart
 from perceptune.utils.markdown import format_interval
 
 Drawing = tuple[list[str], float]  # elements, height
-COLOURS = 8  # classes s0 to s7; more series begin anew, with dashes
-_MAX_POINTS = 400  # of a curve: more are not seen
+COLOURS = 8  # classes s0 to s7; further series repeat them, with dashes
+_MAX_POINTS = 400  # per curve: more are not visible
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A drawing's width, where its axes stand, how many steps the lower one may have."""
+    """A drawing's width, the position of its axes, and the number of steps on the lower one."""
 
     width: int
     left: int
@@ -34,13 +34,13 @@ class Frame:
     steps: int
 
 
-# Each drawing is made for a page and for a phone: scaled down, its letters could not be read.
+# Each drawing is made for a page and for a phone: scaled down, its letters would be illegible.
 FRAMES = (Frame(860, 80, 816, 8), Frame(400, 48, 364, 4))
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points over the samples seen, in their order."""
+    """Points over the samples seen, in order."""
 
     label: str
     points: Sequence[Point]
@@ -58,7 +58,7 @@ class Bar:
 
 
 def curves(many: Sequence[Series], what: str) -> Chart:
-    """Lines over the samples seen."""
+    """Draw lines over the samples seen."""
     lead = _leading(many)
     told = "; ".join(f"{one.label}: from {one.points[0][1]:.3g} to {one.points[-1][1]:.3g}" for one in lead)
     last = max(x for one in many for x, _ in one.points)
@@ -66,7 +66,7 @@ def curves(many: Sequence[Series], what: str) -> Chart:
 
 
 def trade_off(marks: Sequence[Mark], metric: str) -> Chart:
-    """Values over trained parameters, which stand on a logarithmic axis."""
+    """Draw values over trained parameters, on a logarithmic axis."""
     told = "; ".join(f"{mark.label}: {mark.value:.3f} with {mark.trained:,}" for mark in marks)
     return _chart(
         [_trade_off(frame, marks, metric) for frame in FRAMES], f"{metric} against trained parameters. {told}"
@@ -74,7 +74,7 @@ def trade_off(marks: Sequence[Mark], metric: str) -> Chart:
 
 
 def bars(rows: Sequence[Bar], metric: str) -> Chart:
-    """Horizontal bars with intervals; a mark stands where the control is."""
+    """Draw horizontal bars with intervals; a mark shows the control."""
     marked = any(row.blind is not None for row in rows)
     note = f"{metric}, with 95 % intervals{'; the upright mark: with the media shuffled' if marked else ''}"
     told = "; ".join(
@@ -92,7 +92,7 @@ def _curves(frame: Frame, many: Sequence[Series], what: str) -> Drawing:
     lead = _leading(many)
     top, bottom = 40 + 22 * len(many), 330 + 22 * len(many)
     xs = nice_ticks(0, max(1.0, *(x for one in many for x, _ in one.points)), frame.steps)
-    # The axis follows the leading curves: one outlier among thousands of steps would flatten them.
+    # The axis is scaled to the leading curves: one outlier among thousands of steps would flatten them.
     ys = nice_ticks(
         min(0.0, *(y for one in lead for _, y in one.points)), max(y for one in lead for _, y in one.points), 6
     )
@@ -190,7 +190,7 @@ def _tick(x: float, bottom: float, label: str) -> list[str]:
 
 
 def _caption(frame: Frame, y: float, text: str) -> list[str]:
-    """Under a drawing, on as many lines as it takes."""
+    """Return a caption under a drawing, wrapped to its width."""
     lines = wrap(text, 15, frame.width - 16, 3)
     return [_text((frame.width / 2, y + 18 * number), line, "", "middle") for number, line in enumerate(lines)]
 
@@ -205,7 +205,7 @@ def _level_axis(frame: Frame, ticks: Sequence[float], top: float, bottom: float,
 
 
 def _chart(drawings: Sequence[Drawing], alt: str) -> Chart:
-    """Each drawing is described beside it, so that its parts need no words of their own."""
+    """Return the chart with its drawings; `alt` describes them, so that their parts need no description."""
     svgs = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {frame.width} {height:.0f}" role="img"'
         f' aria-label="{escape(alt)}">{"".join(parts)}</svg>'
@@ -237,7 +237,7 @@ def _class(number: int) -> str:
 
 
 def _cut(text: str, width: float) -> str:
-    """As much of a label as fits, in a font that may be wider than the one it is measured with."""
+    """Return as much of a label as fits, in a font that may be wider than the one it is measured with."""
     while text_width(text, 15) > width:
         text = f"{text[:-2]}…"
     return text

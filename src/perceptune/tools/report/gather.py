@@ -1,4 +1,4 @@
-"""Reading what runs and comparisons have left. What is missing or damaged is noted, and the rest is read."""
+"""Reading the files of runs and comparisons. Missing or damaged files are noted, and the rest is read."""
 
 import json
 import math
@@ -18,12 +18,12 @@ from perceptune.models.run_location import META, RECIPE, is_address, local_run
 from perceptune.tools.compare.report import NAME as COMPARISON
 from perceptune.utils.run_log import read_log
 
-_MAX_FOLDERS = 2000  # looked at for the nearest one
+_MAX_FOLDERS = 2000  # searched for the nearest name
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run folder as it was read. `results` is None for a run that was not evaluated."""
+    """A run folder as read. `results` is None for a run that was not evaluated."""
 
     name: str
     folder: Path
@@ -37,7 +37,7 @@ class ReportedRun:
 
     @property
     def metric(self) -> str:
-        """The metric that comes first."""
+        """The first metric."""
         if self.results is not None:
             return str(self.results["metrics"][0])
         return next((str(key) for row in self.predictions for key in row["scores"]), "accuracy")
@@ -53,7 +53,7 @@ class Comparison:
 
 
 def gather(sources: Sequence[str]) -> tuple[list[ReportedRun], list[Comparison]]:
-    """Runs (folders, zip files, addresses) and comparisons. Raises `UserError` for what is neither."""
+    """Read runs (folders, zip files, addresses) and comparisons. Raises `UserError` for anything else."""
     runs, comparisons = [], []
     for source, name in zip(sources, _names(sources), strict=True):
         folder = local_run(source)
@@ -67,7 +67,7 @@ def gather(sources: Sequence[str]) -> tuple[list[ReportedRun], list[Comparison]]
 
 
 def read_run(name: str, folder: Path) -> ReportedRun:
-    """One run. Raises `UserError` only if it cannot be told what the run is: for its `meta.json` or `run.yaml`."""
+    """Read one run. Raises `UserError` only if its `meta.json` or `run.yaml`, which identify it, are unreadable."""
     problems: list[str] = []
     results = None
     try:
@@ -92,13 +92,13 @@ def read_run(name: str, folder: Path) -> ReportedRun:
 
 
 def number(value: Any) -> float | None:
-    """A finite number of a file, else None."""
+    """Return a finite number of a file, else None."""
     fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if fine else None
 
 
 def span(value: Any) -> tuple[float, float] | None:
-    """An interval of a file, else None."""
+    """Return an interval of a file, else None."""
     ends = [number(end) for end in value] if isinstance(value, list) else []
     return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
 
@@ -119,7 +119,7 @@ def _predictions(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """A prediction with all its keys, in their types."""
+    """Return a prediction with all its keys, in their types."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -160,7 +160,7 @@ def _comparison(name: str, folder: Path) -> Comparison:
 
 
 def _names(sources: Sequence[str]) -> list[str]:
-    """Each source by the shortest end of its path that no other one has."""
+    """Return for each source the shortest end of its path that is unique."""
     parts = [(source,) if is_address(source) else Path(source).absolute().parts for source in sources]
     return [next(_ends(own, [other for j, other in enumerate(parts) if j != i])) for i, own in enumerate(parts)]
 
@@ -173,7 +173,7 @@ def _ends(own: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> Iterator[s
 
 
 def _nearest(folder: Path) -> str:
-    """The run folders beside a folder, and those in `runs`."""
+    """Return the run folders beside a folder, and those in `runs`."""
     beside = [folder.parent, folder, Path("runs")]
     found = {
         str(path.parent)

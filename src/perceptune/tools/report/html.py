@@ -1,4 +1,4 @@
-"""A report as one HTML file: no script, nothing loaded from elsewhere, every text escaped, light and dark."""
+"""A report as one HTML file: no script, no external resources, every text escaped, light and dark."""
 
 import re
 from pathlib import Path
@@ -21,5 +21,5 @@ def html(report: Report) -> str:
 
 
 def _coded(text: str) -> Markup:
-    """Return a paragraph's text, what stands between backticks as code."""
+    """Return a paragraph's text, with text between backticks as code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text)))

@@ -1,4 +1,4 @@
-"""A report as Markdown: the same sections; drawings are told in words, images by their descriptions."""
+"""A report as Markdown: the same sections, with drawings and images replaced by their descriptions."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from perceptune.utils.markdown import escape_markdown, markdown_table
 
 
 def markdown(report: Report) -> str:
-    """The whole file."""
+    """Return the whole file."""
     parts = [f"# {escape_markdown(report.title)}"]
     for section in report.sections:
         parts.append(f"{'#' * section.level} {escape_markdown(section.title)}")

@@ -1,8 +1,8 @@
-"""Wrong answers by kind, as far as the texts alone tell: what a paper's figure of limitations sorts by hand.
+"""Wrong answers by kind, as far as texts alone allow: an automatic version of a paper's figure of limitations.
 
-The eP-ALM paper (its appendix E) names missed detail, coherent text that answers another question, and things that are
-not there. What of this can be told without a person looking: another number, yes for no, a word that is the answer to
-other samples, an answer of another kind than was asked for, words that no sample's truth holds.
+The eP-ALM paper (its appendix E) names missed detail, coherent text that answers another question, and hallucinated
+objects. Detectable without a person: another number, yes for no, a word that is the answer to other samples, an
+answer of another kind than the question requires, words that occur in no sample's reference.
 """
 
 import re
@@ -19,7 +19,7 @@ _NUMBERS = frozenset(["zero", "one", "two", "three", "four", "five", "six", "sev
 
 
 def by_kind(wrong: Sequence[Row], everything: Iterable[Row]) -> dict[str, list[Row]]:
-    """The wrong answers of each kind, the most frequent kind first; `everything` tells which answers there are."""
+    """Return the wrong answers of each kind, the most frequent kind first; `everything` provides all known answers."""
     known = {_words(target) for row in everything for target in row["targets"]}
     kinds: dict[str, list[Row]] = {}
     for row in wrong:
@@ -28,7 +28,7 @@ def by_kind(wrong: Sequence[Row], everything: Iterable[Row]) -> dict[str, list[R
 
 
 def kinds_table(name: str, kinds: Mapping[str, Sequence[Row]], blind: Mapping[str, Row]) -> Table:
-    """How many there are of each kind, which confusion is the most frequent, how many are said without looking."""
+    """Return a table of each kind's count, its most frequent confusion, and how many equal the answer without media."""
     total = sum(map(len, kinds.values()))
     heading = ["kind of wrong answer", "samples", "share of wrong", "most often: said, expected"]
     if blind:
@@ -47,7 +47,7 @@ def kinds_table(name: str, kinds: Mapping[str, Sequence[Row]], blind: Mapping[st
 
 
 def truth_of(row: Row) -> str:
-    """The answer that most annotators gave; the first of several as frequent."""
+    """Return the answer that most annotators gave; the first of several equally frequent ones."""
     return str(Counter(row["targets"]).most_common(1)[0][0]) if row["targets"] else ""
 
 

@@ -1,4 +1,4 @@
-"""What answers are worth by type of question: of one run with its controls, of several side by side."""
+"""Scores by type of question: of one run with its controls, of several side by side."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
@@ -10,14 +10,14 @@ from perceptune.tools.report.gather import ReportedRun
 from perceptune.utils.markdown import format_interval
 
 Row = Mapping[str, Any]
-# Where data sets write what kind of question it is, the nearest first.
+# Keys in which data sets store the type of question, the most specific first.
 _TYPES = ("answer_type", "question_type", "type", "category", "structural", "semantic")
 _MOST_TYPES = 40
 _CONTROLS = {"shuffled": "media shuffled", "no_media": "no media"}
 
 
 def questions(runs: Sequence[ReportedRun]) -> Iterator[Block]:
-    """All tables: several runs in one, then each that has a table of its own to show, for it alone or its controls."""
+    """Yield all tables: several runs in one, then each run's own if there is no common one or it has controls."""
     shared = list(_side_by_side(runs)) if len(runs) > 1 else []
     yield from shared
     for run in runs:
@@ -30,7 +30,7 @@ def questions(runs: Sequence[ReportedRun]) -> Iterator[Block]:
 
 
 def by_type(run: ReportedRun) -> Iterator[Table]:
-    """A table for each key of the data that names types of questions: the metric, and its gap to each control."""
+    """Yield a table for each key of the data with types of questions: the metric, and its gap to each control."""
     for key in _TYPES:
         groups = _groups(run, run.metric, key)
         if groups:
@@ -38,12 +38,12 @@ def by_type(run: ReportedRun) -> Iterator[Table]:
 
 
 def media_of(row: Row) -> tuple[Any, ...]:
-    """What makes samples dependent: questions on one image are right or wrong together."""
+    """Return the media by which samples are dependent: answers to questions on one image are correlated."""
     return tuple(sorted(row["media"].items())) or (row["id"],)
 
 
 def _groups(run: ReportedRun, metric: str, key: str) -> dict[str, list[Row]]:
-    """The scored predictions of each type, the most frequent type first."""
+    """Return the scored predictions of each type, the most frequent type first."""
     groups: dict[str, list[Row]] = {}
     for row in run.predictions:
         kind = row["meta"].get(key)
@@ -71,7 +71,7 @@ def _type_table(run: ReportedRun, key: str, groups: Mapping[str, Sequence[Row]])
 
 
 def _side_by_side(runs: Sequence[ReportedRun]) -> Iterator[Table]:
-    """Each key once: the value of each type in each run, where at least two runs have types of that key."""
+    """Yield a table per key: the value of each type in each run, if at least two runs have types of that key."""
     for key in _TYPES:
         found = {run.name: groups for run in runs if (groups := _groups(run, runs[0].metric, key))}
         if len(found) < 2:
@@ -83,7 +83,7 @@ def _side_by_side(runs: Sequence[ReportedRun]) -> Iterator[Table]:
         counts = next(iter(found.values()))
         heads = [f"{kind} ({len(counts[kind]):,})" if kind in counts else kind for kind in kinds]
         table = [["", *heads], *rows]
-        if len(kinds) > len(rows):  # what there is more of goes down the page
+        if len(kinds) > len(rows):  # the longer list goes down the page
             table = [list(column) for column in zip(*table, strict=True)]
         table[0][0] = "run" if len(kinds) <= len(rows) else _named(key)
         yield Table(caption, table[0], table[1:])
@@ -97,13 +97,13 @@ def _told(rows: Sequence[Row], metric: str) -> str:
 
 
 def estimate(rows: Sequence[Row], metric: str) -> tuple[float, float, float]:
-    """The mean with its interval."""
+    """Return the mean with its interval."""
     values = [float(row["scores"][metric]) for row in rows]
     return fmean(values), *bootstrap_interval(values, groups=[media_of(row) for row in rows])
 
 
 def _against(own: Sequence[Row], blind: Mapping[str, Row], metric: str) -> tuple[str, str]:
-    """The same samples under a control, and the paired gap."""
+    """Return the value of the same samples under a control, and the paired gap."""
     both = [(row, other) for row in own if (other := blind.get(row["id"])) is not None and metric in other["scores"]]
     if not both:
         return "", ""

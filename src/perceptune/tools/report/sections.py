@@ -1,4 +1,4 @@
-"""The sections of a report, from what was gathered."""
+"""Sections of a report, from the gathered files."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from perceptune.utils.markdown import format_interval
 
 
 def make_report(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison], *, samples: int, media: bool) -> Report:
-    """All sections; `samples` right and as many wrong answers of each run, their media shown or not."""
+    """Return all sections; `samples` right and as many wrong answers of each run, with or without their media."""
     every = [*runs, *(run for one in comparisons for run in one.runs)]
     names = [*(run.name for run in runs), *(one.name for one in comparisons)]
     sections = [_overview(runs)] if runs else []
@@ -44,7 +44,7 @@ _GRIDS = Words(
 
 
 def _overview(runs: Sequence[ReportedRun]) -> Section:
-    """Every number with its controls; several runs also as charts."""
+    """Return the section of all numbers with their controls; several runs also as charts."""
     blocks: list[Block] = [Words(_summary(run)) for run in runs]
     blocks += [Words(f"{run.name}: {problem}", "bad") for run in runs for problem in run.problems]
     heading = ("run", "method", "metric", "value", "95 %", "media shuffled", "gap (95 %)", "no media", "gap (95 %)",
@@ -52,7 +52,7 @@ def _overview(runs: Sequence[ReportedRun]) -> Section:
     rows = [row for run in runs for row in _values(run)]
     if rows:
         caption = "Results with their controls: the same questions with other media, and without any"
-        known = 2 if len(runs) == 1 else 0  # run and method stand above
+        known = 2 if len(runs) == 1 else 0  # run and method are in the heading
         blocks.append(without_empty(Table(caption, heading[known:], [row[known:] for row in rows])))
     for run in runs:
         if run.results is not None and run.results.get("trained_on_this_split"):
@@ -71,7 +71,7 @@ def _overview(runs: Sequence[ReportedRun]) -> Section:
 
 
 def _summary(run: ReportedRun) -> str:
-    """What the run is, and what came out, in a sentence or two."""
+    """Return the run's description and result in a sentence or two."""
     base = run.meta.get("base") or {}
     models = " and ".join(_model(name, part) for name, part in base.items() if isinstance(part, Mapping))
     share = number(run.meta.get("trained_share"))
@@ -95,7 +95,7 @@ def _values(run: ReportedRun) -> Iterator[list[str]]:
         return
     for key in map(str, results["metrics"]):
         scored = [row for row in run.predictions if key in row["scores"]]
-        # A run of an earlier version has the interval of its first metric alone.
+        # A run of an earlier version has the interval of its first metric only.
         found = _span(results.get(f"{key}_interval")) or (_span([*estimate(scored, key)[1:]]) if scored else "")
         row = [run.name, part_name(run.recipe.get("method")), key, f"{results[key]:.3f}", found]
         for control in ("shuffled", "no_media"):
@@ -106,7 +106,7 @@ def _values(run: ReportedRun) -> Iterator[list[str]]:
 
 
 def _others(runs: Sequence[ReportedRun]) -> Iterator[Block]:
-    """Other data sets, and the gap to them."""
+    """Yield the tables of other data sets, and the gap to them."""
     rows = []
     for run in runs:
         others = (run.results or {}).get("others")
@@ -136,7 +136,7 @@ _Measured = tuple[str, int, float, tuple[float, float] | None, float | None]
 
 
 def _images(rows: Sequence[_Measured], metric: str) -> Iterator[Chart]:
-    """Bars, and value against what is trained where there are several."""
+    """Yield bar charts and, for several runs, a chart of value against trained parameters."""
     if not rows:
         return
     yield bars([Bar(name, value, interval, blind) for name, _, value, interval, blind in rows], metric)
@@ -161,7 +161,7 @@ def _training(runs: Sequence[ReportedRun]) -> Section:
         return Section("Training", [Words("No log of a training was found.", "bad")])
     raw = [Series("each step", losses[0][1], faint=True)] if len(losses) == 1 else []
     means = [(name, smooth(points)) for name, points in losses]
-    what = "training loss" if means == losses else "training loss, running mean"  # short trainings stay as they are
+    what = "training loss" if means == losses else "training loss, running mean"  # short trainings are not smoothed
     blocks.append(curves([Series(name, points) for name, points in means] + raw, what))
     blocks += [curves(many, f"{metric} while training") for metric, many in scores.items()]
     return Section("Training", blocks)
@@ -190,7 +190,7 @@ def _parameters(runs: Sequence[ReportedRun]) -> Section:
 
 
 def _parts(run: ReportedRun) -> Iterator[list[str]]:
-    """The method's tensors by the first part of their names; shapes are read, values not."""
+    """Yield the method's tensors by the first part of their names; only shapes are read."""
     sizes: dict[str, list[int]] = {}
     try:
         with safe_open(run.folder / METHOD, "numpy") as file:
@@ -253,7 +253,7 @@ def _reproduction(runs: Sequence[ReportedRun]) -> Section:
 
 
 def _model(part: str, found: Mapping[str, Any]) -> str:
-    """A base model's name; of a folder on this machine the last part alone."""
+    """Return a base model's name; for a local folder its last part only."""
     return one_line(model_name(part, found.get("id")))
 
 

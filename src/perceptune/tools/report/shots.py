@@ -1,4 +1,4 @@
-"""Media as small images inside a page: images, frames of videos, spectrograms of audio."""
+"""Media as thumbnails in a page: images, frames of videos, spectrograms of audio."""
 
 import base64
 from io import BytesIO
@@ -12,17 +12,17 @@ from perceptune.data.media.mel_spectrogram import LogMel
 from perceptune.data.media.source import MediaError, open_image
 
 SIDE = 224  # pixels, at most
-_FRAMES = 3  # of a video
+_FRAMES = 3  # per video
 _FRAME_SIDE = 112
 _RATE, _HEARD = 16_000, 30.0  # Hz; seconds of an audio file that are drawn
 _MEL = LogMel(_RATE, 400, 160, 512, 64, 50.0, 8_000.0, 1e-10, centred=False)
-_DYNAMIC = np.log(10.0) * 7  # from the loudest value down: 70 dB are told apart
-# Dark to light with rising loudness, also without colours.
+_DYNAMIC = np.log(10.0) * 7  # dynamic range below the loudest value: 70 dB
+# Dark to light with increasing loudness, readable without colours.
 _COLOURS = np.array([(8, 8, 36), (84, 24, 110), (190, 54, 84), (248, 142, 40), (252, 250, 190)], np.float64)
 
 
 def shots(modality: str, medium: Path, sample: str) -> list[tuple[str, str]]:
-    """Data URIs with descriptions. Raises `MediaError` for what cannot be read."""
+    """Return data URIs with descriptions. Raises `MediaError` for an unreadable medium."""
     name = medium.name
     if modality == "audio":
         image, seconds = spectrogram(medium)
@@ -37,7 +37,7 @@ def shots(modality: str, medium: Path, sample: str) -> list[tuple[str, str]]:
 
 
 def spectrogram(medium: Path) -> tuple[Image.Image, float]:
-    """The log-mel energies over time, low tones at the bottom; and how many seconds are shown."""
+    """Return the log-mel energies over time, low frequencies at the bottom, and the seconds shown."""
     wave = read_audio(medium, _RATE, _HEARD)
     if len(wave) < 2:
         raise MediaError(f"{medium}: too short to be drawn")
@@ -55,7 +55,7 @@ def _small(image: Image.Image, side: int) -> Image.Image:
 
 
 def _uri(image: Image.Image) -> str:
-    """As PNG where that is not much larger: JPEG blurs the edges of drawings."""
+    """Encode as PNG unless that is much larger: JPEG blurs the edges of drawings."""
     files = {}
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 80})):
         data = BytesIO()
