@@ -112,7 +112,8 @@ def table_records(
         try:
             cells = next(rows, None)
         except csv.Error as error:
-            raise UserError(f"{where}, line {line}: {error}{_quoting_hint(error)}") from error
+            hint = "; a quotation mark inside a quoted cell is written twice" if "expected after" in str(error) else ""
+            raise UserError(f"{where}, line {line}: {error}{hint}") from error
         if cells is None:
             return
         cells = [cell.strip() for cell in cells]
@@ -163,10 +164,6 @@ def _row(cells: Sequence[str], columns: Sequence[str], where: str) -> dict[str, 
         if not name and cell and number > 1:
             raise UserError(f"{where}: {short(repr(cell))} stands in column {number}, which has no name")
     return {name: cell for name, cell in zip(columns, cells, strict=True) if name}
-
-
-def _quoting_hint(error: csv.Error) -> str:
-    return "; a quotation mark inside a quoted cell is written twice" if "expected after" in str(error) else ""
 
 
 def _encoding_of(lines: Lines, where: str, settable: bool) -> str:

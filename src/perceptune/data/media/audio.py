@@ -98,10 +98,9 @@ def _libsndfile(data: bytes, shown: str) -> Iterator[tuple[Any, AudioHeader]]:
     try:
         audio = soundfile.SoundFile(_Steady(data))
     except soundfile.LibsndfileError as error:
+        message = f"damaged audio ({_reason(error)})"
         if error.code == 1:  # format not recognised
             message = refusal(data[:HEAD], "audio", "audio file", _READ)
-        else:
-            message = f"damaged audio ({_reason(error)})"
         raise _NotForLibsndfileError(f"{shown}: {message}") from error
     try:
         with audio:

@@ -48,10 +48,9 @@ def draw_video(chance: random.Random, color: str, shape: str, blinks: bool) -> b
         for number in range(_FRAMES):
             part = number / (_FRAMES - 1)
             at = (start[0] + part * (end[0] - start[0]), start[1] + part * (end[1] - start[1]))
-            hidden = blinks and number % _BLINK >= _BLINK // 2
-            image = (
-                Image.new("RGB", (_SIDE, _SIDE), ground) if hidden else _drawn(ground, color, shape, at, radius, turn)
-            )
+            image = Image.new("RGB", (_SIDE, _SIDE), ground)
+            if not blinks or number % _BLINK < _BLINK // 2:
+                image = _drawn(ground, color, shape, at, radius, turn)
             container.mux(stream.encode(av.VideoFrame.from_image(image)))
         container.mux(stream.encode())
     return buffer.getvalue()

@@ -17,10 +17,7 @@ def to_row(sample: Sample, folder: Path | None = None) -> dict[str, Any]:
     for modality, medium in sample.media.items():
         if not isinstance(medium, Path):
             raise UserError(f"sample `{sample.id}`: its {modality} is no file of its own but {str(medium)[:80]}")
-        media[modality] = medium.absolute().as_posix() if folder is None else _relative(medium, folder)
+        path = medium.absolute()
+        media[modality] = (path if folder is None else Path(os.path.relpath(path, folder.absolute()))).as_posix()
     return {"id": sample.id, **(media or {"image": None}), "prompt": sample.prompt,
             **({"targets": list(sample.targets)} if sample.targets else {}), **sample.meta}  # fmt: skip
-
-
-def _relative(medium: Path, folder: Path) -> str:
-    return Path(os.path.relpath(medium.absolute(), folder.absolute())).as_posix()

@@ -60,14 +60,12 @@ class CaptionSet(MediaSet):
         key = next((key for key in keys if record.values.get(key) is not None), None)
         if self._options.skip_empty and key is not None:
             value = record.values[key]
-            full = [text for text in (value if isinstance(value, list) else [value]) if not self._is_empty(text)]
+            texts = value if isinstance(value, list) else [value]
+            full = [text for text in texts if not isinstance(text, str) or self.clean(text).strip(".")]
             if not full:
                 return ()
             record = record._replace(values={**record.values, key: full})
         return tuple(text.strip() for text in record.targets(keys, self.clean, needed=split != "test"))
-
-    def _is_empty(self, text: object) -> bool:
-        return isinstance(text, str) and not self.clean(text).strip(".")
 
     def entries(self, split: str) -> Iterator[tuple[Record, Sample]]:
         for row in self._media_of(split):

@@ -170,11 +170,10 @@ def _worth(row: Asked) -> dict[str, float]:
     """Answer -> its worth, the best first; of equal ones the one that comes first in the file."""
     if row.label:
         found = {answer: float(value) for answer, value in row.label.items() if value > 0}
-    else:
-        counts = Counter(answer for answer in row.answers if answer.strip())
-        single = len(row.answers) == 1
-        return {a: 1.0 if single else _WORTH[min(n, 4)] for a, n in counts.most_common()}
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+    counts = Counter(answer for answer in row.answers if answer.strip())
+    single = len(row.answers) == 1
+    return {a: 1.0 if single else _WORTH[min(n, 4)] for a, n in counts.most_common()}
 
 
 def answers_of(record: Record, key: str = "answers", *, needed: bool = False) -> tuple[str, ...]:

@@ -185,8 +185,6 @@ def _table_settings(place: Path) -> dict[str, Any]:
 
 
 def _of_saved(saved: Any, path: str, split: str) -> Any:
-    if not isinstance(saved, dict):
-        return saved  # a single split has no name
-    if split not in saved:
+    if isinstance(saved, dict) and split not in saved:
         raise UserError(f"{path}: no split `{split}`{nearest(split, saved)}")
-    return saved[split]
+    return saved[split] if isinstance(saved, dict) else saved  # a single split has no name

@@ -106,12 +106,11 @@ class Mixture(Task):
         chosen: dict[str, list[int]] = {}
         for index, sample in enumerate(samples):
             chosen.setdefault(self.part_of(sample), []).append(index)
-        whole = Scored({}, [{} for _ in samples], {"metric": "mixture", "parts": {}}, {})
         corpus: dict[str, Corpus] = {}
+        whole = Scored({}, [{} for _ in samples], {"metric": "mixture", "parts": {}}, corpus)
         for label, task in self._tasks.items():
-            if label not in chosen:
+            if not (indices := chosen.get(label)):
                 continue
-            indices = chosen[label]
             part = task.score([predictions[index] for index in indices], [samples[index] for index in indices])
             whole.summary.update({f"{label}_{key}": value for key, value in part.summary.items()})
             whole.definition["parts"][label] = part.definition
@@ -122,7 +121,7 @@ class Mixture(Task):
                 statistics = np.zeros((len(samples), found.statistics.shape[1]))
                 statistics[indices] = found.statistics
                 corpus[f"{label}_{key}"] = Corpus(statistics, found.value)
-        return replace(whole, corpus=corpus)
+        return whole
 
 
 TASK = Mixture
