@@ -1,4 +1,4 @@
-"""How the answer is found in a generated text. The rule is stored with a run, so that answering reads no data."""
+"""Extraction of the answer from a generated text. The rule is stored with a run, so answering needs no data set."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from perceptune.data.records import first_line
 
 @dataclass(frozen=True)
 class AnswerCleaning:
-    """Strips surrounding whitespace and, unless `keeps_period`, the final period."""
+    """A callable that strips surrounding whitespace and, unless `keeps_period`, the final period."""
 
     lowercase: bool = False
     first_line: bool = False  # whether the answer ends with the first line

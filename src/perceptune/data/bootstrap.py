@@ -1,23 +1,23 @@
-"""How sure a mean, or another value of sums over samples, is: percentile bootstrap intervals."""
+"""Percentile bootstrap intervals of means, and of other values of sums over samples."""
 
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-_DRAWS_AT_ONCE = 1 << 20  # resampled values at a time: 32 MiB with all that is made of them
+_DRAWS_AT_ONCE = 1 << 20  # values resampled at a time: 32 MiB with all temporaries
 Floats = NDArray[np.float64]
 Values = Sequence[float] | NDArray[np.floating]
-Groups = Sequence[Hashable] | None  # what each value is drawn together with
+Groups = Sequence[Hashable] | None  # values of one group are resampled together
 
 
 def bootstrap_interval(
     values: Values, *, groups: Groups = None, level: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Interval of the mean of `values` at confidence `level`, from `samples` resamplings.
+    """Compute the interval of the mean of `values` at confidence `level`, from `samples` resamples.
 
-    Values of one of the `groups` (the questions on one image, say) are drawn together, because they are not
-    independent; without groups each value is drawn for itself.
+    Values of the same group (such as the questions on one image) are resampled together, because they are not
+    independent; without groups each value is resampled separately.
     """
     return _quantiles(_resampled_means(values, groups, samples, np.random.default_rng(seed)), level)
 
@@ -25,9 +25,9 @@ def bootstrap_interval(
 def bootstrap_difference(
     a: Values, b: Values, *, groups: Groups = None, level: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Interval of mean(a) - mean(b), where `a[i]` and `b[i]` belong to the same sample.
+    """Compute the interval of mean(a) - mean(b), where `a[i]` and `b[i]` belong to the same sample.
 
-    Resampling the pairs keeps what makes a sample easy or hard for both out of the interval.
+    Resampling pairs removes the variance between samples that is common to both.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
@@ -39,7 +39,7 @@ def bootstrap_gap(
     a: Values, b: Values, *, groups_a: Groups = None, groups_b: Groups = None, level: float = 0.95,
     samples: int = 2000, seed: int = 0,
 ) -> tuple[float, float]:  # fmt: skip
-    """Interval of mean(a) - mean(b) of two different sets of samples, each resampled for itself."""
+    """Compute the interval of mean(a) - mean(b) of two different sets of samples, resampled independently."""
     rng = np.random.default_rng(seed)
     first = _resampled_means(a, groups_a, samples, rng)
     return _quantiles(first - _resampled_means(b, groups_b, samples, rng), level)
@@ -49,10 +49,11 @@ def bootstrap_corpus(
     statistics: NDArray[np.floating], value: Callable[[Floats], Floats], *, groups: Groups = None,
     level: float = 0.95, samples: int = 2000, seed: int = 0,
 ) -> tuple[float, float]:  # fmt: skip
-    """Interval of a value that is no mean over samples, such as BLEU: `value` of the sums of `statistics` (samples, k).
+    """Compute the interval of a value that is not a mean over samples, such as BLEU.
 
-    Draws the same samples as `bootstrap_interval` does with this seed. For the difference of two systems on the same
-    samples give the statistics of both side by side, and the difference of their values.
+    The value of a resample is `value` of the sums of `statistics` (samples, k). Resamples are the same as those of
+    `bootstrap_interval` with this seed. For the difference of two systems on the same samples, pass the statistics of
+    both side by side, and the difference of their values.
     """
     sums = _resampled_sums(statistics, groups, samples, np.random.default_rng(seed))
     return _quantiles(np.asarray(value(sums), dtype=np.float64), level)
@@ -68,7 +69,7 @@ def _resampled_means(values: Values, groups: Groups, samples: int, rng: np.rando
 
 
 def _resampled_sums(statistics: NDArray[np.floating], groups: Groups, samples: int, rng: np.random.Generator) -> Floats:
-    """(samples, k): the sums over each resample of `statistics` (n, k)."""
+    """Compute the sums (samples, k) over each resample of `statistics` (n, k)."""
     data = np.asarray(statistics, dtype=np.float64)
     if data.ndim != 2 or not data.size:
         raise ValueError(f"expected non-empty rows of numbers, got shape {data.shape}")
@@ -83,9 +84,9 @@ def _resampled_sums(statistics: NDArray[np.floating], groups: Groups, samples: i
     for done in range(0, samples, at_once):
         rows = min(at_once, samples - done)
         drawn = rng.integers(size, size=(rows, size)) + np.arange(rows)[:, None] * size
-        # Weighing each value by how often it was drawn is faster than gathering it as often, the more columns the more.
+        # Weighting each value by its count is faster than gathering the drawn values, above all with many columns.
         times = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
-        sums.append(np.einsum("rg,kg->rk", times, columns))  # no BLAS, whose sums depend on the number of threads
+        sums.append(np.einsum("rg,kg->rk", times, columns))  # not BLAS, whose sums depend on the number of threads
     return np.concatenate(sums)
 
 
@@ -97,7 +98,7 @@ def _quantiles(values: Floats, level: float) -> tuple[float, float]:
 
 
 def _grouped(data: Floats, groups: Groups) -> Floats:
-    """(k, groups): the sums of each column over each group."""
+    """Compute the sums (k, groups) of each column over each group."""
     if groups is None:
         return data.T.copy()
     if len(groups) != len(data):

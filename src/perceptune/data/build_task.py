@@ -1,4 +1,4 @@
-"""From the keys of a recipe to its task."""
+"""Construction of a recipe's task."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from perceptune.errors import UserError
 
 
 def make_task(recipe: Recipe) -> Task:
-    """The recipe's task, with what it holds out of the training split as a split of its own."""
+    """Build the recipe's task; with `train.hold_out`, held-out training samples are a separate split."""
     if recipe.task is None:
         raise UserError("the recipe names no `task`: name one, or give your own data as `task: jsonl`")
-    # Missing media are counted while training instead, where some are allowed.
+    # If some media may be missing, they are counted during training instead.
     task = task_of(recipe.task, check_files=not recipe.train.max_bad_media)
     return task if recipe.train.hold_out is None else HoldoutSplit(task, recipe.train.hold_out)
 
 
 def task_of(part: NamedPart, what: str = "task `{name}`", *, check_files: bool = True) -> Task:
-    """A task with its options; `what` it is in errors, `check_files` is the default of its option, if it has that."""
+    """Build a task from its options; `what` names it in errors, `check_files` is the default of its option, if any."""
     kind = leaf("tasks", part.name).module.TASK
     given = {} if check_files or "check_files" not in kind.Options.model_fields else {"check_files": False}
     task: Task = kind(validate(kind.Options, given | part.options(), what.format(name=part.name)))
@@ -28,9 +28,9 @@ def task_of(part: NamedPart, what: str = "task `{name}`", *, check_files: bool =
 
 
 def data_keys(name: str, place: str, split: str | None = None) -> dict[str, Any]:
-    """Return the keys by which task `name` reads the data at `place`; see `Task.data_keys`.
+    """Return the keys with which task `name` reads the data at `place`; see `Task.data_keys`.
 
-    Raises `UserError` for a task that cannot be told a place.
+    Raises `UserError` for a task without a single location of its data.
     """
     task = leaf("tasks", name).module.TASK
     if task.data_option is None:
@@ -40,7 +40,10 @@ def data_keys(name: str, place: str, split: str | None = None) -> dict[str, Any]
 
 
 def validation_keys(name: str, place: str) -> dict[str, Any]:
-    """The same for the data at `place` as the split `validation`."""
+    """Return the keys with which task `name` reads the data at `place` as split `validation`.
+
+    Raises `UserError` for a task with its own splits.
+    """
     if "validation" not in leaf("tasks", name).module.TASK.Options.model_fields:
         raise UserError(f"task `{name}` has its own splits: it takes no validation file (--validation)")
     return {"validation": place}

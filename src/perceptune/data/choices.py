@@ -5,7 +5,7 @@ from perceptune.types import Sample
 
 
 def choices_of(sample: Sample) -> list[str]:
-    """The key `choices` of a sample: at least two different texts. Raises `UserError`."""
+    """Return the `choices` of a sample: at least two texts, all different. Raises `UserError` otherwise."""
     given = sample.meta.get("choices")
     if not isinstance(given, list | tuple):
         raise UserError(f"sample `{sample.id}` has no list `choices` to be ranked")

@@ -1,4 +1,4 @@
-"""A part of the training data kept from training, for choosing among settings without the test split."""
+"""A held-out part of the training data, for selecting settings without the test split."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,35 +14,35 @@ from perceptune.errors import UserError
 from perceptune.types import Medium, Sample
 
 HELD_OUT = "held-out"
-SEED = 4321  # what is held out must not move when the training seed does
+SEED = 4321  # fixed, so that held-out media do not depend on the training seed
 
 
 def selecting_splits(splits: Sequence[str]) -> list[str]:
-    """Those of a task's splits that settings and checkpoints may be chosen on, best first."""
+    """Return the splits on which settings and checkpoints may be selected, the preferred one first."""
     return [split for split in ("validation", HELD_OUT) if split in splits]
 
 
 def is_test(split: str) -> bool:
-    """Whether a split is one that nothing may be chosen on: `test`, `testdev`, `test-std`, `testA`."""
+    """Return whether a split must not be used for selection: `test`, `testdev`, `test-std`, `testA`."""
     return split.startswith("test")
 
 
 class HoldoutSplit(Task):
-    """A task whose first split has given up random media, with all their samples, to the split `held-out`.
+    """A task with a split `held-out`: random media of the first split, with all their samples.
 
-    It stands behind the training split, so the last split stays the one that is evaluated by default, unless there
-    was only one.
+    It follows the training split, so the split that is evaluated by default, the last, stays the same unless there was
+    only one.
     """
 
     def __init__(self, task: Task, amount: int | float) -> None:
         self._task, self._amount = task, amount
         self.splits = (task.splits[0], HELD_OUT, *task.splits[1:])
         self.metric, self.lowercase, self.weights = task.metric, task.lowercase, task.weights
-        self.data_option = task.data_option  # type: ignore[misc]  # a wrapper is what it wraps
+        self.data_option = task.data_option  # type: ignore[misc]  # the wrapper has the option of the wrapped task
         self.first_line, self.keeps_period = task.first_line, task.keeps_period
 
     def samples(self, split: str) -> Sequence[Sample]:
-        """Rows in their order. Raises `UserError` if nothing would be left to train on."""
+        """Return the rows of a split in order. Raises `UserError` if no training samples are left."""
         check_split(split, self.splits)
         first = self.splits[0]
         if split not in (first, HELD_OUT):
@@ -50,7 +50,7 @@ class HoldoutSplit(Task):
         return select(self._rows, self._parts[split == HELD_OUT])
 
     def read_from(self, split: str) -> frozenset[str]:
-        """Nothing for what was held out: no training has read it."""
+        """Return the sources of a split; none for `held-out`, on which no run was trained."""
         return frozenset() if split == HELD_OUT else self._task.read_from(split)
 
     @property
@@ -69,7 +69,7 @@ class HoldoutSplit(Task):
 
     @cached_property
     def _parts(self) -> tuple[list[int], list[int]]:
-        """Indices of the rows that stay, and of those held out."""
+        """Indices of the training rows, and of those held out."""
         groups = _groups(self._rows)
         wanted = sample_count(len(self._rows), self._amount) or 0
         sizes = torch.bincount(torch.tensor(groups))
@@ -85,7 +85,7 @@ class HoldoutSplit(Task):
 
 
 def _groups(rows: Sequence[Sample]) -> list[int]:
-    """A number for each row, the same for rows that share all media; a row without any is alone."""
+    """Return a group number for each row, the same for rows with the same media; rows without media are alone."""
     numbers: dict[tuple[Medium, ...] | str, int] = {}
     return [
         numbers.setdefault(tuple(sample.media[name] for name in sorted(sample.media)) or sample.id, len(numbers))

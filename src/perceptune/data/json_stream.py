@@ -1,4 +1,4 @@
-"""JSON read piece by piece: a list of gigabytes never lies in memory, only one of its values does."""
+"""Streaming of JSON: of a list of gigabytes, only one value at a time is in memory."""
 
 import codecs
 import json
@@ -9,22 +9,22 @@ from perceptune.data.records import DECODER, MAX_LINE, short
 from perceptune.errors import UserError
 
 _PIECE = 2**20
-_LONGEST_WORD = 16  # of what JSON has beside strings: an error so near the end may be a word cut in two
-_LONGEST_TAIL = 3  # of a number that is cut in two: `1e+` is read as 1
+_LONGEST_WORD = 16  # characters of a number or constant; an error this near the end may come from a cut word
+_LONGEST_TAIL = 3  # characters after a number that may belong to it: `1e+` is read as 1
 
 
 class JSONStream:
-    """A file of JSON, taken value by value. Errors name the file and the line, or what was being read."""
+    """A JSON file that is read value by value. Errors name the file and the line, or the value."""
 
     def __init__(self, file: BinaryIO, address: str, start: bytes = b"", line: int = 1) -> None:
-        """`start` has already been read from the file, and begins in that line."""
+        """Continue after `start`, which has already been read from the file and begins in `line`."""
         self.address, self.line = address, line
         self._file, self._unread = file, start
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._at, self._ended = "", 0, False
 
     def peek(self) -> str:
-        """Return the next character that is no white space; empty at the end."""
+        """Return the next character that is not white space; empty at the end."""
         while True:
             rest = self._at
             while rest < len(self._text) and self._text[rest] in " \t\r\n":
@@ -34,7 +34,7 @@ class JSONStream:
                 return self._text[self._at : self._at + 1]
 
     def take(self, characters: str) -> str:
-        """Take the next character, which must be one of these."""
+        """Read the next character. Raises `UserError` if it is not one of `characters`."""
         found = self.peek()
         if not found or found not in characters:
             wanted = " or ".join(f"`{character}`" for character in characters)
@@ -44,7 +44,7 @@ class JSONStream:
         return found
 
     def value(self, where: str) -> Any:
-        """Take the next value, whole; `where` stands in front of errors."""
+        """Read the next value completely; `where` is the prefix of errors."""
         self.peek()
         while True:
             try:
@@ -63,7 +63,7 @@ class JSONStream:
             return value
 
     def items(self, what: str = "") -> Iterator[tuple[str, Any]]:
-        """Take the values of a list whose bracket was taken, with where each stands: its line, or `what` and number."""
+        """Yield the values of a list after its bracket, each with its location: the line, or `what` and its index."""
         index = 0
         while self.peek() != "]" or index:
             where = f"{self.address}, {what} {index}" if what else f"{self.address}, line {self.line}"
@@ -74,7 +74,7 @@ class JSONStream:
         self.take("]")
 
     def keys(self) -> Iterator[str]:
-        """Take the keys of an object whose brace was taken; the value of each is to be taken before the next."""
+        """Yield the keys of an object after its brace; the caller reads the value of each before the next."""
         if self.peek() == "}":
             self.take("}")
             return
@@ -93,7 +93,7 @@ class JSONStream:
             raise UserError(f"{self.address}, line {self.line}: invalid JSON: `{found}` follows its end")
 
     def _is_torn(self, error: ValueError | RecursionError) -> bool:
-        """Whether an error may come of the text's end being still unread."""
+        """Return whether an error may be caused by unread text after the end of the buffer."""
         if not isinstance(error, json.JSONDecodeError):  # nested too deeply, or not a number
             return False
         return error.msg.startswith("Unterminated") or error.pos >= len(self._text) - _LONGEST_WORD
@@ -109,7 +109,7 @@ class JSONStream:
         self._at = to
 
     def _more(self) -> bool:
-        """Read on, twice as far as what is pending; whether there was more."""
+        """Read more, doubling the pending text; return whether there was more."""
         if self._ended:
             return False
         rest, self._at = self._text[self._at :], 0
@@ -124,5 +124,5 @@ class JSONStream:
 
 
 def too_long(where: str) -> UserError:
-    """Return the error for a row that is not read whole."""
+    """Return the error for a row that is too long to be read."""
     return UserError(f"{where}: longer than {MAX_LINE // 2**20} MiB, the most that one row may have")

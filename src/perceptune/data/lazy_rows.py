@@ -1,4 +1,4 @@
-"""Samples of which only the place is kept in memory: 8 bytes a row, however many rows there are."""
+"""Lazy rows: only the offsets of samples are kept in memory, 8 bytes per row."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class LazyRows(Sequence[T]):
-    """Items made anew whenever they are asked for; slices are lazy, too. As safe in threads as `read` is."""
+    """A sequence whose items are created at each access; slices are lazy, too. Thread-safe if `read` is."""
 
     def __init__(self, read: Callable[[Iterable[int]], Iterator[T]], chosen: range | NDArray[np.int64]) -> None:
-        """`read` makes the items of some indices, in the order given; `chosen` are those of this sequence."""
+        """Use `read` to create the items of given indices in order; `chosen` are the indices of this sequence."""
         self._read, self._chosen = read, chosen
 
     def __len__(self) -> int:
@@ -45,7 +45,7 @@ class LazyRows(Sequence[T]):
 
 
 def select(rows: Sequence[T], indices: Sequence[int]) -> Sequence[T]:
-    """The rows at `indices`, without making them."""
+    """Select the rows at `indices` lazily."""
     if indices == range(len(rows)):
         return rows
     wanted = np.asarray(indices, np.int64)
@@ -55,15 +55,15 @@ def select(rows: Sequence[T], indices: Sequence[int]) -> Sequence[T]:
 
 
 class LazyRow(NamedTuple):
-    """A line of one of a table's files."""
+    """A line of one of the files of a table."""
 
-    file: int  # which file
+    file: int  # index of the file
     line: int  # counted from 1
     text: bytes
 
 
 def lines_of(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """Lines with their ends, which are "\n" only. Raises `UserError` for one that is no row for its length."""
+    """Yield lines with their ends, which are "\n" only. Raises `UserError` for a line that is too long for a row."""
     for number, (text, size) in enumerate(read_lines(file), 1):
         if size > MAX_LINE:
             raise RowError(
@@ -73,18 +73,18 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 class RowTable:
-    """Text files with one row a line: where each row starts. The files must stay as they are."""
+    """Text files with one row per line, indexed by the offsets of rows. The files must not change."""
 
     def __init__(self, files: Sequence[Path], parse: Callable[[LazyRow], Sample | None]) -> None:
-        """`parse` raises `UserError` for a bad row and gives None for a line without one."""
+        """Read rows with `parse`, which raises `UserError` for an invalid row and returns None for a blank line."""
         self._files, self._parse = files, parse
-        self._starts = array("q")  # of each row, in bytes from the start of its file
-        self._first: list[int] = []  # row with which each file starts
-        self._blank: list[array[int]] = []  # for each file: how many rows come before each line without one
+        self._starts = array("q")  # offset of each row in its file, in bytes
+        self._first: list[int] = []  # index of the first row of each file
+        self._blank: list[array[int]] = []  # for each file: number of rows before each line without a row
         self._stamps: list[tuple[int, ...]] = []
 
     def scan(self) -> Iterator[Sample]:
-        """All samples. To be gone through once, to the end, before anything else is asked for."""
+        """Yield all samples. Must be exhausted once before the other methods are called."""
         for number in range(len(self._files)):
             with self._open(number) as file:
                 first, offset, blank = len(self._starts), 0, array("q")
@@ -102,11 +102,11 @@ class RowTable:
                 self._require_unchanged(number, file)
 
     def samples(self) -> LazyRows[Sample]:
-        """Every row."""
+        """Return all samples."""
         return LazyRows(self._samples, range(len(self._starts)))
 
     def row(self, index: int) -> LazyRow:
-        """A row as it is written."""
+        """Return the text of a row."""
         [row] = self._rows([index])
         return row
 
@@ -118,7 +118,7 @@ class RowTable:
             yield sample
 
     def _rows(self, indices: Iterable[int]) -> Iterator[LazyRow]:
-        """Each call opens its own files: threads and forked processes do not share a position."""
+        """Yield rows from files opened for this call, because threads and forked processes would share a position."""
         current = -1
         with ExitStack() as stack:
             for index in indices:
@@ -146,7 +146,7 @@ class RowTable:
 
 
 def read_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Each line, which ends at "\\n" only, and its size in bytes. Of one that is too long for a row only the start."""
+    """Yield each line, which ends at "\\n" only, and its size in bytes; only the start of one too long for a row."""
     while text := file.readline(MAX_LINE + 1):
         size = len(text)
         if size > MAX_LINE:
@@ -162,7 +162,7 @@ def _stamp(file: BinaryIO) -> tuple[int, ...]:
 
 
 class Census:
-    """What must be known of all samples of a table at once: 8 bytes for each id, and every answer type."""
+    """Ids, as hashes of 8 bytes, and answer types of all samples of a table, for checks across rows."""
 
     def __init__(self, samples: Iterable[Sample] = ()) -> None:
         self._ids = array("q")
@@ -174,17 +174,17 @@ class Census:
         return len(self._ids)
 
     def add(self, sample: Sample) -> None:
-        """Counts the next sample."""
+        """Add the next sample."""
         self._ids.append(hash(sample.id))
         self.answer_types.add(sample.meta.get("answer_type", ""))
 
     def repeated(self, samples: Sequence[Sample]) -> tuple[int, int] | None:
-        """The first sample with an id that an earlier one has, as (earlier, later)."""
+        """Return (earlier, later) for the first sample whose id repeats an earlier one; None if ids are unique."""
         hashes = np.array(self._ids)
         order = np.argsort(hashes, kind="stable")
         again = np.sort(order[1:][np.diff(hashes[order]) == 0])
         for later in map(int, again):
             for earlier in map(int, np.flatnonzero(hashes[:later] == hashes[later])):
-                if samples[earlier].id == samples[later].id:  # and not two ids with one hash
+                if samples[earlier].id == samples[later].id:  # not two ids with the same hash
                     return earlier, later
         return None

@@ -1,4 +1,4 @@
-"""Rows as people write them, one JSON object each: checked key by key, with errors that lead to the mistake."""
+"""Rows of users' files, one JSON object each: checked key by key, with errors that locate the mistake."""
 
 import ast
 import codecs
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 from perceptune.errors import UserError
 
-MAX_LINE = 2**24  # bytes of one row's text: what is longer is no row, and is never read into memory whole
+MAX_LINE = 2**24  # bytes of a row; longer text is not a row and is never read into memory completely
 
 
 TEXT = re.compile(r"[^\W_]")  # a letter or a digit
 
 
 class RowError(UserError):
-    """A row that cannot be used; `kind` groups alike mistakes of many rows."""
+    """An invalid row; `kind` groups similar mistakes of many rows."""
 
     def __init__(self, message: str, kind: str) -> None:
         super().__init__(message)
@@ -25,29 +25,29 @@ class RowError(UserError):
 
 
 class _NotANumberError(ValueError):
-    """`NaN` or `Infinity`, which Python's own parser lets pass and other programs do not."""
+    """Raised for `NaN` or `Infinity`, which Python's own parser accepts and other programs reject."""
 
 
 def _no_number(constant: str) -> object:
     raise _NotANumberError(f"{constant} is no number in JSON; write null or leave the key out")
 
 
-DECODER = json.JSONDecoder(parse_constant=_no_number)  # without NaN and infinities, which Python lets pass
+DECODER = json.JSONDecoder(parse_constant=_no_number)  # rejects NaN and infinities, which Python accepts
 
 
 class Record(NamedTuple):
-    """One object; its errors name where it stands and the key."""
+    """One object; its errors name its location and the key."""
 
     where: str
     values: dict[str, Any]
-    keys: tuple[str, ...]  # those with a meaning; all others are the sample's meta
+    keys: tuple[str, ...]  # keys with a meaning; all others are the sample's meta
 
     def error(self, message: str, kind: str = "wrong-value") -> RowError:
-        """What is wrong, with the place in front."""
+        """Return an error with the row's location as the prefix."""
         return RowError(f"{self.where}: {message}", kind)
 
     def lacks(self, wanted: Sequence[str]) -> RowError:
-        """The error for a row with none of the `wanted` keys: most often one of them is misspelt."""
+        """Return the error for a row with none of the `wanted` keys, one of which is often misspelt."""
         names = " or ".join(f"`{key}`" for key in wanted)
         for key in self.values:
             if key not in self.keys and (close := difflib.get_close_matches(key, wanted, n=1, cutoff=0.6)):
@@ -56,23 +56,23 @@ class Record(NamedTuple):
         return self.error(f"no key {names}; the keys are {found}", "missing-key")
 
     def text(self, key: str) -> str:
-        """The string at `key`."""
+        """Return the string at `key`."""
         return self.check_text(key, self.values[key])
 
     def check_text(self, key: str, value: object) -> str:
-        """`value` if it is a string that can be encoded."""
+        """Return `value` if it is a string that can be encoded. Raises `RowError` otherwise."""
         if not isinstance(value, str):
             raise self.error(f"`{key}` is {json_type(value)}, not a string", "wrong-type")
         if value.isascii():
             return value
         try:
             value.encode()
-        except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which tokenizers reject
             raise self.error(f"`{key}` holds an unpaired surrogate: {short(ascii(value))}", "bad-text") from error
         return value
 
     def prompt(self, key: str, *, allow_empty: bool) -> str:
-        """The question, which holds text unless it may be empty."""
+        """Return the question. Raises `RowError` if it has no text, unless it may be empty."""
         if self.values.get(key) is None and allow_empty:
             return ""
         if key not in self.values:
@@ -86,9 +86,9 @@ class Record(NamedTuple):
     def targets(
         self, keys: Sequence[str], clean: Callable[[str], str], *, needed: bool, parse_lists: bool = True
     ) -> tuple[str, ...]:
-        """The right answers, at the first of `keys` that holds any; none only where they are not needed.
+        """Return the targets at the first of `keys` that has any; empty only if they are not needed.
 
-        With `parse_lists` a list that was written as text, such as `['a cup', 'cup']`, stands for its items.
+        With `parse_lists` a list written as text, such as `['a cup', 'cup']`, is converted to its items.
         """
         key = next((key for key in keys if self.values.get(key) is not None), None)
         if key is None:
@@ -110,7 +110,7 @@ class Record(NamedTuple):
         return tuple(targets)
 
     def items(self, key: str, text: str) -> list[str]:
-        """The text itself, or the items of a list that was written as text."""
+        """Return the items of a list written as text, else the text itself."""
         try:
             found = listed(text)
         except ValueError as error:
@@ -118,7 +118,7 @@ class Record(NamedTuple):
         return [text] if found is None else found
 
     def meta(self) -> dict[str, Any]:
-        """All other keys; `answer_type` among them is a string."""
+        """Return all other keys. Raises `RowError` if `answer_type` among them is not a string."""
         meta = {key: value for key, value in self.values.items() if key not in self.keys}
         if meta.get("answer_type") is None:
             meta.pop("answer_type", None)
@@ -136,14 +136,14 @@ def utf8(text: bytes, where: str, encoding: str = "utf-8-sig") -> str:
 
 
 def parse(text: bytes, where: str, expected: str, encoding: str = "utf-8") -> dict[str, Any] | None:
-    """The JSON object in `text`, None where there is only white space. `expected` says what ought to stand there."""
+    """Parse the JSON object in `text`; None for white space. `expected` describes a valid text in errors."""
     if len(text) > MAX_LINE:
         raise RowError(f"{where}: longer than {MAX_LINE // 2**20} MiB; expected {expected}", "long-line")
     line = utf8(text, where, encoding).strip()
     try:
         values, end = DECODER.raw_decode(line) if line else (None, 0)
         if end < len(line):
-            DECODER.decode(line)  # says what stands behind the first value
+            DECODER.decode(line)  # raises an error about the text after the first value
     except _NotANumberError as error:
         raise RowError(f"{where}: invalid JSON: {error}", "nan") from error
     except (ValueError, RecursionError) as error:
@@ -157,43 +157,43 @@ def parse(text: bytes, where: str, expected: str, encoding: str = "utf-8") -> di
 
 
 def _hint(line: str) -> str:
-    """What people often write in place of a JSON object."""
+    """Return a hint for common mistakes in JSON objects."""
     if line.endswith("},"):
         return "; no comma stands behind it"
     return "; JSON has double quotes around keys and texts" if line.startswith("{'") else ""
 
 
 def wide_encoding(start: bytes) -> str | None:
-    """UTF-16 or UTF-32, if a file that begins so is written in it; spreadsheets call it "Unicode text"."""
+    """Return UTF-16 or UTF-32 if a file that begins so is in it, else None; spreadsheets call it "Unicode text"."""
     for mark, encoding in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
                            (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):  # fmt: skip
         if start.startswith(mark):
             return encoding
-    # Without a mark: one byte of each of the first two characters is 0.
+    # Without a byte order mark: in UTF-16 one byte of each of the first two ASCII characters is 0.
     return {b"\1\0\1\0": "utf-16-le", b"\0\1\0\1": "utf-16-be"}.get(bytes(min(byte, 1) for byte in start[:4]))
 
 
 def json_type(value: object) -> str:
-    """What JSON calls the type of a value, with its article."""
+    """Return JSON's name for the type of a value, with its article."""
     names = {bool: "a boolean", str: "a string", list: "a list", dict: "an object", type(None): "null"}
     return names.get(type(value), "a number")
 
 
 def short(text: str, length: int = 120) -> str:
-    """The start of a text for a message."""
+    """Shorten a text for a message."""
     return text if len(text) <= length else f"{text[:length]}..."
 
 
 def first_line(text: str) -> str:
-    """The first line that holds text."""
+    """Return the first line that contains text."""
     return next(iter(text.strip().splitlines()), "")
 
 
 def listed(text: str) -> list[str] | None:
-    """The strings of a list that was written as text, by Python, JSON or numpy; None for any other text.
+    """Parse a list of strings written as text by Python, JSON or numpy; return None for any other text.
 
-    A tuple or a set counts if it has a comma, for people put quoted words in brackets, too. Raises `ValueError` for a
-    list of strings that holds something else, or cannot be read.
+    A tuple or a set needs a comma, because quoted words are also put in brackets. Raises `ValueError` for a list that
+    contains strings and other values, or cannot be parsed.
     """
     opened = _OPEN.match(text)
     if opened is None:
@@ -201,13 +201,13 @@ def listed(text: str) -> list[str] | None:
     found, commas, at = [], 0, opened.end()
     while literal := _LITERAL.match(text, at):
         between = _BETWEEN.match(text, literal.end())
-        assert between is not None  # it may be empty
+        assert between is not None  # the pattern matches the empty string
         found.append(_unquoted(literal[0]))
         commas, at = commas + len(between[1]), between.end()
     closed = _CLOSE[opened[1]].fullmatch(text, at)
     if opened[1] != "[":
         return found if closed and found and commas else None
-    broken = text[at : at + 1] in ("", "'", '"') if found else _NESTED.match(text)  # cut off, or of more than strings
+    broken = text[at : at + 1] in ("", "'", '"') if found else _NESTED.match(text)  # truncated or not only strings
     if closed is None and (broken or (found and text.rstrip().endswith(("]", "])")))):
         raise ValueError(f"a list written as text that holds more than strings: {short(text.strip())}")
     return found if closed else None
@@ -216,12 +216,12 @@ def listed(text: str) -> list[str] | None:
 _OPEN = re.compile(r"\s*(?:(?:np\.)?array\()?([\[({])\s*")
 _CLOSE = {"[": re.compile(r"\](?:,\s*dtype=[^()]*)?\)?\s*"), "(": re.compile(r"\)\s*"), "{": re.compile(r"\}\s*")}
 _LITERAL = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
-_BETWEEN = re.compile(r"\s*(,?)\s*")  # numpy puts no commas
+_BETWEEN = re.compile(r"\s*(,?)\s*")  # numpy writes no commas
 _NESTED = re.compile(r"""\s*\[\s*[\[{]\s*['"]""")
 
 
 def _unquoted(literal: str) -> str:
-    """The text of a string literal."""
+    """Return the text of a string literal."""
     if "\\" not in literal:
         return literal[1:-1]
     try:

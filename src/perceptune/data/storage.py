@@ -1,7 +1,6 @@
-"""Files by path or by address (`s3://`, `gs://`, `hf://` and whatever else fsspec knows): names, versions, ranges.
+"""Files by path or by address (`s3://`, `gs://`, `hf://` and others of fsspec): globbing, versions, byte ranges.
 
-Beside them lie, in the cache, files made from others: they are found again as long as what they were made from stays
-as it is.
+Files derived from others are kept in the cache and reused until their source changes.
 """
 
 import difflib
@@ -26,23 +25,23 @@ from perceptune.utils.locking import waiting_lock
 from perceptune.utils.paths import given_path, hint
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
-# What tells two versions of a remote file apart, under the names that the services have for it.
+# Names under which services report the version of a remote file.
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "last_modified", "mtime", "created")
-# Read ahead at once. At the usual 50 ms and 50 MB/s a request costs as much as 2.5 MB of data.
+# Read-ahead size. At the usual 50 ms and 50 MB/s a request costs as much as 2.5 MB of data.
 _BLOCK = 4 * 2**20
-_MAX_NAMES = 20_000  # compared when a file is missing
+_MAX_NAMES = 20_000  # names compared when a file is missing
 
 
 def expand(pattern: str) -> list[str]:
-    """The files of a pattern, as absolute paths or addresses: braces as in a shell, then `*`, `?` and `[...]`.
+    """Expand a pattern to absolute paths or addresses: braces as in a shell, then `*`, `?` and `[...]`.
 
-    A name without these stands for itself, there or not. Raises `UserError` for a pattern that fits no file.
+    A name without these is returned even if it does not exist. Raises `UserError` for a pattern that matches no file.
     """
     return list(dict.fromkeys(address for name in _braces(pattern) for address in _glob(name)))
 
 
 def is_local(address: str) -> bool:
-    """Whether this is a path of this machine."""
+    """Return whether an address is a path of this machine."""
     return split_protocol(address)[0] in (None, "file", "local")
 
 
@@ -54,7 +53,7 @@ def local_path(given: str, option: str) -> Path:
 
 
 def version(address: str) -> tuple[int, str]:
-    """Size in bytes, and what changes with the content. Raises `UserError` for what is not a file."""
+    """Return the size in bytes and a tag that changes with the content. Raises `UserError` if it is not a file."""
     with _clear_errors(address):
         if is_local(address):
             found = Path(address).stat()
@@ -71,7 +70,7 @@ def version(address: str) -> tuple[int, str]:
 
 @contextmanager
 def opened(address: str) -> Iterator[BinaryIO]:
-    """A file to be read from front to back, with gaps."""
+    """Open a file for sequential reading, which may skip parts."""
     with _clear_errors(address):
         if is_local(address):
             with Path(address).open("rb") as file:
@@ -83,7 +82,7 @@ def opened(address: str) -> Iterator[BinaryIO]:
 
 
 def read(member: Member) -> bytes:
-    """The bytes of a member. Raises `UserError` if its archive is not the one that was indexed, or out of reach."""
+    """Read the bytes of a member. Raises `UserError` if its archive changed since it was indexed or is unreachable."""
     with _clear_errors(member.shard):
         if is_local(member.shard):
             with Path(member.shard).open("rb") as file:
@@ -100,15 +99,16 @@ def read(member: Member) -> bytes:
 
 
 def derived(source: str, version: str, chunks: Callable[[], Iterable[bytes]]) -> Path:
-    """A file in the cache that holds `chunks`, made unless it was already made from this version of the source.
+    """Return a file in the cache with the content `chunks`, written unless it exists for this version of the source.
 
-    `source` names what it is made from and how; `chunks` raises `UserError` where that cannot be read. Where the cache
-    cannot be written the file ends with the process. Raises `UserError` for a full disk.
+    `source` identifies the source and the conversion; `chunks` raises `UserError` if the source cannot be read. If the
+    cache cannot be written, the file is temporary and removed when the process exits. Raises `UserError` for a full
+    disk.
     """
     name = _digest(source)
     try:
         return _derived_in(downloads.cache_dir() / "index", name, _digest(version), chunks)
-    except NotWritableError:  # said by the features' cache, which is in the same place, where that matters
+    except NotWritableError:  # the feature cache, which is in the same folder, prints a note if it matters
         return _derived_in(downloads.scratch_dir() / "index", name, _digest(version), chunks)
 
 
@@ -118,10 +118,10 @@ def _derived_in(folder: Path, name: str, version: str, chunks: Callable[[], Iter
         if path.is_file():
             return path
         folder.mkdir(parents=True, exist_ok=True)
-        # Several processes of one training start at once: one reads, the others wait for it.
+        # The processes of a training start at the same time: one builds the file, the others wait.
         with waiting_lock(folder / f".{name}.lock", lambda: None) as alone:
             if not path.is_file():
-                if alone:  # then what is half-made or of an earlier version has no living maker
+                if alone:  # then no running process writes the incomplete or earlier files
                     for old in (*folder.glob(f".{name}-*.tmp"), *folder.glob(f"{name}-*")):
                         old.unlink(missing_ok=True)
                 write_whole(path, chunks())
@@ -135,7 +135,7 @@ def _braces(pattern: str) -> Iterator[str]:
         return
     first, last, names = match.groups()
     if names is None:
-        # Written with a leading zero, numbers keep their width.
+        # Numbers with a leading zero are padded to the same width.
         width = max(len(first), len(last)) if any(len(n) > 1 and n[0] == "0" for n in (first, last)) else 0
         step = 1 if int(first) <= int(last) else -1
         parts: Iterable[str] = (f"{number:0{width}}" for number in range(int(first), int(last) + step, step))
@@ -157,7 +157,7 @@ def _glob(pattern: str) -> list[str]:
 
 
 def _filesystem(address: str) -> tuple[Any, str]:
-    """The file system of an address (one for each thread: fsspec keeps them) and the path there."""
+    """Return the file system of an address (cached per thread by fsspec) and the path on it."""
     protocol = split_protocol(address)[0]
     try:
         files, path = url_to_fs(address)
@@ -178,12 +178,12 @@ def _clear_errors(address: str) -> Iterator[None]:
         cause = hint(Path(address)) if is_local(address) else ""
         near = cause if cause and "did you mean" not in cause else _neighbours(*_filesystem(address))
         raise UserError(f"there is no {address}{near}") from error
-    except OSError as error:  # what the services raise is made one of these by fsspec's file systems
+    except OSError as error:  # fsspec's file systems convert errors of the services to OSError
         raise UserError(f"cannot read {address}: {error.strerror or error}") from error
 
 
 def _neighbours(files: Any, path: str) -> str:
-    """The names in its folder that are most like the one of a path."""
+    """Return a hint with the names in a path's folder that are most similar to its own."""
     folder, _, name = path.rpartition("/")
     names: list[str] = []
     with suppress(OSError):

@@ -6,7 +6,7 @@ import torch
 
 
 def subset(n: int, size: int | None, seed: int) -> Sequence[int]:
-    """A fixed random subset of range(n), in order; smaller subsets of one seed lie inside larger ones."""
+    """Return a fixed random subset of range(n) in order; smaller subsets of a seed are contained in larger ones."""
     if size is None or size >= n:
         return range(n)
     chosen: list[int] = sorted(torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:size].tolist())
@@ -14,5 +14,5 @@ def subset(n: int, size: int | None, seed: int) -> Sequence[int]:
 
 
 def sample_count(n: int, amount: int | float | None) -> int | None:
-    """How many of `n` samples a number, or a share below 1, asks for; None for all."""
+    """Convert a number, or a fraction below 1, of `n` samples to a number; None for all."""
     return max(1, round(n * amount)) if isinstance(amount, float) else amount

@@ -1,7 +1,6 @@
-"""Tables of text as spreadsheets and other programs write them: delimiter, encoding and header are recognised.
+"""Text tables of spreadsheets and other programs: delimiter, encoding and header are recognised.
 
-What was recognised is said in `Dialect.notes`. What cannot be told from the file is an error that names the keys by
-which it is settled.
+`Dialect.notes` reports unusual formats. An ambiguous file is an error that names the keys that resolve it.
 """
 
 import codecs
@@ -17,27 +16,27 @@ from perceptune.errors import UserError
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NAMES = {"tab": "\t", "comma": ",", "semicolon": ";", "bar": "|", "pipe": "|", "space": " "}
-_SEPARATOR_LINE = re.compile(r'\s*"?sep=(\\t|.)"?[\s;,]*', re.IGNORECASE)  # Excel's own first line
-_SAMPLE = 50  # lines by which delimiters are compared
-# More bytes than these side by side, none of them ASCII, are hardly a word of a Western European language.
+_SEPARATOR_LINE = re.compile(r'\s*"?sep=(\\t|.)"?[\s;,]*', re.IGNORECASE)  # a first line that Excel writes
+_SAMPLE = 50  # number of lines on which delimiters are compared
+# Four or more adjacent bytes that are not ASCII hardly occur in words of Western European languages.
 _FOREIGN = re.compile(rb"[\x80-\xff]{4}")
 _NOT_WINDOWS = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
 _UTF8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 
-Lines = Callable[[], Iterable[bytes]]  # a file's lines from its beginning, with their ends
+Lines = Callable[[], Iterable[bytes]]  # opens a file and yields its lines with their ends
 
 
 class Dialect(NamedTuple):
-    """How a table is written."""
+    """The format of a table."""
 
     delimiter: str
     encoding: str = "utf-8"
-    has_separator_line: bool = False  # a first line `sep=;`
-    notes: tuple[str, ...] = ()  # what is uncommon about it
+    has_separator_line: bool = False  # whether it begins with a line such as `sep=;`
+    notes: tuple[str, ...] = ()  # unusual properties
 
 
 def delimiter_named(text: str) -> str:
-    """One character by itself, its name or its escape (`tab`, `\\t`). Raises `ValueError` for anything else."""
+    """Return a delimiter given as a character, a name or an escape (`tab`, `\\t`). Raises `ValueError` otherwise."""
     found = _NAMES.get(text.lower(), "\t" if text == "\\t" else text)
     if len(found) != 1 or found in '"\r\n\0':
         raise ValueError("is one character, such as `,` or `;`; `tab` or `\\t` stands for a tab")
@@ -45,7 +44,7 @@ def delimiter_named(text: str) -> str:
 
 
 def encoding_named(text: str) -> str:
-    """The name of an encoding that Python knows. Raises `ValueError` for anything else."""
+    """Return Python's name of an encoding. Raises `ValueError` if it is unknown."""
     with suppress(LookupError):
         if (codec := codecs.lookup(text))._is_text_encoding:
             return codec.name
@@ -56,10 +55,10 @@ def recognize(
     lines: Lines, where: str, *, delimiter: str | None = None, encoding: str | None = None, default: str = ",",
     known: Sequence[str] = (), settable: bool = False,
 ) -> Dialect:  # fmt: skip
-    """Tell how a table is written; `delimiter` and `encoding` are not guessed where they are given.
+    """Detect the format of a table; a given `delimiter` or `encoding` is used as it is.
 
-    `known` are names that columns may have: they tell delimiters apart. `settable`: the user has keys `delimiter` and
-    `encoding`, which errors may name. Raises `UserError` for what is ambiguous.
+    `known` are names that columns may have, which help to find the delimiter. `settable`: whether the user has keys
+    `delimiter` and `encoding`, which errors then name. Raises `UserError` for an ambiguous table.
     """
     found = encoding or _encoding_of(lines, where, settable)
     sample = list(islice(decoded(lines(), where, found), _SAMPLE))
@@ -76,7 +75,7 @@ def recognize(
 
 
 def decoded(lines: Iterable[bytes], where: str, encoding: str = "utf-8") -> Iterator[str]:
-    """The text of lines, which may end in a carriage return alone. Raises `UserError` naming the line."""
+    """Decode lines, which may end in a carriage return only. Raises `UserError` naming the line."""
     number = 0
     mark = codecs.BOM_UTF8
     for line in lines:
@@ -96,11 +95,11 @@ def table_records(
     lines: Iterable[str], where: str, dialect: Dialect, keys: Sequence[str] = (), *,
     columns: Sequence[str] | None = None, quoted: bool = True, known: Sequence[str] = (),
 ) -> Iterator[Record]:  # fmt: skip
-    """Rows, one at a time: column name -> text, without the space around it.
+    """Yield rows as mappings from column name to text without surrounding space.
 
-    The first line names the columns unless they are given; a name in other letter case than one of the `known` is that
-    name. Columns without a name hold nothing, but for a first one, which holds the rows' numbers. Without `quoted`,
-    quotation marks are text. Raises `UserError` for a line with more or fewer columns.
+    The first line names the columns unless `columns` is given; names are matched to `known` ones regardless of case.
+    Columns without a name must be empty, except a first one with row numbers. Without `quoted`, quotation marks are
+    text. Raises `UserError` for a line with more or fewer columns.
     """
     rows = csv.reader(
         chain.from_iterable(_checked(lines, where)), delimiter=dialect.delimiter,
@@ -108,7 +107,7 @@ def table_records(
     )  # fmt: skip
     skips = dialect.has_separator_line
     while True:
-        line = rows.line_num + 1  # a quoted cell may go over several lines
+        line = rows.line_num + 1  # a quoted cell may span several lines
         try:
             cells = next(rows, None)
         except csv.Error as error:
@@ -126,7 +125,7 @@ def table_records(
 
 
 def header_of(lines: Iterable[str], where: str, dialect: Dialect, known: Sequence[str] = ()) -> list[str]:
-    """The names of a table's columns; none if it is empty."""
+    """Return the names of a table's columns; empty for an empty table."""
     text = chain.from_iterable(_checked(lines, where))
     rows = ([cell.strip() for cell in row] for row in csv.reader(text, delimiter=dialect.delimiter))
     filled = (row for row in rows if any(row))
@@ -154,10 +153,10 @@ def _header(cells: Sequence[str], where: str, known: Sequence[str]) -> list[str]
 def _row(cells: Sequence[str], columns: Sequence[str], where: str) -> dict[str, str]:
     named = [name for name in columns if name]
     while len(cells) > len(columns) and not cells[-1]:
-        cells = cells[:-1]  # spreadsheets fill up rows
+        cells = cells[:-1]  # spreadsheets pad rows with empty cells
     if len(cells) != len(columns):
         names = ", ".join(f"`{name}`" for name in named)
-        # Most often it is a delimiter that was not recognised which leaves the header whole.
+        # A header of one column is usually due to a delimiter that was not recognised.
         hint = "; are its columns separated by something else? `delimiter` says by what" if len(columns) == 1 else ""
         raise UserError(f"{where}: {len(cells)} columns, expected {len(columns)}: {names}{hint}")
     for number, (name, cell) in enumerate(zip(columns, cells, strict=True), 1):
@@ -167,7 +166,7 @@ def _row(cells: Sequence[str], columns: Sequence[str], where: str) -> dict[str, 
 
 
 def _encoding_of(lines: Lines, where: str, settable: bool) -> str:
-    """UTF-8 if it is that to its end, Windows-1252 if it is plausibly that and not UTF-8 with a damaged line."""
+    """Return UTF-8 if the whole file is valid, or Windows-1252 if it is plausible and not a damaged UTF-8 file."""
     try:
         for _ in decoded(lines(), where):
             pass
@@ -181,7 +180,7 @@ def _encoding_of(lines: Lines, where: str, settable: bool) -> str:
 
 
 def _delimiter_of(sample: Sequence[str], where: str, default: str, known: Sequence[str], settable: bool) -> str:
-    """The delimiter by which the header holds most known names, and all lines equally many cells."""
+    """Return the delimiter that gives the header most known names and all lines the same number of cells."""
     header = next((line for line in sample if line.strip()), "")
     wanted = {name.lower() for name in known}
     choices: dict[str, tuple[int, bool, int]] = {}
@@ -208,7 +207,7 @@ def _delimiter_of(sample: Sequence[str], where: str, default: str, known: Sequen
 
 
 def _cells(lines: Sequence[str], delimiter: str) -> list[list[str]]:
-    """Rows as far as they can be read."""
+    """Return the rows before the first one that cannot be parsed."""
     rows = []
     with suppress(csv.Error):
         for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True):

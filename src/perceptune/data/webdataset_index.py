@@ -1,6 +1,6 @@
-"""WebDataset shards: where each member of a tar archive lies, found in one pass and kept in the cache.
+"""WebDataset shards: offsets of the members of a tar archive, found in one pass and kept in the cache.
 
-Members of one sample lie side by side and share their name up to the first dot (Aizman et al., 2019).
+Members of one sample are adjacent and share their name up to the first dot (Aizman et al., 2019).
 """
 
 import json
@@ -19,13 +19,13 @@ from perceptune.data.records import utf8
 from perceptune.errors import UserError
 from perceptune.utils.run_log import progress
 
-_FORMAT = 2  # raise it when the lines of an index change
-_THREADS = 16  # they wait for the network most of the time
-_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # sample, dot, what it is of the sample
+_FORMAT = 2  # increase it when the lines of an index change
+_THREADS = 16  # more than cores, because they mostly wait for the network
+_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # sample, dot, part of the sample
 
 
 class IndexedShard(NamedTuple):
-    """An archive and its index: a text file with one JSON object a sample.
+    """An archive and its index: a text file with one JSON object per sample.
 
     `{"name": "000123", "parts": {"jpg": [offset, size]}, "texts": {"json": "..."}}`
     """
@@ -36,10 +36,10 @@ class IndexedShard(NamedTuple):
 
 
 def index(addresses: Sequence[str], texts: Sequence[str]) -> list[IndexedShard]:
-    """The shards with their indices; parts called like one of `texts` are held by the index as text.
+    """Return the shards with their indices; the index contains the parts named in `texts` as text.
 
-    The bytes of a shard are read once, then again only after it was changed. Raises `UserError` for an archive that is
-    cut off, damaged or compressed, and for one whose samples are not told apart by their names.
+    A shard is read once, and again only after it changed. Raises `UserError` for an archive that is truncated, damaged
+    or compressed, and for one whose samples do not have distinct names.
     """
     with progress(len(addresses), "index shards") as bar, ThreadPoolExecutor(_THREADS) as pool:
         shards = []
@@ -56,7 +56,7 @@ def _indexed(address: str, texts: Sequence[str]) -> IndexedShard:
 
 
 def _lines(address: str, size: int, texts: Sequence[str]) -> Iterator[bytes]:
-    """The lines of a shard's index."""
+    """Yield the lines of a shard's index."""
     seen = set()
     with storage.opened(address) as file:
         for name, group in groupby(_members(file, address, size), key=lambda found: found[0]):
@@ -78,11 +78,11 @@ def _lines(address: str, size: int, texts: Sequence[str]) -> Iterator[bytes]:
 
 
 def _members(file: BinaryIO, address: str, size: int) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Sample, part and place of each file in an archive, in its order."""
+    """Yield sample, part and header of each file of an archive in its order."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (info := archive.next()) is not None:
-                cast(Any, archive).members.clear()  # it would keep all of them
+                cast(Any, archive).members.clear()  # `tarfile` would keep all headers in memory
                 match = _NAME.fullmatch(info.name.removeprefix("./"))
                 if match and info.isreg() and not any(map(is_hidden, PurePosixPath(info.name).parts)):
                     if info.issparse():
@@ -91,7 +91,7 @@ def _members(file: BinaryIO, address: str, size: int) -> Iterator[tuple[str, str
             end = archive.offset
     except tarfile.TarError as error:
         raise UserError(f"{address}: {_damage(file, size, error)}") from error
-    # `tarfile` takes a damaged or missing header for the end.
+    # `tarfile` treats a damaged or missing header as the end.
     file.seek(end)
     if (block := file.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
         what = "damaged" if len(block) == tarfile.BLOCKSIZE else "cut off"

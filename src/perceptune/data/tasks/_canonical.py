@@ -1,4 +1,4 @@
-"""A sample as a row of task `jsonl`, and so as a file that any other program can read."""
+"""Conversion of samples to rows of task `jsonl`, which other programs can read too."""
 
 import os
 from pathlib import Path
@@ -9,9 +9,9 @@ from perceptune.types import Sample
 
 
 def to_row(sample: Sample, folder: Path | None = None) -> dict[str, Any]:
-    """The JSON object of a sample; its media relative to `folder`, where the file will lie, or absolute.
+    """Convert a sample to a JSON object; media are relative to `folder`, the file's, or absolute without it.
 
-    Raises `UserError` for a medium that is no file of its own.
+    Raises `UserError` for a medium that is not a separate file.
     """
     media = {}
     for modality, medium in sample.media.items():

@@ -1,4 +1,4 @@
-"""Captions of media: trained on one caption at a time, judged against all captions of a medium."""
+"""Captions of media: one caption per training sample, scored against all captions of a medium."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from perceptune.types import Sample
 
 
 class Captioned(NamedTuple):
-    """What a row says of a medium. Several rows may speak of one."""
+    """A row: a medium with its captions. Several rows may have the same medium."""
 
     record: Record
     id: str  # of the medium
@@ -27,10 +27,10 @@ class Captioned(NamedTuple):
 
 
 class CaptionSet(MediaSet):
-    """In split `train` one sample per caption, in all others one per medium with all captions as targets."""
+    """Captions: in split `train` one sample per caption, in others one per medium with all captions as targets."""
 
     class Options(MediaSet.Options):
-        """Those of every published set, and what its captions add."""
+        """Options of every published set, and those of captions."""
 
         prompt: str = Field("", description="prompt of every sample; usually in the template instead")
         skip_empty: bool = Field(False, description="skip captions without text instead of refusing them")
@@ -46,14 +46,14 @@ class CaptionSet(MediaSet):
 
     metric = "CIDEr"
     keeps_period = True
-    one_row_a_medium: ClassVar[bool] = True  # then two rows of one medium are a mistake
+    one_row_a_medium: ClassVar[bool] = True  # whether two rows with the same medium are an error
 
     @abstractmethod
     def rows(self, split: str) -> Iterator[Captioned]:
-        """The rows of a split."""
+        """Yield the rows of a split."""
 
     def captions(self, split: str, *rows: Record, keys: Sequence[str] = ("caption",)) -> tuple[str, ...]:
-        """The caption or captions at the first of `keys` that is there, of each row; a split `test` may have none."""
+        """Return the captions of all rows, at the first of `keys` that exists; a split `test` may have none."""
         return tuple(text for row in rows for text in self._captions(row, keys, split))
 
     def _captions(self, record: Record, keys: Sequence[str], split: str) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ class CaptionSet(MediaSet):
                 yield row.record, Sample(f"{row.id}#{number}", row.media, self._options.prompt, (text,), row.meta)
 
     def _media_of(self, split: str) -> Iterator[Captioned]:
-        """One row a medium, with all its captions."""
+        """Yield one row per medium, with all its captions."""
         rows = (row for row in self.rows(split) if row.captions or split == "test")
         if self.one_row_a_medium:
             yield from rows
@@ -89,7 +89,7 @@ class CaptionSet(MediaSet):
         yield from found.values()
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
-        """`CIDEr` and what else `metrics/caption.py` gives, against all captions of each medium."""
+        """Compute the values of `metrics/caption.py` against all captions of each medium."""
         df = {} if self._options.metric_df is None else {"df": str(self._options.metric_df)}
         options = caption.Options(tokenizer=self._options.metric_tokenizer, **df)
         return score_captions(self, predictions, samples, options, with_rouge=self._options.rouge)

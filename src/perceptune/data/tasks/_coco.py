@@ -9,7 +9,7 @@ from perceptune.data.tasks._sets import text_of
 
 
 def coco_rows(path: Path) -> Iterator[tuple[Record, list[Record]]]:
-    """Each image with its annotations; none where captions are hidden. Raises `UserError` for an unknown image."""
+    """Yield each image with its annotations, if they are public. Raises `UserError` for an unknown image."""
     document = read_json(path)
     captions: dict[str, list[Record]] = {}
     images: dict[str, Record] = {}

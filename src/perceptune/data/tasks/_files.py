@@ -1,4 +1,4 @@
-"""Files as users have them: plain or gzipped, there or not, with the nearest name where they are not."""
+"""Files of users: plain or gzipped, and errors with the nearest name for missing ones."""
 
 import gzip
 import zlib
@@ -13,11 +13,11 @@ from perceptune.errors import UserError
 from perceptune.types import Sample
 from perceptune.utils.paths import absence
 
-GZIPPED = b"\x1f\x8b"  # how such a file begins
+GZIPPED = b"\x1f\x8b"  # first bytes of a gzipped file
 
 
 def plain(path: Path) -> Path:
-    """The file itself, or what is gzipped in it, whatever its name; UTF-16 and UTF-32 become UTF-8.
+    """Return the file itself, or a copy in the cache: decompressed, whatever its name, and recoded to UTF-8.
 
     Raises `UserError` if it cannot be read.
     """
@@ -37,7 +37,7 @@ def plain(path: Path) -> Path:
 
 @contextmanager
 def reading(what: Path | str, *errors: type[Exception]) -> Iterator[None]:
-    """Raise `UserError` for `errors`, and those of the system, while this is read."""
+    """Raise `UserError` for `errors` and `OSError` inside the block, which reads `what`."""
     caught: tuple[type[Exception], ...] = (OSError, *errors)
     try:
         yield
@@ -63,10 +63,10 @@ def _unzipped(path: Path) -> Iterator[bytes]:
 
 
 class Absent:
-    """Media that are not there. Decoding those that are is left to the moment they are needed."""
+    """A count of missing media. Existing ones are not decoded here."""
 
     def __init__(self) -> None:
-        self._is_file = lru_cache(maxsize=10_000)(is_file)  # neighbours often ask about one image
+        self._is_file = lru_cache(maxsize=10_000)(is_file)  # adjacent samples often share an image
         self._hashes: set[int] = set()
         self.first: tuple[int, str, Path] | None = None  # index of a sample, modality, file
 
@@ -74,7 +74,7 @@ class Absent:
         return len(self._hashes)
 
     def look(self, index: int, sample: Sample) -> bool:
-        """Notes which media of the next sample are no files; whether all are."""
+        """Count missing media of the next sample; return whether all exist."""
         whole = True
         for key, medium in sample.media.items():
             if isinstance(medium, Path) and not self._is_file(medium):
@@ -84,12 +84,12 @@ class Absent:
         return whole
 
     def others(self) -> str:
-        """How many there are beside the first."""
+        """Return the number of further missing media, for a message."""
         return f" (and {len(self) - 1} more files are missing)" if len(self) > 1 else ""
 
 
 def missing(path: Path) -> str:
-    """Why `path` is not a file, with the nearest existing name; empty when it is one."""
+    """Return why `path` is not a file, with the nearest existing name; empty if it is one."""
     if is_file(path):
         return ""
     try:
@@ -99,8 +99,8 @@ def missing(path: Path) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file of this name; a name that cannot be is none."""
+    """Return whether a file of this name exists; False for an invalid name."""
     try:
         return path.is_file()
-    except OSError:  # a name too long, a folder without permission
+    except OSError:  # such as for a name that is too long or a folder without permission
         return False

@@ -1,4 +1,4 @@
-"""Flickr8k and Flickr30k: the forms in which their captions go round."""
+"""Flickr8k and Flickr30k: the formats in which their captions are distributed."""
 
 import json
 import re
@@ -18,15 +18,15 @@ from perceptune.errors import UserError, nearest
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _FORMATS = Literal["karpathy", "token", "csv", "hf"]
-# The bar behind the number is missing in one row of the file that goes round.
+# The bar after the number is missing in one row of the distributed file.
 _BARRED = re.compile(r"(?P<image>[^|]+)\|\s*(?P<number>\d+)\s*\|?\s*(?P<caption>.*)")
 
 
 class FlickrSet(CaptionSet):
-    """Five captions an image. Some forms name the split of each image; the others need a list of names a split."""
+    """Five captions per image. Some formats contain the split of each image; others need a list of images per split."""
 
     class Options(CaptionSet.Options):
-        """Those of every set of captions, and the form of its files."""
+        """Options of every set of captions, and the format of its files."""
 
         format: _FORMATS = Field("karpathy", description="format of the annotation files")
         lists: dict[str, str] = Field(
@@ -35,8 +35,8 @@ class FlickrSet(CaptionSet):
 
     template = "{name}"
     one_row_a_medium = False
-    forms: ClassVar[Mapping[str, str]]  # form -> its file, as published
-    lists: ClassVar[Mapping[str, tuple[str, ...]]]  # split -> list of its images, as published
+    forms: ClassVar[Mapping[str, str]]  # format -> file, as published
+    lists: ClassVar[Mapping[str, tuple[str, ...]]]  # split -> files with its images, as published
 
     def published(self) -> dict[str, tuple[str, ...]]:
         form = self._options.format
@@ -58,7 +58,7 @@ class FlickrSet(CaptionSet):
                 yield Captioned(record, Path(name).stem, self.medium(record, name=name), captions)
 
     def _listed(self, split: str) -> set[str]:
-        """The names of a split's images, without what comes behind the last dot."""
+        """Return the names of a split's images without their suffix."""
         names = {**self.lists, **{split: (name,) for split, name in self._options.lists.items() if name}}
         if split not in names:
             raise UserError(f"`lists` names no file with the images of split `{split}`")
@@ -71,7 +71,7 @@ def _karpathy(path: Path, split: str) -> Iterator[tuple[str, Record]]:
 
 
 def _hf(path: Path, split: str) -> Iterator[tuple[str, Record]]:
-    """A table with the captions of an image as a JSON list in one cell."""
+    """Yield the rows of a table with the captions of an image as a JSON list in one cell."""
     for row in table_rows(path):
         part = text_of(row, "split")
         if part not in _SPLITS:
@@ -85,13 +85,13 @@ def _hf(path: Path, split: str) -> Iterator[tuple[str, Record]]:
 
 
 def _tokens(path: Path) -> Iterator[tuple[str, Record]]:
-    """Lines `1000092795.jpg#0<TAB>caption`."""
+    """Yield the rows of lines `1000092795.jpg#0<TAB>caption`."""
     for row in table_rows(path, ["caption"], dialect=Dialect("\t"), columns=["image", "caption"], quoted=False):
         yield row.text("image").rpartition("#")[0], row
 
 
 def _table(path: Path) -> Iterator[tuple[str, Record]]:
-    """Commas (`image,caption`), or bars (`image_name| comment_number| comment`)."""
+    """Yield the rows of a table with commas (`image,caption`) or bars (`image_name| comment_number| comment`)."""
     header = next(text_lines(path), "")
     if "|" not in header:
         for row in table_rows(path, ["caption"]):

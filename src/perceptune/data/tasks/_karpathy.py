@@ -1,4 +1,4 @@
-"""Karpathy's files `dataset_*.json`, with the split of each image beside its sentences."""
+"""Karpathy's files `dataset_*.json`, which contain the split and the captions of each image."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +12,9 @@ _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "t
 
 
 def karpathy_rows(path: Path, split: str, *, restval: bool = True) -> Iterator[tuple[Record, dict[str, str], Record]]:
-    """The images of a split: the row, the names a template may use, and a row with all captions at `raw`.
+    """Yield the images of a split: the row, the fields for the template, and a row with all captions at `raw`.
 
-    With `restval`, that part of COCO's validation images is trained on, as everybody does.
+    With `restval`, that part of COCO's validation images belongs to the training split, as usual in the literature.
     """
     for row in json_rows(read_json(path), path, at="images"):
         part = text_of(row, "split")

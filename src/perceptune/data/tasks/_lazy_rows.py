@@ -1,4 +1,4 @@
-"""Rows of which only the place is kept in memory: the user's own files, and sets of millions of rows."""
+"""Tasks with lazy rows, for the user's own files and sets of millions of rows: only offsets are kept in memory."""
 
 import json
 import sys
@@ -23,14 +23,14 @@ from perceptune.types import Sample
 from perceptune.utils.paths import local_name
 
 KEYS = (*MODALITIES, "prompt", "targets", "id")
-TARGETS = ("targets", "caption", "captions")  # where the right answers stand, the first of these that there is
+TARGETS = ("targets", "caption", "captions")  # keys of the targets; the first that exists is used
 
 
 class LazyRows(GivenFiles):
-    """Rows in the form of task `jsonl`, one a line. A leaf says in which file they are, and how a line is read."""
+    """Rows in the form of task `jsonl`, one per line. A leaf defines the file and the parsing of a line."""
 
     class Options(GivenFiles.Options):
-        """A file for each split, and how strictly its rows are read."""
+        """A file for each split, and the checks of its rows."""
 
         train: Path
         validation: Path | None = None
@@ -38,22 +38,22 @@ class LazyRows(GivenFiles):
         check_files: bool = Field(True, description="check that every medium exists before the first step")
         skip_missing: int = Field(0, ge=0, description="missing media per split that may be skipped")
 
-    _against_repeats = ""  # what else could be done about ids that repeat
+    _against_repeats = ""  # advice for repeated ids, appended to the error
 
     @abstractmethod
     def _file(self, split: str) -> Path:
-        """The text file with one row a line."""
+        """Return the text file with one row per line."""
 
     @abstractmethod
     def _record(self, row: LazyRow, split: str) -> Record | None:
-        """What stands in a line, None for a blank one."""
+        """Parse a line; return None for a blank one."""
 
     def _folder(self, split: str) -> Path:
-        """What the names of media are relative to."""
+        """Return the folder to which names of media are relative."""
         return Path(self._given[split].parent)
 
     def samples(self, split: str) -> Sequence[Sample]:
-        """The file is gone through and checked once, then a row is read whenever it is asked for."""
+        """Check the whole file once; then read each row on access."""
         check_split(split, self.splits)
         folder = self._folder(split)
         table = RowTable([self._file(split)], lambda row: self._sample(row, split, folder))
@@ -85,7 +85,7 @@ class LazyRows(GivenFiles):
 
     def _at(self, table: RowTable, index: int, split: str) -> Record:
         record = self._record(table.row(index), split)
-        assert record is not None  # it has given a sample
+        assert record is not None  # its line contains a sample
         return record
 
     def _sample(self, row: LazyRow, split: str, folder: Path) -> Sample | None:
@@ -95,7 +95,7 @@ class LazyRows(GivenFiles):
         keys = [*TARGETS, "text"] if self.captions else TARGETS
         used = next((key for key in keys if record.values.get(key) is not None), "targets")
         return Sample(
-            id=id_of(record, f"{split}-{row.line:06d}"),  # leads back to the line
+            id=id_of(record, f"{split}-{row.line:06d}"),  # locates the line
             media=media_of(record, folder),
             prompt=record.prompt("prompt", allow_empty=self.may_lack_prompt),
             targets=self.targets_of(record, keys, split),
@@ -104,10 +104,10 @@ class LazyRows(GivenFiles):
 
 
 class Converted(LazyRows):
-    """Rows of another form. What they are in the form of task `jsonl` is kept in the cache until the file changes."""
+    """Rows of another form. Their conversion to the form of task `jsonl` is cached until the file changes."""
 
     class Options(LazyRows.Options):
-        """Those of rows, and where their media lie."""
+        """Options of `LazyRows`, and the folder of the media."""
 
         media: Path | None = Field(None, description="folder of the media; None = the folder of the file")
         prompt: str | None = Field(None, description="prompt of rows that have none")
@@ -121,10 +121,10 @@ class Converted(LazyRows):
 
     @abstractmethod
     def rows(self, path: Path, split: str) -> Iterator[Record]:
-        """The rows of a file with the keys of task `jsonl`. Raises `UserError` naming the file and the line."""
+        """Yield the rows of a file with the keys of task `jsonl`. Raises `UserError` naming the file and the line."""
 
     def notes(self, split: str) -> list[str]:
-        """What was recognised about a file beside its rows."""
+        """Return notes on the recognised format of a file."""
         return []
 
     def form(self, split: str) -> list[str]:
@@ -143,14 +143,14 @@ class Converted(LazyRows):
         return self._options.media or super()._folder(split)
 
     def sources(self, path: Path, split: str) -> list[Path]:
-        """The files that the rows of a split depend on."""
+        """Return the files that the rows of a split depend on."""
         if problem := missing(path):
             raise UserError(f"cannot read {path}: {problem}")
         return [path]
 
     def _file(self, split: str) -> Path:
         path, options = self._given[split], self._options
-        own = options.model_dump(mode="json", exclude=set(Converted.Options.model_fields))  # what a reader adds
+        own = options.model_dump(mode="json", exclude=set(Converted.Options.model_fields))  # options that a reader adds
         how = [type(self).__name__, split, options.number_rows, options.prompt, own]
         return kept(self.sources(path, split), how, lambda: self._named(self.rows(path, split), split))
 
@@ -169,7 +169,7 @@ class Converted(LazyRows):
 
 
 def id_of(record: Record, default: str) -> str:
-    """The row's own name."""
+    """Return the row's id."""
     match record.values.get("id"):
         case None:
             return default
@@ -183,7 +183,7 @@ def id_of(record: Record, default: str) -> str:
 
 
 def media_of(record: Record, folder: Path) -> dict[str, Path]:
-    """The row's files by modality; none where all are null."""
+    """Return the row's files by modality; empty if all are null."""
     if not record.values.keys() & set(MODALITIES):
         raise record.lacks(MODALITIES)
     media = {}
@@ -201,5 +201,5 @@ def media_of(record: Record, folder: Path) -> dict[str, Path]:
 
 @lru_cache(2**14)
 def _path(folder: Path, name: str) -> Path:
-    """Rows ask about the same media again and again, and a path takes as long to make as the rest of a row."""
+    """Join a path; cached, because media repeat and creating a path takes as long as reading the rest of a row."""
     return folder / name

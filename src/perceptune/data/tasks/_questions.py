@@ -1,4 +1,4 @@
-"""Questions on media, with one right answer or the answers of several annotators."""
+"""Questions on media, with one correct answer or the answers of several annotators."""
 
 import math
 import sys
@@ -21,27 +21,27 @@ from perceptune.errors import UserError
 from perceptune.types import Sample
 
 Dialect = Literal["official", "always", "evalai", "epalm"]
-# What an answer is worth that so many of ten annotators gave.
+# Score of an answer by the number of annotators, of ten, who gave it.
 _WORTH = (0.0, 0.3, 0.6, 0.9, 1.0)
 
 
 class Asked(NamedTuple):
-    """What a row says: a question, and what is right."""
+    """A row: a question and its correct answers."""
 
     record: Record
     id: str
     media: Mapping[str, Path]
     question: str
-    answers: tuple[str, ...]  # of all annotators, as they stand in the file; a single one is simply right
-    label: Mapping[str, float] | None = None  # answer -> its worth, 0 to 1, where the file says so
+    answers: tuple[str, ...]  # of all annotators, as in the file; a single one is the correct answer
+    label: Mapping[str, float] | None = None  # answer -> score from 0 to 1, if the file has it
     meta: Mapping[str, Any] = MappingProxyType({})
 
 
 class QuestionSet(MediaSet):
-    """Judged by VQA accuracy where there are several annotators' answers, else by exact match."""
+    """Questions scored by VQA accuracy if there are several annotators' answers, else by exact match."""
 
     class Options(MediaSet.Options):
-        """Those of every published set, and what its questions add."""
+        """Options of every published set, and those of questions."""
 
         target: Literal["sampled", "best", "all", "first"] = Field(
             "sampled",
@@ -60,18 +60,18 @@ class QuestionSet(MediaSet):
         )
 
     metric = "accuracy"
-    lowercase = True  # generated text is judged in lower case
+    lowercase = True  # generated text is scored in lower case
     dialect: ClassVar[Dialect] = "official"
 
     @abstractmethod
     def rows(self, split: str) -> Iterator[Asked]:
-        """The rows of a split."""
+        """Yield the rows of a split."""
 
     def question_sample(
         self, row: Record, fields: Mapping[str, object], *answers: str, key: str = "question_id",
         label: Mapping[str, float] | None = None, meta: Mapping[str, Any] = MappingProxyType({}),
     ) -> Asked:  # fmt: skip
-        """What a row with a `question` says; `fields` fill in the path of its medium, at `key` is its id."""
+        """Convert a row with a `question`; `fields` complete the path of its medium, `key` is that of its id."""
         media = self.medium(row, **fields)
         return Asked(row, text_of(row, key), media, question_of(row), answers, label, meta)
 
@@ -81,7 +81,7 @@ class QuestionSet(MediaSet):
         for row in self.rows(split):
             worth = _worth(row)
             if not worth and row.label is not None and split == TRAIN:
-                without += 1  # VL-T5's files list answers among the commonest 3,129 only
+                without += 1  # VL-T5's files list only answers among the 3,129 most frequent
                 continue
             if not worth and row.label is None and split != "test":
                 raise row.record.error("no answer to the question")
@@ -98,7 +98,7 @@ class QuestionSet(MediaSet):
         meta = {key: value for key, value in row.meta.items() if value is not None}
         if len(row.answers) > 1:
             meta["answers"] = [sys.intern(answer) for answer in row.answers]
-        elif row.label is not None and len(row.label) != 1:  # one answer is simply right
+        elif row.label is not None and len(row.label) != 1:  # with one answer, the targets suffice
             meta["label"] = dict(row.label)
         return meta
 
@@ -110,19 +110,19 @@ class QuestionSet(MediaSet):
                 return (next(answer for answer in (*row.answers, *worth) if answer in worth),)
             case "all":
                 return tuple(worth)
-        # Repeated as often as they are to be drawn, so that drawing any target alike draws them by their worth.
+        # Repeated in proportion to their scores, so that uniform sampling of targets samples answers by score.
         shares = {answer: max(1, round(value * 100)) for answer, value in worth.items()}
         divisor = math.gcd(*shares.values())
         return tuple(answer for answer, share in shares.items() for _ in range(share // divisor))
 
     @cached_property
     def _frequent(self) -> set[str]:
-        """The training split's most frequent best answers."""
+        """The most frequent best-scored answers of the training split."""
         counts = Counter(next(iter(worth)) for worth in map(_worth, self.rows(TRAIN)) if worth)
         return {answer for answer, _ in counts.most_common(self._options.top_answers)}
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
-        """`accuracy`, and `accuracy_<answer_type>` for each type among the samples."""
+        """Compute `accuracy`, and `accuracy_<answer_type>` for each type among the samples."""
         texts, groups = [self.clean(text) for text in predictions], [answer_type(sample) for sample in samples]
         answers = [sample.meta.get("answers") for sample in samples]
         if not any(answers):
@@ -133,14 +133,14 @@ class QuestionSet(MediaSet):
         return self.against_answers(texts, answers, groups)
 
     def against_answers(self, texts: Sequence[str], answers: Sequence[Any], groups: Sequence[str]) -> Scored:
-        """Cleaned answers against those of several annotators."""
+        """Score cleaned answers against those of several annotators."""
         options = vqa.Options(dialect=self._options.dialect or self.dialect)
         if self.first_line:
             answers = [[first_line(answer) if "\n" in answer else answer for answer in row] for row in answers]
         return vqa.score(texts, answers, options, groups=groups)
 
     def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:
-        """Cleaned answers against the right one, or against the several that the file gives a worth."""
+        """Score cleaned answers against the correct one, or against those that the file gives a score."""
         normalises = self._options.dialect == "epalm"
         if not normalises and not any("label" in sample.meta for sample in samples):
             return exact_match(self, texts, samples)
@@ -158,7 +158,7 @@ class QuestionSet(MediaSet):
 
 
 def answer_type(sample: Sample) -> str:
-    """The group of questions among which a sample is judged by itself; most often there is none."""
+    """Return the group of questions for which a sample also counts separately; empty if there is none."""
     return str(sample.meta.get("answer_type", ""))
 
 
@@ -167,7 +167,7 @@ def _squeezed(text: str) -> str:
 
 
 def _worth(row: Asked) -> dict[str, float]:
-    """Answer -> its worth, the best first; of equal ones the one that comes first in the file."""
+    """Return answer -> score, the best first; equal ones in the order of the file."""
     if row.label:
         found = {answer: float(value) for answer, value in row.label.items() if value > 0}
         return dict(sorted(found.items(), key=lambda item: -item[1]))
@@ -177,7 +177,7 @@ def _worth(row: Asked) -> dict[str, float]:
 
 
 def answers_of(record: Record, key: str = "answers", *, needed: bool = False) -> tuple[str, ...]:
-    """The annotators' answers: strings, or objects with an `answer`; none where the key may be missing and is."""
+    """Return the annotators' answers: strings, or objects with an `answer`. Empty if an optional key is missing."""
     value = record.values.get(key)
     if value is None:
         if needed:
@@ -194,7 +194,7 @@ def answers_of(record: Record, key: str = "answers", *, needed: bool = False) ->
 
 
 def label_of(record: Record, key: str = "label") -> dict[str, float] | None:
-    """Answer -> its worth from 0 to 1, as VL-T5's files have it; None where the key is not there."""
+    """Return answer -> score from 0 to 1, as in VL-T5's files; None if the key is missing."""
     value = record.values.get(key)
     if value is None:
         return None
@@ -207,7 +207,7 @@ def label_of(record: Record, key: str = "label") -> dict[str, float] | None:
 
 
 def question_of(record: Record) -> str:
-    """The question, called `sent` or `question`."""
+    """Return the question, at `sent` or `question`."""
     key = "sent" if "sent" in record.values else "question"
     if key not in record.values:
         raise record.lacks(["sent", "question"])

@@ -1,7 +1,7 @@
-"""Rows of annotation files as they are published: lists and objects in a JSON file, tables of text.
+"""Rows of published annotation files: lists and objects in a JSON file, text tables.
 
 Byte order marks, CRLF, gzip and UTF-16 are accepted. Each row is a `Record`, whose errors name the
-file and the place in it.
+file and the location in it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from perceptune.errors import UserError
 
 
 def read_json(path: Path) -> Any:
-    """All that a JSON file holds. Raises `UserError` naming the file."""
+    """Read a JSON file completely. Raises `UserError` naming the file."""
     with reading(path):
         text = utf8(plain(path).read_bytes(), str(path))
     try:
@@ -28,10 +28,10 @@ def read_json(path: Path) -> Any:
 
 
 def json_rows(document: Any, path: Path, keys: Sequence[str] = (), *, at: str | None = None) -> Iterator[Record]:
-    """The objects of a list, or the values of an object whose keys name them (such a row has its name as `id`).
+    """Yield the objects of a list, or the values of an object, whose keys become their `id`.
 
-    `document` is what `read_json` gave of `path`; `at` is the key of the rows in it. `keys` are those of a row that
-    have a meaning. Raises `UserError` where the rows, or one of them, are something else.
+    `document` is the result of `read_json(path)`; `at` is the key of the rows in it. `keys` are those of a row that
+    have a meaning. Raises `UserError` if the rows, or one of them, have another type.
     """
     if at is not None:
         document = Record(str(path), _object(document, str(path)), (at,))
@@ -56,7 +56,7 @@ def _object(value: Any, where: str, expected: str = "an object") -> dict[str, An
 
 
 class TableOptions(BaseModel):
-    """The recipe keys by which a table is read where its own bytes do not tell."""
+    """The recipe keys for a table whose format is ambiguous."""
 
     delimiter: str | None = Field(
         None, description="column delimiter: one character or `tab`; None = detected from the header"
@@ -71,9 +71,9 @@ class TableOptions(BaseModel):
 
 
 def dialect_of(path: Path, options: TableOptions | None = None, *, known: Sequence[str] = ()) -> Dialect:
-    """How a table is written, as far as `options` do not say it. `known` are names that its columns may have.
+    """Detect the format of a table, as far as `options` do not set it. `known` are possible names of its columns.
 
-    Without `options` it is a published one, which is UTF-8.
+    Without `options` it is a published table, which is in UTF-8.
     """
     return recognize(
         lambda: _byte_lines(path), str(path), default="\t" if ".tsv" in path.suffixes else ",", known=known,
@@ -86,14 +86,14 @@ def table_rows(
     path: Path, keys: Sequence[str] = (), *, dialect: Dialect | None = None, columns: Sequence[str] | None = None,
     quoted: bool = True, known: Sequence[str] = (),
 ) -> Iterator[Record]:  # fmt: skip
-    """The rows of a table, one at a time; see `table_records`. Without a `dialect` it is recognised."""
+    """Yield the rows of a table; see `table_records`. Without a `dialect` the format is detected."""
     dialect = dialect or dialect_of(path, known=known or keys)
     lines = decoded(_byte_lines(path), str(path), dialect.encoding)
     yield from table_records(lines, str(path), dialect, keys, columns=columns, quoted=quoted, known=known)
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, with their ends. Raises `UserError` naming the line that is not UTF-8."""
+    """Yield the lines of a text file with their ends. Raises `UserError` naming a line that is not UTF-8."""
     return decoded(_byte_lines(path), str(path))
 
 

@@ -1,4 +1,4 @@
-"""Published data sets: a folder with annotation files and media under the names their authors gave them."""
+"""Published data sets: a folder with annotation files and media under the names of the publication."""
 
 import string
 import sys
@@ -23,21 +23,21 @@ _ORDER = (TRAIN, "validation")
 
 
 def files_of(*patterns: str, **splits: str) -> dict[str, tuple[str, ...]]:
-    """Return split -> its annotation files: the `patterns`, each filled in with the authors' name of the split."""
+    """Return split -> annotation files: the `patterns`, formatted with the authors' name of the split."""
     return {split: tuple(pattern.format(name) for pattern in patterns) for split, name in splits.items()}
 
 
 class MediaSet(Task):
-    """A data set of one medium a sample. A leaf says what its files are called and what their rows mean.
+    """A data set with one medium per sample. A leaf defines the names of its files and the meaning of their rows.
 
-    A split that is given by `annotations` only is added to those that the data set is published with.
+    A split that only `annotations` names is added to the published ones.
     """
 
     class Options(Task.Options):
-        """Where the data set lies, and in what its files differ from what its authors publish."""
+        """The folder of the data set, and differences from the published files."""
 
         dir: Path = Field(description="the data set's folder; other paths are relative to it")
-        # These are no `Path`: a recipe's own paths are taken relative to the recipe or to the current folder.
+        # Not of type `Path`, because those are resolved against the recipe's or the current folder, not against `dir`.
         media: str | dict[str, str] | None = Field(
             None, description="folder of the media, if it differs from `dir`, or split → folder"
         )
@@ -50,8 +50,8 @@ class MediaSet(Task):
 
     data_option = "dir"
     modality: ClassVar[str] = "image"
-    # As published, where a data set comes in several forms by `format`: split -> annotation files, and a medium's path
-    # in the folder of media.
+    # As published, by `format` if a data set has several: split -> annotation files, and a medium's path in the folder
+    # of media.
     files: ClassVar[Any]
     template: ClassVar[str | Mapping[str, str]]
 
@@ -70,22 +70,22 @@ class MediaSet(Task):
         self._made: dict[str, list[Sample]] = {}
 
     def published(self) -> dict[str, tuple[str, ...]]:
-        """Split -> annotation files as published, for the options that were given."""
+        """Return split -> annotation files as published, for the given options."""
         return dict(self.files.get(getattr(self._options, "format", ""), self.files))
 
     @abstractmethod
     def entries(self, split: str) -> Iterator[tuple[Record, Sample]]:
-        """Every row of a split with the sample it gives, in the order of the files."""
+        """Yield every row of a split with its sample, in the order of the files."""
 
     def samples(self, split: str) -> Sequence[Sample]:
-        """Read whole, once. Raises `UserError` naming the file and the row that is wrong."""
+        """Read a split completely, once. Raises `UserError` naming the file and the invalid row."""
         check_split(split, self.splits)
         if split not in self._made:
             self._made[split] = self._checked(split)
         return self._made[split]
 
     def read_from(self, split: str) -> frozenset[str]:
-        """Its annotation files; with the split's name where one file holds several."""
+        """Return the annotation files of a split, with its name appended if a file contains several splits."""
         elsewhere = {name for other, names in self._annotations.items() if other != split for name in names}
         return frozenset(
             absolute(str(self._options.dir / name)) + (f"#{split}" if name in elsewhere else "")
@@ -93,7 +93,7 @@ class MediaSet(Task):
         )
 
     def annotations(self, split: str) -> list[Path]:
-        """The annotation files of a split."""
+        """Return the annotation files of a split."""
         return [self._options.dir / name for name in self._annotations[split]]
 
     def json_rows(self, split: str, keys: Sequence[str] = (), *, at: str | None = None) -> Iterator[Record]:
@@ -102,7 +102,7 @@ class MediaSet(Task):
             yield from json_rows(read_json(path), path, keys, at=at)
 
     def medium(self, record: Record, **fields: Any) -> dict[str, Path]:
-        """The medium of a row, relative to the folder of its split's media: the template with `fields` filled in."""
+        """Return a row's medium, relative to its split's folder of media: the template formatted with `fields`."""
         try:
             name = self._template.format_map(fields)
         except (KeyError, ValueError, IndexError, AttributeError) as error:
@@ -147,7 +147,7 @@ def _given(annotations: Mapping[str, str | tuple[str, ...]]) -> dict[str, tuple[
 
 
 def text_of(record: Record, key: str) -> str:
-    """The string at a key that must be there; numbers are written out."""
+    """Return the string at a required key; integers are converted."""
     if record.values.get(key) is None:
         raise record.lacks([key])
     value = record.values[key]
@@ -155,7 +155,7 @@ def text_of(record: Record, key: str) -> str:
 
 
 def number_of(record: Record, key: str) -> int:
-    """The whole number at a key that must be there, also where it is written as text."""
+    """Return the integer at a required key; it may be written as text."""
     text = text_of(record, key)
     if not text.isdecimal():
         raise record.error(f"`{key}` is no whole number: {short(repr(text))}")

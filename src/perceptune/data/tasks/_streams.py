@@ -1,4 +1,4 @@
-"""Files too large for memory: JSON lists object by object, and what a reader makes of a file, kept row by row."""
+"""Files too large for memory: streaming of JSON lists, and a cache of converted rows."""
 
 import codecs
 import json
@@ -13,13 +13,13 @@ from perceptune.data.records import Record, json_type, parse
 from perceptune.data.tasks._files import plain, reading
 from perceptune.errors import UserError
 
-_FORMAT = 2  # raise it when the rows that readers make change
+_FORMAT = 2  # increase it when the rows of readers change
 
 
 def json_objects(path: Path) -> Iterator[Record]:
-    """The objects of a JSON list, or of a file with one object a line: whichever its first character begins.
+    """Yield the objects of a JSON list, or of a file with one object per line, as its first character shows.
 
-    Plain or gzipped, one at a time. Raises `UserError` naming the file and the line of what is wrong.
+    The file may be gzipped; one object at a time is in memory. Raises `UserError` naming file and line.
     """
     with plain(path).open("rb") as file:
         start = file.read(2**16).removeprefix(codecs.BOM_UTF8).lstrip()
@@ -45,7 +45,7 @@ def _items(stream: JSONStream) -> Iterator[Record]:
 
 
 def parquet_rows(path: Path) -> Iterator[Record]:
-    """The rows of a parquet file, counted from 1. Raises `UserError` without pyarrow, and for a damaged file."""
+    """Yield the rows of a parquet file, counted from 1. Raises `UserError` without pyarrow and for a damaged file."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -58,9 +58,9 @@ def parquet_rows(path: Path) -> Iterator[Record]:
 
 
 def kept(sources: Sequence[Path], how: object, rows: Callable[[], Iterable[Record]]) -> Path:
-    """A file with a line `["where", {...}]` for each of the rows made of `sources`; `how` tells what made them.
+    """Return a cached file with a line `["where", {...}]` for each row of `sources`; `how` identifies the conversion.
 
-    It lies in the cache and is made anew when a source has changed.
+    It is written again when a source has changed.
     """
     names = [str(source.absolute()) for source in sources]
     key = f"rows {json.dumps([_FORMAT, names, how], default=str)}"
@@ -70,5 +70,5 @@ def kept(sources: Sequence[Path], how: object, rows: Callable[[], Iterable[Recor
 def _line(row: Record) -> bytes:
     try:
         return json.dumps([row.where, row.values], separators=(",", ":")).encode() + b"\n"
-    except (TypeError, ValueError) as error:  # bytes or a date out of a parquet file
+    except (TypeError, ValueError) as error:  # such as bytes or a date from a parquet file
         raise row.error(f"a value that JSON cannot hold ({error})") from error

@@ -1,4 +1,4 @@
-"""A task: a data set together with its way of judging answers."""
+"""A task: a data set with its metric."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,20 +18,20 @@ from perceptune.types import Sample
 from perceptune.utils.paths import absolute, local_name
 
 CAPTION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
-# Of metric `rouge`, what captions are reported with if asked: means over a medium's references, and the best of these.
+# Keys of metric `rouge` that `rouge: true` adds for captions: means over a medium's references, and the best of them.
 ROUGE = tuple(f"rouge{n}_{of}_{over}" for over in ("mean", "best") for n in "1L" for of in ("f1", "recall"))
 
 
 class Examined(NamedTuple):
-    """A split gone through to its end, mistakes and all."""
+    """All rows of a split, including invalid ones."""
 
-    rows: Iterator[tuple[int, Sample | UserError]]  # number of the line or row, from 1; the sample or what is wrong
-    place: str  # what stands before the number, such as `my.jsonl, line`
-    form: Callable[[], list[str]] = list  # what is uncommon about the file, and no mistake
+    rows: Iterator[tuple[int, Sample | UserError]]  # number of the line or row, from 1; the sample or its error
+    place: str  # prefix of the number, such as `my.jsonl, line`
+    form: Callable[[], list[str]] = list  # returns notes on unusual but valid properties of the file
 
 
 class Task(ABC):
-    """Rows in a fixed order, the cleaning of generated text, and the score. Constructed from `Options`."""
+    """Samples in a fixed order, the cleaning of generated text, and scoring. Constructed from `Options`."""
 
     class Options(BaseModel):
         """The recipe keys of this task."""
@@ -41,51 +41,51 @@ class Task(ABC):
         @model_validator(mode="before")
         @classmethod
         def _local_names(cls, data: Any) -> Any:
-            """Options that name files may say `~/` and `file://`."""
+            """Resolve `~/` and `file://` in options that name files."""
             given = dict(data) if isinstance(data, Mapping) else {}
             for key, field in cls.model_fields.items():
                 if isinstance(given.get(key), str) and "Path" in str(field.annotation):
                     given[key] = local_name(given[key])
             return given or data
 
-    data_option: ClassVar[str | None] = None  # the key that says where its data lie (`--data`); None = it has none
+    data_option: ClassVar[str | None] = None  # key of the data's location (`--data`); None = there is none
     splits: tuple[str, ...]
-    metric: str  # the summary key by which the best checkpoint is chosen; higher is better
-    lowercase: bool = False  # whether answers are judged and shown in lower case
-    first_line: bool = False  # whether only the first line of an answer, and of a target, is judged and shown
+    metric: str  # summary key by which the best checkpoint is selected; higher is better
+    lowercase: bool = False  # whether answers are scored and shown in lower case
+    first_line: bool = False  # whether only the first line of answers and targets is scored and shown
     keeps_period: bool = False  # whether the period at the end of an answer belongs to it
-    weights: Mapping[str, float] = MappingProxyType({})  # of a task with parts: how often each is trained on
+    weights: Mapping[str, float] = MappingProxyType({})  # sampling weight of each part of a mixture
 
     @abstractmethod
     def __init__(self, options: Any) -> None: ...
 
     @classmethod
     def data_keys(cls, place: str, split: str | None = None) -> dict[str, str]:
-        """Return the recipe keys by which the data at `place` are read, for the evaluation of `split` if it is given.
+        """Return the recipe keys for reading the data at `place`, for the evaluation of `split` if it is given.
 
-        Only for a task with a `data_option`.
+        Requires a `data_option`.
         """
         return {str(cls.data_option): place}
 
     @abstractmethod
     def samples(self, split: str) -> Sequence[Sample]:
-        """Every row of a split, in an order that never changes. Raises `UserError` on an unknown split."""
+        """Return every sample of a split in a fixed order. Raises `UserError` for an unknown split."""
 
     def read_from(self, split: str) -> frozenset[str]:
-        """Return names of what a split's samples are read from, alike in every task that reads it; none = not known."""
+        """Return identifiers of a split's sources, equal in all tasks that read the same source; empty = unknown."""
         return frozenset()
 
     def examine(self, split: str) -> Examined:
-        """As `samples`, without stopping at a row's mistake where the reader can go on after it."""
+        """Read a split as `samples` does, but continue after an invalid row if the reader can."""
         check_split(split, self.splits)
         return Examined(self._examined(split), f"split `{split}`, row", partial(self.form, split))
 
     def form(self, split: str) -> list[str]:
-        """What is uncommon about the rows that were read, and not a mistake."""
+        """Return notes on unusual but valid properties of the rows that were read."""
         return []
 
     def _read(self, split: str) -> Sequence[Sample]:
-        """As `samples`, for `examine`, which says itself what is uncommon."""
+        """Read samples for `examine`, without printing the notes, which it reports itself."""
         return self.samples(split)
 
     def _examined(self, split: str) -> Iterator[tuple[int, Sample | UserError]]:
@@ -98,30 +98,30 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
-        """Values over all samples and of each. The predictions may be cleaned or not."""
+        """Compute values over all samples and for each. Predictions may be cleaned or raw."""
 
     def part_of(self, sample: Sample) -> str:
-        """Which of the `weights` a training sample is drawn by. Only for a task that has some."""
+        """Return the key of `weights` for a training sample. Only for a task with weights."""
         raise NotImplementedError
 
     @property
     def cleaning(self) -> AnswerCleaning:
-        """How the answer is found in a generated text."""
+        """Rule that extracts the answer from a generated text."""
         return AnswerCleaning(self.lowercase, self.first_line, self.keeps_period)
 
     def clean(self, text: str) -> str:
-        """Return the answer in a generated text."""
+        """Extract the answer from a generated text."""
         return self.cleaning(text)
 
 
 class GivenFiles(Task):
-    """A task whose splits are those for which something is given, by options `train`, `validation` and `test`.
+    """A task whose splits are those of the options `train`, `validation` and `test` that are set.
 
-    Answers are judged by exact match, captions by theirs: `metric` says which, and captions need no prompt.
+    Answers are scored by exact match, captions by caption metrics, as `metric` selects; captions need no prompt.
     """
 
     class Options(Task.Options):
-        """How answers are read and judged. A reader adds its splits."""
+        """Options for reading and scoring answers. A reader adds its splits."""
 
         metric: str = Field("accuracy", description="metric of the task; `CIDEr` for captions, which need no prompt")
         rouge: bool = Field(False, description="also report ROUGE-1 and ROUGE-L of captions, F1 and recall")
@@ -153,11 +153,11 @@ class GivenFiles(Task):
         self.metric = options.metric
         self.lowercase, self.first_line = options.lowercase, options.first_line
         self.captions = self.keeps_period = options.metric in CAPTION_METRICS
-        self._first_list = ""  # where a list written as text was read as several targets
+        self._first_list = ""  # first location of a list written as text that was read as several targets
         self.may_lack_prompt = self.captions or options.allow_empty_prompt
 
     def targets_of(self, record: Record, keys: Sequence[str], split: str) -> tuple[str, ...]:
-        """The row's targets. Training and choosing the best checkpoint need some; a test split may lack them."""
+        """Return the row's targets, which only a test split may lack."""
         parses = self._options.parse_lists
         found = record.targets(keys, self.clean, needed=split != "test", parse_lists=parses)
         if parses and not self._first_list:
@@ -175,32 +175,32 @@ class GivenFiles(Task):
         return frozenset([absolute(str(self._given[split]))])
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
-        """`accuracy`, and `accuracy_<answer_type>` for each type among the samples; or those of captions."""
+        """Compute `accuracy`, and `accuracy_<answer_type>` for each type among the samples, or caption metrics."""
         if self.captions:
             return score_captions(self, predictions, samples, with_rouge=self._options.rouge)
         return exact_match(self, predictions, samples)
 
     def _check_metric(self, split: str, answer_types: Iterable[str]) -> None:
-        """Raises `UserError` if the split that is evaluated during training gives no such metric."""
+        """Raise `UserError` if the split that is evaluated during training does not give the metric."""
         if not self.captions and split == ("validation" if "validation" in self.splits else self.splits[-1]):
             check_metric(str(self._given[split]), self.metric, answer_types)
 
 
 def check_split(split: str, splits: Sequence[str]) -> None:
-    """Raises `UserError` with the nearest split when there is none of this name."""
+    """Raise `UserError` with the nearest split if `split` does not exist."""
     if split not in splits:
         raise UserError(f"unknown split `{split}`{nearest(split, splits)}")
 
 
 def check_metric(where: str, metric: str, answer_types: Iterable[str]) -> None:
-    """Raises `UserError` if `exact_match` gives no such metric: better said before training than after."""
+    """Raise `UserError` if `exact_match` does not give the metric, so that training does not start in vain."""
     keys = {group_key(answer_type) or "accuracy" for answer_type in answer_types} | {"accuracy"}
     if metric not in keys:
         raise UserError(f"{where} gives no metric `{metric}`{nearest(metric, keys)}")
 
 
 def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
-    """Cleaned answers against cleaned targets: over all samples and for each `answer_type` in their meta."""
+    """Compare cleaned answers with cleaned targets: over all samples and for each `answer_type` in their meta."""
     for sample in samples:
         require_targets(sample)
     groups = [str(sample.meta.get("answer_type", "")) for sample in samples]
@@ -209,13 +209,13 @@ def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample
 
 
 def _cleaned(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:
-    """Predictions and the targets of samples, cleaned."""
+    """Return cleaned predictions and targets."""
     targets = [[task.clean(target) for target in sample.targets] for sample in samples]
     return [task.clean(prediction) for prediction in predictions], targets
 
 
 def require_targets(sample: Sample) -> None:
-    """Raises `UserError` for a sample whose answer cannot be judged."""
+    """Raise `UserError` for a sample without targets, whose answer cannot be scored."""
     if not sample.targets:
         raise UserError(f"sample `{sample.id}` has no targets to judge its answer by")
 
@@ -224,7 +224,7 @@ def score_captions(
     task: Task, predictions: Sequence[str], samples: Sequence[Sample], options: caption.Options | None = None, *,
     with_rouge: bool = False,
 ) -> Scored:  # fmt: skip
-    """`CIDEr` and what else `metrics/caption.py` gives, against all captions of each medium; with `ROUGE` if asked."""
+    """Compute the values of `metrics/caption.py` against all captions of each medium, and `ROUGE` with `with_rouge`."""
     for sample in samples:
         if not sample.targets:
             raise UserError(f"sample `{sample.id}` has no captions to judge its own by")

@@ -1,4 +1,4 @@
-"""Conversations as rows: one for each answer, with what was said before."""
+"""Conversations as rows: one for each answer, with the previous turns."""
 
 import re
 from abc import abstractmethod
@@ -18,14 +18,14 @@ _TAG = re.compile(rf"<({'|'.join(MODALITIES)})>[ \t]*\n?")
 
 
 class Turn(NamedTuple):
-    """What one side says."""
+    """One turn of a conversation."""
 
-    answers: bool  # whether it is the model's side
+    answers: bool  # whether it is the model's turn
     text: str
 
 
 class Talk(NamedTuple):
-    """A conversation as a row gives it."""
+    """The conversation of a row."""
 
     media: Mapping[str, str]  # modality -> file
     turns: Sequence[Turn]
@@ -33,13 +33,13 @@ class Talk(NamedTuple):
 
 
 class Conversations(Converted):
-    """One sample for each answer. Its prompt is the question, after all that was said before, a line for each turn.
+    """Conversations with one sample per answer. Its prompt is the question after all previous turns, one per line.
 
-    A medium belongs to the turns from the one on that has its tag (`<image>`), to all if there is no tag.
+    A medium belongs to the turn with its tag (`<image>`) and all later ones; without a tag, to all turns.
     """
 
     class Options(Converted.Options):
-        """Those of rows, and which answers of a conversation are learned."""
+        """Options of rows, and the answers of a conversation that are trained on."""
 
         turns: Literal["each", "first", "last"] = Field("each", description="which answers become samples")
         history: bool = Field(True, description="put earlier turns before the question")
@@ -49,7 +49,7 @@ class Conversations(Converted):
 
     @abstractmethod
     def talk(self, record: Record) -> Talk:
-        """What a row says. Raises `UserError` naming what is wrong."""
+        """Parse the conversation of a row. Raises `UserError` naming the mistake."""
 
     def rows(self, path: Path, split: str) -> Iterator[Record]:
         for record in json_objects(path):
@@ -63,7 +63,7 @@ class Conversations(Converted):
             yield from (record._replace(values=row) for row in rows[chosen])
 
     def _answers(self, record: Record, talk: Talk, tagged: bool) -> Iterator[dict[str, Any]]:
-        """The rows of all answers; the first has the id of the conversation."""
+        """Yield the rows of all answers; the first has the id of the conversation."""
         name, said, asked, number = record.values.get("id"), list[str](), False, 0
         seen: set[str] = set() if tagged else set(talk.media)
         for turn in talk.turns:
@@ -81,7 +81,7 @@ class Conversations(Converted):
             said.append(text)
 
     def _check_tags(self, record: Record, talk: Talk, tags: Sequence[str]) -> None:
-        """Raises `UserError` if tags and media do not belong together."""
+        """Raise `UserError` if tags and media do not match."""
         for modality in MODALITIES:
             count, given = tags.count(modality), int(modality in talk.media)
             if count != given and (count or self.strict_tags):
@@ -89,7 +89,7 @@ class Conversations(Converted):
 
 
 def _tags(talk: Talk) -> list[str]:
-    """All tags. `<video>` and `<audio>` in a row without any are text: many conversations are about web pages."""
+    """Return all tags. Without such media, `<video>` and `<audio>` are text, as in conversations about web pages."""
     relevant = {"image", *talk.media}
     return [tag for turn in talk.turns for tag in _TAG.findall(turn.text) if tag in relevant]
 
@@ -97,7 +97,7 @@ def _tags(talk: Talk) -> list[str]:
 def turns_of(
     record: Record, key: str, speaker: str, content: str, sides: Mapping[str, bool], text_of: Callable[[object], str]
 ) -> list[Turn]:
-    """The turns of the list at `key`: `sides` says which speakers are the model, `text_of` what stands at `content`."""
+    """Return the turns of the list at `key`. `sides`: speaker -> whether it is the model; `text_of` reads `content`."""
     if record.values.get(key) is None:
         raise record.lacks([key])
     turns = record.values[key]

@@ -1,4 +1,4 @@
-"""What MSRVTT-QA and MSVD-QA share: the rows their authors publish, and those of the eP-ALM and VL-T5 files."""
+"""The base class of MSRVTT-QA and MSVD-QA: published rows, and those of the eP-ALM and VL-T5 files."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ _KEYS = ("id", "question_id", "question", "sent", "answer", "label", "video", "v
 
 
 class VideoQuestions(QuestionSet):
-    """Questions about videos, each with one right answer.
+    """Questions about videos, each with one correct answer.
 
-    Published are lists of `{"id", "question", "answer", "video_id"}`; the eP-ALM files hold
-    `{"question_id", "question" or "sent", "label": {answer: worth}, "video": file}`.
+    Published files are lists of `{"id", "question", "answer", "video_id"}`; the eP-ALM files contain
+    `{"question_id", "question" or "sent", "label": {answer: score}, "video": file}`.
     """
 
     modality = "video"
@@ -22,7 +22,7 @@ class VideoQuestions(QuestionSet):
 
     @abstractmethod
     def video(self, record: Record, number: str) -> str:
-        """The file of a video by its number."""
+        """Return the file of a video by its number."""
 
     def rows(self, split: str) -> Iterator[Asked]:
         for record in self.json_rows(split, _KEYS):

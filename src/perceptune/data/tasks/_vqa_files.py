@@ -1,4 +1,4 @@
-"""VQA's own files: a file of questions on COCO's images, and one with the annotators' answers."""
+"""VQA's own format: a file of questions on COCO's images, and one with the annotators' answers."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ from perceptune.errors import UserError
 
 
 class VQAFiles(QuestionSet):
-    """Questions of which one form is that of VQA's own files."""
+    """Questions that are also published in VQA's own format."""
 
     annotated: ClassVar[tuple[str, ...]]  # keys of an annotation that describe its question
 
     def official(self, split: str) -> Iterator[Asked]:
-        """The rows of a split in VQA's own form."""
+        """Yield the rows of a split in VQA's own format."""
         for question, annotation, document in _joined(self.annotations(split)):
             subset, number = str(document.get("data_subtype", "")), number_of(question, "image_id")
             answers = () if annotation is None else answers_of(annotation, needed=True)
@@ -27,7 +27,7 @@ class VQAFiles(QuestionSet):
 
 
 def _joined(paths: Sequence[Path]) -> Iterator[tuple[Record, Record | None, dict[str, Any]]]:
-    """Questions, in their order, with their annotations, found by `question_id`, and what the file says of all.
+    """Yield questions in their order with their annotations, joined by `question_id`, and the file's common keys.
 
     `paths` are a file of questions and, unless answers are hidden, one of annotations, in any order.
     """

@@ -19,10 +19,10 @@ _SUBSETS = {"validation": "val2017"}
 
 
 class AOKVQA(QuestionSet):
-    """Direct answers, judged as the authors do it; or the right one of four choices, which the prompt then names."""
+    """Direct answers, scored as by the authors, or multiple choice, with the four choices in the prompt."""
 
     class Options(QuestionSet.Options):
-        """Those of every set of questions, and which of the two tasks this is."""
+        """Options of every set of questions, and the choice between the two tasks."""
 
         answers: Literal["direct", "choice"] = Field("direct", description="free answers, or one of four choices")
         choices: str = Field("{question} Choices: {choices}.", description="prompt template for `answers: choice`")
@@ -33,7 +33,7 @@ class AOKVQA(QuestionSet):
     def rows(self, split: str) -> Iterator[Asked]:
         direct, subset = self._options.answers == "direct", _SUBSETS.get(split, f"{split}2017")
         for row in self.json_rows(split):
-            # The evaluation leaves out what ten people answered in ten ways.
+            # The official evaluation skips questions on which all ten annotators disagree.
             if split != "train" and direct and row.values.get("difficult_direct_answer"):
                 continue
             fields = {"subset": subset, "image_id": number_of(row, "image_id")}
@@ -55,11 +55,11 @@ class AOKVQA(QuestionSet):
         return found._replace(question=prompt)
 
     def against_answers(self, texts: Sequence[str], answers: Sequence[Any], groups: Sequence[str]) -> Scored:
-        """Worth min(matches / 3, 1), compared as the authors do it, without more cleaning."""
+        """Score answers by min(matches / 3, 1), compared as by the authors, without further normalisation."""
         return a_okvqa.score(texts, answers, groups=groups)
 
     def against_targets(self, texts: Sequence[str], samples: Sequence[Sample], groups: Sequence[str]) -> Scored:
-        """The share of right choices, and `no_choice`: that of answers that name none."""
+        """Compute the fraction of correct choices, and `no_choice`: that of answers that name no choice."""
         choices = [sample.meta.get("choices", ()) for sample in samples]
         targets = [sample.targets for sample in samples]
         return choice.score(texts, targets, choices=choices, groups=groups)

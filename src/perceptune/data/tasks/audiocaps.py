@@ -1,6 +1,6 @@
 """AudioCaps (Kim et al., 2019): captions of 10-second audio from YouTube, of which many are gone.
 
-    train.csv  val.csv  test.csv        columns audiocap_id, youtube_id, start_time, caption; in two five rows a video
+    train.csv  val.csv  test.csv        columns audiocap_id, youtube_id, start_time, caption; five rows a video in two
     audios/--L22BmDI6E.wav              another place or name by `media` and `template`
 
 The files of eP-ALM, lists of `{"audio", "caption"}`, are read, too: name them by `annotations`.
@@ -27,10 +27,10 @@ _KEYS = ("audio", "audiocap_id", "youtube_id", "start_time", "caption")
 
 
 class AudioCaps(CaptionSet):
-    """Judged by CIDEr. `template` knows `audio` (a file's name), `youtube_id`, `start` in seconds and `audiocap_id`."""
+    """AudioCaps, scored by CIDEr. Fields of `template`: `audio` (file name), `youtube_id`, `start`, `audiocap_id`."""
 
     class Options(CaptionSet.Options):
-        """Those of caption sets; by default a fifth of the audio may be missing."""
+        """Options of caption sets; by default a fifth of the audio files may be missing."""
 
         skip_missing: int = Field(10_000, ge=0, description="missing media per split that may be skipped")
 

@@ -1,4 +1,4 @@
-"""What a leaf file of a task builds on."""
+"""The classes and functions for leaf files of tasks."""
 
 # Leaves import from here.
 from perceptune.data.media.suffixes import MEDIA, MODALITIES

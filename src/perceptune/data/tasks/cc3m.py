@@ -22,10 +22,10 @@ _SHARD = 10_000  # rows in a folder of img2dataset
 
 
 class CC3M(Converted):
-    """Judged by CIDEr. Rows are read when they are asked for."""
+    """CC3M, scored by CIDEr. Rows are read on access."""
 
     class Options(Converted.Options):
-        """Those of rows; by default half of the images may be missing."""
+        """Options of rows; by default half of the images may be missing."""
 
         metric: str = "CIDEr"
         skip_missing: int = Field(1_700_000, ge=0, description="missing media per split that may be skipped")

@@ -13,7 +13,7 @@ _CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
 
 
 class Clotho(CaptionSet):
-    """Judged by CIDEr. `template` knows `file_name` and `split`, the name of the authors' folder."""
+    """Clotho, scored by CIDEr. Fields of `template`: `file_name` and `split`, the name of the authors' folder."""
 
     modality = "audio"
     files = files_of("clotho_captions_{}.csv", **_FOLDERS)

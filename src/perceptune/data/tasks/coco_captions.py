@@ -20,10 +20,10 @@ _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 class COCOCaptions(CaptionSet):
-    """Judged by CIDEr against all captions of an image."""
+    """COCO captions, scored by CIDEr against all captions of an image."""
 
     class Options(CaptionSet.Options):
-        """Those of every set of captions, and whose files they are."""
+        """Options of every set of captions, and the format of the files."""
 
         format: Literal["karpathy", "lavis", "official"] = Field(
             "karpathy", description="source of the annotation files"

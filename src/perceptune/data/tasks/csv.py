@@ -16,14 +16,14 @@ from pydantic import Field
 from perceptune.data.records import Record, RowError
 from perceptune.data.tasks.base import MODALITIES, Converted, TableOptions, dialect_of, table_rows
 
-_TARGETS = ("targets", "caption")  # what the column of targets is called if `target_key` does not say it
+_TARGETS = ("targets", "caption")  # names of the column of targets without `target_key`
 
 
 class CSVTable(Converted):
-    """Splits are the files that were given, plain or gzipped."""
+    """Tables; splits are the given files, plain or gzipped."""
 
     class Options(TableOptions, Converted.Options):
-        """Those of rows and of tables, and what the columns are called."""
+        """Options of rows and of tables, and the names of the columns."""
 
         image_key: str = "image"
         audio_key: str = "audio"
@@ -44,7 +44,7 @@ class CSVTable(Converted):
         return [*dialect_of(self._given[split], self._options, known=self._names()).notes]
 
     def _names(self) -> tuple[str, ...]:
-        """What columns may be called."""
+        """Return the possible names of columns."""
         options, target = self._options, self._options.target_key
         targets = _TARGETS if target is None else (target,) if isinstance(target, str) else target
         media = (getattr(options, f"{modality}_key") for modality in MODALITIES)
@@ -74,7 +74,7 @@ class CSVTable(Converted):
     def _targets(self, row: Record, split: str) -> list[str] | None:
         keys = self._target_keys(row)
         if split == "test" and not row.values.keys() & set(keys):
-            return None  # a test file may hold questions only
+            return None  # a test file may contain questions only
         targets: list[str] = []
         for key in keys:
             if key not in row.values:
@@ -85,7 +85,7 @@ class CSVTable(Converted):
         return None if split == "test" and not found else found
 
     def _is_list(self, row: Record, key: str) -> bool:
-        """Whether a cell holds a list that was written as text, which is read with the row."""
+        """Return whether a cell contains a list written as text, which is parsed with the row."""
         cell = row.values[key]
         return self._options.parse_lists and row.items(key, cell) != [cell]
 
@@ -94,6 +94,6 @@ TASK = CSVTable
 
 
 def _lacks(row: Record, wanted: Sequence[str], option: str) -> RowError:
-    """The error for a table without some column: most often it has another name, which `option` may give."""
+    """Return the error for a table without a column, which often has another name; `option` can set that."""
     error = row.lacks(wanted)
     return RowError(f"{error}; a column of another name is given by `{option}`", error.kind)

@@ -18,15 +18,15 @@ from perceptune.data.records import Record, short
 from perceptune.data.tasks.base import Asked, QuestionSet, files_of, table_rows, text_lines, text_of
 from perceptune.errors import UserError
 
-# "what is behind the table in the image3 ?": the image's name is no part of what is asked of the image.
+# "what is behind the table in the image3 ?": the image's name is removed from the question.
 _NAMED = re.compile(r"(?P<question>.*?)\s*(?:\bin\s+)?(?:\bthe\s+)?\b(?P<image>image\d+)\s*\?\s*")
 
 
 class DAQUAR(QuestionSet):
-    """Judged by exact match; a list of things is one answer."""
+    """DAQUAR, scored by exact match; a list of objects is one answer."""
 
     class Options(QuestionSet.Options):
-        """Those of every set of questions, and the form of its files."""
+        """Options of every set of questions, and the format of the files."""
 
         format: Literal["text", "csv"] = Field("text", description="format of the annotation files")
 

@@ -15,10 +15,10 @@ from perceptune.utils.paths import absolute
 
 
 class EasyVQA(Task):
-    """The train/test split of the data set's authors. The training split is in the authors' order, too."""
+    """The authors' train/test split, with the training samples in the authors' order."""
 
     class Options(Task.Options):
-        """`data`: a folder of the same layout; the one in the wheel `easy-vqa` by default."""
+        """`data` is a folder of the same layout; by default that of the wheel `easy-vqa`."""
 
         data: Path | None = None
 
@@ -46,8 +46,8 @@ class EasyVQA(Task):
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
         """Add `accuracy_open`, without the yes/no questions, and `accuracy_yes_no_even`.
 
-        The latter is over yes/no questions of which, for each wording, as many have the answer yes as no: without the
-        image no more than half of them can be right.
+        The latter is over yes/no questions balanced for each wording: without the image at most half of them can be
+        answered correctly.
         """
         scored = exact_match(self, predictions, samples)
         for row, sample in zip(scored.per_sample, samples, strict=True):
@@ -70,7 +70,7 @@ def _rows(path: Path) -> list[object]:
 
 
 def _images(folder: Path) -> dict[int, Path]:
-    """Image number -> file. One listing of the folder instead of a look at each of 4,000 files."""
+    """Return image number -> file, by listing the folder once instead of checking 4,000 files."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     return {int(path.stem): path for path in sorted(folder.glob("*.png")) if path.stem.isdecimal()}
@@ -87,7 +87,7 @@ def _sample(row: object, images: dict[int, Path], *, id: str, where: str) -> Sam
 
 
 def _even(samples: Sequence[Sample]) -> list[int]:
-    """Indices of the first yes/no questions of each wording, as many with one answer as with the other."""
+    """Return the indices of the first yes/no questions of each wording, the same number with each answer."""
     found: defaultdict[str, dict[str, list[int]]] = defaultdict(lambda: {"yes": [], "no": []})
     for index, sample in enumerate(samples):
         if sample.meta["answer_type"] == "yes/no":

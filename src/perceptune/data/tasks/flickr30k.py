@@ -15,7 +15,7 @@ from perceptune.data.tasks.base import FlickrSet, files_of
 
 
 class Flickr30k(FlickrSet):
-    """Judged by CIDEr against all captions of an image."""
+    """Flickr30k, scored by CIDEr against all captions of an image."""
 
     template = "flickr30k-images/{name}"
     forms: ClassVar = {

@@ -13,7 +13,7 @@ from perceptune.data.tasks.base import FlickrSet, files_of
 
 
 class Flickr8k(FlickrSet):
-    """Judged by CIDEr against all captions of an image."""
+    """Flickr8k, scored by CIDEr against all captions of an image."""
 
     template = "Images/{name}"
     forms: ClassVar = {"karpathy": "dataset_flickr8k.json", "token": "Flickr8k.token.txt", "csv": "captions.txt"}

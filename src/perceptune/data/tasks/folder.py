@@ -34,17 +34,17 @@ from perceptune.utils.paths import absence, local_name
 
 _NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _EXCEPT_VIDEOS = ("image", "audio")
-# Folders that are called so hold splits, not classes.
+# Folders with these names are splits, not classes.
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
 _TARGET_KEYS = ("targets", "text", "caption")
 _FILE_KEYS = {"file_name": None, **{f"{modality}_file_name": modality for modality in MODALITIES}}
 
 
 class Folder(Converted):
-    """Splits are the folders that were given; a folder below may have metadata of its own."""
+    """Folders of media; splits are the given folders, and a subfolder may have its own metadata."""
 
     class Options(TableOptions, Converted.Options):
-        """Those of rows and of tables, and what the metadata's columns are called."""
+        """Options of rows and of tables, and the names of the metadata's columns."""
 
         modality: Literal["image", "audio", "video"] | None = Field(
             None, description="modality of a folder without metadata, and of GIF files; None = all media"
@@ -54,7 +54,7 @@ class Folder(Converted):
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
-        self._passed: dict[str, str] = {}  # split -> what was passed over
+        self._passed: dict[str, str] = {}  # split -> note on skipped files
 
     def notes(self, split: str) -> list[str]:
         tables = [file for file in self.sources(self._given[split], split) if file.name == "metadata.csv"]
@@ -64,7 +64,7 @@ class Folder(Converted):
         return dialect_of(file, self._options, known=self._names())
 
     def _names(self) -> tuple[str, ...]:
-        """What columns of a table may be called."""
+        """Return the possible names of a table's columns."""
         target = self._options.target_key
         return (*_FILE_KEYS, self._options.prompt_key, "id", *((target,) if target else _TARGET_KEYS))
 
@@ -77,11 +77,11 @@ class Folder(Converted):
         return self._options.media or self._given[split]
 
     def form(self, split: str) -> list[str]:
-        """As of every reader, and what was passed over."""
+        """Return the notes of every reader, and one on skipped files."""
         return [*([note] if (note := self._passed.get(split)) else []), *super().form(split)]
 
     def sources(self, path: Path, split: str) -> list[Path]:
-        """The metadata files, or the media themselves."""
+        """Return the metadata files, or the media themselves."""
         if not path.is_dir():
             why = f"{path} is no folder" if path.exists() else absence(path).why()
             raise UserError(f"{why}; task `folder` reads media with `metadata.jsonl` beside them")
@@ -100,7 +100,7 @@ class Folder(Converted):
         return found
 
     def _classified(self, path: Path, files: Sequence[Path], passed: PassedOver) -> tuple[list[Path], int]:
-        """Media in folders named after their class, and how many lie in none; what else there is is noted."""
+        """Return the media in class folders, and the number of those in none; other files are counted in `passed`."""
         wanted = (self._options.modality,) if self._options.modality else MODALITIES
         found, loose = list[Path](), 0
         for file in files:
@@ -113,7 +113,7 @@ class Folder(Converted):
         return found, loose
 
     def _note(self, split: str, passed: PassedOver, loose: int) -> None:
-        """Says once what of a split's folder is not read."""
+        """Print once a note on files of a split's folder that are not read."""
         notes = [f"{loose:,} media lie in no class's folder"] if loose else []
         note = "; ".join([*notes, *([str(passed)] if passed else [])])
         if note and split not in self._passed:
@@ -133,7 +133,7 @@ class Folder(Converted):
                 yield Record(str(source), values, ())
 
     def _modalities(self, sources: Sequence[Path]) -> tuple[str, ...]:
-        """What the media of a folder can be: GIF files are videos only where nothing speaks for images."""
+        """Return the possible modalities of a folder's media: GIF files are videos only if nothing indicates images."""
         if self._options.modality:
             return (self._options.modality,)
         others = {modality_of(file) for file in sources if suffix_of(file) != EITHER}
@@ -177,7 +177,7 @@ TASK = Folder
 
 
 def _nothing(path: Path, passed: PassedOver, loose: int) -> str:
-    """Why a folder without metadata holds no samples."""
+    """Return why a folder without metadata has no samples."""
     found = f" ({passed})" if passed else ""
     if loose:
         advice = "put each into a folder named after its class, or write a `metadata.jsonl` beside them"
@@ -186,11 +186,11 @@ def _nothing(path: Path, passed: PassedOver, loose: int) -> str:
 
 
 def _require_no_splits(path: Path, sources: Sequence[Path], split: str) -> None:
-    """Raises `UserError` if the folders in `path` are splits: one of them would be trained on, or be a class."""
+    """Raise `UserError` if the folders in `path` are splits, which would otherwise be read as classes."""
     inside = [source.relative_to(path).parts for source in sources]
     above = {parts[0] for parts in inside if len(parts) > 1}
     named = sorted(name for name in above if name.lower() in _SPLITS)
-    # A class may be called `train`, beside `bus` and `car`.
+    # `train` may be a class, such as beside `bus` and `car`.
     nested = any(len(parts) > 2 or parts[-1] in _NAMES for parts in inside if parts[0] in named)
     if len(named) > 1 and (nested or len(named) == len(above)):
         folders = ", ".join(f"`{name}`" for name in named)

@@ -20,10 +20,10 @@ from perceptune.types import Sample
 
 
 class GQA(QuestionSet):
-    """Judged by exact match, together and for each structural type of question."""
+    """GQA, scored by exact match over all questions and for each structural type."""
 
     class Options(QuestionSet.Options):
-        """Those of every set of questions, and whose files they are."""
+        """Options of every set of questions, and the format of the files."""
 
         format: Literal["official", "vl-t5"] = Field("official", description="source of the annotation files")
 

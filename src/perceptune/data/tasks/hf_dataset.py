@@ -19,15 +19,15 @@ from perceptune.errors import UserError, nearest
 from perceptune.types import Medium, Sample
 from perceptune.utils.paths import absolute, local_name
 
-_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
+_SAVED = ("dataset_dict.json", "state.json")  # files of `save_to_disk`
 _TABLES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
 
 
 class HFDataset(GivenFiles):
-    """`train`, `validation` and `test` are names of splits there; a share of one is written as `train[:10%]`."""
+    """A data set of `datasets`. `train`, `validation` and `test` name its splits; a part of one is `train[:10%]`."""
 
     class Options(GivenFiles.Options):
-        """Where the data set is, its splits, and what the columns are called."""
+        """The location of the data set, its splits, and the names of the columns."""
 
         path: Path | str = Field(description="a local folder or file, or a name on the hub")
         config: str | None = Field(None, description="configuration of a data set that has several")
@@ -45,7 +45,7 @@ class HFDataset(GivenFiles):
 
     @classmethod
     def data_keys(cls, place: str, split: str | None = None) -> dict[str, str]:
-        """The split of the same name there is evaluated."""
+        """Return the recipe keys for the data set at `place`; its split of the same name is evaluated."""
         keys = {"path": place}
         return {**keys, split: split} if split in ("validation", "test") else keys
 
@@ -55,7 +55,7 @@ class HFDataset(GivenFiles):
         return frozenset([f"{place}#{self._options.config}#{self._given[split]}"])
 
     def samples(self, split: str) -> Sequence[Sample]:
-        """Lazy: texts are gone through and checked once; a medium is read with its row."""
+        """Return lazy rows: all texts are checked once, a medium is read with its row."""
         check_split(split, self.splits)
         columns = _Columns(self._options, _load(str(self._options.path), self._options.config, self._given[split]))
         where = f"{self._options.path}, split `{self._given[split]}`"
@@ -93,7 +93,7 @@ TASK = HFDataset
 
 
 class _Columns:
-    """A split's rows with their media undecoded, and which column is what."""
+    """A split's rows with undecoded media, and the roles of its columns."""
 
     def __init__(self, options: HFDataset.Options, data: Any) -> None:
         import datasets
@@ -125,11 +125,11 @@ class _Columns:
         self.meta = {key for key in data.features if key not in self._undecoded and _is_plain(data.features[key])}
 
     def texts(self) -> Iterable[dict[str, Any]]:
-        """Every row without its media."""
+        """Return every row without its media."""
         return self.rows.remove_columns(sorted(self._undecoded)) if len(self.rows) else []
 
     def named(self, record: Record) -> Record:
-        """A row whose target is a class's name and not its number."""
+        """Return a row with the name of its class as the target instead of the number."""
         feature, value = self.rows.features.get(self.target), record.values.get(self.target)
         if not isinstance(value, int) or not hasattr(feature, "int2str"):
             return record
@@ -137,7 +137,7 @@ class _Columns:
 
 
 def _is_plain(feature: Any) -> bool:
-    """Whether JSON can hold the values of a column."""
+    """Return whether the values of a column can be represented in JSON."""
     inner = getattr(feature, "feature", feature)  # of a list
     return getattr(inner, "dtype", "") in ("string", "large_string", "bool") or "int" in getattr(inner, "dtype", "")
 
@@ -157,7 +157,7 @@ def _medium(record: Record, column: str) -> Medium:
 
 
 def _load(path: str, config: str | None, split: str) -> Any:
-    """A split as that library has it."""
+    """Load a split by `datasets`."""
     try:
         import datasets
     except ImportError as error:
@@ -177,7 +177,7 @@ def _load(path: str, config: str | None, split: str) -> Any:
 
 
 def _table_settings(place: Path) -> dict[str, Any]:
-    """How a table is written, in pandas' words."""
+    """Return the format of a table as arguments of pandas."""
     if place.suffix not in (".csv", ".tsv"):
         return {}
     dialect = dialect_of(place, known=("prompt", "targets", "caption", "text", "label", "id", *MODALITIES))

@@ -20,7 +20,7 @@ from perceptune.types import Sample
 
 
 class JSONLines(LazyRows):
-    """Splits are the files that were given, plain or gzipped."""
+    """JSONL files; splits are the given files, plain or gzipped."""
 
     def _file(self, split: str) -> Path:
         return plain(self._given[split])
@@ -29,7 +29,7 @@ class JSONLines(LazyRows):
         return record_of(row, self._given[split])
 
     def examine(self, split: str) -> Examined:
-        """Every line with its own mistake. Raises `UserError` for a file that is not there."""
+        """Read every line, valid or not. Raises `UserError` for a missing file."""
         check_split(split, self.splits)
         path = self._given[split]
         if problem := missing(path):
@@ -37,7 +37,7 @@ class JSONLines(LazyRows):
         return Examined(self._examined(split), f"{path}, line", partial(self.form, split))
 
     def form(self, split: str) -> list[str]:
-        """What a reader might stumble over in the file, and this one does not."""
+        """Return notes on properties of the file with which other readers may have problems."""
         with self._given[split].open("rb") as file:
             start = file.read(4)
         with plain(self._given[split]).open("rb") as file:
@@ -74,7 +74,7 @@ TASK = JSONLines
 
 
 def record_of(row: LazyRow, path: Path) -> Record | None:
-    """The object of a line; blank lines are passed over."""
+    """Parse the object of a line; return None for a blank line."""
     where = f"{path}, line {row.line}"
     values = parse(row.text, where, "one object a line", "utf-8-sig" if row.line == 1 else "utf-8")
     return None if values is None else Record(where, values, KEYS)

@@ -16,7 +16,7 @@ _SIDES = {"human": False, "user": False, "system": False, "gpt": True, "assistan
 
 
 class Llava(Conversations):
-    """Splits are the files that were given."""
+    """Conversations in LLaVA's form; splits are the given files."""
 
     def talk(self, record: Record) -> Talk:
         text_of = partial(record.check_text, "conversations")

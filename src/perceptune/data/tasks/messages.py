@@ -20,7 +20,7 @@ _SIDES = {"user": False, "system": False, "assistant": True}
 
 
 class Messages(Conversations):
-    """Splits are the files that were given."""
+    """Chat messages; splits are the given files."""
 
     strict_tags = False
 
@@ -42,7 +42,7 @@ TASK = Messages
 
 
 def _files(record: Record, key: str) -> list[str]:
-    """The files at `images` and so on: a list, of names or of `{"path": name}`."""
+    """Return the files at `images` and so on: a list of names or of `{"path": name}`."""
     value = record.values.get(key)
     if value is None:
         return []
@@ -55,7 +55,7 @@ def _files(record: Record, key: str) -> list[str]:
 
 
 def _text(record: Record, content: object, files: list[tuple[str, str]]) -> str:
-    """The text of a message; its parts that are media are noted in `files`, with a tag where they stand."""
+    """Return the text of a message; media among its parts are appended to `files` and replaced by tags."""
     if not isinstance(content, list):
         return record.check_text("content", content)
     texts = []
@@ -76,6 +76,6 @@ def _text(record: Record, content: object, files: list[tuple[str, str]]) -> str:
 
 
 def _file_of(part: dict[str, Any], kind: str) -> object:
-    """The file that a part names; None where it stands beside the messages."""
+    """Return the file that a part names; None if it is listed beside the messages."""
     value = next((part[key] for key in (kind, f"{kind}_url", "path", "url") if part.get(key) is not None), None)
     return value.get("url", value.get("path")) if isinstance(value, dict) else value

@@ -31,17 +31,17 @@ TRAIN = "train"
 
 
 class MixturePart(NamedPart):
-    """A task of the mixture, with that task's own keys."""
+    """A task of the mixture, with its own keys."""
 
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     prompt: str = "{prompt}"
 
 
 class Mixture(Task):
-    """Trains on all parts that have a split `train`."""
+    """A mixture of tasks; all parts with a split `train` are trained on."""
 
     class Options(Task.Options):
-        """The parts by their names in this mixture."""
+        """The parts, by their names in this mixture."""
 
         parts: dict[str, MixturePart] = Field(
             min_length=1,
@@ -84,7 +84,7 @@ class Mixture(Task):
             raise UserError("task `mixture`: no part has a split `train`")
 
     def samples(self, split: str) -> Sequence[Sample]:
-        """Part after part, as lazy as the parts are."""
+        """Return the samples of all parts in order, as lazily as the parts do."""
         check_split(split, self.splits)
         rows = {}
         for label, task in self._tasks.items():
@@ -94,7 +94,7 @@ class Mixture(Task):
         return _joined(rows, {label: self._options[label].prompt for label in rows})
 
     def read_from(self, split: str) -> frozenset[str]:
-        """What each part that has the split reads."""
+        """Return the sources of all parts with the split."""
         parts = [task.read_from(split) for task in self._tasks.values() if split in task.splits]
         return frozenset().union(*parts)
 
@@ -102,7 +102,7 @@ class Mixture(Task):
         return sample.id.partition("/")[0]
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
-        """What each part's own metric says of its samples, as `LABEL_key`."""
+        """Compute each part's own metrics for its samples, as `LABEL_key`."""
         chosen: dict[str, list[int]] = {}
         for index, sample in enumerate(samples):
             chosen.setdefault(self.part_of(sample), []).append(index)
@@ -128,7 +128,7 @@ TASK = Mixture
 
 
 def _joined(parts: dict[str, Sequence[Sample]], prompts: dict[str, str]) -> Sequence[Sample]:
-    """The rows of all parts, one part after the other."""
+    """Concatenate the rows of all parts."""
     labels, rows = list(parts), list(parts.values())
     ends = list(accumulate(map(len, rows)))
 

@@ -23,10 +23,10 @@ _LISTS = {"train": Path("MSRVTT_train.9k.csv"), "test": Path("MSRVTT_JSFUSION_te
 
 
 class MSRVTTCaptions(CaptionSet):
-    """Judged by CIDEr. `template` knows `video` (a file's name) and `video_id`."""
+    """MSR-VTT, scored by CIDEr. Fields of `template`: `video` (a file's name) and `video_id`."""
 
     class Options(CaptionSet.Options):
-        """Those of caption sets, and which videos belong to which split."""
+        """Options of caption sets, and the partition of videos into splits."""
 
         partition: Literal["official", "1k-A"] = "official"
         lists: dict[str, Path] = Field(
@@ -65,7 +65,7 @@ class MSRVTTCaptions(CaptionSet):
             raise row.error(f"`{name}` is no video of {' or '.join(map(str, self.annotations(split)))}")
 
     def _listed(self, split: str) -> dict[str, Record] | None:
-        """The videos of a split of `1k-A`; None where the videos themselves name their split."""
+        """Return the videos of a split of `1k-A`; None if the videos name their split."""
         if self._options.partition == "official" or split not in self._options.lists:
             return None
         rows = table_rows(self._options.dir / self._options.lists[split], ("video_id",))

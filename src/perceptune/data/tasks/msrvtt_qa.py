@@ -11,7 +11,7 @@ from perceptune.data.tasks.base import VideoQuestions
 
 
 class MSRVTTQA(VideoQuestions):
-    """Judged by exact match. `template` knows `video` (a file's name) and `video_id`."""
+    """MSRVTT-QA, scored by exact match. Fields of `template`: `video` (a file's name) and `video_id`."""
 
     template = "videos/all/{video}"
 

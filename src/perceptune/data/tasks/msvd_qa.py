@@ -18,10 +18,10 @@ from perceptune.data.tasks.base import VideoQuestions, missing, table_rows
 
 
 class MSVDQA(VideoQuestions):
-    """Judged by exact match. `template` knows `video` (a file's name) and `video_id`."""
+    """MSVD-QA, scored by exact match. Fields of `template`: `video` (a file's name) and `video_id`."""
 
     class Options(VideoQuestions.Options):
-        """Those of question sets, and the table of names."""
+        """Options of question sets, and the table of names."""
 
         mapping: Path | None = Field(None, description="mapping file; None = `youtube_mapping.txt`, if it exists")
 
@@ -41,7 +41,7 @@ class MSVDQA(VideoQuestions):
 
     @cached_property
     def _names(self) -> dict[str, str] | None:
-        """`vid1` -> the video's name at YouTube; None without the table."""
+        """Mapping from `vid1` to the video's YouTube name; None without the table."""
         if self._options.mapping is None and missing(self._mapping):
             return None
         names: dict[str, str] = {}

@@ -12,7 +12,7 @@ from perceptune.types import Sample
 
 
 class NoCaps(CaptionSet):
-    """Judged by CIDEr, together and for each domain by itself."""
+    """NoCaps, scored by CIDEr over all images and for each domain."""
 
     files = files_of("nocaps_{}_4500_captions.json", validation="val")
     template = "val/{file_name}"
@@ -26,7 +26,7 @@ class NoCaps(CaptionSet):
                 yield Captioned(image, text_of(image, "id"), media, self.captions(split, *captions), meta)
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
-        """Adds `CIDEr_in_domain` and so on; each domain's inverse document frequencies are its own, as published."""
+        """Add `CIDEr_in_domain` and so on, with document frequencies of each domain, as published."""
         whole = super().score(predictions, samples)
         for domain in dict.fromkeys(str(sample.meta.get("domain", "")) for sample in samples):
             chosen = [index for index, sample in enumerate(samples) if sample.meta.get("domain") == domain]

@@ -15,10 +15,10 @@ from perceptune.data.tasks.base import Asked, VQAFiles, answers_of, files_of, te
 
 
 class OKVQA(VQAFiles):
-    """Judged by VQA accuracy, in the dialect of EvalAI's evaluation."""
+    """OK-VQA, scored by VQA accuracy in the dialect of EvalAI's evaluation."""
 
     class Options(VQAFiles.Options):
-        """Those of every set of questions, and whose files they are."""
+        """Options of every set of questions, and the format of the files."""
 
         format: Literal["official", "lavis"] = Field("official", description="source of the annotation files")
 

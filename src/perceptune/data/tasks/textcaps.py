@@ -12,7 +12,7 @@ _KEYS = ("caption_str", "reference_strs")
 
 
 class TextCaps(CaptionSet):
-    """Judged by CIDEr against all captions of an image."""
+    """TextCaps, scored by CIDEr against all captions of an image."""
 
     files = files_of("TextCaps_0.1_{}.json", train="train", validation="val")
     template = "{folder}/{image_id}.jpg"

@@ -10,7 +10,7 @@ from perceptune.data.tasks.base import Asked, QuestionSet, answers_of, files_of,
 
 
 class TextVQA(QuestionSet):
-    """Judged by VQA accuracy, in the dialect of EvalAI's evaluation."""
+    """TextVQA, scored by VQA accuracy in the dialect of EvalAI's evaluation."""
 
     files = files_of("TextVQA_0.5.1_{}.json", train="train", validation="val")
     template = "{folder}/{image_id}.jpg"

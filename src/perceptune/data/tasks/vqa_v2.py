@@ -16,10 +16,10 @@ from perceptune.data.tasks.base import Asked, VQAFiles, answers_of, files_of, la
 
 
 class VQAv2(VQAFiles):
-    """Judged by VQA accuracy, in the official evaluation's dialect."""
+    """VQA v2, scored by VQA accuracy in the official evaluation's dialect."""
 
     class Options(VQAFiles.Options):
-        """Those of every set of questions, and whose files they are."""
+        """Options of every set of questions, and the format of the files."""
 
         format: Literal["official", "vl-t5"] = Field("official", description="source of the annotation files")
 

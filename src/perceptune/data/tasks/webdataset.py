@@ -25,10 +25,10 @@ CAPTION = "txt"
 
 
 class WebDataset(GivenFiles):
-    """Splits are the patterns that were given. Samples come shard by shard, in the order of the archives."""
+    """WebDataset shards; splits are the given patterns. Samples are in the order of shards and archives."""
 
     class Options(GivenFiles.Options):
-        """A path or an address for each split, with braces and wildcards; and what a sample's parts are called.
+        """A path or address for each split, with braces and wildcards, and the names of a sample's parts.
 
         `data/train-{000000..000127}.tar`, `s3://bucket/train-*.tar`, `hf://datasets/user/name/*.tar`
         """
@@ -52,7 +52,7 @@ class WebDataset(GivenFiles):
         self._target_keys = [options.target_key] if options.target_key else ["targets", "caption"]
 
     def samples(self, split: str) -> Sequence[Sample]:
-        """Lazy: texts and places of images come from the shards' indices, which are made when first needed."""
+        """Return lazy rows: texts and offsets of media come from the shards' indices, which are built on first use."""
         check_split(split, self.splits)
         pattern = str(self._given[split])
         shards = webdataset_index.index(expand(pattern), [self._json_key, CAPTION])
@@ -85,7 +85,7 @@ class WebDataset(GivenFiles):
         )
 
     def _media(self, parts: dict[str, Any], where: str) -> dict[str, str]:
-        """The part that holds the medium of each modality: every one named in the recipe, else those that are there."""
+        """Return the part with the medium of each modality: those named in the recipe, else those that exist."""
         media = {}
         for modality, wanted in self._media_parts.items():
             found = [part for part in wanted if part in parts]
