@@ -31,7 +31,7 @@ def parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script."""
+    """Run the console script."""
     code = run(arguments)
     together = sys.modules.get("perceptune.utils.distributed")
     if together is not None and "WORLD_SIZE" in os.environ:  # one of several processes

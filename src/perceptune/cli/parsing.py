@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Overrides(NamedTuple):
-    """How a command accepts KEY=VALUE words, which may stand anywhere."""
+    """Rules for KEY=VALUE words of a command, which may stand anywhere."""
 
     beside: str | None  # the positional that takes all other words
     prefixes: tuple[str, ...]  # prefixes of such words, if `=` is not enough to recognise them

@@ -21,7 +21,7 @@ from perceptune.utils.transformers_loading import require_all_weights
 def load_frozen(
     kind: Any, config: LMConfig, where: str, compute_dtype: torch.dtype, *, skip: Sequence[str] = (), **given: Any
 ) -> Any:
-    """A model of one of transformers' classes with all of its weights, quantised where `lm.quantization` asks for it.
+    """Load a model of a transformers class with all of its weights, quantised as `lm.quantization` says.
 
     `skip` as in `quantization`; `given` are arguments of `from_pretrained`. Raises `UserError` for incomplete weights.
     """

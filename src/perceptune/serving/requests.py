@@ -46,7 +46,7 @@ class Job:
         return self.reason is not None or self.error is not None
 
     def cancel(self) -> None:
-        """Cancel: the job leaves its batch, or never enters one."""
+        """Cancel the job: it leaves its batch, or never enters one."""
         self.is_cancelled = True
 
     async def changed(self) -> None:

@@ -45,7 +45,7 @@ class Scheduler:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Stop: waiting jobs are rejected, running ones are cancelled."""
+        """Stop the worker; reject waiting jobs and cancel running ones."""
         if self._task is not None:
             self._task.cancel()
         for job in [*self._waiting, *(job for group in self._groups for job in group.jobs)]:

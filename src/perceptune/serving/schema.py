@@ -14,7 +14,7 @@ from perceptune.serving.mistakes import explain
 
 
 class Url(Fields):
-    """Where a medium is: `data:TYPE;base64,...`, or an address that the server allows."""
+    """Location of a medium: `data:TYPE;base64,...`, or a URL that the server allows."""
 
     url: str
     detail: Literal["auto", "low", "high", "original"] = "auto"  # there is one size: the encoder's
@@ -109,7 +109,7 @@ class StreamOptions(Fields):
 
 
 class ChatRequest(Accepted):
-    """`POST /v1/chat/completions`. What is not given is as the run's recipe says."""
+    """`POST /v1/chat/completions`. Absent keys default to the run's recipe."""
 
     model: str
     messages: list[Message] = Field(min_length=1)

@@ -12,7 +12,7 @@ _AVERAGED = ("L", "RGB", "RGBA", "CMYK")  # modes in which pixels can be average
 def open_within(data: bytes, name: str, *, max_pixels: int, within: int) -> Image.Image:
     """Return an image as `open_image` does, one of more than `within` pixels divided by a whole number.
 
-    A JPEG is never decoded whole; of others no second copy is made in full size where that can be avoided. Raises
+    A JPEG is never decoded at full size; for other formats a second full-size copy is avoided if possible. Raises
     `MediaError`.
     """
     with opened_image(data, name, max_pixels=max_pixels) as image:

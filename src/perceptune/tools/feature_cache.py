@@ -31,7 +31,7 @@ def build_features(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Any]
     """
     if recipe.cache.features != "disk":
         raise UserError(f"`cache.features` is `{recipe.cache.features}`: only `disk` can be built beforehand")
-    require_writable(cache_folder(recipe.cache.dir))  # there is no use in a cache in memory here
+    require_writable(cache_folder(recipe.cache.dir))  # unlike training, this needs a disk cache
     launch = read_launch(meeting=False)  # each process computes its part without communication
     rank, world = launch.rank, launch.size
     task = make_task(recipe)

@@ -108,7 +108,7 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
 
 
 def name_of(medium: Medium) -> str:
-    """Return a medium's name in the run folder, whenever its file was changed."""
+    """Return a medium's name in the run folder; for a file its path, whatever its version."""
     return identity(medium) if isinstance(medium, bytes) else str(medium)
 
 

@@ -19,7 +19,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the demo; 1 if the model does not use the images."""
+    """Run the demo; return 1 if the model does not use the images."""
     from perceptune.tools.demo import run_demo
 
     results = run_demo(Path(options.run), smoke=options.smoke, say=out.print, print_scores=print_scores)

@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what was found; 1 if there is a problem."""
+    """Print what was found; return 1 if there is a problem."""
     from perceptune.tools.doctor import examine
 
     if options.gpu:

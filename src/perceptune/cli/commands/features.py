@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Build or manage caches; 1 if rows are damaged or media are broken."""
+    """Build or manage caches; return 1 if rows are damaged or media are broken."""
     from perceptune.config.recipe import load_recipe
     from perceptune.tools import feature_cache
 

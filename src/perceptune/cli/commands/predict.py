@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the answers; 1 if rows could not be answered."""
+    """Write the answers; return 1 if rows could not be answered."""
     from perceptune.evaluation.batch_predict import predict as predict_all
 
     done = predict_all(

@@ -33,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train; 130 if it was interrupted."""
+    """Train; return 130 if interrupted."""
     from perceptune.training.trainer import train as run_training
 
     recipe, overrides = training_recipe(options)

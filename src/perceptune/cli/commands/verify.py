@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare the answers; 1 if one differs."""
+    """Compare the answers; return 1 if one differs."""
     from perceptune.evaluation.reference_answers import verify_reference_answers as ask
 
     if options.record:

@@ -26,7 +26,7 @@ LEAVE_AT = 0.75  # finished rows are removed once at most this fraction of the b
 
 @dataclass(eq=False)
 class GeneratedSequence:
-    """An answer being generated. `on_token` receives each token, the end token included; False stops the row."""
+    """Answer under generation. `on_token` receives each token, the end token included; False stops the row."""
 
     max_new_tokens: int  # tokens
     eos: int

@@ -131,7 +131,7 @@ class QFormerMethod(TrainableMethod):
 
     @staticmethod
     def sites_at(layers: Iterable[int], what: str) -> list[Site]:
-        """The same in several layers of the Q-Former."""
+        """Return one place in each of several layers of the Q-Former."""
         return [Site(layer, f"qformer.encoder.layer.{layer}", what) for layer in layers]
 
     def set_dropout(self, blip: FrozenBlip, *, on: bool) -> None:

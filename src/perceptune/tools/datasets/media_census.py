@@ -30,7 +30,7 @@ class MediaCensus:
     def __init__(
         self, problems: Problems, *, decode: bool, contents: bool, encoder_of: Callable[[str], Encoder | None]
     ) -> None:
-        """With `decode`, images and videos are decoded to their end, and media loaded as the encoder does.
+        """Decode images and videos to their end with `decode`, and load media as the encoder does.
 
         `encoder_of` returns a modality's encoder, if any; `contents` finds equal files.
         """

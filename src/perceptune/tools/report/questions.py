@@ -83,7 +83,7 @@ def _side_by_side(runs: Sequence[ReportedRun]) -> Iterator[Table]:
         counts = next(iter(found.values()))
         heads = [f"{kind} ({len(counts[kind]):,})" if kind in counts else kind for kind in kinds]
         table = [["", *heads], *rows]
-        if len(kinds) > len(rows):  # the longer list goes down the page
+        if len(kinds) > len(rows):  # the longer list becomes the rows
             table = [list(column) for column in zip(*table, strict=True)]
         table[0][0] = "run" if len(kinds) <= len(rows) else _named(key)
         yield Table(caption, table[0], table[1:])
