@@ -27,7 +27,7 @@ from perceptune.encoders._images import (
     ViTEncoder,
     transform_of,
 )
-from perceptune.encoders._pool import pooled_levels
+from perceptune.encoders._stage_means import pooled_levels
 from perceptune.encoders._videos import VideoEncoder
 from perceptune.errors import UserError
 

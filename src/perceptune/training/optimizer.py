@@ -54,7 +54,7 @@ class MethodOptimizer:
                 parameter.grad /= tokens
 
     def clip(self) -> Tensor | float:
-        """Apply the recipe's gradient clipping; return the norm before it, which may still be pending on a GPU."""
+        """Apply gradient clipping as configured; return the norm before, which may still be pending on a GPU."""
         given = [p for p in self._own if p.grad is not None]
         limit = math.inf if self.config.clip is None else self.config.clip
         return torch.nn.utils.clip_grad_norm_(given, limit) if given else 0.0
