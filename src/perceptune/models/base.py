@@ -269,12 +269,10 @@ class AdaptedModel(nn.Module, ABC):
         self, samples: Sequence[Sample], decoding: Decoding, seeds: Sequence[int] | None = None
     ) -> list[int] | None:
         """Return sampling seeds that depend only on the seed, the question and its media; None without sampling."""
+        if not decoding.sample:
+            return None
         given = seeds or [decoding.seed] * len(samples)
-        return (
-            [self._seed_of(sample, seed) for sample, seed in zip(samples, given, strict=True)]
-            if decoding.sample
-            else None
-        )
+        return [self._seed_of(sample, seed) for sample, seed in zip(samples, given, strict=True)]
 
     def _seed_of(self, sample: Sample, seed: int) -> int:
         parts = [repr((seed, self.text.prompt_ids(sample))).encode()]

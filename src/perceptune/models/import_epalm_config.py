@@ -10,21 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from perceptune.config.recipe import validate
+from perceptune.config.recipe import read_yaml, validate
 from perceptune.encoders.base import OPENAI
 from perceptune.errors import UserError, nearest
 
-# Not used for answers: keys on training or data paths, and keys that the release never reads.
-WITHOUT_EFFECT = frozenset(
-    {
-        *("batch_size_train", "batch_size_test", "optimizer", "schedular", "warm_up", "lm_loss_weight", "num_workers"),
-        *("train_split", "val_split", "test_split", "train_topk", "valid_topk", "balanced_data", "seed", "mask_p"),
-        *("freeze_connector", "customized_lr", "noise", "append_eos_token", "loss_only_on_answers", "shift_labels"),
-        *("prompt_lr", "adapter_lr", "connector_lr", "vis_lr", "text_lr", "num_tries", "dataset_name", "k_test"),
-        *("use_cache", "use_vis_prefix", "replace_added_tokens", "connector_per_text_layer", "all_vis_tokens"),
-        *("pretrained_model", "connector_config", "nb_prompts"),
-    }
-)
+WITHOUT_EFFECT = frozenset(read_yaml(Path(__file__).with_suffix(".yaml"))["without_effect"])  # on answers
 LEVELS = 6  # encoder levels behind a shared connector, if the config does not give their number
 CLIP = {key.removeprefix("image_"): values for key, values in OPENAI.items()}  # whichever encoder is used
 SIGNS_OF_CAPTIONS = ("train_split", "val_split", "test_split")
@@ -32,30 +22,26 @@ SIGNS_OF_CAPTIONS = ("train_split", "val_split", "test_split")
 RELEASED_ENCODERS = {"timesformer": ("video", "timesformer"), "ast": ("audio", "audio-spectrogram-transformer")}
 
 
-def _off(why: str) -> AfterValidator:
-    """Return a validator for a key that may only be off: `why` describes what anything else would require."""
+def _only(allowed: Sequence[Any], why: str) -> AfterValidator:
+    """Return a validator for a key of these values: `why` describes what anything else would require."""
 
-    def check(value: Any) -> None:
-        if value not in (None, False, 0, ""):
-            raise ValueError(why)
-
-    return AfterValidator(check)
-
-
-def _only(choice: str, why: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if value != choice:
+    def check(value: Any) -> Any:
+        if value not in allowed:
             raise ValueError(why)
         return value
 
     return AfterValidator(check)
 
 
+def _off(why: str) -> AfterValidator:
+    return _only((None, False, 0, ""), why)
+
+
 class AdapterPlace(BaseModel):
     """Adapters at one kind of module."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    adapter_type: Annotated[str, _only("normal", "the release's code runs no type but `normal`")]
+    adapter_type: Annotated[str, _only(["normal"], "the release's code runs no type but `normal`")]
     downsample_factor: int = Field(4, ge=1)
     add_layernorm: Annotated[Any, _off("adapters with a layer norm are not imported")] = None
 
@@ -82,7 +68,7 @@ class OfficialConfig(BaseModel):
     text_step: int = Field(1, ge=1)
     select_higher_step: bool = False
     shared_connector: bool | None = None
-    connector_type: Annotated[str, _only("linear", "the release has no other than `linear`")] = "linear"
+    connector_type: Annotated[str, _only(["linear"], "the release has no other than `linear`")] = "linear"
     # what is trained beside the connections
     prompt_tuning: bool | None = None
     prompt_len: int | None = Field(None, ge=1)

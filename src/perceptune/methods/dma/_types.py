@@ -3,21 +3,18 @@
 from importlib import metadata
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from perceptune.errors import UserError
 
-TESTED = ((0, 21), (0, 22))  # from, below
+TESTED = "peft>=0.21,<0.22"
 
 
 def require_tested_peft() -> None:
     """Raise `UserError` for an untested version of PEFT: DMA builds on tuner classes that may change."""
     installed = metadata.version("peft")
-    numbers = tuple(int(part) for part in installed.split(".")[:2])
-    if not TESTED[0] <= numbers < TESTED[1]:
-        first, below = (".".join(map(str, one)) for one in TESTED)
-        raise UserError(
-            f"perceptune.peft needs peft>={first},<{below}, but {installed} is installed: "
-            f"pip install 'peft>={first},<{below}'"
-        )
+    if not Requirement(TESTED).specifier.contains(installed, prereleases=True):
+        raise UserError(f"perceptune.peft needs {TESTED}, but {installed} is installed: pip install '{TESTED}'")
 
 
 def peft_type(name: str) -> Any:

@@ -210,18 +210,10 @@ class Injection(Method):
         sites = []
         what = "[CLS]" if self.options.tokens == "cls" else "all tokens"
         for modality in self.shapes:
-            levels = self.levels(modality)
-            sites += [
-                Site(layer, f"slot `{modality}`", f"{what} of encoder layer {levels[level]} (0-based)")
-                for layer, level in self.injected.items()
-            ]
-        if self.prompt is not None:
-            deep = self.options.prompt_at == "every_layer"
-            first = self.range.start if self.options.prompt_at == "first_injected" else 0
-            entries = range(self._lm_layers) if deep else [first]
-            sites += [
-                Site(layer, "slots `prompt`", f"{self.options.prompt_tokens} trained vectors") for layer in entries
-            ]
+            for layer, level in self._encoder_layers(modality).items():
+                sites.append(Site(layer, f"slot `{modality}`", f"{what} of encoder layer {level} (0-based)"))
+        vectors = f"{self.options.prompt_tokens} trained vectors"
+        sites += [Site(layer, "slots `prompt`", vectors) for layer in self._prompt_layers()]
         if self.adapters is not None:
             sites += self.adapters.sites()
         if self.trains_lm:
@@ -229,17 +221,24 @@ class Injection(Method):
         return sites
 
     def describe_inputs(self) -> dict[str, dict[str, Any]]:
-        prompt = sorted({site.layer for site in self.sites() if site.where == "slots `prompt`"})
-        return {
-            "media": {
-                name: {
-                    "layers": shape.n_layers,
-                    "enters": {layer: self.levels(name)[level] for layer, level in self.injected.items()},
-                }
-                for name, shape in self.shapes.items()
-            },
-            "prompt": {"layers": prompt, "vectors": self.options.prompt_tokens if prompt else 0},
+        media = {
+            name: {"layers": shape.n_layers, "enters": self._encoder_layers(name)}
+            for name, shape in self.shapes.items()
         }
+        prompt = self._prompt_layers()
+        return {
+            "media": media, "prompt": {"layers": prompt, "vectors": self.options.prompt_tokens if prompt else 0},
+        }  # fmt: skip
+
+    def _encoder_layers(self, modality: str) -> dict[int, int]:
+        """Return the encoder layer that enters each injected LM layer."""
+        levels = self.levels(modality)
+        return {layer: levels[level] for layer, level in self.injected.items()}
+
+    def _prompt_layers(self) -> list[int]:
+        """Return the LM layers at which trained vectors enter."""
+        layers = {"first_injected": [self.range.start], "every_layer": list(range(self._lm_layers))}
+        return [] if self.prompt is None else layers.get(self.options.prompt_at, [0])
 
     def _check_levels(self, modality: str) -> None:
         n = self.shapes[modality].n_layers
