@@ -14,6 +14,7 @@ import pytest
 
 import perceptune
 import runs as dwarf_runs
+from perceptune.data.build_task import make_task
 from perceptune.errors import UserError
 from perceptune.models.run_folder import save_run
 from perceptune.serving.examples import MOST, load_examples
@@ -109,8 +110,7 @@ def test_names_are_shown_without_their_folders() -> None:
 
 
 def test_examples_are_rows_of_the_evaluated_split(server: Served, loaded: Runs) -> None:
-    task = loaded["one"].task
-    assert task is not None
+    task = make_task(loaded["one"].model.recipe)
     rows = {sample.media["image"].read_bytes(): sample for sample in task.samples("validation")}  # type: ignore[union-attr]
     told = server.request("GET", "/v1/examples/one")[1]["data"]
     assert len(told) == 5
