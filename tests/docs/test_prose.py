@@ -44,7 +44,7 @@ OLD_NAMES = re.compile(
 )
 
 # Packages whose docstrings begin with a verb and are free of these phrases.
-PLAIN = ("types.py", "errors.py", "utils", "config", "encoders", "evaluation", "data/tasks")
+PLAIN = ("types.py", "errors.py", "utils", "config", "encoders", "evaluation", "data")
 PHRASES = re.compile(r"\b(so many|anew|is no (?!longer|such)|whoever|nobody|somebody|takes? notice)\b", re.IGNORECASE)
 NO_VERB = re.compile(
     r"""

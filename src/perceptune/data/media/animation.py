@@ -1,4 +1,4 @@
-"""Images that move, as Pillow reads them: WebP, APNG and AVIF."""
+"""Animated images, read by Pillow: WebP, APNG and AVIF."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,12 +7,12 @@ from PIL import Image
 
 from perceptune.data.media.source import MediaError, opened_image, upright_rgb
 
-_FORMATS = ("WEBP", "PNG", "AVIF")  # of others, several images in a file are pages or sizes of one image
-_UNSAID = 100  # milliseconds of a frame that does not say how long it is shown, as in browsers
+_FORMATS = ("WEBP", "PNG", "AVIF")  # in other formats, several images in a file are pages or sizes of one image
+_UNSAID = 100  # milliseconds of a frame without a duration, as in browsers
 
 
 def moves(file: Path) -> bool:
-    """Whether an image has several frames; False for one that cannot be read, which is found out where it is used."""
+    """Return whether an image has several frames; False for an unreadable one, which raises when it is used."""
     try:
         with opened_image(file) as image:
             return getattr(image, "n_frames", 1) > 1
@@ -21,14 +21,14 @@ def moves(file: Path) -> bool:
 
 
 def frames_of(image: Image.Image) -> range:
-    """Numbers of the frames of an opened image: one, unless it moves."""
+    """Return the numbers of the frames of an opened image: one unless it is animated."""
     count = getattr(image, "n_frames", 1) if image.format in _FORMATS else 1
-    # An image in front of the animation is for viewers that cannot show it.
+    # A default image before the animation is for viewers that do not support animations.
     return range(1 if image.info.get("default_image") and count > 1 else 0, count)
 
 
 def durations(image: Image.Image) -> Iterator[int]:
-    """How long each frame is shown, in milliseconds. Every frame is decoded: most formats tell it only then."""
+    """Yield the duration of each frame in milliseconds; all frames are decoded, since most formats require that."""
     for number in frames_of(image):
         image.seek(number)
         image.load()
@@ -36,7 +36,7 @@ def durations(image: Image.Image) -> Iterator[int]:
 
 
 def chosen(image: Image.Image, numbers: Sequence[int]) -> Iterator[Image.Image]:
-    """Some frames by their place among `frames_of`, in rising order: RGB, upright, transparency on white."""
+    """Yield frames by ascending indices into `frames_of`: RGB, upright, transparency on white."""
     first, last = frames_of(image).start, None
     for number in numbers:
         if number != last:

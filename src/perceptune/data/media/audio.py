@@ -1,4 +1,4 @@
-"""Reading audio: what `media` does for images. Only as much as is heard is ever decoded."""
+"""Reading of audio. Only the part that is used is decoded."""
 
 import math
 from collections.abc import Iterator
@@ -18,28 +18,28 @@ Wave = NDArray[np.float32]  # one channel, -1 to 1
 
 MAX_SECONDS = 3600.0
 MAX_CHANNELS = 64
-RATES = (1_000, 768_000)  # Hz; what lies outside is a damaged header
-# What may be missing of the length in the header, which some programs only estimate.
+RATES = (1_000, 768_000)  # Hz; other rates are signs of a damaged header
+# Tolerated difference from the length in the header, which some programs only estimate.
 _SHORT_SHARE, _SHORT_SECONDS = 0.05, 0.25
 _BLOCK = 65_536  # values per channel decoded at a time
-# What FFmpeg may look for. Other containers can name files and addresses of their own (playlists, concat lists).
+# Containers that FFmpeg may open. Others can refer to further files and addresses (playlists, concat lists).
 _CONTAINERS = (
     *("wav", "w64", "aiff", "au", "caf", "flac", "ogg", "mp3", "aac", "ac3", "eac3", "amr", "ape", "dts", "tta", "wv"),
     *("mov", "mp4", "m4a", "matroska", "webm", "avi", "asf", "flv", "mpeg", "mpegts"),
 )
 _READ = "WAV, FLAC, Ogg, MP3, AIFF, M4A and others"
-# Those whose headers know the length of an audio file; others estimate it from the bit rate.
+# Containers whose headers contain the length; for others FFmpeg estimates it from the bit rate.
 _EXACT = {"wav", "flac", "ogg", "avi", "tta", "wv", "caf", "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
-_LIBSNDFILE_UNKNOWN = 2**40  # samples: it says far more where a streamed FLAC does not know
+_LIBSNDFILE_UNKNOWN = 2**40  # samples: libsndfile reports far more for a streamed FLAC of unknown length
 
 
 def read_audio(medium: Medium, rate: int, seconds: float, name: str | None = None) -> Wave:
-    """The first `seconds` of an audio file, its channels averaged, at `rate` Hz: (N,) with N <= seconds * rate, N > 0.
+    """Read the first `seconds` of audio, channels averaged, at `rate` Hz: (N,) with 0 < N <= seconds * rate.
 
-    libsndfile reads WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF and more, FFmpeg what it does not know: M4A, the audio of
-    videos, files with padding in front or without their length in the header. `name` stands for the medium in messages
-    (default: where it lies, or `audio` for bytes). Raises `MediaError`, also for a file without samples and for one
-    that is silent as far as it is heard.
+    libsndfile reads WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF and more, FFmpeg the others: M4A, the audio of videos,
+    files with padding in front or without a length in the header. `name` identifies the medium in messages (default:
+    its location, or `audio` for bytes). Raises `MediaError`, also for a file without samples and for one that is silent
+    in the part that is used.
     """
     shown = name or label(medium, "audio")
     wave, given = _decoded(content(medium, shown), seconds, shown)
@@ -53,7 +53,7 @@ def read_audio(medium: Medium, rate: int, seconds: float, name: str | None = Non
 
 
 class AudioHeader(NamedTuple):
-    """What a file says of its audio."""
+    """Header of an audio file."""
 
     seconds: float
     rate: int  # Hz
@@ -61,7 +61,7 @@ class AudioHeader(NamedTuple):
 
 
 def read_audio_header(medium: Medium, name: str | None = None) -> AudioHeader:
-    """Read the header of an audio file. Raises `MediaError` for a file that `read_audio` would not begin to read."""
+    """Read the header of an audio file. Raises `MediaError` for a file that `read_audio` rejects by its header."""
     shown = name or label(medium, "audio")
     data = content(medium, shown)
     try:
@@ -76,19 +76,19 @@ def read_audio_header(medium: Medium, name: str | None = None) -> AudioHeader:
 
 
 def padded(wave: Wave, length: int) -> Wave:
-    """(length,): what is longer is cut, silence follows what is shorter."""
+    """Cut a wave, or pad it with silence, to (length,)."""
     return np.pad(wave[:length], (0, max(0, length - len(wave))))
 
 
 class _Steady(BytesIO):
-    """Stays where it is when a damaged file sends libsndfile to a place before its start."""
+    """A buffer that ignores seeks before its start, which damaged files make libsndfile do."""
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return super().seek(offset, whence) if whence != 0 or offset >= 0 else self.tell()
 
 
 class _NotForLibsndfileError(MediaError):
-    """What libsndfile says of an audio file that FFmpeg may know."""
+    """Raised by libsndfile for an audio file that FFmpeg may be able to read."""
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def _libsndfile(data: bytes, shown: str) -> Iterator[tuple[Any, AudioHeader]]:
         raise _NotForLibsndfileError(f"{shown}: {message}") from error
     try:
         with audio:
-            # A program that writes into a pipe cannot go back to write the length.
+            # A program that writes to a pipe cannot write the length into the header afterwards.
             if not 0 < audio.frames < _LIBSNDFILE_UNKNOWN:
                 raise _NotForLibsndfileError(f"{shown}: no audio at all, its length is zero")
             yield audio, _checked(audio.samplerate, audio.channels, audio.frames / max(1, audio.samplerate), shown)
@@ -117,7 +117,7 @@ def _reason(error: Any) -> str:
 
 
 def _decoded(data: bytes, seconds: float, shown: str) -> tuple[Wave, int]:
-    """One channel of an audio file's beginning, and its rate."""
+    """Decode the beginning of an audio file to one channel; return it and its rate."""
     try:
         with _libsndfile(data, shown) as (audio, header):
             wanted = min(audio.frames, math.ceil(seconds * header.rate))
@@ -133,7 +133,7 @@ def _long_enough(wave: Wave, wanted: float, rate: int, shown: str) -> Wave:
 
 
 def _blocks(audio: Any, wanted: int) -> Iterator[NDArray[np.float32]]:
-    """(channels, N) each. Not `audio.blocks`: where a file ends too early, that gives what lay in memory before."""
+    """Yield blocks (channels, N). `audio.blocks` would return uninitialised memory if a file ends too early."""
     while wanted > 0:
         block = audio.read(min(_BLOCK, wanted), dtype="float32", always_2d=True)
         if not len(block):
@@ -144,7 +144,7 @@ def _blocks(audio: Any, wanted: int) -> Iterator[NDArray[np.float32]]:
 
 @contextmanager
 def _ffmpeg(data: bytes, shown: str, refused: _NotForLibsndfileError) -> Iterator[tuple[Any, Any, AudioHeader]]:
-    """An audio file opened by FFmpeg; `refused` is raised where it knows no more of it than libsndfile."""
+    """Open an audio file by FFmpeg; raise `refused`, libsndfile's error, if FFmpeg cannot open it either."""
     import av
 
     options = {"format_whitelist": ",".join(_CONTAINERS)}
@@ -165,7 +165,7 @@ def _ffmpeg(data: bytes, shown: str, refused: _NotForLibsndfileError) -> Iterato
 
 
 def _length(container: Any, stream: Any) -> float:
-    """Seconds of an audio file as its container has them; 0 where it does not know."""
+    """Return the seconds of an audio file according to its container; 0 if unknown."""
     import av
 
     if stream.duration:
@@ -180,7 +180,7 @@ def _by_ffmpeg(data: bytes, seconds: float, shown: str, refused: _NotForLibsndfi
         blocks: list[Any] = []
         convert, form, rate, count = None, None, 0, 0
         for frame in container.decode(stream):
-            rate = rate or frame.sample_rate  # a container may name half of it
+            rate = rate or frame.sample_rate  # a container may report half of it
             if frame.sample_rate != rate:
                 raise MediaError(f"{shown}: its rate changes from {rate} to {frame.sample_rate} Hz half way")
             if convert is None or form != (frame.format.name, frame.layout.name):
@@ -191,7 +191,7 @@ def _by_ffmpeg(data: bytes, seconds: float, shown: str, refused: _NotForLibsndfi
                 break
         rate = rate or header.rate
         wave = _mono(iter(blocks))[: math.ceil(seconds * rate)]
-        # Of a video's container the length may be that of its frames.
+        # The length of a video's container may be that of its frames.
         if container.format.name in _EXACT and (stream.duration or not container.streams.video):
             _long_enough(wave, min(header.seconds, seconds) * rate, rate, shown)
         return wave, rate
@@ -206,8 +206,8 @@ def _checked(rate: int, channels: int, seconds: float, shown: str) -> AudioHeade
 
 
 def _mono(blocks: Iterator[NDArray[np.float32]]) -> Wave:
-    """The average over the channels of blocks (channels, N)."""
-    with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for what is no number
+    """Average the channels of blocks (channels, N)."""
+    with np.errstate(invalid="ignore", over="ignore"):  # the caller checks for values that are not finite
         return np.concatenate([np.zeros(0, np.float32), *(block.mean(0, dtype=np.float32) for block in blocks)])
 
 
@@ -216,13 +216,13 @@ def _resampled(wave: Wave, given: int, rate: int) -> Wave:
         return wave
     import soxr
 
-    # At least one value: an audio file of a few samples must not vanish.
+    # At least one value, so that audio of a few samples does not become empty.
     resampled: Wave = soxr.resample(wave, given, rate)
     return resampled if resampled.size else wave[:1]
 
 
 def check_seconds(seconds: float | None, default: float, most: float, what: str) -> float:
-    """How much of an audio file is heard. Raises `UserError` for more than the encoder takes."""
+    """Return the seconds of audio to use. Raises `UserError` for more than the encoder supports."""
     if seconds is not None and seconds > most:
         raise UserError(f"`seconds` is {seconds:g}, but {what} hears {most:g} seconds at most")
     return default if seconds is None else seconds

@@ -1,4 +1,4 @@
-"""Images of more than eight bits a channel, brought to the eight that encoders take."""
+"""Conversion of images with more than eight bits per channel to the eight that encoders use."""
 
 from io import BytesIO
 from typing import Any
@@ -7,17 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# How many bits cameras and scanners fill. A file of 16 bits does not say how many of them are in use.
+# Bits that cameras and scanners use. A file of 16 bits does not state how many of them are in use.
 _DEPTHS = (8, 10, 12, 14, 16)
-_DARK = 1 << 14 - 8  # of the upper byte: from here on a value takes more than 14 bits
+_DARK = 1 << 14 - 8  # of the upper byte: smaller values fit into 14 bits
 
 
 def eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Values scaled to 0..255.
+    """Scale values to 0..255.
 
-    Whole numbers keep the upper eight of the fewest bits among 8, 10, 12, 14 and 16 that hold the greatest; fractions
-    are taken for 0..1 or for 0..255 if they all lie there. Everything else goes from its least value to its greatest.
-    Raises `ValueError` for what is not a number.
+    Integers keep the upper eight of the 8, 10, 12, 14 or 16 bits that the maximum needs; floats are interpreted as 0..1
+    or 0..255 if all are in that range. All other values are scaled from their minimum to their maximum. Raises
+    `ValueError` for values that are not finite.
     """
     if not values.size:
         return values.astype(np.uint8)
@@ -33,13 +33,13 @@ def eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def looks_empty(image: Any) -> bool:
-    """Whether the upper bytes of an image of 16 bits leave it nearly black: perhaps the others hold it."""
+    """Return whether the upper bytes of a 16-bit image are nearly black: its content may be in the lower ones."""
     colours = image.getextrema()[: 1 if image.mode == "LA" else 3]
     return max(high for _, high in colours) < _DARK
 
 
 def redecoded(image: Image.Image, data: bytes) -> Image.Image:
-    """A PNG or TIFF image of 16 bits a channel from its encoded bytes, scaled to the bits that it uses.
+    """Decode a PNG or TIFF image of 16 bits per channel and scale it to the bits that it uses.
 
     Raises `ValueError` if FFmpeg cannot read it.
     """

@@ -1,14 +1,14 @@
-"""What the first bytes of a file show it to be, whatever its name says."""
+"""Recognition of file types by the first bytes, regardless of the name."""
 
 import codecs
 import re
 from typing import NamedTuple
 
-HEAD = 512  # bytes that suffice to tell
+HEAD = 512  # number of bytes that suffice
 
 
 class Kind(NamedTuple):
-    """What a file is: its name with an article, and the modalities that are read from it."""
+    """A file type: its name with an article, and the modalities that are read from it."""
 
     name: str
     modalities: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ _TEXT = (
 
 
 def kind_of(head: bytes) -> Kind | None:
-    """What begins with these bytes; None if it cannot be told."""
+    """Return the type of a file that begins with these bytes; None if it is unknown."""
     if head[:4] == b"RIFF":
         return _RIFF.get(head[8:12])
     if head[4:8] == b"ftyp" and (brands := _brands(head)) & (_HEIC_BRANDS | _AVIF_BRANDS):
@@ -82,18 +82,18 @@ def kind_of(head: bytes) -> Kind | None:
 
 
 def is_heic(head: bytes) -> bool:
-    """Whether this is an image of the kind that phones take."""
+    """Return whether this is a HEIC image, as phones take."""
     return kind_of(head) == _HEIC
 
 
 def is_image(head: bytes) -> bool:
-    """Whether this is an image and can be nothing else: a GIF file may be a video."""
+    """Return whether this can only be an image; a GIF file may be a video."""
     kind = kind_of(head)
     return kind is not None and kind.modalities == _IMAGE
 
 
 def refusal(head: bytes, modality: str, what: str, known: str) -> str:
-    """Why a file that begins with these bytes is not `what`, such as `image`; `known` are formats that are read."""
+    """Return why a file that begins with these bytes is not `what`, such as `image`; `known` are supported formats."""
     kind = kind_of(head)
     if kind is not None and modality in kind.modalities:
         return f"damaged {what} (it begins as {kind.name})"
@@ -104,19 +104,19 @@ def refusal(head: bytes, modality: str, what: str, known: str) -> str:
 def _brands(head: bytes) -> set[bytes]:
     length = min(int.from_bytes(head[:4], "big"), HEAD)
     found = {head[at : at + 4] for at in (8, *range(16, length, 4))}
-    # Videos name the brands of images as well, where they hold a cover.
+    # Videos with a cover image have the brands of images, too.
     return found if head[8:12] in _HEIC_BRANDS | _AVIF_BRANDS else set()
 
 
 def _text(head: bytes) -> Kind | None:
     try:
-        # A character may be cut off at the end.
+        # The last character may be incomplete.
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(head).lstrip().lower()
     except UnicodeDecodeError:
         return None
     if not text or any(ord(character) < 32 and character not in "\t\r\n\f" for character in text):
         return None
-    if "<svg" in text:  # often behind an XML declaration
+    if "<svg" in text:  # often after an XML declaration
         return Kind("an SVG drawing")
     if len(head) < HEAD and _PATH.fullmatch(text.strip()):
         return Kind("a text with the name of another file (a link that was copied as text)")

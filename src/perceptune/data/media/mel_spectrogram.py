@@ -13,15 +13,15 @@ PREEMPHASIS = 0.97
 
 @dataclass(frozen=True)
 class LogMel:
-    """Kaldi's log-mel filter bank energies, natural logarithm, of windows of the Hann shape.
+    """Kaldi's log-mel filter bank energies with natural logarithm and Hann windows.
 
-    As Kaldi (`centred=False`): windows that lie inside the audio, each freed of its mean and pre-emphasised by itself,
-    energies of at least `floor`. `centred=True`, as EfficientAT: the audio is pre-emphasised as a whole, windows
-    stand around the multiples of `hop`, `floor` is added to the energies.
+    `centred=False`, as in Kaldi: windows lie inside the audio, the mean of each is subtracted and each is
+    pre-emphasised, and energies are at least `floor`. `centred=True`, as in EfficientAT: the whole audio is
+    pre-emphasised, windows are centred at multiples of `hop`, and `floor` is added to the energies.
     """
 
     rate: int  # Hz
-    window: int  # in values of the audio, as `hop`
+    window: int  # in audio samples, as `hop`
     hop: int
     fft: int
     mels: int
@@ -35,7 +35,7 @@ class LogMel:
         wave = wave.astype(np.float64)
         if self.centred:
             wave = wave[1:] - PREEMPHASIS * wave[:-1]
-        elif len(wave) < self.window:  # a click is audio, too
+        elif len(wave) < self.window:  # very short audio is valid, too
             wave = np.pad(wave, (0, self.window - len(wave)))
         energies = spectrogram(
             wave, np.hanning(self.window), self.window, self.hop, self.fft, power=2.0, center=self.centred,
@@ -47,7 +47,7 @@ class LogMel:
 
 @cache
 def _filters(mel: LogMel) -> NDArray[np.float64]:
-    """Return (fft / 2 + 1, mels): triangles on Kaldi's mel scale; a narrow one may hold no frequency."""
+    """Return (fft / 2 + 1, mels): triangles on Kaldi's mel scale; a narrow one may contain no frequency."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "At least one mel filter has all zero values")
         return mel_filter_bank(

@@ -1,4 +1,4 @@
-"""PNG files with texts or colour profiles that are longer than Pillow takes: they are read without those."""
+"""Reading of PNG files with texts or colour profiles that are too long for Pillow, without those chunks."""
 
 import struct
 import zlib
@@ -12,7 +12,7 @@ _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 def without_long_texts(file: BinaryIO) -> BinaryIO:
-    """Return a PNG file from its start, or a copy without chunks for which Pillow would refuse it."""
+    """Return a PNG file from its start, or a copy without chunks that Pillow rejects."""
     file.seek(0)
     longest, most = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY // 4
     chunks = _chunks(file)
@@ -30,7 +30,7 @@ def without_long_texts(file: BinaryIO) -> BinaryIO:
 
 
 def _chunks(file: BinaryIO) -> list[tuple[int, bytes, int]]:
-    """Place, kind and size of each chunk; those behind damage are left out."""
+    """Return offset, kind and size of each chunk up to the first damage."""
     found, start = [], len(SIGNATURE)
     while len(head := _read_at(file, start, 8)) == 8:
         size, kind = struct.unpack(">I4s", head)
@@ -47,18 +47,18 @@ def _read_at(file: BinaryIO, place: int, size: int) -> bytes:
 
 
 def _unpacked_length(kind: bytes, data: bytes, most: int) -> int:
-    """How long a text is, without unpacking more than `most` bytes."""
-    _, _, rest = data.partition(b"\0")  # behind the keyword
+    """Return the length of a text, without decompressing more than `most` bytes."""
+    _, _, rest = data.partition(b"\0")  # after the keyword
     if kind == b"iTXt":
         if not rest.startswith(b"\1"):
             return len(rest)
-        rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # behind language and translated keyword
+        rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # after language and translated keyword
     else:
         rest = rest[1:]
     try:
         return len(zlib.decompressobj().decompress(rest, most))
     except zlib.error:
-        return len(data)  # Pillow says what it makes of that
+        return len(data)  # Pillow reports the damage
 
 
 def _copied(file: BinaryIO, chunks: list[tuple[int, bytes, int]], dropped: set[int]) -> BinaryIO:

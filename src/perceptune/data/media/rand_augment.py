@@ -1,7 +1,7 @@
-"""RandAugment (Cubuk et al., 2020): a few operations drawn for an image, all of one magnitude.
+"""RandAugment (Cubuk et al., 2020): a few random operations on an image, all of the same magnitude.
 
-Two lists of operations: ALBEF's ten, which eP-ALM and LAVIS have taken over, each carried out every other time, and
-torchvision's fourteen. A share of 1 is the strongest magnitude of a list.
+Two lists of operations: ALBEF's ten, also used by eP-ALM and LAVIS, each applied with probability 1/2, and
+torchvision's fourteen. A fraction of 1 is the maximum magnitude of a list.
 """
 
 import math
@@ -13,19 +13,19 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 Form = Literal["albef", "torchvision"]
-Operation = Callable[[Image.Image, float], Image.Image]  # the image, and a share with its sign
+Operation = Callable[[Image.Image, float], Image.Image]  # image, signed fraction of the maximum
 
 
 class Operations(NamedTuple):
-    """One list, and how it is drawn from."""
+    """A list of operations and the parameters of sampling."""
 
     named: Mapping[str, Operation]
-    top: int  # the strongest magnitude
-    chance: float  # that an operation which was drawn is carried out
+    top: int  # maximum magnitude
+    chance: float  # probability of applying a sampled operation
 
 
 def augmented(image: Image.Image, seed: bytes, num_ops: int, magnitude: int, form: Form) -> Image.Image:
-    """`num_ops` operations on an RGB image, always the same ones for the same `seed`."""
+    """Apply `num_ops` operations to an RGB image, the same ones for the same `seed`."""
     listed, chance = OPERATIONS[form], random.Random(seed)
     for _ in range(num_ops):
         operation = listed.named[chance.choice(list(listed.named))]
@@ -38,16 +38,16 @@ def augmented(image: Image.Image, seed: bytes, num_ops: int, magnitude: int, for
 def _moves(
     resample: Image.Resampling, fill: tuple[int, int, int], shift: Callable[[int, float], float]
 ) -> dict[str, Operation]:
-    """Shears, translations by a `shift` of the image's side, and turns; `fill` is the colour of what was not there."""
+    """Return shears, translations by a `shift` of the image's side, and rotations; `fill` is the colour outside."""
 
     def moved(image: Image.Image, x: tuple[float, float, float], y: tuple[float, float, float]) -> Image.Image:
-        """The pixel at (column, row) comes from (x . (column, row, 1), y . (column, row, 1)), by pixels' centres."""
+        """Sample pixel (column, row) at (x . (column, row, 1), y . (column, row, 1)), relative to pixel centres."""
         data = [(a, b, c + 0.5 - (a + b) / 2) for a, b, c in (x, y)]
         matrix = (*data[0], *data[1])
         return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=fill)
 
     def rotated(image: Image.Image, share: float) -> Image.Image:
-        """Anticlockwise around the middle."""
+        """Rotate anticlockwise around the centre."""
         angle, x, y = math.radians(30 * share), image.width / 2, image.height / 2
         cos, sin = math.cos(angle), math.sin(angle)
         return moved(image, (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y))
@@ -77,7 +77,7 @@ def _solarized(image: Image.Image, share: float) -> Image.Image:
     return Image.fromarray(np.where(pixels >= threshold, 255 - pixels, pixels))
 
 
-_SPAN = 150 / 331  # torchvision's largest translation as a share of the side: 150 pixels of the paper's 331
+_SPAN = 150 / 331  # torchvision's maximum translation as a fraction of the side: 150 pixels of the paper's 331
 _PLAIN: dict[str, Operation] = {
     "identity": lambda image, share: image,
     "auto_contrast": lambda image, share: ImageOps.autocontrast(image),

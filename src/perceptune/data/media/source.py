@@ -1,4 +1,4 @@
-"""Reading media from disk or memory. Files come from strangers: refuse early, name the file, never guess."""
+"""Reading of media from disk or memory. Files are untrusted: reject early, name the file, never guess."""
 
 import hashlib
 import math
@@ -27,21 +27,21 @@ from perceptune.utils.paths import hint
 
 Resize = Literal["squash", "crop", "published"]
 Size = tuple[int, int]  # (height, width)
-Extent = int | Size  # the shortest edge, or both
+Extent = int | Size  # the shortest edge, or (height, width)
 
-# Pillow knows some fifty formats; its advisories are mostly about the rare ones.
+# Pillow supports some fifty formats; its security advisories mostly concern the rare ones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _READ = (*FORMATS, "HEIC")
-# Augmented views: the share of the area, and by how much the aspect ratio changes.
+# Augmented views: ranges of the area's fraction and of the change in aspect ratio.
 VIEW = {"scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3)}
 _TURN = Image.Transpose
-# By hand: `ImageOps.exif_transpose` also rewrites the EXIF block, and fails where reading it is harmless.
+# Not `ImageOps.exif_transpose`, which also rewrites the EXIF block and fails on blocks that can be read.
 _ORIENTATIONS: dict[Any, Image.Transpose] = {
     2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
     6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
 }  # fmt: skip
-# What damaged files raised, and what Pillow itself expects of its plugins. Warnings, for a caller who has turned them
-# into errors.
+# Errors that damaged files raised, those that Pillow expects of its plugins, and warnings, in case the caller has
+# turned them into errors.
 _DAMAGE = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, RuntimeError, ZeroDivisionError),
     *(struct.error, zlib.error, UserWarning),
@@ -50,16 +50,16 @@ _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class MediaError(UserError):
-    """A medium that cannot be used. The message names it."""
+    """An unusable medium. The message names it."""
 
 
 def label(medium: Medium, kind: str = "image") -> str:
-    """What stands for a medium in messages: where it lies, or `kind` for bytes."""
+    """Return the name of a medium for messages: its location, or `kind` for bytes."""
     return kind if isinstance(medium, bytes) else str(medium)
 
 
 def identity(medium: Medium) -> str:
-    """Changes whenever the medium does, as far as can be told without reading it; raises nothing."""
+    """Return a string that changes with the medium, as far as is known without reading it; never raises."""
     if isinstance(medium, bytes):
         return hashlib.sha256(medium).hexdigest()
     if isinstance(medium, Member):
@@ -68,12 +68,12 @@ def identity(medium: Medium) -> str:
     try:
         stat = medium.stat()
     except OSError:
-        return path  # reading it says what is wrong
+        return path  # reading it raises the error
     return f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
 
 
 def content(medium: Medium, name: str | None = None) -> bytes:
-    """The encoded bytes of a medium, which `name` stands for in messages. Raises `MediaError`."""
+    """Read the encoded bytes of a medium, which `name` identifies in messages. Raises `MediaError`."""
     name = name or label(medium)
     if isinstance(medium, Path):
         with _opened(medium, name) as file:
@@ -88,23 +88,23 @@ def content(medium: Medium, name: str | None = None) -> bytes:
 
 
 def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image as it is meant to be seen: RGB, upright, transparency on white, first frame or page of several.
+    """Read an image as it should be displayed: RGB, upright, transparency on white, first frame or page of several.
 
-    `name` stands for the medium in messages (default: where it lies, or `image` for bytes). Raises `MediaError`.
+    `name` identifies the medium in messages (default: its location, or `image` for bytes). Raises `MediaError`.
     """
     with opened_image(medium, name, max_pixels=max_pixels) as image:
         return _whole(image, medium)
 
 
 def image_size(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Size:
-    """(height, width) as the header has it: nothing is decoded. Raises `MediaError` for what is no image."""
+    """Read (height, width) from the header without decoding. Raises `MediaError` if it is not an image."""
     with opened_image(medium, name, max_pixels=max_pixels) as image:
         return image.height, image.width
 
 
 @contextmanager
 def opened_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """An image of which the header is read and found fit; what is raised inside for damage is made clear."""
+    """Open an image and check its header; errors of damaged files inside the block become `MediaError`."""
     shown, head = name or label(medium), b""
     try:
         with _opened(medium, shown) as file:
@@ -126,7 +126,7 @@ def opened_image(medium: Medium, name: str | None = None, *, max_pixels: int = M
 
 
 def _formats(head: bytes, shown: str) -> tuple[str, ...]:
-    """The formats that an image may have. Raises `MediaError` for one that needs a package that is not there."""
+    """Return the formats to try. Raises `MediaError` for a format whose package is not installed."""
     if head[4:8] != b"ftyp" or not is_heic(head):
         return FORMATS
     try:
@@ -140,13 +140,13 @@ def _formats(head: bytes, shown: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class View:
-    """A part of an image, perhaps mirrored: one of its augmented views, always the same for the same `seed`."""
+    """An augmented view of an image: a random crop, perhaps mirrored, the same for the same `seed`."""
 
     seed: bytes
     flip: bool
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Half to all of the area, its aspect ratio changed by a third at most."""
+        """Crop at least half of the area, change the aspect ratio by at most a third, and mirror every other view."""
         chance = random.Random(self.seed)
         area, ratio = chance.uniform(*VIEW["scale"]), math.exp(chance.uniform(*map(math.log, VIEW["ratio"])))
         width = min(image.width, max(1, round(math.sqrt(image.width * image.height * area * ratio))))
@@ -158,7 +158,7 @@ class View:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """RGB image -> (3, H, W) float32: resize, crop the centre, rescale, normalise, as transformers does."""
+    """Preprocessing of an RGB image to (3, H, W) float32 as in transformers: resize, crop, rescale, normalise."""
 
     resize: Extent
     crop: Size | None
@@ -169,13 +169,13 @@ class ImageTransform:
 
     @property
     def size(self) -> Size:
-        """(height, width) of what comes out; a shortest edge always comes with a crop."""
+        """Output (height, width); a shortest edge always comes with a crop."""
         return self.crop or _pair(self.resize)
 
     def __call__(
         self, image: Image.Image, name: str = "image", change: Callable[[Image.Image], Image.Image] | None = None
     ) -> NDArray[np.float32]:
-        """(3, H, W) float32 of an RGB image, changed once it has its size; `name` stands for it in messages."""
+        """Convert an RGB image to (3, H, W) float32; `change` applies after resizing, `name` is for messages."""
         height, width = image.height, image.width
         if isinstance(self.resize, int):
             # The longer edge is rounded down, as in transformers.
@@ -183,22 +183,22 @@ class ImageTransform:
         else:
             height, width = self.resize
         if height * width > MAX_PIXELS:
-            # A strip one pixel high passes every ceiling on the way in and would take gigabytes here.
+            # An image one pixel high passes every limit before, but its enlargement would take gigabytes.
             raise MediaError(f"{name}: {image.width} x {image.height} is too narrow to enlarge to {self.resize}")
         image = image.resize((width, height), resample=Image.Resampling(self.resample))
-        if self.crop is not None:  # filled with black where the image is too small
+        if self.crop is not None:  # padded with black if the image is too small
             top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         if change is not None:
             image = change(image)
-        # Through float64 and back, as transformers does: the same rounding, so the same features.
+        # Via float64, as in transformers: the same rounding gives the same features.
         pixels = (np.asarray(image).astype(np.float64) * self.scale).astype(np.float32)
         pixels -= np.asarray(self.mean, np.float32)
         pixels /= np.asarray(self.std, np.float32)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings, JSON-able, with the resulting `size`."""
+        """Return the settings with the output `size`, JSON-serialisable."""
         settings = {"size": self.size, **asdict(self)}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
@@ -207,7 +207,7 @@ def image_transform(
     settings: Mapping[str, Any], size: int | None, resize: Resize, mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> ImageTransform:  # fmt: skip
-    """The transform of a complete `preprocessor_config.json`, changed where the other arguments say so."""
+    """Return the transform of a complete `preprocessor_config.json`, overridden by the other arguments."""
     edge, crop = _geometry(settings, size, resize)
     scale = float(settings["rescale_factor"]) if settings["do_rescale"] else 1.0
     if not settings["do_normalize"]:
@@ -219,7 +219,7 @@ def image_transform(
 def _geometry(settings: Mapping[str, Any], size: int | None, resize: Resize) -> tuple[Extent, Size | None]:
     edge = _extent(settings["size"], settings["default_to_square"]) if settings["do_resize"] else None
     crop = _pair(_extent(settings["crop_size"], True)) if settings["do_center_crop"] else None
-    published = crop or edge  # a shortest edge alone leaves the other one open
+    published = crop or edge  # with only a shortest edge, the other one is undetermined
     if resize != "published" and (target := size or published) is not None:
         square = _pair(target)
         return (square, None) if resize == "squash" else (max(square), square)
@@ -227,7 +227,7 @@ def _geometry(settings: Mapping[str, Any], size: int | None, resize: Resize) -> 
         raise UserError("its preprocessing leaves the size open; set `size` and `resize: squash` or `crop`")
     if size is None or crop is None:
         return (edge if size is None else _pair(size)), crop
-    # The share of the image that the crop cuts away stays as published.
+    # The fraction of the image that the crop removes stays as published.
     scaled = tuple(round(side * size / crop[0]) for side in _pair(edge))
     return (scaled[0] if isinstance(edge, int) else (scaled[0], scaled[1])), _pair(size)
 
@@ -237,7 +237,7 @@ def _pair(size: Extent) -> Size:
 
 
 def _extent(size: int | Mapping[str, int], square: bool) -> Extent:
-    """A published size as a shortest edge or (height, width). A bare number means either, by family."""
+    """Return a published size as a shortest edge or (height, width); `square` decides for a single number."""
     if isinstance(size, int):
         return (size, size) if square else size
     if size.keys() == {"height", "width"}:
@@ -259,16 +259,16 @@ def _opened(medium: Medium, label: str) -> BinaryIO:
     except FileNotFoundError as error:
         raise MediaError(f"{label}: no such file{hint(medium)}") from error
     except OSError as error:
-        about = hint(medium) if medium.is_symlink() else ""  # a link that leads back to itself
+        about = hint(medium) if medium.is_symlink() else ""  # such as a link to itself
         raise MediaError(f"{label}: cannot be read ({error.strerror}){about}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB copy, detached from its file; transparency on white. Raises `ValueError` for colours without a table."""
-    if image.mode.startswith(("I", "F")):  # on conversion Pillow would cut these off at 255
+    """Return an RGB copy without its file, transparency on white. Raises `ValueError` if a palette is missing."""
+    if image.mode.startswith(("I", "F")):  # Pillow's conversion would limit these to 255
         values, key = np.asarray(image), image.info.get("transparency")
         image = Image.fromarray(eight_bits(values))
-        if isinstance(key, int):  # the one value that is not seen
+        if isinstance(key, int):  # the value that is transparent
             image.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
     if image.mode in ("P", "PA") and image.palette is None:
         raise ValueError("colours by number, and no table of them")
@@ -280,8 +280,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The current frame of an opened image: RGB, upright, transparency on white."""
-    turn = None if image.format == "TIFF" else _turn(image)  # Pillow turns a TIFF image itself
+    """Return the current frame of an opened image: RGB, upright, transparency on white."""
+    turn = None if image.format == "TIFF" else _turn(image)  # Pillow rotates a TIFF image itself
     image.load()
     return to_rgb(image if turn is None else image.transpose(turn))
 
@@ -300,8 +300,8 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def is_deep(image: Any) -> bool:
-    """Whether an image that was opened and not decoded yet has 16 bits in each of several channels.
+    """Return whether an opened image that is not decoded yet has several channels of 16 bits.
 
-    Pillow keeps the upper byte of those.
+    Pillow keeps only the upper byte of those.
     """
     return image.mode in ("LA", "RGB", "RGBA", "RGBX") and any(";16" in str(tile[3]) for tile in image.tile)

@@ -1,4 +1,4 @@
-"""Which files are media, by the last part of their names: the one list for folders, shards and pages."""
+"""Suffixes of media files: the only list, for folders, shards and web pages."""
 
 import os
 from collections import Counter
@@ -18,21 +18,21 @@ MEDIA = {
 MODALITIES = tuple(MEDIA)
 EITHER = "gif"  # an image or a video
 _KINDS = {suffix: modality for modality, suffixes in MEDIA.items() for suffix in suffixes}
-# What systems and programs leave in folders, beside names that begin with a dot.
+# Files of systems and programs in folders, besides names that begin with a dot.
 _SYSTEM = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "#snapshot", "lost+found"),
     *("$recycle.bin", "recycler", "system volume information", "__pycache__"),
 }
-MAX_PIXELS = 64_000_000  # of an image that is decoded; here, so that the command line can name it without Pillow
+MAX_PIXELS = 64_000_000  # of a decoded image; here, so that the command line can use it without importing Pillow
 
 
 def suffix_of(name: str | PurePath) -> str:
-    """The last part of a name, in lower case and without its dot."""
+    """Return the suffix of a name in lower case without its dot."""
     return PurePath(name).suffix.lower().removeprefix(".")
 
 
 def modality_of(name: str | PurePath, among: Collection[str] = MODALITIES) -> str | None:
-    """What a file of this name is, one of `among`; None for another file. A GIF is a video where videos are wanted."""
+    """Return the modality of a file by its name, if it is `among` the given ones. A GIF is a video if those are."""
     suffix = suffix_of(name)
     if suffix == EITHER and "video" not in among:
         return "image" if "image" in among else None
@@ -41,27 +41,27 @@ def modality_of(name: str | PurePath, among: Collection[str] = MODALITIES) -> st
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name belongs to a system or a program, not to the user."""
+    """Return whether a file or folder of this name is hidden or belongs to a system or program."""
     steps = {".", ".."}  # of a path, not names
     return (name.startswith(".") and name not in steps) or name.lower() in _SYSTEM
 
 
 class PassedOver:
-    """What was found in a folder and not read, by suffix."""
+    """Counts of skipped files of a folder by suffix."""
 
     def __init__(self) -> None:
         self.suffixes: Counter[str] = Counter()
         self.hidden: Counter[str] = Counter()  # hidden files and system folders
 
     def add(self, name: str) -> None:
-        """Notes a file."""
+        """Count a skipped file."""
         self.suffixes[suffix_of(name)] += 1
 
     def __bool__(self) -> bool:
         return bool(+self.suffixes or +self.hidden)
 
     def __str__(self) -> str:
-        """Such as `passed over: 3 .xyz, 1 without a suffix, 2 hidden or system files`; empty if there is nothing."""
+        """Return text such as `passed over: 3 .xyz, 1 without a suffix, 2 hidden or system files`; empty if none."""
         parts = [
             f"{count:,} {f'.{suffix}' if suffix else 'without a suffix'}"
             for suffix, count in sorted(self.suffixes.items(), key=lambda one: (-one[1], one[0]))
@@ -71,9 +71,9 @@ class PassedOver:
 
 
 def walk(folder: Path, passed: PassedOver, _above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
-    """All files below a folder in a fixed order, one folder's names at a time; hidden ones are noted in `passed`.
+    """Yield all files below a folder in a fixed order, one folder at a time; hidden ones are counted in `passed`.
 
-    Links to folders are followed, but not back to where they lie in. Raises `OSError` for what cannot be listed.
+    Links to folders are followed unless they form a cycle. Raises `OSError` for a folder that cannot be listed.
     """
     about = folder.stat()
     own = (about.st_dev, about.st_ino)

@@ -1,4 +1,4 @@
-"""Made-up images, videos and audio, each from a source of chance alone: the same source gives the same file."""
+"""Synthetic images, videos and audio from a random generator: the same state of it gives the same file."""
 
 import math
 import random
@@ -25,7 +25,7 @@ _HZ = 16_000  # of an audio file
 
 
 def draw_image(chance: random.Random, color: str, shape: str) -> bytes:
-    """A PNG of one shape on a dark ground."""
+    """Draw a shape on a dark background as a PNG."""
     buffer = BytesIO()
     radius = chance.uniform(16, 34)
     _drawn(_ground(chance), color, shape, _place(chance, radius), radius, chance.uniform(-0.3, 0.3)).save(buffer, "PNG")
@@ -33,7 +33,7 @@ def draw_image(chance: random.Random, color: str, shape: str) -> bytes:
 
 
 def draw_video(chance: random.Random, color: str, shape: str, blinks: bool) -> bytes:
-    """An MP4 of a shape that goes from one place to a far one, and is hidden half of the time if it blinks."""
+    """Draw an MP4 of a shape that moves between two distant positions, hidden half of the time if it blinks."""
     import av
 
     radius, turn, ground = chance.uniform(14, 26), chance.uniform(-0.3, 0.3), _ground(chance)
@@ -57,7 +57,7 @@ def draw_video(chance: random.Random, color: str, shape: str, blinks: bool) -> b
 
 
 def play(chance: random.Random, name: str, times: int, *, seconds: float = 2.0) -> bytes:
-    """A FLAC file with an audio event the given number of times, silence between."""
+    """Synthesise a FLAC file with an audio event repeated `times` times, separated by silence."""
     import soundfile
 
     wave = np.zeros(round(seconds * _HZ))
@@ -100,7 +100,7 @@ def _drawn(
 
 
 def _sweep(length: int, first: float, last: float) -> Wave:
-    """A sine whose frequency in Hz goes from one to the other along a straight line."""
+    """Return a sine whose frequency in Hz changes linearly from `first` to `last`."""
     frequency = np.linspace(first, last, length)
     return np.sin(2 * np.pi * np.cumsum(frequency) / _HZ)
 
@@ -110,7 +110,7 @@ def _chirp(chance: random.Random, length: int, first: float, last: float) -> Wav
 
 
 def _faded(length: int) -> Wave:
-    """Without clicks: 10 ms to swell and to die away."""
+    """Return an envelope with fades of 10 ms, which prevent clicks."""
     edge = _HZ // 100
     ramp = np.minimum(np.arange(length), np.arange(length)[::-1]) / edge
     return np.minimum(ramp, 1.0)

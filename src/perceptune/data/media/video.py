@@ -1,4 +1,4 @@
-"""Frames of videos, chosen by time. Files come from strangers: refuse early, name the file, never hang."""
+"""Sampling of video frames by time. Files are untrusted: reject early, name the file, never hang."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from perceptune.data.media.file_types import HEAD, is_image, kind_of, refusal
 from perceptune.data.media.source import MAX_PIXELS, MediaError, content, label, open_image, opened_image, to_rgb
 from perceptune.types import Medium
 
-# Containers that ffmpeg may look for. Others can name files and addresses of their own (playlists, concat lists).
+# Containers that FFmpeg may open. Others can refer to further files and addresses (playlists, concat lists).
 FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "gif", "flv", "mpegts", "mpeg", "ogg", "asf")
-MAX_FRAMES = 500_000  # four and a half hours at 30 a second
-MAX_SECONDS = 60.0  # of decoding; a video is demuxed whole, but decoded only around the chosen frames
-# What is missing at the end of a video that was cut off, beyond what headers are wrong by.
+MAX_FRAMES = 500_000  # four and a half hours at 30 frames per second
+MAX_SECONDS = 60.0  # of decoding; a video is demuxed completely, but decoded only around the sampled frames
+# A video that lacks more than this, compared with its header, is truncated; smaller errors of headers are tolerated.
 _SHORT_SECONDS, _SHORT_SHARE = Fraction(1, 4), Fraction(1, 20)
 _TURN = Image.Transpose
 _TURNS = {90: _TURN.ROTATE_90, 180: _TURN.ROTATE_180, 270: _TURN.ROTATE_270}
@@ -37,15 +37,15 @@ def read_frames(
     medium: Medium, count: int, name: str | None = None, seed: bytes | None = None, *,
     max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES, max_seconds: float = MAX_SECONDS,
 ) -> Iterator[Image.Image]:  # fmt: skip
-    """`count` frames of a video in order of time: RGB, upright, transparency on white.
+    """Yield `count` frames of a video in order of time: RGB, upright, transparency on white.
 
     Time runs from 0, where the first frame begins, to `d`, where the last one ends (by time stamps, not by the header's
     duration). Frame i of n is the one shown at (i + 0.5) * d / n: the last one that begins at or before that time. With
-    a `seed` the time is drawn instead between i * d / n and (i + 1) * d / n. A short video gives frames several times;
-    a still image is a video of one frame, an animated WebP, PNG or AVIF file one of all its frames. Frames without time
+    a `seed` the time is sampled between i * d / n and (i + 1) * d / n instead. Frames of a short video are repeated; a
+    still image is a video of one frame, an animated WebP, PNG or AVIF file one of all its frames. Frames without time
     stamps count as equally long.
 
-    `name` stands for the medium in messages (default: where it lies, or `video` for bytes). Raises `MediaError`.
+    `name` identifies the medium in messages (default: its location, or `video` for bytes). Raises `MediaError`.
     """
     data, limits = _limited(medium, name, max_pixels, max_frames, max_seconds)
     if is_image(data[:HEAD]):
@@ -61,17 +61,18 @@ def read_frames(
 
 
 class VideoInfo(NamedTuple):
-    """What is known of a video without decoding it."""
+    """Size and length of a video, known without decoding it."""
 
     width: int  # in pixels
     height: int
     frames: int
-    seconds: float | None  # None where frames have no time stamps
+    seconds: float | None  # None if frames have no time stamps
 
 
 def describe_video(medium: Medium, name: str | None = None, *, decode: bool = False) -> VideoInfo:
-    """A video's size and length by its frames' time stamps. With `decode` every frame is decoded, and looked at by
-    nobody. Raises `MediaError` as `read_frames` does.
+    """Read a video's size, and its length by time stamps. With `decode` every frame is decoded as a check.
+
+    Raises `MediaError` as `read_frames` does.
     """
     data, limits = _limited(medium, name, MAX_PIXELS, MAX_FRAMES, MAX_SECONDS)
     if is_image(data[:HEAD]):
@@ -84,7 +85,7 @@ def describe_video(medium: Medium, name: str | None = None, *, decode: bool = Fa
 
 
 def _images(data: bytes, count: int, seed: bytes | None, limits: _Limits) -> Iterator[Image.Image]:
-    """Frames of a file that Pillow reads: of an animation by time, of a still image always the same."""
+    """Yield frames of a file that Pillow reads: of an animation by time, of a still image always the same."""
     with opened_image(data, limits.name, max_pixels=limits.pixels) as image:
         if len(frames_of(image)) > 1:
             times = _animation_times(image, limits)
@@ -116,7 +117,7 @@ def _describe_image(data: bytes, decode: bool, limits: _Limits) -> VideoInfo:
 
 @contextmanager
 def _demuxed(data: bytes, limits: _Limits) -> Iterator[tuple[Any, list[Any], _Times]]:
-    """A video's frames, encoded, and when they are shown; what is raised inside for damage is made clear."""
+    """Open a video; yield its stream, encoded frames and their times. FFmpeg's errors inside become `MediaError`."""
     try:
         with av.open(
             BytesIO(data), options={"format_whitelist": ",".join(FORMATS)}, metadata_errors="replace"
@@ -137,7 +138,7 @@ class _Limits:
     pixels: int
     frames: int
     deadline: float
-    ended: bool  # whether a GIF would end here
+    ended: bool  # whether the data end with a GIF's trailer
 
     def check_size(self, width: int, height: int) -> None:
         if not width * height:
@@ -158,7 +159,7 @@ class _Limits:
 
 
 def _limited(medium: Medium, name: str | None, pixels: int, frames: int, seconds: float) -> tuple[bytes, _Limits]:
-    """The bytes of a video, and what its decoding may take."""
+    """Read the bytes of a video and set the limits of its decoding."""
     shown = name or label(medium, "video")
     data = content(medium, shown)
     return data, _Limits(shown, pixels, frames, time.monotonic() + seconds, data.rstrip(b"\0").endswith(b";"))
@@ -166,7 +167,7 @@ def _limited(medium: Medium, name: str | None, pixels: int, frames: int, seconds
 
 @dataclass(frozen=True)
 class _Times:
-    """When frames begin, in ticks of the stream, in the order in which they are shown; and when the last one ends."""
+    """Start times of frames in display order, and the end of the last one, in ticks of the stream."""
 
     starts: Sequence[int]
     end: int
@@ -174,7 +175,7 @@ class _Times:
 
 
 def _stream(container: Any, limits: _Limits) -> Any:
-    """The video's stream of frames, with limits on what its decoder may do."""
+    """Return the video stream, with limits set on its decoder."""
     streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
     if not streams:
         raise limits.error("no frames in it, only audio" if container.streams.audio else "no frames in it")
@@ -184,18 +185,18 @@ def _stream(container: Any, limits: _Limits) -> Any:
         raise limits.error("its frames are encoded in an unknown way")
     limits.check_size(context.width, context.height)
     limits.check_count(stream.frames)
-    context.thread_count = 1  # videos are decoded side by side already
-    context.options = {"max_pixels": str(limits.pixels)}  # for what the header does not tell
+    context.thread_count = 1  # several videos are decoded in parallel already
+    context.options = {"max_pixels": str(limits.pixels)}  # frames may be larger than the header claims
     return stream
 
 
 def _packets(container: Any, stream: Any, limits: _Limits) -> tuple[list[Any], _Times]:
-    """The encoded frames in the order of decoding, and their times. Raises `MediaError` for a truncated video."""
+    """Demux the encoded frames in decoding order, and their times. Raises `MediaError` for a truncated video."""
     packets: list[Any] = []
     end = Fraction(0)
     for packet in container.demux():
         limits.check_time()
-        if packet.size == 0 and packet.pts is None:  # PyAV's sign for the end
+        if packet.size == 0 and packet.pts is None:  # PyAV's marker of the end
             continue
         if packet.pts is not None:
             end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
@@ -226,7 +227,7 @@ def _times(packets: Sequence[Any]) -> _Times:
 
 
 def _moments(times: _Times, count: int, seed: bytes | None) -> list[Fraction | int]:
-    """For each frame wanted the time at which it is shown, in ticks; for frames without time stamps its number."""
+    """Return the time in ticks at which each wanted frame is shown; its number if frames have no time stamps."""
     chance = random.Random(seed)
     within = [Fraction(1, 2) if seed is None else Fraction(chance.random()) for _ in range(count)]
     first = times.starts[0]
@@ -237,7 +238,7 @@ def _moments(times: _Times, count: int, seed: bytes | None) -> list[Fraction | i
 def _shown_at(
     stream: Any, packets: Sequence[Any], times: _Times, moments: Sequence[Fraction | int], limits: _Limits
 ) -> Iterator[Any]:
-    """The frame shown at each moment. Each key frame's group is decoded only as far as it is needed."""
+    """Yield the frame shown at each moment. The frames after each key frame are decoded only as far as needed."""
     keys = sorted((p.pts, index) for index, p in enumerate(packets) if p.is_keyframe) if times.stamped else []
 
     def begin(moment: Fraction | int) -> int:
@@ -247,7 +248,7 @@ def _shown_at(
         frames = _decoded(stream, packets[start:], times, limits)
         shown, coming = None, next(frames, None)
         for moment in group:
-            # The first frame that can be decoded stands for what is missing before it.
+            # The first frame that can be decoded replaces missing ones before it.
             while coming is not None and (shown is None or coming[0] <= moment):
                 shown, coming = coming, next(frames, None)
             if shown is None:
@@ -256,7 +257,7 @@ def _shown_at(
 
 
 def _decoded(stream: Any, packets: Sequence[Any], times: _Times, limits: _Limits) -> Iterator[tuple[int, Any]]:
-    """Frames from a key frame on, in the order in which they are shown, each with the time at which it begins."""
+    """Yield frames from a key frame on in display order, each with its start time."""
     context = stream.codec_context
     if context.is_open:
         context.flush_buffers()
@@ -271,12 +272,12 @@ def _decoded(stream: Any, packets: Sequence[Any], times: _Times, limits: _Limits
 
 
 def _decode(context: Any, packet: Any) -> list[Any]:
-    """A function of its own, so that a test can count what is decoded."""
+    """Decode a packet; a separate function, so that a test can count calls."""
     return context.decode(packet)
 
 
 def _image(frame: Any, limits: _Limits) -> Image.Image:
-    """RGB and upright."""
+    """Convert a frame to an upright RGB image."""
     limits.check_size(frame.width, frame.height)  # it may differ from the header's
     if any(component.is_alpha for component in frame.format.components):
         image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba")))

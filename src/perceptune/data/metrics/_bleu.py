@@ -8,19 +8,19 @@ from perceptune.data.metrics._ngrams import Captions, Ints, NGramTable
 from perceptune.data.metrics._scored import Corpus, Floats
 
 ORDERS = 4
-# coco-caption's: a precision without matches is not 0, so that the BLEU of one sentence is a small number above 0.
+# As in coco-caption: a precision without matches is not 0, so that the BLEU of one sentence is small but positive.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
 class Bleu:
-    """Counts matches order by order."""
+    """BLEU, accumulated order by order."""
 
     def __init__(self, captions: Captions) -> None:
         self._captions = captions
         self._matched: list[Ints] = []
 
     def add(self, table: NGramTable) -> None:
-        """The next order: n-grams of each prediction, each at most as often as in the reference with most of it."""
+        """Add the next order: matched n-grams, each clipped to its maximum count in a reference."""
         found = table.match >= 0
         most = np.zeros_like(table.predicted.times)
         np.maximum.at(most, table.match[found], table.referred.times[found])
@@ -28,10 +28,10 @@ class Bleu:
         self._matched.append(np.bincount(table.predicted.caption, weights=kept, minlength=self._captions.samples))
 
     def values(self) -> dict[str, Corpus]:
-        """`BLEU-1`, ... of the set, or of one sentence where only its statistics are given.
+        """Return `BLEU-1`, ... of the set; with the statistics of one sample, they are its sentence BLEU.
 
-        The statistics of a sample are the closest reference's length, then for each order the n-grams of its
-        prediction, then for each order those matched.
+        The statistics of a sample are the closest reference's length, then for each order the number of n-grams of its
+        prediction, then for each order the number of those matched.
         """
         length = self._captions.predicted_lengths
         guessed = [np.maximum(0, length - order) for order in range(ORDERS)]
@@ -52,7 +52,7 @@ def _bleu(order: int) -> Callable[[Floats], Floats]:
 
 
 def _closest_length(captions: Captions) -> Ints:
-    """(samples,): the reference length nearest to the prediction's, the shorter one of two as near."""
+    """Return the reference length (samples,) closest to the prediction's; the shorter one of two equally close."""
     lengths = captions.reference_lengths
     distance = np.abs(lengths - captions.predicted_lengths[captions.owners])
     order = np.lexsort((lengths, distance, captions.owners))

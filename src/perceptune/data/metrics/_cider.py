@@ -5,14 +5,14 @@ import numpy as np
 from perceptune.data.metrics._ngrams import Captions, Counts, Ints, NGramTable
 from perceptune.data.metrics._scored import Floats
 
-_SIGMA = 6.0  # of the penalty on a difference in length
+_SIGMA = 6.0  # of the Gaussian penalty on a difference in length
 
 
 class Cider:
-    """Adds up likeness order by order.
+    """CIDEr-D, accumulated order by order.
 
-    A document, whose number makes an n-gram rare or common, is what is said of one medium: all references of a sample,
-    or, where `documents` numbers those of the further captions, these and no references.
+    A document for the document frequencies is the set of references of a sample; if `documents` numbers the documents
+    of the further captions, only these are used.
     """
 
     def __init__(self, captions: Captions, documents: Ints | None = None) -> None:
@@ -22,7 +22,7 @@ class Cider:
         self._likeness: list[Floats] = []
 
     def add(self, table: NGramTable) -> None:
-        """The next order: the cosine of tf-idf vectors, of which the prediction's is clipped to the reference's."""
+        """Add the next order: the cosine of tf-idf vectors, the prediction's clipped to the reference's."""
         rarity = np.log(self.n_documents) - np.log(np.maximum(1, self._frequencies(table)))
         predicted = table.predicted.times * rarity[table.predicted.gram]
         referred = table.referred.times * rarity[table.referred.gram]
@@ -35,9 +35,9 @@ class Cider:
         self._likeness.append(np.divide(dot, norms, out=np.zeros(owners.size), where=norms > 0))
 
     def scores(self) -> Floats:
-        """(samples,): the mean over references and orders, times 10, with the penalty on a difference in length."""
+        """Return 10 times the mean over references and orders (samples,), with the penalty on length differences."""
         captions = self._captions
-        # coco-caption's length of a caption is its number of bigrams: one word is as long as none.
+        # coco-caption uses the number of bigrams as the length of a caption, so one word counts as empty.
         predicted = np.maximum(0, captions.predicted_lengths - 1)[captions.owners]
         difference = (predicted - np.maximum(0, captions.reference_lengths - 1)).astype(np.float64)
         likeness = np.mean(self._likeness, axis=0) * np.exp(-(difference**2) / (2 * _SIGMA**2))
@@ -46,12 +46,12 @@ class Cider:
         return result
 
     def _frequencies(self, table: NGramTable) -> Ints:
-        """(n-grams,): in how many documents each stands."""
+        """Return the document frequency (n-grams,) of each n-gram."""
         if self._documents is None:
             documents, counts = self._captions.owners, table.referred
         else:
             documents, counts = self._documents, table.further
-        pairs = np.sort(documents[counts.caption] * table.grams + counts.gram)  # np.unique hashes: ten times as slow
+        pairs = np.sort(documents[counts.caption] * table.grams + counts.gram)  # np.unique hashes, ten times as slow
         distinct = pairs[np.diff(pairs, prepend=-1) > 0]
         return np.bincount(distinct % table.grams, minlength=table.grams)
 

@@ -1,4 +1,4 @@
-"""Accuracies: one value a sample, the mean over all of them and over each group's."""
+"""Accuracies: one value per sample, the mean over all samples and over each group."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -7,11 +7,11 @@ from typing import Any
 
 from perceptune.data.metrics._scored import MetricOptions, References, Scored
 
-Groups = Sequence[str | tuple[str, ...]]  # the name of each sample's group, or of its several groups; "" is none
+Groups = Sequence[str | tuple[str, ...]]  # name or names of each sample's groups; "" = no group
 
 
 def zipped(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Iterator[tuple[str, Sequence[str]]]:
-    """Each prediction with its references. Raises `ValueError` where a sample has none."""
+    """Yield each prediction with its references. Raises `ValueError` for a sample without references."""
     for index, (prediction, accepted) in enumerate(zip(predictions, references, strict=True)):
         if not accepted:
             raise ValueError(f"sample {index} has no references")
@@ -21,7 +21,7 @@ def zipped(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> I
 def scored_by_group(
     values: Iterable[float], groups: Groups | None, definition: Mapping[str, Any], key: str = "accuracy"
 ) -> Scored:
-    """`key` of all samples and `key_<group>` of each group's. A sample without a group counts in `key` only."""
+    """Compute `key` over all samples and `key_<group>` over each group. Samples without a group count in `key` only."""
     rows = [{key: value} for value in values]
     scored = Scored(averages(rows), rows, dict(definition))
     return scored if groups is None else with_groups(scored, groups, key)
@@ -36,7 +36,7 @@ def score_of(
         predictions: Sequence[str], references: References, options: MetricOptions = default, *,
         groups: Groups | None = None,
     ) -> Scored:  # fmt: skip
-        """`key` of all samples and `key_<group>` of each group's. Raises `ValueError` where there is none to judge."""
+        """Compute `key` over all samples and `key_<group>` over each group. Raises `ValueError` without samples."""
         values = [value(prediction, accepted, options) for prediction, accepted in zipped(predictions, references)]
         return scored_by_group(values, groups, {"metric": metric, **options.model_dump()}, key)
 
@@ -44,7 +44,7 @@ def score_of(
 
 
 def with_groups(scored: Scored, groups: Groups, key: str = "accuracy") -> Scored:
-    """Adds `key_<group>` of each group's samples."""
+    """Add `key_<group>` over the samples of each group."""
     rows = []
     for row, names in zip(scored.per_sample, groups, strict=True):
         several = (names,) if isinstance(names, str) else names
@@ -53,7 +53,7 @@ def with_groups(scored: Scored, groups: Groups, key: str = "accuracy") -> Scored
 
 
 def averages(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each key over the rows that have it. Raises `ValueError` if there are no rows."""
+    """Compute the mean of each key over the rows that have it. Raises `ValueError` if there are no rows."""
     if not rows:
         raise ValueError("there is nothing to score")
     keys = dict.fromkeys(key for row in rows for key in row)
@@ -61,7 +61,7 @@ def averages(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def group_key(group: str, key: str = "accuracy") -> str:
-    """The summary key of a group: `yes/no` gives `accuracy_yes_no`, a name without letters nothing."""
+    """Return the summary key of a group: `accuracy_yes_no` for `yes/no`; empty for a name without letters."""
     slug = re.sub(r"\W+", "_", group.lower()).strip("_")
     return f"{key}_{slug}" if slug else ""
 

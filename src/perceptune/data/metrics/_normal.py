@@ -1,4 +1,4 @@
-"""The rules by which the VQA evaluation code makes answers alike, which other evaluations took over."""
+"""Answer normalisation of the VQA evaluation code, also used by other evaluations."""
 
 import re
 from functools import lru_cache
@@ -6,13 +6,13 @@ from functools import lru_cache
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _THOUSANDS = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-_MOST_PERIODS = 32  # the evaluation code hands `re.UNICODE`, which is 32, to `sub` as the count
+_MOST_PERIODS = 32  # the evaluation code passes `re.UNICODE`, which is 32, to `sub` as the count
 _NUMBERS = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
     "seven": "7", "eight": "8", "nine": "9", "ten": "10",
 }  # fmt: skip
 _ARTICLES = {"a", "an", "the"}
-# What has lost one of its apostrophes gets it back.
+# Contractions whose missing apostrophe is restored.
 _CONTRACTIONS = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
 how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
@@ -25,18 +25,18 @@ y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 _RESTORED = {
     whole[:at] + whole[at + 1 :]: whole for whole in _CONTRACTIONS for at, char in enumerate(whole) if char == "'"
 }
-_RESTORED["somebody'd"] = "somebodyd"  # the wrong way round in the evaluation code; official numbers were made so
+_RESTORED["somebody'd"] = "somebodyd"  # reversed in the evaluation code, and so in official results
 
 
-@lru_cache(maxsize=1 << 16)  # annotators repeat themselves
+@lru_cache(maxsize=1 << 16)  # annotators' answers repeat
 def normalise(text: str) -> str:
-    """Without punctuation and articles, numbers up to ten as digits, contractions with their apostrophes."""
+    """Remove punctuation and articles, convert numbers up to ten to digits, restore apostrophes of contractions."""
     words = (_NUMBERS.get(word, word) for word in without_punctuation(text).lower().split())
     return " ".join(_RESTORED.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def without_punctuation(text: str) -> str:
-    """A mark is deleted if it stands beside a space anywhere, or there is a number with commas; else it is a space."""
+    """Delete a mark if it is next to a space anywhere or the text has a number with commas, else make it a space."""
     thousands = _THOUSANDS.search(text) is not None
     found = text
     for mark in _PUNCTUATION:

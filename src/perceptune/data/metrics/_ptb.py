@@ -1,8 +1,8 @@
-"""Caption tokens as coco-caption makes them: the Penn Treebank rules of Stanford's tokenizer, without its Java.
+"""Tokenization of captions as in coco-caption: the Penn Treebank rules of Stanford's tokenizer, without Java.
 
 coco-caption runs `PTBTokenizer -preserveLines -lowerCase` of CoreNLP 3.4.1 and drops a list of punctuation tokens. Its
-quirks are kept, for scores depend on them: brackets stay, because after lower-casing they are `-lrb-` while the list
-says `-LRB-`, and so do `!!` and `?!`. Written from observed behaviour; `docs/metrics.md` says how far it agrees.
+quirks are reproduced, because scores depend on them: brackets are kept, since they are `-lrb-` after lower-casing but
+`-LRB-` in the list, and so are `!!` and `?!`. Written from observed behaviour; `docs/metrics.md` reports the agreement.
 """
 
 import re
@@ -10,7 +10,7 @@ import re
 _DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", '"'])
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-"}
 
-# What the tokenizer writes in ASCII: quotes, dashes, fractions, money, entities. Emoji are deleted.
+# Characters that the tokenizer converts to ASCII: quotes, dashes, fractions, currencies, entities. Emoji are deleted.
 _ASCII = str.maketrans(
     {
         **dict.fromkeys("\u2018\u201b\u0091", "`"),
@@ -25,7 +25,7 @@ _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'
 _ENTITY = re.compile("|".join(_ENTITIES))
 _BEYOND_BMP = re.compile("[^\u0000-\uffff]")
 
-# Words that keep their period wherever they stand, only as names, and only in front of a number.
+# Words that keep their period anywhere, only as names, and only before a number.
 _ABBREVIATIONS = """
     mr mrs ms messrs mme mlle dr prof st mt ft rev hon pres sr jr esq gov sen rep reps sgt lt capt gen col maj cmdr adm
     cpl pvt supt insp det attys atty co cos inc corp ltd bros plc cie mfg intl natl univ dept assn bldg ave blvd rd ct
@@ -41,7 +41,7 @@ def _any(words: str) -> str:
     return "(?:" + "|".join(sorted(words.split(), key=len, reverse=True)) + ")"
 
 
-# Stanford's lexer takes the longest match, a regular expression the first: the lines are ordered so that both agree.
+# Stanford's lexer prefers the longest match, a regular expression the first: the order of lines makes both agree.
 _L, _A = r"[^\W\d_]", r"[^\W_]"  # a letter; a letter or digit
 _NUMBER = r"(?>\d+(?:[.,:/]\d+)*)"
 _TOKEN = re.compile(
@@ -73,14 +73,14 @@ _TOKEN = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 
-# Most captions are letters, commas and one final period: for those, splitting gives the same tokens in a tenth of the
-# time. Words that the expression would split or leave their period are left to it.
+# Most captions consist of letters, commas and a final period: for those, splitting gives the same tokens in a tenth of
+# the time. Words that the expression would split, or that keep their period, are excluded.
 _PLAIN = re.compile(r"([a-z ,]*?)(?: ?\.)?")
 _NOT_PLAIN = frozenset(f"cannot gonna gotta wanna lemme gimme {_ABBREVIATIONS} {_CAPITALISED.lower()}".split())
 
 
 def ptb_tokens(text: str) -> list[str]:
-    """The tokens of a caption, lower case, without punctuation."""
+    """Tokenize a caption: lower case, without punctuation."""
     if plain := _PLAIN.fullmatch(text.lower()):
         words = plain[1].replace(",", " ").split()
         if _NOT_PLAIN.isdisjoint(words):
@@ -91,11 +91,11 @@ def ptb_tokens(text: str) -> list[str]:
 
 
 def ptb_text(text: str) -> str:
-    """The tokens of a caption, joined by spaces, as programs read them."""
+    """Return the tokens of a caption joined by spaces, as input for programs."""
     return " ".join(ptb_tokens(text))
 
 
 def _bracketed(token: str) -> str:
     if len(token) == 1:
         return _BRACKETS.get(token, token)
-    return token.replace("(", "-lrb-").replace(")", "-rrb-")  # a smiley's; its other brackets stay
+    return token.replace("(", "-lrb-").replace(")", "-rrb-")  # brackets of a smiley; other brackets in it stay

@@ -9,9 +9,10 @@ _BETA = 1.2  # coco-caption's weight of recall against precision
 
 
 def common_lengths(captions: Captions) -> Ints:
-    """(references,): the number of words in the longest common subsequence of each reference and its prediction.
+    """Return the length (references,) of the longest common subsequence of each reference and its prediction.
 
-    Bit-parallel (Hyyrö, 2004): a column of the table is the bits of one number, so a pair takes one step per word.
+    Bit-parallel (Hyyrö, 2004): a column of the table is stored in the bits of one integer, so a pair takes one step per
+    word.
     """
     words = captions.words.tolist()
     ends = np.cumsum(captions.lengths).tolist()
@@ -19,7 +20,7 @@ def common_lengths(captions: Captions) -> Ints:
     lengths = []
     reference = captions.samples
     for sample, several in enumerate(captions.references_each.tolist()):
-        places: dict[int, int] = {}  # word -> bits of its places in the prediction
+        places: dict[int, int] = {}  # word -> bits of its positions in the prediction
         for place, word in enumerate(words[starts[sample] : ends[sample]]):
             places[word] = places.get(word, 0) | 1 << place
         every = (1 << (ends[sample] - starts[sample])) - 1
@@ -35,9 +36,9 @@ def common_lengths(captions: Captions) -> Ints:
 
 
 def rouge_l(captions: Captions, common: Ints) -> Floats:
-    """(samples,): the F-measure of the greatest precision and the greatest recall, which may be of two references."""
+    """Return the F-measure (samples,) of the maximum precision and maximum recall, possibly of different references."""
     predicted, referred = captions.predicted_lengths[captions.owners], captions.reference_lengths
-    # To coco-caption an empty caption is one empty word: two empty captions are equal.
+    # coco-caption treats an empty caption as one empty word, so two empty captions are equal.
     common = np.where((predicted == 0) & (referred == 0), 1, common)
     precision, recall = np.zeros(captions.samples), np.zeros(captions.samples)
     np.maximum.at(precision, captions.owners, common / np.maximum(1, predicted))

@@ -1,7 +1,7 @@
 """A-OKVQA's direct answers: min(1, equal answers / 3), compared as they are written.
 
-As in the data set's evaluation code nothing is normalised. It leaves out the questions marked
-`difficult_direct_answer`; whoever calls this does that.
+As in the data set's evaluation code, answers are not normalised. The caller must skip the questions marked
+`difficult_direct_answer`, as that code does.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ NEEDS = Needs(
 
 
 class Options(MetricOptions):
-    """There is nothing to choose but the predictions' case."""
+    """The case of predictions."""
 
-    lowercase: bool = False  # predictions are written in lower case first
+    lowercase: bool = False  # whether predictions are converted to lower case first
 
 
 def accuracy(prediction: str, answers: Sequence[str], options: Options) -> float:
-    """Between 0 and 1, of the annotators' `answers`."""
+    """Compute the score of a prediction, from 0 to 1, by the annotators' `answers`."""
     given = prediction.lower() if options.lowercase else prediction
     return min(1.0, answers.count(given) / 3)
 

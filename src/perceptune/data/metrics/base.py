@@ -1,4 +1,4 @@
-"""What a leaf file of a metric builds on."""
+"""The classes and functions for leaf files of metrics."""
 
 # Leaves import from here.
 from perceptune.data.metrics._bleu import ORDERS, Bleu

@@ -13,14 +13,14 @@ from perceptune.data.records import Record, parse
 from perceptune.errors import UserError
 
 NEEDS = base.Needs()
-FEW = 100  # documents, below which the rarity of words, and CIDEr with it, depends much on their number
+FEW = 100  # number of documents below which CIDEr depends strongly on their number
 _OWN = "references"
 _CORPUS_KEYS = ("references", "captions", "targets")
 _TOKENIZERS: dict[str, base.Tokenizer] = {"ptb": base.ptb_tokens, "none": str.split}
 
 
 class Options(base.MetricOptions):
-    """How captions become words, and where CIDEr learns which words are rare."""
+    """The tokenizer, and the source of CIDEr's document frequencies."""
 
     tokenizer: Literal["ptb", "none"] = Field("ptb", description="`none` = texts are tokens separated by spaces")
     df: str = Field(
@@ -31,11 +31,11 @@ class Options(base.MetricOptions):
 
 
 def score(predictions: Sequence[str], references: base.References, options: Options = Options()) -> base.Scored:
-    """`BLEU-1` to `BLEU-4` and `ROUGE-L` from 0 to 1, `CIDEr` (CIDEr-D) from 0 to 10.
+    """Compute `BLEU-1` to `BLEU-4` and `ROUGE-L` from 0 to 1, `CIDEr` (CIDEr-D) from 0 to 10.
 
-    ROUGE-L and CIDEr are means over samples, BLEU is made of sums over samples (`corpus`). A sample's own BLEU is
+    ROUGE-L and CIDEr are means over samples, BLEU is computed from sums over samples (`corpus`). A sample's own BLEU is
     coco-caption's: 1e-15 is added to its matches. Raises `ValueError` if there is nothing to score or a sample has no
-    reference, `UserError` for what is wrong in the file `df`.
+    reference, `UserError` for errors in the file `df`.
     """
     tokenize = _TOKENIZERS[options.tokenizer]
     further, documents = ([], None) if options.df == _OWN else _corpus(Path(options.df))
@@ -69,7 +69,7 @@ def _definition(captions: base.Captions, options: Options, documents: int) -> di
 
 
 def _corpus(path: Path) -> tuple[list[str], base.Ints]:
-    """The captions of a file, and the number of the line each stands on: lines without text aside."""
+    """Read the captions of a file, each with the number of its line; blank lines do not count."""
     captions: list[str] = []
     sizes = []
     try:

@@ -15,16 +15,16 @@ _LETTER = re.compile(r"\(?([a-z])(?:\)|\.|:|$)\s*(.*)")
 
 
 class Options(MetricOptions):
-    """There is nothing to choose."""
+    """No options."""
 
 
 def score(
     predictions: Sequence[str], references: Sequence[Sequence[str]], options: Options = Options(), *,
     choices: Sequence[Sequence[str]] | None = None, groups: Groups | None = None,
 ) -> Scored:  # fmt: skip
-    """`accuracy` between 0 and 1; `references` are texts of right choices.
+    """Compute `accuracy` from 0 to 1; `references` are texts of correct choices.
 
-    With `choices` also `no_choice`, the share of predictions that name none of them: these are wrong. Raises
+    With `choices` also `no_choice`, the fraction of predictions that name none of them and are wrong. Raises
     `ValueError` if there are no samples, or one without references.
     """
     pairs = list(zipped([_form(prediction) for prediction in predictions], references))
@@ -41,13 +41,13 @@ def score(
 
 
 def _named(text: str, choices: Sequence[str]) -> str | None:
-    """The choice that a text names."""
+    """Return the choice that a text names; None if it names none."""
     if text in choices:
         return text
     match = _LETTER.fullmatch(text)
     if match is None or (number := ord(match[1]) - ord("a")) >= len(choices):
         return None
-    rest = match[2].strip()  # after the letter stands the choice's text or nothing
+    rest = match[2].strip()  # after the letter only the choice's text or nothing is allowed
     return choices[number] if rest in ("", choices[number]) else None
 
 

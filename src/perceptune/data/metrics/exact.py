@@ -8,13 +8,13 @@ NEEDS = Needs(by_group="accuracy")
 
 
 class Options(MetricOptions):
-    """How strictly texts are compared."""
+    """Options of the comparison."""
 
     lowercase: bool = False  # compare in lower case
 
 
 def accuracy(prediction: str, references: Sequence[str], options: Options) -> float:
-    """1 or 0."""
+    """Return 1 for a match, else 0."""
     return float(_squeeze(prediction, options) in {_squeeze(reference, options) for reference in references})
 
 

@@ -18,11 +18,11 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 class Options(MetricOptions):
-    """There is nothing to choose."""
+    """No options."""
 
 
 def best_f1(prediction: str, references: Sequence[str], options: Options) -> float:
-    """Between 0 and 1: the greatest of the references."""
+    """Compute the maximum F1 over the references, from 0 to 1."""
     return max(f1(_words(prediction), _words(reference)) for reference in references)
 
 
@@ -30,7 +30,7 @@ score = score_of("f1", best_f1, Options(), key="f1")
 
 
 def f1(given: Sequence[str], wanted: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall; a word counts as often as it occurs in both."""
+    """Compute the harmonic mean of precision and recall; a word counts as often as it occurs in both."""
     if not given or not wanted:
         return float(given == wanted)
     return 2 * (Counter(given) & Counter(wanted)).total() / (len(given) + len(wanted))

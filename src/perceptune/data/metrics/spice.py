@@ -21,12 +21,12 @@ from perceptune.errors import UserError
 NEEDS = base.Needs()
 
 _JAR = "spice-1.0.jar"
-_NEWEST_JAVA = 15  # later ones refuse the access to their own classes that the program's serialisation needs
+_NEWEST_JAVA = 15  # later ones deny the access to internal classes that the program's serialisation needs
 _NEEDED = "SPICE needs its program: name the folder that holds `spice-1.0.jar` and `lib` with Stanford CoreNLP 3.6.0"
 
 
 class Options(base.MetricOptions):
-    """Where the program and an old Java lie."""
+    """The locations of the program and of an old Java."""
 
     folder: str = Field("", description="folder with `spice-1.0.jar` and `lib`; default: PERCEPTUNE_SPICE")
     java: str = Field("", description="a Java 8 or 11; default: PERCEPTUNE_SPICE_JAVA, else the one on the PATH")
@@ -34,10 +34,10 @@ class Options(base.MetricOptions):
 
 
 def score(predictions: Sequence[str], references: base.References, options: Options = Options()) -> base.Scored:
-    """`SPICE` from 0 to 1 and `SPIDEr`, means over the samples.
+    """Compute `SPICE` from 0 to 1 and `SPIDEr`, means over the samples.
 
-    Raises `UserError` where the program or a Java for it is absent, or fails, `ValueError` if there is nothing to score
-    or a sample has no references.
+    Raises `UserError` if the program or a Java for it is missing or fails, `ValueError` if there is nothing to score or
+    a sample has no references.
     """
     pairs = list(base.zipped(predictions, references))
     if not pairs:
@@ -54,7 +54,7 @@ def score(predictions: Sequence[str], references: base.References, options: Opti
 
 
 def _program(options: Options) -> tuple[Path, str]:
-    """The folder and the Java, found to be of use."""
+    """Return the folder and the Java after checking them. Raises `UserError` if one is missing or unsuitable."""
     name = options.folder or os.environ.get("PERCEPTUNE_SPICE", "")
     if not name:
         raise UserError(f"{_NEEDED} by the option `folder` or the environment variable PERCEPTUNE_SPICE")
@@ -74,7 +74,7 @@ def _program(options: Options) -> tuple[Path, str]:
 
 
 def _run(pairs: Sequence[tuple[str, Sequence[str]]], folder: Path, java: str, memory: str) -> base.Floats:
-    """SPICE of each sample."""
+    """Compute SPICE of each sample by the program."""
     rows = [{"image_id": index, "test": base.ptb_text(text), "refs": [*map(base.ptb_text, accepted)]}
             for index, (text, accepted) in enumerate(pairs)]  # fmt: skip
     with tempfile.TemporaryDirectory() as name:

@@ -4,7 +4,7 @@ For each of the n annotators, min(1, matches among the other n - 1 / 3); the mea
 0.6, 0.9 or 1. Before that, answers are normalised; by which rules, and when, is the dialect:
 
 - `official`: as the VQA evaluation code does, only where the annotators disagree. Where all gave the same answer it is
-  compared as written, so `Yes` for ten times `yes` is worth nothing.
+  compared as written, so `Yes` for ten times `yes` scores 0.
 - `always`: the same rules, always (LMMs-Eval and VLMEvalKit on VQA v2).
 - `evalai`: lower case first, without commas and question marks and with `'s` as a word of its own, then the same
   rules, always (the evaluators of TextVQA and ST-VQA, MMF).
@@ -21,14 +21,14 @@ NEEDS = Needs("answers", annotators=4, for_one_answer="exact", by_group="accurac
 
 
 class Options(MetricOptions):
-    """Which rules."""
+    """The dialect, and the case of predictions."""
 
     dialect: Literal["official", "always", "evalai", "epalm"] = "official"
-    lowercase: bool = False  # predictions are written in lower case first, as VQA v2's answers are
+    lowercase: bool = False  # whether predictions are converted to lower case first, as VQA v2's answers are
 
 
 def accuracy(prediction: str, answers: Sequence[str], options: Options) -> float:
-    """Between 0 and 1, of the annotators' `answers`, by the dialect's rules."""
+    """Compute the score of a prediction, from 0 to 1, by the annotators' `answers` and the dialect's rules."""
     given, asked = _trimmed(prediction), [_trimmed(answer) for answer in answers]
     if options.lowercase:
         given = given.lower()
@@ -46,9 +46,9 @@ score = score_of("vqa", accuracy, Options())
 
 
 def agreement(answer: str, answers: Sequence[str]) -> float:
-    """The mean over the annotators of min(1, equal answers of the others / 3)."""
+    """Compute the mean over the annotators of min(1, equal answers of the others / 3)."""
     equal = sum(other == answer for other in answers)
-    # Those who gave this answer have one equal answer fewer among the others.
+    # For an annotator who gave this answer, one equal answer fewer is among the others.
     return (equal * min(1.0, (equal - 1) / 3) + (len(answers) - equal) * min(1.0, equal / 3)) / len(answers)
 
 

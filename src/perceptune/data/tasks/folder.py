@@ -6,7 +6,7 @@
 `file_name`, or `image_file_name`, `audio_file_name` and `video_file_name`, is relative to the metadata. Without
 metadata the name of a medium's folder is its target. Splits are the folders that were given. Files that are not media,
 hidden ones and those of systems (`._1.jpg`, `__MACOSX`) are passed over, and counted. A GIF is an image where there
-are others, else a video if any moves; `modality` says which media are meant.
+are others, else a video if any is animated; `modality` selects the media.
 """
 
 import sys

@@ -3,9 +3,9 @@
     {"image": "images/1.jpg", "prompt": "What animal is this?", "targets": ["a cat", "cat"]}
 
 `image`, `audio` and `video` are files, relative to the folder of the text file; `null` where a row has none.
-`targets` is one string or several, of which each counts as right; `caption` or `captions` stand for it, and `text` if
-captions are judged (`metric: CIDEr`). Optional are `id` and any other keys, which
-become the sample's `meta`; `answer_type` among them gives an accuracy of its own to each of its values.
+`targets` is one string or several, each of which counts as correct; `caption` or `captions` may replace it, and `text`
+for caption metrics (`metric: CIDEr`). Optional are `id` and any other keys, which
+become the sample's `meta`; with `answer_type` among them, each of its values has a separate accuracy.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Several tasks in one training: each part is drawn by its weight, and judged by its own metric.
+"""Several tasks in one training: each part is sampled by its weight, and scored by its own metric.
 
     task:
       name: mixture

@@ -3,7 +3,7 @@
     official   OpenEnded_mscoco_train2014_questions.json, mscoco_train2014_annotations.json, the same of val2014
     lavis      okvqa_train.json, okvqa_val.json, as LAVIS and PETAL have them
 
-Images are `val2014/COCO_val2014_000000297147.jpg`. Five annotators' answers stand twice in the files.
+Images are `val2014/COCO_val2014_000000297147.jpg`. Answers of five annotators occur twice in the files.
 """
 
 from collections.abc import Iterator
