@@ -8,7 +8,6 @@ that of an even one).
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from command import end_with
-from perceptune.data.bootstrap import bootstrap_interval
+from command import end_with, figure, read_rows, write_table
 from perceptune.data.media.source import open_image
 from perceptune.errors import UserError
 from perceptune.methods.qformer.base import ENHANCED
@@ -45,12 +43,8 @@ def figures(values: Sequence[tuple[float, float, float]]) -> list[dict[str, Any]
     """Rows of a table, from each photo's values."""
     labels = [("moved", "attention that the instructions move"), ("even-plain", "evenness with the prompt alone"),
               ("even-enhanced", "evenness with the instructions")]  # fmt: skip
-    columns = list(zip(*values, strict=True))
-    return [
-        {"label": label, "what": what, "samples": len(column), "value": sum(column) / len(column),
-         "interval": list(bootstrap_interval(column))}
-        for (label, what), column in zip(labels, columns, strict=True)
-    ]  # fmt: skip
+    columns = zip(*values, strict=True)
+    return [figure(label, what, column) for (label, what), column in zip(labels, columns, strict=True)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,17 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not isinstance(model, InstructBlipModel):
         raise UserError(f"{options.run} has no Q-Former to look with")
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in options.file.read_text(encoding="utf-8").split("\n") if line]
     values = []
-    for number, row in enumerate(rows[: options.photos]):
+    for number, row in enumerate(read_rows(options.file)[: options.photos]):
         image = options.file.parent / row["image"]
         found = look(model, image, row.get("prompt", QUESTION), [" ".join(ENHANCED)])
         plain, enhanced = found.rows[0].maps[-1], found.rows[-1].maps[-1]
         values.append((moved(plain, enhanced), evenness(plain), evenness(enhanced)))
         panel = [PanelRow(one.label, one.maps) for one in found.rows]
         save_panel(open_image(image), found.box, found.columns, panel, options.out / f"{number}.png")
-    table = {"name": "attention", "kind": "figures", "rows": figures(values)}
-    (options.out / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    write_table(options.out, "attention", figures(values))
 
 
 if __name__ == "__main__":

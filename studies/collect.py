@@ -1,7 +1,6 @@
 """What a part leaves: the tables of its commands."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ import numpy as np
 
 from perceptune.data.bootstrap import bootstrap_corpus
 from perceptune.data.metrics import caption
-from perceptune.evaluation.results import PREDICTIONS
+from perceptune.evaluation.results import read_stored_predictions
 from perceptune.tools.compare.plan import folder_name, setting_name
+from perceptune.tools.report.gather import number
 from planning import ROOT, option
 
 # What is kept of a row of a comparison.
@@ -70,7 +70,7 @@ def bleu_interval(runs: Sequence[Path]) -> list[float] | None:
     """Of the mean BLEU-4 of runs on the same photos, which are resampled whole; None where no captions were judged."""
     parts = []
     for run in runs:
-        rows = [json.loads(line) for line in (run / PREDICTIONS).read_text(encoding="utf-8").split("\n") if line]
+        rows = read_stored_predictions(run)
         if "CIDEr" not in rows[0]["scores"]:
             return None
         scored = caption.score([row["answer"] for row in rows], [row["targets"] for row in rows], caption.Options())
@@ -88,26 +88,23 @@ def _evaluated(folder: Path) -> dict[str, Any]:
     result = _read(folder / "results.json")
     values = {key: value for key, value in _numbers(result).items() if key not in ("seed", "max_new_tokens")}
     others = {
-        name: {
-            "metric": other["metric"],
-            "samples": other["evaluated_samples"],
-            **_numbers(other),
-            "gaps": other["gaps"],
-        }
-        for name, other in result.get("others", {}).items()
+        name: {"metric": one["metric"], "samples": one["evaluated_samples"], **_numbers(one), "gaps": one["gaps"]}
+        for name, one in result.get("others", {}).items()
     }
     if (interval := bleu_interval([folder])) is not None:
         values["BLEU-4_interval"] = interval
+    # How a metric is defined may hold values that JSON has no word for.
+    definition = json.loads(json.dumps(result.get("definition"), default=str))
     return {"label": folder.name, "metrics": result["metrics"], "samples": result["evaluated_samples"],
-            "split": result["split"], "definition": _plain(result.get("definition")), "decoding": result["decoding"],
-            "values": values, "others": others}  # fmt: skip
+            "split": result["split"], "definition": definition, "decoding": result["decoding"], "values": values,
+            "others": others}  # fmt: skip
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, Any]:
     """Values that are numbers, and intervals."""
     return {
         key: value for key, value in result.items()
-        if _is_number(value) or (key.endswith("_interval") and isinstance(value, list))
+        if number(value) is not None or (key.endswith("_interval") and isinstance(value, list))
     }  # fmt: skip
 
 
@@ -115,15 +112,6 @@ def _timed(folder: Path) -> dict[str, Any]:
     result = _read(folder / "timing.json")
     rows = [{key: value for key, value in row.items() if key != "steps_s"} for row in result["rows"]]
     return {"samples": result["samples"], "rounds": result["rounds"], "batch_size": result["batch_size"], "rows": rows}
-
-
-def _plain(definition: Any) -> Any:
-    """How a metric is defined, without values that JSON has no word for."""
-    return json.loads(json.dumps(definition, default=str))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _read(path: Path) -> Any:

@@ -27,25 +27,22 @@ def drawing_of(table: Mapping[str, Any]) -> Drawing | None:
     """Values over trained parameters where rows differ in them, else bars; None for what has nothing to compare."""
     if len(table["rows"]) < 2 or table["kind"] not in ("compare", "eval", "figures"):
         return None
+    rows = table["rows"]
     if table["kind"] == "compare":
-        rows, metric = table["rows"], table["metric"]
-        trained = [row["trained"] for row in rows]
+        metric, trained = table["metric"], [row["trained"] for row in rows]
         if max(trained) > SPREAD * min(trained):
             marks = [Mark(row["label"], row["trained"], 100 * row[metric], _interval(row["interval"])) for row in rows]
             return _alone(trade_off(marks, metric))
-        return _alone(bars([Bar(row["label"], 100 * row[metric], _interval(row["interval"])) for row in rows], metric))
-    if table["kind"] == "figures":
-        return _alone(bars([
-            Bar(row["label"], 100 * row["value"], _interval(row["interval"]))
-            for row in table["rows"] if row["value"] is not None
-        ], "%"))  # fmt: skip
-    metric = planning.headline(table["rows"][0]["metrics"])
-    rows = [row for row in table["rows"] if metric in row["values"]]
-    if len(rows) < 2:
-        return None
-    spans = [_interval(row["values"].get(f"{metric}_interval")) for row in rows]
-    found = [Bar(row["label"], 100 * row["values"][metric], span) for row, span in zip(rows, spans, strict=True)]
-    return _alone(bars(found, metric))
+        found = [(row["label"], row[metric], row["interval"]) for row in rows]
+    elif table["kind"] == "figures":
+        metric, found = "%", [(row["label"], row["value"], row["interval"]) for row in rows if row["value"] is not None]
+    else:
+        metric = planning.headline(rows[0]["metrics"])
+        values = {row["label"]: row["values"] for row in rows if metric in row["values"]}
+        found = [(label, one[metric], one.get(f"{metric}_interval")) for label, one in values.items()]
+        if len(found) < 2:
+            return None
+    return _alone(bars([Bar(label, 100 * value, _interval(span)) for label, value, span in found], metric))
 
 
 def _interval(given: Any) -> tuple[float, float] | None:

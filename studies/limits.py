@@ -7,40 +7,23 @@ on: they stay in FOLDER. Rates are against the references, which do not mention 
 """
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from command import end_with
-from perceptune.data.bootstrap import bootstrap_interval
+from command import end_with, figure, read_rows, write_table
 from perceptune.data.media.source import open_image
 from perceptune.data.metrics._ptb import ptb_tokens
-from perceptune.errors import UserError
 from perceptune.tools.plots.figures import GridCell, answer_grid
+from photo_questions import WORDS
 
 Row = dict[str, Any]
 RARE = 5  # an answer that fewer training samples have is rare
 SHOWN = 8  # failures on a panel
-# Words that mean one kind of thing, as references and captions use them.
-THINGS = [
-    "dog dogs puppy puppies", "cat cats kitten", "horse horses pony rider", "bird birds seagull",
-    "ball balls football basketball soccer tennis baseball volleyball", "car cars truck van vehicle suv",
-    "bike bikes bicycle bicycles bicyclist cyclist biker bikers motorcycle motorbike bmx",
-    "water lake ocean river sea pool pond stream creek wave waves beach surf",
-    "snow snowy ski skis skier skiing sled snowboard snowboarder snowboarding ice", "grass grassy field lawn meadow",
-    "frisbee disc", "skateboard skateboarder skateboarding skateboards", "surfboard surfer surfing surfers",
-    "boat boats canoe kayak raft ship", "rock rocks cliff mountain mountains boulder", "street road sidewalk city",
-    "bench benches chair couch", "swing swings slide playground", "hat cap helmet", "guitar drum drums instrument",
-    "tree trees woods forest", "stick sticks branch", "fence gate", "trampoline", "camera", "phone",
-]  # fmt: skip
-MALE = frozenset(["man", "men", "boy", "boys", "guy", "guys", "male", "he", "his", "him"])
-FEMALE = frozenset(["woman", "women", "girl", "girls", "lady", "ladies", "female", "she", "her"])
-WRITTEN = frozenset(
-    ["sign", "signs", "letter", "letters", "word", "words", "reads", "says", "written", "writing", "logo", "graffiti"]
-)
+THINGS = [frozenset(words.split()) for words in WORDS["named"]]
+MALE, FEMALE, WRITTEN = (frozenset(WORDS[kind].split()) for kind in ("male", "female", "written"))
 
 
 class Kind(NamedTuple):
@@ -81,7 +64,7 @@ def kinds(captions: Sequence[Row], questions: Sequence[Row], trained: Counter[st
 def things(text: str) -> set[int]:
     """Which of `THINGS` a text names."""
     words = set(ptb_tokens(text))
-    return {number for number, group in enumerate(THINGS) if words & set(group.split())}
+    return {number for number, group in enumerate(THINGS) if words & group}
 
 
 def _kind(label: str, what: str, rows: Sequence[Row], fails: Callable[[Row], bool]) -> Kind:
@@ -111,16 +94,12 @@ def _words_of(texts: Sequence[str]) -> set[str]:
 
 def figures(found: Sequence[Kind]) -> list[Row]:
     """Rows of a table: rate, interval, and over how many."""
-    rows = []
-    for kind in found:
-        values = [float(failed) for failed in kind.failed]
+
+    def of(kind: Kind) -> Row:
         groups = [row["media"].get("image", row["id"]) for row in kind.rows]
-        rows.append({
-            "label": kind.label, "what": kind.what, "samples": len(values),
-            "value": sum(values) / len(values) if values else None,
-            "interval": list(bootstrap_interval(values, groups=groups)) if values else None,
-        })  # fmt: skip
-    return rows
+        return figure(kind.label, kind.what, [*map(float, kind.failed)], groups)
+
+    return [of(kind) for kind in found]
 
 
 def panel(kind: Kind, path: Path) -> None:
@@ -144,22 +123,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trained = Counter(
         target.lower()
         for name in ("photo-questions-fit", "daquar-train")
-        for row in _read(options.data / f"{name}.jsonl")
+        for row in read_rows(options.data / f"{name}.jsonl")
         for target in row["targets"]
     )
-    questions = [row for folder in options.questions for row in _read(folder / "predictions.jsonl")]
-    found = kinds(_read(options.captions / "predictions.jsonl"), questions, trained)
+    questions = [row for folder in options.questions for row in read_rows(folder / "predictions.jsonl")]
+    found = kinds(read_rows(options.captions / "predictions.jsonl"), questions, trained)
     options.out.mkdir(parents=True, exist_ok=True)
     for kind in found:
         panel(kind, options.out / f"{kind.label}.png")
-    table = {"name": "limits", "kind": "figures", "note": "shares that fail", "rows": figures(found)}
-    (options.out / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-
-
-def _read(path: Path) -> list[Row]:
-    if not path.is_file():
-        raise UserError(f"{path} is not there")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    write_table(options.out, "limits", figures(found), note="shares that fail")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 
 class Asked(NamedTuple):
@@ -21,34 +24,7 @@ class Asked(NamedTuple):
     kind: str
 
 
-# Kind and question -> answer -> the words that stand for it.
-OPEN: Mapping[tuple[str, str], Mapping[str, str]] = {
-    ("who", "Who or what is in the photo?"): {
-        "dog": "dog dogs puppy puppies", "man": "man men guy", "woman": "woman women lady ladies", "boy": "boy boys",
-        "girl": "girl girls", "people": "people crowd group", "child": "child children kid kids toddler toddlers baby",
-    },
-    ("where", "Where is it?"): {
-        "snow": "snow snowy", "water": "water lake river ocean sea pool", "beach": "beach sand sandy shore",
-        "grass": "grass grassy field lawn", "street": "street road sidewalk city",
-        "mountain": "mountain mountains rock rocks rocky cliff hill", "park": "park playground",
-    },
-    ("action", "What is being done?"): {
-        "running": "running runs run", "jumping": "jumping jumps jump leaping leaps", "swimming": "swimming swims swim",
-        "climbing": "climbing climbs climb", "sitting": "sitting sits sit seated", "riding": "riding rides ride",
-        "standing": "standing stands stand", "walking": "walking walks walk", "playing": "playing plays play",
-    },
-    ("color", "Which color stands out?"): {
-        color: color for color in ("red", "blue", "green", "yellow", "white", "black", "brown", "orange", "pink")
-    },
-    ("number", "How many are there?"): {"two": "two both couple", "three": "three", "four": "four"},
-}  # fmt: skip
-# Thing -> its words; each is asked about by "Is there ... in the photo?".
-THINGS: Mapping[str, str] = {
-    "a dog": "dog dogs puppy puppies", "a ball": "ball balls soccer football basketball baseball tennis",
-    "a bicycle": "bicycle bicycles bike bikes biker bikers cyclist bmx", "snow": "snow snowy snowboarder skier",
-    "water": "water lake river ocean sea pool swimming surfer wave", "a woman": "woman women lady ladies girl girls",
-    "a skateboard": "skateboard skateboards skateboarder skateboarding", "grass": "grass grassy field lawn",
-}  # fmt: skip
+WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 EACH = {"fit": 60, "test": 25}  # photos that have a thing, and as many that have not
 
 
@@ -56,10 +32,8 @@ def ask(captions: Sequence[Sequence[str]], split: str) -> list[Asked]:
     """Questions about photos, of each its captions, in an order of their own; `split` is `fit` or `test`."""
     words = [[set(re.findall(r"[a-z]+", caption.lower())) for caption in five] for five in captions]
     rng = random.Random(f"photos {split}")
-    made = [
-        one for (kind, question), answers in OPEN.items() for one in _thinned(_open(words, kind, question, answers))
-    ]
-    for thing, names in THINGS.items():
+    made = [one for group in WORDS["open"] for one in _thinned(_open(words, **group))]
+    for thing, names in WORDS["asked"].items():
         question = f"Is there {thing} in the photo?"
         made += _halved(words, question, set(names.split()), EACH[split], rng)
     rng.shuffle(made)

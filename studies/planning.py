@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Part:
     seconds: float  # of one of them on one core, loading and answers included
     needs: Sequence[str] = ()
     sittings: int = 1  # of one command that takes longer than a part may, and goes on from what it has finished
-    recipes: Sequence[str] = field(default_factory=tuple)
+    recipes: Sequence[str] = ()
     alone: bool = False  # time is measured: nothing runs beside it
 
     @property
@@ -83,12 +83,10 @@ def load_plan(path: Path | None = None) -> Plan:
     """The plan. Raises `UserError` for a part that needs one that does not come before it."""
     data = yaml.safe_load((path or STUDIES / "plan.yaml").read_text(encoding="utf-8"))
     parts = [Part(**one) for one in data["parts"]]
-    before: set[str] = set()
-    for part in parts:
-        for need in part.needs:
-            if need not in before:
-                raise UserError(f"part `{part.name}` needs `{need}`, which does not come before it")
-        before.add(part.name)
+    names = [part.name for part in parts]
+    for number, part in enumerate(parts):
+        if later := [need for need in part.needs if need not in names[:number]]:
+            raise UserError(f"part `{part.name}` needs `{later[0]}`, which does not come before it")
     return Plan(parts, [Open(**one) for one in data["cannot_tell"]])
 
 
@@ -132,9 +130,8 @@ def listing(plan: Plan) -> str:
     for part in plan.parts:
         published = ", ".join(part.published).replace("epalm-", "").replace("petal-", "PETAL ")
         minutes = f"{part.minutes:.1f}" + (f" in {part.sittings} sittings" if part.sittings > 1 else "")
-        rows.append(
-            [f"`{part.name}`", published, str(part.runs), f"{part.seconds:.0f}", minutes, ", ".join(part.needs)]
-        )
+        needs = ", ".join(part.needs)
+        rows.append([f"`{part.name}`", published, str(part.runs), f"{part.seconds:.0f}", minutes, needs])
     runs, minutes = sum(part.runs for part in plan.parts), sum(part.minutes for part in plan.parts)
     total = f"{minutes:.1f}; two at a time {plan.hours:.1f} hours"
     rows.append([f"{len(plan.parts)} parts", "", str(runs), "", total, ""])

@@ -19,7 +19,7 @@ from perceptune.errors import UserError
 from photo_questions import ask
 
 Row = dict[str, Any]
-CLASSES = "What is this sound?"
+Rows = Iterator[tuple[str, Row]]  # splits, and what they have
 
 
 def prepare(data: Path, out: Path) -> list[Path]:
@@ -39,121 +39,108 @@ def prepare(data: Path, out: Path) -> list[Path]:
     return written
 
 
-def flickr_captions(data: Path) -> Iterator[tuple[str, Row]]:
+def flickr_captions(data: Path) -> Rows:
     """One row a photo, with its five captions."""
-    for where, row in _rows(data / "flickr8k" / "metadata.jsonl"):
-        yield row["split"], {"id": _stem(row), "image": _medium(where, row), "targets": _sentences(row["captions"])}
+    for row in _rows(data, "flickr8k"):
+        yield row["split"], _sample(row, "image", _sentences(row["captions"]))
 
 
-def photo_questions(data: Path) -> Iterator[tuple[str, Row]]:
+def photo_questions(data: Path) -> Rows:
     """Questions made by rules from the captions of the same photos; `fit` is of the splits `train` and `dev`."""
-    photos: dict[str, list[tuple[Path, Row]]] = {"fit": [], "test": []}
-    for where, row in _rows(data / "flickr8k" / "metadata.jsonl"):
-        photos["test" if row["split"] == "test" else "fit"].append((where, row))
+    photos: dict[str, list[Row]] = {"fit": [], "test": []}
+    for row in _rows(data, "flickr8k"):
+        photos["test" if row["split"] == "test" else "fit"].append(row)
     for split, those in photos.items():
-        for number, asked in enumerate(ask([row["captions"] for _, row in those], split)):
-            where, row = those[asked.photo]
-            yield split, {
-                "id": f"{_stem(row)}-{number}", "image": _medium(where, row), "prompt": asked.question,
-                "targets": [asked.answer], "answer_type": asked.kind,
-            }  # fmt: skip
+        for number, asked in enumerate(ask([row["captions"] for row in those], split)):
+            made = _sample(those[asked.photo], "image", [asked.answer], asked.question, number)
+            yield split, {**made, "answer_type": asked.kind}
 
 
-def daquar(data: Path) -> Iterator[tuple[str, Row]]:
+def daquar(data: Path) -> Rows:
     """A list of things is one answer, as in the published evaluation."""
-    for number, (where, row) in enumerate(_rows(data / "daquar" / "metadata.jsonl")):
-        yield row["split"], {
-            "id": f"{_stem(row)}-{number}", "image": _medium(where, row), "prompt": row["question"],
-            "targets": [row["answer"]],
-        }  # fmt: skip
+    for number, row in enumerate(_rows(data, "daquar")):
+        yield row["split"], _sample(row, "image", [row["answer"]], row["question"], number)
 
 
-def sounds(data: Path) -> Iterator[tuple[str, Row]]:
+def sounds(data: Path) -> Rows:
     """ESC-50: of each class, the recordings of fold 4 are split by their source: the last two test, the others train.
 
     Clips of one source recording (the number in a clip's name) never lie in two splits.
     """
-    for split, where, row in _sounds(data):
-        yield split, {
-            "id": _stem(row), "audio": _medium(where, row), "prompt": CLASSES,
-            "targets": [row["category"].replace("_", " ")],
-        }  # fmt: skip
+    for split, row in _sounds(data):
+        yield split, _sample(row, "audio", [row["category"].replace("_", " ")], "What is this sound?")
 
 
-def sound_sentences(data: Path) -> Iterator[tuple[str, Row]]:
+def sound_sentences(data: Path) -> Rows:
     """The same clips with one fixed sentence a class."""
-    for split, where, row in _sounds(data):
-        yield split, {"id": _stem(row), "audio": _medium(where, row), "targets": [row["template_caption"]]}
+    for split, row in _sounds(data):
+        yield split, _sample(row, "audio", [row["template_caption"]])
 
 
-def _sounds(data: Path) -> Iterator[tuple[str, Path, Row]]:
-    kept = list(_rows(data / "esc50_subset" / "metadata.jsonl"))
-    sources: dict[str, list[str]] = {}
-    for _, row in kept:
-        found = sources.setdefault(row["category"], [])
-        if row["fold"] == 4 and _source(row) not in found:
-            found.append(_source(row))
-    for where, row in kept:
-        tested = row["fold"] == 4 and _source(row) in sources[row["category"]][-2:]
-        yield "test" if tested else "train", where, row
+def _sounds(data: Path) -> Rows:
+    kept = list(_rows(data, "esc50_subset"))
+    sources: dict[str, dict[str, None]] = {}  # of each class, in their order
+    for row in kept:
+        if row["fold"] == 4:
+            sources.setdefault(row["category"], {})[_source(row)] = None
+    for row in kept:
+        is_tested = row["fold"] == 4 and _source(row) in [*sources[row["category"]]][-2:]
+        yield "test" if is_tested else "train", row
 
 
-def digits(data: Path) -> Iterator[tuple[str, Row]]:
+def digits(data: Path) -> Rows:
     """Spoken digits."""
-    for where, row in _rows(data / "fsdd" / "metadata.jsonl"):
-        yield row["split"], {
-            "id": _stem(row), "audio": _medium(where, row), "prompt": "Which digit is spoken?",
-            "targets": [row["transcript"]],
-        }  # fmt: skip
+    for row in _rows(data, "fsdd"):
+        yield row["split"], _sample(row, "audio", [row["transcript"]], "Which digit is spoken?")
 
 
-def fights(data: Path) -> Iterator[tuple[str, Row]]:
+def fights(data: Path) -> Rows:
     """Surveillance clips; every third source is a test source, so that no footage is in both splits."""
-    kept = [(where, row, row["youtube"] or row["file"]) for where, row in _rows(data / "fight_surv" / "metadata.jsonl")]
-    order = sorted({source for _, _, source in kept})
-    for where, row, source in kept:
-        yield "test" if order.index(source) % 3 == 2 else "train", {
-            "id": _stem(row), "video": _medium(where, row), "prompt": row["question"], "targets": [row["answer"]],
-        }  # fmt: skip
+    kept = [(row, row["youtube"] or row["file"]) for row in _rows(data, "fight_surv")]
+    order = sorted({source for _, source in kept})
+    for row, source in kept:
+        split = "test" if order.index(source) % 3 == 2 else "train"
+        yield split, _sample(row, "video", [row["answer"]], row["question"])
 
 
-def sound_captions(data: Path) -> Iterator[tuple[str, Row]]:
+def sound_captions(data: Path) -> Rows:
     """AudioCaps' demonstration clips, all of its test split."""
-    for where, row in _rows(data / "audiocaps_demo" / "metadata.jsonl"):
-        yield "test", {"id": _stem(row), "audio": _medium(where, row), "targets": _sentences(row["captions"])}
+    for row in _rows(data, "audiocaps_demo"):
+        yield "test", _sample(row, "audio", _sentences(row["captions"]))
 
 
-def stamps(data: Path) -> Iterator[tuple[str, Row]]:
+def stamps(data: Path) -> Rows:
     """Pictures with a few words; all of them for test."""
-    for where, row in _rows(data / "tuxpaint_stamps" / "metadata.jsonl"):
-        image = str(where.parent / row["image"])
-        yield "test", {"id": Path(row["image"]).stem, "image": image, "targets": _sentences(row["captions"])}
+    for row in _rows(data, "tuxpaint_stamps"):
+        yield "test", _sample(row, "image", _sentences(row["captions"]))
 
 
-SETS: dict[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
+SETS: dict[str, Callable[[Path], Rows]] = {
     "flickr8k": flickr_captions, "photo-questions": photo_questions, "daquar": daquar, "esc50": sounds,
     "esc50-captions": sound_sentences, "fsdd": digits, "fights": fights, "audiocaps": sound_captions, "stamps": stamps,
 }  # fmt: skip
 
 
-def _rows(path: Path) -> Iterator[tuple[Path, Row]]:
+def _rows(data: Path, name: str) -> Iterator[Row]:
+    """Yield the rows of a set's metadata, each with the path of its medium."""
+    path = data / name / "metadata.jsonl"
     if not path.is_file():
-        raise UserError(f"{path} is not there: the first argument is the folder that holds `{path.parent.name}`")
+        raise UserError(f"{path} is not there: the first argument is the folder that holds `{name}`")
     with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield path, json.loads(line)
+        for row in map(json.loads, file):
+            yield {**row, "medium": (path.parent / (row["file"] if "file" in row else row["image"])).resolve()}
 
 
-def _medium(where: Path, row: Row) -> str:
-    return str((where.parent / row["file"]).resolve())
-
-
-def _stem(row: Row) -> str:
-    return Path(row["file"]).stem
+def _sample(row: Row, modality: str, targets: list[str], prompt: str = "", number: int | None = None) -> Row:
+    """Return a row as task `jsonl` reads it; a number distinguishes the ids of rows with one medium."""
+    stem = row["medium"].stem
+    asked = {"prompt": prompt} if prompt else {}
+    id = stem if number is None else f"{stem}-{number}"
+    return {"id": id, modality: str(row["medium"]), **asked, "targets": targets}
 
 
 def _source(row: Row) -> str:
-    return _stem(row).split("-")[1]
+    return str(row["medium"].stem.split("-")[1])
 
 
 def _sentences(captions: Iterable[str]) -> list[str]:

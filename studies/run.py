@@ -53,12 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run_again(plan, options.again, options.seed, data)
     end = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    left = []
-    for part in plan.named(options.part):
-        if is_done(part):
+    parts = plan.named(options.part)
+    left = [part for part in parts if not is_done(part)]
+    for part in parts:
+        if part not in left:
             print(f"{part.name}: done", flush=True)
-        else:
-            left.append(part)
 
     def begin(part: Part) -> None:
         minutes = part.minutes / part.sittings
@@ -185,9 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="the plan, and nothing is run")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="parts at a time (default: %(default)s)")
     parser.add_argument("--minutes", type=float, metavar="N", help="begin no part that would end later")
-    parser.add_argument(
-        "--keep", action="store_true", help="take finished runs of other code or of another machine, too"
-    )
+    told = "take finished runs of other code or of another machine, too"
+    parser.add_argument("--keep", action="store_true", help=told)
     parser.add_argument("--again", type=int, metavar="N", help="run so many rows of the results once more, and compare")
     parser.add_argument("--seed", type=int, default=0, help="of --again: which rows (default: %(default)s)")
     return parser

@@ -83,9 +83,9 @@ def unfounded(path: Path, reading: Reading) -> list[str]:
 
 def objections(result: Mapping[str, Any], ahead: str, behind: str) -> list[str]:
     """Return which of the four conditions are not met for one row of a result ahead of another."""
-    if _table(result, ahead, behind) is None:
+    if (found_in := _comparison(result, ahead, behind)) is None:
         return [f"no comparison has both `{ahead}` and `{behind}`"]
-    first, second = _pair(result, ahead, behind)
+    _, first, second = found_in
     found, against = difference(result, ahead, behind), []
     seeds = len(_differences(first, second))
     if seeds < SEEDS:
@@ -106,9 +106,9 @@ def objections(result: Mapping[str, Any], ahead: str, behind: str) -> list[str]:
 
 def difference(result: Mapping[str, Any], ahead: str, behind: str) -> Difference:
     """Return how far one row is ahead of another of the same comparison."""
-    first, second = _pair(result, ahead, behind)
+    table, first, second = _comparison(result, ahead, behind)
     values = _differences(first, second)
-    return Difference(mean(values), t_interval(values), _over_media(_table(result, ahead, behind), first, second))
+    return Difference(mean(values), t_interval(values), _over_media(table, first, second))
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -135,7 +135,8 @@ def edge(row: Row) -> str | None:
 
 def varied(result: Mapping[str, Any], ahead: str, behind: str) -> set[str]:
     """Return what the recipes of two rows differ in, learning rates aside."""
-    recipe = load_recipe(ROOT / _recipe_of(result))
+    compared = next(words for words in map(str.split, result["commands"]) if words[1] == "compare")
+    recipe = load_recipe(ROOT / compared[2])
     (_, first), (_, second) = _variants(recipe, [ahead, behind], [], False)
     options = [method_options(one) for one in (first, second)]
     one, other = (_factors(given.model_dump()) for given in options)
@@ -159,32 +160,22 @@ def _factors(options: dict[str, Any]) -> dict[str, Any]:
     merged = {*layers, *prompt, *adapters, "levels", "n_levels", "prompt_at", "shared_connector"}
     place = options["prompt_at"]
     return {
-        **{key: value for key, value in options.items() if key not in merged},
-        "levels": options["levels"] or options["n_levels"],
-        "connections": options["shared_connector"],
-        "layers": layers,
+        **{key: value for key, value in options.items() if key not in merged}, "layers": layers,
+        "levels": options["levels"] or options["n_levels"], "connections": options["shared_connector"],
         "adapters": adapters if options["adapters"] else None,
         "prompt": None if options["prompt"] == "none" else prompt,
         # In front of the first injected layer it moves with the layers.
         "place of the prompt": (place, layers["first"]) if place == "first_injected" else place,
-    }
+    }  # fmt: skip
 
 
-def _recipe_of(result: Mapping[str, Any]) -> str:
-    """Return the recipe that the comparison of a part reads."""
-    words = next(words for words in map(str.split, result["commands"]) if words[1] == "compare")
-    return words[2]
-
-
-def _table(result: Mapping[str, Any], *labels: str) -> Any:
-    """Return the first comparison that has all of the rows, or None."""
-    tables = [table for table in result["tables"] if table["kind"] == "compare"]
-    return next((table for table in tables if set(labels) <= {row["label"] for row in table["rows"]}), None)
-
-
-def _pair(result: Mapping[str, Any], *labels: str) -> tuple[Row, Row]:
-    rows = {row["label"]: row for row in _table(result, *labels)["rows"]}
-    return rows[labels[0]], rows[labels[1]]
+def _comparison(result: Mapping[str, Any], *labels: str) -> Any:
+    """Return the first comparison that has all of the rows, and these, or None."""
+    for table in result["tables"]:
+        rows = {row["label"]: row for row in table["rows"]}
+        if table["kind"] == "compare" and set(labels) <= rows.keys():
+            return table, *(rows[label] for label in labels)
+    return None
 
 
 def _differences(first: Row, second: Row) -> list[float]:

@@ -15,10 +15,8 @@ from perceptune.errors import NonMainProcessError, UserError
 
 def parser() -> Parser:
     """Build the parser of every command in `perceptune.cli.commands`."""
-    top = Parser(
-        prog="perceptune",
-        description="Image, audio and video input for any frozen LM, by training under 1 % of the parameters.",
-    )
+    about = "Image, audio and video input for any frozen LM, by training under 1 % of the parameters."
+    top = Parser(prog="perceptune", description=about)
     top.add_argument("--version", action="version", version=f"perceptune {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, command in leaves("commands").items():
@@ -51,7 +49,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     options.words = shlex.join(["perceptune", *(sys.argv[1:] if arguments is None else arguments)])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads cause warnings when a worker forks
     try:
-        code: int = options.execute(options)
+        code: int | None = options.execute(options)
     except NonMainProcessError:
         return 2
     except UserError as error:
@@ -69,4 +67,4 @@ def run(arguments: Sequence[str] | None = None) -> int:
     finally:
         if together := sys.modules.get("perceptune.utils.distributed"):
             together.destroy_process_group()
-    return code
+    return code or 0

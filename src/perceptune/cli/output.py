@@ -1,7 +1,7 @@
 """Output shared by several commands."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +15,14 @@ out = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     print(json.dumps(value, indent=2))
+
+
+def print_found(found: Any, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print what a command found, for a program or a person to read."""
+    if as_json:
+        print_json(found)
+    else:
+        print("\n".join(lines))
 
 
 def print_local_models(models: Sequence[str]) -> None:
@@ -38,11 +46,8 @@ def print_scores(results: dict[str, Any]) -> None:
         row = [key, f"{results[key]:.3f}"]
         for name in controls:
             other, gap = results.get(f"{key}_{name}"), gap_name(key, name)
-            row += (
-                ["", ""]
-                if other is None
-                else [f"{other:.3f}", _with_interval(results[gap], results[f"{gap}_interval"])]
-            )
+            beaten = "" if other is None else _with_interval(results[gap], results[f"{gap}_interval"])
+            row += ["" if other is None else f"{other:.3f}", beaten]
         table.add_row(*row)
     out.print(table)
     where = f"{results['evaluated_samples']} samples of split `{results['split']}`"
@@ -62,9 +67,8 @@ def _gap_table(others: dict[str, Any]) -> Table:
     table = Table("other data", "", "own", "other", Column("own - other (95 % interval)", no_wrap=True))
     for name, other in others.items():
         for key in other["metrics"]:
-            gap = other["gaps"].get(key)
-            own = ("", "") if gap is None else (
-                f"{gap['in']:.3f}", _with_interval(gap["difference"], gap.get("interval"))
-            )  # fmt: skip
-            table.add_row(f"{name}, {other['evaluated_samples']} samples", key, own[0], f"{other[key]:.3f}", own[1])
+            own, lead = "", ""
+            if gap := other["gaps"].get(key):
+                own, lead = f"{gap['in']:.3f}", _with_interval(gap["difference"], gap.get("interval"))
+            table.add_row(f"{name}, {other['evaluated_samples']} samples", key, own, f"{other[key]:.3f}", lead)
     return table

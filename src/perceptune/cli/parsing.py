@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+Namespace = argparse.Namespace
+
 
 class Overrides(NamedTuple):
     """Rules for KEY=VALUE words of a command, which may stand anywhere."""
@@ -46,13 +48,11 @@ class Parser(argparse.ArgumentParser):
 
     def add_join_timeout(self) -> None:
         """Add the option of commands that run as several processes."""
-        self.add_argument(
-            "--join-timeout", type=float, metavar="SECONDS",
-            help="seconds to wait for the other processes of one job (default: 600)",
-        )  # fmt: skip
+        told = "seconds to wait for the other processes of one job (default: 600)"
+        self.add_argument("--join-timeout", type=float, metavar="SECONDS", help=told)
 
 
-def place_overrides(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+def place_overrides(options: Namespace, rest: Sequence[str]) -> list[str]:
     """Split the words that argparse did not place into overrides and others; return those that no argument takes."""
     rule: Overrides | None = vars(options).get("overrides_rule")
     if rule is None:
@@ -75,7 +75,7 @@ class StoreOnce(argparse.Action):
     """Stores an option's value once. Repeatable options use `action="append"`."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+        self, parser: argparse.ArgumentParser, namespace: Namespace, values: Any, option: str | None = None
     ) -> None:
         given = namespace.__dict__.setdefault("_given", set())
         if option is not None and self.dest in given:

@@ -1,5 +1,6 @@
 """The demo, end to end: train on real data, evaluate, compare with shuffled images, draw the results."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def run_demo(
     overrides = SMOKE if smoke else ()
     recipe = load_recipe("demo", overrides)
     downloads.fetch(tuple(downloads.ASSETS))
-    resume = _unfinished(run)
+    resume = (run / META).is_file() and not (run / RESULTS).is_file()
     if resume:
         say(f"going on with the unfinished run in {run}")
     elif run.exists():
@@ -64,10 +65,9 @@ def require_memory() -> None:
     """Raise `UserError` on a machine that would run out of memory, before anything is downloaded."""
     total = total_memory()
     if total is not None and total < NEEDED:
-        raise UserError(
-            f"the demo needs {NEEDED / GIB:.0f} GiB of memory, and there are {total / GIB:.1f} GiB here; "
-            "`perceptune train` on your own data with a smaller LM (`--lm`) needs less"
-        )
+        less = "`perceptune train` on your own data with a smaller LM (`--lm`) needs less"
+        needed = f"the demo needs {NEEDED / GIB:.0f} GiB of memory"
+        raise UserError(f"{needed}, and there are {total / GIB:.1f} GiB here; {less}")
 
 
 def draw(run: Path) -> None:
@@ -79,39 +79,26 @@ def draw(run: Path) -> None:
                  correct=row["scores"]["accuracy"] == 1.0)
         for row in rows[::step][:QUESTIONS_SHOWN]
     ]  # fmt: skip
-    answer_grid(
-        cells, run / "answers.png", title="Test images it never saw: question, answer, and the truth where it is wrong"
-    )
+    title = "Test images it never saw: question, answer, and the truth where it is wrong"
+    answer_grid(cells, run / "answers.png", title=title)
     training_curve(read_log(run), run / "curve.png")
 
 
 def _explain(results: dict[str, Any], run: Path, say: Callable[[str], None]) -> None:
     low, high = results["gap_yes_no_interval"]
-    say(
-        "Most yes/no answers of this data can be guessed from the wording, so the shuffled column is the one to beat:\n"
-        f"seeing is worth {results['gap_yes_no']:+.3f} there (95 % interval {low:+.3f} to {high:+.3f})."
-    )
-    say(
-        f"trained share {100 * results['trained_share']:.3f} % of the parameters, "
-        f"{results['train_seconds'] / 60:.1f} minutes, {results['samples_per_second']:.1f} samples/s"
-    )
     example = read_stored_predictions(run)[0]
     images = f"images: {run / 'answers.png'}, {run / 'curve.png'}; " if has_matplotlib() else ""
-    say(f"{images}figures: {run / RESULTS}")
-    say(
-        "next, ask it yourself, or show it your own images:\n"
-        f'  perceptune answer {run} --image {example["media"]["image"]} "{example["prompt"]}"\n'
-        "  perceptune train small --data my.jsonl --run runs/mine"
-    )
-
-
-def _unfinished(run: Path) -> bool:
-    return (run / META).is_file() and not (run / RESULTS).is_file()
+    say(f"""\
+Most yes/no answers of this data can be guessed from the wording, so the shuffled column is the one to beat:
+seeing is worth {results["gap_yes_no"]:+.3f} there (95 % interval {low:+.3f} to {high:+.3f}).
+trained share {100 * results["trained_share"]:.3f} % of the parameters, {results["train_seconds"] / 60:.1f} minutes, \
+{results["samples_per_second"]:.1f} samples/s
+{images}figures: {run / RESULTS}
+next, ask it yourself, or show it your own images:
+  perceptune answer {run} --image {example["media"]["image"]} "{example["prompt"]}"
+  perceptune train small --data my.jsonl --run runs/mine""")
 
 
 def _put_aside(run: Path) -> Path:
-    number = 1
-    while (kept := run.with_name(f"{run.name}-{number}")).exists():
-        number += 1
-    run.rename(kept)
-    return kept
+    names = (run.with_name(f"{run.name}-{number}") for number in itertools.count(1))
+    return run.rename(next(name for name in names if not name.exists()))

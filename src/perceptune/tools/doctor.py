@@ -3,7 +3,7 @@
 import os
 import platform
 import shutil
-import time
+import timeit
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,7 @@ def _device() -> dict[str, str]:
 
     if torch.cuda.is_available():
         return _check("device", "ok", f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[1] / GIB:.0f} GiB")
-    speeds = ", ".join(f"{name} {_gflops(dtype):.0f} GFLOPS" for name, dtype in
-                       (("float32", torch.float32), ("bfloat16", torch.bfloat16)))  # fmt: skip
+    speeds = ", ".join(f"{name} {_gflops(getattr(torch, name)):.0f} GFLOPS" for name in ("float32", "bfloat16"))
     return _check("device", "ok", f"CPU, {torch.get_num_threads()} threads, matrix products: {speeds}")
 
 
@@ -88,10 +87,9 @@ def _cache() -> dict[str, str]:
 def _assets() -> list[dict[str, str]]:
     from perceptune.utils.downloads import ASSETS, present
 
-    return [
-        _check(name, "ok" if present(name) else "note", str(present(name) or "not fetched yet: perceptune assets"))
-        for name in ASSETS
-    ]
+    found = {name: present(name) for name in ASSETS}
+    lacking = "not fetched yet: perceptune assets"
+    return [_check(name, "ok" if place else "note", str(place or lacking)) for name, place in found.items()]
 
 
 def _precision(recipe: Recipe | None = None) -> list[dict[str, str]]:
@@ -112,14 +110,12 @@ def _precision(recipe: Recipe | None = None) -> list[dict[str, str]]:
 
 def _needs(source: str) -> list[dict[str, str]]:
     """Estimate memory, time and disk of a training, from parameter counts and this machine's speed; rough by nature."""
-    import numpy as np
     import torch
 
     from perceptune.data.build_task import make_task
-    from perceptune.data.subset import sample_count
     from perceptune.models.build import settle
     from perceptune.tools.summary import recipe_of, summarize
-    from perceptune.training.sampler import make_batch_sampler, total_steps
+    from perceptune.training.sampler import planned_length
 
     recipe = recipe_of(source)
     shown = summarize(recipe)
@@ -139,19 +135,15 @@ def _needs(source: str) -> list[dict[str, str]]:
         rows = task.samples(task.splits[0])
     except UserError as error:
         return [*checks, _check("data", "problem", str(error))]
-    n = len(rows)
     tokens = 32  # a short question with its answer, prompt and slots
-    lengths = np.full(min(n, sample_count(n, recipe.train.samples) or n), tokens, np.int32)
-    steps = total_steps(recipe.train, make_batch_sampler(recipe.train, lengths, recipe.seed))
-    batch = recipe.train.batch_size if recipe.train.batch_tokens is None else recipe.train.batch_tokens // tokens
-    samples = steps * batch * recipe.train.accumulate
+    steps, samples = planned_length(recipe.train, len(rows), tokens, recipe.seed)
     upper = 1 - shown["first_layer"] / shown["lm_layers"]
     flops = 4 * frozen["lm"] * upper * tokens * samples  # forward, and backward to the activations only
     media = len({medium for row in rows for medium in row.media.values()})
     flops += 2 * (sum(frozen.values()) - frozen["lm"]) * 200 * min(media, samples)  # each is encoded once
     seconds = flops / (_gflops(torch.bfloat16 if low else torch.float32) * 1e9) * 2  # assumes half of the peak speed
     duration = f"about {max(seconds / 60, 0.1):.1f} minutes for {steps} steps on this machine"
-    return [*checks, _check("data", "ok", f"{n} training samples"), _check("needs time", "note", duration)]
+    return [*checks, _check("data", "ok", f"{len(rows)} training samples"), _check("needs time", "note", duration)]
 
 
 def _gflops(dtype: Any) -> float:
@@ -160,11 +152,5 @@ def _gflops(dtype: Any) -> float:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = torch.randn(512, 1024, dtype=dtype, device=device), torch.randn(1024, 1024, dtype=dtype, device=device)
-    best = min(_timed(a, b) for _ in range(6))
+    best = min(timeit.repeat(lambda: float((a @ b)[0, 0]), number=1, repeat=6))  # reading a value synchronises
     return float(2 * 512 * 1024 * 1024 / best / 1e9)
-
-
-def _timed(a: Any, b: Any) -> float:
-    start = time.perf_counter()
-    float((a @ b)[0, 0])  # reading a value synchronises
-    return time.perf_counter() - start

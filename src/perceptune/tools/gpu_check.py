@@ -74,15 +74,13 @@ def _plan(models: Path, folder: Path, device: torch.device) -> Iterator[tuple[st
 @contextmanager
 def _environment(folder: Path) -> Iterator[None]:
     """Use a temporary cache, so that the user's is not changed."""
-    before = os.environ.get("PERCEPTUNE_CACHE")
+    before = dict(os.environ)
     os.environ["PERCEPTUNE_CACHE"] = str(folder / "cache")
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["PERCEPTUNE_CACHE"]
-        else:
-            os.environ["PERCEPTUNE_CACHE"] = before
+        del os.environ["PERCEPTUNE_CACHE"]
+        os.environ.update(before)
 
 
 def _tried(name: str, check: Callable[[], Any]) -> Check:
@@ -99,15 +97,13 @@ def _line(found: Any) -> str:
     """Format a check's findings in one line."""
     if not isinstance(found, Mapping):
         return str(found).splitlines()[0][:200]
-    return ", ".join(
-        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items()
-    )
+    shown = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in found.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items())
 
 
 def _write(report: Path, device: torch.device, checks: Sequence[Check]) -> None:
     tolerances = {**gpu_trials.TOLERANCES, "log-probability": gpu_trials.LOGPROB_TOLERANCE}
-    described = {"machine": _machine(device), "tolerances": tolerances, "checks": list(checks)}
-    write_json(report, described)
+    write_json(report, {"machine": _machine(device), "tolerances": tolerances, "checks": list(checks)})
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

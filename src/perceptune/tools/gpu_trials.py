@@ -6,7 +6,7 @@ Each function returns its findings, or raises: `CheckError` if a difference exce
 import os
 import signal
 import threading
-import time
+import timeit
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,11 +82,6 @@ def _gradients(model: AdaptedModel) -> tuple[float, Tensor]:
     return float(loss.detach()), torch.cat(given).float().cpu()
 
 
-def _difference(found: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference, relative to the largest number."""
-    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6))
-
-
 def try_training(recipe: Mapping[str, Any], run: Path) -> dict[str, Any]:
     """Train; raises for a loss that is not finite."""
     result = trainer.train(dict(recipe), run)
@@ -101,7 +96,8 @@ def try_resuming(recipe: Mapping[str, Any], run: Path) -> dict[str, Any]:
         stopped = trainer.train(dict(recipe), again)
     trainer.train(dict(recipe), again, resume=True)
     whole, parts = read_tensors(run / METHOD), read_tensors(again / METHOD)
-    off = max(_difference(parts[name], whole[name]) for name in whole)
+    # The largest difference, relative to the largest number.
+    off = max(float((parts[n] - t).abs().max() / t.abs().max().clamp_min(1e-6)) for n, t in whole.items())
     _require(off <= TOLERANCES["float32"][1], f"the resumed run differs by {off:.1e}")
     return {"stopped_at": stopped.steps, "off": off, "bit_equal": all(torch.equal(parts[n], whole[n]) for n in whole)}
 
@@ -150,7 +146,7 @@ def measure_memory(recipe: Mapping[str, Any], device: torch.device) -> dict[str,
     del model
     torch.cuda.empty_cache()
     left = torch.cuda.memory_allocated(device) - before
-    return {name: value / 2**20 for name, value in (("weights", weights), ("peak", peak), ("left", left))}
+    return {"weights": weights / 2**20, "peak": peak / 2**20, "left": left / 2**20}
 
 
 def count_waits(recipe: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -183,19 +179,16 @@ def _counted(compute: Callable[[], Any]) -> int:
 def measure_speeds(device: torch.device) -> dict[str, Any]:
     """Measure TFLOPS of a square matrix product by dtype: whether float32 is slow here, and bfloat16's gain."""
     size, speeds = SIZE, {}
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        a = torch.randn(size, size, device=device, dtype=dtype)
-        seconds = min(_timed(a, device) for _ in range(5))
+    for name in ("float32", "bfloat16"):
+        a = torch.randn(size, size, device=device, dtype=getattr(torch, name))
+        seconds = min(timeit.repeat(partial(_multiply, a, device), number=1, repeat=5))
         speeds[name] = 2 * size**3 / seconds / 1e12
     return {"tflops": speeds, "float32_matmul_precision": torch.get_float32_matmul_precision()}
 
 
-def _timed(a: Tensor, device: torch.device) -> float:
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
+def _multiply(a: Tensor, device: torch.device) -> None:
     a @ a
     torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def _samples(model: AdaptedModel) -> Sequence[Sample]:

@@ -34,20 +34,16 @@ def summarize(recipe: Recipe) -> dict[str, Any]:
     model = build(recipe, meta=True)
     settled, choice = settle(recipe)
     precision = {**dtypes_of(settled), **({"reason": choice.reason} if choice else {})}
-    frozen = model.frozen_parts()
     parts = [
-        _part(name, part.what, count(part.module, without=model.method), trained=False) for name, part in frozen.items()
-    ]
-    for name, child in model.method.named_children():
-        if count(child):
-            parts.append(_part(f"method.{name}", type(child).__name__, count(child), trained=count_trained(child) > 0))
+        {"name": name, "what": part.what, "parameters": count(part.module, without=model.method), "trained": False}
+        for name, part in model.frozen_parts().items()
+    ] + [
+        {"name": f"method.{name}", "what": type(child).__name__, "parameters": n, "trained": count_trained(child) > 0}
+        for name, child in model.method.named_children() if (n := count(child))
+    ]  # fmt: skip
     trainable, total = model.count_parameters()
     sites = [{"layer": site.layer, "where": site.where, "what": site.what} for site in model.method.sites()]
     return {
         "recipe": recipe.name, "method": recipe.method.name, "trainable": trainable, "total": total,
         "share": trainable / total, "parts": parts, **model.layer_info(), "precision": precision, "sites": sites,
     }  # fmt: skip
-
-
-def _part(name: str, what: str, parameters: int, *, trained: bool) -> dict[str, Any]:
-    return {"name": name, "what": what, "parameters": parameters, "trained": trained}

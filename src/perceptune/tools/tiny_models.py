@@ -18,21 +18,22 @@ _VISION: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 16,
     "patch_size": 8,
 }  # fmt: skip
-_PIXELS: dict[str, Any] = {
-    "size": {"height": 16, "width": 16},
-    "image_mean": [0.5] * 3,
-    "image_std": [0.5] * 3,
-    "do_resize": True,
-}
+_PIXELS = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_resize": True}
 
 
 def make_models(folder: Path, rows: int = 8) -> Path:
     """Save `lm` (a Llama), `vit`, `blip` (an InstructBLIP with a T5) and `data/train.jsonl`; return the folder."""
+    from transformers import AutoModelForCausalLM, InstructBlipForConditionalGeneration, ViTConfig, ViTModel
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        _save_lm(folder / "lm")
-        _save_encoder(folder / "vit")
-        _save_blip(folder / "blip")
+        _spread(AutoModelForCausalLM.from_config(_llama())).save_pretrained(folder / "lm")
+        _spread(ViTModel(ViTConfig(**_VISION), add_pooling_layer=False)).save_pretrained(folder / "vit")
+        _spread(InstructBlipForConditionalGeneration(_blip()), 0.1).save_pretrained(folder / "blip")
+    for place in ("lm", "blip", "blip/qformer_tokenizer"):
+        _tokenizer().save_pretrained(folder / place)
+    for name in ("vit", "blip"):
+        (folder / name / "preprocessor_config.json").write_text(json.dumps(_PIXELS), encoding="utf-8")
     save_images(folder / "data", rows)
     return folder
 
@@ -68,22 +69,8 @@ def save_images(folder: Path, rows: int) -> None:
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def _save_lm(folder: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    _spread(AutoModelForCausalLM.from_config(_llama())).save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
-
-
-def _save_encoder(folder: Path) -> None:
-    from transformers import ViTConfig, ViTModel
-
-    _spread(ViTModel(ViTConfig(**_VISION), add_pooling_layer=False)).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(_PIXELS), encoding="utf-8")
-
-
-def _save_blip(folder: Path) -> None:
-    from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, T5Config
+def _blip() -> Any:
+    from transformers import InstructBlipConfig, T5Config
 
     kind: Any = T5Config
     text = kind(
@@ -93,14 +80,10 @@ def _save_blip(folder: Path) -> None:
     qformer = {"vocab_size": _VOCABULARY, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
                "intermediate_size": 64, "max_position_embeddings": 64, "cross_attention_frequency": 2,
                "encoder_hidden_size": _VISION["hidden_size"]}  # fmt: skip
-    config = InstructBlipConfig(
+    return InstructBlipConfig(
         vision_config=_VISION, qformer_config=qformer, text_config=text.to_dict(), num_query_tokens=3,
         image_token_index=_IMAGE_TOKEN,
     )  # fmt: skip
-    _spread(InstructBlipForConditionalGeneration(config), 0.1).save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
-    _tokenizer().save_pretrained(folder / "qformer_tokenizer")
-    (folder / "preprocessor_config.json").write_text(json.dumps(_PIXELS), encoding="utf-8")
 
 
 def _llama() -> Any:
@@ -120,9 +103,8 @@ def _tokenizer() -> Any:
     core = Tokenizer(models.WordLevel({token: number for number, token in enumerate(_TOKENS)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     core.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), _TOKENS, strict=False))
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from perceptune.config.schema import TrainConfig
+from perceptune.data.subset import sample_count
 
 # Number of batches within which samples are sorted by length: enough to save padding, few enough to stay random.
 WINDOW = 64
@@ -181,6 +182,14 @@ def total_steps(config: TrainConfig, order: TrainingSampler) -> int:
     if config.steps is not None:
         return config.steps
     return max(1, round(order.batches_of(config.epochs) / config.accumulate))
+
+
+def planned_length(config: TrainConfig, n: int, tokens: int, seed: int) -> tuple[int, int]:
+    """Steps of a training on a split of `n` samples of so many tokens each, and how many samples these steps see."""
+    lengths = np.full(min(n, sample_count(n, config.samples) or n), tokens, np.int32)
+    steps = total_steps(config, make_batch_sampler(config, lengths, seed))
+    batch = config.batch_size if config.batch_tokens is None else config.batch_tokens // tokens
+    return steps, steps * batch * config.accumulate
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

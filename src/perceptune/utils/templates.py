@@ -1,4 +1,4 @@
-"""HTML from jinja2 templates beside the code: every value is escaped unless it is marked as HTML."""
+"""Pages and texts from jinja2 templates beside the code: in HTML every value is escaped unless marked as HTML."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def _environment(folder: Path) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
+        loader=FileSystemLoader(folder), autoescape=lambda name: str(name).endswith(".html"), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip

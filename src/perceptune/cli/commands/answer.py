@@ -5,11 +5,10 @@ Examples:
   perceptune answer runs/mine --image photo.jpg "what color is this?" --choices red,green,blue --logprobs
 """
 
-import argparse
 import json
-from collections.abc import Sequence
+from typing import Any
 
-from perceptune.cli.parsing import Parser, any_text
+from perceptune.cli.parsing import Namespace, Parser, any_text
 
 
 def add_arguments(parser: Parser) -> None:
@@ -25,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_trust()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Print the answer."""
     from perceptune.data.choices import choices_of
     from perceptune.data.storage import local_path
@@ -40,26 +39,13 @@ def run(options: argparse.Namespace) -> int:
         texts = [text.strip() for text in options.choices.split(",")]
         choices = choices_of(Sample("--choices", {}, "", meta={"choices": texts}))
         values = model.rank([sample], [choices], normalize=model.recipe.eval.rank_normalize)[0]
-        order = sorted(range(len(choices)), key=lambda i: -values[i])
-        _print_ranked([(choices[i], values[i]) for i in order], options)
-        return 0
-    raw = model.answer([sample])[0]
-    text = cleaning_of(model)(raw)
-    tokens = model.token_logprobs([sample])[0] if options.logprobs else []
-    if options.json:
-        given = {"tokens": [list(token) for token in tokens]} if options.logprobs else {}
-        print(json.dumps({"answer": text, "raw": raw, **given}))
+        ranked = dict(sorted(zip(choices, values, strict=True), key=lambda pair: -pair[1]))
+        found: dict[str, Any] = {"answer": next(iter(ranked)), "logprobs": ranked}
+        lines = [f"{value:9.4f}  {choice}" for choice, value in ranked.items()] if options.logprobs else []
     else:
-        print(text)
-        for token, value in tokens:
-            print(f"{value:9.4f}  {token!r}")
-    return 0
-
-
-def _print_ranked(ranked: Sequence[tuple[str, float]], options: argparse.Namespace) -> None:
-    if options.json:
-        print(json.dumps({"answer": ranked[0][0], "logprobs": dict(ranked)}))
-        return
-    print(ranked[0][0])
-    for choice, value in ranked if options.logprobs else ():
-        print(f"{value:9.4f}  {choice}")
+        raw = model.answer([sample])[0]
+        tokens = model.token_logprobs([sample])[0] if options.logprobs else []
+        given = {"tokens": tokens} if options.logprobs else {}
+        found = {"answer": cleaning_of(model)(raw), "raw": raw, **given}
+        lines = [f"{value:9.4f}  {token!r}" for token, value in tokens]
+    print(json.dumps(found) if options.json else "\n".join([found["answer"], *lines]))

@@ -5,10 +5,8 @@ Examples:
   perceptune assets
 """
 
-import argparse
-
 from perceptune.cli.output import out
-from perceptune.cli.parsing import Parser
+from perceptune.cli.parsing import Namespace, Parser
 
 
 def add_arguments(parser: Parser) -> None:
@@ -17,14 +15,13 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--list", action="store_true", help="list the assets and where each is stored")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Fetch assets, or list them."""
     from perceptune.utils.downloads import ASSETS, fetch, present
 
     if options.list:
         for name, asset in ASSETS.items():
             out.print(f"{name:<24} {asset.what}\n{'':<24} {present(name) or 'not fetched'}")
-        return 0
+        return
     for name, path in fetch(options.names or tuple(ASSETS)).items():
         out.print(f"{name:<24} {path}")
-    return 0

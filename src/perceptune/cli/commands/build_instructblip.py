@@ -4,11 +4,10 @@ Examples:
   perceptune build-instructblip models/small-blip --data my.jsonl
 """
 
-import argparse
 from typing import Any
 
 from perceptune.cli.output import out
-from perceptune.cli.parsing import Parser
+from perceptune.cli.parsing import Namespace, Parser
 from perceptune.config.command_schema import BuildConfig
 from perceptune.config.recipe import load_recipe, validate
 from perceptune.config.schema import NamedPart
@@ -28,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
         )  # fmt: skip
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Write the model."""
     from perceptune.models.instructblip.create import make_instructblip
 
@@ -38,10 +37,9 @@ def run(options: argparse.Namespace) -> int:
     make_instructblip(options.folder, task, validate(BuildConfig, {**build, **told}, "build-instructblip"))
     out.print(f"its Q-Former is untrained: {options.folder}")
     out.print(f"next:  perceptune train {flags}")
-    return 0
 
 
-def _asked(options: argparse.Namespace) -> tuple[NamedPart, dict[str, Any], str]:
+def _asked(options: Namespace) -> tuple[NamedPart, dict[str, Any], str]:
     """Return the task that provides the vocabulary, the recipe's `build`, and how the model may be trained."""
     if options.recipe is None:
         flags = f"--data {options.data} --lm {options.folder} --method full backbone=instructblip"

@@ -5,15 +5,13 @@ Examples:
   perceptune compare small --methods epalm,lora --grid train.lr=1e-4,1e-3 --dry-run
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from perceptune.cli.output import print_json
-from perceptune.cli.parsing import Parser, split_words
+from perceptune.cli.parsing import Namespace, Parser, split_words
 from perceptune.errors import UserError
 from perceptune.utils.run_log import is_main_process
 
@@ -33,11 +31,13 @@ def add_arguments(parser: Parser) -> None:
     parser.add_json()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Plan, and run the plan."""
     from perceptune.tools.compare.plan import make_plan, parse_grid
     from perceptune.tools.compare.report import NAME, cells, terms
     from perceptune.tools.compare.run import outlook, plan_rows, run_plan
+    from perceptune.tools.compare.timing import NAME as TIMING
+    from perceptune.tools.compare.timing import time_plan, timing_cells, timing_terms
 
     say = Console(highlight=False, soft_wrap=True, quiet=not is_main_process() or options.json)
     plan = make_plan(
@@ -46,39 +46,22 @@ def run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     out = Path(options.out or f"runs/compare-{Path(options.recipes[0]).stem}")
     if options.timing:
-        return _timing(options, plan, out, say)
-    if options.dry_run:
-        found = outlook(plan, out)
-        if options.json:
-            print_json(found | {"rows": [entry.label for entry in plan.entries]})
-            return 0
-        say.print(_table([("", "trained", "share"), *plan_rows(plan)]))
-        say.print(f"{found['runs']} runs, {found['left']} of them still to do: about {found['minutes']:.1f} minutes")
+        result = time_plan(plan, out, say.print, rounds=options.rounds, samples=options.samples)
+        told = [_table(timing_cells(result)), timing_terms(result), f"{out / TIMING}.md, .json"]
+    elif options.dry_run:
+        result = outlook(plan, out) | {"rows": [entry.label for entry in plan.entries]}
+        told = [_table([("", "trained", "share"), *plan_rows(plan)]),
+                "{runs} runs, {left} of them still to do: about {minutes:.1f} minutes".format(**result)]  # fmt: skip
         if plan.select_on:
-            say.print(f"{len(plan.settings)} settings each, chosen on `{plan.select_on}`; tested on `{plan.test_on}`")
-        return 0
-    say.print(f"{plan.runs} runs into {out}; the same command resumes after a stop")
-    result = run_plan(plan, out, say.print)
+            told.append(f"{len(plan.settings)} settings each, chosen on `{plan.select_on}`; tested on `{plan.test_on}`")
+    else:
+        say.print(f"{plan.runs} runs into {out}; the same command resumes after a stop")
+        result = run_plan(plan, out, say.print)
+        files = f"{out / NAME}.md, .csv, .json{', .png' if (out / f'{NAME}.png').is_file() else ''}"
+        told = [_table(cells(result)), terms(result), files]
     if options.json:
         print_json(result)
-        return 0
-    say.print(_table(cells(result)))
-    say.print(terms(result))
-    say.print(f"{out / NAME}.md, .csv, .json{', .png' if (out / f'{NAME}.png').is_file() else ''}")
-    return 0
-
-
-def _timing(options: argparse.Namespace, plan: Any, out: Path, say: Console) -> int:
-    from perceptune.tools.compare.timing import NAME, time_plan, timing_cells, timing_terms
-
-    result = time_plan(plan, out, say.print, rounds=options.rounds, samples=options.samples)
-    if options.json:
-        print_json(result)
-        return 0
-    say.print(_table(timing_cells(result)))
-    say.print(timing_terms(result))
-    say.print(f"{out / NAME}.md, .json")
-    return 0
+    say.print("\n".join(told))
 
 
 def _seeds(text: str | None) -> list[int]:

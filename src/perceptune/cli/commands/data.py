@@ -6,11 +6,10 @@ Examples:
   perceptune data demo demo-data --modality audio
 """
 
-import argparse
 from pathlib import Path
 
-from perceptune.cli.output import print_json
-from perceptune.cli.parsing import Parser
+from perceptune.cli.output import print_found
+from perceptune.cli.parsing import Namespace, Parser
 
 MODALITIES = ("image", "audio", "video", "all")
 
@@ -28,9 +27,9 @@ def add_arguments(parser: Parser) -> None:
         add(part)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int | None:
     """Run one of the commands."""
-    code: int = options.part(options)
+    code: int | None = options.part(options)
     return code
 
 
@@ -62,7 +61,7 @@ def _add_demo(demo: Parser) -> None:
     demo.add_argument("--seed", type=int, default=0, help="seed of the data; the same seed writes the same files")
 
 
-def _check(options: argparse.Namespace) -> int:
+def _check(options: Namespace) -> int:
     from perceptune.errors import UserError
     from perceptune.tools.datasets.format_report import format_report
     from perceptune.tools.datasets.page import page
@@ -73,23 +72,16 @@ def _check(options: argparse.Namespace) -> int:
         if (getattr(options, name) or 0) < 0:
             raise UserError(f"`--{name}` is a number of rows: it cannot be {getattr(options, name)}")
     samples = options.samples if options.samples is not None else 24 if options.html else 3
-    checked = validate_dataset(
-        options.source, options.overrides, split=options.split,
-        options=CheckOptions(
-            decode=options.decode, contents=options.contents, tokens=not options.no_tokens, shown=options.first,
-            samples=samples,
-        ),
-    )  # fmt: skip
+    how = CheckOptions(options.decode, options.contents, not options.no_tokens, options.first, samples)
+    checked = validate_dataset(options.source, options.overrides, split=options.split, options=how)
     if options.html:
         write_whole(Path(options.html), [page(checked).encode(errors="replace")])
-    if options.json:
-        print_json(checked.report)
-    else:
-        print("\n".join(format_report(checked, samples if options.samples is not None else 3)))
+    told = format_report(checked, samples if options.samples is not None else 3)
+    print_found(checked.report, told, as_json=options.json)
     return 0 if checked.clean else 1
 
 
-def _convert(options: argparse.Namespace) -> int:
+def _convert(options: Namespace) -> None:
     from perceptune.tools.datasets.convert import convert
 
     rows = convert(
@@ -97,12 +89,10 @@ def _convert(options: argparse.Namespace) -> int:
         media=None if options.media is None else Path(options.media),
     )  # fmt: skip
     print(f"{rows:,} rows: {options.to}\nnext:  perceptune data check {options.to}")
-    return 0
 
 
-def _demo(options: argparse.Namespace) -> int:
+def _demo(options: Namespace) -> None:
     from perceptune.tools.datasets.demo import write_demo
 
     recipe = write_demo(Path(options.folder), options.modality, seed=options.seed)
     print(f"next:  perceptune train {recipe}")
-    return 0

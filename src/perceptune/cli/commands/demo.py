@@ -5,11 +5,10 @@ Examples:
   perceptune demo --smoke --run runs/smoke
 """
 
-import argparse
 from pathlib import Path
 
 from perceptune.cli.output import out, print_scores
-from perceptune.cli.parsing import Parser
+from perceptune.cli.parsing import Namespace, Parser
 
 
 def add_arguments(parser: Parser) -> None:
@@ -18,7 +17,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--smoke", action="store_true", help="run a demo shortened to about two minutes")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Run the demo; return 1 if the model does not use the images."""
     from perceptune.tools.demo import run_demo
 

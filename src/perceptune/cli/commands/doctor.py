@@ -6,11 +6,10 @@ Examples:
   perceptune doctor --gpu
 """
 
-import argparse
 from pathlib import Path
 
-from perceptune.cli.output import out, print_json
-from perceptune.cli.parsing import Parser
+from perceptune.cli.output import out, print_found
+from perceptune.cli.parsing import Namespace, Parser
 from perceptune.errors import UserError
 
 
@@ -23,30 +22,20 @@ def add_arguments(parser: Parser) -> None:
                         help="report of --gpu (default: %(default)s)")  # fmt: skip
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Print what was found; return 1 if there is a problem."""
-    from perceptune.tools.doctor import examine
-
-    if options.gpu:
-        return _check_gpu(options)
-    checks = examine(options.recipe)
-    if options.json:
-        print_json(checks)
-    else:
-        for check in checks:
-            mark = {"ok": "ok  ", "note": "note", "problem": "!!  "}[check["state"]]
-            out.print(f"{mark} {check['name']:<14} {check['found']}")
-    return 1 if any(check["state"] == "problem" for check in checks) else 0
-
-
-def _check_gpu(options: argparse.Namespace) -> int:
-    from perceptune.tools.gpu_check import check_gpu
-
-    if options.recipe:
+    if options.gpu and options.recipe:
         raise UserError("doctor --gpu makes models of its own: leave the recipe out")
-    checks = check_gpu(Path(options.out), say=(lambda _: None) if options.json else out.print)
-    if options.json:
-        print_json(checks)
+    if options.gpu:
+        from perceptune.tools.gpu_check import check_gpu
+
+        checks = check_gpu(Path(options.out), say=(lambda _: None) if options.json else out.print)
+        lines = [f"report: {options.out}"]
     else:
-        print(f"report: {options.out}")
+        from perceptune.tools.doctor import examine
+
+        checks = examine(options.recipe)
+        marks = {"ok": "ok  ", "note": "note", "problem": "!!  "}
+        lines = [f"{marks[check['state']]} {check['name']:<14} {check['found']}" for check in checks]
+    print_found(checks, lines, as_json=options.json)
     return 1 if any(check["state"] == "problem" for check in checks) else 0

@@ -6,14 +6,13 @@ Examples:
   perceptune eval runs/mine --gap --data other.jsonl
 """
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from perceptune.cli.output import out, print_json, print_scores
-from perceptune.cli.parsing import Parser
+from perceptune.cli.parsing import Namespace, Parser
 from perceptune.errors import UserError
 from perceptune.utils.paths import local_name
 from perceptune.utils.run_log import is_main_process
@@ -37,7 +36,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_trust()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Evaluate, and print the scores."""
     from perceptune.evaluation.evaluate import evaluate
     from perceptune.evaluation.rescore import rescore
@@ -64,23 +63,20 @@ def run(options: argparse.Namespace) -> int:
     elif not options.json:
         print_scores(results)
         out.print(f"predictions and results: {folder}")
-    return 0
 
 
-def named_task(options: argparse.Namespace) -> dict[str, Any] | None:
+def named_task(options: Namespace) -> dict[str, Any] | None:
     """Return `--task` and `--data` as a task's keys; None if neither is given."""
     from perceptune.config.recipe import absolute_files
     from perceptune.data.build_task import data_keys
 
-    if not options.data and not options.task:
-        return None
-    task: dict[str, Any] = {"name": options.task or "jsonl"}
-    if not options.data:
-        return task
-    return absolute_files(task | data_keys(task["name"], local_name(options.data), options.split))
+    name = options.task or "jsonl"
+    if options.data:
+        return absolute_files({"name": name} | data_keys(name, local_name(options.data), options.split))
+    return {"name": name} if options.task else None
 
 
-def _other_set(options: argparse.Namespace) -> Sequence[tuple[str, Any]]:
+def _other_set(options: Namespace) -> Sequence[tuple[str, Any]]:
     """Return `--task` and `--data` as keys of `eval.others`."""
     task = named_task(options)
     if task is None:
@@ -90,11 +86,11 @@ def _other_set(options: argparse.Namespace) -> Sequence[tuple[str, Any]]:
     return [*keys, (f"eval.others.{name}.split", options.split)] if options.split else keys
 
 
-def _name_of(options: argparse.Namespace) -> str:
+def _name_of(options: Namespace) -> str:
     return re.sub(r"[^\w-]", "-", Path(options.data).stem if options.data else options.task)
 
 
-def _folder(options: argparse.Namespace, task: dict[str, Any] | None) -> Path:
+def _folder(options: Namespace, task: dict[str, Any] | None) -> Path:
     """Return where results go: the run's own into its folder, others apart from them."""
     if options.out:
         return Path(options.out)

@@ -4,11 +4,10 @@ Examples:
   perceptune export runs/mine mine.zip
 """
 
-import argparse
 from pathlib import Path
 
 from perceptune.cli.output import print_local_models
-from perceptune.cli.parsing import Parser
+from perceptune.cli.parsing import Namespace, Parser
 
 
 def add_arguments(parser: Parser) -> None:
@@ -18,7 +17,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_trust()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Write a zip file."""
     from perceptune.models.run_location import local_run
     from perceptune.tools.export.bundle import export as write
@@ -26,4 +25,3 @@ def run(options: argparse.Namespace) -> int:
     made = write(local_run(options.run), Path(options.file), trust=options.trust)
     print(f"{Path(options.file).stat().st_size:,} bytes: {options.file}")
     print_local_models(made.local)
-    return 0

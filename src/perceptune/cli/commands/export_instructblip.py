@@ -4,10 +4,8 @@ Examples:
   perceptune export-instructblip runs/mine models/mine
 """
 
-import argparse
-
 from perceptune.cli.output import out
-from perceptune.cli.parsing import Parser
+from perceptune.cli.parsing import Namespace, Parser
 
 
 def add_arguments(parser: Parser) -> None:
@@ -17,9 +15,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_trust()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Write the folder."""
     from perceptune.models.instructblip.create import export_instructblip
 
     out.print(f"written: {export_instructblip(options.run, options.folder, trust=options.trust)}")
-    return 0

@@ -6,7 +6,6 @@ Examples:
   perceptune features gc --older-than 30
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from perceptune.cli.output import out, print_json
-from perceptune.cli.parsing import Parser
+from perceptune.cli.parsing import Namespace, Parser
 
 
 def add_arguments(parser: Parser) -> None:
@@ -29,16 +28,23 @@ def add_arguments(parser: Parser) -> None:
     parser.add_json()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Build or manage caches; return 1 if rows are damaged or media are broken."""
     from perceptune.config.recipe import load_recipe
     from perceptune.tools import feature_cache
 
     folder = None if options.dir is None else Path(options.dir)
     if options.what == "info":
-        return _print_info(feature_cache.caches(folder), options.json)
+        found = feature_cache.caches(folder)
+        print_json(found) if options.json else out.print(_table(found))
+        return 0
     if options.what == "verify":
-        return _print_damaged(feature_cache.verify_features(folder))
+        damaged = feature_cache.verify_features(folder)
+        for file, count in damaged.items():
+            out.print(f"{file}: {count} damaged")
+        then = "damaged rows are not used; `perceptune features gc` removes them, the next use computes them again"
+        out.print(then if damaged else "every row is as it was written")
+        return 1 if damaged else 0
     if options.what == "gc":
         done = feature_cache.collect_garbage(folder, older_than=options.older_than, max_gb=options.max_gb)
         for name in done["removed"]:
@@ -46,34 +52,23 @@ def run(options: argparse.Namespace) -> int:
         out.print(f"{done['freed'] / 1e6:.1f} MB freed")
         return 0
     built = feature_cache.build_features(load_recipe(options.what, options.overrides), options.split)
-    if options.json:
-        print_json(built)
-    else:
-        share = f" (process {built['rank']} of {built['world']})" if built["world"] > 1 else ""
-        out.print(f"{built['computed']} rows computed for {built['media']} media in {built['seconds']:.1f} s, "
-                  f"{built['media_per_second']:.0f}/s; the cache has {built['bytes'] / 1e6:.1f} MB{share}")  # fmt: skip
-        for name, reason in built["broken"].items():
-            out.print(f"broken: {reason if name in reason else f'{name}: {reason}'}")
+    print_json(built) if options.json else _print_built(built)
     return 1 if built["broken"] else 0
 
 
-def _print_info(found: Sequence[dict[str, Any]], as_json: bool) -> int:
-    if as_json:
-        print_json(found)
-        return 0
+def _print_built(built: dict[str, Any]) -> None:
+    share = f" (process {built['rank']} of {built['world']})" if built["world"] > 1 else ""
+    out.print(f"{built['computed']} rows computed for {built['media']} media in {built['seconds']:.1f} s, "
+              f"{built['media_per_second']:.0f}/s; the cache has {built['bytes'] / 1e6:.1f} MB{share}")  # fmt: skip
+    for name, reason in built["broken"].items():
+        out.print(f"broken: {reason if name in reason else f'{name}: {reason}'}")
+
+
+def _table(found: Sequence[dict[str, Any]]) -> Table:
     table = Table("kind", "encoder", "levels", "dtype", "rows", "MB", "last use", "folder")
     for one in found:
         day = time.strftime("%Y-%m-%d", time.localtime(one["last_use"]))
         levels = ",".join(map(str, one["levels"]))
         table.add_row(one["kind"], one["encoder"], levels, one["dtype"], str(one["rows"]),
                       f"{one['bytes'] / 1e6:.1f}", day, Path(one["folder"]).name)  # fmt: skip
-    out.print(table)
-    return 0
-
-
-def _print_damaged(damaged: dict[str, int]) -> int:
-    for file, count in damaged.items():
-        out.print(f"{file}: {count} damaged")
-    out.print("damaged rows are not used; `perceptune features gc` removes them, the next use computes them again"
-              if damaged else "every row is as it was written")  # fmt: skip
-    return 1 if damaged else 0
+    return table

@@ -4,10 +4,8 @@ Examples:
   perceptune import-encoder vit_small.npz models/vit-small
 """
 
-import argparse
-
 from perceptune.cli.output import out
-from perceptune.cli.parsing import Parser, positive
+from perceptune.cli.parsing import Namespace, Parser, positive
 
 
 def add_arguments(parser: Parser) -> None:
@@ -20,11 +18,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--stride", type=positive, default=10, help="patch stride of an AST (default: %(default)s)")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Write the folder."""
     from perceptune.models.import_encoder import MODALITIES, Heard, import_encoder
 
     heard = Heard(options.mels, options.frames, options.stride)
     kind = import_encoder(options.file, options.folder, heads=options.heads, heard=heard)
     out.print(f"imported: {options.folder}, for the recipe: encoders: {{{MODALITIES[kind]}: {options.folder}}}")
-    return 0

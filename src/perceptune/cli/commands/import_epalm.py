@@ -4,11 +4,10 @@ Examples:
   perceptune import-epalm best.pth --lm facebook/opt-2.7b --encoder google/vit-base-patch16-224
 """
 
-import argparse
 from pathlib import Path
 
 from perceptune.cli.output import out
-from perceptune.cli.parsing import Parser
+from perceptune.cli.parsing import Namespace, Parser
 
 
 def add_arguments(parser: Parser) -> None:
@@ -18,12 +17,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--lm", required=True, help="LM it was trained with: a Hugging Face id or a folder")
     parser.add_argument("--encoder", required=True, help="encoder it was trained with: a Hugging Face id or a folder")
     parser.add_argument("--out", help="run folder (default: runs/<name of the file>)")
-    parser.add_argument(
-        "--captions", action="store_true", help="it was trained on captions, if the file does not say so"
-    )
+    told = "it was trained on captions, if the file does not say so"
+    parser.add_argument("--captions", action="store_true", help=told)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Write the run."""
     from perceptune.config.recipe import load_recipe
     from perceptune.models.import_epalm import import_official
@@ -36,4 +34,3 @@ def run(options: argparse.Namespace) -> int:
     out.print(f"imported: {made}")
     [modality] = load_recipe(str(made / RECIPE)).encoders
     out.print(f'next:  perceptune answer {made} --{modality} FILE "..."')
-    return 0

@@ -5,10 +5,8 @@ Examples:
   perceptune list metrics --json
 """
 
-import argparse
-
-from perceptune.cli.output import out, print_json
-from perceptune.cli.parsing import Parser
+from perceptune.cli.output import print_found
+from perceptune.cli.parsing import Namespace, Parser
 from perceptune.tools.list_components import entries, kinds
 
 
@@ -18,12 +16,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_json()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Print names and descriptions."""
     found = entries(options.kind)
-    if options.json:
-        print_json(found)
-        return 0
-    for entry in found:
-        out.print(f"{entry['name']:<22} {entry['description']}")
-    return 0
+    print_found(found, (f"{one['name']:<22} {one['description']}" for one in found), as_json=options.json)

@@ -5,10 +5,8 @@ Examples:
   perceptune predict runs/mine photos --prompt "What is in the picture?" --out answers.jsonl
 """
 
-import argparse
-
 from perceptune.cli.output import out
-from perceptune.cli.parsing import Parser, any_text
+from perceptune.cli.parsing import Namespace, Parser, any_text
 
 
 def add_arguments(parser: Parser) -> None:
@@ -23,7 +21,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_trust()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Write the answers; return 1 if rows could not be answered."""
     from perceptune.evaluation.batch_predict import predict as predict_all
 

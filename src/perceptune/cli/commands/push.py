@@ -4,10 +4,8 @@ Examples:
   perceptune push runs/mine me/my-run --private
 """
 
-import argparse
-
 from perceptune.cli.output import print_local_models
-from perceptune.cli.parsing import Parser
+from perceptune.cli.parsing import Namespace, Parser
 
 
 def add_arguments(parser: Parser) -> None:
@@ -18,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_trust()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Upload the run."""
     from perceptune.models.run_location import local_run
     from perceptune.tools.export.hub import push as send
@@ -26,4 +24,3 @@ def run(options: argparse.Namespace) -> int:
     address, local = send(local_run(options.run), options.name, private=options.private, trust=options.trust)
     print(f"{address}\nnext:  perceptune verify hf://{options.name}")
     print_local_models(local)
-    return 0

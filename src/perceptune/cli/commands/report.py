@@ -5,10 +5,9 @@ Examples:
   perceptune report runs/mine runs/other --out both.html --markdown both.md
 """
 
-import argparse
 from pathlib import Path
 
-from perceptune.cli.parsing import Parser
+from perceptune.cli.parsing import Namespace, Parser
 
 
 def add_arguments(parser: Parser) -> None:
@@ -20,7 +19,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--no-media", action="store_true", help="leave out images, frames and spectrograms")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Write the page."""
     from perceptune.errors import UserError
     from perceptune.models.run_location import is_address
@@ -39,10 +38,9 @@ def run(options: argparse.Namespace) -> int:
     runs, comparisons = gather(options.runs)
     made = make_report(runs, comparisons, samples=options.samples, media=not options.no_media)
     out = Path(options.out) if options.out else Path(first) / "report.html"
-    for path, text in ((out, html(made)), (options.markdown, markdown(made) if options.markdown else "")):
+    for path, text_of in ((out, html), (options.markdown, markdown)):
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             # An unpaired surrogate in an answer must not prevent the page.
-            write_text(Path(path), text.encode(errors="replace").decode())
+            write_text(Path(path), text_of(made).encode(errors="replace").decode())
             print(path)
-    return 0

@@ -5,14 +5,14 @@ Examples:
   perceptune score results.json annotations.json --metric vqa --dialect always --per-sample scores.jsonl
 """
 
-import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from perceptune.cli.output import print_json
-from perceptune.cli.parsing import Parser, split_words
+from perceptune.cli.output import print_found
+from perceptune.cli.parsing import Namespace, Parser, split_words
 from perceptune.errors import UserError
 
 
@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_json()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Score the files. Does not import torch."""
     from perceptune.evaluation.score_files.run import score_files
 
@@ -46,14 +46,10 @@ def run(options: argparse.Namespace) -> int:
         write_json_lines(target, scores.rows)
     for note in scores.notes:
         print(f"note: {note}", file=sys.stderr)
-    if options.json:
-        print_json(scores.result)
-    else:
-        print(_text(scores))
-    return 0
+    print_found(scores.result, _lines(scores), as_json=options.json)
 
 
-def _target(options: argparse.Namespace) -> Path | None:
+def _target(options: Namespace) -> Path | None:
     """Return the output file, which must not be one of the inputs: checked before an hour of scoring."""
     if options.per_sample is None:
         return None
@@ -66,15 +62,13 @@ def _target(options: argparse.Namespace) -> Path | None:
     return target
 
 
-def _text(scores: Any) -> str:
+def _lines(scores: Any) -> Iterator[str]:
     """Return the values with their intervals, then their meaning."""
     result = scores.result
+    spans = {key: result[f"{key}_interval"] for key in scores.keys if f"{key}_interval" in result}
     width = max(map(len, scores.keys))
-    lines = []
     for key in scores.keys:
-        low, high = result.get(f"{key}_interval", (None, None))
-        between = "" if low is None else f"  ({low:.4f} to {high:.4f})"
-        lines.append(f"{key:<{width}}  {result[key]:.4f}{between}")
-    how = f"{result['n']} samples" + ("" if not any(f"{key}_interval" in result for key in scores.keys) else
-                                      "; in brackets 95 % bootstrap intervals")  # fmt: skip
-    return "\n".join([*lines, how, f"definition: {json.dumps(result['definition'], ensure_ascii=False)}"])
+        between = "  ({:.4f} to {:.4f})".format(*spans[key]) if key in spans else ""
+        yield f"{key:<{width}}  {result[key]:.4f}{between}"
+    yield f"{result['n']} samples{'; in brackets 95 % bootstrap intervals' if spans else ''}"
+    yield f"definition: {json.dumps(result['definition'], ensure_ascii=False)}"

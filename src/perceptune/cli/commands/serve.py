@@ -6,14 +6,13 @@ Examples:
   PERCEPTUNE_API_KEY=secret perceptune serve runs/mine --host 0.0.0.0
 """
 
-import argparse
 import importlib.util
 import os
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from perceptune.cli.parsing import Parser, any_text, split_words
+from perceptune.cli.parsing import Namespace, Parser, any_text, split_words
 from perceptune.errors import UserError
 
 KEY_VARIABLE = "PERCEPTUNE_API_KEY"
@@ -60,7 +59,7 @@ def add_arguments(parser: Parser) -> None:
         )  # fmt: skip
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Load the runs and serve until interrupted."""
     for module in ("fastapi", "prometheus_client", "uvicorn"):
         if importlib.util.find_spec(module) is None:
@@ -75,17 +74,13 @@ def run(options: argparse.Namespace) -> int:
     from perceptune.serving.server import hosts_of, is_loopback, listening, make_server
 
     key = _key(options)
-    if key is None and not is_loopback(options.host) and not options.no_api_key:
-        raise UserError(
-            f"--host {options.host} is open to other machines: set a key (${KEY_VARIABLE} or --api-key-file), "
-            "or say --no-api-key"
-        )
     origins = parse_origins(_listed(options.allowed_origins))
-    if "*" in origins and key is None and not options.no_api_key:
-        raise UserError(
-            f"--allowed-origins: `*` lets any page in a browser ask: set a key (${KEY_VARIABLE} or --api-key-file), "
-            "or say --no-api-key"
-        )
+    if key is None and not options.no_api_key:
+        remedy = f"set a key (${KEY_VARIABLE} or --api-key-file), or say --no-api-key"
+        if not is_loopback(options.host):
+            raise UserError(f"--host {options.host} is open to other machines: {remedy}")
+        if "*" in origins:
+            raise UserError(f"--allowed-origins: `*` lets any page in a browser ask: {remedy}")
     if options.decoders < 1:
         raise UserError("--decoders: at least 1")
     domains = frozenset(_listed(options.allowed_media_domains))
@@ -122,13 +117,10 @@ def run(options: argparse.Namespace) -> int:
     return 0 if server.started else 1
 
 
-def _key(options: argparse.Namespace) -> str | None:
+def _key(options: Namespace) -> str | None:
     """Return the API key. Raises `UserError` for different ones and for one that is not valid."""
-    given = {
-        "--api-key": options.api_key,
-        "--api-key-file": _content(options.api_key_file) if options.api_key_file else None,
-        KEY_VARIABLE: os.environ.get(KEY_VARIABLE),
-    }
+    content = _content(options.api_key_file) if options.api_key_file else None
+    given = {"--api-key": options.api_key, "--api-key-file": content, KEY_VARIABLE: os.environ.get(KEY_VARIABLE)}
     found = {name: value.strip() for name, value in given.items() if value is not None}
     if len({*found.values()}) > 1:
         raise UserError(f"{' and '.join(found)} name different API keys: give one")

@@ -5,12 +5,10 @@ Examples:
   perceptune show runs/mine --json
 """
 
-import argparse
-
 from rich.table import Table
 
 from perceptune.cli.output import out, print_json
-from perceptune.cli.parsing import Parser
+from perceptune.cli.parsing import Namespace, Parser
 
 
 def add_arguments(parser: Parser) -> None:
@@ -19,7 +17,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_json()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Print the summary."""
     from perceptune.tools.summary import recipe_of, stored_precision, summarize
 
@@ -28,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
         shown["precision"] = stored
     if options.json:
         print_json(shown)
-        return 0
+        return
     table = Table("part", "what", "parameters", "", title=f"{shown['recipe']}: {shown['method']}", title_justify="left")
     for part in shown["parts"]:
         table.add_row(part["name"], part["what"], f"{part['parameters']:,}", "trained" if part["trained"] else "frozen")
@@ -46,4 +44,3 @@ def run(options: argparse.Namespace) -> int:
     for site in shown["sites"]:
         places.add_row(str(site["layer"]), site["where"], site["what"])
     out.print(places)
-    return 0

@@ -4,10 +4,8 @@ Examples:
   perceptune show-attention runs/mine "what color is this?" --image photo.jpg
 """
 
-import argparse
-
 from perceptune.cli.output import out, print_json
-from perceptune.cli.parsing import Parser, any_text
+from perceptune.cli.parsing import Namespace, Parser, any_text
 
 
 def add_arguments(parser: Parser) -> None:
@@ -22,7 +20,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_json()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> None:
     """Draw the panel."""
     from perceptune.tools.attention_maps import show_attention
 
@@ -31,8 +29,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.json:
         print_json(found)
-        return 0
+        return
     for row in found["rows"]:
         out.print(f"{row['label']}\n  looks most at (x, y) {tuple(row['peaks']['mean'])}")
     out.print(f"written: {found['image']}")
-    return 0

@@ -6,13 +6,12 @@ Examples:
   perceptune train --resume --run runs/mine
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from perceptune.cli.output import out
-from perceptune.cli.parsing import Parser
+from perceptune.cli.parsing import Namespace, Parser
 from perceptune.errors import UserError
 
 
@@ -32,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_trust()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Train; return 130 if interrupted."""
     from perceptune.training.trainer import train as run_training
 
@@ -51,13 +50,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
+def training_recipe(options: Namespace) -> tuple[Any, Any]:
     """Return the named recipe, or one made of the flags alone."""
-    flags: Any = [(key, value) for key, value in (
-        ("lm.id", options.lm), ("encoders.image.id", options.encoder), ("method.name", options.method),
-        *_data_flags(options),
-    ) if value is not None]  # fmt: skip
-    overrides = flags + options.overrides
+    flags = [("lm.id", options.lm), ("encoders.image.id", options.encoder), ("method.name", options.method)]
+    overrides = [*(pair for pair in (*flags, *_data_flags(options)) if pair[1] is not None), *options.overrides]
     if options.recipe:
         return options.recipe, overrides
     if options.resume and options.run:
@@ -67,7 +63,7 @@ def training_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
     return {"name": options.task or (Path(options.data).stem if options.data else "run")}, overrides
 
 
-def _data_flags(options: argparse.Namespace) -> Sequence[tuple[str, str | None]]:
+def _data_flags(options: Namespace) -> Sequence[tuple[str, str | None]]:
     """Return recipe keys of --task, --data and --validation. The reader determines the keys of --data."""
     if not (options.data or options.validation):
         return [("task.name", options.task)]
@@ -81,7 +77,7 @@ def _data_flags(options: argparse.Namespace) -> Sequence[tuple[str, str | None]]
     return [("task.name", options.task if named else name), *((f"task.{key}", value) for key, value in keys.items())]
 
 
-def _named_task(options: argparse.Namespace) -> str | None:
+def _named_task(options: Namespace) -> str | None:
     """Return the task named on the command line, else that of the recipe or of the run to resume."""
     from perceptune.config.recipe import find_recipe, read_yaml
     from perceptune.config.substitution import part_names

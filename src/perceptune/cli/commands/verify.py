@@ -5,13 +5,12 @@ Examples:
   perceptune verify hf://me/my-run lm.id=models/my-lm
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from perceptune.cli.output import print_json
-from perceptune.cli.parsing import Parser
+from perceptune.cli.output import print_found
+from perceptune.cli.parsing import Namespace, Parser
 
 
 def add_arguments(parser: Parser) -> None:
@@ -23,21 +22,19 @@ def add_arguments(parser: Parser) -> None:
     parser.add_trust()
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: Namespace) -> int:
     """Compare the answers; return 1 if one differs."""
     from perceptune.evaluation.reference_answers import verify_reference_answers as ask
 
     if options.record:
-        return _record(options)
+        _record(options)
+        return 0
     found = ask(options.run, trust=options.trust, overrides=options.overrides)
-    if options.json:
-        print_json(found)
-    else:
-        print("\n".join(_lines(found)))
+    print_found(found, _lines(found), as_json=options.json)
     return 0 if found["same"] else 1
 
 
-def _record(options: argparse.Namespace) -> int:
+def _record(options: Namespace) -> None:
     from perceptune.evaluation.reference_answers import synthetic_samples, write_reference_answers
     from perceptune.models.run_folder import load
 
@@ -45,7 +42,6 @@ def _record(options: argparse.Namespace) -> int:
     samples = synthetic_samples(model.stores)
     write_reference_answers(Path(options.run), model, samples)
     print(f"{len(samples)} answers stored")
-    return 0
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:

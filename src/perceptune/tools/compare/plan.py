@@ -68,21 +68,17 @@ def make_plan(
         raise UserError("nothing to compare: name a recipe")
     config = recipes[0].compare
     settings = _settings(config.grid if grid is None else grid)
-    own_grids = grid is None
     recipes = [_with_held_out(recipe, config, selects=len(settings) > 1) for recipe in recipes]
     on_method = [word for word in overrides if word.startswith("method.") and not word.startswith("method.name=")]
-    made = [
-        (label, one) for recipe in recipes for label, one in _variants(recipe, methods, on_method, len(recipes) > 1)
-    ]
+    made = [pair for recipe in recipes for pair in _variants(recipe, methods, on_method, len(recipes) > 1)]
     _require_comparable([one for _, one in made])
     test_on, select_on, metric = _splits(made[0][1], selects=len(settings) > 1)
-    entries = tuple(
-        _entry(label, one, _settings_of(label, one, settings) if own_grids else settings) for label, one in made
-    )
+    chosen = [settings if grid is not None else _settings_of(label, one, settings) for label, one in made]
+    entries = tuple(_entry(label, one, own) for (label, one), own in zip(made, chosen, strict=True))
     if len({folder_name(entry.label) for entry in entries}) < len(entries):
         raise UserError(f"two rows of the comparison have one name: {', '.join(entry.label for entry in entries)}")
-    chosen = tuple(dict.fromkeys(seeds or config.seeds))
-    return Plan(entries, chosen, settings, select_on, config.select_samples, test_on, metric)
+    distinct = tuple(dict.fromkeys(seeds or config.seeds))
+    return Plan(entries, distinct, settings, select_on, config.select_samples, test_on, metric)
 
 
 def parse_grid(given: Sequence[str]) -> dict[str, list[Any]]:
@@ -111,9 +107,8 @@ def _settings(grid: Mapping[str, Sequence[Any]]) -> tuple[Setting, ...]:
         for key in keys.split("+"):
             section, _, name = key.partition(".")
             if section == "train" and name in BUDGET:
-                raise UserError(
-                    f"grid key `{key}`: every run of a comparison has the same budget; give one `{key}=VALUE`"
-                )
+                alike = "every run of a comparison has the same budget"
+                raise UserError(f"grid key `{key}`: {alike}; give one `{key}=VALUE`")
             if section in Recipe.model_fields and section not in ("train", "method"):
                 raise UserError(f"grid key `{key}`: a grid varies keys of `train` and `method` only")
     axes = [[dict.fromkeys(keys.split("+"), value) for value in values] for keys, values in grid.items()]
@@ -143,21 +138,17 @@ def _variants(
     recipe: Recipe, methods: Sequence[str], on_method: Sequence[str], several: bool
 ) -> list[tuple[str, Recipe]]:
     """Return the recipe with each of the methods, with their options from `compare.methods` if any."""
-    plain = {**recipe.model_dump(mode="json"), "compare": {}}
-    labels = list(methods) or list(recipe.compare.methods)
+    plain, offered = {**recipe.model_dump(mode="json"), "compare": {}}, recipe.compare.methods
+    labels = list(methods) or list(offered)
     if not labels:
         return [(recipe.name if several else recipe.method.name, load_recipe(plain))]
     made = []
     for label in labels:
-        own_grid: dict[str, Any] = {}
-        beside: list[tuple[str, Any]] = []  # the method's requirements, such as float32 for trained weights
-        if label in recipe.compare.methods:
-            keys = dict(recipe.compare.methods[label])
-            own_grid = keys.pop(OWN_GRID, {})
-            method = {"name": label, **{key: value for key, value in keys.items() if "." not in key}}
-            beside = [(key, value) for key, value in keys.items() if "." in key]
-        else:
-            method = plain["method"] if label == recipe.method.name else {"name": label}
+        keys = dict(offered.get(label, plain["method"] if label == recipe.method.name else {}))
+        own_grid = keys.pop(OWN_GRID, {})
+        method = {"name": label, **{key: value for key, value in keys.items() if "." not in key}}
+        # The method's requirements, such as float32 for trained weights.
+        beside = [(key, value) for key, value in keys.items() if "." in key]
         full = f"{recipe.name}/{label}" if several else label
         one = load_recipe({**plain, "name": folder_name(full), "method": method}, [*beside, *on_method])
         if own_grid:
@@ -184,10 +175,9 @@ def _splits(recipe: Recipe, *, selects: bool) -> tuple[str, str | None, str]:
     task = make_task(recipe)
     test_on = recipe.eval.split or task.splits[-1]
     if test_on in (task.splits[0], HELD_OUT):
-        raise UserError(
-            f"nothing to test on: the task has {', '.join(f'`{split}`' for split in task.splits)}, "
-            "and a comparison is tested on data that nothing was trained or chosen on"
-        )
+        names = ", ".join(f"`{split}`" for split in task.splits)
+        unseen = "a comparison is tested on data that nothing was trained or chosen on"
+        raise UserError(f"nothing to test on: the task has {names}, and {unseen}")
     left = [split for split in selecting_splits(task.splits) if split != test_on]
     if recipe.eval.every is not None:
         during = recipe.eval.during_split or next(iter(selecting_splits(task.splits)), None)

@@ -50,11 +50,8 @@ def summarise(plan: Plan, outcomes: Sequence[Outcome], prior: Mapping[str, Any] 
     write_json(out / f"{NAME}.json", result)
     write_text(out / f"{NAME}.csv", as_csv(result))
     write_text(out / f"{NAME}.md", markdown(result))
-    marks = [
-        Mark(row["label"], row["trained"], row[plan.metric], tuple(row["interval"]) if row["interval"] else None)
-        for row in rows
-    ]
     if has_matplotlib():
+        marks = [Mark(row["label"], row["trained"], row[plan.metric], row["interval"] or None) for row in rows]
         trade_off(marks, out / f"{NAME}.png", plan.metric)
     else:
         print(f"warning: no {NAME}.png: {NEEDED}", file=sys.stderr)
@@ -103,7 +100,7 @@ def cells(result: Mapping[str, Any]) -> list[list[str]]:
     heading = ["", "trained", "share", "samples/s", metric, "± seeds", "95 %", f"against {first}", *shown, "setting"]
     return [heading, *([
         row["label"], f"{row['trained']:,}", f"{100 * row['share']:.3f} %",
-        _or_nothing(row["samples_per_second"], "{:.1f}"), f"{row[metric]:.3f}", _or_nothing(row["spread"], "{:.3f}"),
+        _or_nothing(row["samples_per_second"], ".1f"), f"{row[metric]:.3f}", _or_nothing(row["spread"], ".3f"),
         format_interval(row["interval"]), "" if row["label"] == first else _difference(row),
         *(f"{row['means'][key]:.3f}" for key in shown), setting_name(row["setting"]),
     ] for row in result["rows"])]  # fmt: skip
@@ -137,14 +134,20 @@ def as_csv(result: Mapping[str, Any]) -> str:
     """Return one line per row, with unrounded numbers."""
     metric = result["metric"]
     columns = ["label", "method", "trained", "share", "samples_per_second", metric, "spread"]
-    written = io.StringIO()
-    table = csv.writer(written, lineterminator="\n")
     shown = _rouge(result)
-    table.writerow([*columns, "low", "high", "difference", "difference_low", "difference_high", *shown, "setting"])
+    lines = [[*columns, "low", "high", "difference", "difference_low", "difference_high", *shown, "setting"]]
     for row in result["rows"]:
         spans = [*(row["interval"] or ["", ""]), row["difference"], *(row["difference_interval"] or ["", ""])]
         means = [row["means"][key] for key in shown]
-        table.writerow([*(row[key] for key in columns), *spans, *means, setting_name(row["setting"])])
+        lines.append([*(row[key] for key in columns), *spans, *means, setting_name(row["setting"])])
+    shown = _rouge(result)
+    lines = [[*columns, "low", "high", "difference", "difference_low", "difference_high", *shown, "setting"]]
+    for row in result["rows"]:
+        spans = [*(row["interval"] or ["", ""]), row["difference"], *(row["difference_interval"] or ["", ""])]
+        means = [row["means"][key] for key in shown]
+        lines.append([*(row[key] for key in columns), *spans, *means, setting_name(row["setting"])])
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows(lines)
     return written.getvalue()
 
 
@@ -155,12 +158,9 @@ def _rouge(result: Mapping[str, Any]) -> list[str]:
 
 
 def _or_nothing(value: float | None, shape: str) -> str:
-    return "" if value is None else shape.format(value)
+    return "" if value is None else format(value, shape)
 
 
 def _difference(row: Mapping[str, Any]) -> str:
-    return (
-        ""
-        if row["difference"] is None
-        else f"{row['difference']:+.3f} ({format_interval(row['difference_interval'], '+')})"
-    )
+    span = f" ({format_interval(row['difference_interval'], '+')})" if row["difference_interval"] else ""
+    return _or_nothing(row["difference"], "+.3f") + span

@@ -10,11 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from perceptune.config.recipe import Recipe
 from perceptune.data.build_task import make_task
-from perceptune.data.subset import sample_count
 from perceptune.errors import UserError
 from perceptune.evaluation.evaluate import evaluate
 from perceptune.evaluation.results import RESULTS, read_stored_predictions
@@ -25,7 +22,7 @@ from perceptune.tools.compare.plan import Plan, PlannedRow, Setting, folder_name
 from perceptune.tools.compare.prior import prior_of
 from perceptune.tools.compare.report import Outcome, summarise
 from perceptune.training.checkpoints import require_same_recipe
-from perceptune.training.sampler import make_batch_sampler, total_steps
+from perceptune.training.sampler import planned_length
 from perceptune.training.trainer import train
 from perceptune.utils.launch_environment import read_launch
 from perceptune.utils.run_log import read_log
@@ -70,14 +67,12 @@ def _select(plan: Plan, entry: PlannedRow, out: Path, say: PrintFn) -> tuple[Set
         return entry.settings[0], {}
     found: dict[str, float] = {}
     for setting in entry.settings:
-        run = _run(out, entry, setting, plan.seeds[0])
+        run, name = _run(out, entry, setting, plan.seeds[0]), setting_name(setting)
         _trained(run)
         into = run.folder / f"selection-{plan.select_samples or 'all'}"
-        result = _evaluated(run, plan.select_on, plan.select_samples, into)
-        found[setting_name(setting)] = result[plan.metric]
-        say(f"  {setting_name(setting)}: {plan.metric} {result[plan.metric]:.4f} on `{plan.select_on}`")
-    best = max(range(len(found)), key=lambda i: [*found.values()][i])
-    return entry.settings[best], found
+        found[name] = _evaluated(run, plan.select_on, plan.select_samples, into)[plan.metric]
+        say(f"  {name}: {plan.metric} {found[name]:.4f} on `{plan.select_on}`")
+    return max(entry.settings, key=lambda setting: found[setting_name(setting)]), found
 
 
 def _run(out: Path, entry: PlannedRow, setting: Setting, seed: int) -> _Run:
@@ -112,14 +107,13 @@ def _evaluated(run: _Run, split: str, samples: int | None, into: Path) -> dict[s
         evaluate(run.folder, split=split, samples=samples, into=into, **asked)
         _note_time(run.folder, split, time.monotonic() - start)
         gc.collect()
-    found: dict[str, Any] = json.loads((into / RESULTS).read_text(encoding="utf-8"))
-    return found
+    return _read(into / RESULTS)
 
 
 def _tested(run: _Run) -> dict[str, Any]:
     """Return results on the test split, with each sample's score and the speed of training."""
-    results: dict[str, Any] = json.loads((run.folder / RESULTS).read_text(encoding="utf-8"))
-    return {**results, "rows": read_stored_predictions(run.folder), "speed": training_speed(run.folder)}
+    rows, speed = read_stored_predictions(run.folder), training_speed(run.folder)
+    return {**_read(run.folder / RESULTS), "rows": rows, "speed": speed}
 
 
 def training_speed(run: Path) -> float | None:
@@ -137,10 +131,12 @@ def _note_time(folder: Path, what: str, seconds: float) -> None:
 
 
 def _times(folder: Path) -> dict[str, float]:
-    if not (folder / TIMES).is_file():
-        return {}
-    times: dict[str, float] = json.loads((folder / TIMES).read_text(encoding="utf-8"))
-    return times
+    return _read(folder / TIMES) if (folder / TIMES).is_file() else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def outlook(plan: Plan, out: Path) -> dict[str, Any]:
@@ -185,20 +181,10 @@ def _probe(entry: PlannedRow, plan: Plan) -> dict[str, float]:
 def _estimated(recipe: Recipe, plan: Plan, probe: dict[str, float]) -> float:
     """Estimate seconds of one run."""
     task = make_task(recipe)
-    n = len(task.samples(task.splits[0]))
-    chosen = min(n, sample_count(n, recipe.train.samples) or n)
-    steps = total_steps(
-        recipe.train, make_batch_sampler(recipe.train, np.full(chosen, TEXT_TOKENS, np.int32), recipe.seed)
-    )
-    budget = recipe.train.batch_tokens
-    batch = recipe.train.batch_size if budget is None else budget // TEXT_TOKENS
-    answers = len(select_subset(task, plan.test_on, recipe.eval.samples)) * _answers_a_sample(recipe)
-    trained = steps * recipe.train.accumulate * batch
-    return 2 * probe["loading"] + trained * probe["sample"] + answers * probe["answer"]
-
-
-def _answers_a_sample(recipe: Recipe) -> int:
-    return 1 + recipe.eval.shuffled_control + recipe.eval.no_media_control
+    _, samples = planned_length(recipe.train, len(task.samples(task.splits[0])), TEXT_TOKENS, recipe.seed)
+    controls = recipe.eval.shuffled_control + recipe.eval.no_media_control
+    answers = len(select_subset(task, plan.test_on, recipe.eval.samples)) * (1 + controls)
+    return 2 * probe["loading"] + samples * probe["sample"] + answers * probe["answer"]
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str, str]]:

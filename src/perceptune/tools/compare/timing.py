@@ -100,10 +100,10 @@ def time_plan(
             stack.enter_context(closing(timed[-1].feed))
         measured = measure([one for row in timed for one in row.contenders()], rounds, NAME)
     config, steps = timed[0].config, timed[0].feed.steps
-    rows = _rows(timed, measured, steps * config.batch_size * config.accumulate)
+    total = steps * config.batch_size * config.accumulate
     result = {
-        "samples": steps * config.batch_size * config.accumulate, "steps": steps, "batch_size": config.batch_size,
-        "accumulate": config.accumulate, "rounds": rounds, "machine": machine(), "rows": rows,
+        "samples": total, "steps": steps, "batch_size": config.batch_size, "accumulate": config.accumulate,
+        "rounds": rounds, "machine": machine(), "rows": _rows(timed, measured, total),
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{NAME}.json", result)

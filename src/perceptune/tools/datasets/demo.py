@@ -1,37 +1,19 @@
 """`perceptune data demo`: a small synthetic data set that a model can learn, with a recipe for it."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from perceptune.data.media.synthetic import AUDIO_EVENTS, COLORS, SHAPES, draw_image, draw_video, play
 from perceptune.errors import UserError, disk_errors
 from perceptune.utils.atomic_io import write_json_lines, write_text
+from perceptune.utils.templates import render
 
 SIZES = {"train": 240, "validation": 60, "test": 80}  # media in each split
 SIZES_OF_VIDEOS = {"train": 160, "validation": 40, "test": 60}  # each costs as much to encode as eight images
 # Settings that learn these sets in one to two minutes on two CPU cores; docs/data_tools.md has the figures.
-_RECIPE = """\
-# {title}, made up by `perceptune data demo`.
-name: demo-{name}
-encoders: {encoders}
-method: {{name: epalm, prompt: plain, prompt_at: first_injected, prompt_std: 0.02, order: prompt-slots}}
-task: {{name: jsonl, train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
-train:
-  steps: {steps}
-  batch_size: 16
-  lr: 4.0e-3
-  min_lr: 0
-  schedule: linear
-  warmup_steps: 20
-  warmup_lr: 0
-  prompt_lr: 4.0e-3
-  prompt_schedule: linear
-  weight_decay: 0
-eval: {{split: test, shuffled_control: true}}
-decode: {{max_new_tokens: 12}}
-"""
+_RECIPE = Path(__file__).with_name("demo.yaml.j2")
 Row = dict[str, Any]
 
 
@@ -69,10 +51,10 @@ def write_demo(folder: Path, modality: str = "image", *, seed: int = 0) -> Path:
 
 def _recipe(modality: str, chosen: dict[str, _Kind]) -> str:
     encoders = ", ".join(f"{name}: {kind.encoder}" for name, kind in chosen.items())
-    titles = [kind.title for kind in chosen.values()]
-    title = " and ".join([", ".join(titles[:-1]), titles[-1]]) if len(titles) > 1 else titles[0]
+    *titles, title = (kind.title for kind in chosen.values())
+    title = f"{', '.join(titles)} and {title}" if titles else title
     steps = sum(kind.steps for kind in chosen.values())
-    return _RECIPE.format(title=title.capitalize(), name=modality, encoders=f"{{{encoders}}}", steps=steps)
+    return render(_RECIPE, title=title.capitalize(), name=modality, encoders=f"{{{encoders}}}", steps=steps) + "\n"
 
 
 def _split(folder: Path, modality: str, kind: _Kind, split: str, seed: int) -> Iterator[Row]:
@@ -85,44 +67,37 @@ def _split(folder: Path, modality: str, kind: _Kind, split: str, seed: int) -> I
             yield {"id": f"{modality}-{split}-{number:03d}-{row['answer_type']}", modality: name, **row}
 
 
-def _asked(questions: Sequence[tuple[str, str, str]]) -> list[Row]:
-    return [{"prompt": question, "targets": [answer], "answer_type": kind} for kind, question, answer in questions]
+def _row(kind: str, question: str, answer: str) -> Row:
+    return {"prompt": question, "targets": [answer], "answer_type": kind}
 
 
 def _image(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
-    color, shape = _pair(number, list(COLORS), SHAPES)
-    questions = [
-        ("color", "What color is the shape?", color), ("shape", "What shape is it?", shape),
-        ("caption", "Describe the picture.", f"a {color} {shape}"),
-    ]  # fmt: skip
-    return draw_image(chance, color, shape), _asked(questions)
+    color, shape, asked = _shape(number)
+    return draw_image(chance, color, shape), [*asked, _row("caption", "Describe the picture.", f"a {color} {shape}")]
 
 
 def _video(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
-    color, shape = _pair(number, list(COLORS), SHAPES)
+    color, shape, asked = _shape(number)
     blinks = number // (len(COLORS) * len(SHAPES)) % 2 == 1
-    questions = [
-        ("color", "What color is the shape?", color), ("shape", "What shape is it?", shape),
-        ("blinks", "Does it blink?", "yes" if blinks else "no"),
-        ("caption", "Describe the clip.", f"a {'blinking' if blinks else 'steady'} {color} {shape}"),
-    ]  # fmt: skip
-    return draw_video(chance, color, shape, blinks), _asked(questions)
+    seen = f"a {'blinking' if blinks else 'steady'} {color} {shape}"
+    more = [_row("blinks", "Does it blink?", "yes" if blinks else "no"), _row("caption", "Describe the clip.", seen)]
+    return draw_video(chance, color, shape, blinks), asked + more
 
 
 def _audio(chance: random.Random, number: int) -> tuple[bytes, list[Row]]:
     name = list(AUDIO_EVENTS)[number % len(AUDIO_EVENTS)]
     times = chance.randint(1, 3)
     count = ("once", "twice", "three times")[times - 1]
-    questions = [
-        ("sound", "What is heard?", name), ("count", "How often is it heard?", count),
-        ("caption", "Describe the sound.", f"{name}, {count}"),
-    ]  # fmt: skip
-    return play(chance, name, times), _asked(questions)
+    told = _row("caption", "Describe the sound.", f"{name}, {count}")
+    asked = [_row("sound", "What is heard?", name), _row("count", "How often is it heard?", count), told]
+    return play(chance, name, times), asked
 
 
-def _pair(number: int, first: Sequence[str], second: Sequence[str]) -> tuple[str, str]:
-    """Return each pair equally often."""
-    return first[number % len(first)], second[number // len(first) % len(second)]
+def _shape(number: int) -> tuple[str, str, list[Row]]:
+    """Return a color and a shape, each pair equally often, and the questions about them."""
+    color, shape = list(COLORS)[number % len(COLORS)], SHAPES[number // len(COLORS) % len(SHAPES)]
+    asked = [_row("color", "What color is the shape?", color), _row("shape", "What shape is it?", shape)]
+    return color, shape, asked
 
 
 _KINDS = {

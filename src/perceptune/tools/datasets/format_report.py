@@ -45,11 +45,8 @@ def _split(split: str, found: dict[str, Any]) -> Iterator[str]:
         fate = "only the first is judged (`task.first_line`)" if found["first_line"] else "all of them are kept"
         yield f"  {several:,} of {found['targets']:,} targets have several lines; {fate}"
     for modality, media in found["media"].items():
-        figures = [
-            f"{name} {value['least']:,.6g} to {value['greatest']:,.6g}"
-            for name, value in media.items()
-            if isinstance(value, dict)
-        ]
+        spreads = {name: value for name, value in media.items() if isinstance(value, dict)}
+        figures = [f"{name} {one['least']:,.6g} to {one['greatest']:,.6g}" for name, one in spreads.items()]
         said = ", ".join(figures) or "none could be read"
         yield f"  {modality}: {media['distinct']:,} distinct in {media['rows']:,} rows; {said}"
     answers = found["answers"]
@@ -67,6 +64,5 @@ def _split(split: str, found: dict[str, Any]) -> Iterator[str]:
 
 def _sample(sample: Sample) -> str:
     media = " ".join(f"{key}={label(medium, key)}" for key, medium in sample.media.items())
-    return (
-        f"{short(sample.id, 40)}: {media} {short(repr(sample.prompt))} -> {short(', '.join(map(repr, sample.targets)))}"
-    )
+    targets = short(", ".join(map(repr, sample.targets)))
+    return f"{short(sample.id, 40)}: {media} {short(repr(sample.prompt))} -> {targets}"

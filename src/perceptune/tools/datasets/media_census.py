@@ -65,9 +65,8 @@ class MediaCensus:
 
     def _open(self, where: str, modality: str, medium: Medium) -> None:
         if isinstance(medium, Path) and not is_file(medium):
-            self._problems.add(
-                "missing-medium", lambda: f"{where}: there is no file {short(str(medium))}{hint(medium)}"
-            )
+            told = f"{where}: there is no file {short(str(medium))}"
+            self._problems.add("missing-medium", lambda: f"{told}{hint(medium)}")
             return
         try:
             figures = self._look_at(modality, medium)
@@ -81,12 +80,11 @@ class MediaCensus:
             kept.setdefault(name, array("d")).append(value)
 
     def _look_at(self, modality: str, medium: Medium) -> Mapping[str, float]:
-        size = {"bytes": float(_bytes(medium))}
-        figures = self._figures_of(modality, medium)
+        figures = {"bytes": float(_bytes(medium)), **self._figures_of(modality, medium)}
         encoder = self._encoder_of(modality) if self._decode else None
         if encoder is not None:  # an encoder accepts fewer media than the reader, and needs more of them
             encoder.load(medium, label(medium, modality))
-        return {**size, **figures}
+        return figures
 
     def _figures_of(self, modality: str, medium: Medium) -> Mapping[str, float]:
         if modality == "image":
@@ -106,11 +104,10 @@ class MediaCensus:
         if len(self._by_content) >= _MOST_COMPARED:
             return
         digest = hashlib.sha256(content(medium)).digest()
-        earlier = self._by_content.setdefault(digest, label(medium, modality))
-        if earlier != label(medium, modality):
+        name = label(medium, modality)
+        if (earlier := self._by_content.setdefault(digest, name)) != name:
             self.copied += 1
-            if len(self.copies) < 5:
-                self.copies.append((label(medium, modality), earlier))
+            self.copies += [(name, earlier)] if len(self.copies) < 5 else []
 
 
 def _spread(values: array[float]) -> dict[str, float]:

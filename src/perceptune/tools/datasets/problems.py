@@ -2,33 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 # Meaning of each kind, in the order of the report.
-PROBLEM_KINDS = {
-    "refused": "the reader stopped here",
-    "no-samples": "the file holds no rows",
-    "long-line": "a line is longer than a row may be",
-    "not-utf8": "text that is not UTF-8",
-    "invalid-json": "a line that is not JSON",
-    "nan": "NaN or Infinity, which are not JSON",
-    "not-an-object": "JSON, but no object",
-    "missing-key": "a key is not there",
-    "wrong-type": "a value of the wrong type",
-    "wrong-value": "a value that cannot be used",
-    "bad-text": "half of a surrogate pair",
-    "empty-id": "an empty id",
-    "empty-prompt": "a question without text",
-    "no-targets": "no answer to learn",
-    "empty-target": "an answer or caption without text",
-    "empty-medium": "the name of a medium is empty",
-    "address": "an address in place of a file",
-    "duplicate-id": "an id that an earlier row has",
-    "no-encoder": "a medium for which the recipe has no encoder",
-    "text": "a text that the recipe cannot take",
-    "missing-medium": "a medium that is no file",
-    "broken-medium": "a medium that cannot be read",
-}
+PROBLEM_KINDS: dict[str, str] = yaml.safe_load(Path(__file__).with_name("problems.yaml").read_text(encoding="utf-8"))
 
 
 class Problems:

@@ -100,23 +100,15 @@ class TextCensus:
     def _repeats(self, hashes: array[int]) -> list[tuple[int, int]]:
         """Return repeated 64-bit hashes: one set of a million rows in 40 million has a collision."""
         values: NDArray[np.int64] = np.frombuffer(hashes, np.int64)
-        order = np.argsort(values, kind="stable")
-        same = np.diff(values[order]) == 0
-        if not same.any():
-            return []
-        begins = np.flatnonzero(np.concatenate([[True], ~same]))
-        first = order[np.repeat(begins, np.diff([*begins, len(order)]))]  # for each place in `order`
-        again = np.flatnonzero(np.concatenate([[False], same]))
-        pairs = sorted((int(order[place]), int(first[place])) for place in again)
-        return [(self._numbers[later], self._numbers[earlier]) for later, earlier in pairs]
+        _, places, group = np.unique(values, return_index=True, return_inverse=True)
+        first = places[group]  # for each row, the first one with its hash
+        again = np.flatnonzero(first != np.arange(len(first)))
+        return [(self._numbers[later], self._numbers[first[later]]) for later in again]
 
 
 def _spread(counts: Counter[int]) -> dict[str, float]:
     """Return minimum, mean, median, 99th percentile, maximum."""
     values, times = np.array(sorted(counts.items())).T
-    reached = np.cumsum(times) / times.sum()
-    return {
-        "least": int(values[0]), "mean": round(float((values * times).sum() / times.sum()), 2),
-        "median": int(values[np.searchsorted(reached, 0.5)]), "p99": int(values[np.searchsorted(reached, 0.99)]),
-        "greatest": int(values[-1]),
-    }  # fmt: skip
+    reached, mean = np.cumsum(times) / times.sum(), round(float(np.average(values, weights=times)), 2)
+    median, p99 = (int(values[np.searchsorted(reached, share)]) for share in (0.5, 0.99))
+    return {"least": int(values[0]), "mean": mean, "median": median, "p99": p99, "greatest": int(values[-1])}

@@ -105,10 +105,8 @@ class _Checker:
 
     def go_through(self, split: str) -> dict[str, Any]:
         """Return the report on one split."""
-        media = MediaCensus(
-            self.problems, decode=self._options.decode, contents=self._options.contents,
-            encoder_of=self._encoder_of,
-        )  # fmt: skip
+        how = self._options
+        media = MediaCensus(self.problems, decode=how.decode, contents=how.contents, encoder_of=self._encoder_of)
         texts = TextCensus(self.problems, self._task, split, self._text)
         found = self._task.examine(split)
         chance, drawn = random.Random(0), self.drawn.setdefault(split, [])
@@ -124,7 +122,7 @@ class _Checker:
             self._require_answers(where, row)
             texts.look(number, where, row)
             media.look(where, row)
-            if len(drawn) < self._options.samples:
+            if len(drawn) < how.samples:
                 drawn.append(row)
             elif (place := chance.randrange(rows)) < len(drawn):
                 drawn[place] = row
@@ -134,7 +132,7 @@ class _Checker:
         again = texts.repeated_rows()
         return {
             **texts.as_dict(), "bad_rows": bad, "form": found.form() if rows else [], "media": media.as_dict(),
-            "repeated_rows": {"count": len(again), "first": again[: self._options.shown]},
+            "repeated_rows": {"count": len(again), "first": again[: how.shown]},
             "copied_media": {"count": media.copied, "first": media.copies},
         }  # fmt: skip
 
@@ -162,6 +160,5 @@ class _Checker:
     def _require_encoders(self, where: str, sample: Sample) -> None:
         for modality in sample.media if self._recipe else ():
             if self._recipe and modality not in self._recipe.encoders:
-                self.problems.add(
-                    "no-encoder", f"{where}: `{modality}`, but there is no `encoders.{modality}` in the recipe"
-                )
+                lacking = f"there is no `encoders.{modality}` in the recipe"
+                self.problems.add("no-encoder", f"{where}: `{modality}`, but {lacking}")

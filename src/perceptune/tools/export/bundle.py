@@ -40,12 +40,10 @@ def bundle(run: Path, *, trust: bool = False) -> Bundle:
     proof = save_reference_answers(run, model, synthetic_samples(model.stores))
     text = card(run) + _own_words(run)
     files = {
-        CARD: text.encode(),
-        META: (run / META).read_bytes(),
-        METHOD: (run / METHOD).read_bytes(),
+        **{name: (run / name).read_bytes() for name in (META, METHOD)}, CARD: text.encode(),
         PROOF: json.dumps(proof, indent=2, ensure_ascii=False).encode(),
         RECIPE: yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode(),
-    }
+    }  # fmt: skip
     ids = [str(part["id"]) for part in meta.get("base", {}).values()]
     return Bundle(files, [name for name in dict.fromkeys(ids) if _is_path(name)])
 
@@ -92,6 +90,5 @@ def _is_path(name: str) -> bool:
 
 def _own_words(run: Path) -> str:
     """Return the user's own text in the card."""
-    path = run / CARD
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    text = (run / CARD).read_text(encoding="utf-8", errors="replace") if (run / CARD).is_file() else ""
     return text.partition(OWN)[2] or "\n"

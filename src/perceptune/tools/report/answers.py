@@ -22,13 +22,10 @@ def grids(run: ReportedRun, count: int, *, media: bool) -> list[Block]:
     if not scored:
         return [Words("There are no scored predictions to show.", "bad")]
     if not _is_exact(scored, run.metric):
-        order = sorted(range(len(scored)), key=lambda i: (-scored[i]["scores"][run.metric], i))
+        order = sorted(scored, key=lambda row: -row["scores"][run.metric])
         third = -(-len(scored) // 3)
-        return [
-            _grid(run, f"The best third by {run.metric}", [scored[i] for i in order[:third]], count, media=media),
-            _grid(run, f"The worst third by {run.metric}", [scored[i] for i in order[third:][-third:]], count,
-                  media=media),
-        ]  # fmt: skip
+        thirds = [("best", order[:third]), ("worst", order[third:][-third:])]
+        return [_grid(run, f"The {name} third by {run.metric}", rows, count, media=media) for name, rows in thirds]
     wrong = [row for row in scored if not _is_right(row, run.metric)]
     found = [_grid(run, "Right", [row for row in scored if _is_right(row, run.metric)], count, media=media)]
     if not wrong:
@@ -50,13 +47,11 @@ def together(runs: Sequence[ReportedRun], count: int, *, media: bool) -> list[Bl
     exact = all(_is_exact([*rows.values()], metric) for rows in scored)
     split = [key for key in shared if exact and len({_is_right(rows[key], metric) for rows in scored}) > 1]
     chosen = _spread([scored[0][key] for key in split or shared], count)
-    found = [
-        _shot([(run.name, rows[row["id"]]) for run, rows in zip(runs, scored, strict=True)], metric, exact, media=media)
-        for row in chosen
-    ]
-    of = (
-        f"{len(split):,} that some answer right and some wrong ({len(shared):,} asked)" if split else f"{len(shared):,}"
-    )
+    answered = [[(run.name, rows[row["id"]]) for run, rows in zip(runs, scored, strict=True)] for row in chosen]
+    of = f"{len(shared):,}"
+    if split:
+        of = f"{len(split):,} that some answer right and some wrong ({of} asked)"
+    found = [_shot(each, metric, exact, media=media) for each in answered]
     return [Grid(f"The same questions put to all: {len(chosen)} of {of}", found)]
 
 
@@ -101,19 +96,9 @@ def _shot(
         except (UserError, OSError) as error:
             lacking.append(str(error))
     said = [
-        GivenAnswer(
-            by,
-            short(one["answer"], 300),
-            _is_right(one, metric) if exact else None,
-            "" if exact else f"{metric} {one['scores'][metric]:.3f}",
-        )
+        GivenAnswer(by, short(one["answer"], 300), _is_right(one, metric) if exact else None,
+                    "" if exact else f"{metric} {one['scores'][metric]:.3f}")
         for by, one in answered
-    ]
-    return Shot(
-        images,
-        short("; ".join(lacking), 200),
-        short(row["prompt"], 300),
-        said,
-        short(" / ".join(dict.fromkeys(row["targets"])), 300),
-        None if blind is None else short(blind["answer"], 200),
-    )
+    ]  # fmt: skip
+    truth, other = " / ".join(dict.fromkeys(row["targets"])), None if blind is None else short(blind["answer"], 200)
+    return Shot(images, short("; ".join(lacking), 200), short(row["prompt"], 300), said, short(truth, 300), other)

@@ -68,19 +68,16 @@ def curves(many: Sequence[Series], what: str) -> Chart:
 def trade_off(marks: Sequence[Mark], metric: str) -> Chart:
     """Draw values over trained parameters, on a logarithmic axis."""
     told = "; ".join(f"{mark.label}: {mark.value:.3f} with {mark.trained:,}" for mark in marks)
-    return _chart(
-        [_trade_off(frame, marks, metric) for frame in FRAMES], f"{metric} against trained parameters. {told}"
-    )
+    drawings = [_trade_off(frame, marks, metric) for frame in FRAMES]
+    return _chart(drawings, f"{metric} against trained parameters. {told}")
 
 
 def bars(rows: Sequence[Bar], metric: str) -> Chart:
     """Draw horizontal bars with intervals; a mark shows the control."""
     marked = any(row.blind is not None for row in rows)
     note = f"{metric}, with 95 % intervals{'; the upright mark: with the media shuffled' if marked else ''}"
-    told = "; ".join(
-        f"{row.label}: {row.value:.3f}" + ("" if row.interval is None else f" ({format_interval(row.interval)})")
-        for row in rows
-    )
+    spans = ["" if row.interval is None else f" ({format_interval(row.interval)})" for row in rows]
+    told = "; ".join(f"{row.label}: {row.value:.3f}{span}" for row, span in zip(rows, spans, strict=True))
     return _chart([_bars(frame, rows, note) for frame in FRAMES], f"{note}. {told}")
 
 
@@ -93,9 +90,8 @@ def _curves(frame: Frame, many: Sequence[Series], what: str) -> Drawing:
     top, bottom = 40 + 22 * len(many), 330 + 22 * len(many)
     xs = nice_ticks(0, max(1.0, *(x for one in many for x, _ in one.points)), frame.steps)
     # The axis is scaled to the leading curves: one outlier among thousands of steps would flatten them.
-    ys = nice_ticks(
-        min(0.0, *(y for one in lead for _, y in one.points)), max(y for one in lead for _, y in one.points), 6
-    )
+    values = [y for one in lead for _, y in one.points]
+    ys = nice_ticks(min(0.0, *values), max(values), 6)
 
     def at(point: Point) -> Point:
         share = (min(max(point[1], ys[0]), ys[-1]) - ys[0]) / (ys[-1] - ys[0])
@@ -112,11 +108,9 @@ def _curves(frame: Frame, many: Sequence[Series], what: str) -> Drawing:
         number = lead.index(one) if one in lead else 0
         parts += [_dot(point, 3.5, _class(number)) for point in placed if len(placed) < 30 and not one.faint]
     for number, one in enumerate(many):
-        y = 24 + 22 * number
-        parts += [
-            _line([(frame.left, y), (frame.left + 26, y)], _look(one, lead)),
-            _text((frame.left + 36, y + 5), _cut(one.label, frame.width - frame.left - 44)),
-        ]
+        y, label = 24 + 22 * number, _cut(one.label, frame.width - frame.left - 44)
+        parts.append(_line([(frame.left, y), (frame.left + 26, y)], _look(one, lead)))
+        parts.append(_text((frame.left + 36, y + 5), label))
     return parts, bottom + 54
 
 
@@ -140,9 +134,7 @@ def _trade_off(frame: Frame, marks: Sequence[Mark], metric: str) -> Drawing:
         parts += _tick(at(10.0**power, ys[0])[0], bottom, count_label(10**power))
     parts += _caption(frame, bottom + 44, "trained parameters")
     centres = [at(mark.trained, mark.value) for mark in marks]
-    for mark in marks:
-        if mark.interval is not None:
-            parts.append(_line([at(mark.trained, end) for end in mark.interval], "span"))
+    parts += [_line([at(mark.trained, end) for end in mark.interval], "span") for mark in marks if mark.interval]
     parts += [_dot(centre, 5, "s0") for centre in centres]
     labels = [_cut(mark.label, min(300.0, frame.width * 0.4)) for mark in marks]
     inside = (frame.left, 8.0, frame.width - 8.0, bottom)
@@ -152,9 +144,7 @@ def _trade_off(frame: Frame, marks: Sequence[Mark], metric: str) -> Drawing:
 
 
 def _bars(frame: Frame, rows: Sequence[Bar], note: str) -> Drawing:
-    ends = [
-        end for row in rows for end in (row.value, *(row.interval or ()), *([] if row.blind is None else [row.blind]))
-    ]
+    ends = [end for row in rows for end in (row.value, row.blind, *(row.interval or ())) if end is not None]
     xs = nice_ticks(min(0.0, *ends), max(*ends, 1e-9), min(6, frame.steps))
     left = min(frame.width * 0.38, 40 + max(text_width(row.label, 14) for row in rows))
     bottom = 30 + 34 * len(rows)
@@ -170,15 +160,12 @@ def _bars(frame: Frame, rows: Sequence[Bar], note: str) -> Drawing:
         y = 30 + 34 * number
         zero, end = sorted((at(max(0.0, xs[0])), at(row.value)))
         parts.append(_text((left - 10, y + 18), _cut(row.label, left - 20), "", "end"))
-        parts.append(
-            f'<rect x="{zero:.1f}" y="{y + 4}" width="{max(end - zero, 0.5):.1f}" height="18" class="{_class(0)}"/>'
-        )
+        width = max(end - zero, 0.5)
+        parts.append(f'<rect x="{zero:.1f}" y="{y + 4}" width="{width:.1f}" height="18" class="{_class(0)}"/>')
         if row.interval is not None:
             a, b = (at(end) for end in row.interval)
-            parts += [
-                _line([(a, y + 13), (b, y + 13)], "whisker"),
-                *(_line([(x, y + 8), (x, y + 18)], "whisker") for x in (a, b)),
-            ]
+            whisker = [(a, y + 13), (b, y + 13)], [(a, y + 8), (a, y + 18)], [(b, y + 8), (b, y + 18)]
+            parts += [_line(points, "whisker") for points in whisker]
         if row.blind is not None:
             parts.append(_line([(at(row.blind), y), (at(row.blind), y + 26)], "blind"))
     lines = _caption(frame, bottom + 42, note)

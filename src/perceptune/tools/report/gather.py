@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,12 @@ def gather(sources: Sequence[str]) -> tuple[list[ReportedRun], list[Comparison]]
 def read_run(name: str, folder: Path) -> ReportedRun:
     """Read one run. Raises `UserError` only if its `meta.json` or `run.yaml`, which identify it, are unreadable."""
     problems: list[str] = []
-    results = None
     try:
         results = read_results(folder)
+        problems += [f"It was not evaluated: there is no {RESULTS} (`perceptune eval`)."] if results is None else []
     except UserError as error:
+        results = None
         problems.append(str(error))
-    else:
-        if results is None:
-            problems.append(f"It was not evaluated: there is no {RESULTS} (`perceptune eval`).")
     log = [row for row in read_log(folder) if isinstance(row, dict)]
     if not any(row.get("event") == "step" for row in log):
         problems.append("There is no log of its training.")
@@ -86,9 +85,8 @@ def read_run(name: str, folder: Path) -> ReportedRun:
         for control in CONTROLS
         if (path := folder / predictions_name(control)).is_file()
     }
-    return ReportedRun(
-        name, folder, read_meta(folder), read_yaml(folder / RECIPE), log, results, predictions, blind, problems
-    )
+    meta, recipe = read_meta(folder), read_yaml(folder / RECIPE)
+    return ReportedRun(name, folder, meta, recipe, log, results, predictions, blind, problems)
 
 
 def number(value: Any) -> float | None:
@@ -106,16 +104,10 @@ def span(value: Any) -> tuple[float, float] | None:
 def _predictions(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    rows, damaged = [], 0
-    for line in path.read_bytes().splitlines():
-        row = _row(line)
-        if row is None:
-            damaged += 1
-        else:
-            rows.append(row)
-    if damaged:
+    rows = [_row(line) for line in path.read_bytes().splitlines()]
+    if damaged := rows.count(None):
         problems.append(f"{path.name}: {damaged:,} damaged lines were left out.")
-    return rows
+    return [row for row in rows if row is not None]
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -141,17 +133,15 @@ def _comparison(name: str, folder: Path) -> Comparison:
     path = folder / f"{COMPARISON}.json"
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        metric = table["metric"]
         for row in table["rows"]:
-            if not isinstance(row["label"], str) or number(row[metric]) is None or number(row["trained"]) is None:
+            if not isinstance(row["label"], str) or None in (number(row[table["metric"]]), number(row["trained"])):
                 raise ValueError
         if not table["rows"]:
             raise ValueError
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged: not what `perceptune compare` writes") from None
-    tested = sorted(path.parent for path in (folder / "runs").glob(f"*/*/*/{RESULTS}") if "seed-" in path.parent.name)
     first: dict[str, Path] = {}
-    for run in tested:
+    for run in sorted(path.parent for path in (folder / "runs").glob(f"*/*/seed-*/{RESULTS}")):
         if (run / META).is_file() and (run / RECIPE).is_file():
             first.setdefault(run.parents[1].name, run)
     order = [row["label"] for row in table["rows"]]
@@ -162,24 +152,13 @@ def _comparison(name: str, folder: Path) -> Comparison:
 def _names(sources: Sequence[str]) -> list[str]:
     """Return for each source the shortest end of its path that is unique."""
     parts = [(source,) if is_address(source) else Path(source).absolute().parts for source in sources]
-    return [next(_ends(own, [other for j, other in enumerate(parts) if j != i])) for i, own in enumerate(parts)]
-
-
-def _ends(own: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    for length in range(1, len(own) + 1):
-        if all(other[-length:] != own[-length:] for other in others):
-            yield "/".join(own[-length:])
-    yield "/".join(own)
+    ends = [[own[-length:] for length in range(1, len(own) + 1)] for own in parts]
+    taken = Counter(end for each in ends for end in each)
+    return ["/".join(next((end for end in each if taken[end] == 1), each[-1])) for each in ends]
 
 
 def _nearest(folder: Path) -> str:
     """Return the run folders beside a folder, and those in `runs`."""
-    beside = [folder.parent, folder, Path("runs")]
-    found = {
-        str(path.parent)
-        for place in beside
-        if place.is_dir()
-        for name in (META, f"{COMPARISON}.json")
-        for path in islice(place.glob(f"*/{name}"), _MAX_FOLDERS)
-    }
-    return nearest(str(folder), found)
+    places = product((folder.parent, folder, Path("runs")), (META, f"{COMPARISON}.json"))
+    found = (path for place, name in places for path in islice(place.glob(f"*/{name}"), _MAX_FOLDERS))
+    return nearest(str(folder), {str(path.parent) for path in found})

@@ -1,5 +1,6 @@
 """Sections of a report, from the gathered files."""
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,21 +26,25 @@ def make_report(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison], 
     every = [*runs, *(run for one in comparisons for run in one.runs)]
     names = [*(run.name for run in runs), *(one.name for one in comparisons)]
     sections = [_overview(runs)] if runs else []
-    sections += [_compared(one) for one in comparisons]
-    sections.append(_training(every))
-    sections.append(Section("Answers by type of question", list(questions(every))))
     several = len(every) > 1
     joint = together(every, samples, media=media) if several else []
-    sections.append(Section("Questions and answers", [_GRIDS, *joint]))
-    for run in every:
-        sections.append(Section(run.name, grids(run, samples, media=media), level=3, folded=several))
-    sections += [_parameters(every), _timing(every), _reproduction(every)]
+    sections += [
+        *map(_compared, comparisons), _training(every),
+        Section("Answers by type of question", list(questions(every))),
+        Section("Questions and answers", [_GRIDS, *joint]),
+        *(Section(run.name, grids(run, samples, media=media), level=3, folded=several) for run in every),
+        _parameters(every), _timing(every), _reproduction(every),
+    ]  # fmt: skip
     return Report(", ".join(names), sections)
 
 
 _GRIDS = Words(
     "Right answers, then the limits: wrong ones by kind, with what was expected. Samples are taken evenly over the "
     "evaluated set, not chosen; where the control was measured, the answer with another sample's media follows."
+)
+_AGAIN = Words(
+    "A run's `run.yaml` is its whole recipe, defaults included. The same recipe on the same versions and data "
+    "gives the same run; the commands below make it anew beside the old one."
 )
 
 
@@ -54,32 +59,24 @@ def _overview(runs: Sequence[ReportedRun]) -> Section:
         caption = "Results with their controls: the same questions with other media, and without any"
         known = 2 if len(runs) == 1 else 0  # run and method are in the heading
         blocks.append(without_empty(Table(caption, heading[known:], [row[known:] for row in rows])))
-    for run in runs:
-        if run.results is not None and run.results.get("trained_on_this_split"):
-            blocks.append(
-                Words(f"{run.name} was trained on these samples: the numbers say nothing on new data.", "bad")
-            )
+    told = "was trained on these samples: the numbers say nothing on new data."
+    blocks += [Words(f"{run.name} {told}", "bad") for run in runs if (run.results or {}).get("trained_on_this_split")]
     blocks += _others(runs)
     measured = [run for run in runs if _first(run) is not None]
     if len(measured) > 1:
         metric = measured[0].metric
-        blocks += _images(
-            [(run.name, _trained(run), *_value(run, metric)) for run in measured if metric in (run.results or {})],
-            metric,
-        )
+        found = [run for run in measured if metric in (run.results or {})]
+        blocks += _images([(run.name, _trained(run), *_value(run, metric)) for run in found], metric)
     return Section("Results", blocks)
 
 
 def _summary(run: ReportedRun) -> str:
     """Return the run's description and result in a sentence or two."""
-    base = run.meta.get("base") or {}
-    models = " and ".join(_model(name, part) for name, part in base.items() if isinstance(part, Mapping))
-    share = number(run.meta.get("trained_share"))
-    told = (
-        f"{run.name}: method {part_name(run.recipe.get('method'))} on {part_name(run.recipe.get('task'))} "
-        f"with {models or 'base models'}; {_trained(run):,} parameters trained"
-        f"{'' if share is None else f' ({100 * share:.3f} % of all)'}."
-    )
+    models = " and ".join(_model(name, part) for name, part in _base(run))
+    share = f" ({shown} of all)" if (shown := _share(run)) else ""
+    method, task = (part_name(run.recipe.get(part)) for part in ("method", "task"))
+    trained = f"{_trained(run):,} parameters trained{share}."
+    told = f"{run.name}: method {method} on {task} with {models or 'base models'}; {trained}"
     if _first(run) is None:
         return told
     value, interval, blind = _value(run, run.metric)
@@ -146,40 +143,31 @@ def _images(rows: Sequence[_Measured], metric: str) -> Iterator[Chart]:
 
 
 def _training(runs: Sequence[ReportedRun]) -> Section:
-    blocks: list[Block] = []
     losses: list[tuple[str, list[Point]]] = []
     scores: dict[str, list[Series]] = {}
     for run in runs:
         rows = [row for row in run.log if number(row.get("samples")) is not None]
-        points = series(rows, "step", "loss")
-        if points:
+        if points := series(rows, "step", "loss"):
             losses.append((run.name, points))
-        found = series(rows, "eval", run.metric)
-        if found:
-            scores.setdefault(run.metric, []).append(Series(run.name, found))
+        if points := series(rows, "eval", run.metric):
+            scores.setdefault(run.metric, []).append(Series(run.name, points))
     if not losses:
         return Section("Training", [Words("No log of a training was found.", "bad")])
     raw = [Series("each step", losses[0][1], faint=True)] if len(losses) == 1 else []
     means = [(name, smooth(points)) for name, points in losses]
     what = "training loss" if means == losses else "training loss, running mean"  # short trainings are not smoothed
-    blocks.append(curves([Series(name, points) for name, points in means] + raw, what))
-    blocks += [curves(many, f"{metric} while training") for metric, many in scores.items()]
-    return Section("Training", blocks)
+    loss = curves([Series(name, points) for name, points in means] + raw, what)
+    return Section("Training", [loss, *(curves(many, f"{metric} while training") for metric, many in scores.items())])
 
 
 def _parameters(runs: Sequence[ReportedRun]) -> Section:
-    rows, parts = [], []
+    rows, parts, bases = [], [], []
     for run in runs:
-        share = number(run.meta.get("trained_share"))
-        rows.append([run.name, _shown(run.meta.get("trained"), ",.0f"), _shown(run.meta.get("frozen"), ",.0f"),
-                     "" if share is None else f"{100 * share:.3f} %"])  # fmt: skip
+        counts = [_shown(run.meta.get(key), ",.0f") for key in ("trained", "frozen")]
+        rows.append([run.name, *counts, _share(run)])
         parts += [[run.name, *part] for part in _parts(run)]
-    bases = [
-        [run.name, str(part), _model(str(part), found), str(found.get("fingerprint"))[:16]]
-        for run in runs
-        for part, found in (run.meta.get("base") or {}).items()
-        if isinstance(found, Mapping)
-    ]
+        for part, found in _base(run):
+            bases.append([run.name, part, _model(part, found), str(found.get("fingerprint"))[:16]])
     blocks: list[Block] = [
         Table("Trained and frozen parameters", ("run", "trained", "frozen", "trained share"), rows),
         Table("What is stored of each method, statistics of features included",
@@ -195,10 +183,7 @@ def _parts(run: ReportedRun) -> Iterator[list[str]]:
     try:
         with safe_open(run.folder / METHOD, "numpy") as file:
             for name in file.keys():  # noqa: SIM118 - it is no mapping
-                count = 1
-                for side in file.get_slice(name).get_shape():
-                    count *= side
-                sizes.setdefault(name.partition(".")[0], []).append(count)
+                sizes.setdefault(name.partition(".")[0], []).append(math.prod(file.get_slice(name).get_shape()))
     except (OSError, SafetensorError) as error:
         yield [f"{METHOD} cannot be read ({error})", "", "", ""]
     for part, counts in sizes.items():
@@ -210,9 +195,9 @@ def _timing(runs: Sequence[ReportedRun]) -> Section:
     for run in runs:
         steps = [row for row in run.log if row.get("event") in ("step", "end")]
         last: Mapping[str, Any] = steps[-1] if steps else {}
-        rows.append([run.name, _shown(last.get("step"), ",.0f"), _shown(last.get("samples"), ",.0f"),
-                     _shown(last.get("seconds"), ",.1f"), _speed(run),
-                     str(sum(row.get("event") == "eval" for row in run.log))])  # fmt: skip
+        seen = [_shown(last.get(key), ",.0f") for key in ("step", "samples")]
+        evaluations = sum(row.get("event") == "eval" for row in run.log)
+        rows.append([run.name, *seen, _shown(last.get("seconds"), ",.1f"), _speed(run), str(evaluations)])
     heading = ("run", "steps", "samples seen", "seconds", "samples/s of a typical step", "evaluations")
     return Section("Timing", [Table("The trainings; seconds include features and evaluations", heading, rows)])
 
@@ -226,12 +211,6 @@ def _speed(run: ReportedRun) -> str:
 
 
 def _reproduction(runs: Sequence[ReportedRun]) -> Section:
-    blocks: list[Block] = [
-        Words(
-            "A run's `run.yaml` is its whole recipe, defaults included. The same recipe on the same versions and data "
-            "gives the same run; the commands below make it anew beside the old one."
-        )
-    ]
     rows, lines = [], []
     for run in runs:
         folder = str(run.folder)
@@ -249,7 +228,18 @@ def _reproduction(runs: Sequence[ReportedRun]) -> Section:
                     "Python": run.meta.get("python")}  # fmt: skip
         rows.append([run.name, ", ".join(f"{name} {version}" for name, version in versions.items())])
     table = grouped(Table("Versions that the runs were made with", ("run", "versions"), rows))
-    return Section("How to make it again", [*blocks, Code("\n".join(lines)), table])
+    return Section("How to make it again", [_AGAIN, Code("\n".join(lines)), table])
+
+
+def _base(run: ReportedRun) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the readable base models by part."""
+    base = run.meta.get("base") or {}
+    return [(str(part), found) for part, found in base.items() if isinstance(found, Mapping)]
+
+
+def _share(run: ReportedRun) -> str:
+    share = number(run.meta.get("trained_share"))
+    return "" if share is None else f"{100 * share:.3f} %"
 
 
 def _model(part: str, found: Mapping[str, Any]) -> str:
