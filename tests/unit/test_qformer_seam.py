@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,7 +84,7 @@ class Example(QFormerMethod):
 
 def built(folder: Path, kind: str, method: type[QFormerMethod] = Example) -> InstructBlipModel:
     given = load_recipe(blips.recipe(folder / kind, cache={"features": "memory"}))
-    return build_instructblip(given, method, QFormerOptions())
+    return build_instructblip(given, make_method=partial(method, QFormerOptions()))
 
 
 def samples(folder: Path) -> list[Sample]:
@@ -155,7 +156,9 @@ def test_peft_may_not_train_the_q_former_s_own_weights(folder: Path) -> None:
         (LoraConfig(r=2, target_modules=ATTENTION, bias="all"), "weights of the Q-Former itself"),
         (LoraConfig(r=2, target_modules="nothing"), "PEFT refuses"),
     ):
-        blip = build_instructblip(load_recipe(blips.recipe(folder / "llama")), head, head.Options()).blip
+        blip = build_instructblip(
+            load_recipe(blips.recipe(folder / "llama")), make_method=partial(head, head.Options())
+        ).blip
         blip.requires_grad_(False)
         with pytest.raises(UserError, match=message):
             wrapped(blip, config)

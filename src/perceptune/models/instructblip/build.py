@@ -1,6 +1,7 @@
 """Build a model from a recipe with `backbone: instructblip`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +27,12 @@ QFORMER_TOKENIZER = "qformer_tokenizer"  # folder name in transformers' processo
 
 
 def build_instructblip(
-    recipe: Recipe, *, dtype: str = "float32", meta: bool = False, parts: Any = None
-) -> InstructBlipModel:
+    recipe: Recipe, *, dtype: str = "float32", meta: bool = False, parts: Any = None,
+    make_method: Callable[[FrozenBlip], QFormerMethod] | None = None,
+) -> InstructBlipModel:  # fmt: skip
     """Build the model of a recipe, untrained; see `models.build.build`. `parts` are not used.
+
+    `make_method` makes another method than the recipe names.
 
     `dtype` is that of the LM; the ViT's is in the recipe, the Q-Former's float32. Raises `UserError` for a checkpoint
     of another kind, incomplete weights or a missing tokenizer.
@@ -41,7 +45,8 @@ def build_instructblip(
         blip.check()
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)  # the method's initial weights depend on the seed alone
-        method: QFormerMethod = method_leaf(recipe).module.METHOD(method_options(recipe), blip)
+        make = make_method or partial(method_leaf(recipe).module.METHOD, method_options(recipe))
+        method: QFormerMethod = make(blip)
     method.unfreeze(blip)
     freeze(method, recipe.train.freeze)
     text = None if meta else load_blip_text(recipe, blip, method.instructions)
