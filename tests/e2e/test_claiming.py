@@ -139,7 +139,7 @@ def test_a_read_only_run_folder_is_one_line(
     monkeypatch.setattr(FileLock, "acquire", refused)
     monkeypatch.setattr("tempfile.TemporaryFile", refused)
     monkeypatch.setattr(
-        "perceptune.evaluation.evaluate.predict_and_score", lambda *_, **__: pytest.fail("it was answered")
+        "perceptune.evaluation.runner.predict_and_score", lambda *_, **__: pytest.fail("it was answered")
     )
     data, run = str(dwarfs / "data/train.jsonl"), str(tmp_path / "run")
     for command in (["train", "--resume", "--run", run], ["eval", run], ["predict", run, data]):

@@ -67,7 +67,7 @@ def test_what_can_fail_fails_before_the_first_answer(
     run: Path, other: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "perceptune.evaluation.evaluate.predict_and_score", lambda *_, **__: pytest.fail("it was answered")
+        "perceptune.evaluation.runner.predict_and_score", lambda *_, **__: pytest.fail("it was answered")
     )
     (run / "eval").write_text("a file where the results' folder would be")
     assert cli(["eval", str(run), "--data", str(other)]) == 2

@@ -13,22 +13,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from perceptune.config import schema
 from perceptune.config.command_schema import BuildConfig, CompareConfig
 from perceptune.config.overrides import Override, put, typed
-from perceptune.config.schema import (
-    DEFAULT_METHOD,
-    CacheConfig,
-    ConfigSection,
-    DecodeConfig,
-    EncoderConfig,
-    EvalConfig,
-    InitConfig,
-    LMConfig,
-    NamedPart,
-    TextConfig,
-    TrainConfig,
-    named,
-)  # fmt: skip
 from perceptune.config.substitution import drop_foreign_keys, part_names
 from perceptune.errors import UserError, nearest
 from perceptune.utils.paths import absolute, given_path
@@ -36,7 +23,7 @@ from perceptune.utils.paths import absolute, given_path
 FACTS = "facts.yaml"  # settings of the papers' runs, in the folder of the shipped recipes but not one of them
 
 
-class Recipe(ConfigSection):
+class Recipe(schema.ConfigSection):
     """The complete configuration of a run."""
 
     name: str = "run"
@@ -46,19 +33,19 @@ class Recipe(ConfigSection):
         description="splice = encoders and a decoder-only LM, joined by slots; instructblip = an InstructBLIP or "
         "BLIP-2 named by `lm`, with a ViT, a Q-Former and an LM of its own",
     )
-    lm: Annotated[LMConfig, named("id")] = LMConfig()
-    encoders: dict[str, Annotated[EncoderConfig, named("id")]] = Field(
-        default_factory=lambda: {"image": EncoderConfig()}, min_length=1
+    lm: Annotated[schema.LMConfig, schema.named("id")] = schema.LMConfig()
+    encoders: dict[str, Annotated[schema.EncoderConfig, schema.named("id")]] = Field(
+        default_factory=lambda: {"image": schema.EncoderConfig()}, min_length=1
     )
-    method: Annotated[NamedPart, named("name")] = NamedPart(name=DEFAULT_METHOD)
+    method: Annotated[schema.NamedPart, schema.named("name")] = schema.NamedPart(name=schema.DEFAULT_METHOD)
     build: BuildConfig | None = None  # the model that `build-instructblip --recipe` creates for `lm`
-    task: Annotated[NamedPart, named("name")] | None = None
-    init_from: Annotated[InitConfig, named("run")] | None = None
-    text: TextConfig = TextConfig()
-    cache: CacheConfig = CacheConfig()
-    train: TrainConfig = TrainConfig()
-    eval: EvalConfig = EvalConfig()
-    decode: DecodeConfig = DecodeConfig()
+    task: Annotated[schema.NamedPart, schema.named("name")] | None = None
+    init_from: Annotated[schema.InitConfig, schema.named("run")] | None = None
+    text: schema.TextConfig = schema.TextConfig()
+    cache: schema.CacheConfig = schema.CacheConfig()
+    train: schema.TrainConfig = schema.TrainConfig()
+    eval: schema.EvalConfig = schema.EvalConfig()
+    decode: schema.DecodeConfig = schema.DecodeConfig()
     compare: CompareConfig = CompareConfig()
 
     def dump(self) -> str:
@@ -179,8 +166,8 @@ def _with_parts(task: Any) -> list[Any]:
 
 def leaf_names(data: dict[str, Any]) -> list[str]:
     """Return the names of a recipe's method and tasks as they are written. Imports nothing."""
-    named = [data.get("method"), *_tasks(data)]
-    return [str(part.get("name")) if isinstance(part, dict) else str(part) for part in named]
+    parts = [data.get("method"), *_tasks(data)]
+    return [str(part.get("name")) if isinstance(part, dict) else str(part) for part in parts]
 
 
 def _lies_in(folder: Path, name: str) -> bool:

@@ -12,14 +12,7 @@ from transformers.audio_utils import spectrogram, window_function
 
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import Wave, check_seconds, padded
-from perceptune.encoders.base import (
-    AudioEncoder,
-    TokenSelection,
-    build_tower,
-    pooled_levels,
-    read_preprocessor,
-    settings_of,
-)
+from perceptune.encoders import base
 from perceptune.errors import UserError, error_prefix
 
 _EXTRACTOR = (
@@ -28,7 +21,7 @@ _EXTRACTOR = (
 )  # fmt: skip
 
 
-class Clap(AudioEncoder):
+class Clap(base.AudioEncoder):
     """A hierarchical Swin transformer (HTSAT). Its levels are the stages, before downsampling.
 
     It has no [CLS]: a level is the mean over time and frequency, for the last stage after the final norm. Stages differ
@@ -57,7 +50,7 @@ class Clap(AudioEncoder):
     @classmethod
     def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Self:
         """Read the encoder; see `load_encoder`."""
-        given = read_preprocessor(source, options.revision, "feature_extractor")
+        given = base.read_preprocessor(source, options.revision, "feature_extractor")
         given = {"feature_size": config.num_mel_bins} | {key: given[key] for key in _EXTRACTOR if key in given}
         extractor = ClapFeatureExtractor(**given)
         if extractor.feature_size != config.num_mel_bins:
@@ -65,7 +58,7 @@ class Clap(AudioEncoder):
             raise UserError(f"{source}: its preprocessing gives {extractor.feature_size} mel bands, {own}")
         if extractor.padding not in ("repeatpad", "repeat", "pad"):
             raise UserError(f"{source}: its preprocessing has an unknown `padding`: {extractor.padding}")
-        tower = build_tower(
+        tower = base.build_tower(
             source, config, "ClapAudioModel", revision=options.revision, dtype=getattr(torch, options.dtype),
             meta=meta, unused=cls.UNUSED, renamed={r"^audio_model\.": ""},
         )  # fmt: skip
@@ -88,7 +81,7 @@ class Clap(AudioEncoder):
         )  # fmt: skip
         return np.asarray(made, np.float32)
 
-    def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: base.TokenSelection = "cls") -> Tensor:
         """Return (B, n_levels, 1, dim) float32. Raises `UserError` for `tokens="all"`, as stages differ in tokens."""
         self.check_levels(levels)
         # Fusion of several parts of long audio is disabled: only the first part is encoded.
@@ -97,7 +90,7 @@ class Clap(AudioEncoder):
             output_hidden_states=True, output_hidden_states_before_downsampling=True,
         )  # fmt: skip
         means = [stage.mean((2, 3)) for stage in made.hidden_states[1:-1]] + [made.pooler_output]
-        return pooled_levels(means, levels, self.dim, tokens)
+        return base.pooled_levels(means, levels, self.dim, tokens)
 
     def preprocessing(self) -> dict[str, Any]:
         """Return sampling rate, duration, and the settings of CLAP's own feature extractor."""
@@ -105,7 +98,7 @@ class Clap(AudioEncoder):
 
     def settings(self) -> dict[str, Any]:
         """Return the config entries that differ from the class's defaults."""
-        return settings_of(self.tower.config)
+        return base.settings_of(self.tower.config)
 
 
 ENCODER = Clap

@@ -12,17 +12,7 @@ from torch import Tensor, nn
 
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.source import ImageTransform
-from perceptune.encoders.base import (
-    BICUBIC,
-    BILINEAR,
-    IMAGENET,
-    ImageEncoder,
-    TokenSelection,
-    build_tower,
-    pooled_levels,
-    settings_of,
-    transform_of,
-)
+from perceptune.encoders import base
 from perceptune.errors import UserError
 
 
@@ -44,7 +34,7 @@ ARCHITECTURES = {
 }
 
 
-class Staged(ImageEncoder):
+class Staged(base.ImageEncoder):
     """An encoder whose levels are its stages, usually four: `cls` is the spatial mean of a stage's output.
 
     Stages differ in width: `dim` is that of the widest, narrower ones are padded with zeros (from which a connector
@@ -66,17 +56,17 @@ class Staged(ImageEncoder):
     @classmethod
     def read(cls, source: str, config: Any, options: EncoderConfig, meta: bool) -> Staged:
         """Read the encoder; see `load_encoder`."""
-        transform = transform_of(source, _published(config), options)
+        transform = base.transform_of(source, _published(config), options)
         least = getattr(config, "patch_size", 4) * 2 ** (len(config.depths) - 1)
         if min(transform.size) < least:
             raise UserError(f"{source}: `size` {min(transform.size)} is too small for its stages; use {least} or more")
-        tower = build_tower(
+        tower = base.build_tower(
             source, config, ARCHITECTURES[config.model_type].model, revision=options.revision,
             dtype=getattr(torch, options.dtype), meta=meta, unused=("classifier.", "embeddings.mask_token"),
         )  # fmt: skip
         return cls(tower, transform).augmenting(options)
 
-    def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
+    def forward(self, x: Tensor, levels: Sequence[int], tokens: base.TokenSelection = "cls") -> Tensor:
         """Return (B, n_levels, 1, dim) float32. All stages are run."""
         self.check_levels(levels)
         means: dict[int, Tensor] = {}
@@ -88,11 +78,11 @@ class Staged(ImageEncoder):
             for hook in hooks:
                 hook.remove()
         means[self.n_layers - 1] = out.pooler_output.flatten(1)
-        return pooled_levels(means, levels, self.dim, tokens)
+        return base.pooled_levels(means, levels, self.dim, tokens)
 
     def settings(self) -> dict[str, Any]:
         """Return the config entries that differ from the class's defaults."""
-        return settings_of(self.tower.config)
+        return base.settings_of(self.tower.config)
 
 
 ENCODER = Staged
@@ -114,5 +104,5 @@ def _width(config: Any) -> int:
 def _published(config: Any) -> dict[str, Any]:
     """Return the published preprocessing: Swins resize to their own size, the others crop 224 of 256 pixels."""
     if config.model_type.startswith("swin"):
-        return {"size": config.image_size, "resample": BICUBIC, **IMAGENET}
-    return {"size": {"shortest_edge": 224}, "crop_pct": 224 / 256, "resample": BILINEAR, **IMAGENET}
+        return {"size": config.image_size, "resample": base.BICUBIC, **base.IMAGENET}
+    return {"size": {"shortest_edge": 224}, "crop_pct": 224 / 256, "resample": base.BILINEAR, **base.IMAGENET}

@@ -12,27 +12,10 @@ from perceptune.config.schema import NamedPart, OtherSet
 from perceptune.data.build_task import make_task, task_of
 from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
+from perceptune.evaluation import results as report
+from perceptune.evaluation import runner
 from perceptune.evaluation.controls import CONTROLS
 from perceptune.evaluation.model_card import write_card
-from perceptune.evaluation.results import (
-    PREDICTIONS,
-    RESULTS,
-    control_gap,
-    cross_dataset_gap,
-    dataset_info,
-    metric_values,
-    predictions_name,
-    provenance,
-    training_info,
-    write_predictions,
-)  # fmt: skip
-from perceptune.evaluation.runner import (
-    EvalOutput,
-    check_has_references,
-    predict_and_score,
-    require_answerable,
-    select_subset,
-)
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import text_of
 from perceptune.models.run_folder import load, make_writable
@@ -60,8 +43,8 @@ def evaluated_set(
     if part is None:
         split, samples = split or recipe.eval.split, recipe.eval.samples if samples is None else samples
     split = split or task.splits[-1]
-    chosen = select_subset(task, split, samples)
-    check_has_references(task, chosen)  # before hours of generation
+    chosen = runner.select_subset(task, split, samples)
+    runner.check_has_references(task, chosen)  # before hours of generation
     return EvaluatedSet(part or recipe.task, task, split, chosen)
 
 
@@ -87,7 +70,7 @@ def evaluate(
         config = model.recipe.eval
         part = None if task is None else NamedPart(**task)
         own = evaluated_set(model.recipe, part, split, samples)
-        require_answerable(model, own.samples)
+        runner.require_answerable(model, own.samples)
         wanted = {"shuffled": config.shuffled_control if control is None else control,
                   "no_media": config.no_media_control if no_media is None else no_media}  # fmt: skip
         controls = {name: CONTROLS[name](own.samples, model.recipe.seed) for name in CONTROLS if wanted[name]}
@@ -99,9 +82,9 @@ def evaluate(
         """Collect the provenance of the results; called early, so that it fails before the first answer."""
         make_writable(folder, "name another folder for the results by --out")
         return {
-            **provenance(model, own.samples, run), "split": own.split, "command": command,
+            **report.provenance(model, own.samples, run), "split": own.split, "command": command,
             "trained_on_this_split": is_trained_on(model.recipe, own, is_own=task is None),
-            "data": dataset_info(own.part, own.split, own.samples), **training_info(run),
+            "data": report.dataset_info(own.part, own.split, own.samples), **report.training_info(run),
         }  # fmt: skip
 
     folder = run if into is None else Path(into)
@@ -111,9 +94,9 @@ def evaluate(
         model.setup(sharded=world.is_sharded)
     with world.synced_errors():
         model.precompute(own.samples, rank=world.rank, world=world.size)  # the shuffled control has the same media
-    seen = predict_and_score(model, own.task, own.samples, world, batch_size=batch_size, label="evaluate")
+    seen = runner.predict_and_score(model, own.task, own.samples, world, batch_size=batch_size, label="evaluate")
     blind = {
-        name: predict_and_score(
+        name: runner.predict_and_score(
             model, own.task, rows, world, batch_size=batch_size, label=f"{name.replace('_', ' ')} control"
         )
         for name, rows in controls.items()
@@ -128,7 +111,7 @@ def evaluate(
             results["others"] = {
                 name: _other_results(folder, name, own, seen, others[name], judged[name]) for name in others
             }
-        write_json(folder / RESULTS, results)
+        write_json(folder / report.RESULTS, results)
         if folder == run:
             write_card(run)
         return results
@@ -138,29 +121,32 @@ def evaluate(
 
 def _evaluate_other(
     model: AdaptedModel, name: str, other: EvaluatedSet, config: OtherSet, world: World, batch_size: int | None
-) -> EvalOutput:
+) -> runner.EvalOutput:
     with _in_words_of(model, config):
         with world.synced_errors():
             model.precompute(other.samples, rank=world.rank, world=world.size)
-        return predict_and_score(
+        return runner.predict_and_score(
             model, other.task, other.samples, world, batch_size=batch_size, label=f"evaluate {name}"
         )
 
 
 def _written(
-    folder: Path, own: EvaluatedSet, seen: EvalOutput, controls: Mapping[str, tuple[Sequence[Sample], EvalOutput]]
+    folder: Path,
+    own: EvaluatedSet,
+    seen: runner.EvalOutput,
+    controls: Mapping[str, tuple[Sequence[Sample], runner.EvalOutput]],
 ) -> dict[str, Any]:
     """Write the predictions into a folder and return the results."""
-    results = metric_values(own.task, own.samples, seen)
-    write_predictions(folder / PREDICTIONS, own.samples, own.task, seen)
+    results = report.metric_values(own.task, own.samples, seen)
+    report.write_predictions(folder / report.PREDICTIONS, own.samples, own.task, seen)
     for name in CONTROLS:
         if name not in controls:  # a file of an earlier evaluation does not belong to these results
-            (folder / predictions_name(name)).unlink(missing_ok=True)
+            (folder / report.predictions_name(name)).unlink(missing_ok=True)
             continue
         rows, blind = controls[name]
-        write_predictions(folder / predictions_name(name), rows, own.task, blind)
+        report.write_predictions(folder / report.predictions_name(name), rows, own.task, blind)
         results |= {f"{key}_{name}": value for key, value in blind.summary.items()}
-        results |= control_gap(name, own.samples, seen, blind)
+        results |= report.control_gap(name, own.samples, seen, blind)
     return results
 
 
@@ -180,14 +166,14 @@ def _in_words_of(model: AdaptedModel, other: OtherSet) -> Iterator[None]:
 
 
 def _other_results(
-    folder: Path, name: str, own: EvaluatedSet, seen: EvalOutput, other: EvaluatedSet, judged: EvalOutput
+    folder: Path, name: str, own: EvaluatedSet, seen: runner.EvalOutput, other: EvaluatedSet, judged: runner.EvalOutput
 ) -> dict[str, Any]:
     """Write the predictions on another data set; return its results and the gap of each value that both sets have."""
-    write_predictions(folder / predictions_name(name), other.samples, other.task, judged)
+    report.write_predictions(folder / report.predictions_name(name), other.samples, other.task, judged)
     return {
-        "metric": other.task.metric, **metric_values(other.task, other.samples, judged), "split": other.split,
-        "evaluated_samples": len(other.samples), "data": dataset_info(other.part, other.split, other.samples),
-        "gaps": cross_dataset_gap(own.samples, seen, other.samples, judged),
+        "metric": other.task.metric, **report.metric_values(other.task, other.samples, judged), "split": other.split,
+        "evaluated_samples": len(other.samples), "data": report.dataset_info(other.part, other.split, other.samples),
+        "gaps": report.cross_dataset_gap(own.samples, seen, other.samples, judged),
     }  # fmt: skip
 
 

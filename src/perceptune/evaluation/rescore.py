@@ -9,16 +9,8 @@ from perceptune.config.schema import NamedPart
 from perceptune.data.records import short
 from perceptune.data.storage import local_path
 from perceptune.errors import UserError, error_prefix, nearest
+from perceptune.evaluation import results as report
 from perceptune.evaluation.evaluate import evaluated_set, is_trained_on
-from perceptune.evaluation.results import (
-    PREDICTIONS,
-    RESULTS,
-    dataset_info,
-    file_hash,
-    metric_values,
-    versions,
-    write_predictions,
-)
 from perceptune.evaluation.runner import EvalOutput, Prediction
 from perceptune.evaluation.score_files.files import entries
 from perceptune.models.run_folder import make_writable, read_recipe
@@ -38,19 +30,20 @@ def rescore(
     file, folder = local_path(str(file), "--predictions"), Path(into)
     recipe = read_recipe(Path(run), trust=trust)
     own = evaluated_set(recipe, None if task is None else NamedPart(**task), split, samples)
-    if (folder / PREDICTIONS).absolute() == file.absolute():
+    if (folder / report.PREDICTIONS).absolute() == file.absolute():
         raise UserError(f"{file}: the results would overwrite it: name another folder")
     make_writable(folder, "name another folder for the results by --out")
     answers = [Prediction(raw) for raw in _answers(file, own.samples)]
     judged = EvalOutput(own.task.score([one.raw for one in answers], own.samples), answers)
-    write_predictions(folder / PREDICTIONS, own.samples, own.task, judged)
+    report.write_predictions(folder / report.PREDICTIONS, own.samples, own.task, judged)
     results = {
-        **metric_values(own.task, own.samples, judged), "evaluated_samples": len(own.samples), "split": own.split,
-        "predictions": {"file": str(file), "sha256": file_hash(file)}, "versions": versions(), "command": command,
-        "data": dataset_info(own.part, own.split, own.samples),
+        **report.metric_values(own.task, own.samples, judged), "evaluated_samples": len(own.samples),
+        "split": own.split, "predictions": {"file": str(file), "sha256": report.file_hash(file)},
+        "versions": report.versions(), "command": command,
+        "data": report.dataset_info(own.part, own.split, own.samples),
         "trained_on_this_split": is_trained_on(recipe, own, is_own=task is None),
     }  # fmt: skip
-    write_json(folder / RESULTS, results)
+    write_json(folder / report.RESULTS, results)
     return results
 
 

@@ -11,17 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from perceptune.errors import UserError
-from perceptune.lm import architectures
+from perceptune.lm import architectures, layer_patching
 from perceptune.lm.architectures import Capabilities
 from perceptune.lm.kernels import short_attention
 from perceptune.lm.kernels.linear_cross_entropy import frozen_head_loss
-from perceptune.lm.layer_patching import (
-    ReachedLayerError,
-    checkpointed,
-    checkpointed_layer,
-    identity,
-    identity_in_tuple,
-)
 from perceptune.lm.slot_hooks import MASK, Splice, argument_names, replace_inputs
 from perceptune.lm.split_execution import KVPair, SplitForward
 from perceptune.types import Slots
@@ -200,7 +193,7 @@ class FrozenLM(nn.Module):
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.hooks_active(None, places_of_kept(keep, split.width, ids.device)))
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                split.around = partial(checkpointed_layer, split.groups)  # type: ignore[method-assign]
+                split.around = partial(layer_patching.checkpointed_layer, split.groups)  # type: ignore[method-assign]
             for index, layer in enumerate(self.layers):
                 replace = partial(split.block, index, self._argument_names[index])
                 stack.enter_context(_replaced_forward([layer], replace))
@@ -221,10 +214,10 @@ class FrozenLM(nn.Module):
             first = 0
             if text_states is not None:
                 first = text_states[0]
-                passing = identity_in_tuple if self._blocks_give_tuples else identity
+                passing = layer_patching.identity_in_tuple if self._blocks_give_tuples else layer_patching.identity
                 stack.enter_context(_replaced_forward(self.layers[:first], lambda _: passing))
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                stack.enter_context(_replaced_forward(self.layers[first:], checkpointed))
+                stack.enter_context(_replaced_forward(self.layers[first:], layer_patching.checkpointed))
             out = read(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         return out if keep is not None else out[:, splice.width :]
 
@@ -243,7 +236,7 @@ class FrozenLM(nn.Module):
                 self(input_ids, attention_mask, slots)
             else:
                 self._split_forward(self._logits, input_ids, attention_mask, slots, None, None, kv)
-        except ReachedLayerError as reached:
+        except layer_patching.ReachedLayerError as reached:
             return reached.states[:, -input_ids.shape[1] :]  # on the reference path the slots come first
         finally:
             self._stop_at = None
@@ -279,7 +272,7 @@ class FrozenLM(nn.Module):
     def _layer_hook(self, index: int, position: int) -> Callable[..., Any]:
         def before_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self._stop_at == index:
-                raise ReachedLayerError(args[0] if args else kwargs["hidden_states"])
+                raise layer_patching.ReachedLayerError(args[0] if args else kwargs["hidden_states"])
             if self._splice is None:
                 return None
             return replace_inputs(self._splice, index, position, args, kwargs)

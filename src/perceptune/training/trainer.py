@@ -23,19 +23,9 @@ from perceptune.errors import UserError
 from perceptune.evaluation.model_card import write_card
 from perceptune.evaluation.reference_answers import ASKED, save_training_references
 from perceptune.methods.base import count_trained
+from perceptune.models import run_folder
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import build, dtypes_of, settle_training
-from perceptune.models.run_folder import (
-    META,
-    METHOD,
-    RECIPE,
-    describe_run,
-    load_method,
-    read_recipe,
-    require_same_base,
-    save_description,
-    write_tensors,
-)  # fmt: skip
 from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.checkpoints import Checkpoints, State, open_run
 from perceptune.training.init_from import start_from
@@ -85,22 +75,22 @@ def _train(
     """Train in a `world`; `held` keeps the lock on the run folder."""
 
     def opened() -> tuple[Path, Recipe, dict[str, str]]:
-        own = resume and recipe is None and folder is not None and (folder / RECIPE).is_file()
-        named = read_recipe(folder, trust=trust) if own and folder is not None else recipe
+        own = resume and recipe is None and folder is not None and (folder / run_folder.RECIPE).is_file()
+        named = run_folder.read_recipe(folder, trust=trust) if own and folder is not None else recipe
         given = None if named is None else load_recipe(named, overrides)
         require_trackers(() if given is None else given.train.report_to)
         opened, settled = open_run(given, folder, held, resume=resume)
-        resumed = (opened / RECIPE).is_file()  # otherwise the run starts again, with the recipe now given
+        resumed = (opened / run_folder.RECIPE).is_file()  # otherwise the run starts again, with the recipe now given
         return opened, *settle_training(settled, world.device, resumed=resumed)
 
     folder, settled, precision = world.run_on_main(opened)
     with world.collective(), out_of_memory_hint(settled.train):
         with world.synced_errors():
             model, task = build(settled, dtype=settled.train.precision, ready=False), make_task(settled)
-            if resume and (folder / META).is_file():
-                require_same_base(folder, model)
+            if resume and (folder / run_folder.META).is_file():
+                run_folder.require_same_base(folder, model)
             model.cleaning = task.cleaning
-            description = describe_run(model)  # now, while each process has the whole weights of the LM
+            description = run_folder.describe_run(model)  # now, while each process has the whole weights of the LM
         model.place(world)
         with world.synced_errors():
             trainer = Trainer(model, task, folder, world, description, trust=trust, precision=precision)
@@ -168,7 +158,7 @@ class Trainer:
         with self.world.synced_errors():
             if self.world.is_main:
                 self.checkpoints.clean()
-                save_description(self.run, self.recipe, self.description)
+                run_folder.save_description(self.run, self.recipe, self.description)
                 self.log = self._log(resumed_at=None)
 
     def _standardized(self) -> int:
@@ -271,7 +261,9 @@ class Trainer:
             return  # a finished run may be "resumed" again
         self.log.write("end", step=self.state.step, samples=self.state.samples, seconds=round(self._seconds(), 3),
                        best=self.state.best)  # fmt: skip
-        if (self.run / METHOD).is_file() and not self.world.is_sharded:  # else all processes would have to generate
+        if (
+            self.run / run_folder.METHOD
+        ).is_file() and not self.world.is_sharded:  # else all processes would have to generate
             save_training_references(self.run, self.model, self.loader.one_sample_per_medium(ASKED))
         write_card(self.run)
 
@@ -289,7 +281,7 @@ class Trainer:
         Written after the checkpoint, and again when resuming from it, which repairs a kill between the two.
         """
         if self.state.best is None or self.state.best_step == self.state.step:
-            write_tensors(self.run / METHOD, self.model.method.state_dict())
+            run_folder.write_tensors(self.run / run_folder.METHOD, self.model.method.state_dict())
 
     def _restored(self) -> bool:
         """Load the newest checkpoint; return False if there is none."""
@@ -300,7 +292,7 @@ class Trainer:
             tensors, state = self.checkpoints.read(last)
             if state["data"] != self.state.data:
                 raise UserError(f"`{self.run}` cannot be resumed: its training data has changed since it was started")
-            load_method(last / METHOD, self.model)
+            run_folder.load_method(last / run_folder.METHOD, self.model)
             self.optimizer.load_state_dict(tensors)
         state.setdefault("samples", state["step"] * self.config.batch_size * self.config.accumulate)  # added later
         self.state = State(**state)

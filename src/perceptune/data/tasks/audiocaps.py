@@ -12,50 +12,41 @@ from pathlib import Path
 from pydantic import Field
 
 from perceptune.data.records import Record
-from perceptune.data.tasks.base import (
-    Captioned,
-    CaptionSet,
-    files_of,
-    json_rows,
-    number_of,
-    read_json,
-    table_rows,
-    text_of,
-)
+from perceptune.data.tasks import base
 
 _KEYS = ("audio", "audiocap_id", "youtube_id", "start_time", "caption")
 
 
-class AudioCaps(CaptionSet):
+class AudioCaps(base.CaptionSet):
     """AudioCaps, scored by CIDEr. Fields of `template`: `audio` (file name), `youtube_id`, `start`, `audiocap_id`."""
 
-    class Options(CaptionSet.Options):
+    class Options(base.CaptionSet.Options):
         """Options of caption sets; by default a fifth of the audio files may be missing."""
 
         skip_missing: int = Field(10_000, ge=0, description="missing media per split that may be skipped")
 
     modality = "audio"
-    files = files_of("{}.csv", train="train", validation="val", test="test")
+    files = base.files_of("{}.csv", train="train", validation="val", test="test")
     template = "audios/{audio}"
     one_row_a_medium = False
 
-    def rows(self, split: str) -> Iterator[Captioned]:
+    def rows(self, split: str) -> Iterator[base.Captioned]:
         for path in self.annotations(split):
             if ".json" in path.suffixes:
-                for record in json_rows(read_json(path), path, _KEYS):
-                    audio = text_of(record, "audio")
+                for record in base.json_rows(base.read_json(path), path, _KEYS):
+                    audio = base.text_of(record, "audio")
                     yield self._captioned(record, split, audio, Path(audio).stem)
             else:
-                for record in table_rows(path, _KEYS):
-                    name = text_of(record, "youtube_id")
-                    number, start = text_of(record, "audiocap_id"), number_of(record, "start_time")
+                for record in base.table_rows(path, _KEYS):
+                    name = base.text_of(record, "youtube_id")
+                    number, start = base.text_of(record, "audiocap_id"), base.number_of(record, "start_time")
                     yield self._captioned(record, split, f"{name}.wav", name, start=start, audiocap_id=number)
 
     def _captioned(
         self, record: Record, split: str, audio: str, name: str, start: object = "", audiocap_id: str = ""
-    ) -> Captioned:
+    ) -> base.Captioned:
         media = self.medium(record, audio=audio, youtube_id=name, start=start, audiocap_id=audiocap_id)
-        return Captioned(record, name, media, self.captions(split, record), record.meta())
+        return base.Captioned(record, name, media, self.captions(split, record), record.meta())
 
 
 TASK = AudioCaps

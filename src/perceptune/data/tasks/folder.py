@@ -21,14 +21,7 @@ from perceptune.data.media.animation import moves
 from perceptune.data.media.suffixes import EITHER, MEDIA, MODALITIES, PassedOver, modality_of, suffix_of, walk
 from perceptune.data.records import Record, short
 from perceptune.data.tabular import Dialect
-from perceptune.data.tasks.base import (
-    Converted,
-    TableOptions,
-    dialect_of,
-    json_objects,
-    parquet_rows,
-    table_rows,
-)  # fmt: skip
+from perceptune.data.tasks import base
 from perceptune.errors import UserError, nearest
 from perceptune.utils.paths import absence, local_name
 
@@ -40,10 +33,10 @@ _TARGET_KEYS = ("targets", "text", "caption")
 _FILE_KEYS = {"file_name": None, **{f"{modality}_file_name": modality for modality in MODALITIES}}
 
 
-class Folder(Converted):
+class Folder(base.Converted):
     """Folders of media; splits are the given folders, and a subfolder may have its own metadata."""
 
-    class Options(TableOptions, Converted.Options):
+    class Options(base.TableOptions, base.Converted.Options):
         """Options of rows and of tables, and the names of the metadata's columns."""
 
         modality: Literal["image", "audio", "video"] | None = Field(
@@ -61,7 +54,7 @@ class Folder(Converted):
         return [f"{file.name}: {note}" for file in tables for note in self._dialect(file).notes]
 
     def _dialect(self, file: Path) -> Dialect:
-        return dialect_of(file, self._options, known=self._names())
+        return base.dialect_of(file, self._options, known=self._names())
 
     def _names(self) -> tuple[str, ...]:
         """Return the possible names of a table's columns."""
@@ -70,8 +63,8 @@ class Folder(Converted):
 
     def _metadata(self, source: Path) -> Iterator[Record]:
         if source.suffix == ".csv":
-            return table_rows(source, dialect=self._dialect(source), known=self._names())
-        return json_objects(source) if source.suffix == ".jsonl" else parquet_rows(source)
+            return base.table_rows(source, dialect=self._dialect(source), known=self._names())
+        return base.json_objects(source) if source.suffix == ".jsonl" else base.parquet_rows(source)
 
     def _folder(self, split: str) -> Path:
         return self._options.media or self._given[split]

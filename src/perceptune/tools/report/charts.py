@@ -5,17 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from perceptune.tools.plots.layout import (
-    Mark,
-    Point,
-    count_label,
-    decades,
-    label_boxes,
-    nice_ticks,
-    text_width,
-    tick_label,
-    wrap,
-)  # fmt: skip
+from perceptune.tools.plots import layout
 from perceptune.tools.report.blocks import Chart
 from perceptune.utils.markdown import format_interval
 
@@ -43,7 +33,7 @@ class Series:
     """Points over the samples seen, in order."""
 
     label: str
-    points: Sequence[Point]
+    points: Sequence[layout.Point]
     faint: bool = False
 
 
@@ -65,7 +55,7 @@ def curves(many: Sequence[Series], what: str) -> Chart:
     return _chart([_curves(frame, many, what) for frame in FRAMES], f"{what} over {last:,.0f} samples seen. {told}")
 
 
-def trade_off(marks: Sequence[Mark], metric: str) -> Chart:
+def trade_off(marks: Sequence[layout.Mark], metric: str) -> Chart:
     """Draw values over trained parameters, on a logarithmic axis."""
     told = "; ".join(f"{mark.label}: {mark.value:.3f} with {mark.trained:,}" for mark in marks)
     drawings = [_trade_off(frame, marks, metric) for frame in FRAMES]
@@ -88,19 +78,19 @@ def _leading(many: Sequence[Series]) -> Sequence[Series]:
 def _curves(frame: Frame, many: Sequence[Series], what: str) -> Drawing:
     lead = _leading(many)
     top, bottom = 40 + 22 * len(many), 330 + 22 * len(many)
-    xs = nice_ticks(0, max(1.0, *(x for one in many for x, _ in one.points)), frame.steps)
+    xs = layout.nice_ticks(0, max(1.0, *(x for one in many for x, _ in one.points)), frame.steps)
     # The axis is scaled to the leading curves: one outlier among thousands of steps would flatten them.
     values = [y for one in lead for _, y in one.points]
-    ys = nice_ticks(min(0.0, *values), max(values), 6)
+    ys = layout.nice_ticks(min(0.0, *values), max(values), 6)
 
-    def at(point: Point) -> Point:
+    def at(point: layout.Point) -> layout.Point:
         share = (min(max(point[1], ys[0]), ys[-1]) - ys[0]) / (ys[-1] - ys[0])
         return frame.left + point[0] / xs[-1] * (frame.right - frame.left), bottom - share * (bottom - top)
 
     parts = _level_axis(frame, ys, top, bottom, what)
     for tick in xs:
         x, _ = at((tick, ys[0]))
-        parts += _tick(x, bottom, tick_label(tick, xs))
+        parts += _tick(x, bottom, layout.tick_label(tick, xs))
     parts += _caption(frame, bottom + 42, "samples seen")
     for one in sorted(many, key=lambda one: not one.faint):
         placed = [at(point) for point in _thinned(one.points)]
@@ -118,35 +108,35 @@ def _look(one: Series, lead: Sequence[Series]) -> str:
     return f"curve {_class(lead.index(one) if one in lead else 0)}{' raw' if one.faint else ''}"
 
 
-def _trade_off(frame: Frame, marks: Sequence[Mark], metric: str) -> Drawing:
+def _trade_off(frame: Frame, marks: Sequence[layout.Mark], metric: str) -> Drawing:
     top, bottom = 60, 446
-    low, high = decades([mark.trained for mark in marks])
+    low, high = layout.decades([mark.trained for mark in marks])
     ends = [end for mark in marks for end in (mark.value, *(mark.interval or ()))]
-    ys = nice_ticks(min(ends), max(ends), 6)
+    ys = layout.nice_ticks(min(ends), max(ends), 6)
 
-    def at(trained: float, value: float) -> Point:
+    def at(trained: float, value: float) -> layout.Point:
         share = (value - ys[0]) / (ys[-1] - ys[0])
         x = frame.left + (math.log10(trained) - low) / (high - low) * (frame.right - frame.left)
         return x, bottom - share * (bottom - top)
 
     parts = _level_axis(frame, ys, top, bottom, metric)
     for power in range(low, high + 1):
-        parts += _tick(at(10.0**power, ys[0])[0], bottom, count_label(10**power))
+        parts += _tick(at(10.0**power, ys[0])[0], bottom, layout.count_label(10**power))
     parts += _caption(frame, bottom + 44, "trained parameters")
     centres = [at(mark.trained, mark.value) for mark in marks]
     parts += [_line([at(mark.trained, end) for end in mark.interval], "span") for mark in marks if mark.interval]
     parts += [_dot(centre, 5, "s0") for centre in centres]
     labels = [_cut(mark.label, min(300.0, frame.width * 0.4)) for mark in marks]
     inside = (frame.left, 8.0, frame.width - 8.0, bottom)
-    for (x, y, _, _), label in zip(label_boxes(centres, labels, inside), labels, strict=True):
+    for (x, y, _, _), label in zip(layout.label_boxes(centres, labels, inside), labels, strict=True):
         parts.append(_text((x, y + 13), label))
     return parts, 500
 
 
 def _bars(frame: Frame, rows: Sequence[Bar], note: str) -> Drawing:
     ends = [end for row in rows for end in (row.value, row.blind, *(row.interval or ())) if end is not None]
-    xs = nice_ticks(min(0.0, *ends), max(*ends, 1e-9), min(6, frame.steps))
-    left = min(frame.width * 0.38, 40 + max(text_width(row.label, 14) for row in rows))
+    xs = layout.nice_ticks(min(0.0, *ends), max(*ends, 1e-9), min(6, frame.steps))
+    left = min(frame.width * 0.38, 40 + max(layout.text_width(row.label, 14) for row in rows))
     bottom = 30 + 34 * len(rows)
 
     def at(value: float) -> float:
@@ -155,7 +145,7 @@ def _bars(frame: Frame, rows: Sequence[Bar], note: str) -> Drawing:
     parts = []
     for tick in xs:
         parts.append(_line([(at(tick), 24), (at(tick), bottom)], "rule"))
-        parts.append(_text((at(tick), bottom + 18), tick_label(tick, xs), "faint", "middle"))
+        parts.append(_text((at(tick), bottom + 18), layout.tick_label(tick, xs), "faint", "middle"))
     for number, row in enumerate(rows):
         y = 30 + 34 * number
         zero, end = sorted((at(max(0.0, xs[0])), at(row.value)))
@@ -178,7 +168,7 @@ def _tick(x: float, bottom: float, label: str) -> list[str]:
 
 def _caption(frame: Frame, y: float, text: str) -> list[str]:
     """Return a caption under a drawing, wrapped to its width."""
-    lines = wrap(text, 15, frame.width - 16, 3)
+    lines = layout.wrap(text, 15, frame.width - 16, 3)
     return [_text((frame.width / 2, y + 18 * number), line, "", "middle") for number, line in enumerate(lines)]
 
 
@@ -187,7 +177,7 @@ def _level_axis(frame: Frame, ticks: Sequence[float], top: float, bottom: float,
     for value in ticks:
         y = bottom - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (bottom - top)
         parts.append(_line([(frame.left, y), (frame.right, y)], "axis" if value == ticks[0] else "rule"))
-        parts.append(_text((frame.left - 9, y + 4), tick_label(value, ticks), "faint", "end"))
+        parts.append(_text((frame.left - 9, y + 4), layout.tick_label(value, ticks), "faint", "end"))
     return parts
 
 
@@ -201,21 +191,21 @@ def _chart(drawings: Sequence[Drawing], alt: str) -> Chart:
     return Chart(svgs[0], svgs[1], alt)
 
 
-def _thinned(points: Sequence[Point]) -> Sequence[Point]:
+def _thinned(points: Sequence[layout.Point]) -> Sequence[layout.Point]:
     step = -(-len(points) // _MAX_POINTS)
     return [*points[::step], *([points[-1]] if (len(points) - 1) % step else [])]
 
 
-def _line(points: Sequence[Point], name: str) -> str:
+def _line(points: Sequence[layout.Point], name: str) -> str:
     places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return f'<polyline points="{places}" class="{name}"/>'
 
 
-def _dot(at: Point, radius: float, name: str) -> str:
+def _dot(at: layout.Point, radius: float, name: str) -> str:
     return f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius}" class="{name}"/>'
 
 
-def _text(at: Point, text: str, name: str = "", anchor: str = "start") -> str:
+def _text(at: layout.Point, text: str, name: str = "", anchor: str = "start") -> str:
     return f'<text x="{at[0]:.1f}" y="{at[1]:.1f}" class="{name}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
@@ -225,6 +215,6 @@ def _class(number: int) -> str:
 
 def _cut(text: str, width: float) -> str:
     """Return as much of a label as fits, in a font that may be wider than the one it is measured with."""
-    while text_width(text, 15) > width:
+    while layout.text_width(text, 15) > width:
         text = f"{text[:-2]}…"
     return text
