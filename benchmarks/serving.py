@@ -273,8 +273,7 @@ async def one(http: httpx2.AsyncClient, request: Request, tally: Tally) -> None:
 
 
 def content(body: bytes) -> str:
-    text: str = json.loads(body)["choices"][0]["message"]["content"]
-    return text
+    return json.loads(body)["choices"][0]["message"]["content"]
 
 
 def streamed(body: bytes) -> str:

@@ -97,8 +97,7 @@ def random_encoder(entries: dict[str, Any], *, seed: int = 1) -> Encoder:
     config = _vit(entries)
     family = leaf("encoders", "vit").module.ENCODER
     transform = image_transform(PREPROCESSOR_DEFAULTS | family.published(config), None, "published", None, None)
-    encoder: Encoder = family(random_tower(entries, seed=seed), transform)
-    return encoder
+    return family(random_tower(entries, seed=seed), transform)
 
 
 def _vit(entries: dict[str, Any]) -> ViTConfig:
@@ -171,8 +170,7 @@ class Models:
 
     def _recipe(self, method: str) -> Recipe:
         options = {"name": method, "n_levels": self.setting.levels}
-        recipe: Recipe = validate(Recipe, {"name": "bench", "method": options}, "bench")
-        return recipe
+        return validate(Recipe, {"name": "bench", "method": options}, "bench")
 
     @cached_property
     def tokens(self) -> Tokens:

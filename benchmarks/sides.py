@@ -61,8 +61,7 @@ class Side:
             answer = ""
         if not answer:
             raise SideError(f"{self.name}, `{row}`:\n{self._log.read_text()[-2000:]}")
-        told: dict[str, Any] = json.loads(answer)
-        return told
+        return json.loads(answer)
 
     def close(self) -> None:
         """Ends the process."""

@@ -64,8 +64,7 @@ def _resampled_means(values: Values, groups: Groups, samples: int, rng: np.rando
     if data.ndim != 1:
         raise ValueError(f"expected a non-empty list of numbers, got shape {data.shape}")
     sums = _resampled_sums(np.column_stack([data, np.ones_like(data)]), groups, samples, rng)
-    means: Floats = sums[:, 0] / sums[:, 1]
-    return means
+    return sums[:, 0] / sums[:, 1]
 
 
 def _resampled_sums(statistics: NDArray[np.floating], groups: Groups, samples: int, rng: np.random.Generator) -> Floats:

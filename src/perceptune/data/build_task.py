@@ -23,8 +23,7 @@ def task_of(part: NamedPart, what: str = "task `{name}`", *, check_files: bool =
     """Build a task from its options; `what` names it in errors, `check_files` is the default of its option, if any."""
     kind = leaf("tasks", part.name).module.TASK
     given = {} if check_files or "check_files" not in kind.Options.model_fields else {"check_files": False}
-    task: Task = kind(validate(kind.Options, given | part.options(), what.format(name=part.name)))
-    return task
+    return kind(validate(kind.Options, given | part.options(), what.format(name=part.name)))
 
 
 def data_keys(name: str, place: str, split: str | None = None) -> dict[str, Any]:

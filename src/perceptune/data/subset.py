@@ -9,8 +9,7 @@ def subset(n: int, size: int | None, seed: int) -> Sequence[int]:
     """Return a fixed random subset of range(n) in order; smaller subsets of a seed are contained in larger ones."""
     if size is None or size >= n:
         return range(n)
-    chosen: list[int] = sorted(torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:size].tolist())
-    return chosen
+    return sorted(torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:size].tolist())
 
 
 def sample_count(n: int, amount: int | float | None) -> int | None:

@@ -49,8 +49,7 @@ class SpectrogramImages(AudioEncoder):
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """Return (B, n_levels, T, dim) float32 of the image encoder."""
-        out: Tensor = self.inner(x, levels, tokens)
-        return out
+        return self.inner(x, levels, tokens)
 
     def preprocessing(self) -> dict[str, Any]:
         """Return the settings of the spectrogram and of the image's preprocessing."""

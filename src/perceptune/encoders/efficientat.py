@@ -124,8 +124,7 @@ class _Excitation(nn.Module):
         self.conc_se_layers = nn.ModuleList([_Squeeze(channels, squeezed)])
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conc_se_layers[0](x)
-        return out
+        return self.conc_se_layers[0](x)
 
 
 def _weights(source: str, meta: bool) -> Weights:

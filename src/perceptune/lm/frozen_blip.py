@@ -157,13 +157,11 @@ class FrozenBlip(nn.Module):
             given |= {"input_ids": instruction.ids, "attention_mask": seen}
         elif self.reads_instructions:
             given["input_ids"] = None
-        states: Tensor = self.qformer(**given, return_dict=True).last_hidden_state
-        return states
+        return self.qformer(**given, return_dict=True).last_hidden_state
 
     def word_embeddings(self, ids: Tensor) -> Tensor:
         """Return the LM's embeddings (..., D) of tokens (...)."""
-        embedded: Tensor = self.language_model.get_input_embeddings()(ids)
-        return embedded
+        return self.language_model.get_input_embeddings()(ids)
 
     def loss(self, queries: Tensor, tokens: LMTokens) -> tuple[Tensor, int]:
         """Return the cross-entropy summed over the predicted tokens, and their number; `queries` (B, n_queries, d)."""

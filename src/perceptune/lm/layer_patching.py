@@ -35,8 +35,7 @@ def checkpointed_layer(carried: Sequence[_Carried], layer: Callable[[Tensor], Te
             group.hidden = held
         return layer(hidden)
 
-    result: Tensor = checkpoint(run, text, use_reentrant=False)
-    return result
+    return checkpoint(run, text, use_reentrant=False)
 
 
 class ReachedLayerError(Exception):

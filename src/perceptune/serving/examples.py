@@ -4,9 +4,8 @@ import base64
 import mimetypes
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from perceptune.data.build_task import make_task
 from perceptune.data.media.source import MediaError, content, label
@@ -22,8 +21,7 @@ _DRAWN = 8  # factor of candidate rows, so that not all selected ones have the s
 _KINDS = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4"}
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """A row that can be sent as a request."""
 
     prompt: str

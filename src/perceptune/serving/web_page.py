@@ -1,9 +1,8 @@
 """Files of the web page and its run descriptions; everything else it requests from the routes of all clients."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
@@ -20,8 +19,7 @@ _KINDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A file of the page, in memory: no request ever names a path."""
 
     data: bytes

@@ -2,9 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,8 +26,7 @@ from perceptune.types import Medium, Sample
 MEAN = "mean"
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """Maps (gh, gw) of one instruction: by cross-attending layer, then their mean. A map and the weight of the
     encoder's special token sum to 1."""
 
@@ -37,8 +35,7 @@ class Look:
     maps: tuple[Map, ...]
 
 
-@dataclass(frozen=True)
-class Looks:
+class Looks(NamedTuple):
     """Attention maps of an image."""
 
     box: Box  # the part of it that the encoder receives, in its pixels

@@ -21,8 +21,7 @@ def recipe_of(source: str) -> Recipe:
 def stored_precision(source: str) -> dict[str, str] | None:
     """Return the dtypes a run was trained in, and why; None for a recipe, and for a run whose log has none."""
     starts = [row for row in read_log(Path(source)) if row.get("event") == "start"]
-    found: dict[str, str] | None = starts[0].get("precision") if starts else None
-    return found
+    return starts[0].get("precision") if starts else None
 
 
 def summarize(recipe: Recipe) -> dict[str, Any]:

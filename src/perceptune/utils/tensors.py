@@ -32,8 +32,7 @@ def bytes_of(tensor: Tensor, *, most: int | None = None, dtype: torch.dtype | No
     flat = tensor.detach().flatten()
     if most is not None:
         flat = flat[:: max(flat.numel() // most, 1)][:most]
-    data: memoryview = flat.to("cpu", dtype or flat.dtype).contiguous().view(torch.uint8).numpy().data
-    return data
+    return flat.to("cpu", dtype or flat.dtype).contiguous().view(torch.uint8).numpy().data
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

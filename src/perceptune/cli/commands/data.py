@@ -29,8 +29,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Namespace) -> int | None:
     """Run one of the commands."""
-    code: int | None = options.part(options)
-    return code
+    return options.part(options)
 
 
 def _add_check(check: Parser) -> None:

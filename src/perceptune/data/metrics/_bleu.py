@@ -45,8 +45,7 @@ def _bleu(order: int) -> Callable[[Floats], Floats]:
         precision = (matched[..., :order] + _TINY) / (guessed[..., :order] + _SMALL)
         ratio = (guessed[..., 0] + _TINY) / (reference_length + _SMALL)
         brevity = np.exp(np.minimum(0.0, 1 - 1 / ratio))
-        result: Floats = precision.prod(axis=-1) ** (1 / order) * brevity
-        return result
+        return precision.prod(axis=-1) ** (1 / order) * brevity
 
     return value
 

@@ -42,8 +42,7 @@ class Cider:
         difference = (predicted - np.maximum(0, captions.reference_lengths - 1)).astype(np.float64)
         likeness = np.mean(self._likeness, axis=0) * np.exp(-(difference**2) / (2 * _SIGMA**2))
         sums = np.bincount(captions.owners, weights=likeness, minlength=captions.samples)
-        result: Floats = 10 * sums / captions.references_each
-        return result
+        return 10 * sums / captions.references_each
 
     def _frequencies(self, table: NGramTable) -> Ints:
         """Return the document frequency (n-grams,) of each n-gram."""

@@ -37,8 +37,7 @@ class _Metric:
 
     @property
     def needs(self) -> Needs:
-        found: Needs = self.module.NEEDS
-        return found
+        return self.module.NEEDS
 
 
 def score_files(

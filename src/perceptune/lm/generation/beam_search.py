@@ -79,8 +79,7 @@ def beam_search(
         try:
             next(steps)
         except StopIteration as end:
-            answers: list[list[int]] = end.value
-            return answers
+            return end.value
 
 
 def beam_steps(

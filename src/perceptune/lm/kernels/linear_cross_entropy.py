@@ -49,5 +49,4 @@ def frozen_head_loss(states: Tensor, head: nn.Linear, targets: Tensor) -> Tensor
     """Return the cross-entropy summed over states (N, d) with `targets` (N,): float32, with a gradient for states."""
     if head.weight.requires_grad:
         raise RuntimeError("the vocabulary head is being trained: its own gradient would be lost")
-    loss: Tensor = _FrozenHeadLoss.apply(states, head.weight, head.bias, targets, packed_weight(head))
-    return loss
+    return _FrozenHeadLoss.apply(states, head.weight, head.bias, targets, packed_weight(head))

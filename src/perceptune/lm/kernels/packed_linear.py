@@ -54,8 +54,7 @@ def _state_of(weight: Tensor) -> tuple[bool, int, int]:
 
 
 def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    return result
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
 class _PackedLinear(torch.autograd.Function):
@@ -119,5 +118,4 @@ def _forward(module: nn.Linear, x: Tensor) -> Tensor:
     packed = packed_weight(module)  # None while it is trained: its gradient would be lost
     if packed is None:
         return nn.functional.linear(x, module.weight, module.bias)
-    result: Tensor = _PackedLinear.apply(x, packed, module.bias)
-    return result
+    return _PackedLinear.apply(x, packed, module.bias)

@@ -33,8 +33,7 @@ def attention(
     plain = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position"}
     unknown = [name for name, value in options.items() if value is not None and name not in plain]
     if unknown or attention_mask is None or options.get("dropout") or not _short(query, key):
-        result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        return result
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     scale = options.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return grouped_attention(query, key, value, attention_mask, scale), None

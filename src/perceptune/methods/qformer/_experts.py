@@ -47,8 +47,7 @@ class Expert(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        added: Tensor = self.up(nn.functional.gelu(self.down(x)))
-        return added
+        return self.up(nn.functional.gelu(self.down(x)))
 
 
 class GatedExperts(nn.Module):

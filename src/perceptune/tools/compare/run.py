@@ -135,8 +135,7 @@ def _times(folder: Path) -> dict[str, float]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def outlook(plan: Plan, out: Path) -> dict[str, Any]:

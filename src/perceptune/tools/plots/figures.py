@@ -8,10 +8,9 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, ImageOps
 
@@ -40,8 +39,7 @@ def require_matplotlib() -> None:
         raise UserError(NEEDED)
 
 
-@dataclass(frozen=True)
-class GridCell:
+class GridCell(NamedTuple):
     """One answered question. `correct` is the task's verdict; without it the answer must equal the reference."""
 
     image: Image.Image

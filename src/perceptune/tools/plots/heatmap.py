@@ -1,8 +1,8 @@
 """Heat maps over an image: an encoder's grid of patches mapped back to the image's own pixels, as a panel."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,7 @@ _SIDE, _GAP, _MARGIN, _LINE = 168, 12, 24, 20
 _OPAQUE = 0.6  # opacity of the colours at the greatest value
 
 
-@dataclass(frozen=True)
-class PanelRow:
+class PanelRow(NamedTuple):
     """A row of a panel: the prompt, and a map (gh, gw) for each column."""
 
     label: str

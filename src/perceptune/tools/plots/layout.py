@@ -3,9 +3,8 @@
 import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ImageFont
@@ -15,8 +14,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 Measure = Callable[[str, int], float]  # text, size -> width, in pixels
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """One method: trained parameters, value, and the value's interval."""
 
     label: str

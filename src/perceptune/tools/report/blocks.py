@@ -1,20 +1,17 @@
 """Blocks of a report, independent of its format: texts are raw, nothing is escaped yet."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
-@dataclass(frozen=True)
-class Words:
+class Words(NamedTuple):
     """A paragraph; `bad` for a warning that something is missing or the numbers mean little."""
 
     text: str
     tone: Literal["plain", "bad"] = "plain"
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A heading and rows of equal length; the first cell names its row."""
 
     caption: str
@@ -22,15 +19,13 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-@dataclass(frozen=True)
-class Code:
+class Code(NamedTuple):
     """Command lines."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """A drawing of ours (finished SVG), the same for narrow pages, and its description."""
 
     svg: str
@@ -38,8 +33,7 @@ class Chart:
     alt: str
 
 
-@dataclass(frozen=True)
-class GivenAnswer:
+class GivenAnswer(NamedTuple):
     """An answer. `by` names the run if there are several; `right` is None for a graded metric."""
 
     by: str
@@ -48,8 +42,7 @@ class GivenAnswer:
     score: str = ""
 
 
-@dataclass(frozen=True)
-class Shot:
+class Shot(NamedTuple):
     """One answered sample: its media as thumbnails with their descriptions, or why there are none."""
 
     images: Sequence[tuple[str, str]]  # data URI, description
@@ -65,8 +58,7 @@ class Shot:
         return any(one.answer != self.truth for one in self.answers)
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(NamedTuple):
     """Answered samples side by side."""
 
     caption: str
@@ -76,8 +68,7 @@ class Grid:
 Block = Words | Table | Code | Chart | Grid
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """Blocks under a title; `level` 2, or 3 for a subsection. A folded one opens at a click."""
 
     title: str
@@ -86,8 +77,7 @@ class Section:
     folded: bool = False
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """A whole page."""
 
     title: str

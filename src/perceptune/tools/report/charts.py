@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 from perceptune.tools.plots import layout
 from perceptune.tools.report.blocks import Chart
@@ -14,8 +14,7 @@ COLOURS = 8  # classes s0 to s7; further series repeat them, with dashes
 _MAX_POINTS = 400  # per curve: more are not visible
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """A drawing's width, the position of its axes, and the number of steps on the lower one."""
 
     width: int
@@ -28,8 +27,7 @@ class Frame:
 FRAMES = (Frame(860, 80, 816, 8), Frame(400, 48, 364, 4))
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(NamedTuple):
     """Points over the samples seen, in order."""
 
     label: str
@@ -37,8 +35,7 @@ class Series:
     faint: bool = False
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """One value with its interval, and that of its control."""
 
     label: str

@@ -4,10 +4,9 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from perceptune.config.recipe import read_yaml
 from perceptune.errors import UserError, nearest
@@ -22,8 +21,7 @@ from perceptune.utils.run_log import read_log
 _MAX_FOLDERS = 2000  # searched for the nearest name
 
 
-@dataclass(frozen=True)
-class ReportedRun:
+class ReportedRun(NamedTuple):
     """A run folder as read. `results` is None for a run that was not evaluated."""
 
     name: str
@@ -44,8 +42,7 @@ class ReportedRun:
         return next((str(key) for row in self.predictions for key in row["scores"]), "accuracy")
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """A folder of `perceptune compare`: its table, and the tested run of each row with the first seed."""
 
     name: str
