@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from forks import Fork
-from perceptune.config.recipe import CacheConfig
+from perceptune.config.schema import CacheConfig
 from perceptune.data.media.source import MediaError, content
 from perceptune.encoders.base import Encoder, load_encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore

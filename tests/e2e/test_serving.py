@@ -102,10 +102,10 @@ def test_runs_share_their_frozen_parts_and_keep_their_own_apart(loaded: Runs, fo
     assert one.encoders["image"] is two.encoders["image"]
     sample = Sample("x", {"image": png()}, "color?")
     alone = [load(folder, overrides=["cache.features=off"]).answer([sample]) for folder in folders]
-    with loaded["two"].active():
+    with loaded["two"].attachments.on():
         assert two.answer([sample]) == alone[1]
     assert two.answer([sample]) != alone[1]  # its adapters are off
-    with loaded["one"].active():
+    with loaded["one"].attachments.on():
         assert one.answer([sample]) == alone[0]
 
 
