@@ -37,7 +37,7 @@ def refusal(*given: Any, **more: Any) -> ApiError:
 
 def decoding_for(run: Decoding, limits: Limits | None = None, **more: Any) -> Decoding:
     nothing: Any = None
-    one: Any = SimpleNamespace(decoding=run)
+    one: Any = SimpleNamespace(model=SimpleNamespace(decoding=run))
     return RequestParser(limits or Limits(), nothing, None, None, 1)._decoding_of(request(**more), one)
 
 
@@ -256,6 +256,6 @@ def test_a_body_that_is_no_object_names_what_it_must_have(body: bytes) -> None:
 def test_a_temperature_of_next_to_nothing_takes_the_likeliest(temperature: str) -> None:
     """Logits divided by it are infinite: a drawn row would make its group fail."""
     asked = parsed(ASKS + f'"top_p": 0.5, "temperature": {temperature}}}'.encode())
-    run: Any = SimpleNamespace(decoding=Decoding(4, sample=True, temperature=0.7))
+    run: Any = SimpleNamespace(model=SimpleNamespace(decoding=Decoding(4, sample=True, temperature=0.7)))
     nobody: Any = None
     assert RequestParser(Limits(), nobody, None, None, 1)._decoding_of(asked, run) == Decoding(4)

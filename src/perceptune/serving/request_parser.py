@@ -77,7 +77,7 @@ class RequestParser:
 
     def _decoding_of(self, asked: ChatRequest, run: ServedRun) -> Decoding:
         """Return the run's decoding with the request's changes."""
-        decoding = run.decoding
+        decoding = run.model.decoding
         wanted = asked.max_completion_tokens or asked.max_tokens
         if wanted is not None:  # clients' own defaults often exceed the limit: their answers end with `length`
             decoding = replace(decoding, max_new_tokens=min(wanted, self._limits.tokens), max_length=None)

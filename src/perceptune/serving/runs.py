@@ -19,7 +19,6 @@ from perceptune.models.text_format import TextFormat
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
 from perceptune.serving.model_pool import Attachments, ModelPool
-from perceptune.types import Decoding
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,6 @@ class ServedRun:
     text: TextFormat
     clean: AnswerCleaning  # gives the answer in a generated text, as `perceptune answer` prints it
     attachments: Attachments  # on the shared LM while this run answers
-
-    @property
-    def decoding(self) -> Decoding:
-        """Decoding settings of the recipe."""
-        return Decoding(**self.model.recipe.decode.model_dump())
 
 
 class Runs(dict[str, ServedRun]):
@@ -94,7 +88,7 @@ def load_runs(
             # For videos only: the frames of an audio file's spectrogram are not decoded one by one.
             if modality == "video" and int(getattr(encoder, "frames", 1)) > limits.video_frames:
                 raise UserError(f"`{one.folder}`: encoders.{modality} takes more frames than --video-frames allows")
-        if runs[-1].decoding.max_new_tokens > limits.tokens:
+        if runs[-1].model.decoding.max_new_tokens > limits.tokens:
             raise UserError(f"`{one.folder}`: decode.max_new_tokens is more than --tokens = {limits.tokens}")
     return Runs(runs)
 

@@ -62,7 +62,7 @@ def describe_for_page(run: ServedRun, limits: Limits, examples: int) -> dict[str
     """Describe a run. Names are reduced to their last part, as paths of this machine are not public."""
     model = run.model
     trained, total = model.count_parameters()
-    decoding = run.decoding
+    decoding = run.model.decoding
     encoders = model.recipe.encoders
     return {
         "id": run.name, "method": model.recipe.method.name, "lm": shown(model.recipe.lm.id, DEFAULT_LM),

@@ -60,8 +60,8 @@ class BatchLoader:
         if not views:
             rows = ((0, index) for index in self.all.with_new_media(np.fromiter((i for _, i in rows), np.int64)))
         while part := list(islice(rows, AT_ONCE)):
-            draws = [view_seed(self.seed, epoch, index) for epoch, index in part] if views else None
-            self._precompute(list(self._samples_at(part)), draws, "features")
+            seeds = [view_seed(self.seed, epoch, index) for epoch, index in part] if views else None
+            self._precompute(list(self._samples_at(part)), seeds, "features")
 
     def _prepare_texts(self) -> None:
         if not self.model.reuses_texts:
@@ -117,11 +117,11 @@ class BatchLoader:
         order = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.seed)).numpy()
         return iter(select(self.samples, self.all.with_new_media(order).tolist()))
 
-    def _precompute(self, samples: Sequence[Sample], draws: Sequence[int] | None, label: str) -> None:
+    def _precompute(self, samples: Sequence[Sample], view_seeds: Sequence[int] | None, label: str) -> None:
         """Compute features of some samples together with the other processes, and count the broken media."""
         share = {"rank": self.world.rank, "world": self.world.size}
         with self.world.synced_errors(), suppress(TooManyBrokenError):
-            self.model.precompute(samples, draws, label=label, on_broken=self.broken.give_up_on, **share)
+            self.model.precompute(samples, view_seeds, label=label, on_broken=self.broken.give_up_on, **share)
         self.broken.sync()
 
     def _collated(self, step: int) -> list[tuple[Picked, Batch | None]]:
@@ -144,8 +144,8 @@ class BatchLoader:
         kept = [row for row in picked if row[0] not in self.broken]
         if not kept:
             return None
-        samples, targets, draws = map(list, zip(*kept, strict=True))
-        features = self.model.get_cached(samples, draws)
+        samples, targets, view_seeds = map(list, zip(*kept, strict=True))
+        features = self.model.get_cached(samples, view_seeds)
         if features is None:
             return None
         # Copied to pinned memory here, in the background.
