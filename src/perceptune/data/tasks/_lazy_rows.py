@@ -99,7 +99,7 @@ class LazyRows(GivenFiles):
             media=media_of(record, folder),
             prompt=record.prompt("prompt", allow_empty=self.may_lack_prompt),
             targets=self.targets_of(record, keys, split),
-            meta={key: value for key, value in record.meta().items() if key != used},
+            meta=self.with_choices(record, {key: value for key, value in record.meta().items() if key != used}),
         )
 
 

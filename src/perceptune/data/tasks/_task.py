@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from perceptune.data.answer_cleaning import AnswerCleaning
+from perceptune.data.choices import ClosedSet, check_choices
 from perceptune.data.metrics import caption, exact, rouge
 from perceptune.data.metrics.base import Scored, group_key
 from perceptune.data.records import Record
@@ -131,11 +132,17 @@ class GivenFiles(Task):
             True, description="read a list written as text, such as `['a cup', 'cup']`, as several targets"
         )
         allow_empty_prompt: bool = Field(False, description="allow empty prompts, if the template holds all the text")
+        choices: Annotated[tuple[str, ...] | None, BeforeValidator(check_choices)] = Field(
+            None, description="the closed set of answers, such as the names of classes; a target outside it is an error"
+        )
 
         @model_validator(mode="after")
         def _has_captions(self) -> Self:
-            if self.rouge and self.metric not in CAPTION_METRICS:
+            captions = self.metric in CAPTION_METRICS
+            if self.rouge and not captions:
                 raise ValueError(f"`rouge` is for captions: set `metric` to one of {', '.join(CAPTION_METRICS)}")
+            if self.choices and captions:
+                raise ValueError(f"`choices` is a closed set of answers, and `metric: {self.metric}` is for captions")
             return self
 
     data_option = "train"
@@ -155,6 +162,7 @@ class GivenFiles(Task):
         self.captions = self.keeps_period = options.metric in CAPTION_METRICS
         self._first_list = ""  # first location of a list written as text that was read as several targets
         self.may_lack_prompt = self.captions or options.allow_empty_prompt
+        self._closed = None if options.choices is None else ClosedSet(options.choices, self.clean)
 
     def targets_of(self, record: Record, keys: Sequence[str], split: str) -> tuple[str, ...]:
         """Return the row's targets, which only a test split may lack."""
@@ -164,7 +172,13 @@ class GivenFiles(Task):
             given: Any = next((value for key in keys if (value := record.values.get(key)) is not None), [])
             if [*found] != ([given] if isinstance(given, str) else given):
                 self._first_list = record.where
+        if self._closed is not None:
+            self._closed.require(record, found)
         return found
+
+    def with_choices(self, record: Record, meta: dict[str, Any]) -> dict[str, Any]:
+        """Return a row's meta, to which a closed set adds its `choices` unless the row has its own."""
+        return meta if self._closed is None else {**meta, "choices": self._closed.of(record)}
 
     def form(self, split: str) -> list[str]:
         if not self._first_list:

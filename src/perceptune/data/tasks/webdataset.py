@@ -81,7 +81,7 @@ class WebDataset(GivenFiles):
             },
             prompt=record.prompt(self._options.prompt_key, allow_empty=self.may_lack_prompt),
             targets=self.targets_of(record, self._target_keys, split),
-            meta=record.meta(),
+            meta=self.with_choices(record, record.meta()),
         )
 
     def _media(self, parts: dict[str, Any], where: str) -> dict[str, str]:
