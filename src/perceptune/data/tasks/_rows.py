@@ -92,9 +92,9 @@ def table_rows(
     yield from table_records(lines, str(path), dialect, keys, columns=columns, quoted=quoted, known=known)
 
 
-def text_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file with their ends. Raises `UserError` naming a line that is not UTF-8."""
-    return decoded(_byte_lines(path), str(path))
+def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
+    """Yield the lines of a text file with their ends. Raises `UserError` naming a line in another encoding."""
+    return decoded(_byte_lines(path), str(path), encoding)
 
 
 def _byte_lines(path: Path) -> Iterator[bytes]:

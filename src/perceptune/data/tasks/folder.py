@@ -4,13 +4,14 @@
     train/001.jpg           beside the metadata, or below
 
 `file_name`, or `image_file_name`, `audio_file_name` and `video_file_name`, is relative to the metadata. Without
-metadata the name of a medium's folder is its target. Splits are the folders that were given. Files that are not media,
-hidden ones and those of systems (`._1.jpg`, `__MACOSX`) are passed over, and counted. A GIF is an image where there
-are others, else a video if any is animated; `modality` selects the media.
+metadata the name of a medium's folder is its target; with `text_files` the lines of the text beside it are (`001.jpg`,
+`001.txt`). Splits are the folders that were given. Files that are not media, hidden ones and those of systems
+(`._1.jpg`, `__MACOSX`) are passed over, and counted. A GIF is an image where there are others, else a video if any is
+animated; `modality` selects the media.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -20,17 +21,16 @@ from pydantic import Field
 from perceptune.data.media.animation import moves
 from perceptune.data.media.suffixes import EITHER, MEDIA, MODALITIES, PassedOver, modality_of, suffix_of, walk
 from perceptune.data.records import Record, short
+from perceptune.data.splits import METADATA, split_folders
 from perceptune.data.tabular import Dialect
 from perceptune.data.tasks import base
 from perceptune.errors import UserError, nearest
 from perceptune.utils.paths import absence, local_name
 
-_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _EXCEPT_VIDEOS = ("image", "audio")
-# Folders with these names are splits, not classes.
-_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
 _TARGET_KEYS = ("targets", "text", "caption")
 _FILE_KEYS = {"file_name": None, **{f"{modality}_file_name": modality for modality in MODALITIES}}
+_TEXT = "txt"  # suffix of the texts of `text_files`
 
 
 class Folder(base.Converted):
@@ -42,12 +42,31 @@ class Folder(base.Converted):
         modality: Literal["image", "audio", "video"] | None = Field(
             None, description="modality of a folder without metadata, and of GIF files; None = all media"
         )
+        text_files: bool = Field(
+            False, description="the lines of the text beside each medium (`1.jpg`, `1.txt`) are its targets"
+        )
+        image_key: str | None = Field(None, description="metadata key of images, beside `file_name`")
+        audio_key: str | None = Field(None, description="metadata key of audio, beside `file_name`")
+        video_key: str | None = Field(None, description="metadata key of videos, beside `file_name`")
         prompt_key: str = "prompt"
-        target_key: str | None = Field(None, description="None = `targets`, else `text`, else `caption`")
+        target_key: str | tuple[str, ...] | None = Field(
+            None, description="key of the targets, or several keys; None = `targets`, else `text`, else `caption`"
+        )
+        id_key: str = "id"
+
+    @classmethod
+    def data_keys(cls, place: str, split: str | None = None) -> dict[str, str]:
+        """Return the recipe keys for the folder at `place`, or for the folders of splits in it."""
+        folders = split_folders(Path(local_name(place)))
+        if not folders:
+            return super().data_keys(place, split)
+        return {"train": f"{Path(place) / 'train'}", **{split: str(folder) for split, folder in folders.items()}}
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self._passed: dict[str, str] = {}  # split -> note on skipped files
+        given = {getattr(options, f"{modality}_key"): modality for modality in MODALITIES}
+        self._file_keys = _FILE_KEYS | {key: modality for key, modality in given.items() if key}
 
     def notes(self, split: str) -> list[str]:
         tables = [file for file in self.sources(self._given[split], split) if file.name == "metadata.csv"]
@@ -58,13 +77,22 @@ class Folder(base.Converted):
 
     def _names(self) -> tuple[str, ...]:
         """Return the possible names of a table's columns."""
-        target = self._options.target_key
-        return (*_FILE_KEYS, self._options.prompt_key, "id", *((target,) if target else _TARGET_KEYS))
+        return (
+            *self._file_keys,
+            self._options.prompt_key,
+            self._options.id_key,
+            *(self._given_targets() or _TARGET_KEYS),
+        )
+
+    def _given_targets(self) -> tuple[str, ...]:
+        given = self._options.target_key
+        return (given,) if isinstance(given, str) else given or ()
 
     def _metadata(self, source: Path) -> Iterator[Record]:
         if source.suffix == ".csv":
             return base.table_rows(source, dialect=self._dialect(source), known=self._names())
-        return base.json_objects(source) if source.suffix == ".jsonl" else base.parquet_rows(source)
+        rows = base.json_objects(source) if source.suffix == ".jsonl" else base.parquet_rows(source)
+        return _by_case(rows, self._names())
 
     def _folder(self, split: str) -> Path:
         return self._options.media or self._given[split]
@@ -74,56 +102,100 @@ class Folder(base.Converted):
         return [*([note] if (note := self._passed.get(split)) else []), *super().form(split)]
 
     def sources(self, path: Path, split: str) -> list[Path]:
-        """Return the metadata files, or the media themselves."""
+        """Return the metadata files, or the media themselves, each with its text if these are read."""
         if not path.is_dir():
             why = f"{path} is no folder" if path.exists() else absence(path).why()
             raise UserError(f"{why}; task `folder` reads media with `metadata.jsonl` beside them")
         passed = PassedOver()
         files = sorted(walk(path, passed))
-        found = [file for file in files if file.name in _NAMES]
+        found = [] if self._options.text_files else [file for file in files if file.name in METADATA]
         for one, other in pairwise(found):
             if one.parent == other.parent:
                 raise UserError(f"{one} and {other.name} describe one folder: remove one of them")
+        _require_no_splits(path, split)
+        if found:
+            return found
+        if self._options.text_files:
+            return self._described(path, files, passed, split)
+        found, loose = self._classified(path, files, passed)
+        self._note(split, passed, f"{loose:,} media lie in no class's folder" if loose else "")
         if not found:
-            found, loose = self._classified(path, files, passed)
-            self._note(split, passed, loose)
-            if not found:
-                raise UserError(_nothing(path, passed, loose))
-        _require_no_splits(path, found, split)
+            raise UserError(_nothing(path, passed, loose))
         return found
 
     def _classified(self, path: Path, files: Sequence[Path], passed: PassedOver) -> tuple[list[Path], int]:
         """Return the media in class folders, and the number of those in none; other files are counted in `passed`."""
+        media = self._media(files, passed)
+        found = [file for file in media if file.parent != path]
+        return found, len(media) - len(found)
+
+    def _media(self, files: Iterable[Path], passed: PassedOver) -> list[Path]:
+        """Return the media among files; others are counted in `passed`."""
         wanted = (self._options.modality,) if self._options.modality else MODALITIES
-        found, loose = list[Path](), 0
+        found = []
         for file in files:
             if modality_of(file, wanted) is None:
                 passed.add(file.name)
-            elif file.parent == path:
-                loose += 1
             else:
                 found.append(file)
-        return found, loose
+        return found
 
-    def _note(self, split: str, passed: PassedOver, loose: int) -> None:
+    def _described(self, path: Path, files: Sequence[Path], passed: PassedOver, split: str) -> list[Path]:
+        """Return the media that have a text beside them, each followed by it; files without the other are counted."""
+        texts = {file.with_suffix(""): file for file in files if suffix_of(file) == _TEXT}
+        media = self._media((file for file in files if suffix_of(file) != _TEXT), passed)
+        stems = {file.with_suffix("") for file in media}
+        lone = [file for file in media if file.with_suffix("") not in texts]
+        left = [text for stem, text in texts.items() if stem not in stems]
+        counts = [(lone, "media have no text beside them"), (left, "texts have no medium beside them")]
+        notes = [f"{len(some):,} {what}, first {some[0].relative_to(path)}" for some, what in counts if some]
+        self._note(split, passed, "; ".join(notes))
+        found = [file for medium in media if (text := texts.get(medium.with_suffix(""))) for file in (medium, text)]
+        if not found:
+            many = f": {'; '.join(notes)}" if notes else ""
+            raise UserError(
+                f"{path}: no medium has a text file of its name beside it, as `1.txt` is beside `1.jpg`{many}"
+            )
+        return found
+
+    def _note(self, split: str, passed: PassedOver, first: str) -> None:
         """Print once a note on files of a split's folder that are not read."""
-        notes = [f"{loose:,} media lie in no class's folder"] if loose else []
-        note = "; ".join([*notes, *([str(passed)] if passed else [])])
+        note = "; ".join(part for part in (first, str(passed)) if part)
         if note and split not in self._passed:
             print(f"{split}: {note}", file=sys.stderr)
         self._passed[split] = note
 
     def rows(self, path: Path, split: str) -> Iterator[Record]:
         sources = self.sources(path, split)
-        among = self._modalities(sources)
+        media = [source for source in sources if source.name not in METADATA and suffix_of(source) != _TEXT]
+        among = self._modalities(media)
+        if self._options.text_files:
+            yield from self._pairs(path, sources, among)
+            return
         for source in sources:
-            if source.name in _NAMES:
+            if source.name in METADATA:
                 for row in self._metadata(source):
                     yield row._replace(values=self._canonical(row, source.parent.relative_to(path)))
             else:
                 name = source.relative_to(path).as_posix()
                 values = {"id": name, str(modality_of(source, among)): name, "targets": source.parent.name}
                 yield Record(str(source), values, ())
+
+    def _pairs(self, path: Path, sources: Sequence[Path], among: Sequence[str]) -> Iterator[Record]:
+        """Yield one row per text, with all media of its name; `sources` are media, each followed by its text."""
+        rows: dict[Path, dict[str, Any]] = {}
+        for medium, text in zip(sources[::2], sources[1::2], strict=True):
+            kind, name = str(modality_of(medium, among)), medium.relative_to(path).as_posix()
+            row = rows.setdefault(text, {"id": text.relative_to(path).with_suffix("").as_posix()})
+            if kind in row:
+                raise UserError(
+                    f"{text}: {row[kind]} and {name} could both be its {kind}: remove one or set `modality`"
+                )
+            row[kind] = name
+        for text, row in rows.items():
+            lines = [line.strip() for line in base.text_lines(text, self._options.encoding or "utf-8")]
+            captions = [line for line in lines if line]
+            yield Record(str(text), {**row, "targets": captions}, ())
 
     def _modalities(self, sources: Sequence[Path]) -> tuple[str, ...]:
         """Return the possible modalities of a folder's media: GIF files are videos only if nothing indicates images."""
@@ -135,13 +207,13 @@ class Folder(base.Converted):
         return MODALITIES if videos else _EXCEPT_VIDEOS
 
     def _canonical(self, row: Record, folder: Path) -> dict[str, Any]:
-        keys = [key for key in _FILE_KEYS if row.values.get(key) is not None]
+        keys = [key for key in self._file_keys if row.values.get(key) is not None]
         if not keys:
             raise row.lacks(["file_name"])
         media = {}
         for key in keys:
             name = row.text(key)
-            kind = _FILE_KEYS[key] or modality_of(
+            kind = self._file_keys[key] or modality_of(
                 name, _EXCEPT_VIDEOS if self._options.modality == "image" else MODALITIES
             )
             if kind is None:
@@ -151,19 +223,18 @@ class Folder(base.Converted):
             if kind in media:
                 raise row.error(f"`{key}`: more than one {kind}")
             media[kind] = (folder / local_name(name)).as_posix()
-        prompt, target = self._options.prompt_key, self._target_key(row)
-        known = (*_FILE_KEYS, prompt, target)
+        prompt, name, targets = self._options.prompt_key, self._options.id_key, self._target_keys(row)
+        known = (*self._file_keys, prompt, name, *targets)
         values = {key: value for key, value in row.values.items() if key not in known} | media
-        if row.values.get(target) is not None:
-            values["targets"] = row.values[target]
+        values |= {"id": row.values.get(name), "targets": _targets(row, targets)}
         if row.values.get(prompt) is not None:
             values["prompt"] = row.values[prompt]
         elif not self.may_lack_prompt:
             raise row.lacks([prompt])
-        return values
+        return {key: value for key, value in values.items() if value is not None}
 
-    def _target_key(self, row: Record) -> str:
-        return self._options.target_key or next((key for key in _TARGET_KEYS if key in row.values), "targets")
+    def _target_keys(self, row: Record) -> tuple[str, ...]:
+        return self._given_targets() or tuple(key for key in _TARGET_KEYS if key in row.values)[:1]
 
 
 TASK = Folder
@@ -178,15 +249,31 @@ def _nothing(path: Path, passed: PassedOver, loose: int) -> str:
     return f"{path} holds no samples: no medium in it and no metadata{found}"
 
 
-def _require_no_splits(path: Path, sources: Sequence[Path], split: str) -> None:
+def _by_case(rows: Iterable[Record], names: Sequence[str]) -> Iterator[Record]:
+    """Yield rows with the known `names` for keys that differ from them in letter case only."""
+    known = {name.lower(): name for name in names}
+    for row in rows:
+        values: dict[str, Any] = {}
+        for key, value in row.values.items():
+            name = key if key in names else known.get(key.lower(), key)
+            values[key if name in row.values or name in values else name] = value
+        yield row._replace(values=values)
+
+
+def _targets(row: Record, keys: Sequence[str]) -> Any:
+    """Return the targets at one key as they are, or those of several keys as one list."""
+    if len(keys) < 2:
+        return row.values.get(keys[0]) if keys else None
+    if not row.values.keys() & set(keys):
+        raise row.lacks(keys)
+    given = [row.values[key] for key in keys if row.values.get(key) is not None]
+    return [item for value in given for item in (value if isinstance(value, list) else [value])]
+
+
+def _require_no_splits(path: Path, split: str) -> None:
     """Raise `UserError` if the folders in `path` are splits, which would otherwise be read as classes."""
-    inside = [source.relative_to(path).parts for source in sources]
-    above = {parts[0] for parts in inside if len(parts) > 1}
-    named = sorted(name for name in above if name.lower() in _SPLITS)
-    # `train` may be a class, such as beside `bus` and `car`.
-    nested = any(len(parts) > 2 or parts[-1] in _NAMES for parts in inside if parts[0] in named)
-    if len(named) > 1 and (nested or len(named) == len(above)):
-        folders = ", ".join(f"`{name}`" for name in named)
-        raise UserError(
-            f"{path} holds the splits {folders}, not classes: give one of them as `{split}`, such as {path / named[-1]}"
-        )
+    folders = split_folders(path)
+    if len(folders) > 1:
+        names = ", ".join(f"`{folder.name}`" for folder in folders.values())
+        one = folders.get(split) or [*folders.values()][-1]
+        raise UserError(f"{path} holds the splits {names}, not classes: give one of them as `{split}`, such as {one}")
