@@ -224,6 +224,44 @@ def test_a_single_question_has_choices_and_log_probabilities(
     assert [*ranked["logprobs"].values()] == sorted(ranked["logprobs"].values(), reverse=True)
     assert ranked["answer"] == next(iter(ranked["logprobs"]))
     assert cli(["answer", str(run), "color?", "--image", str(image), "--choices", "red", "--json"]) == 2
+    assert cli(["answer", str(run), "color?", "--image", str(image), "--choices"]) == 2
+    assert "--choices: this run has no `task.choices` in its recipe" in capsys.readouterr().err
+
+
+def test_a_closed_set_is_told_class_by_class(
+    run: Path, dwarfs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (run / "run.yaml").read_text()
+    names = ["red", "green", "blue", "gray"]
+    (run / "run.yaml").write_text(given.replace("task:\n", f"task:\n  choices: {json.dumps(names)}\n", 1))
+    words = ["eval", str(run), "--control", "eval.rank=choices"]
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli(words) == 0
+    said = capsys.readouterr().out
+    found = json.loads((run / "results.json").read_text())
+    assert found["metrics"] == ["accuracy", "accuracy_color", "macro_f1"]
+    assert found["confusion"]["classes"] == names
+    assert sum(map(sum, found["confusion"]["counts"])) == found["evaluated_samples"] == 12
+    assert found["macro_f1_interval"][0] <= found["macro_f1"] <= found["macro_f1_interval"][1]
+    assert found["gap_macro_f1"] == pytest.approx(found["macro_f1"] - found["macro_f1_shuffled"])
+    assert all(row["meta"]["choices"] == names for row in predictions(run))
+    assert "answers (columns) to the samples of each class (rows)" in said
+    assert "(other)" in said
+    assert "answers (columns)" in (run / "README.md").read_text()
+    assert cli(["report", str(run), "--out", str(tmp_path / "r.html")]) == 0
+    assert ">Classes</h2>" in (tmp_path / "r.html").read_text()
+    capsys.readouterr()
+    assert cli(["eval", str(run), "--predictions", str(run / "predictions.jsonl"), "--out", str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "results.json").read_text())
+    for key in ("confusion", "definition", "metrics", "macro_f1", "macro_f1_interval"):
+        assert again[key] == found[key]
+    capsys.readouterr()
+    image = str(dwarfs / "data/train0.png")
+    answers = []
+    for choices in (["--choices"], ["--choices", ",".join(names)]):
+        assert cli(["answer", str(run), "color?", "--image", image, "--json", *choices]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1]
 
 
 def said_by_rule(_: Any, samples: Sequence[perceptune.Sample], **__: Any) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from perceptune.utils.run_log import is_main_process
 
@@ -50,12 +51,24 @@ def print_scores(results: dict[str, Any]) -> None:
             row += ["" if other is None else f"{other:.3f}", beaten]
         table.add_row(*row)
     out.print(table)
+    print_confusions(results)
     where = f"{results['evaluated_samples']} samples of split `{results['split']}`"
     if results["trained_on_this_split"]:
         where += ": the run was trained on it, so this says nothing about new data (give a --validation file)"
     out.print(where)
     if "others" in results:
         out.print(_gap_table(results["others"]))
+
+
+def print_confusions(results: dict[str, Any]) -> None:
+    """Print the tables of confusions of classes, if there are any."""
+    from perceptune.evaluation.confusion import confusion_tables
+
+    for caption, heading, rows in confusion_tables(results):
+        table = Table(*(Column(Text(word)) for word in heading), title=Text(caption), title_justify="left")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        out.print(table)
 
 
 def _with_interval(value: float, interval: Sequence[float] | None) -> str:

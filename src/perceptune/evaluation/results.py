@@ -57,6 +57,7 @@ def metric_values(task: Task, samples: Sequence[Sample], judged: EvalOutput) -> 
         **judged.summary,
         "definition": judged.scored.definition,
         **{f"{name}_interval": interval(name, samples, judged) for name in names},
+        **judged.scored.tables,
     }
 
 

@@ -3,12 +3,19 @@
 Examples:
   perceptune answer runs/mine --image photo.jpg "what color is this?"
   perceptune answer runs/mine --image photo.jpg "what color is this?" --choices red,green,blue --logprobs
+  perceptune answer runs/classes --image photo.jpg "" --choices
 """
 
+from __future__ import annotations
+
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from perceptune.cli.parsing import Namespace, Parser, any_text
+from perceptune.errors import UserError
+
+if TYPE_CHECKING:
+    from perceptune.config.recipe import Recipe
 
 
 def add_arguments(parser: Parser) -> None:
@@ -18,7 +25,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_overrides("decode.* keys, such as decode.beams=3")
     for kind in ("image", "audio", "video"):
         parser.add_argument(f"--{kind}", metavar="FILE", help=f"{kind} file")
-    parser.add_argument("--choices", metavar="A,B,C", help="answer with the most likely of these choices")
+    told = "answer with the most likely of these choices; without a value, of the run's own (`task.choices`)"
+    parser.add_argument("--choices", nargs="?", const=True, metavar="A,B,C", help=told)
     parser.add_argument("--logprobs", action="store_true", help="print log-probabilities of the tokens or choices, too")
     parser.add_json()
     parser.add_trust()
@@ -36,8 +44,7 @@ def run(options: Namespace) -> None:
     model = load(options.run, trust=options.trust, overrides=options.overrides)
     sample = Sample("question", media, options.question)
     if options.choices:
-        texts = [text.strip() for text in options.choices.split(",")]
-        choices = choices_of(Sample("--choices", {}, "", meta={"choices": texts}))
+        choices = choices_of(Sample("--choices", {}, "", meta={"choices": _texts(options.choices, model.recipe)}))
         values = model.rank([sample], [choices], normalize=model.recipe.eval.rank_normalize)[0]
         ranked = dict(sorted(zip(choices, values, strict=True), key=lambda pair: -pair[1]))
         found: dict[str, Any] = {"answer": next(iter(ranked)), "logprobs": ranked}
@@ -49,3 +56,13 @@ def run(options: Namespace) -> None:
         found = {"answer": cleaning_of(model)(raw), "raw": raw, **given}
         lines = [f"{value:9.4f}  {token!r}" for token, value in tokens]
     print(json.dumps(found) if options.json else "\n".join([found["answer"], *lines]))
+
+
+def _texts(given: str | Literal[True], recipe: Recipe) -> list[str]:
+    """Return the choices of a command line, or those that the run was trained on."""
+    if given is not True:
+        return [text.strip() for text in given.split(",")]
+    own = recipe.task and recipe.task.options().get("choices")
+    if not own:
+        raise UserError("--choices: this run has no `task.choices` in its recipe; name some, such as --choices cat,dog")
+    return [*own]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from perceptune.cli.output import print_found
+from perceptune.cli.output import print_confusions, print_found
 from perceptune.cli.parsing import Namespace, Parser, split_words
 from perceptune.errors import UserError
 
@@ -47,6 +47,8 @@ def run(options: Namespace) -> None:
     for note in scores.notes:
         print(f"note: {note}", file=sys.stderr)
     print_found(scores.result, _lines(scores), as_json=options.json)
+    if not options.json:
+        print_confusions(scores.result)
 
 
 def _target(options: Namespace) -> Path | None:

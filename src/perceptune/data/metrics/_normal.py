@@ -1,4 +1,4 @@
-"""Answer normalisation of the VQA evaluation code, also used by other evaluations."""
+"""Answer normalisation of the VQA evaluation code, also used by other evaluations, and that of exact match."""
 
 import re
 from functools import lru_cache
@@ -43,3 +43,11 @@ def without_punctuation(text: str) -> str:
         glued = not thousands and f"{mark} " not in text and f" {mark}" not in text
         found = found.replace(mark, " " if glued else "")
     return _PERIOD.sub("", found, count=_MOST_PERIODS)
+
+
+def squeezed(text: str, *, lowercase: bool = False) -> str:
+    """Return a text without final periods and repeated whitespace."""
+    found = " ".join(text.split())
+    while found.endswith("."):
+        found = found.rstrip(".").rstrip()
+    return found.lower() if lowercase else found

@@ -52,3 +52,4 @@ class Scored:
     per_sample: list[dict[str, float]]  # in the order of predictions; a sample lacks keys that do not apply to it
     definition: dict[str, Any] = field(default_factory=dict)  # tokenizer, number of references, ...: JSON only
     corpus: Mapping[str, Corpus] = field(default_factory=dict)  # keys of `summary` that are not means over samples
+    tables: Mapping[str, Any] = field(default_factory=dict)  # results that are more than a value: JSON only

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from perceptune.data.metrics.base import MetricOptions, Needs, score_of
+from perceptune.data.metrics.base import MetricOptions, Needs, score_of, squeezed
 
 NEEDS = Needs(by_group="accuracy")
 
@@ -15,14 +15,8 @@ class Options(MetricOptions):
 
 def accuracy(prediction: str, references: Sequence[str], options: Options) -> float:
     """Return 1 for a match, else 0."""
-    return float(_squeeze(prediction, options) in {_squeeze(reference, options) for reference in references})
+    found, *right = (squeezed(text, lowercase=options.lowercase) for text in (prediction, *references))
+    return float(found in right)
 
 
 score = score_of("exact", accuracy, Options())
-
-
-def _squeeze(text: str, options: Options) -> str:
-    squeezed = " ".join(text.split())
-    while squeezed.endswith("."):
-        squeezed = squeezed.rstrip(".").rstrip()
-    return squeezed.lower() if options.lowercase else squeezed

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from perceptune.data.answer_cleaning import AnswerCleaning
 from perceptune.data.choices import ClosedSet, check_choices
-from perceptune.data.metrics import caption, exact, rouge
+from perceptune.data.metrics import caption, classes, exact, rouge
 from perceptune.data.metrics.base import Scored, group_key
 from perceptune.data.records import Record
 from perceptune.errors import UserError, nearest
@@ -189,15 +189,19 @@ class GivenFiles(Task):
         return frozenset([absolute(str(self._given[split]))])
 
     def score(self, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
-        """Compute `accuracy`, and `accuracy_<answer_type>` for each type among the samples, or caption metrics."""
+        """Compute `accuracy`, and `accuracy_<answer_type>` for each type among the samples, or caption metrics.
+
+        With `choices` also `macro_f1` and the table `confusion`.
+        """
         if self.captions:
             return score_captions(self, predictions, samples, with_rouge=self._options.rouge)
-        return exact_match(self, predictions, samples)
+        return exact_match(self, predictions, samples, in_classes=self._closed is not None)
 
     def _check_metric(self, split: str, answer_types: Iterable[str]) -> None:
         """Raise `UserError` if the split that is evaluated during training does not give the metric."""
         if not self.captions and split == ("validation" if "validation" in self.splits else self.splits[-1]):
-            check_metric(str(self._given[split]), self.metric, answer_types)
+            more = [] if self._closed is None else ["macro_f1"]
+            check_metric(str(self._given[split]), self.metric, answer_types, more)
 
 
 def check_split(split: str, splits: Sequence[str]) -> None:
@@ -206,19 +210,34 @@ def check_split(split: str, splits: Sequence[str]) -> None:
         raise UserError(f"unknown split `{split}`{nearest(split, splits)}")
 
 
-def check_metric(where: str, metric: str, answer_types: Iterable[str]) -> None:
+def check_metric(where: str, metric: str, answer_types: Iterable[str], more: Iterable[str] = ()) -> None:
     """Raise `UserError` if `exact_match` does not give the metric, so that training does not start in vain."""
-    keys = {group_key(answer_type) or "accuracy" for answer_type in answer_types} | {"accuracy"}
+    keys = {group_key(answer_type) or "accuracy" for answer_type in answer_types} | {"accuracy", *more}
+    if metric == "macro_f1" and metric not in keys:
+        raise UserError(f"{where} gives no metric `macro_f1`: it needs the classes, `task.choices`")
     if metric not in keys:
         raise UserError(f"{where} gives no metric `{metric}`{nearest(metric, keys)}")
 
 
-def exact_match(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> Scored:
-    """Compare cleaned answers with cleaned targets: over all samples and for each `answer_type` in their meta."""
+def exact_match(
+    task: Task, predictions: Sequence[str], samples: Sequence[Sample], *, in_classes: bool = False
+) -> Scored:
+    """Compare cleaned answers with cleaned targets: over all samples and for each `answer_type` in their meta.
+
+    With `in_classes`, the samples' `choices` are the classes of `metrics/classes.py`.
+    """
     for sample in samples:
         require_targets(sample)
     groups = [str(sample.meta.get("answer_type", "")) for sample in samples]
-    scored = exact.score(*_cleaned(task, predictions, samples), groups=groups)
+    texts, targets = _cleaned(task, predictions, samples)
+    if in_classes:
+        own = [sample.meta["choices"] for sample in samples]
+        cleaned = {
+            key: [*map(task.clean, choices)] for key, choices in {id(choices): choices for choices in own}.items()
+        }
+        options = classes.Options(lowercase=task.lowercase)
+        return classes.score(texts, targets, options, choices=[cleaned[id(choices)] for choices in own], groups=groups)
+    scored = exact.score(texts, targets, groups=groups)
     return replace(scored, definition={**scored.definition, "lowercase": task.lowercase})
 
 

@@ -85,9 +85,7 @@ class HFDataset(GivenFiles):
             media={key: _medium(record, column) for key, column in columns.media.items() if values.get(column)},
             prompt=record.prompt(options.prompt_key, allow_empty=self.may_lack_prompt),
             targets=self.targets_of(columns.named(record), [columns.target], split),
-            meta=self.with_choices(
-                record, {key: value for key, value in record.meta().items() if key in columns.meta}
-            ),
+            meta=self.with_choices(record, {key: value for key, value in record.meta().items() if key in columns.meta}),
         )
 
 

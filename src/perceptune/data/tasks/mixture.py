@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, groupby
+from typing import Any
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -107,13 +108,15 @@ class Mixture(Task):
         for index, sample in enumerate(samples):
             chosen.setdefault(self.part_of(sample), []).append(index)
         corpus: dict[str, Corpus] = {}
-        whole = Scored({}, [{} for _ in samples], {"metric": "mixture", "parts": {}}, corpus)
+        tables: dict[str, Any] = {}
+        whole = Scored({}, [{} for _ in samples], {"metric": "mixture", "parts": {}}, corpus, tables)
         for label, task in self._tasks.items():
             if not (indices := chosen.get(label)):
                 continue
             part = task.score([predictions[index] for index in indices], [samples[index] for index in indices])
             whole.summary.update({f"{label}_{key}": value for key, value in part.summary.items()})
             whole.definition["parts"][label] = part.definition
+            tables.update({f"{label}_{key}": table for key, table in part.tables.items()})
             for index, row in zip(indices, part.per_sample, strict=True):
                 whole.per_sample[index].update({f"{label}_{key}": value for key, value in row.items()})
             for key, found in part.corpus.items():

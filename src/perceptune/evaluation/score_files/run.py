@@ -71,6 +71,8 @@ def score_files(
     result |= {"n": len(ids), "empty": sum(not given[id].text.strip() for id in ids)}
     result |= {"missing": _missing(given, held, chosen)} if subset else {}
     result["definition"] = definitions if len(definitions) > 1 else next(iter(definitions.values()))
+    for _, scored in results.values():
+        result |= scored.tables
     return FileScores(
         result, [*names.values()], _rows(ids, given, results, names), notes + _notes(result, definitions, needs)
     )

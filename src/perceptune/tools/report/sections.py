@@ -7,6 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from perceptune.evaluation.confusion import confusion_tables
 from perceptune.evaluation.model_card import model_name, one_line, part_name
 from perceptune.evaluation.results import gap_name
 from perceptune.models.run_location import METHOD, PROOF
@@ -29,7 +30,7 @@ def make_report(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison], 
     several = len(every) > 1
     joint = together(every, samples, media=media) if several else []
     sections += [
-        *map(_compared, comparisons), _training(every),
+        *map(_compared, comparisons), *_classes(every), _training(every),
         Section("Answers by type of question", list(questions(every))),
         Section("Questions and answers", [_GRIDS, *joint]),
         *(Section(run.name, grids(run, samples, media=media), level=3, folded=several) for run in every),
@@ -113,6 +114,16 @@ def _others(runs: Sequence[ReportedRun]) -> Iterator[Block]:
                              _shown(gap.get("difference"), "+.3f"), _span(gap.get("interval"), "+")])  # fmt: skip
     if rows:
         yield Table("Other data sets", ("run", "data set", "metric", "own", "other", "own - other", "95 %"), rows)
+
+
+def _classes(runs: Sequence[ReportedRun]) -> Iterator[Section]:
+    """Yield the section of the confusions between classes, if a run has any."""
+    tables = [
+        Table(f"{run.name}, {caption}", heading, rows)
+        for run in runs for caption, heading, rows in confusion_tables(run.results or {})
+    ]  # fmt: skip
+    if tables:
+        yield Section("Classes", tables)
 
 
 def _compared(one: Comparison) -> Section:
