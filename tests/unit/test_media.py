@@ -127,11 +127,17 @@ NO_PIXELS = (b"IDAT", zlib.compress(b""))
         pytest.param(
             png(png_header(8, 8, 3), (b"IDAT", zlib.compress(bytes(72))), (b"IEND", b"")), "no table", id="no palette"
         ),
-        pytest.param(png(png_header(9000, 9000), NO_PIXELS), "9000 x 9000 pixels", id="over our ceiling"),
+        pytest.param(png(png_header(12000, 12000), NO_PIXELS), "damaged", id="over Pillow's warning"),
         pytest.param(
-            png(png_header(12000, 12000), NO_PIXELS), "more than 64,000,000 pixels", id="over Pillow's warning"
+            png(png_header(30000, 30000), NO_PIXELS),
+            "30000 x 30000 pixels take 3.4 GiB when decoded; allowed are 2",
+            id="over the memory",
         ),
-        pytest.param(png(png_header(60000, 60000), NO_PIXELS), "more than 64,000,000 pixels", id="over Pillow's error"),
+        pytest.param(
+            png(png_header(60000, 60000), NO_PIXELS),
+            "60000 x 60000 pixels; allowed are 1 to 1,000,000,000",
+            id="over our ceiling",
+        ),
     ],
 )
 def test_bad_bytes_are_refused_by_name(data: bytes, complaint: str) -> None:

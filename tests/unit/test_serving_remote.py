@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from perceptune.errors import UserError
-from perceptune.serving.addresses import is_public
 from perceptune.serving.errors import ApiError
-from perceptune.serving.remote import Remote, parse
+from perceptune.serving.remote import Remote
+from perceptune.utils.addresses import is_public
+from perceptune.utils.remote import RemoteError, parse
 
 PUBLIC = "93.184.216.34"
 PICTURE = b"a picture" * 100
@@ -152,7 +153,7 @@ def test_only_listed_domains_are_looked_up(web: Web, url: str) -> None:
     ],
 )  # fmt: skip
 def test_addresses_that_can_be_read_in_two_ways(url: str) -> None:
-    with pytest.raises(ApiError):
+    with pytest.raises(RemoteError):
         parse(url)
 
 

@@ -65,6 +65,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     finally:
+        if shrinking := sys.modules.get("perceptune.data.media.shrinking"):
+            shrinking.print_shrunk()
         if together := sys.modules.get("perceptune.utils.distributed"):
             together.destroy_process_group()
     return code or 0

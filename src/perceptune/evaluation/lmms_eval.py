@@ -14,7 +14,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
-from perceptune.data.media.source import to_rgb
+from perceptune.data.media.rgb import to_rgb
 from perceptune.data.media.suffixes import MODALITIES, modality_of
 from perceptune.errors import UserError
 from perceptune.models.base import AdaptedModel

@@ -14,10 +14,9 @@ from typing import Any, BinaryIO
 import soundfile
 
 from perceptune.data.media.audio import read_audio, read_audio_header
-from perceptune.data.media.source import image_size
+from perceptune.data.media.source import image_size, open_within
 from perceptune.data.media.video import describe_video, read_frames
 from perceptune.errors import UserError
-from perceptune.serving.shrinking import open_within
 
 MEMORY = 4 * 2**30  # address space
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from perceptune.data.media.source import MediaError, opened_image, upright_rgb
+from perceptune.data.media.rgb import upright_rgb
+from perceptune.data.media.source import MediaError, opened_image
 
 _FORMATS = ("WEBP", "PNG", "AVIF")  # in other formats, several images in a file are pages or sizes of one image
 _UNSAID = 100  # milliseconds of a frame without a duration, as in browsers

@@ -6,7 +6,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,14 +17,17 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from perceptune.data import storage
-from perceptune.data.media.bit_depth import eight_bits, looks_empty, redecoded
+from perceptune.data.media.bit_depth import looks_empty, redecoded
 from perceptune.data.media.file_types import HEAD, is_heic, refusal
 from perceptune.data.media.png_chunks import SIGNATURE, without_long_texts
+from perceptune.data.media.rgb import is_deep, to_rgb, turn_of, upright_rgb
+from perceptune.data.media.shrinking import MAX_DECODED_BYTES, count_shrunk, decoded_bytes, divisor_of, shrunk
 from perceptune.data.media.suffixes import MAX_PIXELS as MAX_PIXELS
 from perceptune.errors import UserError
 from perceptune.types import Medium, Member
 from perceptune.utils.paths import hint
 
+MAX_HEADER_PIXELS = 1_000_000_000  # of an image that is scaled down while it is decoded
 Resize = Literal["squash", "crop", "published"]
 Size = tuple[int, int]  # (height, width)
 Extent = int | Size  # the shortest edge, or (height, width)
@@ -34,12 +37,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _READ = (*FORMATS, "HEIC")
 # Augmented views: ranges of the area's fraction and of the change in aspect ratio.
 VIEW = {"scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3)}
-_TURN = Image.Transpose
-# Not `ImageOps.exif_transpose`, which also rewrites the EXIF block and fails on blocks that can be read.
-_ORIENTATIONS: dict[Any, Image.Transpose] = {
-    2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
-    6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
-}  # fmt: skip
 # Errors that damaged files raised, those that Pillow expects of its plugins, and warnings, in case the caller has
 # turned them into errors.
 _DAMAGE = (
@@ -87,23 +84,54 @@ def content(medium: Medium, name: str | None = None) -> bytes:
     return data
 
 
-def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_HEADER_PIXELS) -> Image.Image:
     """Read an image as it should be displayed: RGB, upright, transparency on white, first frame or page of several.
 
-    `name` identifies the medium in messages (default: its location, or `image` for bytes). Raises `MediaError`.
+    One of more than `MAX_PIXELS` is scaled down while it is decoded; `print_shrunk` prints their number. `name`
+    identifies the medium in messages (default: its location, or `image` for bytes). Raises `MediaError`.
     """
+    image, divisor = _decoded(medium, name, max_pixels, MAX_PIXELS)
+    if divisor > 1:
+        count_shrunk(medium)
+    return image
+
+
+def open_within(medium: Medium, name: str | None = None, *, max_pixels: int, within: int) -> Image.Image:
+    """Return an image as `open_image` does, one of more than `within` pixels divided by a whole number."""
+    return _decoded(medium, name, max_pixels, within)[0]
+
+
+def _decoded(medium: Medium, name: str | None, max_pixels: int, within: int) -> tuple[Image.Image, int]:
+    """Return an image, and the number by which its sides were divided."""
     with opened_image(medium, name, max_pixels=max_pixels) as image:
-        return _whole(image, medium)
+        divisor = _divisor(image, within, name or label(medium))
+        if divisor == 1:
+            return _whole(image, medium), 1
+        return shrunk(image, within) or _whole(image, medium).reduce(divisor), divisor
 
 
-def image_size(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Size:
+def _divisor(image: Image.Image, within: int, shown: str) -> int:
+    """Return the divisor of a large image's sides. Raises `MediaError` for one that needs too much memory."""
+    width, height = image.size
+    divisor = divisor_of(image.size, within)
+    if divisor > 1 and (needed := decoded_bytes(image, within)) > MAX_DECODED_BYTES:
+        told = f"{width} x {height} pixels take {needed / 2**30:.1f} GiB when decoded"
+        raise MediaError(f"{shown}: {told}; allowed are {MAX_DECODED_BYTES / 2**30:.0f} GiB")
+    return divisor
+
+
+def image_size(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_HEADER_PIXELS) -> Size:
     """Read (height, width) from the header without decoding. Raises `MediaError` if it is not an image."""
     with opened_image(medium, name, max_pixels=max_pixels) as image:
-        return image.height, image.width
+        size = image.height, image.width
+        _divisor(image, MAX_PIXELS, name or label(medium))
+        return size
 
 
 @contextmanager
-def opened_image(medium: Medium, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def opened_image(
+    medium: Medium, name: str | None = None, *, max_pixels: int = MAX_HEADER_PIXELS
+) -> Iterator[Image.Image]:
     """Open an image and check its header; errors of damaged files inside the block become `MediaError`."""
     shown, head = name or label(medium), b""
     try:
@@ -111,7 +139,7 @@ def opened_image(medium: Medium, name: str | None = None, *, max_pixels: int = M
             head = file.read(HEAD)
             formats = _formats(head, shown)
             file.seek(0)
-            image = Image.open(without_long_texts(file) if head.startswith(SIGNATURE) else file, formats=formats)
+            image = _opener(without_long_texts(file) if head.startswith(SIGNATURE) else file, formats)
             width, height = image.size  # from the header: nothing is decoded yet
             if not 0 < width * height <= max_pixels:
                 raise MediaError(f"{shown}: {width} x {height} pixels; allowed are 1 to {max_pixels:,}")
@@ -138,6 +166,23 @@ def _formats(head: bytes, shown: str) -> tuple[str, ...]:
     return ("HEIF",)
 
 
+def _opener(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
+    """Open an image as `Image.open` does, without its limit on pixels, which the caller checks."""
+    Image.preinit()
+    if not {*formats} <= Image.OPEN.keys():
+        Image.init()
+    prefix = file.read(16)
+    for kind in formats:
+        factory, accept = Image.OPEN[kind]
+        accepted = accept is None or accept(prefix)
+        if not accepted or isinstance(accepted, str):  # a string says why the format is not supported here
+            continue
+        file.seek(0)
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):
+            return factory(file, "")
+    raise UnidentifiedImageError
+
+
 @dataclass(frozen=True)
 class View:
     """An augmented view of an image: a random crop, perhaps mirrored, the same for the same `seed`."""
@@ -153,7 +198,7 @@ class View:
         height = min(image.height, max(1, round(math.sqrt(image.width * image.height * area / ratio))))
         left, top = chance.randint(0, image.width - width), chance.randint(0, image.height - height)
         image = image.crop((left, top, left + width, top + height))
-        return image.transpose(_TURN.FLIP_LEFT_RIGHT) if self.flip and chance.random() < 0.5 else image
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip and chance.random() < 0.5 else image
 
 
 @dataclass(frozen=True)
@@ -263,45 +308,10 @@ def _opened(medium: Medium, label: str) -> BinaryIO:
         raise MediaError(f"{label}: cannot be read ({error.strerror}){about}") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an RGB copy without its file, transparency on white. Raises `ValueError` if a palette is missing."""
-    if image.mode.startswith(("I", "F")):  # Pillow's conversion would limit these to 255
-        values, key = np.asarray(image), image.info.get("transparency")
-        image = Image.fromarray(eight_bits(values))
-        if isinstance(key, int):  # the value that is transparent
-            image.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
-    if image.mode in ("P", "PA") and image.palette is None:
-        raise ValueError("colours by number, and no table of them")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Return the current frame of an opened image: RGB, upright, transparency on white."""
-    turn = None if image.format == "TIFF" else _turn(image)  # Pillow rotates a TIFF image itself
-    image.load()
-    return to_rgb(image if turn is None else image.transpose(turn))
-
-
 def _whole(image: Image.Image, medium: Medium) -> Image.Image:
-    deep, turn = is_deep(image), _turn(image)
+    deep, turn = is_deep(image), turn_of(image)
     image.load()
     if not deep or not looks_empty(image):
         return upright_rgb(image)
     again = redecoded(image, content(medium))
     return to_rgb(again if turn is None else again.transpose(turn))
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    return _ORIENTATIONS.get(image.getexif().get(0x0112))
-
-
-def is_deep(image: Any) -> bool:
-    """Return whether an opened image that is not decoded yet has several channels of 16 bits.
-
-    Pillow keeps only the upper byte of those.
-    """
-    return image.mode in ("LA", "RGB", "RGBA", "RGBX") and any(";16" in str(tile[3]) for tile in image.tile)

@@ -20,7 +20,8 @@ from PIL import Image
 
 from perceptune.data.media.animation import chosen, durations, frames_of
 from perceptune.data.media.file_types import HEAD, is_image, kind_of, refusal
-from perceptune.data.media.source import MAX_PIXELS, MediaError, content, label, open_image, opened_image, to_rgb
+from perceptune.data.media.rgb import to_rgb
+from perceptune.data.media.source import MAX_PIXELS, MediaError, content, label, open_image, opened_image
 from perceptune.types import Medium
 
 # Containers that FFmpeg may open. Others can refer to further files and addresses (playlists, concat lists).
