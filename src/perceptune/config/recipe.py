@@ -182,7 +182,8 @@ def file_keys(task: dict[str, Any]) -> list[str]:
     from perceptune.config.registry import leaf
 
     fields = leaf("tasks", str(task.get("name"))).module.TASK.Options.model_fields
-    return [key for key in task if key in fields and "Path" in str(fields[key].annotation) and task[key] is not None]
+    named = {key for key, field in fields.items() if "Path" in str(field.annotation)}
+    return [key for key in task if key in named and isinstance(task[key], str | Path)]
 
 
 def absolute_files(task: dict[str, Any]) -> dict[str, Any]:

@@ -109,6 +109,15 @@ class Record(NamedTuple):
                 raise self.error(f"`{key}` holds no text: {short(repr(target))}", "empty-target")
         return tuple(targets)
 
+    def gather(self, keys: Sequence[str]) -> Any:
+        """Return the value of one key as it is, or the values of several as one list. Raises `RowError` without any."""
+        if not self.values.keys() & set(keys):
+            raise self.lacks(keys)
+        given = [self.values[key] for key in keys if self.values.get(key) is not None]
+        if len(keys) == 1:
+            return given[0] if given else None
+        return [item for value in given for item in (value if isinstance(value, list) else [value])]
+
     def items(self, key: str, text: str) -> list[str]:
         """Return the items of a list written as text, else the text itself."""
         try:

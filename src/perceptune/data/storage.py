@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 from fsspec.core import split_protocol, url_to_fs
 from fsspec.registry import known_implementations
 
+from perceptune.data.media.suffixes import is_hidden
 from perceptune.errors import NotWritableError, UserError
 from perceptune.types import Member
 from perceptune.utils import downloads
@@ -38,6 +39,25 @@ def expand(pattern: str) -> list[str]:
     A name without these is returned even if it does not exist. Raises `UserError` for a pattern that matches no file.
     """
     return list(dict.fromkeys(address for name in _braces(pattern) for address in _glob(name)))
+
+
+def files_in(address: str, suffix: str) -> list[str] | None:
+    """Return the files with this suffix in a folder, sorted, without hidden ones; None if the address is no folder.
+
+    An address of the web is a folder only if it ends with a slash, because looking would fetch a whole file.
+    """
+    if is_local(address):
+        folder = given_path(address).absolute()
+        found = map(str, folder.iterdir()) if folder.is_dir() else None
+    elif (address.startswith("http") and not address.endswith("/")) or re.search(r"[*?\[{]", address):
+        return None
+    else:
+        files, path = _filesystem(address)
+        with _clear_errors(address):
+            found = map(files.unstrip_protocol, files.ls(path, detail=False)) if files.isdir(path) else None
+    if found is None:
+        return None
+    return sorted(name for name in found if name.endswith(suffix) and not is_hidden(name.rpartition("/")[2]))
 
 
 def is_local(address: str) -> bool:

@@ -15,11 +15,11 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from perceptune.data import storage
 from perceptune.data.media.suffixes import is_hidden
-from perceptune.data.records import utf8
+from perceptune.data.records import RowError, utf8
 from perceptune.errors import UserError
 from perceptune.utils.run_log import progress
 
-_FORMAT = 2  # increase it when the lines of an index change
+_FORMAT = 3  # increase it when the lines of an index change
 _THREADS = 16  # more than cores, because they mostly wait for the network
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # sample, dot, part of the sample
 
@@ -27,7 +27,7 @@ _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # sample, dot, part of the sam
 class IndexedShard(NamedTuple):
     """An archive and its index: a text file with one JSON object per sample.
 
-    `{"name": "000123", "parts": {"jpg": [offset, size]}, "texts": {"json": "..."}}`
+    `{"name": "000123", "parts": {"jpg": [offset, size]}, "texts": {"json": "..."}, "unread": {"txt": "not UTF-8"}}`
     """
 
     address: str
@@ -66,15 +66,29 @@ def _lines(address: str, size: int, texts: Sequence[str]) -> Iterator[bytes]:
             seen.add(name)
             parts: dict[str, list[int]] = {}
             contents: dict[str, str] = {}
+            unread: dict[str, str] = {}  # part -> why it is no text
             for _, part, info in group:
                 if part in parts:
                     raise UserError(f"{where}: two members are called `{name}.{part}`")
                 parts[part] = [info.offset_data, info.size]
                 if part in texts:
                     file.seek(info.offset_data)
-                    contents[part] = utf8(file.read(info.size), f"{where}, `{part}`")
-            line: dict[str, Any] = {"name": name, "parts": parts, "texts": contents}
+                    try:
+                        contents[part] = utf8(file.read(info.size), f"{where}, `{part}`")
+                    except RowError as error:
+                        unread[part] = str(error)
+            line: dict[str, Any] = {"name": name, "parts": parts, "texts": contents, "unread": unread}
             yield json.dumps(line, separators=(",", ":")).encode() + b"\n"
+
+
+def count_samples(shards: Sequence[IndexedShard]) -> int:
+    """Return the number of samples of all shards."""
+    total = 0
+    for shard in shards:
+        with shard.lines.open("rb") as file:
+            while block := file.read(2**20):
+                total += block.count(b"\n")
+    return total
 
 
 def _members(file: BinaryIO, address: str, size: int) -> Iterator[tuple[str, str, tarfile.TarInfo]]:

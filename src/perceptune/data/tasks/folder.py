@@ -226,7 +226,8 @@ class Folder(base.Converted):
         prompt, name, targets = self._options.prompt_key, self._options.id_key, self._target_keys(row)
         known = (*self._file_keys, prompt, name, *targets)
         values = {key: value for key, value in row.values.items() if key not in known} | media
-        values |= {"id": row.values.get(name), "targets": _targets(row, targets)}
+        lacks = len(targets) < 2 and not any(key in row.values for key in targets)
+        values |= {"id": row.values.get(name), "targets": None if lacks else row.gather(targets)}
         if row.values.get(prompt) is not None:
             values["prompt"] = row.values[prompt]
         elif not self.may_lack_prompt:
@@ -258,16 +259,6 @@ def _by_case(rows: Iterable[Record], names: Sequence[str]) -> Iterator[Record]:
             name = key if key in names else known.get(key.lower(), key)
             values[key if name in row.values or name in values else name] = value
         yield row._replace(values=values)
-
-
-def _targets(row: Record, keys: Sequence[str]) -> Any:
-    """Return the targets at one key as they are, or those of several keys as one list."""
-    if len(keys) < 2:
-        return row.values.get(keys[0]) if keys else None
-    if not row.values.keys() & set(keys):
-        raise row.lacks(keys)
-    given = [row.values[key] for key in keys if row.values.get(key) is not None]
-    return [item for value in given for item in (value if isinstance(value, list) else [value])]
 
 
 def _require_no_splits(path: Path, split: str) -> None:
