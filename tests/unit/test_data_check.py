@@ -258,7 +258,7 @@ def test_a_wrong_call_is_no_finding(desk: Path, arguments: Any, message: str, mo
         validate_dataset(source.replace("desk", desk.name), *rest[:1], split=rest[1] if len(rest) > 1 else None)
 
 
-def test_readers_of_other_tasks_are_checked_as_far_as_they_read(desk: Path) -> None:
+def test_shards_are_checked_to_their_end(desk: Path) -> None:
     import tars
 
     picture = (desk / "a.png").read_bytes()
@@ -268,8 +268,10 @@ def test_readers_of_other_tasks_are_checked_as_far_as_they_read(desk: Path) -> N
     recipe.write_text("task: {name: webdataset, train: a.tar}\n")
     options = CheckOptions(tokens=False)
     assert counts(validate_dataset(str(recipe), options=options)) == {"broken-medium": 1}
-    (desk / "a.tar").write_bytes(tars.archive([*members, ("3.png", picture), ("3.json", b"{}")]))
-    assert counts(validate_dataset(str(recipe), options=options)) == {"missing-key": 1}
+    (desk / "a.tar").write_bytes(tars.archive([("3.png", picture), ("3.json", b"{}"), *members, ("4.png", picture)]))
+    found = validate_dataset(str(recipe), options=options)
+    assert counts(found) == {"missing-key": 1, "no-targets": 1, "broken-medium": 1}
+    assert (found.report["splits"]["train"]["rows"], found.report["splits"]["train"]["bad_rows"]) == (2, 2)
 
 
 def late(seconds: float) -> bytes:
