@@ -70,8 +70,7 @@ def test_ids_that_repeat_can_be_numbers_instead(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"conversations": says("<image>What?", "a")}, "1 `<image>` in the conversation, but 0 image given"),
-        ({**TALK, "conversations": says("What?", "a")}, "0 `<image>` in the conversation, but 1 image given"),
+        ({"conversations": says("<image>What?", "a")}, "1 `<image>` in a turn, but 0 image given"),
         ({**TALK, "conversations": says("<image><image>", "a")}, "2 `<image>` .* but 1"),
         ({**TALK, "conversations": says("<image>What?")}, "no question with an answer"),
         ({**TALK, "conversations": says("<image>What?", " .")}, "`targets` holds no text"),
@@ -79,8 +78,7 @@ def test_ids_that_repeat_can_be_numbers_instead(tmp_path: Path) -> None:
         ({**TALK, "conversations": ["a"]}, r"`conversations\[0\]` is a string, not an object"),
         ({**TALK, "conversations": [{"form": "human", "value": ""}]}, r"`conversations\[0\]`: no key `from`.*mean"),
         ({**TALK, "conversations": [{"from": "humn", "value": ""}]}, "unknown `from` `humn`; did you mean `human`"),
-        ({"image": "a.jpg", "conversation": []}, r"no key `conversations`, but `conversation`; did you mean"),
-        ({**TALK, "image": ["a.jpg"]}, "`image` is a list, not a string"),
+        ({"image": "a.jpg", "conversatons": []}, r"no key `conversations`, but `conversatons`; did you mean"),
         ({**TALK, "image": "b.jpg"}, r"cannot read `image` b\.jpg"),
         ({**TALK, "image": "http://a.org/b.jpg"}, "`image` is an address"),
         ({**TALK, "weight": float("nan")}, "NaN is no number in JSON"),
@@ -124,11 +122,9 @@ def test_messages(tmp_path: Path) -> None:
     [
         (chat("a", "b", images=["a.jpg", "a.jpg"]), "more than one image"),
         (chat("<image><image>a", "b", images=["a.jpg"]), "2 `<image>` .* but 1"),
-        (chat("a", "b", images="a.jpg"), "`images` is a string, not a list"),
         (chat("a", "b", images=[3]), r"`images\[0\]` is a number"),
-        (chat("a", 3), "`content` is a number"),
         (chat([{"type": "imge"}], "b"), r"`content\[0\]`: unknown type `imge`; did you mean `image`"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "unknown `role` `tool`"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "turns of tools are not read"),
     ],
 )
 def test_errors_in_messages_name_the_line(row: Any, message: str, tmp_path: Path) -> None:

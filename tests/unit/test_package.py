@@ -198,12 +198,12 @@ def test_files_stay_small() -> None:
     assert {str(p.relative_to(SOURCE)): n for p, n in lines.items() if n > 320} == {}
 
 
-# Prompts of papers and of the demo, models, libraries, gradient clipping, a setting in the keys of feature caches.
+# Prompts of papers and the demo, placeholders, models, libraries, gradient clipping, a setting in keys of feature caches.
 OTHER_SENSES = (
     "in the picture?", "this picture?", '"Describe the ', '("sound", ', '"picture": self', "sounds right", "HEIC photo",
     "soundfile", "libsndfile", "CLIP", "Photoshop", "YouTubeClips", "clip_vision", '("clip"', "class Clip", "= Clip",
     "clip: float", ".clip(", "def clip(", "config.clip", "train.clip", "clip_grad", "clipping",
-    "clipboard", "clip-path", "Take a photo", "photo.jpg",
+    "Picture|Image", "sound|speech", "clipboard", "clip-path", "Take a photo", "photo.jpg",
 )  # fmt: skip
 
 

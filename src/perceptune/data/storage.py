@@ -132,6 +132,24 @@ def derived(source: str, version: str, chunks: Callable[[], Iterable[bytes]]) ->
         return _derived_in(downloads.scratch_dir() / "index", name, _digest(version), chunks)
 
 
+def store(data: bytes) -> Path:
+    """Return a file in the cache with these bytes, named after their hash; temporary as in `derived`."""
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        return _store_in(downloads.cache_dir(), digest, data)
+    except NotWritableError:
+        return _store_in(downloads.scratch_dir(), digest, data)
+
+
+def _store_in(cache: Path, digest: str, data: bytes) -> Path:
+    path = cache / "index" / "media" / digest[:2] / digest  # removed with the rows in `index` that name it
+    with downloads.clear_os_errors():
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, [data])
+    return path
+
+
 def _derived_in(folder: Path, name: str, version: str, chunks: Callable[[], Iterable[bytes]]) -> Path:
     path = folder / f"{name}-{version}"
     with downloads.clear_os_errors():

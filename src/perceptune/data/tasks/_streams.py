@@ -13,7 +13,7 @@ from perceptune.data.records import Record, json_type, parse
 from perceptune.data.tasks._files import plain, reading
 from perceptune.errors import UserError
 
-_FORMAT = 2  # increase it when the rows of readers change
+_FORMAT = 3  # increase it when the rows of readers change
 
 
 def json_objects(path: Path) -> Iterator[Record]:

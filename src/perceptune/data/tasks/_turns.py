@@ -1,27 +1,30 @@
 """Conversations as rows: one for each answer, with the previous turns."""
 
-import re
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
+from perceptune.data.lazy_rows import LazyRow
 from perceptune.data.media.suffixes import MODALITIES
-from perceptune.data.records import Record, json_type
-from perceptune.data.tasks._lazy_rows import Converted
+from perceptune.data.records import Record
+from perceptune.data.tasks._chat_rows import Turn, chat_of, media_beside
+from perceptune.data.tasks._lazy_rows import KEYS, Converted
 from perceptune.data.tasks._streams import json_objects
-from perceptune.errors import nearest
+from perceptune.data.tasks._tags import TAG, check_tags, same_name, unify_tags
+from perceptune.errors import UserError, nearest
 
-_TAG = re.compile(rf"<({'|'.join(MODALITIES)})>[ \t]*\n?")
-
-
-class Turn(NamedTuple):
-    """One turn of a conversation."""
-
-    answers: bool  # whether it is the model's turn
-    text: str
+_NOTED = "perceptune:noted"  # key of a converted row with the notes of its conversation
+# What is said of conversations, with their number: of one and of several.
+_NOTES = {
+    "begins": ("1 conversation begins with the model, whose", "{:,} conversations begin with the model, whose",
+               " first turn is left out"),
+    "rejected": ("1 conversation has", "{:,} conversations have", " rejected answers, which are not read"),
+    "named": ("1 conversation names", "{:,} conversations name",
+              " another file in its text than beside it, which is the one read"),
+}  # fmt: skip
 
 
 class Talk(NamedTuple):
@@ -29,13 +32,14 @@ class Talk(NamedTuple):
 
     media: Mapping[str, str]  # modality -> file
     turns: Sequence[Turn]
-    meta: Mapping[str, Any]
+    meta: dict[str, Any]
+    notes: Sequence[str]  # keys of `_NOTES`
 
 
 class Conversations(Converted):
     """Conversations with one sample per answer. Its prompt is the question after all previous turns, one per line.
 
-    A medium belongs to the turn with its tag (`<image>`) and all later ones; without a tag, to all turns.
+    A medium belongs to the first turn with its tag (`<image>`) and all later ones; without a tag, to all turns.
     """
 
     class Options(Converted.Options):
@@ -44,76 +48,105 @@ class Conversations(Converted):
         turns: Literal["each", "first", "last"] = Field("each", description="which answers become samples")
         history: bool = Field(True, description="put earlier turns before the question")
         parse_lists: bool = Field(False, description="read an answer that is a list written as text as several targets")
+        image_key: str | None = Field(None, description="key of the image's file; None = `image` or `images`")
+        audio_key: str | None = Field(None, description="key of the audio file; None = `audio` or `audios`")
+        video_key: str | None = Field(None, description="key of the video's file; None = `video` or `videos`")
 
-    strict_tags = True  # whether every medium must have its tag
+    turns_key: ClassVar[str]  # key of the turns, which goes before the other keys of turns
 
-    @abstractmethod
-    def talk(self, record: Record) -> Talk:
-        """Parse the conversation of a row. Raises `UserError` naming the mistake."""
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self._chosen = {m: key for m in MODALITIES if (key := getattr(options, f"{m}_key")) is not None}
+        self._media_keys = {m: (self._chosen[m],) if m in self._chosen else (m, f"{m}s") for m in MODALITIES}
+        self._counts: dict[str, Counter[str]] = {}
+        self._counted: dict[str, int] = {}  # last line whose notes were counted
 
     def rows(self, path: Path, split: str) -> Iterator[Record]:
+        unseen, record = dict(self._chosen), None
         for record in json_objects(path):
-            talk = self.talk(record)
-            tags = _tags(talk)
-            self._check_tags(record, talk, tags)
-            rows = list(self._answers(record, talk, bool(tags)))
+            unseen = {modality: key for modality, key in unseen.items() if key not in record.values}
+            talk = self._talk(record)
+            rows = list(self._answers(record, talk))
             if not rows:
                 raise record.error("no question with an answer in the conversation")
-            chosen = {"each": slice(None), "first": slice(1), "last": slice(-1, None)}[self._options.turns]
-            yield from (record._replace(values=row) for row in rows[chosen])
+            rows = rows[{"each": slice(None), "first": slice(1), "last": slice(-1, None)}[self._options.turns]]
+            if talk.notes:
+                rows[0][_NOTED] = talk.notes
+            yield from (record._replace(values=row) for row in rows)
+        if record and unseen:
+            modality, key = next(iter(unseen.items()))
+            near = nearest(key, record.values)
+            raise UserError(f"{path}: no row has the key `{key}` of `{modality}_key`{near}")
 
-    def _answers(self, record: Record, talk: Talk, tagged: bool) -> Iterator[dict[str, Any]]:
+    def notes(self, split: str) -> list[str]:
+        counts = self._counts.get(split, Counter())
+        return [f"{(one if counts[kind] == 1 else many).format(counts[kind])}{rest}"
+                for kind, (one, many, rest) in _NOTES.items() if counts[kind]]  # fmt: skip
+
+    def _record(self, row: LazyRow, split: str) -> Record | None:
+        record = super()._record(row, split)
+        if record is not None:
+            noted = record.values.pop(_NOTED, ())
+            if row.line > self._counted.get(split, 0):  # rows are first read in order, later in any
+                self._counted[split] = row.line
+                self._counts.setdefault(split, Counter()).update(noted)
+        return record
+
+    def _talk(self, record: Record) -> Talk:
+        """Parse the conversation of a row. Raises `UserError` naming the mistake."""
+        chat = chat_of(record, self.turns_key)
+        turns, notes = _begin(record, chat.turns)
+        media = _one_each(record, [*media_beside(record, self._media_keys), *chat.media])
+        places = [index for index, turn in enumerate(turns) if turn.role != "model"]  # in answers tags are text
+        tagged = unify_tags(record, [turns[index].text for index in places], media)
+        for index, text in zip(places, tagged.texts, strict=True):
+            turns[index] = turns[index]._replace(text=text)
+        named = _one_each(record, [(modality, [name]) for modality, name in tagged.named if modality not in media])
+        check_tags(record, tagged.texts, media | named)
+        if any(modality in media and not same_name(name, media[modality]) for modality, name in tagged.named):
+            notes.append("named")
+        if "rejected" in chat.keys and record.values.get("rejected") is not None:
+            notes.append("rejected")
+        known = {*KEYS, *chat.keys, *(key for keys in self._media_keys.values() for key in keys)}
+        meta = {key: value for key, value in record.values.items() if key not in known}
+        return Talk(media | named, turns, meta, notes)
+
+    def _answers(self, record: Record, talk: Talk) -> Iterator[dict[str, Any]]:
         """Yield the rows of all answers; the first has the id of the conversation."""
         name, said, asked, number = record.values.get("id"), list[str](), False, 0
-        seen: set[str] = set() if tagged else set(talk.media)
+        tags = {tag for turn in talk.turns if turn.role != "model" for tag in TAG.findall(turn.text)}
+        seen = set(talk.media) - tags
         for turn in talk.turns:
-            seen |= talk.media.keys() & set(_TAG.findall(turn.text))
-            text = _TAG.sub(lambda tag: "" if tag[1] in talk.media else tag[0], turn.text).strip()
-            if turn.answers and asked:
+            text = turn.text.strip()
+            if turn.role != "model":
+                seen |= talk.media.keys() & set(TAG.findall(text))
+                text = TAG.sub(lambda tag: "" if tag[1] in talk.media else tag[0], turn.text).strip()
+            elif asked and turn.is_trained:
                 number += 1
                 media: dict[str, str | None] = {key: file for key, file in talk.media.items() if key in seen}
                 prompt = "\n".join(said if self._options.history else said[-1:])
-                row = {"id": name, **(media or {"image": None}), "prompt": prompt, "targets": text, **talk.meta}
+                row = talk.meta | {"id": name, **(media or {"image": None}), "prompt": prompt, "targets": text}
                 if number > 1:
                     row |= {"id": None if name is None else f"{name}/{number}", "turn": number}
                 yield row
-            asked = not turn.answers
+            asked = turn.role != "model"
             said.append(text)
 
-    def _check_tags(self, record: Record, talk: Talk, tags: Sequence[str]) -> None:
-        """Raise `UserError` if tags and media do not match."""
-        for modality in MODALITIES:
-            count, given = tags.count(modality), int(modality in talk.media)
-            if count != given and (count or self.strict_tags):
-                raise record.error(f"{count} `<{modality}>` in the conversation, but {given} {modality} given")
+
+def _begin(record: Record, turns: Sequence[Turn]) -> tuple[list[Turn], list[str]]:
+    """Leave out what the model says before the first question. Raises `RowError` if nobody else speaks."""
+    if turns and all(turn.role == "model" for turn in turns):
+        advice = "a caption is read by `jsonl`, as `caption` beside `image`, with `metric: CIDEr`"
+        raise record.error(f"only the model speaks in the conversation; {advice}")
+    first = next((index for index, turn in enumerate(turns) if turn.role == "user"), 0)
+    before = [turn for turn in turns[:first] if turn.role != "model"]
+    return [*before, *turns[first:]], ["begins"] if len(before) < first else []
 
 
-def _tags(talk: Talk) -> list[str]:
-    """Return all tags. Without such media, `<video>` and `<audio>` are text, as in conversations about web pages."""
-    relevant = {"image", *talk.media}
-    return [tag for turn in talk.turns for tag in _TAG.findall(turn.text) if tag in relevant]
-
-
-def turns_of(
-    record: Record, key: str, speaker: str, content: str, sides: Mapping[str, bool], text_of: Callable[[object], str]
-) -> list[Turn]:
-    """Return the turns of the list at `key`. `sides`: speaker -> whether it is the model; `text_of` reads `content`."""
-    if record.values.get(key) is None:
-        raise record.lacks([key])
-    turns = record.values[key]
-    if not isinstance(turns, list):
-        raise record.error(f"`{key}` is {json_type(turns)}, not a list")
-    found = []
-    for index, turn in enumerate(turns):
-        where = f"{key}[{index}]"
-        if not isinstance(turn, dict):
-            raise record.error(f"`{where}` is {json_type(turn)}, not an object")
-        part = Record(f"{record.where}: `{where}`", turn, (speaker, content))
-        for wanted in (speaker, content):
-            if wanted not in turn:
-                raise part.lacks([wanted])
-        name = part.text(speaker)
-        if name not in sides:
-            raise part.error(f"unknown `{speaker}` `{name}`{nearest(name, sides)}")
-        found.append(Turn(sides[name], text_of(turn[content])))
-    return found
+def _one_each(record: Record, given: Sequence[tuple[str, list[str]]]) -> dict[str, str]:
+    """Return the file of each modality, which several keys and turns may name. Raises `RowError` for several files."""
+    media: dict[str, str] = {}
+    for modality, names in given:
+        if len(names) > 1 or media.setdefault(modality, names[0]) != names[0]:
+            raise record.error(f"more than one {modality} in the conversation; a run reads one medium of each modality")
+    return media

@@ -4,6 +4,7 @@
 from perceptune.data.media.suffixes import MEDIA, MODALITIES
 from perceptune.data.tasks._canonical import to_row
 from perceptune.data.tasks._captions import Captioned, CaptionSet
+from perceptune.data.tasks._chat_rows import is_conversation
 from perceptune.data.tasks._coco import coco_rows
 from perceptune.data.tasks._files import GZIPPED, Absent, is_file, missing, plain, reading
 from perceptune.data.tasks._flickr import FlickrSet
@@ -15,6 +16,6 @@ from perceptune.data.tasks._sets import MediaSet, files_of, number_of, text_of
 from perceptune.data.tasks._sources import InvalidRows, Sources, class_name, listed_names
 from perceptune.data.tasks._streams import json_objects, parquet_rows
 from perceptune.data.tasks._task import ROUGE, Examined, GivenFiles, Task, check_split, exact_match
-from perceptune.data.tasks._turns import Conversations, Talk, Turn, turns_of
+from perceptune.data.tasks._turns import Conversations
 from perceptune.data.tasks._video_questions import VideoQuestions
 from perceptune.data.tasks._vqa_files import VQAFiles
