@@ -46,7 +46,8 @@ class ConfigSection(BaseModel):
 class LMConfig(ConfigSection):
     """The frozen language model."""
 
-    id: str = Field("default", description="`default`, a Hugging Face id or a local folder")
+    id: str = Field("default", description="`default`, a Hugging Face id, a local folder, or the folder of an adapter")
+    base: str | None = Field(None, description="base of the adapter `id`; None = the one it names")
     revision: str | None = Field(None, description="revision on the hub")
     layers: str | None = Field(None, description="dotted path of the decoder blocks, if they are not found")
     pad_token: str | None = Field(None, description="padding token, for a tokenizer without pad and end token")

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -20,10 +20,10 @@ _MAX_NAMES = 2_000
 _SHOWN = 6
 
 
-def require_model(name: str, place: Path, taken: Iterable[str] = (".json",)) -> None:
+def require_model(name: str, place: Path, taken: Iterable[str] = (".json",), *, is_lm: bool = False) -> None:
     """Raise `UserError` for a path whose file names show that it is not a model of transformers.
 
-    `taken` are suffixes of single files that are accepted as a model.
+    `taken` are suffixes of single files that are accepted as a model; with `is_lm` an adapter is accepted, too.
     """
     if place.is_file():
         if place.suffix.lower() == ".gguf":
@@ -35,7 +35,11 @@ def require_model(name: str, place: Path, taken: Iterable[str] = (".json",)) -> 
         return
     names = _names(place)
     if ADAPTER in names:
-        raise UserError(f"`{name}` is {_adapter(place)}")
+        if is_lm:
+            return
+        raise UserError(
+            f"`{name}` is {describe_adapter(read_adapter_config(place))}, not a model: {merging_advice(place)}"
+        )
     if CONFIG not in names:
         raise UserError(f"`{name}` {_without_config(place, names)}")
     for file in sorted(names):
@@ -94,18 +98,24 @@ def _names(folder: Path) -> list[str]:
     return []
 
 
-def _adapter(place: Path) -> str:
-    about: dict[str, Any] = {}
+def read_adapter_config(place: Path) -> dict[str, Any]:
+    """Read the config of an adapter; empty if it cannot be read."""
+    about: Any = {}
     with suppress(OSError, ValueError):
         about = json.loads((place / ADAPTER).read_text(encoding="utf-8"))
-    about = about if isinstance(about, dict) else {}
-    kind, base = about.get("peft_type") or "PEFT", about.get("base_model_name_or_path")
-    of = f" of `{base}`" if base else ""
+    return about if isinstance(about, dict) else {}
+
+
+def describe_adapter(about: Mapping[str, Any]) -> str:
+    """Return what an adapter with this config is."""
+    base = about.get("base_model_name_or_path")
+    return f"an adapter ({about.get('peft_type') or 'PEFT'}){f' of `{base}`' if base else ''}"
+
+
+def merging_advice(place: Path) -> str:
+    """Return how to make a model of an adapter."""
     merge = f"`AutoPeftModelForCausalLM.from_pretrained('{place}').merge_and_unload().save_pretrained('FOLDER')`"
-    return (
-        f"an adapter ({kind}){of}, not a model: merge it into its base by {merge}, save the tokenizer there, too, and "
-        f"name that folder"
-    )
+    return f"merge it into its base by {merge}, save the tokenizer there, too, and name that folder"
 
 
 def _of_gguf(folder: Path, file: str) -> str:

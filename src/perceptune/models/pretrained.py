@@ -20,11 +20,11 @@ CONFIGS = Path(__file__).parent / "published_configs"
 _FAILURES = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
 
 
-def resolve(name: str, default: str, meta: bool, *, files: Sequence[str] = ()) -> str:
+def resolve(name: str, default: str, meta: bool, *, files: Sequence[str] = (), is_lm: bool = False) -> str:
     """Return the folder or hub id for a name; `default` and the names of assets are downloaded if absent.
 
     Single files whose names end in one of `files` are accepted as models, too. Raises `UserError` for a path that does
-    not exist, and for something other than a model, e.g. an adapter.
+    not exist, and for something other than a model, e.g. an adapter, which only an LM (`is_lm`) may be.
     """
     asset = default if name == "default" else name
     if meta and (published := CONFIGS / f"{asset.replace('/', '--')}.json").is_file():
@@ -33,7 +33,7 @@ def resolve(name: str, default: str, meta: bool, *, files: Sequence[str] = ()) -
         return str(downloads.path(asset))
     place = Path(name).expanduser()
     if place.exists():
-        require_model(name, place, (".json", *files))
+        require_model(name, place, (".json", *files), is_lm=is_lm)
     elif is_path(name):
         raise UserError(missing_model(name))
     return str(place) if is_path(name) else name

@@ -59,17 +59,17 @@ def load(
     """Load the trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless `dtype` is given.
 
     `device` defaults to this process's GPU if there is one. `overrides` change `cache`, `decode` and `eval` keys for
-    this use of the run, and the locations of its base models (`lm.id`, `encoders.MODALITY.id`: same fingerprints);
-    `trust` allows its recipe to import third-party code. `run` may also be a zip file of `perceptune export`, or
-    `hf://USER/NAME` on a hub. `parts` shares frozen parts between models. With `ready=False` the caller moves the model
-    and then calls its `setup`.
+    this use of the run, and the locations of its base models (`lm.id`, `lm.base`, `encoders.MODALITY.id`: same
+    fingerprints); `trust` allows its recipe to import third-party code. `run` may also be a zip file of `perceptune
+    export`, or `hf://USER/NAME` on a hub. `parts` shares frozen parts between models. With `ready=False` the caller
+    moves the model and then calls its `setup`.
     Raises `UserError` for a folder that is not a run, of a newer format, damaged, or trained on other base models.
     """
     run = local_run(run)
     read_meta(run)
     for override in overrides:
         word = override if isinstance(override, str) else f"{override[0]}="
-        if not re.match(r"cache\.|decode\.|eval\.|lm\.id=|encoders\.\w+\.id=", word):
+        if not re.match(r"cache\.|decode\.|eval\.|lm\.(?:id|base)=|encoders\.\w+\.id=", word):
             raise UserError(
                 f"`{word}`: only `cache`, `decode` and `eval` keys of a trained run can be changed, and where its "
                 "base models lie"

@@ -135,8 +135,9 @@ def _require_fit(recipe: Recipe) -> None:
         raise UserError(f"encoders.image.id: {name} brings its own ViT; leave `id` out")
     if recipe.lm.id == "default":
         raise UserError(f"lm: {name} needs an InstructBLIP or BLIP-2: name its folder or Hugging Face id")
-    if recipe.lm.layers is not None:
-        raise UserError(f"lm.layers: not for {name}")
+    for key in ("layers", "base"):
+        if getattr(recipe.lm, key) is not None:
+            raise UserError(f"lm.{key}: not for {name}")
     if recipe.decode.length_normalization != "answer":
         raise UserError(f"decode.length_normalization: `total` is not for {name}; choose `answer`")
 

@@ -14,11 +14,11 @@ from perceptune.errors import UserError
 from perceptune.lm.architectures import attention_for
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.probe import probe
-from perceptune.lm.quantization import load_frozen
 from perceptune.methods.freeze import freeze
 from perceptune.methods.slots.base import EncoderShape, Method
 from perceptune.models.backbone import Backbone, method_options
-from perceptune.models.pretrained import DEFAULT_ENCODERS, DEFAULT_LM, load_tokenizer, loading, read_config, resolve
+from perceptune.models.lm_source import find_lm
+from perceptune.models.pretrained import DEFAULT_ENCODERS, loading, resolve
 from perceptune.models.slots.model import SlotModel, feature_stores
 from perceptune.models.text_format import TextFormat
 
@@ -76,18 +76,20 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
     """Load the frozen LM. Raises `UserError` if it is not a decoder-only LM, is not found or lacks weights."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    where = resolve(config.id, DEFAULT_LM, meta)
-    with loading(f"lm `{config.id}`", config.id):
-        published = read_config(where, config.revision)
+    source, fingerprint = find_lm(config, meta), None
+    with loading(source.title, source.name):
+        published = source.read_config()
         attention, kind = attention_for(published, config.attention), getattr(torch, dtype)
         if meta:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(published, attn_implementation=attention, dtype=kind)
         else:
-            model = load_frozen(AutoModelForCausalLM, config, where, kind, attn_implementation=attention, dtype=kind)
+            model, fingerprint = source.load(AutoModelForCausalLM, kind, attn_implementation=attention)
     # The recipe sets decoding: sampling settings stored beside a checkpoint must not change it.
     model.generation_config = GenerationConfig()
     lm = FrozenLM(model, layers=config.layers)
+    if fingerprint is not None:
+        lm.fingerprint = fingerprint
     if not meta:
         lm.capabilities = probe(lm)
     return lm
@@ -95,7 +97,7 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
 
 def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
     """Return the recipe's template with the LM's tokenizer."""
-    tokenizer = load_tokenizer(recipe.lm.id, resolve(recipe.lm.id, DEFAULT_LM, False), recipe.lm.revision)
+    tokenizer = find_lm(recipe.lm).load_tokenizer()
     rows = lm.model.get_input_embeddings().weight.shape[0]
     room = getattr(lm.config, "max_position_embeddings", None)  # positions of the LM, for prompt and answer together
     longest = None if room is None else room - recipe.decode.most_new(room)
