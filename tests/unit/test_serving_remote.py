@@ -6,8 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -17,8 +16,8 @@ from perceptune.serving.errors import ApiError
 from perceptune.serving.remote import Remote
 from perceptune.utils.addresses import is_public
 from perceptune.utils.remote import RemoteError, parse
+from web import PUBLIC, QuietHandler
 
-PUBLIC = "93.184.216.34"
 PICTURE = b"a picture" * 100
 INSIDE = (
     "127.0.0.1", "127.8.9.1", "10.0.0.1", "172.16.5.5", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
@@ -28,7 +27,7 @@ INSIDE = (
 )  # fmt: skip
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """Does what its path says."""
 
     def do_GET(self) -> None:
@@ -66,13 +65,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_missing(self) -> None:
         self.send_error(404)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def handle(self) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):
-            super().handle()
 
 
 class Web:

@@ -42,6 +42,11 @@ class Parser(argparse.ArgumentParser):
         """Add the flag of commands that load a run, whose recipe may be untrusted."""
         self.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
 
+    def add_fetch_media(self) -> None:
+        """Add the flag of commands that read data sets."""
+        told = "fetch media at http(s) addresses in rows into perceptune's cache, each once"
+        self.add_argument("--fetch-media", action="store_true", help=told)
+
     def add_json(self) -> None:
         """Add the flag for machine-readable output."""
         self.add_argument("--json", action="store_true", help="print JSON")

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from perceptune.data.answer_cleaning import AnswerCleaning
 from perceptune.data.lazy_rows import LazyRow
 from perceptune.data.media.animation import moves
+from perceptune.data.media.remote_media import RemoteMedia
 from perceptune.data.media.source import content, label
 from perceptune.data.media.suffixes import EITHER, MEDIA, PassedOver, modality_of, suffix_of, walk
 from perceptune.data.records import parse
@@ -58,13 +60,13 @@ class _Request:
 def predict(
     run: str | Path, source: str | Path, out: str | Path | None = None, *, prompt: str | None = None,
     batch_size: int | None = None, trust: bool = False, overrides: Sequence[str] = (),
-    join_timeout: float | None = None,
+    join_timeout: float | None = None, fetch_media: bool = False,
 ) -> Predicted:  # fmt: skip
     """Append an answer to every row of `source` to the JSONL file `out`; existing rows are kept.
 
     `prompt` is used for rows without one. Features are not cached on disk unless `overrides` set `cache.features=disk`.
-    `join_timeout` as in `train`. Raises `UserError` if `out` contains rows of another input, model, prompt or decoding,
-    or if another process is writing it.
+    `fetch_media` fetches media at http(s) addresses. `join_timeout` as in `train`. Raises `UserError` if `out` contains
+    rows of another input, model, prompt or decoding, or if another process is writing it.
     """
     if is_address(run) and out is None:
         raise UserError(f"{run}: answers of a run on a hub need a file: name one (`out`, --out)")
@@ -79,7 +81,7 @@ def predict(
         if world.is_sharded:
             raise UserError("accelerate: `predict` gives every process the whole LM: leave out FSDP")
         passed = PassedOver()
-        rows = _rows(source, prompt, model, passed)
+        rows = _rows(source, prompt, model, passed, RemoteMedia() if fetch_media else None)
         cleaning = cleaning_of(model)
     if world.size > 1:
         model.place(world)
@@ -120,12 +122,17 @@ def _answer_all(
     return Predicted(target, number, errors, done)
 
 
-def _rows(source: Path, prompt: str | None, model: AdaptedModel, passed: PassedOver) -> Iterator[_Request]:
+def _rows(
+    source: Path, prompt: str | None, model: AdaptedModel, passed: PassedOver, remote: RemoteMedia | None
+) -> Iterator[_Request]:
     """Yield the rows of the input; skipped files of a folder are counted. Raises `UserError` if there is none."""
     asks = "{prompt}" in model.recipe.text.template
     is_folder, known = source.is_dir(), [*model.stores]
     if not is_folder and _modality_of(source, known) is None:
-        return _records(source, plain(source), prompt, asks)
+        read = partial(_records, source, plain(source), prompt, asks, remote)
+        if remote is not None:
+            remote.fetch_for(read, str(source), None)
+        return read()
     if asks and prompt is None:
         raise UserError(f"{source}: files hold no question, and this run's template wants one: give --prompt")
     files = _files(source, known, passed) if is_folder else iter([(source, str(_modality_of(source, known)))])
@@ -160,7 +167,9 @@ def _modality_of(file: Path, known: Collection[str]) -> str | None:
     return modality
 
 
-def _records(source: Path, file: Path, prompt: str | None, asks: bool) -> Iterator[_Request]:
+def _records(
+    source: Path, file: Path, prompt: str | None, asks: bool, remote: RemoteMedia | None
+) -> Iterator[_Request]:
     with file.open("rb") as lines:
         for number, text in enumerate(lines, 1):
             name = f"row-{number:06d}"
@@ -173,7 +182,8 @@ def _records(source: Path, file: Path, prompt: str | None, asks: bool) -> Iterat
                     record.values["prompt"] = prompt
                 targets = record.targets(["targets"], str.strip, needed=False)
                 question = record.prompt("prompt", allow_empty=not asks)
-                yield _Request(name, Sample(name, media_of(record, source.parent), question, targets, record.meta()))
+                media = media_of(record, source.parent, remote)
+                yield _Request(name, Sample(name, media, question, targets, record.meta()))
             except UserError as error:
                 yield _Request(name, None, str(error))
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
-from perceptune.data.media.suffixes import MAX_PIXELS
+from perceptune.data.media.suffixes import MAX_MIB, MAX_PIXELS
 from perceptune.errors import UserError
 
 MIB = 2**20
@@ -23,13 +23,13 @@ class Limits:
     body_seconds: float = _limit(30, "timeout for receiving a request in seconds")
     parts: int = _limit(16, "largest number of parts in a message")
     text_chars: int = _limit(32_768, "longest question in characters")
-    image_mb: float = _limit(24, "largest image file in MiB")
+    image_mb: float = _limit(MAX_MIB["image"], "largest image file in MiB")
     image_pixels: int = _limit(MAX_PIXELS, "most pixels of an image")
     image_kept_pixels: int = _limit(16_800_000, "pixels to which a larger image is scaled down when decoded")
     image_side: int = _limit(4, "smallest width and height of an image")
-    audio_mb: float = _limit(25, "largest audio file in MiB")
+    audio_mb: float = _limit(MAX_MIB["audio"], "largest audio file in MiB")
     audio_seconds: float = _limit(120, "longest audio in seconds")
-    video_mb: float = _limit(64, "largest video file in MiB (inside a request, --body-mb applies, too)")
+    video_mb: float = _limit(MAX_MIB["video"], "largest video file in MiB (inside a request, --body-mb applies, too)")
     video_seconds: float = _limit(600, "longest video in seconds")
     video_frames: int = _limit(32, "most frames that a run may sample from a video")
     video_encoded_frames: int = _limit(100_000, "most frames of a video file")

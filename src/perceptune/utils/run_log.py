@@ -90,6 +90,11 @@ class Progress:
         if self._timed and self._done - self._first == self._timed:
             self._say_time_left((time.monotonic() - self._began) / self._timed)
 
+    def expect(self, more: int) -> None:
+        """Add `more` steps to the total."""
+        self._total += more
+        self.bar.update(self.task, total=self._total)
+
     def _say_time_left(self, seconds: float) -> None:
         left = (self._total - self._done) * seconds
         if left > WORTH_SAYING:

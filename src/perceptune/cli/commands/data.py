@@ -36,6 +36,7 @@ def _add_check(check: Parser) -> None:
     check.add_argument("source", metavar="FILE|RECIPE", help="a file with one JSON object per line, or a recipe")
     check.add_overrides("recipe keys")
     check.add_argument("--split", help="split to check (default: all); of a FILE, its split (default: train)")
+    check.add_fetch_media()
     check.add_argument("--decode", action="store_true", help="decode media as training does, instead of opening them")
     check.add_argument("--contents", action="store_true", help="find media with identical bytes, too")
     check.add_argument("--no-tokens", action="store_true", help="count words, without loading a recipe's tokenizer")
@@ -50,6 +51,7 @@ def _add_convert(convert: Parser) -> None:
     convert.add_overrides("recipe keys, such as task.train=FILE")
     convert.add_argument("--to", required=True, metavar="FILE", help="file to write; `.gz` compresses it")
     convert.add_argument("--split", help="split to write; required if there are several")
+    convert.add_fetch_media()
     convert.add_argument("--absolute", action="store_true", help="write absolute media paths instead of relative ones")
     convert.add_argument("--media", metavar="DIR", help="folder for media extracted from archives")
 
@@ -58,6 +60,10 @@ def _add_demo(demo: Parser) -> None:
     demo.add_argument("folder", metavar="DIR", help="folder to write")
     demo.add_argument("--modality", choices=MODALITIES, default="image", help="media to make (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="seed of the data; the same seed writes the same files")
+
+
+def _overrides(options: Namespace) -> list[str]:
+    return [*options.overrides, *(["task.fetch_media=true"] if options.fetch_media else [])]
 
 
 def _check(options: Namespace) -> int:
@@ -72,7 +78,7 @@ def _check(options: Namespace) -> int:
             raise UserError(f"`--{name}` is a number of rows: it cannot be {getattr(options, name)}")
     samples = options.samples if options.samples is not None else 24 if options.html else 3
     how = CheckOptions(options.decode, options.contents, not options.no_tokens, options.first, samples)
-    checked = validate_dataset(options.source, options.overrides, split=options.split, options=how)
+    checked = validate_dataset(options.source, _overrides(options), split=options.split, options=how)
     if options.html:
         write_whole(Path(options.html), [page(checked).encode(errors="replace")])
     told = format_report(checked, samples if options.samples is not None else 3)
@@ -84,7 +90,7 @@ def _convert(options: Namespace) -> None:
     from perceptune.tools.datasets.convert import convert
 
     rows = convert(
-        options.source, Path(options.to), options.overrides, split=options.split, absolute=options.absolute,
+        options.source, Path(options.to), _overrides(options), split=options.split, absolute=options.absolute,
         media=None if options.media is None else Path(options.media),
     )  # fmt: skip
     print(f"{rows:,} rows: {options.to}\nnext:  perceptune data check {options.to}")

@@ -26,6 +26,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--samples", type=int, metavar="N", help="evaluate on a fixed random subset of N samples")
     parser.add_argument("--task", help="a task other than the run's own; see `perceptune list tasks`")
     parser.add_argument("--data", help="data of that task; without --task, a file with one JSON object per line")
+    parser.add_fetch_media()
     parser.add_argument("--gap", action="store_true", help="compare the run's own data with --task and --data")
     parser.add_argument("--control", action="store_true", default=None, help="evaluate with shuffled media, too")
     parser.add_argument("--no-media", action="store_true", default=None, help="evaluate without media, too")
@@ -71,9 +72,12 @@ def named_task(options: Namespace) -> dict[str, Any] | None:
     from perceptune.data.build_task import data_keys
 
     name = options.task or "jsonl"
+    more = {"fetch_media": True} if options.fetch_media else {}
     if options.data:
-        return absolute_files({"name": name} | data_keys(name, local_name(options.data), options.split))
-    return {"name": name} if options.task else None
+        return absolute_files({"name": name} | data_keys(name, local_name(options.data), options.split) | more)
+    if more and not options.task:
+        raise UserError("--fetch-media is for --data or --task: the run's own data follow its recipe's `fetch_media`")
+    return {"name": name} | more if options.task else None
 
 
 def _other_set(options: Namespace) -> Sequence[tuple[str, Any]]:

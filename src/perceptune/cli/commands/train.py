@@ -25,6 +25,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--task", help="a name of `perceptune list tasks`")
     parser.add_argument("--data", help="training data: a file with one JSON object per line, or what --task reads")
     parser.add_argument("--validation", help="file to evaluate on, in the format of --data")
+    parser.add_fetch_media()
     parser.add_argument("--run", help="run folder (default: runs/<recipe name>)")
     parser.add_argument("--resume", action="store_true", help="resume the run exactly where it stopped")
     parser.add_join_timeout()
@@ -52,7 +53,8 @@ def run(options: Namespace) -> int:
 
 def training_recipe(options: Namespace) -> tuple[Any, Any]:
     """Return the named recipe, or one made of the flags alone."""
-    flags = [("lm.id", options.lm), ("encoders.image.id", options.encoder), ("method.name", options.method)]
+    flags = [("lm.id", options.lm), ("encoders.image.id", options.encoder), ("method.name", options.method),
+             ("task.fetch_media", options.fetch_media or None)]  # fmt: skip
     overrides = [*(pair for pair in (*flags, *_data_flags(options)) if pair[1] is not None), *options.overrides]
     if options.recipe:
         return options.recipe, overrides

@@ -20,6 +20,7 @@ from perceptune.data import storage
 from perceptune.data.media.bit_depth import looks_empty, redecoded
 from perceptune.data.media.file_types import HEAD, is_heic, refusal
 from perceptune.data.media.png_chunks import SIGNATURE, without_long_texts
+from perceptune.data.media.remote_media import failure
 from perceptune.data.media.rgb import is_deep, to_rgb, turn_of, upright_rgb
 from perceptune.data.media.shrinking import MAX_DECODED_BYTES, count_shrunk, decoded_bytes, divisor_of, shrunk
 from perceptune.data.media.suffixes import MAX_PIXELS as MAX_PIXELS
@@ -302,7 +303,7 @@ def _opened(medium: Medium, label: str) -> BinaryIO:
             raise MediaError(f"{label}: the file is empty")
         return medium.open("rb")
     except FileNotFoundError as error:
-        raise MediaError(f"{label}: no such file{hint(medium)}") from error
+        raise MediaError(failure(medium) or f"{label}: no such file{hint(medium)}") from error
     except OSError as error:
         about = hint(medium) if medium.is_symlink() else ""  # such as a link to itself
         raise MediaError(f"{label}: cannot be read ({error.strerror}){about}") from error

@@ -23,6 +23,7 @@ _SYSTEM = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "#snapshot", "lost+found"),
     *("$recycle.bin", "recycler", "system volume information", "__pycache__"),
 }
+MAX_MIB = {"image": 24, "audio": 25, "video": 64}  # of a medium from elsewhere: in a request or at an address
 MAX_PIXELS = 64_000_000  # of a decoded image; here, so that the command line can use it without importing Pillow
 
 

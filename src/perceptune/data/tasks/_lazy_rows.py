@@ -5,7 +5,7 @@ import sys
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from perceptune.data.lazy_rows import Census, LazyRow, RowTable, select
+from perceptune.data.media.remote_media import RemoteMedia, failure, is_remote
 from perceptune.data.media.suffixes import MODALITIES
 from perceptune.data.records import Record, short
 from perceptune.data.tasks._files import Absent, missing
@@ -37,6 +38,7 @@ class LazyRows(GivenFiles):
         test: Path | None = None
         check_files: bool = Field(True, description="check that every medium exists before the first step")
         skip_missing: int = Field(0, ge=0, description="missing media per split that may be skipped")
+        fetch_media: bool = Field(False, description="fetch media at http(s) addresses into perceptune's cache, once")
 
     _against_repeats = ""  # advice for repeated ids, appended to the error
 
@@ -55,10 +57,12 @@ class LazyRows(GivenFiles):
     def samples(self, split: str) -> Sequence[Sample]:
         """Check the whole file once; then read each row on access."""
         check_split(split, self.splits)
-        folder = self._folder(split)
-        table = RowTable([self._file(split)], lambda row: self._sample(row, split, folder))
-        census, absent, gone = Census(), Absent(), array("q")
+        table = self._table(split)
         looks = self._options.check_files or self._options.skip_missing > 0
+        if self._remote is not None:
+            place, most = str(self._given[split]), self._options.skip_missing if looks else None
+            self._remote.fetch_for(self._table(split).scan, place, most)
+        census, absent, gone = Census(), Absent(), array("q")
         for index, sample in enumerate(table.scan()):
             census.add(sample)
             if looks and not absent.look(index, sample):
@@ -74,7 +78,8 @@ class LazyRows(GivenFiles):
         if absent.first and len(absent) > self._options.skip_missing:
             index, key, file = absent.first
             record = self._at(table, index, split)
-            raise record.error(f"cannot read `{key}` {short(record.text(key))}: {missing(file)}{absent.others()}")
+            why = failure(file) or missing(file)
+            raise record.error(f"cannot read `{key}` {short(record.text(key))}: {why}{absent.others()}")
         if len(census) == len(gone):
             raise UserError(f"{path} holds no samples")
         self._check_metric(split, census.answer_types)
@@ -82,6 +87,14 @@ class LazyRows(GivenFiles):
             return samples
         print(f"{split}: {len(absent)} media are missing; {len(gone)} samples are left out", file=sys.stderr)
         return select(samples, np.delete(np.arange(len(census)), gone).tolist())
+
+    def _table(self, split: str) -> RowTable:
+        folder = self._folder(split)
+        return RowTable([self._file(split)], lambda row: self._sample(row, split, folder))
+
+    @cached_property
+    def _remote(self) -> RemoteMedia | None:
+        return RemoteMedia() if self._options.fetch_media else None
 
     def _at(self, table: RowTable, index: int, split: str) -> Record:
         record = self._record(table.row(index), split)
@@ -96,7 +109,7 @@ class LazyRows(GivenFiles):
         used = next((key for key in keys if record.values.get(key) is not None), "targets")
         return Sample(
             id=id_of(record, f"{split}-{row.line:06d}"),  # locates the line
-            media=media_of(record, folder),
+            media=media_of(record, folder, self._remote),
             prompt=record.prompt("prompt", allow_empty=self.may_lack_prompt),
             targets=self.targets_of(record, keys, split),
             meta=self.with_choices(record, {key: value for key, value in record.meta().items() if key != used}),
@@ -182,8 +195,8 @@ def id_of(record: Record, default: str) -> str:
     return record.text("id")
 
 
-def media_of(record: Record, folder: Path) -> dict[str, Path]:
-    """Return the row's files by modality; empty if all are null."""
+def media_of(record: Record, folder: Path, remote: RemoteMedia | None = None) -> dict[str, Path]:
+    """Return the row's files by modality; empty if all are null. Addresses are an error without `remote`."""
     if not record.values.keys() & set(MODALITIES):
         raise record.lacks(MODALITIES)
     media = {}
@@ -193,10 +206,16 @@ def media_of(record: Record, folder: Path) -> dict[str, Path]:
         name = local_name(record.text(key))
         if not name.strip():
             raise record.error(f"`{key}` is empty; write null if the row has none", "empty-medium")
-        if "://" in name or name.startswith("data:"):
-            raise record.error(f"`{key}` is an address, not a file: {short(name)}", "address")
-        media[key] = _path(folder, name)
+        media[key] = remote.place(key, name) if remote and is_remote(name) else _path(folder, local(record, key, name))
     return media
+
+
+def local(record: Record, key: str, name: str) -> str:
+    """Return a name that is not an address. Raises `RowError` for one that is."""
+    if "://" in name or name.startswith("data:"):
+        advice = " (`--fetch-media`, or `fetch_media: true` of the task, fetches it)" if is_remote(name) else ""
+        raise record.error(f"`{key}` is an address, not a file{advice}: {short(name)}", "address")
+    return name
 
 
 @lru_cache(2**14)

@@ -9,7 +9,7 @@ from perceptune.data.tasks._coco import coco_rows
 from perceptune.data.tasks._files import GZIPPED, Absent, is_file, missing, plain, reading
 from perceptune.data.tasks._flickr import FlickrSet
 from perceptune.data.tasks._karpathy import karpathy_rows
-from perceptune.data.tasks._lazy_rows import KEYS, Converted, LazyRows, id_of, media_of
+from perceptune.data.tasks._lazy_rows import KEYS, Converted, LazyRows, id_of, local, media_of
 from perceptune.data.tasks._questions import Asked, QuestionSet, answers_of, label_of
 from perceptune.data.tasks._rows import TableOptions, dialect_of, json_rows, read_json, table_rows, text_lines
 from perceptune.data.tasks._sets import MediaSet, files_of, number_of, text_of

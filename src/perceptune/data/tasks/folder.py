@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from perceptune.data.media.animation import moves
+from perceptune.data.media.remote_media import is_remote
 from perceptune.data.media.suffixes import EITHER, MEDIA, MODALITIES, PassedOver, modality_of, suffix_of, walk
 from perceptune.data.records import Record, short
 from perceptune.data.splits import METADATA, split_folders
@@ -222,7 +223,7 @@ class Folder(base.Converted):
                 raise row.error(f"`{key}` {short(name)}: no medium has this suffix{near}")
             if kind in media:
                 raise row.error(f"`{key}`: more than one {kind}")
-            media[kind] = (folder / local_name(name)).as_posix()
+            media[kind] = name if is_remote(name) else (folder / local_name(name)).as_posix()
         prompt, name, targets = self._options.prompt_key, self._options.id_key, self._target_keys(row)
         known = (*self._file_keys, prompt, name, *targets)
         values = {key: value for key, value in row.values.items() if key not in known} | media

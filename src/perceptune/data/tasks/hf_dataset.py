@@ -7,14 +7,16 @@ by one from the memory-mapped files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from perceptune.data.lazy_rows import Census, LazyRows
-from perceptune.data.records import Record, json_type, short
-from perceptune.data.tasks.base import MODALITIES, GivenFiles, check_split, dialect_of
+from perceptune.data.media.remote_media import RemoteMedia, is_remote
+from perceptune.data.records import Record, json_type
+from perceptune.data.tasks.base import MODALITIES, GivenFiles, check_split, dialect_of, local
 from perceptune.errors import UserError, nearest
 from perceptune.types import Medium, Sample
 from perceptune.utils.paths import absolute, local_name
@@ -40,6 +42,7 @@ class HFDataset(GivenFiles):
         prompt_key: str = "prompt"
         target_key: str | None = Field(None, description="None = `targets`, else `caption`, `text` or `label`")
         id_key: str = "id"
+        fetch_media: bool = Field(False, description="fetch media at http(s) addresses into perceptune's cache, once")
 
     data_option = "path"
 
@@ -59,6 +62,8 @@ class HFDataset(GivenFiles):
         check_split(split, self.splits)
         columns = _Columns(self._options, _load(str(self._options.path), self._options.config, self._given[split]))
         where = f"{self._options.path}, split `{self._given[split]}`"
+        if self._remote is not None:
+            self._remote.fetch_for(partial(self._places, columns, where), where, None)
 
         def read(indices: Iterable[int]) -> Iterator[Sample]:
             return (self._sample(columns, columns.rows[index], index, split, where) for index in indices)
@@ -82,11 +87,27 @@ class HFDataset(GivenFiles):
         name = values.get(options.id_key)
         return Sample(
             id=f"{split}-{index:06d}" if name is None else str(name),
-            media={key: _medium(record, column) for key, column in columns.media.items() if values.get(column)},
+            media={
+                key: _medium(record, key, column, self._remote)
+                for key, column in columns.media.items()
+                if values.get(column)
+            },
             prompt=record.prompt(options.prompt_key, allow_empty=self.may_lack_prompt),
             targets=self.targets_of(columns.named(record), [columns.target], split),
             meta=self.with_choices(record, {key: value for key, value in record.meta().items() if key in columns.meta}),
         )
+
+    @cached_property
+    def _remote(self) -> RemoteMedia | None:
+        return RemoteMedia() if self._options.fetch_media else None
+
+    def _places(self, columns: _Columns, where: str) -> Iterator[Medium]:
+        """Yield the media of all rows."""
+        for index, values in enumerate(columns.rows.select_columns([*columns.media.values()])):
+            record = Record(f"{where}, row {index}", values, ())
+            for key, column in columns.media.items():
+                if values[column]:
+                    yield _medium(record, key, column, self._remote)
 
 
 TASK = HFDataset
@@ -142,7 +163,7 @@ def _is_plain(feature: Any) -> bool:
     return getattr(inner, "dtype", "") in ("string", "large_string", "bool") or "int" in getattr(inner, "dtype", "")
 
 
-def _medium(record: Record, column: str) -> Medium:
+def _medium(record: Record, modality: str, column: str, remote: RemoteMedia | None) -> Medium:
     value = record.values[column]
     if isinstance(value, str):
         value = {"path": value}
@@ -151,9 +172,9 @@ def _medium(record: Record, column: str) -> Medium:
     if value.get("bytes"):
         return bytes(value["bytes"])
     name = local_name(value.get("path") or "")
-    if not name or "://" in name:
-        raise record.error(f"`{column}` has no bytes and no file of this machine: {short(str(name))}")
-    return Path(name)
+    if not name:
+        raise record.error(f"`{column}` has no bytes and no file")
+    return remote.place(modality, name) if remote and is_remote(name) else Path(local(record, column, name))
 
 
 def _load(path: str, config: str | None, split: str) -> Any:

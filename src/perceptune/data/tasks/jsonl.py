@@ -9,6 +9,7 @@ become the sample's `meta`; with `answer_type` among them, each of its values ha
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -50,6 +51,8 @@ class JSONLines(LazyRows):
     def _examined(self, split: str) -> Iterator[tuple[int, Sample | UserError]]:
         path, line, answer_types, mistaken = self._given[split], 0, set(), False
         folder = self._folder(split)
+        if self._remote is not None:
+            self._remote.fetch_for(lambda: self._valid(split, folder), str(path), None)
         try:
             with plain(path).open("rb") as file:
                 for line, (text, _) in enumerate(read_lines(file), 1):
@@ -68,6 +71,13 @@ class JSONLines(LazyRows):
                 raise RowError(f"{path} holds no samples", "no-samples")
         except UserError as error:
             yield line, error
+
+    def _valid(self, split: str, folder: Path) -> Iterator[Sample | None]:
+        """Yield the samples of valid lines."""
+        with plain(self._given[split]).open("rb") as file:
+            for line, (text, _) in enumerate(read_lines(file), 1):
+                with suppress(UserError):
+                    yield self._sample(LazyRow(0, line, text), split, folder)
 
 
 TASK = JSONLines

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from perceptune.config.recipe import Recipe, load_recipe
 from perceptune.config.registry import leaves
 from perceptune.data.build_task import make_task
+from perceptune.data.media.remote_media import is_fetched
 from perceptune.data.media.source import content
 from perceptune.data.records import short
 from perceptune.data.tasks.base import Task, check_split, to_row
@@ -93,11 +94,12 @@ class _Files:
         return replace(sample, media={key: self._file(sample, key, medium) for key, medium in sample.media.items()})
 
     def _file(self, sample: Sample, modality: str, medium: Medium) -> Path:
-        if isinstance(medium, Path):
+        if isinstance(medium, Path) and not is_fetched(medium):
             parent: Path = self._resolved(medium.parent)
             return parent / medium.name
         if self._folder is None:
-            where = medium.shard if isinstance(medium, Member) else "a table"
+            elsewhere = "a table" if isinstance(medium, bytes) else "the cache"
+            where = medium.shard if isinstance(medium, Member) else elsewhere
             what = f"sample `{short(sample.id)}`: its {modality} lies in {where}"
             raise UserError(f"{what}: give `--media DIR`, and it is written there")
         name = _safe_name(medium, sample.id)
@@ -108,9 +110,9 @@ class _Files:
         return path
 
 
-def _safe_name(medium: Member | bytes, id: str) -> str:
+def _safe_name(medium: Medium, id: str) -> str:
     """Return a name that stays within its folder, as names in archives are untrusted."""
-    name = PurePosixPath(medium.name if isinstance(medium, Member) else f"{id}.bin")
+    name = PurePosixPath(f"{id}.bin" if isinstance(medium, bytes) else medium.name)
     if name.is_absolute() or ".." in name.parts or not name.name or "\\" in str(name) or "\0" in str(name):
         raise UserError(f"sample `{short(id)}`: {short(repr(str(name)))} is no name for a file below `--media`")
     return str(name)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from perceptune.data.media.audio import read_audio_header
+from perceptune.data.media.remote_media import failure
 from perceptune.data.media.source import content, image_size, label, open_image
 from perceptune.data.records import short
 from perceptune.data.tasks.base import is_file
@@ -65,8 +66,8 @@ class MediaCensus:
 
     def _open(self, where: str, modality: str, medium: Medium) -> None:
         if isinstance(medium, Path) and not is_file(medium):
-            told = f"{where}: there is no file {short(str(medium))}"
-            self._problems.add("missing-medium", lambda: f"{told}{hint(medium)}")
+            told = failure(medium) or f"there is no file {short(str(medium))}"
+            self._problems.add("missing-medium", lambda: f"{where}: {told}{'' if failure(medium) else hint(medium)}")
             return
         try:
             figures = self._look_at(modality, medium)
