@@ -36,7 +36,7 @@ def print_local_models(models: Sequence[str]) -> None:
 def print_scores(results: dict[str, Any]) -> None:
     """Print summary values beside their controls, with intervals."""
     from perceptune.evaluation.controls import CONTROLS
-    from perceptune.evaluation.results import gap_name
+    from perceptune.evaluation.results import gap_name, shown_name
 
     first = results["metrics"][0]
     controls = [name for name in CONTROLS if f"{first}_{name}" in results] or ["shuffled"]
@@ -44,7 +44,7 @@ def print_scores(results: dict[str, Any]) -> None:
     heading = [Column(word, no_wrap=True) for name in controls for word in (words[name], "gap (95 % interval)")]
     table = Table(Column("", no_wrap=True), "with its media", *heading)
     for key in results["metrics"]:
-        row = [key, f"{results[key]:.3f}"]
+        row = [shown_name(key, results.get("definition")), f"{results[key]:.3f}"]
         for name in controls:
             other, gap = results.get(f"{key}_{name}"), gap_name(key, name)
             beaten = "" if other is None else _with_interval(results[gap], results[f"{gap}_interval"])
@@ -82,6 +82,10 @@ def _gap_table(others: dict[str, Any]) -> Table:
         for key in other["metrics"]:
             own, lead = "", ""
             if gap := other["gaps"].get(key):
-                own, lead = f"{gap['in']:.3f}", _with_interval(gap["difference"], gap.get("interval"))
+                own = f"{gap['in']:.3f}"
+                if gap["difference"] is None:
+                    lead = f"none: tokenizers {' and '.join(gap['tokenizers'])}"
+                else:
+                    lead = _with_interval(gap["difference"], gap.get("interval"))
             table.add_row(f"{name}, {other['evaluated_samples']} samples", key, own, f"{other[key]:.3f}", lead)
     return table

@@ -16,7 +16,7 @@ from perceptune._version import __version__
 from perceptune.config.recipe import read_yaml
 from perceptune.errors import UserError
 from perceptune.evaluation.confusion import confusion_tables
-from perceptune.evaluation.results import RESULTS, gap_name
+from perceptune.evaluation.results import RESULTS, gap_name, shown_name
 from perceptune.models.pretrained import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.models.run_folder import read_meta
 from perceptune.models.run_location import CARD, PROOF, RECIPE
@@ -80,7 +80,8 @@ def front_matter(
     head["tags"] = ["perceptune", "parameter-efficient", one_line(part_name(recipe.get("method"))),
                     *map(one_line, modalities)]  # fmt: skip
     if results is not None:
-        metrics = [{"type": key, "name": key, "value": round(results[key], 4)} for key in results["metrics"]]
+        named = {key: shown_name(key, results.get("definition")) for key in results["metrics"]}
+        metrics = [{"type": name, "name": name, "value": round(results[key], 4)} for key, name in named.items()]
         data = results.get("data") or {}
         dataset = {"type": one_line(data.get("task") or "own"), "name": one_line(data.get("task") or "own data"),
                    "split": one_line(results.get("split"))}  # fmt: skip
@@ -169,8 +170,9 @@ def _results(results: Mapping[str, Any] | None) -> Iterator[str]:
     if results is None:
         yield "Not evaluated yet: `perceptune eval` writes the results here.\n"
         return
+    definition = results.get("definition")
     rows = [
-        (key, f"{results[key]:.3f}", format_interval(results.get(f"{key}_interval")),
+        (shown_name(key, definition), f"{results[key]:.3f}", format_interval(results.get(f"{key}_interval")),
          *_control(results, key, "shuffled"),
          *_control(results, key, "no_media"))
         for key in results["metrics"]

@@ -91,14 +91,45 @@ def control_gap(control: str, samples: Sequence[Sample], seen: EvalOutput, blind
     return found
 
 
+def tokenizer_of(definition: Any, key: str) -> str | None:
+    """Return the tokenizer of a value, as its `definition` has it; None for values without tokens."""
+    if not isinstance(definition, Mapping):
+        return None
+    if isinstance(parts := definition.get("parts"), Mapping):  # of a mixture
+        for part in sorted(parts, key=len, reverse=True):
+            if key.startswith(f"{part}_"):
+                return tokenizer_of(parts[part], key.removeprefix(f"{part}_"))
+    if key.startswith("rouge"):  # not coco-caption's ROUGE-L
+        definition = definition.get("rouge", definition)
+    found = definition.get("tokenizer")
+    return None if found is None else str(found)
+
+
+def same_tokenizer(one: str | None, other: str | None) -> bool:
+    """Return whether values of these tokenizers may be compared."""
+    return one == other or None in (one, other)
+
+
+def shown_name(key: str, definition: Any) -> str:
+    """Return the name of a value for people: with the tokenizer, if it is not an official one."""
+    return f"{key} (characters)" if tokenizer_of(definition, key) == "characters" else key
+
+
 def cross_dataset_gap(
     samples: Sequence[Sample], seen: EvalOutput, other_samples: Sequence[Sample], other: EvalOutput
 ) -> dict[str, dict[str, Any]]:
-    """Compute the difference of each value that both data sets have. Corpus values have no interval."""
+    """Compute the difference of each value that both data sets have, unless their tokenizers differ.
+
+    Corpus values have no interval.
+    """
     found: dict[str, dict[str, Any]] = {}
     for key in [key for key in seen.summary if key in other.summary]:
         found[key] = {"in": seen.summary[key], "out": other.summary[key],
                       "difference": seen.summary[key] - other.summary[key]}  # fmt: skip
+        tokenizers = [tokenizer_of(one.scored.definition, key) for one in (seen, other)]
+        if not same_tokenizer(*tokenizers):
+            found[key] |= {"difference": None, "tokenizers": tokenizers}
+            continue
         if key in seen.scored.corpus:
             continue
         (a, groups_a), (b, groups_b) = _values(key, samples, seen), _values(key, other_samples, other)

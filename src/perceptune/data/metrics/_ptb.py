@@ -11,7 +11,7 @@ _DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", 
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-"}
 
 # Characters that the tokenizer converts to ASCII: quotes, dashes, fractions, currencies, entities. Emoji are deleted.
-_ASCII = str.maketrans(
+TO_ASCII = str.maketrans(
     {
         **dict.fromkeys("\u2018\u201b\u0091", "`"),
         **dict.fromkeys("\u2019\u0092", "'"),
@@ -85,7 +85,7 @@ def ptb_tokens(text: str) -> list[str]:
         words = plain[1].replace(",", " ").split()
         if _NOT_PLAIN.isdisjoint(words):
             return words
-    text = _ENTITY.sub(lambda found: _ENTITIES[found.group()], text.translate(_ASCII))
+    text = _ENTITY.sub(lambda found: _ENTITIES[found.group()], text.translate(TO_ASCII))
     tokens = (token.lower() for token in _TOKEN.findall(_BEYOND_BMP.sub("", text)))
     return [_bracketed(token) for token in tokens if token not in _DROPPED and token.strip(".-`'")]
 

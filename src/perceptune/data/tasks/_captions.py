@@ -4,15 +4,15 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
 from perceptune.data.metrics import caption
 from perceptune.data.metrics.base import Scored
 from perceptune.data.records import Record
+from perceptune.data.tasks._scores import score_captions
 from perceptune.data.tasks._sets import TRAIN, MediaSet
-from perceptune.data.tasks._task import score_captions
 from perceptune.types import Sample
 
 
@@ -35,8 +35,10 @@ class CaptionSet(MediaSet):
         prompt: str = Field("", description="prompt of every sample; usually in the template instead")
         skip_empty: bool = Field(False, description="skip captions without text instead of refusing them")
 
-        metric_tokenizer: Literal["ptb", "none"] = Field(
-            "ptb", description="tokenizer of the caption metrics; `none` = split at spaces, as in PETAL's code"
+        metric_tokenizer: caption.TokenizerName = Field(
+            "ptb",
+            description="tokenizer of the caption metrics; `characters` for scripts without blanks; `none` = split at"
+            " spaces, as in PETAL's code",
         )
         rouge: bool = Field(False, description="also report ROUGE-1 and ROUGE-L, F1 and recall")
         metric_df: Path | None = Field(

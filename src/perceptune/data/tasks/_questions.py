@@ -15,8 +15,8 @@ from pydantic import Field
 from perceptune.data.metrics import vqa
 from perceptune.data.metrics.base import Scored, normalise, scored_by_group
 from perceptune.data.records import Record, first_line, json_type, short
+from perceptune.data.tasks._scores import exact_match, require_targets
 from perceptune.data.tasks._sets import TRAIN, MediaSet, text_of
-from perceptune.data.tasks._task import exact_match, require_targets
 from perceptune.errors import UserError
 from perceptune.types import Sample
 

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
@@ -11,16 +10,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from perceptune.data.answer_cleaning import AnswerCleaning
 from perceptune.data.choices import ClosedSet, check_choices
-from perceptune.data.metrics import caption, classes, exact, rouge
-from perceptune.data.metrics.base import Scored, group_key
+from perceptune.data.metrics import caption
+from perceptune.data.metrics.base import Scored
 from perceptune.data.records import Record
+from perceptune.data.tasks._scores import CAPTION_METRICS, check_metric, exact_match, score_captions
 from perceptune.errors import UserError, nearest
 from perceptune.types import Sample
 from perceptune.utils.paths import absolute, local_name
-
-CAPTION_METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
-# Keys of metric `rouge` that `rouge: true` adds for captions: means over a medium's references, and the best of them.
-ROUGE = tuple(f"rouge{n}_{of}_{over}" for over in ("mean", "best") for n in "1L" for of in ("f1", "recall"))
 
 
 class Examined(NamedTuple):
@@ -126,6 +122,11 @@ class GivenFiles(Task):
 
         metric: str = Field("accuracy", description="metric of the task; `CIDEr` for captions, which need no prompt")
         rouge: bool = Field(False, description="also report ROUGE-1 and ROUGE-L of captions, F1 and recall")
+        metric_tokenizer: caption.TokenizerName | None = Field(
+            None,
+            description="tokenizer of the caption metrics: `ptb`, `characters` for scripts without blanks, or `none`"
+            " (split at spaces); None = `characters` or `ptb`, by the script of most captions",
+        )
         lowercase: bool = False
         first_line: bool = Field(False, description="score only the first line of answers and targets")
         parse_lists: bool = Field(
@@ -139,8 +140,9 @@ class GivenFiles(Task):
         @model_validator(mode="after")
         def _has_captions(self) -> Self:
             captions = self.metric in CAPTION_METRICS
-            if self.rouge and not captions:
-                raise ValueError(f"`rouge` is for captions: set `metric` to one of {', '.join(CAPTION_METRICS)}")
+            for key in ("rouge", "metric_tokenizer"):
+                if getattr(self, key) and not captions:
+                    raise ValueError(f"`{key}` is for captions: set `metric` to one of {', '.join(CAPTION_METRICS)}")
             if self.choices and captions:
                 raise ValueError(f"`choices` is a closed set of answers, and `metric: {self.metric}` is for captions")
             return self
@@ -194,7 +196,8 @@ class GivenFiles(Task):
         With `choices` also `macro_f1` and the table `confusion`.
         """
         if self.captions:
-            return score_captions(self, predictions, samples, with_rouge=self._options.rouge)
+            options = caption.Options(tokenizer=self._options.metric_tokenizer)
+            return score_captions(self, predictions, samples, options, with_rouge=self._options.rouge)
         return exact_match(self, predictions, samples, in_classes=self._closed is not None)
 
     def _check_metric(self, split: str, answer_types: Iterable[str]) -> None:
@@ -208,68 +211,3 @@ def check_split(split: str, splits: Sequence[str]) -> None:
     """Raise `UserError` with the nearest split if `split` does not exist."""
     if split not in splits:
         raise UserError(f"unknown split `{split}`{nearest(split, splits)}")
-
-
-def check_metric(where: str, metric: str, answer_types: Iterable[str], more: Iterable[str] = ()) -> None:
-    """Raise `UserError` if `exact_match` does not give the metric, so that training does not start in vain."""
-    keys = {group_key(answer_type) or "accuracy" for answer_type in answer_types} | {"accuracy", *more}
-    if metric == "macro_f1" and metric not in keys:
-        raise UserError(f"{where} gives no metric `macro_f1`: it needs the classes, `task.choices`")
-    if metric not in keys:
-        raise UserError(f"{where} gives no metric `{metric}`{nearest(metric, keys)}")
-
-
-def exact_match(
-    task: Task, predictions: Sequence[str], samples: Sequence[Sample], *, in_classes: bool = False
-) -> Scored:
-    """Compare cleaned answers with cleaned targets: over all samples and for each `answer_type` in their meta.
-
-    With `in_classes`, the samples' `choices` are the classes of `metrics/classes.py`.
-    """
-    for sample in samples:
-        require_targets(sample)
-    groups = [str(sample.meta.get("answer_type", "")) for sample in samples]
-    texts, targets = _cleaned(task, predictions, samples)
-    if in_classes:
-        own = [sample.meta["choices"] for sample in samples]
-        cleaned = {
-            key: [*map(task.clean, choices)] for key, choices in {id(choices): choices for choices in own}.items()
-        }
-        options = classes.Options(lowercase=task.lowercase)
-        return classes.score(texts, targets, options, choices=[cleaned[id(choices)] for choices in own], groups=groups)
-    scored = exact.score(texts, targets, groups=groups)
-    return replace(scored, definition={**scored.definition, "lowercase": task.lowercase})
-
-
-def _cleaned(task: Task, predictions: Sequence[str], samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:
-    """Return cleaned predictions and targets."""
-    targets = [[task.clean(target) for target in sample.targets] for sample in samples]
-    return [task.clean(prediction) for prediction in predictions], targets
-
-
-def require_targets(sample: Sample) -> None:
-    """Raise `UserError` for a sample without targets, whose answer cannot be scored."""
-    if not sample.targets:
-        raise UserError(f"sample `{sample.id}` has no targets to judge its answer by")
-
-
-def score_captions(
-    task: Task, predictions: Sequence[str], samples: Sequence[Sample], options: caption.Options | None = None, *,
-    with_rouge: bool = False,
-) -> Scored:  # fmt: skip
-    """Compute the values of `metrics/caption.py` against all captions of each medium, and `ROUGE` with `with_rouge`."""
-    for sample in samples:
-        if not sample.targets:
-            raise UserError(f"sample `{sample.id}` has no captions to judge its own by")
-    texts, references = _cleaned(task, predictions, samples)
-    scored = caption.score(texts, references, options or caption.Options())
-    if not with_rouge:
-        return scored
-    further = rouge.score(texts, references)
-    rows = zip(scored.per_sample, further.per_sample, strict=True)
-    return replace(
-        scored,
-        summary=scored.summary | {key: further.summary[key] for key in ROUGE},
-        per_sample=[row | {key: more[key] for key in ROUGE} for row, more in rows],
-        definition=scored.definition | {"rouge": further.definition},
-    )

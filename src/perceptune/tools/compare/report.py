@@ -11,6 +11,8 @@ from typing import Any
 
 from perceptune.data.bootstrap import bootstrap_difference, bootstrap_interval
 from perceptune.data.tasks.base import ROUGE
+from perceptune.errors import UserError
+from perceptune.evaluation.results import RESULTS, tokenizer_of
 from perceptune.tools.compare.plan import Plan, PlannedRow, Setting, setting_name
 from perceptune.tools.plots.figures import NEEDED, has_matplotlib, trade_off
 from perceptune.tools.plots.layout import Mark
@@ -37,6 +39,7 @@ def summarise(plan: Plan, outcomes: Sequence[Outcome], prior: Mapping[str, Any] 
     is listed beside it. `difference` is to the first row, on the same samples. `prior` is the score from the question
     alone (`prior.prior_of`).
     """
+    _require_one_tokenizer(plan.metric, outcomes)
     first = _by_sample(plan.metric, outcomes[0])
     rows = [_row(plan, outcome, first) for outcome in outcomes]
     recipe = plan.entries[0].recipe
@@ -56,6 +59,21 @@ def summarise(plan: Plan, outcomes: Sequence[Outcome], prior: Mapping[str, Any] 
     else:
         print(f"warning: no {NAME}.png: {NEEDED}", file=sys.stderr)
     return result
+
+
+def _require_one_tokenizer(metric: str, outcomes: Sequence[Outcome]) -> None:
+    """Raise `UserError` if results kept from an earlier comparison split captions otherwise than the others."""
+    found = {
+        name: f"{outcome.entry.label}, seed {seed}"
+        for outcome in outcomes for seed, test in outcome.tests.items()
+        if (name := tokenizer_of(test.get("definition"), metric)) is not None
+    }  # fmt: skip
+    if len(found) > 1:
+        (one, here), (other, there) = list(found.items())[:2]
+        raise UserError(
+            f"`{metric}` of {here} has the tokenizer `{one}`, that of {there} `{other}`: they cannot be compared; "
+            f"delete the `{RESULTS}` of the older runs, and start again"
+        )
 
 
 def _row(plan: Plan, outcome: Outcome, first: Mapping[str, tuple[float, Any]]) -> dict[str, Any]:

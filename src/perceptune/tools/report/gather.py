@@ -12,7 +12,7 @@ from perceptune.config.recipe import read_yaml
 from perceptune.errors import UserError, nearest
 from perceptune.evaluation.controls import CONTROLS
 from perceptune.evaluation.model_card import read_results
-from perceptune.evaluation.results import PREDICTIONS, RESULTS, predictions_name
+from perceptune.evaluation.results import PREDICTIONS, RESULTS, predictions_name, same_tokenizer, tokenizer_of
 from perceptune.models.run_folder import read_meta
 from perceptune.models.run_location import META, RECIPE, is_address, local_run
 from perceptune.tools.compare.report import NAME as COMPARISON
@@ -84,6 +84,11 @@ def read_run(name: str, folder: Path) -> ReportedRun:
     }
     meta, recipe = read_meta(folder), read_yaml(folder / RECIPE)
     return ReportedRun(name, folder, meta, recipe, log, results, predictions, blind, problems)
+
+
+def is_comparable(run: ReportedRun, first: ReportedRun) -> bool:
+    """Return whether the metric of the first has the same tokenizer in both, so that values may stand side by side."""
+    return same_tokenizer(*(tokenizer_of((one.results or {}).get("definition"), first.metric) for one in (run, first)))
 
 
 def number(value: Any) -> float | None:

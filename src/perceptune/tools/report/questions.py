@@ -6,7 +6,7 @@ from typing import Any
 
 from perceptune.data.bootstrap import bootstrap_difference, bootstrap_interval
 from perceptune.tools.report.blocks import Block, Table, Words
-from perceptune.tools.report.gather import ReportedRun
+from perceptune.tools.report.gather import ReportedRun, is_comparable
 from perceptune.utils.markdown import format_interval
 
 Row = Mapping[str, Any]
@@ -72,6 +72,7 @@ def _type_table(run: ReportedRun, key: str, groups: Mapping[str, Sequence[Row]])
 
 def _side_by_side(runs: Sequence[ReportedRun]) -> Iterator[Table]:
     """Yield a table per key: the value of each type in each run, if at least two runs have types of that key."""
+    runs = [run for run in runs if is_comparable(run, runs[0])]
     for key in _TYPES:
         found = {run.name: groups for run in runs if (groups := _groups(run, runs[0].metric, key))}
         if len(found) < 2:

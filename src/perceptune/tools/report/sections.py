@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from perceptune.evaluation.confusion import confusion_tables
 from perceptune.evaluation.model_card import model_name, one_line, part_name
-from perceptune.evaluation.results import gap_name
+from perceptune.evaluation.results import gap_name, shown_name
 from perceptune.models.run_location import METHOD, PROOF
 from perceptune.tools.compare.report import cells, terms
 from perceptune.tools.compare.run import training_speed
@@ -17,7 +17,7 @@ from perceptune.tools.plots.layout import Mark, Point, series, smooth
 from perceptune.tools.report.answers import grids, together
 from perceptune.tools.report.blocks import Block, Chart, Code, Report, Section, Table, Words, grouped, without_empty
 from perceptune.tools.report.charts import Bar, Series, bars, curves, trade_off
-from perceptune.tools.report.gather import Comparison, ReportedRun, number, span
+from perceptune.tools.report.gather import Comparison, ReportedRun, is_comparable, number, span
 from perceptune.tools.report.questions import estimate, questions
 from perceptune.utils.markdown import format_interval
 
@@ -66,7 +66,7 @@ def _overview(runs: Sequence[ReportedRun]) -> Section:
     measured = [run for run in runs if _first(run) is not None]
     if len(measured) > 1:
         metric = measured[0].metric
-        found = [run for run in measured if metric in (run.results or {})]
+        found = [run for run in measured if metric in (run.results or {}) and is_comparable(run, measured[0])]
         blocks += _images([(run.name, _trained(run), *_value(run, metric)) for run in found], metric)
     return Section("Results", blocks)
 
@@ -95,7 +95,8 @@ def _values(run: ReportedRun) -> Iterator[list[str]]:
         scored = [row for row in run.predictions if key in row["scores"]]
         # A run of an earlier version has the interval of its first metric only.
         found = _span(results.get(f"{key}_interval")) or (_span([*estimate(scored, key)[1:]]) if scored else "")
-        row = [run.name, part_name(run.recipe.get("method")), key, f"{results[key]:.3f}", found]
+        shown = shown_name(key, results.get("definition"))
+        row = [run.name, part_name(run.recipe.get("method")), shown, f"{results[key]:.3f}", found]
         for control in ("shuffled", "no_media"):
             gap = gap_name(key, control)
             row += [_shown(results.get(f"{key}_{control}"), ".3f"), _with_span(results, gap)]
@@ -110,8 +111,11 @@ def _others(runs: Sequence[ReportedRun]) -> Iterator[Block]:
         others = (run.results or {}).get("others")
         for name, other in others.items() if isinstance(others, Mapping) else ():
             for key, gap in other.get("gaps", {}).items():
+                lead = _shown(gap.get("difference"), "+.3f")
+                if isinstance(tokenizers := gap.get("tokenizers"), list):
+                    lead = f"none: tokenizers {' and '.join(map(str, tokenizers))}"
                 rows.append([run.name, name, key, _shown(gap.get("in"), ".3f"), _shown(gap.get("out"), ".3f"),
-                             _shown(gap.get("difference"), "+.3f"), _span(gap.get("interval"), "+")])  # fmt: skip
+                             lead, _span(gap.get("interval"), "+")])  # fmt: skip
     if rows:
         yield Table("Other data sets", ("run", "data set", "metric", "own", "other", "own - other", "95 %"), rows)
 
