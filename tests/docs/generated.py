@@ -140,8 +140,10 @@ def _table(model: type[BaseModel]) -> list[str]:
 
 
 def _rows(model: type[BaseModel], prefix: str) -> list[str]:
+    from perceptune.config.hold_out import HoldOutConfig
     from perceptune.config.recipe import _model_in
-    from perceptune.config.schema import ConfigSection, EncoderConfig, OtherSet
+    from perceptune.config.schema import EncoderConfig, OtherSet
+    from perceptune.config.section import ConfigSection
 
     rows = []
     for name, field in model.model_fields.items():
@@ -150,6 +152,9 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
             rows += _rows(EncoderConfig, f"{prefix}encoders.MODALITY.")
         elif name == "others":
             rows += _rows(OtherSet, f"{prefix}others.NAME.")
+        elif inside is HoldOutConfig:
+            rows.append(_row(f"{prefix}{name}", "int or float or mapping", field))
+            rows += _rows(inside, f"{prefix}{name}.") if prefix == "train." else []
         elif inside is not None and issubclass(inside, ConfigSection):
             rows += _rows(inside, f"{prefix}{name}.")
         elif inside is not None:
@@ -162,9 +167,13 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
                 .replace("<class '", "")
                 .replace("'>", "")
             )
-            default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
-            rows.append(f"| `{prefix}{name}` | {kind.replace('|', 'or')} | {default} | {field.description or ''} |")
+            rows.append(_row(f"{prefix}{name}", kind.replace("|", "or"), field))
     return rows
+
+
+def _row(key: str, kind: str, field: Any) -> str:
+    default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
+    return f"| `{key}` | {kind} | {default} | {field.description or ''} |"
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ import pytest
 from perceptune.cli.commands.eval import named_task
 from perceptune.cli.commands.train import training_recipe
 from perceptune.cli.main import parser
+from perceptune.config.hold_out import HELD_OUT
 from perceptune.config.recipe import absolute_files, load_recipe
 from perceptune.config.registry import leaves
 from perceptune.config.schema import NamedPart
 from perceptune.data.build_task import data_keys, make_task, task_of
-from perceptune.data.holdout_split import HELD_OUT
 from perceptune.errors import UserError
 from perceptune.evaluation.evaluate import EvaluatedSet, is_trained_on
 

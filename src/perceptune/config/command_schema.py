@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from perceptune.config.schema import ConfigSection, require_amount
+from perceptune.config.hold_out import HoldOut
+from perceptune.config.section import ConfigSection, require_amount
 
 
 class BuildConfig(ConfigSection):
@@ -44,6 +45,6 @@ class CompareConfig(ConfigSection):
         default_factory=dict, description="recipe key → values to try; keys joined by `+` change together"
     )
     select_samples: int | None = Field(500, ge=1, description="validation samples used to select a setting; None = all")
-    hold_out: int | float = Field(0.1, description="`train.hold_out`, used if there is no validation split")
+    hold_out: HoldOut = Field(0.1, description="`train.hold_out`, used if there is no validation split")
 
     _amounts = field_validator("hold_out")(require_amount)

@@ -45,12 +45,13 @@ def put(data: dict[str, Any], override: Override) -> None:
         child = node.get(part)
         if isinstance(child, Given) and isinstance(mapping := _structure(child), dict):
             child = mapping
-        if isinstance(child, str):  # a shorthand such as `method: epalm`
-            child = {_shorthand(part, parents[index - 1] if index else ""): child}
+        shorthand = _shorthand(part, parents[index - 1] if index else "")
+        if isinstance(child, str) and shorthand is not None:  # such as `method: epalm`
+            child = {shorthand: child}
         if child is None:
             child = {"name": DEFAULT_METHOD} if part == "method" else {}
         if not isinstance(child, dict):
-            raise UserError(f"override `{key}`: `{part}` holds a value, not keys")
+            raise UserError(f"override `{key}`: `{part}` holds the value {child}, not keys")
         node[part] = child
         node = child
     node[last] = value
@@ -111,7 +112,7 @@ def _scalar(text: str, members: Sequence[Any], key: str) -> Any:
     """Convert a text that is neither a list nor a mapping."""
     if any(map(_is_text, members)):
         return str(text)
-    if any(isinstance(member, type) and issubclass(member, BaseModel) for member in members):
+    if any(map(_is_model, members)) and float not in members:
         return str(text)  # a shorthand such as `lm=facebook/opt-2.7b`
     if any(_is_sequence(member) and all(map(_is_text, _members(_items_of(member, 1)[0]))) for member in members):
         return [] if text == _NULL else [str(text)]
@@ -128,6 +129,10 @@ def _members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def _is_model(member: Any) -> bool:
+    return isinstance(member, type) and issubclass(member, BaseModel)
+
+
 def _is_text(member: Any) -> bool:
     if get_origin(member) is Literal:
         return all(isinstance(choice, str) for choice in get_args(member))
@@ -142,8 +147,7 @@ def _takes(member: Any, structure: Any) -> bool:
     """Return whether a type accepts a value of the structure: a list or a mapping."""
     if isinstance(structure, list):
         return _is_sequence(member) or member in (tuple, list)
-    is_model = isinstance(member, type) and issubclass(member, BaseModel)
-    return is_model or get_origin(member) in (dict, Mapping) or member is dict
+    return _is_model(member) or get_origin(member) in (dict, Mapping) or member is dict
 
 
 def _items_of(annotation: Any, length: int) -> list[Any]:
@@ -162,7 +166,7 @@ def _fields_of(value: Mapping[str, Any], annotation: Any, key: str, backbone: st
     for member in _members(annotation):
         if get_origin(member) in (dict, Mapping):
             return lambda name: get_args(member)[1]
-        if isinstance(member, type) and issubclass(member, BaseModel):
+        if _is_model(member):
             fields = {name: one.annotation for name, one in member.model_fields.items()}
             if member.model_config.get("extra") == "allow" and "name" in value:
                 fields |= _options_of("method" if key == "method" else "task", str(value["name"]), backbone)
@@ -203,11 +207,13 @@ def _holds_given(value: Any) -> bool:
     return isinstance(value, Given) or any(map(_holds_given, inside))
 
 
-def _shorthand(part: str, parent: str) -> str:
-    """Return the key that a string at `part` is a shorthand for."""
+def _shorthand(part: str, parent: str) -> str | None:
+    """Return the key that a string at `part` is a shorthand for; None if it is a value."""
     if part == "init_from":
         return "run"
-    return "id" if part == "lm" or parent == "encoders" else "name"
+    if part == "lm" or parent == "encoders":
+        return "id"
+    return "name" if part in ("method", "task") or parent == "parts" else None
 
 
 def _number(value: Any) -> Any:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from perceptune.config import schema
 from perceptune.config.command_schema import BuildConfig, CompareConfig
 from perceptune.config.overrides import Override, put, typed
+from perceptune.config.section import ConfigSection
 from perceptune.config.substitution import drop_foreign_keys, part_names
 from perceptune.errors import UserError, nearest
 from perceptune.utils.paths import absolute, given_path
@@ -23,7 +24,7 @@ from perceptune.utils.paths import absolute, given_path
 FACTS = "facts.yaml"  # settings of the papers' runs, in the folder of the shipped recipes but not one of them
 
 
-class Recipe(schema.ConfigSection):
+class Recipe(ConfigSection):
     """The complete configuration of a run."""
 
     name: str = "run"
@@ -87,7 +88,7 @@ def validate(model: type[Any], data: Any, where: str) -> Any:
         return model.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = _key_of(model, data, first["loc"])
         if first["type"] == "extra_forbidden":
             raise UserError(
                 f"{where}: unknown key `{key}`{nearest(str(first['loc'][-1]), _siblings(model, first['loc']))}"
@@ -200,6 +201,19 @@ def absolute_files(task: dict[str, Any]) -> dict[str, Any]:
         for key, name in paths.items()
         if not re.search(r"\bstr\b", str(fields[key].annotation)) or _lies_in(Path.cwd(), name)
     }
+
+
+def _key_of(model: type[BaseModel], data: Any, location: Sequence[str | int]) -> str:
+    """Return the dotted key at `location`, without pydantic's names of a union's members."""
+    node, kept = model, list[str]()
+    for part in location:
+        fields = node.model_fields
+        if isinstance(part, int) or part in fields or (isinstance(data, dict) and part in data):
+            kept.append(str(part))
+            data = data.get(part) if isinstance(data, dict) else None
+        if part in fields:
+            node = _model_in(fields[str(part)].annotation) or node
+    return ".".join(kept)
 
 
 def _siblings(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:

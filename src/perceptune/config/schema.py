@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from perceptune.config.hold_out import HoldOut
+from perceptune.config.section import ConfigSection, require_amount
 from perceptune.errors import UserError
 
 # `auto` = bfloat16 if matrix products of the LM are measured to be faster in it than in float32; see `precision.py`.
@@ -28,19 +30,6 @@ DEFAULT_METHOD = "epalm"
 def named(key: str) -> BeforeValidator:
     """Return a validator that reads `lm: facebook/opt-2.7b` as `lm: {id: facebook/opt-2.7b}`."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
-
-
-def require_amount(value: int | float | None) -> int | float | None:
-    """Check a number or a fraction of samples. Raises `ValueError` for anything else."""
-    if value is not None and (value <= 0 or (isinstance(value, float) and value >= 1)):
-        raise ValueError("must be a whole number of at least 1, or a fraction between 0 and 1")
-    return value
-
-
-class ConfigSection(BaseModel):
-    """A section of a recipe: immutable, without unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True)
 
 
 class LMConfig(ConfigSection):
@@ -178,9 +167,10 @@ class TrainConfig(ConfigSection):
         "natural", description="balanced = draw all answers to the same prompt equally often, so that the answer "
         "cannot be guessed from the prompt",
     )  # fmt: skip
-    hold_out: int | float | None = Field(
-        None, description="number or fraction of training samples kept as split `held-out`, whole media at a time"
-    )
+    hold_out: HoldOut | None = Field(
+        None, description="number or fraction of training samples kept as split `held-out`, whole media at a time; or "
+        "a mapping with the following keys, which makes splits `validation` and `test`",
+    )  # fmt: skip
     freeze: tuple[str, ...] = Field(
         (), description="parts of the method that are not trained, by prefix of their tensors' names"
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from perceptune.config.hold_out import HELD_OUT, held_out_splits
 from perceptune.config.overrides import METHODS, Override
 from perceptune.config.registry import leaf
 from perceptune.errors import UserError
@@ -10,7 +11,6 @@ from perceptune.errors import UserError
 # Keys of a task for reading rows and scoring answers; all others describe the location and content of the data.
 OF_ANY_DATA = ("metric", "lowercase", "first_line", "parse_lists", "allow_empty_prompt", "check_files", "prompt")
 EVALUATED = ("split", "during_split")  # keys of `eval` that name a split of the task
-HELD_OUT = "held-out"  # a split that every task has with `train.hold_out`
 
 
 def part_names(data: Mapping[str, Any]) -> dict[str, str | None]:
@@ -70,6 +70,8 @@ def _is_given(key: str, given: Sequence[str]) -> bool:
 def _lacking_splits(data: Mapping[str, Any], name: str, given: Sequence[str], dropped: Sequence[str]) -> list[str]:
     """Return the keys of `eval` that name a split which the new task does not have."""
     evaluation, task, wanted = data.get("eval"), data["task"], _part_class("tasks", name)
+    train = data.get("train")
+    made = held_out_splits(train.get("hold_out") if isinstance(train, dict) else None)
     if not isinstance(evaluation, dict) or wanted is None:
         return []
     options = {} if isinstance(task, str) else {
@@ -82,5 +84,5 @@ def _lacking_splits(data: Mapping[str, Any], name: str, given: Sequence[str], dr
     return [
         f"eval.{key}"
         for key in EVALUATED
-        if evaluation.get(key) not in (None, HELD_OUT, *splits) and not _is_given(f"eval.{key}", given)
+        if evaluation.get(key) not in (None, HELD_OUT, *made, *splits) and not _is_given(f"eval.{key}", given)
     ]

@@ -1,25 +1,34 @@
 """A held-out part of the training data, for selecting settings without the test split."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 
+from perceptune.config.hold_out import HELD_OUT, TEST, VALIDATION, HoldOutConfig, held_out_splits
 from perceptune.data.answer_cleaning import AnswerCleaning
 from perceptune.data.lazy_rows import select
+from perceptune.data.media_groups import KEY, MediaGroup, media_groups
 from perceptune.data.metrics.base import Scored
 from perceptune.data.subset import sample_count
 from perceptune.data.tasks.base import Task, check_split
 from perceptune.errors import UserError
 from perceptune.types import Medium, Sample
 
-HELD_OUT = "held-out"
 SEED = 4321  # fixed, so that held-out media do not depend on the training seed
+
+
+_ADVICE = {
+    VALIDATION: ": set `train.hold_out.selecting` to 0 for `test` alone",
+    TEST: ": set `train.hold_out.selecting` to 1 for `validation` alone",
+}
 
 
 def selecting_splits(splits: Sequence[str]) -> list[str]:
     """Return the splits on which settings and checkpoints may be selected, the preferred one first."""
-    return [split for split in ("validation", HELD_OUT) if split in splits]
+    return [split for split in (VALIDATION, HELD_OUT) if split in splits]
 
 
 def is_test(split: str) -> bool:
@@ -28,15 +37,22 @@ def is_test(split: str) -> bool:
 
 
 class HoldoutSplit(Task):
-    """A task with a split `held-out`: random media of the first split, with all their samples.
+    """A task from whose first split random media are held out, with all their samples.
 
-    It follows the training split, so the split that is evaluated by default, the last, stays the same unless there was
-    only one.
+    A number makes split `held-out`, which follows the training split, so that the split evaluated by default, the last,
+    stays the same unless there was only one. A `HoldOutConfig` makes `validation` and, as the last, `test`.
     """
 
-    def __init__(self, task: Task, amount: int | float) -> None:
+    def __init__(self, task: Task, amount: int | float | HoldOutConfig) -> None:
         self._task, self._amount = task, amount
-        self.splits = (task.splits[0], HELD_OUT, *task.splits[1:])
+        self._made = held_out_splits(amount)
+        for name in self._made:
+            if name in task.splits:
+                raise UserError(
+                    f"`train.hold_out` makes split `{name}`, which the task has already{_ADVICE.get(name, '')}"
+                )
+        last = [name for name in self._made if name == TEST]
+        self.splits = (task.splits[0], *[name for name in self._made if name != TEST], *task.splits[1:], *last)
         self.metric, self.lowercase, self.weights = task.metric, task.lowercase, task.weights
         self.data_option = task.data_option  # type: ignore[misc]  # the wrapper has the option of the wrapped task
         self.first_line, self.keeps_period = task.first_line, task.keeps_period
@@ -44,14 +60,13 @@ class HoldoutSplit(Task):
     def samples(self, split: str) -> Sequence[Sample]:
         """Return the rows of a split in order. Raises `UserError` if no training samples are left."""
         check_split(split, self.splits)
-        first = self.splits[0]
-        if split not in (first, HELD_OUT):
+        if split != self.splits[0] and split not in self._made:
             return self._task.samples(split)
-        return select(self._rows, self._parts[split == HELD_OUT])
+        return select(self._rows, self._parts[split])
 
     def read_from(self, split: str) -> frozenset[str]:
-        """Return the sources of a split; none for `held-out`, on which no run was trained."""
-        return frozenset() if split == HELD_OUT else self._task.read_from(split)
+        """Return the sources of a split; none for a held-out one, on which no run was trained."""
+        return frozenset() if split in self._made else self._task.read_from(split)
 
     @property
     def cleaning(self) -> AnswerCleaning:
@@ -68,8 +83,12 @@ class HoldoutSplit(Task):
         return self._task.samples(self.splits[0])
 
     @cached_property
-    def _parts(self) -> tuple[list[int], list[int]]:
-        """Indices of the training rows, and of those held out."""
+    def _parts(self) -> Mapping[str, list[int]]:
+        """Indices of the training rows, and of those held out, by split."""
+        if isinstance(self._amount, HoldOutConfig):
+            parts = held_out_media(media_groups(self._rows, self._amount.group_by), self._amount)
+            out = {index for part in parts.values() for index in part}
+            return {self.splits[0]: [index for index in range(len(self._rows)) if index not in out], **parts}
         groups = _groups(self._rows)
         wanted = sample_count(len(self._rows), self._amount) or 0
         sizes = torch.bincount(torch.tensor(groups))
@@ -81,7 +100,61 @@ class HoldoutSplit(Task):
                 f"`train.hold_out` = {self._amount} leaves nothing of split `{self.splits[0]}` to train on: "
                 f"it has {len(sizes)} different media with {len(self._rows)} samples"
             )
-        return kept, [index for index, group in enumerate(groups) if group in out]
+        return {self.splits[0]: kept, HELD_OUT: [index for index, group in enumerate(groups) if group in out]}
+
+
+def held_out_media(groups: Sequence[MediaGroup], config: HoldOutConfig) -> dict[str, list[int]]:
+    """Return the rows of each split that whole groups are held out for.
+
+    Groups are ordered by a hash of the seed and their name, so most of them stay where they are when data are added.
+    Raises `UserError` if a group has more than half of the media, or a part would be empty.
+    """
+    total = sum(group.media for group in groups)
+    _check_groups(groups, total, config.group_by)
+    ordered = sorted(groups, key=lambda group: hashlib.sha256(f"{config.seed} {group.name}".encode()).digest())
+    wanted, made = sample_count(total, config.media) or 0, held_out_splits(config)
+    count = max(_nearest(ordered, wanted), min(len(made), wanted))
+    if count >= len(ordered) or wanted >= total:
+        raise UserError(
+            f"`train.hold_out.media: {config.media}` leaves nothing to train on: "
+            f"there are {total} media in {len(groups)} groups"
+        )
+    if count < len(made):
+        raise UserError(
+            f"`train.hold_out.media: {config.media}` holds out one medium of {total}, so `validation` or `test` would "
+            "be empty: hold out more, or set `train.hold_out.selecting` to 1 (only `validation`) or 0 (only `test`)"
+        )
+    out = ordered[:count]
+    cut = count if TEST not in made else 0
+    if len(made) == 2:
+        cut = min(max(_nearest(out, config.selecting * sum(group.media for group in out)), 1), count - 1)
+    parts = {VALIDATION: out[:cut], TEST: out[cut:]}
+    return {name: sorted(index for group in parts[name] for index in group.rows) for name in made}
+
+
+def _check_groups(groups: Sequence[MediaGroup], total: int, group_by: str | None) -> None:
+    if not groups:
+        raise UserError("`train.hold_out`: the training split is empty")
+    largest = max(groups, key=lambda group: group.media)
+    if len(groups) > 1 and 2 * largest.media <= total:
+        return
+    if total == 1:
+        raise UserError("`train.hold_out`: the training split has one medium only: nothing can be held out")
+    if group_by is None:
+        raise UserError(
+            f"`train.hold_out`: {largest.media} of {total} media are linked by samples that share one: "
+            "they cannot be split"
+        )
+    raise UserError(
+        f"`{KEY}: {group_by}` puts {largest.media} of {total} media into one group (`{largest.name}`): "
+        "groups should be small and many"
+    )
+
+
+def _nearest(groups: Sequence[MediaGroup], wanted: float) -> int:
+    """Return the number of first groups whose media come nearest to a number; of two the smaller."""
+    sums = [0, *accumulate(group.media for group in groups)]
+    return min(range(len(sums)), key=lambda count: abs(sums[count] - wanted))
 
 
 def _groups(rows: Sequence[Sample]) -> list[int]:

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perceptune.config.schema import ConfigSection
+from perceptune.config.section import ConfigSection
 from perceptune.lm.frozen_blip import FrozenBlip
 from perceptune.methods.parts.mutual_information import Club, InfoNCE, LeaveOneOut
 from perceptune.methods.qformer._method import TrainingPass

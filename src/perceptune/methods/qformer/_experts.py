@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from perceptune.config.schema import ConfigSection
+from perceptune.config.section import ConfigSection
 from perceptune.methods.qformer._pooling import mean_of
 
 RELEASED_SHARE = 0.4  # weight of the experts' mean in the released code; the rest is the input's

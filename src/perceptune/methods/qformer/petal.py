@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from perceptune.config.schema import ConfigSection
+from perceptune.config.section import ConfigSection
 from perceptune.errors import UserError
 from perceptune.methods.qformer import base
 from perceptune.methods.qformer.base import FrozenBlip, Instruction, QFormerMethod, QFormerOptions, QFormerOutput, Site

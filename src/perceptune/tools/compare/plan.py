@@ -7,10 +7,11 @@ from itertools import product
 from typing import Any
 
 from perceptune.config.command_schema import CompareConfig
+from perceptune.config.hold_out import HELD_OUT, HoldOutConfig
 from perceptune.config.overrides import parse_value
 from perceptune.config.recipe import Recipe, load_recipe, validate
 from perceptune.data.build_task import make_task
-from perceptune.data.holdout_split import HELD_OUT, selecting_splits
+from perceptune.data.holdout_split import selecting_splits
 from perceptune.errors import UserError
 from perceptune.evaluation.runner import check_has_references, select_subset
 from perceptune.models.backbone import method_leaf, method_options
@@ -106,7 +107,7 @@ def _settings(grid: Mapping[str, Sequence[Any]]) -> tuple[Setting, ...]:
     for keys in grid:
         for key in keys.split("+"):
             section, _, name = key.partition(".")
-            if section == "train" and name in BUDGET:
+            if section == "train" and name.partition(".")[0] in BUDGET:
                 alike = "every run of a comparison has the same budget"
                 raise UserError(f"grid key `{key}`: {alike}; give one `{key}=VALUE`")
             if section in Recipe.model_fields and section not in ("train", "method"):
@@ -131,7 +132,9 @@ def _with_held_out(recipe: Recipe, config: CompareConfig, *, selects: bool) -> R
     test_on = recipe.eval.split or task.splits[-1]
     if not selects or set(selecting_splits(task.splits)) - {test_on}:
         return recipe
-    return load_recipe(recipe, [f"train.hold_out={config.hold_out}"])
+    if isinstance(recipe.train.hold_out, HoldOutConfig):
+        raise UserError("nothing to select on: `train.hold_out.selecting` is 0; leave a part to split `validation`")
+    return load_recipe(recipe, [("train.hold_out", config.model_dump(mode="json")["hold_out"])])
 
 
 def _variants(
