@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from web import MediaWeb
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for a hub must fail at once, not wait
 
@@ -34,6 +36,15 @@ def _steady() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[MediaWeb]:
+    """What media at addresses in rows are fetched from."""
+    made = MediaWeb()
+    monkeypatch.setattr("perceptune.data.media.remote_media.REMOTE", made.remote())
+    yield made
+    made.close()
 
 
 @pytest.fixture(autouse=True, scope="session")

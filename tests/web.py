@@ -13,6 +13,7 @@ from typing import Any
 from perceptune.utils.remote import Remote
 
 PUBLIC = "93.184.216.34"
+HOST = "http://media.example"
 
 
 class QuietHandler(BaseHTTPRequestHandler):

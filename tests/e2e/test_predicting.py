@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import re
@@ -19,6 +20,7 @@ from perceptune.errors import UserError
 from perceptune.evaluation import batch_predict
 from perceptune.evaluation.batch_predict import predict
 from runs import recipe
+from web import HOST, MediaWeb
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +193,53 @@ def test_the_input_is_read_a_portion_at_a_time(
     monkeypatch.setattr(batch_predict, "_append", noted)
     predict(trained, questions, tmp_path / "out.jsonl", batch_size=4)
     assert ahead == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "what"),
+    [
+        ("song.flac", b"fLaC" + bytes(99), "a FLAC audio file"), ("file.pdf", b"%PDF-1.7\n" * 9, "a PDF file"),
+        ("archive.zip", b"PK\3\4" + bytes(99), "a zip file"), ("photo.xyz", b"II*\0" + bytes(99), "a TIFF image"),
+        ("rows.jsonl", b"PAR1" * 9, "a parquet file"), ("notes.md", b"# Notes\n", "a text"),
+        ("page.json", b"\1\0\2" * 9, "a binary file of an unknown type"), ("page", b"<html>", "a web page"),
+        ("rows.jsonl.gz", gzip.compress(b"\x89PNG\r\n\x1a\n" + bytes(99)), "a PNG image"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_one_error_that_names_it(
+    name: str, data: bytes, what: str, trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=rf"{name} is {what}.*: neither JSON lines nor, .* this run takes \(image\)"):
+        predict(trained, tmp_path / name, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_rows_are_known_by_their_name_or_their_first_character(trained: Path, questions: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("asked.txt", "asked")):
+        shutil.copy(questions, questions.parent / name)
+        assert predict(trained, questions.parent / name, tmp_path / f"{number}.jsonl").errors == 0
+    (questions.parent / "bad.jsonl").write_text("not JSON\n")
+    done = predict(trained, questions.parent / "bad.jsonl", tmp_path / "bad.jsonl")
+    assert (done.rows, done.errors) == (1, 1)
+
+
+def test_media_at_addresses(
+    trained: Path, questions: Path, tmp_path: Path, web: MediaWeb, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = json.loads(questions.read_text().splitlines()[0])
+    web.files["/a.png"] = (questions.parent / row["image"]).read_bytes()
+    asked = [row, {**row, "image": f"{HOST}/a.png"}, {**row, "image": f"{HOST}/404"}]
+    questions.write_text("".join(json.dumps(one) + "\n" for one in asked))
+    command = ["predict", str(trained), str(questions), "--out"]
+    assert cli([*command, str(tmp_path / "without.jsonl")]) == 1
+    assert ["--fetch-media" in one.get("error", "") for one in rows_in(tmp_path / "without.jsonl")] == [
+        False,
+        True,
+        True,
+    ]
+    assert not web.asked
+    assert cli([*command, str(tmp_path / "out.jsonl"), "--fetch-media"]) == 1
+    here, there, nowhere = rows_in(tmp_path / "out.jsonl")
+    assert here["raw"] == there["raw"]
+    assert nowhere["error"] == f"{HOST}/404: it answered with status 404"
+    assert "1 medium fetched; 1 medium cannot be fetched" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,19 +19,14 @@ from perceptune.errors import UserError
 from perceptune.tools.datasets.convert import convert
 from perceptune.tools.datasets.validate import CheckOptions, validate_dataset
 from perceptune.utils import downloads
-from web import MediaWeb
+from web import HOST, MediaWeb
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-HOST = "http://media.example"
 
 
-@pytest.fixture
-def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[MediaWeb]:
-    made = MediaWeb()
-    monkeypatch.setattr(remote_media, "REMOTE", made.remote())
-    made.files |= {f"/{number}.png": picture(number) for number in range(9)}
-    yield made
-    made.close()
+@pytest.fixture(autouse=True)
+def _pictures(web: MediaWeb) -> None:
+    web.files |= {f"/{number}.png": picture(number) for number in range(9)}
 
 
 def picture(red: int) -> bytes:

@@ -30,7 +30,7 @@ INSIDE = (
 class Handler(QuietHandler):
     """Does what its path says."""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         self.server.hosts.append(self.headers["Host"])  # type: ignore[attr-defined]
         getattr(self, "send_" + self.path.strip("/").partition("?")[0].partition("-")[0])()
 

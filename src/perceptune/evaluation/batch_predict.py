@@ -17,6 +17,7 @@ from typing import Any
 from perceptune.data.answer_cleaning import AnswerCleaning
 from perceptune.data.lazy_rows import LazyRow
 from perceptune.data.media.animation import moves
+from perceptune.data.media.file_types import HEAD, JSON_TEXT, kind_of
 from perceptune.data.media.remote_media import RemoteMedia
 from perceptune.data.media.source import content, label
 from perceptune.data.media.suffixes import EITHER, MEDIA, PassedOver, modality_of, suffix_of, walk
@@ -35,6 +36,7 @@ from perceptune.utils.distributed import World
 from perceptune.utils.locking import locked
 from perceptune.utils.run_log import progress
 
+_ROWS = ("jsonl", "json", "ndjson")  # suffixes of JSON lines, whose errors are those of their rows
 META_SUFFIX = ".meta.json"
 
 
@@ -129,7 +131,9 @@ def _rows(
     asks = "{prompt}" in model.recipe.text.template
     is_folder, known = source.is_dir(), [*model.stores]
     if not is_folder and _modality_of(source, known) is None:
-        read = partial(_records, source, plain(source), prompt, asks, remote)
+        file = plain(source)
+        _require_rows(source, file, known)
+        read = partial(_records, source, file, prompt, asks, remote)
         if remote is not None:
             remote.fetch_for(read, str(source), None)
         return read()
@@ -147,6 +151,18 @@ def _rows(
         for file, modality in chain([first], files)
         for name in [file.relative_to(folder).as_posix()]
     )
+
+
+def _require_rows(source: Path, file: Path, known: Collection[str]) -> None:
+    """Raise `UserError` with the type of a file, of which `file` is the plain one, that cannot be JSON lines."""
+    with file.open("rb") as opened:
+        head = opened.read(HEAD)
+    kind, name = kind_of(head), source.with_suffix("") if suffix_of(source) == "gz" else source
+    is_text = kind.is_text if kind else b"\0" not in head
+    if head.strip() and not (is_text and (suffix_of(name) in _ROWS or (kind and kind.name == JSON_TEXT))):
+        found = kind.name if kind else "a text" if is_text else "a binary file of an unknown type"
+        raise UserError(f"{source} is {found}: neither JSON lines nor, by its name, a medium that this run takes "
+                        f"({', '.join(known)})")  # fmt: skip
 
 
 def _files(folder: Path, known: Collection[str], passed: PassedOver) -> Iterator[tuple[Path, str]]:

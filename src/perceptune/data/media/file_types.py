@@ -4,14 +4,16 @@ import codecs
 import re
 from typing import NamedTuple
 
+JSON_TEXT = "a JSON text"
 HEAD = 512  # number of bytes that suffice
 
 
 class Kind(NamedTuple):
-    """A file type: its name with an article, and the modalities that are read from it."""
+    """A file type: its name with an article, the modalities that are read from it, and whether it is a text."""
 
     name: str
     modalities: tuple[str, ...] = ()
+    is_text: bool = False
 
 
 _IMAGE, _AUDIO, _VIDEO = ("image",), ("audio",), ("audio", "video")
@@ -65,8 +67,8 @@ _TEXT = (
     ("<svg", "an SVG drawing"),
     ("<?xml", "an XML text"),
     ("version https://git-lfs", "a Git LFS pointer (`git lfs pull` fetches the file)"),
-    ("{", "a JSON text"),
-    ("[", "a JSON text"),
+    ("{", JSON_TEXT),
+    ("[", JSON_TEXT),
 )
 
 
@@ -117,7 +119,7 @@ def _text(head: bytes) -> Kind | None:
     if not text or any(ord(character) < 32 and character not in "\t\r\n\f" for character in text):
         return None
     if "<svg" in text:  # often after an XML declaration
-        return Kind("an SVG drawing")
+        return Kind("an SVG drawing", is_text=True)
     if len(head) < HEAD and _PATH.fullmatch(text.strip()):
-        return Kind("a text with the name of another file (a link that was copied as text)")
-    return Kind(next((name for start, name in _TEXT if text.startswith(start)), "a text"))
+        return Kind("a text with the name of another file (a link that was copied as text)", is_text=True)
+    return Kind(next((name for start, name in _TEXT if text.startswith(start)), "a text"), is_text=True)

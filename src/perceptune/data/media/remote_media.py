@@ -106,7 +106,7 @@ class RemoteMedia:
         if tried:
             failed = [*self._failed.values()][before:]
             told = f"; {_told(failed)}" if failed else ""
-            print(f"{what}: {tried - len(failed):,} media fetched{told}", file=sys.stderr)
+            print(f"{what}: {_counted(tried - len(failed))} fetched{told}", file=sys.stderr)
 
     def _portions(self, rows: Iterator[object]) -> Iterator[bool]:
         """Read rows until enough addresses are collected; yield whether these were the last ones."""
@@ -123,8 +123,11 @@ class RemoteMedia:
 def _told(failed: list[str]) -> str:
     """Return the number of failures and the first few."""
     more = f"; and {len(failed) - _SHOWN:,} more" if len(failed) > _SHOWN else ""
-    what = "medium" if len(failed) == 1 else "media"
-    return f"{len(failed):,} {what} cannot be fetched: {'; '.join(islice(failed, _SHOWN))}{more}"
+    return f"{_counted(len(failed))} cannot be fetched: {'; '.join(islice(failed, _SHOWN))}{more}"
+
+
+def _counted(number: int) -> str:
+    return f"{number:,} {'medium' if number == 1 else 'media'}"
 
 
 def _fetch(wanted: dict[Path, tuple[str, str]], bar: Progress) -> dict[Path, str]:
