@@ -170,7 +170,7 @@ def test_data_sets_of_the_hub_fetch(web: MediaWeb, monkeypatch: pytest.MonkeyPat
     places = [f"{HOST}/4.png", f"{HOST}/5.png"]
     data = datasets.Dataset.from_dict({"image": places, "prompt": ["What?"] * 2, "targets": ["a"] * 2})
     for kind in (data, data.cast_column("image", datasets.Image())):
-        monkeypatch.setattr("perceptune.data.tasks.hf_dataset._load", lambda *_, kind=kind: kind)
+        monkeypatch.setattr("perceptune.data.tasks.hf_dataset.load", lambda *_, kind=kind: kind)
         options = {"path": "some", "image_key": "image"}
         with pytest.raises(UserError, match=r"row 0: `image` is an address.*--fetch-media"):
             _ = [*task("hf-dataset", **options).samples("train")]

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from perceptune.data.build_task import data_keys
+from perceptune.data.hf_files import local_splits
 from perceptune.data.lazy_rows import LazyRows
 from perceptune.data.media.source import open_image
 from perceptune.errors import UserError
-from shelves import media, task
+from perceptune.tools.datasets.validate import CheckOptions, validate_dataset
+from perceptune.types import Medium
+from shelves import media, put, task
 
 datasets = pytest.importorskip("datasets", reason="the extra `data` is not installed")
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -108,7 +116,7 @@ def test_errors_name_the_data_set_and_the_row(change: Any, options: Any, message
         data = rows(**{name: (values, datasets.Value("string"))})
     place = save(tmp_path, "dict", data)
     with pytest.raises(UserError, match=rf"saved.*{message}"):
-        task("hf-dataset", path=place, **options).samples("train")
+        task("hf-dataset", path=place, skip_invalid=0, **options).samples("train")
 
 
 def test_what_is_no_data_set(tmp_path: Path) -> None:
@@ -117,3 +125,202 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     for name, message in (("rows.txt", "not one of the files"), ("rows.parquet", "cannot read"), ("no", "cannot read")):
         with pytest.raises(UserError, match=rf"{name}.*{message}|{message}.*{name}"):
             task("hf-dataset", path=tmp_path / name).samples("train")
+
+
+def encoded(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PICTURE = encoded(Image.new("L", (4, 4)))
+BYTES, PATH = {"bytes": PICTURE, "path": None}, {"bytes": None, "path": "in/a.png"}
+
+
+def table(place: Path, columns: dict[str, Any], metadata: dict[str, str] | None = None) -> Path:
+    """A parquet file; columns that are not given are filled in."""
+    n = len(next(iter(columns.values())))
+    filled = {"prompt": [f"what {n}?" for n in range(n)], "targets": ["a"] * n} | columns
+    made = pa.table({name: values for name, values in filled.items() if values is not None})
+    place.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(made.replace_schema_metadata(metadata), place)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([PICTURE] * 2, PICTURE),
+        (pa.array([PICTURE] * 2, pa.large_binary()), PICTURE),
+        ([BYTES] * 2, PICTURE),
+        ([{"bytes": PICTURE}] * 2, PICTURE),
+        ([{**BYTES, "path": "no.png"}, PATH], PICTURE),
+        ([[PICTURE], [PICTURE]], PICTURE),
+        ([[BYTES], [BYTES]], PICTURE),
+        ([PATH] * 2, Path("in/a.png")),
+        (["in/a.png"] * 2, Path("in/a.png")),
+        (pa.array(["in/a.png"] * 2, pa.large_string()), Path("in/a.png")),
+        (pa.array(["in/a.png"] * 2).dictionary_encode(), Path("in/a.png")),
+        ([["in/a.png"], ["in/a.png"]], Path("in/a.png")),
+        (["file:///in/a.png", "in/a.png"], Path("/in/a.png")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["image", "audio"])
+def test_cells_with_media(name: str, cells: Any, expected: Medium, tmp_path: Path) -> None:
+    place = table(tmp_path / "sub/a.parquet", {name: cells})
+    samples = task("hf-dataset", path=place).samples("train")
+    if isinstance(expected, Path):
+        expected = tmp_path / "sub" / expected
+    assert samples[0].media == {name: expected}
+    assert samples[1].meta == {}
+    renamed = table(tmp_path / "b.parquet", {"foto": cells})
+    chosen = task("hf-dataset", path=renamed, media=tmp_path / "sub", **{f"{name}_key": "foto"}).samples("train")
+    assert [sample.media for sample in chosen] == [sample.media for sample in samples]
+
+
+@pytest.mark.parametrize("feature", ["Image", "List", "audio"])
+def test_typed_columns_and_lists_of_them(feature: str, tmp_path: Path) -> None:
+    kind = {"_type": "Audio" if feature == "audio" else "Image"}
+    cells = [[BYTES], [PATH]] if feature == "List" else [BYTES, PATH]
+    kind = {"feature": kind, "_type": "List"} if feature == "List" else kind
+    features = {"pictures": kind, "caption": {"dtype": "string", "_type": "Value"}}
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    columns = {"pictures": cells, "caption": ["a", "b"], "prompt": None, "targets": None}
+    table(tmp_path / "a.parquet", columns, about)
+    samples = task("hf-dataset", path=tmp_path / "a.parquet", metric="CIDEr").samples("train")
+    modality = "audio" if feature == "audio" else "image"
+    assert [sample.media[modality] for sample in samples] == [PICTURE, tmp_path / "in/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"a": [PICTURE], "b": [PICTURE]}, {}, "`a` and `b` hold bytes: choose by `image_key`"),
+        ({"a": [b"?"]}, {}, "`a` hold bytes"),
+        ({"a": [b"%PDF"]}, {}, "`a` hold bytes; the first holds a PDF file: choose by"),
+        ({"a": [3]}, {"image_key": "a"}, "`image_key`: `a` holds neither media nor names of files"),
+        ({"image": [[PICTURE] * 2]}, {}, "row 0: `image` holds several media"),
+        ({"image": ["https://x/a.jpg"]}, {}, "row 0: `image` is an address"),
+        ({"image": [{"bytes": None, "path": "s3://x/a.jpg"}]}, {}, "row 0: `image` is an address"),
+        ({"image": ["in/a.png"], "targets": [3]}, {}, "row 0: `targets` is a number: `class_names` gives numbered"),
+    ],
+)
+def test_cells_without_plain_media(columns: Any, options: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"a\.parquet.*{message}"):
+        task("hf-dataset", path=table(tmp_path / "a.parquet", columns), **options).samples("train")
+
+
+def test_a_lone_column_of_bytes_is_told_by_its_first_medium(tmp_path: Path) -> None:
+    place = table(tmp_path / "a.parquet", {"content": [None, b"fLaC" + b"x" * 20], "mask": None})
+    samples = task("hf-dataset", path=place).samples("train")
+    assert [(s.id, *s.media) for s in samples] == [("train-000001", "audio")]
+    only = table(tmp_path / "b.parquet", {"image": [PICTURE] * 2, "prompt": None, "targets": None})
+    found = task("hf-dataset", path=only, test="train", prompt="what?").samples("test")
+    assert [(s.prompt, s.targets, s.media) for s in found] == [("what?", (), {"image": PICTURE})] * 2
+
+
+@pytest.mark.parametrize(
+    ("metadata", "options", "labels"),
+    [
+        ({"label_names": '["cat", "dog"]'}, {}, [0, 1]),
+        ({"id2label": '{"0": "cat", "1": "dog"}'}, {}, [0, 1]),
+        ({"PANDAS_ATTRS": '{"names": {"label": ["cat", "dog"]}}'}, {}, [0, 1]),
+        (None, {"class_names": ["cat", "dog"]}, [0, 1]),
+        (None, {"class_names": ["cat", "dog"]}, [[0], [1]]),
+        (None, {}, pa.array(["cat", "dog"]).dictionary_encode()),
+        (None, {}, [["cat"], ["dog"]]),
+        (None, {"target_key": ["label", "more"]}, ["cat", "dog"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.parquet", "data/train-00000-of-00001.parquet"])
+def test_names_of_classes_and_lists(name: str, metadata: Any, options: Any, labels: Any, tmp_path: Path) -> None:
+    place = table(
+        tmp_path / name, {"image": ["a.png"] * 2, "label": labels, "more": [None] * 2, "targets": None}, metadata
+    )
+    samples = task("hf-dataset", path=place if name == "a.parquet" else tmp_path, **options).samples("train")
+    assert [sample.targets for sample in samples] == [("cat",), ("dog",)]
+    assert samples[0].media == {"image": place.parent / "a.png"}
+
+
+def test_numbers_that_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = rows(label=([0, -1, 1, 0], datasets.ClassLabel(names=["cat", "dog"])))
+    place = save(tmp_path, "dict", datasets.concatenate_datasets([data] * 6))
+    assert len(task("hf-dataset", path=place, skip_invalid=6).samples("train")) == 18
+    assert "6 of 24 samples are invalid and left out" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"row 1: `label` is -1, and the classes are 0 to 1"):
+        task("hf-dataset", path=place).samples("train")
+    unlabelled = task("hf-dataset", path=place, test="train").samples("test")
+    assert [sample.targets for sample in unlabelled[:3]] == [("cat",), (), ("dog",)]
+
+
+def test_invalid_rows_are_left_out_listed_and_found_by_the_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [PICTURE] * 40
+    targets: list[Any] = [f"a{n}" for n in range(40)]
+    cells[3], targets[7] = None, ""  # type: ignore[call-overload]
+    place = table(tmp_path / "a.parquet", {"image": cells, "targets": targets})
+    samples = task("hf-dataset", path=place).samples("train")
+    assert [sample.targets[0] for sample in samples] == [f"a{n}" for n in range(40) if n not in (3, 7)]
+    assert (samples[3].id, samples[-1].targets) == ("train-000004", ("a39",))
+    said = capsys.readouterr().err
+    assert "train: 2 of 40 samples are invalid and left out (`skip_invalid: 0.05`):\n" in said
+    assert "row 3: `image` is empty\n" in said
+    recipe = put(tmp_path / "r.yaml", {"task": {"name": "hf-dataset", "path": "a.parquet"}})
+    found = validate_dataset(str(recipe), options=CheckOptions(tokens=False)).report
+    assert {kind: entry["count"] for kind, entry in found["problems"].items()} == {"no-medium": 1, "empty-target": 1}
+    with pytest.raises(UserError, match=r"row 3: `image` is empty; `skip_invalid: 1` lets 1 of 40 samples be left out"):
+        task("hf-dataset", path=place, skip_invalid=1).samples("train")
+
+
+@pytest.mark.parametrize(
+    ("form", "names", "keys"),
+    [
+        ("dict", ["train", "test"], {"test": "test"}),
+        ("dict", ["training", "val", "extra"], {"train": "training", "validation": "val"}),
+        ("dict", ["test"], {"test": "test"}),
+        ("dict", ["all"], {"train": "all"}),
+        ("parquet", ["train", "test"], {"test": "test"}),
+        ("parquet", ["test"], {"test": "test"}),
+        ("folders", ["train", "validation"], {"validation": "validation"}),
+        ("single", ["train"], {}),
+        ("file", ["train"], {}),
+    ],
+)
+def test_splits_of_a_local_set(form: str, names: list[str], keys: dict[str, str], tmp_path: Path) -> None:
+    place, single = tmp_path / "set", rows().select([0])
+    if form == "dict":
+        datasets.DatasetDict(dict.fromkeys(names, single)).save_to_disk(place)
+    elif form == "single":
+        single.save_to_disk(place)
+    elif form == "file":
+        place = save(tmp_path, "parquet", single)
+    for name in names if form in ("parquet", "folders") else ():
+        inner = f"{name}/0.parquet" if form == "folders" else f"data/{name}-00000-of-00001.parquet"
+        table(place / inner, {"image": [PICTURE]})
+    assert sorted(local_splits(place)) == sorted(names)
+    assert data_keys("hf-dataset", str(place)) == {"path": str(place), **keys}
+    own = task("hf-dataset", **data_keys("hf-dataset", str(place)))
+    for split in keys:
+        assert len(own.samples(split)) == 1
+    if "train" not in names and "train" not in keys:
+        with pytest.raises(UserError, match=r"no split `train`.*`test`"):
+            own.samples("train")
+    if len(names) == 1:
+        alone = task("hf-dataset", **data_keys("hf-dataset", str(place), "test"))
+        assert len(alone.samples("test")) == 1
+        assert alone.read_from("test") == alone.read_from("train")
+
+
+def test_parts_of_saved_splits(tmp_path: Path) -> None:
+    for form in ("dict", "single"):
+        own = task("hf-dataset", path=save(tmp_path / form, form, rows()), train="train[:50%]+train[-1:]")
+        assert [sample.prompt for sample in own.samples("train")] == ["what é 0?", "what é 1?", "what é 3?"]
+
+
+def test_what_is_no_local_set_has_no_splits(tmp_path: Path) -> None:
+    media(tmp_path, "red/1.jpg", "notes.txt")
+    assert local_splits(tmp_path) == local_splits(tmp_path / "notes.txt") == local_splits("somebody/flowers") == []
+    datasets.DatasetDict({"val": rows(), "dev": rows()}).save_to_disk(tmp_path / "two")
+    with pytest.raises(UserError, match="`val` and `dev` could both be the split `validation`"):
+        data_keys("hf-dataset", str(tmp_path / "two"))

@@ -42,7 +42,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def files_in(address: str, suffix: str) -> list[str] | None:
-    """Return the files with this suffix in a folder, sorted, without hidden ones; None if the address is no folder.
+    """Return the files with this suffix in a folder, sorted, without hidden ones; None if the address is not a folder.
 
     An address of the web is a folder only if it ends with a slash, because looking would fetch a whole file.
     """

@@ -7,28 +7,31 @@ by one from the memory-mapped files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
+from perceptune.data.hf_columns import MediaColumns, inner
+from perceptune.data.hf_files import folder_of, load, local_splits, names_in_schema
 from perceptune.data.lazy_rows import Census, LazyRows
-from perceptune.data.media.remote_media import RemoteMedia, is_remote
-from perceptune.data.records import Record, json_type
-from perceptune.data.tasks.base import MODALITIES, GivenFiles, check_split, dialect_of, local
-from perceptune.errors import UserError, nearest
-from perceptune.types import Medium, Sample
+from perceptune.data.media.remote_media import RemoteMedia
+from perceptune.data.records import Record, RowError
+from perceptune.data.splits import SPLIT_NAMES, split_of
+from perceptune.data.tasks.base import MODALITIES, InvalidRows, Sources, check_split, class_name
+from perceptune.errors import UserError
+from perceptune.types import Sample
 from perceptune.utils.paths import absolute, local_name
 
-_SAVED = ("dataset_dict.json", "state.json")  # files of `save_to_disk`
-_TABLES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
+_TARGET_KEYS = ("targets", "caption", "text", "label")
 
 
-class HFDataset(GivenFiles):
+class HFDataset(Sources):
     """A data set of `datasets`. `train`, `validation` and `test` name its splits; a part of one is `train[:10%]`."""
 
-    class Options(GivenFiles.Options):
+    class Options(Sources.Options):
         """The location of the data set, its splits, and the names of the columns."""
 
         path: Path | str = Field(description="a local folder or file, or a name on the hub")
@@ -36,11 +39,14 @@ class HFDataset(GivenFiles):
         train: str = "train"
         validation: str | None = None
         test: str | None = None
-        image_key: str | None = Field(None, description="column of images; None = found by its type")
-        audio_key: str | None = Field(None, description="column of audio; None = found by its type")
-        video_key: str | None = Field(None, description="column of videos; None = found by its type")
+        media: Path | None = Field(None, description="folder of media given by name; None = the folder of the tables")
+        image_key: str | None = Field(None, description="column of images; None = found by its type, else `image`")
+        audio_key: str | None = Field(None, description="column of audio; None = found by its type, else `audio`")
+        video_key: str | None = Field(None, description="column of videos; None = found by its type, else `video`")
         prompt_key: str = "prompt"
-        target_key: str | None = Field(None, description="None = `targets`, else `caption`, `text` or `label`")
+        target_key: str | tuple[str, ...] | None = Field(
+            None, description="column of targets, or several; None = `targets`, else `caption`, `text` or `label`"
+        )
         id_key: str = "id"
         fetch_media: bool = Field(False, description="fetch media at http(s) addresses into perceptune's cache, once")
 
@@ -48,9 +54,16 @@ class HFDataset(GivenFiles):
 
     @classmethod
     def data_keys(cls, place: str, split: str | None = None) -> dict[str, str]:
-        """Return the recipe keys for the data set at `place`; its split of the same name is evaluated."""
-        keys = {"path": place}
-        return {**keys, split: split} if split in ("validation", "test") else keys
+        """Return the recipe keys for the data set at `place`, with its splits if it is on this machine."""
+        names = local_splits(local_name(place))
+        if not names:
+            return {"path": place} | ({split: split} if split in ("validation", "test") else {})
+        if len(names) == 1 and split in ("validation", "test"):
+            return {"path": place, "train": names[0], split: names[0]}
+        keys = {key: name for key in SPLIT_NAMES if (name := _split_called(key, names, place))}
+        if len(names) == 1 and not keys:
+            keys = {"train": names[0]}
+        return {"path": place} | {key: name for key, name in keys.items() if (key, name) != ("train", "train")}
 
     def read_from(self, split: str) -> frozenset[str]:
         path = str(self._options.path)
@@ -60,152 +73,138 @@ class HFDataset(GivenFiles):
     def samples(self, split: str) -> Sequence[Sample]:
         """Return lazy rows: all texts are checked once, a medium is read with its row."""
         check_split(split, self.splits)
-        columns = _Columns(self._options, _load(str(self._options.path), self._options.config, self._given[split]))
-        where = f"{self._options.path}, split `{self._given[split]}`"
+        rows = self._rows(split)
         if self._remote is not None:
-            self._remote.fetch_for(partial(self._places, columns, where), where, None)
+            self._remote.fetch_for(rows.addresses, rows.where, None)
+        invalid, census, gone = InvalidRows(split, self._options.skip_invalid, rows.__len__), Census(), list[int]()
+        for index, values in enumerate(rows.texts()):
+            try:
+                census.add(self._sample(rows, values, index, split, whole=False))
+            except RowError as error:
+                invalid.add(error)
+                gone.append(index)
+        invalid.report(len(census))
+        if not census:
+            raise UserError(f"{rows.where} holds no samples")
 
         def read(indices: Iterable[int]) -> Iterator[Sample]:
-            return (self._sample(columns, columns.rows[index], index, split, where) for index in indices)
+            return (self._sample(rows, rows[index], index, split) for index in indices)
 
-        census = Census(
-            self._sample(columns, values, index, split, where) for index, values in enumerate(columns.texts())
-        )
-        if not census:
-            raise UserError(f"{where} holds no samples")
-        samples = LazyRows(read, range(len(census)))
+        kept = np.delete(np.arange(len(rows)), gone) if gone else range(len(rows))
+        samples = LazyRows(read, kept)
         if repeated := census.repeated(samples):
-            earlier, later = repeated
-            raise UserError(f"{where}, row {later}: its `{self._options.id_key}` is that of row {earlier}, too")
+            earlier, later = (int(kept[index]) for index in repeated)
+            raise UserError(f"{rows.where}, row {later}: its `{self._options.id_key}` is that of row {earlier}, too")
         self._check_metric(split, census.answer_types)
         return samples
 
-    def _sample(self, columns: _Columns, values: dict[str, Any], index: int, split: str, where: str) -> Sample:
-        options = self._options
-        known = (options.prompt_key, columns.target, options.id_key)
-        record = Record(f"{where}, row {index}", values, known)
-        name = values.get(options.id_key)
-        return Sample(
-            id=f"{split}-{index:06d}" if name is None else str(name),
-            media={
-                key: _medium(record, key, column, self._remote)
-                for key, column in columns.media.items()
-                if values.get(column)
-            },
-            prompt=record.prompt(options.prompt_key, allow_empty=self.may_lack_prompt),
-            targets=self.targets_of(columns.named(record), [columns.target], split),
-            meta=self.with_choices(record, {key: value for key, value in record.meta().items() if key in columns.meta}),
-        )
+    def every_row(self, split: str) -> Iterator[Sample | RowError]:
+        rows = self._rows(split)
+        for index in range(len(rows)):
+            try:
+                yield self._sample(rows, rows[index], index, split)
+            except RowError as error:
+                yield error
+
+    def _rows(self, split: str) -> _Rows:
+        return _Rows(self._options, self._given[split], self.class_names, self._remote)
 
     @cached_property
     def _remote(self) -> RemoteMedia | None:
         return RemoteMedia() if self._options.fetch_media else None
 
-    def _places(self, columns: _Columns, where: str) -> Iterator[Medium]:
-        """Yield the media of all rows."""
-        for index, values in enumerate(columns.rows.select_columns([*columns.media.values()])):
-            record = Record(f"{where}, row {index}", values, ())
-            for key, column in columns.media.items():
-                if values[column]:
-                    yield _medium(record, key, column, self._remote)
+    def _sample(
+        self, rows: _Rows, values: dict[str, Any], index: int, split: str, *, whole: bool = True
+    ) -> Sample:  # fmt: skip
+        """Return the sample of a row, whose media are only looked for unless `whole`."""
+        options, keys = self._options, rows.targets
+        record = Record(f"{rows.where}, row {index}", values, (options.prompt_key, *keys, options.id_key))
+        rows.media.require(record, index)
+        name = values.get(options.id_key)
+        return Sample(
+            id=f"{split}-{index:06d}" if name is None else str(name),
+            media=rows.media.media(record, index) if whole else {},
+            prompt=self.prompt_of(record, options.prompt_key),
+            targets=self.targets_of(rows.with_targets(record, split), keys[:1], split),
+            meta=self.with_choices(record, {key: value for key, value in record.meta().items() if key in rows.meta}),
+        )
 
 
 TASK = HFDataset
 
 
-class _Columns:
+class _Rows:
     """A split's rows with undecoded media, and the roles of its columns."""
 
-    def __init__(self, options: HFDataset.Options, data: Any) -> None:
-        import datasets
+    def __init__(
+        self, options: HFDataset.Options, split: str, class_names: list[str], remote: RemoteMedia | None
+    ) -> None:  # fmt: skip
+        path = str(options.path)
+        data = load(path, options.config, split)
+        self.where = f"{options.path}, split `{split}`"
+        given = {key: getattr(options, f"{key}_key") for key in MODALITIES}
+        self.media = MediaColumns(data, given, path, options.media or folder_of(path, split), remote)
+        self._data, features, target = self.media.rows, data.features, options.target_key
+        usual = next((key for key in _TARGET_KEYS if key in features), "targets")
+        self.targets = [usual] if target is None else [target] if isinstance(target, str) else [*target]
+        self.meta = {key for key in features if key not in self.media.columns.values() and _is_plain(features[key])}
+        self._class_names = {
+            key: names
+            for key in self.targets
+            if (names := self._names(features.get(key), path, split, key, class_names))
+        }
 
-        kinds = {"image": datasets.Image, "audio": datasets.Audio, "video": datasets.Video}
-        self._undecoded, self.media = list[str](), dict[str, str]()
-        for modality, kind in kinds.items():
-            columns = [name for name, feature in data.features.items() if isinstance(feature, kind)]
-            self._undecoded += columns
-            name, key = getattr(options, f"{modality}_key"), f"`{modality}_key`"
-            if name is None and len(columns) > 1:
-                raise UserError(
-                    f"{options.path}: {' and '.join(columns)} could both be the {modality}; choose by {key}"
-                )
-            if name is not None and name not in data.features:
-                raise UserError(f"{options.path}: {key}: no column `{name}`{nearest(name, data.features)}")
-            if name or columns:
-                self.media[modality] = name or columns[0]
-            for column in columns:
-                data = data.cast_column(column, kind(decode=False))
-        self.rows = data
-        if not self.media:
-            raise UserError(
-                f"{options.path}: no column of images, audio or videos among {', '.join(data.features)}; "
-                "name one of file names by `image_key`, `audio_key` or `video_key`"
-            )
-        known = ("targets", "caption", "text", "label")
-        self.target = options.target_key or next((key for key in known if key in data.features), "targets")
-        self.meta = {key for key in data.features if key not in self._undecoded and _is_plain(data.features[key])}
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self._data[index])
 
     def texts(self) -> Iterable[dict[str, Any]]:
         """Return every row without its media."""
-        return self.rows.remove_columns(sorted(self._undecoded)) if len(self.rows) else []
+        if not len(self._data) or {*self._data.column_names} == {*self.media.opaque}:
+            return ({} for _ in range(len(self._data)))  # a data set without columns has no rows, either
+        return self._data.remove_columns(self.media.opaque)
 
-    def named(self, record: Record) -> Record:
-        """Return a row with the name of its class as the target instead of the number."""
-        feature, value = self.rows.features.get(self.target), record.values.get(self.target)
-        if not isinstance(value, int) or not hasattr(feature, "int2str"):
-            return record
-        return record._replace(values={**record.values, self.target: feature.int2str(value)})
+    def addresses(self) -> Iterator[object]:
+        """Yield the media of all rows that have an address."""
+        for index in self.media.with_address():
+            yield self.media.media(Record(f"{self.where}, row {index}", self[index], ()), index)
+
+    def with_targets(self, record: Record, split: str) -> Record:
+        """Return a row with the names of classes for their numbers, and the targets of several columns at the first."""
+        values = dict(record.values)
+        for key, names in self._class_names.items():
+            if values.get(key) == -1 and split == "test":  # the number of rows without a label
+                values[key] = None
+            elif values.get(key) is not None:
+                values[key] = class_name(record, key, values[key], names)
+        for key in self.targets:
+            if isinstance(values.get(key), int) and not isinstance(values[key], bool):
+                raise record.error(
+                    f"`{key}` is a number: `class_names` gives numbered classes their names", "wrong-type"
+                )
+        if len(self.targets) > 1:
+            values[self.targets[0]] = record._replace(values=values).gather(self.targets)
+        return record._replace(values=values)
+
+    def _names(self, feature: Any, path: str, split: str, key: str, given: list[str]) -> list[str] | None:
+        """Return the names of the classes that are numbered in a column of targets; None if it holds no numbers."""
+        own = inner(feature)
+        if "int" not in getattr(own, "dtype", ""):
+            return None
+        return given or getattr(own, "names", None) or names_in_schema(self._data, path, split, key)
+
+
+def _split_called(key: str, names: Sequence[str], place: str) -> str | None:
+    """Return the split among `names` that is usually called `key`. Raises `UserError` if there are two."""
+    found = [name for name in names if split_of(name) == key]
+    if len(found) > 1 and key not in found:
+        raise UserError(f"{place}: {' and '.join(f'`{name}`' for name in found)} could both be the split `{key}`")
+    return key if key in found else next(iter(found), None)
 
 
 def _is_plain(feature: Any) -> bool:
     """Return whether the values of a column can be represented in JSON."""
-    inner = getattr(feature, "feature", feature)  # of a list
-    return getattr(inner, "dtype", "") in ("string", "large_string", "bool") or "int" in getattr(inner, "dtype", "")
-
-
-def _medium(record: Record, modality: str, column: str, remote: RemoteMedia | None) -> Medium:
-    value = record.values[column]
-    if isinstance(value, str):
-        value = {"path": value}
-    if not isinstance(value, dict):
-        raise record.error(f"`{column}` is {json_type(value)}, neither a medium nor the name of a file")
-    if value.get("bytes"):
-        return bytes(value["bytes"])
-    name = local_name(value.get("path") or "")
-    if not name:
-        raise record.error(f"`{column}` has no bytes and no file")
-    return remote.place(modality, name) if remote and is_remote(name) else Path(local(record, column, name))
-
-
-def _load(path: str, config: str | None, split: str) -> Any:
-    """Load a split by `datasets`."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError("task `hf-dataset` needs `datasets`: run `pip install 'perceptune[data]'`") from error
-    place = Path(path)
-    try:
-        if any((place / name).is_file() for name in _SAVED):
-            return _of_saved(datasets.load_from_disk(path), path, split)
-        if place.is_file():
-            kind = _TABLES.get(place.suffix)
-            if kind is None:
-                raise UserError(f"{path}: not one of the files {', '.join(_TABLES)}")
-            return datasets.load_dataset(kind, data_files={"train": path}, split=split, **_table_settings(place))
-        return datasets.load_dataset(path, config, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"cannot read the data set {path}, split `{split}`: {error}") from error
-
-
-def _table_settings(place: Path) -> dict[str, Any]:
-    """Return the format of a table as arguments of pandas."""
-    if place.suffix not in (".csv", ".tsv"):
-        return {}
-    dialect = dialect_of(place, known=("prompt", "targets", "caption", "text", "label", "id", *MODALITIES))
-    return {"sep": dialect.delimiter, "encoding": dialect.encoding, "skiprows": int(dialect.has_separator_line)}
-
-
-def _of_saved(saved: Any, path: str, split: str) -> Any:
-    if isinstance(saved, dict) and split not in saved:
-        raise UserError(f"{path}: no split `{split}`{nearest(split, saved)}")
-    return saved[split] if isinstance(saved, dict) else saved  # a single split has no name
+    dtype = getattr(inner(feature), "dtype", "")
+    return dtype in ("string", "large_string", "bool") or "int" in dtype
