@@ -36,7 +36,7 @@ def text(row: object) -> bytes:
 def planted(kind: str, number: int) -> bytes:
     """A line with one mistake of a kind; `row-0` is in use already."""
     changes: dict[str, dict[str, Any]] = {
-        "missing-key": {"prompt": ...}, "wrong-type": {"targets": ["a", 3]}, "empty-id": {"id": " "},
+        "missing-key": {"prompt": ...}, "wrong-type": {"targets": ["a", {}]}, "empty-id": {"id": " "},
         "empty-prompt": {"prompt": " ?"}, "no-targets": {"targets": []}, "empty-target": {"targets": "."},
         "empty-medium": {"image": ""}, "address": {"image": "https://example.org/a.png"},
         "duplicate-id": {"id": "row-0"}, "missing-medium": {"image": f"{number}.png"}, "nan": {"weight": float("nan")},

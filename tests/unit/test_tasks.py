@@ -110,8 +110,8 @@ def test_captions_are_targets_under_their_usual_names(write: Write, key: str) ->
     assert (sample.targets, dict(sample.meta)) == (("a cat", "one cat"), {"license": "CC0"})
     both = write({**ROW, key: "a remark"}, metric="CIDEr").samples("train")[0]
     assert (both.targets, dict(both.meta)) == (tuple(ROW["targets"]), {key: "a remark"})
-    with pytest.raises(UserError, match=f"`{key}` is a number"):
-        write({**row, key: 3}, metric="CIDEr").samples("train")
+    with pytest.raises(UserError, match=f"`{key}` is an object"):
+        write({**row, key: {"a": 3}}, metric="CIDEr").samples("train")
 
 
 def test_text_is_a_target_only_of_captions(write: Write) -> None:
@@ -167,7 +167,11 @@ def without(key: str, **more: Any) -> dict[str, Any]:
         ({**ROW, "prompt": "a\ud83d"}, "`prompt` holds an unpaired surrogate"),
         ({**ROW, "targets": []}, "`targets` is empty"),
         ({**ROW, "targets": None}, "`targets` is null"),
-        ({**ROW, "targets": 3}, "`targets` is a number"),
+        ({**ROW, "targets": {}}, "`targets` is an object, not a string or a list of strings"),
+        ({**ROW, "targets": True}, '`targets` is a boolean, .*"yes" or "no"'),
+        ({**ROW, "image": ["pictures/cat.jpg"] * 2}, "`image` holds 2 files; a sample has one of each modality"),
+        (without("image", images=["pictures/cat.jpg"] * 2), "`images` holds 2 files"),
+        (without("image", images=[3]), "`images` is a number, not a string"),
         ({**ROW, "targets": ["a", True]}, r"`targets\[1\]` is a boolean"),
         ({**ROW, "targets": ["a", " . "]}, "`targets` holds no text"),
         ({**ROW, "image": 3}, "`image` is a number"),

@@ -177,7 +177,7 @@ BROKEN: dict[str, Members] = {
     "invalid-json": [("x.jpg", b"x"), ("x.json", b'{"prompt": "a')],
     "not-an-object": [("x.jpg", b"x"), ("x.json", b"[1]")],
     "not-utf8": [("x.jpg", b"x"), ("x.json", b"\xff\xfe")],
-    "wrong-type": [("x.jpg", b"x"), ("x.json", row(targets=3))],
+    "wrong-type": [("x.jpg", b"x"), ("x.json", row(targets={}))],
 }
 
 

@@ -4,6 +4,7 @@ import ast
 import codecs
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -71,6 +72,15 @@ class Record(NamedTuple):
             raise self.error(f"`{key}` holds an unpaired surrogate: {short(ascii(value))}", "bad-text") from error
         return value
 
+    def only(self, key: str) -> Any:
+        """Return the value at `key`, or the only one of its list; None for an empty list."""
+        value = self.values.get(key)
+        if not isinstance(value, list):
+            return value
+        if len(value) > 1:
+            raise self.error(f"`{key}` holds {len(value)} files; a sample has one of each modality", "wrong-type")
+        return value[0] if value else None
+
     def prompt(self, key: str, *, allow_empty: bool) -> str:
         """Return the question. Raises `RowError` if it has no text, unless it may be empty."""
         if self.values.get(key) is None and allow_empty:
@@ -84,11 +94,13 @@ class Record(NamedTuple):
         return prompt
 
     def targets(
-        self, keys: Sequence[str], clean: Callable[[str], str], *, needed: bool, parse_lists: bool = True
-    ) -> tuple[str, ...]:
+        self, keys: Sequence[str], clean: Callable[[str], str], *, needed: bool, parse_lists: bool = True,
+        numbers: bool = False,
+    ) -> tuple[str, ...]:  # fmt: skip
         """Return the targets at the first of `keys` that has any; empty only if they are not needed.
 
-        With `parse_lists` a list written as text, such as `['a cup', 'cup']`, is converted to its items.
+        With `parse_lists` a list written as text, such as `['a cup', 'cup']`, is converted to its items,
+        with `numbers` a number to its text.
         """
         key = next((key for key in keys if self.values.get(key) is not None), None)
         if key is None:
@@ -97,10 +109,11 @@ class Record(NamedTuple):
                 raise self.error(f"`{null[0]}` is null", "no-targets") if null else self.lacks(keys)
             return ()
         value = self.values[key]
-        if not isinstance(value, str | list):
-            raise self.error(f"`{key}` is {json_type(value)}, not a string or a list of strings", "wrong-type")
-        given = [value] if isinstance(value, str) else value
-        texts = [self.check_text(f"{key}[{index}]", target) for index, target in enumerate(given)]
+        if isinstance(value, list):
+            given = [(f"{key}[{index}]", target) for index, target in enumerate(value)]
+            texts = [self._target(place, target, "a string", numbers=numbers) for place, target in given]
+        else:
+            texts = [self._target(key, value, "a string or a list of strings", numbers=numbers)]
         targets = [item for text in texts for item in self.items(key, text)] if parse_lists else texts
         if not targets:
             raise self.error(f"`{key}` is empty", "no-targets")
@@ -117,6 +130,18 @@ class Record(NamedTuple):
         if len(keys) == 1:
             return given[0] if given else None
         return [item for value in given for item in (value if isinstance(value, list) else [value])]
+
+    def _target(self, key: str, value: object, expected: str, *, numbers: bool) -> str:
+        """Return the text of a target; that of a number if these are accepted."""
+        if numbers and not isinstance(value, str):
+            if isinstance(value, bool):
+                advice = 'write the answer as text, such as "yes" or "no"'
+                raise self.error(f"`{key}` is a boolean, not {expected}; {advice}", "wrong-type")
+            if isinstance(value, int | float) and math.isfinite(value):
+                return json.dumps(value)
+        if not isinstance(value, str):
+            raise self.error(f"`{key}` is {json_type(value)}, not {expected}", "wrong-type")
+        return self.check_text(key, value)
 
     def items(self, key: str, text: str) -> list[str]:
         """Return the items of a list written as text, else the text itself."""

@@ -196,9 +196,9 @@ def _records(
                 name = id_of(record, name)
                 if prompt is not None and record.values.get("prompt") is None:
                     record.values["prompt"] = prompt
-                targets = record.targets(["targets"], str.strip, needed=False)
+                targets = record.targets(["targets"], str.strip, needed=False, numbers=True)
                 question = record.prompt("prompt", allow_empty=not asks)
-                media = media_of(record, source.parent, remote)
+                media = media_of(record, source.parent, remote=remote)
                 yield _Request(name, Sample(name, media, question, targets, record.meta()))
             except UserError as error:
                 yield _Request(name, None, str(error))

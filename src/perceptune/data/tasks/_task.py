@@ -169,10 +169,11 @@ class GivenFiles(Task):
     def targets_of(self, record: Record, keys: Sequence[str], split: str) -> tuple[str, ...]:
         """Return the row's targets, which only a test split may lack."""
         parses = self._options.parse_lists
-        found = record.targets(keys, self.clean, needed=split != "test", parse_lists=parses)
+        found = record.targets(keys, self.clean, needed=split != "test", parse_lists=parses, numbers=True)
         if parses and not self._first_list:
             given: Any = next((value for key in keys if (value := record.values.get(key)) is not None), [])
-            if [*found] != ([given] if isinstance(given, str) else given):
+            texts = given if isinstance(given, list) else [given]
+            if [*found] != texts and any(isinstance(text, str) and text not in found for text in texts):
                 self._first_list = record.where
         if self._closed is not None:
             self._closed.require(record, found)

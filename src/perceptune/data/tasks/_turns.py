@@ -11,7 +11,8 @@ from perceptune.data.lazy_rows import LazyRow
 from perceptune.data.media.suffixes import MODALITIES
 from perceptune.data.records import Record
 from perceptune.data.tasks._chat_rows import Turn, chat_of, media_beside
-from perceptune.data.tasks._lazy_rows import KEYS, Converted
+from perceptune.data.tasks._columns import KEYS
+from perceptune.data.tasks._lazy_rows import Converted
 from perceptune.data.tasks._streams import json_objects
 from perceptune.data.tasks._tags import TAG, check_tags, same_name, unify_tags
 from perceptune.errors import UserError, nearest

@@ -208,12 +208,12 @@ class Folder(base.Converted):
         return MODALITIES if videos else _EXCEPT_VIDEOS
 
     def _canonical(self, row: Record, folder: Path) -> dict[str, Any]:
-        keys = [key for key in self._file_keys if row.values.get(key) is not None]
+        keys = [key for key in self._file_keys if row.only(key) is not None]
         if not keys:
             raise row.lacks(["file_name"])
         media = {}
         for key in keys:
-            name = row.text(key)
+            name = row.check_text(key, row.only(key))
             kind = self._file_keys[key] or modality_of(
                 name, _EXCEPT_VIDEOS if self._options.modality == "image" else MODALITIES
             )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from perceptune.data.lazy_rows import LazyRow, read_lines
 from perceptune.data.records import Record, RowError, parse, wide_encoding
-from perceptune.data.tasks.base import GZIPPED, KEYS, Examined, LazyRows, check_split, missing, plain
+from perceptune.data.tasks.base import GZIPPED, KEYS, ColumnOptions, Examined, LazyRows, check_split, missing, plain
 from perceptune.errors import UserError
 from perceptune.types import Sample
 
@@ -23,11 +23,14 @@ from perceptune.types import Sample
 class JSONLines(LazyRows):
     """JSONL files; splits are the given files, plain or gzipped."""
 
+    class Options(ColumnOptions, LazyRows.Options):
+        """Options of rows, and the names of the keys."""
+
     def _file(self, split: str) -> Path:
         return plain(self._given[split])
 
     def _record(self, row: LazyRow, split: str) -> Record | None:
-        return record_of(row, self._given[split])
+        return record_of(row, self._given[split], self._columns.keys)
 
     def examine(self, split: str) -> Examined:
         """Read every line, valid or not. Raises `UserError` for a missing file."""
@@ -83,8 +86,8 @@ class JSONLines(LazyRows):
 TASK = JSONLines
 
 
-def record_of(row: LazyRow, path: Path) -> Record | None:
-    """Parse the object of a line; return None for a blank line."""
+def record_of(row: LazyRow, path: Path, keys: tuple[str, ...] = KEYS) -> Record | None:
+    """Parse the object of a line, whose `keys` have a meaning; return None for a blank line."""
     where = f"{path}, line {row.line}"
     values = parse(row.text, where, "one object a line", "utf-8-sig" if row.line == 1 else "utf-8")
-    return None if values is None else Record(where, values, KEYS)
+    return None if values is None else Record(where, values, keys)
