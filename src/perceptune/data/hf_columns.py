@@ -32,9 +32,9 @@ class MediaColumns:
     def __init__(
         self, data: Any, given: Mapping[str, str | None], where: str, folder: Path | None, remote: RemoteMedia | None
     ) -> None:  # fmt: skip
-        """Find the columns; `given` names some. Names of files are relative to `folder`, addresses are of `remote`.
+        """Find the columns, of which `given` names some. Raises `UserError` if there is none, or a choice of several.
 
-        Raises `UserError` if there is no column, or a choice between several.
+        Names of files are relative to `folder`, and addresses are fetched by `remote`.
         """
         self._where, self._features, self._folder, self._remote = where, data.features, folder, remote
         typed = self._typed()
