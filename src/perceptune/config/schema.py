@@ -35,7 +35,7 @@ def named(key: str) -> BeforeValidator:
 class LMConfig(ConfigSection):
     """The frozen language model."""
 
-    id: str = Field("default", description="`default`, a Hugging Face id, a local folder, or the folder of an adapter")
+    id: str = Field("default", description="`default`, a Hugging Face id, or a local folder, GGUF file or adapter")
     base: str | None = Field(None, description="base of the adapter `id`; None = the one it names")
     revision: str | None = Field(None, description="revision on the hub")
     layers: str | None = Field(None, description="dotted path of the decoder blocks, if they are not found")

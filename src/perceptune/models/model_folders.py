@@ -23,10 +23,12 @@ _SHOWN = 6
 def require_model(name: str, place: Path, taken: Iterable[str] = (".json",), *, is_lm: bool = False) -> None:
     """Raise `UserError` for a path whose file names show that it is not a model of transformers.
 
-    `taken` are suffixes of single files that are accepted as a model; with `is_lm` an adapter is accepted, too.
+    `taken` are suffixes of single files that are accepted as a model; with `is_lm` adapters and GGUF are, too.
     """
     if place.is_file():
         if place.suffix.lower() == ".gguf":
+            if is_lm:
+                return
             raise UserError(f"`{name}` is a GGUF file, {_of_gguf(place.parent, place.name)}")
         if place.suffix.lower() in _WEIGHTS and not place.name.endswith(tuple(taken)):
             raise UserError(f"`{name}` is a file of weights: name the folder with its {CONFIG}{_beside(place.parent)}")
@@ -40,6 +42,8 @@ def require_model(name: str, place: Path, taken: Iterable[str] = (".json",), *, 
         raise UserError(
             f"`{name}` is {describe_adapter(read_adapter_config(place))}, not a model: {merging_advice(place)}"
         )
+    if is_lm and gguf_in(place):
+        return
     if CONFIG not in names:
         raise UserError(f"`{name}` {_without_config(place, names)}")
     for file in sorted(names):
@@ -116,6 +120,17 @@ def merging_advice(place: Path) -> str:
     """Return how to make a model of an adapter."""
     merge = f"`AutoPeftModelForCausalLM.from_pretrained('{place}').merge_and_unload().save_pretrained('FOLDER')`"
     return f"merge it into its base by {merge}, save the tokenizer there, too, and name that folder"
+
+
+def gguf_in(place: Path) -> list[str]:
+    """Return the names of the LMs in GGUF in a folder; none if it has weights of transformers, too.
+
+    The file of a vision encoder (`mmproj-...`), which lies beside its LM, is not one.
+    """
+    names = _names(place)
+    if any(name.endswith((".safetensors", ".bin")) for name in names):
+        return []
+    return sorted(name for name in names if name.lower().endswith(".gguf") and not name.lower().startswith("mmproj"))
 
 
 def _of_gguf(folder: Path, file: str) -> str:

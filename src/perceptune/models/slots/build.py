@@ -84,7 +84,7 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(published, attn_implementation=attention, dtype=kind)
         else:
-            model, fingerprint = source.load(AutoModelForCausalLM, kind, attn_implementation=attention)
+            model, fingerprint = source.load(AutoModelForCausalLM, kind, attention)
     # The recipe sets decoding: sampling settings stored beside a checkpoint must not change it.
     model.generation_config = GenerationConfig()
     lm = FrozenLM(model, layers=config.layers)
