@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from perceptune.data.records import Record
 from perceptune.data.tasks.base import Task, is_conversation
 from perceptune.errors import UserError
 from perceptune.types import Sample
@@ -99,6 +102,7 @@ ROWS: dict[str, Any] = {
     "alpaca": {"instruction": "<image>What?", "input": "", "output": "A cat.", "images": ["a.jpg"]},
     "completion": {"prompt": [PLAIN], "completion": [ANSWER], "images": ["a.jpg"]},
     "chosen": {"prompt": [PLAIN], "chosen": [ANSWER], "rejected": [PLAIN], "images": ["a.jpg"]},
+    "one turn chosen": {"image": "a.jpg", "conversations": [ASKED], "chosen": ANSWER, "rejected": PLAIN},
     "whole chosen": {"prompt": "What?", "chosen": [PLAIN, ANSWER], "rejected": None, "image": "a.jpg"},
 }  # fmt: skip
 
@@ -191,6 +195,13 @@ def test_media_inside_rows_are_kept_in_the_cache(content: Any, tmp_path: Path) -
     assert file.read_bytes() == b"pixels"
 
 
+def test_media_inside_rows_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERCEPTUNE_CACHE", str(put(tmp_path / "file", b"") / "below"))
+    [sample] = read(tmp_path, {"messages": [PLAIN, ANSWER], "image": INLINE}).samples("train")
+    assert isinstance(sample.media["image"], Path)
+    assert sample.media["image"].read_bytes() == b"pixels"
+
+
 def test_a_model_that_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     talk = [{"from": "gpt", "value": "Hello!"}, *says("<image>\nWhat?", "A cat.")]
     rows = [{"image": "a.jpg", "conversations": talk}] * 2
@@ -220,7 +231,8 @@ def test_what_is_not_read_is_said(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ({"image": ["a.jpg", "d.jpg"], "conversations": says("<image><image>?", "a")}, "more than one image.*one med"),
-        ({"images": ["a.jpg", "d.jpg"], "messages": [ASKED, ANSWER]}, "more than one image"),
+        ({"images": ["a.jpg", "d.jpg"], "messages": [ASKED, ANSWER]}, r"more than one image.*\(a\.jpg, d\.jpg\)"),
+        ({"image": "d.jpg", "images": ["a.jpg"], "messages": [ASKED, ANSWER]}, r"more than one image.*d\.jpg, a\.jpg"),
         ({"conversations": says("<img>a.jpg</img><img>d.jpg</img>What?", "a")}, "more than one image"),
         ({"image": "a.jpg", "conversations": says("<ImageHere><ImageHere>?", "a")}, "2 `<image>` in a turn, but 1 im"),
         ({"conversations": says("<ImageHere>What?", "a")}, "`<ImageHere>` in the conversation, but no image"),
@@ -273,3 +285,30 @@ def test_keys_of_media(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_rows_that_are_no_conversation(row: dict[str, Any]) -> None:
     assert not is_conversation(row)
+
+
+def damaged(value: Any, rng: random.Random) -> Any:
+    """Return a copy of a row in which one value anywhere is another one, or is missing."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.8:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        chosen = rng.choice(keys)
+        items = {key: damaged(value[key], rng) if key == chosen else value[key] for key in keys}
+        if rng.random() < 0.1:
+            del items[chosen]
+        return items if isinstance(value, dict) else list(items.values())
+    texts = ("", "<image>", "assistant", "text", "data:,")
+    return rng.choice([*texts, None, 3, True, 1e400, [], [None], {}, {"path": 3}, [{}], [["a", "b"]]])
+
+
+def test_damaged_rows_are_read_or_refused(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    reader: Any = read(tmp_path, ROWS["images"])
+    for form in ROWS:
+        for _ in range(60):
+            row = ROWS[form]
+            for _ in range(rng.choice([1, 1, 2, 3])):
+                row = damaged(row, rng)
+            if isinstance(row, dict):
+                is_conversation(row)
+                with suppress(UserError):
+                    list(reader._answers(record := Record("row", row, ()), reader._talk(record)))

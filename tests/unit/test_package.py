@@ -198,7 +198,7 @@ def test_files_stay_small() -> None:
     assert {str(p.relative_to(SOURCE)): n for p, n in lines.items() if n > 320} == {}
 
 
-# Prompts of papers and the demo, placeholders, models, libraries, gradient clipping, a setting in keys of feature caches.
+# Prompts of papers and of the demo, placeholders, models, libraries, gradient clipping, a setting in keys of caches.
 OTHER_SENSES = (
     "in the picture?", "this picture?", '"Describe the ', '("sound", ', '"picture": self', "sounds right", "HEIC photo",
     "soundfile", "libsndfile", "CLIP", "Photoshop", "YouTubeClips", "clip_vision", '("clip"', "class Clip", "= Clip",

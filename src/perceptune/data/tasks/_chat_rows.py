@@ -56,7 +56,11 @@ def chat_of(record: Record, own: str) -> Chat:
         raise record.error(f"both `{found[0]}` and `{found[1]}` hold turns; leave one out")
     media: list[tuple[str, list[str]]] = []
     if found:
-        return Chat(_turns(record, found[0], values[found[0]], media), media, (found[0],))
+        turns, better = _turns(record, found[0], values[found[0]], media), values.get("chosen")
+        if isinstance(better, dict):  # the answer to the last of these turns, as in LLaMA-Factory
+            turns = [turn._replace(is_trained=False) for turn in turns] + _turns(record, "chosen", [better], media)
+            return Chat(turns, media, (found[0], "chosen", "rejected"))
+        return Chat(turns, media, (found[0],))
     completion = next((key for key in _COMPLETIONS if values.get(key) is not None), None)
     if completion is not None:
         return Chat(_completed(record, completion, media), media, ("prompt", completion, "rejected"))
@@ -194,5 +198,6 @@ def media_beside(record: Record, keys: Mapping[str, Sequence[str]]) -> Iterator[
     """Yield the modality and the files of each key of the row that names media."""
     for modality, names in keys.items():
         for key in names:
-            if found := names_of(record, key, record.values.get(key)):
+            value = record.values.get(key)
+            if value is not None and (found := names_of(record, key, value)):
                 yield modality, found

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from perceptune.data.lazy_rows import LazyRow
 from perceptune.data.media.suffixes import MODALITIES
-from perceptune.data.records import Record
+from perceptune.data.records import Record, short
 from perceptune.data.tasks._chat_rows import Turn, chat_of, media_beside
 from perceptune.data.tasks._columns import KEYS
 from perceptune.data.tasks._lazy_rows import Converted
@@ -135,7 +135,7 @@ class Conversations(Converted):
 
 
 def _begin(record: Record, turns: Sequence[Turn]) -> tuple[list[Turn], list[str]]:
-    """Leave out what the model says before the first question. Raises `RowError` if nobody else speaks."""
+    """Leave out what the model says before the first question. Raises `RowError` if there are only its turns."""
     if turns and all(turn.role == "model" for turn in turns):
         advice = "a caption is read by `jsonl`, as `caption` beside `image`, with `metric: CIDEr`"
         raise record.error(f"only the model speaks in the conversation; {advice}")
@@ -149,5 +149,7 @@ def _one_each(record: Record, given: Sequence[tuple[str, list[str]]]) -> dict[st
     media: dict[str, str] = {}
     for modality, names in given:
         if len(names) > 1 or media.setdefault(modality, names[0]) != names[0]:
-            raise record.error(f"more than one {modality} in the conversation; a run reads one medium of each modality")
+            shown = ", ".join(short(name, 60) for name in dict.fromkeys([media.get(modality, names[0]), *names][:3]))
+            said = f"more than one {modality} in the conversation ({shown})"
+            raise record.error(f"{said}; a run reads one medium of each modality")
     return media
