@@ -299,8 +299,8 @@ def test_an_image_too_narrow_for_the_encoder_is_found(desk: Path, dwarfs: Path) 
     Image.new("RGB", (300_000, 1)).save(desk / "strip.png")
     file = write(desk, planted.good(0, image="strip.png"))
     recipe = desk / "recipe.yaml"
-    encoder = {"id": str(dwarfs / "encoder"), "resize": "crop"}
+    encoder = {"id": str(dwarfs / "encoder"), "resize": "squash"}
     recipe.write_text(json.dumps({"encoders": {"image": encoder}, "task": {"name": "jsonl", "train": file}}))
-    assert validate_dataset(file, options=CheckOptions(decode=True)).clean
-    found = validate_dataset(str(recipe), options=CheckOptions(decode=True, tokens=False))
+    assert validate_dataset(str(recipe), options=CheckOptions(decode=True, tokens=False)).clean
+    found = validate_dataset(file, options=CheckOptions(decode=True))
     assert "too narrow to enlarge" in found.report["problems"]["broken-medium"]["first"][0]

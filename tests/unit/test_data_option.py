@@ -67,7 +67,7 @@ def test_a_name_on_a_hub_stays_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_evaluated_split_is_read_from_the_data_given() -> None:
     def asked(reader: str, split: str) -> Any:
-        options = argparse.Namespace(task=reader, data="/x", split=split)
+        options = argparse.Namespace(task=reader, data="/x", split=split, fetch_media=False)
         return named_task(options)
 
     assert asked("jsonl", "test") == {"name": "jsonl", "train": "/x", "test": "/x"}
@@ -116,3 +116,14 @@ def test_what_was_held_out_was_not_learned() -> None:
     for split, expected in ((HELD_OUT, False), ("train", True)):
         found = EvaluatedSet(recipe.task, make_task(recipe), split, [])
         assert is_trained_on(recipe, found, is_own=True) == expected
+
+
+def test_media_may_be_fetched_for_every_reader_of_names() -> None:
+    assert train_task("--data", "a.jsonl", "--fetch-media")["fetch_media"] is True
+    assert not train_task("--data", "a.jsonl").get("fetch_media")
+    evaluated = named_task(parser().parse_args(["eval", "run", "--task", "csv", "--data", "a.csv", "--fetch-media"]))
+    assert evaluated == {"name": "csv", "train": str(Path("a.csv").absolute()), "fetch_media": True}
+    with pytest.raises(UserError, match=r"--fetch-media is for --data or --task"):
+        named_task(parser().parse_args(["eval", "run", "--fetch-media"]))
+    with pytest.raises(UserError, match=r"vqa-v2.*fetch_media"):
+        make_task(load_recipe({"task": {"name": "vqa-v2", "dir": "."}}, [("task.fetch_media", True)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from bisect import bisect_right
@@ -73,9 +74,9 @@ class VideoInfo(NamedTuple):
 def describe_video(medium: Medium, name: str | None = None, *, decode: bool = False) -> VideoInfo:
     """Read a video's size, and its length by time stamps. With `decode` every frame is decoded as a check.
 
-    Raises `MediaError` as `read_frames` does.
+    This may take any time, unlike the decoding of a few frames. Raises `MediaError` as `read_frames` does.
     """
-    data, limits = _limited(medium, name, MAX_PIXELS, MAX_FRAMES, MAX_SECONDS)
+    data, limits = _limited(medium, name, MAX_PIXELS, MAX_FRAMES, math.inf if decode else MAX_SECONDS)
     if is_image(data[:HEAD]):
         return _describe_image(data, decode, limits)
     with _demuxed(data, limits) as (stream, packets, times):

@@ -143,13 +143,16 @@ class _Checker:
         return {split: count for split, count in found.items() if count}
 
     def _encoder_of(self, modality: str) -> Any:
-        """Return the encoder that loads a modality; for a file checked alone audio is loaded by the default encoder."""
+        """Return the encoder that loads a modality: the recipe's, or the default one for a file that is checked alone.
+
+        None if the recipe has none.
+        """
         from perceptune.models.build import encoder_alone
         from perceptune.models.slots.build import load_encoder_of
 
         if self._recipe is not None:
             return encoder_alone(self._recipe, modality) if modality in self._recipe.encoders else None
-        return load_encoder_of(modality, EncoderConfig(), meta=True) if modality == "audio" else None
+        return load_encoder_of(modality, EncoderConfig(), meta=True)
 
     def _require_answers(self, where: str, sample: Sample) -> None:
         """Raise unless `answers` of several annotators are a list: a string would count as one answer per letter."""
