@@ -95,6 +95,7 @@ def videos() -> Iterator[tuple[str, bytes]]:
         "animated.gif": animated("GIF"), "animated.webp": animated("WEBP"), "animated.png": animated("PNG"),
         "still.jpg": image("JPEG"), "cut.jpg": image("JPEG", (400, 300))[:-900], "cut.webp": animated("WEBP")[:-40],
         "wave.mp4": wave(sounds.tone()), "empty.mp4": b"", "text.mp4": b"a text",
+        "large.png": png(png_header(9_000, 8_000, GREY, 1), LARGE, REST[1]),
     }.items()  # fmt: skip
 
 

@@ -141,7 +141,7 @@ def test_check_counts_what_cannot_be_fetched(tmp_path: Path, web: MediaWeb) -> N
     assert checked.report["splits"]["train"]["media"]["image"]["distinct"] == 2
 
 
-@pytest.mark.parametrize("name", ["csv", "messages", "llava", "folder"])
+@pytest.mark.parametrize("name", ["csv", "json", "messages", "llava", "folder"])
 def test_every_reader_of_names_fetches(name: str, tmp_path: Path, web: MediaWeb) -> None:
     place = f"{HOST}/4.png"
     turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a cat"}]
@@ -149,6 +149,7 @@ def test_every_reader_of_names_fetches(name: str, tmp_path: Path, web: MediaWeb)
     parts = [{"type": "image_url", "image_url": {"url": place}}, {"type": "text", "text": "What?"}]
     text = {
         "csv": f"image,prompt,targets\n{place},What?,a cat\n",
+        "json": json.dumps([{"image": place, "prompt": "What?", "targets": "a cat"}]),
         "messages": json.dumps({"messages": turns, "images": [place]})
         + "\n"
         + json.dumps({"messages": [{"role": "user", "content": parts}, turns[1]]})
@@ -176,6 +177,23 @@ def test_data_sets_of_the_hub_fetch(web: MediaWeb, monkeypatch: pytest.MonkeyPat
             _ = [*task("hf-dataset", **options).samples("train")]
         assert reds(task("hf-dataset", **options, fetch_media=True).samples("train")) == [4, 5]
     assert web.asked == {"/4.png": 1, "/5.png": 1}
+
+
+def test_invalid_addresses_of_a_data_set_are_left_out_within_its_budget(
+    web: MediaWeb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    places = [f"{HOST}/4.png", f"{HOST}/404", "s3://bucket/5.png", f"{HOST}/5.png"]
+    data = datasets.Dataset.from_dict({"image": places, "prompt": ["What?"] * 4, "targets": ["a"] * 4})
+    monkeypatch.setattr("perceptune.data.tasks.hf_dataset.load", lambda *_: data)
+    options = {"path": "some", "image_key": "image", "fetch_media": True}
+    with pytest.raises(UserError, match=rf"row 1: {HOST}/404: it answered with status 404"):
+        task("hf-dataset", **options, skip_invalid=1).samples("train")
+    assert reds(task("hf-dataset", **options, skip_invalid=2).samples("train")) == [4, 5]
+    assert "row 2: `image` is an address, not a file: s3://bucket/5.png" in capsys.readouterr().err
+    found = [*task("hf-dataset", **options).examine("train").rows]
+    assert len(found) == 4
+    assert web.asked == {"/4.png": 1, "/404": 3, "/5.png": 1}
 
 
 def test_converted_rows_need_a_folder_for_fetched_media(tmp_path: Path, web: MediaWeb) -> None:

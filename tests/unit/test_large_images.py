@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from perceptune.cli.main import run as cli
 from perceptune.data.media import shrinking, source
 from perceptune.data.media.source import MediaError, image_size, open_image
 from pngs import deep_png, png, png_header
@@ -146,3 +147,14 @@ def test_what_takes_too_much_memory_is_refused_before_it_is_decoded(monkeypatch:
         for read in (open_image, image_size):
             with pytest.raises(MediaError, match=rf"^it: {WIDE} x {HIGH} pixels take .* when decoded"):
                 read(data, "it")
+
+
+def test_a_command_prints_the_number_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "large.png").write_bytes(encoded("L", "PNG"))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"image": "large.png", "prompt": "What?", "targets": "a"}\n')
+    monkeypatch.setattr(source, "MAX_PIXELS", 120_000)
+    assert cli(["data", "check", str(rows), "--decode"]) == 0
+    assert capsys.readouterr().err == "1 image above 64 megapixels was scaled down while decoding\n"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perceptune.data.media.file_types import HEAD, kind_of
-from perceptune.data.media.remote_media import RemoteMedia, is_remote
+from perceptune.data.media.remote_media import RemoteMedia, failure, is_remote
 from perceptune.data.records import Record, json_type
 from perceptune.data.tasks.base import MODALITIES, local
 from perceptune.errors import UserError, nearest
@@ -78,7 +78,10 @@ class MediaColumns:
         if isinstance(content, bytes):
             return content
         if self._remote and is_remote(content):
-            return self._remote.place(modality, content)
+            place = self._remote.place(modality, content)
+            if why := failure(place):
+                raise record.error(why, "missing-medium")
+            return place
         path = local(record, column, content)
         return Path(path) if self._folder is None else self._folder / path
 

@@ -22,7 +22,15 @@ from PIL import Image
 from perceptune.data.media.animation import chosen, durations, frames_of
 from perceptune.data.media.file_types import HEAD, is_image, kind_of, refusal
 from perceptune.data.media.rgb import to_rgb
-from perceptune.data.media.source import MAX_PIXELS, MediaError, content, label, open_image, opened_image
+from perceptune.data.media.source import (
+    MAX_HEADER_PIXELS,
+    MAX_PIXELS,
+    MediaError,
+    content,
+    label,
+    open_image,
+    opened_image,
+)
 from perceptune.types import Medium
 
 # Containers that FFmpeg may open. Others can refer to further files and addresses (playlists, concat lists).
@@ -88,16 +96,17 @@ def describe_video(medium: Medium, name: str | None = None, *, decode: bool = Fa
 
 def _images(data: bytes, count: int, seed: bytes | None, limits: _Limits) -> Iterator[Image.Image]:
     """Yield frames of a file that Pillow reads: of an animation by time, of a still image always the same."""
-    with opened_image(data, limits.name, max_pixels=limits.pixels) as image:
+    with opened_image(data, limits.name, max_pixels=limits.still_pixels) as image:
         if len(frames_of(image)) > 1:
             times = _animation_times(image, limits)
             numbers = [bisect_right(times.starts, moment) - 1 for moment in _moments(times, count, seed)]
             yield from chosen(image, numbers)
             return
-    yield from repeat(open_image(data, limits.name, max_pixels=limits.pixels), count)
+    yield from repeat(open_image(data, limits.name, max_pixels=limits.still_pixels), count)
 
 
 def _animation_times(image: Image.Image, limits: _Limits) -> _Times:
+    limits.check_size(*image.size)
     limits.check_count(len(frames_of(image)))
     ends = [0]
     for duration in durations(image):
@@ -107,13 +116,13 @@ def _animation_times(image: Image.Image, limits: _Limits) -> _Times:
 
 
 def _describe_image(data: bytes, decode: bool, limits: _Limits) -> VideoInfo:
-    with opened_image(data, limits.name, max_pixels=limits.pixels) as image:
+    with opened_image(data, limits.name, max_pixels=limits.still_pixels) as image:
         width, height = image.size
         if len(frames_of(image)) > 1:
             times = _animation_times(image, limits)
             return VideoInfo(width, height, len(times.starts), times.end / 1000)
     if decode:
-        open_image(data, limits.name, max_pixels=limits.pixels)
+        open_image(data, limits.name, max_pixels=limits.still_pixels)
     return VideoInfo(width, height, 1, 0.0)
 
 
@@ -141,6 +150,11 @@ class _Limits:
     frames: int
     deadline: float
     ended: bool  # whether the data end with a GIF's trailer
+
+    @property
+    def still_pixels(self) -> int:
+        """Most pixels of a still image, which is scaled down above the default limit."""
+        return MAX_HEADER_PIXELS if self.pixels == MAX_PIXELS else self.pixels
 
     def check_size(self, width: int, height: int) -> None:
         if not width * height:

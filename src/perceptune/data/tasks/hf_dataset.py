@@ -7,6 +7,7 @@ by one from the memory-mapped files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,6 @@ class HFDataset(Sources):
         """Return lazy rows: all texts are checked once, a medium is read with its row."""
         check_split(split, self.splits)
         rows = self._rows(split)
-        if self._remote is not None:
-            self._remote.fetch_for(rows.addresses, rows.where, None)
         invalid, census, gone = InvalidRows(split, self._options.skip_invalid, rows.__len__), Census(), list[int]()
         for index, values in enumerate(rows.texts()):
             try:
@@ -107,7 +106,10 @@ class HFDataset(Sources):
                 yield error
 
     def _rows(self, split: str) -> _Rows:
-        return _Rows(self._options, self._given[split], self.class_names, self._remote)
+        rows = _Rows(self._options, self._given[split], self.class_names, self._remote)
+        if self._remote is not None:
+            self._remote.fetch_for(rows.addresses, rows.where, None)
+        return rows
 
     @cached_property
     def _remote(self) -> RemoteMedia | None:
@@ -167,9 +169,10 @@ class _Rows:
         return self._data.remove_columns(self.media.opaque)
 
     def addresses(self) -> Iterator[object]:
-        """Yield the media of all rows that have an address."""
+        """Yield the media of all rows that have an address; nothing for one that cannot be fetched."""
         for index in self.media.with_address():
-            yield self.media.media(Record(f"{self.where}, row {index}", self[index], ()), index)
+            with suppress(RowError):  # it is raised again when the row is read
+                yield self.media.media(Record(f"{self.where}, row {index}", self[index], ()), index)
 
     def with_targets(self, record: Record, split: str) -> Record:
         """Return a row with the names of classes for their numbers, and the targets of several columns at the first."""
