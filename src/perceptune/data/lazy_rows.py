@@ -43,6 +43,10 @@ class LazyRows(Sequence[T]):
     def __iter__(self) -> Iterator[T]:
         return self._read(map(int, self._chosen))
 
+    def at(self, indices: Iterable[int]) -> Iterator[T]:
+        """Yield the items at `indices`, each of which is taken when its item is."""
+        return self._read(int(self._chosen[index]) for index in indices)
+
 
 def select(rows: Sequence[T], indices: Sequence[int]) -> Sequence[T]:
     """Select the rows at `indices` lazily."""

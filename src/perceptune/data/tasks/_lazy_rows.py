@@ -57,7 +57,7 @@ class LazyRows(GivenFiles):
         """Return the folder to which names of media are relative."""
         return self._options.media or Path(self._given[split].parent)
 
-    def samples(self, split: str) -> Sequence[Sample]:
+    def _read(self, split: str) -> Sequence[Sample]:
         """Check the whole file once; then read each row on access."""
         check_split(split, self.splits)
         table = self._table(split)
@@ -65,11 +65,13 @@ class LazyRows(GivenFiles):
         if self._remote is not None:
             place, most = str(self._given[split]), self._options.skip_missing if looks else None
             self._remote.fetch_for(self._table(split).scan, place, most)
-        census, absent, gone = Census(), Absent(), array("q")
+        census, absent, gone, groups = Census(), Absent(), array("q"), self._new_groups(split)
         for index, sample in enumerate(table.scan()):
             census.add(sample)
             if looks and not absent.look(index, sample):
                 gone.append(index)
+            elif groups is not None:
+                groups.add(sample)
         path = self._given[split]
         samples = table.samples()
         if repeated := census.repeated(samples):
@@ -158,13 +160,10 @@ class Converted(LazyRows):
         return [*self.notes(split), *super().form(split)]
 
     def samples(self, split: str) -> Sequence[Sample]:
-        found = self._read(split)
+        found = super().samples(split)
         if notes := self.notes(split):
             print(f"{self._given[split]}: {', '.join(notes)}", file=sys.stderr)
         return found
-
-    def _read(self, split: str) -> Sequence[Sample]:
-        return super().samples(split)
 
     def sources(self, path: Path, split: str) -> list[Path]:
         """Return the files that the rows of a split depend on."""

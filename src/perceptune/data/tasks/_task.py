@@ -1,5 +1,6 @@
 """A task: a data set with its metric."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from perceptune.data.choices import ClosedSet, check_choices
 from perceptune.data.metrics import caption
 from perceptune.data.metrics.base import Scored
 from perceptune.data.records import Record
+from perceptune.data.row_groups import RowGroups
 from perceptune.data.tasks._scores import CAPTION_METRICS, check_metric, exact_match, score_captions
 from perceptune.errors import UserError, nearest
 from perceptune.types import Sample
@@ -132,6 +134,9 @@ class GivenFiles(Task):
         parse_lists: bool = Field(
             True, description="read a list written as text, such as `['a cup', 'cup']`, as several targets"
         )
+        group_rows: bool = Field(
+            True, description="of captions: rows with the same media and prompt are one sample with all their captions"
+        )
         allow_empty_prompt: bool = Field(False, description="allow empty prompts, if the template holds all the text")
         choices: Annotated[tuple[str, ...] | None, BeforeValidator(check_choices)] = Field(
             None, description="the closed set of answers, such as the names of classes; a target outside it is an error"
@@ -162,9 +167,46 @@ class GivenFiles(Task):
         self.metric = options.metric
         self.lowercase, self.first_line = options.lowercase, options.first_line
         self.captions = self.keeps_period = options.metric in CAPTION_METRICS
+        self._groups: dict[str, RowGroups] = {}  # of the splits that were read, if rows are grouped
         self._first_list = ""  # first location of a list written as text that was read as several targets
         self.may_lack_prompt = self.captions or options.allow_empty_prompt
         self._closed = None if options.choices is None else ClosedSet(options.choices, self.clean)
+
+    def samples(self, split: str) -> Sequence[Sample]:
+        """Return the samples of a split: its rows, of which those of captions are grouped by their media."""
+        is_first = split not in self._groups
+        rows = self._read(split)
+        groups = self._groups.get(split)
+        if groups is None:
+            return rows
+        if is_first and (note := groups.note()):
+            print(f"{split}: {note}", file=sys.stderr)
+        return groups.merged(rows)
+
+    @abstractmethod
+    def _read(self, split: str) -> Sequence[Sample]:
+        """Return every row of a split as a sample."""
+
+    def examine(self, split: str) -> Examined:
+        found = super().examine(split)
+        return found._replace(rows=self._grouping(found.rows, split))
+
+    def _grouping(self, rows: Iterator[tuple[int, Sample | UserError]], split: str) -> Iterator[tuple[int, Any]]:
+        """Yield rows, and count the groups of the valid ones for `form`."""
+        groups = self._new_groups(split)
+        for number, row in rows:
+            if groups is not None and isinstance(row, Sample):
+                groups.add(row)
+            yield number, row
+        if groups is not None:
+            self._groups[split] = groups
+
+    def _new_groups(self, split: str) -> RowGroups | None:
+        """Return the groups of a split that is about to be read; None if rows are not grouped."""
+        if not self.captions or not self._options.group_rows:
+            return None
+        self._groups[split] = RowGroups()
+        return self._groups[split]
 
     def targets_of(self, record: Record, keys: Sequence[str], split: str) -> tuple[str, ...]:
         """Return the row's targets, which only a test split may lack."""
@@ -184,9 +226,10 @@ class GivenFiles(Task):
         return meta if self._closed is None else {**meta, "choices": self._closed.of(record)}
 
     def form(self, split: str) -> list[str]:
-        if not self._first_list:
-            return super().form(split)
-        return [f"lists written as text are read as several targets, first in {self._first_list}"]
+        groups = self._groups.get(split)
+        grouped = groups.note() if groups is not None else ""
+        listed = f"lists written as text are read as several targets, first in {self._first_list}"
+        return [*([listed] if self._first_list else []), *([grouped] if grouped else []), *super().form(split)]
 
     def read_from(self, split: str) -> frozenset[str]:
         return frozenset([absolute(str(self._given[split]))])

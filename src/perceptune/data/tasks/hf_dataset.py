@@ -71,14 +71,19 @@ class HFDataset(Sources):
         place = absolute(path) if Path(path).exists() else path
         return frozenset([f"{place}#{self._options.config}#{self._given[split]}"])
 
-    def samples(self, split: str) -> Sequence[Sample]:
-        """Return lazy rows: all texts are checked once, a medium is read with its row."""
+    def _read(self, split: str) -> Sequence[Sample]:
+        """Return lazy rows: all texts are checked once, a medium is read with its row, or once more to group rows."""
         check_split(split, self.splits)
         rows = self._rows(split)
         invalid, census, gone = InvalidRows(split, self._options.skip_invalid, rows.__len__), Census(), list[int]()
-        for index, values in enumerate(rows.texts()):
+        groups = self._new_groups(split)
+        whole = groups is not None
+        for index, values in enumerate((rows[index] for index in range(len(rows))) if whole else rows.texts()):
             try:
-                census.add(self._sample(rows, values, index, split, whole=False))
+                sample = self._sample(rows, values, index, split, whole=whole)
+                census.add(sample)
+                if groups is not None:
+                    groups.add(sample)
             except RowError as error:
                 invalid.add(error)
                 gone.append(index)

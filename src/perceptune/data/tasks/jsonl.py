@@ -38,7 +38,7 @@ class JSONLines(LazyRows):
         path = self._given[split]
         if problem := missing(path):
             raise UserError(f"cannot read {path}: {problem}")
-        return Examined(self._examined(split), f"{path}, line", partial(self.form, split))
+        return Examined(self._grouping(self._examined(split), split), f"{path}, line", partial(self.form, split))
 
     def form(self, split: str) -> list[str]:
         """Return notes on properties of the file with which other readers may have problems."""

@@ -72,7 +72,7 @@ class WebDataset(Sources):
         # Values of the JSON that a part of their name may hold instead.
         self._parts = [options.prompt_key, *self._target_keys]
 
-    def samples(self, split: str) -> Sequence[Sample]:
+    def _read(self, split: str) -> Sequence[Sample]:
         """Return lazy rows: texts and offsets of media come from the shards' indices, which are built on first use."""
         check_split(split, self.splits)
         shards = self._shards(split)
