@@ -46,6 +46,15 @@ class TextStates:
         """Where states are cached: `memory`, `disk` or `nowhere`."""
         return "nowhere" if self._kept is None else "memory" if isinstance(self._kept, InMemoryStore) else "disk"
 
+    def recompute(self) -> None:
+        """Cache nothing: compute the states with each batch."""
+        self._kept = None
+
+    def count(self, texts: Iterable[Ids], uses: int) -> int | None:
+        """Return the number of different texts that `precompute` would keep; None if none."""
+        distinct = self._distinct(texts, int(uses / PAYS))
+        return None if distinct is None else len(distinct)
+
     def precompute(self, texts: Iterable[Ids], uses: int, *, rank: int = 0, world: int = 1) -> None:
         """Compute the states of all texts that a training with `uses` of them needs, or decide not to cache any.
 

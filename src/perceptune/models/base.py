@@ -1,7 +1,8 @@
 """Base of all models: frozen parts and a trained method, with `loss` for training and `answer` for inference."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from perceptune.encoders.base import Encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError, nearest
 from perceptune.methods.base import TrainableMethod, count, count_trained
+from perceptune.models.media_rows import by_row, media_of
 from perceptune.models.text_format import Batch, FrozenPart, TextFormat, Tokens
 from perceptune.types import Decoding, Features, Medium, Sample, StreamCallback
 from perceptune.utils.devices import use_full_float32
@@ -133,6 +135,15 @@ class AdaptedModel(nn.Module, ABC):
     def precompute_texts(self, texts: Iterable[tuple[int, ...]], uses: int, *, rank: int = 0, world: int = 1) -> None:
         """Precompute the text states that training reuses, or disable reuse if `uses` is too small for a gain."""
 
+    def count_texts(self, texts: Iterable[tuple[int, ...]], uses: int) -> int | None:
+        """Return how many texts' states `precompute_texts` would compute; None if none."""
+        return None
+
+    @contextmanager
+    def trying_texts(self) -> Iterator[Callable[[Iterable[tuple[int, ...]]], int]]:
+        """Recompute texts' states in the block; the given function keeps those of texts and returns their number."""
+        yield lambda texts: 0
+
     def refresh_texts(self) -> None:
         """Load text states that other processes have computed."""
 
@@ -158,13 +169,15 @@ class AdaptedModel(nn.Module, ABC):
     def precompute(
         self, samples: Sequence[Sample], view_seeds: Sequence[int] | None = None, *, label: str = "features",
         rank: int = 0, world: int = 1, on_broken: Callable[[Sample, Medium, MediaError], None] | None = None,
-    ) -> None:  # fmt: skip
+        whole_groups: bool = False,
+    ) -> int:  # fmt: skip
         """Compute the features of these samples' media that are not cached yet, so that `encode` only reads them.
 
         `view_seeds` as in `encode`. Each of `world` processes, given the same samples, computes its part. A broken
         medium is passed to `on_broken` with the first sample that uses it; without `on_broken`, `MediaError` is raised.
+        Returns their number. `whole_groups` as in `FeatureStore.precompute`.
         """
-        samples = list(samples)  # may be a lazy iterable
+        samples, computed = list(samples), 0  # may be a lazy iterable
         self.check_modalities(samples)
         for modality, store in self.stores.items():
             first: dict[Medium, Sample] = {}
@@ -176,10 +189,17 @@ class AdaptedModel(nn.Module, ABC):
                 assert on_broken is not None
                 on_broken(first[medium], medium, error)
 
-            store.precompute(
-                *_media(samples, modality, view_seeds), label=label, rank=rank, world=world,
-                on_broken=tell if on_broken else None,
+            computed += store.precompute(
+                *media_of(samples, modality, view_seeds), label=label, rank=rank, world=world,
+                on_broken=tell if on_broken else None, whole_groups=whole_groups,
             )  # fmt: skip
+        return computed
+
+    def count_missing(self, samples: Sequence[Sample], view_seeds: Sequence[int] | None = None) -> int:
+        """Return the number of features that `precompute` would compute."""
+        return sum(
+            store.count_missing(*media_of(samples, modality, view_seeds)) for modality, store in self.stores.items()
+        )
 
     def collate(
         self, samples: Sequence[Sample], targets: Sequence[str] | None = None, view_seeds: Sequence[int] | None = None
@@ -199,9 +219,9 @@ class AdaptedModel(nn.Module, ABC):
         self.check_modalities(samples)
         encoded = {}
         for modality, store in self.stores.items():
-            media, chosen = _media(samples, modality, view_seeds)
+            media, chosen = media_of(samples, modality, view_seeds)
             if media:
-                encoded[modality] = _by_row(samples, modality, store.get(media, chosen))
+                encoded[modality] = by_row(samples, modality, store.get(media, chosen))
         return encoded
 
     def get_cached(
@@ -210,12 +230,12 @@ class AdaptedModel(nn.Module, ABC):
         """Return what `encode` would if all features are cached, else None. Thread-safe."""
         features = {}
         for modality, store in self.stores.items():
-            media, chosen = _media(samples, modality, view_seeds)
+            media, chosen = media_of(samples, modality, view_seeds)
             if media:
                 values = store.get_cached(media, chosen)
                 if values is None:
                     return None
-                features[modality] = _by_row(samples, modality, values)
+                features[modality] = by_row(samples, modality, values)
         return features
 
     def check_modalities(self, samples: Sequence[Sample]) -> None:
@@ -291,25 +311,9 @@ class AdaptedModel(nn.Module, ABC):
         for modality, store in self.stores.items():
             if modality in known:
                 continue
-            media, _ = _media(samples, modality)
+            media, _ = media_of(samples, modality)
             if len(media) < 2:  # a training batch has one row per medium
                 raise UserError(f"method.standardize needs two different media for `{modality}`, the training samples "
                                 f"hold {len(media)}: add another, or set method.standardize=false")  # fmt: skip
             values = store.get(media)  # (N, n_levels, T, dim)
             self.method.set_statistics(modality, values.mean((0, 2)), values.std((0, 2)).clamp_min(1e-4))
-
-
-def _media(
-    samples: Sequence[Sample], modality: str, view_seeds: Sequence[int] | None = None
-) -> tuple[list[Medium], list[int] | None]:
-    """Return the media of a modality and, if given, their view seeds."""
-    having = [i for i, sample in enumerate(samples) if modality in sample.media]
-    return [samples[i].media[modality] for i in having], None if view_seeds is None else [view_seeds[i] for i in having]
-
-
-def _by_row(samples: Sequence[Sample], modality: str, given: Tensor) -> Features:
-    """Scatter the features of the rows that have the modality over all rows of the batch."""
-    present = torch.tensor([modality in sample.media for sample in samples])
-    values = given.new_zeros(len(samples), *given.shape[1:])
-    values[move(present.nonzero().flatten(), given.device)] = given
-    return Features(values, present)

@@ -1,6 +1,7 @@
 """Training data of a run: sample selection, validated before the first step, and batches."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -15,6 +16,7 @@ import torch
 from perceptune.data.lazy_rows import select
 from perceptune.data.media.source import MediaError
 from perceptune.data.tasks.base import Task
+from perceptune.encoders.cache.feature_cache import GROUP
 from perceptune.models.base import AdaptedModel
 from perceptune.models.text_format import Batch
 from perceptune.training.broken_media import BrokenMedia, TooManyBrokenError
@@ -37,6 +39,7 @@ class BatchLoader:
         self.samples = self.all.samples
         self.order = make_batch_sampler(self.config, self.all.lengths, self.seed, self.all.draws)
         self.steps = total_steps(self.config, self.order)
+        self._encoded, self._encoding = 0, 0.0  # media whose features this process has computed, and the seconds
         self.broken = BrokenMedia(model, run, world)
         self._ahead = Prefetch(self._collated)
         wanted = self.config.prefetch
@@ -50,30 +53,107 @@ class BatchLoader:
         can use all of them afterwards; all processes must call it.
         """
         self._prepare_texts()
+        self.precompute_statistics(standardized)
         if self.model.recipe.cache.features == "off":
             return
-        self._precompute(list(islice(self._distinct(), standardized)), None, "features for statistics")
-        batches, views = self.steps * self.config.accumulate, any(store.views for store in self.model.stores.values())
-        if not views:  # then the first epoch covers them all, and no medium is checked again
+        for samples, seeds in self._parts(self.steps):
+            self._precompute(samples, seeds, "features")
+
+    def precompute_statistics(self, standardized: int) -> None:
+        """Compute the features of `standardized` media alone."""
+        if self.model.recipe.cache.features != "off":
+            self._precompute(list(islice(self._distinct(), standardized)), None, "features for statistics")
+
+    def precompute_first(self, steps: int) -> None:
+        """Compute the features of the first steps.
+
+        An incomplete last group is left out, as other media would join it in a longer run: so more steps are taken,
+        until those that are wanted lie in whole groups, or the epoch ends.
+        """
+        if self.model.recipe.cache.features == "off":
+            return
+        end = math.ceil(self.epoch_steps)
+        wanted, longer = self._new_media(steps), steps
+        while longer < end and not all(
+            now == 0 or now >= n + GROUP for n, now in zip(wanted, self._new_media(longer), strict=True)
+        ):
+            longer += 1
+        for samples, seeds in self._parts(min(longer, end) if not self._has_views else longer):
+            self._precompute(samples, seeds, "features", whole_groups=longer < end)
+
+    def feature_seconds(self) -> tuple[float, float]:
+        """Return the seconds of the features that an epoch still needs, and the number of epochs that need some.
+
+        Without a measured rate they are computed first: then there is nothing left.
+        """
+        if self.model.recipe.cache.features == "off":
+            return 0.0, 1.0
+        views = max((store.views for store in self.model.stores.values()), default=0)
+        epoch = math.ceil(self.epoch_steps)
+        absent = sum(self.model.count_missing(samples, seeds) for samples, seeds in self._parts(epoch))
+        known = self.world.all_gather((absent, self._encoded, self._encoding))
+        absent, encoded = max(one[0] for one in known), sum(one[1] for one in known)
+        if absent and not encoded:
+            for samples, seeds in self._parts(epoch):
+                self._precompute(samples, seeds, "features")
+            absent = 0
+        return absent / self.world.size * sum(one[2] for one in known) / max(encoded, 1), max(views, 1)
+
+    @property
+    def epoch_steps(self) -> float:
+        """Number of steps in an epoch."""
+        return self.order.batches_of(1) / self.config.accumulate
+
+    @property
+    def _has_views(self) -> bool:
+        return any(store.views for store in self.model.stores.values())
+
+    def _rows(self, steps: int) -> Iterator[tuple[int, int]]:
+        """Yield the rows of a training whose media may need features; without views those of the first epoch."""
+        batches = steps * self.config.accumulate
+        if not self._has_views:  # then the first epoch covers them all, and no medium is checked again
             batches = min(batches, math.ceil(self.order.batches_of(1)))
         rows = (row for batch in range(batches) for row in self.order.positions(batch))
-        if not views:
-            rows = ((0, index) for index in self.all.with_new_media(np.fromiter((i for _, i in rows), np.int64)))
+        if self._has_views:
+            return rows
+        return ((0, index) for index in self.all.with_new_media(np.fromiter((i for _, i in rows), np.int64)))
+
+    def _parts(self, steps: int) -> Iterator[tuple[list[Sample], list[int] | None]]:
+        """Yield samples with the seeds of their views for the features of so many steps."""
+        rows = self._rows(steps)
         while part := list(islice(rows, AT_ONCE)):
-            seeds = [view_seed(self.seed, epoch, index) for epoch, index in part] if views else None
-            self._precompute(list(self._samples_at(part)), seeds, "features")
+            seeds = [view_seed(self.seed, epoch, index) for epoch, index in part] if self._has_views else None
+            yield list(self._samples_at(part)), seeds
+
+    def _new_media(self, steps: int) -> list[int]:
+        """Return the number of different media of each modality in the first steps."""
+        media = self.all.media[[index for _, index in self._rows(steps)]]
+        return [len(np.unique(numbers[numbers != 0])) for numbers in media.T]
 
     def _prepare_texts(self) -> None:
         if not self.model.reuses_texts:
             return
-        uses = round(self.steps * self.config.accumulate / self.order.batches_of(1) * len(self.samples))
         with self.world.synced_errors():
-            self.model.precompute_texts(self._texts(), uses, rank=self.world.rank, world=self.world.size)
+            self.model.precompute_texts(
+                self._texts(), self._uses(self.steps), rank=self.world.rank, world=self.world.size
+            )
         self.model.refresh_texts()
+
+    def _uses(self, steps: int) -> int:
+        return round(steps * self.config.accumulate / self.order.batches_of(1) * len(self.samples))
 
     def _texts(self) -> Iterator[tuple[int, ...]]:
         ids = self.model.text.training_ids
         return (tuple(ids(sample, target)[0]) for sample in self.samples for target in sample.targets)
+
+    def texts_of(self, steps: int) -> list[tuple[int, ...]]:
+        """Return the texts of this process's rows in the first steps."""
+        ids = self.model.text.training_ids
+        return [tuple(ids(row[0], row[1])[0]) for step in range(steps) for part in self._picked(step) for row in part]
+
+    def distinct_texts(self, steps: int) -> int | None:
+        """Return the number of texts whose states are computed before so many steps; None if none are."""
+        return self.model.count_texts(self._texts(), self._uses(steps)) if self.model.reuses_texts else None
 
     def batches(self, step: int) -> list[Batch | None]:
         """Return this process's rows of an optimizer step's forward passes; None for a pass without any.
@@ -117,11 +197,17 @@ class BatchLoader:
         order = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.seed)).numpy()
         return iter(select(self.samples, self.all.with_new_media(order).tolist()))
 
-    def _precompute(self, samples: Sequence[Sample], view_seeds: Sequence[int] | None, label: str) -> None:
+    def _precompute(
+        self, samples: Sequence[Sample], view_seeds: Sequence[int] | None, label: str, *, whole_groups: bool = False
+    ) -> None:
         """Compute features of some samples together with the other processes, and count the broken media."""
-        share = {"rank": self.world.rank, "world": self.world.size}
+        start = time.monotonic()
         with self.world.synced_errors(), suppress(TooManyBrokenError):
-            self.model.precompute(samples, view_seeds, label=label, on_broken=self.broken.give_up_on, **share)
+            self._encoded += self.model.precompute(
+                samples, view_seeds, label=label, on_broken=self.broken.give_up_on, whole_groups=whole_groups,
+                rank=self.world.rank, world=self.world.size,
+            )  # fmt: skip
+        self._encoding += time.monotonic() - start
         self.broken.sync()
 
     def _collated(self, step: int) -> list[tuple[Picked, Batch | None]]:

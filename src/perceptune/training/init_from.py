@@ -1,7 +1,7 @@
 """Initialise a training from another run's method, as `init_from` says."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,10 @@ from perceptune.errors import UserError, nearest
 from perceptune.models.backbone import method_leaf, method_options
 from perceptune.models.base import AdaptedModel
 from perceptune.models.run_folder import METHOD, read_meta, read_recipe, read_tensors
+from perceptune.training.batch_loader import BatchLoader
+from perceptune.training.safeguards import out_of_memory_hint
+from perceptune.types import Sample
+from perceptune.utils.run_log import progress
 
 
 class Start(NamedTuple):
@@ -45,6 +49,34 @@ def start_from(model: AdaptedModel, base: Mapping[str, Mapping[str, str]], *, tr
     model.method.load_state_dict({**own, **given})
     digest = hashlib.sha256((run / METHOD).read_bytes()).hexdigest()
     return Start(init.run, digest, tuple(names.values()))
+
+
+def initialize(
+    loader: BatchLoader, base: Mapping[str, Mapping[str, str]], standardized: int, *, trust: bool = False
+) -> Start | None:
+    """Set the method's tensors at the start of a training, the same on every process; return where they come from.
+
+    Feature statistics are computed from `standardized` media, unless they come from another run.
+    """
+    model, world = loader.model, loader.world
+    with world.synced_errors(), out_of_memory_hint(loader.config):
+        start = start_from(model, base, trust=trust)
+        _fit_statistics(loader, standardized, start.modalities if start else ())
+    world.broadcast(model.method.state_dict())
+    return start
+
+
+def _fit_statistics(loader: BatchLoader, most: int, known: Sequence[str]) -> None:
+    model, chosen = loader.model, list[Sample]()
+    if set(known) >= set(model.stores):
+        return
+    with progress(min(most, len(loader.samples)), "feature statistics") as bar:
+        for sample in loader.one_sample_per_medium(most):
+            chosen.append(sample)
+            bar.advance()
+    model.fit_statistics(chosen, known=known)
+    if model.method.starts_from_answers and not known:
+        model.fit_to_answers(loader.all.with_media_of(chosen))
 
 
 def _renamed_modalities(init: InitConfig, theirs: Recipe, ours: Recipe) -> dict[str, str]:

@@ -28,9 +28,11 @@ from perceptune.models.base import AdaptedModel
 from perceptune.models.build import build, dtypes_of, settle_training
 from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.checkpoints import Checkpoints, State, open_run
-from perceptune.training.init_from import start_from
+from perceptune.training.init_from import Start, initialize
 from perceptune.training.optimizer import MethodOptimizer, add_gradients, require_finite
 from perceptune.training.safeguards import Interruption, explain_out_of_memory, interruptions, out_of_memory_hint
+from perceptune.training.sampler import total_steps
+from perceptune.training.time_budget import TIMED, StepTimer, require_minutes
 from perceptune.training.validation import Validator
 from perceptune.utils.distributed import World
 from perceptune.utils.run_log import Progress, RunLog, progress, read_log
@@ -48,29 +50,33 @@ class TrainResult:
     seconds: float  # includes features, statistics and evaluations, but not model loading
     best: float | None  # best value of the task's metric seen during training
     interrupted: bool = False
+    minutes: float | None = None  # from the start of the trainer to its last step, if they were limited
 
 
 def train(
     recipe: Recipe | dict[str, Any] | str | Path | None = None, run: str | Path | None = None, *,
     overrides: Sequence[Override] = (), resume: bool = False, trust: bool = False, join_timeout: float | None = None,
+    minutes: float | None = None,
 ) -> TrainResult:  # fmt: skip
     """Train a recipe's method into a run folder (default `runs/<name>`).
 
     With `resume` the run continues bit by bit as if uninterrupted (float32, CPU, same number of processes); its recipe
     may then be left out, and names third-party code only with `trust`. Started as one of several processes it waits for
-    the others, at most `join_timeout` seconds (600 by default).
+    the others, at most `join_timeout` seconds (600 by default). `minutes`, features and evaluations included, loading
+    not, replace the recipe's length: some steps are timed, and how many fit is stored in the run's recipe.
     Raises `UserError` for a mistake in recipe or data, for a run folder that is already in use, and for a loss that is
     not finite.
     """
     folder = None if run is None else Path(run)
-
+    if minutes is not None:
+        require_minutes(minutes, overrides, resume=resume)
     with contextlib.ExitStack() as held:
-        return _train(recipe, folder, overrides, resume, trust, World(join_timeout), held)
+        return _train(recipe, folder, overrides, resume, trust, World(join_timeout), held, minutes)
 
 
 def _train(
     recipe: Recipe | dict[str, Any] | str | Path | None, folder: Path | None, overrides: Sequence[Override],
-    resume: bool, trust: bool, world: World, held: contextlib.ExitStack,
+    resume: bool, trust: bool, world: World, held: contextlib.ExitStack, minutes: float | None,
 ) -> TrainResult:  # fmt: skip
     """Train in a `world`; `held` keeps the lock on the run folder."""
 
@@ -95,7 +101,7 @@ def _train(
         with world.synced_errors():
             trainer = Trainer(model, task, folder, world, description, trust=trust, precision=precision)
         with contextlib.closing(trainer.loader):
-            return trainer.fit(resume=resume)
+            return trainer.fit(resume=resume, minutes=minutes)
 
 
 class Trainer:
@@ -105,10 +111,12 @@ class Trainer:
         self, model: AdaptedModel, task: Task, run: Path, world: World, description: Mapping[str, Any], *,
         trust: bool = False, precision: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
+        self._began = time.monotonic()
         self.model, self.recipe, self.config, self.trust = model, model.recipe, model.recipe.train, trust
         self.run, self.world, self.description = run, world, description
         self.precision = precision or dtypes_of(self.recipe)  # its dtypes, and the reason for them
         self.model.setup(training=True, sharded=world.is_sharded)
+        self.standardized = self.config.standardize_samples if model.method.standardizes else 0  # media for statistics
         self.loader = BatchLoader(self.model, task, run, world)
         self.steps = self.loader.steps
         self.dummy_batch = self.loader.dummy_batch() if world.is_sharded else None
@@ -119,16 +127,18 @@ class Trainer:
         self.log: RunLog | None = None  # on the main process
         self._clock = time.monotonic()
 
-    def fit(self, *, resume: bool = False) -> TrainResult:
+    def fit(self, *, resume: bool = False, minutes: float | None = None) -> TrainResult:
         """Run the loop, from the start or the last checkpoint, to the end or to an interruption."""
         with self.world.same_on_all_ranks():
             if len(set(self.world.all_gather(self.state.data))) > 1:
                 raise UserError("the processes see different training data: give all of them the same files")
+        if minutes is not None:
+            self._settle_steps(minutes)
         resumed = resume and self._restored()
         if not resumed:
             self._claim()
         # A Ctrl-C ends this at once: features computed so far are kept.
-        self.loader.precompute(self._standardized())
+        self.loader.precompute(self.standardized)
         with interruptions() as interruption:
             if not resumed:
                 self._start()
@@ -139,6 +149,7 @@ class Trainer:
                     evaluated = self._evaluate_if_due()
                     if evaluated or (self.state.step % self.config.save_every == 0 and not stopped):
                         self._save()
+        taken = None if minutes is None else (time.monotonic() - self._began) / 60
         interrupted = stopped and not self._is_over()
         self._save()
         with self.world.synced_errors():
@@ -146,7 +157,24 @@ class Trainer:
                 self._log_end()
             if self.log is not None:
                 self.log.close()
-        return TrainResult(self.run, self.state.step, self.state.samples, self._seconds(), self.state.best, interrupted)
+        last = self.state
+        return TrainResult(self.run, last.step, last.samples, self._seconds(), last.best, interrupted, taken)
+
+    def _settle_steps(self, minutes: float) -> None:
+        """Time some steps, and put their number into the recipe. Writes nothing into the run folder."""
+        self.loader.precompute_statistics(self.standardized)
+        timer = StepTimer(self.loader, self.optimizer, self.held_out, self._began)
+        with progress(2 * TIMED, "timing steps") as bar:
+
+            def step(number: int) -> None:
+                self.state.step = number
+                self._step(bar, Interruption())
+
+            self.recipe = self.model.recipe = timer.settle(self._initialize, step, minutes)
+        self.state = State(data=self.state.data)
+        self.config = self.loader.config = self.optimizer.config = self.recipe.train
+        self.held_out.config = self.recipe.eval
+        self.steps = self.loader.steps = self.optimizer.steps = total_steps(self.config, self.loader.order)
 
     def _is_over(self) -> bool:
         patience = self.recipe.eval.patience
@@ -161,30 +189,14 @@ class Trainer:
                 run_folder.save_description(self.run, self.recipe, self.description)
                 self.log = self._log(resumed_at=None)
 
-    def _standardized(self) -> int:
-        """Return the number of media that feature statistics are computed from."""
-        return self.config.standardize_samples if self.model.method.standardizes else 0
+    def _initialize(self) -> Start | None:
+        return initialize(self.loader, self.description["base"], self.standardized, trust=self.trust)
 
     def _start(self) -> None:
-        with self.world.synced_errors(), out_of_memory_hint(self.config):
-            start = start_from(self.model, self.description["base"], trust=self.trust)
-            self._fit_statistics(start.modalities if start else ())
-        self.world.broadcast(self.model.method.state_dict())
+        start = self._initialize()
         self._write("start", steps=self.steps, samples=len(self.loader.samples),
                     trained=count_trained(self.model.method), precision=self.precision, **self.model.run_info(),
                     init_from=start._asdict() if start else None)  # fmt: skip
-
-    def _fit_statistics(self, known: Sequence[str]) -> None:
-        if set(known) >= set(self.model.stores):
-            return
-        most, chosen = self._standardized(), []
-        with progress(min(most, len(self.loader.samples)), "feature statistics") as bar:
-            for sample in self.loader.one_sample_per_medium(most):
-                chosen.append(sample)
-                bar.advance()
-        self.model.fit_statistics(chosen, known=known)
-        if self.model.method.starts_from_answers and not known:
-            self.model.fit_to_answers(self.loader.all.with_media_of(chosen))
 
     def _step(self, bar: Progress, interruption: Interruption) -> bool:
         """Take one optimizer step; return whether any process was interrupted."""

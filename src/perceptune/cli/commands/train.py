@@ -28,6 +28,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_fetch_media()
     parser.add_argument("--run", help="run folder (default: runs/<recipe name>)")
     parser.add_argument("--resume", action="store_true", help="resume the run exactly where it stopped")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="train for M minutes: timed steps determine how many"
+    )
     parser.add_join_timeout()
     parser.add_trust()
 
@@ -39,14 +42,17 @@ def run(options: Namespace) -> int:
     recipe, overrides = training_recipe(options)
     result = run_training(
         recipe, options.run, overrides=overrides, resume=options.resume, trust=options.trust,
-        join_timeout=options.join_timeout,
+        join_timeout=options.join_timeout, minutes=options.minutes,
     )  # fmt: skip
     if result.interrupted:
         out.print(f"stopped after step {result.steps}, everything is saved; resume with:\n"
                   f"  perceptune train --resume --run {result.run}")  # fmt: skip
         return 130
     best = "" if result.best is None else f", best {result.best:.4f}"
-    out.print(f"trained {result.steps} steps ({result.samples} samples) in {result.seconds:.0f} s{best}: {result.run}")
+    took = f"{result.seconds:.0f} s"
+    if result.minutes is not None:
+        took = f"{result.minutes:.1f} minutes of {options.minutes:g}"
+    out.print(f"trained {result.steps} steps ({result.samples} samples) in {took}{best}: {result.run}")
     out.print(f"next:  perceptune eval {result.run}")
     return 0
 

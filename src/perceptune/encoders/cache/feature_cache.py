@@ -150,15 +150,16 @@ class FeatureStore:
 
     def precompute(
         self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None, *, label: str = "features",
-        rank: int = 0, world: int = 1, on_broken: OnBroken | None = None,
+        rank: int = 0, world: int = 1, on_broken: OnBroken | None = None, whole_groups: bool = False,
     ) -> int:  # fmt: skip
-        """Compute and store missing features; return their number.
+        """Compute and store missing features; return their number. `whole_groups`: none of an incomplete last group.
 
         `view_seeds` select an augmented view of each medium, if the store has views. Each of `world` processes with the
         same list computes every `world`-th group, or all groups if its rows are kept in memory, which the others cannot
         read. `on_broken` is called for a broken medium; without it `MediaError` is raised.
         """
-        items = list(dict.fromkeys(self._views_of(media, view_seeds)))
+        items = [*dict.fromkeys(self._views_of(media, view_seeds))]
+        del items[len(items) // GROUP * GROUP if whole_groups else len(items) :]
         rank, world = (rank, world) if self._kept.is_shared else (0, 1)
         todo = self._lacking(items, rank, world) if not self._full else []
         count, start = 0, time.monotonic()
@@ -171,13 +172,15 @@ class FeatureStore:
                         break  # the rest is computed at each use
         return count
 
+    def count_missing(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> int:
+        """Return the number of media in groups that `precompute` would compute."""
+        return 0 if self._full else sum(map(len, self._lacking([*dict.fromkeys(self._views_of(media, view_seeds))])))
+
     def get(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> Tensor:
         """Return (N, n_levels, T, dim) float32 for N media; compute missing features. Raises `MediaError`."""
         items = self._views_of(media, view_seeds)
         distinct = list(dict.fromkeys(items))
-        rows = self._read(distinct)
-        fresh: dict[MediaView, Tensor] = {}
-        keys: dict[MediaView, bytes] = {}
+        rows, fresh, keys = self._read(distinct), dict[MediaView, Tensor](), dict[MediaView, bytes]()
         while len(rows) < len(distinct):  # a second pass only if a row is found to be damaged
             for loaded, computed in self._build(self._lacking(distinct), None):
                 keys |= {one.item: one.key for one in loaded}

@@ -23,6 +23,10 @@ class LiveFeatures(FeatureStore):
         """Do nothing and return 0: features change at each step. Broken media raise when they are used."""
         return 0
 
+    def count_missing(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> int:
+        """Return 0: nothing is computed in advance."""
+        return 0
+
     def get_cached(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> Tensor | None:
         """Return None: nothing is cached."""
         return None

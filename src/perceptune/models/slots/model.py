@@ -1,6 +1,8 @@
 """The slot model: frozen encoders and a frozen decoder-only LM, joined at slots."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from perceptune.types import Decoding, Features, GenerationRequest, Prompt, Samp
 from perceptune.utils.distributed import World
 from perceptune.utils.fsdp_settings import FSDPSettings
 from perceptune.utils.tensors import move
+
+_ENOUGH_MB = 2**20  # for the texts of a few steps
 
 
 class SlotModel(AdaptedModel):
@@ -93,6 +97,25 @@ class SlotModel(AdaptedModel):
 
     def precompute_texts(self, texts: Iterable[tuple[int, ...]], uses: int, *, rank: int = 0, world: int = 1) -> None:
         self.text_states.precompute(texts, uses, rank=rank, world=world)
+
+    def count_texts(self, texts: Iterable[tuple[int, ...]], uses: int) -> int | None:
+        return self.text_states.count(texts, uses)
+
+    @contextmanager
+    def trying_texts(self) -> Iterator[Callable[[Iterable[tuple[int, ...]]], int]]:
+        own, self.text_states = self.text_states, TextStates(self.lm, self.method.first_layer, _ENOUGH_MB)
+        self.text_states.recompute()
+
+        def keep(texts: Iterable[tuple[int, ...]]) -> int:
+            distinct = set(texts) if self.reuses_texts else set()
+            self.text_states = TextStates(self.lm, self.method.first_layer, _ENOUGH_MB)
+            self.text_states.precompute(distinct, sys.maxsize)
+            return len(distinct)
+
+        try:
+            yield keep
+        finally:
+            self.text_states = own
 
     def refresh_texts(self) -> None:
         self.text_states.refresh()
