@@ -142,7 +142,7 @@ def table(place: Path, columns: dict[str, Any], metadata: dict[str, str] | None 
     n = len(next(iter(columns.values())))
     filled = {"prompt": [f"what {n}?" for n in range(n)], "targets": ["a"] * n} | columns
     made = pa.table({name: values for name, values in filled.items() if values is not None})
-    place.parent.mkdir(parents=True, exist_ok=True)
+    media(place.parent, "a.png", "in/a.png")
     pq.write_table(made.replace_schema_metadata(metadata), place)
     return place
 
@@ -162,7 +162,7 @@ def table(place: Path, columns: dict[str, Any], metadata: dict[str, str] | None 
         (pa.array(["in/a.png"] * 2, pa.large_string()), Path("in/a.png")),
         (pa.array(["in/a.png"] * 2).dictionary_encode(), Path("in/a.png")),
         ([["in/a.png"], ["in/a.png"]], Path("in/a.png")),
-        (["file:///in/a.png", "in/a.png"], Path("/in/a.png")),
+        ([f"file://{Path(__file__)}", "in/a.png"], Path(__file__)),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["image", "audio"])
@@ -202,7 +202,9 @@ def test_typed_columns_and_lists_of_them(feature: str, tmp_path: Path) -> None:
         ({"image": [[PICTURE] * 2]}, {}, "row 0: `image` holds several media"),
         ({"image": ["https://x/a.jpg"]}, {}, "row 0: `image` is an address"),
         ({"image": [{"bytes": None, "path": "s3://x/a.jpg"}]}, {}, "row 0: `image` is an address"),
-        ({"image": ["in/a.png"], "targets": [3]}, {}, "row 0: `targets` is a number: `class_names` gives numbered"),
+        ({"image": ["in/b.png"]}, {}, "row 0: cannot read `image` .*in/b.png: .* did you mean `a.png`"),
+        ({"image": [{**BYTES, "bytes": None, "path": "c"}]}, {}, "row 0: cannot read `image` .*c: .*holds no `c`"),
+        ({"image": ["in/a.png"], "targets": None, "label": [3]}, {}, "row 0: `label` is a number: `class_names` gives"),
     ],
 )
 def test_cells_without_plain_media(columns: Any, options: Any, message: str, tmp_path: Path) -> None:
@@ -240,6 +242,22 @@ def test_names_of_classes_and_lists(name: str, metadata: Any, options: Any, labe
     samples = task("hf-dataset", path=place if name == "a.parquet" else tmp_path, **options).samples("train")
     assert [sample.targets for sample in samples] == [("cat",), ("dog",)]
     assert samples[0].media == {"image": place.parent / "a.png"}
+
+
+def test_missing_files_are_found_by_the_check_and_need_not_be_there(tmp_path: Path) -> None:
+    place = table(tmp_path / "a.parquet", {"image": ["in/b.png", PATH["path"]]})
+    assert len(task("hf-dataset", path=place, check_files=False).samples("train")) == 2
+    assert [sample.id for sample in task("hf-dataset", path=place).samples("train")] == ["train-000001"]
+    (tmp_path / "in/a.png").write_bytes(PICTURE)
+    recipe = put(tmp_path / "r.yaml", {"task": {"name": "hf-dataset", "path": "a.parquet"}})
+    found = validate_dataset(str(recipe), options=CheckOptions(tokens=False)).report["problems"]
+    assert {kind: entry["count"] for kind, entry in found.items()} == {"missing-medium": 1}
+
+
+def test_numbers_as_they_are(tmp_path: Path) -> None:
+    place = table(tmp_path / "a.parquet", {"image": ["a.png"] * 2, "label": [7, 0], "targets": None})
+    samples = task("hf-dataset", path=place, target_key="label").samples("train")
+    assert [sample.targets for sample in samples] == [("7",), ("0",)]
 
 
 def test_numbers_that_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,6 +328,28 @@ def test_splits_of_a_local_set(form: str, names: list[str], keys: dict[str, str]
         alone = task("hf-dataset", **data_keys("hf-dataset", str(place), "test"))
         assert len(alone.samples("test")) == 1
         assert alone.read_from("test") == alone.read_from("train")
+
+
+def test_media_beside_tables_are_not_the_data_set(tmp_path: Path) -> None:
+    media(tmp_path, *(f"train/{n}.png" for n in range(5)))
+    (tmp_path / "test").mkdir()
+    for split in ("train", "test"):
+        table(tmp_path / split / "rows.parquet", {"image": ["a.png"], "targets": [split]})
+    assert sorted(local_splits(tmp_path)) == ["test", "train"]
+    own = task("hf-dataset", **data_keys("hf-dataset", str(tmp_path)))
+    for split in own.splits:
+        (sample,) = own.samples(split)
+        assert (sample.targets, sample.media) == ((split,), {"image": tmp_path / split / "a.png"})
+
+
+def test_names_of_classes_in_a_readme(tmp_path_factory: pytest.TempPathFactory) -> None:
+    place = tmp_path_factory.mktemp("plain")  # the library takes `test_` in a path for a split
+    label = {"name": "label", "dtype": {"class_label": {"names": {"0": "cat", "1": "dog"}}}}
+    kinds = [{"name": "image", "dtype": "string"}, {"name": "prompt", "dtype": "string"}, label]
+    put(place / "README.md", f"---\ndataset_info: {json.dumps({'features': kinds})}\n---\n")
+    table(place / "data/train-0.parquet", {"image": ["a.png"], "label": [1], "targets": None})
+    (sample,) = task("hf-dataset", path=place).samples("train")
+    assert sample.targets == ("dog",)
 
 
 def test_parts_of_saved_splits(tmp_path: Path) -> None:

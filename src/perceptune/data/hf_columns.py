@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from perceptune.data.media.file_types import HEAD, kind_of
 from perceptune.data.media.remote_media import RemoteMedia, failure, is_remote
 from perceptune.data.records import Record, json_type
-from perceptune.data.tasks.base import MODALITIES, local
+from perceptune.data.tasks.base import MODALITIES, local, missing
 from perceptune.errors import UserError, nearest
 from perceptune.types import Medium
 from perceptune.utils.paths import local_name
 
-_ABSENT, _PRESENT, _ADDRESS, _SEVERAL = range(4)  # what a cell holds
+_ABSENT, _BYTES, _FILE, _ADDRESS, _SEVERAL = range(5)  # what a cell holds
 _BATCH = 10_000
 
 
@@ -49,14 +49,20 @@ class MediaColumns:
         self.opaque = sorted({*bare, *(name for names in typed.values() for name in names)})  # columns with bytes
         self._states = {name: _states_of(data, name) for name in self.columns.values()}
 
-    def require(self, record: Record, index: int) -> None:
-        """Raise `RowError` for a row without a medium, with several of one modality, or with an address of no use."""
+    def require(self, record: Record, index: int, *, check_files: bool) -> None:
+        """Raise `RowError` for a row without a medium, with several of one modality, or with an address of no use.
+
+        With `check_files` also for a file that does not exist.
+        """
         states = {name: states[index] for name, states in self._states.items()}
         for modality, name in self.columns.items():
             if states[name] == _SEVERAL:
                 raise record.error(f"`{name}` holds several media, and a sample has one of each modality")
-            if states[name] == _ADDRESS:
-                self._medium(record._replace(values=self.rows[index]), modality)
+            if states[name] == _ADDRESS or (states[name] == _FILE and check_files):
+                values = record.values if name in record.values else self.rows[index]
+                medium = self._medium(record._replace(values=values), modality)
+                if states[name] == _FILE and isinstance(medium, Path) and (problem := missing(medium)):
+                    raise record.error(f"cannot read `{name}` {medium}: {problem}", "missing-medium")
         if not any(states.values()):
             names = " and ".join(f"`{name}`" for name in states)
             raise record.error(f"{names} {'is' if len(states) == 1 else 'are'} empty", "no-medium")
@@ -125,7 +131,7 @@ class MediaColumns:
                 "name one of file names by `image_key`, `audio_key` or `video_key`"
             )
         states = _states_of(data, bare[0])
-        first = int(np.argmax(states == _PRESENT)) if len(bare) == 1 and (states == _PRESENT).any() else None
+        first = int(np.argmax(states == _BYTES)) if len(bare) == 1 and (states == _BYTES).any() else None
         content = None if first is None else _content(Record(self._where, data[first], ()), bare[0])
         kind = kind_of(content[:HEAD]) if isinstance(content, bytes) else None
         if kind is None or len(kind.modalities) != 1:
@@ -163,7 +169,7 @@ def _states_of(data: Any, name: str) -> NDArray[np.uint8]:
 def _states(cells: Any) -> NDArray[np.uint8]:
     from pyarrow import compute, types
 
-    if types.is_list(cells.type) or types.is_large_list(cells.type):
+    if any(is_kind(cells.type) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list)):
         sizes = compute.fill_null(compute.list_value_length(cells), 0).to_numpy(zero_copy_only=False)
         states = np.where(sizes > 1, _SEVERAL, _ABSENT).astype(np.uint8)
         items = _states(cells.flatten())
@@ -173,13 +179,14 @@ def _states(cells: Any) -> NDArray[np.uint8]:
         fields = [compute.struct_field(cells, [name]) for name in ("bytes", "path") if _has_field(cells.type, name)]
         states = np.zeros(len(cells), np.uint8)
         for field in fields:
-            states = np.where(states == _PRESENT, states, _states(field))
+            states = np.where(states == _BYTES, states, _states(field))
         return states
     if types.is_null(cells.type):
         return np.zeros(len(cells), np.uint8)
     full = compute.fill_null(compute.greater(compute.binary_length(cells), 0), False)
-    states = full.to_numpy(zero_copy_only=False).astype(np.uint8)
+    states = np.where(full.to_numpy(zero_copy_only=False), _BYTES, _ABSENT).astype(np.uint8)
     if not (types.is_binary(cells.type) or types.is_large_binary(cells.type)):
+        states[states == _BYTES] = _FILE
         # RE2 has no negative lookahead.
         remote = compute.match_substring_regex(cells, r"^(data:|([^f]|f[^i]|fi[^l]|fil[^e])\w*://)", ignore_case=True)
         states[compute.fill_null(remote, False).to_numpy(zero_copy_only=False)] = _ADDRESS

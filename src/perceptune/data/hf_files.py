@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from perceptune.errors import UserError, nearest
 
 _DICT, _STATE = "dataset_dict.json", "state.json"  # files of `save_to_disk`: of several splits, of one
 _TABLES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
+_ROWS = (".parquet", ".arrow")  # suffixes of tables in a folder
 # Keys under which writers put the names of classes into a schema.
 _NAMES = ("names", "class_names", "label_names", "labels", "classes", "categories", "id2label")
 
@@ -31,8 +32,7 @@ def local_splits(path: Path | str) -> list[str]:
         return [_json(place / _STATE).get("_split") or "train"]
     if place.is_file() or "*" in place.name:
         return ["train"] if place.suffix in _TABLES else []
-    files = walk(place, PassedOver()) if place.is_dir() else iter(())
-    return [*_data_files(place)] if any(file.suffix in (".parquet", ".arrow") for file in files) else []
+    return [*_data_files(place)] if _holds_tables(place) else []
 
 
 def load(path: str, config: str | None, split: str) -> Any:
@@ -53,6 +53,10 @@ def load(path: str, config: str | None, split: str) -> Any:
             if kind is None:
                 raise UserError(f"{path}: not one of the files {', '.join(_TABLES)}")
             return datasets.load_dataset(kind, data_files={"train": path}, split=split, **_table_settings(place))
+        if names and config is None and not _found(place):
+            files = _data_files(place)
+            kind = _TABLES[Path(files[names[0]][0]).suffix]
+            return datasets.load_dataset(kind, data_files=files, split=split)
         return datasets.load_dataset(path, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"cannot read the data set {path}, split `{split}`: {error}") from error
@@ -119,12 +123,29 @@ def _tables(place: Path, split: str) -> Iterator[Path]:
     yield from (Path(file) for file in _data_files(place).get(name, ()))
 
 
-def _data_files(place: Path) -> dict[str, Sequence[str]]:
-    """Return split -> files of a folder, as `datasets` finds them; empty if it does not."""
+def _holds_tables(place: Path) -> bool:
+    return place.is_dir() and any(file.suffix in _ROWS for file in walk(place, PassedOver()))
+
+
+def _data_files(place: Path) -> dict[str, list[str]]:
+    """Return split -> tables of a folder; empty if it holds no data set.
+
+    Where there are more media than tables, the library would read the media: the tables are then found by its patterns.
+    """
+    return _found(place) or _found(place, by_patterns=True)
+
+
+def _found(place: Path, *, by_patterns: bool = False) -> dict[str, list[str]]:
+    """Return split -> tables of a folder, of the data set that the library finds or by its patterns of names."""
     datasets = _library()
     with suppress(OSError, ValueError, datasets.exceptions.DatasetsError):
-        found = datasets.load_dataset_builder(str(place)).config.data_files or {}
-        return {str(split): files for split, files in found.items()}
+        if by_patterns:
+            patterns = datasets.data_files.get_data_patterns(str(place))
+            found = datasets.data_files.DataFilesDict.from_patterns(patterns, base_path=str(place))
+        else:
+            found = datasets.load_dataset_builder(str(place)).config.data_files or {}
+        tables = {str(split): [file for file in files if Path(file).suffix in _ROWS] for split, files in found.items()}
+        return {split: files for split, files in tables.items() if files}
     return {}
 
 

@@ -49,6 +49,7 @@ class HFDataset(Sources):
             None, description="column of targets, or several; None = `targets`, else `caption`, `text` or `label`"
         )
         id_key: str = "id"
+        check_files: bool = Field(True, description="check that media given by name exist before the first step")
         fetch_media: bool = Field(False, description="fetch media at http(s) addresses into perceptune's cache, once")
 
     data_option = "path"
@@ -126,7 +127,7 @@ class HFDataset(Sources):
         """Return the sample of a row, whose media are only looked for unless `whole`."""
         options, keys = self._options, rows.targets
         record = Record(f"{rows.where}, row {index}", values, (options.prompt_key, *keys, options.id_key))
-        rows.media.require(record, index)
+        rows.media.require(record, index, check_files=options.check_files and not whole)
         name = values.get(options.id_key)
         return Sample(
             id=f"{split}-{index:06d}" if name is None else str(name),
@@ -153,6 +154,7 @@ class _Rows:
         self.media = MediaColumns(data, given, path, options.media or folder_of(path, split), remote)
         self._data, features, target = self.media.rows, data.features, options.target_key
         usual = next((key for key in _TARGET_KEYS if key in features), "targets")
+        self._is_guess = target is None and usual == "label"
         self.targets = [usual] if target is None else [target] if isinstance(target, str) else [*target]
         self.meta = {key for key in features if key not in self.media.columns.values() and _is_plain(features[key])}
         self._class_names = {
@@ -187,11 +189,9 @@ class _Rows:
                 values[key] = None
             elif values.get(key) is not None:
                 values[key] = class_name(record, key, values[key], names)
-        for key in self.targets:
-            if isinstance(values.get(key), int) and not isinstance(values[key], bool):
-                raise record.error(
-                    f"`{key}` is a number: `class_names` gives numbered classes their names", "wrong-type"
-                )
+        if self._is_guess and isinstance(values.get("label"), int):
+            advice = "`class_names` gives numbered classes their names, and `target_key: label` takes the numbers"
+            raise record.error(f"`label` is a number: {advice}", "wrong-type")
         if len(self.targets) > 1:
             values[self.targets[0]] = record._replace(values=values).gather(self.targets)
         return record._replace(values=values)

@@ -148,7 +148,7 @@ class WebDataset(Sources):
             return name
         if record.values.get(key) is None:
             raise record.lacks([key])
-        return id_of(record._replace(values={"id": record.values[key]}), name)
+        return id_of(record, name, key)
 
     def _media(self, parts: dict[str, Any], where: str) -> dict[str, str]:
         """Return the part with the medium of each modality: those named in the recipe, else those that exist."""
