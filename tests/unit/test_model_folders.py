@@ -122,7 +122,7 @@ def test_so_does_one_that_might_be_a_name_on_a_hub(
     if name.startswith("facebook"):
         shutil.rmtree(tmp_path / "facebook")  # found among the published names that we know
     for load in (lambda: load_lm(LMConfig(id=name)), lambda: load_encoder_of("image", EncoderConfig(id=name))):
-        with pytest.raises(UserError, match=rf"\(no model folder or file `{name}`; did you mean `{near}`\?\)$"):
+        with pytest.raises(UserError, match=rf"`: no model folder or file `{name}`; did you mean `{near}`\?"):
             load()
 
 
@@ -130,7 +130,7 @@ def test_so_does_one_that_might_be_a_name_on_a_hub(
     ("files", "said"),
     [
         ({"tokenizer.model": "x", "tokenizer_config.json": '{"tokenizer_class": "LlamaTokenizer"}'},
-         r"slow tokenizer \(tokenizer\.model\) and no tokenizer\.json.*save_pretrained"),
+         r"slow tokenizer \(tokenizer\.model\) and no tokenizer\.json"),
         ({"vocab.json": '{"a": 0, "<unk>": 1}', "merges.txt": "#version: 0.2\n",
           "tokenizer_config.json": '{"tokenizer_class": "CTRLTokenizer"}'},
          r"slow tokenizer \(merges\.txt, vocab\.json\)"),

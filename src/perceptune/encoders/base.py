@@ -30,6 +30,7 @@ from perceptune.encoders._images import (
 from perceptune.encoders._stage_means import pooled_levels
 from perceptune.encoders._videos import VideoEncoder
 from perceptune.errors import UserError
+from perceptune.utils.model_kinds import describe_vlm, part_of
 
 
 def load_encoder(id_or_path: str | Path, *, meta: bool = False, **options: Any) -> Encoder:
@@ -59,6 +60,9 @@ def _read_config(source: str, revision: str | None) -> tuple[type[Encoder], Any]
         kind = str(entries.get("model_type"))
         known = {kind: leaf.module for leaf in leaves("encoders").values() for kind in leaf.module.MODEL_TYPES}
         if kind not in known:
+            if vlm := describe_vlm(entries):
+                part = part_of(entries, "vision_config")
+                raise UserError(f"{source}: {vlm}, not an encoder: name the image encoder inside it {part}".rstrip())
             # The name was not typed by a user, so suggesting the nearest one would not help.
             raise UserError(f"{source}: no encoder for model type `{kind}`; known are {', '.join(sorted(known))}")
         config = CONFIG_MAPPING[kind].from_dict(entries)

@@ -2,8 +2,10 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,15 @@ CONFIG, ADAPTER, TOKENIZER = "config.json", "adapter_config.json", "tokenizer.js
 # Files of weights without a folder and config. A family whose weights are a single file accepts its own.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".npz", ".tflite")
 _POINTER = b"version https://git-lfs"
+_LARGE = (".safetensors", ".bin", ".gguf", ".json", ".model", ".spm", ".txt", ".pt", ".pth", ".npz")  # in Git LFS
 _SLOW = ("vocab.json", "vocab.txt", "merges.txt", "tekken.json")  # and files of SentencePiece and tiktoken
+# The packages with which transformers converts them.
+_CONVERTERS = {
+    ".model": "sentencepiece",
+    ".spm": "sentencepiece",
+    ".tiktoken": "tiktoken",
+    "tekken.json": "mistral-common",
+}
 _MAX_NAMES = 2_000
 _SHOWN = 6
 
@@ -26,6 +36,7 @@ def require_model(name: str, place: Path, taken: Iterable[str] = (".json",), *, 
     `taken` are suffixes of single files that are accepted as a model; with `is_lm` adapters and GGUF are, too.
     """
     if place.is_file():
+        _require_content(name, place)
         if place.suffix.lower() == ".gguf":
             if is_lm:
                 return
@@ -35,7 +46,9 @@ def require_model(name: str, place: Path, taken: Iterable[str] = (".json",), *, 
         return
     if not place.is_dir():
         return
-    names = _names(place)
+    names = file_names(place)
+    for file in names:
+        _require_content(name, place / file)
     if ADAPTER in names:
         if is_lm:
             return
@@ -46,21 +59,18 @@ def require_model(name: str, place: Path, taken: Iterable[str] = (".json",), *, 
         return
     if CONFIG not in names:
         raise UserError(f"`{name}` {_without_config(place, names)}")
-    for file in sorted(names):
-        if file.endswith(".safetensors") and _is_pointer(place / file):
-            raise UserError(f"`{name}`: {file} is a pointer of Git LFS, not the weights: run `git lfs pull` there")
 
 
 def missing_model(name: str, known: Iterable[str] = ()) -> str:
     """Return what may be wrong with a name found neither here nor on a hub; `known` are names of hubs."""
     with suppress(OSError):
         found = absence(Path(name).expanduser())
-        if not found.is_guess:
+        if not found.is_guess or (is_path(name) and not found.hint):
             return f"no model folder or file `{name}`: {found.why()}"
     folder, wanted = Path(name).expanduser().parent, Path(name).name
     while not folder.is_dir() and folder != folder.parent:
         folder, wanted = folder.parent, folder.name
-    near = [str(folder / one) for one in difflib.get_close_matches(wanted, _names(folder), n=1)]
+    near = [str(folder / one) for one in difflib.get_close_matches(wanted, file_names(folder), n=1)]
     near += difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)
     hint = f"; did you mean {' or '.join(f'`{one}`' for one in near)}?" if near else ""
     return f"no model folder or file `{name}`{hint}"
@@ -73,22 +83,23 @@ def is_path(name: str) -> bool:
 
 def tokenizer_advice(place: Path) -> str | None:
     """Return what is wrong with the tokenizer in a folder, and a remedy; None if it has a fast one."""
-    names = _names(place)
+    names = file_names(place)
     if not place.is_dir() or TOKENIZER in names:
         return None
     found = _vocabularies(names)
     if not found:
         return f"`{place}` has no tokenizer: there is no {TOKENIZER}; save the LM's tokenizer into it"
-    return (
-        f"`{place}` has a slow tokenizer ({', '.join(found)}) and no {TOKENIZER}: make one where its package is "
-        "installed (`pip install sentencepiece tiktoken`), by "
-        f"`AutoTokenizer.from_pretrained('{place}').save_pretrained('{place}')`"
-    )
+    packages = sorted({package for file in found for ending, package in _CONVERTERS.items() if file.endswith(ending)})
+    absent = [package for package in packages if find_spec(package.replace("-", "_")) is None]
+    what = f"`{place}` has a slow tokenizer ({', '.join(found)}) and no {TOKENIZER}"
+    if absent:
+        return f"{what}: transformers converts it with {' and '.join(absent)}: pip install {' '.join(absent)}"
+    return f"{what}, and transformers cannot convert it here: save a fast one there, such as its LM's published one"
 
 
 def has_vocabulary(place: Path) -> bool:
     """Return whether a folder holds files from which a tokenizer can be built."""
-    names = _names(place)
+    names = file_names(place)
     return TOKENIZER in names or bool(_vocabularies(names))
 
 
@@ -96,9 +107,10 @@ def _vocabularies(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name in _SLOW or name.endswith((".model", ".spm", ".tiktoken")))
 
 
-def _names(folder: Path) -> list[str]:
+def file_names(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted; of a very large one some, and none of one that cannot be read."""
     with suppress(OSError):
-        return [entry.name for entry in islice(folder.iterdir(), _MAX_NAMES)]
+        return sorted(entry.name for entry in islice(folder.iterdir(), _MAX_NAMES))
     return []
 
 
@@ -127,7 +139,7 @@ def gguf_in(place: Path) -> list[str]:
 
     The file of a vision encoder (`mmproj-...`), which lies beside its LM, is not one.
     """
-    names = _names(place)
+    names = file_names(place)
     if any(name.endswith((".safetensors", ".bin")) for name in names):
         return []
     return sorted(name for name in names if name.lower().endswith(".gguf") and not name.lower().startswith("mmproj"))
@@ -145,31 +157,34 @@ def _without_config(place: Path, names: list[str]) -> str:
     gguf = sorted(name for name in names if name.lower().endswith(".gguf"))
     if gguf:
         return f"holds a GGUF file, {_of_gguf(place, gguf[0])}"
-    if "method.safetensors" in names:
+    if "method.safetensors" in names or {"run.yaml", "meta.json"} <= set(names):
         return "is a run of perceptune, not a model: its own base models are named in its run.yaml"
     if "model_index.json" in names:
-        return f"is a pipeline of diffusers: name the folder of one of its models{_inside(place, names)}"
-    inside = _inside(place, names)
+        return f"is a pipeline of diffusers: name the folder of one of its models{models_inside(place, names)}"
+    inside = models_inside(place, names)
     if inside:
         return f"holds no {CONFIG}{inside}"
     shown = ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
     return f"is no model: it holds no {CONFIG}" + (f", only {shown}" if names else " and nothing else")
 
 
-def _inside(place: Path, names: list[str]) -> str:
-    """Return the subfolders that have a config, such as a hub's `snapshots/REVISION`."""
-    found = [name for name in sorted(names) if (place / name / CONFIG).is_file()]
+def models_inside(place: Path, names: Iterable[str]) -> str:
+    """Return which subfolder is a model, such as the last checkpoint or a hub's `snapshots/REVISION`; empty without."""
+    found = [name for name in names if any((place / name / file).is_file() for file in (CONFIG, ADAPTER))]
+    found.sort(key=lambda name: [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", name)], reverse=True)
     found += [path.parent.relative_to(place).as_posix() for path in sorted(place.glob(f"snapshots/*/{CONFIG}"))]
-    return f"; did you mean `{place / found[0]}`?" if found else ""
+    others = f" (or another of its {len(found)} models)" if len(found) > 1 else ""
+    return f"; did you mean `{place / found[0]}`{others}?" if found else ""
 
 
 def _beside(folder: Path) -> str:
     return f": `{folder}`" if (folder / CONFIG).is_file() else ""
 
 
-def _is_pointer(file: Path) -> bool:
-    try:
-        with file.open("rb") as opened:
-            return opened.read(len(_POINTER)) == _POINTER
-    except OSError:
-        return False
+def _require_content(name: str, file: Path) -> None:
+    """Raise `UserError` for a pointer of Git LFS in place of a file."""
+    if not file.name.endswith(_LARGE):
+        return
+    with suppress(OSError), file.open("rb") as opened:
+        if opened.read(len(_POINTER)) == _POINTER:
+            raise UserError(f"`{name}`: {file.name} is a pointer of Git LFS, not the file: run `git lfs pull` there")

@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from perceptune.utils.transformers_loading import quiet_loading
 
 CONFIGS = Path(__file__).parent / "published_configs"
 # ImportError: for models that need a package, such as those of GPTQ.
-_FAILURES = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
+_FAILURES = (
+    OSError, ValueError, KeyError, RuntimeError, ImportError, pickle.UnpicklingError, SafetensorError,
+    StrictDataclassError,
+)  # fmt: skip
 
 
 def resolve(name: str, default: str, meta: bool, *, files: Sequence[str] = (), is_lm: bool = False) -> str:
@@ -61,19 +65,48 @@ def loading(what: str, name: str = "default") -> Iterator[None]:
     except UserError as error:  # raised by an encoder, about its files
         if not (doubt := _doubt(name, error.__cause__)):
             raise
-        raise UserError(f"{error}{doubt}") from error
+        raise UserError(f"{what}: {doubt} ({error})") from error
     except _FAILURES as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{what} cannot be loaded: {first_line}{_doubt(name, error)}") from error
+        if doubt := _doubt(name, error):
+            raise UserError(f"{what}: {doubt} ({_reason(error)})") from error
+        raise UserError(f"{what} cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of an error of transformers, or what it means for a pickled file."""
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            "a .bin file holds more than tensors, or is none: reading it could run code, so it is refused; take the "
+            "model's safetensors"
+        )
+    if "PytorchStreamReader" in str(error):
+        return "a .bin file is damaged or cut off: download it again"
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def explaining_quantization(name: str, config: Any) -> Iterator[None]:
+    """Convert errors of a checkpoint that is quantised already to one line that says so."""
+    stored = getattr(config, "quantization_config", None) or {}
+    method = stored.get("quant_method") if isinstance(stored, Mapping) else getattr(stored, "quant_method", None)
+    try:
+        yield
+    except _FAILURES as error:
+        if not method:
+            raise
+        raise UserError(
+            f"lm `{name}` is quantised ({method}), which cannot be loaded here ({_reason(error)}): name the model it "
+            "was made from, with `lm.quantization: 8bit` or `4bit` to save memory"
+        ) from error
 
 
 def _doubt(name: str, cause: BaseException | None) -> str:
-    """Return the advice for a name that was not found or not readable on this machine because of `cause`."""
+    """Return what may be wrong with a name that led to `cause`; empty for one that exists on this machine."""
     here = name == "default" or name in downloads.ASSETS or Path(name).expanduser().exists()
     if here or not isinstance(cause, OSError):
         return ""
     known = ["default", *downloads.ASSETS, *(path.stem.replace("--", "/") for path in CONFIGS.glob("*.json"))]
-    return f" ({missing_model(name, known)})"
+    return missing_model(name, known)
 
 
 def load_tokenizer(name: str, where: str, revision: str | None) -> Any:

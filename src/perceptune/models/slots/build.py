@@ -18,9 +18,11 @@ from perceptune.methods.freeze import freeze
 from perceptune.methods.slots.base import EncoderShape, Method
 from perceptune.models.backbone import Backbone, method_options
 from perceptune.models.lm_source import find_lm
-from perceptune.models.pretrained import DEFAULT_ENCODERS, loading, resolve
+from perceptune.models.pretrained import DEFAULT_ENCODERS, explaining_quantization, loading, resolve
 from perceptune.models.slots.model import SlotModel, feature_stores
 from perceptune.models.text_format import TextFormat
+from perceptune.models.weight_files import require_weights
+from perceptune.utils.model_kinds import why_not_causal
 
 
 class FrozenParts(Protocol):
@@ -79,12 +81,16 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
     source, fingerprint = find_lm(config, meta), None
     with loading(source.title, source.name):
         published = source.read_config()
+        if why := why_not_causal(published.to_dict()):
+            raise UserError(f"lm `{config.id}` is {why}")
         attention, kind = attention_for(published, config.attention), getattr(torch, dtype)
         if meta:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(published, attn_implementation=attention, dtype=kind)
         else:
-            model, fingerprint = source.load(AutoModelForCausalLM, kind, attention)
+            require_weights(source.name, source.where)
+            with explaining_quantization(config.id, published):
+                model, fingerprint = source.load(AutoModelForCausalLM, kind, attention)
     # The recipe sets decoding: sampling settings stored beside a checkpoint must not change it.
     model.generation_config = GenerationConfig()
     lm = FrozenLM(model, layers=config.layers)
@@ -112,6 +118,8 @@ def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) ->
         config = config.model_copy(update={"dtype": "float32"})
     where = resolve(config.id, DEFAULT_ENCODERS.get(modality, ""), meta, files=weight_files())
     with loading(f"encoders.{modality} `{config.id}`", config.id):
+        if not meta:
+            require_weights(config.id, where, pickled=False)
         return fit(load_encoder(where, meta=meta, **config.model_dump(exclude={"id", "views"})), modality, config)
 
 
