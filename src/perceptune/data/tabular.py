@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from perceptune.data.records import Record, short
 from perceptune.errors import UserError
@@ -101,11 +101,16 @@ def table_records(
     Columns without a name must be empty, except a first one with row numbers. Without `quoted`, quotation marks are
     text. Raises `UserError` for a line with more or fewer columns.
     """
+    rows = _csv_rows(lines, where, dialect, quoted)
+    yield from named_records(islice(rows, int(dialect.has_separator_line), None), keys, columns=columns, known=known)
+
+
+def _csv_rows(lines: Iterable[str], where: str, dialect: Dialect, quoted: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yield the location of each row, and its cells without surrounding space."""
     rows = csv.reader(
         chain.from_iterable(_checked(lines, where)), delimiter=dialect.delimiter,
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True, skipinitialspace=True,
     )  # fmt: skip
-    skips = dialect.has_separator_line
     while True:
         line = rows.line_num + 1  # a quoted cell may span several lines
         try:
@@ -115,13 +120,21 @@ def table_records(
             raise UserError(f"{where}, line {line}: {error}{hint}") from error
         if cells is None:
             return
-        cells = [cell.strip() for cell in cells]
-        if skips or not any(cells):
-            skips = False
-        elif columns is None:
-            columns = _header(cells, f"{where}, line {line}", known)
+        yield f"{where}, line {line}", [cell.strip() for cell in cells]
+
+
+def named_records(
+    rows: Iterable[tuple[str, Sequence[Any]]], keys: Sequence[str] = (), *, columns: Sequence[str] | None = None,
+    known: Sequence[str] = (),
+) -> Iterator[Record]:  # fmt: skip
+    """Yield rows, given by their location and cells, as mappings from column name; see `table_records`."""
+    for where, cells in rows:
+        if not any(cells):
+            continue
+        if columns is None:
+            columns = _header(cells, where, known)
         else:
-            yield Record(f"{where}, line {line}", _row(cells, columns, f"{where}, line {line}"), tuple(keys))
+            yield Record(where, _row(cells, columns, where), tuple(keys))
 
 
 def header_of(lines: Iterable[str], where: str, dialect: Dialect, known: Sequence[str] = ()) -> list[str]:
@@ -150,7 +163,7 @@ def _header(cells: Sequence[str], where: str, known: Sequence[str]) -> list[str]
     return names
 
 
-def _row(cells: Sequence[str], columns: Sequence[str], where: str) -> dict[str, str]:
+def _row(cells: Sequence[Any], columns: Sequence[str], where: str) -> dict[str, Any]:
     named = [name for name in columns if name]
     while len(cells) > len(columns) and not cells[-1]:
         cells = cells[:-1]  # spreadsheets pad rows with empty cells
