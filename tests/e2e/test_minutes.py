@@ -41,7 +41,6 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(found, **known, validation=found.validation and 0.25), per_text and 0.01
 
     monkeypatch.setattr(StepTimer, "_measure", measured)
-    monkeypatch.setattr("perceptune.training.trainer.TIMED", 6)
     monkeypatch.setattr(time_budget, "TIMED", 6)
 
 

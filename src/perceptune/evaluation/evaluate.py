@@ -71,8 +71,8 @@ def evaluate(
         part = None if task is None else NamedPart(**task)
         own = evaluated_set(model.recipe, part, split, samples)
         runner.require_answerable(model, own.samples)
-        wanted = {"shuffled": config.shuffled_control if control is None else control,
-                  "no_media": config.no_media_control if no_media is None else no_media}  # fmt: skip
+        wanted = {"shuffled": config.shuffled_control or config.at_end if control is None else control,
+                  "no_media": config.no_media_control or config.at_end if no_media is None else no_media}  # fmt: skip
         controls = {name: CONTROLS[name](own.samples, model.recipe.seed) for name in CONTROLS if wanted[name]}
         given = config.others if task is None else {}
         others = {name: evaluated_set(model.recipe, other.task, other.split, other.samples)

@@ -17,6 +17,7 @@ from perceptune.errors import UserError
 from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.optimizer import MethodOptimizer
 from perceptune.training.validation import Validator
+from perceptune.utils.run_log import Progress, progress
 
 TIMED = 20  # steps
 SHARE = 0.15  # of the time, after which the timing of steps ends early
@@ -116,7 +117,7 @@ class StepTimer:
         self.model, self.loader, self.optimizer, self.held_out = loader.model, loader, optimizer, held_out
         self.world, self._began = loader.world, began
 
-    def settle(self, initialize: Callable[[], Any], step: Callable[[int], Any], minutes: float) -> Recipe:
+    def settle(self, initialize: Callable[[], Any], step: Callable[[int, Progress], Any], minutes: float) -> Recipe:
         """Initialise, take steps by `step` and rewind; return the recipe with the number of steps, and print it."""
         self.loader.steps, recipe = TIMED, self.model.recipe  # nothing is prepared for later steps
         with self._rewound():
@@ -132,7 +133,7 @@ class StepTimer:
             print(line, file=sys.stderr)
         return load_recipe(recipe, keys)
 
-    def _measure(self, step: Callable[[int], Any], most: float) -> tuple[Costs, float | None]:
+    def _measure(self, step: Callable[[int, Progress], Any], most: float) -> tuple[Costs, float | None]:
         """Return costs, and the seconds of a text's states if the model reuses them."""
         self.loader.precompute_first(TIMED)
         with self.model.trying_texts() as keep_texts:
@@ -154,14 +155,15 @@ class StepTimer:
             elapsed, tuple(fresh), tuple(again), features, epochs, self.loader.epoch_steps, validation
         ), per_text
 
-    def _timed(self, step: Callable[[int], Any], steps: int, most: float) -> list[float]:
+    def _timed(self, step: Callable[[int, Progress], Any], steps: int, most: float) -> list[float]:
         seconds: list[float] = []
-        for number in range(steps):
-            start = time.monotonic()
-            step(number)
-            seconds.append(time.monotonic() - start)
-            if any(self.world.all_gather(sum(seconds) > most)):
-                break
+        with progress(steps, "timing steps") as bar:
+            for number in range(steps):
+                start = time.monotonic()
+                step(number, bar)
+                seconds.append(time.monotonic() - start)
+                if any(self.world.all_gather(sum(seconds) > most)):
+                    break
         return seconds
 
     @contextmanager

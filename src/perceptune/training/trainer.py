@@ -1,8 +1,8 @@
 """The training loop. Only the method is optimised; frozen parts below all trained ones are computed once.
 
 Resuming is exact: data order, learning rate and random state are functions of the step, and a checkpoint holds the
-method and the optimizer. With several processes each has its part of every batch; gradients are summed over all of
-them and divided by the tokens of the whole step, so the number of processes changes the duration and nothing else.
+method and the optimizer. With several processes each has its part of every batch; gradients are summed over all and
+divided by the tokens of the whole step, so their number changes the duration and nothing else.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from perceptune.config.recipe import Recipe, load_recipe
 from perceptune.data.build_task import make_task
 from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
+from perceptune.evaluation.first_look import evaluate_at_end
 from perceptune.evaluation.model_card import write_card
 from perceptune.evaluation.reference_answers import ASKED, save_training_references
 from perceptune.methods.base import count_trained
@@ -32,7 +33,7 @@ from perceptune.training.init_from import Start, initialize
 from perceptune.training.optimizer import MethodOptimizer, add_gradients, require_finite
 from perceptune.training.safeguards import Interruption, explain_out_of_memory, interruptions, out_of_memory_hint
 from perceptune.training.sampler import total_steps
-from perceptune.training.time_budget import TIMED, StepTimer, require_minutes
+from perceptune.training.time_budget import StepTimer, require_minutes
 from perceptune.training.validation import Validator
 from perceptune.utils.distributed import World
 from perceptune.utils.run_log import Progress, RunLog, progress, read_log
@@ -67,11 +68,14 @@ def train(
     Raises `UserError` for a mistake in recipe or data, for a run folder that is already in use, and for a loss that is
     not finite.
     """
-    folder = None if run is None else Path(run)
     if minutes is not None:
         require_minutes(minutes, overrides, resume=resume)
     with contextlib.ExitStack() as held:
-        return _train(recipe, folder, overrides, resume, trust, World(join_timeout), held, minutes)
+        folder = None if run is None else Path(run)
+        result = _train(recipe, folder, overrides, resume, trust, World(join_timeout), held, minutes)
+    if not result.interrupted:
+        evaluate_at_end(result.run, trust=trust, join_timeout=join_timeout)
+    return result
 
 
 def _train(
@@ -157,29 +161,26 @@ class Trainer:
                 self._log_end()
             if self.log is not None:
                 self.log.close()
-        last = self.state
-        return TrainResult(self.run, last.step, last.samples, self._seconds(), last.best, interrupted, taken)
+        state, seconds = self.state, self._seconds()
+        return TrainResult(self.run, state.step, state.samples, seconds, state.best, interrupted, taken)
 
     def _settle_steps(self, minutes: float) -> None:
         """Time some steps, and put their number into the recipe. Writes nothing into the run folder."""
         self.loader.precompute_statistics(self.standardized)
         timer = StepTimer(self.loader, self.optimizer, self.held_out, self._began)
-        with progress(2 * TIMED, "timing steps") as bar:
-
-            def step(number: int) -> None:
-                self.state.step = number
-                self._step(bar, Interruption())
-
-            self.recipe = self.model.recipe = timer.settle(self._initialize, step, minutes)
+        self.recipe = self.model.recipe = timer.settle(self._initialize, self._take, minutes)
         self.state = State(data=self.state.data)
         self.config = self.loader.config = self.optimizer.config = self.recipe.train
         self.held_out.config = self.recipe.eval
         self.steps = self.loader.steps = self.optimizer.steps = total_steps(self.config, self.loader.order)
 
+    def _take(self, step: int, bar: Progress) -> None:
+        self.state.step = step
+        self._step(bar, Interruption())
+
     def _is_over(self) -> bool:
-        patience = self.recipe.eval.patience
-        enough = patience is not None and self.state.evaluations_without_gain >= patience
-        return enough or self.state.step >= self.steps
+        patience, without_gain = self.recipe.eval.patience, self.state.evaluations_without_gain
+        return self.state.step >= self.steps or (patience is not None and without_gain >= patience)
 
     def _claim(self) -> None:
         """Create the run folder's first files."""
@@ -202,7 +203,7 @@ class Trainer:
         """Take one optimizer step; return whether any process was interrupted."""
         step = self.state.step
         rates = self.optimizer.set_lr(step)
-        # For dropout. A function of the step, so that a checkpoint need not hold the state of each process.
+        # For dropout: a function of the step, so that a checkpoint need not hold it.
         torch.manual_seed(((self.recipe.seed << 32) + step) * self.world.size + self.world.rank & (2**63 - 1))
         losses, tokens, samples, stop = self._gradients(step, interruption)
         *losses, norm = read_numbers([*losses, self.optimizer.clip()])  # the only synchronisation with a GPU in a step

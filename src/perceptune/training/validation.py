@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from perceptune.data.holdout_split import is_test, selecting_splits
 from perceptune.data.tasks.base import Task, check_split
 from perceptune.errors import UserError
+from perceptune.evaluation.controls import shuffle_media
 from perceptune.evaluation.runner import EvalOutput, check_has_references, predict_and_score, select_subset
 from perceptune.models.base import AdaptedModel
 from perceptune.training.sampler import TrainingSampler
@@ -23,6 +24,10 @@ class Validator:
         self.config, self._accumulate = model.recipe.eval, model.recipe.train.accumulate
         if self.config.split is not None:
             check_split(self.config.split, task.splits)
+        if self.config.at_end:  # rather now than after the training
+            last = select_subset(task, self.config.split or task.splits[-1], self.config.samples)
+            check_has_references(task, last)
+            shuffle_media(last, 0)
         self.samples: Sequence[Sample] = []
         if self.config.every is None:
             return

@@ -30,6 +30,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--gap", action="store_true", help="compare the run's own data with --task and --data")
     parser.add_argument("--control", action="store_true", default=None, help="evaluate with shuffled media, too")
     parser.add_argument("--no-media", action="store_true", default=None, help="evaluate without media, too")
+    parser.add_argument("--report", action="store_true", help="print baselines, examples and what to try next, too")
     parser.add_argument("--predictions", metavar="FILE", help="score these answers; the model is not run")
     parser.add_argument("--out", help="folder of the results (default: the run's; RUN/eval/NAME for another task)")
     parser.add_json()
@@ -40,15 +41,17 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> None:
     """Evaluate, and print the scores."""
     from perceptune.evaluation.evaluate import evaluate
+    from perceptune.evaluation.first_look import first_look, report_lines
     from perceptune.evaluation.rescore import rescore
 
+    wants_report = options.report and is_main_process()
     overrides = [*(_other_set(options) if options.gap else ()), *options.overrides]
     task = None if options.gap else named_task(options)
     folder = _folder(options, task)
     split = None if options.gap else options.split
     common = {"samples": options.samples, "trust": options.trust, "task": task, "command": options.words}
     if options.predictions:
-        for given in ("control", "no_media", "gap"):
+        for given in ("control", "no_media", "gap", "report"):
             if getattr(options, given):
                 raise UserError(f"--{given.replace('_', '-')} needs the model's answers, --predictions gives others")
         if options.overrides:
@@ -56,14 +59,18 @@ def run(options: Namespace) -> None:
         results = rescore(options.run, options.predictions, folder, split=split, **common)
     else:
         results = evaluate(
-            options.run, control=options.control, no_media=options.no_media, split=split, overrides=overrides,
+            options.run, control=options.control or options.report or None,
+            no_media=options.no_media or options.report or None, split=split, overrides=overrides,
             into=folder, join_timeout=options.join_timeout, **common,
         )  # fmt: skip
+    found = first_look(options.run, folder, task=task, trust=options.trust) if wants_report else None
     if options.json and is_main_process():
-        print_json(results)
+        print_json(results if found is None else {**results, "report": found})
     elif not options.json:
         print_scores(results)
         out.print(f"predictions and results: {folder}")
+        if found is not None:
+            out.print("\n".join(report_lines(found)), markup=False)
 
 
 def named_task(options: Namespace) -> dict[str, Any] | None:

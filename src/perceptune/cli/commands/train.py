@@ -53,8 +53,22 @@ def run(options: Namespace) -> int:
     if result.minutes is not None:
         took = f"{result.minutes:.1f} minutes of {options.minutes:g}"
     out.print(f"trained {result.steps} steps ({result.samples} samples) in {took}{best}: {result.run}")
-    out.print(f"next:  perceptune eval {result.run}")
+    if not print_first_look(result.run, trust=options.trust):
+        out.print(f"next:  perceptune eval {result.run}")
     return 0
+
+
+def print_first_look(run: Path, *, trust: bool) -> bool:
+    """Print the report of a run that was evaluated after training (`eval.at_end`); return whether it was."""
+    from perceptune.evaluation.first_look import first_look, report_lines
+    from perceptune.models.run_folder import read_recipe
+    from perceptune.utils.run_log import is_main_process
+
+    if not read_recipe(run, trust=trust).eval.at_end:
+        return False
+    if is_main_process():
+        out.print("\n".join(report_lines(first_look(run, trust=trust))), markup=False)
+    return True
 
 
 def training_recipe(options: Namespace) -> tuple[Any, Any]:
