@@ -10,7 +10,9 @@ import pytest
 import perceptune
 import runs as dwarf_runs
 from perceptune.errors import UserError
+from perceptune.evaluation.controls import shuffle_media
 from perceptune.training.checkpoints import require_same_recipe
+from perceptune.types import Sample
 
 
 def test_one_image_in_many_rows_has_no_statistics(dwarfs: Path, tmp_path: Path) -> None:
@@ -20,6 +22,13 @@ def test_one_image_in_many_rows_has_no_statistics(dwarfs: Path, tmp_path: Path) 
     said = r"two different media for `image`, the training samples hold 1: .*method\.standardize=false"
     with pytest.raises(UserError, match=said):
         perceptune.train(given, tmp_path / "run")
+
+
+def test_nor_can_it_be_shuffled() -> None:
+    rows = [Sample(str(i), {"image": Path("one.png")}, "color?") for i in range(12)]
+    said = r"two different media for `image`, the samples hold 1: .*eval\.shuffled_control=false"
+    with pytest.raises(UserError, match=said):
+        shuffle_media(rows, 0)
 
 
 @pytest.mark.parametrize("key", ["steps", "epochs", "samples"])
