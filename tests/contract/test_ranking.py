@@ -14,7 +14,7 @@ from torch import Tensor
 from answers import generated
 from perceptune.lm.architectures import Capabilities
 from perceptune.lm.frozen_lm import FrozenLM
-from perceptune.lm.generation.logprobs import continuation_scores
+from perceptune.lm.generation.logprobs import SharedTexts, continuation_scores
 from perceptune.types import Decoding, Features, Prompt, Slots
 from rows import Row, every_row, row
 
@@ -85,8 +85,36 @@ def test_a_prompt_is_computed_once_for_all_its_continuations() -> None:
         continuation_logprobs(r.lm, r.ids[:3], r.mask[:3], slots, CONTINUATIONS)
     hook.remove()
     assert [rows for rows, width in seen if width > 1] == [3], "the prompts, each once"
-    # After the first tokens, which the prompts predict: those with more to come.
-    assert [rows for rows, width in seen if width == 1] == [4, 2, 1, 1]
+    # After the first tokens, which the prompts predict: those with more to come, a common start once.
+    assert [rows for rows, width in seen if width == 1] == [3, 2, 1, 1]
+
+
+@every_row
+@pytest.mark.parametrize("name", ["epalm-lin", "epalm@prompt-first"])
+def test_equal_texts_share_the_layers_without_media(name: str, family: str) -> None:
+    r = row(name, family)
+    layer = r.method.first_layer
+    assert layer > 0
+    image = r.media(4, [True, False, True, True])
+    chosen = torch.tensor([0, 0, 1, 0])
+    ids, mask = r.ids[chosen], r.mask[chosen]
+    slots = r.method.build_slots({"image": image}, 4)
+    given = [CONTINUATIONS[i] for i in (0, 0, 2, 2)]
+    runs: list[bool] = []
+    hook = r.lm.layers[0].register_forward_pre_hook(lambda *_: runs.append(r.lm._stop_at is not None))
+    with torch.no_grad():
+        plain = continuation_scores(r.lm, Prompt(ids, mask, slots), given)
+        runs.clear()
+        shared = SharedTexts(r.lm, layer)
+        for _ in range(2):
+            found = continuation_scores(r.lm, Prompt(ids, mask, slots), given, shared=shared)
+    hook.remove()
+    for own, others in zip(found, plain, strict=True):
+        for one, other in zip(own, others, strict=True):
+            assert [token.logprob for token in one] == pytest.approx([token.logprob for token in other], abs=1e-5)
+            assert [token.is_greedy for token in one] == [token.is_greedy for token in other]
+    # Three different texts: the prompt and the steps after it, of [5, 6, 7] two, of [7, 7, 7, 7, 2] four, twice.
+    assert runs.count(True) == (1 + 2) + 2 * (1 + 4)
 
 
 def test_no_continuations_are_none() -> None:

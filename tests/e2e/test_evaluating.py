@@ -13,10 +13,12 @@ import torch
 
 import perceptune
 from perceptune.cli.main import run as cli
+from perceptune.config.recipe import load_recipe
 from perceptune.data.build_task import make_task
 from perceptune.errors import UserError
 from perceptune.evaluation.controls import shuffle_media
 from perceptune.models.base import AdaptedModel
+from perceptune.models.build import build
 from runs import recipe
 
 
@@ -185,6 +187,17 @@ def test_choices_are_ranked_as_a_forward_over_them_does(run: Path, other: Path) 
     assert predictions(run / "n")[0]["logprobs"][2] > rows[0]["logprobs"][2], "a mean, not a sum"
     with pytest.raises(UserError, match=r"has no list `choices`"):
         perceptune.evaluate(run, overrides=keys)
+
+
+def test_one_question_about_many_media_is_ranked_as_about_each(dwarfs: Path) -> None:
+    method = {"name": "epalm", "n_levels": 2, "prompt": "plain", "prompt_at": "first_injected"}
+    model = build(load_recipe(recipe(dwarfs, method=method)))
+    assert model.reuses_texts
+    samples = [perceptune.Sample(str(n), {"image": dwarfs / f"data/train{n}.png"}, "color?") for n in range(5)]
+    names = [["red", "green", "red green", "blue"]] * 5
+    together = model.rank(samples, names, batch_size=8)
+    for sample, own in zip(samples, together, strict=True):
+        assert model.rank([sample], names[:1])[0] == pytest.approx(own, abs=1e-5)
 
 
 def literal(model: AdaptedModel, sample: perceptune.Sample, answer: list[int]) -> list[float]:

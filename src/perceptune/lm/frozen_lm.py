@@ -211,11 +211,8 @@ class FrozenLM(nn.Module):
         ids, mask, positions = prepend_slot_columns(ids, mask, splice.width)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.hooks_active(splice, places_of_kept(keep, splice.width, ids.device)))
-            first = 0
-            if text_states is not None:
-                first = text_states[0]
-                passing = layer_patching.identity_in_tuple if self._blocks_give_tuples else layer_patching.identity
-                stack.enter_context(_replaced_forward(self.layers[:first], lambda _: passing))
+            stack.enter_context(self.layers_skipped(text_states))
+            first = 0 if text_states is None else text_states[0]
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 stack.enter_context(_replaced_forward(self.layers[first:], layer_patching.checkpointed))
             out = read(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
@@ -230,17 +227,28 @@ class FrozenLM(nn.Module):
 
         With a list `kv`, use split execution and append what the text attends to in each layer below.
         """
+        given = (input_ids, attention_mask, slots)
+        split = partial(self._split_forward, self._logits, *given, None, None, kv)
+        run: Callable[[], Any] = split if kv is not None else partial(self, *given)
+        return self.states_reached(layer, run)[:, -input_ids.shape[1] :]  # on the reference path the slots come first
+
+    def states_reached(self, layer: int, run: Callable[[], Any]) -> Tensor:
+        """Return the input of `layer` in a forward pass, which ends there."""
         self._stop_at = layer
         try:
-            if kv is None:
-                self(input_ids, attention_mask, slots)
-            else:
-                self._split_forward(self._logits, input_ids, attention_mask, slots, None, None, kv)
+            run()
         except layer_patching.ReachedLayerError as reached:
-            return reached.states[:, -input_ids.shape[1] :]  # on the reference path the slots come first
+            return reached.states
         finally:
             self._stop_at = None
         raise RuntimeError(f"layer {layer} was never reached")
+
+    @contextlib.contextmanager
+    def layers_skipped(self, text_states: LayerStates | None) -> Iterator[None]:
+        """Pass states unchanged through the layers below those given, whose results they are."""
+        passing = layer_patching.identity_in_tuple if self._blocks_give_tuples else layer_patching.identity
+        with _replaced_forward(self.layers[: text_states[0]] if text_states else (), lambda _: passing):
+            yield
 
     @contextlib.contextmanager
     def hooks_active(self, splice: Splice | None, keep: Tensor | None) -> Iterator[None]:

@@ -42,7 +42,8 @@ class Splice:
     def inject_states(self, layer: int, hidden: Tensor) -> Tensor:
         """Return the hidden states (B, S + T, d) with those of this layer's slots written in."""
         if self.past:  # decoding: the slots are in the cache
-            return hidden
+            is_given = self.text_states is not None and self.text_states[0] == layer
+            return self.text_states[1].to(hidden.dtype) if is_given else hidden  # type: ignore[index]
         pieces: list[Tensor] = []
         start, changed = 0, False
         for slot in self.slots:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.frozen_lm import FrozenLM, LayerStates
 from perceptune.lm.slot_hooks import Splice
 from perceptune.lm.split_execution import KVPair
 from perceptune.types import GenerationRequest, Prompt, Slots
@@ -108,12 +108,13 @@ class PreallocatedKVCache(Cache):
 class DecodeState:
     """Rows that continue from their prompts. `logits` (rows, vocab) are those of each row's next token.
 
-    The cache has `room` tokens at first.
+    The cache has `room` tokens at first. With `text_states`, the prompts' states at the input of a layer, the layers
+    below are not run, and each `decode_step` needs its tokens' states there.
     """
 
-    def __init__(self, lm: FrozenLM, prompt: Prompt, room: int) -> None:
+    def __init__(self, lm: FrozenLM, prompt: Prompt, room: int, *, text_states: LayerStates | None = None) -> None:
         ids, mask, self.lm = prompt.ids, prompt.mask, lm
-        self.cache, self.logits = _prefill(lm, prompt, room)
+        self.cache, self.logits = self._start(prompt, room, text_states)
         self.prompt = self.cache.length  # columns, slots included
         self.rows = torch.arange(ids.shape[0], device=ids.device)  # index in the original batch
         self._positions = mask.sum(-1)
@@ -166,19 +167,51 @@ class DecodeState:
         """Stop advancing the positions of ended rows (rows,), so that they stay in range; call before `decode_step`."""
         self._positions = self._positions - move(ended.to(self._positions.dtype), self._positions.device)
 
-    def decode_step(self, tokens: Tensor) -> Tensor:
-        """Return the logits (rows, vocab) after one more token (rows,) each."""
+    def decode_step(self, tokens: Tensor, *, text_states: LayerStates | None = None) -> Tensor:
+        """Return the logits (rows, vocab) after one more token (rows,) each; `text_states` are theirs (rows, 1, d)."""
         self.cache.reserve()
         self._seen = nn.functional.pad(self._seen, (0, 1), value=1)
-        with self.lm.hooks_active(Splice(self._slots, self._seen), None):
-            out = self.lm.model(
+        splice = Splice(self._slots, self._seen)
+        splice.text_states = text_states
+        with self.lm.hooks_active(splice, None), self.lm.layers_skipped(text_states):
+            self.logits = self._run(
                 input_ids=tokens[:, None], attention_mask=self._seen, position_ids=self._positions[:, None],
                 past_key_values=self.cache, use_cache=True,
             )  # fmt: skip
         self.cache.length += 1
         self._positions = self._positions + 1
-        self.logits = out.logits[:, -1]
         return self.logits
+
+    def _start(self, prompt: Prompt, room: int, text_states: LayerStates | None) -> tuple[PreallocatedKVCache, Tensor]:
+        return _prefill(self.lm, prompt, room, text_states)
+
+    def _run(self, **inputs: Any) -> Tensor:
+        logits: Tensor = self.lm.model(**inputs).logits[:, -1]
+        return logits
+
+
+class LowerDecodeState(DecodeState):
+    """Texts in the layers below `layer` alone. In place of logits it gives the states at that layer's input.
+
+    `logits` are first those of the whole prompts (B, T, d), then of one token each (rows, 1, d).
+    """
+
+    def __init__(self, lm: FrozenLM, prompt: Prompt, room: int, layer: int) -> None:
+        self._layer = layer
+        super().__init__(lm, prompt, room)
+
+    def _start(self, prompt: Prompt, room: int, text_states: LayerStates | None) -> tuple[PreallocatedKVCache, Tensor]:
+        rows, columns = prompt.ids.shape
+        cache = PreallocatedKVCache(self.lm.n_layers, rows, columns + room)
+        kv: list[list[KVPair]] = []
+        states = self.lm.hidden_states_at(self._layer, prompt.ids, prompt.mask, kv=kv)
+        for layer, pairs in enumerate(kv):
+            cache.write(layer, 0, pairs[-1])
+        cache.length = columns
+        return cache, states
+
+    def _run(self, **inputs: Any) -> Tensor:
+        return self.lm.states_reached(self._layer, lambda: self.lm.model(**inputs))
 
 
 def _seen_only(slot: Slots, present: Tensor) -> Slots:
@@ -186,13 +219,13 @@ def _seen_only(slot: Slots, present: Tensor) -> Slots:
     return replace(slot, states={slot.entry: present.new_empty(1, slot.width, 0)}, present=present)
 
 
-def _prefill(lm: FrozenLM, prompt: Prompt, room: int) -> tuple[PreallocatedKVCache, Tensor]:
+def _prefill(lm: FrozenLM, prompt: Prompt, room: int, below: LayerStates | None) -> tuple[PreallocatedKVCache, Tensor]:
     """Return the cache after the prompts, and the logits (B, vocab) of the next token."""
     ids, mask, slots, width = prompt.ids, prompt.mask, prompt.slots, prompt.width
     cache = PreallocatedKVCache(lm.n_layers, ids.shape[0], width + ids.shape[1] + room)
     shared = _first_layer_with_media(slots, lm.n_layers)
-    below = None
-    distinct, index = _distinct_rows(torch.cat([mask, ids], 1)) if 0 < shared < lm.n_layers else (ids, None)
+    shares = below is None and 0 < shared < lm.n_layers
+    distinct, index = _distinct_rows(torch.cat([mask, ids], 1)) if shares else (ids, None)
     if index is not None and len(distinct) < len(ids):
         first_mask, first_ids = distinct.split(ids.shape[1], 1)
         kv: list[list[KVPair]] = []

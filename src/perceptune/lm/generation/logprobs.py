@@ -1,20 +1,22 @@
 """Log-probabilities of given continuations of a prompt: the choices of a question, or the tokens of an answer.
 
-The continuations of a prompt share its keys and values, which are computed once. LMs that cannot use split execution
-run one forward pass over prompts and continuations, as in training.
+The continuations of a prompt share its keys and values, which are computed once, and those with a common start that
+start. LMs that cannot use split execution run one forward pass over prompts and continuations, as in training.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from perceptune.lm.frozen_lm import FrozenLM
-from perceptune.lm.generation.decode_state import DecodeState
+from perceptune.lm.frozen_lm import FrozenLM, LayerStates
+from perceptune.lm.generation.decode_state import DecodeState, LowerDecodeState
 from perceptune.types import Prompt
 from perceptune.utils.tensors import last_columns, move, pad_left
+
+_MOST_TEXTS = 64  # prompts whose states are kept
 
 
 class TokenScore(NamedTuple):
@@ -24,74 +26,141 @@ class TokenScore(NamedTuple):
     is_greedy: bool
 
 
+class _Step(NamedTuple):
+    """One place of all continuations: what is scored there, then the rows that go on, each with its next token."""
+
+    scored: list[int]  # continuations with a token here
+    rows: list[int]  # the row of each of them
+    tokens: list[int]
+    kept: list[int]  # rows of the next step; a row that occurs again is repeated
+    following: list[int]  # the token of each
+
+
+class SharedTexts:
+    """States of prompts and their continuations at the input of `layer`, below which there is only text.
+
+    They are computed once for all rows of equal texts, as of one question with the same choices for each medium.
+    """
+
+    def __init__(self, lm: FrozenLM, layer: int) -> None:
+        self._lm, self.layer = lm, layer
+        self._found: dict[Any, tuple[Tensor, list[Tensor]]] = {}
+
+    def of(self, text: Sequence[int], own: Sequence[Sequence[int]]) -> tuple[Tensor, list[Tensor]]:
+        """Return the prompt's states (1, T, d), and those of the rows of each step (n, 1, d)."""
+        key = (tuple(text), tuple(map(tuple, own)))
+        if key not in self._found:
+            if len(self._found) == _MOST_TEXTS:
+                self._found.pop(next(iter(self._found)))
+            self._found[key] = self._compute(text, own)
+        return self._found[key]
+
+    def _compute(self, text: Sequence[int], own: Sequence[Sequence[int]]) -> tuple[Tensor, list[Tensor]]:
+        ids, mask = (move(given, self._lm.device) for given in pad_left([text], 0))
+        state = LowerDecodeState(self._lm, Prompt(ids, mask), max(map(len, own)), self.layer)
+        prompt, found = state.logits, list[Tensor]()
+        for step in _steps([0] * len(own), own):
+            if step.kept:
+                found.append(_advance(state, step))
+        return prompt, found
+
+
 def continuation_scores(
-    lm: FrozenLM, prompt: Prompt, continuations: Sequence[Sequence[Sequence[int]]]
-) -> list[list[list[TokenScore]]]:
+    lm: FrozenLM, prompt: Prompt, continuations: Sequence[Sequence[Sequence[int]]], *,
+    shared: SharedTexts | None = None,
+) -> list[list[list[TokenScore]]]:  # fmt: skip
     """Score each token of each row's continuations; every continuation has at least one token.
 
-    `continuations[row][number]` are token ids.
+    `continuations[row][number]` are token ids. With `shared`, layers without media are not run again for equal texts.
     """
     rows = [row for row, own in enumerate(continuations) for _ in own]
     tokens = [list(one) for own in continuations for one in own]
     if not rows:
         return [[] for _ in continuations]
-    run = _score_at_once if lm.why_reference_path(prompt.slots) is not None else _score_token_by_token
-    found = iter(run(lm, prompt, move(torch.tensor(rows), prompt.ids.device), tokens))
+    if lm.why_reference_path(prompt.slots) is not None:
+        scores = _score_at_once(lm, prompt, move(torch.tensor(rows), prompt.ids.device), tokens)
+    else:
+        below = []
+        if shared is not None and all(continuations):
+            below = [shared.of(text, own) for text, own in zip(_texts(prompt), continuations, strict=True)]
+        scores = _score_token_by_token(lm, prompt, rows, tokens, shared.layer if shared else 0, below)
+    found = iter(scores)
     return [[next(found) for _ in own] for own in continuations]
 
 
 def _score_token_by_token(
-    lm: FrozenLM, prompt: Prompt, rows: Tensor, tokens: Sequence[Sequence[int]]
-) -> list[list[TokenScore]]:
-    """Score one token after the other on the prompts' cache; continuations that have ended leave the batch."""
-    room = max(map(len, tokens))
-    state, device = DecodeState(lm, prompt, room), prompt.ids.device
-    going = list(range(len(tokens)))
+    lm: FrozenLM, prompt: Prompt, rows: Sequence[int], tokens: Sequence[Sequence[int]], layer: int,
+    below: Sequence[tuple[Tensor, list[Tensor]]],
+) -> list[list[TokenScore]]:  # fmt: skip
+    """Score one token after the other on the prompts' cache; `below` are each row's states at `layer`, if shared."""
+    width = prompt.ids.shape[1]
+    padded = [nn.functional.pad(states, (0, 0, width - states.shape[1], 0)) for states, _ in below]
+    whole = (layer, torch.cat(padded)) if padded else None
+    state = DecodeState(lm, prompt, max(map(len, tokens)), text_states=whole)
     order: list[int] = []  # the owner of each value in `values`
     values: list[Tensor] = []
-    state.select_rows(rows)
-    for place in range(room):
-        now = move(torch.tensor([tokens[i][place] for i in going]), device)
-        values.append(_score(state.logits, now))
-        order += going
-        alive = [at for at, i in enumerate(going) if len(tokens[i]) > place + 1]
-        if not alive:
-            break
-        if len(alive) < len(going):
-            index = move(torch.tensor(alive), device)
-            state.select_rows(index)
-            now, going = now[index], [going[at] for at in alive]
-        state.decode_step(now)
+    for place, step in enumerate(_steps(rows, tokens)):
+        at, now = (move(torch.tensor(some), prompt.ids.device) for some in (step.rows, step.tokens))
+        values.append(_score(state.logits, at, now))
+        order += step.scored
+        if step.kept:
+            # The rows of a step are in the order of the prompts.
+            given = [states[place] for _, states in below if place < len(states)]
+            _advance(state, step, (layer, torch.cat(given)) if given else None)
     found: list[list[TokenScore]] = [[] for _ in tokens]
     for i, score in zip(order, _read(torch.cat(values)), strict=True):
         found[i].append(score)
     return found
 
 
+def _steps(rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> Iterator[_Step]:
+    """Yield the steps of continuations of the prompts `rows`; those with a common start share a row until they part."""
+    going, at = list(range(len(tokens))), list(rows)
+    for place in range(max(map(len, tokens))):
+        now = [tokens[i][place] for i in going]
+        alive = [k for k, i in enumerate(going) if len(tokens[i]) > place + 1]
+        starts = list(dict.fromkeys((at[k], now[k]) for k in alive))
+        yield _Step(going, at, now, [row for row, _ in starts], [token for _, token in starts])
+        numbers = {start: number for number, start in enumerate(starts)}
+        going, at = [going[k] for k in alive], [numbers[at[k], now[k]] for k in alive]
+
+
+def _advance(state: DecodeState, step: _Step, text_states: LayerStates | None = None) -> Tensor:
+    """Continue the rows of a step by their next tokens."""
+    device = state.rows.device
+    if step.kept != list(range(len(state.rows))):
+        state.select_rows(move(torch.tensor(step.kept), device))
+    return state.decode_step(move(torch.tensor(step.following), device), text_states=text_states)
+
+
+def _texts(prompt: Prompt) -> list[list[int]]:
+    """Return the token ids of each prompt without padding."""
+    return [
+        [token for token, is_text in zip(ids, mask, strict=True) if is_text]
+        for ids, mask in zip(prompt.ids.tolist(), prompt.mask.tolist(), strict=True)
+    ]
+
+
 def _score_at_once(
     lm: FrozenLM, prompt: Prompt, rows: Tensor, tokens: Sequence[Sequence[int]]
 ) -> list[list[TokenScore]]:
     """Score all tokens in one forward pass."""
-    given, seen = prompt.ids.tolist(), prompt.mask.tolist()
-    prompts = [
-        [token for token, is_text in zip(given[row], seen[row], strict=True) if is_text] for row in rows.tolist()
-    ]
-    pad = given[0][0]  # any id: the mask hides it
-    whole, shown = pad_left([prompt + list(own) for prompt, own in zip(prompts, tokens, strict=True)], pad)
+    texts = _texts(prompt)
+    pad = int(prompt.ids[0, 0])  # any id: the mask hides it
+    whole, shown = pad_left([texts[row] + list(own) for row, own in zip(rows.tolist(), tokens, strict=True)], pad)
     lengths = [len(own) for own in tokens]
     aims = last_columns(whole.shape[1], lengths)
     keep = torch.nn.functional.pad(aims[:, 1:], (0, 1))
     device = prompt.ids.device
     logits = lm(move(whole, device), move(shown, device), [slot.of_rows(rows) for slot in prompt.slots], keep=keep)
-    scores = _read(_score(logits, move(whole[aims], device)))
+    scores = _read(_score(logits, torch.arange(len(logits), device=device), move(whole[aims], device)))
     return [list(islice(scores, length)) for length in lengths]
 
 
-def _score(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Score one token (N,) per row of logits (N, vocab): (N, 2), its log-probability and 1 if it is the most likely."""
+def _score(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    """Score tokens (N,) by rows (N,) of logits (M, vocab): (N, 2), log-probability and 1 if it is the most likely."""
     logprobs = logits.float().log_softmax(-1)
-    values = logprobs.gather(1, tokens[:, None])[:, 0]
-    return torch.stack([values, (logprobs.argmax(-1) == tokens).float()], 1)
+    return torch.stack([logprobs[rows, tokens], (logprobs.argmax(-1)[rows] == tokens).float()], 1)
 
 
 def _read(scores: Tensor) -> Iterator[TokenScore]:

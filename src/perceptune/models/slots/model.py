@@ -16,7 +16,7 @@ from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.fsdp import shard
 from perceptune.lm.generation.generate import generate
-from perceptune.lm.generation.logprobs import TokenScore, continuation_scores
+from perceptune.lm.generation.logprobs import SharedTexts, TokenScore, continuation_scores
 from perceptune.lm.kernels.optimize import optimize_frozen
 from perceptune.lm.text_state_cache import TextStates
 from perceptune.methods.slots.base import Method
@@ -222,14 +222,19 @@ class SlotModel(AdaptedModel):
     def _scored(
         self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], batch_size: int | None
     ) -> Iterator[list[list[TokenScore]]]:
-        """Yield the token scores of each sample's candidates."""
+        """Yield the token scores of each sample's candidates.
+
+        Samples with the same prompts, as of one task with classes, share the layers that no medium enters.
+        """
+        repeats = 2 * len({sample.prompt for sample in samples}) <= len(samples)
+        shared = SharedTexts(self.lm, self.method.first_layer) if repeats and self.reuses_texts else None
         for part in _portions([len(own) for own in candidates], batch_size or self.recipe.eval.batch_size):
             rows, targets = list(samples[part]), []
             for sample, own in zip(rows, candidates[part], strict=True):
                 for answer in own:
                     self.text.require_fit(sample, answer)
                 targets.append([self.text.target_ids(answer) for answer in own])
-            yield from continuation_scores(self.lm, self.prompt(rows), targets)
+            yield from continuation_scores(self.lm, self.prompt(rows), targets, shared=shared)
 
 
 def _predicting(tokens: Tokens) -> Tensor:
