@@ -33,7 +33,7 @@ OLD_NAMES = re.compile(
     | \b(why_plain | no_split | states_at | states_before_head | lighten\w* | text_side | unfrozen_side | take_over)\b
     | \bdef\ plan\(self,\ features | \bspeaks(?=:|\(\)|\ =) | (?<!self\.)\bjudge\(
     | \b(require_judgeable | pick_samples)\b
-    | \b(training_of | data_of | _asked_again | prove\(|stand_in\(|made_up\()
+    | \b(training_of | data_of\b | _asked_again | prove\(|stand_in\(|made_up\()
     | \b(share_bad | everyones | end_at_once)\b
     | \bdef\ (deal|collect|alike|agree|contact|divide|set_rates|pack|unpack|settle|gone|numbers|transfer)\(self
     | \b(SaidElsewhereError | DataOrder | TokenOrder | WeightedDraws | view_draw | set_rates | _Lent)\b

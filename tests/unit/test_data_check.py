@@ -21,8 +21,10 @@ import clips
 import perceptune
 import planted
 import sounds
+from perceptune.config.schema import NamedPart
+from perceptune.data.build_task import task_of
+from perceptune.data.recognition.task_keys import recognize_task
 from perceptune.data.records import MAX_LINE
-from perceptune.data.tasks.jsonl import JSONLines
 from perceptune.errors import UserError
 from perceptune.tools.datasets.problems import PROBLEM_KINDS
 from perceptune.tools.datasets.validate import Checked, CheckOptions, validate_dataset
@@ -51,7 +53,10 @@ def write(desk: Path, *lines: bytes | dict[str, Any]) -> str:
 def refused(file: str) -> bool:
     """Whether a training would stop before its first step."""
     try:
-        JSONLines(JSONLines.Options(train=Path(file))).samples("train")
+        data = recognize_task(file)
+        if data.doubt is not None:
+            return True
+        task_of(NamedPart(**data.task)).samples("train")
     except UserError:
         return True
     return False
@@ -244,7 +249,7 @@ def test_an_instructblip_counts_its_image_tokens_and_answers_in_its_own_way(
     ("arguments", "message"),
     [
         (("desk/rowz.jsonl",), r"no file and no recipe .*did you mean `rows\.jsonl`\?"),
-        (("desk",), "it is a folder"),
+        (("desk",), "can be read in several ways"),
         (("none.yaml",), "no recipe `none.yaml`"),
         (("desk/rows.jsonl", ["task.tran=x"]), "unknown key `tran`"),
         (("dwarf/epalm", [], "trian"), r"unknown split `trian`; did you mean `train`\?"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from perceptune.cli.commands.eval import named_task
 from perceptune.cli.commands.train import training_recipe
 from perceptune.cli.main import parser
+from perceptune.cli.parsing import place_overrides
 from perceptune.config.hold_out import HELD_OUT
 from perceptune.config.recipe import absolute_files, load_recipe
 from perceptune.config.registry import leaves
@@ -24,8 +24,9 @@ WHERE = {"jsonl": "train", "webdataset": "train", "vqa-v2": "dir", "flickr8k": "
 
 
 def train_task(*words: str) -> dict[str, Any]:
-    """The task that a command trains on."""
-    options = parser().parse_args(["train", *words])
+    """The task that a command trains on: with a recipe, as without one the data is read."""
+    options, rest = parser().parse_known_args(["train", *words])
+    place_overrides(options, rest)
     source, overrides = training_recipe(options)
     task = load_recipe(source, overrides).task
     assert task is not None
@@ -37,19 +38,22 @@ def test_data_means_the_same_in_train_and_eval(reader: str, tmp_path: Path) -> N
     place = str(tmp_path / "place")
     Path(place).touch()
     evaluated = named_task(parser().parse_args(["eval", "run", "--task", reader, "--data", place]))
-    trained = train_task("--task", reader, "--data", place)
+    trained = train_task("small", "--task", reader, "--data", place)
     assert evaluated == {key: trained[key] for key in evaluated}
     assert evaluated[WHERE.get(reader, leaves("tasks")[reader].module.TASK.data_option)] == place
 
 
 def test_a_recipes_own_reader_takes_the_data(tmp_path: Path) -> None:
     assert train_task("paper/vqa-v2", "--data", str(tmp_path))["dir"] == str(tmp_path)
-    assert train_task("small", "--data", "mine.jsonl")["name"] == "jsonl"
+    rows = tmp_path / "mine.csv"
+    rows.write_text("image,question,answer\na.png,what?,a\n")
+    (tmp_path / "a.png").touch()
+    assert train_task("small", "--data", str(rows))["name"] == "csv"
     assert train_task("demo", "--data", str(tmp_path))["data"] == str(tmp_path)
-    given = train_task("--task", "csv", "--data", "a.csv", "--validation", "b.csv")
+    given = train_task("small", "--task", "csv", "--data", "a.csv", "--validation", "b.csv")
     assert (given["train"], given["validation"]) == (str(Path("a.csv").absolute()), str(Path("b.csv").absolute()))
     with pytest.raises(UserError, match=r"`vqa-v2` has its own splits.*--validation"):
-        train_task("--task", "vqa-v2", "--data", "x", "--validation", "y")
+        train_task("small", "--task", "vqa-v2", "--data", "x", "--validation", "y")
     with pytest.raises(UserError, match=r"`mixture` takes no single place of its data.*`task.parts`"):
         data_keys("mixture", "x")
 
@@ -67,8 +71,7 @@ def test_a_name_on_a_hub_stays_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_evaluated_split_is_read_from_the_data_given() -> None:
     def asked(reader: str, split: str) -> Any:
-        options = argparse.Namespace(task=reader, data="/x", split=split, fetch_media=False)
-        return named_task(options)
+        return named_task(parser().parse_args(["eval", "run", "--task", reader, "--data", "/x", "--split", split]))
 
     assert asked("jsonl", "test") == {"name": "jsonl", "train": "/x", "test": "/x"}
     assert asked("hf-dataset", "test") == {"name": "hf-dataset", "path": "/x", "test": "test"}
@@ -119,8 +122,8 @@ def test_what_was_held_out_was_not_learned() -> None:
 
 
 def test_media_may_be_fetched_for_every_reader_of_names() -> None:
-    assert train_task("--data", "a.jsonl", "--fetch-media")["fetch_media"] is True
-    assert not train_task("--data", "a.jsonl").get("fetch_media")
+    assert train_task("small", "--task", "jsonl", "--data", "a.jsonl", "--fetch-media")["fetch_media"] is True
+    assert not train_task("small", "--task", "jsonl", "--data", "a.jsonl").get("fetch_media")
     evaluated = named_task(parser().parse_args(["eval", "run", "--task", "csv", "--data", "a.csv", "--fetch-media"]))
     assert evaluated == {"name": "csv", "train": str(Path("a.csv").absolute()), "fetch_media": True}
     with pytest.raises(UserError, match=r"--fetch-media is for --data or --task"):

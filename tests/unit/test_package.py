@@ -203,7 +203,7 @@ OTHER_SENSES = (
     "in the picture?", "this picture?", '"Describe the ', '("sound", ', '"picture": self', "sounds right", "HEIC photo",
     "soundfile", "libsndfile", "CLIP", "Photoshop", "YouTubeClips", "clip_vision", '("clip"', "class Clip", "= Clip",
     "clip: float", ".clip(", "def clip(", "config.clip", "train.clip", "clip_grad", "clipping",
-    "Picture|Image", "sound|speech", "clipboard", "clip-path", "Take a photo", "photo.jpg",
+    "Picture|Image", "sound|speech", "clipboard", "clip-path", "Take a photo", "photo.jpg", "A photo of",
 )  # fmt: skip
 
 

@@ -42,6 +42,11 @@ class Parser(argparse.ArgumentParser):
         """Add the flag of commands that load a run, whose recipe may be untrusted."""
         self.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
 
+    def add_media(self) -> None:
+        """Add the option of the folder of media."""
+        told = "folder of the media that rows name (default: found beside them)"
+        self.add_argument("--media", metavar="DIR", help=told)
+
     def add_fetch_media(self) -> None:
         """Add the flag of commands that read data sets."""
         told = "fetch media at http(s) addresses in rows into perceptune's cache, each once"

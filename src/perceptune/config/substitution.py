@@ -9,7 +9,10 @@ from perceptune.config.registry import leaf
 from perceptune.errors import UserError
 
 # Keys of a task for reading rows and scoring answers; all others describe the location and content of the data.
-OF_ANY_DATA = ("metric", "lowercase", "first_line", "parse_lists", "allow_empty_prompt", "check_files", "prompt")
+OF_ANY_DATA = (
+    *("metric", "lowercase", "first_line", "parse_lists", "allow_empty_prompt", "check_files", "prompt"),
+    *("choices", "metric_tokenizer", "group_rows"),
+)
 EVALUATED = ("split", "during_split")  # keys of `eval` that name a split of the task
 
 

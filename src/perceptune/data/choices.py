@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from perceptune.config.recipe import Recipe
 from perceptune.data.records import Record, json_type, short
 from perceptune.errors import UserError, nearest
 from perceptune.types import Sample
@@ -22,6 +23,12 @@ def choices_of(sample: Sample) -> list[str]:
     if len(set(choices)) < max(2, len(choices)):
         raise UserError(f"sample `{sample.id}`: `choices` must be at least two different texts")
     return choices
+
+
+def stored_choices(recipe: Recipe) -> list[str]:
+    """Return the closed set of answers of a run's task; empty if it has none."""
+    own = None if recipe.task is None else recipe.task.options().get("choices")
+    return [*(own or ())]
 
 
 def check_choices(choices: Any) -> Any:

@@ -19,6 +19,12 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
 
 
+def split_in(name: str) -> str | None:
+    """Return the split that is a word of a file's name, such as of `captions_val2017.json`; None if there is none."""
+    words = "".join(letter if letter.isalpha() else " " for letter in name).split()
+    return next((split for word in words if (split := split_of(word))), None)
+
+
 def split_folders(path: Path) -> dict[str, Path]:
     """Return the folders in `path` that are its splits, in the order of `SPLIT_NAMES`; empty if there are none.
 

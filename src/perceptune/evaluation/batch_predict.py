@@ -26,6 +26,7 @@ from perceptune.data.storage import local_path
 from perceptune.data.tasks.base import id_of, media_of, plain
 from perceptune.data.tasks.jsonl import record_of
 from perceptune.errors import UserError, disk_errors
+from perceptune.evaluation.prediction_rows import answered, needs_recognition, recognized_rows, run_settings
 from perceptune.evaluation.results import model_fingerprints
 from perceptune.models.base import AdaptedModel
 from perceptune.models.run_folder import cleaning_of, load, make_writable
@@ -34,6 +35,7 @@ from perceptune.types import Sample
 from perceptune.utils.atomic_io import write_json
 from perceptune.utils.distributed import World
 from perceptune.utils.locking import locked
+from perceptune.utils.paths import absolute, local_name
 from perceptune.utils.run_log import progress
 
 _ROWS = ("jsonl", "json", "ndjson")  # suffixes of JSON lines, whose errors are those of their rows
@@ -72,7 +74,10 @@ def predict(
     """
     if is_address(run) and out is None:
         raise UserError(f"{run}: answers of a run on a hub need a file: name one (`out`, --out)")
-    source = local_path(str(source), "FILE|DIR")
+    place = local_name(str(source))
+    if modality_of(place) is not None:
+        local_path(place, "FILE|DIR")  # one medium at an address
+    source = Path(place)
     run = local_run(run)
     target = run / f"predicted_{source.stem}.jsonl" if out is None else Path(out)
     world = World(join_timeout)
@@ -83,12 +88,15 @@ def predict(
         if world.is_sharded:
             raise UserError("accelerate: `predict` gives every process the whole LM: leave out FSDP")
         passed = PassedOver()
-        rows = _rows(source, prompt, model, passed, RemoteMedia() if fetch_media else None)
+        if needs_recognition(place):
+            rows = _recognized(place, prompt, model, fetch_media=fetch_media)
+        else:
+            rows = _rows(source, prompt, model, passed, RemoteMedia() if fetch_media else None)
         cleaning = cleaning_of(model)
     if world.size > 1:
         model.place(world)
         model.setup()
-    described = {"source": str(source.absolute()), "prompt": prompt, "decoding": model.recipe.decode.model_dump(),
+    described = {"source": absolute(place), "prompt": prompt, "decoding": model.recipe.decode.model_dump(),
                  "text": model.recipe.text.model_dump(), "models": model_fingerprints(model, run),
                  "portion": batch_size or model.recipe.eval.batch_size}  # fmt: skip
     with contextlib.ExitStack() as held:
@@ -124,11 +132,21 @@ def _answer_all(
     return Predicted(target, number, errors, done)
 
 
+def _recognized(place: str, prompt: str | None, model: AdaptedModel, *, fetch_media: bool) -> Iterator[_Request]:
+    """Yield the rows of data in any other form."""
+    for number, found in recognized_rows(place, prompt, model.recipe, fetch_media=fetch_media):
+        if isinstance(found, UserError):
+            yield _Request(f"row-{number:06d}", None, str(found))
+        else:
+            yield _Request(found.id, found)
+
+
 def _rows(
     source: Path, prompt: str | None, model: AdaptedModel, passed: PassedOver, remote: RemoteMedia | None
 ) -> Iterator[_Request]:
     """Yield the rows of the input; skipped files of a folder are counted. Raises `UserError` if there is none."""
     asks = "{prompt}" in model.recipe.text.template
+    prompt = run_settings(model.recipe).get("prompt") if prompt is None else prompt
     is_folder, known = source.is_dir(), [*model.stores]
     if not is_folder and _modality_of(source, known) is None:
         file = plain(source)
@@ -209,11 +227,11 @@ def _lines(model: AdaptedModel, cleaning: AnswerCleaning, portion: Sequence[_Req
     problems = {place: asked.error for place, asked in enumerate(portion) if asked.sample is None}
     samples = {place: asked.sample for place, asked in enumerate(portion) if asked.sample is not None}
     try:
-        raw = model.answer([*samples.values()])
+        raw = answered(model, [*samples.values()])
     except UserError:  # raised by one sample for all: find the unusable ones and answer the others
         problems |= {place: said for place, sample in samples.items() if (said := _problem(model, sample))}
         samples = {place: sample for place, sample in samples.items() if place not in problems}
-        raw = model.answer([*samples.values()])
+        raw = answered(model, [*samples.values()])
     answers = dict(zip(samples, raw, strict=True))
     lines = []
     for place, asked in enumerate(portion):

@@ -117,7 +117,9 @@ class StepTimer:
         self.model, self.loader, self.optimizer, self.held_out = loader.model, loader, optimizer, held_out
         self.world, self._began = loader.world, began
 
-    def settle(self, initialize: Callable[[], Any], step: Callable[[int, Progress], Any], minutes: float) -> Recipe:
+    def choose_steps(
+        self, initialize: Callable[[], Any], step: Callable[[int, Progress], Any], minutes: float
+    ) -> Recipe:
         """Initialise, take steps by `step` and rewind; return the recipe with the number of steps, and print it."""
         self.loader.steps, recipe = TIMED, self.model.recipe  # nothing is prepared for later steps
         with self._rewound():

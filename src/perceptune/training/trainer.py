@@ -168,7 +168,7 @@ class Trainer:
         """Time some steps, and put their number into the recipe. Writes nothing into the run folder."""
         self.loader.precompute_statistics(self.standardized)
         timer = StepTimer(self.loader, self.optimizer, self.held_out, self._began)
-        self.recipe = self.model.recipe = timer.settle(self._initialize, self._take, minutes)
+        self.recipe = self.model.recipe = timer.choose_steps(self._initialize, self._take, minutes)
         self.state = State(data=self.state.data)
         self.config = self.loader.config = self.optimizer.config = self.recipe.train
         self.held_out.config = self.recipe.eval

@@ -3,7 +3,7 @@
 Examples:
   perceptune answer runs/mine --image photo.jpg "what color is this?"
   perceptune answer runs/mine --image photo.jpg "what color is this?" --choices red,green,blue --logprobs
-  perceptune answer runs/classes --image photo.jpg "" --choices
+  perceptune answer runs/classes --image photo.jpg --logprobs
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from perceptune.errors import UserError
 if TYPE_CHECKING:
     from perceptune.config.recipe import Recipe
 
+PREFIXES = ("decode.", "eval.", "lm.", "encoders.", "cache.")  # a question may contain `=` as well
+
 
 def add_arguments(parser: Parser) -> None:
     """Add the options."""
     parser.add_argument("run", help="run folder")
-    parser.add_argument("question", type=any_text, help="question; '' for a run whose template needs none")
-    parser.add_overrides("decode.* keys, such as decode.beams=3")
+    told = "question (default: the run's `task.prompt`; none is needed if its template has no {prompt})"
+    parser.add_argument("question", nargs="?", type=any_text, help=told)
+    parser.add_overrides("decode.* keys, such as decode.beams=3", beside="question", prefixes=PREFIXES)
     for kind in ("image", "audio", "video"):
         parser.add_argument(f"--{kind}", metavar="FILE", help=f"{kind} file")
     told = "answer with the most likely of these choices; without a value, of the run's own (`task.choices`)"
@@ -42,9 +45,9 @@ def run(options: Namespace) -> None:
     kinds = ("image", "audio", "video")
     media = {kind: local_path(file, f"--{kind}") for kind in kinds if (file := getattr(options, kind))}
     model = load(options.run, trust=options.trust, overrides=options.overrides)
-    sample = Sample("question", media, options.question)
-    if options.choices:
-        choices = choices_of(Sample("--choices", {}, "", meta={"choices": _texts(options.choices, model.recipe)}))
+    sample = Sample("question", media, _question(options.question, model.recipe))
+    if texts := _texts(options.choices, model.recipe):
+        choices = choices_of(Sample("--choices", {}, "", meta={"choices": texts}))
         values = model.rank([sample], [choices], normalize=model.recipe.eval.rank_normalize)[0]
         ranked = dict(sorted(zip(choices, values, strict=True), key=lambda pair: -pair[1]))
         found: dict[str, Any] = {"answer": next(iter(ranked)), "logprobs": ranked}
@@ -58,11 +61,21 @@ def run(options: Namespace) -> None:
     print(json.dumps(found) if options.json else "\n".join([found["answer"], *lines]))
 
 
-def _texts(given: str | Literal[True], recipe: Recipe) -> list[str]:
-    """Return the choices of a command line, or those that the run was trained on."""
-    if given is not True:
+def _question(given: str | None, recipe: Recipe) -> str:
+    """Return the question of a command line, else that of the run's task."""
+    own = None if recipe.task is None else recipe.task.options().get("prompt")
+    if not given and own is None and "{prompt}" in recipe.text.template:
+        raise UserError("this run wants a question: give one after the run's name")
+    return given or own or ""
+
+
+def _texts(given: str | Literal[True] | None, recipe: Recipe) -> list[str]:
+    """Return the choices of a command line, or those that the run was trained on; empty to generate the answer."""
+    from perceptune.data.choices import stored_choices
+
+    if isinstance(given, str):
         return [text.strip() for text in given.split(",")]
-    own = recipe.task and recipe.task.options().get("choices")
-    if not own:
+    own = stored_choices(recipe)
+    if given and not own:
         raise UserError("--choices: this run has no `task.choices` in its recipe; name some, such as --choices cat,dog")
-    return [*own]
+    return own if given or recipe.eval.rank == "choices" else []

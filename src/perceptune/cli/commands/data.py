@@ -1,8 +1,8 @@
 """Validate, convert or synthesise a data set.
 
 Examples:
-  perceptune data check my.jsonl
-  perceptune data convert csv task.train=my.csv --to my.jsonl
+  perceptune data check my-images
+  perceptune data convert captions.csv --to captions.jsonl
   perceptune data demo demo-data --modality audio
 """
 
@@ -33,10 +33,14 @@ def run(options: Namespace) -> int | None:
 
 
 def _add_check(check: Parser) -> None:
-    check.add_argument("source", metavar="FILE|RECIPE", help="a file with one JSON object per line, or a recipe")
+    check.add_argument("source", metavar="PATH|RECIPE", help="data in any form, or a recipe")
     check.add_overrides("recipe keys")
-    check.add_argument("--split", help="split to check (default: all); of a FILE, its split (default: train)")
+    check.add_argument("--task", help="a name of `perceptune list tasks` (default: recognised)")
+    check.add_media()
     check.add_fetch_media()
+    check.add_argument(
+        "--split", help="split to check (default: all); of data, the split it is read as (default: train)"
+    )
     check.add_argument("--decode", action="store_true", help="decode media as training does, instead of opening them")
     check.add_argument("--contents", action="store_true", help="find media with identical bytes, too")
     check.add_argument("--no-tokens", action="store_true", help="count words, without loading a recipe's tokenizer")
@@ -47,8 +51,9 @@ def _add_check(check: Parser) -> None:
 
 
 def _add_convert(convert: Parser) -> None:
-    convert.add_argument("source", metavar="SOURCE", help="name of a task, a recipe, or a file with JSON lines")
-    convert.add_overrides("recipe keys, such as task.train=FILE")
+    convert.add_argument("source", metavar="SOURCE", help="data in any form, a recipe, or the name of a task")
+    convert.add_overrides("recipe keys, such as task.media=DIR")
+    convert.add_argument("--task", help="a name of `perceptune list tasks` (default: recognised)")
     convert.add_argument("--to", required=True, metavar="FILE", help="file to write; `.gz` compresses it")
     convert.add_argument("--split", help="split to write; required if there are several")
     convert.add_fetch_media()
@@ -78,7 +83,8 @@ def _check(options: Namespace) -> int:
             raise UserError(f"`--{name}` is a number of rows: it cannot be {getattr(options, name)}")
     samples = options.samples if options.samples is not None else 24 if options.html else 3
     how = CheckOptions(options.decode, options.contents, not options.no_tokens, options.first, samples)
-    checked = validate_dataset(options.source, _overrides(options), split=options.split, options=how)
+    checked = validate_dataset(options.source, _overrides(options), split=options.split, options=how,
+                               media=options.media, reader=options.task)  # fmt: skip
     if options.html:
         write_whole(Path(options.html), [page(checked).encode(errors="replace")])
     told = format_report(checked, samples if options.samples is not None else 3)
@@ -91,6 +97,7 @@ def _convert(options: Namespace) -> None:
 
     rows = convert(
         options.source, Path(options.to), _overrides(options), split=options.split, absolute=options.absolute,
+        reader=options.task,
         media=None if options.media is None else Path(options.media),
     )  # fmt: skip
     print(f"{rows:,} rows: {options.to}\nnext:  perceptune data check {options.to}")

@@ -7,6 +7,7 @@ Examples:
 """
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from perceptune.utils.run_log import is_main_process
 def add_arguments(parser: Parser) -> None:
     """Add the options."""
     parser.add_argument("run", help="run folder")
-    parser.add_overrides("decode.* and eval.* keys, such as decode.beams=3")
+    parser.add_overrides("decode.* and eval.* keys, and with --task or --data task.* keys")
     parser.add_argument("--split", help="split to evaluate on (default: the recipe's, else the task's last)")
     parser.add_argument("--samples", type=int, metavar="N", help="evaluate on a fixed random subset of N samples")
     parser.add_argument("--task", help="a task other than the run's own; see `perceptune list tasks`")
-    parser.add_argument("--data", help="data of that task; without --task, a file with one JSON object per line")
+    parser.add_argument(
+        "--data", metavar="PATH", help="other data, in any form: it is recognised unless --task names it"
+    )
+    parser.add_media()
     parser.add_fetch_media()
     parser.add_argument("--gap", action="store_true", help="compare the run's own data with --task and --data")
     parser.add_argument("--control", action="store_true", default=None, help="evaluate with shuffled media, too")
@@ -45,8 +49,12 @@ def run(options: Namespace) -> None:
     from perceptune.evaluation.rescore import rescore
 
     wants_report = options.report and is_main_process()
-    overrides = [*(_other_set(options) if options.gap else ()), *options.overrides]
+    others = _other_set(options) if options.gap else ()
     task = None if options.gap else named_task(options)
+    words = options.overrides
+    if task is not None or options.gap:
+        words = [word for word in words if not word.startswith("task.")]
+    overrides = [*others, *words]
     folder = _folder(options, task)
     split = None if options.gap else options.split
     common = {"samples": options.samples, "trust": options.trust, "task": task, "command": options.words}
@@ -54,8 +62,8 @@ def run(options: Namespace) -> None:
         for given in ("control", "no_media", "gap", "report"):
             if getattr(options, given):
                 raise UserError(f"--{given.replace('_', '-')} needs the model's answers, --predictions gives others")
-        if options.overrides:
-            raise UserError(f"`{options.overrides[0]}`: stored predictions are scored as they are")
+        if words:
+            raise UserError(f"`{words[0]}`: stored predictions are scored as they are")
         results = rescore(options.run, options.predictions, folder, split=split, **common)
     else:
         results = evaluate(
@@ -74,17 +82,44 @@ def run(options: Namespace) -> None:
 
 
 def named_task(options: Namespace) -> dict[str, Any] | None:
-    """Return `--task` and `--data` as a task's keys; None if neither is given."""
+    """Return `--task` and `--data` as a task's keys, with the run's own for scoring; None if neither is given."""
     from perceptune.config.recipe import absolute_files
-    from perceptune.data.build_task import data_keys
+    from perceptune.data.recognition.task_keys import find_reader, recognize_task, task_options
 
-    name = options.task or "jsonl"
-    more = {"fetch_media": True} if options.fetch_media else {}
-    if options.data:
-        return absolute_files({"name": name} | data_keys(name, local_name(options.data), options.split) | more)
-    if more and not options.task:
-        raise UserError("--fetch-media is for --data or --task: the run's own data follow its recipe's `fetch_media`")
-    return {"name": name} | more if options.task else None
+    words = [*options.overrides, *(["task.fetch_media=true"] if options.fetch_media else [])]
+    if options.data is None and options.task:
+        return {"name": options.task, **task_options(words, options.task)}
+    if options.data is None:
+        if options.fetch_media:
+            raise UserError(
+                "--fetch-media is for --data or --task: the run's own data follow its recipe's `fetch_media`"
+            )
+        return None
+    how = {
+        "split": options.split or "train",
+        "media": options.media,
+        "words": words,
+        "settings": _settings(options.run),
+    }
+    place = local_name(options.data)
+    if options.task:
+        form, given = find_reader(place, reader=options.task, **how)
+        return absolute_files({**form.task, **given})
+    data = recognize_task(place, **how)
+    if data.doubt is not None:
+        raise data.doubt
+    print(data.line, file=sys.stderr)
+    return absolute_files(data.task)
+
+
+def _settings(run: str) -> dict[str, Any]:
+    """Return the options of a run's own task that hold for other data, too."""
+    from perceptune.evaluation.prediction_rows import run_settings
+    from perceptune.models.run_folder import RECIPE, read_recipe
+    from perceptune.models.run_location import local_run
+
+    folder = local_run(run)
+    return run_settings(read_recipe(folder)) if (folder / RECIPE).is_file() else {}
 
 
 def _other_set(options: Namespace) -> Sequence[tuple[str, Any]]:

@@ -1,11 +1,12 @@
 """Train a recipe, or a run described by options alone.
 
 Examples:
+  perceptune train --data my-images --lm facebook/opt-125m --minutes 30
   perceptune train small --data my.jsonl --run runs/mine
-  perceptune train --data my.jsonl --lm facebook/opt-125m --method epalm-lin train.steps=500
   perceptune train --resume --run runs/mine
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from perceptune.cli.output import out
 from perceptune.cli.parsing import Namespace, Parser
 from perceptune.errors import UserError
+
+GENERIC = "jsonl"  # reader of recipes for the user's own data, whatever its form
 
 
 def add_arguments(parser: Parser) -> None:
@@ -23,9 +26,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--encoder", help="image encoder: `default`, a Hugging Face id or a folder")
     parser.add_argument("--method", help="a name of `perceptune list methods`")
     parser.add_argument("--task", help="a name of `perceptune list tasks`")
-    parser.add_argument("--data", help="training data: a file with one JSON object per line, or what --task reads")
-    parser.add_argument("--validation", help="file to evaluate on, in the format of --data")
+    parser.add_argument(
+        "--data", metavar="PATH", help="training data in any form: it is recognised, see docs/own_data.md"
+    )
+    parser.add_media()
     parser.add_fetch_media()
+    parser.add_argument("--validation", metavar="PATH", help="data to evaluate on, in the form of --data")
+    told = "keep together, when media are held out: a regular expression in file names, or a column"
+    parser.add_argument("--group-by", metavar="REGEX|COLUMN", help=told)
     parser.add_argument("--run", help="run folder (default: runs/<recipe name>)")
     parser.add_argument("--resume", action="store_true", help="resume the run exactly where it stopped")
     parser.add_argument(
@@ -72,31 +80,76 @@ def print_first_look(run: Path, *, trust: bool) -> bool:
 
 
 def training_recipe(options: Namespace) -> tuple[Any, Any]:
-    """Return the named recipe, or one made of the flags alone."""
-    flags = [("lm.id", options.lm), ("encoders.image.id", options.encoder), ("method.name", options.method),
+    """Return the named recipe, or one for the data alone, and the keys that the flags set."""
+    pairs = [("lm.id", options.lm), ("encoders.image.id", options.encoder), ("method.name", options.method),
              ("task.fetch_media", options.fetch_media or None)]  # fmt: skip
-    overrides = [*(pair for pair in (*flags, *_data_flags(options)) if pair[1] is not None), *options.overrides]
-    if options.recipe:
+    flags = [pair for pair in pairs if pair[1] is not None]
+    data = None if options.resume else _recognized(options)
+    if data is not None and not options.recipe:
+        return _recipe_of(options, data), options.overrides
+    overrides = [*flags, *_data_flags(options, data), *options.overrides]
+    if options.recipe or data is not None:
         return options.recipe, overrides
     if options.resume and options.run:
         return None, overrides  # the run's own recipe
     if not overrides:
-        raise UserError("nothing to train: name a recipe, or at least --data FILE or --task NAME")
-    return {"name": options.task or (Path(options.data).stem if options.data else "run")}, overrides
+        raise UserError("nothing to train: name a recipe, or at least --data PATH or --task NAME")
+    return {"name": options.task or "run"}, overrides
 
 
-def _data_flags(options: Namespace) -> Sequence[tuple[str, str | None]]:
+def _recipe_of(options: Namespace, data: Any) -> dict[str, Any]:
+    """Return the recipe for the data alone, and print what it was taken for."""
+    from perceptune.training.default_recipe import default_recipe, split_line
+
+    given = [word.partition("=")[0] for word in options.overrides]
+    recipe = default_recipe(data, lm=options.lm, encoder=options.encoder, method=options.method,
+                            group_by=options.group_by, given=given)  # fmt: skip
+    print(f"{data.line}; {split_line(recipe, data.found)}", file=sys.stderr)
+    return {"name": Path(options.data).stem or "run", **recipe}
+
+
+def _recognized(options: Namespace) -> Any:
+    """Return the recognised data of --data; None without it, and if a recipe's own reader is that of one data set."""
+    if not options.data:
+        return None
+    from perceptune.config.recipe import find_recipe, read_yaml
+    from perceptune.config.substitution import OF_ANY_DATA
+    from perceptune.data.recognition.task_keys import recognize_task
+
+    reader, settings = _named_task(options), {}
+    is_named = options.task or any(word.startswith(("task=", "task.name=")) for word in options.overrides)
+    if options.recipe:
+        if is_named or reader not in (GENERIC, None):
+            return None
+        task = read_yaml(find_recipe(options.recipe)).get("task")
+        settings = {key: task[key] for key in OF_ANY_DATA if isinstance(task, dict) and key in task}
+    words = [word for word in options.overrides if not word.startswith(("task=", "task.name="))]
+    words += ["task.fetch_media=true"] if options.fetch_media else []
+    data = recognize_task(options.data, media=options.media, reader=reader if is_named else None, words=words,
+                          validation=options.validation, settings=settings)  # fmt: skip
+    if data.doubt is not None:
+        raise data.doubt
+    return data
+
+
+def _data_flags(options: Namespace, data: Any) -> Sequence[tuple[str, Any]]:
     """Return recipe keys of --task, --data and --validation. The reader determines the keys of --data."""
+    if data is not None:
+        print(data.line, file=sys.stderr)
+        keys = {key: value for key, value in data.task.items() if key != "name"}
+        return [("task.name", data.form.reader), *((f"task.{key}", value) for key, value in keys.items())]
     if not (options.data or options.validation):
-        return [("task.name", options.task)]
-    from perceptune.data.build_task import data_keys, validation_keys
+        return [] if options.task is None else [("task.name", options.task)]
+    from perceptune.data.build_task import validation_keys
+    from perceptune.data.recognition.task_keys import find_reader
 
-    named = _named_task(options)
-    name = named or "jsonl"
-    keys = data_keys(name, options.data) if options.data else {}
+    name, keys = _named_task(options) or GENERIC, {}
+    if options.data:
+        form, given = find_reader(options.data, reader=name, media=options.media)
+        keys = form.options | given
     if options.validation:
         keys |= validation_keys(name, options.validation)
-    return [("task.name", options.task if named else name), *((f"task.{key}", value) for key, value in keys.items())]
+    return [("task.name", options.task or name), *((f"task.{key}", value) for key, value in keys.items())]
 
 
 def _named_task(options: Namespace) -> str | None:

@@ -43,7 +43,8 @@ class MediaSet(Task):
         )
         template: str | None = Field(None, description="path of a medium in that folder; None = as published")
         annotations: dict[str, str | tuple[str, ...]] = Field(
-            default_factory=dict, description="split → file or files, if they are not named as published"
+            default_factory=dict,
+            description="split → file or files, if they are not named as published; an empty list removes a split",
         )
         check_files: bool = Field(True, description="check that every medium exists before the first step")
         skip_missing: int = Field(0, ge=0, description="missing media per split that may be skipped")
@@ -58,7 +59,10 @@ class MediaSet(Task):
     def __init__(self, options: Any) -> None:
         self._options = options
         self.first_line = getattr(options, "first_line", self.first_line)
-        self._annotations = {**self.published(), **_given(options.annotations)}
+        named = {**self.published(), **_given(options.annotations)}
+        self._annotations = {split: files for split, files in named.items() if files}
+        if not self._annotations:
+            raise UserError("`annotations` removes every split")
         names = [*_ORDER, *(name for name in self._annotations if name not in _ORDER)]
         self.splits = tuple(name for name in names if name in self._annotations)
         if isinstance(options.media, dict):

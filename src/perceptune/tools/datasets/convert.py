@@ -22,15 +22,15 @@ from perceptune.utils.atomic_io import write_chunks
 
 def convert(
     source: str, to: Path, overrides: Sequence[str] = (), *, split: str | None = None, absolute: bool = False,
-    media: Path | None = None,
+    media: Path | None = None, reader: str | None = None,
 ) -> int:  # fmt: skip
-    """Write a split of a task, recipe or text file to `to` atomically; return the number of rows.
+    """Write a split of a task, of a recipe or of data to `to` atomically; return the number of rows.
 
     Media are named relative to the folder of `to`, or absolutely; those in archives are first written into `media`.
     A name that ends in `.gz` is compressed. Raises `UserError` for unreadable data and for several splits without a
     choice.
     """
-    recipe = _recipe(source, overrides, split)
+    recipe = _recipe(source, overrides, split, reader)
     task = make_task(recipe)
     split = _chosen(task, split)
     _require_other_file(recipe, to)
@@ -50,11 +50,11 @@ def convert(
     return written
 
 
-def _recipe(source: str, overrides: Sequence[str], split: str | None) -> Recipe:
+def _recipe(source: str, overrides: Sequence[str], split: str | None, reader: str | None) -> Recipe:
     """Return the recipe of a task by its name with options `task.KEY=VALUE`, else as `data check` does."""
     if not Path(source).exists() and source.replace("_", "-") in leaves("tasks"):
         return load_recipe({"task": {"name": source}}, overrides)
-    return source_recipe(source, overrides, split, also=leaves("tasks"))[0]
+    return source_recipe(source, overrides, split, also=leaves("tasks"), reader=reader)[0]
 
 
 def _chosen(task: Task, split: str | None) -> str:

@@ -1,8 +1,10 @@
 """`perceptune data check`: reads a data set to its end and counts every error; changes nothing."""
 
 import random
+import re
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from perceptune.config.recipe import Recipe, load_recipe, recipe_names
 from perceptune.config.registry import leaf
 from perceptune.config.schema import EncoderConfig, NamedPart
 from perceptune.data.build_task import make_task, task_of
+from perceptune.data.recognition.task_keys import Recognized, recognize_task
 from perceptune.data.records import json_type
 from perceptune.data.tasks.base import Task, check_split
 from perceptune.errors import UserError, nearest
@@ -44,29 +47,47 @@ class Checked:
 
 
 def source_recipe(
-    source: str, overrides: Sequence[str] = (), split: str | None = None, *, also: Iterable[str] = ()
-) -> tuple[Recipe, bool]:
-    """Return the recipe of a command's SOURCE, and whether it is one: a text file is task `jsonl`.
+    source: str, overrides: Sequence[str] = (), split: str | None = None, *, also: Iterable[str] = (),
+    media: str | None = None, reader: str | None = None,
+) -> tuple[Recipe, Recognized | None]:  # fmt: skip
+    """Return the recipe of a command's SOURCE; for data in place of a recipe, what it was recognised as, too.
 
-    Raises `UserError` with the nearest name, including `also`, if it is neither.
+    `media` is the folder of the data's media, `reader` its task if that was named. Raises `UserError` with the nearest
+    name, including `also`, if SOURCE is neither.
     """
     source = local_name(source)
     is_recipe = source.endswith((".yaml", ".yml")) or source.removeprefix("recipes/") in recipe_names()
     if is_recipe and not Path(source).is_dir():
-        return load_recipe(source, overrides), True
-    if not Path(source).exists():
+        return load_recipe(source, overrides), None
+    if not Path(source).exists() and not any(sign in source for sign in ("://", "*", "{")):
         close = hint(Path(source)) or nearest(Path(source).name, [*recipe_names(), *also])
         raise UserError(f"no file and no recipe `{source}`{close if 'choose from' not in close else ''}")
-    task = {"name": "jsonl", "train": source, **({split: source} if split else {})}
-    return load_recipe({"name": Path(source).stem, "task": task}, overrides), False
+    data = _recognized(source, split or "train", overrides, media, reader)
+    print(data.line, file=sys.stderr)
+    others = [word for word in overrides if not word.startswith("task.")]
+    return load_recipe({"name": Path(source).stem or "data", "task": data.task}, others), data
+
+
+def _recognized(
+    source: str, split: str, overrides: Sequence[str], media: str | None, reader: str | None
+) -> Recognized:  # fmt: skip
+    """Recognise data; lines of JSON that cannot be recognised are read as they are, to report every mistake in them."""
+    try:
+        return recognize_task(source, split=split, media=media, reader=reader, words=overrides)
+    except UserError as error:
+        if reader is not None or not re.search(r"\.(jsonl|ndjson)(\.gz)?$", source) or not Path(source).is_file():
+            raise
+        return replace(recognize_task(source, split=split, media=media, reader="jsonl", words=overrides), doubt=error)
 
 
 def validate_dataset(
-    source: str, overrides: Sequence[str] = (), *, split: str | None = None, options: CheckOptions | None = None
-) -> Checked:
-    """Check a text file of the user's or a recipe's data, all splits or one. Raises `UserError` for a wrong call."""
+    source: str, overrides: Sequence[str] = (), *, split: str | None = None, options: CheckOptions | None = None,
+    media: str | None = None, reader: str | None = None,
+) -> Checked:  # fmt: skip
+    """Check data or a recipe's data, all splits or one; see `source_recipe`. Raises `UserError` for a wrong call."""
     options = options or CheckOptions()
-    recipe, whole = source_recipe(source, overrides, split)
+    recipe, data = source_recipe(source, overrides, split, media=media, reader=reader)
+    whole = data is None
     if recipe.task is None:
         make_task(recipe)  # reports what is missing
     assert recipe.task is not None
@@ -81,6 +102,8 @@ def validate_dataset(
     checker = _Checker(task, recipe if whole else None, text, options)
     chosen = [split] if split is not None else list(task.splits)
     splits = {name: checker.go_through(name) for name in chosen}
+    if data is not None and data.doubt is not None and not checker.problems:  # mistakes in rows would explain it
+        checker.problems.add("unsettled", str(data.doubt))
     report = {
         "source": source, "clean": not checker.problems, "problems": checker.problems.as_dict(), "splits": splits,
         "shared_media": checker.shared(),

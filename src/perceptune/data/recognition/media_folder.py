@@ -1,0 +1,66 @@
+"""The folder in which the media of a file of rows lie: beside it, unless it is given."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from perceptune.data.media.suffixes import is_hidden
+from perceptune.data.recognition.form import several
+from perceptune.data.records import short
+from perceptune.data.splits import split_in
+from perceptune.data.tasks.base import is_file
+from perceptune.errors import UserError
+from perceptune.utils.paths import local_name
+
+_LOOKED_AT = 20  # names that are searched
+_FOLDERS = 500  # folders that are searched
+
+
+def find_folder(names: Sequence[str], file: Path, given: str | None) -> Path | None:
+    """Return the folder to which `names` are relative; None if it is the file's own, or none of them is a file's name.
+
+    `given` is the folder that the user named. Raises `UserError` if they lie in no folder, or in several.
+    """
+    if given is not None:
+        return Path(local_name(given))
+    wanted = [local_name(name) for name in names if "://" not in name and not name.startswith("data:")]
+    wanted = list(dict.fromkeys(wanted))[:_LOOKED_AT]
+    if not wanted or all(Path(name).is_absolute() for name in wanted):
+        return None
+    beside = file.absolute().parent
+    counts = {folder: sum(is_file(folder / name) for name in wanted) for folder in _folders(beside)}
+    best = max(counts.values())
+    if best == 0:
+        raise UserError(
+            f"{file}: `{short(wanted[0])}` lies neither beside it nor in a folder beside it: name the folder of its "
+            "media by --media DIR (task.media)"
+        )
+    found = [folder for folder, count in counts.items() if count == best]
+    if beside in found:
+        return None
+    same = [folder for folder in found if split_in(folder.name) == split_in(file.name)]
+    if len(same) == 1 and split_in(file.name):  # COCO has the folders train2017 and val2017
+        return same[0]
+    if len(found) > 1 and len({(folder / wanted[0]).resolve() for folder in found}) > 1:
+        raise several(file, [(f"`{short(wanted[0])}` lies in {folder}", f"--media {folder}") for folder in found[:4]])
+    return found[0]
+
+
+def _folders(beside: Path) -> Iterator[Path]:
+    """Yield the folder of a file, those below it, and those beside it."""
+    yield beside
+    yield from islice(_below(beside, 2), _FOLDERS)
+    if beside.parent != beside:
+        yield beside.parent
+        yield from (folder for folder in islice(_below(beside.parent, 1), _FOLDERS) if folder != beside)
+
+
+def _below(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        found = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+    except OSError:  # without permission: media that lie there could not be read either
+        return
+    yield from found
+    if depth > 1:
+        for one in found:
+            yield from _below(one, depth - 1)

@@ -1,0 +1,78 @@
+"""Columns of metadata and of data sets of `datasets`, whose readers find the media themselves."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from perceptune.data.recognition.arrow_rows import arrow_rows
+from perceptune.data.recognition.columns import Columns, find_columns, path_of
+from perceptune.data.recognition.form import Form
+from perceptune.data.recognition.media_folder import find_folder
+from perceptune.data.recognition.rows import file_rows
+from perceptune.data.splits import METADATA
+
+_OWN = {"prompt_key": "prompt", "target_key": "targets"}
+_ROLES = {
+    "image_key": "image",
+    "audio_key": "audio",
+    "video_key": "video",
+    "prompt_key": "prompt",
+    "target_key": "answer",
+}
+
+
+def with_columns(form: Form, path: Path, media: str | None, given: Mapping[str, Any]) -> Form:
+    """Return the form of a data set of `datasets` with the columns of its questions and answers.
+
+    Its reader finds media by their type; columns with names of files are guessed by their values.
+    """
+    rows = arrow_rows(path)
+    columns = find_columns(rows, str(path), given)
+    chosen = {"prompt_key": columns.prompt, "target_key": columns.targets}
+    names = {modality: [path_of(row.get(column)) for row in rows] for modality, column in columns.media.items()}
+    by_name = {
+        modality: found for modality, found in names.items() if isinstance(rows[0].get(columns.media[modality]), str)
+    }
+    chosen |= {f"{modality}_key": columns.media[modality] for modality in by_name}
+    folder = (
+        find_folder([name for found in by_name.values() for name in found if name], path, media) if by_name else None
+    )
+    known = {
+        key: value for key, value in chosen.items() if value is not None and value != _OWN.get(key) and key not in given
+    }
+    options = {**form.options, **known, **({} if folder is None else {"media": str(folder)})}
+    return replace(form, options=options, guesses=told(known), answers=answers_of(columns))
+
+
+def with_metadata(form: Form, given: Mapping[str, Any]) -> Form:
+    """Return the form of a folder with the columns of its metadata, if it has any."""
+    folder = Path(form.options[form.splits[0]])
+    files = [folder / name for name in METADATA if (folder / name).is_file()]
+    if not files:
+        files = sorted(file for name in METADATA for file in folder.rglob(name))[:1]
+    if not files:
+        return form
+    rows = arrow_rows(files[0]) if files[0].suffix == ".parquet" else file_rows(files[0], given).rows
+    columns = find_columns(rows, str(files[0]), given)
+    names = {"prompt_key": columns.prompt, "target_key": columns.targets}
+    names |= {f"{modality}_key": name for modality, name in columns.media.items() if not name.endswith("file_name")}
+    known = {
+        key: value for key, value in names.items() if value is not None and value != _OWN.get(key) and key not in given
+    }
+    return replace(form, options={**form.options, **known}, guesses=told(known), answers=answers_of(columns))
+
+
+def told(chosen: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what was guessed about columns, with the key that says otherwise."""
+    return tuple(f"`{_shown(value)}` is the {_ROLES[key]} (task.{key})" for key, value in chosen.items())
+
+
+def answers_of(columns: Columns) -> str:
+    """Return the name of the column with the targets; empty if there is none."""
+    targets = columns.targets
+    return targets if isinstance(targets, str) else targets[0] if targets else ""
+
+
+def _shown(value: str | tuple[str, ...]) -> str:
+    return value if isinstance(value, str) else "`, `".join(value)

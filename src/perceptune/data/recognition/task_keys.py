@@ -1,0 +1,126 @@
+"""A recognised data set as the keys of a recipe's `task`, and the line that says what it was taken for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from perceptune.config.overrides import put, typed
+from perceptune.config.recipe import Recipe
+from perceptune.config.registry import leaf
+from perceptune.data.build_task import data_keys, validation_keys
+from perceptune.data.recognition.form import Form
+from perceptune.data.recognition.kinds import Learned, Summary, find_kind, probe
+from perceptune.data.recognition.recognize import recognize
+from perceptune.data.tasks.base import GivenFiles
+from perceptune.errors import UserError
+
+_TASK = "task."
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """A data set: its form, its samples in numbers, and what is learned from it."""
+
+    place: str
+    form: Form
+    found: Summary
+    learned: Learned
+    task: dict[str, Any]  # keys of the recipe's `task`
+    doubt: UserError | None = None  # why it is open what is to be learned
+
+    @property
+    def line(self) -> str:
+        """Return what the data was taken for, each part with the flag or key that changes it."""
+        media, samples = _counted(len(self.found.media), self.found.modality), _counted(self.found.samples, "sample")
+        kind = f"{len(self.found.targets):,} classes" if self.learned.kind == "classes" else self.learned.kind
+        parts = [f"{self.form.what} (--task {self.form.reader}): {samples} with {media}, {kind}"]
+        parts += self.form.guesses
+        if (folder := self.task.get("media")) is not None:
+            parts.append(f"media in {folder} (--media)")
+        if (prompt := self.task.get("prompt")) is not None:
+            parts.append(f"question `{prompt}` (task.prompt)")
+        parts.append(f"metric {self.task.get('metric', _metric_of(self.form))} (task.metric)")
+        return f"{self.place}: {'; '.join(parts)}"
+
+
+def recognize_task(
+    place: str, *, split: str = "train", media: str | None = None, reader: str | None = None,
+    words: Sequence[str] = (), validation: str | None = None, settings: Mapping[str, Any] | None = None,
+) -> Recognized:  # fmt: skip
+    """Recognise the data at `place` and what is learned from it; options as in `find_reader`.
+
+    `validation` is more data of the same form. Raises `UserError` for data of no known form, or of several; what is
+    to be learned is left open then (`Recognized.doubt`).
+    """
+    form, given = find_reader(place, split=split, media=media, reader=reader, words=words, settings=settings)
+    further = {} if validation is None else validation_keys(form.reader, validation)
+    found, doubt = probe(form, given, split), None
+    try:
+        learned = find_kind(form, found, given)
+    except UserError as error:
+        learned, doubt = Learned("questions", {}, None), error
+    own = {key: value for key, value in learned.task.items() if key in _fields(form.reader)}
+    task = {"name": form.reader, **own, **form.options, **further, **given}
+    return Recognized(place, form, found, learned, task, doubt)
+
+
+def find_reader(
+    place: str, *, split: str = "train", media: str | None = None, reader: str | None = None,
+    words: Sequence[str] = (), settings: Mapping[str, Any] | None = None,
+) -> tuple[Form, dict[str, Any]]:  # fmt: skip
+    """Return the form of the data at `place` read as `split`, and the options that were given for its reader.
+
+    `media` is the folder of its media, `reader` a task that was named, `words` overrides KEY=VALUE, of which those of
+    `task` count, `settings` options of another task for any reader that has them.
+    """
+    texts = _texts(words)
+    media = texts.get("media", media)
+    if reader:
+        form = _named(reader, place, split, media, texts)
+    else:
+        form = recognize(place, split=split, media=media, given=texts)
+    kept = {key: value for key, value in (settings or {}).items() if key in _fields(form.reader)}
+    folder = {"media": media} if media is not None and reader else {}
+    return form, {**kept, **folder, **task_options(words, form.reader)}
+
+
+def _fields(reader: str) -> Mapping[str, Any]:
+    fields: Mapping[str, Any] = leaf("tasks", reader).module.TASK.Options.model_fields
+    return fields
+
+
+def _texts(words: Sequence[str]) -> dict[str, str]:
+    """Return the options of a task among overrides, as their text: the reader that has them is not yet known."""
+    pairs = (word.removeprefix(_TASK).partition("=") for word in words if word.startswith(_TASK))
+    return {key: value for key, _, value in pairs}
+
+
+def task_options(words: Sequence[str], reader: str) -> dict[str, Any]:
+    """Return the options of a task among overrides, converted to the types of the reader's keys."""
+    data: dict[str, Any] = {"task": {"name": reader}}
+    for word in words:
+        if word.startswith(_TASK):
+            put(data, word)
+    task: dict[str, Any] = typed(data, Recipe)["task"]
+    return {key: value for key, value in task.items() if key != "name"}
+
+
+def _named(reader: str, place: str, split: str, media: str | None, texts: Mapping[str, str]) -> Form:
+    """Return the form of a reader that was named, with its columns if they can be found."""
+    try:
+        form = recognize(place, split=split, media=media, given=texts)
+        if form.reader == reader:
+            return form
+    except UserError:  # the reader names what is wrong with its data
+        pass
+    return Form(f"task {reader}", reader, data_keys(reader, place, split), splits=(split,))
+
+
+def _metric_of(form: Form) -> str:
+    kind = leaf("tasks", form.reader).module.TASK
+    return "accuracy" if issubclass(kind, GivenFiles) else str(getattr(kind, "metric", "accuracy"))
+
+
+def _counted(count: int, what: str) -> str:
+    words = {"audio": ("audio file", "audio files")}.get(what, (what, f"{what}s"))
+    return f"{count:,} {words[count != 1]}"
