@@ -21,3 +21,23 @@ def test_recognised_data_is_read_by_its_reader(name: str, tmp_path: Path) -> Non
     assert found.doubt is None
     task = task_of(NamedPart(**found.task))
     assert len(task.samples(task.splits[0])) <= found.found.samples
+
+
+def test_validation_data_of_a_published_set_is_joined(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    case = forms.FORMS["coco_captions"](folder)
+    names = [f"{number:012d}.jpg" for number in range(forms.COUNT)]
+    other = forms.write(folder / "annotations/captions_val2017.json", json.dumps(forms.coco(names)))
+    task = task_of(NamedPart(**recognize_task(case.place, validation=str(other)).task))
+    assert task.splits == ("train", "validation")
+    media = [next(iter(task.samples(split)[0].media.values())) for split in task.splits]
+    assert [Path(str(medium)).parent.name for medium in media] == ["train2017", "val2017"]
+    with pytest.raises(UserError, match=r"--validation .*: JSON lines \(jsonl\), but --data is COCO captions"):
+        rows = forms.FORMS["json_lines_of_captions"](tmp_path / "rows")
+        recognize_task(case.place, validation=rows.place)
+
+
+def test_groups_are_for_data_that_is_parted(tmp_path: Path) -> None:
+    data = recognize_task(forms.FORMS["classes_in_splits"](tmp_path / "data").place)
+    with pytest.raises(UserError, match=r"--group-by parts data without splits.*`test` and `validation`"):
+        default_recipe(data, group_by=".")

@@ -42,6 +42,9 @@ def default_recipe(
     train = recipe["train"] = dict(recipe["train"])
     splits = {split for split in ("validation", "test") if data.task.get(split) or split in data.form.splits}
     held_out: dict[str, Any] = {}
+    if splits and group_by is not None:
+        names = " and ".join(f"`{name}`" for name in sorted(splits))
+        raise UserError(f"{data.place}: --group-by parts data without splits of its own, and it has {names}")
     if not splits and not any(key.startswith("train.hold_out") for key in given):
         held_out = train["hold_out"] = hold_out(len(data.found.media), group_by, data.place)
     share = 1 - held_out.get("media", 0) / max(len(data.found.media), 1)

@@ -87,6 +87,8 @@ def training_recipe(options: Namespace) -> tuple[Any, Any]:
     data = None if options.resume else _recognized(options)
     if data is not None and not options.recipe:
         return _recipe_of(options, data), options.overrides
+    if options.group_by is not None:
+        raise UserError("--group-by goes with --data and no recipe: with one, set train.hold_out.group_by")
     overrides = [*flags, *_data_flags(options, data), *options.overrides]
     if options.recipe or data is not None:
         return options.recipe, overrides

@@ -1,7 +1,7 @@
 """Folders as data sets: by class, with metadata or a text beside each medium, of shards, or of tables."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -145,7 +145,7 @@ def _tabular(path: Path, tables: Sequence[Path], split: str, inner: Inner) -> Fo
     forms = {name: inner(file, name) for name, file in by_split.items()}
     form = forms["train"]
     if "annotations" in form.options:
-        return _published(forms)
+        return joined(forms)
     options = form.options | {name: str(file) for name, file in by_split.items()}
     return replace(form, options=options, splits=tuple(by_split))
 
@@ -155,7 +155,7 @@ def _is_answers_to(table: Path, tables: Sequence[Path]) -> bool:
     return "annotations" in table.name and any("questions" in other.name for other in tables)
 
 
-def _published(forms: dict[str, Form]) -> Form:
+def joined(forms: Mapping[str, Form]) -> Form:
     """Join the forms of a published set's splits."""
     annotations: dict[str, Any] = {}
     for name, form in forms.items():

@@ -1,13 +1,14 @@
 """A recognised data set as the keys of a recipe's `task`, and the line that says what it was taken for."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from perceptune.config.overrides import put, typed
 from perceptune.config.recipe import Recipe
 from perceptune.config.registry import leaf
 from perceptune.data.build_task import data_keys, validation_keys
+from perceptune.data.recognition.folders import joined
 from perceptune.data.recognition.form import Form
 from perceptune.data.recognition.kinds import Learned, Summary, find_kind, probe
 from perceptune.data.recognition.recognize import recognize
@@ -53,14 +54,15 @@ def recognize_task(
     to be learned is left open then (`Recognized.doubt`).
     """
     form, given = find_reader(place, split=split, media=media, reader=reader, words=words, settings=settings)
-    further = {} if validation is None else validation_keys(form.reader, validation)
+    if validation is not None:
+        form = _with_validation(form, validation, media)
     found, doubt = probe(form, given, split), None
     try:
         learned = find_kind(form, found, given)
     except UserError as error:
         learned, doubt = Learned("questions", {}, None), error
     own = {key: value for key, value in learned.task.items() if key in _fields(form.reader)}
-    task = {"name": form.reader, **own, **form.options, **further, **given}
+    task = {"name": form.reader, **own, **form.options, **given}
     return Recognized(place, form, found, learned, task, doubt)
 
 
@@ -82,6 +84,17 @@ def find_reader(
     kept = {key: value for key, value in (settings or {}).items() if key in _fields(form.reader)}
     folder = {"media": media} if media is not None and reader else {}
     return form, {**kept, **folder, **task_options(words, form.reader)}
+
+
+def _with_validation(form: Form, place: str, media: str | None) -> Form:
+    """Return a form with further data, of the same form, as its split `validation`."""
+    if "annotations" in form.options:
+        other = recognize(place, split="validation", media=media)
+        if other.reader != form.reader:
+            raise UserError(f"--validation {place}: {other.what} ({other.reader}), but --data is {form.what}")
+        return joined({"train": form, "validation": other})
+    keys = validation_keys(form.reader, place)
+    return replace(form, options={**form.options, **keys}, splits=("train", "validation"))
 
 
 def _fields(reader: str) -> Mapping[str, Any]:
