@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import forms
 from perceptune.config.schema import NamedPart
 from perceptune.data.build_task import task_of
 from perceptune.data.recognition.task_keys import recognize_task
+from perceptune.errors import UserError
+from perceptune.training.default_recipe import default_recipe
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -32,8 +35,8 @@ def test_validation_data_of_a_published_set_is_joined(tmp_path: Path) -> None:
     assert task.splits == ("train", "validation")
     media = [next(iter(task.samples(split)[0].media.values())) for split in task.splits]
     assert [Path(str(medium)).parent.name for medium in media] == ["train2017", "val2017"]
+    rows = forms.FORMS["json_lines_of_captions"](tmp_path / "rows")
     with pytest.raises(UserError, match=r"--validation .*: JSON lines \(jsonl\), but --data is COCO captions"):
-        rows = forms.FORMS["json_lines_of_captions"](tmp_path / "rows")
         recognize_task(case.place, validation=rows.place)
 
 
