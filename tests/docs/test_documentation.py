@@ -15,6 +15,7 @@ import generated
 from benchmarks.__main__ import run as benchmarks
 from perceptune.cli.main import run as cli
 from sounds import save_sounds
+from support import save_data
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,8 +40,8 @@ def commands(page: Path) -> list[str]:
 def desk(dwarfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as the documentation assumes one: `my.jsonl`, some pictures and sounds, a model folder."""
     data = shutil.copytree(dwarfs / "data", tmp_path / "desk")
-    (data / "train.jsonl").rename(data / "my.jsonl")
-    shutil.copy(data / "my.jsonl", data / "other.jsonl")
+    (data / "train.jsonl").rename(data / "other.jsonl")
+    save_data(data, rows=24, name="my")
     (data / "photos").mkdir()
     for name in ("photos/001.jpg", "photo.jpg"):
         Image.new("RGB", (30, 20), "red").save(data / name)
@@ -112,7 +113,7 @@ def _dwarfs_for(words: list[str], dwarfs: Path) -> list[str]:
 def _train(desk: Path, dwarfs: Path) -> None:
     given = ["--lm", str(dwarfs / "lm"), "--encoder", str(dwarfs / "encoder"), "--run", "runs/mine"]
     keys = ["method.n_levels=2", "train.steps=2", "train.batch_size=2"]
-    assert cli(["train", "--data", str(desk / "my.jsonl"), *given, *keys]) == 0
+    assert cli(["train", "small", "--data", str(desk / "my.jsonl"), *given, *keys]) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT reads what transformers renamed

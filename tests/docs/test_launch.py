@@ -17,6 +17,7 @@ from perceptune.cli.parsing import place_overrides
 from perceptune.config.recipe import load_recipe
 
 LAUNCH = Path(__file__).parents[2] / "launch"
+DATA = re.compile(r"^\$DATA$|\.jsonl$")
 
 
 def scripts() -> dict[str, str]:
@@ -39,12 +40,13 @@ def test_the_file_names_what_it_needs() -> None:
 
 
 @pytest.mark.parametrize("name", ["slurm", "run"])
-def test_commands_and_recipe_keys_exist(name: str) -> None:
+def test_commands_and_recipe_keys_exist(name: str, dwarfs: Path) -> None:
     lines = re.findall(r"^ *launch (.+)$", scripts()[name], flags=re.M)
     assert {line.split()[0] for line in lines} == {"train", "eval"}
     assert any("--resume" in line for line in lines)
     for line in lines:
-        options, rest = parser().parse_known_args(shlex.split(line))
+        words = [str(dwarfs / "data" / "train.jsonl") if DATA.search(word) else word for word in shlex.split(line)]
+        options, rest = parser().parse_known_args(words)
         assert place_overrides(options, rest) == []
         if line.startswith("train") and not options.resume:
             recipe = load_recipe(*training_recipe(options))

@@ -35,18 +35,24 @@ def trained(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(dwarfs: Path, *more: str) -> list[str]:
     return [
         "train", "--lm", str(dwarfs / "lm"), "--encoder", str(dwarfs / "encoder"), "--data",
-        str(dwarfs / "data/train.jsonl"), "method.n_levels=2", "train.steps=2", "train.batch_size=2", *more,
+        str(dwarfs / "data/train.jsonl"), "method.n_levels=2", "train.steps=2", "train.batch_size=2",
+        "train.hold_out=null", *more,
     ]  # fmt: skip
 
 
 def test_train_works_from_flags_alone_and_eval_answers_and_show_follow(
     dwarfs: Path, tmp_path: Path, said: Said
 ) -> None:
-    run = tmp_path / "mine"
-    assert cli(flags(dwarfs, "--method", "epalm-lin", "--run", str(run))) == 0
-    assert f"perceptune eval {run}" in said()[0]
+    run, data = tmp_path / "mine", support.save_data(tmp_path / "data", rows=24)
+    words = ["--lm", str(dwarfs / "lm"), "--encoder", str(dwarfs / "encoder"), "--method", "epalm-lin"]
+    brief = ["method.n_levels=2", "train.steps=2", "train.batch_size=2"]
+    assert cli(["train", "--data", str(data), *words, "--run", str(run), *brief]) == 0
+    out, err = said()
+    assert "on 6 samples with 6 media of split `test`" in out
+    assert f"{data}: JSON lines (--task jsonl): 24 samples with 24 images" in err
+    assert "6 of 24 media are held out (train.hold_out.media)" in err
     assert cli(["eval", str(run), "--json"]) == 0
-    assert json.loads(said()[0])["evaluated_samples"] == 12
+    assert json.loads(said()[0])["evaluated_samples"] == 6
     row = json.loads((run / "predictions.jsonl").read_text().splitlines()[0])
     assert cli(["answer", str(run), "--image", row["media"]["image"], row["prompt"]]) == 0
     assert said()[0].rstrip("\n") == row["answer"]
@@ -166,7 +172,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(arguments: list[str], words: st
 
 def test_models_that_cannot_be_spliced_are_refused(dwarfs: Path, tmp_path: Path, said: Said) -> None:
     assert cli(flags(dwarfs, "--run", str(tmp_path / "a"), f"lm.id={dwarfs / 'encoder'}")) == 2
-    assert "cannot be loaded" in said()[1]
+    assert "of model type `dinov2`, for which transformers has no causal LM" in said()[1]
     assert cli(flags(dwarfs, "--run", str(tmp_path / "b"), "lm.layers=model.blocks")) == 2
     err = said()[1]
     assert "tried `model.blocks`" in err

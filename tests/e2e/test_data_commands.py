@@ -41,7 +41,8 @@ def test_check_exits_by_what_it_finds(desk: Path, said: Said) -> None:
     out, err = said()
     assert out.endswith("no mistakes found\n")
     assert "2 distinct in 2 rows; bytes" in out
-    assert err == ""
+    assert err.startswith("my.jsonl: JSON lines (--task jsonl): 2 samples with 2 images, questions")
+    assert err.count("\n") == 1
     write(desk, planted.text(planted.good(0)), *(planted.planted("no-targets", n) for n in range(1, 8)))
     assert cli(["data", "check", "my.jsonl", "--first", "2"]) == 1
     out, _ = said()

@@ -50,7 +50,8 @@ def test_columns_of_a_table_that_were_not_chosen_are_meta(tmp_path: Path) -> Non
 
 def test_targets_in_several_keys(tmp_path: Path) -> None:
     rows = [{"image": "1.jpg", "a": "one", "b": ["two", "three"]}, {"image": "1.jpg", "a": None, "b": 4}]
-    first, second = lines(tmp_path, *rows, target_key=["a", "b"], metric="CIDEr").samples("train")
+    options = {"target_key": ["a", "b"], "metric": "CIDEr", "group_rows": False}
+    first, second = lines(tmp_path, *rows, **options).samples("train")
     assert (first.targets, second.targets, first.meta) == (("one", "two", "three"), ("4",), {})
     for row, message in [
         ({"image": "1.jpg", "a": "one"}, r"line 1: no key `b`.*given by `target_key`"),

@@ -157,4 +157,6 @@ def test_a_command_prints_the_number_at_its_end(
     rows.write_text('{"image": "large.png", "prompt": "What?", "targets": "a"}\n')
     monkeypatch.setattr(source, "MAX_PIXELS", 120_000)
     assert cli(["data", "check", str(rows), "--decode"]) == 0
-    assert capsys.readouterr().err == "1 image above 64 megapixels was scaled down while decoding\n"
+    recognised, said = capsys.readouterr().err.splitlines()
+    assert recognised.startswith(f"{rows}: JSON lines")
+    assert said == "1 image above 64 megapixels was scaled down while decoding"
