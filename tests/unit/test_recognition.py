@@ -12,7 +12,6 @@ from perceptune.config.schema import NamedPart
 from perceptune.data.build_task import task_of
 from perceptune.data.recognition.task_keys import recognize_task
 from perceptune.errors import UserError
-from perceptune.training.default_recipe import default_recipe
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -38,9 +37,3 @@ def test_validation_data_of_a_published_set_is_joined(tmp_path: Path) -> None:
     rows = forms.FORMS["json_lines_of_captions"](tmp_path / "rows")
     with pytest.raises(UserError, match=r"--validation .*: JSON lines \(jsonl\), but --data is COCO captions"):
         recognize_task(case.place, validation=rows.place)
-
-
-def test_groups_are_for_data_that_is_parted(tmp_path: Path) -> None:
-    data = recognize_task(forms.FORMS["classes_in_splits"](tmp_path / "data").place)
-    with pytest.raises(UserError, match=r"--group-by parts data without splits.*`test` and `validation`"):
-        default_recipe(data, group_by=".")

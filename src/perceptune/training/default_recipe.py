@@ -4,10 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perceptune.config.recipe import find_recipe, load_recipe, read_yaml
+from perceptune.config.hold_out import VALIDATION, HoldOutConfig, held_out_splits
+from perceptune.config.overrides import put, typed
+from perceptune.config.recipe import Recipe, find_recipe, load_recipe, read_yaml
 from perceptune.data.media.audio import read_audio_header
 from perceptune.data.recognition.kinds import Learned, Summary
 from perceptune.data.recognition.task_keys import Recognized
+from perceptune.data.subset import sample_count
 from perceptune.errors import UserError
 from perceptune.models.slots.build import load_encoder_of, load_lm
 from perceptune.types import Medium
@@ -26,11 +29,11 @@ _SECTIONS = ("encoders", "method", "text", "train", "eval", "decode")
 
 def default_recipe(
     data: Recognized, *, lm: str | None = None, encoder: str | None = None, method: str | None = None,
-    group_by: str | None = None, given: Sequence[str] = (),
+    group_by: str | None = None, words: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Return the recipe for recognised data; `lm`, `encoder` and `method` replace the default ones.
 
-    `given` are the keys that the user sets besides. Samples with the same `group_by` (see `train.hold_out`) stay
+    `words` are the overrides that the user adds. Samples with the same `group_by` (see `train.hold_out`) stay
     together. Raises `UserError` for fewer than 20 media without another split.
     """
     recipe = {key: value for key, value in _base(data.learned, data.found.modality).items() if key in _SECTIONS}
@@ -39,24 +42,45 @@ def default_recipe(
     if data.learned.template is not None:
         recipe["text"] = {"template": data.learned.template}
     _choose_models(recipe, data.found.modality, lm, encoder, method)
-    train = recipe["train"] = dict(recipe["train"])
-    splits = {split for split in ("validation", "test") if data.task.get(split) or split in data.form.splits}
-    held_out: dict[str, Any] = {}
-    if splits and group_by is not None:
-        names = " and ".join(f"`{name}`" for name in sorted(splits))
-        raise UserError(f"{data.place}: --group-by parts data without splits of its own, and it has {names}")
-    if not splits and not any(key.startswith("train.hold_out") for key in given):
-        held_out = train["hold_out"] = hold_out(len(data.found.media), group_by, data.place)
-    share = 1 - held_out.get("media", 0) / max(len(data.found.media), 1)
-    train["steps"] = steps(train, data.learned, data.found, share)
-    chooses = "validation" in splits or bool(held_out.get("selecting"))
+    train = recipe["train"] = _train_keys(recipe["train"], data, group_by, words)
+    made = held_out_splits(train["hold_out"]) if isinstance(train["hold_out"], dict) else ()
+    chooses = VALIDATION in (*data.splits, *made)
+    every = "epoch" if train["steps"] is None else max(1, train["steps"] // _EVALUATIONS)
     recipe["eval"] = {
         **{key: value for key, value in recipe.get("eval", {}).items() if key not in ("split", "samples")},
         "at_end": True, "shuffled_control": True, "no_media_control": True,
         **({"rank": "choices"} if data.learned.kind == "classes" else {}),
-        **({"every": max(1, train["steps"] // _EVALUATIONS), "patience": _PATIENCE} if chooses else {}),
+        **({"every": every, "patience": _PATIENCE} if chooses else {}),
     }  # fmt: skip
     return recipe
+
+
+def _train_keys(
+    base: Mapping[str, Any], data: Recognized, group_by: str | None, words: Sequence[str]
+) -> dict[str, Any]:
+    """Return the keys of `train`: the recipe's, those of `words`, and those that follow from both and the data."""
+    own = [word for word in words if word.startswith("train.")]
+    keys = {word.partition("=")[0] for word in own}
+    given: dict[str, Any] = {"train": {**base, "hold_out": None}}
+    if not data.splits and not keys & {"train.hold_out", "train.hold_out.media"}:
+        given["train"]["hold_out"] = hold_out(len(data.found.media), data.place)
+    for word in own:
+        put(given, word)
+    train: dict[str, Any] = typed(given, Recipe)["train"]
+    if group_by is not None:
+        if not isinstance(train["hold_out"], dict):
+            why = "`train.hold_out` is set" if "train.hold_out" in keys else f"split `{data.splits[0]}` is given"
+            raise UserError(f"--group-by is for media that are held out of {data.place}, and none are, as {why}")
+        train["hold_out"] = {**train["hold_out"], "group_by": group_by}
+    config = load_recipe({"train": train}).train  # checks the words
+    if not keys & {"train.steps", "train.epochs"}:
+        media = max(len(data.found.media), 1)
+        amount = config.hold_out.media if isinstance(config.hold_out, HoldOutConfig) else config.hold_out
+        share = 1 - (sample_count(media, amount) or 0) / media
+        train["steps"] = steps(train, data.learned, data.found, share)
+    elif "train.steps" not in keys:
+        train["steps"] = None
+    return train
 
 
 def _choose_models(
@@ -79,18 +103,31 @@ def _choose_models(
         own["n_levels"] = min(own.get("n_levels", MOST_LEVELS), 12, layers // 2, *levels)
 
 
-def split_line(recipe: Mapping[str, Any], found: Summary) -> str:
-    """Return what is held out of the data, with the keys that change it."""
-    held_out = recipe["train"].get("hold_out")
-    if not held_out:
-        return "evaluated on the split that was given (--validation)"
-    count = f"{held_out['media']} of {len(found.media):,} media are held out (train.hold_out.media)"
-    if not held_out["selecting"]:
-        return f"{count} and reported on; they are too few to choose the checkpoint as well, so none is chosen"
-    return f"{count}: one half chooses the checkpoint, the other one is reported (train.hold_out.selecting)"
+def split_line(recipe: Mapping[str, Any], data: Recognized) -> str:
+    """Return which media the run is evaluated on, with the keys that change it."""
+    held_out = recipe["train"]["hold_out"]
+    if isinstance(held_out, dict):
+        config = HoldOutConfig(**held_out)
+        count = f"{config.media} of {len(data.found.media):,} media are held out (train.hold_out.media)"
+        if config.selecting == 0:
+            few = "they are too few to choose the checkpoint as well, so " * (len(data.found.media) < LEAST_TO_SELECT)
+            return f"{count} and reported on; {few}none is chosen (train.hold_out.selecting)"
+        if config.selecting == 1:
+            return f"{count}: they choose the checkpoint and are reported on (train.hold_out.selecting)"
+        half = "one half" if config.selecting == 0.5 else f"{config.selecting:g} of them"
+        return f"{count}: {half} chooses the checkpoint, the other one is reported (train.hold_out.selecting)"
+    if held_out is not None:
+        return f"{held_out} of the samples are held out and reported on (train.hold_out)"
+    if not data.splits:
+        return "nothing is held out (train.hold_out), so the report is about data that was trained on"
+    if data.splits == (VALIDATION,):
+        return "split `validation`, which was given (--validation), chooses the checkpoint and is reported on"
+    if VALIDATION in data.splits:
+        return "split `validation` (--validation) chooses the checkpoint, split `test` is reported on"
+    return "evaluated on split `test`; none is given to choose the checkpoint (--validation)"
 
 
-def hold_out(media: int, group_by: str | None, place: str) -> dict[str, Any]:
+def hold_out(media: int, place: str) -> dict[str, Any]:
     """Return `train.hold_out` for this number of media: a tenth, at least 20, at most a quarter.
 
     Half of them select the checkpoint if there are 80 media or more. Raises `UserError` for fewer than 20.
@@ -101,8 +138,7 @@ def hold_out(media: int, group_by: str | None, place: str) -> dict[str, Any]:
             "--validation, or train on all of it by train.hold_out=null"
         )
     count = min(max(round(HELD_OUT * media), LEAST_HELD_OUT), int(MOST_HELD_OUT * media))
-    selecting = 0.5 if media >= LEAST_TO_SELECT else 0
-    return {"media": count, "selecting": selecting, **({"group_by": group_by} if group_by else {})}
+    return {"media": count, "selecting": 0.5 if media >= LEAST_TO_SELECT else 0}
 
 
 def _base(learned: Learned, modality: str) -> dict[str, Any]:

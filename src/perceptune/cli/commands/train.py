@@ -85,10 +85,11 @@ def training_recipe(options: Namespace) -> tuple[Any, Any]:
              ("task.fetch_media", options.fetch_media or None)]  # fmt: skip
     flags = [pair for pair in pairs if pair[1] is not None]
     data = None if options.resume else _recognized(options)
-    if data is not None and not options.recipe:
-        return _recipe_of(options, data), options.overrides
-    if options.group_by is not None:
+    is_alone = data is not None and not options.recipe
+    if options.group_by is not None and not is_alone:
         raise UserError("--group-by goes with --data and no recipe: with one, set train.hold_out.group_by")
+    if is_alone:
+        return _recipe_of(options, data), options.overrides
     overrides = [*flags, *_data_flags(options, data), *options.overrides]
     if options.recipe or data is not None:
         return options.recipe, overrides
@@ -103,10 +104,16 @@ def _recipe_of(options: Namespace, data: Any) -> dict[str, Any]:
     """Return the recipe for the data alone, and print what it was taken for."""
     from perceptune.training.default_recipe import default_recipe, split_line
 
-    given = [word.partition("=")[0] for word in options.overrides]
-    recipe = default_recipe(data, lm=options.lm, encoder=options.encoder, method=options.method,
-                            group_by=options.group_by, given=given)  # fmt: skip
-    print(f"{data.line}; {split_line(recipe, data.found)}", file=sys.stderr)
+    pairs = (word.split("=", 1) for word in options.overrides)
+    values = {key: value for key, value in pairs if not value.startswith("{")}  # keys count before flags
+    encoder = f"encoders.{data.found.modality}"
+    models = {"lm": ("lm", "lm.id"), "method": ("method", "method.name"), "encoder": (encoder, f"{encoder}.id")}
+    named = {
+        name: next((values[key] for key in keys if key in values), getattr(options, name))
+        for name, keys in models.items()
+    }
+    recipe = default_recipe(data, group_by=options.group_by, words=options.overrides, **named)
+    print(f"{data.line}; {split_line(recipe, data)}", file=sys.stderr)
     return {"name": Path(options.data).stem or "run", **recipe}
 
 

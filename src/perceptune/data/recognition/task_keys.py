@@ -30,6 +30,11 @@ class Recognized:
     doubt: UserError | None = None  # why it is open what is to be learned
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """Return the splits beside the training data."""
+        return tuple(split for split in ("validation", "test") if self.task.get(split) or split in self.form.splits)
+
+    @property
     def line(self) -> str:
         """Return what the data was taken for, each part with the flag or key that changes it."""
         media, samples = _counted(len(self.found.media), self.found.modality), _counted(self.found.samples, "sample")
