@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import blips
 import perceptune
 import support
 from perceptune.cli.main import run as cli
@@ -63,6 +64,18 @@ def test_the_written_recipe_evaluates_again(held: dict[str, Any], tmp_path: Path
     assert {k: v for k, v in first.items() if k not in changing} == {
         k: v for k, v in second.items() if k not in changing
     }
+
+
+def test_a_model_that_needs_its_medium_has_no_control_without(tmp_path: Path) -> None:
+    given = blips.recipe(blips.save_blip(tmp_path / "blip", "llama"), support.save_data(tmp_path / "data"))
+    given["train"], given["eval"] = support.train_section(steps=1), {"at_end": True}
+    perceptune.train(given, tmp_path / "run")
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert "accuracy_shuffled" in results
+    assert "accuracy_no_media" not in results
+    with pytest.raises(UserError, match=r"`backbone: instructblip` cannot answer without media: .*--no-media"):
+        perceptune.evaluate(tmp_path / "run", no_media=True)
+    assert cli(["eval", str(tmp_path / "run"), "--report"]) == 0
 
 
 def test_an_interrupted_training_is_not_evaluated(

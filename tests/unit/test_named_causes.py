@@ -26,7 +26,7 @@ def test_one_image_in_many_rows_has_no_statistics(dwarfs: Path, tmp_path: Path) 
 
 def test_nor_can_it_be_shuffled() -> None:
     rows = [Sample(str(i), {"image": Path("one.png")}, "color?") for i in range(12)]
-    said = r"two different media for `image`, the samples hold 1: .*eval\.shuffled_control=false"
+    said = r"two different media for `image`, the samples hold 1: .*eval\.shuffled_control and eval\.at_end"
     with pytest.raises(UserError, match=said):
         shuffle_media(rows, 0)
 

@@ -260,7 +260,7 @@ class EvalConfig(ConfigSection):
     )
     shuffled_control: bool = Field(False, description="evaluate with media shuffled among the samples, too")
     no_media_control: bool = Field(False, description="evaluate without any media, too")
-    at_end: bool = Field(False, description="evaluate after training with both controls, and print a report")
+    at_end: bool = Field(False, description="evaluate after training with the controls, and print a report")
     rank: Literal["choices"] | None = Field(
         None, description="answer with the most likely of each sample's `choices`; None = generate the answer"
     )

@@ -18,8 +18,10 @@ def shuffle_media(samples: Sequence[Sample], seed: int) -> list[Sample]:
     for modality in modalities:
         media = list(dict.fromkeys(s.media[modality] for s in samples if modality in s.media))
         if len(media) < 2:
-            raise UserError(f"the shuffled control needs two different media for `{modality}`, the samples hold "
-                            f"{len(media)}: evaluate more, or set eval.shuffled_control=false")  # fmt: skip
+            raise UserError(
+                f"the shuffled control needs two different media for `{modality}`, the samples hold {len(media)}: "
+                "evaluate more, or set eval.shuffled_control and eval.at_end to false"
+            )
         random.Random(seed).shuffle(media)
         following = dict(zip(media, media[1:] + media[:1], strict=True))
         moved = [

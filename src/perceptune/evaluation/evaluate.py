@@ -67,14 +67,11 @@ def evaluate(
     with world.synced_errors():
         run = local_run(run)
         model = load(run, trust=trust, overrides=overrides, device=world.loading_device, ready=world.size == 1)
-        config = model.recipe.eval
         part = None if task is None else NamedPart(**task)
         own = evaluated_set(model.recipe, part, split, samples)
         runner.require_answerable(model, own.samples)
-        wanted = {"shuffled": config.shuffled_control or config.at_end if control is None else control,
-                  "no_media": config.no_media_control or config.at_end if no_media is None else no_media}  # fmt: skip
-        controls = {name: CONTROLS[name](own.samples, model.recipe.seed) for name in CONTROLS if wanted[name]}
-        given = config.others if task is None else {}
+        controls = _controls(model, own.samples, control, no_media)
+        given = model.recipe.eval.others if task is None else {}
         others = {name: evaluated_set(model.recipe, other.task, other.split, other.samples)
                   for name, other in given.items()}  # fmt: skip
 
@@ -117,6 +114,22 @@ def evaluate(
         return results
 
     return world.run_on_main(written)
+
+
+def _controls(
+    model: AdaptedModel, samples: Sequence[Sample], shuffled: bool | None, no_media: bool | None
+) -> dict[str, Sequence[Sample]]:
+    """Return the samples of the controls that are wanted; None: as the recipe says."""
+    config, needs_media = model.recipe.eval, bool(model.required_modalities)
+    if shuffled is None:
+        shuffled = config.shuffled_control or config.at_end
+    if no_media is None:
+        no_media = config.no_media_control or (config.at_end and not needs_media)
+    if no_media and needs_media:
+        raise UserError(f"`backbone: {model.recipe.backbone}` cannot answer without media: leave out --no-media and "
+                        "eval.no_media_control")  # fmt: skip
+    wanted = {"shuffled": shuffled, "no_media": no_media}
+    return {name: CONTROLS[name](samples, model.recipe.seed) for name in CONTROLS if wanted[name]}
 
 
 def _evaluate_other(

@@ -48,7 +48,7 @@ def default_recipe(
     every = "epoch" if train["steps"] is None else max(1, train["steps"] // _EVALUATIONS)
     recipe["eval"] = {
         **{key: value for key, value in recipe.get("eval", {}).items() if key not in ("split", "samples")},
-        "at_end": True, "shuffled_control": True, "no_media_control": True,
+        "at_end": True,
         **({"rank": "choices"} if data.learned.kind == "classes" else {}),
         **({"every": every, "patience": _PATIENCE} if chooses else {}),
     }  # fmt: skip

@@ -54,7 +54,7 @@ def run(options: Namespace) -> None:
     words = options.overrides
     if task is not None or options.gap:
         words = [word for word in words if not word.startswith("task.")]
-    overrides = [*others, *words]
+    overrides = [*others, *(["eval.at_end=true"] if options.report else []), *words]  # which has the same report
     folder = _folder(options, task)
     split = None if options.gap else options.split
     common = {"samples": options.samples, "trust": options.trust, "task": task, "command": options.words}
@@ -67,8 +67,7 @@ def run(options: Namespace) -> None:
         results = rescore(options.run, options.predictions, folder, split=split, **common)
     else:
         results = evaluate(
-            options.run, control=options.control or options.report or None,
-            no_media=options.no_media or options.report or None, split=split, overrides=overrides,
+            options.run, control=options.control, no_media=options.no_media, split=split, overrides=overrides,
             into=folder, join_timeout=options.join_timeout, **common,
         )  # fmt: skip
     found = first_look(options.run, folder, task=task, trust=options.trust) if wants_report else None
