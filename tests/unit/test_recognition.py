@@ -37,3 +37,54 @@ def test_validation_data_of_a_published_set_is_joined(tmp_path: Path) -> None:
     rows = forms.FORMS["json_lines_of_captions"](tmp_path / "rows")
     with pytest.raises(UserError, match=r"--validation .*: JSON lines \(jsonl\), but --data is COCO captions"):
         recognize_task(case.place, validation=rows.place)
+
+
+def beside_each_other(folder: Path) -> Path:
+    """Tables of two splits, whose media have the same names in folders of their own."""
+    for number, split in enumerate(("train", "val")):
+        for name in "ab":
+            forms.write(folder / split / f"{name}.png", forms.picture(number))
+        rows = [["image", "caption"], *([f"{name}.png", f"{name} of {split}"] for name in "ab")]
+        forms.write(folder / f"{split}.csv", forms.table(rows))
+    return folder
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_each_split_has_its_own_media(is_folder: bool, tmp_path: Path) -> None:
+    folder = beside_each_other(tmp_path / "data")
+    place, other = (str(folder), None) if is_folder else (str(folder / "train.csv"), str(folder / "val.csv"))
+    found = recognize_task(place, validation=other)
+    assert f"media in {folder}/train, {folder}/val (--media)" in found.line
+    task = task_of(NamedPart(**found.task))
+    seen = {split: {sample.media["image"].parent.name for sample in task.samples(split)} for split in task.splits}
+    assert seen == {"train": {"train"}, "validation": {"val"}}
+    assert found.splits == ("validation",)
+
+
+def test_validation_data_of_another_form_or_folder_is_refused(tmp_path: Path) -> None:
+    rows = beside_each_other(tmp_path / "rows")
+    lines = forms.FORMS["json_lines_of_captions"](tmp_path / "lines").place
+    with pytest.raises(UserError, match=r"--validation .*rows.ndjson: JSON lines \(jsonl\), but --data is a CSV table"):
+        recognize_task(str(rows / "train.csv"), validation=lines)
+    table = forms.FORMS["parquet_with_bytes"](tmp_path / "table").place
+    with pytest.raises(UserError, match=r"--validation .*put its files into one folder, as train.parquet and"):
+        recognize_task(table, validation=table)
+
+
+def test_annotations_of_another_folder_are_not_those_of_the_first(tmp_path: Path) -> None:
+    places = []
+    for part, number in (("one", 3), ("other", 2)):
+        names = forms.pictures(tmp_path / part, "{n}.png")
+        places.append(forms.write(tmp_path / part / "captions.json", json.dumps(forms.coco(names[:number]))))
+    task = task_of(NamedPart(**recognize_task(str(places[0]), validation=str(places[1])).task))
+    assert {split: len(task.samples(split)) for split in task.splits} == {"train": 6, "validation": 2}
+
+
+def test_a_folder_of_media_is_never_ignored(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    forms.FORMS["image_folder"](folder)
+    (folder / "part").rename(tmp_path / "part")
+    task = task_of(NamedPart(**recognize_task(str(folder), media=str(tmp_path)).task))
+    assert len(task.samples("train")) == forms.COUNT
+    with pytest.raises(UserError, match=r"--media x: WebDataset shards .*hold their media themselves"):
+        recognize_task(forms.FORMS["tar"](tmp_path / "tar").place, media="x")

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -199,7 +199,7 @@ def absolute_files(task: dict[str, Any]) -> dict[str, Any]:
     return task | {
         key: absolute(name)
         for key, name in paths.items()
-        if not re.search(r"\bstr\b", str(fields[key].annotation)) or _lies_in(Path.cwd(), name)
+        if str not in get_args(fields[key].annotation) or _lies_in(Path.cwd(), name)
     }
 
 

@@ -97,6 +97,8 @@ def _are_in_classes(path: Path, content: _Content, readings: Sequence[tuple[Form
     if any("annotations" in form.options for form, _ in readings):
         return False  # of a published set, whose folders are known
     folders = {file.parent for file in content.media if file.parent != path}
+    if readings and all(split_in(folder.name) for folder in folders):
+        return False  # the media of splits
     return len(folders) > (1 if readings else 0)
 
 
@@ -142,12 +144,7 @@ def _tabular(path: Path, tables: Sequence[Path], split: str, inner: Inner) -> Fo
         return inner(by_split[split], split)
     if len(by_split) != len(tables) or "train" not in by_split:
         raise several(path, [(table.name, f"--data {table}") for table in tables[:6]])
-    forms = {name: inner(file, name) for name, file in by_split.items()}
-    form = forms["train"]
-    if "annotations" in form.options:
-        return joined(forms)
-    options = form.options | {name: str(file) for name, file in by_split.items()}
-    return replace(form, options=options, splits=tuple(by_split))
+    return joined({name: inner(file, name) for name, file in by_split.items()})
 
 
 def _is_answers_to(table: Path, tables: Sequence[Path]) -> bool:
@@ -156,15 +153,36 @@ def _is_answers_to(table: Path, tables: Sequence[Path]) -> bool:
 
 
 def joined(forms: Mapping[str, Form]) -> Form:
-    """Join the forms of a published set's splits."""
-    annotations: dict[str, Any] = {}
-    for name, form in forms.items():
-        annotations[name] = form.options["annotations"][name]
+    """Join forms of the splits of one data set. Raises `UserError` if they have different readers."""
     form = forms["train"]
-    folders = {name: one.options.get("media", one.options["dir"]) for name, one in forms.items()}
-    unused: dict[str, list[str]] = {name: [] for name in form.options["annotations"] if name not in annotations}
-    media = {"media": folders} if len({*folders.values()}) > 1 else {}
-    return replace(form, options={**form.options, "annotations": annotations | unused, **media}, splits=tuple(forms))
+    for name, one in forms.items():
+        if one.reader != form.reader:
+            what = f"split `{name}` is {one.what} ({one.reader}), split `train` is {form.what} ({form.reader})"
+            raise UserError(f"{what}: convert one of them by `data convert`")
+    is_published = "annotations" in form.options
+    options = _annotations(forms) if is_published else {name: one.options[name] for name, one in forms.items()}
+    folders = {name: _media_folder(one, name) for name, one in forms.items()}
+    if len({*folders.values()}) > 1 and (is_published or any("media" in one.options for one in forms.values())):
+        options["media"] = folders
+    return replace(form, options={**form.options, **options}, splits=tuple(forms))
+
+
+def _annotations(forms: Mapping[str, Form]) -> dict[str, Any]:
+    """Return the annotation files of a published set's splits, absolute ones of another folder than the first's."""
+    first, found = forms["train"].options, dict[str, Any]()
+    for name, one in forms.items():
+        files, place = one.options["annotations"][name], Path(one.options["dir"])
+        if one.options["dir"] != first["dir"]:
+            files = str(place / files) if isinstance(files, str) else [str(place / file) for file in files]
+        found[name] = files
+    unused: dict[str, list[str]] = {name: [] for name in first["annotations"] if name not in found}
+    return {"annotations": found | unused}
+
+
+def _media_folder(form: Form, split: str) -> str:
+    """Return the folder that names of a split's media are relative to."""
+    own = form.options["dir"] if "dir" in form.options else Path(form.options[split]).parent
+    return str(Path(form.options.get("media") or own).absolute())
 
 
 def _keys(split: str, path: Path) -> dict[str, str]:

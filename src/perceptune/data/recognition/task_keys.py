@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from perceptune.config.hold_out import VALIDATION
 from perceptune.config.overrides import put, typed
 from perceptune.config.recipe import Recipe
 from perceptune.config.registry import leaf
@@ -16,6 +17,7 @@ from perceptune.data.tasks.base import GivenFiles
 from perceptune.errors import UserError
 
 _TASK = "task."
+_CONVERSATIONS = ("llava", "messages")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Recognized:
     @property
     def splits(self) -> tuple[str, ...]:
         """Return the splits beside the training data."""
-        return tuple(split for split in ("validation", "test") if self.task.get(split) or split in self.form.splits)
+        return tuple(split for split in (VALIDATION, "test") if self.task.get(split) or split in self.form.splits)
 
     @property
     def line(self) -> str:
@@ -42,7 +44,8 @@ class Recognized:
         parts = [f"{self.form.what} (--task {self.form.reader}): {samples} with {media}, {kind}"]
         parts += self.form.guesses
         if (folder := self.task.get("media")) is not None:
-            parts.append(f"media in {folder} (--media)")
+            listed = ", ".join(folder.values()) if isinstance(folder, dict) else folder
+            parts.append(f"media in {listed} (--media)")
         if (prompt := self.task.get("prompt")) is not None:
             parts.append(f"question `{prompt}` (task.prompt)")
         parts.append(f"metric {self.task.get('metric', _metric_of(self.form))} (task.metric)")
@@ -60,7 +63,8 @@ def recognize_task(
     """
     form, given = find_reader(place, split=split, media=media, reader=reader, words=words, settings=settings)
     if validation is not None:
-        form = _with_validation(form, validation, media)
+        known = {**({} if media is None else {"media": media}), **_texts(words)}
+        form = _with_validation(form, validation, reader, known)
     found, doubt = probe(form, given, split), None
     try:
         learned = find_kind(form, found, given)
@@ -87,19 +91,39 @@ def find_reader(
     else:
         form = recognize(place, split=split, media=media, given=texts)
     kept = {key: value for key, value in (settings or {}).items() if key in _fields(form.reader)}
-    folder = {"media": media} if media is not None and reader else {}
+    folder = {} if media is None or "media" in form.options else {"media": media}
+    if folder and "media" not in _fields(form.reader):
+        raise UserError(f"--media {media}: {form.what} (--task {form.reader}) hold their media themselves")
     return form, {**kept, **folder, **task_options(words, form.reader)}
 
 
-def _with_validation(form: Form, place: str, media: str | None) -> Form:
-    """Return a form with further data, of the same form, as its split `validation`."""
-    if "annotations" in form.options:
-        other = recognize(place, split="validation", media=media)
-        if other.reader != form.reader:
-            raise UserError(f"--validation {place}: {other.what} ({other.reader}), but --data is {form.what}")
-        return joined({"train": form, "validation": other})
-    keys = validation_keys(form.reader, place)
-    return replace(form, options={**form.options, **keys}, splits=("train", "validation"))
+def _with_validation(form: Form, place: str, reader: str | None, given: Mapping[str, str]) -> Form:
+    """Return a form with further data as its split `validation`, whose media may lie in another folder.
+
+    `given` are options of the reader, and `reader` the task if it was named.
+    """
+    is_published = "annotations" in form.options
+    keys = {} if is_published else validation_keys(form.reader, place)
+    other: Form | None = None
+    try:
+        other = recognize(place, split=VALIDATION, media=given.get("media"), given=given)
+    except UserError:  # the reader names what is wrong with its data
+        if is_published:
+            raise
+    if other is not None and {form.reader, other.reader} == {*_CONVERSATIONS}:  # each reads what the other one does
+        other = replace(other, reader=form.reader)
+    if other is None or (other.reader != form.reader and reader is not None):
+        return replace(form, options={**form.options, **keys}, splits=("train", VALIDATION))
+    if other.reader != form.reader:
+        raise UserError(
+            f"--validation {place}: {other.what} ({other.reader}), but --data is {form.what} ({form.reader})"
+        )
+    if "path" in form.options:
+        raise UserError(
+            f"--validation {place}: `--task {form.reader}` reads one data set: put its files into one folder, as "
+            "train.parquet and validation.parquet, or name its split"
+        )
+    return joined({"train": form, VALIDATION: other})
 
 
 def _fields(reader: str) -> Mapping[str, Any]:

@@ -32,7 +32,9 @@ class LazyRows(GivenFiles):
         train: Path
         validation: Path | None = None
         test: Path | None = None
-        media: Path | None = Field(None, description="folder of the media; None = the folder of the file")
+        media: Path | dict[str, Path] | None = Field(
+            None, description="folder of the media, or split → folder; None = the folder of the file"
+        )
         prompt: str | None = Field(None, description="prompt of rows that have none")
         check_files: bool = Field(True, description="check that every medium exists before the first step")
         skip_missing: int = Field(0, ge=0, description="missing media per split that may be skipped")
@@ -55,7 +57,13 @@ class LazyRows(GivenFiles):
 
     def _folder(self, split: str) -> Path:
         """Return the folder to which names of media are relative."""
-        return self._options.media or Path(self._given[split].parent)
+        return self._media_folder(split) or Path(self._given[split].parent)
+
+    def _media_folder(self, split: str) -> Path | None:
+        """Return the folder that `media` names for a split."""
+        given = self._options.media
+        found: Path | None = given.get(split) if isinstance(given, dict) else given
+        return found
 
     def _read(self, split: str) -> Sequence[Sample]:
         """Check the whole file once; then read each row on access."""

@@ -96,7 +96,7 @@ class Folder(base.Converted):
         return _by_case(rows, self._names())
 
     def _folder(self, split: str) -> Path:
-        return self._options.media or self._given[split]
+        return self._media_folder(split) or self._given[split]
 
     def form(self, split: str) -> list[str]:
         """Return the notes of every reader, and one on skipped files."""
