@@ -125,6 +125,11 @@ def test_only_the_test_is_evaluated_with_controls(
     assert [(one.get("control"), one.get("no_media")) for one in given] == [(wanted, wanted)]
 
 
+def test_no_setting_is_evaluated_on_the_test_before_it_is_selected(written: Path) -> None:
+    plan = make_plan([str(written)], ["method.n_levels=2", "eval.at_end=true"])
+    assert {(row.recipe.eval.at_end, row.recipe.eval.shuffled_control) for row in plan.entries} == {(False, True)}
+
+
 def test_a_probe_answers_each_sample_once(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan([str(written)], ["method.n_levels=2", "eval.no_media_control=true"])
     given: list[dict[str, Any]] = []

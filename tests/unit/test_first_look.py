@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from perceptune.evaluation.first_look import _examples, suggestions
+from perceptune.errors import UserError
+from perceptune.evaluation.first_look import _constant, _examples, suggestions
 
 GOOD = {
-    "trained_on": False, "gap": 0.3, "gap_interval": [0.2, 0.4], "interval": [0.6, 0.7], "media": 500,
-    "always": {"answer": "red", "score": 0.2}, "loss": (1.0, 1.0),
+    "trained_on": False, "chosen_on": False, "gap": 0.3, "gap_interval": [0.2, 0.4], "interval": [0.6, 0.7],
+    "media": 500, "always": {"answer": "red", "score": 0.2}, "loss": (1.0, 1.0),
 }  # fmt: skip
 
 
@@ -22,6 +23,7 @@ GOOD = {
         ({"always": {"answer": "red", "score": 0.65}}, "Answering always `red` scores 0.650"),
         ({"media": 12}, "12 media make a wide interval (0.600 to 0.700)"),
         ({"trained_on": True}, "were trained on"),
+        ({"chosen_on": True}, "These samples chose the checkpoint"),
         ({"loss": None, "always": None, "gap": None, "gap_interval": None}, "No rule applies"),
     ],
 )
@@ -57,3 +59,18 @@ def test_captions_show_the_best_and_the_worst() -> None:
     found = _examples(rows("CIDEr", 0.1, 0.9, 0.5, 0.3, 0.7, 0.2, 0.8), "CIDEr")
     assert [row["medium"] for row in found["best"]] == ["1.png", "6.png", "4.png", "2.png", "3.png"]
     assert [row["medium"] for row in found["worst"]] == ["0.png", "5.png", "3.png", "2.png", "4.png"]
+
+
+class Elsewhere:
+    """A task whose training data is on another machine."""
+
+    splits = ("train",)
+
+    def samples(self, split: str) -> list[Any]:
+        raise UserError(f"cannot read {split}.jsonl")
+
+
+def test_a_report_needs_no_training_data(capsys: pytest.CaptureFixture[str]) -> None:
+    task: Any = Elsewhere()
+    assert _constant(task, task, "accuracy", {}) is None
+    assert "most frequent training answer is left out: cannot read train.jsonl" in capsys.readouterr().err

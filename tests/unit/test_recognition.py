@@ -88,3 +88,17 @@ def test_a_folder_of_media_is_never_ignored(tmp_path: Path) -> None:
     assert len(task.samples("train")) == forms.COUNT
     with pytest.raises(UserError, match=r"--media x: WebDataset shards .*hold their media themselves"):
         recognize_task(forms.FORMS["tar"](tmp_path / "tar").place, media="x")
+
+
+def saved(folder: Path, *splits: str) -> str:
+    for split in splits:
+        columns = {"image": [forms.picture(n) for n in range(2)], "text": ["a cup", "a bowl"]}
+        forms.parquet(folder / f"{split}-00000-of-00001.parquet", columns)
+    return str(folder)
+
+
+def test_nothing_is_trained_on_the_split_that_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"splits `validation`, `test`, none of them called `train`.*task.train="):
+        recognize_task(saved(tmp_path / "none", "validation", "test"))
+    found = recognize_task(saved(tmp_path / "one", "test"))
+    assert (found.task["train"], found.splits) == ("test", ())

@@ -12,10 +12,11 @@ import pytest
 from pydantic import ValidationError
 
 from perceptune.config.registry import leaf
-from perceptune.data.tasks.base import Task
+from perceptune.data.tasks.base import GivenFiles, Task
 from perceptune.data.tasks.easy_vqa import EasyVQA
 from perceptune.data.tasks.jsonl import JSONLines
 from perceptune.errors import UserError
+from perceptune.types import Sample
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -253,3 +254,20 @@ def test_a_truncated_archive(tmp_path: Path) -> None:
         (tmp_path / "rows.jsonl.gz").write_bytes(data)
         with pytest.raises(UserError, match="cannot read"):
             JSONLines(JSONLines.Options(train=tmp_path / "rows.jsonl.gz")).samples("train")
+
+
+class Own(GivenFiles):
+    """A reader of another author, which has all samples at once."""
+
+    class Options(GivenFiles.Options):
+        train: Path
+        validation: Path | None = None
+        test: Path | None = None
+
+    def samples(self, split: str) -> list[Sample]:
+        return [Sample("a", {}, "which?", ("this",))]
+
+
+def test_a_reader_of_another_author_needs_samples_alone(tmp_path: Path) -> None:
+    own = Own(Own.Options(train=tmp_path, metric="CIDEr"))
+    assert [row.id for _, row in own.examine("train").rows if isinstance(row, Sample)] == ["a"]

@@ -1,6 +1,6 @@
 """Splits by the names that folders, files and data sets usually give them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from perceptune.data.media.suffixes import PassedOver, is_hidden, modality_of, walk
@@ -17,6 +17,14 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 def split_of(name: str) -> str | None:
     """Return the split that is usually called `name`, in any letter case; None if there is none."""
     return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
+
+
+def split_called(key: str, names: Sequence[str], place: str) -> str | None:
+    """Return the split among `names` that is usually called `key`. Raises `UserError` if there are two."""
+    found = [name for name in names if split_of(name) == key]
+    if len(found) > 1 and key not in found:
+        raise UserError(f"{place}: {' and '.join(f'`{name}`' for name in found)} could both be the split `{key}`")
+    return key if key in found else next(iter(found), None)
 
 
 def split_in(name: str) -> str | None:

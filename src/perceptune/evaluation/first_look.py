@@ -1,7 +1,9 @@
 """A first look at a run: its metric beside simple baselines, examples, and what the numbers suggest to try next."""
 
+import gc
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +11,9 @@ from typing import Any
 
 from perceptune.config.schema import NamedPart
 from perceptune.data.build_task import make_task, task_of
+from perceptune.data.holdout_split import selecting_splits
 from perceptune.data.tasks.base import Task
+from perceptune.errors import UserError
 from perceptune.evaluation.evaluate import evaluate
 from perceptune.evaluation.results import PREDICTIONS, RESULTS, gap_name
 from perceptune.evaluation.runner import select_subset
@@ -25,6 +29,7 @@ FALLING = 0.98  # of the loss in the fifth of the steps before the last
 def evaluate_at_end(run: Path, *, trust: bool = False, join_timeout: float | None = None) -> None:
     """Evaluate a run that has been trained, if its recipe says so (`eval.at_end`)."""
     if read_recipe(run, trust=trust).eval.at_end:
+        gc.collect()  # the trained model has reference cycles (hooks): free its memory before it is loaded again
         evaluate(run, trust=trust, join_timeout=join_timeout)
 
 
@@ -40,9 +45,11 @@ def first_look(
     own = make_task(recipe) if recipe.task else None
     judged = own if task is None else task_of(NamedPart(**task))
     metric = results["metrics"][0] if judged is None else judged.metric
+    chosen = [] if own is None or recipe.eval.every is None else selecting_splits(own.splits)
     found: dict[str, Any] = {
         "metric": metric, "value": results[metric], "interval": results[f"{metric}_interval"],
         "split": results["split"], "samples": len(rows), "trained_on": results["trained_on_this_split"],
+        "chosen_on": task is None and results["split"] == (recipe.eval.during_split or next(iter(chosen), None)),
         "media": len({json.dumps(row["media"], sort_keys=True) if row["media"] else row["id"] for row in rows}),
         "shuffled": results.get(f"{metric}_shuffled"), "no_media": results.get(f"{metric}_no_media"),
         "gap": results.get(gap_name(metric)), "gap_interval": results.get(f"{gap_name(metric)}_interval"),
@@ -56,6 +63,11 @@ def suggestions(found: Mapping[str, Any]) -> list[str]:
     said = []
     if found["trained_on"]:
         said.append("These samples were trained on: hold some out (`train.hold_out`), or name a --validation file.")
+    if found["chosen_on"]:
+        said.append(
+            "These samples chose the checkpoint, so the value is a little too high: report on others, by a split "
+            "`test` or `train.hold_out`."
+        )
     if (gap := found["gap_interval"]) is not None and gap[0] <= 0:
         said.append(
             f"With shuffled media the answers are as good (gap {found['gap']:+.3f}, {gap[0]:+.3f} to {gap[1]:+.3f}): "
@@ -105,7 +117,11 @@ def _constant(own: Task | None, judged: Task | None, metric: str, results: Mappi
     """Return the most frequent training answer, and its score as the answer to every evaluated sample."""
     if own is None or judged is None:
         return None
-    counts = Counter(own.clean(target) for sample in own.samples(own.splits[0]) for target in sample.targets)
+    try:
+        counts = Counter(own.clean(target) for sample in own.samples(own.splits[0]) for target in sample.targets)
+    except UserError as error:  # such as the training data of a run from another machine
+        print(f"the most frequent training answer is left out: {error}", file=sys.stderr)
+        return None
     if not counts:
         return None
     [(answer, _)] = counts.most_common(1)

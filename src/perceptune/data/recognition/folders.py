@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from perceptune.data.media.suffixes import PassedOver, modality_of, suffix_of, walk
 from perceptune.data.recognition.form import Form, several
-from perceptune.data.splits import METADATA, SPLIT_NAMES, split_folders, split_in
+from perceptune.data.splits import METADATA, SPLIT_NAMES, split_called, split_folders, split_in
 from perceptune.errors import UserError
 
 _TABLES = ("jsonl", "ndjson", "json", "csv", "tsv", "xlsx", "txt")
@@ -124,14 +124,22 @@ def _saved(path: Path, split: str) -> Form:
 
     names = local_splits(path)
     options: dict[str, Any] = {"path": str(path)}
-    by_role = {role: name for role, aliases in SPLIT_NAMES.items() for name in names if name.lower() in aliases}
-    if split == "train":
-        options |= by_role or {"train": names[0]} if names else {}
-    else:
+    by_role = {role: name for role in SPLIT_NAMES if (name := split_called(role, names, str(path)))}
+    guesses: tuple[str, ...] = ()
+    if split != "train":
         chosen = by_role.get(split) or by_role.get("test") or (names[0] if names else "train")
         options |= {"train": chosen, split: chosen}
+    elif "train" in by_role or not names:
+        options |= by_role
+    elif by_role and len(names) > 1:
+        raise UserError(f"{path} holds the splits {_listed(names)}, none of them called `train`: name one to train on "
+                        f"by --task hf-dataset task.train={names[0]}")  # fmt: skip
+    else:
+        options["train"] = names[0]
+        guesses = (f"split `{names[0]}` of {_listed(names)} (task.train)",) if len(names) > 1 else ()
     splits = tuple(name for name in SPLIT_NAMES if name in options)
-    return Form("a data set of `datasets`", "hf-dataset", options, splits=splits if split == "train" else (split,))
+    splits = splits if split == "train" else (split,)
+    return Form("a data set of `datasets`", "hf-dataset", options, guesses, splits=splits)
 
 
 def _tabular(path: Path, tables: Sequence[Path], split: str, inner: Inner) -> Form:

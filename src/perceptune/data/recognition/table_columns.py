@@ -42,7 +42,7 @@ def with_columns(form: Form, path: Path, media: str | None, given: Mapping[str, 
         key: value for key, value in chosen.items() if value is not None and value != _OWN.get(key) and key not in given
     }
     options = {**form.options, **known, **({} if folder is None else {"media": str(folder)})}
-    return replace(form, options=options, guesses=told(known), answers=answers_of(columns))
+    return replace(form, options=options, guesses=(*form.guesses, *told(known)), answers=answers_of(columns))
 
 
 def with_metadata(form: Form, given: Mapping[str, Any]) -> Form:

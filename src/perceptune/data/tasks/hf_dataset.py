@@ -20,7 +20,7 @@ from perceptune.data.hf_files import folder_of, load, local_splits, names_in_sch
 from perceptune.data.lazy_rows import Census, LazyRows
 from perceptune.data.media.remote_media import RemoteMedia
 from perceptune.data.records import Record, RowError
-from perceptune.data.splits import SPLIT_NAMES, split_of
+from perceptune.data.splits import SPLIT_NAMES, split_called
 from perceptune.data.tasks.base import MODALITIES, InvalidRows, Sources, check_split, class_name
 from perceptune.errors import UserError
 from perceptune.types import Sample
@@ -62,7 +62,7 @@ class HFDataset(Sources):
             return {"path": place} | ({split: split} if split in ("validation", "test") else {})
         if len(names) == 1 and split in ("validation", "test"):
             return {"path": place, "train": names[0], split: names[0]}
-        keys = {key: name for key in SPLIT_NAMES if (name := _split_called(key, names, place))}
+        keys = {key: name for key in SPLIT_NAMES if (name := split_called(key, names, place))}
         if len(names) == 1 and not keys:
             keys = {"train": names[0]}
         return {"path": place} | {key: name for key, name in keys.items() if (key, name) != ("train", "train")}
@@ -202,14 +202,6 @@ class _Rows:
         if "int" not in getattr(own, "dtype", ""):
             return None
         return given or getattr(own, "names", None) or names_in_schema(self._data, path, split, key)
-
-
-def _split_called(key: str, names: Sequence[str], place: str) -> str | None:
-    """Return the split among `names` that is usually called `key`. Raises `UserError` if there are two."""
-    found = [name for name in names if split_of(name) == key]
-    if len(found) > 1 and key not in found:
-        raise UserError(f"{place}: {' and '.join(f'`{name}`' for name in found)} could both be the split `{key}`")
-    return key if key in found else next(iter(found), None)
 
 
 def _is_plain(feature: Any) -> bool:

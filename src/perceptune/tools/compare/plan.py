@@ -192,7 +192,11 @@ def _splits(recipe: Recipe, *, selects: bool) -> tuple[str, str | None, str]:
 
 def _entry(label: str, recipe: Recipe, settings: Sequence[Setting]) -> PlannedRow:
     shown = summarize(recipe)
-    alone = recipe.model_copy(update={"compare": CompareConfig()})  # a run is independent of the others
+    # A run is independent of the others, and evaluated on the test only if its setting is selected.
+    evaluation = recipe.eval.model_copy(
+        update={"at_end": False, "shuffled_control": recipe.eval.shuffled_control or recipe.eval.at_end}
+    )
+    alone = recipe.model_copy(update={"compare": CompareConfig(), "eval": evaluation})
     entry = PlannedRow(label, alone, shown["trainable"], shown["share"], tuple(settings))
     for setting in settings:
         method_options(entry.with_(setting, recipe.seed))
