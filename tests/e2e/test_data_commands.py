@@ -62,6 +62,15 @@ def test_nothing_of_the_data_steers_the_terminal(desk: Path, said: Said) -> None
     out, _ = said()
     assert "\\x1b[2J" in out
     assert not re.search(r"[^\n -~]", out)
+    image = planted.good(0)["image"]
+    row = {"\x1b[2Jpicture": image, "question": "what?", "answer": "a"}
+    two = {"\x1b[2Jother": image}
+    for words, change in (["data", "check", "my.jsonl"], {}), (["train", "--data", "my.jsonl"], two):
+        write(desk, json.dumps({**row, **change}).encode())
+        assert cli(words) == 2 * len(change)
+        _, err = said()
+        assert "\\x1b[2J" in err
+        assert not re.search(r"[^\n -~]", err)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from perceptune.errors import UserError
-from perceptune.evaluation.first_look import _constant, _examples, suggestions
+from perceptune.evaluation.first_look import _constant, _examples, report_lines, suggestions
 
 GOOD = {
     "trained_on": False, "chosen_on": False, "gap": 0.3, "gap_interval": [0.2, 0.4], "interval": [0.6, 0.7],
@@ -30,6 +30,14 @@ GOOD = {
 def test_one_number_is_one_suggestion(change: dict[str, Any], words: str) -> None:
     [said] = suggestions({**GOOD, **change})
     assert words in said
+
+
+def test_nothing_of_the_data_steers_the_terminal() -> None:
+    row = {"medium": "\x1b[1m.png", "prompt": "what?\n", "answer": "\x1b[2J", "targets": ["\x07"]}
+    found = {**GOOD, "metric": "accuracy", "value": 0.6, "samples": 9, "split": "test", "shuffled": None,
+             "no_media": None, "always": {"answer": "\x1b]0;title\x07", "score": 0.7}, "wrong": [row],
+             "next": ["\x1b"]}  # fmt: skip
+    assert all(line.isprintable() for line in report_lines(found))
 
 
 def rows(metric: str, *values: float) -> list[dict[str, Any]]:

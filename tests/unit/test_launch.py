@@ -11,6 +11,7 @@ import pytest
 from perceptune.errors import UserError
 from perceptune.utils import run_log
 from perceptune.utils.launch_environment import Launch, join, read_launch
+from perceptune.utils.terminal import print_note
 
 WHOLE = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
 
@@ -52,12 +53,16 @@ def test_what_makes_no_sense_is_named(environment: dict[str, str], words: str) -
         read_launch(environment)
 
 
-def test_a_rank_that_was_left_set_silences_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_was_left_set_silences_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert run_log.is_main_process()
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert not run_log.is_main_process()
+    print_note("what the data was taken for")
+    assert capsys.readouterr().err == ""
 
 
 def free_port() -> int:

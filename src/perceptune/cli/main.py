@@ -11,6 +11,7 @@ from perceptune._version import __version__
 from perceptune.cli.parsing import Parser, place_overrides
 from perceptune.config.registry import leaves
 from perceptune.errors import NonMainProcessError, UserError
+from perceptune.utils.terminal import printable
 
 
 def parser() -> Parser:
@@ -53,7 +54,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except NonMainProcessError:
         return 2
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", "\n".join(map(printable, str(error).split("\n"))), file=sys.stderr)
         return 2
     except BrokenPipeError:  # `perceptune show ... | head`
         sys.stderr.close()

@@ -3,7 +3,6 @@
 import gc
 import json
 import random
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from perceptune.evaluation.runner import select_subset
 from perceptune.models.run_folder import read_recipe
 from perceptune.models.run_location import local_run
 from perceptune.utils.run_log import read_log
+from perceptune.utils.terminal import print_note, printable
 
 EXAMPLES, SEED = 5, 0
 FEW = 100  # media; with fewer an interval is wide
@@ -105,7 +105,8 @@ def report_lines(found: Mapping[str, Any]) -> list[str]:
     for part in ("right", "wrong", "best", "worst"):
         if found.get(part):
             lines += ["", f"{part}:", *map(_example_line, found[part])]
-    return [*lines, "", "what to try next:", *(f"  - {text}" for text in found["next"])]
+    lines += ["", "what to try next:", *(f"  - {text}" for text in found["next"])]
+    return list(map(printable, lines))
 
 
 def _example_line(row: Mapping[str, Any]) -> str:
@@ -120,7 +121,7 @@ def _constant(own: Task | None, judged: Task | None, metric: str, results: Mappi
     try:
         counts = Counter(own.clean(target) for sample in own.samples(own.splits[0]) for target in sample.targets)
     except UserError as error:  # such as the training data of a run from another machine
-        print(f"the most frequent training answer is left out: {error}", file=sys.stderr)
+        print_note(f"the most frequent training answer is left out: {error}")
         return None
     if not counts:
         return None

@@ -7,7 +7,6 @@ Examples:
 """
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from perceptune.cli.parsing import Namespace, Parser
 from perceptune.errors import UserError
 from perceptune.utils.paths import local_name
 from perceptune.utils.run_log import is_main_process
+from perceptune.utils.terminal import print_note
 
 
 def add_arguments(parser: Parser) -> None:
@@ -107,7 +107,7 @@ def named_task(options: Namespace) -> dict[str, Any] | None:
     data = recognize_task(place, **how)
     if data.doubt is not None:
         raise data.doubt
-    print(data.line, file=sys.stderr)
+    print_note(data.line)
     return absolute_files(data.task)
 
 

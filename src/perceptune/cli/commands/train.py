@@ -6,7 +6,6 @@ Examples:
   perceptune train --resume --run runs/mine
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from perceptune.cli.output import out
 from perceptune.cli.parsing import Namespace, Parser
 from perceptune.errors import UserError
+from perceptune.utils.terminal import print_note
 
 GENERIC = "jsonl"  # reader of recipes for the user's own data, whatever its form
 
@@ -113,7 +113,7 @@ def _recipe_of(options: Namespace, data: Any) -> dict[str, Any]:
         for name, keys in models.items()
     }
     recipe = default_recipe(data, group_by=options.group_by, words=options.overrides, **named)
-    print(f"{data.line}; {split_line(recipe, data)}", file=sys.stderr)
+    print_note(f"{data.line}; {split_line(recipe, data)}")
     return {"name": Path(options.data).stem or "run", **recipe}
 
 
@@ -144,7 +144,7 @@ def _recognized(options: Namespace) -> Any:
 def _data_flags(options: Namespace, data: Any) -> Sequence[tuple[str, Any]]:
     """Return recipe keys of --task, --data and --validation. The reader determines the keys of --data."""
     if data is not None:
-        print(data.line, file=sys.stderr)
+        print_note(data.line)
         keys = {key: value for key, value in data.task.items() if key != "name"}
         return [("task.name", data.form.reader), *((f"task.{key}", value) for key, value in keys.items())]
     if not (options.data or options.validation):

@@ -11,6 +11,7 @@ from typing import Any
 
 from perceptune.cli.output import print_found
 from perceptune.cli.parsing import Namespace, Parser
+from perceptune.utils.terminal import printable
 
 
 def add_arguments(parser: Parser) -> None:
@@ -59,10 +60,5 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         yield "note device: the answers were given on {}, asked again on {}: rounding differs".format(*found["device"])
     for row in found["answers"]:
         differs = f": {row['then']!r} then, {row['now']!r} now" if row["state"] == "differs" else ""
-        yield f"{'ok  ' if row['state'] == 'same' else '!!  '} {_printable(row['id'])}: {row['state']}{differs}"
+        yield f"{'ok  ' if row['state'] == 'same' else '!!  '} {printable(row['id'])}: {row['state']}{differs}"
     yield "it answers as it did" if found["same"] else "could not reproduce the reference answers"
-
-
-def _printable(text: str) -> str:
-    """Escape control characters: ids come from untrusted data."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -7,13 +7,12 @@ from perceptune.data.media.source import label
 from perceptune.data.records import short
 from perceptune.tools.datasets.validate import Checked
 from perceptune.types import Sample
+from perceptune.utils.terminal import printable
 
 
 def format_report(checked: Checked, samples: int) -> Iterator[str]:
     """Yield the lines, the verdict last, with `samples` sample rows of each split."""
-    # Data are untrusted: control characters are escaped.
-    for line in _lines(checked, samples):
-        yield "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    yield from map(printable, _lines(checked, samples))
 
 
 def _lines(checked: Checked, samples: int) -> Iterator[str]:

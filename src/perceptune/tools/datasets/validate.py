@@ -2,7 +2,6 @@
 
 import random
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from perceptune.tools.datasets.problems import Problems
 from perceptune.tools.datasets.text_census import TextCensus, TokenFormat
 from perceptune.types import Sample
 from perceptune.utils.paths import hint, local_name
+from perceptune.utils.terminal import print_note
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def source_recipe(
         close = hint(Path(source)) or nearest(Path(source).name, [*recipe_names(), *also])
         raise UserError(f"no file and no recipe `{source}`{close if 'choose from' not in close else ''}")
     data = _recognized(source, split or "train", overrides, media, reader)
-    print(data.line, file=sys.stderr)
+    print_note(data.line)
     others = [word for word in overrides if not word.startswith("task.")]
     return load_recipe({"name": Path(source).stem or "data", "task": data.task}, others), data
 
