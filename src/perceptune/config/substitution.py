@@ -63,6 +63,8 @@ def _foreign_keys(kind: str, new: str, part: Mapping[str, Any]) -> list[str]:
     if wanted is None:
         return []
     about_data = {*part} - {*OF_ANY_DATA} if kind == "tasks" else set()
+    if kind == "tasks" and "metric" not in part:  # the old task's own metric, which goes with it
+        about_data |= {"metric_tokenizer"}
     return [key for key in part if key != "name" and (key in about_data or key not in wanted.Options.model_fields)]
 
 

@@ -105,7 +105,7 @@ def named_task(options: Namespace) -> dict[str, Any] | None:
         form, given = find_reader(place, reader=options.task, **how)
         return absolute_files({**form.task, **given})
     data = recognize_task(place, **how)
-    if data.doubt is not None:
+    if data.doubt is not None and len(data.found.targets) > 1:  # one class cannot be learned, but evaluated
         raise data.doubt
     print_note(data.line)
     return absolute_files(data.task)
