@@ -102,3 +102,25 @@ def test_nothing_is_trained_on_the_split_that_is_reported(tmp_path: Path) -> Non
         recognize_task(saved(tmp_path / "none", "validation", "test"))
     found = recognize_task(saved(tmp_path / "one", "test"))
     assert (found.task["train"], found.splits) == ("test", ())
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_classes_stay_classes_with_a_metric_of_them(metric: str, tmp_path: Path) -> None:
+    found = recognize_task(forms.FORMS["classes"](tmp_path / "data").place, words=[f"task.metric={metric}"])
+    assert (found.learned.kind, found.learned.template, found.task["metric"]) == ("classes", None, metric)
+    assert task_of(NamedPart(**found.task)).metric == metric
+
+
+def test_given_choices_are_the_classes(tmp_path: Path) -> None:
+    for number in range(3):
+        forms.write(tmp_path / f"data/cat/{number}.png", forms.picture(number))
+    found = recognize_task(str(tmp_path / "data"), settings={"choices": ["cat", "dog"]})
+    assert (found.doubt, found.learned.kind, found.task["choices"]) == (None, "classes", ["cat", "dog"])
+    assert "2 classes" in found.line
+
+
+def test_a_metric_of_a_type_of_answers_keeps_the_questions(tmp_path: Path) -> None:
+    rows = [{"image": name, "prompt": f"{name}?", "targets": f"x {name}", "answer_type": "other"}
+            for name in forms.pictures(tmp_path)]  # fmt: skip
+    place = str(forms.write(tmp_path / "rows.jsonl", forms.lines(rows)))
+    assert recognize_task(place, words=["task.metric=accuracy_other"]).learned.kind == "questions"

@@ -26,7 +26,7 @@ from perceptune.data.storage import local_path
 from perceptune.data.tasks.base import id_of, media_of, plain
 from perceptune.data.tasks.jsonl import record_of
 from perceptune.errors import UserError, disk_errors
-from perceptune.evaluation.prediction_rows import answered, needs_recognition, recognized_rows, run_settings
+from perceptune.evaluation import prediction_rows
 from perceptune.evaluation.results import model_fingerprints
 from perceptune.models.base import AdaptedModel
 from perceptune.models.run_folder import cleaning_of, load, make_writable
@@ -88,7 +88,7 @@ def predict(
         if world.is_sharded:
             raise UserError("accelerate: `predict` gives every process the whole LM: leave out FSDP")
         passed = PassedOver()
-        if needs_recognition(place):
+        if prediction_rows.needs_recognition(place):
             rows = _recognized(place, prompt, model, fetch_media=fetch_media)
         else:
             rows = _rows(source, prompt, model, passed, RemoteMedia() if fetch_media else None)
@@ -134,7 +134,7 @@ def _answer_all(
 
 def _recognized(place: str, prompt: str | None, model: AdaptedModel, *, fetch_media: bool) -> Iterator[_Request]:
     """Yield the rows of data in any other form."""
-    for number, found in recognized_rows(place, prompt, model.recipe, fetch_media=fetch_media):
+    for number, found in prediction_rows.recognized_rows(place, prompt, model.recipe, fetch_media=fetch_media):
         if isinstance(found, UserError):
             yield _Request(f"row-{number:06d}", None, str(found))
         else:
@@ -146,7 +146,7 @@ def _rows(
 ) -> Iterator[_Request]:
     """Yield the rows of the input; skipped files of a folder are counted. Raises `UserError` if there is none."""
     asks = "{prompt}" in model.recipe.text.template
-    prompt = run_settings(model.recipe).get("prompt") if prompt is None else prompt
+    prompt = prediction_rows.run_settings(model.recipe).get("prompt") if prompt is None else prompt
     is_folder, known = source.is_dir(), [*model.stores]
     if not is_folder and _modality_of(source, known) is None:
         file = plain(source)
@@ -227,11 +227,11 @@ def _lines(model: AdaptedModel, cleaning: AnswerCleaning, portion: Sequence[_Req
     problems = {place: asked.error for place, asked in enumerate(portion) if asked.sample is None}
     samples = {place: asked.sample for place, asked in enumerate(portion) if asked.sample is not None}
     try:
-        raw = answered(model, [*samples.values()])
+        raw = prediction_rows.answered(model, [*samples.values()])
     except UserError:  # raised by one sample for all: find the unusable ones and answer the others
         problems |= {place: said for place, sample in samples.items() if (said := _problem(model, sample))}
         samples = {place: sample for place, sample in samples.items() if place not in problems}
-        raw = answered(model, [*samples.values()])
+        raw = prediction_rows.answered(model, [*samples.values()])
     answers = dict(zip(samples, raw, strict=True))
     lines = []
     for place, asked in enumerate(portion):
@@ -256,6 +256,7 @@ def _problem(model: AdaptedModel, sample: Sample) -> str:
     """Return why a sample cannot be answered; empty if it can."""
     try:
         model.check_modalities([sample])
+        prediction_rows.require_choices(model, sample)
         model.text.prompt_ids(sample)
         for modality, medium in sample.media.items():
             model.stores[modality].encoder.load(content(medium), label(medium, modality))

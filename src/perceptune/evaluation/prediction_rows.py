@@ -11,14 +11,14 @@ from perceptune.config.registry import leaf
 from perceptune.config.schema import NamedPart
 from perceptune.config.substitution import OF_ANY_DATA
 from perceptune.data.build_task import task_of
-from perceptune.data.choices import stored_choices
+from perceptune.data.choices import choices_of, stored_choices
 from perceptune.data.lazy_rows import LazyRow, read_lines
 from perceptune.data.media.suffixes import MODALITIES, PassedOver, modality_of, suffix_of, walk
 from perceptune.data.recognition.media_folder import find_folder
 from perceptune.data.recognition.task_keys import find_reader
 from perceptune.data.records import Record
 from perceptune.data.splits import METADATA
-from perceptune.data.tasks.base import plain
+from perceptune.data.tasks.base import CAPTION_METRICS, plain
 from perceptune.data.tasks.jsonl import record_of
 from perceptune.errors import UserError
 from perceptune.evaluation.runner import answers_of
@@ -80,7 +80,11 @@ def recognized_rows(
     place: str, prompt: str | None, recipe: Recipe, *, fetch_media: bool = False
 ) -> Iterator[tuple[int, Sample | UserError]]:
     """Yield the number of each row with its sample, or with the error of an invalid row."""
-    settings = run_settings(recipe) | ({} if prompt is None else {"prompt": prompt})
+    # Answers that rows have already are not judged: they may be none of the choices, and lack what a metric needs.
+    kept = {key: value for key, value in run_settings(recipe).items() if key not in ("choices", "metric")}
+    settings = kept | ({} if prompt is None else {"prompt": prompt})
+    if (metric := run_settings(recipe).get("metric")) in CAPTION_METRICS:
+        settings["metric"] = metric
     if "{prompt}" not in recipe.text.template:
         settings["allow_empty_prompt"] = True
     if fetch_media:
@@ -98,10 +102,19 @@ def part_of(place: str, settings: Mapping[str, Any]) -> NamedPart:
 
 
 def answered(model: AdaptedModel, samples: Sequence[Sample]) -> list[str]:
-    """Return the answer to each sample: generated, or the most likely of the choices if the run is evaluated so."""
+    """Return the answer to each sample: the most likely of its choices if the run is evaluated so, else generated."""
     own = stored_choices(model.recipe)
-    if model.recipe.eval.rank is not None and own:
-        samples = [replace(sample, meta={"choices": own, **sample.meta}) for sample in samples]
-    if model.recipe.eval.rank is None or not all("choices" in sample.meta for sample in samples):
-        return model.answer(samples)
-    return [answer.raw for answer in answers_of(model, samples, max(len(samples), 1))]
+    given = [one if one.meta.get("choices") or not own else replace(one, meta={**one.meta, "choices": own})
+             for one in samples]  # fmt: skip
+    is_ranked = [model.recipe.eval.rank is not None and bool(one.meta.get("choices")) for one in given]
+    ranked = [one for one, wanted in zip(given, is_ranked, strict=True) if wanted]
+    others = [one for one, wanted in zip(given, is_ranked, strict=True) if not wanted]
+    chosen = iter(answers_of(model, ranked, len(ranked)) if ranked else ())
+    generated = iter(model.answer(others) if others else ())
+    return [next(chosen).raw if wanted else next(generated) for wanted in is_ranked]
+
+
+def require_choices(model: AdaptedModel, sample: Sample) -> None:
+    """Raise `UserError` if a row's own choices, which would be ranked, are not a list of different texts."""
+    if model.recipe.eval.rank is not None and sample.meta.get("choices"):
+        choices_of(sample)

@@ -1,7 +1,7 @@
 """The result of a recognition: a reader with its options, and the guesses that led to them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ class Form:
     guesses: tuple[str, ...] = ()  # what was guessed, each with the key that says otherwise
     answers: str = ""  # column of the targets, or `folder`: a hint of what they are
     splits: tuple[str, ...] = ("train",)  # those that the options name
-    also: tuple[str, ...] = field(default=())  # notes that change nothing, such as on files beside it
 
     @property
     def task(self) -> dict[str, Any]:

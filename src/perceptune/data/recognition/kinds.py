@@ -11,7 +11,7 @@ from perceptune.data.build_task import task_of
 from perceptune.data.media.suffixes import MODALITIES
 from perceptune.data.recognition.columns import CLASSES
 from perceptune.data.recognition.form import Form
-from perceptune.data.tasks.base import CaptionSet, GivenFiles, QuestionSet
+from perceptune.data.tasks.base import CAPTION_METRICS, CaptionSet, GivenFiles, QuestionSet
 from perceptune.errors import UserError
 from perceptune.types import Medium, Sample
 
@@ -82,7 +82,8 @@ def probe(form: Form, given: Mapping[str, Any], split: str) -> Summary:
 
     Invalid rows are passed over: they are reported when the data is used, which reads it again.
     """
-    part = NamedPart(name=form.reader, **{**form.options, **_lenient(form.reader), **given})
+    kept = {key: value for key, value in given.items() if key not in ("metric", "choices")}
+    part = NamedPart(name=form.reader, **{**form.options, **kept, **_lenient(form.reader)})
     task = task_of(part)
     if split not in task.splits:
         split = task.splits[0]
@@ -121,7 +122,7 @@ def find_kind(form: Form, found: Summary, given: Mapping[str, Any]) -> Learned:
     published = _published(form)
     if published is not None:
         return published
-    if given.get("metric") not in (None, "accuracy"):
+    if given.get("metric") in CAPTION_METRICS:
         return Learned("captions", {"metric": given["metric"]}, _TEMPLATES[found.modality])
     if 0 < found.with_prompt < found.samples and "prompt" not in given:
         raise UserError(
@@ -129,14 +130,15 @@ def find_kind(form: Form, found: Summary, given: Mapping[str, Any]) -> Learned:
             "have no question: give them one by task.prompt=TEXT, or part the rows into two files"
         )
     asked = bool(found.with_prompt)
-    if _are_classes(form, found):
-        if len(found.targets) < 2:
+    named = given.get("choices")
+    if named is not None or _are_classes(form, found):
+        if named is None and len(found.targets) < 2:
             only = next(iter(found.targets), "")
             raise UserError(
                 f"{place}: one class only, `{only}`: there is nothing to tell apart; classes are folders or the values "
                 "of a column (task.target_key), captions are said by task.metric=CIDEr"
             )
-        classes = sorted(found.targets)
+        classes = sorted(found.targets) if named is None else named
         prompt = {} if asked else {"prompt": _QUESTIONS[found.modality]}
         return Learned("classes", {"metric": "accuracy", **prompt, "choices": classes}, None)
     if asked:

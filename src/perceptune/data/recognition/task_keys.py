@@ -40,7 +40,8 @@ class Recognized:
     def line(self) -> str:
         """Return what the data was taken for, each part with the flag or key that changes it."""
         media, samples = _counted(len(self.found.media), self.found.modality), _counted(self.found.samples, "sample")
-        kind = f"{len(self.found.targets):,} classes" if self.learned.kind == "classes" else self.learned.kind
+        classes = self.task.get("choices") or self.found.targets
+        kind = f"{len(classes):,} classes" if self.learned.kind == "classes" else self.learned.kind
         parts = [f"{self.form.what} (--task {self.form.reader}): {samples} with {media}, {kind}"]
         parts += self.form.guesses
         if (folder := self.task.get("media")) is not None:

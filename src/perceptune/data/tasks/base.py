@@ -13,7 +13,7 @@ from perceptune.data.tasks._karpathy import karpathy_rows
 from perceptune.data.tasks._lazy_rows import Converted, LazyRows
 from perceptune.data.tasks._questions import Asked, QuestionSet, answers_of, label_of
 from perceptune.data.tasks._rows import TableOptions, dialect_of, json_rows, read_json, table_rows, text_lines
-from perceptune.data.tasks._scores import ROUGE, exact_match
+from perceptune.data.tasks._scores import CAPTION_METRICS, ROUGE, exact_match
 from perceptune.data.tasks._sets import MediaSet, files_of, number_of, text_of
 from perceptune.data.tasks._sources import InvalidRows, Sources, class_name, listed_names
 from perceptune.data.tasks._streams import json_objects, parquet_rows
