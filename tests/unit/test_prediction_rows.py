@@ -45,7 +45,7 @@ def test_a_row_with_unusable_choices_is_an_error_of_its_own() -> None:
 
 
 def test_an_answer_outside_the_choices_is_no_reason_to_refuse_a_row(tmp_path: Path) -> None:
-    case = forms.FORMS["csv_of_labels"](tmp_path)
+    case = forms.FORMS["csv_of_labels"](tmp_path / "data")
     recipe = stub({"choices": ["cat", "dog"], "metric": "macro_f1", "prompt": "which?"}).recipe
     rows = [row for _, row in recognized_rows(case.place, None, recipe)]
     assert len(rows) == forms.COUNT

@@ -121,6 +121,12 @@ def test_given_choices_are_the_classes(tmp_path: Path) -> None:
 
 def test_a_metric_of_a_type_of_answers_keeps_the_questions(tmp_path: Path) -> None:
     rows = [{"image": name, "prompt": f"{name}?", "targets": f"x {name}", "answer_type": "other"}
-            for name in forms.pictures(tmp_path)]  # fmt: skip
-    place = str(forms.write(tmp_path / "rows.jsonl", forms.lines(rows)))
+            for name in forms.pictures(tmp_path / "data")]  # fmt: skip
+    place = str(forms.write(tmp_path / "data/rows.jsonl", forms.lines(rows)))
     assert recognize_task(place, words=["task.metric=accuracy_other"]).learned.kind == "questions"
+
+
+def test_media_near_a_file_go_before_those_of_other_data(tmp_path: Path) -> None:
+    place = forms.FORMS["csv_of_labels"](tmp_path / "data").place
+    forms.pictures(tmp_path / "other")
+    assert recognize_task(place).task["media"] == str(tmp_path / "data/imgs")

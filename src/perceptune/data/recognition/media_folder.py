@@ -28,8 +28,11 @@ def find_folder(names: Sequence[str], file: Path, given: str | None) -> Path | N
     if not wanted or all(Path(name).is_absolute() for name in wanted):
         return None
     beside = file.absolute().parent
-    counts = {folder: sum(is_file(folder / name) for name in wanted) for folder in _folders(beside)}
-    best = max(counts.values())
+    counts: dict[Path, int] = {}
+    for folders in (_near(beside), _far(beside)):
+        counts |= {folder: sum(is_file(folder / name) for name in wanted) for folder in folders}
+        if (best := max(counts.values())) == len(wanted):
+            break  # files of the same names farther away belong to other data
     if best == 0:
         raise UserError(
             f"{file}: `{short(wanted[0])}` lies neither beside it nor in a folder beside it: name the folder of its "
@@ -46,10 +49,14 @@ def find_folder(names: Sequence[str], file: Path, given: str | None) -> Path | N
     return found[0]
 
 
-def _folders(beside: Path) -> Iterator[Path]:
-    """Yield the folder of a file, those below it, and those beside it."""
+def _near(beside: Path) -> Iterator[Path]:
+    """Yield the folder of a file, and those below it."""
     yield beside
     yield from islice(_below(beside, 2), _FOLDERS)
+
+
+def _far(beside: Path) -> Iterator[Path]:
+    """Yield the folder above that of a file, and those beside it."""
     if beside.parent != beside:
         yield beside.parent
         yield from (folder for folder in islice(_below(beside.parent, 1), _FOLDERS) if folder != beside)
