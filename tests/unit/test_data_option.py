@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import forms
 from perceptune.cli.commands.eval import named_task
 from perceptune.cli.commands.train import training_recipe
 from perceptune.cli.main import parser
@@ -130,3 +131,10 @@ def test_media_may_be_fetched_for_every_reader_of_names() -> None:
         named_task(parser().parse_args(["eval", "run", "--fetch-media"]))
     with pytest.raises(UserError, match=r"vqa-v2.*fetch_media"):
         make_task(load_recipe({"task": {"name": "vqa-v2", "dir": "."}}, [("task.fetch_media", True)]))
+
+
+def test_the_encoder_is_that_of_the_data(tmp_path: Path) -> None:
+    sounds = forms.FORMS["classes_of_sounds"](tmp_path / "data").place
+    words = ["audio", "--data", sounds, "--encoder", "mine"]
+    recipe = load_recipe(*training_recipe(parser().parse_args(["train", *words])))
+    assert {name: encoder.id for name, encoder in recipe.encoders.items()} == {"audio": "mine"}

@@ -23,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("recipe", nargs="?", help="a recipe file or the name of a shipped recipe")
     parser.add_overrides("recipe keys, such as train.steps=500", beside="recipe")
     parser.add_argument("--lm", help="`default`, a Hugging Face id or a folder")
-    parser.add_argument("--encoder", help="image encoder: `default`, a Hugging Face id or a folder")
+    parser.add_argument("--encoder", help="encoder of the data's media: `default`, a Hugging Face id or a folder")
     parser.add_argument("--method", help="a name of `perceptune list methods`")
     parser.add_argument("--task", help="a name of `perceptune list tasks`")
     parser.add_argument(
@@ -81,10 +81,11 @@ def print_first_look(run: Path, *, trust: bool) -> bool:
 
 def training_recipe(options: Namespace) -> tuple[Any, Any]:
     """Return the named recipe, or one for the data alone, and the keys that the flags set."""
-    pairs = [("lm.id", options.lm), ("encoders.image.id", options.encoder), ("method.name", options.method),
+    data = None if options.resume else _recognized(options)
+    modality = "image" if data is None else data.found.modality
+    pairs = [("lm.id", options.lm), (f"encoders.{modality}.id", options.encoder), ("method.name", options.method),
              ("task.fetch_media", options.fetch_media or None)]  # fmt: skip
     flags = [pair for pair in pairs if pair[1] is not None]
-    data = None if options.resume else _recognized(options)
     is_alone = data is not None and not options.recipe
     if options.group_by is not None and not is_alone:
         raise UserError("--group-by goes with --data and no recipe: with one, set train.hold_out.group_by")
