@@ -227,7 +227,7 @@ def test_all_five_work_together(
     run = str(tmp_path / "run")
     words = ["train", "--run", run, "--lm", str(dwarfs / "lm"), "--encoder", str(tmp_path / "encoder"), "--method",
              "middle-token", "--task", "tab-lines", "--data", str(tmp_path / "rows.tsv")]  # fmt: skip
-    assert cli([*words, "method.n_levels=2", "train.steps=2", "train.batch_size=2"]) == 0
+    assert cli([*words, "method.n_levels=2", "train.steps=2", "train.batch_size=2", "train.hold_out=null"]) == 0
     assert cli(["eval", run]) == 0
     capsys.readouterr()
     assert cli(["show", run, "--json"]) == 0
