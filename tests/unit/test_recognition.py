@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 import forms
+from forms import COUNT, caption, color, lines, picture, pictures, sound, table, write
 from perceptune.config.schema import NamedPart
 from perceptune.data.build_task import task_of
 from perceptune.data.recognition.task_keys import recognize_task
 from perceptune.errors import UserError
+from perceptune.tools.datasets.validate import validate_dataset
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -130,3 +132,118 @@ def test_media_near_a_file_go_before_those_of_other_data(tmp_path: Path) -> None
     place = forms.FORMS["csv_of_labels"](tmp_path / "data").place
     forms.pictures(tmp_path / "other")
     assert recognize_task(place).task["media"] == str(tmp_path / "data/imgs")
+
+
+def told(place: Path) -> str:
+    """The line about data that is clean, and read as it was recognised."""
+    found = recognize_task(str(place))
+    assert found.doubt is None
+    assert validate_dataset(str(place)).clean
+    task = task_of(NamedPart(**found.task))
+    assert tuple(task.splits) == tuple(found.form.splits)
+    return found.line
+
+
+def rows(names: list[str], columns: str = "image,caption") -> bytes:
+    return table([columns.split(","), *([name, caption(n)] for n, name in enumerate(names))])
+
+
+# Folders as they are unpacked or downloaded
+
+
+def test_an_unpacked_archive_is_its_only_folder(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        write(tmp_path / f"data/archive/{('train', 'test')[n % 4 == 3]}/{color(n)}/{n}.png", picture(n))
+    write(tmp_path / "data/README.md", "about")
+    line = told(tmp_path / "data")
+    assert "with the splits `train`, `test`" in line
+    assert "18 samples" in line
+    assert f"all of it lies in {tmp_path / 'data/archive'}" in line
+
+
+def test_a_table_in_a_folder_of_tables_is_read(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        write(tmp_path / f"audio/{n}.wav", sound(n))
+    listed = [["filename", "category"], *([f"{n}.wav", color(n)] for n in range(COUNT))]
+    write(tmp_path / "meta/all.csv", table(listed))
+    assert "a CSV table, all.csv (--task csv): 24 samples with 24 audio files, 3 classes" in told(tmp_path)
+
+
+def test_the_files_of_a_competition_are_those_with_answers(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        write(tmp_path / f"{('train', 'test')[n > 19]}/{n}.jpg", picture(n, "JPEG"))
+    write(tmp_path / "train.csv", table([["image_id", "label"], *([f"{n}.jpg", color(n)] for n in range(20))]))
+    write(tmp_path / "test.csv", table([["image_id"], *([f"{n}.jpg"] for n in range(20, COUNT))]))
+    write(tmp_path / "sample_submission.csv", table([["image_id", "label"], ["20.jpg", "red"]]))
+    line = told(tmp_path)
+    assert "20 samples with 20 images, 3 classes" in line
+    assert "test.csv is left out, as it has no answers" in line
+
+
+def test_a_split_without_metadata_is_left_out(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        write(tmp_path / f"{('train', 'test')[n > 19]}/{n}.png", picture(n))
+    write(tmp_path / "train/metadata.csv", rows([f"{n}.png" for n in range(20)], "file_name,text"))
+    assert f"{tmp_path / 'test'} is left out" in told(tmp_path)
+
+
+def test_cocos_captions_are_chosen_among_its_annotations(tmp_path: Path) -> None:
+    for split in ("train2017", "val2017"):
+        values = forms.coco(pictures(tmp_path / split))
+        write(tmp_path / f"annotations/captions_{split}.json", json.dumps(values))
+        for note in values["annotations"]:
+            del note["caption"]
+        for kind in ("instances", "person_keypoints"):
+            write(tmp_path / f"annotations/{kind}_{split}.json", json.dumps(values))
+    assert "COCO captions" in told(tmp_path)
+
+
+def test_folders_of_splits_are_no_classes(tmp_path: Path) -> None:
+    pictures(tmp_path / "train")
+    pictures(tmp_path / "test1")
+    with pytest.raises(UserError, match="48 images without any text to learn: put each into a folder named after its"):
+        recognize_task(str(tmp_path))
+
+
+def test_files_of_rows_are_not_passed_over_for_their_folders_of_media(tmp_path: Path) -> None:
+    for part in ("indoor", "outdoor"):
+        write(tmp_path / f"{part}.csv", rows([f"{part}/{name}" for name in pictures(tmp_path / part)]))
+    with pytest.raises(UserError, match=r"can be read in several ways.*indoor\.csv: --data .*; outdoor\.csv: --data "):
+        recognize_task(str(tmp_path))
+
+
+def test_one_readable_table_is_chosen_among_others(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", rows(pictures(tmp_path / "photos")))
+    write(tmp_path / "classes.json", json.dumps({"red": 0}))
+    assert "a CSV table, a.csv" in told(tmp_path)
+
+
+# Columns
+
+
+def test_a_column_of_splits_is_told(tmp_path: Path) -> None:
+    values = [["image", "caption", "Split"]]
+    values += [[name, caption(n), ("train", "val")[n % 2]] for n, name in enumerate(pictures(tmp_path))]
+    line = told(write(tmp_path / "rows.csv", table(values)))
+    assert "column `Split` (`train`, `val`) is not heeded: give each split a file of its own (--validation)" in line
+
+
+def test_rows_whose_ids_repeat_are_numbered(tmp_path: Path) -> None:
+    values = [
+        ["id", "image", "caption"],
+        *([str(n // 2), name, caption(n)] for n, name in enumerate(pictures(tmp_path))),
+    ]
+    assert "`id` repeats (task.number_rows)" in told(write(tmp_path / "rows.csv", table(values)))
+
+
+def test_rows_beside_other_entries_of_a_document_are_found(tmp_path: Path) -> None:
+    listed = [{"image": name, "text": caption(n)} for n, name in enumerate(pictures(tmp_path))]
+    file = write(tmp_path / "rows.json", json.dumps({"info": {"year": 1}, "annotations": listed}))
+    assert "rows at `annotations`" in told(file)
+
+
+def test_media_of_two_kinds_are_counted_together(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        write(tmp_path / f"{n}.wav", sound(n))
+    values = [{"image": name, "audio": f"{n}.wav", "caption": caption(n)} for n, name in enumerate(pictures(tmp_path))]
+    assert "24 media (image, audio)" in told(write(tmp_path / "rows.jsonl", lines(values)))

@@ -14,6 +14,7 @@ from perceptune.data.build_task import task_of
 from perceptune.data.choices import choices_of, stored_choices
 from perceptune.data.lazy_rows import LazyRow, read_lines
 from perceptune.data.media.suffixes import MODALITIES, PassedOver, modality_of, suffix_of, walk
+from perceptune.data.recognition.columns import has_question
 from perceptune.data.recognition.media_folder import find_folder
 from perceptune.data.recognition.task_keys import find_reader
 from perceptune.data.records import Record
@@ -58,6 +59,8 @@ def needs_recognition(place: str) -> bool:
 
 def _has_other_keys(source: Path, record: Record) -> bool:
     """Return whether a row has other keys than those of task `jsonl`, or its media lie in another folder."""
+    if "prompt" not in record.values and has_question([record.values]):
+        return True
     names = [record.values[key] for key in MODALITIES if isinstance(record.values.get(key), str)]
     if not names:
         return not record.values.keys() & {*MODALITIES}

@@ -9,9 +9,12 @@ import yaml
 
 from perceptune.data.media.file_types import HEAD, kind_of
 from perceptune.data.media.suffixes import MODALITIES, modality_of
+from perceptune.data.splits import split_of
 from perceptune.errors import UserError
+from perceptune.utils.paths import shown_name
 
 _NAMES: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("columns.yaml").read_text(encoding="utf-8"))
+_SHOWN = 10  # columns in an error
 CLASSES = _NAMES["class"]
 _NUMBERED = re.compile(r"(.+?)[\s_-]*\d+")
 KNOWN = tuple(dict.fromkeys([name for names in _NAMES.values() for name in names] + ["id"]))
@@ -37,12 +40,48 @@ def find_columns(rows: Sequence[Mapping[str, Any]], where: str, given: Mapping[s
     Raises `UserError` for a table without media, and for two columns that could have one role.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
+    _require_names(names, where)
     media = _media(rows, names, where, given)
     taken = {*media.values()}
     prompt = given.get("prompt_key") or _only(names, _NAMES["prompt"], taken, where, "prompt_key")
     taken.add(prompt or "")
     targets = given.get("target_key") or _targets(names, taken, where, has_prompt=prompt is not None)
     return Columns(media, prompt, targets)
+
+
+def has_question(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a column is called as questions usually are."""
+    return bool(_matching([name for row in rows for name in row], _NAMES["prompt"], set()))
+
+
+def _require_names(names: Sequence[str], where: str) -> None:
+    """Raise `UserError` for a table without a line of names, whose first row is then taken for it."""
+    for name in names:
+        if "://" in name or any(map(modality_of, re.split(r"[\s#|,;]+", name))):
+            raise UserError(
+                f"{where}: `{shown_name(name)}` stands where the name of a column is expected: a table begins with a "
+                'line of names, such as `image,caption`; in JSON a row is {"image": ..., "caption": ...}'
+                + ("; --task cc3m reads Conceptual Captions" if "://" in name else "")
+            )
+
+
+def number_rows(rows: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, str]:
+    """Return the option that numbers rows whose ids repeat, with a note on it; empty if they do not."""
+    name = given.get("id_key", "id")
+    ids = [str(row[name]) for row in rows if row.get(name) is not None]
+    if len({*ids}) == len(ids) or "number_rows" in given:
+        return {}
+    return {"number_rows": f"rows are numbered, as `{name}` repeats (task.number_rows)"}
+
+
+def split_note(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return a note on a column with the names of splits, which no reader heeds; empty without one."""
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = dict.fromkeys(row[name] for row in rows if isinstance(row.get(name), str))
+        if len(values) > 1 and all(map(split_of, values)):
+            splits = ", ".join(f"`{value}`" for value in values)
+            return (f"column `{name}` ({splits}) is not heeded: give each split a file of its own (--validation)",)
+    return ()
 
 
 def _targets(names: Sequence[str], taken: set[str], where: str, *, has_prompt: bool) -> str | tuple[str, ...] | None:
@@ -78,17 +117,17 @@ def _media(
     if media:
         return media
     filled = {name: [row[name] for row in rows if row.get(name) not in (None, "", [])] for name in names}
-    kinds = {name: _kind_of(values) for name, values in filled.items()}
+    kinds = {name: _kind_of(values, f"{where}: column `{name}`") for name, values in filled.items()}
     named = [name for name in _matching(names, _NAMES["medium"], set()) if kinds[name]]
     found = named[:1] or [name for name in names if kinds[name]]
     by_kind: dict[str, list[str]] = {}
     for name in found:
         by_kind.setdefault(kinds[name], []).append(name)
     if not by_kind:
-        columns = ", ".join(f"`{name}`" for name in names)
+        columns = ", ".join(f"`{shown_name(name)}`" for name in names[:_SHOWN])
         raise UserError(
-            f"{where}: no column holds media among {columns}: name one by task.image_key=COLUMN, task.audio_key=COLUMN "
-            "or task.video_key=COLUMN"
+            f"{where}: no column holds media (such as `1.jpg`) among {columns}{' and others' * (len(names) > _SHOWN)}: "
+            "name one by task.image_key=COLUMN, task.audio_key=COLUMN or task.video_key=COLUMN"
         )
     return {
         modality: columns[0] if len(columns) == 1 else _choose(columns, where, f"{modality}_key")
@@ -96,9 +135,17 @@ def _media(
     }
 
 
-def _kind_of(values: Sequence[Any]) -> str:
-    """Return the modality of a column's values; empty if any of them is not a medium or the name of one."""
+def _kind_of(values: Sequence[Any], where: str) -> str:
+    """Return the modality of a column's values; empty if any of them is not a medium or the name of one.
+
+    Raises `UserError` for media of several modalities.
+    """
     kinds = {*map(_modality_in, values)}
+    if len(kinds) > 1 and None not in kinds:
+        raise UserError(
+            f"{where} holds media of several kinds ({', '.join(sorted(map(str, kinds)))}): each needs a column of its "
+            "own, which is empty in the other rows"
+        )
     kind = kinds.pop() if len(kinds) == 1 else None
     return kind or ""
 

@@ -1,5 +1,6 @@
 """Folders as data sets: by class, with metadata or a text beside each medium, of shards, or of tables."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -7,17 +8,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from perceptune.data.media.suffixes import PassedOver, modality_of, suffix_of, walk
+from perceptune.data.media.suffixes import PassedOver, is_hidden, modality_of, suffix_of, walk
 from perceptune.data.recognition.form import Form, several
-from perceptune.data.splits import METADATA, SPLIT_NAMES, split_called, split_folders, split_in
+from perceptune.data.splits import METADATA, SPLIT_NAMES, split_called, split_folders, split_in, split_of
 from perceptune.errors import UserError
 
 _TABLES = ("jsonl", "ndjson", "json", "csv", "tsv", "xlsx", "txt")
 _ARROW = ("dataset_dict.json", "state.json")
-_ABOUT = ("readme", "license", "licence", "notes", "changelog", "requirements")  # texts about a data set
+# Texts about a data set, and the answers that a competition asks for.
+_ABOUT = re.compile(r"readme|licen[cs]e|notes|changelog|requirements|sample_?submission", re.IGNORECASE)
 _LOOKED_AT = 200_000  # files
+_TRIED = 12  # tables in a folder
+# Annotations of COCO that hold no texts.
+_OTHER_TABLES = re.compile(r"instances|keypoints|image_info|panoptic|stuff_", re.IGNORECASE)
 
 Inner = Callable[[Path, str], Form]  # recognises a file in the folder as a split
+
+
+class SeveralTablesError(UserError):
+    """Files of rows in a folder, of which any could be meant."""
 
 
 class _Content(NamedTuple):
@@ -25,7 +34,7 @@ class _Content(NamedTuple):
 
     media: list[Path]
     texts: dict[tuple[Path, str], Path]  # (folder, stem) -> text file
-    tables: list[Path]  # files that may hold rows, in the folder itself
+    tables: list[Path]  # files that may hold rows, in the folder itself or in one for tables
     shards: list[Path]
     parquet: list[Path]
     metadata: list[Path]
@@ -34,11 +43,19 @@ class _Content(NamedTuple):
 
 def folder_form(path: Path, split: str, inner: Inner) -> Form:
     """Return the form of a folder. Raises `UserError` for a folder without data, and for one with several readings."""
+    outer = path
+    while (inside := _wrapped(path)) is not None:
+        path = inside
+    form = _form_of(path, split, inner)
+    return form if path == outer else replace(form, guesses=(f"all of it lies in {path}", *form.guesses))
+
+
+def _form_of(path: Path, split: str, inner: Inner) -> Form:
     if any((path / name).is_file() for name in _ARROW):
         return _saved(path, split)
     content = _content(path)
     if content.metadata:
-        return _folder(path, split, f"{_kinds(content.media)} with {content.metadata[0].name}")
+        return _folder(path, split, content, f"{_kinds(content.media)} with {content.metadata[0].name}")
     readings: list[tuple[Form, str]] = []
     if content.shards and not content.media:
         return Form("WebDataset shards", "webdataset", _keys(split, path), splits=(split,))
@@ -51,7 +68,7 @@ def folder_form(path: Path, split: str, inner: Inner) -> Form:
     if tables:
         try:
             form = _tabular(path, tables, split, inner)
-            readings.append((form, f"--data {tables[0]}"))
+            readings.append((form, f"--data {form.options.get(split, tables[0])}"))
         except UserError as caught:  # a text that is not a table, or a table that is damaged
             error = caught
     if has_texts:
@@ -59,9 +76,9 @@ def folder_form(path: Path, split: str, inner: Inner) -> Form:
         keys = {**_keys(split, path), "text_files": True}
         readings.append((Form(what, "folder", keys, answers="text", splits=(split,)),
                          "--task folder task.text_files=true"))  # fmt: skip
-    elif _are_in_classes(path, content, readings):
+    elif _are_in_classes(path, content, readings, is_sure=not tables) and not isinstance(error, SeveralTablesError):
         what = f"{_kinds(content.media)} in folders named by class"
-        readings.append((_folder(path, split, what, answers="folder"), "--task folder"))
+        readings.append((_folder(path, split, content, what, answers="folder"), "--task folder"))
     if len(readings) > 1:
         raise several(path, [(form.what, flags) for form, flags in readings])
     if readings:
@@ -69,8 +86,25 @@ def folder_form(path: Path, split: str, inner: Inner) -> Form:
     raise error or _nothing(path, content)
 
 
+def _wrapped(path: Path) -> Path | None:
+    """Return the only folder in `path` if it holds folders or tables itself, as an unpacked archive often does."""
+    inside = [entry for entry in path.iterdir() if not is_hidden(entry.name) and not _is_about(entry)]
+    if len(inside) != 1 or not inside[0].is_dir() or split_of(inside[0].name):
+        return None
+    found = [entry for entry in inside[0].iterdir() if not is_hidden(entry.name)]
+    return inside[0] if any(entry.is_dir() or _is_table(entry) for entry in found) else None
+
+
+def _is_about(file: Path) -> bool:
+    return _ABOUT.fullmatch(file.stem) is not None and modality_of(file) is None and not file.is_dir()
+
+
+def _is_table(file: Path) -> bool:
+    return suffix_of(file.name.removesuffix(".gz")) in _TABLES and not _is_about(file)
+
+
 def _content(path: Path) -> _Content:
-    found = _Content([], {}, [], [], [], [], Counter())
+    found, deeper = _Content([], {}, [], [], [], [], Counter()), []
     for file in islice(walk(path, PassedOver()), _LOOKED_AT):
         suffix = suffix_of(file.name.removesuffix(".gz"))
         if file.name in METADATA:
@@ -84,22 +118,28 @@ def _content(path: Path) -> _Content:
         else:
             if suffix == "txt":
                 found.texts[file.parent, file.stem] = file
-            is_near = file.parent in (path, path / "annotations")
-            if suffix in _TABLES and is_near and file.stem.lower() not in _ABOUT:
+            if _is_table(file) and file.parent in (path, path / "annotations"):
                 found.tables.append(file)
             else:
                 found.others[suffix] += 1
+                deeper += [file] if _is_table(file) and file.parent.parent == path and suffix != "txt" else []
+    if not found.tables:
+        among_media = {file.parent for file in found.media}
+        found.tables.extend(file for file in deeper if file.parent not in among_media)
     return found
 
 
-def _are_in_classes(path: Path, content: _Content, readings: Sequence[tuple[Form, str]]) -> bool:
-    """Return whether the folders of media could be classes: those of a file's rows often lie in one folder."""
+def _are_in_classes(
+    path: Path, content: _Content, readings: Sequence[tuple[Form, str]], *, is_sure: bool
+) -> bool:  # fmt: skip
+    """Return whether the folders of media could be classes: those of a file's rows often lie in one folder.
+
+    Folders that are all called as splits are, such as `train2017`, are none. Unless `is_sure`, one class is not enough.
+    """
     if any("annotations" in form.options for form, _ in readings):
         return False  # of a published set, whose folders are known
     folders = {file.parent for file in content.media if file.parent != path}
-    if readings and all(split_in(folder.name) for folder in folders):
-        return False  # the media of splits
-    return len(folders) > (1 if readings else 0)
+    return len(folders) > (0 if is_sure else 1) and not all(split_in(folder.name) for folder in folders)
 
 
 def _have_texts(content: _Content) -> bool:
@@ -108,14 +148,25 @@ def _have_texts(content: _Content) -> bool:
     return count > 0 and 2 * count >= len(content.media)
 
 
-def _folder(path: Path, split: str, what: str, *, answers: str = "") -> Form:
+def _folder(path: Path, split: str, content: _Content, what: str, *, answers: str = "") -> Form:
     found = split_folders(path) if split == "train" else {}
     if not found:
         return Form(what, "folder", _keys(split, path), answers=answers, splits=(split,))
-    keys = {name: str(place) for name, place in found.items()}
+    keys = {name: str(place) for name, place in found.items() if _has_targets(place, content)}
     if "train" not in keys:
-        raise UserError(f"{path} holds the split {_listed(keys)}, and none to train on: call one `train`")
-    return Form(f"{what}, with the splits {_listed(keys)}", "folder", keys, answers=answers, splits=tuple(keys))
+        raise UserError(f"{path} holds the split {_listed(keys or found)}, and none to train on: call one `train`")
+    missing = [str(place) for name, place in found.items() if name not in keys]
+    guesses = tuple(f"{place} is left out, as nothing says what its media show" for place in missing)
+    return Form(
+        f"{what}, with the splits {_listed(keys)}", "folder", keys, guesses=guesses, answers=answers, splits=tuple(keys)
+    )
+
+
+def _has_targets(place: Path, content: _Content) -> bool:
+    """Return whether a split's folder holds metadata, or folders of classes where there is none at all."""
+    if content.metadata:
+        return any(place in file.parents for file in content.metadata)
+    return any(place in file.parents and file.parent != place for file in content.media)
 
 
 def _saved(path: Path, split: str) -> Form:
@@ -145,14 +196,42 @@ def _saved(path: Path, split: str) -> Form:
 def _tabular(path: Path, tables: Sequence[Path], split: str, inner: Inner) -> Form:
     """Return the form of a folder's only file of rows, or of its files `train`, `validation` and `test`."""
     tables = [table for table in tables if not _is_answers_to(table, tables)]
-    if len(tables) == 1:
-        return inner(tables[0], split)
-    by_split = {name: file for name in SPLIT_NAMES for file in tables if split_in(file.name) == name}
+    tables = [table for table in tables if not _OTHER_TABLES.search(table.name)] or tables
+    by_split = _by_split(tables)
     if split != "train" and split in by_split:
         return inner(by_split[split], split)
+    if len(tables) > 1 and (len(by_split) != len(tables) or "train" not in by_split):
+        tables = _readable(tables, split, inner)
+        by_split = _by_split(tables)
+    if len(tables) == 1:
+        form = inner(tables[0], split)
+        return replace(form, what=f"{form.what}, {tables[0].name}")
     if len(by_split) != len(tables) or "train" not in by_split:
-        raise several(path, [(table.name, f"--data {table}") for table in tables[:6]])
-    return joined({name: inner(file, name) for name, file in by_split.items()})
+        raise SeveralTablesError(str(several(path, [(table.name, f"--data {table}") for table in tables[:6]])))
+    forms = {name: inner(file, name) for name, file in by_split.items()}
+    unlabelled = [name for name, one in forms.items() if forms["train"].answers and not one.answers]
+    form = joined({name: one for name, one in forms.items() if name not in unlabelled})
+    guesses = (f"{by_split[name]} is left out, as it has no answers" for name in unlabelled)
+    return replace(form, guesses=(*form.guesses, *guesses))
+
+
+def _by_split(tables: Sequence[Path]) -> dict[str, Path]:
+    return {name: file for name in SPLIT_NAMES for file in tables if split_in(file.name) == name}
+
+
+def _readable(tables: Sequence[Path], split: str, inner: Inner) -> list[Path]:
+    """Return those of a folder's first files that hold rows with media. Raises the first's `UserError` if none does."""
+    found, errors = [], []
+    for table in tables[:_TRIED]:
+        try:
+            inner(table, split)
+        except UserError as error:
+            errors.append(error)
+        else:
+            found.append(table)
+    if not found:
+        raise errors[0]
+    return [*found, *tables[_TRIED:]]
 
 
 def _is_answers_to(table: Path, tables: Sequence[Path]) -> bool:
@@ -216,5 +295,7 @@ def _nothing(path: Path, content: _Content) -> UserError:
             "its class, or a text file of the same name beside it, or write a metadata.csv with the columns file_name "
             "and text"
         )
-    suffixes = ", ".join(f"{count:,} .{suffix}" for suffix, count in content.others.most_common(4))
-    return UserError(f"{path} holds no media and no file of rows{f' (but {suffixes})' if suffixes else ''}")
+    counts = content.others.most_common(4)
+    suffixes = ", ".join(f"{count:,} {f'.{suffix}' if suffix else 'without a suffix'}" for suffix, count in counts)
+    advice = "; unpack the archive" if content.others.keys() & {"zip", "tgz", "gz", "7z", "rar"} else ""
+    return UserError(f"{path} holds no media and no file of rows{f' (but {suffixes})' if suffixes else ''}{advice}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from perceptune.config.registry import leaf
 from perceptune.config.schema import NamedPart
 from perceptune.data.build_task import task_of
 from perceptune.data.media.suffixes import MODALITIES
@@ -83,7 +84,8 @@ def probe(form: Form, given: Mapping[str, Any], split: str) -> Summary:
     Invalid rows are passed over: they are reported when the data is used, which reads it again.
     """
     kept = {key: value for key, value in given.items() if key not in ("metric", "choices")}
-    part = NamedPart(name=form.reader, **{**form.options, **kept, **_lenient(form.reader)})
+    how = _unchecked(form.reader) | as_they_are(form.reader)
+    part = NamedPart(name=form.reader, **{**form.options, **kept, **how})
     task = task_of(part)
     if split not in task.splits:
         split = task.splits[0]
@@ -96,17 +98,15 @@ def probe(form: Form, given: Mapping[str, Any], split: str) -> Summary:
     return found
 
 
-def _lenient(reader: str) -> dict[str, Any]:
+def as_they_are(reader: str) -> dict[str, Any]:
     """Return options under which rows with and without questions are read as they are."""
-    from perceptune.config.registry import leaf
-
     kind = leaf("tasks", reader).module.TASK
-    fields = kind.Options.model_fields
-    wanted = {
-        "check_files": False,
-        **({"metric": "CIDEr", "group_rows": False} if issubclass(kind, GivenFiles) else {}),
-    }
-    return {key: value for key, value in wanted.items() if key in fields}
+    wanted = {"metric": "CIDEr", "group_rows": False} if issubclass(kind, GivenFiles) else {}
+    return {key: value for key, value in wanted.items() if key in kind.Options.model_fields}
+
+
+def _unchecked(reader: str) -> dict[str, Any]:
+    return {"check_files": False} if "check_files" in leaf("tasks", reader).module.TASK.Options.model_fields else {}
 
 
 def find_kind(form: Form, found: Summary, given: Mapping[str, Any]) -> Learned:
@@ -147,8 +147,6 @@ def find_kind(form: Form, found: Summary, given: Mapping[str, Any]) -> Learned:
 
 
 def _published(form: Form) -> Learned | None:
-    from perceptune.config.registry import leaf
-
     kind = leaf("tasks", form.reader).module.TASK
     if issubclass(kind, CaptionSet):
         return Learned("captions", {}, _TEMPLATES[kind.modality])

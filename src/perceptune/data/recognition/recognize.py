@@ -10,7 +10,7 @@ from perceptune.config.registry import leaf
 from perceptune.data.media.file_types import HEAD, kind_of
 from perceptune.data.media.suffixes import MODALITIES, modality_of, suffix_of
 from perceptune.data.recognition.annotations import annotation_form
-from perceptune.data.recognition.columns import find_columns, path_of
+from perceptune.data.recognition.columns import find_columns, number_rows, path_of, split_note
 from perceptune.data.recognition.folders import folder_form
 from perceptune.data.recognition.form import Form
 from perceptune.data.recognition.media_folder import find_folder
@@ -46,8 +46,14 @@ def recognize(
             return with_columns(form, path, media, given or {})
         return with_metadata(form, given or {}) if form.reader == "folder" else form
     if problem := missing(path):
-        raise UserError(f"cannot read {path}: {problem}")
+        raise UserError(f"cannot read {path}: {problem}{hub_hint(place)}")
     return of_file(path, split)
+
+
+def hub_hint(place: str) -> str:
+    """Return what to do for a name that could be that of a data set on a hub; else an empty text."""
+    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not Path(place).parent.exists()
+    return "; a data set of a hub is read by --task hf-dataset" if is_name else ""
 
 
 def _file_form(path: Path, split: str, media: str | None, given: dict[str, Any]) -> Form:
@@ -74,8 +80,9 @@ def _require_rows(path: Path, suffix: str) -> None:
         raise UserError(f"{path} is {kind.name if kind else 'a medium'}, one medium without rows: name its folder")
     if kind and kind.name == "a zip file" and suffix != "xlsx":
         raise UserError(f"{path} is a zip file: unpack it and name the folder")
-    if suffix == "xls" or (kind and not _is_readable(kind.name)):
-        what = "an old Excel file: save it as .xlsx or .csv" if suffix == "xls" else f"{kind.name if kind else ''}"
+    known = {"xls": "an old Excel file: save it as .xlsx or .csv", "yaml": "a YAML file", "yml": "a YAML file"}
+    if suffix in known or (kind and not _is_readable(kind.name)):
+        what = known.get(suffix) or (kind.name if kind else "")
         raise UserError(f"{path} is {what}; data is a folder, JSON, CSV, TSV, Excel (.xlsx), parquet, or tar shards")
 
 
@@ -105,7 +112,10 @@ def _rows_form(path: Path, found: Rows, split: str, media: str | None, given: di
     cells = (path_of(row.get(name)) for name in columns.media.values() for row in found.rows)
     folder = find_folder([name for name in cells if name], path, media)
     options = {**found.options, **chosen, **_read(path, split, folder)}
-    return Form(found.what, found.reader, options, told(chosen), answers_of(columns), (split,))
+    numbered = number_rows(found.rows, given) if "number_rows" in kind.Options.model_fields else {}
+    options |= dict.fromkeys(numbered, True)
+    guesses = (*told(chosen), *numbered.values(), *split_note(found.rows))
+    return Form(found.what, found.reader, options, guesses, answers_of(columns), (split,))
 
 
 def conversation_media(row: Mapping[str, Any]) -> list[str]:

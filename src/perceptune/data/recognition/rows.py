@@ -54,9 +54,13 @@ def _has_a_row_a_line(path: Path) -> bool:
         first, second = next(lines, b""), next(lines, b"")
     try:
         values = parse(first, str(path), "an object", "utf-8-sig")
-    except RowError:
-        return first.strip() != b"{" and second.lstrip().startswith(b"{")  # one broken line of many
+    except RowError:  # one broken line, of many if the name does not tell
+        return first.strip() != b"{" and (_are_lines(path) or second.lstrip().startswith(b"{"))
     return bool(second.strip()) or not _holds_rows(values or {})
+
+
+def _are_lines(path: Path) -> bool:
+    return suffix_of(path.name.removesuffix(".gz")) in ("jsonl", "ndjson")
 
 
 def _holds_rows(values: Row) -> bool:
@@ -73,16 +77,19 @@ _TURNS = {"messages", "conversations", "conversation", "dialog", "prompt", "comp
 
 
 def _lines(path: Path) -> list[Row]:
-    """Return the first rows; a broken line is left to the reader, which names it."""
-    found = []
+    """Return the first rows; a broken line is left to the reader, which names it, unless there is no other."""
+    found, broken = [], None
     with plain(path).open("rb") as file:
-        for line, _ in islice(read_lines(file), FIRST):
+        for number, (line, _) in enumerate(islice(read_lines(file), FIRST), 1):
             try:
-                values = parse(line, str(path), "an object", "utf-8-sig")
-            except RowError:
+                values = parse(line, f"{path}, line {number}", "an object", "utf-8-sig")
+            except RowError as error:
+                broken = broken or UserError(str(error))  # the error itself would keep the line
                 continue
             if values is not None:
                 found.append(values)
+    if broken is not None and not found:
+        raise broken
     return found
 
 
@@ -101,7 +108,7 @@ def _document(stream: JSONStream) -> Rows:
         value = stream.value(f"{stream.address}, `{key}`")
         if isinstance(value, dict) and len(by_id) < FIRST:
             by_id.append({"id": key, **value})
-    if len(lists) == 1 and not by_id:
+    if len(lists) == 1:
         [(key, rows)] = lists.items()
         return Rows(f"a JSON file with rows at `{key}`", "json", rows, {"rows_key": key}, lists)
     return Rows("a JSON object of rows by id", "json", [] if lists else by_id, {}, lists)
@@ -124,8 +131,15 @@ def table_rows_of(path: Path, *, delimiter: str | None = None, encoding: str | N
     return Rows("a TSV table" if dialect.delimiter == "\t" else "a CSV table", "csv", rows)
 
 
+def _is_blank(path: Path) -> bool:
+    with plain(path).open("rb") as file:
+        return not file.read(2**16).strip()
+
+
 def file_rows(path: Path, given: Mapping[str, Any]) -> Rows:
     """Return the first rows of a file of text."""
     suffix = suffix_of(path.name.removesuffix(".gz"))
     found = None if suffix in ("csv", "tsv") else json_rows_of(path)
+    if found is None and suffix in ("json", "jsonl", "ndjson") and _is_blank(path):
+        raise UserError(f"{path} holds no rows")
     return found or table_rows_of(path, **{key: given[key] for key in ("delimiter", "encoding") if key in given})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from perceptune.data.recognition.arrow_rows import arrow_rows
-from perceptune.data.recognition.columns import Columns, find_columns, path_of
+from perceptune.data.recognition.columns import Columns, find_columns, number_rows, path_of, split_note
 from perceptune.data.recognition.form import Form
 from perceptune.data.recognition.media_folder import find_folder
 from perceptune.data.recognition.rows import file_rows
@@ -42,7 +42,8 @@ def with_columns(form: Form, path: Path, media: str | None, given: Mapping[str, 
         key: value for key, value in chosen.items() if value is not None and value != _OWN.get(key) and key not in given
     }
     options = {**form.options, **known, **({} if folder is None else {"media": str(folder)})}
-    return replace(form, options=options, guesses=(*form.guesses, *told(known)), answers=answers_of(columns))
+    guesses = (*form.guesses, *told(known), *split_note(rows))
+    return replace(form, options=options, guesses=guesses, answers=answers_of(columns))
 
 
 def with_metadata(form: Form, given: Mapping[str, Any]) -> Form:
@@ -60,7 +61,10 @@ def with_metadata(form: Form, given: Mapping[str, Any]) -> Form:
     known = {
         key: value for key, value in names.items() if value is not None and value != _OWN.get(key) and key not in given
     }
-    return replace(form, options={**form.options, **known}, guesses=told(known), answers=answers_of(columns))
+    numbered = number_rows(rows, given)
+    guesses = (*form.guesses, *told(known), *numbered.values(), *split_note(rows))
+    options = {**form.options, **known, **dict.fromkeys(numbered, True)}
+    return replace(form, options=options, guesses=guesses, answers=answers_of(columns))
 
 
 def told(chosen: Mapping[str, Any]) -> tuple[str, ...]:

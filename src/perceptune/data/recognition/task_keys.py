@@ -11,7 +11,7 @@ from perceptune.config.registry import leaf
 from perceptune.data.build_task import data_keys, validation_keys
 from perceptune.data.recognition.folders import joined
 from perceptune.data.recognition.form import Form
-from perceptune.data.recognition.kinds import Learned, Summary, find_kind, probe
+from perceptune.data.recognition.kinds import Learned, Summary, as_they_are, find_kind, probe
 from perceptune.data.recognition.recognize import recognize
 from perceptune.data.tasks.base import GivenFiles
 from perceptune.errors import UserError
@@ -39,17 +39,20 @@ class Recognized:
     @property
     def line(self) -> str:
         """Return what the data was taken for, each part with the flag or key that changes it."""
-        media, samples = _counted(len(self.found.media), self.found.modality), _counted(self.found.samples, "sample")
+        mixed = f"{len(self.found.media):,} media ({', '.join(self.found.modalities)})"
+        media = mixed if len(self.found.modalities) > 1 else _counted(len(self.found.media), self.found.modality)
         classes = self.task.get("choices") or self.found.targets
         kind = f"{len(classes):,} classes" if self.learned.kind == "classes" else self.learned.kind
-        parts = [f"{self.form.what} (--task {self.form.reader}): {samples} with {media}, {kind}"]
+        parts = [f"{self.form.what} (--task {self.form.reader}): {_counted(self.found.samples, 'sample')} with {media}"]
+        parts[0] += "" if self.doubt else f", {kind}"
         parts += self.form.guesses
         if (folder := self.task.get("media")) is not None:
-            listed = ", ".join(folder.values()) if isinstance(folder, dict) else folder
-            parts.append(f"media in {listed} (--media)")
+            listed = dict.fromkeys(folder.values() if isinstance(folder, dict) else [folder])
+            parts.append(f"media in {', '.join(listed)} (--media)")
         if (prompt := self.task.get("prompt")) is not None:
             parts.append(f"question `{prompt}` (task.prompt)")
-        parts.append(f"metric {self.task.get('metric', _metric_of(self.form))} (task.metric)")
+        if self.doubt is None:
+            parts.append(f"metric {self.task.get('metric', _metric_of(self.form))} (task.metric)")
         return f"{self.place}: {'; '.join(parts)}"
 
 
@@ -70,7 +73,9 @@ def recognize_task(
     try:
         learned = find_kind(form, found, given)
     except UserError as error:
-        learned, doubt = Learned("questions", {}, None), error
+        # Where some rows have questions, those without one are mistakes, which the reader names.
+        how = {} if found.with_prompt else as_they_are(form.reader)
+        learned, doubt = Learned("questions", how, None), error
     own = {key: value for key, value in learned.task.items() if key in _fields(form.reader)}
     task = {"name": form.reader, **own, **form.options, **given}
     return Recognized(place, form, found, learned, task, doubt)

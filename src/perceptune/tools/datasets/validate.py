@@ -11,6 +11,7 @@ from perceptune.config.recipe import Recipe, load_recipe, recipe_names
 from perceptune.config.registry import leaf
 from perceptune.config.schema import EncoderConfig, NamedPart
 from perceptune.data.build_task import make_task, task_of
+from perceptune.data.recognition.recognize import hub_hint
 from perceptune.data.recognition.task_keys import Recognized, recognize_task
 from perceptune.data.records import json_type
 from perceptune.data.tasks.base import Task, check_split
@@ -61,7 +62,8 @@ def source_recipe(
         return load_recipe(source, overrides), None
     if not Path(source).exists() and not any(sign in source for sign in ("://", "*", "{")):
         close = hint(Path(source)) or nearest(Path(source).name, [*recipe_names(), *also])
-        raise UserError(f"no file and no recipe `{source}`{close if 'choose from' not in close else ''}")
+        close = close if "choose from" not in close else ""
+        raise UserError(f"no file and no recipe `{source}`{hub_hint(source) or close}")
     data = _recognized(source, split or "train", overrides, media, reader)
     print_note(data.line)
     others = [word for word in overrides if not word.startswith("task.")]
