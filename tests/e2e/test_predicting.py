@@ -202,7 +202,7 @@ def test_the_input_is_read_a_portion_at_a_time(
         ("archive.zip", b"PK\3\4" + bytes(99), "a zip file"), ("photo.xyz", b"II*\0" + bytes(99), "a TIFF image"),
         ("rows.jsonl", b"PAR1" * 9, "a parquet file"), ("notes.md", b"# Notes\n", "a text"),
         ("page.json", b"\1\0\2" * 9, "a binary file of an unknown type"), ("page", b"<html>", "a web page"),
-        ("rows.jsonl.gz", gzip.compress(b"\x89PNG\r\n\x1a\n" + bytes(99)), "a PNG image"),
+        ("rows.jsonl.gz", gzip.compress(b"\x89PNG\r\n\x1a\n" + bytes(99), mtime=0), "a PNG image"),
     ],
 )  # fmt: skip
 def test_a_file_of_another_kind_is_one_error_that_names_it(
