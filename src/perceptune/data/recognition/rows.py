@@ -77,7 +77,7 @@ _TURNS = {"messages", "conversations", "conversation", "dialog", "prompt", "comp
 
 
 def _lines(path: Path) -> list[Row]:
-    """Return the first rows; a broken line is left to the reader, which names it, unless there is no other."""
+    """Return the first rows; a broken line is left to the reader, which names it, if there are others."""
     found, broken = [], None
     with plain(path).open("rb") as file:
         for number, (line, _) in enumerate(islice(read_lines(file), FIRST), 1):

@@ -135,10 +135,8 @@ def _advance(state: DecodeState, step: _Step, text_states: LayerStates | None = 
 
 def _texts(prompt: Prompt) -> list[list[int]]:
     """Return the token ids of each prompt without padding."""
-    return [
-        [token for token, is_text in zip(ids, mask, strict=True) if is_text]
-        for ids, mask in zip(prompt.ids.tolist(), prompt.mask.tolist(), strict=True)
-    ]
+    both = torch.stack([prompt.ids, prompt.mask.to(prompt.ids.dtype)], 1).tolist()  # one synchronisation
+    return [[token for token, is_text in zip(ids, mask, strict=True) if is_text] for ids, mask in both]
 
 
 def _score_at_once(
