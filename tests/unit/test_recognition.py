@@ -11,9 +11,11 @@ import forms
 from forms import COUNT, caption, color, lines, picture, pictures, sound, table, write
 from perceptune.config.schema import NamedPart
 from perceptune.data.build_task import task_of
+from perceptune.data.recognition.kinds import Summary
 from perceptune.data.recognition.task_keys import recognize_task
 from perceptune.errors import UserError
 from perceptune.tools.datasets.validate import validate_dataset
+from perceptune.types import Sample
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -247,3 +249,12 @@ def test_media_of_two_kinds_are_counted_together(tmp_path: Path) -> None:
         write(tmp_path / f"{n}.wav", sound(n))
     values = [{"image": name, "audio": f"{n}.wav", "caption": caption(n)} for n, name in enumerate(pictures(tmp_path))]
     assert "24 media (image, audio)" in told(write(tmp_path / "rows.jsonl", lines(values)))
+
+
+def test_the_length_of_audio_is_that_of_most_files_in_any_order() -> None:
+    found = Summary()
+    for number in range(1000):  # sorted by class, as folders are
+        found.add(Sample(str(number), {"audio": Path(f"{number // 100}/{number}.wav")}, ""))
+    kept = found.probed["audio"].values()
+    assert len(kept) == 64
+    assert len({Path(str(medium)).parent for medium in kept}) == 10

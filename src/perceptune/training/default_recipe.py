@@ -154,7 +154,7 @@ def _encoders(base: Mapping[str, Any], found: Summary) -> dict[str, Any]:
     for modality in found.modalities:
         encoders[modality] = dict(given) if modality == found.modality else {"id": "default"}
         if modality == "audio":
-            encoders[modality]["seconds"] = seconds(found.first["audio"])
+            encoders[modality]["seconds"] = seconds([*found.probed["audio"].values()])
     return encoders
 
 

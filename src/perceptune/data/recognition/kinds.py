@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from zlib import crc32
 
 from perceptune.config.registry import leaf
 from perceptune.config.schema import NamedPart
@@ -40,7 +41,7 @@ class Summary:
     targets: Counter[str] = field(default_factory=Counter)  # those of samples with one, up to `MOST_CLASSES` + 1
     with_several: int = 0  # samples with several targets
     longest: int = 0  # words of the longest of the first targets
-    first: dict[str, list[Medium]] = field(default_factory=dict)  # modality -> the first different media
+    probed: dict[str, dict[int, Medium]] = field(default_factory=dict)  # modality -> a fixed random few of its media
     error: UserError | None = None  # of the first invalid row
 
     def add(self, sample: Sample) -> None:
@@ -59,9 +60,12 @@ class Summary:
                 self.targets[target] += 1
             self.longest = max(self.longest, len(target.split()))
         for modality, medium in sample.media.items():
-            kept = self.first.setdefault(modality, [])
-            if len(kept) < _PROBED and medium not in kept:
-                kept.append(medium)
+            kept = self.probed.setdefault(modality, {})  # those with the smallest checksums: files are often in order
+            checksum = crc32(medium[:4096] if isinstance(medium, bytes) else str(medium).encode(errors="replace"))
+            if len(kept) < _PROBED or checksum < max(kept):
+                kept[checksum] = medium
+            if len(kept) > _PROBED:
+                del kept[max(kept)]
 
     @property
     def modality(self) -> str:
