@@ -258,3 +258,10 @@ def test_the_length_of_audio_is_that_of_most_files_in_any_order() -> None:
     kept = found.probed["audio"].values()
     assert len(kept) == 64
     assert len({Path(str(medium)).parent for medium in kept}) == 10
+
+
+def test_a_name_with_braces_is_a_file_if_there_is_one(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    rows = table([["image", "caption"], *([f"{number}.png", caption(number)] for number in range(COUNT))])
+    place = write(tmp_path / "rows {1}.tar.csv", rows)
+    assert recognize_task(str(place)).form.reader == "csv"

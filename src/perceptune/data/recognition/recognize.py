@@ -16,11 +16,11 @@ from perceptune.data.recognition.form import Form
 from perceptune.data.recognition.media_folder import find_folder
 from perceptune.data.recognition.rows import FIRST, Rows, file_rows
 from perceptune.data.recognition.table_columns import answers_of, told, with_columns, with_metadata
-from perceptune.data.tasks.base import is_conversation, missing
+from perceptune.data.tasks.base import is_conversation, is_file, missing
 from perceptune.errors import UserError
 from perceptune.utils.paths import local_name
 
-_SHARDS = re.compile(r"\.tar(\b|$)|[*{]")
+_TAR = re.compile(r"\.(tar|tgz)(\.gz)?$")
 _COLUMNS = ("image_key", "audio_key", "video_key", "prompt_key", "target_key")
 
 
@@ -33,9 +33,10 @@ def recognize(
     that does not exist, an unknown form, and two plausible ones.
     """
     place = local_name(place)
-    if "://" in place or (_SHARDS.search(place) and not Path(place).is_dir()):
-        return Form("WebDataset shards", "webdataset", _keys(split, place), splits=(split,))
     path = Path(place)
+    is_pattern = re.search(r"[*{]", place) and not is_file(path)
+    if "://" in place or ((_TAR.search(place) or is_pattern) and not path.is_dir()):
+        return Form("WebDataset shards", "webdataset", _keys(split, place), splits=(split,))
 
     def of_file(file: Path, split: str) -> Form:
         return _file_form(file, split, media, dict(given or {}))
