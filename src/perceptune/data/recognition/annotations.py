@@ -10,7 +10,6 @@ from perceptune.data.recognition.rows import Row, Rows, json_rows_of
 from perceptune.errors import UserError
 
 _VALIDATION = "validation"
-_KARPATHY = {"coco": "coco-captions", "flickr8k": "flickr8k", "flickr30k": "flickr30k"}
 _VQA_TEMPLATES = ("{subset}/{name}.jpg", "{name}.jpg", "{image_id:012d}.jpg", "{image_id}.jpg", "{image_id}.png")
 
 
@@ -30,7 +29,7 @@ def annotation_form(path: Path, found: Rows, media: str | None, split: str) -> F
                 f"{path}: COCO's annotations without captions: "
                 "the captions are in another file of the set, such as captions_train2017.json"
             )
-        folder = _folder([str(row.get("file_name")) for row in images], path, media)
+        folder = find_folder([str(row.get("file_name")) for row in images], path, media)
         options = {"format": "official", "template": "{file_name}", **_only(path, split), **_located(path, folder)}
         return Form("COCO captions", "coco-captions", options, answers="caption", splits=(split,))
     rows = found.rows
@@ -45,11 +44,11 @@ def _karpathy(path: Path, images: Sequence[Row], media: str | None) -> Form:
     """Return the form of a file with Karpathy's splits, which names its data set."""
     has_path = "filepath" in images[0]
     names = ["/".join([*([str(row["filepath"])] if has_path else []), str(row["filename"])]) for row in images]
-    reader = _KARPATHY["coco"] if has_path else _KARPATHY["flickr8k"]
+    reader = "coco-captions" if has_path else "flickr8k"
     options: dict[str, Any] = {"format": "karpathy", "annotations": {
         split: path.name for split in ("train", _VALIDATION, "test")
     }}  # fmt: skip
-    options |= _located(path, _folder(names, path, media))
+    options |= _located(path, find_folder(names, path, media))
     if not has_path:
         options["template"] = "{name}"
     return Form("captions in Karpathy's splits", reader, options, answers="raw", splits=("train", _VALIDATION, "test"))
@@ -68,8 +67,7 @@ def _vqa(path: Path, found: Rows, media: str | None, split: str) -> Form:
     questions = (found if is_questions else json_rows_of(other or path)) or found
     rows = questions.lists["questions"]
     files = [path.name, *([other.name] if other else [])]
-    subset = _subset(path if is_questions else other or path)
-    folder, template = _vqa_media(path, rows, subset, media)
+    folder, template = _vqa_media(path, rows, questions.texts.get("data_subtype", ""), media)
     options = {"annotations": {split: files, **_without(split)}, "template": template, **_located(path, folder)}
     return Form("VQA questions", "vqa-v2", options, answers="answers", splits=(split,))
 
@@ -85,27 +83,13 @@ def _partner(path: Path, *, is_questions: bool) -> Path | None:
     return None
 
 
-def _subset(path: Path) -> str:
-    """Return the images' part of COCO that a file of questions names, such as `train2014`."""
-    found = json_subset(path)
-    return found or ""
-
-
-def json_subset(path: Path) -> str | None:
-    """Return VQA's `data_subtype`, which stands outside the rows."""
-    from perceptune.data.tasks.base import read_json
-
-    value = read_json(path).get("data_subtype")
-    return value if isinstance(value, str) else None
-
-
 def _vqa_media(path: Path, rows: Sequence[Row], subset: str, media: str | None) -> tuple[Path | None, str]:
     numbers = [int(row["image_id"]) for row in rows if str(row.get("image_id")).isdecimal()]
     errors: list[UserError] = []
     for template in _VQA_TEMPLATES:
         names = [template.format(subset=subset, name=f"COCO_{subset}_{n:012d}", image_id=n) for n in numbers]
         try:
-            folder = _folder(names, path, media)
+            folder = find_folder(names, path, media)
         except UserError as error:
             errors.append(error)
             continue
@@ -119,14 +103,10 @@ def _named(path: Path, stems: Sequence[str], media: str | None) -> tuple[Path | 
     errors = []
     for suffix in ("jpg", "png", "jpeg"):
         try:
-            return _folder([f"{stem}.{suffix}" for stem in stems], path, media), f"{{image_id}}.{suffix}"
+            return find_folder([f"{stem}.{suffix}" for stem in stems], path, media), f"{{image_id}}.{suffix}"
         except UserError as error:
             errors.append(error)
     raise errors[0]
-
-
-def _folder(names: Sequence[str], path: Path, media: str | None) -> Path | None:
-    return find_folder(names, path, media)
 
 
 def _located(path: Path, folder: Path | None) -> dict[str, str]:

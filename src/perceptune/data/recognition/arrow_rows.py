@@ -1,6 +1,7 @@
 """The first rows of parquet and Arrow files."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,9 @@ def arrow_rows(path: Path) -> list[dict[str, Any]]:
     )
     if not files:
         raise UserError(f"{path} holds no parquet and no Arrow file")
-    rows = _of_parquet(files[0]) if files[0].suffix == ".parquet" else _of_arrow(files[0])
-    return [row for row, _ in zip(rows, range(_FEW), strict=False)]
-
-
-def _of_parquet(file: Path) -> Iterator[dict[str, Any]]:
-    return (record.values for record in parquet_rows(file))
+    if files[0].suffix == ".parquet":
+        return [record.values for record in islice(parquet_rows(files[0]), _FEW)]
+    return [*islice(_of_arrow(files[0]), _FEW)]
 
 
 def _of_arrow(file: Path) -> Iterator[dict[str, Any]]:

@@ -97,8 +97,12 @@ def _targets(names: Sequence[str], taken: set[str], where: str, *, has_prompt: b
         return found[0] if len(found) == 1 or found[0] == "targets" else _choose(found, where, "target_key")
     stems: dict[str, list[str]] = {}
     for name in names:
-        if name not in taken and (match := _NUMBERED.fullmatch(name)) and _plain(match[1]) in map(_plain, wanted):
-            stems.setdefault(_plain(match[1]), []).append(name)
+        if (
+            name not in taken
+            and (match := _NUMBERED.fullmatch(name))
+            and plain_name(match[1]) in map(plain_name, wanted)
+        ):
+            stems.setdefault(plain_name(match[1]), []).append(name)
     several = next(iter(stems.values()), [])
     return tuple(several) if len(several) > 1 else several[0] if several else None
 
@@ -179,11 +183,14 @@ def _only(names: Sequence[str], aliases: Sequence[str], taken: set[str], where: 
 
 def _matching(names: Sequence[str], aliases: Sequence[str], taken: set[str]) -> list[str]:
     """Return the columns called by one of `aliases`, in the order of these."""
-    by_name = {_plain(name): name for name in reversed(names) if name not in taken}
-    return [by_name[_plain(alias)] for alias in dict.fromkeys(map(_plain, aliases)) if _plain(alias) in by_name]
+    by_name = {plain_name(name): name for name in reversed(names) if name not in taken}
+    return [
+        by_name[plain_name(alias)] for alias in dict.fromkeys(map(plain_name, aliases)) if plain_name(alias) in by_name
+    ]
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a column's name without letter case, blanks, hyphens and underscores, as names are compared."""
     return re.sub(r"[\s_-]", "", name.casefold())
 
 

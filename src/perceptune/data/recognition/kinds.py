@@ -1,6 +1,5 @@
 """What is to be learned: captions, answers to questions, or one of a few classes."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from perceptune.config.registry import leaf
 from perceptune.config.schema import NamedPart
 from perceptune.data.build_task import task_of
 from perceptune.data.media.suffixes import MODALITIES
-from perceptune.data.recognition.columns import CLASSES
+from perceptune.data.recognition.columns import CLASSES, plain_name
 from perceptune.data.recognition.form import Form
 from perceptune.data.tasks.base import CAPTION_METRICS, CaptionSet, GivenFiles, QuestionSet
 from perceptune.errors import UserError
@@ -159,7 +158,7 @@ def _published(form: Form) -> Learned | None:
 
 def _are_classes(form: Form, found: Summary) -> bool:
     """Return whether the targets are a closed set: folders, a column called so, or values that often repeat."""
-    name = re.sub(r"[\s_-]", "", form.answers.casefold())
+    name = plain_name(form.answers)
     if not found.texts:
         return False
     if form.answers == "folder":
@@ -168,7 +167,7 @@ def _are_classes(form: Form, found: Summary) -> bool:
         return False
     if found.with_prompt and len(found.prompts) > 1:
         return False  # answers to different questions
-    if name in (re.sub(r"[\s_-]", "", one) for one in CLASSES):
+    if name in map(plain_name, CLASSES):
         return len(found.targets) < found.samples or found.samples < 20
     repeats = found.samples >= _ROWS_PER_CLASS * len(found.targets)
     return repeats and found.longest <= _MOST_WORDS

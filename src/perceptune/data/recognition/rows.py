@@ -28,6 +28,7 @@ class Rows:
     rows: list[Row]
     options: Row = field(default_factory=dict)  # reader options that its form requires
     lists: dict[str, list[Row]] = field(default_factory=dict)  # of a JSON object: key -> first rows of a list
+    texts: dict[str, str] = field(default_factory=dict)  # of a JSON object: its texts beside the rows
 
 
 def json_rows_of(path: Path) -> Rows | None:
@@ -98,6 +99,7 @@ def _document(stream: JSONStream) -> Rows:
     stream.take("{")
     lists: dict[str, list[Row]] = {}
     by_id: list[Row] = []
+    texts: dict[str, str] = {}
     for key in stream.keys():  # noqa: SIM118 - it reads the stream
         if stream.peek() == "[":
             stream.take("[")
@@ -108,10 +110,12 @@ def _document(stream: JSONStream) -> Rows:
         value = stream.value(f"{stream.address}, `{key}`")
         if isinstance(value, dict) and len(by_id) < FIRST:
             by_id.append({"id": key, **value})
+        elif isinstance(value, str):
+            texts[key] = value
     if len(lists) == 1:
         [(key, rows)] = lists.items()
-        return Rows(f"a JSON file with rows at `{key}`", "json", rows, {"rows_key": key}, lists)
-    return Rows("a JSON object of rows by id", "json", [] if lists else by_id, {}, lists)
+        return Rows(f"a JSON file with rows at `{key}`", "json", rows, {"rows_key": key}, lists, texts)
+    return Rows("a JSON object of rows by id", "json", [] if lists else by_id, {}, lists, texts)
 
 
 def _first(items: Iterator[tuple[str, Any]]) -> Iterator[Any]:

@@ -1,8 +1,9 @@
 """Columns of metadata and of data sets of `datasets`, whose readers find the media themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from perceptune.data.recognition.arrow_rows import arrow_rows
@@ -29,21 +30,11 @@ def with_columns(form: Form, path: Path, media: str | None, given: Mapping[str, 
     """
     rows = arrow_rows(path)
     columns = find_columns(rows, str(path), given)
-    chosen = {"prompt_key": columns.prompt, "target_key": columns.targets}
-    names = {modality: [path_of(row.get(column)) for row in rows] for modality, column in columns.media.items()}
-    by_name = {
-        modality: found for modality, found in names.items() if isinstance(rows[0].get(columns.media[modality]), str)
-    }
-    chosen |= {f"{modality}_key": columns.media[modality] for modality in by_name}
-    folder = (
-        find_folder([name for found in by_name.values() for name in found if name], path, media) if by_name else None
-    )
-    known = {
-        key: value for key, value in chosen.items() if value is not None and value != _OWN.get(key) and key not in given
-    }
-    options = {**form.options, **known, **({} if folder is None else {"media": str(folder)})}
-    guesses = (*form.guesses, *told(known), *split_note(rows))
-    return replace(form, options=options, guesses=guesses, answers=answers_of(columns))
+    named = {modality: column for modality, column in columns.media.items() if isinstance(rows[0].get(column), str)}
+    names = [name for column in named.values() for row in rows if (name := path_of(row.get(column)))]
+    folder = find_folder(names, path, media) if named else None
+    form = form if folder is None else replace(form, options={**form.options, "media": str(folder)})
+    return _guessed(form, rows, columns, named, given)
 
 
 def with_metadata(form: Form, given: Mapping[str, Any]) -> Form:
@@ -56,12 +47,18 @@ def with_metadata(form: Form, given: Mapping[str, Any]) -> Form:
         return form
     rows = arrow_rows(files[0]) if files[0].suffix == ".parquet" else file_rows(files[0], given).rows
     columns = find_columns(rows, str(files[0]), given)
+    media = {modality: name for modality, name in columns.media.items() if not name.endswith("file_name")}
+    return _guessed(form, rows, columns, media, given, number_rows(rows, given))
+
+
+def _guessed(
+    form: Form, rows: Sequence[Mapping[str, Any]], columns: Columns, media: Mapping[str, str],
+    given: Mapping[str, Any], numbered: Mapping[str, str] = MappingProxyType({}),
+) -> Form:  # fmt: skip
+    """Return a form with the columns that its reader would not find by itself; `media` are those of media."""
     names = {"prompt_key": columns.prompt, "target_key": columns.targets}
-    names |= {f"{modality}_key": name for modality, name in columns.media.items() if not name.endswith("file_name")}
-    known = {
-        key: value for key, value in names.items() if value is not None and value != _OWN.get(key) and key not in given
-    }
-    numbered = number_rows(rows, given)
+    names |= {f"{modality}_key": name for modality, name in media.items()}
+    known = {key: name for key, name in names.items() if name not in (None, _OWN.get(key)) and key not in given}
     guesses = (*form.guesses, *told(known), *numbered.values(), *split_note(rows))
     options = {**form.options, **known, **dict.fromkeys(numbered, True)}
     return replace(form, options=options, guesses=guesses, answers=answers_of(columns))
