@@ -110,3 +110,8 @@ def positive(text: str) -> int:
 def split_words(text: str | None) -> list[str]:
     """Return the words of a comma-separated list."""
     return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def words_of(options: Namespace) -> list[str]:
+    """Return the overrides of a command that reads data, with the one that `--fetch-media` stands for."""
+    return [*options.overrides, *(["task.fetch_media=true"] if options.fetch_media else [])]

@@ -9,7 +9,7 @@ Examples:
 from pathlib import Path
 
 from perceptune.cli.output import print_found
-from perceptune.cli.parsing import Namespace, Parser
+from perceptune.cli.parsing import Namespace, Parser, words_of
 
 MODALITIES = ("image", "audio", "video", "all")
 
@@ -83,7 +83,7 @@ def _check(options: Namespace) -> int:
             raise UserError(f"`--{name}` is a number of rows: it cannot be {getattr(options, name)}")
     samples = options.samples if options.samples is not None else 24 if options.html else 3
     how = CheckOptions(options.decode, options.contents, not options.no_tokens, options.first, samples)
-    checked = validate_dataset(options.source, _overrides(options), split=options.split, options=how,
+    checked = validate_dataset(options.source, words_of(options), split=options.split, options=how,
                                media=options.media, reader=options.task)  # fmt: skip
     if options.html:
         write_whole(Path(options.html), [page(checked).encode(errors="replace")])
@@ -96,7 +96,7 @@ def _convert(options: Namespace) -> None:
     from perceptune.tools.datasets.convert import convert
 
     rows = convert(
-        options.source, Path(options.to), _overrides(options), split=options.split, absolute=options.absolute,
+        options.source, Path(options.to), words_of(options), split=options.split, absolute=options.absolute,
         reader=options.task,
         media=None if options.media is None else Path(options.media),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from perceptune.cli.output import out, print_json, print_scores
-from perceptune.cli.parsing import Namespace, Parser
+from perceptune.cli.parsing import Namespace, Parser, words_of
 from perceptune.errors import UserError
 from perceptune.utils.paths import local_name
 from perceptune.utils.run_log import is_main_process
@@ -85,7 +85,7 @@ def named_task(options: Namespace) -> dict[str, Any] | None:
     from perceptune.config.recipe import absolute_files
     from perceptune.data.recognition.task_keys import find_reader, recognize_task, task_options
 
-    words = [*options.overrides, *(["task.fetch_media=true"] if options.fetch_media else [])]
+    words = words_of(options)
     if options.data is None and options.task:
         return {"name": options.task, **task_options(words, options.task)}
     if options.data is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from perceptune.cli.output import out
-from perceptune.cli.parsing import Namespace, Parser
+from perceptune.cli.parsing import Namespace, Parser, words_of
 from perceptune.errors import UserError
 from perceptune.utils.terminal import print_note
 
@@ -27,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--method", help="a name of `perceptune list methods`")
     parser.add_argument("--task", help="a name of `perceptune list tasks`")
     parser.add_argument(
-        "--data", metavar="PATH", help="training data in any form: it is recognised, see docs/own_data.md"
+        "--data", metavar="PATH", help="training data in any form: it is recognised, see docs/any_data.md"
     )
     parser.add_media()
     parser.add_fetch_media()
@@ -133,8 +133,7 @@ def _recognized(options: Namespace) -> Any:
             return None
         task = read_yaml(find_recipe(options.recipe)).get("task")
         settings = {key: task[key] for key in OF_ANY_DATA if isinstance(task, dict) and key in task}
-    words = [word for word in options.overrides if not word.startswith(("task=", "task.name="))]
-    words += ["task.fetch_media=true"] if options.fetch_media else []
+    words = [word for word in words_of(options) if not word.startswith(("task=", "task.name="))]
     data = recognize_task(options.data, media=options.media, reader=reader if is_named else None, words=words,
                           validation=options.validation, settings=settings)  # fmt: skip
     if data.doubt is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from perceptune.data.media.suffixes import PassedOver, is_hidden, modality_of, suffix_of, walk
-from perceptune.data.recognition.form import Form, several
+from perceptune.data.recognition.form import Form, several, split_keys
 from perceptune.data.splits import METADATA, SPLIT_NAMES, split_called, split_folders, split_in, split_of
 from perceptune.errors import UserError
 
@@ -58,7 +58,7 @@ def _form_of(path: Path, split: str, inner: Inner) -> Form:
         return _folder(path, split, content, f"{_kinds(content.media)} with {content.metadata[0].name}")
     readings: list[tuple[Form, str]] = []
     if content.shards and not content.media:
-        return Form("WebDataset shards", "webdataset", _keys(split, path), splits=(split,))
+        return Form("WebDataset shards", "webdataset", split_keys(split, path), splits=(split,))
     if content.parquet and not content.media:
         return _saved(path, split)
     has_texts = _have_texts(content)
@@ -73,7 +73,7 @@ def _form_of(path: Path, split: str, inner: Inner) -> Form:
             error = caught
     if has_texts:
         what = f"{_kinds(content.media)} with a text file beside each"
-        keys = {**_keys(split, path), "text_files": True}
+        keys = {**split_keys(split, path), "text_files": True}
         readings.append((Form(what, "folder", keys, answers="text", splits=(split,)),
                          "--task folder task.text_files=true"))  # fmt: skip
     elif _are_in_classes(path, content, readings, is_sure=not tables) and not isinstance(error, SeveralTablesError):
@@ -151,7 +151,7 @@ def _have_texts(content: _Content) -> bool:
 def _folder(path: Path, split: str, content: _Content, what: str, *, answers: str = "") -> Form:
     found = split_folders(path) if split == "train" else {}
     if not found:
-        return Form(what, "folder", _keys(split, path), answers=answers, splits=(split,))
+        return Form(what, "folder", split_keys(split, path), answers=answers, splits=(split,))
     keys = {name: str(place) for name, place in found.items() if _has_targets(place, content)}
     if "train" not in keys:
         raise UserError(f"{path} holds the split {_listed(keys or found)}, and none to train on: call one `train`")
@@ -270,10 +270,6 @@ def _media_folder(form: Form, split: str) -> str:
     """Return the folder that names of a split's media are relative to."""
     own = form.options["dir"] if "dir" in form.options else Path(form.options[split]).parent
     return str(Path(form.options.get("media") or own).absolute())
-
-
-def _keys(split: str, path: Path) -> dict[str, str]:
-    return {"train": str(path), **({split: str(path)} if split != "train" else {})}
 
 
 def _kinds(media: Sequence[Path]) -> str:

@@ -29,3 +29,8 @@ def several(place: Path | str, readings: Sequence[tuple[str, str]]) -> UserError
     """Return the error for a place with several plausible readings, each a description and the flags that choose it."""
     named = "; ".join(f"{what}: {flags}" for what, flags in readings)
     return UserError(f"{place} can be read in several ways, choose one by its flags: {named}")
+
+
+def split_keys(split: str, place: Path | str) -> dict[str, str]:
+    """Return the keys of a reader of files for data that is read as `split`; every reader has a `train`."""
+    return {"train": str(place), split: str(place)}

@@ -12,7 +12,7 @@ from perceptune.data.media.suffixes import MODALITIES, modality_of, suffix_of
 from perceptune.data.recognition.annotations import annotation_form
 from perceptune.data.recognition.columns import find_columns, number_rows, path_of, split_note
 from perceptune.data.recognition.folders import folder_form
-from perceptune.data.recognition.form import Form
+from perceptune.data.recognition.form import Form, split_keys
 from perceptune.data.recognition.media_folder import find_folder
 from perceptune.data.recognition.rows import FIRST, Rows, file_rows
 from perceptune.data.recognition.table_columns import answers_of, told, with_columns, with_metadata
@@ -36,7 +36,7 @@ def recognize(
     path = Path(place)
     is_pattern = re.search(r"[*{]", place) and not is_file(path)
     if "://" in place or ((_TAR.search(place) or is_pattern) and not path.is_dir()):
-        return Form("WebDataset shards", "webdataset", _keys(split, place), splits=(split,))
+        return Form("WebDataset shards", "webdataset", split_keys(split, place), splits=(split,))
 
     def of_file(file: Path, split: str) -> Form:
         return _file_form(file, split, media, dict(given or {}))
@@ -140,8 +140,4 @@ def _columnar(path: Path, split: str, media: str | None, given: dict[str, Any]) 
 
 def _read(path: Path, split: str, folder: Path | None) -> dict[str, Any]:
     """Return the keys of the file and of the folder of its media."""
-    return {**_keys(split, str(path)), **({} if folder is None else {"media": str(folder)})}
-
-
-def _keys(split: str, place: str) -> dict[str, str]:
-    return {"train": place, **({split: place} if split != "train" else {})}
+    return {**split_keys(split, path), **({} if folder is None else {"media": str(folder)})}
