@@ -14,6 +14,7 @@ from formparts import sound as sound
 from formparts import table as table
 from formparts import write as write
 from rowforms import parquet as parquet
+from rowforms import shard as shard
 
 WITH_BROKEN_ROWS = {"tar"}  # which are left out of a training; `data check` counts them as errors
 REPORTED = {"classes", "classes_in_splits", "coco_folder", "json_lines", "csv_of_labels", "parquet_folder", "tar"}

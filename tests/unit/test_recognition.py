@@ -265,3 +265,12 @@ def test_a_name_with_braces_is_a_file_if_there_is_one(tmp_path: Path) -> None:
     rows = table([["image", "caption"], *([f"{number}.png", caption(number)] for number in range(COUNT))])
     place = write(tmp_path / "rows {1}.tar.csv", rows)
     assert recognize_task(str(place)).form.reader == "csv"
+
+
+def test_shards_of_several_splits_are_told_apart(tmp_path: Path) -> None:
+    for split, numbers in (("train", range(4)), ("val", range(4, 6))):
+        write(tmp_path / f"{split}-0.tar", forms.shard(numbers))
+    found = recognize_task(str(tmp_path))
+    assert "with the splits `train`, `validation`" in found.line
+    task = task_of(NamedPart(**found.task))
+    assert [len(task.samples(split)) for split in task.splits] == [4, 2]

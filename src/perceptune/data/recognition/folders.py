@@ -2,14 +2,16 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from perceptune.data.build_task import data_keys
 from perceptune.data.media.suffixes import PassedOver, is_hidden, modality_of, suffix_of, walk
 from perceptune.data.recognition.form import Form, several, split_keys
+from perceptune.data.recognition.joining import joined
 from perceptune.data.splits import METADATA, SPLIT_NAMES, split_called, split_folders, split_in, split_of
 from perceptune.errors import UserError
 
@@ -58,7 +60,7 @@ def _form_of(path: Path, split: str, inner: Inner) -> Form:
         return _folder(path, split, content, f"{_kinds(content.media)} with {content.metadata[0].name}")
     readings: list[tuple[Form, str]] = []
     if content.shards and not content.media:
-        return Form("WebDataset shards", "webdataset", split_keys(split, path), splits=(split,))
+        return _shards(path, split)
     if content.parquet and not content.media:
         return _saved(path, split)
     has_texts = _have_texts(content)
@@ -169,6 +171,14 @@ def _has_targets(place: Path, content: _Content) -> bool:
     return any(place in file.parents and file.parent != place for file in content.media)
 
 
+def _shards(path: Path, split: str) -> Form:
+    """Return the form of a folder of shards, whose reader tells several splits apart by their names."""
+    keys = data_keys("webdataset", str(path), split)
+    splits = tuple(name for name in SPLIT_NAMES if name in keys) if split == "train" else (split,)
+    named = f", with the splits {_listed(splits)}" if len(splits) > 1 else ""
+    return Form(f"WebDataset shards{named}", "webdataset", keys, splits=splits)
+
+
 def _saved(path: Path, split: str) -> Form:
     """Return the form of a data set of `datasets`: its splits are named as it names them."""
     from perceptune.data.hf_files import local_splits
@@ -237,39 +247,6 @@ def _readable(tables: Sequence[Path], split: str, inner: Inner) -> list[Path]:
 def _is_answers_to(table: Path, tables: Sequence[Path]) -> bool:
     """Return whether a file of VQA's annotations has its questions beside it, whose reader takes both."""
     return "annotations" in table.name and any("questions" in other.name for other in tables)
-
-
-def joined(forms: Mapping[str, Form]) -> Form:
-    """Join forms of the splits of one data set. Raises `UserError` if they have different readers."""
-    form = forms["train"]
-    for name, one in forms.items():
-        if one.reader != form.reader:
-            what = f"split `{name}` is {one.what} ({one.reader}), split `train` is {form.what} ({form.reader})"
-            raise UserError(f"{what}: convert one of them by `data convert`")
-    is_published = "annotations" in form.options
-    options = _annotations(forms) if is_published else {name: one.options[name] for name, one in forms.items()}
-    folders = {name: _media_folder(one, name) for name, one in forms.items()}
-    if len({*folders.values()}) > 1 and (is_published or any("media" in one.options for one in forms.values())):
-        options["media"] = folders
-    return replace(form, options={**form.options, **options}, splits=tuple(forms))
-
-
-def _annotations(forms: Mapping[str, Form]) -> dict[str, Any]:
-    """Return the annotation files of a published set's splits, absolute ones of another folder than the first's."""
-    first, found = forms["train"].options, dict[str, Any]()
-    for name, one in forms.items():
-        files, place = one.options["annotations"][name], Path(one.options["dir"])
-        if one.options["dir"] != first["dir"]:
-            files = str(place / files) if isinstance(files, str) else [str(place / file) for file in files]
-        found[name] = files
-    unused: dict[str, list[str]] = {name: [] for name in first["annotations"] if name not in found}
-    return {"annotations": found | unused}
-
-
-def _media_folder(form: Form, split: str) -> str:
-    """Return the folder that names of a split's media are relative to."""
-    own = form.options["dir"] if "dir" in form.options else Path(form.options[split]).parent
-    return str(Path(form.options.get("media") or own).absolute())
 
 
 def _kinds(media: Sequence[Path]) -> str:

@@ -9,8 +9,8 @@ from perceptune.config.overrides import put, typed
 from perceptune.config.recipe import Recipe
 from perceptune.config.registry import leaf
 from perceptune.data.build_task import data_keys, validation_keys
-from perceptune.data.recognition.folders import joined
 from perceptune.data.recognition.form import Form
+from perceptune.data.recognition.joining import joined
 from perceptune.data.recognition.kinds import Learned, Summary, as_they_are, find_kind, probe
 from perceptune.data.recognition.recognize import recognize
 from perceptune.data.tasks.base import GivenFiles
