@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -28,24 +28,77 @@ class Member:
 Medium = Path | bytes | Member
 
 
+Media = Medium | tuple[Medium, ...]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The place of a medium in a text."""
+
+    at: int  # index of the character before which it stands; the text's length = behind the text
+    modality: str
+
+
+@dataclass(frozen=True)
+class Message:
+    """An earlier turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    marks: tuple[Mark, ...] = ()  # one for each medium of this turn, in order
+    is_target: bool = False  # an answer that is trained on, beside the sample's own target
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One row of a task. Its media stay on disk and are decoded when they are needed."""
+    """One row of a task. Its media stay on disk and are decoded when they are needed.
+
+    Several media of a modality are a tuple: those of `history` first, in the order of its marks, then the prompt's.
+    """
 
     id: str
-    media: Mapping[str, Medium]  # modality -> location of its bytes; empty for a text-only sample
+    media: Mapping[str, Media]  # modality -> location of its bytes; empty for a text-only sample
     prompt: str
     targets: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    marks: tuple[Mark, ...] = ()  # of the prompt's media; () = they stand before the prompt
+    history: tuple[Message, ...] = ()  # earlier turns; the prompt follows an answer, or a system message alone
+
+    def list_media(self, modality: str) -> tuple[Medium, ...]:
+        """Return the media of a modality in their order; empty if there are none."""
+        given = self.media.get(modality, ())
+        return given if isinstance(given, tuple) else (given,)
+
+    def iter_media(self) -> Iterator[tuple[str, Medium]]:
+        """Yield modality and location of each medium."""
+        return ((modality, medium) for modality in self.media for medium in self.list_media(modality))
+
+    def map_media(self, change: Callable[[str, Medium], Any]) -> dict[str, Any]:
+        """Return `media` with each medium replaced by `change(modality, medium)`; several stay a tuple."""
+        return {
+            name: tuple(change(name, one) for one in given) if isinstance(given, tuple) else change(name, given)
+            for name, given in self.media.items()
+        }
 
 
 @dataclass(frozen=True)
 class Features:
     """The output of a frozen encoder for a batch, for one modality."""
 
-    values: Tensor  # (B, n_levels, T, dim) float32; rows without this modality hold zeros
-    # (B,) bool: which rows have a medium of this modality. Always on the CPU, because each use of it reads the values.
+    # (B, n_levels, T, dim) float32; rows without this modality hold zeros. Of batches with several media in a row:
+    # (B, M, n_levels, T, dim).
+    values: Tensor
+    # (B,) or (B, M) bool: which media of this modality there are. Always on the CPU, because each use reads the values.
     present: Tensor
+
+    def by_order(self) -> list[Features]:
+        """Return the features (B, n_levels, T, dim) of the first medium of each row, of the second, and so on."""
+        if self.present.dim() == 1:
+            return [self]
+        return [Features(self.values[:, m], self.present[:, m]) for m in range(self.present.shape[1])]
+
+
+IN_TEXT = -1  # token id of a column of the text that holds a slot
 
 
 @dataclass(frozen=True)
@@ -54,6 +107,9 @@ class Slots:
 
     In every layer below `entry` the columns are hidden from the text. From `entry` on they are visible in the rows
     named by `present`. In each layer of `states` the columns' hidden state is overwritten before the layer runs.
+
+    With `in_text` they are columns of the text instead, with positions of their own: those whose token id is
+    `IN_TEXT`, from left to right; the states (B, K, hidden_size) of layer 0 enter there.
     """
 
     name: str
@@ -61,11 +117,16 @@ class Slots:
     states: Mapping[int, Tensor]  # layer -> (B, n, hidden_size), or (1, n, ...) if the same for every row; float32
     present: Tensor  # (B,) bool; best on the CPU, as `Features.present` is
     sees_text: bool = False  # the official eP-ALM mask: the columns see the whole text, future included
+    order: int = 0  # of its medium among those of the modality
+    in_text: bool = False
+    # (B,) index of the first column of the padded text that the slots are visible to; None = all. The text before
+    # belongs to earlier turns of the conversation.
+    visible_from: Tensor | None = None
 
     @property
     def width(self) -> int:
-        """Number of columns."""
-        return int(self.states[self.entry].shape[1])
+        """Number of columns in front of the text."""
+        return 0 if self.in_text else int(self.states[self.entry].shape[1])
 
     def of_rows(self, index: Tensor) -> Slots:
         """Return the slots of the rows of a batch that `index` (N,) names; a row may be named more than once."""
@@ -73,7 +134,10 @@ class Slots:
             layer: states if states.shape[0] == 1 else states[index.to(states.device)]
             for layer, states in self.states.items()
         }
-        return replace(self, states=states, present=self.present[index.to(self.present.device)])
+        start = self.visible_from
+        if start is not None:
+            start = start[index.to(start.device)]
+        return replace(self, states=states, present=self.present[index.to(self.present.device)], visible_from=start)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class EncoderConfig(ConfigSection):
     mean: tuple[float, float, float] | None = Field(None, description="per channel; None = as published")
     std: tuple[float, float, float] | None = Field(None, description="per channel; None = as published")
     dtype: DType = Field("float32", description="`auto` as in `train.precision`")
+    max_media: int = Field(1, ge=1, description="maximum number of media of this modality in a sample")
     views: int = Field(0, ge=0, description="number of augmented views of each training medium; 0 = no augmentation")
     flip: bool = Field(True, description="mirror half of the augmented views")
     rand_augment: RandAugmentConfig | None = Field(None, description="RandAugment for augmented views; None = off")
@@ -107,8 +108,12 @@ class CacheConfig(ConfigSection):
 class TextConfig(ConfigSection):
     """The text format of samples, the same in training, evaluation, answering and serving."""
 
-    template: str = Field("Question: {prompt} Answer:", description="text before the answer")
-    target: str = Field(" {target}", description="the answer, in training")
+    template: str = Field(
+        "Question: {prompt} Answer:",
+        description="text before the answer; `chat` = the tokenizer's own chat template, which takes conversations",
+    )
+    system: str | None = Field(None, description="system message of `template: chat`; None = as the template has it")
+    target: str = Field(" {target}", description="the answer, in training; `chat` leaves out blanks at its start")
     separator: str | None = Field(None, description="a token added after the prompt (the paper's `</a>`)")
     supervise: Literal["answer", "all"] = Field("answer", description="tokens with a loss")
     max_tokens: int = Field(512, ge=8, description="maximum tokens of a text; a longer sample is an error")
@@ -117,7 +122,16 @@ class TextConfig(ConfigSection):
     def _has_target(self) -> TextConfig:
         if "{target}" not in self.target:
             raise ValueError("`target` must contain {target}")
+        if self.is_chat and self.separator is not None:
+            raise ValueError("`separator` does not go with `template: chat`, which ends the prompt itself")
+        if self.system is not None and not self.is_chat:
+            raise ValueError("`system` is for `template: chat`; put the text into `template` instead")
         return self
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the tokenizer's chat template is used."""
+        return self.template == "chat"
 
 
 class NamedPart(BaseModel):

@@ -15,7 +15,7 @@ ADAPTERS: dict[tuple[str, str], Callable[[Encoder, EncoderConfig], Encoder]] = {
     ("image", "video"): still,
 }
 # Keys of `EncoderConfig` that every encoder supports; the others are in `Encoder.KEYS`.
-COMMON = frozenset({"id", "revision", "dtype", "views"})
+COMMON = frozenset({"id", "revision", "dtype", "views", "max_media"})
 
 
 def fit(encoder: Encoder, modality: str, options: EncoderConfig) -> Encoder:

@@ -15,7 +15,7 @@ from perceptune.encoders.base import Encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError, nearest
 from perceptune.methods.base import TrainableMethod, count, count_trained
-from perceptune.models.media_rows import by_row, media_of
+from perceptune.models.media_rows import by_row, media_of, require_count
 from perceptune.models.text_format import Batch, FrozenPart, TextFormat, Tokens
 from perceptune.types import Decoding, Features, Medium, Sample, StreamCallback
 from perceptune.utils.devices import use_full_float32
@@ -182,8 +182,8 @@ class AdaptedModel(nn.Module, ABC):
         for modality, store in self.stores.items():
             first: dict[Medium, Sample] = {}
             for sample in samples:
-                if modality in sample.media:
-                    first.setdefault(sample.media[modality], sample)
+                for medium in sample.list_media(modality):
+                    first.setdefault(medium, sample)
 
             def tell(medium: Medium, error: MediaError, first: dict[Medium, Sample] = first) -> None:
                 assert on_broken is not None
@@ -239,7 +239,7 @@ class AdaptedModel(nn.Module, ABC):
         return features
 
     def check_modalities(self, samples: Sequence[Sample]) -> None:
-        """Raise `UserError` for a medium that no encoder of this model accepts."""
+        """Raise `UserError` for a medium that no encoder of this model accepts, or more of them than `max_media`."""
         for sample in samples:
             for modality in sample.media:
                 if modality not in self.stores:
@@ -247,6 +247,7 @@ class AdaptedModel(nn.Module, ABC):
                         f"sample `{sample.id}` has `{modality}`, for which this model has no encoder"
                         f"{nearest(modality, self.stores)}"
                     )
+                require_count(sample, modality, self.recipe.encoders[modality].max_media)
 
     @torch.no_grad()
     def answer(
@@ -296,8 +297,9 @@ class AdaptedModel(nn.Module, ABC):
 
     def _seed_of(self, sample: Sample, seed: int) -> int:
         parts = [repr((seed, self.text.prompt_ids(sample))).encode()]
-        for modality, medium in sorted(sample.media.items()):
-            parts += [modality.encode(), digest_of(content(medium))]
+        for modality in sorted(sample.media):
+            for medium in sample.list_media(modality):
+                parts += [modality.encode(), digest_of(content(medium))]
         return int.from_bytes(digest_of(*parts)[:7], "little")
 
     @torch.no_grad()

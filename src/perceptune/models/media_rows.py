@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from perceptune.errors import UserError
 from perceptune.types import Features, Medium, Sample
 from perceptune.utils.tensors import move
 
@@ -12,14 +13,29 @@ from perceptune.utils.tensors import move
 def media_of(
     samples: Sequence[Sample], modality: str, view_seeds: Sequence[int] | None = None
 ) -> tuple[list[Medium], list[int] | None]:
-    """Return the media of a modality and, if given, their view seeds."""
-    having = [i for i, sample in enumerate(samples) if modality in sample.media]
-    return [samples[i].media[modality] for i in having], None if view_seeds is None else [view_seeds[i] for i in having]
+    """Return the media of a modality, row by row, and, if given, their view seeds."""
+    having = [(i, medium) for i, sample in enumerate(samples) for medium in sample.list_media(modality)]
+    media = [medium for _, medium in having]
+    return media, None if view_seeds is None else [view_seeds[i] for i, _ in having]
 
 
 def by_row(samples: Sequence[Sample], modality: str, given: Tensor) -> Features:
-    """Scatter the features of the rows that have the modality over all rows of the batch."""
-    present = torch.tensor([modality in sample.media for sample in samples])
-    values = given.new_zeros(len(samples), *given.shape[1:])
-    values[move(present.nonzero().flatten(), given.device)] = given
-    return Features(values, present)
+    """Scatter the features of all media, in the order of `media_of`, over the rows of the batch and their places."""
+    counts = torch.tensor([len(sample.list_media(modality)) for sample in samples])
+    most = int(counts.max())
+    present = torch.arange(most)[None] < counts[:, None]
+    values = given.new_zeros(len(samples) * most, *given.shape[1:])
+    values[move(present.flatten().nonzero().flatten(), given.device)] = given
+    if most == 1:
+        return Features(values, present[:, 0])
+    return Features(values.unflatten(0, (len(samples), most)), present)
+
+
+def require_count(sample: Sample, modality: str, most: int) -> None:
+    """Raise `UserError` for a sample with more media of a modality than a run takes."""
+    count = len(sample.list_media(modality))
+    if count > most:
+        raise UserError(
+            f"sample `{sample.id}` has {count} media of modality {modality}, more than "
+            f"`encoders.{modality}.max_media: {most}`"
+        )

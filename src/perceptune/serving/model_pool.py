@@ -85,7 +85,7 @@ class ModelPool:
     def encoder(self, modality: str, config: EncoderConfig) -> Encoder:
         if not self.lends_encoders:
             return load_encoder_of(modality, config)
-        key = json.dumps([modality, config.model_dump(exclude={"views"})])
+        key = json.dumps([modality, config.model_dump(exclude={"views", "max_media"})])
         if key not in self._encoders:
             self._encoders[key] = load_encoder_of(modality, config)
         return self._encoders[key]

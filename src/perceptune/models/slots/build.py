@@ -120,7 +120,9 @@ def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) ->
     with loading(f"encoders.{modality} `{config.id}`", config.id):
         if not meta:
             require_weights(config.id, where, pickled=False)
-        return fit(load_encoder(where, meta=meta, **config.model_dump(exclude={"id", "views"})), modality, config)
+        return fit(
+            load_encoder(where, meta=meta, **config.model_dump(exclude={"id", "views", "max_media"})), modality, config
+        )
 
 
 def build_stores(recipe: Recipe, device: torch.device) -> dict[str, FeatureStore]:
