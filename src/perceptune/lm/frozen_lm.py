@@ -15,8 +15,8 @@ from perceptune.lm import architectures, layer_patching
 from perceptune.lm.architectures import Capabilities
 from perceptune.lm.kernels import short_attention
 from perceptune.lm.kernels.linear_cross_entropy import frozen_head_loss
-from perceptune.lm.slot_hooks import MASK, Splice, argument_names, replace_inputs
-from perceptune.lm.split_execution import KVPair, SplitForward
+from perceptune.lm.slot_hooks import MASK, InText, Splice, argument_names, replace_inputs
+from perceptune.lm.split_execution import HIDDEN, KVPair, SplitForward
 from perceptune.types import Slots
 from perceptune.utils.tensors import move, places_of_kept, prepend_slot_columns
 
@@ -45,6 +45,7 @@ class FrozenLM(nn.Module):
         self.capabilities = Capabilities()  # until `probe` has run
         self._busy = False
         self._splice: Splice | None = None
+        self._in_text: InText | None = None
         self._keep: Tensor | None = None  # (N,) indices of the columns that the vocabulary head runs on
         self._stop_at: int | None = None
         self._blocks_give_tuples = False  # determined by the first forward
@@ -189,9 +190,10 @@ class FrozenLM(nn.Module):
             ids, mask, keep = ids[:, :end], mask[:, :end], keep[:, :end]
             if text_states is not None:
                 split.text_states = (text_states[0], text_states[1][:, :end])
+        in_text = slots_in_text(ids, slots, split.width)
         ids, mask, positions = prepend_slot_columns(ids, mask, split.width)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.hooks_active(None, places_of_kept(keep, split.width, ids.device)))
+            stack.enter_context(self.hooks_active(None, places_of_kept(keep, split.width, ids.device), in_text))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 split.around = partial(layer_patching.checkpointed_layer, split.groups)  # type: ignore[method-assign]
             for index, layer in enumerate(self.layers):
@@ -208,9 +210,10 @@ class FrozenLM(nn.Module):
     ) -> Tensor:  # fmt: skip
         splice = Splice(slots, mask)
         splice.text_states = text_states
+        in_text = slots_in_text(ids, slots, splice.width)
         ids, mask, positions = prepend_slot_columns(ids, mask, splice.width)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.hooks_active(splice, places_of_kept(keep, splice.width, ids.device)))
+            stack.enter_context(self.hooks_active(splice, places_of_kept(keep, splice.width, ids.device), in_text))
             stack.enter_context(self.layers_skipped(text_states))
             first = 0 if text_states is None else text_states[0]
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -251,14 +254,14 @@ class FrozenLM(nn.Module):
             yield
 
     @contextlib.contextmanager
-    def hooks_active(self, splice: Splice | None, keep: Tensor | None) -> Iterator[None]:
+    def hooks_active(self, splice: Splice | None, keep: Tensor | None, in_text: InText | None = None) -> Iterator[None]:
         if self._busy:
             raise RuntimeError("a FrozenLM runs one forward at a time: its slots belong to that call")
-        self._splice, self._keep, self._busy = splice, keep, True
+        self._splice, self._keep, self._in_text, self._busy = splice, keep, in_text, True
         try:
             yield
         finally:
-            self._splice, self._keep, self._busy = None, None, False
+            self._splice, self._keep, self._in_text, self._busy = None, None, None, False
 
     def _install_hooks(self) -> None:
         self.model.register_forward_pre_hook(self._before_model, with_kwargs=True)
@@ -266,6 +269,7 @@ class FrozenLM(nn.Module):
         if head is None:
             raise UserError(f"{type(self.model).__name__} cannot be spliced: it has no vocabulary head")
         head.register_forward_pre_hook(self._before_head)
+        self.model.get_input_embeddings().register_forward_hook(self._after_embedding)
         self.layers[0].register_forward_hook(self._after_first_layer)
         for index, layer in enumerate(self.layers):
             names = argument_names(layer)
@@ -281,11 +285,17 @@ class FrozenLM(nn.Module):
         def before_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self._stop_at == index:
                 raise layer_patching.ReachedLayerError(args[0] if args else kwargs["hidden_states"])
+            if index == 0 and self._in_text is not None:
+                hidden = self._in_text.add(args[0] if args else kwargs[HIDDEN])
+                args, kwargs = ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, HIDDEN: hidden})
             if self._splice is None:
-                return None
+                return args, kwargs
             return replace_inputs(self._splice, index, position, args, kwargs)
 
         return before_layer
+
+    def _after_embedding(self, _: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return output if self._in_text is None else self._in_text.clear(output)
 
     def _after_first_layer(self, _: nn.Module, __: Any, output: Any) -> None:
         self._blocks_give_tuples = isinstance(output, tuple)  # GPT-J's do, Llama's do not
@@ -293,13 +303,21 @@ class FrozenLM(nn.Module):
     def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._splice is not None:
             past = kwargs.get("past_key_values")
-            self._splice.start(0 if past is None else int(past.get_seq_length()))
+            cached = 0 if past is None else int(past.get_seq_length())
+            self._splice.start(cached)
+            if cached:
+                self._in_text = None
 
     def _before_head(self, _: nn.Module, args: tuple[Any, ...]) -> Any:
         """Reduce the vocabulary head's input to the kept positions, as one 2-D product."""
         if self._keep is None:
             return None
         return (args[0].flatten(0, 1).index_select(0, self._keep), *args[1:])
+
+
+def slots_in_text(ids: Tensor, slots: Sequence[Slots], width: int) -> InText | None:
+    """Return the slots that stand in the text `ids` (B, T), behind `width` columns; None if there are none."""
+    return next((InText(ids, slot, width) for slot in slots if slot.in_text), None)
 
 
 @contextlib.contextmanager

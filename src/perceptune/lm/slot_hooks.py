@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptune.lm.kernels.short_attention import show_something
-from perceptune.types import Slots
+from perceptune.types import IN_TEXT, Slots
 from perceptune.utils.tensors import move
 
 MASK = "attention_mask"
@@ -26,8 +26,9 @@ class Splice:
     """States and masks of the slots in one forward pass (or one generation). Built per call, read by the hooks."""
 
     def __init__(self, slots: Sequence[Slots], text_mask: Tensor) -> None:
-        self.slots = list(slots)
         self.text_mask = text_mask.bool()  # (B, T) the prompt's tokens, padding False
+        # Of the slots in the text only columns are left, which are the text's.
+        self.slots = [slot for slot in slots if not slot.in_text]
         self._present = [move(slot.present, text_mask.device) for slot in self.slots]
         self.width = sum(slot.width for slot in self.slots)
         self.past = 0  # tokens already in the KV cache; set before each forward
@@ -89,14 +90,29 @@ class Splice:
             dim=1,
         )  # (B, S)
         if self.past:
-            return opened[:, None, None, :]
+            return opened[:, None, None, :] & self._not_earlier(self.past - self.width, n_queries, device)
         queries = torch.arange(n_queries, device=device)[:, None]
         columns = torch.arange(self.width, device=device)[None, :]
         causal = columns <= queries
         if self.sees_text:
             causal = causal | self._seeing_rows(n_queries, device)[:, None]
+        seen = opened[:, None, None, :] & causal & self._not_earlier(-self.width, n_queries, device)
         # A slot always attends to itself: a row that attends to nothing is NaN in some attention kernels.
-        return (opened[:, None, None, :] & causal) | (columns == queries)
+        return seen | (columns == queries)
+
+    def _not_earlier(self, first: int, n_queries: int, device: torch.device) -> Tensor:
+        """Return (B or 1, 1, Q or 1, S): whether queries, the first at text column `first`, are of the slots' turn.
+
+        Negative columns are the slots themselves, of which causality alone decides.
+        """
+        if all(slot.visible_from is None for slot in self.slots):
+            return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        queries = torch.arange(first, first + n_queries, device=device)
+        parts = [
+            in_turn(slot.visible_from, queries, len(slot.present))[..., None].expand(-1, -1, -1, slot.width)
+            for slot in self.slots
+        ]
+        return torch.cat(parts, -1)
 
     @property
     def sees_text(self) -> bool:
@@ -116,6 +132,41 @@ class Splice:
             return torch.where(rows, text, rest)
         lowest = torch.finfo(rest.dtype).min
         return torch.where(rows, torch.zeros_like(rest).masked_fill(~text, lowest), rest)
+
+
+def in_turn(visible_from: Tensor | None, queries: Tensor, rows: int) -> Tensor:
+    """Return (B, 1, Q) bool: which text columns `queries` (Q,) slots are visible to; columns below 0 are slots."""
+    if visible_from is None:
+        return torch.ones(rows, 1, len(queries), dtype=torch.bool, device=queries.device)
+    start = move(visible_from, queries.device)
+    return ((queries[None] >= start[:, None]) | (queries < 0)[None])[:, None]
+
+
+class InText:
+    """States of slots that stand in the text: they enter in place of the embeddings, with positions of their own."""
+
+    def __init__(self, ids: Tensor, slot: Slots, width: int) -> None:
+        """`ids` (B, T) are those of the text, `width` the number of columns in front of it."""
+        places = ids == IN_TEXT
+        states = slot.states[0]
+        nth = (places.cumsum(-1) - 1).clamp(0, states.shape[1] - 1)
+        rows = states.expand(len(ids), -1, -1)
+        given = rows.gather(1, nth[..., None].expand(-1, -1, states.shape[2]))
+        self._places = nn.functional.pad(places, (width, 0))[..., None]  # (B, S + T, 1)
+        self._states = nn.functional.pad(given.masked_fill(~places[..., None], 0), (0, 0, width, 0))
+
+    def clear(self, embeddings: Tensor) -> Tensor:
+        """Return the embeddings (B, S + T, d) with zeros at the slots, to which positions are then added."""
+        return embeddings.masked_fill(self._of(self._places, embeddings), 0)
+
+    def add(self, hidden: Tensor) -> Tensor:
+        """Return the input of layer 0 with the slots' states added."""
+        return hidden + self._of(self._states, hidden).to(hidden.dtype)
+
+    def _of(self, given: Tensor, columns: Tensor) -> Tensor:
+        """Extend by the tokens that were generated since, for LMs without a cache."""
+        grown = columns.shape[1] - given.shape[1]
+        return nn.functional.pad(given, (0, 0, 0, grown)) if grown else given
 
 
 def argument_names(layer: nn.Module) -> list[str]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import Cache
 
 from perceptune.lm.kernels.short_attention import causal_mask, in_terms_of, show_something
-from perceptune.lm.slot_hooks import MASK
+from perceptune.lm.slot_hooks import MASK, in_turn
 from perceptune.types import Slots
 from perceptune.utils.tensors import move
 
@@ -39,6 +39,7 @@ class KVPair:
     keys: Tensor
     values: Tensor
     visible: Tensor | None = None  # (B,) bool; None = all
+    visible_from: Tensor | None = None  # (B,) first column of the text that may attend to them; None = all
 
     @property
     def width(self) -> int:
@@ -117,6 +118,8 @@ class SplitForward:
         self.tuples = tuples  # whether the LM's blocks return tuples (GPT-J's do, Llama's do not)
         self.groups: list[SlotGroup] = []
         for one in slots:
+            if one.in_text:
+                continue
             shown = None if bool(one.present.all()) else move(one.present, one.states[one.entry].device)
             self.groups.append(SlotGroup(one, self.width, shown))
         self.past = PrefixCache()
@@ -187,7 +190,8 @@ class SplitForward:
         """Whether this open group is next to the text and needs this block's full output, so that both run jointly."""
         if self.text_states is not None and index < self.text_states[0]:
             return False
-        return group is self.groups[-1] and group.present is None and not self._is_left_early(index, group)
+        is_open = group.present is None and group.slots.visible_from is None
+        return group is self.groups[-1] and is_open and not self._is_left_early(index, group)
 
     def _is_left_early(self, index: int, group: SlotGroup) -> bool:
         """Whether only the keys and values of the group are needed in this block."""
@@ -226,7 +230,7 @@ class SplitForward:
         else:
             hidden = hidden.expand(rows, -1, -1)
             group.hidden, own = block.full(hidden, _slot_mask(left, hidden, block.given[MASK]), group.start, left)
-        return KVPair(own.keys, own.values, group.present)
+        return KVPair(own.keys, own.values, group.present, group.slots.visible_from)
 
     def _text_mask(self, mask: Tensor | None, left: Sequence[KVPair], text: Tensor) -> Tensor:
         """Return the mask (B, 1, T, S + T): the open slots' columns, then the LM's own mask between text columns."""
@@ -234,7 +238,7 @@ class SplitForward:
         if key not in self._masks:
             rows, length = text.shape[:2]
             own = causal_mask(length, text.device) if mask is None else mask[..., self.width :, self.width :]
-            seen = in_terms_of(own, _seen(left, rows, length, text.device))
+            seen = in_terms_of(own, _seen(left, rows, length, text.device, of_text=True))
             whole = torch.cat([seen, own.expand(rows, 1, -1, -1)], -1)
             gradients = torch.is_grad_enabled() and whole.dtype == torch.bool
             self._masks[key] = show_something(whole) if gradients else whole
@@ -308,12 +312,17 @@ def _slot_mask(left: Sequence[KVPair], hidden: Tensor, like: Tensor | None) -> T
     return in_terms_of(like, torch.cat([_seen(left, rows, n, hidden.device), own], -1))
 
 
-def _seen(left: Sequence[KVPair], rows: int, queries: int, device: torch.device) -> Tensor:
-    """Return (rows, 1, queries, S) bool: the slots to the left, hidden in rows that have none."""
-    parts = [
-        torch.ones(rows, 1, queries, pair.width, dtype=torch.bool, device=device)
-        if pair.visible is None
-        else move(pair.visible, device)[:, None, None, None].expand(-1, 1, queries, pair.width)
-        for pair in left
-    ]
-    return torch.cat(parts, dim=-1) if parts else torch.ones(rows, 1, queries, 0, dtype=torch.bool, device=device)
+def _seen(left: Sequence[KVPair], rows: int, queries: int, device: torch.device, *, of_text: bool = False) -> Tensor:
+    """Return (rows, 1, queries, S) bool: the slots to the left, hidden in rows that have none.
+
+    Queries `of_text` do not attend to slots of later turns.
+    """
+    parts = [torch.ones(rows, 1, queries, 0, dtype=torch.bool, device=device)]
+    for pair in left:
+        seen = torch.ones(rows, 1, queries, 1, dtype=torch.bool, device=device)
+        if pair.visible is not None:
+            seen = seen & move(pair.visible, device)[:, None, None, None]
+        if of_text and pair.visible_from is not None:
+            seen = seen & in_turn(pair.visible_from, torch.arange(queries, device=device), rows)[..., None]
+        parts.append(seen.expand(-1, 1, queries, pair.width))
+    return torch.cat(parts, dim=-1)

@@ -16,7 +16,8 @@ from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError, nearest
 from perceptune.methods.base import TrainableMethod, count, count_trained
 from perceptune.models.media_rows import by_row, media_of, require_count
-from perceptune.models.text_format import Batch, FrozenPart, TextFormat, Tokens
+from perceptune.models.text_format import Batch, FrozenPart, TextFormat
+from perceptune.models.text_rows import Tokens
 from perceptune.types import Decoding, Features, Medium, Sample, StreamCallback
 from perceptune.utils.devices import use_full_float32
 from perceptune.utils.distributed import World

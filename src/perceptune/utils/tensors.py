@@ -48,9 +48,12 @@ def last_columns(length: int, numbers: Sequence[int]) -> Tensor:
 
 
 def prepend_slot_columns(ids: Tensor, mask: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Prepend `width` masked columns; return ids, mask and position ids. The text's position ids do not change."""
+    """Prepend `width` masked columns; return ids, mask and position ids. The text's position ids do not change.
+
+    Ids below 0, which stand for slots in the text, become 0.
+    """
     batch = ids.shape[0]
-    ids = torch.cat([ids.new_zeros(batch, width), ids], dim=1)
+    ids = torch.cat([ids.new_zeros(batch, width), ids.clamp_min(0)], dim=1)
     mask = torch.cat([mask.new_zeros(batch, width), mask], dim=1)
     positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
     return ids, mask, positions

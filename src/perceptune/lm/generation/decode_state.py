@@ -121,7 +121,8 @@ class DecodeState:
         self._front = prompt.width
         self._seen = prepend_slot_columns(ids, mask, self._front)[1]
         # The slots' states are in the cache now: only their visibility per row and entry layer matter.
-        self._slots = [_seen_only(slot, move(slot.present, ids.device)) for slot in prompt.slots]
+        left = [slot for slot in prompt.slots if not slot.in_text]
+        self._slots = [_seen_only(slot, move(slot.present, ids.device)) for slot in left]
 
     @property
     def layout(self) -> tuple[tuple[int, int], ...]:
@@ -216,7 +217,8 @@ class LowerDecodeState(DecodeState):
 
 def _seen_only(slot: Slots, present: Tensor) -> Slots:
     """Return the slot for these rows without states, which are in the cache already."""
-    return replace(slot, states={slot.entry: present.new_empty(1, slot.width, 0)}, present=present)
+    states = {slot.entry: present.new_empty(1, slot.width, 0)}
+    return replace(slot, states=states, present=present, visible_from=None)
 
 
 def _prefill(lm: FrozenLM, prompt: Prompt, room: int, below: LayerStates | None) -> tuple[PreallocatedKVCache, Tensor]:
@@ -235,9 +237,10 @@ def _prefill(lm: FrozenLM, prompt: Prompt, room: int, below: LayerStates | None)
             cache.write(layer, width, pairs[-1], index)
         below = (shared, states[index])
     logits, kv = lm.prefill(ids, mask, slots, text_states=below)
+    in_front = [slot for slot in slots if not slot.in_text]
     for layer, pairs in enumerate(kv):
         # Below `shared` the text's own pair is already there; elsewhere its pair may include that of the last group.
-        for start, pair in zip(_starts(slots, layer, width)[: len(pairs)], pairs, strict=True):
+        for start, pair in zip(_starts(in_front, layer, width)[: len(pairs)], pairs, strict=True):
             cache.write(layer, start, pair)
     cache.length = width + ids.shape[1]
     return cache, logits

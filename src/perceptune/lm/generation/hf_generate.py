@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from perceptune.errors import UserError
-from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.frozen_lm import FrozenLM, slots_in_text
 from perceptune.lm.generation.decode_state import make_sampler
 from perceptune.lm.slot_hooks import Splice
 from perceptune.types import GenerationRequest
@@ -19,11 +19,13 @@ def hf_generate(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
     from transformers import DynamicCache
 
     prompt, rows = request.prompt, torch.arange(len(request.prompt.ids)).repeat_interleave(request.decoding.beams)
-    splice = Splice([slot.of_rows(rows) for slot in prompt.slots], prompt.mask[rows.to(prompt.mask.device)])
+    slots, index = [slot.of_rows(rows) for slot in prompt.slots], rows.to(prompt.mask.device)
+    splice = Splice(slots, prompt.mask[index])
+    in_text = slots_in_text(prompt.ids[index], slots, splice.width)
     ids, mask, _ = prepend_slot_columns(prompt.ids, prompt.mask, splice.width)
     # An unwindowed cache: a sliding-window cache would drop the slots, which must stay visible.
     cache = {} if splice.sees_text else {"past_key_values": DynamicCache()}
-    with lm.hooks_active(splice, None):
+    with lm.hooks_active(splice, None, in_text):
         return run_hf_generate(
             lm.model, {"input_ids": ids, "attention_mask": mask, **cache}, request, width=ids.shape[1],
             use_cache=not splice.sees_text,

@@ -144,8 +144,7 @@ def _score_at_once(
 ) -> list[list[TokenScore]]:
     """Score all tokens in one forward pass."""
     texts = _texts(prompt)
-    pad = int(prompt.ids[0, 0])  # any id: the mask hides it
-    whole, shown = pad_left([texts[row] + list(own) for row, own in zip(rows.tolist(), tokens, strict=True)], pad)
+    whole, shown = pad_left([texts[row] + list(own) for row, own in zip(rows.tolist(), tokens, strict=True)], 0)
     lengths = [len(own) for own in tokens]
     aims = last_columns(whole.shape[1], lengths)
     keep = torch.nn.functional.pad(aims[:, 1:], (0, 1))

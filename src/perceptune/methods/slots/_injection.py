@@ -3,7 +3,7 @@
 The class behind eP-ALM and its baselines at the input, which differ in their options.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from perceptune.methods.parts.unfrozen import UnfrozenParameters
 from perceptune.methods.slots._adapters import AdapterSites
 from perceptune.methods.slots._method import EncoderShape, Method, Site
 from perceptune.methods.slots._options import InjectionOptions
+from perceptune.methods.slots._order import MediumOrder
 from perceptune.types import Features, Slots
 
 RIDGE = 0.1  # of the features' mean variance, added to each
@@ -102,6 +103,18 @@ class Injection(Method):
                 for name, shape in shapes.items()
             }
         )  # fmt: skip
+        if self.is_in_text and set(self.injected) != {0}:
+            raise UserError(
+                f"method.slot_positions: sequential is for media that enter at layer 0 only, and these enter at "
+                f"{', '.join(map(str, self.injected))}: `first: 0, last: 0`, as in `limber`; late ones are `zero`"
+            )
+        self.orders = nn.ModuleDict(
+            {
+                name: MediumOrder(shape.max_media - 1, len(self._levels), lm.hidden_size)
+                for name, shape in shapes.items()
+                if shape.max_media > 1 and not self.is_in_text
+            }
+        )
         self._lm_layers = lm.n_layers
         self.prompt: SoftPrompt | None = None
         if options.prompt != "none":
@@ -142,6 +155,10 @@ class Injection(Method):
         return 0 if at_input or self.adapters is not None or self.trains_lm else self.range.start
 
     @property
+    def is_in_text(self) -> bool:
+        return self.options.slot_positions == "sequential"
+
+    @property
     def standardizes(self) -> bool:
         return self.options.standardize
 
@@ -175,14 +192,21 @@ class Injection(Method):
         return self.injected[layer]
 
     def build_slots(self, features: Mapping[str, Features], batch: int) -> list[Slots]:
-        slots = [self._slot(modality, given) for modality, given in features.items() if bool(given.present.any())]
+        slots = [
+            slot for name, given in features.items() if bool(given.present.any()) for slot in self._of(name, given)
+        ]
         prompt = [] if self.prompt is None else [self._prompt_slots(self.prompt(), batch)]
         return prompt + slots if self.options.order == "prompt-slots" else slots + prompt
 
-    def _slot(self, modality: str, given: Features) -> Slots:
-        projected = self.connectors[modality](given.values)
-        states = {layer: projected[level] for layer, level in self.injected.items()}
-        return Slots(modality, self.range.start, states, given.present, sees_text=self.options.slot_mask == "official")
+    def _of(self, modality: str, given: Features) -> Iterator[Slots]:
+        """Yield the slots of the first medium of each row, of the second, and so on."""
+        sees_text = self.options.slot_mask == "official"
+        for order, one in enumerate(given.by_order()):
+            projected = self.connectors[modality](one.values)
+            if modality in self.orders:
+                projected = self.orders[modality](projected, order)
+            states = {layer: projected[level] for layer, level in self.injected.items()}
+            yield Slots(modality, self.range.start, states, one.present, sees_text=sees_text, order=order)
 
     def _prompt_slots(self, prompt: Tensor, batch: int) -> Slots:
         present = torch.ones(batch, dtype=torch.bool)

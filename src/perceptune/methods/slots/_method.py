@@ -19,6 +19,7 @@ class EncoderShape:
 
     n_layers: int
     dim: int
+    max_media: int = 1  # of a sample
 
 
 class Method(TrainableMethod):
@@ -36,6 +37,11 @@ class Method(TrainableMethod):
     def tokens(self, modality: str) -> Literal["cls", "all"]:
         """Return which tokens of each level are used."""
         return "cls"
+
+    @property
+    def is_in_text(self) -> bool:
+        """Whether media stand in the text, at the places of their marks, instead of in front of it."""
+        return False
 
     @abstractmethod
     def build_slots(self, features: Mapping[str, Features], batch: int) -> list[Slots]:

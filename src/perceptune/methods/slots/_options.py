@@ -61,6 +61,11 @@ class InjectionOptions(BaseModel):
     )
     adapter_scaled: bool = Field(False, description="scale each adapter by a trained factor, initially 1")
     adapter_at: tuple[Literal["attention", "mlp"], ...] = Field(("attention", "mlp"), min_length=1)
+    slot_positions: Literal["zero", "sequential"] = Field(
+        "zero",
+        description="zero = slots stand in front of the text, all at position 0; sequential = in the text at the "
+        "`<image>` marks, with positions of their own as in LLaVA, for media that enter at layer 0 only",
+    )
     slot_mask: Literal["causal", "official"] = Field("causal", description="official = slots attend to the whole text")
     unfreeze: Annotated[Rates, BeforeValidator(_with_default_rates)] = Field(
         default_factory=dict,
@@ -75,6 +80,8 @@ class InjectionOptions(BaseModel):
             for name in ("n_levels", "levels", "first", "last", "refresh"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"`inject` names every layer, so it does not go with `{name}`")
+        if self.slot_positions == "sequential" and self.slot_mask == "official":
+            raise ValueError("`slot_mask: official` is for slots in front of the text: `slot_positions: zero`")
         for name, rate in self.unfreeze.items():
             if not rate > 0:
                 raise ValueError(f"`unfreeze.{name}` is a learning rate, greater than 0")

@@ -15,7 +15,8 @@ from perceptune.lm.kernels.optimize import optimize_modules
 from perceptune.methods.qformer.base import QFormerMethod, QFormerOutput
 from perceptune.models.base import AdaptedModel
 from perceptune.models.instructblip.text_format import BlipText, BlipTokens
-from perceptune.models.text_format import Batch, FrozenPart, Tokens, first_target
+from perceptune.models.text_format import Batch, FrozenPart, first_target
+from perceptune.models.text_rows import Tokens
 from perceptune.types import Decoding, Features, GenerationRequest, Prompt, Sample, StreamCallback
 from perceptune.utils.tensors import move
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from perceptune.config.schema import TextConfig
 from perceptune.errors import UserError
 from perceptune.lm.frozen_blip import IGNORED, FrozenBlip, Instruction, LMTokens
-from perceptune.models.text_format import TextFormat, Tokens
+from perceptune.models.text_format import TextFormat
+from perceptune.models.text_rows import Tokens
 from perceptune.types import Sample
 
 Instructions = Callable[[str], Sequence[str]]
@@ -44,6 +45,8 @@ class BlipText(TextFormat):
         self, tokenizer: Any, qformer_tokenizer: Any, config: TextConfig, blip: FrozenBlip, instructions: Instructions,
         *, pad_token: str | None = None, longest: int | None = None,
     ) -> None:  # fmt: skip
+        if config.is_chat:
+            raise UserError("text.template: `chat` is for `backbone: splice`; write a template with {prompt}")
         rows = blip.language_model.get_input_embeddings().weight.shape[0]
         super().__init__(tokenizer, config, vocabulary=rows, pad_token=pad_token, longest=longest)
         if blip.image_token in self.special_tokens.values():
@@ -105,7 +108,7 @@ class BlipText(TextFormat):
         else:
             padded = self.pad_left(rows, supervised)
             ids, mask, marked = padded.input_ids, padded.attention_mask, padded.supervised
-        return BlipTokens(ids, mask, marked, labels, self._instructions_of(samples))
+        return BlipTokens(ids, mask, marked, labels=labels, instructions=self._instructions_of(samples))
 
     def _instructions_of(self, samples: Sequence[Sample]) -> tuple[Instruction, ...]:
         """Return one instruction of each kind that the method requests, each for all rows."""

@@ -42,7 +42,7 @@ def build_slot_model(
         name: load_encoder_of(name, config, meta) if parts is None else parts.encoder(name, config)
         for name, config in recipe.encoders.items()
     }
-    text = None if meta else load_text(recipe, lm)
+    text = None if meta else load_text(recipe, lm, encoders)
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)  # the method's initial weights depend on the seed alone
         method = build_method(recipe, lm, encoders)
@@ -56,7 +56,10 @@ def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> 
     Raises `UserError` if the LM is trained and inference would use another dtype than training: better before the
     training than after it.
     """
-    shapes = {name: EncoderShape(encoder.n_layers, encoder.dim) for name, encoder in encoders.items()}
+    shapes = {
+        name: EncoderShape(encoder.n_layers, encoder.dim, recipe.encoders[name].max_media)
+        for name, encoder in encoders.items()
+    }
     method: Method = leaf("methods", recipe.method.name).module.METHOD(method_options(recipe), lm, shapes)
     if method.trains_lm and recipe.eval.dtype == "bfloat16":
         raise UserError(f"eval.dtype: {recipe.eval.dtype}, but `method.unfreeze` keeps the LM in float32")
@@ -101,13 +104,26 @@ def load_lm(config: LMConfig, *, dtype: str = "float32", meta: bool = False) -> 
     return lm
 
 
-def load_text(recipe: Recipe, lm: FrozenLM) -> TextFormat:
-    """Return the recipe's template with the LM's tokenizer."""
+def load_text(recipe: Recipe, lm: FrozenLM, encoders: Mapping[str, Encoder] | None = None) -> TextFormat:
+    """Return the recipe's template with the LM's tokenizer; `encoders` are read from the recipe if not given."""
     tokenizer = find_lm(recipe.lm).load_tokenizer()
     rows = lm.model.get_input_embeddings().weight.shape[0]
     room = getattr(lm.config, "max_position_embeddings", None)  # positions of the LM, for prompt and answer together
     longest = None if room is None else room - recipe.decode.most_new(room)
-    return TextFormat(tokenizer, recipe.text, vocabulary=rows, pad_token=recipe.lm.pad_token, longest=longest)
+    return TextFormat(
+        tokenizer, recipe.text, vocabulary=rows, pad_token=recipe.lm.pad_token, longest=longest,
+        slots_in_text=_slots_in_text(recipe, encoders),
+    )  # fmt: skip
+
+
+def _slots_in_text(recipe: Recipe, encoders: Mapping[str, Encoder] | None) -> dict[str, int]:
+    """Return the number of slots of a medium for each modality whose slots stand in the text."""
+    options = method_options(recipe)
+    if getattr(options, "slot_positions", "zero") == "zero":
+        return {}
+    if encoders is None:
+        encoders = {name: load_encoder_of(name, config, meta=True) for name, config in recipe.encoders.items()}
+    return {name: encoder.n_tokens if options.tokens == "all" else 1 for name, encoder in encoders.items()}
 
 
 def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) -> Encoder:
@@ -144,7 +160,7 @@ SLOTS = Backbone(
     build_encoder=lambda recipe, modality: load_encoder_of(modality, recipe.encoders[modality], meta=True),
     build_stores=build_stores,
     build_text=lambda recipe: load_text(recipe, load_lm(recipe.lm, meta=True)),
-    text_of=lambda model: load_text(model.recipe, model.lm),
+    text_of=lambda model: load_text(model.recipe, model.lm, dict(model.encoders.items())),
     can_rank=True,
     shares_base=True,
 )

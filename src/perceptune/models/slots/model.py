@@ -22,7 +22,9 @@ from perceptune.lm.text_state_cache import TextStates
 from perceptune.methods.slots.base import Method
 from perceptune.models.base import AdaptedModel
 from perceptune.models.slots.connector_init import fit_to_answers
-from perceptune.models.text_format import Batch, FrozenPart, TextFormat, Tokens, first_target
+from perceptune.models.slots.placement import hide_from_earlier_turns, place_in_text
+from perceptune.models.text_format import Batch, FrozenPart, TextFormat, first_target
+from perceptune.models.text_rows import Tokens
 from perceptune.types import Decoding, Features, GenerationRequest, Prompt, Sample, Slots, StreamCallback
 from perceptune.utils.distributed import World
 from perceptune.utils.fsdp_settings import FSDPSettings
@@ -132,8 +134,7 @@ class SlotModel(AdaptedModel):
     def tokens(self, samples: Sequence[Sample], targets: Sequence[str] | None = None) -> Tokens:
         if targets is None:
             targets = [first_target(sample) for sample in samples]
-        pairs = [self.text.training_ids(s, t) for s, t in zip(samples, targets, strict=True)]
-        return self.text.pad_left([ids for ids, _ in pairs], [n for _, n in pairs])
+        return self.text.pad_rows([self.text.training_row(s, t) for s, t in zip(samples, targets, strict=True)])
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits (N, vocab) at the N positions that predict a supervised token, row by row."""
@@ -162,7 +163,12 @@ class SlotModel(AdaptedModel):
         return self.method.first_layer > 0 and self.may_reuse_texts and not self.use_reference_path
 
     def _slots(self, batch: Batch) -> list[Slots]:
-        return self.method.build_slots(_moved(batch.features, self.device), len(batch.tokens.input_ids))
+        return self._arranged(batch.tokens, batch.features)
+
+    def _arranged(self, tokens: Tokens, features: Mapping[str, Features]) -> list[Slots]:
+        """Return the method's slots for these texts, in front of them or at their places in them."""
+        slots = self.method.build_slots(_moved(features, self.device), len(tokens.input_ids))
+        return place_in_text(slots, tokens) if self.method.is_in_text else hide_from_earlier_turns(slots, tokens)
 
     def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
@@ -182,8 +188,8 @@ class SlotModel(AdaptedModel):
 
     def prompt(self, samples: Sequence[Sample]) -> Prompt:
         """Return the token ids of the prompts and their slots, on the LM's device."""
-        tokens, device = self.text.pad_left([self.text.prompt_ids(sample) for sample in samples]), self.device
-        slots = self.method.build_slots(_moved(self.encode(samples), device), len(samples))
+        tokens, device = self.text.pad_rows([self.text.prompt_row(sample) for sample in samples]), self.device
+        slots = self._arranged(tokens, self.encode(samples))
         return Prompt(move(tokens.input_ids, device), move(tokens.attention_mask, device), slots)
 
     @torch.no_grad()
