@@ -144,6 +144,17 @@ def sound_part(data: bytes) -> dict[str, Any]:
     return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": "wav"}}
 
 
+def text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def turn(role: str, *content: Any) -> dict[str, Any]:
+    """A message: of a text alone, or of parts, among which texts may stand as they are."""
+    if len(content) == 1 and isinstance(content[0], str):
+        return {"role": role, "content": content[0]}
+    return {"role": role, "content": [text_part(one) if isinstance(one, str) else one for one in content]}
+
+
 def asked(text: str = "color?", *media: dict[str, Any], model: str = "one", **more: Any) -> dict[str, Any]:
     """A chat completion's body; without `media` in `more` a red picture goes along."""
     parts = list(media) or more.pop("media", [part(data_url(png()))])

@@ -51,6 +51,13 @@ def test_its_limits_are_the_defaults() -> None:
     text, limits = PAGE.read_text(encoding="utf-8"), Limits()
     said = {
         "32 MiB, 30 s to send it; 512 MiB": (limits.body_mb, limits.body_seconds, limits.buffer_mb) == (32, 30, 512),
+        "256 messages, 16 parts each, 16 media and 32,768 characters": (
+            limits.messages,
+            limits.parts,
+            limits.media,
+            limits.text_chars,
+        )
+        == (256, 16, 16, 32_768),
         "24 MiB, 4 x 4 to 64 million": (limits.image_mb, limits.image_side, limits.image_pixels) == (24, 4, 64_000_000),
         "above 16.8 million it is scaled down": limits.image_kept_pixels == 16_800_000,
         "25 MiB, 120 s": (limits.audio_mb, limits.audio_seconds) == (25, 120),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
 
 from perceptune.serving.accepted import Accepted
+from perceptune.serving.conversation import read_conversation
 from perceptune.serving.errors import ApiError
 from perceptune.serving.inline import decode_address, decode_base64
 from perceptune.serving.limits import Limits
@@ -92,7 +93,8 @@ def test_other_mistakes_say_what_is_allowed(given: dict[str, Any], param: str, s
 @pytest.mark.parametrize("kind", [kind for kind in PARTS if kind.endswith("_url")])
 def test_an_address_may_stand_as_it_is(kind: str) -> None:
     for address in ("data:x", {"url": "data:x"}, {"url": "data:x", "detail": None}):
-        assert getattr(request([{"type": kind, kind: address, "uuid": None}]).question[1][0], kind).url == "data:x"
+        [part] = request([{"type": kind, kind: address, "uuid": None}]).messages[0].content or ()
+        assert getattr(part, kind).url == "data:x"
 
 
 def test_null_is_as_if_the_key_were_not_there() -> None:
@@ -104,7 +106,7 @@ def test_null_is_as_if_the_key_were_not_there() -> None:
     assert given.n == 1
     assert refusal(None, {"content": 5}).param == "messages.0.content"
     with pytest.raises(ApiError, match=r"messages\.0\.content: is missing"):
-        _ = request(None).question
+        read_conversation(request(None).messages)
 
 
 def test_values_that_change_nothing_are_accepted() -> None:
@@ -170,18 +172,6 @@ def test_more_tokens_than_there_may_be_are_cut_to_what_may_be() -> None:
     assert _room(Decoding(20, max_length=200), 24, room).max_new_tokens == 104
     with pytest.raises(ApiError, match="leave none of the 128"):
         _room(Decoding(1), 128, room)
-
-
-@pytest.mark.parametrize("role", ["system", "developer"])
-@pytest.mark.parametrize("content", ["", " \n", None, [], [{"type": "text", "text": ""}]])
-def test_an_empty_system_message_says_nothing(role: str, content: Any) -> None:
-    turns = [{"role": role, "content": content}, {"role": "user", "content": "a"}]
-    asked, nothing = parsed(json.dumps({"model": "x", "messages": turns}).encode()), cast(Any, None)
-    assert RequestParser(Limits(), nothing, None, None, 1)._within_limits(asked) == ("a", [])
-    for full in ("be kind", [PICTURE]):
-        turns[0]["content"] = full
-        with pytest.raises(ApiError, match="single questions"):
-            _ = parsed(json.dumps({"model": "x", "messages": turns}).encode()).question
 
 
 DATA = bytes(range(256)) * 3 + b"\xfb\xff\xfe"

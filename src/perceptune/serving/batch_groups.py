@@ -144,12 +144,13 @@ def _cut(steps: Generator[None, None, list[list[int]]], eos: int) -> Generator[N
 @contextmanager
 def _handed_in(jobs: Sequence[Job]) -> Iterator[None]:
     """Use the decoded media of these jobs, so that they are not decoded again."""
-    decoded = {medium: pixels for job in jobs for medium, pixels in job.decoded.items()}
-    stores = jobs[0].run.model.stores.values()
-    for store in stores:
-        store.loader.decoded = decoded
+    stores = jobs[0].run.model.stores
+    for modality, store in stores.items():
+        store.loader.decoded = {
+            medium: pixels for job in jobs for medium, pixels in job.decoded.get(modality, {}).items()
+        }
     try:
         yield
     finally:
-        for store in stores:
+        for store in stores.values():
             store.loader.decoded = {}

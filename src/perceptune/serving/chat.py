@@ -1,7 +1,7 @@
 """`POST /v1/chat/completions`: processing of a request from its first byte to the last of its response."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeVar
 
@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
+from perceptune.serving.conversation import has_turns
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import MIB, Limits
 from perceptune.serving.metrics import Metrics
@@ -21,6 +22,8 @@ from perceptune.serving.streaming import Reply
 
 Result = TypeVar("Result")
 _HEARD_OUT = 4  # times the limit: read and discarded, or the client could not read the error
+NOTE = "X-Perceptune-Note"
+UNTRAINED = "trained on single questions, not on conversations"
 GONE = 499  # status of a response that no client reads
 
 
@@ -48,7 +51,7 @@ class Chat:
         run = self.runs.named(asked.model)
         try:
             async with asyncio.timeout_at(until):
-                jobs = await unless_gone(request, self._intake.jobs(asked, run))
+                jobs = await unless_gone(request, self._intake.jobs(asked, run, admission.hold))
         except TimeoutError:
             raise _too_slow() from None
         asked.messages.clear()  # the jobs hold the media now
@@ -57,10 +60,10 @@ class Chat:
         for job in jobs:
             job.on_start = admission.leave_queue
         self._scheduler.submit(jobs)
-        reply = Reply(asked, jobs)
+        reply, headers = Reply(asked, jobs), _notes(jobs[0])
         if asked.stream:
-            return _Events(reply, stack.pop_all())
-        return JSONResponse(await unless_gone(request, reply.whole()))
+            return _Events(reply, stack.pop_all(), headers)
+        return JSONResponse(await unless_gone(request, reply.whole()), headers=headers)
 
     async def _body(self, request: Request, admission: Admission) -> bytes:
         """Read the body, in time and within the limits. Raises `ApiError`."""
@@ -91,8 +94,9 @@ class Chat:
 class _Events(StreamingResponse):
     """A stream that releases the request's resources, however it ends."""
 
-    def __init__(self, reply: Reply, stack: AsyncExitStack) -> None:
-        super().__init__(reply.pieces(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    def __init__(self, reply: Reply, stack: AsyncExitStack, headers: Mapping[str, str]) -> None:
+        headers = {"X-Accel-Buffering": "no", **headers}
+        super().__init__(reply.pieces(), media_type="text/event-stream", headers=headers)
         self._stack = stack
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -119,6 +123,11 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _notes(job: Job) -> dict[str, str]:
+    """Return the header that says what a run was not trained for, if the request asks for that."""
+    return {NOTE: UNTRAINED} if has_turns(job.sample.history) and not job.run.is_trained_on_conversations else {}
 
 
 def _cancel(jobs: list[Job], metrics: Metrics) -> None:

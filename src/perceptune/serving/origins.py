@@ -34,7 +34,11 @@ class Origins:
         if origin is None or not self._allows(origin):
             return (vary,)
         named = _ANY.encode() if _ANY in self._allowed else origin
-        return ((b"access-control-allow-origin", named), (b"access-control-expose-headers", b"Retry-After"), vary)
+        return (
+            (b"access-control-allow-origin", named),
+            (b"access-control-expose-headers", b"Retry-After, X-Perceptune-Note"),
+            vary,
+        )
 
     def preflight(self, origin: bytes) -> Response:
         """Return the response to a browser's CORS preflight. Raises `ApiError` for an origin that is not allowed."""

@@ -1,13 +1,16 @@
 """Conversion of a request to jobs: media are fetched, checked and decoded within the server's limits."""
 
 import asyncio
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
 
-from perceptune.errors import UserError, nearest
+from perceptune.errors import UserError
+from perceptune.serving.conversation import Attached, Conversation, read_conversation, require_answerable
 from perceptune.serving.errors import ApiError
 from perceptune.serving.inline import decode_address, decode_base64
 from perceptune.serving.limits import Limits
@@ -16,7 +19,7 @@ from perceptune.serving.media_worker_pool import MediaWorkerPool
 from perceptune.serving.remote import Remote
 from perceptune.serving.requests import Job
 from perceptune.serving.runs import ServedRun
-from perceptune.serving.schema import ChatRequest, InputAudioPart, Part, TextPart
+from perceptune.serving.schema import ChatRequest, InputAudioPart
 from perceptune.types import Decoding, Medium, Sample
 
 _FETCHERS = 4
@@ -38,42 +41,40 @@ class RequestParser:
         self._fetching.shutdown(wait=False, cancel_futures=True)
         self._decoding.shutdown(wait=False, cancel_futures=True)
 
-    async def jobs(self, asked: ChatRequest, run: ServedRun) -> list[Job]:
-        """Return a job for each requested answer. Raises `ApiError`."""
-        text, parts = self._within_limits(asked)
+    async def jobs(self, asked: ChatRequest, run: ServedRun, hold: Callable[[int], None]) -> list[Job]:
+        """Return a job for each requested answer; `hold` counts the bytes of fetched media. Raises `ApiError`."""
+        conversation = self._within_limits(asked)
         decoding = self._decoding_of(asked, run)
-        kinds = [_modality(part) for part in parts]
-        for place, kind in enumerate(kinds):
-            if kind not in run.model.stores:
-                known = nearest(kind, run.model.stores)
-                raise ApiError(400, f"model `{run.name}` takes no {kind}{known}", param="messages", code="no_encoder")
-            if kind in kinds[:place]:
-                raise ApiError(400, f"more than one {kind}: this model takes one", param="messages")
-        if run.model.required_modalities - set(kinds):
-            raise ApiError(400, f"model `{run.name}` speaks about images only: send one", param="messages")
-        prompt = self._prompt(Sample("question", {}, text), run)
+        require_answerable(conversation, run)
+        prompt = self._prompt(conversation.sample([b""] * len(conversation.attached)), run)
         decoding = _room(decoding, prompt, run)
-        media = {kind: await self._bytes(part, kind) for kind, part in zip(kinds, parts, strict=True)}
-        decoded: dict[Medium, Tensor] = {}
-        for kind, data in media.items():
-            decoded[data] = await self._decoded(await self._decoders.check(data, kind), kind, run)
-        sample = Sample("question", media, text)
+        media = [await self._bytes(one, hold) for one in conversation.attached]
+        decoded: dict[str, dict[Medium, Tensor]] = {}
+        for one, data in zip(conversation.attached, media, strict=True):
+            known = decoded.setdefault(one.modality, {})
+            if data not in known:
+                known[data] = await self._decoded(one, data, run)
+        sample = conversation.sample(media)
         return [
             Job(run, sample, decoded, replace(decoding, seed=decoding.seed + i), prompt, asked.stops, asked.stream)
             for i in range(asked.n)
         ]
 
-    def _within_limits(self, asked: ChatRequest) -> tuple[str, list[Part]]:
-        """Return the question, checked before any medium is read."""
+    def _within_limits(self, asked: ChatRequest) -> Conversation:
+        """Return the conversation, checked before any medium is read."""
         limits = self._limits
+        if len(asked.messages) > limits.messages:
+            raise ApiError(400, f"more than {limits.messages} messages", param="messages")
         if any(len(one.content or ()) > limits.parts for one in asked.messages):
             raise ApiError(400, f"more than {limits.parts} parts in a message", param="messages")
         if asked.n > limits.choices:
             raise ApiError(400, f"at most {limits.choices} answers to one question", param="n")
-        text, parts = asked.question
-        if len(text) > limits.text_chars:
-            raise ApiError(400, f"the question has more than {limits.text_chars:,} characters", param="messages")
-        return text, parts
+        conversation = read_conversation(asked.messages)
+        if conversation.n_characters > limits.text_chars:
+            raise ApiError(400, f"the messages have more than {limits.text_chars:,} characters", param="messages")
+        if len(conversation.attached) > limits.media:
+            raise ApiError(400, f"more than {limits.media} media in the messages", param="messages")
+        return conversation
 
     def _decoding_of(self, asked: ChatRequest, run: ServedRun) -> Decoding:
         """Return the run's decoding with the request's changes."""
@@ -98,42 +99,58 @@ class RequestParser:
         except UserError as error:
             raise ApiError(400, str(error).removeprefix("sample `question`: "), param="messages") from error
 
-    async def _bytes(self, part: Part, kind: str) -> bytes:
+    async def _bytes(self, one: Attached, hold: Callable[[int], None]) -> bytes:
+        """Return the content of a medium."""
+        with _naming(one):
+            if isinstance(one.part, InputAudioPart):
+                data, most = one.part.input_audio.data, self._limits.bytes_of("audio")
+                read = decode_address if data[:16].lstrip().lower().startswith("data:") else decode_base64
+                return read(data, most, "audio")
+            return await self._located(getattr(one.part, one.part.type).url.strip(), one.modality, hold)
+
+    async def _located(self, url: str, kind: str, hold: Callable[[int], None]) -> bytes:
+        """Return the content of a medium at an address."""
         most = self._limits.bytes_of(kind)
-        if isinstance(part, InputAudioPart):
-            data = part.input_audio.data
-            read = decode_address if data[:16].lstrip().lower().startswith("data:") else decode_base64
-            return read(data, most, kind)
-        assert not isinstance(part, TextPart)
-        url = getattr(part, part.type).url.strip()
         scheme = url.partition(":")[0].lower()
         if scheme == "data":
             return decode_address(url, most, kind)
         if scheme == "file" and self._local is not None:
-            return await self._in_thread(partial(self._local.read, url, most))
+            return await self._in_thread(partial(self._local.read, url, most), hold)
         if scheme in ("http", "https") and self._remote is not None:
-            return await self._in_thread(partial(self._remote.fetch, url, most, self._limits.fetch_seconds(kind)))
+            return await self._in_thread(partial(self._remote.fetch, url, most, self._limits.fetch_seconds(kind)), hold)
         what = {"file": "local files are", "http": "remote media are", "https": "remote media are"}.get(scheme)
         why = f"{what} not allowed here" if what else "an address begins with data:, http:, https: or file:"
         raise ApiError(400, f"the {kind}: {why}; send it as data:TYPE;base64,DATA", param="messages")
 
-    async def _in_thread(self, read: partial[bytes]) -> bytes:
+    async def _in_thread(self, read: partial[bytes], hold: Callable[[int], None]) -> bytes:
         data = await asyncio.get_running_loop().run_in_executor(self._fetching, read)
         if not data:
             raise ApiError(400, "the medium at this address is empty", code="invalid_media")
+        hold(len(data))
         return data
 
-    async def _decoded(self, data: bytes, kind: str, run: ServedRun) -> Tensor:
+    async def _decoded(self, one: Attached, data: bytes, run: ServedRun) -> Tensor:
         """Return the encoder's input."""
-        load = partial(run.model.stores[kind].encoder.load, data, f"the {kind}")
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._decoding, load)
-        except UserError as error:
-            raise ApiError(400, str(error), code="invalid_media") from error
+        with _naming(one):
+            plain = await self._decoders.check(data, one.modality)
+            load = partial(run.model.stores[one.modality].encoder.load, plain, f"the {one.modality}")
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._decoding, load)
+            except UserError as error:
+                raise ApiError(400, str(error), code="invalid_media") from error
 
 
-def _modality(part: Part) -> str:
-    return "audio" if isinstance(part, InputAudioPart) else part.type.removesuffix("_url")
+@contextmanager
+def _naming(one: Attached) -> Iterator[None]:
+    """Name the medium in errors, if there are several."""
+    try:
+        yield
+    except ApiError as error:
+        alone = f"the {one.modality}"
+        if one.name != alone and error.status != 429:
+            begun = error.message.startswith(alone)
+            error.message = one.name + (error.message.removeprefix(alone) if begun else f": {error.message}")
+        raise
 
 
 def _require_no_change(asked: ChatRequest, decoding: Decoding) -> None:

@@ -20,7 +20,7 @@ class Job:
 
     run: ServedRun
     sample: Sample
-    decoded: Mapping[Medium, Tensor]  # its media, as encoder inputs
+    decoded: Mapping[str, Mapping[Medium, Tensor]]  # its media by modality, as encoder inputs
     decoding: Decoding
     prompt_tokens: int
     stops: tuple[str, ...] = ()

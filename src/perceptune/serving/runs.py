@@ -31,6 +31,22 @@ class ServedRun:
     text: TextFormat
     clean: AnswerCleaning  # gives the answer in a generated text, as `perceptune answer` prints it
     attachments: Attachments  # on the shared LM while this run answers
+    is_trained_on_conversations: bool = False
+
+    @property
+    def takes_history(self) -> bool:
+        """Whether its template has a place for earlier turns."""
+        return self.model.recipe.text.is_chat
+
+    @property
+    def takes_system(self) -> bool:
+        """Whether its template has a place for a system message."""
+        return self.takes_history and bool(getattr(self.text, "takes_system", True))
+
+    @property
+    def max_media(self) -> dict[str, int]:
+        """Maximum number of media of each modality in a conversation."""
+        return {modality: self.model.recipe.encoders[modality].max_media for modality in self.model.stores}
 
 
 class Runs(dict[str, ServedRun]):
@@ -98,7 +114,8 @@ def _loaded(one: Described, pool: ModelPool, overrides: Sequence[str], trust: bo
     model = load(one.folder, overrides=overrides, trust=trust, parts=lent, device=device)
     lent.attachments.take_off()
     created = int((one.folder / META).stat().st_mtime)
-    return ServedRun(one.name, created, model, text_of(model), cleaning_of(model), lent.attachments)
+    learned = read_meta(one.folder).get("conversations") is True
+    return ServedRun(one.name, created, model, text_of(model), cleaning_of(model), lent.attachments, learned)
 
 
 class _Borrowed:

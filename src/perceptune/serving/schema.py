@@ -141,27 +141,6 @@ class ChatRequest(Accepted):
         """Strings before which an answer ends."""
         return tuple(self.stop or ())
 
-    @property
-    def question(self) -> tuple[str, list[Part]]:
-        """Text and media of the single turn. Raises `ApiError` for a conversation: runs answer single questions."""
-        heard = [
-            (place, one)
-            for place, one in enumerate(self.messages)
-            if not (one.role in ("system", "developer") and one.is_empty)
-        ]
-        if len(heard) != 1 or heard[0][1].role != "user":
-            raise ApiError(
-                400, "exactly one message, of role `user`: this model answers single questions, without a system "
-                "message or earlier turns (an empty system message may stand there)", param="messages",
-                code="unsupported_conversation",
-            )  # fmt: skip
-        place, message = heard[0]
-        if message.content is None:
-            where = f"messages.{place}.content"
-            raise ApiError(400, f"{where}: is missing: a text, or a list of parts", param=where)
-        text = "\n".join(part.text for part in message.content if isinstance(part, TextPart))
-        return text, [part for part in message.content if not isinstance(part, TextPart)]
-
 
 PARTS: dict[str, type[BaseModel]] = {
     "text": TextPart, "image_url": ImagePart, "audio_url": AudioPart, "video_url": VideoPart,
