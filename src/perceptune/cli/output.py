@@ -40,7 +40,7 @@ def print_scores(results: dict[str, Any]) -> None:
 
     first = results["metrics"][0]
     controls = [name for name in CONTROLS if f"{first}_{name}" in results] or ["shuffled"]
-    words = {"shuffled": "media shuffled", "no_media": "no media"}
+    words = {"shuffled": "media shuffled", "no_media": "no media", "exchanged": "media exchanged"}
     heading = [Column(word, no_wrap=True) for name in controls for word in (words[name], "gap (95 % interval)")]
     table = Table(Column("", no_wrap=True), "with its media", *heading)
     for key in results["metrics"]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from perceptune.data.answer_cleaning import AnswerCleaning
+from perceptune.data.conversations import answers_of, text_row
 from perceptune.data.lazy_rows import LazyRow
 from perceptune.data.media.animation import moves
 from perceptune.data.media.file_types import HEAD, JSON_TEXT, kind_of
@@ -138,7 +139,7 @@ def _recognized(place: str, prompt: str | None, model: AdaptedModel, *, fetch_me
         if isinstance(found, UserError):
             yield _Request(f"row-{number:06d}", None, str(found))
         else:
-            yield _Request(found.id, found)
+            yield from (_Request(one.id, one) for one in answers_of(found))
 
 
 def _rows(
@@ -237,8 +238,7 @@ def _lines(model: AdaptedModel, cleaning: AnswerCleaning, portion: Sequence[_Req
     for place, asked in enumerate(portion):
         row: dict[str, Any] = {"id": asked.id}
         if asked.sample is not None:
-            media = {name: label(medium) for name, medium in asked.sample.media.items()}
-            row |= {"media": media, "prompt": asked.sample.prompt}
+            row |= {"media": asked.sample.map_media(lambda _, medium: label(medium)), **text_row(asked.sample)}
         if place in problems:
             row["error"] = problems[place]
         else:
@@ -258,7 +258,7 @@ def _problem(model: AdaptedModel, sample: Sample) -> str:
         model.check_modalities([sample])
         prediction_rows.require_choices(model, sample)
         model.text.prompt_ids(sample)
-        for modality, medium in sample.media.items():
+        for modality, medium in sample.iter_media():
             model.stores[modality].encoder.load(content(medium), label(medium, modality))
     except UserError as error:
         return str(error)

@@ -10,6 +10,7 @@ from perceptune.config.overrides import Override
 from perceptune.config.recipe import Recipe
 from perceptune.config.schema import NamedPart, OtherSet
 from perceptune.data.build_task import make_task, task_of
+from perceptune.data.conversations import split_answers
 from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
 from perceptune.evaluation import results as report
@@ -32,7 +33,13 @@ class EvaluatedSet:
     part: NamedPart | None
     task: Task
     split: str
-    samples: Sequence[Sample]
+    samples: Sequence[Sample]  # one per answer of a conversation
+    conversations: int | None = None  # number of rows, if some of them have several answers
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of samples and of conversations for the results."""
+        conversations = {} if self.conversations is None else {"evaluated_conversations": self.conversations}
+        return {"evaluated_samples": len(self.samples), **conversations}
 
 
 def evaluated_set(
@@ -43,23 +50,25 @@ def evaluated_set(
     if part is None:
         split, samples = split or recipe.eval.split, recipe.eval.samples if samples is None else samples
     split = split or task.splits[-1]
-    chosen = runner.select_subset(task, split, samples)
+    rows = runner.select_rows(task, split, samples)
+    chosen = split_answers(rows)
     runner.check_has_references(task, chosen)  # before hours of generation
-    return EvaluatedSet(part or recipe.task, task, split, chosen)
+    return EvaluatedSet(part or recipe.task, task, split, chosen, None if chosen is rows else len(rows))
 
 
 def evaluate(
     run: str | Path, *, split: str | None = None, samples: int | None = None, control: bool | None = None,
-    no_media: bool | None = None, batch_size: int | None = None, trust: bool = False,
+    no_media: bool | None = None, exchanged: bool = False, batch_size: int | None = None, trust: bool = False,
     overrides: Sequence[Override] = (), into: str | Path | None = None, task: Mapping[str, Any] | None = None,
     command: str | None = None, join_timeout: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluate a run folder's model; write `results.json` and predictions into the folder and return the results.
 
-    `control` also evaluates with the media shuffled among the samples, `no_media` without media; the prompts are the
-    same. The data sets of `eval.others` follow, with the gap to them. Defaults come from the recipe, whose `decode` and
-    `eval` keys `overrides` may change. `task`, a task's `name` and options, replaces the run's own. `into` is another
-    folder for the files; `command` is stored in the results. `join_timeout` as in `train`.
+    `control` also evaluates with the media shuffled among the samples, `no_media` without media, `exchanged` with the
+    media of each sample in reverse order; the prompts are the same. The data sets of `eval.others` follow, with the gap
+    to them. Defaults come from the recipe, whose `decode` and `eval` keys `overrides` may change. `task`, a task's
+    `name` and options, replaces the run's own. `into` is another folder for the files; `command` is stored in the
+    results. `join_timeout` as in `train`.
     """
     if is_address(run) and into is None:
         raise UserError(f"{run}: the results of a run on a hub need a folder: name one (`into`, --out)")
@@ -70,7 +79,7 @@ def evaluate(
         part = None if task is None else NamedPart(**task)
         own = evaluated_set(model.recipe, part, split, samples)
         runner.require_answerable(model, own.samples)
-        controls = _controls(model, own.samples, control, no_media)
+        controls = _controls(model, own.samples, control, no_media, exchanged)
         given = model.recipe.eval.others if task is None else {}
         others = {name: evaluated_set(model.recipe, other.task, other.split, other.samples)
                   for name, other in given.items()}  # fmt: skip
@@ -79,7 +88,7 @@ def evaluate(
         """Collect the provenance of the results; called early, so that it fails before the first answer."""
         make_writable(folder, "name another folder for the results by --out")
         return {
-            **report.provenance(model, own.samples, run), "split": own.split, "command": command,
+            **own.counts(), **report.provenance(model, run), "split": own.split, "command": command,
             "trained_on_this_split": is_trained_on(model.recipe, own, is_own=task is None),
             "data": report.dataset_info(own.part, own.split, own.samples), **report.training_info(run),
         }  # fmt: skip
@@ -117,7 +126,7 @@ def evaluate(
 
 
 def _controls(
-    model: AdaptedModel, samples: Sequence[Sample], shuffled: bool | None, no_media: bool | None
+    model: AdaptedModel, samples: Sequence[Sample], shuffled: bool | None, no_media: bool | None, exchanged: bool
 ) -> dict[str, Sequence[Sample]]:
     """Return the samples of the controls that are wanted; None: as the recipe says."""
     config, needs_media = model.recipe.eval, bool(model.required_modalities)
@@ -128,7 +137,7 @@ def _controls(
     if no_media and needs_media:
         raise UserError(f"`backbone: {model.recipe.backbone}` cannot answer without media: leave out --no-media and "
                         "eval.no_media_control")  # fmt: skip
-    wanted = {"shuffled": shuffled, "no_media": no_media}
+    wanted = {"shuffled": shuffled, "no_media": no_media, "exchanged": exchanged}
     return {name: CONTROLS[name](samples, model.recipe.seed) for name in CONTROLS if wanted[name]}
 
 
@@ -185,7 +194,7 @@ def _other_results(
     report.write_predictions(folder / report.predictions_name(name), other.samples, other.task, judged)
     return {
         "metric": other.task.metric, **report.metric_values(other.task, other.samples, judged), "split": other.split,
-        "evaluated_samples": len(other.samples), "data": report.dataset_info(other.part, other.split, other.samples),
+        **other.counts(), "data": report.dataset_info(other.part, other.split, other.samples),
         "gaps": report.cross_dataset_gap(own.samples, seen, other.samples, judged),
     }  # fmt: skip
 

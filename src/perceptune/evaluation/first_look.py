@@ -5,14 +5,18 @@ import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from perceptune.config.schema import NamedPart
 from perceptune.data.build_task import make_task, task_of
+from perceptune.data.conversations import answers_of
 from perceptune.data.holdout_split import selecting_splits
+from perceptune.data.records import short
 from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
+from perceptune.evaluation.clusters import cluster_of_row
 from perceptune.evaluation.evaluate import evaluate
 from perceptune.evaluation.results import PREDICTIONS, RESULTS, gap_name
 from perceptune.evaluation.runner import select_subset
@@ -50,7 +54,7 @@ def first_look(
         "metric": metric, "value": results[metric], "interval": results[f"{metric}_interval"],
         "split": results["split"], "samples": len(rows), "trained_on": results["trained_on_this_split"],
         "chosen_on": task is None and results["split"] == (recipe.eval.during_split or next(iter(chosen), None)),
-        "media": len({json.dumps(row["media"], sort_keys=True) if row["media"] else row["id"] for row in rows}),
+        "media": len({cluster_of_row(row) for row in rows}),
         "shuffled": results.get(f"{metric}_shuffled"), "no_media": results.get(f"{metric}_no_media"),
         "gap": results.get(gap_name(metric)), "gap_interval": results.get(f"{gap_name(metric)}_interval"),
         "always": _constant(own, judged, metric, results), "loss": _last_losses(run), **_examples(rows, metric),
@@ -110,8 +114,9 @@ def report_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _example_line(row: Mapping[str, Any]) -> str:
+    turns = "".join(f"{short(turn['content'])} / " for turn in row.get("history", ()))
     prompt = f"{row['prompt']} " if row["prompt"] else ""
-    return f"  {row['medium']}: {prompt}-> {row['answer']} (target: {' | '.join(row['targets'][:3])})"
+    return f"  {row['medium']}: {turns}{prompt}-> {row['answer']} (target: {' | '.join(row['targets'][:3])})"
 
 
 def _constant(own: Task | None, judged: Task | None, metric: str, results: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -119,14 +124,16 @@ def _constant(own: Task | None, judged: Task | None, metric: str, results: Mappi
     if own is None or judged is None:
         return None
     try:
-        counts = Counter(own.clean(target) for sample in own.samples(own.splits[0]) for target in sample.targets)
+        trained = chain.from_iterable(map(answers_of, own.samples(own.splits[0])))
+        counts = Counter(own.clean(target) for sample in trained for target in sample.targets)
     except UserError as error:  # such as the training data of a run from another machine
         print_note(f"the most frequent training answer is left out: {error}")
         return None
     if not counts:
         return None
     [(answer, _)] = counts.most_common(1)
-    samples = select_subset(judged, results["split"], results["evaluated_samples"])
+    rows = results.get("evaluated_conversations", results["evaluated_samples"])
+    samples = select_subset(judged, results["split"], rows)
     return {"answer": answer, "score": judged.score([answer] * len(samples), samples).summary[metric]}
 
 
@@ -156,5 +163,7 @@ def _examples(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, list[dic
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    medium = next((str(place).rpartition("/")[2] for place in row["media"].values()), row["id"])
-    return {"medium": medium, "prompt": row["prompt"], "answer": row["answer"], "targets": row["targets"]}
+    media = next(iter(row["media"].values()), row["id"])
+    medium = ", ".join(str(place).rpartition("/")[2] for place in (media if isinstance(media, list) else [media]))
+    history = {"history": row["history"]} if row.get("history") else {}
+    return {"medium": medium, **history, "prompt": row["prompt"], "answer": row["answer"], "targets": row["targets"]}

@@ -21,7 +21,7 @@ from perceptune.models.base import AdaptedModel
 from perceptune.models.build import build, settle_answering
 from perceptune.models.run_folder import METHOD, fingerprints, load_method, read_meta, read_recipe
 from perceptune.models.run_location import PROOF, local_run
-from perceptune.types import Medium, Sample
+from perceptune.types import Mark, Media, Medium, Message, Sample
 from perceptune.utils.atomic_io import write_text
 from perceptune.utils.devices import device_like, use_full_float32
 
@@ -45,8 +45,8 @@ def save_training_references(run: Path, model: AdaptedModel, samples: Iterable[S
 def save_reference_answers(run: Path, model: AdaptedModel, samples: Iterable[Sample]) -> dict[str, Any]:
     """Return the content of `proof.json`. Questions are not batched, because bfloat16 answers depend on the batch."""
     rows = [
-        {"id": sample.id, "prompt": sample.prompt,
-         "media": {name: _described(medium) for name, medium in sample.media.items()},
+        {"id": sample.id, "prompt": sample.prompt, **_turns(sample),
+         "media": sample.map_media(lambda _, medium: _described(medium)),
          "answer": model.answer([sample], batch_size=1)[0]}
         for sample in samples
     ]  # fmt: skip
@@ -131,17 +131,36 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _replay(model: AdaptedModel, row: Mapping[str, Any]) -> dict[str, Any]:
     said = {"id": row["id"], "then": row["answer"]}
-    media: dict[str, Medium] = {}
-    for name, one in row["media"].items():
-        try:
-            data = _bytes(one)
-        except (MediaError, ValueError) as error:
-            return {**said, "state": f"medium missing: {error}"}
-        if hashlib.sha256(data).hexdigest() != one.get("sha256"):
-            return {**said, "state": f"medium changed: {one.get('path') or name}"}
-        media[name] = data
-    answer = model.answer([Sample(row["id"], media, row["prompt"])], batch_size=1)[0]
+    media: dict[str, Media] = {}
+    for name, given in row["media"].items():
+        read = []
+        for one in given if isinstance(given, list) else [given]:
+            try:
+                data = _bytes(one)
+            except (MediaError, ValueError) as error:
+                return {**said, "state": f"medium missing: {error}"}
+            if hashlib.sha256(data).hexdigest() != one.get("sha256"):
+                return {**said, "state": f"medium changed: {one.get('path') or name}"}
+            read.append(data)
+        media[name] = tuple(read) if isinstance(given, list) else read[0]
+    history = tuple(Message(turn["role"], turn["text"], _marks(turn)) for turn in row.get("history", ()))
+    sample = Sample(row["id"], media, row["prompt"], marks=_marks(row), history=history)
+    answer = model.answer([sample], batch_size=1)[0]
     return {**said, "now": answer, "state": "same" if answer == row["answer"] else "differs"}
+
+
+def _turns(sample: Sample) -> dict[str, Any]:
+    """Return the places of the prompt's media and the earlier turns, if there are any."""
+    history = [{"role": turn.role, "text": turn.text, **_places(turn.marks)} for turn in sample.history]
+    return {**_places(sample.marks), **({"history": history} if history else {})}
+
+
+def _places(marks: Sequence[Mark]) -> dict[str, Any]:
+    return {"marks": [[mark.at, mark.modality] for mark in marks]} if marks else {}
+
+
+def _marks(stored: Mapping[str, Any]) -> tuple[Mark, ...]:
+    return tuple(Mark(int(at), str(modality)) for at, modality in stored.get("marks", ()))
 
 
 def _described(medium: Medium) -> dict[str, str]:

@@ -37,7 +37,7 @@ def rescore(
     judged = EvalOutput(own.task.score([one.raw for one in answers], own.samples), answers)
     report.write_predictions(folder / report.PREDICTIONS, own.samples, own.task, judged)
     results = {
-        **report.metric_values(own.task, own.samples, judged), "evaluated_samples": len(own.samples),
+        **report.metric_values(own.task, own.samples, judged), **own.counts(),
         "split": own.split, "predictions": {"file": str(file), "sha256": report.file_hash(file)},
         "versions": report.versions(), "command": command,
         "data": report.dataset_info(own.part, own.split, own.samples),

@@ -12,9 +12,11 @@ import numpy as np
 from perceptune._version import __version__
 from perceptune.config.schema import NamedPart
 from perceptune.data.bootstrap import bootstrap_corpus, bootstrap_difference, bootstrap_gap, bootstrap_interval
+from perceptune.data.conversations import text_row
 from perceptune.data.media.source import label
 from perceptune.data.metrics.base import Corpus
 from perceptune.data.tasks.base import Task
+from perceptune.evaluation.clusters import cluster_of
 from perceptune.evaluation.runner import EvalOutput
 from perceptune.models.base import AdaptedModel
 from perceptune.models.run_folder import METHOD, fingerprints, read_meta
@@ -34,10 +36,9 @@ def write_predictions(path: Path, samples: Sequence[Sample], task: Task, judged:
     """Write one JSON line per sample: question, raw and cleaned answer, targets, scores."""
     lines = []
     for sample, answer, row in zip(samples, judged.answers, judged.per_sample, strict=True):
-        media = {name: str(m) for name, m in sample.media.items() if not isinstance(m, bytes)}
         ranked = {} if answer.logprobs is None else {"logprobs": answer.logprobs}
         lines.append(
-            {"id": sample.id, "media": media, "prompt": sample.prompt, "answer": task.clean(answer.raw),
+            {"id": sample.id, "media": _media_names(sample), **text_row(sample), "answer": task.clean(answer.raw),
              "raw": answer.raw, **ranked, "targets": list(sample.targets), "scores": row, "meta": dict(sample.meta)}
         )  # fmt: skip
     write_json_lines(path, lines)
@@ -138,12 +139,12 @@ def cross_dataset_gap(
     return found
 
 
-def provenance(model: AdaptedModel, samples: Sequence[Sample], run: Path) -> dict[str, Any]:
+def provenance(model: AdaptedModel, run: Path) -> dict[str, Any]:
     """Return the settings and versions of an evaluation, without which its values cannot be compared."""
     config = model.recipe.eval
     ranking = {} if config.rank is None else {"rank": config.rank, "rank_normalize": config.rank_normalize}
     return {
-        "evaluated_samples": len(samples), "seed": model.recipe.seed,
+        "seed": model.recipe.seed,
         "decoding": model.recipe.decode.model_dump(), **ranking,
         "dtype": str(model.dtype).removeprefix("torch."), "template": model.recipe.text.template,
         "text": model.recipe.text.model_dump(), "models": model_fingerprints(model, run), "versions": versions(),
@@ -164,8 +165,9 @@ def dataset_info(part: NamedPart | None, split: str, samples: Sequence[Sample]) 
     """Return the origin of the evaluated samples, and a hash of their media names, questions and targets."""
     digest = hashlib.sha256()
     for sample in samples:
-        media = {name: label(medium, name).rpartition("/")[2] for name, medium in sorted(sample.media.items())}
-        digest.update(json.dumps([sample.id, media, sample.prompt, sample.targets]).encode())
+        media = dict(sorted(sample.map_media(lambda name, medium: label(medium, name).rpartition("/")[2]).items()))
+        prompt, *history = text_row(sample).values()
+        digest.update(json.dumps([sample.id, media, prompt, sample.targets, *history]).encode())
     options: Mapping[str, Any] = {} if part is None else {key: _plain(value) for key, value in part.options().items()}
     return {"task": None if part is None else part.name, **options, "split": split, "samples": len(samples),
             "sha256": digest.hexdigest()}  # fmt: skip
@@ -190,11 +192,11 @@ def file_hash(path: Path) -> str:
 def _values(metric: str, samples: Sequence[Sample], judged: EvalOutput) -> tuple[list[float], list[tuple[Any, ...]]]:
     """Return the metric of each sample that has it, and the groups that are resampled together."""
     rows = [i for i, row in enumerate(judged.per_sample) if metric in row]
-    return [judged.per_sample[i][metric] for i in rows], [_media_of(samples[i]) for i in rows]
+    return [judged.per_sample[i][metric] for i in rows], [cluster_of(samples[i]) for i in rows]
 
 
 def _corpus_interval(corpus: Corpus, samples: Sequence[Sample]) -> list[float]:
-    groups = [_media_of(sample) for sample in samples]
+    groups = [cluster_of(sample) for sample in samples]
     return list(bootstrap_corpus(corpus.statistics, corpus.value, groups=groups))
 
 
@@ -207,9 +209,10 @@ def _difference(a: Corpus, b: Corpus) -> Corpus:
     )
 
 
-def _media_of(sample: Sample) -> tuple[Any, ...]:
-    """Return the media by which samples are grouped, because questions on the same image are not independent."""
-    return tuple(sorted(sample.media.items())) or (sample.id,)
+def _media_names(sample: Sample) -> dict[str, Any]:
+    """Return the locations of a sample's media, as a list if there are several of a modality; without bytes."""
+    named = sample.map_media(lambda _, medium: None if isinstance(medium, bytes) else str(medium))
+    return {name: given for name, given in named.items() if isinstance(given, str) or (given and None not in given)}
 
 
 def _plain(value: Any) -> Any:

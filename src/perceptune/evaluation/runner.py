@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from perceptune.data.choices import choices_of
+from perceptune.data.conversations import split_answers
 from perceptune.data.lazy_rows import select
 from perceptune.data.metrics.base import Corpus, Scored
 from perceptune.data.subset import subset
@@ -45,7 +46,15 @@ class EvalOutput:
 
 
 def select_subset(task: Task, split: str, size: int | None) -> Sequence[Sample]:
-    """Select a fixed random subset of a split. Raises `UserError` for an empty split."""
+    """Select a fixed random subset of a split's rows, with one sample per answer of a conversation.
+
+    Raises `UserError` for an empty split.
+    """
+    return split_answers(select_rows(task, split, size))
+
+
+def select_rows(task: Task, split: str, size: int | None) -> Sequence[Sample]:
+    """Select a fixed random subset of a split; a conversation is one row. Raises `UserError` for an empty split."""
     if size is not None and size < 1:
         raise UserError(f"cannot evaluate {size} samples: name at least 1")
     rows = task.samples(split)

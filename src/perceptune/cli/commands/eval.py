@@ -34,6 +34,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--gap", action="store_true", help="compare the run's own data with --task and --data")
     parser.add_argument("--control", action="store_true", default=None, help="evaluate with shuffled media, too")
     parser.add_argument("--no-media", action="store_true", default=None, help="evaluate without media, too")
+    told = "evaluate with the media of each sample in reverse order, too"
+    parser.add_argument("--exchanged", action="store_true", help=told)
     parser.add_argument("--report", action="store_true", help="print baselines, examples and what to try next, too")
     parser.add_argument("--predictions", metavar="FILE", help="score these answers; the model is not run")
     parser.add_argument("--out", help="folder of the results (default: the run's; RUN/eval/NAME for another task)")
@@ -59,7 +61,7 @@ def run(options: Namespace) -> None:
     split = None if options.gap else options.split
     common = {"samples": options.samples, "trust": options.trust, "task": task, "command": options.words}
     if options.predictions:
-        for given in ("control", "no_media", "gap", "report"):
+        for given in ("control", "no_media", "exchanged", "gap", "report"):
             if getattr(options, given):
                 raise UserError(f"--{given.replace('_', '-')} needs the model's answers, --predictions gives others")
         if words:
@@ -67,8 +69,8 @@ def run(options: Namespace) -> None:
         results = rescore(options.run, options.predictions, folder, split=split, **common)
     else:
         results = evaluate(
-            options.run, control=options.control, no_media=options.no_media, split=split, overrides=overrides,
-            into=folder, join_timeout=options.join_timeout, **common,
+            options.run, control=options.control, no_media=options.no_media, exchanged=options.exchanged,
+            split=split, overrides=overrides, into=folder, join_timeout=options.join_timeout, **common,
         )  # fmt: skip
     found = first_look(options.run, folder, task=task, trust=options.trust) if wants_report else None
     if options.json and is_main_process():

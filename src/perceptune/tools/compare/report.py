@@ -12,6 +12,7 @@ from typing import Any
 from perceptune.data.bootstrap import bootstrap_difference, bootstrap_interval
 from perceptune.data.tasks.base import ROUGE
 from perceptune.errors import UserError
+from perceptune.evaluation.clusters import cluster_of_row
 from perceptune.evaluation.results import RESULTS, tokenizer_of
 from perceptune.tools.compare.plan import Plan, PlannedRow, Setting, setting_name
 from perceptune.tools.plots.figures import NEEDED, has_matplotlib, trade_off
@@ -106,8 +107,7 @@ def _by_sample(metric: str, outcome: Outcome) -> dict[str, tuple[float, Any]]:
     tests = outcome.tests.values()
     found: dict[str, tuple[list[float], Any]] = {}
     for row in (row for test in tests for row in test["rows"] if metric in row["scores"]):
-        media = tuple(sorted(row["media"].items())) or row["id"]
-        found.setdefault(row["id"], ([], media))[0].append(row["scores"][metric])
+        found.setdefault(row["id"], ([], cluster_of_row(row)))[0].append(row["scores"][metric])
     return {sample: (fmean(values), media) for sample, (values, media) in found.items()}
 
 

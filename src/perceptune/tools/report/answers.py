@@ -6,10 +6,10 @@ from typing import Any
 
 from perceptune.data.records import short
 from perceptune.errors import UserError
+from perceptune.evaluation.clusters import cluster_of_row
 from perceptune.tools.report.blocks import Block, GivenAnswer, Grid, Shot, Words
 from perceptune.tools.report.gather import ReportedRun, number
 from perceptune.tools.report.mistakes import by_kind, kinds_table
-from perceptune.tools.report.questions import media_of
 from perceptune.tools.report.shots import shots
 
 Row = Mapping[str, Any]
@@ -78,7 +78,7 @@ def _spread(rows: Sequence[Row], count: int) -> list[Row]:
     """Select rows evenly, with distinct media as long as possible."""
     first: dict[Any, Row] = {}
     for row in rows:
-        first.setdefault(media_of(row), row)
+        first.setdefault(cluster_of_row(row), row)
     pool = list(first.values()) if len(first) >= count else list(rows)
     return [pool[i * len(pool) // count] for i in range(count)] if len(pool) > count else pool
 
@@ -90,7 +90,8 @@ def _shot(
     row = answered[0][1]
     images: list[tuple[str, str]] = []
     lacking = [] if row["media"] or not media else ["its medium lies inside the data set, not in a file of its own"]
-    for modality, name in row["media"].items() if media else ():
+    named = [(modality, name) for modality, given in row["media"].items() for name in _listed(given)]
+    for modality, name in named if media else ():
         try:
             images += shots(modality, Path(name), row["id"])
         except (UserError, OSError) as error:
@@ -101,4 +102,10 @@ def _shot(
         for by, one in answered
     ]  # fmt: skip
     truth, other = " / ".join(dict.fromkeys(row["targets"])), None if blind is None else short(blind["answer"], 200)
-    return Shot(images, short("; ".join(lacking), 200), short(row["prompt"], 300), said, short(truth, 300), other)
+    question, history = short(row["prompt"], 300), [f"{one['role']}: {one['content']}" for one in row["history"]]
+    return Shot(images, short("; ".join(lacking), 200), question, said, short(truth, 300), other,
+                [short(turn, 300) for turn in history])  # fmt: skip
+
+
+def _listed(given: str | list[str]) -> list[str]:
+    return given if isinstance(given, list) else [given]

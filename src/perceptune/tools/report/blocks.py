@@ -51,6 +51,7 @@ class Shot(NamedTuple):
     answers: Sequence[GivenAnswer]
     truth: str
     blind: str | None  # the answer to the same question with another sample's media
+    history: Sequence[str] = ()  # earlier turns
 
     @property
     def truth_tells(self) -> bool:

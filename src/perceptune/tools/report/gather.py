@@ -53,7 +53,7 @@ class Comparison(NamedTuple):
 def gather(sources: Sequence[str]) -> tuple[list[ReportedRun], list[Comparison]]:
     """Read runs (folders, zip files, addresses) and comparisons. Raises `UserError` for anything else."""
     runs, comparisons = [], []
-    for source, name in zip(sources, _names(sources), strict=True):
+    for source, name in zip(sources, _short_names(sources), strict=True):
         folder = local_run(source)
         if (folder / f"{COMPARISON}.json").is_file():
             comparisons.append(_comparison(name, folder))
@@ -121,14 +121,23 @@ def _row(line: bytes) -> dict[str, Any] | None:
     if not isinstance(found, dict) or "id" not in found:
         return None
     media, scores, targets = found.get("media"), found.get("scores"), found.get("targets")
-    meta = found.get("meta")
+    meta, history = found.get("meta"), found.get("history")
     return {
         "id": str(found["id"]), "prompt": str(found.get("prompt", "")), "answer": str(found.get("answer", "")),
-        "media": {str(k): str(v) for k, v in media.items()} if isinstance(media, dict) else {},
+        "media": {str(k): _names(v) for k, v in media.items()} if isinstance(media, dict) else {},
+        "history": [turn for turn in history if _is_turn(turn)] if isinstance(history, list) else [],
         "scores": {k: v for k, v in scores.items() if number(v) is not None} if isinstance(scores, dict) else {},
         "targets": [str(one) for one in targets] if isinstance(targets, list) else [],
         "meta": meta if isinstance(meta, dict) else {},
     }  # fmt: skip
+
+
+def _names(value: Any) -> str | list[str]:
+    return [*map(str, value)] if isinstance(value, list) else str(value)
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
 
 
 def _comparison(name: str, folder: Path) -> Comparison:
@@ -151,7 +160,7 @@ def _comparison(name: str, folder: Path) -> Comparison:
     return Comparison(name, table, [read_run(label, first[label]) for label in labels])
 
 
-def _names(sources: Sequence[str]) -> list[str]:
+def _short_names(sources: Sequence[str]) -> list[str]:
     """Return for each source the shortest end of its path that is unique."""
     parts = [(source,) if is_address(source) else Path(source).absolute().parts for source in sources]
     ends = [[own[-length:] for length in range(1, len(own) + 1)] for own in parts]

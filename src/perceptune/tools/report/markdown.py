@@ -38,7 +38,7 @@ def _cells(shot: Shot) -> list[str]:
     media = "; ".join(alt for _, alt in shot.images)
     told = "; ".join(part for part in (media, shot.lacking) if part)
     said = [" ".join(part for part in (verdict(one.right), one.answer, one.score) if part) for one in shot.answers]
-    return [told, shot.question, *said, shot.truth, shot.blind or ""]
+    return [told, " / ".join([*shot.history, shot.question]), *said, shot.truth, shot.blind or ""]
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

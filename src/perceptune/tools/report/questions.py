@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from perceptune.data.bootstrap import bootstrap_difference, bootstrap_interval
+from perceptune.evaluation.clusters import cluster_of_row
 from perceptune.tools.report.blocks import Block, Table, Words
 from perceptune.tools.report.gather import ReportedRun, is_comparable
 from perceptune.utils.markdown import format_interval
@@ -13,7 +14,7 @@ Row = Mapping[str, Any]
 # Keys in which data sets store the type of question, the most specific first.
 _TYPES = ("answer_type", "question_type", "type", "category", "structural", "semantic")
 _MOST_TYPES = 40
-_CONTROLS = {"shuffled": "media shuffled", "no_media": "no media"}
+_CONTROLS = {"shuffled": "media shuffled", "no_media": "no media", "exchanged": "media exchanged"}
 
 
 def questions(runs: Sequence[ReportedRun]) -> Iterator[Block]:
@@ -35,11 +36,6 @@ def by_type(run: ReportedRun) -> Iterator[Table]:
         groups = _groups(run, run.metric, key)
         if groups:
             yield _type_table(run, key, groups)
-
-
-def media_of(row: Row) -> tuple[Any, ...]:
-    """Return the media by which samples are dependent: answers to questions on one image are correlated."""
-    return tuple(sorted(row["media"].items())) or (row["id"],)
 
 
 def _groups(run: ReportedRun, metric: str, key: str) -> dict[str, list[Row]]:
@@ -100,7 +96,7 @@ def _told(rows: Sequence[Row], metric: str) -> str:
 def estimate(rows: Sequence[Row], metric: str) -> tuple[float, float, float]:
     """Return the mean with its interval."""
     values = [float(row["scores"][metric]) for row in rows]
-    return fmean(values), *bootstrap_interval(values, groups=[media_of(row) for row in rows])
+    return fmean(values), *bootstrap_interval(values, groups=[cluster_of_row(row) for row in rows])
 
 
 def _against(own: Sequence[Row], blind: Mapping[str, Row], metric: str) -> tuple[str, str]:
@@ -109,7 +105,7 @@ def _against(own: Sequence[Row], blind: Mapping[str, Row], metric: str) -> tuple
     if not both:
         return "", ""
     a, b = ([float(row["scores"][metric]) for row in rows] for rows in zip(*both, strict=True))
-    low, high = bootstrap_difference(a, b, groups=[media_of(row) for row, _ in both])
+    low, high = bootstrap_difference(a, b, groups=[cluster_of_row(row) for row, _ in both])
     return f"{fmean(b):.3f}", f"{fmean(a) - fmean(b):+.3f} ({format_interval((low, high), '+')})"
 
 
