@@ -125,6 +125,21 @@ def save_lm(folder: Path, family: str = "llama", *, pad: bool = True) -> Path:
     return folder
 
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<s>{{ message.role }}: {{ message.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+def save_chat_lm(folder: Path, family: str = "llama", template: str = CHAT_TEMPLATE) -> Path:
+    """A folder with a tiny LM whose tokenizer has a chat template."""
+    save_lm(folder, family)
+    named = tokenizer(bos=family == "opt")
+    named.chat_template = template
+    named.save_pretrained(folder)
+    return folder
+
+
 def save_encoder(folder: Path, family: str = "dinov2") -> Path:
     """A folder with a tiny image encoder of 4 layers, 24 dimensions, 16 pixels."""
     torch.manual_seed(1)

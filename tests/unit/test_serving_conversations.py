@@ -34,7 +34,8 @@ def refusal(*messages: dict[str, Any]) -> ApiError:
 
 def served(*, chat: bool = True, system: bool = True, media: int = 3) -> Any:
     return SimpleNamespace(
-        name="one", takes_history=chat, takes_system=system, max_media={"image": media},
+        name="one", takes_history=chat, max_media={"image": media},
+        refusal_of=lambda roles: None if system or "system" not in roles else "the LM's chat template leaves it out",
         model=SimpleNamespace(required_modalities=frozenset()),
     )  # fmt: skip
 
@@ -133,7 +134,7 @@ HISTORY = (turn("user", "a"), turn("assistant", "b"), turn("user", "c"))
         (HISTORY, served(chat=False), "answers single questions.*no place for earlier turns.*`text.template: chat`"),
         ((turn("system", "a"), turn("user", "b")), served(chat=False), "single questions.*a system message"),
         ((turn("system", "a"), *HISTORY), served(chat=False), "no place for a system message and earlier turns"),
-        ((turn("system", "a"), turn("user", "b")), served(system=False), "chat template.*system message"),
+        ((turn("system", "a"), turn("user", "b")), served(system=False), "chat template leaves it out"),
         ((turn("user", IMAGE, IMAGE), *HISTORY[1:]), served(media=1), r"^more than one image: 2 .*\.max_media"),
         ((turn("user", IMAGE), HISTORY[1], turn("user", *[IMAGE] * 3)), served(), "^more than 3 images: 4 .* takes 3"),
         ((turn("user", SOUND),), served(), "takes no audio"),

@@ -91,11 +91,8 @@ def _require_template(asked: Conversation, run: ServedRun) -> None:
             f"model `{run.name}` answers single questions: its template has no place for {' and '.join(parts)}, as "
             "`text.template: chat` has"
         )
-    if has_system and not run.takes_system:
-        raise _unsupported(
-            f"the chat template of model `{run.name}` has no place for a system message: put its text into the first "
-            "message of the user"
-        )
+    if asked.history and (refusal := run.refusal_of([*(one.role for one in asked.history), "user"])):
+        raise _unsupported(f"model `{run.name}`: {refusal}")
 
 
 def has_turns(history: Sequence[Message]) -> bool:

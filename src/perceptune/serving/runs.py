@@ -36,12 +36,16 @@ class ServedRun:
     @property
     def takes_history(self) -> bool:
         """Whether its template has a place for earlier turns."""
-        return self.model.recipe.text.is_chat
+        return self.text.takes_history
 
-    @property
-    def takes_system(self) -> bool:
-        """Whether its template has a place for a system message."""
-        return self.takes_history and bool(getattr(self.text, "takes_system", True))
+    def refusal_of(self, roles: Sequence[str]) -> str | None:
+        """Return why its chat template cannot express messages of these roles; None if it can."""
+        try:
+            if self.text.chat is not None:
+                self.text.chat.parts_of(tuple(roles))
+        except UserError as error:
+            return str(error)
+        return None
 
     @property
     def max_media(self) -> dict[str, int]:

@@ -65,7 +65,7 @@ class Reply:
                 task.cancel()
 
     def usage(self) -> dict[str, int]:
-        """Return the token counts of the question, without media, and of all answers, without their end tokens."""
+        """Return the token counts of prompt and answers, without end tokens; media count only inside the text."""
         said = sum(len(job.tokens) for job in self.jobs)
         read = self.jobs[0].prompt_tokens
         return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
