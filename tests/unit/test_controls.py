@@ -79,4 +79,7 @@ def test_exchanged_media_are_in_reverse_order() -> None:
     assert second == one
     with pytest.raises(UserError, match="several media of a modality"):
         exchange_media([one])
-    assert [sample.media for sample in without_media([three, one], 0)] == [{}, {}]
+    first, second = without_media([three, one], 0)
+    assert (first.media, first.marks, first.prompt) == ({}, (), three.prompt)
+    assert first.history == (Message("user", "this?"), Message("assistant", "red")), "no place is left without a medium"
+    assert second == Sample("b", {}, "color?")

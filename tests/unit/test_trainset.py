@@ -29,8 +29,9 @@ def test_rows_with_new_media_are_those_a_walk_finds(seed: int) -> None:
         if own - seen:
             walked.append(index)
             seen |= own
-    rows = TrainingSet([], np.zeros(40, np.int32), None, "", media)
-    assert rows.with_new_media(order).tolist() == walked
+    for parted in ([media[:, :1], media[:, 1:]], [media]):  # of two modalities, or up to two of one
+        rows = TrainingSet([], np.zeros(40, np.int32), None, "", parted)
+        assert rows.with_new_media(order).tolist() == walked
 
 
 @pytest.mark.parametrize("prompt", ["a red dog", "a " * 200, "é" * 40, "?", "", "red " * 11])

@@ -41,15 +41,25 @@ def print_scores(results: dict[str, Any]) -> None:
     first = results["metrics"][0]
     controls = [name for name in CONTROLS if f"{first}_{name}" in results] or ["shuffled"]
     words = {"shuffled": "media shuffled", "no_media": "no media", "exchanged": "media exchanged"}
-    heading = [Column(word, no_wrap=True) for name in controls for word in (words[name], "gap (95 % interval)")]
+    is_wide = len(controls) > 2
+    beside = [word for name in controls for word in (words[name], "gap (95 % interval)")]
+    heading = [
+        Column(word, no_wrap=True) for word in (["control", "value", "gap (95 % interval)"] if is_wide else beside)
+    ]
     table = Table(Column("", no_wrap=True), "with its media", *heading)
     for key in results["metrics"]:
         row = [shown_name(key, results.get("definition")), f"{results[key]:.3f}"]
+        compared = []
         for name in controls:
             other, gap = results.get(f"{key}_{name}"), gap_name(key, name)
             beaten = "" if other is None else _with_interval(results[gap], results[f"{gap}_interval"])
-            row += ["" if other is None else f"{other:.3f}", beaten]
-        table.add_row(*row)
+            compared.append(["" if other is None else f"{other:.3f}", beaten])
+        if not is_wide:
+            table.add_row(*row, *(cell for cells in compared for cell in cells))
+            continue
+        for name, cells in zip(controls, compared, strict=True):
+            table.add_row(*row, words[name], *cells)
+            row = ["", ""]
     out.print(table)
     print_confusions(results)
     where = f"{results['evaluated_samples']} samples of split `{results['split']}`"

@@ -35,8 +35,11 @@ def shuffle_media(samples: Sequence[Sample], seed: int) -> list[Sample]:
 
 
 def without_media(samples: Sequence[Sample], _: int) -> list[Sample]:
-    """Remove all media; prompts stay the same."""
-    return [replace(sample, media={}) for sample in samples]
+    """Remove all media with their places; prompts and earlier turns stay the same."""
+    return [
+        replace(sample, media={}, marks=(), history=tuple(replace(turn, marks=()) for turn in sample.history))
+        for sample in samples
+    ]
 
 
 def exchange_media(samples: Sequence[Sample], _: int = 0) -> list[Sample]:

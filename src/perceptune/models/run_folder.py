@@ -38,6 +38,8 @@ from perceptune.models.slots.build import FrozenParts
 from perceptune.utils.atomic_io import write_chunks, write_json, write_text
 from perceptune.utils.devices import resolve_device, use_full_float32
 
+CONVERSATIONS = "conversations"  # key of meta.json
+
 
 def save_run(run: Path, model: AdaptedModel) -> None:
     """Write recipe, metadata and method into a run folder; each file atomically."""
@@ -117,6 +119,11 @@ def read_meta(run: Path) -> dict[str, Any]:
             f"this is perceptune {__version__}, which reads formats up to {FORMAT_VERSION}: upgrade it"
         )
     return meta
+
+
+def has_histories(meta: Mapping[str, Any]) -> bool:
+    """Return whether a run with this metadata was trained on samples with earlier answers."""
+    return meta.get(CONVERSATIONS) is True
 
 
 def read_cleaning(run: Path) -> AnswerCleaning | None:

@@ -14,7 +14,7 @@ from perceptune.errors import UserError, nearest
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import BACKBONES, text_of
-from perceptune.models.run_folder import META, cleaning_of, load, read_meta, read_recipe
+from perceptune.models.run_folder import META, cleaning_of, has_histories, load, read_meta, read_recipe
 from perceptune.models.text_format import TextFormat
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
@@ -118,7 +118,7 @@ def _loaded(one: Described, pool: ModelPool, overrides: Sequence[str], trust: bo
     model = load(one.folder, overrides=overrides, trust=trust, parts=lent, device=device)
     lent.attachments.take_off()
     created = int((one.folder / META).stat().st_mtime)
-    learned = read_meta(one.folder).get("conversations") is True
+    learned = has_histories(read_meta(one.folder))
     return ServedRun(one.name, created, model, text_of(model), cleaning_of(model), lent.attachments, learned)
 
 

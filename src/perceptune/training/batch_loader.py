@@ -127,8 +127,8 @@ class BatchLoader:
 
     def _new_media(self, steps: int) -> list[int]:
         """Return the number of different media of each modality in the first steps."""
-        media = self.all.media[[index for _, index in self._rows(steps)]]
-        return [len(np.unique(numbers[numbers != 0])) for numbers in media.T]
+        rows = [index for _, index in self._rows(steps)]
+        return [len(np.unique(own[own != 0])) for numbers in self.all.media for own in [numbers[rows]]]
 
     def _prepare_texts(self) -> None:
         if not self.model.reuses_texts:

@@ -32,11 +32,11 @@ class BrokenMedia:
         self.listed = run / BAD_MEDIA
 
     def __contains__(self, sample: Sample) -> bool:
-        return bool(self.reasons) and any(name_of(medium) in self.reasons for medium in sample.media.values())
+        return bool(self.reasons) and any(name_of(medium) in self.reasons for _, medium in sample.iter_media())
 
     def is_readable(self, sample: Sample, view_seeds: Sequence[int] | None = None) -> bool:
         """Return whether all media of a sample can be encoded; note the first that cannot."""
-        for modality, medium in sample.media.items():
+        for modality, medium in sample.iter_media():
             try:
                 self.model.encode([Sample(sample.id, {modality: medium}, sample.prompt)], view_seeds)
             except MediaError as error:

@@ -187,7 +187,8 @@ class Trainer:
         with self.world.synced_errors():
             if self.world.is_main:
                 self.checkpoints.clean()
-                run_folder.save_description(self.run, self.recipe, self.description)
+                histories = {run_folder.CONVERSATIONS: True} if self.loader.all.has_histories else {}
+                run_folder.save_description(self.run, self.recipe, {**self.description, **histories})
                 self.log = self._log(resumed_at=None)
 
     def _initialize(self) -> Start | None:

@@ -53,19 +53,21 @@ class TrainingSet:
     lengths: NDArray[np.int32]  # (n,) tokens with the longest target; 0 if batches do not depend on them
     draws: WeightedSampler | None  # weighted order of a mixture's parts, or of the answers to a prompt
     digest: str  # of everything that must be unchanged in a resumed run
-    media: NDArray[np.int64]  # (n, modalities) a number for each medium, valid in this process; 0 = none
+    # For each modality (n, most media of a sample): a number for each medium, valid in this process; 0 = none.
+    media: Sequence[NDArray[np.int64]]
+    has_histories: bool = False  # whether a sample has an earlier answer
 
     def with_media_of(self, chosen: Sequence[Sample]) -> list[Sample]:
         """Return all samples that share a medium with one of these."""
-        media = {medium for sample in chosen for medium in sample.media.values()}
-        return [sample for sample in self.samples if media & set(sample.media.values())]
+        media = {medium for sample in chosen for _, medium in sample.iter_media()}
+        return [sample for sample in self.samples if any(medium in media for _, medium in sample.iter_media())]
 
     def with_new_media(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the rows of `order`, in order, that have a medium which no earlier row has."""
         new = np.zeros(len(order), bool)
-        for numbers in self.media[order].T:
-            values, first = np.unique(numbers, return_index=True)
-            new[first[values != 0]] = True
+        for numbers in self.media:
+            values, first = np.unique(numbers[order], return_index=True)
+            new[first[values != 0] // numbers.shape[1]] = True
         return order[new]
 
 
@@ -81,7 +83,9 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
     samples = select(rows, chosen)
     kept: list[Sample] | None = [] if len(samples) <= IN_MEMORY else None
     lengths, parts, digest = np.zeros(len(samples), np.int32), np.zeros(len(samples), np.int32), hashlib.sha256()
-    media = np.zeros((len(samples), len(model.stores)), np.int64)
+    most = {modality: model.recipe.encoders[modality].max_media for modality in model.stores}
+    media = {modality: np.zeros((len(samples), count), np.int64) for modality, count in most.items()}
+    has_histories = False
     numbers = {name: number for number, name in enumerate(task.weights)}
     answers = AnswerParts() if config.sampling == "balanced" else None
     if answers is not None and numbers:
@@ -91,20 +95,25 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
             raise UserError(f"sample `{sample.id}` of split `{split}` has no targets to learn from")
         model.check_modalities([sample])
         lengths[index] = _length(model, sample)
-        media[index] = [hash(sample.media.get(modality, 0)) for modality in model.stores]
+        for modality, given in media.items():
+            own = sample.list_media(modality)
+            given[index, : len(own)] = [hash(medium) for medium in own]
+        has_histories |= any(turn.role == "assistant" for turn in sample.history)
         if numbers:
             parts[index] = numbers[task.part_of(sample)]
         elif answers is not None:
             parts[index] = answers.add(sample)
-        names = [(modality, name_of(medium)) for modality, medium in sample.media.items()]
+        names = [(modality, name_of(medium)) for modality, medium in sample.iter_media()]
+        turns = [(sample.marks, sample.history)] if sample.marks or sample.history else []
         if kept is not None:
             kept.append(sample)
-            if any(isinstance(medium, bytes) for medium in sample.media.values()):
+            if any(isinstance(medium, bytes) for _, medium in sample.iter_media()):
                 kept = None
-        digest.update(repr((sample.id, sample.prompt, sample.targets, names)).encode())
+        digest.update(repr((sample.id, sample.prompt, sample.targets, names, *turns)).encode())
     weights = list(task.weights.values()) if answers is None else answers.weights()
     draws = WeightedSampler(parts, weights, seed) if weights else None
-    return TrainingSet(samples if kept is None else kept, lengths, draws, digest.hexdigest(), media)
+    chosen_samples = samples if kept is None else kept
+    return TrainingSet(chosen_samples, lengths, draws, digest.hexdigest(), [*media.values()], has_histories)
 
 
 def name_of(medium: Medium) -> str:

@@ -35,8 +35,8 @@ def fit_to_answers(
     for modality, store in stores.items():
         said: dict[Medium, list[str]] = {}
         for sample in samples:
-            if modality in sample.media and sample.targets[0].lower() not in UNNAMED:
-                said.setdefault(sample.media[modality], []).append(sample.targets[0])
+            for medium in sample.list_media(modality) if sample.targets[0].lower() not in UNNAMED else ():
+                said.setdefault(medium, []).append(sample.targets[0])
         if len(said) < 2:
             raise UserError(
                 f"method.connector_init: answers needs training samples of at least two different `{modality}` with "
