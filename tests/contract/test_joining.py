@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from answers import ending_some, generated
-from perceptune.lm.generation.decode_state import DecodeState, make_sampler
+from perceptune.lm.generation.decode_state import DecodeState
 from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence
+from perceptune.lm.generation.sampling import make_sampler
 from perceptune.types import Decoding, Features, GenerationRequest, Prompt
 from rows import every_row, row
 

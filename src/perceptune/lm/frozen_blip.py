@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from perceptune.lm.architectures import weights_fingerprint
-from perceptune.lm.generation.decode_state import truncate_at_eos
 from perceptune.lm.generation.hf_generate import run_hf_generate
+from perceptune.lm.generation.sampling import truncate_at_eos
 from perceptune.lm.kernels import short_attention
 from perceptune.lm.kernels.linear_cross_entropy import frozen_head_loss
 from perceptune.types import GenerationRequest, Prompt

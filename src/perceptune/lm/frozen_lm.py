@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -15,8 +15,9 @@ from perceptune.lm import architectures, layer_patching
 from perceptune.lm.architectures import Capabilities
 from perceptune.lm.kernels import short_attention
 from perceptune.lm.kernels.linear_cross_entropy import frozen_head_loss
-from perceptune.lm.slot_hooks import MASK, InText, Splice, argument_names, replace_inputs
-from perceptune.lm.split_execution import HIDDEN, KVPair, SplitForward
+from perceptune.lm.prefix_cache import KVPair
+from perceptune.lm.slot_hooks import MASK, InText, Splice, argument_names, replace_inputs, slots_in_text
+from perceptune.lm.split_execution import HIDDEN, SplitForward
 from perceptune.types import Slots
 from perceptune.utils.tensors import move, places_of_kept, prepend_slot_columns
 
@@ -198,7 +199,7 @@ class FrozenLM(nn.Module):
                 split.around = partial(layer_patching.checkpointed_layer, split.groups)  # type: ignore[method-assign]
             for index, layer in enumerate(self.layers):
                 replace = partial(split.block, index, self._argument_names[index])
-                stack.enter_context(_replaced_forward([layer], replace))
+                stack.enter_context(layer_patching.replaced_forward([layer], replace))
             out = read(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=split.past, use_cache=True
             )
@@ -217,7 +218,7 @@ class FrozenLM(nn.Module):
             stack.enter_context(self.layers_skipped(text_states))
             first = 0 if text_states is None else text_states[0]
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                stack.enter_context(_replaced_forward(self.layers[first:], layer_patching.checkpointed))
+                stack.enter_context(layer_patching.replaced_forward(self.layers[first:], layer_patching.checkpointed))
             out = read(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         return out if keep is not None else out[:, splice.width :]
 
@@ -250,7 +251,7 @@ class FrozenLM(nn.Module):
     def layers_skipped(self, text_states: LayerStates | None) -> Iterator[None]:
         """Pass states unchanged through the layers below those given, whose results they are."""
         passing = layer_patching.identity_in_tuple if self._blocks_give_tuples else layer_patching.identity
-        with _replaced_forward(self.layers[: text_states[0]] if text_states else (), lambda _: passing):
+        with layer_patching.replaced_forward(self.layers[: text_states[0]] if text_states else (), lambda _: passing):
             yield
 
     @contextlib.contextmanager
@@ -305,7 +306,7 @@ class FrozenLM(nn.Module):
             past = kwargs.get("past_key_values")
             cached = 0 if past is None else int(past.get_seq_length())
             self._splice.start(cached)
-            if cached:
+            if self._in_text is not None and self._in_text.past != cached:
                 self._in_text = None
 
     def _before_head(self, _: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -313,21 +314,3 @@ class FrozenLM(nn.Module):
         if self._keep is None:
             return None
         return (args[0].flatten(0, 1).index_select(0, self._keep), *args[1:])
-
-
-def slots_in_text(ids: Tensor, slots: Sequence[Slots], width: int) -> InText | None:
-    """Return the slots that stand in the text `ids` (B, T), behind `width` columns; None if there are none."""
-    return next((InText(ids, slot, width) for slot in slots if slot.in_text), None)
-
-
-@contextlib.contextmanager
-def _replaced_forward(layers: Iterable[nn.Module], replace: Callable[[Any], Any]) -> Iterator[None]:
-    """Replace the forward of some blocks while the LM's own code builds masks and positions; undone on exit."""
-    layers = list(layers)
-    for layer in layers:
-        layer.forward = replace(layer.forward)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward

@@ -1,9 +1,10 @@
 """Temporary replacements of a decoder block's forward: identity, recomputation."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -36,6 +37,19 @@ def checkpointed_layer(carried: Sequence[_Carried], layer: Callable[[Tensor], Te
         return layer(hidden)
 
     return checkpoint(run, text, use_reentrant=False)
+
+
+@contextlib.contextmanager
+def replaced_forward(layers: Iterable[nn.Module], replace: Callable[[Any], Any]) -> Iterator[None]:
+    """Replace the forward of some blocks while the LM's own code builds masks and positions; undone on exit."""
+    layers = list(layers)
+    for layer in layers:
+        layer.forward = replace(layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 class ReachedLayerError(Exception):

@@ -103,15 +103,18 @@ class Splice:
     def _not_earlier(self, first: int, n_queries: int, device: torch.device) -> Tensor:
         """Return (B or 1, 1, Q or 1, S): whether queries, the first at text column `first`, are of the slots' turn.
 
-        Negative columns are the slots themselves, of which causality alone decides.
+        Negative columns are the slots themselves; those of one medium see each other.
         """
         if all(slot.visible_from is None for slot in self.slots):
             return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
         queries = torch.arange(first, first + n_queries, device=device)
-        parts = [
-            in_turn(slot.visible_from, queries, len(slot.present))[..., None].expand(-1, -1, -1, slot.width)
-            for slot in self.slots
-        ]
+        parts = []
+        start = -self.width
+        for slot in self.slots:
+            own = (queries >= start) & (queries < start + slot.width)
+            seen = in_turn(slot.visible_from, queries, len(slot.present)) | own
+            parts.append(seen[..., None].expand(-1, -1, -1, slot.width))
+            start += slot.width
         return torch.cat(parts, -1)
 
     @property
@@ -135,20 +138,27 @@ class Splice:
 
 
 def in_turn(visible_from: Tensor | None, queries: Tensor, rows: int) -> Tensor:
-    """Return (B, 1, Q) bool: which text columns `queries` (Q,) slots are visible to; columns below 0 are slots."""
+    """Return (B, 1, Q) bool: which text columns `queries` (Q,) slots are visible to.
+
+    Columns below 0 are slots, such as a prompt's: they see media of the first turn only, because all turns see them.
+    """
     if visible_from is None:
         return torch.ones(rows, 1, len(queries), dtype=torch.bool, device=queries.device)
     start = move(visible_from, queries.device)
-    return ((queries[None] >= start[:, None]) | (queries < 0)[None])[:, None]
+    return (queries.clamp_min(0)[None] >= start[:, None])[:, None]
 
 
 class InText:
     """States of slots that stand in the text: they enter in place of the embeddings, with positions of their own."""
 
-    def __init__(self, ids: Tensor, slot: Slots, width: int) -> None:
-        """`ids` (B, T) are those of the text, `width` the number of columns in front of it."""
+    def __init__(self, ids: Tensor, slot: Slots, width: int, *, past: int = 0, done: int = 0) -> None:
+        """Prepare the slots of `ids` (B, T), the text behind `width` new columns and `past` cached ones.
+
+        The first `done` slots of each row are among the cached ones.
+        """
+        self.past = past
         places = ids == IN_TEXT
-        states = slot.states[0]
+        states = slot.states[0][:, done:]
         nth = (places.cumsum(-1) - 1).clamp(0, states.shape[1] - 1)
         rows = states.expand(len(ids), -1, -1)
         given = rows.gather(1, nth[..., None].expand(-1, -1, states.shape[2]))
@@ -167,6 +177,12 @@ class InText:
         """Extend by the tokens that were generated since, for LMs without a cache."""
         grown = columns.shape[1] - given.shape[1]
         return nn.functional.pad(given, (0, 0, 0, grown)) if grown else given
+
+
+def slots_in_text(ids: Tensor, slots: Sequence[Slots], width: int, *, past: int = 0, done: int = 0) -> InText | None:
+    """Return the slots that stand in the text `ids` (B, T); None if there are none. See `InText`."""
+    found = next((slot for slot in slots if slot.in_text and slot.states[0].shape[1] > done), None)
+    return None if found is None else InText(ids, found, width, past=past, done=done)
 
 
 def argument_names(layer: nn.Module) -> list[str]:

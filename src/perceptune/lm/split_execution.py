@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
 
 from perceptune.lm.kernels.short_attention import causal_mask, in_terms_of, show_something
+from perceptune.lm.prefix_cache import CapturedError, KVPair, PrefixCache
 from perceptune.lm.slot_hooks import MASK, in_turn
 from perceptune.types import Slots
 from perceptune.utils.tensors import move
@@ -30,66 +30,6 @@ from perceptune.utils.tensors import move
 Forward = Callable[..., Any]
 HIDDEN = "hidden_states"
 ALIBI = "alibi"  # (B x heads, 1, columns): BLOOM's positional bias of each key
-
-
-@dataclass(frozen=True)
-class KVPair:
-    """Keys and values (rows, heads, columns, head size), and which of the batch's rows may attend to them."""
-
-    keys: Tensor
-    values: Tensor
-    visible: Tensor | None = None  # (B,) bool; None = all
-    visible_from: Tensor | None = None  # (B,) first column of the text that may attend to them; None = all
-
-    @property
-    def width(self) -> int:
-        """Number of columns."""
-        return int(self.keys.shape[2])
-
-
-class CapturedError(Exception):
-    """Raised to leave a block once its keys and values are captured, as the rest of it is not needed."""
-
-
-class PrefixCache(Cache):
-    """Cache of one forward pass: the keys and values to the left of the columns that a block is called with."""
-
-    def __init__(self) -> None:
-        super().__init__(layers=[])
-        self.left: Sequence[KVPair] = ()
-        self.own: KVPair | None = None  # of the columns the block was last called with
-        self.leave = False  # leave the block once its keys and values are captured
-        self.only_left = False  # the columns' own keys and values are already in the prefix
-
-    def set_prefix(self, left: Sequence[KVPair], *, leave: bool = False, only_left: bool = False) -> None:
-        """Set the prefix that the next call of a block attends to."""
-        self.left, self.leave, self.only_left, self.own = left, leave, only_left, None
-
-    def captured(self) -> KVPair:
-        """Return the keys and values of the columns that the block was last called with."""
-        if self.own is None:
-            raise RuntimeError("the block asked for no keys and values: its attention knows no cache")
-        return self.own
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        self.own = KVPair(key_states, value_states)
-        if self.leave:
-            raise CapturedError
-        pairs = [*self.left] if self.only_left else [*self.left, self.own]
-        if len(pairs) == 1:
-            return pairs[0].keys, pairs[0].values
-        rows = key_states.shape[0]
-        return tuple(
-            torch.cat([t if t.shape[0] == rows else t.expand(rows, -1, -1, -1) for t in tensors], dim=2)
-            for tensors in ([p.keys for p in pairs], [p.values for p in pairs])
-        )
-
-    # The text's mask is made as if there were no slots: their columns are put in front of it later, layer by layer.
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return query_length, 0
 
 
 @dataclass
@@ -238,7 +178,8 @@ class SplitForward:
         if key not in self._masks:
             rows, length = text.shape[:2]
             own = causal_mask(length, text.device) if mask is None else mask[..., self.width :, self.width :]
-            seen = in_terms_of(own, _seen(left, rows, length, text.device, of_text=True))
+            columns = torch.arange(length, device=text.device)
+            seen = in_terms_of(own, _seen(left, rows, columns))
             whole = torch.cat([seen, own.expand(rows, 1, -1, -1)], -1)
             gradients = torch.is_grad_enabled() and whole.dtype == torch.bool
             self._masks[key] = show_something(whole) if gradients else whole
@@ -309,20 +250,19 @@ def _slot_mask(left: Sequence[KVPair], hidden: Tensor, like: Tensor | None) -> T
     """Return the slots' mask: each attends to itself and to those before it."""
     rows, n = hidden.shape[:2]
     own = causal_mask(n, hidden.device).expand(rows, 1, -1, -1)
-    return in_terms_of(like, torch.cat([_seen(left, rows, n, hidden.device), own], -1))
+    queries = torch.full((n,), -1, device=hidden.device)
+    return in_terms_of(like, torch.cat([_seen(left, rows, queries), own], -1))
 
 
-def _seen(left: Sequence[KVPair], rows: int, queries: int, device: torch.device, *, of_text: bool = False) -> Tensor:
-    """Return (rows, 1, queries, S) bool: the slots to the left, hidden in rows that have none.
+def _seen(left: Sequence[KVPair], rows: int, queries: Tensor) -> Tensor:
+    """Return (rows, 1, Q, S) bool: the slots to the left that the text columns `queries` (Q,) attend to; -1 = a slot.
 
-    Queries `of_text` do not attend to slots of later turns.
+    They are hidden in rows that have none, and from earlier turns.
     """
-    parts = [torch.ones(rows, 1, queries, 0, dtype=torch.bool, device=device)]
+    parts = [torch.ones(rows, 1, len(queries), 0, dtype=torch.bool, device=queries.device)]
     for pair in left:
-        seen = torch.ones(rows, 1, queries, 1, dtype=torch.bool, device=device)
+        seen = in_turn(pair.visible_from, queries, rows)[..., None]
         if pair.visible is not None:
-            seen = seen & move(pair.visible, device)[:, None, None, None]
-        if of_text and pair.visible_from is not None:
-            seen = seen & in_turn(pair.visible_from, torch.arange(queries, device=device), rows)[..., None]
-        parts.append(seen.expand(-1, 1, queries, pair.width))
+            seen = seen & move(pair.visible, queries.device)[:, None, None, None]
+        parts.append(seen.expand(-1, 1, -1, pair.width))
     return torch.cat(parts, dim=-1)

@@ -182,9 +182,8 @@ class AdaptedModel(nn.Module, ABC):
         self.check_modalities(samples)
         for modality, store in self.stores.items():
             first: dict[Medium, Sample] = {}
-            for sample in samples:
-                for medium in sample.list_media(modality):
-                    first.setdefault(medium, sample)
+            for sample, medium in ((sample, one) for sample in samples for one in sample.list_media(modality)):
+                first.setdefault(medium, sample)
 
             def tell(medium: Medium, error: MediaError, first: dict[Medium, Sample] = first) -> None:
                 assert on_broken is not None
@@ -290,7 +289,7 @@ class AdaptedModel(nn.Module, ABC):
     def seeds_of(
         self, samples: Sequence[Sample], decoding: Decoding, seeds: Sequence[int] | None = None
     ) -> list[int] | None:
-        """Return sampling seeds that depend only on the seed, the question and its media; None without sampling."""
+        """Return sampling seeds that depend only on the seed, question and media; None without sampling."""
         if not decoding.sample:
             return None
         given = seeds or [decoding.seed] * len(samples)
@@ -298,9 +297,8 @@ class AdaptedModel(nn.Module, ABC):
 
     def _seed_of(self, sample: Sample, seed: int) -> int:
         parts = [repr((seed, self.text.prompt_ids(sample))).encode()]
-        for modality in sorted(sample.media):
-            for medium in sample.list_media(modality):
-                parts += [modality.encode(), digest_of(content(medium))]
+        for modality, medium in sorted(sample.iter_media(), key=lambda pair: pair[0]):
+            parts += [modality.encode(), digest_of(content(medium))]
         return int.from_bytes(digest_of(*parts)[:7], "little")
 
     @torch.no_grad()

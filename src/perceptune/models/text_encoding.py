@@ -103,3 +103,16 @@ def _special_tokens(tokenizer: Any) -> dict[str, int]:
     added = {str(token): int(id) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return {name: id for name, id in (added | named).items() if name}
+
+
+def required_token(token: int | None, name: str, why: str) -> int:
+    """Return the id of a token. Raises `UserError` if the tokenizer has none."""
+    if token is None:
+        raise UserError(f"the LM's tokenizer has no {name}: {why}; name one in its tokenizer_config.json")
+    return int(token)
+
+
+def start_tokens(tokenizer: Any) -> list[int]:
+    """Return the start token that the tokenizer puts before a text, if any."""
+    ids = tokenizer("a").input_ids
+    return [ids[0]] if len(ids) > 1 and ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []

@@ -11,7 +11,7 @@ from perceptune.config.schema import TextConfig
 from perceptune.data.records import TEXT
 from perceptune.errors import UserError
 from perceptune.models.chat_template import ChatTemplate
-from perceptune.models.text_encoding import Part, Template, TextEncoding
+from perceptune.models.text_encoding import Part, Template, TextEncoding, required_token, start_tokens
 from perceptune.models.text_rows import Place, TextRow, Tokens, messages_of, pad_rows
 from perceptune.types import IN_TEXT, Features, Message, Sample
 
@@ -36,8 +36,8 @@ class TextFormat:
         self.may_lack_rows = len(tokenizer) > vocabulary  # a text may contain a token without an embedding
         self._positions = longest
         self.longest = min(config.max_tokens, config.max_tokens if longest is None else longest)
-        self.eos = _required(tokenizer.eos_token_id, "end token", "no answer could ever end")
-        self.bos = _prefix(tokenizer)
+        self.eos = required_token(tokenizer.eos_token_id, "end token", "no answer could ever end")
+        self.bos = start_tokens(tokenizer)
         self.separator = self._separator_ids(vocabulary)
         self.encoding = TextEncoding(tokenizer, vocabulary)
         self.pad = self._pad_id(pad_token)
@@ -290,18 +290,6 @@ def first_target(sample: Sample) -> str:
     if not sample.targets:
         raise UserError(f"sample `{sample.id}` has no target to learn from")
     return sample.targets[0]
-
-
-def _required(token: int | None, name: str, why: str) -> int:
-    if token is None:
-        raise UserError(f"the LM's tokenizer has no {name}: {why}; name one in its tokenizer_config.json")
-    return int(token)
-
-
-def _prefix(tokenizer: Any) -> list[int]:
-    """Return the start token that the tokenizer puts before a text, if any."""
-    ids = tokenizer("a").input_ids
-    return [ids[0]] if len(ids) > 1 and ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from typing import cast
 import torch
 
 from perceptune.lm.generation.beam_search import beam_steps
-from perceptune.lm.generation.decode_state import GROWTH, DecodeState, make_sampler, truncate_at_eos
+from perceptune.lm.generation.decode_state import GROWTH, DecodeState
 from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence, generate, uses_hf_generate
+from perceptune.lm.generation.sampling import make_sampler, truncate_at_eos
 from perceptune.models.slots.model import SlotModel
 from perceptune.serving.requests import Job
 

@@ -6,7 +6,7 @@ that a medium enters, and the last block computes the last position only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from perceptune.lm.frozen_lm import FrozenLM, LayerStates
+from perceptune.lm.prefix_cache import KVPair
 from perceptune.lm.slot_hooks import Splice
-from perceptune.lm.split_execution import KVPair
-from perceptune.types import GenerationRequest, Prompt, Slots
+from perceptune.types import Prompt, Slots
 from perceptune.utils.tensors import move, prepend_slot_columns
 
 GROWTH = 64  # columns
@@ -63,6 +63,11 @@ class PreallocatedKVCache(Cache):
     def n_rows(self) -> int:
         """Current number of rows."""
         return int(self._of(0)[0].shape[0])
+
+    def read(self, row: int, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield keys and values (heads, n, size) of some columns of a row, layer by layer."""
+        for keys, values in map(self._of, range(len(self.held))):
+            yield keys[row].index_select(1, columns), values[row].index_select(1, columns)
 
     def reserve(self) -> None:
         """Grow the cache if it is full."""
@@ -164,6 +169,10 @@ class DecodeState:
         present = zip(*([slot.present for slot in part._slots] for part in parts), strict=True)
         self._slots = [_seen_only(slot, torch.cat(each)) for slot, each in zip(self._slots, present, strict=True)]
 
+    def text_columns(self, place: int) -> Tensor:
+        """Return the columns of a row's prompt and answer, as far as they are in the cache."""
+        return self._front + self._seen[place, self._front :].nonzero().flatten()
+
     def hold(self, ended: Tensor) -> None:
         """Stop advancing the positions of ended rows (rows,), so that they stay in range; call before `decode_step`."""
         self._positions = self._positions - move(ended.to(self._positions.dtype), self._positions.device)
@@ -237,11 +246,9 @@ def _prefill(lm: FrozenLM, prompt: Prompt, room: int, below: LayerStates | None)
             cache.write(layer, width, pairs[-1], index)
         below = (shared, states[index])
     logits, kv = lm.prefill(ids, mask, slots, text_states=below)
-    in_front = [slot for slot in slots if not slot.in_text]
     for layer, pairs in enumerate(kv):
         # Below `shared` the text's own pair is already there; elsewhere its pair may include that of the last group.
-        for start, pair in zip(_starts(in_front, layer, width)[: len(pairs)], pairs, strict=True):
-            cache.write(layer, start, pair)
+        write_pairs(cache, layer, slots, pairs, width)
     cache.length = width + ids.shape[1]
     return cache, logits
 
@@ -252,14 +259,17 @@ def _distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return move(distinct, rows.device), move(index, rows.device)
 
 
-def _starts(slots: Sequence[Slots], layer: int, width: int) -> list[int]:
-    """Return the first column of each group that is open in a layer, and of the text."""
+def write_pairs(
+    cache: PreallocatedKVCache, layer: int, slots: Sequence[Slots], pairs: Sequence[KVPair], width: int
+) -> None:
+    """Write a layer's keys and values of the groups of slots that are open in it, and of the text if they are given."""
     starts, start = [], 0
     for slot in slots:
-        if slot.entry <= layer:
+        if slot.entry <= layer and not slot.in_text:
             starts.append(start)
         start += slot.width
-    return [*starts, width]
+    for first, pair in zip([*starts, width][: len(pairs)], pairs, strict=True):
+        cache.write(layer, first, pair)
 
 
 def _first_layer_with_media(slots: Sequence[Slots], n_layers: int) -> int:
@@ -267,48 +277,3 @@ def _first_layer_with_media(slots: Sequence[Slots], n_layers: int) -> int:
     own = [slot.entry for slot in slots if any(states.shape[0] > 1 for states in slot.states.values())]
     partial = [slot.entry for slot in slots if not bool(slot.present.all())]
     return min([*own, *partial], default=n_layers)
-
-
-def truncate_at_eos(eos: int, tokens: list[int]) -> list[int]:
-    """Return a row's tokens before its end token."""
-    return tokens[: tokens.index(eos)] if eos in tokens else tokens
-
-
-Sampler = Callable[[Tensor, Sequence[int]], Tensor]
-
-
-def greedy(logits: Tensor, _: Sequence[int]) -> Tensor:
-    """Choose the most likely token: the `Sampler` of greedy decoding."""
-    return logits.float().argmax(-1)
-
-
-def make_sampler(request: GenerationRequest, device: torch.device) -> Sampler:
-    """Return (logits (n, vocab), the rows' numbers) -> next tokens (n,); row i draws with the request's i-th seed.
-
-    A row's draws depend only on its seed and its logits, so a row draws the same in any batch: the tokens of
-    transformers' `generate` for that row after `torch.manual_seed(seed)`.
-    """
-    decoding = request.decoding
-    if not decoding.sample:
-        return greedy
-    seeds = request.seeds or [decoding.seed] * len(request.prompt.mask)
-    from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
-
-    warpers: list[Any] = []
-    if decoding.temperature != 1.0:
-        warpers.append(TemperatureLogitsWarper(decoding.temperature))
-    if decoding.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(decoding.top_p))
-    own = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def draw(logits: Tensor, rows: Sequence[int]) -> Tensor:
-        scores = logits.float()
-        for warper in warpers:
-            scores = warper(None, scores)
-        # The draw of `torch.multinomial` for each row on its own, with one division and one search for all rows.
-        noise = torch.empty_like(scores)
-        for i, row in enumerate(rows):
-            noise[i].exponential_(1, generator=own[row])
-        return (scores.softmax(-1) / noise).argmax(-1)
-
-    return draw

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.generation.beam_search import beam_search
-from perceptune.lm.generation.decode_state import GROWTH, DecodeState, Sampler, make_sampler, truncate_at_eos
+from perceptune.lm.generation.decode_state import GROWTH, DecodeState
 from perceptune.lm.generation.hf_generate import hf_generate
+from perceptune.lm.generation.sampling import Sampler, make_sampler, truncate_at_eos
 from perceptune.types import Decoding, GenerationRequest, Slots
 from perceptune.utils.tensors import move
 
@@ -33,6 +34,7 @@ class GeneratedSequence:
     sampler: Sampler
     index: int = 0  # the row's number in `sampler`
     on_token: Callable[[int], bool] | None = None
+    on_end: Callable[[DecodeState, int], None] | None = None  # receives the state and the row's place in it
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
 
@@ -57,9 +59,11 @@ class ContinuousBatch:
     def step(self) -> bool:
         """Generate one token for every row; return False if no row is active."""
         tokens = self._next_tokens()
-        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+        for place, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True)):
             if not row.ended:
                 row.append(token)
+                if row.ended and row.on_end is not None:
+                    row.on_end(self.state, place)
         alive = [place for place, row in enumerate(self.rows) if not row.ended]
         if not alive:
             return False

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from perceptune.errors import UserError
-from perceptune.lm.frozen_lm import FrozenLM, slots_in_text
-from perceptune.lm.generation.decode_state import make_sampler
-from perceptune.lm.slot_hooks import Splice
+from perceptune.lm.frozen_lm import FrozenLM
+from perceptune.lm.generation.sampling import make_sampler
+from perceptune.lm.slot_hooks import Splice, slots_in_text
 from perceptune.types import GenerationRequest
 from perceptune.utils.tensors import prepend_slot_columns
 

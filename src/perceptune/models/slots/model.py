@@ -1,7 +1,7 @@
 """The slot model: frozen encoders and a frozen decoder-only LM, joined at slots."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perceptune.config.recipe import Recipe
+from perceptune.data.media.source import content
 from perceptune.encoders.base import Encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore, cache_folder
 from perceptune.encoders.cache.uncached import LiveFeatures
@@ -17,6 +18,7 @@ from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.fsdp import shard
 from perceptune.lm.generation.generate import generate
 from perceptune.lm.generation.logprobs import SharedTexts, TokenScore, continuation_scores
+from perceptune.lm.generation.prefix_reuse import Content, columns_of
 from perceptune.lm.kernels.optimize import optimize_frozen
 from perceptune.lm.text_state_cache import TextStates
 from perceptune.methods.slots.base import Method
@@ -25,9 +27,10 @@ from perceptune.models.slots.connector_init import fit_to_answers
 from perceptune.models.slots.placement import hide_from_earlier_turns, place_in_text
 from perceptune.models.text_format import Batch, FrozenPart, TextFormat, first_target
 from perceptune.models.text_rows import Tokens
-from perceptune.types import Decoding, Features, GenerationRequest, Prompt, Sample, Slots, StreamCallback
+from perceptune.types import IN_TEXT, Decoding, Features, GenerationRequest, Prompt, Sample, Slots, StreamCallback
 from perceptune.utils.distributed import World
 from perceptune.utils.fsdp_settings import FSDPSettings
+from perceptune.utils.row_store.store import digest_of
 from perceptune.utils.tensors import move
 
 _ENOUGH_MB = 2**20  # for the texts of a few steps
@@ -192,6 +195,20 @@ class SlotModel(AdaptedModel):
         slots = self._arranged(tokens, self.encode(samples))
         return Prompt(move(tokens.input_ids, device), move(tokens.attention_mask, device), slots)
 
+    def content_of(self, sample: Sample) -> Content:
+        """Return what the keys and values of each column of a prompt depend on, for `KnownTexts`."""
+        row = self.text.prompt_row(sample)
+        media: dict[int, list[Hashable]] = {}
+        columns = [place for place, token in enumerate(row.ids) if token == IN_TEXT]
+        for modality, order in row.in_text:
+            media[columns[0]] = [_named(sample, modality, order)]
+            columns = columns[self.text.slots_in_text[modality] :]
+        for modality in sample.media if not self.method.is_in_text else ():
+            for order in range(len(sample.list_media(modality))):
+                start = row.turns[modality][order] if modality in row.turns else 0
+                media.setdefault(start, []).append(_named(sample, modality, order))
+        return columns_of(row.ids, media)
+
     @torch.no_grad()
     def token_logprobs(
         self, samples: Sequence[Sample], *, decoding: Decoding | None = None
@@ -246,6 +263,10 @@ class SlotModel(AdaptedModel):
 def _predicting(tokens: Tokens) -> Tensor:
     """Mark the columns that predict a supervised token: (B, T) bool."""
     return nn.functional.pad(tokens.supervised[:, 1:], (0, 1))
+
+
+def _named(sample: Sample, modality: str, order: int) -> tuple[str, bytes]:
+    return modality, digest_of(content(sample.list_media(modality)[order]))
 
 
 def _sum(scores: Sequence[TokenScore]) -> float:

@@ -1,0 +1,126 @@
+"""Keys and values of finished answers, for the next turn of the same conversation.
+
+A turn repeats the text of the turns before it, so that only what is new needs to be computed: the result is that of
+the whole text. Kept are the last conversations that fit into a given memory.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from perceptune.lm.frozen_lm import FrozenLM, LayerStates
+from perceptune.lm.generation.decode_state import DecodeState, PreallocatedKVCache, write_pairs
+from perceptune.lm.prefix_cache import KVPair
+from perceptune.lm.slot_hooks import Splice, slots_in_text
+from perceptune.types import IN_TEXT, Prompt
+from perceptune.utils.tensors import prepend_slot_columns
+
+Content = tuple[Hashable, ...]  # for each column what its keys and values depend on, beside the columns before it
+LEAST = 8  # columns whose reuse saves more than it costs
+
+
+@dataclass(frozen=True)
+class KnownText:
+    """The first columns of a text: keys and values (1, heads, columns, size) of each layer."""
+
+    kv: Sequence[tuple[Tensor, Tensor]]
+    columns: int
+
+    def cut(self, columns: int) -> KnownText:
+        """Return the first `columns` columns."""
+        return KnownText([(keys[:, :, :columns], values[:, :, :columns]) for keys, values in self.kv], columns)
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return sum(tensor.numel() * tensor.element_size() for pair in self.kv for tensor in pair)
+
+
+def text_of(state: DecodeState, place: int) -> KnownText:
+    """Return a copy of the text's columns of a row, the tokens that were generated included."""
+    seen = state.text_columns(place)
+    kv = [(keys[None].clone(), values[None].clone()) for keys, values in state.cache.read(place, seen)]
+    return KnownText(kv, len(seen))
+
+
+class KnownTexts:
+    """Texts that a later one may continue; the least recently used ones are dropped beyond `megabytes`."""
+
+    def __init__(self, megabytes: float) -> None:
+        self._budget, self._size = int(megabytes * 2**20), 0
+        self._kept: OrderedDict[tuple[Hashable, Content], KnownText] = OrderedDict()
+        self.found = self.missed = 0  # number of texts that were looked up
+
+    def find(self, owner: Hashable, content: Content) -> KnownText | None:
+        """Return the longest known start of a text of `owner`, at least one column shorter than it; None if short."""
+        best, columns = None, LEAST - 1
+        for name, kept in self._kept.items():
+            if name[0] == owner and (same := _common(name[1], content, min(kept.columns, len(content) - 1))) > columns:
+                best, columns = name, same
+        if best is None:
+            self.missed += 1
+            return None
+        self.found += 1
+        self._kept.move_to_end(best)
+        return self._kept[best].cut(columns)
+
+    def keep(self, owner: Hashable, content: Content, known: KnownText) -> None:
+        """Keep the columns of a text, and drop those that it continues."""
+        for name in [name for name in self._kept if name[0] == owner and name[1] == content[: len(name[1])]]:
+            self._drop(name)
+        if known.size <= self._budget:
+            self._kept[owner, content] = known
+            self._size += known.size
+        while self._size > self._budget:
+            self._drop(next(iter(self._kept)))
+
+    @property
+    def size(self) -> int:
+        """Number of bytes that are kept."""
+        return self._size
+
+    def _drop(self, name: tuple[Hashable, Content]) -> None:
+        self._size -= self._kept.pop(name).size
+
+
+def _common(one: Content, other: Content, most: int) -> int:
+    """Return the length of the common start of two texts, at most `most`."""
+    return next((place for place in range(most) if one[place] != other[place]), most)
+
+
+def columns_of(ids: Sequence[int], media: dict[int, list[Hashable]]) -> Content:
+    """Return the content of a text; `media` gives for a column the media that are first seen there."""
+    return tuple((token, *media.get(place, ())) for place, token in enumerate(ids))
+
+
+class ContinuedState(DecodeState):
+    """One row whose text begins with a known one: only the columns behind that are computed."""
+
+    def __init__(self, lm: FrozenLM, prompt: Prompt, room: int, known: KnownText) -> None:
+        self._known = known
+        super().__init__(lm, prompt, room)
+
+    def _start(self, prompt: Prompt, room: int, text_states: LayerStates | None) -> tuple[PreallocatedKVCache, Tensor]:
+        ids, mask, slots, width, past = prompt.ids, prompt.mask, prompt.slots, prompt.width, self._known.columns
+        cache = PreallocatedKVCache(self.lm.n_layers, 1, width + ids.shape[1] + room)
+        if width:  # slots attend to no text, so that the shortest one will do
+            for layer, pairs in enumerate(self.lm.prefill(ids[:, :1], mask[:, :1], slots)[1]):
+                write_pairs(cache, layer, slots, pairs[:-1], width)
+        for layer, (keys, values) in enumerate(self._known.kv):
+            cache.write(layer, width, KVPair(keys, values))
+        cache.length = width + past
+        new, seen, positions = ids[:, past:], *prepend_slot_columns(ids, mask, width)[1:]
+        last = torch.tensor([new.shape[1] - 1], device=ids.device)
+        in_text = slots_in_text(new, slots, 0, past=cache.length, done=int((ids[:, :past] == IN_TEXT).sum()))
+        with self.lm.hooks_active(Splice(slots, mask), last, in_text):
+            logits: Tensor = self.lm.model(
+                input_ids=new.clamp_min(0), attention_mask=seen, position_ids=positions[:, width + past :],
+                past_key_values=cache, use_cache=True,
+            ).logits  # fmt: skip
+        cache.length += new.shape[1]
+        return cache, logits
