@@ -182,8 +182,8 @@ class AdaptedModel(nn.Module, ABC):
         self.check_modalities(samples)
         for modality, store in self.stores.items():
             first: dict[Medium, Sample] = {}
-            for sample, medium in ((sample, one) for sample in samples for one in sample.list_media(modality)):
-                first.setdefault(medium, sample)
+            for row, medium in ((row, one) for row in samples for one in row.list_media(modality)):
+                first.setdefault(medium, row)
 
             def tell(medium: Medium, error: MediaError, first: dict[Medium, Sample] = first) -> None:
                 assert on_broken is not None
