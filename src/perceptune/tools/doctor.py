@@ -139,7 +139,7 @@ def _needs(source: str) -> list[dict[str, str]]:
     steps, samples = planned_length(recipe.train, len(rows), tokens, recipe.seed)
     upper = 1 - shown["first_layer"] / shown["lm_layers"]
     flops = 4 * frozen["lm"] * upper * tokens * samples  # forward, and backward to the activations only
-    media = len({medium for row in rows for medium in row.media.values()})
+    media = len({medium for row in rows for _, medium in row.iter_media()})
     flops += 2 * (sum(frozen.values()) - frozen["lm"]) * 200 * min(media, samples)  # each is encoded once
     seconds = flops / (_gflops(torch.bfloat16 if low else torch.float32) * 1e9) * 2  # assumes half of the peak speed
     duration = f"about {max(seconds / 60, 0.1):.1f} minutes for {steps} steps on this machine"

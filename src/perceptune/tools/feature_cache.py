@@ -121,4 +121,4 @@ def _folders(folder: Path | None) -> list[Path]:
 
 
 def _media(samples: Sequence[Sample], modality: str) -> list[Medium]:
-    return list(dict.fromkeys(sample.media[modality] for sample in samples if modality in sample.media))
+    return list(dict.fromkeys(medium for sample in samples for medium in sample.list_media(modality)))

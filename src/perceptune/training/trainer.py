@@ -187,8 +187,7 @@ class Trainer:
         with self.world.synced_errors():
             if self.world.is_main:
                 self.checkpoints.clean()
-                histories = {run_folder.CONVERSATIONS: True} if self.loader.all.has_histories else {}
-                run_folder.save_description(self.run, self.recipe, {**self.description, **histories})
+                run_folder.save_description(self.run, self.recipe, {**self.description, **self.loader.all.notes()})
                 self.log = self._log(resumed_at=None)
 
     def _initialize(self) -> Start | None:

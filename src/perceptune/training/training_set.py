@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from perceptune.data.subset import sample_count, subset
 from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
 from perceptune.models.base import AdaptedModel
+from perceptune.models.run_folder import CONVERSATIONS
 from perceptune.training.sampler import WeightedSampler
 from perceptune.types import Medium, Sample
 
@@ -56,6 +58,10 @@ class TrainingSet:
     # For each modality (n, most media of a sample): a number for each medium, valid in this process; 0 = none.
     media: Sequence[NDArray[np.int64]]
     has_histories: bool = False  # whether a sample has an earlier answer
+
+    def notes(self) -> dict[str, Any]:
+        """Return what the run's metadata say of the samples."""
+        return {CONVERSATIONS: True} if self.has_histories else {}
 
     def with_media_of(self, chosen: Sequence[Sample]) -> list[Sample]:
         """Return all samples that share a medium with one of these."""

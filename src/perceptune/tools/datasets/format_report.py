@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from perceptune.data.conversations import tagged_history, tagged_prompt
 from perceptune.data.media.source import label
 from perceptune.data.records import short
 from perceptune.tools.datasets.validate import Checked
@@ -62,6 +63,7 @@ def _split(split: str, found: dict[str, Any]) -> Iterator[str]:
 
 
 def _sample(sample: Sample) -> str:
-    media = " ".join(f"{key}={label(medium, key)}" for key, medium in sample.media.items())
+    media = " ".join(f"{key}={label(medium, key)}" for key, medium in sample.iter_media())
+    turns = "".join(f"{short(repr(turn['content']))} / " for turn in tagged_history(sample))
     targets = short(", ".join(map(repr, sample.targets)))
-    return f"{short(sample.id, 40)}: {media} {short(repr(sample.prompt))} -> {targets}"
+    return f"{short(sample.id, 40)}: {media} {turns}{short(repr(tagged_prompt(sample)))} -> {targets}"

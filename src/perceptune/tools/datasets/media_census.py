@@ -46,13 +46,14 @@ class MediaCensus:
 
     def look(self, where: str, sample: Sample) -> None:
         """Open the media of a row that were not read before."""
-        for modality, medium in sample.media.items():
-            seen = self.seen.setdefault(modality, set())
+        for modality in sample.media:
+            seen, own = self.seen.setdefault(modality, set()), sample.list_media(modality)
             self._rows[modality] = self._rows.get(modality, 0) + 1
-            name = hash(medium)
-            if name not in seen:
-                seen.add(name)
-                self._open(f"{where}: `{modality}`", modality, medium)
+            for number, medium in enumerate(own, 1):
+                name = hash(medium)
+                if name not in seen:
+                    seen.add(name)
+                    self._open(f"{where}: `{modality}`{f' {number}' if len(own) > 1 else ''}", modality, medium)
 
     def as_dict(self) -> dict[str, Any]:
         """Return for each modality rows, distinct media, and minimum, median and maximum of each figure."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from perceptune.data.conversations import tagged_history, tagged_prompt
 from perceptune.data.media.audio import read_audio
 from perceptune.data.media.source import open_image
 from perceptune.data.records import short
@@ -24,7 +25,8 @@ def page(checked: Checked) -> str:
     """Return the HTML of a report, with thumbnails of the sampled rows."""
     return render(
         Path(__file__).with_name("page.html"), report=checked.report, samples=checked.samples, short=short,
-        spread_text=_spread, image=_image,
+        spread_text=_spread, image=_image, tagged_history=tagged_history,
+        tagged_prompt=tagged_prompt,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from perceptune.data.conversations import answers_of
 from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
 from perceptune.tools.datasets.problems import Problems
@@ -40,26 +41,24 @@ class TextCensus:
         self._types: Counter[str] = Counter()
         self._targets = self._without = self._captions = self._uncounted = self._several_lines = 0
 
-    def look(self, number: int, where: str, sample: Sample) -> None:
-        """Count the row with this number."""
+    def look(self, number: int, where: str, sample: Sample, *, has_tokens: bool = True) -> None:
+        """Count the row with this number; each answer of a conversation counts with the turns before it.
+
+        Without `has_tokens` the recipe's text format does not take the row, and its tokens are not counted.
+        """
         self._numbers.append(number)
         self._ids.append(hash(sample.id))
         media = tuple(sorted((key, str(medium)) for key, medium in sample.media.items()))
-        self._rows.append(hash((media, sample.prompt, sample.targets)))
-        self._lengths["prompt words"][len(sample.prompt.split())] += 1
+        self._rows.append(hash((media, sample.prompt, sample.targets, sample.marks, sample.history)))
         self._captions += not sample.prompt.strip()
         self._without += not sample.targets
         self._types[str(sample.meta.get("answer_type", ""))] += 1
-        for target in sample.targets:
-            self._targets += 1
-            self._lengths["target words"][len(target.split())] += 1
-            self._several_lines += len(target.strip().splitlines()) > 1
-            answer = self._task.clean(target)
-            if answer in self._answers or len(self._answers) < MOST_ANSWERS:
-                self._answers[answer] += 1
-            else:
-                self._uncounted += 1
-        if self._text is not None:
+        for part in answers_of(sample):
+            words = sum(len(text.split()) for text in (*(turn.text for turn in part.history), part.prompt))
+            self._lengths["prompt words"][words] += 1
+            for target in part.targets:
+                self._target(target)
+        if self._text is not None and has_tokens:
             self._tokens(self._text, where, sample)
 
     def repeated_ids(self) -> list[tuple[int, int]]:
@@ -85,15 +84,26 @@ class TextCensus:
             "answer_types": dict(self._types.most_common(20)) if set(self._types) - {""} else {},
         }  # fmt: skip
 
+    def _target(self, target: str) -> None:
+        self._targets += 1
+        self._lengths["target words"][len(target.split())] += 1
+        self._several_lines += len(target.strip().splitlines()) > 1
+        answer = self._task.clean(target)
+        if answer in self._answers or len(self._answers) < MOST_ANSWERS:
+            self._answers[answer] += 1
+        else:
+            self._uncounted += 1
+
     def _tokens(self, text: TokenFormat, where: str, sample: Sample) -> None:
         """Count the LM's tokens; texts that do not fit it would stop a training or an evaluation."""
         try:
-            self._lengths.setdefault("prompt tokens", Counter())[len(text.prompt_ids(sample))] += 1
-            for target in sample.targets:
-                counts = self._lengths.setdefault("target tokens", Counter())
-                counts[len(text.target_ids(target))] += 1
-                if self._trains:
-                    text.training_ids(sample, target)
+            for part in answers_of(sample):
+                self._lengths.setdefault("prompt tokens", Counter())[len(text.prompt_ids(part))] += 1
+                for target in part.targets:
+                    counts = self._lengths.setdefault("target tokens", Counter())
+                    counts[len(text.target_ids(target))] += 1
+            for target in sample.targets if self._trains else ():
+                text.training_ids(sample, target)
         except UserError as error:
             self._problems.add("text", f"{where}: {error}")
 

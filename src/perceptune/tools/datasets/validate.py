@@ -145,7 +145,7 @@ class _Checker:
             rows += 1
             self._require_encoders(where, row)
             self._require_answers(where, row)
-            texts.look(number, where, row)
+            texts.look(number, where, row, has_tokens=self._require_chat(where, row))
             media.look(where, row)
             if len(drawn) < how.samples:
                 drawn.append(row)
@@ -186,7 +186,21 @@ class _Checker:
             self.problems.add("wrong-type", f"{where}: `answers` is {json_type(answers)}, not a list of strings")
 
     def _require_encoders(self, where: str, sample: Sample) -> None:
-        for modality in sample.media if self._recipe else ():
-            if self._recipe and modality not in self._recipe.encoders:
+        if self._recipe is None:
+            return
+        for modality in sample.media:
+            config, count = self._recipe.encoders.get(modality), len(sample.list_media(modality))
+            if config is None:
                 lacking = f"there is no `encoders.{modality}` in the recipe"
                 self.problems.add("no-encoder", f"{where}: `{modality}`, but {lacking}")
+            elif count > config.max_media:
+                allowed = f"`encoders.{modality}.max_media` is {config.max_media}"
+                self.problems.add("too-many-media", f"{where}: {count} media of modality {modality}, but {allowed}")
+
+    def _require_chat(self, where: str, sample: Sample) -> bool:
+        """Return whether the recipe's text format takes the sample's earlier turns, if it has any."""
+        if self._recipe is None or not sample.history or self._recipe.text.is_chat:
+            return True
+        turns = "earlier turns" if len(sample.history) > 1 else "a system message"
+        self.problems.add("needs-chat", f"{where}: it has {turns}, which need `text.template: chat` in the recipe")
+        return False
