@@ -202,3 +202,30 @@ def test_openai_s_error_has_the_code(server: Served) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         server.client().chat.completions.create(model="plain", messages=TURNS)
     assert (caught.value.code, caught.value.param) == ("unsupported_conversation", "messages")
+
+
+@pytest.mark.parametrize("name", ["one", "sequential"])
+def test_reused_turns_change_no_answer(server: Served, loaded: Runs, name: str) -> None:
+    """A conversation of three questions and two images, beside other requests, with and without reuse."""
+
+    def talk(to: Served) -> list[str]:
+        messages, answers = list[Any](), list[str]()
+        for content in ([IMAGES["red"], "what color?"], ["and this?", IMAGES["green"]], ["which is lighter?"]):
+            messages.append(turn("user", *content))
+            status, reply = post(to, messages, name, n=2, max_tokens=6)
+            assert status == 200, reply
+            answers += [choice["message"]["content"] for choice in reply["choices"]]
+            messages.append(turn("assistant", answers[-1] or "a"))
+        return answers
+
+    before = _gauge(server, "perceptune_reused_turns_total")
+    with served(loaded, Limits(reuse_mb=0)) as plain:
+        assert talk(server) == talk(plain)
+        assert _gauge(plain, "perceptune_reused_turns_total") == 0
+    assert _gauge(server, "perceptune_reused_turns_total") - before >= 4
+    assert _gauge(server, "perceptune_reuse_bytes") > 0
+
+
+def _gauge(server: Served, name: str) -> float:
+    _, text = server.text("GET", "/metrics")
+    return next((float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} ")), 0)

@@ -15,7 +15,7 @@ from perceptune.encoders.base import Encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError, nearest
 from perceptune.methods.base import TrainableMethod, count, count_trained
-from perceptune.models.media_rows import by_row, media_of, require_count
+from perceptune.models.media_rows import by_row, first_uses, media_of, require_count
 from perceptune.models.text_format import Batch, FrozenPart, TextFormat
 from perceptune.models.text_rows import Tokens
 from perceptune.types import Decoding, Features, Medium, Sample, StreamCallback
@@ -181,9 +181,7 @@ class AdaptedModel(nn.Module, ABC):
         samples, computed = list(samples), 0  # may be a lazy iterable
         self.check_modalities(samples)
         for modality, store in self.stores.items():
-            first: dict[Medium, Sample] = {}
-            for row, medium in ((row, one) for row in samples for one in row.list_media(modality)):
-                first.setdefault(medium, row)
+            first = first_uses(samples, modality)
 
             def tell(medium: Medium, error: MediaError, first: dict[Medium, Sample] = first) -> None:
                 assert on_broken is not None

@@ -31,6 +31,15 @@ def by_row(samples: Sequence[Sample], modality: str, given: Tensor) -> Features:
     return Features(values.unflatten(0, (len(samples), most)), present)
 
 
+def first_uses(samples: Sequence[Sample], modality: str) -> dict[Medium, Sample]:
+    """Return each medium of a modality with the first sample that has it."""
+    found: dict[Medium, Sample] = {}
+    for sample in samples:
+        for medium in sample.list_media(modality):
+            found.setdefault(medium, sample)
+    return found
+
+
 def require_count(sample: Sample, modality: str, most: int) -> None:
     """Raise `UserError` for a sample with more media of a modality than a run takes."""
     count = len(sample.list_media(modality))

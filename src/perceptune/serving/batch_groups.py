@@ -20,9 +20,11 @@ import torch
 from perceptune.lm.generation.beam_search import beam_steps
 from perceptune.lm.generation.decode_state import GROWTH, DecodeState
 from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence, generate, uses_hf_generate
+from perceptune.lm.generation.prefix_reuse import ContinuedState, KnownText
 from perceptune.lm.generation.sampling import make_sampler, truncate_at_eos
 from perceptune.models.slots.model import SlotModel
 from perceptune.serving.requests import Job
+from perceptune.serving.turns import TurnReuse
 
 
 class BatchGroup(ABC):
@@ -91,8 +93,18 @@ class _JobCallback:
 
 
 @torch.no_grad()
-def start_groups(jobs: Sequence[Job]) -> BatchGroup:
-    """Return a group of jobs of one kind after their prompts. Raises the model's errors."""
+def start_groups(jobs: Sequence[Job], reuse: TurnReuse) -> list[BatchGroup]:
+    """Return groups of jobs of one kind after their prompts. Raises the model's errors.
+
+    A job whose text begins with a known one starts alone, as only the rest of it is computed.
+    """
+    known = {job: found for job in jobs if (found := reuse.find(job)) is not None}
+    others = [job for job in jobs if job not in known]
+    groups = [_start(others, reuse)] if others else []
+    return [*groups, *(_start([job], reuse, found) for job, found in known.items())]
+
+
+def _start(jobs: Sequence[Job], reuse: TurnReuse, known: KnownText | None = None) -> BatchGroup:
     run, samples = jobs[0].run, [job.sample for job in jobs]
     longest = max(job.decoding.max_new_tokens for job in jobs)
     decoding = replace(jobs[0].decoding, max_new_tokens=longest)
@@ -116,7 +128,13 @@ def start_groups(jobs: Sequence[Job]) -> BatchGroup:
                               partial(job.append_token, eos=request.eos))
             for number, job in enumerate(jobs)
         ]  # fmt: skip
-        state = DecodeState(model.lm, request.prompt, min(longest, GROWTH))
+        for job, row in zip(jobs, rows, strict=True):
+            row.on_end = reuse.keeper(job, row)
+        room = min(longest, GROWTH)
+        if known is None:
+            state = DecodeState(model.lm, request.prompt, room)
+        else:
+            state = ContinuedState(model.lm, request.prompt, room, known)
     kind = (id(model.lm), run.name if run.attachments else None, state.layout)
     return BatchedGroup(jobs, ContinuousBatch(state, rows), kind)
 

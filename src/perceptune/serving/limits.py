@@ -7,6 +7,7 @@ from perceptune.data.media.suffixes import MAX_MIB, MAX_PIXELS
 from perceptune.errors import UserError
 
 MIB = 2**20
+_MAY_BE_0 = ("reuse_mb",)
 Number = TypeVar("Number", int, float)
 
 
@@ -44,12 +45,16 @@ class Limits:
     choices: int = _limit(4, "most answers to one question (`n`)")
     queue: int = _limit(32, "most requests being read, decoded or waiting; beyond it: 429")
     batch: int = _limit(16, "largest batch of answers")
+    reuse_mb: float = _limit(
+        256, "MiB for the keys and values of answered conversations, which their next turns reuse; 0 = none"
+    )
     seconds: float = _limit(120, "request timeout in seconds")
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            if not getattr(self, one.name) > 0:
-                raise UserError(f"`--{one.name.replace('_', '-')}` must be more than 0")
+            value, least = getattr(self, one.name), "at least" if one.name in _MAY_BE_0 else "more than"
+            if not (value > 0 or (value == 0 and one.name in _MAY_BE_0)):
+                raise UserError(f"`--{one.name.replace('_', '-')}` must be {least} 0")
 
     def bytes_of(self, modality: str) -> int:
         """Return the maximum size of a file of this modality in bytes."""

@@ -11,6 +11,7 @@ _COUNTERS = {
     "rejected_total": ("Requests that found no place, by reason", ("reason",)),
     "cancelled_total": ("Requests whose client went away", ()),
     "failures_total": ("Answers that could not be computed, by kind of error", ("kind",)),
+    "reused_turns_total": ("Answers for which earlier turns were not computed again", ()),
     "prompt_tokens_total": ("Tokens of prompts", ()),
     "completion_tokens_total": ("Tokens of answers", ()),
 }

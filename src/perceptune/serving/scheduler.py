@@ -20,6 +20,7 @@ from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import MIB, Limits
 from perceptune.serving.metrics import Metrics
 from perceptune.serving.requests import Job
+from perceptune.serving.turns import TurnReuse
 
 Result = TypeVar("Result")
 
@@ -29,6 +30,7 @@ class Scheduler:
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self._limits, self._metrics = limits, metrics
+        self._reuse = TurnReuse(limits.reuse_mb, metrics)
         self.admitted = 0
         self._buffered = 0
         self._waiting: list[Job] = []
@@ -89,7 +91,7 @@ class Scheduler:
             self._news.clear()
             started = time.monotonic()
             for jobs in self._startable():
-                self._groups += filter(None, [await self._computed(partial(start_groups, jobs), jobs)])
+                self._groups += await self._computed(partial(start_groups, jobs, self._reuse), jobs) or []
             if not self._groups:
                 continue
             everyone = [job for group in self._groups for job in group.jobs]
@@ -124,9 +126,9 @@ class Scheduler:
         """Compute a job alone; return its error, if any."""
 
         def whole() -> None:
-            group = start_groups([job])
-            while group.step():
-                pass
+            for group in start_groups([job], self._reuse):
+                while group.step():
+                    pass
 
         done = asyncio.get_running_loop().run_in_executor(self._worker, whole)
         await asyncio.wait([done])

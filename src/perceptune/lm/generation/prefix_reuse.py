@@ -54,7 +54,6 @@ class KnownTexts:
     def __init__(self, megabytes: float) -> None:
         self._budget, self._size = int(megabytes * 2**20), 0
         self._kept: OrderedDict[tuple[Hashable, Content], KnownText] = OrderedDict()
-        self.found = self.missed = 0  # number of texts that were looked up
 
     def find(self, owner: Hashable, content: Content) -> KnownText | None:
         """Return the longest known start of a text of `owner`, at least one column shorter than it; None if short."""
@@ -63,9 +62,7 @@ class KnownTexts:
             if name[0] == owner and (same := _common(name[1], content, min(kept.columns, len(content) - 1))) > columns:
                 best, columns = name, same
         if best is None:
-            self.missed += 1
             return None
-        self.found += 1
         self._kept.move_to_end(best)
         return self._kept[best].cut(columns)
 

@@ -1,0 +1,55 @@
+"""Reuse of a conversation's earlier turns: what was computed for their answers is kept for the next question."""
+
+from collections.abc import Callable
+from typing import cast
+from weakref import WeakKeyDictionary
+
+from perceptune.lm.generation.decode_state import DecodeState
+from perceptune.lm.generation.generate import GeneratedSequence
+from perceptune.lm.generation.prefix_reuse import Content, KnownText, KnownTexts, text_of
+from perceptune.models.slots.model import SlotModel
+from perceptune.serving.metrics import Metrics
+from perceptune.serving.requests import Job
+
+
+class TurnReuse:
+    """The texts of answered jobs of runs that take conversations; `megabytes` of 0 keep nothing."""
+
+    def __init__(self, megabytes: float, metrics: Metrics) -> None:
+        self._known = KnownTexts(megabytes) if megabytes else None
+        self._contents: WeakKeyDictionary[Job, Content] = WeakKeyDictionary()
+        self._metrics = metrics
+        if self._known is not None:
+            known = self._known
+            metrics.gauge("reuse_bytes", "Bytes of keys and values kept for next turns", lambda: known.size)
+
+    def find(self, job: Job) -> KnownText | None:
+        """Return the known start of a job's text, if any."""
+        if not self._applies(job):
+            return None
+        assert self._known is not None
+        self._contents[job] = content = cast(SlotModel, job.run.model).content_of(job.sample)
+        found = self._known.find(job.run.name, content)
+        if found is not None:
+            self._metrics.count("reused_turns_total")
+        return found
+
+    def keeper(self, job: Job, row: GeneratedSequence) -> Callable[[DecodeState, int], None] | None:
+        """Return what keeps the text of a job once its `row` has ended; None if it is not to be kept."""
+        content, known = self._contents.get(job), self._known
+        if content is None or known is None:
+            return None
+        name = job.run.name
+
+        def keep(state: DecodeState, place: int) -> None:
+            # The last token was chosen, but not run.
+            known.keep(name, (*content, *((token,) for token in row.tokens[:-1])), text_of(state, place))
+
+        return keep
+
+    def _applies(self, job: Job) -> bool:
+        model = job.run.model
+        return (
+            self._known is not None and model.supports_continuous_batching and model.text.takes_history
+            and job.decoding.beams == 1 and not job.decoding.changes_scores
+        )  # fmt: skip
