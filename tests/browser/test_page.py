@@ -12,7 +12,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from perceptune.serving.limits import Limits
-from perceptune.serving.runs import Runs, ServedRun
+from perceptune.serving.runs import Runs
 from servers import KEY, Served, data_url, part, png, served
 
 RED = png("red")
@@ -124,7 +124,8 @@ def test_two_runs_answer_side_by_side(page: Any, server: Served, slow: None) -> 
 
 def test_what_a_model_or_a_user_writes_is_never_code(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     code = '<img src=x onerror="window.broken = 1"><script>window.broken = 1</script>'
-    monkeypatch.setattr(ServedRun, "clean", lambda self, raw: code)
+    monkeypatch.setattr("perceptune.serving.streaming.content", lambda job: code)
+    monkeypatch.setattr("perceptune.serving.streaming.sure", lambda job, told: told)
     ask(page, f"{code}?")
     assert page.answered() == [code]
     assert page.texts(".exchange h3") == [f"{code}?"]

@@ -178,9 +178,13 @@ def ask_litellm(server: Served) -> Ask:
     return ask
 
 
+@pytest.mark.filterwarnings("ignore")  # of the clients
 @pytest.mark.parametrize("client", [ask_openai, ask_langchain, ask_litellm])
-def test_clients_hold_a_conversation(server: Served, loaded: Runs, client: Callable[[Served], Ask]) -> None:
+def test_clients_hold_a_conversation(
+    server: Served, loaded: Runs, client: Callable[[Served], Ask], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three turns, of which two show an image; every answer is the model's own for that history."""
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or its import asks another host
     ask, run = client(server), loaded["one"]
     messages: list[Any] = []
     history: tuple[Message, ...] = ()

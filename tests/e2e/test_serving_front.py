@@ -96,6 +96,7 @@ def test_a_run_is_described(server: Served, loaded: Runs) -> None:
     assert (told["lm"], told["encoders"]) == ("lm", {"image": "encoder"})  # not where they lie on this machine
     assert told["inputs"]["media"] == {"image": {"layers": 4, "enters": {"2": 2, "3": 3}}}
     assert told["inputs"]["prompt"] == {"layers": [0], "vectors": 10}  # the recipe says `prompt_at: input`
+    assert (told["asks"], told["takes_history"], told["max_media"]) == (True, False, {"image": 1})
     assert told["limits"]["bytes"]["image"] == Limits().bytes_of("image")
     assert str(Path(loaded["one"].model.recipe.lm.id).parent) not in json.dumps(told)
     status, told = server.request("GET", "/v1/runs/a%2Fb")

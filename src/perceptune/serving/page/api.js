@@ -57,7 +57,7 @@ export async function get(path) {
   return (await ask(path)).json();
 }
 
-/** Pieces of an answer as they come: `{text}`, at the end `{reason}` and `{usage}`. Throws `Refusal`. */
+/** Pieces of an answer as they come: `{note}` of the server, `{text}`, at the end `{reason}` and `{usage}`. Throws `Refusal`. */
 export async function* completion(body, signal) {
   const response = await ask("v1/chat/completions", {
     method: "POST",
@@ -65,6 +65,8 @@ export async function* completion(body, signal) {
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
+  const note = response.headers.get("X-Perceptune-Note");
+  if (note) yield { note };
   for await (const event of events(response, signal)) {
     if (event.error) throw new Refusal(503, event.error.message);
     const choice = event.choices[0];

@@ -1,5 +1,6 @@
 // Questions: sent with what is attached, one at a time, and stopped.
 
+import { showMedia } from "./attached.js";
 import { at, say, trouble } from "./elements.js";
 import { Exchange } from "./exchange.js";
 import { lock } from "./lock.js";
@@ -18,19 +19,43 @@ export async function ask() {
     at("question").focus();
     return;
   }
-  const exchange = new Exchange(runs, question, Object.values(state.media), state.reference, settings());
-  at("answered").hidden = false;
-  at("exchanges").prepend(exchange.element);
-  while (at("exchanges").children.length > KEPT) at("exchanges").lastChild.remove();
+  const talks = runs.every((run) => run.takes_history);
+  const exchange = talks && state.thread?.continues(runs) ? state.thread : begun(runs);
+  state.thread = talks ? exchange : null;
+  const media = [...state.media];
+  const { reference } = state;
+  if (talks) fill("", []);
   state.busy = new AbortController();
   busy(true);
   say(`Asking ${runs.map((run) => run.id).join(" and ")}.`);
-  const refused = await exchange.run(state.busy.signal);
+  const { status, answered } = await exchange.ask(question, media, reference, settings(), state.busy.signal);
   const stopped = state.busy.signal.aborted;
   state.busy = null;
   busy(false);
+  if (talks && !answered && !at("question").value && !state.media.length) fill(question, media); // to be asked again
   say(stopped ? "Stopped." : "Done.");
-  if (refused === 401) lock("the server asks for another one");
+  if (status === 401) lock("the server asks for another one");
+}
+
+function begun(runs) {
+  const exchange = new Exchange(runs);
+  at("answered").hidden = false;
+  at("exchanges").prepend(exchange.element);
+  while (at("exchanges").children.length > KEPT) at("exchanges").lastChild.remove();
+  return exchange;
+}
+
+function fill(question, media) {
+  at("question").value = question;
+  state.media = media;
+  state.reference = null;
+  showMedia();
+  offerFresh();
+}
+
+/** Offers to begin a new conversation where the next question would continue one. */
+export function offerFresh() {
+  at("fresh").hidden = !state.thread?.continues(chosen());
 }
 
 function settings() {
@@ -50,6 +75,11 @@ function busy(on) {
 
 const stop = () => state.busy?.abort();
 
+at("fresh").addEventListener("click", () => {
+  state.thread = null;
+  offerFresh();
+  at("question").focus();
+});
 at("stop").addEventListener("click", stop);
 document.addEventListener("keydown", (event) => event.key === "Escape" && stop());
 at("ask").addEventListener("submit", (event) => {

@@ -2,8 +2,8 @@
 
 import { at, made, say, trouble } from "./elements.js";
 import { attempt } from "./lock.js";
-import { medium, shown, size } from "./media.js";
-import { state, takes } from "./state.js";
+import { MANY, medium, shown, size } from "./media.js";
+import { room, state, takes } from "./state.js";
 
 /** Attaches files, as far as the runs take them. */
 export async function take(files) {
@@ -13,7 +13,11 @@ export async function take(files) {
 }
 
 function attach(one) {
-  state.media[one.kind] = one;
+  const most = room(one.kind);
+  const same = state.media.filter((other) => other.kind === one.kind);
+  if (same.length >= most && most > 1) throw new Error(`${one.name} is not attached: a question has ${most} ${MANY[one.kind]} at most here.`);
+  if (same.length >= most) state.media[state.media.indexOf(same[0])] = one;
+  else state.media.push(one);
   state.reference = null;
   showMedia();
   say(`${one.name} is attached.`);
@@ -21,7 +25,7 @@ function attach(one) {
 
 /** What is attached, unless the camera is open. */
 export function showMedia() {
-  const all = Object.values(state.media);
+  const all = state.media;
   at("empty").hidden = all.length > 0 || !at("camera").hidden;
   at("drop").classList.toggle("full", at("empty").hidden);
   at("tiles").hidden = !all.length || !at("camera").hidden;
@@ -35,7 +39,7 @@ function tile(one) {
   remove.type = "button";
   remove.setAttribute("aria-label", `Remove ${one.name}`);
   remove.addEventListener("click", () => {
-    delete state.media[one.kind];
+    state.media = state.media.filter((other) => other !== one);
     state.reference = null;
     showMedia();
     say(`${one.name} is removed.`);

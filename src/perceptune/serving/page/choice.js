@@ -1,10 +1,11 @@
 // Which runs are asked, and what follows from them: what they take, what is shown of them.
 
+import { offerFresh } from "./asking.js";
 import { at } from "./elements.js";
 import { showExamples } from "./examples.js";
 import { showInside } from "./inside.js";
 import { NAMES } from "./media.js";
-import { chosen, state, takes } from "./state.js";
+import { chosen, room, state, takes } from "./state.js";
 
 /** Fills the form with the runs that there are. */
 export function offerRuns() {
@@ -47,6 +48,8 @@ function changed() {
   showInside(at("insides"), runs);
   at("inside").hidden = !runs.length;
   at("tokens").max = Math.min(...runs.map((run) => run.limits.tokens));
+  at("file").multiple = takes().some((kind) => room(kind) > 1);
+  offerFresh();
   const asks = runs.some((run) => run.asks);
   at("question-label").textContent = asks ? "Question" : "Question (these runs need none)";
 }

@@ -40,7 +40,8 @@ function example(row) {
   button.append(made("span", row.prompt || "what is it?", "question"));
   button.addEventListener("click", () => {
     if (state.busy) return;
-    state.media = Object.fromEntries(media.map((one) => [one.kind, one]));
+    state.media = [...media];
+    state.thread = null; // an example is a question of its own
     at("question").value = row.prompt;
     state.reference = row.targets;
     showMedia();

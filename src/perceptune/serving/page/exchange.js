@@ -1,4 +1,4 @@
-// One question and the answers of one run or two, as they come.
+// A conversation: questions and the answers of one run or two, as they come.
 
 import { Refusal, completion } from "./api.js";
 import { made } from "./elements.js";
@@ -6,48 +6,59 @@ import { part, shown } from "./media.js";
 
 const same = (a, b) => a.trim().toLowerCase() === b.trim().toLowerCase();
 
-/** A list item that fills itself. `reference` holds the right answers of an example, or is null. */
+/** A list item that fills itself: one question, or a turn after the other. */
 export class Exchange {
-  constructor(runs, question, media, reference, settings) {
-    this.question = question;
-    this.media = media;
-    this.reference = reference;
-    this.settings = settings;
+  constructor(runs) {
+    this.runs = runs;
     this.element = made("li", undefined, "card exchange");
-    const asked = made("div", undefined, "asked");
-    for (const one of media) asked.append(shown(one, `${one.name}, the ${one.kind} that was asked about`));
-    const words = made("div");
-    words.append(made("h3", question || "(no question)"));
-    if (reference?.length) {
-      const line = made("p", "Reference: ", "soft");
-      line.append(made("strong", [...new Set(reference)].join(", ")));
-      words.append(line);
-    }
-    asked.append(words);
+    this.earlier = runs.map(() => []); // messages by run: each has answers of its own
+  }
+
+  /** Whether these runs are the ones that answer here. */
+  continues(runs) {
+    return runs.length === this.runs.length && runs.every((run, i) => run === this.runs[i]);
+  }
+
+  /**
+   * Asks all runs at the same time. `reference` holds the right answers of an example, or is null. Returns the status
+   * of a refusal, if there was one, and whether any run answered.
+   */
+  async ask(question, media, reference, settings, signal) {
+    const parts = this.runs.map((run) => new Answer(run));
     const answers = made("div", undefined, "answers");
-    this.parts = runs.map((run) => new Answer(run));
-    answers.append(...this.parts.map((one) => one.element));
-    this.element.append(asked, answers);
-  }
-
-  /** Asks all runs at the same time; the status of a refusal, if there was one. */
-  async run(signal) {
+    answers.append(...parts.map((one) => one.element));
+    this.element.append(asked(question, media, reference), answers);
+    const content = media.map(part);
+    if (question || !content.length) content.push({ type: "text", text: question });
+    const message = { role: "user", content };
     const statuses = await Promise.all(
-      this.parts.map((one) => one.run(this._body(one.about.id), signal, this.reference)),
+      parts.map((one, i) => one.run({ model: one.about.id, messages: [...this.earlier[i], message], ...settings }, signal, reference)),
     );
-    return statuses.find(Boolean);
+    for (const [i, { said }] of parts.entries()) {
+      if (said !== null) this.earlier[i].push(message, { role: "assistant", content: said });
+    }
+    return { status: statuses.find(Boolean), answered: parts.some((one) => one.said !== null) };
   }
+}
 
-  _body(model) {
-    const content = this.media.map(part);
-    if (this.question || !content.length) content.unshift({ type: "text", text: this.question });
-    return { model, messages: [{ role: "user", content }], ...this.settings };
+function asked(question, media, reference) {
+  const whole = made("div", undefined, "asked");
+  for (const one of media) whole.append(shown(one, `${one.name}, the ${one.kind} that was asked about`));
+  const words = made("div");
+  words.append(made("h3", question || "(no question)"));
+  if (reference?.length) {
+    const line = made("p", "Reference: ", "soft");
+    line.append(made("strong", [...new Set(reference)].join(", ")));
+    words.append(line);
   }
+  whole.append(words);
+  return whole;
 }
 
 class Answer {
   constructor(about) {
     this.about = about;
+    this.said = null; // the answer, as far as there is one
     this.element = made("article", undefined, "answer");
     const title = made("h4", about.id);
     title.id = `answer-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
@@ -66,6 +77,7 @@ class Answer {
     let ended = "";
     let tokens = "";
     let status = 0;
+    let note = "";
     this.element.classList.add("live");
     try {
       for await (const piece of completion(body, signal)) {
@@ -73,15 +85,19 @@ class Answer {
           this.text.append(piece.text); // as text, whatever it holds
           this.note.textContent = "answering";
         }
+        if (piece.note) note = `; ${piece.note}`;
         if (piece.reason) ended = piece.reason === "length" ? " (cut off there)" : "";
         if (piece.usage) tokens = `${piece.usage.completion_tokens} token${piece.usage.completion_tokens === 1 ? "" : "s"}`;
       }
-      if (!this.text.textContent) this.text.append(made("em", "(nothing)"));
-      this.note.textContent = `${tokens}${ended}, ${seconds()}`;
+      this.said = this.text.textContent;
+      if (!this.said) this.text.append(made("em", "(nothing)"));
+      this.note.textContent = `${tokens}${ended}, ${seconds()}${note}`;
       if (reference?.length) this._judge(reference);
     } catch (error) {
-      if (signal.aborted) this.note.textContent = `stopped after ${seconds()}`;
-      else status = this._fail(error);
+      if (signal.aborted) {
+        this.said = this.text.textContent || null;
+        this.note.textContent = `stopped after ${seconds()}`;
+      } else status = this._fail(error);
     }
     this.element.classList.remove("live");
     this.text.setAttribute("aria-busy", "false");

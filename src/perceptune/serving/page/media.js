@@ -1,6 +1,7 @@
 // Media of a question: what kind a file is, whether the server would take it, how it is shown.
 
 export const NAMES = { image: "an image", audio: "an audio file", video: "a video" };
+export const MANY = { image: "images", audio: "audio files", video: "videos" };
 const SUFFIXES = {
   image: ["png", "jpg", "jpeg", "webp", "gif", "bmp"],
   audio: ["wav", "flac", "ogg", "oga", "opus", "mp3", "m4a", "aac", "aiff", "aif"],
