@@ -152,5 +152,5 @@ def test_metadata_of_a_folder_reads_them_too(tmp_path: Path) -> None:
     [sample] = task("folder", train=tmp_path, prompt="?").samples("train")
     assert (sample.media, sample.targets) == ({"image": tmp_path / "1.jpg"}, ("3",))
     put(path, {"file_name": ["1.jpg", "2.jpg"], "text": 3})
-    with pytest.raises(UserError, match=r"metadata\.jsonl, line 1: `file_name` holds 2 files"):
+    with pytest.raises(UserError, match=r"metadata\.jsonl, line 1: cannot read `image` 2\.jpg"):
         task("folder", train=tmp_path, prompt="?").samples("train")

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from hfsets import BYTES, PATH, PICTURE, N, rows, save, table
+from hfsets import BYTES, PATH, PICTURE, N, encoded, rows, save, table
 from perceptune.data.lazy_rows import LazyRows
 from perceptune.data.media.source import open_image
 from perceptune.errors import UserError
 from perceptune.tools.datasets.validate import CheckOptions, validate_dataset
-from perceptune.types import Medium
+from perceptune.types import Mark, Medium
 from shelves import media, put, task
 
 datasets = pytest.importorskip("datasets", reason="the extra `data` is not installed")
@@ -140,7 +140,10 @@ def test_typed_columns_and_lists_of_them(feature: str, tmp_path: Path) -> None:
         ({"a": [b"?"]}, {}, "`a` hold bytes"),
         ({"a": [b"%PDF"]}, {}, "`a` hold bytes; the first holds a PDF file: choose by"),
         ({"a": [3]}, {"image_key": "a"}, "`image_key`: `a` holds neither media nor names of files"),
-        ({"image": [[PICTURE] * 2]}, {}, "row 0: `image` holds several media"),
+        ({"image": [["in/a.png", "https://x/a.jpg"]]}, {}, "row 0: `image` is an address"),
+        ({"image": [["in/a.png", "in/b.png"]]}, {}, "row 0: cannot read `image` .*in/b.png"),
+        ({"image": [[PICTURE] * 2], "prompt": ["<image>?"]}, {}, "row 0: 1 `<image>` .*, but 2 images given"),
+        ({"image": [[None, b""]]}, {}, "row 0: `image` is empty"),
         ({"image": ["https://x/a.jpg"]}, {}, "row 0: `image` is an address"),
         ({"image": [{"bytes": None, "path": "s3://x/a.jpg"}]}, {}, "row 0: `image` is an address"),
         ({"image": ["in/b.png"]}, {}, "row 0: cannot read `image` .*in/b.png: .* did you mean `a.png`"),
@@ -230,3 +233,32 @@ def test_invalid_rows_are_left_out_listed_and_found_by_the_check(
     assert {kind: entry["count"] for kind, entry in found["problems"].items()} == {"no-medium": 1, "empty-target": 1}
     with pytest.raises(UserError, match=r"row 3: `image` is empty; `skip_invalid: 1` lets 1 of 40 samples be left out"):
         task("hf-dataset", path=place, skip_invalid=1).samples("train")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "objects", "paths", "images"])
+def test_a_list_column_gives_several_media(kind: str, tmp_path: Path) -> None:
+    other = encoded(Image.new("L", (4, 4), 255))
+    if kind == "images":
+        few = datasets.List(datasets.Image())
+        pictures = [[Image.new("L", (4, 4), 255), Image.new("L", (4, 4))], [Image.new("L", (4, 4))], []]
+        file = save(tmp_path, "parquet", rows(picture=([*pictures, pictures[0]], few)))
+        options = {"prompt_key": "none", "image_key": "picture", "target_key": "label", "skip_invalid": 1}
+        found = task("hf-dataset", path=file, prompt="<image> or <image>?", **options).samples("train")
+        sizes = [2, 1, 2]
+    else:
+        objects = [[{"bytes": other, "path": None}, BYTES], [BYTES], [{**BYTES, "bytes": None}, BYTES], [BYTES] * 2]
+        values: Any = {
+            "objects": objects,
+            "bytes": [[other, PICTURE], [PICTURE], [None, PICTURE], [PICTURE, None, other]],
+            "paths": [["in/a.png", "a.png"], ["a.png"], ["", "a.png"], ["a.png", "in/a.png"]],
+        }[kind]
+        prompts = ["<image_2> or <image_1>?", "<image>?", "<image>?", "<image> or <image>?"]
+        file = table(tmp_path / "a.parquet", {"images": values, "prompt": prompts})
+        found = task("hf-dataset", path=file).samples("train")
+        sizes = [2, 1, 1, 2]
+        first = {"bytes": (PICTURE, other), "objects": (PICTURE, other)}.get(kind)
+        assert found[0].media["image"] == (first or (tmp_path / "a.png", tmp_path / "in/a.png"))
+        assert found[1].prompt == "<image>?"
+    assert [len(sample.list_media("image")) for sample in found] == sizes
+    assert [isinstance(sample.media["image"], tuple) for sample in found] == [size > 1 for size in sizes]
+    assert (found[0].prompt, found[0].marks) == ("or ?", (Mark(0, "image"), Mark(3, "image")))

@@ -253,3 +253,33 @@ def test_a_comparison_holds_out_media(table: Path) -> None:
         make_plan([recipe_of(table, media=8, selecting=0)], grid=grid)
     with pytest.raises(UserError, match="same budget"):
         make_plan([recipe_of(table)], grid={"train.hold_out.media": [4, 8]})
+
+
+@pytest.mark.parametrize("amount", [0.2, 12, HoldOutConfig(media=0.2)])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_medium_of_several_is_in_two_parts(seed: int, amount: Any) -> None:
+    chance, rows = random.Random(seed), []
+    for index in range(120):
+        scene = chance.randrange(40)
+        chosen = [Path(f"scene{scene}_take{take}.png") for take in chance.sample(range(4), chance.randint(1, 3))]
+        sounds = [Path(f"sound{scene}.wav"), Path(f"{index}.wav")] if chance.random() < 0.1 else []
+        media: Any = {"image": tuple(chosen) if len(chosen) > 1 else chosen[0]} | (
+            {"audio": tuple(sounds)} if sounds else {}
+        )
+        rows.append(Sample(f"r{index}", media, "what?", ("a",)))
+    found = parts(HoldoutSplit(Rows(rows), amount))
+    assert all(found.values())
+    assert sum(map(len, found.values())) == len(rows)
+    places = [{medium for sample in part for _, medium in sample.iter_media()} for part in found.values()]
+    assert len(set.union(*places)) == sum(map(len, places))
+
+
+def test_a_column_of_files_that_several_names_match() -> None:
+    pairs = [(Path(f"s{n}_a.png"), Path(f"s{n}_b.png")) for n in range(12)]
+    rows: list[Sample] = [
+        Sample(f"{n}{i}", {"image": pair[i]}, "?", ("a",)) for n, pair in enumerate(pairs) for i in (0, 1)
+    ]
+    rows += [Sample(f"{n}", {"image": pair}, "?", ("a",)) for n, pair in enumerate(pairs[:3])]
+    found = parts(held(rows, media=4, group_by=r"(s\d+)_"))
+    scenes = [{str(medium)[:3] for sample in part for _, medium in sample.iter_media()} for part in found.values()]
+    assert len(set.union(*scenes)) == sum(map(len, scenes))

@@ -120,7 +120,7 @@ def test_messages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (chat("a", "b", images=["a.jpg", "a.jpg"]), "more than one image"),
+        (chat("<image>a", "b", images=["a.jpg", "a.jpg"]), "1 `<image>` .* but 2 images"),
         (chat("<image><image>a", "b", images=["a.jpg"]), "2 `<image>` .* but 1"),
         (chat("a", "b", images=[3]), r"`images\[0\]` is a number"),
         (chat([{"type": "imge"}], "b"), r"`content\[0\]`: unknown type `imge`; did you mean `image`"),

@@ -148,3 +148,15 @@ def test_groups_keep_the_order_of_rows(given_rows: list[tuple[int, str, int]], d
     picked = select(merged, chosen)
     assert [(sample.id, sample.targets) for sample in picked] == [expected[index] for index in chosen]
     assert bool(groups.note()) == (len(expected) < len(rows))
+
+
+def test_several_media_are_grouped_by_their_order_and_places(tmp_path: Path) -> None:
+    media(tmp_path, "a.jpg", "b.jpg")
+    pairs = [["a.jpg", "b.jpg"], ["b.jpg", "a.jpg"]]
+    prompts = ["<image> over <image>", "over <image><image>"]
+    rows = [
+        {"image": pair, "prompt": prompt, "caption": f"{n}"} for n in range(2) for pair in pairs for prompt in prompts
+    ]
+    file = put(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    samples = task("jsonl", train=file, metric="CIDEr").samples("train")
+    assert [sample.targets for sample in samples] == [("0", "1")] * 4

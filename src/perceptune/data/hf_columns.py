@@ -14,10 +14,10 @@ from perceptune.data.media.remote_media import RemoteMedia, failure, is_remote
 from perceptune.data.records import Record, json_type
 from perceptune.data.tasks.base import MODALITIES, local, missing
 from perceptune.errors import UserError, nearest
-from perceptune.types import Medium
+from perceptune.types import Media, Medium
 from perceptune.utils.paths import local_name
 
-_ABSENT, _BYTES, _FILE, _ADDRESS, _SEVERAL = range(5)  # what a cell holds
+_ABSENT, _BYTES, _FILE, _ADDRESS = range(4)  # what a cell holds; a list of several has the highest of its items
 _BATCH = 10_000
 
 
@@ -48,39 +48,56 @@ class MediaColumns:
         self.rows = data
         self.opaque = sorted({*bare, *(name for names in typed.values() for name in names)})  # columns with bytes
         self._states = {name: _states_of(data, name) for name in self.columns.values()}
+        self._counts = {
+            name: counts for name in self.columns.values() if (counts := _counts_of(data, name)) is not None
+        }
 
     def require(self, record: Record, index: int, *, check_files: bool) -> None:
-        """Raise `RowError` for a row without a medium, with several of one modality, or with an address of no use.
+        """Raise `RowError` for a row without a medium, or with an address of no use.
 
         With `check_files` also for a file that does not exist.
         """
         states = {name: states[index] for name, states in self._states.items()}
         for modality, name in self.columns.items():
-            if states[name] == _SEVERAL:
-                raise record.error(f"`{name}` holds several media, and a sample has one of each modality")
             if states[name] == _ADDRESS or (states[name] == _FILE and check_files):
                 values = record.values if name in record.values else self.rows[index]
-                medium = self._medium(record._replace(values=values), modality)
-                if states[name] == _FILE and isinstance(medium, Path) and (problem := missing(medium)):
-                    raise record.error(f"cannot read `{name}` {medium}: {problem}", "missing-medium")
+                for medium in self._list(record._replace(values=values), modality):
+                    if check_files and isinstance(medium, Path) and (problem := missing(medium)):
+                        raise record.error(f"cannot read `{name}` {medium}: {problem}", "missing-medium")
         if not any(states.values()):
             names = " and ".join(f"`{name}`" for name in states)
             raise record.error(f"{names} {'is' if len(states) == 1 else 'are'} empty", "no-medium")
 
-    def media(self, record: Record, index: int) -> dict[str, Medium]:
+    def media(self, record: Record, index: int) -> dict[str, Media]:
         """Return the media of a whole row."""
         present = [modality for modality, name in self.columns.items() if self._states[name][index]]
-        return {modality: self._medium(record, modality) for modality in present}
+        found = {modality: self._list(record, modality) for modality in present}
+        return {modality: some if len(some) > 1 else some[0] for modality, some in found.items()}
+
+    def counts(self, index: int) -> dict[str, int]:
+        """Return the number of media of each modality in a row, which is not read for it."""
+        return {
+            modality: int(self._counts[name][index]) if name in self._counts else int(self._states[name][index] > 0)
+            for modality, name in self.columns.items()
+        }
 
     def with_address(self) -> list[int]:
         """Return the indices of rows with an address in place of a file."""
         found = [states == _ADDRESS for states in self._states.values()]
         return [int(index) for index in np.flatnonzero(np.logical_or.reduce(found))]
 
-    def _medium(self, record: Record, modality: str) -> Medium:
-        """Return a row's medium: its bytes, else its file, or the place of what is fetched."""
+    def _list(self, record: Record, modality: str) -> tuple[Medium, ...]:
+        """Return the media at the column of a modality; what stands for none is left out of a list of several."""
         column = self.columns[modality]
-        content = _content(record, column)
+        value = record.values[column]
+        if not isinstance(value, list):
+            value = [value]
+        filled = [item for item in value if not _is_empty(item)] or value[:1]
+        return tuple(self._medium(record, column, modality, item) for item in filled)
+
+    def _medium(self, record: Record, column: str, modality: str, value: Any) -> Medium:
+        """Return a medium: its bytes, else its file, or the place of what is fetched."""
+        content = _content(record, column, value)
         if isinstance(content, bytes):
             return content
         if self._remote and is_remote(content):
@@ -119,9 +136,10 @@ class MediaColumns:
         return names[0]
 
     def _called(self, bare: Iterable[str]) -> dict[str, str]:
-        """Return the columns of bytes or names of files that are called as modalities are."""
+        """Return the columns of bytes or names of files that are called as modalities are, else as several of one."""
         texts = [name for name, feature in self._features.items() if "string" in getattr(inner(feature), "dtype", "")]
-        return {modality: modality for modality in MODALITIES if modality in {*bare, *texts}}
+        named = {modality: modality for modality in MODALITIES if modality in {*bare, *texts}}
+        return named or {modality: f"{modality}s" for modality in MODALITIES if f"{modality}s" in {*bare, *texts}}
 
     def _lone(self, bare: list[str], data: Any) -> dict[str, str]:
         """Return the only column of bytes with its modality, as its first medium shows."""
@@ -132,7 +150,7 @@ class MediaColumns:
             )
         states = _states_of(data, bare[0])
         first = int(np.argmax(states == _BYTES)) if len(bare) == 1 and (states == _BYTES).any() else None
-        content = None if first is None else _content(Record(self._where, data[first], ()), bare[0])
+        content = None if first is None else _first_content(self._where, data[first][bare[0]], bare[0])
         kind = kind_of(content[:HEAD]) if isinstance(content, bytes) else None
         if kind is None or len(kind.modalities) != 1:
             what = f"; the first holds {kind.name}" if kind else ""
@@ -169,12 +187,8 @@ def _states_of(data: Any, name: str) -> NDArray[np.uint8]:
 def _states(cells: Any) -> NDArray[np.uint8]:
     from pyarrow import compute, types
 
-    if any(is_kind(cells.type) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list)):
-        sizes = compute.fill_null(compute.list_value_length(cells), 0).to_numpy(zero_copy_only=False)
-        states = np.where(sizes > 1, _SEVERAL, _ABSENT).astype(np.uint8)
-        items = _states(cells.flatten())
-        states[sizes == 1] = items[(np.cumsum(sizes) - sizes)[sizes == 1]]
-        return states
+    if _is_list(cells.type):
+        return _by_row(np.maximum, _states(cells.flatten()), _sizes(cells))
     if types.is_struct(cells.type):
         fields = [compute.struct_field(cells, [name]) for name in ("bytes", "path") if _has_field(cells.type, name)]
         states = np.zeros(len(cells), np.uint8)
@@ -193,15 +207,59 @@ def _states(cells: Any) -> NDArray[np.uint8]:
     return states
 
 
+def _counts_of(data: Any, name: str) -> NDArray[np.uint32] | None:
+    """Return the number of media in each cell of a column of lists; None for another column."""
+    found = []
+    for batch in data.select_columns([name]).with_format("arrow").iter(_BATCH):
+        for cells in batch.column(name).chunks:
+            if not _is_list(cells.type):
+                return None
+            found.append(_by_row(np.add, (_states(cells.flatten()) > 0).astype(np.uint32), _sizes(cells)))
+    return np.concatenate(found) if found else None
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return any(is_kind(kind) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list))
+
+
+def _sizes(cells: Any) -> NDArray[np.int64]:
+    from pyarrow import compute
+
+    sizes: NDArray[np.int64] = compute.fill_null(compute.list_value_length(cells), 0).to_numpy(zero_copy_only=False)
+    return sizes
+
+
+def _by_row(combine: np.ufunc, items: NDArray[Any], sizes: NDArray[Any]) -> NDArray[Any]:
+    """Return one value for the items of each row; 0 for a row without items."""
+    found = np.zeros(len(sizes), items.dtype)
+    if len(items):
+        filled = sizes > 0
+        found[filled] = combine.reduceat(items, (np.cumsum(sizes) - sizes)[filled])
+    return found
+
+
 def _has_field(kind: Any, name: str) -> bool:
     return kind.get_field_index(name) >= 0
 
 
-def _content(record: Record, column: str) -> bytes | str:
-    """Return a cell's bytes, else its name of a file."""
-    value = record.values[column]
-    if isinstance(value, list) and len(value) == 1:
-        [value] = value
+def _is_empty(value: Any) -> bool:
+    """Return whether an item of a list stands for no medium, as `_states` finds it without reading it."""
+    if isinstance(value, dict):
+        return not value.get("bytes") and not value.get("path")
+    return value is None or value in ("", b"")
+
+
+def _first_content(where: str, value: Any, column: str) -> bytes | str:
+    """Return the content of the first medium in a cell."""
+    items = value if isinstance(value, list) else [value]
+    filled = next((item for item in items if not _is_empty(item)), value)
+    return _content(Record(where, {}, ()), column, filled)
+
+
+def _content(record: Record, column: str, value: Any) -> bytes | str:
+    """Return the bytes of a medium, else its name of a file."""
     if isinstance(value, bytes | str):
         value = {"bytes" if isinstance(value, bytes) else "path": value}
     if not isinstance(value, dict):

@@ -1,7 +1,7 @@
 """A held-out part of the training data, for selecting settings without the test split."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 
@@ -10,12 +10,12 @@ import torch
 from perceptune.config.hold_out import HELD_OUT, TEST, VALIDATION, HoldOutConfig, held_out_splits
 from perceptune.data.answer_cleaning import AnswerCleaning
 from perceptune.data.lazy_rows import select
-from perceptune.data.media_groups import KEY, MediaGroup, media_groups
+from perceptune.data.media_groups import KEY, MediaGroup, connect, media_groups
 from perceptune.data.metrics.base import Scored
 from perceptune.data.subset import sample_count
 from perceptune.data.tasks.base import Task, check_split
 from perceptune.errors import UserError
-from perceptune.types import Medium, Sample
+from perceptune.types import Media, Sample
 
 SEED = 4321  # fixed, so that held-out media do not depend on the training seed
 
@@ -158,9 +158,22 @@ def _nearest(groups: Sequence[MediaGroup], wanted: float) -> int:
 
 
 def _groups(rows: Sequence[Sample]) -> list[int]:
-    """Return a group number for each row, the same for rows with the same media; rows without media are alone."""
-    numbers: dict[tuple[Medium, ...] | str, int] = {}
-    return [
-        numbers.setdefault(tuple(sample.media[name] for name in sorted(sample.media)) or sample.id, len(numbers))
-        for sample in rows
-    ]
+    """Return a group number for each row, the same for rows with the same media; rows without media are alone.
+
+    A row with several media of a modality is in the group of each of them.
+    """
+    numbers: dict[tuple[Media, ...] | str, int] = {}
+    of_row = [numbers.setdefault(_media_of(sample), len(numbers)) for sample in rows]
+    first = connect([_keys_of(media) for media in numbers])
+    places = {number: place for place, number in enumerate(dict.fromkeys(first))}
+    return [places[first[number]] for number in of_row]
+
+
+def _media_of(sample: Sample) -> tuple[Media, ...] | str:
+    return tuple(sample.media[name] for name in sorted(sample.media)) or sample.id
+
+
+def _keys_of(media: tuple[Media, ...] | str) -> list[Hashable]:
+    if isinstance(media, str) or not any(isinstance(given, tuple) for given in media):
+        return [media]
+    return [(medium,) for given in media for medium in (given if isinstance(given, tuple) else (given,))]

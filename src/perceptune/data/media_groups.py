@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from perceptune.errors import UserError
@@ -59,7 +59,22 @@ def media_groups(rows: Sequence[Sample], group_by: str | None = None) -> list[Me
 
 def _connected(media: Sequence[_Media], labels: Sequence[set[str]], of_row: Sequence[int]) -> list[MediaGroup]:
     """Join media that share a key or a label, directly or through others."""
-    parent = list(range(len(media)))
+    root = connect([(*one.keys, *(("label", label) for label in own)) for one, own in zip(media, labels, strict=True)])
+    rows: dict[int, list[int]] = {}
+    for index, number in enumerate(of_row):
+        rows.setdefault(root[number], []).append(index)
+    members: dict[int, list[int]] = {}
+    for number in range(len(media)):
+        members.setdefault(root[number], []).append(number)
+    return [
+        MediaGroup(min(name for m in inside for name in (labels[m] or media[m].names)), len(inside), rows[number])
+        for number, inside in members.items()
+    ]
+
+
+def connect(keys: Sequence[Iterable[Hashable]]) -> list[int]:
+    """Return for each item the first one that it shares a key with, directly or through others."""
+    parent = list(range(len(keys)))
 
     def root(number: int) -> int:
         while parent[number] != number:
@@ -67,24 +82,15 @@ def _connected(media: Sequence[_Media], labels: Sequence[set[str]], of_row: Sequ
         return number
 
     first: dict[Hashable, int] = {}
-    for number, (one, own) in enumerate(zip(media, labels, strict=True)):
-        for shared in (*one.keys, *(("label", label) for label in own)):
+    for number, own in enumerate(keys):
+        for shared in own:
             low, high = sorted((root(first.setdefault(shared, number)), root(number)))
             parent[high] = low
-    rows: dict[int, list[int]] = {}
-    for index, number in enumerate(of_row):
-        rows.setdefault(root(number), []).append(index)
-    members: dict[int, list[int]] = {}
-    for number in range(len(media)):
-        members.setdefault(root(number), []).append(number)
-    return [
-        MediaGroup(min(name for m in inside for name in (labels[m] or media[m].names)), len(inside), rows[number])
-        for number, inside in members.items()
-    ]
+    return [root(number) for number in range(len(keys))]
 
 
 def _media_of(sample: Sample) -> _Media:
-    media = [sample.media[modality] for modality in sorted(sample.media)]
+    media = [medium for modality in sorted(sample.media) for medium in sample.list_media(modality)]
     if not media:  # alone
         return _Media((("sample", sample.id),), (sample.id,))
     return _Media(tuple(map(_key, media)), tuple(map(_name, media)))
@@ -114,7 +120,7 @@ def _matched(pattern: re.Pattern[str], name: str, rows: Sequence[Sample], index:
     sample = rows[index]
     columns = f"the rows have {', '.join(f'`{key}`' for key in sample.meta)}" if sample.meta else "the rows have none"
     given = f"`{KEY}: {pattern.pattern}` is no column ({columns}), and as a regular expression"
-    if not sample.media or any(isinstance(medium, bytes) for medium in sample.media.values()):
+    if not sample.media or any(isinstance(medium, bytes) for _, medium in sample.iter_media()):
         raise UserError(f"{given} it needs file names, which the media of sample `{sample.id}` do not have")
     found = pattern.search(file := name.rpartition("/")[2])
     if found is None or (pattern.groups and found[1] is None):

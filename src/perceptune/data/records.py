@@ -72,14 +72,19 @@ class Record(NamedTuple):
             raise self.error(f"`{key}` holds an unpaired surrogate: {short(ascii(value))}", "bad-text") from error
         return value
 
-    def only(self, key: str) -> Any:
-        """Return the value at `key`, or the only one of its list; None for an empty list."""
+    def listed(self, key: str, *, parse_text: bool = False) -> list[tuple[str, Any]]:
+        """Return the values at `key`, one or those of a list, each with its place; null stands for none.
+
+        With `parse_text` also those of a list written as text.
+        """
         value = self.values.get(key)
+        if parse_text and isinstance(value, str) and (found := self.items(key, value)) != [value]:
+            value = found
         if not isinstance(value, list):
-            return value
-        if len(value) > 1:
-            raise self.error(f"`{key}` holds {len(value)} files; a sample has one of each modality", "wrong-type")
-        return value[0] if value else None
+            return [] if value is None else [(key, value)]
+        if len(value) == 1:
+            return [] if value[0] is None else [(key, value[0])]
+        return [(f"{key}[{index}]", item) for index, item in enumerate(value) if item is not None]
 
     def prompt(self, key: str, *, allow_empty: bool) -> str:
         """Return the question. Raises `RowError` if it has no text, unless it may be empty."""

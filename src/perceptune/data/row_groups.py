@@ -14,7 +14,7 @@ from perceptune.types import Sample
 
 
 class RowGroups:
-    """Groups of rows with the same media and prompt; 8 bytes per row. Rows without media are alone."""
+    """Groups of rows with the same prompt, media and places of these; 8 bytes per row. Rows without media are alone."""
 
     def __init__(self) -> None:
         self._keys = array("q")
@@ -23,7 +23,7 @@ class RowGroups:
     def add(self, sample: Sample) -> None:
         """Add the next row."""
         media = tuple(sample.media.items())
-        self._keys.append(hash((media, sample.prompt) if media else (sample.id,)))
+        self._keys.append(hash((media, sample.prompt, *sample.marks, *sample.history) if media else (sample.id,)))
         self._captions += len(sample.targets)
 
     def note(self) -> str:

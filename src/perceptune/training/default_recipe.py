@@ -148,13 +148,15 @@ def _base(learned: Learned, modality: str) -> dict[str, Any]:
 
 
 def _encoders(base: Mapping[str, Any], found: Summary) -> dict[str, Any]:
-    """Return the encoders of all modalities; audio is encoded over the length of most of its files."""
+    """Return the encoders of all modalities, for all media of a sample and the length of most audio files."""
     given = base.get(found.modality) or {"id": "default"}
     encoders: dict[str, Any] = {}
     for modality in found.modalities:
         encoders[modality] = dict(given) if modality == found.modality else {"id": "default"}
         if modality == "audio":
             encoders[modality]["seconds"] = seconds([*found.probed["audio"].values()])
+        if (most := found.most.get(modality, 1)) > 1:
+            encoders[modality]["max_media"] = most
     return encoders
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import yaml
 
 from perceptune.data.media.file_types import HEAD, kind_of
 from perceptune.data.media.suffixes import MODALITIES, modality_of
+from perceptune.data.records import listed
 from perceptune.data.splits import split_of
 from perceptune.errors import UserError
 from perceptune.utils.paths import shown_name
@@ -155,23 +157,34 @@ def _kind_of(values: Sequence[Any], where: str) -> str:
 
 
 def _modality_in(value: Any) -> str | None:
-    """Return the modality of a cell: by the name of a file, or by the bytes of one."""
-    if name := path_of(value):
+    """Return the modality of all media in a cell: by the names of files, or by their bytes."""
+    kinds = {*map(_modality_of, _items(value))}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _modality_of(value: Any) -> str | None:
+    if name := _name_in(value):
         return modality_of(name)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
     data = value.get("bytes") if isinstance(value, dict) else value
     kind = kind_of(data[:HEAD]) if isinstance(data, bytes) else None
     return kind.modalities[0] if kind and kind.modalities else None
 
 
-def path_of(value: Any) -> str | None:
-    """Return the name of a medium: a string, one in a list of its own, or the `path` of an object; else None."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, dict):
-        value = value.get("path")
-    return value if isinstance(value, str) and 0 < len(value) < 1000 else None
+def paths_of(value: Any) -> list[str]:
+    """Return the names of media in a cell: strings, or the `path` of objects, one or a list, also one as text."""
+    return [name for item in _items(value) if (name := _name_in(item))]
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            value = listed(value) or value
+    return [item for item in value if item not in (None, "")] if isinstance(value, list) else [value]
+
+
+def _name_in(value: Any) -> str | None:
+    name = value.get("path") if isinstance(value, dict) else value
+    return name if isinstance(name, str) and 0 < len(name) < 1000 else None
 
 
 def _only(names: Sequence[str], aliases: Sequence[str], taken: set[str], where: str, option: str) -> str | None:

@@ -34,6 +34,7 @@ class Summary:
     samples: int = 0
     texts: int = 0  # targets of all samples
     modalities: Counter[str] = field(default_factory=Counter)  # samples with a medium of each
+    most: dict[str, int] = field(default_factory=dict)  # modality -> the most media of a sample
     media: set[int] = field(default_factory=set)  # hashes of each sample's media together
     with_prompt: int = 0
     prompts: set[str] = field(default_factory=set)  # the first few different ones
@@ -58,7 +59,9 @@ class Summary:
             if target in self.targets or len(self.targets) <= MOST_CLASSES:
                 self.targets[target] += 1
             self.longest = max(self.longest, len(target.split()))
-        for modality, medium in sample.media.items():
+        for modality in sample.media:
+            self.most[modality] = max(self.most.get(modality, 1), len(sample.list_media(modality)))
+        for modality, medium in sample.iter_media():
             kept = self.probed.setdefault(modality, {})  # those with the smallest checksums: files are often in order
             checksum = crc32(medium[:4096] if isinstance(medium, bytes) else str(medium).encode(errors="replace"))
             if len(kept) < _PROBED or checksum < max(kept):

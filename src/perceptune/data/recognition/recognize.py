@@ -10,7 +10,7 @@ from perceptune.config.registry import leaf
 from perceptune.data.media.file_types import HEAD, kind_of
 from perceptune.data.media.suffixes import MODALITIES, modality_of, suffix_of
 from perceptune.data.recognition.annotations import annotation_form
-from perceptune.data.recognition.columns import find_columns, number_rows, path_of, split_note
+from perceptune.data.recognition.columns import find_columns, number_rows, paths_of, split_note
 from perceptune.data.recognition.folders import folder_form
 from perceptune.data.recognition.form import Form, split_keys
 from perceptune.data.recognition.media_folder import find_folder
@@ -110,8 +110,8 @@ def _rows_form(path: Path, found: Rows, split: str, media: str | None, given: di
     chosen = {key: value for key, value in columns.options(own).items() if key not in given}
     if columns.targets in ("targets", "caption"):
         chosen.pop("target_key", None)  # the readers' own names
-    cells = (path_of(row.get(name)) for name in columns.media.values() for row in found.rows)
-    folder = find_folder([name for name in cells if name], path, media)
+    names = [name for key in columns.media.values() for row in found.rows for name in paths_of(row.get(key))]
+    folder = find_folder(names, path, media)
     options = {**found.options, **chosen, **_read(path, split, folder)}
     numbered = number_rows(found.rows, given) if "number_rows" in kind.Options.model_fields else {}
     options |= dict.fromkeys(numbered, True)
@@ -124,10 +124,7 @@ def conversation_media(row: Mapping[str, Any]) -> list[str]:
     found = []
     for modality in MODALITIES:
         for key in (modality, f"{modality}s"):
-            value = row.get(key)
-            for one in value if isinstance(value, list) else [value]:
-                if name := path_of(one):
-                    found.append(name)
+            found += paths_of(row.get(key))
     return found
 
 

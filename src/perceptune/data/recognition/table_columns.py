@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from perceptune.data.recognition.arrow_rows import arrow_rows
-from perceptune.data.recognition.columns import Columns, find_columns, number_rows, path_of, split_note
+from perceptune.data.recognition.columns import Columns, find_columns, number_rows, paths_of, split_note
 from perceptune.data.recognition.form import Form
 from perceptune.data.recognition.media_folder import find_folder
 from perceptune.data.recognition.rows import file_rows
@@ -30,8 +30,8 @@ def with_columns(form: Form, path: Path, media: str | None, given: Mapping[str, 
     """
     rows = arrow_rows(path)
     columns = find_columns(rows, str(path), given)
-    named = {modality: column for modality, column in columns.media.items() if isinstance(rows[0].get(column), str)}
-    names = [name for column in named.values() for row in rows if (name := path_of(row.get(column)))]
+    named = {modality: column for modality, column in columns.media.items() if _holds_names(rows[0].get(column))}
+    names = [name for column in named.values() for row in rows for name in paths_of(row.get(column))]
     folder = find_folder(names, path, media) if named else None
     form = form if folder is None else replace(form, options={**form.options, "media": str(folder)})
     return _guessed(form, rows, columns, named, given)
@@ -73,6 +73,11 @@ def answers_of(columns: Columns) -> str:
     """Return the name of the column with the targets; empty if there is none."""
     targets = columns.targets
     return targets if isinstance(targets, str) else targets[0] if targets else ""
+
+
+def _holds_names(value: Any) -> bool:
+    """Return whether a cell holds the name of a file, or a list of names."""
+    return isinstance(value, str) or (isinstance(value, list) and any(isinstance(item, str) for item in value))
 
 
 def _shown(value: str | tuple[str, ...]) -> str:

@@ -45,6 +45,8 @@ class Recognized:
         kind = f"{len(classes):,} classes" if self.learned.kind == "classes" else self.learned.kind
         parts = [f"{self.form.what} (--task {self.form.reader}): {_counted(self.found.samples, 'sample')} with {media}"]
         parts[0] += "" if self.doubt else f", {kind}"
+        parts += [f"up to {_counted(most, modality)} a sample (encoders.{modality}.max_media)"
+                  for modality, most in self.found.most.items() if most > 1]  # fmt: skip
         parts += self.form.guesses
         if (folder := self.task.get("media")) is not None:
             listed = dict.fromkeys(folder.values() if isinstance(folder, dict) else [folder])

@@ -28,13 +28,13 @@ class Turn(NamedTuple):
     role: str  # `system`, `user` or `model`
     text: str
     is_trained: bool = True  # whether an answer becomes a sample
+    media: Mapping[str, list[str]] = {}  # modality -> files that the turn names
 
 
 class Chat(NamedTuple):
     """The turns of a row."""
 
     turns: list[Turn]
-    media: list[tuple[str, list[str]]]  # modality and files of each turn that names some
     keys: tuple[str, ...]  # of the row, which the turns were read from
 
 
@@ -54,30 +54,29 @@ def chat_of(record: Record, own: str) -> Chat:
     found = [key for key in dict.fromkeys((own, *TURN_KEYS)) if values.get(key) is not None]
     if len(found) > 1 and own not in found:
         raise record.error(f"both `{found[0]}` and `{found[1]}` hold turns; leave one out")
-    media: list[tuple[str, list[str]]] = []
     if found:
-        turns, better = _turns(record, found[0], values[found[0]], media), values.get("chosen")
+        turns, better = _turns(record, found[0], values[found[0]]), values.get("chosen")
         if isinstance(better, dict):  # the answer to the last of these turns, as in LLaMA-Factory
-            turns = [turn._replace(is_trained=False) for turn in turns] + _turns(record, "chosen", [better], media)
-            return Chat(turns, media, (found[0], "chosen", "rejected"))
-        return Chat(turns, media, (found[0],))
+            turns = [turn._replace(is_trained=False) for turn in turns] + _turns(record, "chosen", [better])
+            return Chat(turns, (found[0], "chosen", "rejected"))
+        return Chat(turns, (found[0],))
     completion = next((key for key in _COMPLETIONS if values.get(key) is not None), None)
     if completion is not None:
-        return Chat(_completed(record, completion, media), media, ("prompt", completion, "rejected"))
+        return Chat(_completed(record, completion), ("prompt", completion, "rejected"))
     for question, answer in (("query", "response"), ("instruction", "output")):
         if values.get(question) is not None and values.get(answer) is not None:
             keys = (question, answer, "history", "system", *(["input"] if question == "instruction" else []))
-            return Chat(list(_asked_once(record, question, answer)), media, keys)
+            return Chat(list(_asked_once(record, question, answer)), keys)
     raise record.lacks([own])
 
 
-def _completed(record: Record, key: str, media: list[tuple[str, list[str]]]) -> list[Turn]:
+def _completed(record: Record, key: str) -> list[Turn]:
     """Return the turns of `prompt` and `completion`, of which only the completion is trained."""
     asked, answered = _as_turns(record.values.get("prompt"), "user"), _as_turns(record.values[key], "assistant")
-    before = [turn._replace(is_trained=False) for turn in _turns(record, "prompt", asked, media)]
+    before = [turn._replace(is_trained=False) for turn in _turns(record, "prompt", asked)]
     if isinstance(answered, list) and answered[: len(before)] == asked:  # `chosen` is often the whole conversation
         answered = answered[len(before) :]
-    after = _turns(record, key, answered, media)
+    after = _turns(record, key, answered)
     if before and after and after[0].role != "model":
         raise record.error(f"`{key}` begins with a turn of the {after[0].role}, which is not in `prompt`")
     return before + after
@@ -109,8 +108,8 @@ def _asked_once(record: Record, question: str, answer: str) -> Iterator[Turn]:
     yield Turn("model", _said(record, answer, values[answer]))
 
 
-def _turns(record: Record, key: str, turns: object, media: list[tuple[str, list[str]]]) -> list[Turn]:
-    """Parse a list of turns; the files that they name are appended to `media`."""
+def _turns(record: Record, key: str, turns: object) -> list[Turn]:
+    """Parse a list of turns."""
     if not isinstance(turns, list):
         raise record.error(f"`{key}` is {json_type(turns)}, not a list")
     found = []
@@ -118,11 +117,11 @@ def _turns(record: Record, key: str, turns: object, media: list[tuple[str, list[
         where = f"{key}[{index}]"
         if not isinstance(turn, dict):
             raise record.error(f"`{where}` is {json_type(turn)}, not an object")
-        found.append(_turn(Record(f"{record.where}: `{where}`", turn, ()), media))
+        found.append(_turn(Record(f"{record.where}: `{where}`", turn, ())))
     return found
 
 
-def _turn(part: Record, media: list[tuple[str, list[str]]]) -> Turn:
+def _turn(part: Record) -> Turn:
     speaker, content = _style(part.values) or _STYLES["role" in part.values or "content" in part.values]
     for wanted in (speaker, content):
         if wanted not in part.values:
@@ -138,12 +137,10 @@ def _turn(part: Record, media: list[tuple[str, list[str]]]) -> Turn:
     text = _text(part, content, files)
     for modality, names in media_beside(part, {modality: (modality, f"{modality}s") for modality in MODALITIES}):
         files.setdefault(modality, []).extend(names)
-        text = text if f"<{modality}>" in text else f"<{modality}>{text}"
     if files and _ROLES[name] == "model":
         raise part.error(f"the model answers with {next(iter(files))}, but answers are texts; leave the row out")
-    media.extend((modality, names) for modality, names in files.items() if names)
     ignored = any(part.values.get(key) in (0, False) for key in ("weight", "loss") if part.values.get(key) is not None)
-    return Turn(_ROLES[name], text, not ignored)
+    return Turn(_ROLES[name], text, not ignored, {modality: names for modality, names in files.items() if names})
 
 
 def _style(turn: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -169,8 +166,9 @@ def _text(part: Record, key: str, files: dict[str, list[str]]) -> str:
         if kind == "text":
             texts.append(_said(part, f"{where}.text", value))
             continue
-        texts.append(f"<{kind}>")
-        files.setdefault(kind, []).extend(names_of(part, f"{where}.{kind}", value))
+        names = names_of(part, f"{where}.{kind}", value)
+        texts.append(f"<{kind}>" * max(len(names), 1))
+        files.setdefault(kind, []).extend(names)
     return "".join(texts)
 
 

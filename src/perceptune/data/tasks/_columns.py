@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from perceptune.data.media.remote_media import RemoteMedia, is_remote
 from perceptune.data.media.suffixes import MODALITIES
 from perceptune.data.records import Record, RowError, short
+from perceptune.types import Media
 from perceptune.utils.paths import local_name
 
 KEYS = (*MODALITIES, "prompt", "targets", "id")
@@ -115,19 +116,23 @@ def id_of(record: Record, default: str, key: str = "id") -> str:
 
 def media_of(
     record: Record, folder: Path, columns: Mapping[str, str] | None = None, remote: RemoteMedia | None = None
-) -> dict[str, Path]:
+) -> dict[str, Media]:
     """Return the row's files by modality; empty if all are null. Addresses are an error without `remote`."""
-    media = {}
+    media: dict[str, Media] = {}
     for modality, key in (Columns().media_in(record) if columns is None else columns).items():
-        value = record.values.get(key)
-        if value is None or (isinstance(value, list) and (value := record.only(key)) is None):
-            continue
-        name = local_name(record.check_text(key, value))
-        if not name.strip():
-            raise record.error(f"`{key}` is empty; write null if the row has none", "empty-medium")
-        at = remote.place(modality, name) if remote and is_remote(name) else _path(folder, local(record, key, name))
-        media[modality] = at
+        found = tuple(_medium(record, place, value, modality, folder, remote) for place, value in record.listed(key))
+        if found:
+            media[modality] = found if len(found) > 1 else found[0]
     return media
+
+
+def _medium(
+    record: Record, key: str, value: object, modality: str, folder: Path, remote: RemoteMedia | None
+) -> Path:  # fmt: skip
+    name = local_name(record.check_text(key, value))
+    if not name.strip():
+        raise record.error(f"`{key}` is empty; write null if the row has none", "empty-medium")
+    return remote.place(modality, name) if remote and is_remote(name) else _path(folder, local(record, key, name))
 
 
 def local(record: Record, key: str, name: str) -> str:

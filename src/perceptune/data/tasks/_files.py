@@ -76,7 +76,7 @@ class Absent:
     def look(self, index: int, sample: Sample) -> bool:
         """Count missing media of the next sample; return whether all exist."""
         whole = True
-        for key, medium in sample.media.items():
+        for key, medium in sample.iter_media():
             if isinstance(medium, Path) and not self._is_file(medium):
                 self.first = self.first or (index, key, medium)
                 self._hashes.add(hash(medium))

@@ -4,7 +4,7 @@ import json
 import sys
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from perceptune.data.media.remote_media import RemoteMedia, failure
 from perceptune.data.records import Record, short
 from perceptune.data.tasks._columns import Columns, id_of, media_of
 from perceptune.data.tasks._files import Absent, missing
+from perceptune.data.tasks._marks import Placed, place_media
 from perceptune.data.tasks._streams import kept
 from perceptune.data.tasks._task import GivenFiles, check_split
 from perceptune.errors import UserError
-from perceptune.types import Sample
+from perceptune.types import Media, Sample
 
 
 class LazyRows(GivenFiles):
@@ -92,7 +93,7 @@ class LazyRows(GivenFiles):
             index, key, file = absent.first
             record = self._at(table, index, split)
             key, why = self._columns.media_in(record)[key], failure(file) or missing(file)
-            raise record.error(f"cannot read `{key}` {short(str(record.only(key)))}: {why}{absent.others()}")
+            raise record.error(f"cannot read `{key}` {self._name_of(record, key, file, split)}: {why}{absent.others()}")
         if len(census) == len(gone):
             raise UserError(f"{path} holds no samples")
         self._check_metric(split, census.answer_types)
@@ -114,19 +115,40 @@ class LazyRows(GivenFiles):
         assert record is not None  # its line contains a sample
         return record
 
+    def _name_of(self, record: Record, key: str, file: Path, split: str) -> str:
+        """Return the name by which a row names a file."""
+        names = [str(name) for _, name in record.listed(key)]
+        own = media_of(record, self._folder(split), {key: key}, self._remote).get(key, ())
+        at = own.index(file) if isinstance(own, tuple) else 0
+        return short(names[at])
+
+    def _placed(self, record: Record, prompt: str, media: Mapping[str, Media]) -> Placed:
+        """Return the prompt without the tags of several media, and their marks."""
+        if not any(isinstance(given, tuple) for given in media.values()):
+            return Placed(prompt)
+        names = {name: [str(one) for one in given] if isinstance(given, tuple) else [str(given)]
+                 for name, given in media.items()}  # fmt: skip
+        return place_media(record, prompt, names, allow_empty=self.may_lack_prompt)
+
     def _sample(self, row: LazyRow, split: str, folder: Path) -> Sample | None:
         record = self._record(row, split)
         if record is None:
             return None
         columns = self._columns
-        media, used = columns.media_in(record), columns.targets_in(record, self.captions)
-        apart = used if media is columns.media else (*used, *media.values())
+        keys, used = columns.media_in(record), columns.targets_in(record, self.captions)
+        apart = used if keys is columns.media else (*used, *keys.values())
+        name = id_of(record, f"{split}-{row.line:06d}", columns.id)  # locates the line
+        media = media_of(record, folder, keys, self._remote)
+        prompt = columns.prompt_of(record, self._options.prompt, allow_empty=self.may_lack_prompt)
+        placed = self._placed(record, prompt, media)
         return Sample(
-            id=id_of(record, f"{split}-{row.line:06d}", columns.id),  # locates the line
-            media=media_of(record, folder, media, self._remote),
-            prompt=columns.prompt_of(record, self._options.prompt, allow_empty=self.may_lack_prompt),
+            id=name,
+            media=placed.arrange(media),
+            prompt=placed.text,
             targets=self._targets(record, used, split),
             meta=self.with_choices(record, {key: value for key, value in record.meta().items() if key not in apart}),
+            marks=placed.marks,
+            history=placed.history,
         )
 
     def _targets(self, record: Record, keys: Sequence[str], split: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Tables with a header, as rows of the user's own data: cells without text, and several targets in a cell."""
+"""Tables with a header, as rows of the user's own data: cells without text, and several targets or media in a cell."""
 
 from typing import Any
 
@@ -23,7 +23,9 @@ class Table(Converted):
         assert record is not None  # its line contains a row
         targets = self._columns.targets_in(record, self.captions)
         cells = {key: self._cell(record, key, split) for key in targets if isinstance(record.values.get(key), str)}
-        media = {key: record.values[key] or None for key in self._columns.media.values() if key in record.values}
+        keys = self._columns.media_in(record).values()
+        media = {key: record.items(key, record.values[key]) if record.values[key] else None
+                 for key in keys if key in record.values}  # fmt: skip
         return record._replace(values={**record.values, **media, **cells})
 
     def _cell(self, record: Record, key: str, split: str) -> Any:

@@ -2,7 +2,7 @@
 
 # Leaves import from here.
 from perceptune.data.media.suffixes import MEDIA, MODALITIES
-from perceptune.data.tasks._canonical import to_row
+from perceptune.data.tasks._canonical import is_row, to_messages, to_row
 from perceptune.data.tasks._captions import Captioned, CaptionSet
 from perceptune.data.tasks._chat_rows import is_conversation
 from perceptune.data.tasks._coco import coco_rows
@@ -11,6 +11,7 @@ from perceptune.data.tasks._files import GZIPPED, Absent, is_file, missing, plai
 from perceptune.data.tasks._flickr import FlickrSet
 from perceptune.data.tasks._karpathy import karpathy_rows
 from perceptune.data.tasks._lazy_rows import Converted, LazyRows
+from perceptune.data.tasks._marks import place_media
 from perceptune.data.tasks._questions import Asked, QuestionSet, answers_of, label_of
 from perceptune.data.tasks._rows import TableOptions, dialect_of, json_rows, read_json, table_rows, text_lines
 from perceptune.data.tasks._scores import CAPTION_METRICS, ROUGE, exact_match

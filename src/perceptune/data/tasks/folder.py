@@ -3,11 +3,11 @@
     train/metadata.jsonl    {"file_name": "001.jpg", "text": "a cat"}       or metadata.csv, metadata.parquet
     train/001.jpg           beside the metadata, or below
 
-`file_name`, or `image_file_name`, `audio_file_name` and `video_file_name`, is relative to the metadata. Without
-metadata the name of a medium's folder is its target; with `text_files` the lines of the text beside it are (`001.jpg`,
-`001.txt`). Splits are the folders that were given. Files that are not media, hidden ones and those of systems
-(`._1.jpg`, `__MACOSX`) are passed over, and counted. A GIF is an image where there are others, else a video if any is
-animated; `modality` selects the media.
+`file_name`, or `image_file_name`, `audio_file_name` and `video_file_name`, is relative to the metadata; `file_names`
+and so on hold a list. Without metadata the name of a medium's folder is its target; with `text_files` the lines of the
+text beside it are (`001.jpg`, `001.txt`). Splits are the folders that were given. Files that are not media, hidden ones
+and those of systems (`._1.jpg`, `__MACOSX`) are passed over, and counted. A GIF is an image where there are others,
+else a video if any is animated; `modality` selects the media.
 """
 
 import sys
@@ -30,7 +30,10 @@ from perceptune.utils.paths import absence, local_name
 
 _EXCEPT_VIDEOS = ("image", "audio")
 _TARGET_KEYS = ("targets", "text", "caption")
-_FILE_KEYS = {"file_name": None, **{f"{modality}_file_name": modality for modality in MODALITIES}}
+_FILE_KEYS = {
+    **{f"file_name{plural}": None for plural in ("", "s")},
+    **{f"{modality}_file_name{plural}": modality for modality in MODALITIES for plural in ("", "s")},
+}
 _TEXT = "txt"  # suffix of the texts of `text_files`
 
 
@@ -208,25 +211,23 @@ class Folder(base.Converted):
         return MODALITIES if videos else _EXCEPT_VIDEOS
 
     def _canonical(self, row: Record, folder: Path) -> dict[str, Any]:
-        keys = [key for key in self._file_keys if row.only(key) is not None]
-        if not keys:
+        found = {key: files for key in self._file_keys if (files := row.listed(key, parse_text=True))}
+        if not found:
             raise row.lacks(["file_name"])
-        media = {}
-        for key in keys:
-            name = row.check_text(key, row.only(key))
-            kind = self._file_keys[key] or modality_of(
-                name, _EXCEPT_VIDEOS if self._options.modality == "image" else MODALITIES
-            )
-            if kind is None:
-                suffixes = [suffix for some in MEDIA.values() for suffix in some]
-                near = nearest(suffix_of(name), suffixes)
-                raise row.error(f"`{key}` {short(name)}: no medium has this suffix{near}")
-            if kind in media:
-                raise row.error(f"`{key}`: more than one {kind}")
-            media[kind] = name if is_remote(name) else (folder / local_name(name)).as_posix()
+        media: dict[str, list[str]] = {}
+        for key, files in found.items():
+            own: dict[str, list[str]] = {}
+            for place, value in files:
+                name = row.check_text(place, value)
+                file = name if is_remote(name) else (folder / local_name(name)).as_posix()
+                own.setdefault(self._kind_of(row, key, name), []).append(file)
+            if both := media.keys() & own:
+                raise row.error(f"`{key}`: more than one {both.pop()}; several are a list at one key")
+            media |= own
         prompt, name, targets = self._options.prompt_key, self._options.id_key, self._target_keys(row)
         known = (*self._file_keys, prompt, name, *targets)
-        values = {key: value for key, value in row.values.items() if key not in known} | media
+        values = {key: value for key, value in row.values.items() if key not in known}
+        values |= {kind: files if len(files) > 1 else files[0] for kind, files in media.items()}
         lacks = len(targets) < 2 and not any(key in row.values for key in targets)
         values |= {"id": row.values.get(name), "targets": None if lacks else row.gather(targets)}
         if row.values.get(prompt) is not None:
@@ -234,6 +235,16 @@ class Folder(base.Converted):
         elif not self.may_lack_prompt:
             raise row.lacks([prompt])
         return {key: value for key, value in values.items() if value is not None}
+
+    def _kind_of(self, row: Record, key: str, name: str) -> str:
+        """Return the modality of a file that metadata names."""
+        among = _EXCEPT_VIDEOS if self._options.modality == "image" else MODALITIES
+        kind = self._file_keys[key] or modality_of(name, among)
+        if kind is None:
+            suffixes = [suffix for some in MEDIA.values() for suffix in some]
+            near = nearest(suffix_of(name), suffixes)
+            raise row.error(f"`{key}` {short(name)}: no medium has this suffix{near}")
+        return kind
 
     def _target_keys(self, row: Record) -> tuple[str, ...]:
         return self._given_targets() or tuple(key for key in _TARGET_KEYS if key in row.values)[:1]

@@ -21,7 +21,7 @@ from perceptune.data.lazy_rows import Census, LazyRows
 from perceptune.data.media.remote_media import RemoteMedia
 from perceptune.data.records import Record, RowError
 from perceptune.data.splits import SPLIT_NAMES, split_called
-from perceptune.data.tasks.base import MODALITIES, InvalidRows, Sources, check_split, class_name
+from perceptune.data.tasks.base import MODALITIES, InvalidRows, Sources, check_split, class_name, place_media
 from perceptune.errors import UserError
 from perceptune.types import Sample
 from perceptune.utils.paths import absolute, local_name
@@ -128,13 +128,16 @@ class HFDataset(Sources):
         options, keys = self._options, rows.targets
         record = Record(f"{rows.where}, row {index}", values, (options.prompt_key, *keys, options.id_key))
         rows.media.require(record, index, check_files=options.check_files and not whole)
-        name = values.get(options.id_key)
+        name, prompt = values.get(options.id_key), self.prompt_of(record, options.prompt_key)
+        names = {modality: [""] * count for modality, count in rows.media.counts(index).items() if count}
+        placed = place_media(record, prompt, names, allow_empty=self.may_lack_prompt)
         return Sample(
             id=f"{split}-{index:06d}" if name is None else str(name),
-            media=rows.media.media(record, index) if whole else {},
-            prompt=self.prompt_of(record, options.prompt_key),
+            media=placed.arrange(rows.media.media(record, index)) if whole else {},
+            prompt=placed.text,
             targets=self.targets_of(rows.with_targets(record, split), keys[:1], split),
             meta=self.with_choices(record, {key: value for key, value in record.meta().items() if key in rows.meta}),
+            marks=placed.marks,
         )
 
 

@@ -2,7 +2,8 @@
 
     {"image": "images/1.jpg", "prompt": "What animal is this?", "targets": ["a cat", "cat"]}
 
-`image`, `audio` and `video` are files, relative to the folder of the text file; `null` where a row has none.
+`image`, `audio` and `video` are files, relative to the folder of the text file; `null` where a row has none, and a list
+where it has several. These may have places in the prompt, `Is <image> redder than <image>?`; the tags leave the text.
 `targets` is one string or several, each of which counts as correct; `caption` or `captions` may replace it, and `text`
 for caption metrics (`metric: CIDEr`). Optional are `id` and any other keys, which
 become the sample's `meta`; with `answer_type` among them, each of its values has a separate accuracy.

@@ -5,12 +5,13 @@
     000124.mp4  000124.json
 
 The JSON object holds `prompt` and `targets` as a row of task `jsonl` does, or a `caption`; a `txt` beside the medium
-or in place of the JSON is a caption, too, and a `cls` the number or the name of a class.
+or in place of the JSON is a caption, too, and a `cls` the number or the name of a class. Several media of a modality
+are numbered: `000125.0.jpg`, `000125.1.jpg`.
 """
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,18 @@ from pydantic import Field
 
 from perceptune.data import webdataset_index
 from perceptune.data.lazy_rows import Census, LazyRow, RowTable
+from perceptune.data.media.suffixes import modality_of
 from perceptune.data.records import Record, RowError, parse, short
 from perceptune.data.splits import SPLIT_NAMES, split_of
 from perceptune.data.storage import expand, files_in
-from perceptune.data.tasks.base import MEDIA, InvalidRows, Sources, check_split, class_name, id_of
+from perceptune.data.tasks.base import MEDIA, InvalidRows, Sources, check_split, class_name, id_of, place_media
 from perceptune.data.webdataset_index import IndexedShard
 from perceptune.errors import UserError
 from perceptune.types import Member, Sample
 from perceptune.utils.paths import local_name
 
 CAPTION, CLASS = "txt", "cls"
+_NUMBERED = re.compile(r"(|.*[^\d.])\.?(\d{1,9})\.[a-z0-9]+")  # `0.jpg`, `img1.jpg`, `images.1.jpg`
 
 
 class WebDataset(Sources):
@@ -127,19 +130,25 @@ class WebDataset(Sources):
         name, parts = found["name"], found["parts"]
         where = f"{shard.address}, sample `{name}`"
         media = self._media(parts, where)
-        for part, (_, size) in parts.items():
-            if not size and part in media.values():
+        for part in (part for some in media.values() for part in some):
+            if not parts[part][1]:
                 raise RowError(f"{where}: its `{part}` is an empty file", "empty-medium")
         record = self._record(found, where, split)
+        prompt = self.prompt_of(record, self._options.prompt_key)
+        placed = place_media(record, prompt, media, allow_empty=self.may_lack_prompt)
+        members = {
+            modality: tuple(
+                Member(shard.address, parts[part][0], parts[part][1], f"{name}.{part}", shard.version) for part in some
+            )
+            for modality, some in media.items()
+        }
         return Sample(
             id=self._id(record, name),
-            media={
-                modality: Member(shard.address, parts[part][0], parts[part][1], f"{name}.{part}", shard.version)
-                for modality, part in media.items()
-            },
-            prompt=self.prompt_of(record, self._options.prompt_key),
+            media=placed.arrange({key: some if len(some) > 1 else some[0] for key, some in members.items()}),
+            prompt=placed.text,
             targets=self.targets_of(record, self._target_keys, split),
             meta=self.with_choices(record, record.meta()),
+            marks=placed.marks,
         )
 
     def _id(self, record: Record, name: str) -> str:
@@ -150,8 +159,8 @@ class WebDataset(Sources):
             raise record.lacks([key])
         return id_of(record, name, key)
 
-    def _media(self, parts: dict[str, Any], where: str) -> dict[str, str]:
-        """Return the part with the medium of each modality: those named in the recipe, else those that exist."""
+    def _media(self, parts: dict[str, Any], where: str) -> dict[str, list[str]]:
+        """Return the parts with the media of each modality: those named in the recipe, else those that exist."""
         media = {}
         for modality, wanted in self._media_parts.items():
             found = [part for part in wanted if part in parts]
@@ -161,7 +170,8 @@ class WebDataset(Sources):
             if not found and self._given_media:
                 raise _lacks(wanted, parts, where, "no-medium")
             if found:
-                media[modality] = found[0]
+                media[modality] = found
+        media = media or _numbered(parts)
         if not media:
             raise _lacks([part for wanted in MEDIA.values() for part in wanted], parts, where, "no-medium")
         return media
@@ -244,6 +254,26 @@ def _in_order(path: Path, named: Sequence[tuple[str, str]]) -> dict[str, str]:
         if some:
             found[split] = some[0][1]
     return found
+
+
+def _numbered(parts: Iterable[str]) -> dict[str, list[str]]:
+    """Return the parts of each modality that are numbered (`0.jpg`, `1.jpg`), in the order of their numbers.
+
+    Nothing for a modality whose parts have several names, or a number twice.
+    """
+    found: dict[str, dict[int, str]] = {}
+    names: dict[str, list[str]] = {}
+    for part in parts:
+        match = _NUMBERED.fullmatch(part)
+        modality = modality_of(part) if match else None
+        if match and modality:
+            found.setdefault(modality, {})[int(match[2])] = part
+            names.setdefault(modality, []).append(match[1])
+    return {
+        modality: [numbered[number] for number in sorted(numbered)]
+        for modality, numbered in found.items()
+        if len({*names[modality]}) == 1 and len(names[modality]) == len(numbered)
+    }
 
 
 def _lacks(wanted: Sequence[str], parts: dict[str, Any], where: str, kind: str) -> RowError:

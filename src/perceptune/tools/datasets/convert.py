@@ -1,11 +1,13 @@
-"""`perceptune data convert`: any data set as canonical JSONL, the format of task `jsonl`."""
+"""`perceptune data convert`: any data set as canonical JSONL, the format of task `jsonl`, or of `messages`."""
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import count
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from perceptune.config.recipe import Recipe, load_recipe
 from perceptune.config.registry import leaves
@@ -13,7 +15,7 @@ from perceptune.data.build_task import make_task
 from perceptune.data.media.remote_media import is_fetched
 from perceptune.data.media.source import content
 from perceptune.data.records import short
-from perceptune.data.tasks.base import Task, check_split, to_row
+from perceptune.data.tasks.base import Task, check_split, is_row, to_messages, to_row
 from perceptune.errors import UserError, disk_errors
 from perceptune.tools.datasets.validate import source_recipe
 from perceptune.types import Medium, Member, Sample
@@ -25,6 +27,8 @@ def convert(
     media: Path | None = None, reader: str | None = None,
 ) -> int:  # fmt: skip
     """Write a split of a task, of a recipe or of data to `to` atomically; return the number of rows.
+
+    If a sample has earlier turns, all of them are written for task `messages` with `turns: all`, else for `jsonl`.
 
     Media are named relative to the folder of `to`, or absolutely; those in archives are first written into `media`.
     A name that ends in `.gz` is compressed. Raises `UserError` for unreadable data and for several splits without a
@@ -39,15 +43,28 @@ def convert(
     folder, files = to.parent.resolve(), _Files(media)
     written = 0
 
-    def rows() -> Iterator[bytes]:
+    def rows(write: Callable[[Sample, Path | None], dict[str, Any]]) -> Iterator[bytes]:
         nonlocal written
+        written = 0
         for sample in task.samples(split):
-            row = to_row(files.outside(sample), None if absolute else folder)
+            if write is to_row and not is_row(sample):
+                raise _ConversationError
+            row = write(files.outside(sample), None if absolute else folder)
             yield json.dumps(row, ensure_ascii=False, separators=(", ", ": ")).encode(errors="backslashreplace") + b"\n"
             written += 1
 
-    write_chunks(to, _gzipped(rows()) if to.suffix == ".gz" else rows())
+    def save(write: Callable[[Sample, Path | None], dict[str, Any]]) -> None:
+        write_chunks(to, _gzipped(rows(write)) if to.suffix == ".gz" else rows(write))
+
+    try:
+        save(to_row)
+    except _ConversationError:  # often not the first sample; most data has none, so all are not read twice
+        save(to_messages)
     return written
+
+
+class _ConversationError(Exception):
+    """Raised for a sample that is written as a conversation, as all others in its file are then."""
 
 
 def _recipe(source: str, overrides: Sequence[str], split: str | None, reader: str | None) -> Recipe:
@@ -91,9 +108,10 @@ class _Files:
 
     def outside(self, sample: Sample) -> Sample:
         """Return the sample with every medium as a file; its folder is resolved, as relative paths contain `..`."""
-        return replace(sample, media={key: self._file(sample, key, medium) for key, medium in sample.media.items()})
+        embedded = count()  # bytes have no names of their own
+        return replace(sample, media=sample.map_media(lambda key, medium: self._file(sample, key, medium, embedded)))
 
-    def _file(self, sample: Sample, modality: str, medium: Medium) -> Path:
+    def _file(self, sample: Sample, modality: str, medium: Medium, embedded: Iterator[int]) -> Path:
         if isinstance(medium, Path) and not is_fetched(medium):
             parent: Path = self._resolved(medium.parent)
             return parent / medium.name
@@ -102,7 +120,8 @@ class _Files:
             where = medium.shard if isinstance(medium, Member) else elsewhere
             what = f"sample `{short(sample.id)}`: its {modality} lies in {where}"
             raise UserError(f"{what}: give `--media DIR`, and it is written there")
-        name = _safe_name(medium, sample.id)
+        number = next(embedded) if isinstance(medium, bytes) else 0
+        name = _safe_name(medium, f"{sample.id}.{number}" if number else sample.id)
         path = self._folder.resolve() / name
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
