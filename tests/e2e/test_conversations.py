@@ -12,6 +12,7 @@ import pytest
 import perceptune
 import support
 from perceptune.cli.main import run as cli
+from perceptune.models.base import AdaptedModel
 from perceptune.models.run_folder import has_histories, read_meta
 
 CHAT = (
@@ -92,7 +93,7 @@ def test_every_answer_is_evaluated(trained: Path) -> None:
 def test_images_are_exchanged_and_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(["eval", str(run), "--exchanged", "--report", "--trust"]) == 0
     printed = capsys.readouterr().out
-    for word in ("media shuffled", "no media", "media exchanged", "with its media"):
+    for word in ("media shuffled", "no media", "media exchanged"):
         assert word in printed
     results = json.loads((run / "results.json").read_text())
     assert {"accuracy_exchanged", "gap_exchanged", "gap_exchanged_interval"} <= results.keys()
@@ -128,3 +129,28 @@ def test_tokens_of_earlier_turns_count_in_a_batch(dwarfs: Path, talks: Path, tmp
     given = recipe(dwarfs, talks, train=support.train_section(steps=1, batch_tokens=60), eval={"at_end": False})
     with pytest.raises(perceptune.UserError, match=r"sample `talk-.*` = 60"):
         perceptune.train(given, tmp_path / "run", trust=True)
+
+
+def test_several_images_are_asked_about_in_their_order(
+    trained: Path, talks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[perceptune.Sample] = []
+    answer = AdaptedModel.answer
+
+    def kept(model: AdaptedModel, samples: list[perceptune.Sample], **given: Any) -> list[str]:
+        asked.extend(samples)
+        return answer(model, samples, **given)
+
+    monkeypatch.setattr(AdaptedModel, "answer", kept)
+    files = [talks / f"data/train{number}.png" for number in (3, 1)]
+    words = ["answer", str(trained), "--trust", *(word for file in files for word in ("--image", str(file)))]
+    assert cli([*words, "which colors?"]) == 0
+    assert cli([*words, "is <image>redder than <image>?"]) == 0
+    assert [(one.media, one.prompt, [mark.at for mark in one.marks]) for one in asked] == [
+        ({"image": tuple(files)}, "which colors?", []), ({"image": tuple(files)}, "is redder than ?", [3, 15]),
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert cli([*words, "is <image>red?"]) == 2
+    assert "the question has 1 `<image>` for 2 media of modality image" in capsys.readouterr().err
+    assert cli([*words, *words[3:], *words[3:5], "which colors?"]) == 2
+    assert "has 5 media of modality image, more than `encoders.image.max_media: 4`" in capsys.readouterr().err

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 import support
+from leaves.talks import talk
 from perceptune.config.recipe import load_recipe
+from perceptune.data.conversations import answers_of
+from perceptune.serving.examples import _example
+from perceptune.serving.limits import Limits
 from perceptune.tools.datasets.format_report import format_report
 from perceptune.tools.datasets.page import page
 from perceptune.tools.datasets.validate import Checked, CheckOptions, validate_dataset
@@ -76,3 +80,16 @@ def test_features_of_all_media_are_built(talks: Path, dwarfs: Path) -> None:
     cached = {"features": "disk", "dir": str(talks / "cache")}
     built = build_features(load_recipe(recipe(talks, dwarfs, cache=cached)), ["train"])
     assert (built["media"], built["computed"], built["broken"]) == (3, 3, {})
+
+
+def test_examples_of_the_page_hold_all_media_and_no_question_that_follows_another(talks: Path) -> None:
+    one, pair, first, last = (part for row in ROWS for part in answers_of(talk(row, talks / "data")))
+    urls = [_example(sample, Limits()) for sample in (one, pair, first)]
+    assert [example and {kind: type(url) for kind, url in example.media.items()} for example in urls] == [
+        {"image": str}, {"image": list}, {"image": str}
+    ]  # fmt: skip
+    assert urls[1] is not None
+    assert len(set(urls[1].media["image"])) == 2
+    assert _example(last, Limits()) is None
+    (talks / "data/train1.png").unlink()
+    assert _example(pair, Limits()) is None, "one of its images cannot be read"

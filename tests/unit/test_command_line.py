@@ -36,7 +36,7 @@ def options(of: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, 
 @pytest.mark.parametrize(
     "words",
     [
-        ["answer", "RUN", "color?", "--image", "a.png", "--image", "b.png"],
+        ["answer", "RUN", "color?", "--choices", "a,b", "--choices", "c,d"],
         ["eval", "RUN", "--data", "a", "--data=b"],
         ["serve", "RUN", "--port", "8000", "--port", "8001"],
         ["train", "--lm", "a", "--lm", "a"],

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from perceptune.data.conversations import answers_of, split_answers, tagged_history, tagged_prompt
+from perceptune.data.conversations import answers_of, place_media, split_answers, tagged_history, tagged_prompt
 from perceptune.data.lazy_rows import LazyRows
+from perceptune.errors import UserError
 from perceptune.types import Mark, Media, Message, Sample
 
 
@@ -118,3 +119,32 @@ def test_texts_are_shown_with_the_places_of_the_media() -> None:
         {"role": "user", "content": "<image>this <audio>?"}, {"role": "assistant", "content": "red"}
     ]  # fmt: skip
     assert tagged_prompt(Sample("a", {"image": Path("a")}, "what?")) == "what?"
+
+
+PAIR = {"image": (Path("a"), Path("b"))}
+
+
+@pytest.mark.parametrize(
+    ("question", "media", "text", "places"),
+    [
+        ("which?", PAIR, "which?", []),
+        ("from <image> to <image>?", PAIR, "from to ?", [(5, "image"), (8, "image")]),
+        ("<image>\n<image>\nwhich is redder?\n", PAIR, "which is redder?", [(0, "image"), (0, "image")]),
+        ("color? <image>", {"image": Path("a")}, "color?", [(6, "image")]),
+        ("heard <audio>?", {"image": Path("a"), "audio": Path("s")}, "heard ?", [(0, "image"), (6, "audio")]),
+        ("what is <video> in HTML?", {"image": Path("a")}, "what is <video> in HTML?", []),
+    ],
+)
+def test_tags_in_a_question_are_places(question: str, media: Any, text: str, places: list[tuple[int, str]]) -> None:
+    found, marks = place_media(question, media)
+    assert (found, [(mark.at, mark.modality) for mark in marks]) == (text, places)
+
+
+@pytest.mark.parametrize(
+    ("question", "media", "counts"),
+    [("<image>?", PAIR, "1 `<image>` for 2"), ("<image> <image>?", {"image": Path("a")}, "2 `<image>` for 1"),
+     ("<image>?", {}, "1 `<image>` for 0")],
+)  # fmt: skip
+def test_another_number_of_tags_than_media_is_an_error(question: str, media: Any, counts: str) -> None:
+    with pytest.raises(UserError, match=f"the question has {counts} media of modality image"):
+        place_media(question, media)

@@ -106,12 +106,26 @@ def test_what_a_run_cannot_do_is_said(asked: Any, adapter: Any) -> None:
         adapter.Perceptune()
     with pytest.raises(UserError, match="unknown `pretrained`"):
         adapter.Perceptune(run="x", pretrained="y")
-    with pytest.raises(UserError, match="colors, test 0: more than one image"):
+    with pytest.raises(
+        UserError, match=r"`colors, test 0` has 2 media of modality image, .*`encoders\.image\.max_media: 1`"
+    ):
         asked.model.generate_until([request(0, {}, visual=lambda doc: [doc["image"]] * 2)])
     with pytest.raises(UserError, match="int is not an image"):
         asked.model.generate_until([request(0, {}, visual=lambda doc: [3])])
     with pytest.raises(UserError, match="single questions"):
         asked.model.generate_until_multi_round([])
+
+
+def test_several_images_stand_at_their_tags(asked: Any) -> None:
+    def sample(text: str, count: int) -> perceptune.Sample:
+        given: perceptune.Sample = asked.model._sample(request(0, {}, text, lambda doc: [doc["image"]] * count).args)
+        return given
+
+    pair = sample("is <image>\nredder than <image>?", 2)
+    assert len(pair.list_media("image")) == 2
+    assert (pair.prompt, [mark.at for mark in pair.marks]) == ("is redder than ?", [3, 15])
+    for text, count in (("<image>which?", 2), ("<image>which?", 1), ("which?<image><image>", 1)):
+        assert (sample(text, count).prompt, sample(text, count).marks) == ("which?", ())
 
 
 def test_media_of_the_suite_are_seen_as_files_are(adapter: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
+from perceptune.data.conversations import as_media, place_media
 from perceptune.data.media.rgb import to_rgb
 from perceptune.data.media.suffixes import MODALITIES, modality_of
 from perceptune.errors import UserError
@@ -22,7 +23,7 @@ from perceptune.models.run_folder import load
 from perceptune.types import Decoding, Medium, Sample
 from perceptune.utils.paths import given_path
 
-IMAGE_TAG = "<image>"  # tasks mark the position of an image by it; ours is fixed, so it is removed
+IMAGE_TAG = "<image>"  # tasks mark the position of an image by it
 
 
 def manifest() -> ModelManifest:
@@ -31,7 +32,7 @@ def manifest() -> ModelManifest:
 
 
 class Perceptune(lmms):
-    """A run folder as a model of the suite, with one image, audio file or video per question.
+    """A run folder as a model of the suite, with as many media per question as the run takes (`max_media`).
 
     Generation settings are the run's own, overridden by a task's `max_new_tokens`, `num_beams`, `do_sample`,
     `temperature`, `top_p` and `length_penalty`.
@@ -88,13 +89,16 @@ class Perceptune(lmms):
         """Convert a request's arguments (text, settings or target, visuals, row, task, split) to a sample."""
         question, _, to_visual, row, task, split = arguments
         name = f"{task}, {split} {row}"
-        media: dict[str, Medium] = {}
+        given: dict[str, list[Medium]] = {}
         for visual in (to_visual(self.task_dict[task][split][row]) if to_visual else None) or []:
             modality, medium = _medium(visual, name, self.model.stores)
-            if modality in media:
-                raise UserError(f"{name}: more than one {modality}; a run sees one of each kind")
-            media[modality] = medium
-        return Sample(name, media, question.replace(IMAGE_TAG, "").strip())
+            given.setdefault(modality, []).append(medium)
+        media = {modality: as_media(own) for modality, own in given.items()}
+        count = len(given.get("image", ()))
+        if count < 2 or question.count(IMAGE_TAG) != count:
+            return Sample(name, media, question.replace(IMAGE_TAG, "").strip())
+        text, marks = place_media(question, media)
+        return Sample(name, media, text, marks=marks)
 
     def _continuation(self, arguments: tuple[Any, ...]) -> str:
         _, target, _, row, task, split = arguments

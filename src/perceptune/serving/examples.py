@@ -26,7 +26,7 @@ class Example(NamedTuple):
 
     prompt: str
     targets: tuple[str, ...]
-    media: Mapping[str, str]  # by modality, as `data:` URLs
+    media: Mapping[str, str | list[str]]  # by modality, as `data:` URLs; a list if there are several
 
     def row(self, place: int) -> dict[str, Any]:
         """Return the row as JSON."""
@@ -66,17 +66,30 @@ def _varied(rows: Sequence[Sample]) -> list[Sample]:
 
 
 def _example(row: Sample, limits: Limits) -> Example | None:
-    """Return the example; None for a row whose media cannot be read or are too large to show or send."""
-    media = {}
-    for kind, medium in row.media.items():
-        try:
-            data = content(medium)
-        except MediaError:
+    """Return the example; None for a row whose media cannot be read or are too large to show or send.
+
+    None, too, for a question that follows other turns.
+    """
+    if row.history:
+        return None
+    media: dict[str, str | list[str]] = {}
+    for kind in row.media:
+        shown = [_url(medium, kind, limits) for medium in row.list_media(kind)]
+        urls = [url for url in shown if url is not None]
+        if len(urls) < len(shown):
             return None
-        if len(data) > min(_BYTES, limits.bytes_of(kind)):
-            return None
-        media[kind] = f"data:{_mime(medium, kind)};base64,{base64.b64encode(data).decode()}"
+        media[kind] = urls if len(urls) > 1 else urls[0]
     return Example(row.prompt, row.targets, media)
+
+
+def _url(medium: Medium, kind: str, limits: Limits) -> str | None:
+    try:
+        data = content(medium)
+    except MediaError:
+        return None
+    if len(data) > min(_BYTES, limits.bytes_of(kind)):
+        return None
+    return f"data:{_mime(medium, kind)};base64,{base64.b64encode(data).decode()}"
 
 
 def _mime(medium: Medium, kind: str) -> str:

@@ -3,7 +3,7 @@
 Examples:
   perceptune answer runs/mine --image photo.jpg "what color is this?"
   perceptune answer runs/mine --image photo.jpg "what color is this?" --choices red,green,blue --logprobs
-  perceptune answer runs/classes --image photo.jpg --logprobs
+  perceptune answer runs/pairs --image one.jpg --image two.jpg "what changed from <image> to <image>?"
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from perceptune.errors import UserError
 
 if TYPE_CHECKING:
     from perceptune.config.recipe import Recipe
+    from perceptune.types import Media
 
 PREFIXES = ("decode.", "eval.", "lm.", "encoders.", "cache.")  # a question may contain `=` as well
 
@@ -27,7 +28,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("question", nargs="?", type=any_text, help=told)
     parser.add_overrides("decode.* keys, such as decode.beams=3", beside="question", prefixes=PREFIXES)
     for kind in ("image", "audio", "video"):
-        parser.add_argument(f"--{kind}", metavar="FILE", help=f"{kind} file")
+        told = f"{kind} file; may be repeated, and `<{kind}>` in the question then marks the place of each"
+        parser.add_argument(f"--{kind}", metavar="FILE", action="append", help=told)
     told = "answer with the most likely of these choices; without a value, of the run's own (`task.choices`)"
     parser.add_argument("--choices", nargs="?", const=True, metavar="A,B,C", help=told)
     parser.add_argument("--logprobs", action="store_true", help="print log-probabilities of the tokens or choices, too")
@@ -38,14 +40,20 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> None:
     """Print the answer."""
     from perceptune.data.choices import choices_of
+    from perceptune.data.conversations import as_media, place_media
     from perceptune.data.storage import local_path
     from perceptune.models.run_folder import cleaning_of, load
     from perceptune.types import Sample
 
-    kinds = ("image", "audio", "video")
-    media = {kind: local_path(file, f"--{kind}") for kind in kinds if (file := getattr(options, kind))}
+    media: dict[str, Media] = {
+        kind: as_media([local_path(file, f"--{kind}") for file in files])
+        for kind in ("image", "audio", "video")
+        if (files := getattr(options, kind))
+    }
     model = load(options.run, trust=options.trust, overrides=options.overrides)
-    sample = Sample("question", media, _question(options.question, model.recipe))
+    question, marks = place_media(_question(options.question, model.recipe), media)
+    sample = Sample("question", media, question, marks=marks)
+    model.check_modalities([sample])
     if texts := _texts(options.choices, model.recipe):
         choices = choices_of(Sample("--choices", {}, "", meta={"choices": texts}))
         values = model.rank([sample], [choices], normalize=model.recipe.eval.rank_normalize)[0]

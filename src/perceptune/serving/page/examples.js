@@ -29,7 +29,8 @@ function example(row) {
   const item = made("li");
   const button = made("button", undefined, "example");
   button.type = "button";
-  const media = Object.entries(row.media).map(([kind, url]) => ({
+  const urls = Object.entries(row.media).flatMap(([kind, own]) => [own].flat().map((url) => [kind, url]));
+  const media = urls.map(([kind, url]) => ({
     kind, url, name: `example ${row.id + 1}`, size: Math.floor((url.length - url.indexOf(",") - 1) * 0.75),
   }));
   const image = media.find((one) => one.kind === "image");
