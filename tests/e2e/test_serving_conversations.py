@@ -13,7 +13,7 @@ import pytest
 import perceptune
 import runs as dwarf_runs
 import support
-from perceptune.models.run_folder import META, save_run
+from perceptune.models.run_folder import CONVERSATIONS, META, save_run
 from perceptune.serving.limits import Limits
 from perceptune.serving.runs import Runs
 from perceptune.types import Mark, Message, Sample
@@ -40,7 +40,7 @@ def loaded(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for name, changes in runs.items():
         save_run(place / name, perceptune.build({**dwarf_runs.recipe(dwarfs), **changes}))
     meta = place / "one" / META
-    meta.write_text(json.dumps({**json.loads(meta.read_text()), "conversations": True}))
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), CONVERSATIONS: True}))
     return load_runs([str(place / name) for name in runs], Limits())
 
 

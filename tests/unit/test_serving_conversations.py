@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from perceptune.models.text_rows import messages_of
 from perceptune.serving.conversation import Conversation, read_conversation, require_answerable
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
@@ -168,3 +170,29 @@ def test_limits_are_those_of_all_messages_together(limits: Limits, said: str) ->
     with pytest.raises(ApiError, match=said) as caught:
         RequestParser(limits, nothing, None, None, 1)._within_limits(parsed(json.dumps(body).encode()))
     assert caught.value.param == "messages"
+
+
+def test_marks_and_media_of_every_conversation_match() -> None:
+    """As the text format takes them: with a mark for each medium, and the media in the order of the marks."""
+    chance = random.Random(0)
+    for _ in range(200):
+        turns = [turn("system", "a")] if chance.random() < 0.3 else []
+        shown = []
+        for number in range(chance.choice([1, 3, 5])):
+            parts = [chance.choice(["ab", "", IMAGE, SOUND]) for _ in range(chance.randint(1, 4))]
+            turns.append(turn("assistant", "b") if number % 2 else turn("user", "c", *parts))
+            shown += [] if number % 2 else [part for part in parts if not isinstance(part, str)]
+        asked = read(*turns)
+        sample = asked.sample([bytes([number]) for number in range(len(shown))])
+        said = messages_of(sample)
+        marks = [mark for message in said for mark in message.marks]
+        assert [mark.modality for mark in marks] == ["image" if part is IMAGE else "audio" for part in shown]
+        assert all(mark.at in (0, *breaks(message.text)) for message in said for mark in message.marks)
+        for modality in sample.media:
+            places = [number for number, mark in enumerate(marks) if mark.modality == modality]
+            assert sample.list_media(modality) == tuple(bytes([place]) for place in places)
+
+
+def breaks(text: str) -> list[int]:
+    """Where the parts of a text begin, and its end."""
+    return [*(place + 1 for place, character in enumerate(text) if character == "\n"), len(text)]
