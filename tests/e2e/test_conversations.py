@@ -12,6 +12,7 @@ import pytest
 import perceptune
 import support
 from perceptune.cli.main import run as cli
+from perceptune.evaluation.batch_predict import predict
 from perceptune.models.base import AdaptedModel
 from perceptune.models.run_folder import has_histories, read_meta
 
@@ -154,3 +155,26 @@ def test_several_images_are_asked_about_in_their_order(
     assert "the question has 1 `<image>` for 2 media of modality image" in capsys.readouterr().err
     assert cli([*words, *words[3:], *words[3:5], "which colors?"]) == 2
     assert "has 5 media of modality image, more than `encoders.image.max_media: 4`" in capsys.readouterr().err
+
+
+def test_rows_with_lists_of_images_are_predicted(trained: Path, talks: Path, tmp_path: Path) -> None:
+    first, second, broken = (str(talks / f"data/{name}") for name in ("train0.png", "train1.png", BROKEN))
+    Path(broken).write_bytes(b"no image")
+    rows = [
+        {"id": "one", "image": first, "prompt": "color?"},
+        {"id": "pair", "image": [second, first], "prompt": "is <image>redder than <image>?", "targets": ["no"]},
+        {"id": "tags", "image": [first, second], "prompt": "is <image>red?"},
+        {"id": "broken", "image": [first, broken], "prompt": "which?"},
+        {"id": "many", "image": [first] * 5, "prompt": "which?"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = predict(trained, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", trust=True)
+    assert (done.rows, done.errors) == (5, 3)
+    one, pair, tags, half, many = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (one["media"], one["prompt"]) == ({"image": first}, "color?")
+    assert (pair["media"], pair["prompt"]) == ({"image": [second, first]}, "is <image>redder than <image>?")
+    assert isinstance(one["answer"], str)
+    assert isinstance(pair["answer"], str)
+    assert "1 `<image>`" in tags["error"]
+    assert BROKEN in half["error"]
+    assert "has 5 media of modality image, more than `encoders.image.max_media: 4`" in many["error"]

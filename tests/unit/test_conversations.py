@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perceptune.data.conversations import answers_of, place_media, split_answers, tagged_history, tagged_prompt
+from perceptune.data.conversations import answers_of, mark_media, split_answers, tagged_history, tagged_prompt
 from perceptune.data.lazy_rows import LazyRows
 from perceptune.errors import UserError
 from perceptune.types import Mark, Media, Message, Sample
@@ -136,7 +136,7 @@ PAIR = {"image": (Path("a"), Path("b"))}
     ],
 )
 def test_tags_in_a_question_are_places(question: str, media: Any, text: str, places: list[tuple[int, str]]) -> None:
-    found, marks = place_media(question, media)
+    found, marks = mark_media(question, media)
     assert (found, [(mark.at, mark.modality) for mark in marks]) == (text, places)
 
 
@@ -147,4 +147,4 @@ def test_tags_in_a_question_are_places(question: str, media: Any, text: str, pla
 )  # fmt: skip
 def test_another_number_of_tags_than_media_is_an_error(question: str, media: Any, counts: str) -> None:
     with pytest.raises(UserError, match=f"the question has {counts} media of modality image"):
-        place_media(question, media)
+        mark_media(question, media)

@@ -11,7 +11,7 @@ import pytest
 import forms
 from perceptune.config.recipe import load_recipe
 from perceptune.errors import UserError
-from perceptune.evaluation.prediction_rows import answered, recognized_rows, require_choices
+from perceptune.evaluation.prediction_rows import answered, recognized_rows, require_choices, run_settings
 from perceptune.types import Sample
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -50,3 +50,10 @@ def test_an_answer_outside_the_choices_is_no_reason_to_refuse_a_row(tmp_path: Pa
     rows = [row for _, row in recognized_rows(case.place, None, recipe)]
     assert len(rows) == forms.COUNT
     assert all(isinstance(row, Sample) and "choices" not in row.meta for row in rows)
+
+
+@pytest.mark.parametrize(("turns", "kept"), [("all", {"turns": "all"}), ("last", {}), (None, {})])
+def test_other_conversations_are_read_whole_if_the_runs_own_were(turns: str | None, kept: dict[str, str]) -> None:
+    task = {"name": "messages", "train": "talks.jsonl", **({} if turns is None else {"turns": turns})}
+    found = run_settings(load_recipe({"task": task, "text": {"template": "chat"}}))
+    assert {key: value for key, value in found.items() if key == "turns"} == kept

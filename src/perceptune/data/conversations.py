@@ -1,8 +1,7 @@
 """Conversations: one sample per answer, and their texts with the places of the media, for people and files."""
 
-import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, tee
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from perceptune.data.lazy_rows import LazyRows
-from perceptune.data.media.suffixes import MODALITIES
+from perceptune.data.tasks.base import cut_tags
 from perceptune.errors import UserError
 from perceptune.types import Mark, Media, Medium, Sample
 
-_TAG = re.compile(rf"<({'|'.join(MODALITIES)})>[ \t]*\n?")  # white space behind a tag belongs to it
 # Keys of the meta that belong to a sample's own target: an earlier answer has none of them.
 _OF_TARGET = ("answers", "answer_type", "choices", "label")
 
@@ -75,25 +73,25 @@ def tagged_history(sample: Sample) -> list[dict[str, str]]:
     return [{"role": turn.role, "content": _tagged(turn.text, turn.marks)} for turn in sample.history]
 
 
-def place_media(question: str, media: Mapping[str, Media]) -> tuple[str, tuple[Mark, ...]]:
+def mark_media(question: str, media: Mapping[str, Media]) -> tuple[str, tuple[Mark, ...]]:
     """Return a question without tags such as `<image>`, and the places of its media that they mark.
 
     Raises `UserError` if the tags of a modality are neither none nor one for each medium. Tags of audio and video are
     text if there are no such media.
     """
     counts = {modality: len(given) if isinstance(given, tuple) else 1 for modality, given in media.items()}
-    text, marks = _cut_tags(question, {"image", *counts})
-    tags = Counter(mark.modality for mark in marks)
+    text, places = cut_tags(question, {"image", *counts})
+    tags = Counter(place.modality for place in places)
     for modality, count in tags.items():
         if count != counts.get(modality, 0):
             raise UserError(
                 f"the question has {count} `<{modality}>` for {counts.get(modality, 0)} media of modality {modality}: "
                 "write one for each, or none"
             )
-    if not marks:
+    if not places:
         return question, ()
     in_front = [Mark(0, modality) for modality, count in counts.items() if modality not in tags for _ in range(count)]
-    return text, (*in_front, *marks)
+    return text, (*in_front, *(Mark(place.at, place.modality) for place in places))
 
 
 def text_row(sample: Sample) -> dict[str, Any]:
@@ -115,18 +113,6 @@ def _first_media(sample: Sample, turns: int) -> dict[str, Media]:
         if media:
             found[modality] = as_media(media)
     return found
-
-
-def _cut_tags(text: str, modalities: Collection[str]) -> tuple[str, list[Mark]]:
-    parts, places, start, length = [], [], 0, 0
-    for match in _TAG.finditer(text):
-        if match[1] in modalities:
-            parts.append(text[start : match.start()])
-            length, start = length + len(parts[-1]), match.end()
-            places.append((length, match[1]))
-    whole = "".join([*parts, text[start:]])
-    blank, plain = len(whole) - len(whole.lstrip()), whole.strip()
-    return plain, [Mark(min(max(at - blank, 0), len(plain)), modality) for at, modality in places]
 
 
 def _tagged(text: str, marks: Sequence[Mark]) -> str:

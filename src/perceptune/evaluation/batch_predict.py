@@ -24,7 +24,7 @@ from perceptune.data.media.source import content, label
 from perceptune.data.media.suffixes import EITHER, MEDIA, PassedOver, modality_of, suffix_of, walk
 from perceptune.data.records import parse
 from perceptune.data.storage import local_path
-from perceptune.data.tasks.base import id_of, media_of, plain
+from perceptune.data.tasks.base import id_of, media_of, place_files, plain
 from perceptune.data.tasks.jsonl import record_of
 from perceptune.errors import UserError, disk_errors
 from perceptune.evaluation import prediction_rows
@@ -218,7 +218,9 @@ def _records(
                 targets = record.targets(["targets"], str.strip, needed=False, numbers=True)
                 question = record.prompt("prompt", allow_empty=not asks)
                 media = media_of(record, source.parent, remote=remote)
-                yield _Request(name, Sample(name, media, question, targets, record.meta()))
+                placed = place_files(record, question, media, allow_empty=not asks)
+                sample = Sample(name, placed.arrange(media), placed.text, targets, record.meta(), placed.marks)
+                yield _Request(name, sample)
             except UserError as error:
                 yield _Request(name, None, str(error))
 

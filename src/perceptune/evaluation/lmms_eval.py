@@ -14,7 +14,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
-from perceptune.data.conversations import as_media, place_media
+from perceptune.data.conversations import as_media, mark_media
 from perceptune.data.media.rgb import to_rgb
 from perceptune.data.media.suffixes import MODALITIES, modality_of
 from perceptune.errors import UserError
@@ -97,7 +97,7 @@ class Perceptune(lmms):
         count = len(given.get("image", ()))
         if count < 2 or question.count(IMAGE_TAG) != count:
             return Sample(name, media, question.replace(IMAGE_TAG, "").strip())
-        text, marks = place_media(question, media)
+        text, marks = mark_media(question, media)
         return Sample(name, media, text, marks=marks)
 
     def _continuation(self, arguments: tuple[Any, ...]) -> str:

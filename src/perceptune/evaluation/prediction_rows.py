@@ -33,7 +33,8 @@ SPLIT = "test"  # rows of this split may lack targets
 def run_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the options of a run's task about prompts, answers and scoring, which hold for other data, too."""
     given = {} if recipe.task is None else recipe.task.options()
-    return {key: given[key] for key in OF_ANY_DATA if given.get(key) is not None}
+    turns = {"turns": "all"} if given.get("turns") == "all" else {}  # conversations as the run was trained on them
+    return {key: given[key] for key in OF_ANY_DATA if given.get(key) is not None} | turns
 
 
 def needs_recognition(place: str) -> bool:
@@ -61,7 +62,8 @@ def _has_other_keys(source: Path, record: Record) -> bool:
     """Return whether a row has other keys than those of task `jsonl`, or its media lie in another folder."""
     if "prompt" not in record.values and has_question([record.values]):
         return True
-    names = [record.values[key] for key in MODALITIES if isinstance(record.values.get(key), str)]
+    given = [name for key in MODALITIES for _, name in record.listed(key)]
+    names = [name for name in given if isinstance(name, str)]
     if not names:
         return not record.values.keys() & {*MODALITIES}
     try:

@@ -40,7 +40,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> None:
     """Print the answer."""
     from perceptune.data.choices import choices_of
-    from perceptune.data.conversations import as_media, place_media
+    from perceptune.data.conversations import as_media, mark_media
     from perceptune.data.storage import local_path
     from perceptune.models.run_folder import cleaning_of, load
     from perceptune.types import Sample
@@ -51,7 +51,7 @@ def run(options: Namespace) -> None:
         if (files := getattr(options, kind))
     }
     model = load(options.run, trust=options.trust, overrides=options.overrides)
-    question, marks = place_media(_question(options.question, model.recipe), media)
+    question, marks = mark_media(_question(options.question, model.recipe), media)
     sample = Sample("question", media, question, marks=marks)
     model.check_modalities([sample])
     if texts := _texts(options.choices, model.recipe):

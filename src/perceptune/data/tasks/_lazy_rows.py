@@ -17,7 +17,7 @@ from perceptune.data.media.remote_media import RemoteMedia, failure
 from perceptune.data.records import Record, short
 from perceptune.data.tasks._columns import Columns, id_of, media_of
 from perceptune.data.tasks._files import Absent, missing
-from perceptune.data.tasks._marks import Placed, place_media
+from perceptune.data.tasks._marks import Placed, place_files
 from perceptune.data.tasks._streams import kept
 from perceptune.data.tasks._task import GivenFiles, check_split
 from perceptune.errors import UserError
@@ -124,11 +124,7 @@ class LazyRows(GivenFiles):
 
     def _placed(self, record: Record, prompt: str, media: Mapping[str, Media]) -> Placed:
         """Return the prompt without the tags of several media, and their marks."""
-        if not any(isinstance(given, tuple) for given in media.values()):
-            return Placed(prompt)
-        names = {name: [str(one) for one in given] if isinstance(given, tuple) else [str(given)]
-                 for name, given in media.items()}  # fmt: skip
-        return place_media(record, prompt, names, allow_empty=self.may_lack_prompt)
+        return place_files(record, prompt, media, allow_empty=self.may_lack_prompt)
 
     def _sample(self, row: LazyRow, split: str, folder: Path) -> Sample | None:
         record = self._record(row, split)

@@ -60,6 +60,14 @@ def place_media(record: Record, text: str, names: Mapping[str, Sequence[str]], *
     return Placed(plain, (*marks, *(Mark(tag.at, tag.modality) for tag in tags)), order)
 
 
+def place_files(record: Record, text: str, media: Mapping[str, Media], *, allow_empty: bool) -> Placed:
+    """Cut the tags out of a row's prompt as `place_media` does, for media that are known by their locations."""
+    if not any(isinstance(given, tuple) for given in media.values()):
+        return Placed(text)
+    names = {name: [*map(str, given)] if isinstance(given, tuple) else [str(given)] for name, given in media.items()}
+    return place_media(record, text, names, allow_empty=allow_empty)
+
+
 def order_of(record: Record, numbers: Sequence[Sequence[int | None]], modality: str, place: str) -> list[int]:
     """Return the index of the medium of each tag; `numbers` are those of the tags of each text.
 

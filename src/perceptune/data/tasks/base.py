@@ -11,7 +11,7 @@ from perceptune.data.tasks._files import GZIPPED, Absent, is_file, missing, plai
 from perceptune.data.tasks._flickr import FlickrSet
 from perceptune.data.tasks._karpathy import karpathy_rows
 from perceptune.data.tasks._lazy_rows import Converted, LazyRows
-from perceptune.data.tasks._marks import place_media
+from perceptune.data.tasks._marks import place_files, place_media
 from perceptune.data.tasks._questions import Asked, QuestionSet, answers_of, label_of
 from perceptune.data.tasks._rows import TableOptions, dialect_of, json_rows, read_json, table_rows, text_lines
 from perceptune.data.tasks._scores import CAPTION_METRICS, ROUGE, exact_match
@@ -19,6 +19,7 @@ from perceptune.data.tasks._sets import MediaSet, files_of, number_of, text_of
 from perceptune.data.tasks._sources import InvalidRows, Sources, class_name, listed_names
 from perceptune.data.tasks._streams import json_objects, parquet_rows
 from perceptune.data.tasks._tables import Table
+from perceptune.data.tasks._tags import cut_tags
 from perceptune.data.tasks._task import Examined, GivenFiles, Task, check_split
 from perceptune.data.tasks._turns import Conversations
 from perceptune.data.tasks._video_questions import VideoQuestions
