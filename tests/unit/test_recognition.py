@@ -306,6 +306,8 @@ def test_lists_of_media_are_recognised(kind: str, tmp_path: Path) -> None:
     found = recognize_task(str(place))
     assert found.doubt is None
     assert found.found.most == {"image": 3}
+    used = {name for some in lists for name in some}
+    assert f"{len(lists)} samples with {len(used)} images" in found.line or kind == "parquet"
     assert "up to 3 images a sample (encoders.image.max_media)" in found.line
     samples = task_of(NamedPart(**found.task)).samples("train")
     assert [len(sample.list_media("image")) for sample in samples] == [1 + n % 3 for n in range(len(lists))]
@@ -316,3 +318,14 @@ def test_rows_with_one_medium_set_no_maximum(tmp_path: Path) -> None:
     found = recognize_task(forms.FORMS["json_lines_of_captions"](tmp_path).place)
     assert "max_media" not in found.line
     assert "max_media" not in default_recipe(found, words=["train.hold_out=null"])["encoders"]["image"]
+
+
+def test_whole_conversations_use_the_chat_template(tmp_path: Path) -> None:
+    [name, *_] = pictures(tmp_path)
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "abcb", strict=True)]
+    place = write(tmp_path / "rows.jsonl", lines([{"image": name, "messages": turns}] * 9))
+    found = recognize_task(str(place), words=["task.turns=all", "task.number_rows=true"])
+    assert (found.doubt, found.learned.kind) == (None, "questions")
+    assert "earlier turns in the LM's chat template (text.template)" in found.line
+    assert default_recipe(found, words=["train.hold_out=null"])["text"] == {"template": "chat"}
+    assert recognize_task(str(place), words=["task.number_rows=true"]).learned.template is None

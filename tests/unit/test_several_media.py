@@ -10,6 +10,7 @@ import pytest
 
 import tars
 from perceptune.errors import UserError
+from perceptune.evaluation.batch_predict import _records
 from perceptune.types import Mark, Sample
 from shelves import media, put, task
 
@@ -123,6 +124,19 @@ def test_tags_of_several_modalities(tmp_path: Path) -> None:
 def test_refusals_name_the_row(prompt: str, values: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"rows\.jsonl, line 1: .*{message}"):
         read(tmp_path, prompt, **values)
+
+
+def test_rows_that_are_predicted_are_read_as_rows_that_are_trained_on(tmp_path: Path) -> None:
+    media(tmp_path, *NAMES)
+    rows = [
+        {"id": "a", "image": PAIR, "prompt": "<image_2> or <image_1>?"},
+        {"id": "b", "image": PAIR, "prompt": "<image>"},
+    ]
+    file = put(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    [good, bad] = _records(file, file, None, True, None)
+    assert good.sample is not None
+    assert (good.sample.prompt, good.sample.marks, names(good.sample)) == ("or ?", marks(0, 3), PAIR[::-1])
+    assert (bad.sample, "1 `<image>` in the prompt, but 2 images given" in bad.error) == (None, True)
 
 
 class TestShards:

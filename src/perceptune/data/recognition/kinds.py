@@ -36,6 +36,8 @@ class Summary:
     modalities: Counter[str] = field(default_factory=Counter)  # samples with a medium of each
     most: dict[str, int] = field(default_factory=dict)  # modality -> the most media of a sample
     media: set[int] = field(default_factory=set)  # hashes of each sample's media together
+    distinct: set[int] = field(default_factory=set)  # hashes of media
+    with_history: int = 0  # samples with earlier turns
     with_prompt: int = 0
     prompts: set[str] = field(default_factory=set)  # the first few different ones
     targets: Counter[str] = field(default_factory=Counter)  # those of samples with one, up to `MOST_CLASSES` + 1
@@ -51,6 +53,7 @@ class Summary:
         self.modalities.update(sample.media.keys())
         if sample.media:
             self.media.add(hash(tuple(sorted((key, str(medium)) for key, medium in sample.media.items()))))
+        self.with_history += bool(sample.history)
         self.with_prompt += bool(sample.prompt)
         if len(self.prompts) < 3:
             self.prompts.add(sample.prompt)
@@ -62,6 +65,7 @@ class Summary:
         for modality in sample.media:
             self.most[modality] = max(self.most.get(modality, 1), len(sample.list_media(modality)))
         for modality, medium in sample.iter_media():
+            self.distinct.add(hash((modality, medium)))
             kept = self.probed.setdefault(modality, {})  # those with the smallest checksums: files are often in order
             checksum = crc32(medium[:4096] if isinstance(medium, bytes) else str(medium).encode(errors="replace"))
             if len(kept) < _PROBED or checksum < max(kept):
@@ -168,7 +172,7 @@ def _are_classes(form: Form, found: Summary) -> bool:
         return True
     if name in _CAPTION_NAMES or len(found.targets) > MOST_CLASSES or found.with_several:
         return False
-    if found.with_prompt and len(found.prompts) > 1:
+    if (found.with_prompt and len(found.prompts) > 1) or found.with_history:
         return False  # answers to different questions
     if name in map(plain_name, CLASSES):
         return len(found.targets) < found.samples or found.samples < 20

@@ -40,7 +40,7 @@ class Recognized:
     def line(self) -> str:
         """Return what the data was taken for, each part with the flag or key that changes it."""
         mixed = f"{len(self.found.media):,} media ({', '.join(self.found.modalities)})"
-        media = mixed if len(self.found.modalities) > 1 else _counted(len(self.found.media), self.found.modality)
+        media = mixed if len(self.found.modalities) > 1 else _counted(len(self.found.distinct), self.found.modality)
         classes = self.task.get("choices") or self.found.targets
         kind = f"{len(classes):,} classes" if self.learned.kind == "classes" else self.learned.kind
         parts = [f"{self.form.what} (--task {self.form.reader}): {_counted(self.found.samples, 'sample')} with {media}"]
@@ -53,6 +53,8 @@ class Recognized:
             parts.append(f"media in {', '.join(listed)} (--media)")
         if (prompt := self.task.get("prompt")) is not None:
             parts.append(f"question `{prompt}` (task.prompt)")
+        if self.found.with_history:
+            parts.append("earlier turns in the LM's chat template (text.template)")
         if self.doubt is None:
             parts.append(f"metric {self.task.get('metric', _metric_of(self.form))} (task.metric)")
         return f"{self.place}: {'; '.join(parts)}"
@@ -74,6 +76,8 @@ def recognize_task(
     found, doubt = probe(form, given, split), None
     try:
         learned = find_kind(form, found, given)
+        if found.with_history:
+            learned = replace(learned, template="chat")
     except UserError as error:
         # Where some rows have questions, those without one are mistakes, which the reader names.
         how = {} if found.with_prompt else as_they_are(form.reader)

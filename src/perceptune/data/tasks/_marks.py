@@ -43,10 +43,6 @@ def place_media(record: Record, text: str, names: Mapping[str, Sequence[str]], *
     plain, tags = cut_tags(tagged, given)
     if not tags:
         return Placed(text)
-    if not plain and not allow_empty:
-        raise record.error(
-            "the prompt holds nothing but tags (`allow_empty_prompt: true` permits this)", "empty-prompt"
-        )
     marks, order = list[Mark](), dict[str, Sequence[int]]()
     for modality in given:
         own = [tag.number for tag in tags if tag.modality == modality]
@@ -57,6 +53,10 @@ def place_media(record: Record, text: str, names: Mapping[str, Sequence[str]], *
             raise mismatch(record, len(own), count, modality, "prompt")
         elif (found := order_of(record, [own], modality, "prompt")) != list(range(count)):
             order[modality] = found
+    if not plain and not allow_empty:
+        raise record.error(
+            "the prompt holds nothing but tags (`allow_empty_prompt: true` permits this)", "empty-prompt"
+        )
     return Placed(plain, (*marks, *(Mark(tag.at, tag.modality) for tag in tags)), order)
 
 
