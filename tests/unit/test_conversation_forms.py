@@ -294,13 +294,13 @@ def damaged(value: Any, rng: random.Random) -> Any:
         if rng.random() < 0.1:
             del items[chosen]
         return items if isinstance(value, dict) else list(items.values())
-    texts = ("", "<image>", "assistant", "text", "data:,")
-    return rng.choice([*texts, None, 3, True, 1e400, [], [None], {}, {"path": 3}, [{}], [["a", "b"]]])
+    texts = ("", "<image>", "<image_2>", "Picture 2: <image>", "<img>b.jpg</img>", "assistant", "text", "data:,")
+    return rng.choice([*texts, None, 3, True, 1e400, [], [None], {}, {"path": 3}, [{}], [["a", "b"]], ["a", "b"]])
 
 
 def test_damaged_rows_are_read_or_refused(tmp_path: Path) -> None:
     rng = random.Random(0)
-    reader: Any = read(tmp_path, ROWS["images"])
+    readers: list[Any] = [read(tmp_path, ROWS["images"], turns=turns) for turns in ("each", "all")]
     for form in ROWS:
         for _ in range(60):
             row = ROWS[form]
@@ -308,5 +308,6 @@ def test_damaged_rows_are_read_or_refused(tmp_path: Path) -> None:
                 row = damaged(row, rng)
             if isinstance(row, dict):
                 is_conversation(row)
-                with suppress(UserError):
-                    reader._rows_of(Record("row", row, ()))
+                for reader in readers:
+                    with suppress(UserError):
+                        reader._rows_of(Record("row", row, ()))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import planted
 import tars
+from formparts import picture
 from perceptune.data.tasks.jsonl import JSONLines
 from perceptune.errors import UserError
 from perceptune.tools.datasets.convert import convert
@@ -161,3 +162,17 @@ def test_wrong_calls(call: Callable[[Path], tuple[str, Path]], message: str, des
     with pytest.raises(UserError, match=message):
         convert(*call(desk))
     assert (desk / "in.jsonl").read_bytes() == before
+
+
+def test_several_media_of_a_table_have_files_of_their_own(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("datasets")
+    first, second = picture(0), picture(1)
+    columns = {"images": [[first, second], [second]], "prompt": ["<image> or <image>?", "a?"], "targets": ["a", "b"]}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    out = tmp_path / "out.jsonl"
+    assert convert(str(tmp_path / "rows.parquet"), out, ["task.target_key=targets"], media=tmp_path / "media") == 2
+    pair, one = read(out)
+    assert [path.read_bytes() for path in pair.list_media("image") if isinstance(path, Path)] == [first, second]
+    assert (pair.prompt, [mark.at for mark in pair.marks]) == ("or ?", [0, 3])
+    assert [path.name for path in one.list_media("image") if isinstance(path, Path)] == ["train-000001.bin"]

@@ -115,6 +115,12 @@ class TestWhole:
             ("system", "Be brief.\nBe brief.", ()), ("user", "a\nb", image(3)), ("assistant", "c\nd", ()),
         ]  # fmt: skip
 
+    def test_two_keys_of_one_modality(self, tmp_path: Path) -> None:
+        [sample] = read(tmp_path, user("<image><image>a"), model("b"), image=A, images=[A, B])
+        assert names(sample) == [A, B]
+        with pytest.raises(UserError, match=r"line 1: more than one image at two keys \(a\.jpg, c\.jpg, b\.jpg\)"):
+            read(tmp_path, user("a"), model("b"), image=A, images=[C, B])
+
     def test_the_model_begins(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         [sample] = read(tmp_path, model("Hello!"), user("a"), model("b"), user("c"), model("d"))
         assert [message.role for message in sample.history] == ["user", "assistant"]
@@ -268,7 +274,7 @@ def test_data_convert_writes_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        (Sample("7", {}, "a", ("b", "c"), history=(Message("system", "s"),)), "it has 2 targets"),
+        (Sample("7", {}, "a", ("b", "c"), history=(Message("system", "s"),)), "it has 2 targets, but beside conversations a row has one answer"),
         (Sample("7", {}, "a", ("b",), {"chosen": {"role": "assistant", "content": "z"}}, (),
                 (Message("system", "s"),)), "its .* would be read as another one"),
         (Sample("7", {}, " a", ("b",), history=(Message("system", "s"),)), "its prompt would be read as another"),

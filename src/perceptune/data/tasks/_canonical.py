@@ -43,7 +43,9 @@ def to_messages(sample: Sample, folder: Path | None = None) -> dict[str, Any]:
     Raises `UserError` also for a sample without one answer, or that would be read as another one.
     """
     if len(sample.targets) != 1:
-        raise _unwritable(sample, f"it has {len(sample.targets)} targets, and a conversation has one answer")
+        raise _unwritable(
+            sample, f"it has {len(sample.targets)} targets, but beside conversations a row has one answer"
+        )
     media = _names(sample, folder)
     turns = []
     for message in sample.history:
