@@ -274,7 +274,7 @@ def test_data_convert_writes_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        (Sample("7", {}, "a", ("b", "c"), history=(Message("system", "s"),)), "it has 2 targets, but beside conversations a row has one answer"),
+        (Sample("7", {}, "a", ("b", "c"), history=(Message("system", "s"),)), "it has 2 targets, but beside conv"),
         (Sample("7", {}, "a", ("b",), {"chosen": {"role": "assistant", "content": "z"}}, (),
                 (Message("system", "s"),)), "its .* would be read as another one"),
         (Sample("7", {}, " a", ("b",), history=(Message("system", "s"),)), "its prompt would be read as another"),
