@@ -1,0 +1,98 @@
+"""`perceptune chat`: a conversation in the terminal, as the server answers it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import perceptune
+import runs as dwarf_runs
+import support
+from perceptune.cli.main import run
+from perceptune.data.tasks.messages import Messages
+from perceptune.models.conversation import Conversation
+from perceptune.models.run_folder import save_run
+from perceptune.types import Mark, Message, Sample
+from servers import png
+
+
+@pytest.fixture(scope="module")
+def place(dwarfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs `talker`, with a chat template, and `single`, and two photos."""
+    folder = tmp_path_factory.mktemp("chat")
+    encoders = {"image": {"id": str(dwarfs / "encoder"), "max_media": 2}}
+    method = {"name": "epalm", "n_levels": 2, "standardize": False}
+    more: dict[str, Any] = {"encoders": encoders, "method": method, "decode": {"max_new_tokens": 6}}
+    chat = {"text": {"template": "chat"}, "lm": str(support.save_chat_lm(folder / "lm"))}
+    for name, changes in {"talker": {**more, **chat}, "single": more}.items():
+        save_run(folder / name, perceptune.build({**dwarf_runs.recipe(dwarfs), **changes}))
+    for color in ("red", "green"):
+        (folder / f"{color}.png").write_bytes(png(color))
+    return folder
+
+
+def chat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lines: list[str], *words: str
+) -> tuple[list[str], str]:
+    """What the command prints for these lines of input, and its messages."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    capsys.readouterr()
+    assert run(["chat", *words]) == 0
+    out, err = capsys.readouterr()
+    return out.splitlines(), err
+
+
+def test_three_turns_with_two_photos(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["what color?", f"/image {place / 'green.png'}", "and this?", "which is lighter?", f"/save {place / 'it.json'}"]
+    said, notes = chat(
+        monkeypatch, capsys, lines, str(place / "talker"), "--image", str(place / "red.png"), "--system", "be kind"
+    )
+    assert "trained on single questions" in notes
+    model = perceptune.load(place / "talker")
+    history: list[Message] = [Message("system", "be kind")]
+    photos = (place / "red.png", place / "green.png")
+    for question, count, answer in zip(("what color?", "and this?", "which is lighter?"), (1, 2, 2), said, strict=True):
+        marks = () if question.startswith("which") else (Mark(0, "image"),)
+        media = {"image": photos[0] if count == 1 else photos}
+        [raw] = model.answer([Sample("question", media, question, marks=marks, history=tuple(history))])
+        assert Conversation(model)._clean(raw) == answer
+        history += [Message("user", question, marks), Message("assistant", answer)]
+    options = Messages.Options(train=place / "it.json", turns="all")
+    [row] = json.loads((place / "it.json").read_text())
+    assert [turn["role"] for turn in row["messages"]] == ["system", *["user", "assistant"] * 3]
+    assert row["images"] == [str(photo) for photo in photos]
+    [read] = Messages(options).samples("train")
+    assert (read.prompt, read.history[:3], read.list_media("image")) == ("which is lighter?", tuple(history[:3]), photos)
+
+
+def test_reset_forgets_and_mistakes_change_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = f"/image {place / 'red.png'}"
+    lines = [photo, "what color?", "and why?", "/reset", "/imege x", f"/image {place / 'none.png'}", "/save", "/save x",
+             photo, photo, photo, "too many", "/reset", photo, "what color?"]  # fmt: skip
+    said, notes = chat(monkeypatch, capsys, lines, str(place / "talker"))
+    assert len(said) == 3
+    assert said[0] == said[2]
+    for mistake in ("unknown command `/imege`; did you mean `/image`?", "none.png: no such file", "name a file",
+                    "it has no turns", "3 media of modality image, more than `encoders.image.max_media: 2`"):  # fmt: skip
+        assert mistake in notes
+    assert len(notes.splitlines()) == 6
+
+
+def test_a_run_for_single_questions_answers_each_by_itself(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = f"/image {place / 'red.png'}"
+    said, notes = chat(monkeypatch, capsys, [photo, "what color?", photo, "what color?", "/exit", "x"], str(place / "single"))
+    assert len(said) == 2
+    assert said[0] == said[1]
+    assert "takes single questions" in notes
+    assert run(["chat", str(place / "single"), "--system", "x"]) == 2
+    assert "takes no system message: it needs `text.template: chat`" in capsys.readouterr().err
