@@ -68,7 +68,7 @@ def test_three_turns_with_two_photos(
     assert [turn["role"] for turn in row["messages"]] == ["system", *["user", "assistant"] * 3]
     assert row["images"] == [str(photo) for photo in photos]
     [read] = Messages(options).samples("train")
-    assert (read.prompt, read.history[:3], read.list_media("image")) == ("which is lighter?", tuple(history[:3]), photos)
+    assert (read.prompt, read.history[:2], read.list_media("image")) == ("which is lighter?", tuple(history[:2]), photos)
 
 
 def test_reset_forgets_and_mistakes_change_nothing(
