@@ -49,7 +49,13 @@ def chat(
 def test_three_turns_with_two_photos(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = ["what color?", f"/image {place / 'green.png'}", "and this?", "which is lighter?", f"/save {place / 'it.json'}"]
+    lines = [
+        "what color?",
+        f"/image {place / 'green.png'}",
+        "and this?",
+        "which is lighter?",
+        f"/save {place / 'it.json'}",
+    ]
     said, notes = chat(
         monkeypatch, capsys, lines, str(place / "talker"), "--image", str(place / "red.png"), "--system", "be kind"
     )
@@ -68,7 +74,11 @@ def test_three_turns_with_two_photos(
     assert [turn["role"] for turn in row["messages"]] == ["system", *["user", "assistant"] * 3]
     assert row["images"] == [str(photo) for photo in photos]
     [read] = Messages(options).samples("train")
-    assert (read.prompt, read.history[:2], read.list_media("image")) == ("which is lighter?", tuple(history[:2]), photos)
+    assert (read.prompt, read.history[:2], read.list_media("image")) == (
+        "which is lighter?",
+        tuple(history[:2]),
+        photos,
+    )
 
 
 def test_reset_forgets_and_mistakes_change_nothing(
@@ -90,7 +100,9 @@ def test_a_run_for_single_questions_answers_each_by_itself(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo = f"/image {place / 'red.png'}"
-    said, notes = chat(monkeypatch, capsys, [photo, "what color?", photo, "what color?", "/exit", "x"], str(place / "single"))
+    said, notes = chat(
+        monkeypatch, capsys, [photo, "what color?", photo, "what color?", "/exit", "x"], str(place / "single")
+    )
     assert len(said) == 2
     assert said[0] == said[1]
     assert "takes single questions" in notes

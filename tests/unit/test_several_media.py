@@ -56,12 +56,30 @@ def test_a_list_in_every_kind_of_file(kind: str, tmp_path: Path) -> None:
     assert [sample.media["image"] for sample in others] == [tmp_path / "e.jpg"] * len(others)
 
 
-def test_lists_of_one_and_of_none_stay_as_they_were(tmp_path: Path) -> None:
+def test_lists_of_one_and_of_none(tmp_path: Path) -> None:
     assert read(tmp_path, "?<image> a", image=["a.jpg"]).media == {"image": tmp_path / "a.jpg"}
     assert read(tmp_path, "? a", image=[None, "a.jpg"]).media == {"image": tmp_path / "a.jpg"}
     assert read(tmp_path, "? a", image=[None, None]).media == {}
-    one = read(tmp_path, "Picture 1: <image>\nwhat <audio> <|image_1|>?", image="a.jpg", audio="c.wav")
-    assert (one.prompt, one.marks) == ("Picture 1: <image>\nwhat <audio> <|image_1|>?", ())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "marks"),
+    [
+        ("<image>\nwhat is it?", "what is it?", (Mark(0, "image"),)),
+        ("what is <image> here?", "what is here?", (Mark(8, "image"),)),
+        ("<audio> at <image>?", "at ?", (Mark(0, "audio"), Mark(3, "image"))),
+        ("<image> or <image>?", "<image> or <image>?", ()),  # not the place of the one image
+        ("what does <video> mean?", "what does <video> mean?", ()),
+        ("what is it?", "what is it?", ()),
+    ],
+)
+def test_one_tag_is_the_place_of_a_single_medium(
+    tmp_path: Path, prompt: str, text: str, marks: tuple[Mark, ...]
+) -> None:
+    one = read(tmp_path, prompt, image="a.jpg", audio="c.wav")
+    assert one.prompt == text
+    assert set(marks) <= set(one.marks)
+    assert bool(one.marks) == bool(marks)
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,15 @@ class Placed(NamedTuple):
 
 
 def place_media(record: Record, text: str, names: Mapping[str, Sequence[str]], *, allow_empty: bool) -> Placed:
-    """Cut the tags out of the prompt of a row with several media of a modality; `names` are those of its files.
+    """Cut the tags out of the prompt of a row with media; `names` are those of its files.
 
-    The prompt of any other row stays as it is. Raises `RowError` if there are tags, but not one for each medium.
+    If there is at most one medium of each modality, only one tag such as `<image>` for one of them is cut: anything
+    else is text. Raises `RowError` if there are tags for several media, but not one for each.
     """
     if all(len(files) < 2 for files in names.values()):
-        return Placed(text)
+        counts = [text.count(f"<{name}>") for name, files in names.items() if files]
+        if not any(counts) or max(counts) > 1:
+            return Placed(text)
     tagged = number_tags(record, [text], {name: files for name, files in names.items() if files}, "prompt").texts[0]
     given = [name for name in MODALITIES if names.get(name)]
     if "image" not in given:
@@ -62,8 +65,6 @@ def place_media(record: Record, text: str, names: Mapping[str, Sequence[str]], *
 
 def place_files(record: Record, text: str, media: Mapping[str, Media], *, allow_empty: bool) -> Placed:
     """Cut the tags out of a row's prompt as `place_media` does, for media that are known by their locations."""
-    if not any(isinstance(given, tuple) for given in media.values()):
-        return Placed(text)
     names = {name: [*map(str, given)] if isinstance(given, tuple) else [str(given)] for name, given in media.items()}
     return place_media(record, text, names, allow_empty=allow_empty)
 
