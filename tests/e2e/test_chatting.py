@@ -90,8 +90,10 @@ def test_reset_forgets_and_mistakes_change_nothing(
     said, notes = chat(monkeypatch, capsys, lines, str(place / "talker"))
     assert len(said) == 3
     assert said[0] == said[2]
-    for mistake in ("unknown command `/imege`; did you mean `/image`?", "none.png: no such file", "name a file",
-                    "it has no turns", "3 media of modality image, more than `encoders.image.max_media: 2`"):  # fmt: skip
+    for mistake in (
+        "unknown command `/imege`; did you mean `/image`?", "none.png: no such file", "name a file",
+        "it has no turns", "3 media of modality image, more than `encoders.image.max_media: 2`",
+    ):  # fmt: skip
         assert mistake in notes
     assert len(notes.splitlines()) == 6
 
