@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Run by `make demo` and `make smoke` on the real models, not here; `assets` needs the network, the imports published
 # weights (tests/e2e/test_official.py and tests/unit/test_encoder_import.py have made-up ones), `serve` does not end
 # (test_serving_page.py).
-ELSEWHERE = ("demo", "assets", "import-epalm", "import-encoder", "serve")
+ELSEWHERE = ("chat", "demo", "assets", "import-epalm", "import-encoder", "serve")
 BENCHMARKS = "python -m benchmarks "
 
 

@@ -11,6 +11,7 @@ from perceptune.models.run_folder import cleaning_of
 from perceptune.models.slots.model import SlotModel
 from perceptune.models.slots.turns import generate_turn
 from perceptune.types import Decoding, Mark, Medium, Message, Sample
+from perceptune.utils.paths import given_path
 
 
 class Conversation:
@@ -38,13 +39,14 @@ class Conversation:
         self._turns: list[Message] = list(self._system)
         self._media: list[tuple[str, Medium]] = []
 
-    def ask(self, prompt: str, media: Sequence[tuple[str, Medium]] = ()) -> str:
+    def ask(self, prompt: str, media: Sequence[tuple[str, Medium | str]] = ()) -> str:
         """Return the answer to a question about `media`, pairs of modality and file, and about those of before.
 
         Raises `UserError` for a question that does not fit; the conversation then stays as it was.
         """
         marks = tuple(Mark(0, modality) for modality, _ in media)
-        seen = [*self._media, *media]
+        new = [(modality, given_path(one) if isinstance(one, str) else one) for modality, one in media]
+        seen = [*self._media, *new]
         names = dict.fromkeys(modality for modality, _ in seen)
         given = {name: as_media([medium for modality, medium in seen if modality == name]) for name in names}
         sample = Sample("question", given, prompt, marks=marks, history=tuple(self._turns))
