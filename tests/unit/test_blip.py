@@ -171,6 +171,8 @@ def test_the_lm_alone_is_cast_to_bfloat16(folder: Path) -> None:
     [
         ({"lm": "default"}, "name its folder"),
         ({"encoders": {"image": "other"}}, "brings its own ViT"),
+        ({"encoders": {"image": {"max_media": 2}}}, "takes one image a sample; `backbone: splice` takes several"),
+        ({"text": {"template": "chat"}}, "text.template: `chat` is not for"),
         ({"encoders": {"image": {}, "audio": {}}}, "no other"),
         ({"lm": {"id": "LLAMA", "layers": "model.layers"}}, "lm.layers"),
         ({"decode": {"beams": 2, "length_normalization": "total"}}, "length_normalization"),

@@ -29,7 +29,9 @@ class TurnReuse:
             return None
         assert self._known is not None
         self._contents[job] = content = cast(SlotModel, job.run.model).content_of(job.sample)
-        found = self._known.find(job.run.name, content)
+        # First questions start together with others, which saves more than a system message that is known.
+        has_turns = any(message.role == "assistant" for message in job.sample.history)
+        found = self._known.find(job.run.name, content) if has_turns else None
         if found is not None:
             self._metrics.count("reused_turns_total")
         return found

@@ -133,6 +133,10 @@ def _require_fit(recipe: Recipe) -> None:
         raise UserError(f"encoders: {name} has an image encoder of its own and no other")
     if recipe.encoders["image"].id != "default":
         raise UserError(f"encoders.image.id: {name} brings its own ViT; leave `id` out")
+    if recipe.encoders["image"].max_media > 1:
+        raise UserError(f"encoders.image.max_media: {name} takes one image a sample; `backbone: splice` takes several")
+    if recipe.text.is_chat:
+        raise UserError(f"text.template: `chat` is not for {name}; write a template with {{prompt}}")
     if recipe.lm.id == "default":
         raise UserError(f"lm: {name} needs an InstructBLIP or BLIP-2: name its folder or Hugging Face id")
     for key in ("layers", "base"):

@@ -45,8 +45,6 @@ class BlipText(TextFormat):
         self, tokenizer: Any, qformer_tokenizer: Any, config: TextConfig, blip: FrozenBlip, instructions: Instructions,
         *, pad_token: str | None = None, longest: int | None = None,
     ) -> None:  # fmt: skip
-        if config.is_chat:
-            raise UserError("text.template: `chat` is for `backbone: splice`; write a template with {prompt}")
         rows = blip.language_model.get_input_embeddings().weight.shape[0]
         super().__init__(tokenizer, config, vocabulary=rows, pad_token=pad_token, longest=longest)
         if blip.image_token in self.special_tokens.values():
