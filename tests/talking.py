@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,12 @@ def chat_tokenizer(template: str = CHAT) -> Any:
     return found
 
 
-def talker(family: str, layout: str, *, most: int = 3, template: str = "chat", dtype: Any = None) -> SlotModel:
-    """A model for samples with at most `most` images, whose method is far from any neutral start."""
+@cache
+def talker(family: str, layout: str, *, most: int = 3) -> SlotModel:
+    """A model for samples with at most `most` images, whose method is far from any neutral start; tests share it."""
     section = LAYOUTS[layout]
     recipe = validate(
-        Recipe, {"method": section, "text": {"template": template}, "encoders": {"image": {"max_media": most}}}, "test"
+        Recipe, {"method": section, "text": {"template": "chat"}, "encoders": {"image": {"max_media": most}}}, "test"
     )
     lm = FrozenLM(support.random_lm(family))
     lm.capabilities = probe(lm)
