@@ -69,7 +69,7 @@ def dogs(out: Path, data: Path) -> dict[str, Any]:
         recipe = {
             "encoders": {"image": {"size": 224, "resize": "squash", "max_media": most}}, "method": LATE,
             "task": {"name": "jsonl", **files(out / "dogs" / ("pairs" if most == 2 else "first"))},
-            "train": {**RATES, "steps": 400}, "decode": {"max_new_tokens": 4},
+            "train": {**RATES, "steps": 300}, "decode": {"max_new_tokens": 4},
         }  # fmt: skip
         found[name] = [judge(recipe, out / f"dogs-{most}-{seed}", seed) for seed in SEEDS]
     return found
@@ -210,7 +210,7 @@ def talks(out: Path, data: Path) -> dict[str, Any]:
         "encoders": {"image": {"size": 224, "resize": "squash", "max_media": 2}}, "method": LATE,
         "task": {"name": "messages", "turns": "all",
                  **{split: str(out / "talks" / f"{split}.jsonl") for split in ("train", "test")}},
-        "text": {"template": "chat"}, "train": {**RATES, "steps": 300}, "decode": {"max_new_tokens": 20},
+        "text": {"template": "chat"}, "train": {**RATES, "steps": 200}, "decode": {"max_new_tokens": 20},
     }  # fmt: skip
     for seed in SEEDS:
         model, samples = trained(recipe, out / f"talks-{seed}", seed)
