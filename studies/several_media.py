@@ -210,7 +210,8 @@ def talks(out: Path, data: Path) -> dict[str, Any]:
         "encoders": {"image": {"size": 224, "resize": "squash", "max_media": 2}}, "method": LATE,
         "task": {"name": "messages", "turns": "all",
                  **{split: str(out / "talks" / f"{split}.jsonl") for split in ("train", "test")}},
-        "text": {"template": "chat"}, "train": {**RATES, "steps": 200}, "decode": {"max_new_tokens": 20},
+        "text": {"template": "chat", "system": "Answer briefly."},
+        "train": {**RATES, "steps": 150, "batch_size": 8, "warmup_steps": 20}, "decode": {"max_new_tokens": 20},
     }  # fmt: skip
     for seed in SEEDS:
         model, samples = trained(recipe, out / f"talks-{seed}", seed)

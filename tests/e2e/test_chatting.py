@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 import perceptune
@@ -16,8 +17,9 @@ from perceptune.cli.main import run
 from perceptune.data.tasks.messages import Messages
 from perceptune.models.conversation import Conversation
 from perceptune.models.run_folder import save_run
+from perceptune.serving.limits import Limits
 from perceptune.types import Mark, Message, Sample
-from servers import png
+from servers import KEY, data_url, load_runs, part, png, served, turn
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +112,23 @@ def test_a_run_for_single_questions_answers_each_by_itself(
     assert "takes single questions" in notes
     assert run(["chat", str(place / "single"), "--system", "x"]) == 2
     assert "takes no system message: it needs `text.template: chat`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("megabytes", [0, 64])
+def test_the_server_answers_as_the_terminal_does(
+    place: Path, megabytes: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpenAI's client, three turns and two photos, with and without reuse on either side."""
+    photos = {color: place / f"{color}.png" for color in ("red", "green")}
+    lines = ["what color?", f"/image {photos['green']}", "and this?", "which is lighter?"]
+    words = [str(place / "talker"), "--image", str(photos["red"]), "--reuse-mb", str(64 - megabytes)]
+    said, _ = chat(monkeypatch, capsys, lines, *words)
+    messages: list[Any] = []
+    with served(load_runs([str(place / "talker")], Limits()), Limits(reuse_mb=megabytes)) as running:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{running.port}/v1", api_key=KEY)
+        for question, color in (("what color?", "red"), ("and this?", "green"), ("which is lighter?", None)):
+            photo = [part(data_url(photos[color].read_bytes()))] if color else []
+            messages.append(turn("user", *photo, question))
+            answer = client.chat.completions.create(model="talker", messages=messages).choices[0].message.content
+            messages.append(turn("assistant", answer))
+            assert answer == said[len(messages) // 2 - 1]
