@@ -78,7 +78,9 @@ def test_batched_as_alone(family: str, layout: str) -> None:
     """None, one, two, three media and a conversation in one batch, of different lengths."""
     model = talker(family, layout)
     longer = question(2, "which is redder, this or that?")
-    samples = [question(0, "why?"), question(1), longer, question(3), conversation()]
+    shorter = asked("and?", 4, 5, marks=[0], history=[said("user", "what is it?", 0), said("assistant", "a cat")])
+    samples = [question(0, "why?"), question(1), longer, question(3), conversation(), shorter]
+    assert model.generate([question(3), shorter], Decoding(1)), "more media without earlier turns than with them"
     for together, sample in zip(logits(model, samples), samples, strict=True):
         assert torch.allclose(together, logits(model, [sample])[0], atol=1e-5)
     for decoding in (Decoding(5), Decoding(5, beams=3)):

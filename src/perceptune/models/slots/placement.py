@@ -12,10 +12,12 @@ from perceptune.utils.tensors import move
 
 def hide_from_earlier_turns(slots: Sequence[Slots], tokens: Tokens) -> list[Slots]:
     """Return the slots with the column of each text from which on they are visible."""
-    starts = tokens.visible_from
-    return [
-        replace(slot, visible_from=starts[slot.name][:, slot.order]) if slot.name in starts else slot for slot in slots
-    ]
+    starts = {
+        (modality, order): column
+        for modality, columns in tokens.visible_from.items()
+        for order, column in enumerate(columns.T)
+    }
+    return [replace(slot, visible_from=starts.get((slot.name, slot.order))) for slot in slots]
 
 
 def place_in_text(slots: Sequence[Slots], tokens: Tokens) -> list[Slots]:
