@@ -12,7 +12,7 @@ import torch
 
 from perceptune.lm.generation.decode_state import DecodeState
 from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence
-from perceptune.lm.generation.prefix_reuse import ContinuedState, KnownText, KnownTexts, text_of
+from perceptune.lm.generation.prefix_reuse import Content, ContinuedState, KnownText, KnownTexts, text_of
 from perceptune.lm.generation.sampling import greedy
 from perceptune.models.slots.model import SlotModel
 from perceptune.types import Message, Sample
@@ -48,13 +48,15 @@ class Counted(KnownTexts):
 def answered(model: SlotModel, sample: Sample, known: KnownTexts | None) -> tuple[list[int], torch.Tensor]:
     """The answer's tokens and the logits of its first; the text is kept in `known`."""
     prompt, content = model.prompt([sample]), _content(model, sample)
-    found = None if known is None else known.find("run", content)
-    state = DecodeState(model.lm, prompt, 8) if found is None else ContinuedState(model.lm, prompt, 8, found)
+    found = None if known is None else known.find("run", content.columns)
+    state = DecodeState(model.lm, prompt, 8) if found is None else ContinuedState(model.lm, prompt, 8, found, content)
     first = state.logits
 
     def keep(state: DecodeState, place: int) -> None:
         if known is not None:
-            known.keep("run", (*content, *((token,) for token in row.tokens[:-1])), text_of(state, place))
+            known.keep(
+                "run", (*content.columns, *((token,) for token in row.tokens[:-1])), text_of(state, place, content)
+            )
 
     row = GeneratedSequence(STEPS, -1, greedy, on_end=keep)
     batch = ContinuousBatch(state, [row])
@@ -63,7 +65,7 @@ def answered(model: SlotModel, sample: Sample, known: KnownTexts | None) -> tupl
     return row.tokens, first
 
 
-def _content(model: SlotModel, sample: Sample) -> tuple:
+def _content(model: SlotModel, sample: Sample) -> Content:
     """As `content_of`, of images that are numbers instead of files."""
     from unittest.mock import patch
 
@@ -111,10 +113,10 @@ def test_a_state_that_continues_joins_a_batch() -> None:
     answered(model, asked("why?", 0, history=history), known)
     expected = [answered(model, one, None)[0] for one in (asked("who?", 3), sample)]
     with torch.no_grad():
-        found = known.find("run", _content(model, sample))
+        found = known.find("run", _content(model, sample).columns)
         assert found is not None
         states = [DecodeState(model.lm, model.prompt([asked("who?", 3)]), 8),
-                  ContinuedState(model.lm, model.prompt([sample]), 8, found)]  # fmt: skip
+                  ContinuedState(model.lm, model.prompt([sample]), 8, found, _content(model, sample))]  # fmt: skip
         rows = [GeneratedSequence(STEPS, -1, greedy) for _ in states]
         batches = [ContinuousBatch(state, [row]) for state, row in zip(states, rows, strict=True)]
         batches[0].join(batches[1:])

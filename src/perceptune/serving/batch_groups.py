@@ -134,7 +134,7 @@ def _start(jobs: Sequence[Job], reuse: TurnReuse, known: KnownText | None = None
         if known is None:
             state = DecodeState(model.lm, request.prompt, room)
         else:
-            state = ContinuedState(model.lm, request.prompt, room, known)
+            state = ContinuedState(model.lm, request.prompt, room, known, reuse.content_of(jobs[0]))
     kind = (id(model.lm), run.name if run.attachments else None, state.layout)
     return BatchedGroup(jobs, ContinuousBatch(state, rows), kind)
 

@@ -31,10 +31,14 @@ class TurnReuse:
         self._contents[job] = content = cast(SlotModel, job.run.model).content_of(job.sample)
         # First questions start together with others, which saves more than a system message that is known.
         has_turns = any(message.role == "assistant" for message in job.sample.history)
-        found = self._known.find(job.run.name, content) if has_turns else None
+        found = self._known.find(job.run.name, content.columns) if has_turns else None
         if found is not None:
             self._metrics.count("reused_turns_total")
         return found
+
+    def content_of(self, job: Job) -> Content:
+        """Return the content of a job whose start was found."""
+        return self._contents[job]
 
     def keeper(self, job: Job, row: GeneratedSequence) -> Callable[[DecodeState, int], None] | None:
         """Return what keeps the text of a job once its `row` has ended; None if it is not to be kept."""
@@ -45,7 +49,8 @@ class TurnReuse:
 
         def keep(state: DecodeState, place: int) -> None:
             # The last token was chosen, but not run.
-            known.keep(name, (*content, *((token,) for token in row.tokens[:-1])), text_of(state, place))
+            columns = (*content.columns, *((token,) for token in row.tokens[:-1]))
+            known.keep(name, columns, text_of(state, place, content))
 
         return keep
 

@@ -132,7 +132,7 @@ class DecodeState:
     @property
     def layout(self) -> tuple[tuple[int, int], ...]:
         """First layer and width of each group of slots: states of one LM with equal layouts can be merged."""
-        return tuple((slot.entry, slot.width) for slot in self._slots)
+        return layout_of(self._slots)
 
     def select_rows(self, index: Tensor) -> None:
         """Keep only these rows; an index may occur more than once."""
@@ -169,9 +169,10 @@ class DecodeState:
         present = zip(*([slot.present for slot in part._slots] for part in parts), strict=True)
         self._slots = [_seen_only(slot, torch.cat(each)) for slot, each in zip(self._slots, present, strict=True)]
 
-    def text_columns(self, place: int) -> Tensor:
-        """Return the columns of a row's prompt and answer, as far as they are in the cache."""
-        return self._front + self._seen[place, self._front :].nonzero().flatten()
+    def columns_of(self, place: int) -> tuple[Tensor, Tensor]:
+        """Return the columns of the slots in front, and those of a row's prompt and answer that are in the cache."""
+        seen = self._seen[place, self._front :].nonzero().flatten()
+        return torch.arange(self._front, device=seen.device), self._front + seen
 
     def hold(self, ended: Tensor) -> None:
         """Stop advancing the positions of ended rows (rows,), so that they stay in range; call before `decode_step`."""
@@ -257,6 +258,11 @@ def _distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distinct rows and each row's index among them, on the CPU because their number is data-dependent."""
     distinct, index = torch.unique(rows.cpu(), dim=0, return_inverse=True)
     return move(distinct, rows.device), move(index, rows.device)
+
+
+def layout_of(slots: Sequence[Slots]) -> tuple[tuple[int, int], ...]:
+    """Return first layer and width of each group of slots in front of the text."""
+    return tuple((slot.entry, slot.width) for slot in slots if not slot.in_text)
 
 
 def write_pairs(

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from perceptune.lm.frozen_lm import FrozenLM, LayerStates
-from perceptune.lm.generation.decode_state import DecodeState, PreallocatedKVCache, write_pairs
+from perceptune.lm.generation.decode_state import DecodeState, PreallocatedKVCache, layout_of, write_pairs
 from perceptune.lm.prefix_cache import KVPair
 from perceptune.lm.slot_hooks import Splice, slots_in_text
 from perceptune.types import IN_TEXT, Prompt
 from perceptune.utils.tensors import prepend_slot_columns
 
-Content = tuple[Hashable, ...]  # for each column what its keys and values depend on, beside the columns before it
+Columns = tuple[Hashable, ...]  # for each column what its keys and values depend on, beside the columns before it
 LEAST = 8  # columns whose reuse saves more than it costs
+
+
+class Content(NamedTuple):
+    """What the keys and values of a text depend on."""
+
+    columns: Columns
+    in_front: Hashable = ()  # what those of the slots in front of the text depend on
 
 
 @dataclass(frozen=True)
@@ -30,22 +38,26 @@ class KnownText:
 
     kv: Sequence[tuple[Tensor, Tensor]]
     columns: int
+    front: Sequence[tuple[Tensor, Tensor]] = ()  # of the slots in front of it
+    in_front: Hashable = ()  # what `front` depends on, see `Content`
 
     def cut(self, columns: int) -> KnownText:
         """Return the first `columns` columns."""
-        return KnownText([(keys[:, :, :columns], values[:, :, :columns]) for keys, values in self.kv], columns)
+        return replace(
+            self, kv=[(keys[:, :, :columns], vals[:, :, :columns]) for keys, vals in self.kv], columns=columns
+        )
 
     @property
     def size(self) -> int:
         """Number of bytes."""
-        return sum(tensor.numel() * tensor.element_size() for pair in self.kv for tensor in pair)
+        return sum(tensor.numel() * tensor.element_size() for pair in [*self.kv, *self.front] for tensor in pair)
 
 
-def text_of(state: DecodeState, place: int) -> KnownText:
-    """Return a copy of the text's columns of a row, the tokens that were generated included."""
-    seen = state.text_columns(place)
-    kv = [(keys[None].clone(), values[None].clone()) for keys, values in state.cache.read(place, seen)]
-    return KnownText(kv, len(seen))
+def text_of(state: DecodeState, place: int, content: Content) -> KnownText:
+    """Return a copy of the columns of a row: its slots, its text, and the tokens that were generated."""
+    front, seen = state.columns_of(place)
+    parts = [[(k[None], v[None]) for k, v in state.cache.read(place, columns)] for columns in (seen, front)]
+    return KnownText(parts[0], len(seen), parts[1], (state.layout, content.in_front))
 
 
 class KnownTexts:
@@ -53,9 +65,9 @@ class KnownTexts:
 
     def __init__(self, megabytes: float) -> None:
         self._budget, self._size = int(megabytes * 2**20), 0
-        self._kept: OrderedDict[tuple[Hashable, Content], KnownText] = OrderedDict()
+        self._kept: OrderedDict[tuple[Hashable, Columns], KnownText] = OrderedDict()
 
-    def find(self, owner: Hashable, content: Content) -> KnownText | None:
+    def find(self, owner: Hashable, content: Columns) -> KnownText | None:
         """Return the longest known start of a text of `owner`, at least one column shorter than it; None if short."""
         best, columns = None, LEAST - 1
         for name, kept in self._kept.items():
@@ -66,7 +78,7 @@ class KnownTexts:
         self._kept.move_to_end(best)
         return self._kept[best].cut(columns)
 
-    def keep(self, owner: Hashable, content: Content, known: KnownText) -> None:
+    def keep(self, owner: Hashable, content: Columns, known: KnownText) -> None:
         """Keep the columns of a text, and drop those that it continues."""
         for name in [name for name in self._kept if name[0] == owner and name[1] == content[: len(name[1])]]:
             self._drop(name)
@@ -81,16 +93,16 @@ class KnownTexts:
         """Number of bytes that are kept."""
         return self._size
 
-    def _drop(self, name: tuple[Hashable, Content]) -> None:
+    def _drop(self, name: tuple[Hashable, Columns]) -> None:
         self._size -= self._kept.pop(name).size
 
 
-def _common(one: Content, other: Content, most: int) -> int:
+def _common(one: Columns, other: Columns, most: int) -> int:
     """Return the length of the common start of two texts, at most `most`."""
     return next((place for place in range(most) if one[place] != other[place]), most)
 
 
-def columns_of(ids: Sequence[int], media: dict[int, list[Hashable]]) -> Content:
+def columns_of(ids: Sequence[int], media: dict[int, list[Hashable]]) -> Columns:
     """Return the content of a text; `media` gives for a column the media that are first seen there."""
     return tuple((token, *media.get(place, ())) for place, token in enumerate(ids))
 
@@ -98,14 +110,17 @@ def columns_of(ids: Sequence[int], media: dict[int, list[Hashable]]) -> Content:
 class ContinuedState(DecodeState):
     """One row whose text begins with a known one: only the columns behind that are computed."""
 
-    def __init__(self, lm: FrozenLM, prompt: Prompt, room: int, known: KnownText) -> None:
-        self._known = known
+    def __init__(self, lm: FrozenLM, prompt: Prompt, room: int, known: KnownText, content: Content) -> None:
+        self._known, self._content = known, content
         super().__init__(lm, prompt, room)
 
     def _start(self, prompt: Prompt, room: int, text_states: LayerStates | None) -> tuple[PreallocatedKVCache, Tensor]:
         ids, mask, slots, width, past = prompt.ids, prompt.mask, prompt.slots, prompt.width, self._known.columns
         cache = PreallocatedKVCache(self.lm.n_layers, 1, width + ids.shape[1] + room)
-        if width:  # slots attend to no text, so that the shortest one will do
+        if width and self._known.in_front == (layout_of(slots), self._content.in_front):
+            for layer, (keys, values) in enumerate(self._known.front):
+                cache.write(layer, 0, KVPair(keys, values))
+        elif width:  # slots attend to no text, so that the shortest one will do
             for layer, pairs in enumerate(self.lm.prefill(ids[:, :1], mask[:, :1], slots)[1]):
                 write_pairs(cache, layer, slots, pairs[:-1], width)
         for layer, (keys, values) in enumerate(self._known.kv):

@@ -207,7 +207,8 @@ class SlotModel(AdaptedModel):
             for order in range(len(sample.list_media(modality))):
                 start = row.turns[modality][order] if modality in row.turns else 0
                 media.setdefault(start, []).append(_named(sample, modality, order))
-        return columns_of(row.ids, media)
+        in_front = () if self.method.is_in_text else tuple(name for start in sorted(media) for name in media[start])
+        return Content(columns_of(row.ids, media), in_front)
 
     @torch.no_grad()
     def token_logprobs(

@@ -20,17 +20,17 @@ def generate_turn(model: SlotModel, sample: Sample, decoding: Decoding, known: K
     if decoding.beams > 1 or uses_hf_generate(model.lm, request.prompt.slots, decoding):
         return model.generate([sample], decoding)[0]
     text = model.content_of(sample)
-    found = known.find(None, text)
+    found = known.find(None, text.columns)
     limit = int(decoding.max_new_tokens_per_row(request.prompt.mask))
     room = min(limit, GROWTH)
     if found is None:
         state = DecodeState(model.lm, request.prompt, room)
     else:
-        state = ContinuedState(model.lm, request.prompt, room, found)
+        state = ContinuedState(model.lm, request.prompt, room, found, text)
 
     def keep(state: DecodeState, place: int) -> None:
         # The last token was chosen, but not run.
-        known.keep(None, (*text, *((token,) for token in row.tokens[:-1])), text_of(state, place))
+        known.keep(None, (*text.columns, *((token,) for token in row.tokens[:-1])), text_of(state, place, text))
 
     row = GeneratedSequence(limit, request.eos, make_sampler(request, model.device), on_end=keep)
     batch = ContinuousBatch(state, [row])
