@@ -69,7 +69,7 @@ def dogs(out: Path, data: Path) -> dict[str, Any]:
         recipe = {
             "encoders": {"image": {"size": 224, "resize": "squash", "max_media": most}}, "method": LATE,
             "task": {"name": "jsonl", **files(out / "dogs" / ("pairs" if most == 2 else "first"))},
-            "train": {**RATES, "steps": 300}, "decode": {"max_new_tokens": 4},
+            "train": {**RATES, "steps": 200}, "decode": {"max_new_tokens": 4},
         }  # fmt: skip
         found[name] = [judge(recipe, out / f"dogs-{most}-{seed}", seed) for seed in SEEDS]
     return found
@@ -203,23 +203,33 @@ WORDS = {"a dog": ("dog", "dogs", "puppy"), "a man": ("man", "men"), "a child": 
 
 
 def talks(out: Path, data: Path) -> dict[str, Any]:
-    """Train on conversations with all their turns, and judge the second photo's questions with and without history."""
+    """Train on conversations with all their turns, and on the same answers as single questions.
+
+    The second, third and fourth questions are asked with their history, without it, and of the other run.
+    """
     talk_about(out / "talks", data / "flickr8k")
     found: dict[str, Any] = {}
+    given = {split: str(out / "talks" / f"{split}.jsonl") for split in ("train", "test")}
     recipe = {
         "encoders": {"image": {"size": 224, "resize": "squash", "max_media": 2}}, "method": LATE,
-        "task": {"name": "messages", "turns": "all",
-                 **{split: str(out / "talks" / f"{split}.jsonl") for split in ("train", "test")}},
+        "task": {"name": "messages", "turns": "all", **given},
         "text": {"template": "chat", "system": "Answer briefly."},
         "train": {**RATES, "steps": 150, "batch_size": 8, "warmup_steps": 20}, "decode": {"max_new_tokens": 20},
     }  # fmt: skip
-    for seed in SEEDS:
+    # As many answers a step: four in a conversation.
+    alone = {
+        **recipe, "task": {"name": "messages", "turns": "each", "history": False, **given},
+        "train": {**recipe["train"], "batch_size": 32},  # type: ignore[dict-item]
+    }  # fmt: skip
+    for seed in SEEDS[:2]:
         model, samples = trained(recipe, out / f"talks-{seed}", seed)
+        single, _ = trained(alone, out / f"singles-{seed}", seed)
         turns = [sample for sample in split_answers(samples) if sample.history]
         for number in (2, 3, 4):
-            own = [sample for sample in turns if sum(one.role == "user" for one in sample.history) == number - 1]
-            alone = [_without_history(sample) for sample in own]
-            line = {"with history": accuracy(model, own), "without": accuracy(model, alone)}
+            own = [one for one in turns if sum(turn.role == "user" for turn in one.history) == number - 1]
+            bare = [_without_history(sample) for sample in own]
+            line = {"with history": accuracy(model, own), "without": accuracy(model, bare),
+                    "trained on single questions": accuracy(single, bare)}  # fmt: skip
             found.setdefault(f"turn {number}", []).append(line)
             print(seed, number, line, flush=True)
     return found
