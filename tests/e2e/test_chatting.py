@@ -15,6 +15,7 @@ import runs as dwarf_runs
 import support
 from perceptune.cli.main import run
 from perceptune.data.tasks.messages import Messages
+from perceptune.lm.generation.prefix_reuse import KnownTexts
 from perceptune.models.conversation import Conversation
 from perceptune.models.run_folder import save_run
 from perceptune.serving.limits import Limits
@@ -94,7 +95,8 @@ def test_reset_forgets_and_mistakes_change_nothing(
     assert said[0] == said[2]
     for mistake in (
         "unknown command `/imege`; did you mean `/image`?", "none.png: no such file", "name a file",
-        "it has no turns", "3 media of modality image, more than `encoders.image.max_media: 2`",
+        "it has no turns", "error: the conversation has 3 media of modality image, more than",
+        "the attached files are kept: /detach drops them",
     ):  # fmt: skip
         assert mistake in notes
     assert len(notes.splitlines()) == 6
@@ -105,11 +107,15 @@ def test_a_run_for_single_questions_answers_each_by_itself(
 ) -> None:
     photo = f"/image {place / 'red.png'}"
     said, notes = chat(
-        monkeypatch, capsys, [photo, "what color?", photo, "what color?", "/exit", "x"], str(place / "single")
+        monkeypatch,
+        capsys,
+        [photo, "what color?", photo, "what color?", "/save x", "/exit", "x"],
+        str(place / "single"),
     )
     assert len(said) == 2
     assert said[0] == said[1]
     assert "takes single questions" in notes
+    assert "/save FILE writes the conversation: this run's questions are answered by themselves" in notes
     assert run(["chat", str(place / "single"), "--system", "x"]) == 2
     assert "takes no system message: it needs `text.template: chat`" in capsys.readouterr().err
 
@@ -132,3 +138,33 @@ def test_the_server_answers_as_the_terminal_does(
             answer = client.chat.completions.create(model="talker", messages=messages).choices[0].message.content
             messages.append(turn("assistant", answer))
             assert answer == said[len(messages) // 2 - 1]
+
+
+def test_detach_drops_files_and_keeps_the_conversation(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "text.png").write_text("no image")
+    photo, broken = (f"/image {place / name}.png" for name in ("red", "text"))
+    lines = [photo, "what color?", broken, "and this?", "/detach", "and why?"]
+    said, notes = chat(monkeypatch, capsys, lines, str(place / "talker"))
+    expected, _ = chat(monkeypatch, capsys, [photo, "what color?", "and why?"], str(place / "talker"))
+    assert said == expected
+    assert "not an image" in notes
+
+
+def test_saved_files_are_found_from_any_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    talk = Conversation(perceptune.load("talker"))
+    talk.ask("what color?", [("image", "red.png")])
+    assert talk.to_row()["images"] == [str(place / "red.png")]
+
+
+@pytest.mark.parametrize("given", ["-1", "nan", "much"])
+def test_memory_for_reuse_is_a_number_of_at_least_0(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(["chat", "none", f"--reuse-mb={given}"])
+    assert f"`{given}` is not a number of at least 0" in capsys.readouterr().err
+
+
+def test_memory_for_reuse_may_be_unlimited() -> None:
+    assert KnownTexts(float("inf")).size == 0

@@ -107,6 +107,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> float:
+    """Parse a number of at least 0. Raises `argparse.ArgumentTypeError` for anything else."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not number >= 0:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a number of at least 0")
+    return number
+
+
 def split_words(text: str | None) -> list[str]:
     """Return the words of a comma-separated list."""
     return [word.strip() for word in (text or "").split(",") if word.strip()]

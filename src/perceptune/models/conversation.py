@@ -1,6 +1,7 @@
 """A conversation with a model: each question is asked after all turns before it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from perceptune.data.conversations import as_media, tagged_history
@@ -58,13 +59,18 @@ class Conversation:
         return answer
 
     def to_row(self) -> dict[str, Any]:
-        """Return the turns in the form that task `messages` reads; files as they were given."""
+        """Return the turns in the form that task `messages` reads, wherever the file with them will lie."""
         row: dict[str, Any] = {"messages": tagged_history(Sample("", {}, "", history=tuple(self._turns)))}
         for modality in dict.fromkeys(name for name, _ in self._media):
-            row[f"{modality}s"] = [str(medium) for name, medium in self._media if name == modality]
+            row[f"{modality}s"] = [_located(medium) for name, medium in self._media if name == modality]
         return row
 
     def _generate(self, sample: Sample) -> list[int]:
         if self.keeps_history and self.model.supports_continuous_batching:
             return generate_turn(cast(SlotModel, self.model), sample, self.decoding, self._known)
         return self.model.generate([sample], self.decoding)[0]
+
+
+def _located(medium: Medium) -> str:
+    """Return the name of a file as readers in any folder find it."""
+    return str(medium.absolute() if isinstance(medium, Path) else medium)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perceptune.cli.parsing import Namespace, Parser, any_text
+from perceptune.cli.parsing import Namespace, Parser, any_text, not_negative
 from perceptune.errors import UserError, nearest
 from perceptune.utils.terminal import printable
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 KINDS = ("image", "audio", "video")
 COMMANDS = """\
 /image FILE, /audio FILE, /video FILE   attach a file to the next question; again for another
+/detach                                 drop the attached files
 /reset                                  forget the conversation and attached files
 /save FILE                              write the conversation, as task `messages` reads it
 /help                                   print this
@@ -37,8 +38,8 @@ def add_arguments(parser: Parser) -> None:
         parser.add_argument(f"--{kind}", metavar="FILE", action="append", default=[],
                             help=f"{kind} file of the first question; may be repeated")  # fmt: skip
     parser.add_argument("--system", type=any_text, metavar="TEXT", help="system message")
-    parser.add_argument("--reuse-mb", type=float, default=256, metavar="N",
-                        help="MiB for what earlier turns computed (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--reuse-mb", type=not_negative, default=256, metavar="N",
+                        help="MiB for what earlier turns computed; 0 = none (default: %(default)s)")  # fmt: skip
     parser.add_trust()
 
 
@@ -75,14 +76,23 @@ class Session:
                 if word.startswith("/"):
                     self._command(word, rest.strip())
                 elif word:
-                    print(self.talk.ask(line.strip(), self.attached), flush=True)
-                    self.attached = []
+                    self._ask(line.strip())
             except UserError as error:
-                print("error:", printable(str(error).removeprefix("sample `question`: ")), file=sys.stderr)
+                print("error:", printable(str(error)), file=sys.stderr)
+
+    def _ask(self, question: str) -> None:
+        try:
+            print(self.talk.ask(question, self.attached), flush=True)
+        except UserError as error:
+            said = str(error).removeprefix("sample `question`: ").replace("sample `question`", "the conversation", 1)
+            hint = "; the attached files are kept: /detach drops them" if self.attached else ""
+            raise UserError(said + hint) from error
+        self.attached = []
 
     def _command(self, word: str, rest: str) -> None:
         commands: dict[str, Callable[[str], None]] = {
             **{f"/{kind}": self._attach(kind) for kind in KINDS},
+            "/detach": self._detach,
             "/reset": self._reset, "/save": self._save, "/help": lambda _: print(COMMANDS), "/exit": lambda _: None,
         }  # fmt: skip
         if word not in commands:
@@ -100,6 +110,9 @@ class Session:
 
         return attach
 
+    def _detach(self, _: str) -> None:
+        self.attached = []
+
     def _reset(self, _: str) -> None:
         self.talk.reset()
         self.attached = []
@@ -109,7 +122,8 @@ class Session:
 
         row = self.talk.to_row()
         if not name or not row["messages"]:
-            raise UserError("/save FILE writes the conversation: " + ("name a file" if not name else "it has no turns"))
+            kept = "it has no turns" if self.talk.keeps_history else "this run's questions are answered by themselves"
+            raise UserError("/save FILE writes the conversation: " + (kept if name else "name a file"))
         write_text(Path(name), json.dumps([row], ensure_ascii=False, indent=1) + "\n")
 
 

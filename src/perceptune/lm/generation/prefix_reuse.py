@@ -64,7 +64,7 @@ class KnownTexts:
     """Texts that a later one may continue; the least recently used ones are dropped beyond `megabytes`."""
 
     def __init__(self, megabytes: float) -> None:
-        self._budget, self._size = int(megabytes * 2**20), 0
+        self._budget, self._size = megabytes * 2**20, 0
         self._kept: OrderedDict[tuple[Hashable, Columns], KnownText] = OrderedDict()
 
     def find(self, owner: Hashable, content: Columns) -> KnownText | None:
