@@ -25,6 +25,7 @@ TOKENS = 3  # of a medium, where its slots stand in the text
 LAYOUTS: dict[str, dict[str, Any]] = {
     "late": {"name": "epalm", "n_levels": 2},
     "late-lin": {"name": "epalm-lin", "n_levels": 2},
+    "official": {"name": "epalm", "n_levels": 2, "slot_mask": "official"},
     "sequential": {"name": "limber", "tokens": "all", "slot_positions": "sequential"},
 }
 FAMILIES = ("llama", "qwen2", "opt", "gpt2", "gpt-neox", "gemma3")

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from perceptune.errors import UserError
 from perceptune.models.text_format import Batch
 from perceptune.types import IN_TEXT, Decoding, Sample
 from talking import FAMILIES, asked, logits, said, talker
@@ -172,3 +173,11 @@ def test_slots_in_the_text_are_embeddings_of_transformers(family: str) -> None:
         embeddings[prompt.ids == IN_TEXT] = slot.states[0][0]
         expected = model.lm.model(inputs_embeds=embeddings).logits[0]
     assert torch.allclose(logits(model, [sample])[0], expected, atol=1e-5)
+
+
+def test_slots_that_see_the_whole_text_are_refused_several_answers() -> None:
+    model, talk = talker("llama", "official"), replace(conversation(), media={})
+    with pytest.raises(UserError, match=r"sample `q` has several answers, .*slot_mask: causal`, or `turns: each`"):
+        model.check_modalities([talk])
+    model.check_modalities([replace(talk, history=tuple(replace(turn, is_target=False) for turn in talk.history))])
+    talker("llama", "late").check_modalities([talk])

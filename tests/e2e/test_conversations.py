@@ -97,6 +97,7 @@ def test_images_are_exchanged_and_reported(run: Path, capsys: pytest.CaptureFixt
     for word in ("media shuffled", "no media", "media exchanged"):
         assert word in printed
     results = json.loads((run / "results.json").read_text())
+    assert max(len(line) for line in printed.splitlines() if "┃" in line or "│" in line) <= 80
     assert {"accuracy_exchanged", "gap_exchanged", "gap_exchanged_interval"} <= results.keys()
     rows = {row["id"]: row for row in map(json.loads, (run / "predictions.jsonl").read_text().splitlines())}
     exchanged = map(json.loads, (run / "predictions_exchanged.jsonl").read_text().splitlines())

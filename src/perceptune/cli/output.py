@@ -41,7 +41,7 @@ def print_scores(results: dict[str, Any]) -> None:
     first = results["metrics"][0]
     controls = [name for name in CONTROLS if f"{first}_{name}" in results] or ["shuffled"]
     words = {"shuffled": "media shuffled", "no_media": "no media", "exchanged": "media exchanged"}
-    is_wide = len(controls) > 2
+    is_wide = len(controls) > 1  # more than 80 columns
     beside = [word for name in controls for word in (words[name], "gap (95 % interval)")]
     heading = [
         Column(word, no_wrap=True) for word in (["control", "value", "gap (95 % interval)"] if is_wide else beside)

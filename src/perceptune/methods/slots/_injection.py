@@ -155,6 +155,10 @@ class Injection(Method):
         return 0 if at_input or self.adapters is not None or self.trains_lm else self.range.start
 
     @property
+    def slots_see_text(self) -> bool:
+        return self.options.slot_mask == "official"
+
+    @property
     def is_in_text(self) -> bool:
         return self.options.slot_positions == "sequential"
 
@@ -200,13 +204,12 @@ class Injection(Method):
 
     def _of(self, modality: str, given: Features) -> Iterator[Slots]:
         """Yield the slots of the first medium of each row, of the second, and so on."""
-        sees_text = self.options.slot_mask == "official"
         for order, one in enumerate(given.by_order()):
             projected = self.connectors[modality](one.values)
             if modality in self.orders:
                 projected = self.orders[modality](projected, order)
             states = {layer: projected[level] for layer, level in self.injected.items()}
-            yield Slots(modality, self.range.start, states, one.present, sees_text=sees_text, order=order)
+            yield Slots(modality, self.range.start, states, one.present, sees_text=self.slots_see_text, order=order)
 
     def _prompt_slots(self, prompt: Tensor, batch: int) -> Slots:
         present = torch.ones(batch, dtype=torch.bool)

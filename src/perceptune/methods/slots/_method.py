@@ -39,6 +39,11 @@ class Method(TrainableMethod):
         return "cls"
 
     @property
+    def slots_see_text(self) -> bool:
+        """Whether slots attend to the whole text, so that what attends to them depends on the text behind it."""
+        return False
+
+    @property
     def is_in_text(self) -> bool:
         """Whether media stand in the text, at the places of their marks, instead of in front of it."""
         return False

@@ -24,7 +24,7 @@ from perceptune.lm.text_state_cache import TextStates
 from perceptune.methods.slots.base import Method
 from perceptune.models.base import AdaptedModel
 from perceptune.models.slots.connector_init import fit_to_answers
-from perceptune.models.slots.placement import hide_from_earlier_turns, place_in_text
+from perceptune.models.slots.placement import hide_from_earlier_turns, place_in_text, require_one_answer
 from perceptune.models.text_format import Batch, FrozenPart, TextFormat, first_target
 from perceptune.models.text_rows import Tokens
 from perceptune.types import IN_TEXT, Decoding, Features, GenerationRequest, Prompt, Sample, Slots, StreamCallback
@@ -138,6 +138,11 @@ class SlotModel(AdaptedModel):
         if targets is None:
             targets = [first_target(sample) for sample in samples]
         return self.text.pad_rows([self.text.training_row(s, t) for s, t in zip(samples, targets, strict=True)])
+
+    def check_modalities(self, samples: Sequence[Sample]) -> None:
+        super().check_modalities(samples)
+        for sample in samples if self.method.slots_see_text else ():
+            require_one_answer(sample)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits (N, vocab) at the N positions that predict a supervised token, row by row."""

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import torch
 
+from perceptune.errors import UserError
 from perceptune.models.text_rows import Place, Tokens
-from perceptune.types import Slots
+from perceptune.types import Sample, Slots
 from perceptune.utils.tensors import move
 
 
@@ -18,6 +19,15 @@ def hide_from_earlier_turns(slots: Sequence[Slots], tokens: Tokens) -> list[Slot
         for order, column in enumerate(columns.T)
     }
     return [replace(slot, visible_from=starts.get((slot.name, slot.order))) for slot in slots]
+
+
+def require_one_answer(sample: Sample) -> None:
+    """Raise `UserError` if earlier answers are trained on, too: slots that see the whole text would tell them more."""
+    if any(turn.is_target for turn in sample.history):
+        raise UserError(
+            f"sample `{sample.id}` has several answers, and with `method.slot_mask: official` the slots see the text "
+            "behind each of them: take `slot_mask: causal`, or `turns: each`"
+        )
 
 
 def place_in_text(slots: Sequence[Slots], tokens: Tokens) -> list[Slots]:
