@@ -12,7 +12,7 @@ import torch
 
 from perceptune.lm.generation.decode_state import DecodeState
 from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence
-from perceptune.lm.generation.prefix_reuse import Content, ContinuedState, KnownText, KnownTexts, text_of
+from perceptune.lm.generation.prefix_reuse import Content, ContinuedState, KnownText, KnownTexts, groups_of, text_of
 from perceptune.lm.generation.sampling import greedy
 from perceptune.models.slots.model import SlotModel
 from perceptune.types import Message, Sample
@@ -49,13 +49,16 @@ def answered(model: SlotModel, sample: Sample, known: KnownTexts | None) -> tupl
     """The answer's tokens and the logits of its first; the text is kept in `known`."""
     prompt, content = model.prompt([sample]), _content(model, sample)
     found = None if known is None else known.find("run", content.columns)
-    state = DecodeState(model.lm, prompt, 8) if found is None else ContinuedState(model.lm, prompt, 8, found, content)
+    fresh = found is None
+    state = DecodeState(model.lm, prompt, 8) if fresh else ContinuedState(model.lm, prompt, 8, found, content.media)
     first = state.logits
 
     def keep(state: DecodeState, place: int) -> None:
         if known is not None:
             known.keep(
-                "run", (*content.columns, *((token,) for token in row.tokens[:-1])), text_of(state, place, content)
+                "run",
+                (*content.columns, *((token,) for token in row.tokens[:-1])),
+                text_of(state, place, groups_of(prompt.slots, content.media)),
             )
 
     row = GeneratedSequence(STEPS, -1, greedy, on_end=keep)
@@ -115,8 +118,11 @@ def test_a_state_that_continues_joins_a_batch() -> None:
     with torch.no_grad():
         found = known.find("run", _content(model, sample).columns)
         assert found is not None
-        states = [DecodeState(model.lm, model.prompt([asked("who?", 3)]), 8),
-                  ContinuedState(model.lm, model.prompt([sample]), 8, found, _content(model, sample))]  # fmt: skip
+        media = _content(model, sample).media
+        states = [
+            DecodeState(model.lm, model.prompt([asked("who?", 3)]), 8),
+            ContinuedState(model.lm, model.prompt([sample]), 8, found, media),
+        ]
         rows = [GeneratedSequence(STEPS, -1, greedy) for _ in states]
         batches = [ContinuousBatch(state, [row]) for state, row in zip(states, rows, strict=True)]
         batches[0].join(batches[1:])

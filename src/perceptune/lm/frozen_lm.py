@@ -17,7 +17,7 @@ from perceptune.lm.kernels import short_attention
 from perceptune.lm.kernels.linear_cross_entropy import frozen_head_loss
 from perceptune.lm.prefix_cache import KVPair
 from perceptune.lm.slot_hooks import MASK, InText, Splice, argument_names, replace_inputs, slots_in_text
-from perceptune.lm.split_execution import HIDDEN, SplitForward
+from perceptune.lm.split_execution import HIDDEN, KnownSlots, SplitForward
 from perceptune.types import Slots
 from perceptune.utils.tensors import move, places_of_kept, prepend_slot_columns
 
@@ -171,19 +171,21 @@ class FrozenLM(nn.Module):
         slots: Sequence[Slots],
         *,
         text_states: LayerStates | None = None,
+        known: KnownSlots | None = None,
     ) -> tuple[Tensor, list[list[KVPair]]]:
         """Return the logits (B, vocab) of the next token, and the keys and values the text attends to per layer."""
         last = torch.zeros(attention_mask.shape, dtype=torch.bool)
         last[:, -1] = True
         kv: list[list[KVPair]] = []
-        return self._split_forward(self._logits, input_ids, attention_mask, slots, last, text_states, kv), kv
+        out = self._split_forward(self._logits, input_ids, attention_mask, slots, last, text_states, kv, known)
+        return out, kv
 
     def _split_forward(
         self, read: Callable[..., Tensor], ids: Tensor, mask: Tensor, slots: Sequence[Slots], keep: Tensor | None,
-        text_states: LayerStates | None, kv: list[list[KVPair]] | None = None,
+        text_states: LayerStates | None, kv: list[list[KVPair]] | None = None, known: KnownSlots | None = None,
     ) -> Tensor:  # fmt: skip
         split = SplitForward(slots, self.n_layers, tuples=self._blocks_give_tuples)
-        split.text_states, split.kv = text_states, kv
+        split.text_states, split.kv, split.known = text_states, kv, known
         if keep is not None:
             marked = keep.any(0).nonzero().flatten().tolist() or [0]
             split.query_range = (marked[0], end := marked[-1] + 1)

@@ -50,6 +50,20 @@ class SlotGroup:
         return self.hidden
 
 
+@dataclass(frozen=True)
+class KnownSlots:
+    """Keys and values of the first `groups` of slots, which are not computed again."""
+
+    groups: int
+    kv: Sequence[tuple[Tensor, Tensor]]  # of each layer: (1, heads, columns, size)
+
+    def pair(self, layer: int, group: SlotGroup) -> KVPair:
+        """Return those of one group."""
+        keys, values = self.kv[layer]
+        columns = slice(group.start, group.start + group.slots.width)
+        return KVPair(keys[:, :, columns], values[:, :, columns], group.present, group.slots.visible_from)
+
+
 class SplitForward:
     """One forward pass of `[slots][pad][text]`; `block` returns the replacement of each block's forward."""
 
@@ -66,6 +80,7 @@ class SplitForward:
         self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): inputs of this layer
         self.query_range: tuple[int, int] | None = None  # text columns that the last block computes; None = all
         self.kv: list[list[KVPair]] | None = None  # if a list, filled with what the text attends to in each layer
+        self.known: KnownSlots | None = None
         self._masks: dict[tuple[int, int], Tensor] = {}
 
     @property
@@ -116,8 +131,11 @@ class SplitForward:
         """Return keys and values of the open groups, and the states (B, n, d) of one that runs with the text."""
         left: list[KVPair] = []
         rows = 1  # 1 as long as all columns so far are the same for the whole batch
-        for group in self.groups:
+        for number, group in enumerate(self.groups):
             if group.slots.entry > index:
+                continue
+            if self.known is not None and number < self.known.groups:
+                left.append(self.known.pair(index, group))
                 continue
             hidden = group.entering(index, text.dtype)
             rows = max(rows, hidden.shape[0])

@@ -129,12 +129,12 @@ def _start(jobs: Sequence[Job], reuse: TurnReuse, known: KnownText | None = None
             for number, job in enumerate(jobs)
         ]  # fmt: skip
         for job, row in zip(jobs, rows, strict=True):
-            row.on_end = reuse.keeper(job, row)
+            row.on_end = reuse.keeper(job, row, request.prompt.slots)
         room = min(longest, GROWTH)
         if known is None:
             state = DecodeState(model.lm, request.prompt, room)
         else:
-            state = ContinuedState(model.lm, request.prompt, room, known, reuse.content_of(jobs[0]))
+            state = ContinuedState(model.lm, request.prompt, room, known, reuse.media_of(jobs[0]))
     kind = (id(model.lm), run.name if run.attachments else None, state.layout)
     return BatchedGroup(jobs, ContinuousBatch(state, rows), kind)
 

@@ -1,15 +1,16 @@
 """Reuse of a conversation's earlier turns: what was computed for their answers is kept for the next question."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 from weakref import WeakKeyDictionary
 
 from perceptune.lm.generation.decode_state import DecodeState
 from perceptune.lm.generation.generate import GeneratedSequence
-from perceptune.lm.generation.prefix_reuse import Content, KnownText, KnownTexts, text_of
+from perceptune.lm.generation.prefix_reuse import Content, KnownText, KnownTexts, Media, groups_of, text_of
 from perceptune.models.slots.model import SlotModel
 from perceptune.serving.metrics import Metrics
 from perceptune.serving.requests import Job
+from perceptune.types import Slots
 
 
 class TurnReuse:
@@ -36,21 +37,23 @@ class TurnReuse:
             self._metrics.count("reused_turns_total")
         return found
 
-    def content_of(self, job: Job) -> Content:
-        """Return the content of a job whose start was found."""
-        return self._contents[job]
+    def media_of(self, job: Job) -> Media:
+        """Return the content of the media of a job whose start was found."""
+        return self._contents[job].media
 
-    def keeper(self, job: Job, row: GeneratedSequence) -> Callable[[DecodeState, int], None] | None:
-        """Return what keeps the text of a job once its `row` has ended; None if it is not to be kept."""
+    def keeper(
+        self, job: Job, row: GeneratedSequence, slots: Sequence[Slots]
+    ) -> Callable[[DecodeState, int], None] | None:
+        """Return what keeps the text of a job once its `row` has ended, with its `slots`; None if none is kept."""
         content, known = self._contents.get(job), self._known
         if content is None or known is None:
             return None
-        name = job.run.name
+        name, groups = job.run.name, groups_of(slots, content.media)
 
         def keep(state: DecodeState, place: int) -> None:
             # The last token was chosen, but not run.
             columns = (*content.columns, *((token,) for token in row.tokens[:-1]))
-            known.keep(name, columns, text_of(state, place, content))
+            known.keep(name, columns, text_of(state, place, groups))
 
         return keep
 

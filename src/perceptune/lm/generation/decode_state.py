@@ -132,7 +132,7 @@ class DecodeState:
     @property
     def layout(self) -> tuple[tuple[int, int], ...]:
         """First layer and width of each group of slots: states of one LM with equal layouts can be merged."""
-        return layout_of(self._slots)
+        return tuple((slot.entry, slot.width) for slot in self._slots)
 
     def select_rows(self, index: Tensor) -> None:
         """Keep only these rows; an index may occur more than once."""
@@ -258,11 +258,6 @@ def _distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distinct rows and each row's index among them, on the CPU because their number is data-dependent."""
     distinct, index = torch.unique(rows.cpu(), dim=0, return_inverse=True)
     return move(distinct, rows.device), move(index, rows.device)
-
-
-def layout_of(slots: Sequence[Slots]) -> tuple[tuple[int, int], ...]:
-    """Return first layer and width of each group of slots in front of the text."""
-    return tuple((slot.entry, slot.width) for slot in slots if not slot.in_text)
 
 
 def write_pairs(

@@ -7,7 +7,7 @@ the whole text. Kept are the last conversations that fit into a given memory.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,21 +15,25 @@ import torch
 from torch import Tensor
 
 from perceptune.lm.frozen_lm import FrozenLM, LayerStates
-from perceptune.lm.generation.decode_state import DecodeState, PreallocatedKVCache, layout_of, write_pairs
+from perceptune.lm.generation.decode_state import DecodeState, PreallocatedKVCache, write_pairs
 from perceptune.lm.prefix_cache import KVPair
 from perceptune.lm.slot_hooks import Splice, slots_in_text
-from perceptune.types import IN_TEXT, Prompt
+from perceptune.lm.split_execution import KnownSlots
+from perceptune.types import IN_TEXT, Prompt, Slots
 from perceptune.utils.tensors import prepend_slot_columns
 
 Columns = tuple[Hashable, ...]  # for each column what its keys and values depend on, beside the columns before it
 LEAST = 8  # columns whose reuse saves more than it costs
 
 
+Media = Mapping[tuple[str, int], Hashable]  # content of each medium, by modality and number
+
+
 class Content(NamedTuple):
     """What the keys and values of a text depend on."""
 
     columns: Columns
-    in_front: Hashable = ()  # what those of the slots in front of the text depend on
+    media: Media
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class KnownText:
     kv: Sequence[tuple[Tensor, Tensor]]
     columns: int
     front: Sequence[tuple[Tensor, Tensor]] = ()  # of the slots in front of it
-    in_front: Hashable = ()  # what `front` depends on, see `Content`
+    groups: Columns = ()  # what each group of these slots depends on, beside those before it
 
     def cut(self, columns: int) -> KnownText:
         """Return the first `columns` columns."""
@@ -53,11 +57,20 @@ class KnownText:
         return sum(tensor.numel() * tensor.element_size() for pair in [*self.kv, *self.front] for tensor in pair)
 
 
-def text_of(state: DecodeState, place: int, content: Content) -> KnownText:
+def text_of(state: DecodeState, place: int, groups: Columns) -> KnownText:
     """Return a copy of the columns of a row: its slots, its text, and the tokens that were generated."""
     front, seen = state.columns_of(place)
     parts = [[(k[None], v[None]) for k, v in state.cache.read(place, columns)] for columns in (seen, front)]
-    return KnownText(parts[0], len(seen), parts[1], (state.layout, content.in_front))
+    return KnownText(parts[0], len(seen), parts[1], groups)
+
+
+def groups_of(slots: Sequence[Slots], media: Media) -> Columns:
+    """Return what each group of slots in front of the text depends on, beside those before it."""
+    return tuple(
+        (slot.name, slot.order, slot.entry, slot.width, media.get((slot.name, slot.order)))
+        for slot in slots
+        if not slot.in_text
+    )
 
 
 class KnownTexts:
@@ -110,19 +123,15 @@ def columns_of(ids: Sequence[int], media: dict[int, list[Hashable]]) -> Columns:
 class ContinuedState(DecodeState):
     """One row whose text begins with a known one: only the columns behind that are computed."""
 
-    def __init__(self, lm: FrozenLM, prompt: Prompt, room: int, known: KnownText, content: Content) -> None:
-        self._known, self._content = known, content
+    def __init__(self, lm: FrozenLM, prompt: Prompt, room: int, known: KnownText, media: Media) -> None:
+        self._known, self._groups = known, groups_of(prompt.slots, media)
         super().__init__(lm, prompt, room)
 
     def _start(self, prompt: Prompt, room: int, text_states: LayerStates | None) -> tuple[PreallocatedKVCache, Tensor]:
         ids, mask, slots, width, past = prompt.ids, prompt.mask, prompt.slots, prompt.width, self._known.columns
         cache = PreallocatedKVCache(self.lm.n_layers, 1, width + ids.shape[1] + room)
-        if width and self._known.in_front == (layout_of(slots), self._content.in_front):
-            for layer, (keys, values) in enumerate(self._known.front):
-                cache.write(layer, 0, KVPair(keys, values))
-        elif width:  # slots attend to no text, so that the shortest one will do
-            for layer, pairs in enumerate(self.lm.prefill(ids[:, :1], mask[:, :1], slots)[1]):
-                write_pairs(cache, layer, slots, pairs[:-1], width)
+        if width:
+            self._write_slots(cache, ids[:, :1], mask[:, :1], slots, width)
         for layer, (keys, values) in enumerate(self._known.kv):
             cache.write(layer, width, KVPair(keys, values))
         cache.length = width + past
@@ -136,3 +145,22 @@ class ContinuedState(DecodeState):
             ).logits  # fmt: skip
         cache.length += new.shape[1]
         return cache, logits
+
+    def _write_slots(
+        self, cache: PreallocatedKVCache, ids: Tensor, mask: Tensor, slots: Sequence[Slots], width: int
+    ) -> None:
+        """Write the slots in front, and compute those that are not known.
+
+        They attend to no text, so that any will do: one token, with any states.
+        """
+        same = _common(self._known.groups, self._groups, min(len(self._known.groups), len(self._groups)))
+        if same == len(self._groups) == len(self._known.groups):
+            for layer, (keys, values) in enumerate(self._known.front):
+                cache.write(layer, 0, KVPair(keys, values))
+            return
+        first = min(slot.entry for slot in slots if not slot.in_text)
+        below = (first, torch.zeros(1, 1, self.lm.hidden_size, device=ids.device)) if first else None
+        known = KnownSlots(same, self._known.front)
+        for layer, pairs in enumerate(self.lm.prefill(ids, mask, slots, text_states=below, known=known)[1]):
+            if layer >= first:
+                write_pairs(cache, layer, slots, pairs[:-1], width)

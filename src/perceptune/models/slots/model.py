@@ -203,17 +203,20 @@ class SlotModel(AdaptedModel):
     def content_of(self, sample: Sample) -> Content:
         """Return what the keys and values of each column of a prompt depend on, for `KnownTexts`."""
         row = self.text.prompt_row(sample)
-        media: dict[int, list[Hashable]] = {}
+        media = {
+            (modality, order): digest_of(content(medium))
+            for modality in sample.media
+            for order, medium in enumerate(sample.list_media(modality))
+        }
+        seen: dict[int, list[Hashable]] = {}  # column -> media that are first seen there
         columns = [place for place, token in enumerate(row.ids) if token == IN_TEXT]
         for modality, order in row.in_text:
-            media[columns[0]] = [_named(sample, modality, order)]
+            seen[columns[0]] = [(modality, media[modality, order])]
             columns = columns[self.text.slots_in_text[modality] :]
-        for modality in sample.media if not self.method.is_in_text else ():
-            for order in range(len(sample.list_media(modality))):
-                start = row.turns[modality][order] if modality in row.turns else 0
-                media.setdefault(start, []).append(_named(sample, modality, order))
-        in_front = () if self.method.is_in_text else tuple(name for start in sorted(media) for name in media[start])
-        return Content(columns_of(row.ids, media), in_front)
+        for (modality, order), digest in media.items() if not self.method.is_in_text else ():
+            start = row.turns[modality][order] if modality in row.turns else 0
+            seen.setdefault(start, []).append((modality, digest))
+        return Content(columns_of(row.ids, seen), media)
 
     @torch.no_grad()
     def token_logprobs(
@@ -269,10 +272,6 @@ class SlotModel(AdaptedModel):
 def _predicting(tokens: Tokens) -> Tensor:
     """Mark the columns that predict a supervised token: (B, T) bool."""
     return nn.functional.pad(tokens.supervised[:, 1:], (0, 1))
-
-
-def _named(sample: Sample, modality: str, order: int) -> tuple[str, bytes]:
-    return modality, digest_of(content(sample.list_media(modality)[order]))
 
 
 def _sum(scores: Sequence[TokenScore]) -> float:

@@ -4,7 +4,7 @@ import torch
 
 from perceptune.lm.generation.decode_state import GROWTH, DecodeState
 from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence, uses_hf_generate
-from perceptune.lm.generation.prefix_reuse import ContinuedState, KnownTexts, text_of
+from perceptune.lm.generation.prefix_reuse import ContinuedState, KnownTexts, groups_of, text_of
 from perceptune.lm.generation.sampling import make_sampler, truncate_at_eos
 from perceptune.models.slots.model import SlotModel
 from perceptune.types import Decoding, Sample
@@ -26,11 +26,12 @@ def generate_turn(model: SlotModel, sample: Sample, decoding: Decoding, known: K
     if found is None:
         state = DecodeState(model.lm, request.prompt, room)
     else:
-        state = ContinuedState(model.lm, request.prompt, room, found, text)
+        state = ContinuedState(model.lm, request.prompt, room, found, text.media)
 
     def keep(state: DecodeState, place: int) -> None:
         # The last token was chosen, but not run.
-        known.keep(None, (*text.columns, *((token,) for token in row.tokens[:-1])), text_of(state, place, text))
+        columns = (*text.columns, *((token,) for token in row.tokens[:-1]))
+        known.keep(None, columns, text_of(state, place, groups_of(request.prompt.slots, text.media)))
 
     row = GeneratedSequence(limit, request.eos, make_sampler(request, model.device), on_end=keep)
     batch = ContinuousBatch(state, [row])
