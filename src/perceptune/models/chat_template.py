@@ -27,7 +27,7 @@ class ChatTemplate:
             )
         self._tokenizer = tokenizer
         self.parts_of = lru_cache(256)(self._parts_of)
-        self.strips = f" {_MARK.format(0)} " not in self._render(["user"], f" {_MARK} ")  # blanks around a text
+        self.strips = f"\t{_MARK.format(0)}\t" not in self._render(["user"], f"\t{_MARK}\t")  # blanks around a text
 
     @property
     def takes_system(self) -> bool:
@@ -56,18 +56,24 @@ class ChatTemplate:
             lost = next((role for number, role in enumerate(roles) if number not in numbers), "last")
             raise UserError(f"the LM's chat template leaves out the {lost} message, or gives messages in another order")
         if "assistant" in roles:
-            self._require_prefix(roles, parts)
+            parts = self._as_generated(roles, parts)
         return tuple(part for part in parts if part != "")
 
-    def _require_prefix(self, roles: Sequence[str], parts: Sequence[Part]) -> None:
-        """Raise `UserError` if the text before the last answer was another one when that was generated."""
+    def _as_generated(self, roles: Sequence[str], parts: Sequence[Part]) -> list[Part]:
+        """Return the parts with the text before the last answer as it was when that was generated.
+
+        Some templates add blanks there afterwards. Raises `UserError` for other differences.
+        """
         last = len(roles) - 1 - list(reversed(roles)).index("assistant")
-        before = tuple(part for part in parts[: list(parts).index(last)] if part != "")
-        if before != self.parts_of(tuple(roles[:last])):
+        place = list(parts).index(last)
+        before = self.parts_of(tuple(roles[:last]))
+        given = [part for part in parts[:place] if part != ""]
+        if [*given[:-1], _stripped(given[-1])] != [*before[:-1], _stripped(before[-1])]:
             raise UserError(
                 "the LM's chat template writes earlier turns otherwise than the last one, so no conversation can be "
                 "continued as it was; use single questions"
             )
+        return [*before, *parts[place:]]
 
     def _render(self, roles: Sequence[str], mark: str) -> str:
         messages = [{"role": role, "content": mark.format(number)} for number, role in enumerate(roles)]
@@ -77,3 +83,7 @@ class ChatTemplate:
             shown = ", ".join(roles)
             raise UserError(f"the LM's chat template refuses messages of {shown}: {error}") from error
         return str(text)
+
+
+def _stripped(part: Part) -> Part:
+    return part.rstrip() if isinstance(part, str) else part

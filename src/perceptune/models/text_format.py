@@ -46,6 +46,8 @@ class TextFormat:
         self.special_tokens = self._special_tokens()
         if self.chat is not None:
             self.eos = self._end_of_turn(self.chat)
+            if config.system is not None and not self.chat.takes_system:
+                raise UserError("text.system: the LM's chat template has no place for a system message: leave it out")
         if self.may_lack_rows:
             print(
                 f"note: the tokenizer has {len(tokenizer)} tokens, the LM's embedding {vocabulary} rows: "

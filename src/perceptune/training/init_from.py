@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from perceptune.config.recipe import Recipe
@@ -45,6 +46,7 @@ def start_from(model: AdaptedModel, base: Mapping[str, Mapping[str, str]], *, tr
     _require_same_base(init, meta["base"], base, names)
     given = {_renamed(name, names): tensor for name, tensor in read_tensors(run / METHOD).items()}
     own: dict[str, Tensor] = model.method.state_dict()
+    given = _for_more_media(run, given, own)
     _require_fit(run, given, own, new=set(model.recipe.encoders) - set(names.values()))
     model.method.load_state_dict({**own, **given})
     digest = hashlib.sha256((run / METHOD).read_bytes()).hexdigest()
@@ -125,6 +127,26 @@ def _require_same_base(
                 f"`init_from`: `{init.run}` was trained on another {old} (`{before[old]['id']}`) than this recipe's "
                 f"{new} `{now[new]['id']}` (`init_from.may_differ: [{old.split('.')[0]}]` permits this)"
             )
+
+
+def _for_more_media(run: Path, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a run with neutral rows for the media that this recipe takes beyond that run's.
+
+    Raises `UserError` if the recipe takes fewer media.
+    """
+    found = dict(given)
+    for name in {**given, **own}:
+        if not name.startswith("orders."):  # of `MediumOrder`: a row for each medium after the first
+            continue
+        before, now = given.get(name), own.get(name)
+        rows = 0 if before is None else len(before)
+        if rows > (0 if now is None else len(now)):
+            modality = name.split(".")[1]
+            raise UserError(f"`init_from`: `{run}` takes {rows + 1} media of modality {modality}, this recipe fewer: "
+                            f"set `encoders.{modality}.max_media` to {rows + 1} or more")  # fmt: skip
+        if now is not None:
+            found[name] = now if before is None else torch.cat([before, now[rows:].to(before.device)])
+    return found
 
 
 def _require_fit(run: Path, given: Mapping[str, Tensor], own: Mapping[str, Tensor], new: set[str]) -> None:
