@@ -19,6 +19,7 @@ from perceptune.evaluation.results import cross_dataset_gap, shown_name, tokeniz
 from perceptune.evaluation.runner import EvalOutput
 from perceptune.evaluation.score_files.run import score_files
 from perceptune.tools.compare.report import _require_one_tokenizer
+from perceptune.types import Sample
 from shelves import put, task
 
 CHINESE = ["一只棕色的狗在草地上跑。", "一只狗跑过草地", "一个女人在弹吉他。"]
@@ -127,7 +128,7 @@ def judged(tokenizer: str, **more: Any) -> EvalOutput:
 
 
 def test_no_gap_between_values_of_different_tokenizers() -> None:
-    sample = SimpleNamespace(id="a", media={})
+    sample = Sample("a", {}, "")
     gaps = cross_dataset_gap(cast(Any, [sample]), judged("ptb"), cast(Any, [sample]), judged("characters"))
     assert gaps["CIDEr"] == {"in": 1.0, "out": 1.0, "difference": None, "tokenizers": ["ptb", "characters"]}
     assert gaps["rouge1_f1_mean"]["difference"] == 0

@@ -66,8 +66,9 @@ def test_lists_of_one_and_of_none(tmp_path: Path) -> None:
     ("prompt", "text", "marks"),
     [
         ("<image>\nwhat is it?", "what is it?", (Mark(0, "image"),)),
-        ("what is <image> here?", "what is here?", (Mark(8, "image"),)),
-        ("<audio> at <image>?", "at ?", (Mark(0, "audio"), Mark(3, "image"))),
+        ("what is it?\n<image>", "what is it?", (Mark(11, "image"),)),
+        ("what does <image> mean in HTML?", "what does <image> mean in HTML?", ()),
+        ("<audio> at <image>?", "<audio> at <image>?", ()),
         ("<image> or <image>?", "<image> or <image>?", ()),  # not the place of the one image
         ("what does <video> mean?", "what does <video> mean?", ()),
         ("what is it?", "what is it?", ()),

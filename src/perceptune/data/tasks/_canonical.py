@@ -29,10 +29,9 @@ def to_row(sample: Sample, folder: Path | None = None) -> dict[str, Any]:
     media = _names(sample, folder)
     prompt = with_tags(sample.prompt, sample.marks)
     files = {modality: names if isinstance(names, list) else [names] for modality, names in media.items()}
-    if any(len(names) > 1 for names in files.values()):
-        placed = place_media(Record(f"sample `{sample.id}`", {}, ()), prompt, files, allow_empty=True)
-        if (placed.text, placed.marks, placed.order) != (sample.prompt, sample.marks, {}):
-            raise _unwritable(sample, "its prompt, with tags for its media, would be read as another one")
+    placed = place_media(Record(f"sample `{sample.id}`", {}, ()), prompt, files, allow_empty=True)
+    if (placed.text, placed.marks, placed.order) != (sample.prompt, sample.marks, {}):
+        raise _unwritable(sample, "its prompt, with tags for its media, would be read as another one")
     return {"id": sample.id, **(media or {"image": None}), "prompt": prompt,
             **({"targets": list(sample.targets)} if sample.targets else {}), **_meta(sample)}  # fmt: skip
 

@@ -32,12 +32,13 @@ class Placed(NamedTuple):
 def place_media(record: Record, text: str, names: Mapping[str, Sequence[str]], *, allow_empty: bool) -> Placed:
     """Cut the tags out of the prompt of a row with media; `names` are those of its files.
 
-    If there is at most one medium of each modality, only one tag such as `<image>` for one of them is cut: anything
-    else is text. Raises `RowError` if there are tags for several media, but not one for each.
+    With at most one medium of each modality, one tag such as `<image>` at the start or the end is cut, where other
+    programs put it: others are text. Raises `RowError` if there are tags for several media, but not one for each.
     """
     if all(len(files) < 2 for files in names.values()):
-        counts = [text.count(f"<{name}>") for name, files in names.items() if files]
-        if not any(counts) or max(counts) > 1:
+        written = [f"<{name}>" for name, files in names.items() if files]
+        is_outside = any(text.strip().startswith(tag) or text.strip().endswith(tag) for tag in written)
+        if not is_outside or sum(map(text.count, written)) > 1:
             return Placed(text)
     tagged = number_tags(record, [text], {name: files for name, files in names.items() if files}, "prompt").texts[0]
     given = [name for name in MODALITIES if names.get(name)]

@@ -102,7 +102,10 @@ def _shot(
         for by, one in answered
     ]  # fmt: skip
     truth, other = " / ".join(dict.fromkeys(row["targets"])), None if blind is None else short(blind["answer"], 200)
-    question, history = short(row["prompt"], 300), [f"{one['role']}: {one['content']}" for one in row["history"]]
+    question, history = (
+        short(row["prompt"], 300),
+        [f"{one['role']}: {one['content']}" for one in row.get("history", ())],
+    )
     return Shot(images, short("; ".join(lacking), 200), question, said, short(truth, 300), other,
                 [short(turn, 300) for turn in history])  # fmt: skip
 
