@@ -12,7 +12,7 @@ import torch
 
 from perceptune.lm.generation.decode_state import DecodeState
 from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence
-from perceptune.lm.generation.prefix_reuse import Content, ContinuedState, KnownText, KnownTexts, groups_of, text_of
+from perceptune.lm.generation.prefix_reuse import Content, ContinuedState, KnownText, KnownTexts, make_keeper
 from perceptune.lm.generation.sampling import greedy
 from perceptune.models.slots.model import SlotModel
 from perceptune.types import Message, Sample
@@ -53,15 +53,9 @@ def answered(model: SlotModel, sample: Sample, known: KnownTexts | None) -> tupl
     state = DecodeState(model.lm, prompt, 8) if fresh else ContinuedState(model.lm, prompt, 8, found, content.media)
     first = state.logits
 
-    def keep(state: DecodeState, place: int) -> None:
-        if known is not None:
-            known.keep(
-                "run",
-                (*content.columns, *((token,) for token in row.tokens[:-1])),
-                text_of(state, place, groups_of(prompt.slots, content.media)),
-            )
-
-    row = GeneratedSequence(STEPS, -1, greedy, on_end=keep)
+    row = GeneratedSequence(STEPS, -1, greedy)
+    if known is not None:
+        row.on_end = make_keeper(known, "run", content, prompt.slots, row.tokens)
     batch = ContinuousBatch(state, [row])
     while batch.step():
         pass

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from perceptune.data.lazy_rows import LazyRows
-from perceptune.data.tasks.base import cut_tags
+from perceptune.data.tasks.base import cut_tags, with_tags
 from perceptune.errors import UserError
 from perceptune.types import Mark, Media, Medium, Sample
 
@@ -20,6 +20,14 @@ _OF_TARGET = ("answers", "answer_type", "choices", "label")
 def as_media(media: Sequence[Medium]) -> Media:
     """Return one medium or more of a modality in the form of `Sample.media`: a single one is not in a tuple."""
     return tuple(media) if len(media) > 1 else media[0]
+
+
+def group_media(pairs: Iterable[tuple[str, Medium]]) -> dict[str, Media]:
+    """Return `Sample.media` for pairs of modality and medium; media of a modality keep their order."""
+    grouped: dict[str, list[Medium]] = {}
+    for modality, medium in pairs:
+        grouped.setdefault(modality, []).append(medium)
+    return {modality: as_media(media) for modality, media in grouped.items()}
 
 
 def split_answers(samples: Sequence[Sample]) -> Sequence[Sample]:
@@ -116,8 +124,4 @@ def _first_media(sample: Sample, turns: int) -> dict[str, Media]:
 
 
 def _tagged(text: str, marks: Sequence[Mark]) -> str:
-    parts, start = [], 0
-    for mark in marks:
-        parts += [text[start : mark.at], f"<{mark.modality}>"]
-        start = mark.at
-    return "".join([*parts, text[start:]])
+    return with_tags(text, marks, before={})

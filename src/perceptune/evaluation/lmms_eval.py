@@ -14,7 +14,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
-from perceptune.data.conversations import as_media, mark_media
+from perceptune.data.conversations import group_media, mark_media
 from perceptune.data.media.rgb import to_rgb
 from perceptune.data.media.suffixes import MODALITIES, modality_of
 from perceptune.errors import UserError
@@ -89,12 +89,12 @@ class Perceptune(lmms):
         """Convert a request's arguments (text, settings or target, visuals, row, task, split) to a sample."""
         question, _, to_visual, row, task, split = arguments
         name = f"{task}, {split} {row}"
-        given: dict[str, list[Medium]] = {}
+        given: list[tuple[str, Medium]] = []
         for visual in (to_visual(self.task_dict[task][split][row]) if to_visual else None) or []:
             modality, medium = _medium(visual, name, self.model.stores)
-            given.setdefault(modality, []).append(medium)
-        media = {modality: as_media(own) for modality, own in given.items()}
-        count = len(given.get("image", ()))
+            given.append((modality, medium))
+        media = group_media(given)
+        count = sum(modality == "image" for modality, _ in given)
         if count < 2 or question.count(IMAGE_TAG) != count:
             return Sample(name, media, question.replace(IMAGE_TAG, "").strip())
         text, marks = mark_media(question, media)

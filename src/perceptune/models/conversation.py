@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from perceptune.data.conversations import as_media, tagged_history
+from perceptune.data.conversations import group_media, tagged_history
 from perceptune.errors import UserError
 from perceptune.lm.generation.prefix_reuse import KnownTexts
 from perceptune.models.base import AdaptedModel
@@ -48,9 +48,7 @@ class Conversation:
         marks = tuple(Mark(0, modality) for modality, _ in media)
         new = [(modality, given_path(one) if isinstance(one, str) else one) for modality, one in media]
         seen = [*self._media, *new]
-        names = dict.fromkeys(modality for modality, _ in seen)
-        given = {name: as_media([medium for modality, medium in seen if modality == name]) for name in names}
-        sample = Sample("question", given, prompt, marks=marks, history=tuple(self._turns))
+        sample = Sample("question", group_media(seen), prompt, marks=marks, history=tuple(self._turns))
         self.model.check_modalities([sample])
         answer = self._clean(self.model.text.decode(self._generate(sample)))
         if self.keeps_history:

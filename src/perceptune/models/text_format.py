@@ -164,10 +164,10 @@ class TextFormat:
         ids = self._checked([*row.ids, *answer], sample)
         if self.config.supervise == "answer":
             return replace(row, ids=ids, supervised=[*row.supervised, (len(row.ids), len(ids))])
-        seen = [token != IN_TEXT for token in ids]
-        ends = [place for place in range(1, len(ids) + 1) if place == len(ids) or not seen[place]]
-        starts = [place for place in range(1, len(ids)) if seen[place] and (place == 1 or not seen[place - 1])]
-        return replace(row, ids=ids, supervised=[(s, min(e for e in ends if e > s)) for s in starts])
+        if IN_TEXT not in ids:
+            return replace(row, ids=ids, supervised=[(1, len(ids))])
+        texts = [place for place in range(1, len(ids)) if ids[place] != IN_TEXT]
+        return replace(row, ids=ids, supervised=[(place, place + 1) for place in texts])
 
     def _answer_ids(self, sample: Sample, target: str) -> list[int]:
         try:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from perceptune.data.conversations import group_media
 from perceptune.errors import nearest
 from perceptune.serving import schema
 from perceptune.serving.errors import ApiError
@@ -40,10 +41,7 @@ class Conversation:
 
     def sample(self, media: Sequence[Medium]) -> Sample:
         """Return the conversation as one sample; `media` are the contents of `attached`."""
-        by_modality: dict[str, tuple[Medium, ...]] = {}
-        for one, medium in zip(self.attached, media, strict=True):
-            by_modality[one.modality] = (*by_modality.get(one.modality, ()), medium)
-        given = {modality: one if len(one) > 1 else one[0] for modality, one in by_modality.items()}
+        given = group_media(zip((one.modality for one in self.attached), media, strict=True))
         return Sample("question", given, self.prompt, marks=self.marks, history=self.history)
 
 

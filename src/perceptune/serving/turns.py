@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 from perceptune.lm.generation.decode_state import DecodeState
 from perceptune.lm.generation.generate import GeneratedSequence
-from perceptune.lm.generation.prefix_reuse import Content, KnownText, KnownTexts, Media, groups_of, text_of
+from perceptune.lm.generation.prefix_reuse import Content, KnownText, KnownTexts, MediaContent, make_keeper
 from perceptune.models.slots.model import SlotModel
 from perceptune.serving.metrics import Metrics
 from perceptune.serving.requests import Job
@@ -37,7 +37,7 @@ class TurnReuse:
             self._metrics.count("reused_turns_total")
         return found
 
-    def media_of(self, job: Job) -> Media:
+    def media_of(self, job: Job) -> MediaContent:
         """Return the content of the media of a job whose start was found."""
         return self._contents[job].media
 
@@ -48,14 +48,7 @@ class TurnReuse:
         content, known = self._contents.get(job), self._known
         if content is None or known is None:
             return None
-        name, groups = job.run.name, groups_of(slots, content.media)
-
-        def keep(state: DecodeState, place: int) -> None:
-            # The last token was chosen, but not run.
-            columns = (*content.columns, *((token,) for token in row.tokens[:-1]))
-            known.keep(name, columns, text_of(state, place, groups))
-
-        return keep
+        return make_keeper(known, job.run.name, content, slots, row.tokens)
 
     def _applies(self, job: Job) -> bool:
         model = job.run.model

@@ -8,7 +8,7 @@ from perceptune.data.records import Record, RowError
 from perceptune.data.tasks._tags import check_tags, cut_tags, number_tags
 from perceptune.types import Mark, Media, Message
 
-_EXTRA = {" ", "\t", "\n"}  # after a tag they belong to it
+_EXTRA = dict.fromkeys((" ", "\t", "\n"), "\n")  # after a tag they belong to it: a line break is put there
 
 
 class Placed(NamedTuple):
@@ -94,12 +94,13 @@ def mismatch(record: Record, tags: int, count: int, modality: str, place: str) -
     return record.error(f"{tags} `<{modality}>` in the {place}, but {count} {what} given", "tag-count")
 
 
-def with_tags(text: str, marks: Sequence[Mark]) -> str:
-    """Return a text with a tag at each of its marks, which `cut_tags` reads as it was."""
-    parts, end = list[str](), 0
+def with_tags(text: str, marks: Sequence[Mark], *, before: Mapping[str, str] = _EXTRA) -> str:
+    """Return a text with a tag at each mark, followed by what `before` has for the next character.
+
+    By default `cut_tags` reads it as it was.
+    """
+    parts, start = list[str](), 0
     for mark in marks:
-        parts.append(text[end : mark.at])
-        after = text[mark.at : mark.at + 1]
-        parts.append(f"<{mark.modality}>" + ("\n" if after in _EXTRA else ""))
-        end = mark.at
-    return "".join([*parts, text[end:]])
+        parts += [text[start : mark.at], f"<{mark.modality}>", before.get(text[mark.at : mark.at + 1], "")]
+        start = mark.at
+    return "".join([*parts, text[start:]])

@@ -11,7 +11,7 @@ from perceptune.data.tasks._files import GZIPPED, Absent, is_file, missing, plai
 from perceptune.data.tasks._flickr import FlickrSet
 from perceptune.data.tasks._karpathy import karpathy_rows
 from perceptune.data.tasks._lazy_rows import Converted, LazyRows
-from perceptune.data.tasks._marks import place_files, place_media
+from perceptune.data.tasks._marks import place_files, place_media, with_tags
 from perceptune.data.tasks._questions import Asked, QuestionSet, answers_of, label_of
 from perceptune.data.tasks._rows import TableOptions, dialect_of, json_rows, read_json, table_rows, text_lines
 from perceptune.data.tasks._scores import CAPTION_METRICS, ROUGE, exact_match

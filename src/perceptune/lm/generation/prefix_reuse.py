@@ -7,7 +7,7 @@ the whole text. Kept are the last conversations that fit into a given memory.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -26,14 +26,14 @@ Columns = tuple[Hashable, ...]  # for each column what its keys and values depen
 LEAST = 8  # columns whose reuse saves more than it costs
 
 
-Media = Mapping[tuple[str, int], Hashable]  # content of each medium, by modality and number
+MediaContent = Mapping[tuple[str, int], Hashable]  # of each medium, by modality and number
 
 
 class Content(NamedTuple):
     """What the keys and values of a text depend on."""
 
     columns: Columns
-    media: Media
+    media: MediaContent
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def text_of(state: DecodeState, place: int, groups: Columns) -> KnownText:
     return KnownText(parts[0], len(seen), parts[1], groups)
 
 
-def groups_of(slots: Sequence[Slots], media: Media) -> Columns:
+def groups_of(slots: Sequence[Slots], media: MediaContent) -> Columns:
     """Return what each group of slots in front of the text depends on, beside those before it."""
     return tuple(
         (slot.name, slot.order, slot.entry, slot.width, media.get((slot.name, slot.order)))
@@ -120,10 +120,24 @@ def columns_of(ids: Sequence[int], media: dict[int, list[Hashable]]) -> Columns:
     return tuple((token, *media.get(place, ())) for place, token in enumerate(ids))
 
 
+def make_keeper(
+    known: KnownTexts, owner: Hashable, content: Content, slots: Sequence[Slots], tokens: Sequence[int]
+) -> Callable[[DecodeState, int], None]:
+    """Return what keeps a row's text once it has ended; `tokens` is the list to which its answer is appended."""
+    groups = groups_of(slots, content.media)
+
+    def keep(state: DecodeState, place: int) -> None:
+        # The last token was chosen, but not run.
+        columns = (*content.columns, *((token,) for token in tokens[:-1]))
+        known.keep(owner, columns, text_of(state, place, groups))
+
+    return keep
+
+
 class ContinuedState(DecodeState):
     """One row whose text begins with a known one: only the columns behind that are computed."""
 
-    def __init__(self, lm: FrozenLM, prompt: Prompt, room: int, known: KnownText, media: Media) -> None:
+    def __init__(self, lm: FrozenLM, prompt: Prompt, room: int, known: KnownText, media: MediaContent) -> None:
         self._known, self._groups = known, groups_of(prompt.slots, media)
         super().__init__(lm, prompt, room)
 

@@ -3,8 +3,8 @@
 import torch
 
 from perceptune.lm.generation.decode_state import GROWTH, DecodeState
-from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence, uses_hf_generate
-from perceptune.lm.generation.prefix_reuse import ContinuedState, KnownTexts, groups_of, text_of
+from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence, generate, uses_hf_generate
+from perceptune.lm.generation.prefix_reuse import ContinuedState, KnownTexts, make_keeper
 from perceptune.lm.generation.sampling import make_sampler, truncate_at_eos
 from perceptune.models.slots.model import SlotModel
 from perceptune.types import Decoding, Sample
@@ -17,8 +17,9 @@ def generate_turn(model: SlotModel, sample: Sample, decoding: Decoding, known: K
     Beam search and transformers' own loop reuse nothing.
     """
     request = model.request([sample], decoding)
-    if decoding.beams > 1 or uses_hf_generate(model.lm, request.prompt.slots, decoding):
-        return model.generate([sample], decoding)[0]
+    slots = request.prompt.slots
+    if decoding.beams > 1 or uses_hf_generate(model.lm, slots, decoding):
+        return generate(model.lm, request)[0]
     text = model.content_of(sample)
     found = known.find(None, text.columns)
     limit = int(decoding.max_new_tokens_per_row(request.prompt.mask))
@@ -27,13 +28,8 @@ def generate_turn(model: SlotModel, sample: Sample, decoding: Decoding, known: K
         state = DecodeState(model.lm, request.prompt, room)
     else:
         state = ContinuedState(model.lm, request.prompt, room, found, text.media)
-
-    def keep(state: DecodeState, place: int) -> None:
-        # The last token was chosen, but not run.
-        columns = (*text.columns, *((token,) for token in row.tokens[:-1]))
-        known.keep(None, columns, text_of(state, place, groups_of(request.prompt.slots, text.media)))
-
-    row = GeneratedSequence(limit, request.eos, make_sampler(request, model.device), on_end=keep)
+    row = GeneratedSequence(limit, request.eos, make_sampler(request, model.device))
+    row.on_end = make_keeper(known, None, text, slots, row.tokens)
     batch = ContinuousBatch(state, [row])
     while batch.step():
         pass
