@@ -23,7 +23,7 @@ FAMILIES = tuple(support.LM_CONFIGS)
 # These share their blocks' shape with others: a few methods tell whether their own traits are kept.
 FURTHER_FAMILIES = ("gemma2", "mistral", "phi", "bloom", "gptj")
 METHODS_FOR_FURTHER = ("epalm", "epalm-lin", "epalm@not-last", "epalm@prompt-first")
-SHAPE = EncoderShape(n_layers=4, dim=24)
+SHAPE = EncoderShape(n_layers=4, dim=24, n_tokens=5, n_special=1, grid=(2, 2))
 LEVELS = 2
 # The method, its options, and how many parameters are trained then (`COUNTS` of a method's file; docs/methods.md).
 EXTRA: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -38,13 +38,25 @@ EXTRA: dict[str, tuple[str, dict[str, Any], str]] = {
     "epalm-dma@cp": (
         "epalm-dma", {"dma": {"r": 4, "dropout": 0.0, "core": "cp", "gamma": "diagonal"}}, "n*C + DMAcp",
     ),
+    "epalm-lin@attn-pool": (
+        "epalm-lin", {"tokens": "all", "mapper": "attn-pool", "mapper_queries": 3, "per_layer": "scale-bias"},
+        "N*e + C + 2*K*d",
+    ),
+    "limber@grid-flowing": (
+        "limber", {"first": 2, "last": 2, "tokens": "all", "mapper": "grid", "mapper_grid": 2}, "C",
+    ),
     "magma@parallel": ("magma", {"adapter_form": "parallel", "adapter_scaled": True}, "C + A + 2*L"),
 }  # fmt: skip
 # What a row changes of a variant's own settings: a core of 64 x 64 x 64 would dwarf the dwarfs.
-SMALL: dict[str, dict[str, Any]] = {"epalm-dma": {"dma": {"r": 4, "dropout": 0.0}}}
+QP = {"mapper_width": 8, "mapper_queries": 3, "mapper_depth": 1, "mapper_heads": 2, "mapper_dropout": 0.0}
+SMALL: dict[str, dict[str, Any]] = {
+    "epalm-dma": {"dma": {"r": 4, "dropout": 0.0}}, "depalm": QP, "mapl": QP,
+    "depalm-inner": {**QP, "n_levels": 2, "first": 1, "last": 2},
+    "depalm-group": {key: value for key, value in QP.items() if key != "mapper_queries"},
+}  # fmt: skip
 # Other names for the same thing, on an encoder of another modality.
 ALIASES = {"frozenbilm": "magma", "audio-adapter": "magma"}
-TOKENS = 3  # of the dwarfs' encoder, where a method wants all of them
+TOKENS = SHAPE.n_tokens  # of the dwarfs' encoder, where a method wants all of them
 
 
 @dataclass
@@ -119,7 +131,7 @@ def method_section(name: str) -> dict[str, Any]:
     """A row's method as a recipe names it; two levels, where the number is free."""
     base, extra, _ = EXTRA.get(name, (name, {}, ""))
     free = not {"n_levels", "inject"} & {*leaf("methods", base).defaults, *extra}
-    return {"name": base, **SMALL.get(base, {}), **({"n_levels": LEVELS} if free else {}), **extra}
+    return {"name": base, **({"n_levels": LEVELS} if free else {}), **SMALL.get(base, {}), **extra}
 
 
 def formula(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ from perceptune.models.text_format import TextFormat
 from perceptune.types import Features, Mark, Message, Sample
 
 DIM = 24
-TOKENS = 3  # of a medium, where its slots stand in the text
+SHAPE = EncoderShape(4, DIM, n_tokens=5, n_special=1, grid=(2, 2))
+MAPPED = {"tokens": "all", "mapper": "attn-pool", "mapper_queries": 3}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "late": {"name": "epalm", "n_levels": 2},
     "late-lin": {"name": "epalm-lin", "n_levels": 2},
     "official": {"name": "epalm", "n_levels": 2, "slot_mask": "official"},
     "sequential": {"name": "limber", "tokens": "all", "slot_positions": "sequential"},
+    "late-mapped": {"name": "epalm", "n_levels": 2, **MAPPED, "per_layer": "scale-bias"},
+    "sequential-mapped": {"name": "limber", **MAPPED, "slot_positions": "sequential"},
 }
 FAMILIES = ("llama", "qwen2", "opt", "gpt2", "gpt-neox", "gemma3")
 CHAT = (
@@ -54,11 +58,11 @@ def talker(family: str, layout: str, *, most: int = 3) -> SlotModel:
     found = leaf("methods", section["name"])
     torch.manual_seed(3)
     options = found.module.METHOD.Options(**{**found.defaults, **recipe.method.options()})
-    method = found.module.METHOD(options, lm, {"image": EncoderShape(4, DIM, most)})
+    method = found.module.METHOD(options, lm, {"image": replace(SHAPE, max_media=most)})
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
-    slots = {"image": TOKENS} if method.is_in_text else None
+    slots = {"image": method.count_slots(options, SHAPE, "image")} if method.is_in_text else None
     text = TextFormat(chat_tokenizer(), recipe.text, vocabulary=support.SIZE, slots_in_text=slots)
     model = SlotModel(recipe, lm, {}, method, text)
     model.encode = lambda samples, _=None: _features(model, samples)  # type: ignore[method-assign,assignment]
@@ -69,7 +73,7 @@ def _features(model: SlotModel, samples: Sequence[Sample]) -> dict[str, Features
     media, _ = media_of(samples, "image")
     if not media:
         return {}
-    tokens = TOKENS if model.method.tokens("image") == "all" else 1
+    tokens = SHAPE.n_tokens if model.method.tokens("image") == "all" else 1
     shape = (len(model.method.levels("image")), tokens, DIM)
     values = [torch.randn(shape, generator=torch.Generator().manual_seed(int(str(one)))) for one in media]
     return {"image": by_row(samples, "image", torch.stack(values))}

@@ -82,6 +82,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """Seeds of what is drawn at random for a training batch; the same whenever a step is run again."""
+
+    rows: tuple[int, ...]  # one for each row, which depends on the recipe's seed, the sample and the epoch
+    step: int  # for all rows of a step alike
+    order: int = 0  # of the medium among those of its row
+
+
+@dataclass(frozen=True)
 class Features:
     """The output of a frozen encoder for a batch, for one modality."""
 
@@ -90,12 +99,16 @@ class Features:
     values: Tensor
     # (B,) or (B, M) bool: which media of this modality there are. Always on the CPU, because each use reads the values.
     present: Tensor
+    draws: Draws | None = None  # of a training batch; None = nothing is drawn
 
     def by_order(self) -> list[Features]:
         """Return the features (B, n_levels, T, dim) of the first medium of each row, of the second, and so on."""
         if self.present.dim() == 1:
             return [self]
-        return [Features(self.values[:, m], self.present[:, m]) for m in range(self.present.shape[1])]
+        return [
+            Features(self.values[:, m], self.present[:, m], self.draws and replace(self.draws, order=m))
+            for m in range(self.present.shape[1])
+        ]
 
 
 IN_TEXT = -1  # token id of a column of the text that holds a slot

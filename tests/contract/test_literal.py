@@ -39,6 +39,8 @@ def literal(r: Row, *, official: bool) -> Tensor:
             step = max(len(r.method.range) // values.shape[1], 1)  # type: ignore[arg-type]
             level = min((index - r.method.range.start) // step, values.shape[1] - 1)  # type: ignore[union-attr]
             visual = connector.maps[min(level, len(connector.maps) - 1)](values[:, level])
+            if r.method.layer_scales:  # type: ignore[truthy-function]
+                visual = _scaled(r.method.layer_scales["image"], index - r.method.range.start, visual)  # type: ignore[index,union-attr,operator]
             if not n_visual:
                 n_visual = visual.shape[1]
                 hidden = torch.cat([visual, hidden], 1)
@@ -53,6 +55,13 @@ def literal(r: Row, *, official: bool) -> Tensor:
             hidden = torch.cat([hidden[:, :n_visual], deep[index], hidden[:, n_visual + n_prompt :]], 1)
         hidden = _layer(model, layer, hidden, mask, positions)
     return _head(model, hidden)[:, n_visual + n_prompt :]
+
+
+def _scaled(scales: Any, i: int, states: Tensor) -> Tensor:
+    """DePALM: scale (weight x / rms(x)) + bias, its own in each layer."""
+    if scales.weight is not None:
+        states = states / (states.pow(2).mean(-1, keepdim=True) + scales.eps).sqrt() * scales.weight[i]
+    return scales.scale[i] * states + scales.bias[i]
 
 
 def _causal(length: int) -> Tensor:
@@ -106,6 +115,11 @@ def _head(model: Any, hidden: Tensor) -> Tensor:
         "magma-all",
         "late-adapter",
         "deep-prompt",
+        "depalm",
+        "depalm-inner",
+        "depalm-epalm",
+        "epalm-lin@attn-pool",
+        "limber@grid-flowing",
     ],
 )
 @pytest.mark.parametrize("slot_mask", ["causal", "official"])
@@ -120,7 +134,7 @@ def test_slots_equal_the_literal_forward(name: str, family: str, slot_mask: str)
     assert difference < 1e-5
     other = "causal" if slot_mask == "official" else "official"
     # The slot's own state is read by the layers behind the range: the masks differ there.
-    if name in ("epalm@not-last", "limber", "promptfuse", "magma", "magma-all"):
+    if name in ("epalm@not-last", "limber", "promptfuse", "magma", "magma-all", "depalm", "depalm-inner"):
         assert (r.logits() - row_logits(name, family, other)).abs().max() > 1e-4
 
 

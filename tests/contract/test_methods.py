@@ -17,6 +17,7 @@ from rows import (
     ALIASES,
     FAMILIES,
     LEVELS,
+    QP,
     SHAPE,
     absent,
     every_method,
@@ -31,7 +32,8 @@ from support import random_lm
 
 METHODS = (
     "epalm epalm-pt epalm-lin epalm-ada epalm-pt-l limber promptfuse magma magma-all frozenbilm audio-adapter "
-    "late-adapter deep-prompt lora epalm-dma full"
+    "late-adapter deep-prompt lora epalm-dma full depalm depalm-inner depalm-avgpool depalm-linear depalm-group "
+    "depalm-rand depalm-epalm mapl limber-all"
 )
 
 
@@ -75,11 +77,16 @@ MAP = SHAPE.dim * HIDDEN + HIDDEN
 ADAPTERS = LAYERS * 2 * (2 * HIDDEN * BOTTLENECK + BOTTLENECK + HIDDEN)
 
 
-def expected_count(name: str, family: str, prompt_size: int) -> int:
+WIDTH, QUERIES, BLOCKS = QP["mapper_width"], QP["mapper_queries"], QP["mapper_depth"]
+MAPPER = (SHAPE.dim + 1) * WIDTH + QUERIES * WIDTH + BLOCKS * (6 * WIDTH**2 + 10 * WIDTH) + (WIDTH + 1) * HIDDEN
+
+
+def expected_count(name: str, family: str, prompt_size: int, injected: int) -> int:
     """The number that the method's formula gives for the tiny models, its symbols as in docs/methods.md."""
     symbols = {
         "n": LEVELS, "C": MAP, "P": 10 * prompt_size, "M": 2 * (prompt_size * prompt_size + prompt_size),
         "A": ADAPTERS, "d": HIDDEN, "e": SHAPE.dim, "L": LAYERS, "p": prompt_size, "E": 0,  # no encoder here
+        "D": WIDTH, "N": QUERIES, "B": BLOCKS, "QP": MAPPER, "K": injected,
         "LM": sum(p.numel() for p in random_lm(family).parameters()) if "LM" in formula(name) else 0,
         "LoRA": LAYERS * 8 * LORA_WIDTHS.get(family, HIDDEN + HIDDEN + HIDDEN + HIDDEN // 2),
         "DMA": sum(dma_count(*group) + 4**3 for group in dma_groups(family)),
@@ -110,7 +117,9 @@ def dma_count(n: int, inputs: int, outputs: int) -> int:
 @every_method
 def test_what_is_trained_is_exactly_the_method(name: str, family: str) -> None:
     r = row(name, family)
-    assert sum(p.numel() for p in r.method.parameters()) == expected_count(name, family, r.lm.prompt_size)
+    assert sum(p.numel() for p in r.method.parameters()) == expected_count(
+        name, family, r.lm.prompt_size, len(r.method.injected)
+    )
     assert all(p.requires_grad for p in r.method.parameters())
     owned = {id(p) for p in r.method.parameters()}
     assert not any(p.requires_grad for p in r.lm.parameters() if id(p) not in owned)

@@ -17,6 +17,7 @@ from talking import FAMILIES, asked, logits, said, talker
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_layout = pytest.mark.parametrize("layout", ["late", "sequential"])
+mapped_too = pytest.mark.parametrize("layout", ["late", "sequential", "late-mapped", "sequential-mapped"])
 every_count = pytest.mark.parametrize("count", [1, 2, 3])
 
 
@@ -73,7 +74,7 @@ def test_with_a_cache_as_without(family: str, layout: str, count: int) -> None:
     assert model.generate([sample], Decoding(6, min_new_tokens=0, repetition_penalty=1.0 + 1e-9)) == [expected]
 
 
-@every_layout
+@mapped_too
 @every_family
 def test_batched_as_alone(family: str, layout: str) -> None:
     """None, one, two, three media and a conversation in one batch, of different lengths."""
@@ -89,7 +90,7 @@ def test_batched_as_alone(family: str, layout: str) -> None:
         assert rows == [model.generate([sample], decoding)[0] for sample in samples]
 
 
-@every_layout
+@mapped_too
 @every_family
 def test_split_execution_equals_the_reference_path(family: str, layout: str) -> None:
     model = talker(family, layout)
@@ -98,7 +99,7 @@ def test_split_execution_equals_the_reference_path(family: str, layout: str) -> 
         assert torch.allclose(one, other, atol=1e-5)
 
 
-@every_layout
+@mapped_too
 @every_family
 def test_the_order_of_media_is_seen(family: str, layout: str) -> None:
     model = talker(family, layout)

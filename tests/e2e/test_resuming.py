@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,16 @@ from support import train_section
 KILLS = 20
 
 
-@pytest.mark.parametrize("method", ["epalm", "epalm-ada", "epalm-lin"])
+QP = {"mapper_width": 8, "mapper_heads": 2}
+METHODS: dict[str, dict[str, Any]] = {
+    "epalm": {"n_levels": 2}, "epalm-ada": {"n_levels": 2}, "epalm-lin": {"n_levels": 2},
+    "depalm": QP, "depalm-rand": {},  # which draw dropout and tokens
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_resumed_equals_uninterrupted(dwarfs: Path, tmp_path: Path, method: str) -> None:
-    given = recipe(dwarfs, method={"name": method, "n_levels": 2}, eval={"every": 3})
+    given = recipe(dwarfs, method={"name": method, **METHODS[method]}, eval={"every": 3})
     perceptune.train(given, tmp_path / "whole")
     stop_after(given, tmp_path / "parts", steps=3)
     assert not same(tmp_path / "whole", tmp_path / "parts")

@@ -11,19 +11,21 @@ import torch
 import perceptune
 import runs as dwarf_runs
 from perceptune.errors import UserError
-from perceptune.methods.slots._injection import Connector
-from perceptune.types import Sample
+from perceptune.methods.slots._connector import Connector
+from perceptune.methods.slots._options import InjectionOptions
+from perceptune.methods.slots._token_layout import TokenLayout
+from perceptune.types import Features, Sample
 
 
 def test_a_connection_is_fitted_to_what_is_wanted() -> None:
-    connector = Connector(2, 6, 5, shared=False, std=0.02, standardize=True)
+    connector = Connector(InjectionOptions(), 2, 6, 5, TokenLayout(1, 1, None, "image"))
     features = torch.randn(200, 2, 1, 6) * 3 + 1
     connector.mean.copy_(features.mean((0, 2))[:, None])
     connector.std.copy_(features.std((0, 2))[:, None])
     wanted = features[:, 1, 0] @ torch.randn(6, 5) + torch.randn(5)
     before = connector.maps[0].weight.clone()
     connector.fit(1, features[:, 1, 0], wanted)
-    left = (connector(features)[1][:, 0] - wanted).var() / wanted.var()
+    left = (connector(features_of(features))[1][:, 0] - wanted).var() / wanted.var()
     assert left < 0.05
     assert torch.equal(connector.maps[0].weight, before), "another level's map"
     assert connector.maps[1].weight.requires_grad
@@ -39,6 +41,10 @@ def rows(model: Any, answers: list[str]) -> list[Sample]:
     ]
 
 
+def features_of(values: torch.Tensor) -> Features:
+    return Features(values, torch.ones(len(values), dtype=torch.bool))
+
+
 FEATURES = torch.randn(8, 2, 1, 24, generator=torch.Generator().manual_seed(3))
 
 
@@ -51,7 +57,7 @@ def model(dwarfs: Path) -> Any:
 def test_slots_begin_as_the_states_of_the_answers(model: Any) -> None:
     answers = ["red", "blue", "red", "blue", "red", "blue", "red", "blue"]
     model.fit_to_answers(rows(model, answers))
-    slots = model.method.connectors["image"](FEATURES)
+    slots = model.method.connectors["image"](features_of(FEATURES))
     for level, layer in enumerate(model.method.entries()):
         for answer in ("red", "blue"):
             ids = torch.tensor([model.text.plain_ids("a " + answer)])

@@ -25,6 +25,8 @@ class Encoder(nn.Module, ABC):
     n_layers: int  # transformer blocks
     dim: int  # hidden size
     n_tokens: int  # T of `tokens="all"`, special tokens included
+    n_special: int = 0  # of these, [CLS] and others in front of the patches
+    grid: tuple[int, int] | None = None  # rows and columns of the patches of an image; None = they are no such grid
 
     @classmethod
     def prepare(cls, config: Any) -> Any:
@@ -72,6 +74,11 @@ class Encoder(nn.Module, ABC):
         for one in sorted(hashlib.sha256(bytes_of(tensor)).digest() for tensor in self.state_dict().values()):
             digest.update(one)
         return digest.hexdigest()
+
+    def copy_shape(self, inner: "Encoder") -> None:
+        """Take over the shape of an encoder that does the work."""
+        self.n_layers, self.dim, self.n_tokens = inner.n_layers, inner.dim, inner.n_tokens
+        self.n_special, self.grid = inner.n_special, inner.grid
 
     def train(self, mode: bool = True) -> Self:
         """Keep evaluation mode: features are cached, and dropout would only add noise to them."""

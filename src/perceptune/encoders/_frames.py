@@ -27,7 +27,7 @@ class FrameAverage(Encoder):
     def __init__(self, encoder: ImageEncoder, frames: int) -> None:
         super().__init__()
         self.encoder, self.frames = encoder, frames
-        self.n_layers, self.dim, self.n_tokens = encoder.n_layers, encoder.dim, encoder.n_tokens
+        self.copy_shape(encoder)
 
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
         """Load (frames, 3, H, W) float32; all frames of an augmented view are cropped alike."""
@@ -66,7 +66,7 @@ class Still(Encoder):
             encoder.skip_time()
         else:
             encoder.unmark_time()
-        self.n_layers, self.dim, self.n_tokens = encoder.n_layers, encoder.dim, encoder.n_tokens
+        self.copy_shape(encoder)
 
     def load(self, medium: Medium, name: str | None = None, seed: bytes | None = None) -> Tensor:
         """Load an image as (3, H, W) float32."""

@@ -103,7 +103,7 @@ class ViTEncoder(ImageEncoder, BlockEncoder):
         config: Any = tower.config
         self.n_special = self.special_tokens(config)  # in front of the patches, [CLS] first
         height, width = (side // self.patch(config) for side in transform.size)
-        self.n_tokens = self.n_special + height * width
+        self.n_tokens, self.grid = self.n_special + height * width, (height, width)
 
     @classmethod
     def prepare(cls, config: Any) -> Any:

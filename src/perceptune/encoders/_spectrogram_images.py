@@ -34,7 +34,7 @@ class SpectrogramImages(AudioEncoder):
         self.inner = encoder
         # Without a crop, which would lose parts of the spectrogram.
         self.transform = replace(encoder.transform, resize=encoder.transform.size, crop=None)
-        self.n_layers, self.dim, self.n_tokens = encoder.n_layers, encoder.dim, encoder.n_tokens
+        self.copy_shape(encoder)
         self.hears(options, MEL.rate, check_seconds(options.seconds, SECONDS, MAX_SECONDS, "the spectrogram"))
 
     def spectrogram(self, wave: Wave) -> NDArray[np.float32]:

@@ -55,6 +55,7 @@ class VideoEncoder(ViTEncoder):
             )
         height, width = (side // self.patch(self.tower.config) for side in self.transform.size)
         self.frames, self.n_tokens = frames, self.n_special + frames // tubelet * height * width
+        self.grid = (height, width) if frames == tubelet else None
 
     def skip_time(self) -> None:
         """Skip the attention over time. Raises `UserError` if the model has no separate one."""

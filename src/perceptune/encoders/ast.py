@@ -35,6 +35,7 @@ class AudioSpectrogramTransformer(AudioEncoder, BlockEncoder):
         config: Any = tower.config
         self.mel, self.scale, self.frames = mel, scale, int(config.max_length)
         self.n_special = 2
+        self.grid = self.tower.embeddings.get_shape(config)
         self.n_tokens = int(self.tower.embeddings.position_embeddings.shape[1])
         most = ((self.frames - 1) * mel.hop + mel.window) / mel.rate
         self.hears(options, mel.rate, check_seconds(options.seconds, most, most, "the model"))

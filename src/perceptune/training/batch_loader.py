@@ -20,9 +20,9 @@ from perceptune.encoders.cache.feature_cache import GROUP
 from perceptune.models.base import AdaptedModel
 from perceptune.models.text_format import Batch
 from perceptune.training.broken_media import BrokenMedia, TooManyBrokenError
-from perceptune.training.sampler import chosen_target, make_batch_sampler, total_steps, view_seed
+from perceptune.training.sampler import chosen_target, make_batch_sampler, step_seed, total_steps, view_seed
 from perceptune.training.training_set import training_set
-from perceptune.types import Sample
+from perceptune.types import Draws, Sample
 from perceptune.utils.distributed import World
 from perceptune.utils.tensors import pinned
 
@@ -160,7 +160,7 @@ class BatchLoader:
 
         With prefetching, texts and cached features of the next step are prepared in the background meanwhile.
         """
-        made = [ready or self._collate(picked) for picked, ready in self._ahead.get(step)]
+        made = [ready or self._collate(picked, step) for picked, ready in self._ahead.get(step)]
         if self._prefetches and step + 1 < self.steps:
             self._ahead.start(step + 1)
         return made
@@ -212,7 +212,7 @@ class BatchLoader:
 
     def _collated(self, step: int) -> list[tuple[Picked, Batch | None]]:
         """Return the rows of each forward pass, and the batch if all features are cached. Runs in the background."""
-        return [(picked, self._ready(picked)) for picked in self._picked(step)]
+        return [(picked, self._ready(picked, step)) for picked in self._picked(step)]
 
     def _picked(self, step: int) -> Iterator[Picked]:
         for micro in range(self.config.accumulate):
@@ -226,7 +226,7 @@ class BatchLoader:
         indices = [index for _, index in rows]
         return [self.samples[i] for i in indices] if isinstance(self.samples, list) else select(self.samples, indices)
 
-    def _ready(self, picked: Picked) -> Batch | None:
+    def _ready(self, picked: Picked, step: int) -> Batch | None:
         kept = [row for row in picked if row[0] not in self.broken]
         if not kept:
             return None
@@ -236,17 +236,22 @@ class BatchLoader:
             return None
         # Copied to pinned memory here, in the background.
         there = {name: replace(one, values=pinned(one.values, self.model.device)) for name, one in features.items()}
-        return Batch(self.model.tokens(samples, targets), there)
+        return self._with_draws(Batch(self.model.tokens(samples, targets), there), kept, step)
 
-    def _collate(self, picked: Picked) -> Batch | None:
+    def _collate(self, picked: Picked, step: int) -> Batch | None:
         """Collate a batch without the samples whose media are broken."""
         kept = [row for row in picked if row[0] not in self.broken]
         while kept:
             try:
-                return self.model.collate(*map(list, zip(*kept, strict=True)))
+                return self._with_draws(self.model.collate(*map(list, zip(*kept, strict=True))), kept, step)
             except MediaError:
                 kept = [row for row in kept if self.broken.is_readable(row[0], [row[2]])]
         return None
+
+    def _with_draws(self, batch: Batch, picked: Picked, step: int) -> Batch:
+        """Return the batch with the seeds of its rows and of the step, for methods that draw at random."""
+        draws = Draws(tuple(seed for *_, seed in picked), step_seed(self.seed, step))
+        return replace(batch, features={name: replace(one, draws=draws) for name, one in batch.features.items()})
 
 
 T = TypeVar("T")

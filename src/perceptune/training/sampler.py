@@ -177,6 +177,11 @@ def view_seed(seed: int, epoch: int, index: int) -> int:
     return random.Random(f"view-{seed}-{epoch}-{index}").getrandbits(32)
 
 
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed, below 2^32, of what is drawn for all rows of a step alike."""
+    return random.Random(f"step-{seed}-{step}").getrandbits(32)
+
+
 def total_steps(config: TrainConfig, order: TrainingSampler) -> int:
     """Return the number of optimizer steps of a training in this order."""
     if config.steps is not None:

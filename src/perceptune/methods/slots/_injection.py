@@ -13,68 +13,13 @@ from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.methods.parts.unfrozen import UnfrozenParameters
 from perceptune.methods.slots._adapters import AdapterSites
+from perceptune.methods.slots._connector import Connector, LayerScale, SoftPrompt
+from perceptune.methods.slots._mappers import count_tokens
 from perceptune.methods.slots._method import EncoderShape, Method, Site
 from perceptune.methods.slots._options import InjectionOptions
 from perceptune.methods.slots._order import MediumOrder
+from perceptune.methods.slots._token_layout import layout_of
 from perceptune.types import Features, Slots
-
-RIDGE = 0.1  # of the features' mean variance, added to each
-
-
-class Connector(nn.Module):
-    """One linear map per level, or one for all; (B, n_levels, T, dim) -> list of (B, T, hidden).
-
-    `std` is that of the initial weights; None keeps torch's initialisation.
-    """
-
-    mean: Tensor  # (n_levels, 1, dim)
-    std: Tensor
-
-    def __init__(
-        self, levels: int, dim: int, hidden: int, *, shared: bool, std: float | None, standardize: bool
-    ) -> None:
-        super().__init__()
-        self.maps = nn.ModuleList(nn.Linear(dim, hidden) for _ in range(1 if shared else levels))
-        if std is not None:
-            for linear in self.maps:
-                nn.init.normal_(linear.weight, std=std)  # type: ignore[arg-type]
-                nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
-        self.standardize = standardize
-        if standardize:  # statistics of the training split: saved, but not trained
-            self.register_buffer("mean", torch.zeros(levels, 1, dim))
-            self.register_buffer("std", torch.ones(levels, 1, dim))
-
-    @torch.no_grad()
-    def fit(self, level: int, features: Tensor, wanted: Tensor) -> None:
-        """Set a level's map to the ridge regression from `features` (N, dim) to `wanted` (N, hidden)."""
-        if self.standardize:
-            features = (features - self.mean[level]) / self.std[level]
-        middle, goal = features.mean(0), wanted.mean(0)
-        x, y = features - middle, wanted - goal
-        products = x.T @ x
-        products.diagonal().add_(RIDGE * products.diagonal().mean())
-        weight = torch.linalg.solve(products, x.T @ y).T
-        linear: Any = self.maps[level]
-        linear.weight.copy_(weight)
-        linear.bias.copy_(goal - weight @ middle)
-
-    def forward(self, features: Tensor) -> list[Tensor]:
-        if self.standardize:
-            features = (features - self.mean) / self.std
-        return [self.maps[min(j, len(self.maps) - 1)](features[:, j]) for j in range(features.shape[1])]
-
-
-class SoftPrompt(nn.Module):
-    """Trained vectors (n, size), through an MLP in the paper's main model (section 3.2)."""
-
-    def __init__(self, tokens: int, size: int, *, mlp: bool, std: float) -> None:
-        super().__init__()
-        self.embedding = nn.Parameter(torch.empty(tokens, size))
-        nn.init.normal_(self.embedding, std=std)
-        self.mlp = nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, size)) if mlp else None
-
-    def forward(self) -> Tensor:
-        return self.embedding if self.mlp is None else self.mlp(self.embedding)
 
 
 class Injection(Method):
@@ -97,12 +42,11 @@ class Injection(Method):
         self.connectors = nn.ModuleDict(
             {
                 name: Connector(
-                    len(self._levels), shape.dim, lm.hidden_size, shared=options.shared_connector,
-                    std=options.connector_std, standardize=options.standardize,
+                    options, len(self._levels), shape.dim, lm.hidden_size, layout_of(options.tokens, shape, name)
                 )
                 for name, shape in shapes.items()
             }
-        )  # fmt: skip
+        )
         if self.is_in_text and set(self.injected) != {0}:
             raise UserError(
                 f"method.slot_positions: sequential is for media that enter at layer 0 only, and these enter at "
@@ -115,6 +59,13 @@ class Injection(Method):
                 if shape.max_media > 1 and not self.is_in_text
             }
         )
+        self.layer_scales = nn.ModuleDict()
+        if options.per_layer != "none":
+            norm = options.per_layer == "norm-scale-bias"
+            for name in shapes:
+                self.layer_scales[name] = LayerScale(
+                    len(self.injected), lm.hidden_size, norm=norm, eps=options.mapper_eps
+                )
         self._lm_layers = lm.n_layers
         self.prompt: SoftPrompt | None = None
         if options.prompt != "none":
@@ -173,6 +124,10 @@ class Injection(Method):
     def tokens(self, modality: str) -> Literal["cls", "all"]:
         return self.options.tokens
 
+    @classmethod
+    def count_slots(cls, options: InjectionOptions, shape: EncoderShape, modality: str) -> int:
+        return count_tokens(options, layout_of(options.tokens, shape, modality))
+
     def set_statistics(self, modality: str, mean: Tensor, std: Tensor) -> None:
         connector: Any = self.connectors[modality]
         connector.mean.copy_(mean[:, None])
@@ -205,10 +160,12 @@ class Injection(Method):
     def _of(self, modality: str, given: Features) -> Iterator[Slots]:
         """Yield the slots of the first medium of each row, of the second, and so on."""
         for order, one in enumerate(given.by_order()):
-            projected = self.connectors[modality](one.values)
+            projected = self.connectors[modality](one)
             if modality in self.orders:
                 projected = self.orders[modality](projected, order)
             states = {layer: projected[level] for layer, level in self.injected.items()}
+            if modality in self.layer_scales:
+                states = self.layer_scales[modality](states)
             yield Slots(modality, self.range.start, states, one.present, sees_text=self.slots_see_text, order=order)
 
     def _prompt_slots(self, prompt: Tensor, batch: int) -> Slots:
@@ -235,8 +192,10 @@ class Injection(Method):
 
     def sites(self) -> list[Site]:
         sites = []
-        what = "[CLS]" if self.options.tokens == "cls" else "all tokens"
-        for modality in self.shapes:
+        for modality, shape in self.shapes.items():
+            what = "[CLS]" if self.options.tokens == "cls" else "all tokens"
+            if self.options.mapper != "linear":
+                what = f"{self.count_slots(self.options, shape, modality)} tokens by `{self.options.mapper}` of {what}"
             for layer, level in self._encoder_layers(modality).items():
                 sites.append(Site(layer, f"slot `{modality}`", f"{what} of encoder layer {level} (0-based)"))
         vectors = f"{self.options.prompt_tokens} trained vectors"

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -20,6 +20,9 @@ class EncoderShape:
     n_layers: int
     dim: int
     max_media: int = 1  # of a sample
+    n_tokens: int = 1  # with `tokens: all`, special tokens included
+    n_special: int = 0  # of these, the tokens in front of the patches, [CLS] first
+    grid: tuple[int, int] | None = None  # rows and columns of the patches; None = they are no grid
 
 
 class Method(TrainableMethod):
@@ -47,6 +50,11 @@ class Method(TrainableMethod):
     def is_in_text(self) -> bool:
         """Whether media stand in the text, at the places of their marks, instead of in front of it."""
         return False
+
+    @classmethod
+    def count_slots(cls, options: Any, shape: EncoderShape, modality: str) -> int:
+        """Return the number of slots of a medium from an encoder of this shape."""
+        return 1
 
     @abstractmethod
     def build_slots(self, features: Mapping[str, Features], batch: int) -> list[Slots]:

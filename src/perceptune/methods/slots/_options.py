@@ -16,6 +16,19 @@ def _with_default_rates(value: Any) -> Any:
     return dict.fromkeys(names, RATE) if isinstance(names, list) else value
 
 
+# The keys of each kind of mapper.
+_POOLED = ("mapper_depth", "mapper_heads", "mapper_norm", "mapper_eps", "mapper_dropout")
+MAPPER_KEYS: dict[str, tuple[str, ...]] = {
+    "linear": (), "low-rank": ("mapper_rank",), "mlp": ("mapper_width",),
+    "qp": ("mapper_width", "mapper_queries", *_POOLED), "attn-pool": ("mapper_queries",), "grid": ("mapper_grid",),
+    "space-to-depth": ("mapper_group", "mapper_rank"), "random-tokens": ("mapper_eps",),
+    "group-mean": ("mapper_group", "mapper_width", "mapper_eps"),
+    "group-linear": ("mapper_group", "mapper_width", "mapper_eps"),
+    "group-qp": ("mapper_group", "mapper_width", *_POOLED),
+}  # fmt: skip
+OF_SINGLE_TOKENS = ("linear", "low-rank", "mlp", "qp")  # mappers that make sense of [CLS] alone
+
+
 class InjectionOptions(BaseModel):
     """Recipe keys under `method`."""
 
@@ -42,6 +55,29 @@ class InjectionOptions(BaseModel):
         "random", description="answers = ridge regression from the features to the LM's hidden states of the training "
         "answers, at the layer where each level enters",
     )  # fmt: skip
+    mapper: Literal[
+        "linear", "low-rank", "mlp", "qp", "attn-pool", "grid", "space-to-depth", "random-tokens", "group-mean",
+        "group-linear", "group-qp",
+    ] = Field(
+        "linear", description="what maps a level's tokens to the LM; all but linear, low-rank, mlp and qp need "
+        "`tokens: all` (docs/methods.md)",
+    )  # fmt: skip
+    mapper_width: int | None = Field(
+        None, ge=1, description="hidden width of mlp, group-* (None = the LM's) and qp (None = the encoder's, without "
+        "a map in front of the blocks)",
+    )  # fmt: skip
+    mapper_rank: int | None = Field(None, ge=1, description="rank of low-rank; of space-to-depth, None = a full map")
+    mapper_depth: int = Field(2, ge=1, description="transformer blocks of qp and group-qp")
+    mapper_queries: int = Field(32, ge=1, description="tokens that come out of qp and attn-pool")
+    mapper_heads: int = Field(8, ge=1, description="attention heads of qp and group-qp")
+    mapper_norm: Literal["post", "pre"] = Field("post", description="place of the layer norms of qp and group-qp")
+    mapper_eps: float = Field(1e-4, gt=0, description="epsilon of the norms of mappers and of `per_layer`")
+    mapper_dropout: float = Field(0.1, ge=0, lt=1, description="dropout of qp and group-qp")
+    mapper_grid: int = Field(4, ge=1, description="side of grid's cells: 4 = 4 x 4 means")
+    mapper_group: int = Field(2, ge=1, description="side of the groups of patches of space-to-depth and group-*")
+    per_layer: Literal["none", "scale-bias", "norm-scale-bias"] = Field(
+        "none", description="trained scale and bias of what enters each injected layer; norm = behind an RMS norm"
+    )
     standardize: bool = Field(True, description="scale features to mean 0, std 1 per level and dimension")
     prompt: Literal["none", "plain", "mlp"] = Field("mlp", description="soft prompt; mlp = through an MLP")
     prompt_tokens: int = Field(10, ge=1, description="tokens of the soft prompt")
@@ -76,6 +112,7 @@ class InjectionOptions(BaseModel):
     def _consistent(self) -> InjectionOptions:
         if self.connector_init == "answers" and self.shared_connector:
             raise ValueError("`connector_init: answers` gives each level its own connection: no `shared_connector`")
+        self._check_mapper()
         if self.inject is not None:
             for name in ("n_levels", "levels", "first", "last", "refresh"):
                 if getattr(self, name) != type(self).model_fields[name].default:
@@ -86,3 +123,18 @@ class InjectionOptions(BaseModel):
             if not rate > 0:
                 raise ValueError(f"`unfreeze.{name}` is a learning rate, greater than 0")
         return self
+
+    def _check_mapper(self) -> None:
+        heeded = (*MAPPER_KEYS[self.mapper], *(("mapper_eps",) if self.per_layer == "norm-scale-bias" else ()))
+        for name, field in type(self).model_fields.items():
+            if name.startswith("mapper_") and name not in heeded and getattr(self, name) != field.default:
+                takers = [kind for kind, keys in MAPPER_KEYS.items() if name in keys]
+                raise ValueError(f"`mapper: {self.mapper}` has no `{name}`, which belongs to {', '.join(takers)}")
+        if self.mapper == "low-rank" and self.mapper_rank is None:
+            raise ValueError("`mapper: low-rank` needs its rank, `mapper_rank`")
+        if self.tokens == "cls" and self.mapper not in OF_SINGLE_TOKENS:
+            raise ValueError(f"`mapper: {self.mapper}` works on all tokens of a level: `tokens: all`")
+        if self.mapper != "linear" and self.connector_init == "answers":
+            raise ValueError("`connector_init: answers` fits linear maps: `mapper: linear`")
+        if self.mapper == "random-tokens" and self.slot_positions == "sequential":
+            raise ValueError("`mapper: random-tokens` differs in number by step, so its slots cannot stand in the text")

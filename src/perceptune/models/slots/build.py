@@ -16,7 +16,7 @@ from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.probe import probe
 from perceptune.methods.freeze import freeze
 from perceptune.methods.slots.base import EncoderShape, Method
-from perceptune.models.backbone import Backbone, method_options
+from perceptune.models.backbone import Backbone, method_leaf, method_options
 from perceptune.models.lm_source import find_lm
 from perceptune.models.pretrained import DEFAULT_ENCODERS, explaining_quantization, loading, resolve
 from perceptune.models.slots.model import SlotModel, feature_stores
@@ -56,16 +56,20 @@ def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> 
     Raises `UserError` if the LM is trained and inference would use another dtype than training: better before the
     training than after it.
     """
-    shapes = {
-        name: EncoderShape(encoder.n_layers, encoder.dim, recipe.encoders[name].max_media)
-        for name, encoder in encoders.items()
-    }
+    shapes = {name: shape_of(encoder, recipe.encoders[name].max_media) for name, encoder in encoders.items()}
     method: Method = leaf("methods", recipe.method.name).module.METHOD(method_options(recipe), lm, shapes)
     if method.trains_lm and recipe.eval.dtype == "bfloat16":
         raise UserError(f"eval.dtype: {recipe.eval.dtype}, but `method.unfreeze` keeps the LM in float32")
     _remember_base(lm, encoders, method)
     method.unfreeze(lm, encoders)
     return method
+
+
+def shape_of(encoder: Encoder, max_media: int = 1) -> EncoderShape:
+    """Return the shape of an encoder of which a sample has up to `max_media` media."""
+    return EncoderShape(
+        encoder.n_layers, encoder.dim, max_media, encoder.n_tokens, encoder.n_special, encoder.grid
+    )  # fmt: skip
 
 
 def _remember_base(lm: FrozenLM, encoders: Mapping[str, Encoder], method: Method) -> None:
@@ -123,7 +127,8 @@ def _slots_in_text(recipe: Recipe, encoders: Mapping[str, Encoder] | None) -> di
         return {}
     if encoders is None:
         encoders = {name: load_encoder_of(name, config, meta=True) for name, config in recipe.encoders.items()}
-    return {name: encoder.n_tokens if options.tokens == "all" else 1 for name, encoder in encoders.items()}
+    method: type[Method] = method_leaf(recipe).module.METHOD
+    return {name: method.count_slots(options, shape_of(encoder), name) for name, encoder in encoders.items()}
 
 
 def load_encoder_of(modality: str, config: EncoderConfig, meta: bool = False) -> Encoder:

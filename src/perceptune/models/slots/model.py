@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -291,7 +292,7 @@ def _portions(sizes: Sequence[int], limit: int) -> Iterator[slice]:
 
 
 def _moved(features: Mapping[str, Features], device: torch.device) -> dict[str, Features]:
-    return {name: Features(move(f.values, device), f.present) for name, f in features.items()}
+    return {name: replace(f, values=move(f.values, device)) for name, f in features.items()}
 
 
 def _stores(recipe: Recipe, encoders: Mapping[str, Encoder], method: Method) -> dict[str, FeatureStore]:
