@@ -15,8 +15,8 @@ from perceptune.config.registry import leaf, leaves
 from perceptune.config.schema import LMConfig
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.methods.base import count
-from perceptune.methods.slots.base import EncoderShape, Injection
-from perceptune.models.slots.build import load_encoder_of, load_lm
+from perceptune.methods.slots.base import Injection
+from perceptune.models.slots.build import load_encoder_of, load_lm, shape_of
 
 PAGE = Path(__file__).parents[2] / "docs/methods.md"
 
@@ -34,7 +34,7 @@ def built(name: str) -> tuple[Injection, int, int]:
     shapes, sizes, encoders = {}, 0, {}
     for modality, config in recipe.encoders.items():
         encoder = encoders[modality] = load_encoder_of(modality, config, meta=True)
-        shapes[modality], sizes = EncoderShape(encoder.n_layers, encoder.dim), sizes + count(encoder)
+        shapes[modality], sizes = shape_of(encoder), sizes + count(encoder)
     found = leaf("methods", recipe.method.name)
     with torch.device("meta"):
         method = found.module.METHOD(
@@ -61,6 +61,15 @@ COUNTS: list[tuple[str, int, float]] = [
     ("table4/msrvtt-qa-frozenbilm", 107_010_560, 3.72),
     ("table3/gqa", 4_239_360, 0.06),
     ("epalm-dma", 6 * 1_968_640 + 2 * 64 * 2560 + 64**3 + 3 * 32 * 64, 0.45),
+    ("depalm", 17_888_256, 0.256),
+    ("depalm-inner", 18_097_152, 0.259),
+    ("depalm-avgpool", 20_987_904, 0.301),
+    ("depalm-linear", 88_100_864, 1.25),
+    ("depalm-group", 18_129_152, 0.26),
+    ("depalm-rand", 4_203_520, 0.06),
+    ("depalm-epalm", 4_313_088, 0.062),
+    ("mapl", 2_906_368, 0.042),
+    ("limber-all", 4_198_400, 0.06),
     ("lora", 1_968_640 + 32 * 2 * 8 * 2 * 2560, 0.17),
 ]
 
@@ -76,6 +85,11 @@ def test_counts_on_the_papers_backbones(name: str, trained: int, percent: float)
 ROWS: dict[str, tuple[int, int, int, str, bool]] = {
     "table9/12-to-12-23": (1, 11, 22, "mlp", False),
     "epalm-350m": (6, 11, 22, "mlp", False),
+    "depalm": (1, 0, 0, "plain", False),
+    "depalm-inner": (4, 17, 28, "plain", False),
+    "depalm-rand": (1, 0, 0, "plain", False),
+    "depalm-epalm": (6, 23, 28, "plain", False),
+    "mapl": (1, 0, 0, "none", False),
     "table9/1-12-to-12-23": (12, 11, 22, "mlp", False),
     "table9/6-12-to-1-23": (6, 0, 22, "mlp", False),
     "table9/12-to-1": (1, 0, 0, "mlp", False),
@@ -129,10 +143,10 @@ def test_table_12_trains_what_it_says(name: str, parts: set[str]) -> None:
 
 
 def listed() -> dict[str, dict[str, Any]]:
-    """The rows of the page's table."""
+    """The rows of the page's table of methods."""
     rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     keys = ("method", "trains", "where", "trained", "share", "recipe", "paper")
-    return {row[0].strip("`"): dict(zip(keys, row, strict=True)) for row in rows}
+    return {row[0].strip("`"): dict(zip(keys, row, strict=True)) for row in rows if len(row) == len(keys)}
 
 
 def test_the_page_lists_every_method() -> None:
