@@ -52,6 +52,7 @@ def test_levels_are_the_normed_hidden_states_of_transformers(checkpoints: Path, 
     torch.testing.assert_close(everything, expected)
     assert everything.shape == (2, 2, encoder.n_tokens, encoder.dim)
     assert encoder.n_tokens == (size // 8) ** 2 + encoder.n_special
+    assert encoder.grid == (size // 8, size // 8)
     assert encoder.n_special == SPECIAL_TOKENS.get(name, SPECIAL_TOKENS[name.split("-")[0]])
     pooled = expected.mean(2, keepdim=True) if name.startswith("siglip") else expected[:, :, :1]
     torch.testing.assert_close(features(encoder, x, [0, 2]), pooled)

@@ -46,6 +46,10 @@ def test_ast_gives_the_normed_states_of_transformers(ears: Path, name: str) -> N
     torch.testing.assert_close(everything, expected)
     assert everything.shape == (2, 2, encoder.n_tokens, encoder.dim)
     torch.testing.assert_close(features(encoder, x, [0, 2]), expected[:, :, :1])  # [CLS] is the first of two
+    rows, columns = encoder.grid  # type: ignore[misc]  # frequency, time
+    patches = hf.embeddings.patch_embeddings.projection(x.transpose(1, 2)[:, None].transpose(2, 3))
+    assert (rows, columns) == tuple(patches.shape[2:])
+    assert encoder.n_special + rows * columns == encoder.n_tokens
 
 
 @pytest.mark.filterwarnings("ignore:At least one mel filter")

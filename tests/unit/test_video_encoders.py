@@ -154,6 +154,7 @@ def test_an_image_encoder_is_averaged_over_frames(checkpoints: Path, name: str) 
     assert encoder.fingerprint != image.fingerprint
     assert encoder.fingerprint != load_encoder_of("video", EncoderConfig(id=options.id)).fingerprint
     assert (encoder.n_layers, encoder.dim, encoder.n_tokens) == (image.n_layers, image.dim, image.n_tokens)
+    assert (encoder.n_special, encoder.grid) == (image.n_special, image.grid)
 
 
 @pytest.mark.parametrize(("name", "temporal"), [(n, "t1") for n in FAMILIES] + [("timesformer", "skip")])
