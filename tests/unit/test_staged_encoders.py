@@ -79,7 +79,7 @@ def test_meta_counts_the_parameters_of_the_real_thing(checkpoints: Path, name: s
 
 def test_what_stages_cannot_give_is_an_error(checkpoints: Path) -> None:
     encoder = load_encoder(checkpoints / "convnext")
-    with pytest.raises(UserError, match="gives one pooled token a level, not all its tokens"):
+    with pytest.raises(UserError, match="gives one pooled token a level; use `cls`"):
         features(encoder, pictures(1), [0], "all")
     with pytest.raises(UserError, match="no level 3: its blocks are 0 to 2"):
         features(encoder, pictures(1), [3])

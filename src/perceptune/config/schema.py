@@ -72,6 +72,9 @@ class EncoderConfig(ConfigSection):
     mean: tuple[float, float, float] | None = Field(None, description="per channel; None = as published")
     std: tuple[float, float, float] | None = Field(None, description="per channel; None = as published")
     dtype: DType = Field("float32", description="`auto` as in `train.precision`")
+    norm: Literal["auto", "none"] = Field(
+        "auto", description="auto = every level after the encoder's final norm; none = as the blocks give it"
+    )
     max_media: int = Field(1, ge=1, description="maximum number of media of this modality in a sample")
     views: int = Field(0, ge=0, description="number of augmented views of each training medium; 0 = no augmentation")
     flip: bool = Field(True, description="mirror half of the augmented views")

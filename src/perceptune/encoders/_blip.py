@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from perceptune.config.schema import EncoderConfig
-from perceptune.encoders._images import BICUBIC, OPENAI, ViTEncoder, transform_of
+from perceptune.encoders._images import BICUBIC, OPENAI, ImageEncoder, ViTEncoder, transform_of
 
 
 class BlipVision(ViTEncoder):
@@ -15,6 +15,7 @@ class BlipVision(ViTEncoder):
 
     BLOCKS: ClassVar = "encoder.layers"
     NORM: ClassVar = "post_layernorm"
+    KEYS: ClassVar = ImageEncoder.KEYS  # without `norm`: its Q-Former was trained on normed tokens
 
     @classmethod
     def published(cls, config: Any) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from perceptune.config.schema import EncoderConfig
 from perceptune.encoders._checkpoints import build_tower, settings_of
-from perceptune.encoders._encoder import Encoder, TokenSelection
+from perceptune.encoders._encoder import Encoder
+from perceptune.encoders._tokens import TokenSelection, grid_side, require_side
+from perceptune.errors import UserError
 
 
 class BlockParts(NamedTuple):
@@ -49,6 +51,9 @@ class BlockEncoder(Encoder):
     NORM: ClassVar[str]  # dotted path of the final norm
     UNUSED: ClassVar[tuple[str, ...]]  # prefixes of weights that a checkpoint may contain and the tower ignores
     POOL: ClassVar[Literal["first", "mean"]] = "first"  # token(s) that `cls` returns
+    n_special: int = 0  # tokens in front of the patches, [CLS] first
+    grid: tuple[int, int] | None = None  # rows and columns of the patches; None: they are not a grid
+    uses_norm: bool = True  # whether the final norm is applied to every level
     PARTS: ClassVar[BlockParts | None] = None  # None: the highest block is run for all tokens, even for `cls`
 
     def __init__(self, tower: nn.Module) -> None:
@@ -95,13 +100,31 @@ class BlockEncoder(Encoder):
                 kept[level] = self._pick(hidden, tokens, x)
         return torch.stack([kept[level] for level in levels], dim=1).float()
 
+    def count_tokens(self, tokens: TokenSelection) -> int:
+        """Return the number of tokens T of a selection. Raises `UserError` for one that this encoder does not have."""
+        if tokens == "cls-mean":
+            if not self.n_special:
+                raise UserError("`tokens: cls-mean`: it has no [CLS], and its `cls` is the mean already; use `cls`")
+            return 2
+        side = grid_side(tokens)
+        if side is None:
+            return super().count_tokens(tokens)
+        if self.grid is None:
+            raise UserError(f"`tokens: {tokens}`: its tokens are not a grid of patches; use `cls` or `all`")
+        require_side(side, self.grid)
+        return side * side + bool(self.n_special)
+
+    def mean_over_time(self, patches: Tensor) -> Tensor:
+        """Average the patches of a video over time, (B, P, dim) -> (B, rows * columns, dim); here: return them."""
+        return patches
+
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """Run one block: (B, T, dim) -> (B, T, dim)."""
         return block(hidden, None)
 
     def settings(self) -> dict[str, Any]:
         """Return the config entries that differ from the class's defaults."""
-        return settings_of(self.tower.config)
+        return settings_of(self.tower.config) | ({} if self.uses_norm else {"final_norm": False})
 
     @property
     def norm(self) -> nn.Module:
@@ -109,7 +132,20 @@ class BlockEncoder(Encoder):
         return self.tower.get_submodule(self.NORM)
 
     def _pick(self, hidden: Tensor, tokens: TokenSelection, x: Tensor) -> Tensor:
-        norm = self.norm
-        if tokens == "cls" and self.POOL == "mean":
-            return self.pool(norm(hidden), x)
-        return norm(hidden[:, :1] if tokens == "cls" else hidden)
+        norm = self.norm if self.uses_norm else nn.Identity()
+        if tokens == "cls":
+            return self.pool(norm(hidden), x) if self.POOL == "mean" else norm(hidden[:, :1])
+        hidden = norm(hidden)
+        return hidden if tokens == "all" else self._means(hidden.float(), tokens)
+
+    def _means(self, hidden: Tensor, tokens: TokenSelection) -> Tensor:
+        """Return [CLS], if there is one, and the mean of all patches or the means of a grid of them."""
+        self.count_tokens(tokens)  # raises the error
+        first, patches = hidden[:, : min(1, self.n_special)], hidden[:, self.n_special :]
+        side = grid_side(tokens)
+        if side is None or self.grid is None:
+            means = patches.mean(1, keepdim=True)
+        else:
+            cells = self.mean_over_time(patches).transpose(1, 2).unflatten(2, self.grid)
+            means = nn.functional.adaptive_avg_pool2d(cells, side).flatten(2).transpose(1, 2)
+        return torch.cat([first, means], 1)

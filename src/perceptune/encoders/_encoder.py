@@ -5,16 +5,15 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from perceptune.config.schema import EncoderConfig
+from perceptune.encoders._tokens import TokenSelection
 from perceptune.errors import UserError
 from perceptune.types import Medium
 from perceptune.utils.tensors import bytes_of
-
-TokenSelection = Literal["cls", "all"]
 
 
 class Encoder(nn.Module, ABC):
@@ -26,7 +25,7 @@ class Encoder(nn.Module, ABC):
     dim: int  # hidden size
     n_tokens: int  # T of `tokens="all"`, special tokens included
     n_special: int = 0  # of these, [CLS] and others in front of the patches
-    grid: tuple[int, int] | None = None  # rows and columns of the patches of an image; None = they are no such grid
+    grid: tuple[int, int] | None = None  # rows and columns of the patches at one time; None = they are no such grid
 
     @classmethod
     def prepare(cls, config: Any) -> Any:
@@ -50,8 +49,16 @@ class Encoder(nn.Module, ABC):
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """Return (B, n_levels, T, dim) float32: the output tokens of block `level` (0-based), after the final norm.
 
-        T = 1 for `cls`, `n_tokens` for `all`. Raises `UserError` for a level outside the encoder.
+        T as `count_tokens` says. Raises `UserError` for a level outside the encoder.
         """
+
+    def count_tokens(self, tokens: TokenSelection) -> int:
+        """Return the number of tokens T of a selection. Raises `UserError` for one that this encoder does not have."""
+        if tokens == "all" and self.n_tokens > 1:
+            return self.n_tokens
+        if tokens != "cls":
+            raise UserError(f"`tokens: {tokens}`: it gives one token a level; use `cls`")
+        return 1
 
     @abstractmethod
     def preprocessing(self) -> dict[str, Any]:

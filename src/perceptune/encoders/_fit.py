@@ -20,11 +20,12 @@ COMMON = frozenset({"id", "revision", "dtype", "views", "max_media"})
 
 def fit(encoder: Encoder, modality: str, options: EncoderConfig) -> Encoder:
     """Adapt `encoder` to `modality`. Raises `UserError` if that is impossible, and for keys it does not support."""
+    kept = encoder.KEYS & {"norm"}  # an adapter leaves it to the encoder inside
     if encoder.modality != modality:
         if (adapter := ADAPTERS.get((modality, encoder.modality))) is None:
             raise UserError(f"encoders.{modality} `{options.id}` reads {encoder.modality}s, not {modality}s")
         encoder = adapter(encoder, options)
-    heeded = COMMON | encoder.KEYS
+    heeded = COMMON | encoder.KEYS | kept
     for key, field in EncoderConfig.model_fields.items():
         if key not in heeded and getattr(options, key) != field.default:
             # The key is valid elsewhere, so it is not a typing mistake: suggesting the nearest key would mislead.

@@ -9,8 +9,9 @@ from torch import Tensor
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.source import label
 from perceptune.data.media.video import read_frames
-from perceptune.encoders._encoder import Encoder, TokenSelection
+from perceptune.encoders._encoder import Encoder
 from perceptune.encoders._images import ImageEncoder
+from perceptune.encoders._tokens import TokenSelection
 from perceptune.encoders._videos import VideoEncoder
 from perceptune.errors import error_prefix
 from perceptune.types import Medium
@@ -38,6 +39,10 @@ class FrameAverage(Encoder):
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """Encode (B, frames, 3, H, W) to (B, n_levels, T, dim) float32, frame by frame to save memory."""
         return torch.stack([self.encoder(frame, levels, tokens) for frame in x.unbind(1)]).mean(0)
+
+    def count_tokens(self, tokens: TokenSelection) -> int:
+        """Return the number of tokens of the image encoder."""
+        return self.encoder.count_tokens(tokens)
 
     def augmentation(self) -> dict[str, Any]:
         """Return the augmentation of a frame; the frames themselves are sampled from equal segments."""
@@ -75,6 +80,10 @@ class Still(Encoder):
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """Encode (B, 3, H, W) to (B, n_levels, T, dim) float32."""
         return self.encoder(x[:, None].expand(-1, self.encoder.frames, -1, -1, -1), levels, tokens)
+
+    def count_tokens(self, tokens: TokenSelection) -> int:
+        """Return the number of tokens of the video encoder."""
+        return self.encoder.count_tokens(tokens)
 
     def augmentation(self) -> dict[str, Any]:
         """Return the augmentation of the video encoder's frames."""

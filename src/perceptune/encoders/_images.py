@@ -97,6 +97,8 @@ def _crop_share(settings: Mapping[str, Any]) -> dict[str, Any]:
 class ViTEncoder(ImageEncoder, BlockEncoder):
     """A Vision Transformer of transformers. A leaf defines the names of its parts."""
 
+    KEYS: ClassVar = ImageEncoder.KEYS | {"norm"}
+
     def __init__(self, tower: nn.Module, transform: ImageTransform) -> None:
         super().__init__(tower)
         self.transform = transform

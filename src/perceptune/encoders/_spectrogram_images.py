@@ -13,8 +13,9 @@ from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.audio import MAX_SECONDS, Wave, check_seconds, padded
 from perceptune.data.media.mel_spectrogram import LogMel
 from perceptune.encoders._audio import AUDIO_KEYS, AudioEncoder
-from perceptune.encoders._encoder import Encoder, TokenSelection
+from perceptune.encoders._encoder import Encoder
 from perceptune.encoders._images import ImageEncoder
+from perceptune.encoders._tokens import TokenSelection
 from perceptune.errors import UserError
 
 MEL = LogMel(
@@ -50,6 +51,10 @@ class SpectrogramImages(AudioEncoder):
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
         """Return (B, n_levels, T, dim) float32 of the image encoder."""
         return self.inner(x, levels, tokens)
+
+    def count_tokens(self, tokens: TokenSelection) -> int:
+        """Return the number of tokens of the image encoder."""
+        return self.inner.count_tokens(tokens)
 
     def preprocessing(self) -> dict[str, Any]:
         """Return the settings of the spectrogram and of the image's preprocessing."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from perceptune.encoders._encoder import TokenSelection
+from perceptune.encoders._tokens import TokenSelection
 from perceptune.errors import UserError
 
 
@@ -14,9 +14,10 @@ def pooled_levels(
 ) -> Tensor:
     """Stack the means (B, width) of stages to (B, n_levels, 1, dim) float32; pad narrower ones with zeros.
 
-    Raises `UserError` for `tokens="all"`, because the number of tokens differs between stages.
+    Raises `UserError` for other `tokens` than `cls`, because the number of tokens differs between stages.
     """
-    if tokens == "all":
-        raise UserError("an encoder whose stages differ in size gives one pooled token a level, not all its tokens")
+    if tokens != "cls":
+        why = "an encoder whose stages differ in size gives one pooled token a level"
+        raise UserError(f"`tokens: {tokens}`: {why}; use `cls`")
     chosen = [nn.functional.pad(means[level].float(), (0, dim - means[level].shape[1])) for level in levels]
     return torch.stack(chosen, dim=1)[:, :, None]

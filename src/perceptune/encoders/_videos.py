@@ -1,5 +1,6 @@
 """A shared implementation for transformers' video transformers."""
 
+import math
 from typing import Any, ClassVar, Self
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from perceptune.config.schema import EncoderConfig
 from perceptune.data.media.source import ImageTransform, label
 from perceptune.data.media.video import read_frames
-from perceptune.encoders._images import ImageEncoder, ViTEncoder
+from perceptune.encoders._images import ViTEncoder
 from perceptune.errors import UserError, error_prefix
 from perceptune.types import Medium
 
@@ -20,7 +21,7 @@ class VideoEncoder(ViTEncoder):
     """
 
     modality = "video"
-    KEYS: ClassVar = ImageEncoder.KEYS | {"frames"}
+    KEYS: ClassVar = ViTEncoder.KEYS | {"frames"}
     SIZES: ClassVar[bool] = False  # whether images may be of another size than the published one
 
     def __init__(self, tower: nn.Module, transform: ImageTransform) -> None:
@@ -55,7 +56,11 @@ class VideoEncoder(ViTEncoder):
             )
         height, width = (side // self.patch(self.tower.config) for side in self.transform.size)
         self.frames, self.n_tokens = frames, self.n_special + frames // tubelet * height * width
-        self.grid = (height, width) if frames == tubelet else None
+        self.grid = (height, width)
+
+    def mean_over_time(self, patches: Tensor) -> Tensor:
+        """Average over time steps, (B, steps * P, dim) -> (B, P, dim); the patches of one step are adjacent."""
+        return patches.unflatten(1, (-1, math.prod(self.grid or ()))).mean(1)
 
     def skip_time(self) -> None:
         """Skip the attention over time. Raises `UserError` if the model has no separate one."""

@@ -29,14 +29,16 @@ class AudioSpectrogramTransformer(AudioEncoder, BlockEncoder):
     PARTS = BlockParts(("layernorm_before", "layernorm_after"), "attention", "o_proj")
     NORM = "layernorm"
     UNUSED = ("classifier.",)
+    KEYS: ClassVar = AudioEncoder.KEYS | {"norm"}
 
     def __init__(self, tower: nn.Module, mel: LogMel, scale: tuple[float, float], options: EncoderConfig) -> None:
         super().__init__(tower)
         config: Any = tower.config
         self.mel, self.scale, self.frames = mel, scale, int(config.max_length)
         self.n_special = 2
-        self.grid = self.tower.embeddings.get_shape(config)
         self.n_tokens = int(self.tower.embeddings.position_embeddings.shape[1])
+        sides = (config.num_mel_bins, config.frequency_stride), (config.max_length, config.time_stride)
+        self.grid = tuple((side - config.patch_size) // stride + 1 for side, stride in sides)
         most = ((self.frames - 1) * mel.hop + mel.window) / mel.rate
         self.hears(options, mel.rate, check_seconds(options.seconds, most, most, "the model"))
         self.blank = -scale[0] / scale[1]  # as in the paper's code: 0 before normalisation

@@ -14,7 +14,7 @@ from perceptune.encoders._audio import AudioEncoder
 from perceptune.encoders._blip import BlipVision
 from perceptune.encoders._blocks import BlockEncoder, BlockParts
 from perceptune.encoders._checkpoints import build_tower, read_preprocessor, settings_of
-from perceptune.encoders._encoder import Encoder, TokenSelection
+from perceptune.encoders._encoder import Encoder
 from perceptune.encoders._fit import fit
 from perceptune.encoders._images import (
     BICUBIC,
@@ -28,6 +28,7 @@ from perceptune.encoders._images import (
     transform_of,
 )
 from perceptune.encoders._stage_means import pooled_levels
+from perceptune.encoders._tokens import TokenSelection, describe_selection, grid_side
 from perceptune.encoders._videos import VideoEncoder
 from perceptune.errors import UserError
 from perceptune.utils.model_kinds import describe_vlm, part_of
@@ -42,7 +43,10 @@ def load_encoder(id_or_path: str | Path, *, meta: bool = False, **options: Any) 
     """
     source, given = str(id_or_path), EncoderConfig(**options)
     family, config = _read_config(source, given.revision)
-    return family.read(source, config, given, meta)
+    encoder = family.read(source, config, given, meta)
+    if isinstance(encoder, BlockEncoder):
+        encoder.uses_norm = given.norm == "auto"
+    return encoder
 
 
 def weight_files() -> tuple[str, ...]:

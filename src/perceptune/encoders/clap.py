@@ -82,7 +82,7 @@ class Clap(base.AudioEncoder):
         return np.asarray(made, np.float32)
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: base.TokenSelection = "cls") -> Tensor:
-        """Return (B, n_levels, 1, dim) float32. Raises `UserError` for `tokens="all"`, as stages differ in tokens."""
+        """Return (B, n_levels, 1, dim) float32. Raises `UserError` for other tokens: stages differ in them."""
         self.check_levels(levels)
         # Fusion of several parts of long audio is disabled: only the first part is encoded.
         made = self.tower(

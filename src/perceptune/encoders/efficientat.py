@@ -75,7 +75,7 @@ class EfficientAT(AudioEncoder):
         return (MEL(padded(wave, round(self.seconds * MEL.rate))) + np.float32(4.5)) / np.float32(5)
 
     def forward(self, x: Tensor, levels: Sequence[int], tokens: TokenSelection = "cls") -> Tensor:
-        """Return (B, n_levels, 1, dim) float32. Raises `UserError` for `tokens="all"`, as levels differ in tokens."""
+        """Return (B, n_levels, 1, dim) float32. Raises `UserError` for other tokens: levels differ in them."""
         self.check_levels(levels)
         hidden, means = x[:, None].to(next(self.parameters()).dtype), []
         for layer in islice(self.features, max(levels) + 1):

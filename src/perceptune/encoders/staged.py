@@ -39,7 +39,7 @@ class Staged(base.ImageEncoder):
 
     Stages differ in width: `dim` is that of the widest, narrower ones are padded with zeros (from which a connector
     learns nothing). The final norm fits only the last stage, which equals transformers' `pooler_output`; the others are
-    not normalised. `tokens="all"` is not supported, because the number of tokens differs between stages.
+    not normalised. Other `tokens` than `cls` are refused, because their number differs between stages.
     """
 
     n_tokens = 1

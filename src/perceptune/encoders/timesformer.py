@@ -50,6 +50,10 @@ class Timesformer(VideoEncoder):
         """Embed videos as (B, 1 + patches * frames, dim); the frames of one patch are adjacent."""
         return self.tower.embeddings(x)
 
+    def mean_over_time(self, patches: Tensor) -> Tensor:
+        """Average over time steps, (B, P * frames, dim) -> (B, P, dim)."""
+        return patches.unflatten(1, (-1, self.frames)).mean(2)
+
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """Run a block with attention over time and space, or over the space of one frame."""
         if not self.skips_time:

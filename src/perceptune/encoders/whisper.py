@@ -27,6 +27,7 @@ class Whisper(AudioEncoder, BlockEncoder):
     BLOCKS = "layers"
     NORM = "layer_norm"
     POOL = "mean"
+    KEYS: ClassVar = AudioEncoder.KEYS | {"norm"}
     UNUSED = ("model.decoder.", "decoder.", "proj_out.", "projector.", "classifier.", "layer_weights")
 
     def __init__(self, tower: nn.Module, extractor: WhisperFeatureExtractor, options: EncoderConfig) -> None:

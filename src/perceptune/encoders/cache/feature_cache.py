@@ -208,11 +208,10 @@ class FeatureStore:
     @cached_property
     def description(self) -> dict[str, Any]:
         """All settings that a row depends on, apart from its medium and view."""
-        count = self.encoder.n_tokens if self.tokens == "all" else 1
         return {
             "kind": "features", "version": VERSION, "encoder": self.encoder.fingerprint, "levels": self.kept_levels,
             "preprocessing": self.encoder.preprocessing(), "tokens": self.tokens, "dtype": self.cache.dtype,
-            "shape": [len(self.kept_levels), count, self.encoder.dim],
+            "shape": [len(self.kept_levels), self.encoder.count_tokens(self.tokens), self.encoder.dim],
         }  # fmt: skip
 
     @cached_property

@@ -4,11 +4,12 @@ The class behind eP-ALM and its baselines at the input, which differ in their op
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from perceptune.encoders.base import TokenSelection, describe_selection
 from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.methods.parts.unfrozen import UnfrozenParameters
@@ -121,7 +122,7 @@ class Injection(Method):
         n = self.shapes[modality].n_layers
         return [level if level >= 0 else n + level for level in self._levels]
 
-    def tokens(self, modality: str) -> Literal["cls", "all"]:
+    def tokens(self, modality: str) -> TokenSelection:
         return self.options.tokens
 
     @classmethod
@@ -193,7 +194,7 @@ class Injection(Method):
     def sites(self) -> list[Site]:
         sites = []
         for modality, shape in self.shapes.items():
-            what = "[CLS]" if self.options.tokens == "cls" else "all tokens"
+            what = describe_selection(self.options.tokens)
             if self.options.mapper != "linear":
                 what = f"{self.count_slots(self.options, shape, modality)} tokens by `{self.options.mapper}` of {what}"
             for layer, level in self._encoder_layers(modality).items():

@@ -3,10 +3,11 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
+from perceptune.encoders.base import TokenSelection
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.methods.base import Site as Site
 from perceptune.methods.base import TrainableMethod
@@ -37,7 +38,7 @@ class Method(TrainableMethod):
     def levels(self, modality: str) -> list[int]:
         """Return the encoder layers (0-based) whose tokens are used."""
 
-    def tokens(self, modality: str) -> Literal["cls", "all"]:
+    def tokens(self, modality: str) -> TokenSelection:
         """Return which tokens of each level are used."""
         return "cls"
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from perceptune.encoders.base import TokenSelection
+
 RATE = 1e-7  # of unfrozen weights: "the only option" without significant degradation (appendix, Tables 1 and 12)
 Rates = dict[Literal["lm", "encoder"], float]
 
@@ -37,7 +39,10 @@ class InjectionOptions(BaseModel):
     levels: list[int] | None = Field(
         None, min_length=1, description="encoder layers (0-based; -1 = the last) instead of the last `n_levels`"
     )
-    tokens: Literal["cls", "all"] = Field("cls", description="all = every token of a level, each in its own slot")
+    tokens: TokenSelection = Field(
+        "cls", description="tokens of a level, each in its own slot: `cls`; `cls-mean` = [CLS] and the mean patch; "
+        "`grid-G` = [CLS] and G x G means of patches; `all`",
+    )  # fmt: skip
     first: int | None = Field(None, ge=0, description="first LM layer of the range; None = L - min(12, L // 2)")
     last: int | None = Field(None, ge=0, description="last LM layer of the range, included; None = the LM's last")
     refresh: Literal["layer", "level"] = Field(

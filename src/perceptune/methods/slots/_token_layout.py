@@ -1,11 +1,13 @@
 """The tokens that a mapper gets of an encoder layer, and those that random tokens keep."""
 
+import math
 import random
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from perceptune.encoders.base import grid_side
 from perceptune.errors import UserError
 from perceptune.methods.slots._method import EncoderShape
 from perceptune.types import Draws
@@ -54,7 +56,13 @@ def layout_of(tokens: str, shape: EncoderShape, modality: str) -> TokenLayout:
     """Return the layout of the selected tokens of an encoder of this shape."""
     if tokens == "cls":
         return TokenLayout(1, 1, None, modality)
-    return TokenLayout(shape.n_tokens, shape.n_special, shape.grid, modality)
+    kept = min(shape.n_special, 1)
+    if tokens == "cls-mean":
+        return TokenLayout(2, kept, None, modality)
+    if (side := grid_side(tokens)) is not None:
+        return TokenLayout(kept + side * side, kept, (side, side), modality)
+    is_grid = shape.grid is not None and shape.n_tokens - shape.n_special == math.prod(shape.grid)
+    return TokenLayout(shape.n_tokens, shape.n_special, shape.grid if is_grid else None, modality)
 
 
 def draw_tokens(layout: TokenLayout, draws: Draws) -> Tensor:

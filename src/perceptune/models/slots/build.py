@@ -10,7 +10,7 @@ from perceptune.config.registry import leaf
 from perceptune.config.schema import EncoderConfig, LMConfig
 from perceptune.encoders.base import Encoder, fit, load_encoder, weight_files
 from perceptune.encoders.cache.feature_cache import FeatureStore
-from perceptune.errors import UserError
+from perceptune.errors import UserError, error_prefix
 from perceptune.lm.architectures import attention_for
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.probe import probe
@@ -58,6 +58,9 @@ def build_method(recipe: Recipe, lm: FrozenLM, encoders: dict[str, Encoder]) -> 
     """
     shapes = {name: shape_of(encoder, recipe.encoders[name].max_media) for name, encoder in encoders.items()}
     method: Method = leaf("methods", recipe.method.name).module.METHOD(method_options(recipe), lm, shapes)
+    for name, encoder in encoders.items():
+        with error_prefix(f"encoders.{name} `{recipe.encoders[name].id}`"):
+            encoder.count_tokens(method.tokens(name))
     if method.trains_lm and recipe.eval.dtype == "bfloat16":
         raise UserError(f"eval.dtype: {recipe.eval.dtype}, but `method.unfreeze` keeps the LM in float32")
     _remember_base(lm, encoders, method)
