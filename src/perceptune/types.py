@@ -154,6 +154,16 @@ class Slots:
 
 
 @dataclass(frozen=True)
+class Consensus:
+    """Consensus decoding: of several candidates, the answer is the one most like the others."""
+
+    samples: int = 24  # candidates that are drawn; equal ones count once
+    temperature: float = 0.7
+    beams: int = 3  # candidates that a search of this width finds
+    weights: Literal["uniform", "probability"] = "uniform"  # of the candidates as references
+
+
+@dataclass(frozen=True)
 class Decoding:
     """Decoding options. One beam without sampling is greedy; sampling requires one beam."""
 
@@ -168,6 +178,7 @@ class Decoding:
     seed: int = 0  # for sampling
     min_new_tokens: int = 0  # the end token is suppressed before
     repetition_penalty: float = 1.0  # on tokens that the answer contains already
+    consensus: Consensus | None = None  # for `AdaptedModel.answer` only, which generates its candidates without it
 
     def max_new_tokens_per_row(self, mask: Tensor) -> Tensor:
         """Return the maximum of new tokens (B,) for each row of a mask (B, T); at least one, as in the paper's code."""
@@ -223,3 +234,4 @@ class GenerationRequest:
     pad: int
     seeds: Sequence[int] | None = None  # one per row, in place of `decoding.seed`
     callback: StreamCallback | None = None
+    n_best: int = 1  # beams returned of each row, best first

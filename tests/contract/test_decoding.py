@@ -57,6 +57,26 @@ def test_greedy_and_beams_are_those_of_transformers(family: str) -> None:
     assert found[3, 0.0] != found[1, 1.0], "beams find something else"
 
 
+@pytest.mark.parametrize("split_disabled", [None, "a test"])
+def test_all_beams_are_those_of_transformers(split_disabled: str | None) -> None:
+    """Best first, each row's one after another, with rows that end early and limits of their own."""
+    asked = Asked(row("epalm", "llama"))
+    asked.r.lm.capabilities = Capabilities(split_disabled_reason=split_disabled)
+    for decoding in (Decoding(8, beams=3), Decoding(max_length=13, beams=4, length_penalty=0.0)):
+        found = asked.answers(decoding, n_best=3)
+        assert found[::3] == asked.answers(decoding)
+        for i in range(6):
+            ids, mask, slots = asked.alone(i)
+            room = decoding if decoding.max_length is None else Decoding(max(1, 13 - ids.shape[1]), beams=4,
+                                                                         length_penalty=0.0)  # fmt: skip
+            three = generated(asked.r.lm, ids, mask, slots, room, eos=asked.eos, pad=0, n_best=3)
+            assert found[3 * i : 3 * i + 3] == three
+            assert len({tuple(one) for one in three}) == 3
+            asked.r.lm.capabilities = Capabilities(split_disabled_reason="a test" if split_disabled is None else None)
+            assert generated(asked.r.lm, ids, mask, slots, room, eos=asked.eos, pad=0, n_best=3) == three
+            asked.r.lm.capabilities = Capabilities(split_disabled_reason=split_disabled)
+
+
 def test_the_length_penalty_matters() -> None:
     asked = Asked(row("epalm", "llama"))
     lengths = [sum(map(len, asked.answers(Decoding(8, beams=4, length_penalty=p)))) for p in (-4.0, 4.0)]

@@ -20,12 +20,14 @@ from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
 from perceptune.evaluation.reference_answers import synthetic_samples, verify_reference_answers
 from perceptune.evaluation.runner import EvalOutput
-from perceptune.models.run_folder import METHOD, save_run
-from perceptune.models.run_location import CARD, META, PROOF, RECIPE, SHARED, local_run
+from perceptune.models.run_folder import save_run
+from perceptune.models.run_location import CARD, META, METHOD, PROOF, RECIPE, local_run
 from perceptune.tools.export.bundle import export
 from perceptune.tools.export.hub import push
 from perceptune.tools.report.shots import shots
 from perceptune.training.validation import Validator
+
+FILES = (CARD, META, METHOD, PROOF, RECIPE)  # of a run without consensus decoding
 
 
 @pytest.fixture
@@ -54,11 +56,11 @@ def test_a_zip_file_has_the_same_bytes_each_time_and_only_what_is_needed(trained
     export(trained, tmp_path / "b.zip")
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
-        assert archive.namelist() == sorted(SHARED)
+        assert archive.namelist() == sorted(FILES)
         assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}, "whenever it was made"
-        everything = b"".join(archive.read(name) for name in SHARED)
+        everything = b"".join(archive.read(name) for name in FILES)
         recipe = yaml.safe_load(archive.read(RECIPE))
-    assert {Path(name).suffix for name in SHARED} == {".md", ".json", ".yaml", ".safetensors"}
+    assert {Path(name).suffix for name in FILES} == {".md", ".json", ".yaml", ".safetensors"}
     assert b"secret place" not in everything, "where its owner's data lie is nobody's business"
     assert recipe["task"]["train"] == "train.jsonl"
 
@@ -84,7 +86,7 @@ def test_only_the_files_of_a_run_are_unpacked(trained: Path, tmp_path: Path) -> 
     with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
         archive.writestr("../outside.txt", "climbs out")
         archive.writestr("code.py", "print('hello')")
-    assert {path.name for path in local_run(tmp_path / "a.zip").iterdir()} == set(SHARED)
+    assert {path.name for path in local_run(tmp_path / "a.zip").iterdir()} == set(FILES)
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # how huggingface_hub calls its HTTP library
@@ -96,7 +98,7 @@ def test_a_run_pushed_to_a_hub_is_loaded_from_there(
     assert f"{hub.address}/someone/eyes/commit/" in said
     assert "lies on this machine alone" in said
     [(sha, files)] = hub.commits["someone/eyes"]
-    assert set(files) == set(SHARED)
+    assert set(files) == set(FILES)
     assert hub.private["someone/eyes"]
     assert hub.large, "weights go beside the commit, as a hub wants large files"
     assert answers("hf://someone/eyes") == answers(f"hf://someone/eyes@{sha}") == answers(trained)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from perceptune.config.consensus import ConsensusConfig
 from perceptune.config.hold_out import HoldOut
 from perceptune.config.section import ConfigSection, require_amount
 from perceptune.errors import UserError
@@ -230,11 +231,16 @@ class DecodeConfig(ConfigSection):
     seed: int = Field(
         0, ge=0, description="sampling seed; each answer depends only on the seed, the question and the media"
     )
+    consensus: ConsensusConfig | None = Field(
+        None, description="answer with the candidate most like the others; {} = with the defaults, None = off"
+    )
 
     @model_validator(mode="after")
     def _draws_or_searches(self) -> DecodeConfig:
         if self.sample and self.beams > 1:
             raise ValueError("`sample` draws with one beam: set `beams` to 1, or `sample` to false")
+        if self.sample and self.consensus is not None:
+            raise ValueError("`consensus` draws candidates of its own: set `sample` to false, or `consensus` to null")
         restrained = self.min_new_tokens > 0 or self.repetition_penalty != 1
         if self.beams > 1 and self.length_normalization == "total" and restrained:
             raise ValueError("`length_normalization: total` excludes `min_new_tokens` and `repetition_penalty`")

@@ -1,13 +1,17 @@
 """Construction of a recipe's task."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from perceptune.config.recipe import Recipe, validate
 from perceptune.config.registry import leaf
 from perceptune.config.schema import NamedPart
 from perceptune.data.holdout_split import HoldoutSplit
+from perceptune.data.lazy_rows import select
+from perceptune.data.subset import sample_count, subset
 from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
+from perceptune.types import Sample
 
 
 def make_task(recipe: Recipe) -> Task:
@@ -17,6 +21,16 @@ def make_task(recipe: Recipe) -> Task:
     # If some media may be missing, they are counted during training instead.
     task = task_of(recipe.task, check_files=not recipe.train.max_bad_media)
     return task if recipe.train.hold_out is None else HoldoutSplit(task, recipe.train.hold_out)
+
+
+def training_rows(recipe: Recipe, task: Task) -> Sequence[Sample]:
+    """Return the rows of the task's first split that a recipe trains on. Raises `UserError` if there are none."""
+    config, rows = recipe.train, task.samples(task.splits[0])
+    seed = recipe.seed if config.samples_seed is None else config.samples_seed
+    chosen = subset(len(rows), sample_count(len(rows), config.samples), seed)
+    if not chosen:
+        raise UserError(f"split `{task.splits[0]}` is empty: there is nothing to train on")
+    return select(rows, chosen)
 
 
 def task_of(part: NamedPart, what: str = "task `{name}`", *, check_files: bool = True) -> Task:

@@ -5,6 +5,7 @@ The suite finds it through the entry point `lmms_eval.models`. No other module i
 
 import io
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +108,15 @@ class Perceptune(lmms):
     def _decoding(self, given: dict[str, Any]) -> Decoding:
         names = {"max_new_tokens": "max_new_tokens", "num_beams": "beams", "do_sample": "sample",
                  "temperature": "temperature", "top_p": "top_p", "length_penalty": "length_penalty"}  # fmt: skip
-        own = self.model.recipe.decode.model_dump()
         wanted = {names[key]: value for key, value in given.items() if key in names and value is not None}
         if not wanted.get("temperature", 1.0):  # tasks request greedy decoding so
             wanted |= {"temperature": 1.0, "sample": False}
         if "max_new_tokens" in wanted:
-            own["max_length"] = None
-        merged = own | wanted
-        return Decoding(**{**merged, "sample": bool(merged["sample"]) and merged["beams"] == 1})
+            wanted["max_length"] = None
+        if wanted.keys() & {"beams", "sample", "temperature"}:  # the task names another way to generate
+            wanted["consensus"] = None
+        merged = replace(self.model.decoding, **wanted)
+        return replace(merged, sample=bool(merged.sample) and merged.beams == 1)
 
 
 def _medium(visual: Any, name: str, among: Collection[str] = MODALITIES) -> tuple[str, Medium]:

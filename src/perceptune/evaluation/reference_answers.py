@@ -19,6 +19,7 @@ from perceptune.errors import UserError
 from perceptune.evaluation.results import file_hash, versions
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import build, settle_answering
+from perceptune.models.document_frequencies import write_frequencies
 from perceptune.models.run_folder import METHOD, fingerprints, load_method, read_meta, read_recipe
 from perceptune.models.run_location import PROOF, local_run
 from perceptune.types import Mark, Media, Medium, Message, Sample
@@ -38,6 +39,8 @@ def save_training_references(run: Path, model: AdaptedModel, samples: Iterable[S
     """Store reference answers of the saved method at the end of training; the method in memory does not change."""
     last = {name: tensor.clone() for name, tensor in model.method.state_dict().items()}
     load_method(run / METHOD, model)  # the best checkpoint may be earlier than the last
+    if model.frequencies is not None:
+        write_frequencies(run, model.frequencies)
     write_reference_answers(run, model, samples)
     model.method.load_state_dict(last)
 

@@ -142,13 +142,29 @@ def cross_dataset_gap(
 def provenance(model: AdaptedModel, run: Path) -> dict[str, Any]:
     """Return the settings and versions of an evaluation, without which its values cannot be compared."""
     config = model.recipe.eval
+    used = model.frequencies
+    consensus = {} if used is None else {"consensus_references": {
+        "documents": used.documents, "tokenizer": used.tokenizer, "sha256": used.digest()}}  # fmt: skip
     ranking = {} if config.rank is None else {"rank": config.rank, "rank_normalize": config.rank_normalize}
     return {
         "seed": model.recipe.seed,
-        "decoding": model.recipe.decode.model_dump(), **ranking,
+        "decoding": model.recipe.decode.model_dump(), **consensus, **ranking,
         "dtype": str(model.dtype).removeprefix("torch."), "template": model.recipe.text.template,
         "text": model.recipe.text.model_dump(), "models": model_fingerprints(model, run), "versions": versions(),
     }  # fmt: skip
+
+
+def describe_decoding(results: Mapping[str, Any]) -> str | None:
+    """Return consensus decoding in words, as tables of results name it; None for an evaluation without it."""
+    how = (results.get("decoding") or {}).get("consensus")
+    if not isinstance(how, Mapping):
+        return None
+    counted = (results.get("consensus_references") or {}).get("documents", "?")
+    return (
+        f"consensus decoding: of {how.get('samples')} samples at temperature {how.get('temperature')} and "
+        f"{how.get('beams')} beams, the answer most like the others by CIDEr-D with document frequencies of {counted} "
+        "training media. This optimises CIDEr itself: compare with values of consensus decoding only"
+    )
 
 
 def model_fingerprints(model: AdaptedModel, run: Path) -> dict[str, dict[str, str]]:

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from perceptune.config.recipe import Recipe
 from perceptune.data.answer_cleaning import AnswerCleaning
-from perceptune.data.media.source import MediaError, content
+from perceptune.data.media.source import MediaError
+from perceptune.data.metrics.base import DocumentFrequencies
 from perceptune.encoders.base import Encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError, nearest
 from perceptune.methods.base import TrainableMethod, count, count_trained
+from perceptune.models.consensus import answer_by_consensus, decoding_of, uses_consensus
 from perceptune.models.media_rows import by_row, first_uses, media_of, require_count
 from perceptune.models.text_format import Batch, FrozenPart, TextFormat
 from perceptune.models.text_rows import Tokens
@@ -22,7 +24,6 @@ from perceptune.types import Decoding, Features, Medium, Sample, StreamCallback
 from perceptune.utils.devices import use_full_float32
 from perceptune.utils.distributed import World
 from perceptune.utils.fsdp_settings import FSDPSettings
-from perceptune.utils.row_store.store import digest_of
 from perceptune.utils.tensors import move
 
 
@@ -37,6 +38,7 @@ class AdaptedModel(nn.Module, ABC):
     supports_continuous_batching: ClassVar[bool] = False
     has_qformer: ClassVar[bool] = False
     cleaning: AnswerCleaning | None = None  # how answers are extracted from generated text, as stored with a run
+    frequencies: DocumentFrequencies | None = None  # of the training references, for consensus decoding
 
     def __init__(
         self, recipe: Recipe, encoders: Mapping[str, Encoder], stores: Mapping[str, FeatureStore],
@@ -66,7 +68,7 @@ class AdaptedModel(nn.Module, ABC):
     @property
     def decoding(self) -> Decoding:
         """Decoding settings of the recipe."""
-        return Decoding(**self.recipe.decode.model_dump())
+        return decoding_of(self.recipe)
 
     @property
     @abstractmethod
@@ -93,6 +95,9 @@ class AdaptedModel(nn.Module, ABC):
     def place(self, world: World) -> None:
         """Move to this process's device, or shard the LM over all; raise `UserError` if it cannot be sharded."""
         use_full_float32(world.device)
+        if world.sharding is not None and uses_consensus(self.recipe):
+            with world.same_on_all_ranks():
+                raise UserError("decode.consensus: not with FSDP, whose processes would run other numbers of batches")
         if world.sharding is None:
             self.to(world.device)
         else:
@@ -121,11 +126,12 @@ class AdaptedModel(nn.Module, ABC):
     @abstractmethod
     def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        callback: StreamCallback | None = None,
+        callback: StreamCallback | None = None, n_best: int = 1,
     ) -> list[list[int]]:  # fmt: skip
         """Return the generated tokens of each sample of one batch, without end tokens.
 
-        `seeds` replace `decoding.seed`, one per row; `callback` receives each token and can stop a row early.
+        `seeds` replace `decoding.seed`, one per row; `callback` receives each token and can stop a row early. With
+        beams, `n_best` of them are returned of each sample, best first and one after another.
         """
 
     @property
@@ -251,9 +257,14 @@ class AdaptedModel(nn.Module, ABC):
     def answer(
         self, samples: Sequence[Sample], *, decoding: Decoding | None = None, batch_size: int | None = None
     ) -> list[str]:
-        """Return the generated text of each sample; it does not depend on the other samples of the batch (float32)."""
+        """Return the generated text of each sample; it does not depend on the other samples of the batch (float32).
+
+        Raises `UserError` for consensus decoding of a model that is not from a run folder and has no `frequencies`.
+        """
         decoding = decoding or self.decoding
         size = batch_size or self.recipe.eval.batch_size
+        if decoding.consensus is not None:
+            return answer_by_consensus(self, samples, decoding, size)
         answers: list[str] = []
         for start in range(0, len(samples), size):
             answers += [self.text.decode(row) for row in self.generate(samples[start : start + size], decoding)]
@@ -283,21 +294,6 @@ class AdaptedModel(nn.Module, ABC):
 
     def _cannot(self, what: str) -> UserError:
         return UserError(f"`backbone: {self.recipe.backbone}` {what}; `splice` does")
-
-    def seeds_of(
-        self, samples: Sequence[Sample], decoding: Decoding, seeds: Sequence[int] | None = None
-    ) -> list[int] | None:
-        """Return sampling seeds that depend only on the seed, question and media; None without sampling."""
-        if not decoding.sample:
-            return None
-        given = seeds or [decoding.seed] * len(samples)
-        return [self._seed_of(sample, seed) for sample, seed in zip(samples, given, strict=True)]
-
-    def _seed_of(self, sample: Sample, seed: int) -> int:
-        parts = [repr((seed, self.text.prompt_ids(sample))).encode()]
-        for modality, medium in sorted(sample.iter_media(), key=lambda pair: pair[0]):
-            parts += [modality.encode(), digest_of(content(medium))]
-        return int.from_bytes(digest_of(*parts)[:7], "little")
 
     @torch.no_grad()
     def fit_statistics(self, samples: Sequence[Sample], *, known: Collection[str] = ()) -> None:

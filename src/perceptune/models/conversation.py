@@ -8,6 +8,7 @@ from perceptune.data.conversations import group_media, tagged_history
 from perceptune.errors import UserError
 from perceptune.lm.generation.prefix_reuse import KnownTexts
 from perceptune.models.base import AdaptedModel
+from perceptune.models.consensus import require_single
 from perceptune.models.run_folder import cleaning_of
 from perceptune.models.slots.model import SlotModel
 from perceptune.models.slots.turns import generate_turn
@@ -26,7 +27,7 @@ class Conversation:
         self, model: AdaptedModel, *, system: str | None = None, decoding: Decoding | None = None,
         reuse_mb: float = 256,
     ) -> None:  # fmt: skip
-        self.model, self.decoding = model, decoding or model.decoding
+        self.model, self.decoding = model, require_single(decoding or model.decoding, "conversations")
         self.keeps_history = model.text.takes_history
         if system is not None and not model.text.takes_system:
             why = "the LM's chat template leaves it out" if self.keeps_history else "it needs `text.template: chat`"

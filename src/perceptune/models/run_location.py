@@ -13,8 +13,9 @@ from perceptune.utils.paths import given_path
 
 METHOD, META, RECIPE = "method.safetensors", "meta.json", "run.yaml"
 PROOF, CARD = "proof.json", "README.md"
+FREQUENCIES = "document_frequencies.json"  # for consensus decoding; not in every run
 # The files of a shared run; any others are neither uploaded nor downloaded.
-SHARED = (CARD, META, METHOD, PROOF, RECIPE)
+SHARED = (CARD, FREQUENCIES, META, METHOD, PROOF, RECIPE)
 # `Path` reduces two slashes to one.
 _ADDRESS = re.compile(r"hf:/{1,2}(?P<name>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?")
 _MAX_TEXT = 64 * 2**20  # bytes of a text file in a zip file

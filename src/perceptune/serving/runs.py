@@ -10,10 +10,11 @@ from torch import nn
 from perceptune.config.recipe import Recipe
 from perceptune.config.schema import LMConfig
 from perceptune.data.answer_cleaning import AnswerCleaning
-from perceptune.errors import UserError, nearest
+from perceptune.errors import UserError, error_prefix, nearest
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import BACKBONES, text_of
+from perceptune.models.consensus import require_single
 from perceptune.models.run_folder import META, cleaning_of, has_histories, load, read_meta, read_recipe
 from perceptune.models.text_format import TextFormat
 from perceptune.serving.errors import ApiError
@@ -104,6 +105,8 @@ def load_runs(
         if len(described) > 1 and BACKBONES[one.recipe.backbone].shares_base:
             pool.plan(one.recipe)
         runs.append(_loaded(one, pool, [*kept, *overrides], trust, device))
+        with error_prefix(f"`{one.folder}`"):
+            require_single(runs[-1].model.decoding, "the server, which sends each token as it is generated")
         for modality, encoder in runs[-1].model.encoders.items():
             # For videos only: the frames of an audio file's spectrogram are not decoded one by one.
             if modality == "video" and int(getattr(encoder, "frames", 1)) > limits.video_frames:

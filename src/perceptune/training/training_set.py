@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perceptune.data.lazy_rows import select
+from perceptune.data.build_task import training_rows
 from perceptune.data.media.source import identity
-from perceptune.data.subset import sample_count, subset
 from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
 from perceptune.models.base import AdaptedModel
@@ -79,14 +78,8 @@ class TrainingSet:
 
 def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
     """Read the selected samples of the task's first split. Raises `UserError` naming a sample unfit for training."""
-    split = task.splits[0]
-    rows = task.samples(split)
-    config, seed = model.recipe.train, model.recipe.seed
-    size = sample_count(len(rows), config.samples)
-    chosen = subset(len(rows), size, seed if config.samples_seed is None else config.samples_seed)
-    if not chosen:
-        raise UserError(f"split `{split}` is empty: there is nothing to train on")
-    samples = select(rows, chosen)
+    split, config, seed = task.splits[0], model.recipe.train, model.recipe.seed
+    samples = training_rows(model.recipe, task)
     kept: list[Sample] | None = [] if len(samples) <= IN_MEMORY else None
     lengths, parts, digest = np.zeros(len(samples), np.int32), np.zeros(len(samples), np.int32), hashlib.sha256()
     most = {modality: model.recipe.encoders[modality].max_media for modality in model.stores}

@@ -8,6 +8,8 @@ from perceptune.errors import UserError
 from perceptune.evaluation.controls import shuffle_media
 from perceptune.evaluation.runner import EvalOutput, check_has_references, predict_and_score, select_subset
 from perceptune.models.base import AdaptedModel
+from perceptune.models.consensus import uses_consensus
+from perceptune.models.document_frequencies import training_frequencies
 from perceptune.training.sampler import TrainingSampler
 from perceptune.types import Sample
 from perceptune.utils.distributed import World
@@ -28,6 +30,8 @@ class Validator:
             last = select_subset(task, self.config.split or task.splits[-1], self.config.samples)
             check_has_references(task, last)
             shuffle_media(last, 0)
+        if uses_consensus(model.recipe):
+            model.frequencies = training_frequencies(model.recipe)
         self.samples: Sequence[Sample] = []
         if self.config.every is None:
             return

@@ -5,7 +5,7 @@ import numpy as np
 from perceptune.data.metrics._ngrams import Captions, Counts, Ints, NGramTable
 from perceptune.data.metrics._scored import Floats
 
-_SIGMA = 6.0  # of the Gaussian penalty on a difference in length
+SIGMA = 6.0  # of the Gaussian penalty on a difference in length
 
 
 class Cider:
@@ -40,7 +40,7 @@ class Cider:
         # coco-caption uses the number of bigrams as the length of a caption, so one word counts as empty.
         predicted = np.maximum(0, captions.predicted_lengths - 1)[captions.owners]
         difference = (predicted - np.maximum(0, captions.reference_lengths - 1)).astype(np.float64)
-        likeness = np.mean(self._likeness, axis=0) * np.exp(-(difference**2) / (2 * _SIGMA**2))
+        likeness = np.mean(self._likeness, axis=0) * np.exp(-(difference**2) / (2 * SIGMA**2))
         sums = np.bincount(captions.owners, weights=likeness, minlength=captions.samples)
         return 10 * sums / captions.references_each
 

@@ -8,6 +8,7 @@ from perceptune.data.metrics._groups import Groups, averages, group_key, score_o
 from perceptune.data.metrics._java import find_java, java_version, package_folder
 from perceptune.data.metrics._ngrams import Captions, Ints, NGramTable, Tokenizer, numbered, rows_of, tables
 from perceptune.data.metrics._normal import normalise, squeezed, without_punctuation
+from perceptune.data.metrics._pairwise_cider import DocumentFrequencies, pairwise_cider
 from perceptune.data.metrics._ptb import ptb_text, ptb_tokens
 from perceptune.data.metrics._rouge_l import common_lengths, rouge_l
 from perceptune.data.metrics._scored import Consistency, Corpus, Floats, MetricOptions, Needs, References, Scored

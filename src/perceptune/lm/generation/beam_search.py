@@ -68,13 +68,14 @@ class _Rule:
 
 
 def beam_search(
-    lm: FrozenLM, prompt: Prompt, decoding: Decoding, *, eos: int, wanted: Callable[[int], bool] | None = None
-) -> list[list[int]]:
-    """Return the new tokens of each row's best beam, its end token included.
+    lm: FrozenLM, prompt: Prompt, decoding: Decoding, *, eos: int, wanted: Callable[[int], bool] | None = None,
+    n_best: int = 1,
+) -> list[list[int]]:  # fmt: skip
+    """Return the new tokens of each row's `n_best` best beams, one after another, end tokens included.
 
     A row is abandoned once `wanted` is False for it; its output is then undefined.
     """
-    steps = beam_steps(lm, prompt, decoding, eos=eos, wanted=wanted)
+    steps = beam_steps(lm, prompt, decoding, eos=eos, wanted=wanted, n_best=n_best)
     while True:
         try:
             next(steps)
@@ -83,8 +84,9 @@ def beam_search(
 
 
 def beam_steps(
-    lm: FrozenLM, prompt: Prompt, decoding: Decoding, *, eos: int, wanted: Callable[[int], bool] | None = None
-) -> Generator[None, None, list[list[int]]]:
+    lm: FrozenLM, prompt: Prompt, decoding: Decoding, *, eos: int, wanted: Callable[[int], bool] | None = None,
+    n_best: int = 1,
+) -> Generator[None, None, list[list[int]]]:  # fmt: skip
     """Run `beam_search` as a generator that yields after each token."""
     ids, mask, limits = prompt.ids, prompt.mask, decoding.max_new_tokens_per_row(prompt.mask)
     n, most, beams = len(ids), limits.tolist(), decoding.beams
@@ -94,14 +96,14 @@ def beam_steps(
     state = DecodeState(lm, prompt, room) if is_split else UncachedState(lm, prompt)
     held = _none_yet(n, beams, room, ids.device)
     state.select_rows(torch.arange(n, device=ids.device).repeat_interleave(beams))
-    best: dict[int, Tensor] = {}  # (room,) of the rows that have ended, read when all have
+    best: dict[int, Tensor] = {}  # (n_best, room) of the rows that have ended, read when all have
     going = list(range(n))
     for length in range(1, room + 1):
         parents, open_ = _step(held, state.logits, length, limits, rule, eos)
         goes_on = open_.tolist()  # the only synchronisation with the device in a step
         if wanted is not None:
             goes_on = [yes and wanted(row) for yes, row in zip(goes_on, going, strict=True)]
-        best |= {row: held.texts[place, 0] for place, row in enumerate(going) if not goes_on[place]}
+        best |= {row: held.texts[place, :n_best] for place, row in enumerate(going) if not goes_on[place]}
         if not any(goes_on):
             break
         first = torch.arange(len(going), device=ids.device)[:, None] * beams
@@ -114,16 +116,14 @@ def beam_steps(
             limits = limits[stay]
         state.decode_step(held.tokens[:, :, length - 1].flatten())
         yield
-    return _read(best, most, eos)
+    return _read(best, most, eos, n_best)
 
 
-def _read(best: Mapping[int, Tensor], most: Sequence[int], eos: int) -> list[list[int]]:
-    """Read the answers, one per row: up to the end token, or up to the row's limit."""
+def _read(best: Mapping[int, Tensor], most: Sequence[int], eos: int, n_best: int) -> list[list[int]]:
+    """Read the answers, `n_best` per row: up to the end token, or up to the row's limit."""
     found = dict(zip(best, torch.stack(list(best.values())).tolist(), strict=True)) if best else {}
-    answers = [found.get(row, []) for row in range(len(most))]
-    return [
-        (one[: one.index(eos) + 1] if eos in one else one)[:limit] for one, limit in zip(answers, most, strict=True)
-    ]
+    answers = [(one, limit) for row, limit in enumerate(most) for one in found.get(row, [[]] * n_best)]
+    return [(one[: one.index(eos) + 1] if eos in one else one)[:limit] for one, limit in answers]
 
 
 def _none_yet(rows: int, beams: int, room: int, device: torch.device) -> _Beams:

@@ -106,12 +106,12 @@ class ContinuousBatch:
 
 @torch.no_grad()
 def generate(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
-    """Return the new tokens of each row, up to and without the end token."""
+    """Return the new tokens of each row, or of its `request.n_best` beams, up to and without the end token."""
     if uses_hf_generate(lm, request.prompt.slots, request.decoding):
         rows = hf_generate(lm, request)
     elif request.decoding.beams > 1:
         wanted = None if request.callback is None else request.callback.is_wanted
-        rows = beam_search(lm, request.prompt, request.decoding, eos=request.eos, wanted=wanted)
+        rows = beam_search(lm, request.prompt, request.decoding, eos=request.eos, wanted=wanted, n_best=request.n_best)
     else:
         rows = decode(lm, request)
     return [truncate_at_eos(request.eos, tokens) for tokens in rows]

@@ -15,7 +15,10 @@ from perceptune.utils.tensors import prepend_slot_columns
 
 
 def hf_generate(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
-    """Run transformers' `generate`; return the new tokens of each row with the end token and the padding behind it."""
+    """Run transformers' `generate`; return the new tokens of each row with the end token and the padding behind it.
+
+    Of each row there are `request.n_best` beams.
+    """
     from transformers import DynamicCache
 
     prompt, rows = request.prompt, torch.arange(len(request.prompt.ids)).repeat_interleave(request.decoding.beams)
@@ -50,7 +53,11 @@ def run_hf_generate(
             "decode.length_normalization: `total` is for beams of an LM with slots, without `min_new_tokens` and "
             "`repetition_penalty`; choose `answer`"
         )
-    search = {"length_penalty": decoding.length_penalty} if decoding.beams > 1 else {}
+    search = (
+        {"length_penalty": decoding.length_penalty, "num_return_sequences": request.n_best}
+        if decoding.beams > 1
+        else {}
+    )
     config = GenerationConfig(
         max_new_tokens=int(limits.max()), num_beams=decoding.beams, do_sample=False, eos_token_id=eos,
         pad_token_id=request.pad, **search, **settings,
@@ -81,4 +88,5 @@ def run_hf_generate(
     sequences = model.generate(
         **inputs, generation_config=config, stopping_criteria=[full], logits_processor=processors
     )
-    return [row[:limit] for row, limit in zip(sequences[:, width:].tolist(), limits.tolist(), strict=True)]
+    each = limits.repeat_interleave(request.n_best).tolist()
+    return [row[:limit] for row, limit in zip(sequences[:, width:].tolist(), each, strict=True)]

@@ -15,6 +15,7 @@ from perceptune.lm.kernels.optimize import optimize_modules
 from perceptune.methods.qformer.base import QFormerMethod, QFormerOutput
 from perceptune.models.base import AdaptedModel
 from perceptune.models.instructblip.text_format import BlipText, BlipTokens
+from perceptune.models.sampling_seeds import seeds_of
 from perceptune.models.text_format import Batch, FrozenPart, first_target
 from perceptune.models.text_rows import Tokens
 from perceptune.types import Decoding, Features, GenerationRequest, Prompt, Sample, StreamCallback
@@ -101,13 +102,13 @@ class InstructBlipModel(AdaptedModel):
 
     def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        callback: StreamCallback | None = None,
+        callback: StreamCallback | None = None, n_best: int = 1,
     ) -> list[list[int]]:  # fmt: skip
         output, tokens = self._query(samples)
         given = tokens.for_lm(self.device)
         request = GenerationRequest(
             Prompt(given.ids, given.mask), decoding, self.text.eos, self.text.pad,
-            self.seeds_of(samples, decoding, seeds), callback,
+            seeds_of(self.text, samples, decoding, seeds), callback, n_best,
         )  # fmt: skip
         return self.blip.generate(output.queries, given, request)
 

@@ -24,6 +24,8 @@ from perceptune.lm.kernels.optimize import optimize_frozen
 from perceptune.lm.text_state_cache import TextStates
 from perceptune.methods.slots.base import Method
 from perceptune.models.base import AdaptedModel
+from perceptune.models.consensus import require_single
+from perceptune.models.sampling_seeds import seeds_of
 from perceptune.models.slots.connector_init import fit_to_answers
 from perceptune.models.slots.placement import hide_from_earlier_turns, place_in_text, require_one_answer
 from perceptune.models.text_format import Batch, FrozenPart, TextFormat, first_target
@@ -181,9 +183,10 @@ class SlotModel(AdaptedModel):
 
     def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        callback: StreamCallback | None = None,
+        callback: StreamCallback | None = None, n_best: int = 1,
     ) -> list[list[int]]:  # fmt: skip
-        return generate(self.lm, self.request(samples, decoding, seeds=seeds, callback=callback))
+        request = self.request(samples, decoding, seeds=seeds, callback=callback)
+        return generate(self.lm, replace(request, n_best=n_best))
 
     def request(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
@@ -191,7 +194,7 @@ class SlotModel(AdaptedModel):
     ) -> GenerationRequest:  # fmt: skip
         """Return the LM's request for `generate`. `seeds` replace `decoding.seed`, one per row."""
         return GenerationRequest(
-            self.prompt(samples), decoding, self.text.eos, self.text.pad, self.seeds_of(samples, decoding, seeds),
+            self.prompt(samples), decoding, self.text.eos, self.text.pad, seeds_of(self.text, samples, decoding, seeds),
             callback,
         )  # fmt: skip
 
@@ -223,7 +226,7 @@ class SlotModel(AdaptedModel):
     def token_logprobs(
         self, samples: Sequence[Sample], *, decoding: Decoding | None = None
     ) -> list[list[tuple[str, float]]]:
-        request = self.request(samples, decoding or self.decoding)
+        request = self.request(samples, require_single(decoding or self.decoding, "log-probabilities of tokens"))
         limits = request.decoding.max_new_tokens_per_row(request.prompt.mask).tolist()
         rows = generate(self.lm, request)
         ended = [row + [request.eos] * (len(row) < limit) for row, limit in zip(rows, limits, strict=True)]

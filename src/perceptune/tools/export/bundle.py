@@ -15,7 +15,7 @@ from perceptune.errors import UserError
 from perceptune.evaluation.model_card import OWN, card
 from perceptune.evaluation.reference_answers import save_reference_answers, synthetic_samples
 from perceptune.models.run_folder import load, read_meta
-from perceptune.models.run_location import CARD, META, METHOD, PROOF, RECIPE
+from perceptune.models.run_location import CARD, FREQUENCIES, META, METHOD, PROOF, RECIPE
 from perceptune.utils.atomic_io import write_chunks
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip file can hold
@@ -44,6 +44,8 @@ def bundle(run: Path, *, trust: bool = False) -> Bundle:
         PROOF: json.dumps(proof, indent=2, ensure_ascii=False).encode(),
         RECIPE: yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode(),
     }  # fmt: skip
+    if (run / FREQUENCIES).is_file():
+        files[FREQUENCIES] = (run / FREQUENCIES).read_bytes()
     ids = [str(part["id"]) for part in meta.get("base", {}).values()]
     return Bundle(files, [name for name in dict.fromkeys(ids) if _is_path(name)])
 

@@ -1,0 +1,22 @@
+"""The key `decode.consensus`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from perceptune.config.section import ConfigSection
+
+
+class ConsensusConfig(ConfigSection):
+    """Consensus decoding: the answer is the candidate with the highest mean CIDEr-D to the other candidates."""
+
+    samples: int = Field(24, ge=1, le=1024, description="sampled candidates; equal ones count once")
+    temperature: float = Field(0.7, gt=0, description="their sampling temperature, instead of `decode.temperature`")
+    beams: int = Field(
+        3, ge=1, le=32, description="candidates found by a beam search of this width, instead of `decode.beams`"
+    )
+    weights: Literal["uniform", "probability"] = Field(
+        "uniform", description="weights of the candidates as references: equal, or the model's probability of each"
+    )

@@ -1,0 +1,54 @@
+"""The document frequencies of a run's training references: counted from its training data, and stored with it."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from perceptune.config.recipe import Recipe
+from perceptune.data.build_task import make_task, training_rows
+from perceptune.data.metrics.base import DocumentFrequencies
+from perceptune.errors import NotWritableError, UserError, error_prefix
+from perceptune.models.run_location import FREQUENCIES
+from perceptune.utils.atomic_io import write_json
+
+
+def training_frequencies(recipe: Recipe) -> DocumentFrequencies:
+    """Count the n-grams in the targets of a recipe's training samples; the samples of one medium are a document."""
+    task = make_task(recipe)
+    documents: dict[Any, dict[str, None]] = {}
+    for sample in training_rows(recipe, task):
+        media = tuple(medium for _, medium in sample.iter_media())
+        documents.setdefault(media or sample.id, {}).update(dict.fromkeys(sample.targets))
+    try:
+        return DocumentFrequencies.count([[*texts] for texts in documents.values() if texts])
+    except ValueError as error:
+        raise UserError(f"split `{task.splits[0]}`: {error}") from error
+
+
+def run_frequencies(run: Path, recipe: Recipe) -> DocumentFrequencies:
+    """Return the document frequencies stored with a run; count them if there are none, and store them if possible."""
+    path = run / FREQUENCIES
+    if path.is_file():
+        return read_frequencies(path)
+    with error_prefix(f"decode.consensus: `{run}` has no {FREQUENCIES}, so its training data is needed"):
+        frequencies = training_frequencies(recipe)
+    with suppress(NotWritableError):  # of a read-only run they are counted again at each use
+        write_frequencies(run, frequencies)
+    return frequencies
+
+
+def write_frequencies(run: Path, frequencies: DocumentFrequencies) -> None:
+    """Store document frequencies with a run."""
+    write_json(run / FREQUENCIES, vars(frequencies))
+
+
+def read_frequencies(path: Path) -> DocumentFrequencies:
+    """Read stored document frequencies. Raises `UserError` for a damaged file."""
+    try:
+        found = DocumentFrequencies(**json.loads(path.read_text(encoding="utf-8")))
+        found.rarity("")
+        found.tokens("")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path}: damaged; delete it to count it again from the training data") from None
+    return found

@@ -1,0 +1,75 @@
+"""Consensus decoding of a run: what is stored with it, and where its results name it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import perceptune
+from perceptune.cli.main import run as cli
+from perceptune.errors import UserError
+from perceptune.evaluation.results import describe_decoding
+from perceptune.models.run_folder import RECIPE, load
+from perceptune.models.run_location import CARD, FREQUENCIES
+from perceptune.serving.limits import Limits
+from perceptune.tools.export.bundle import export
+from servers import load_runs
+
+ON = ["decode.consensus.samples=4", "decode.consensus.temperature=1.5"]
+
+
+def test_every_result_names_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The frequencies are counted at the first use, from the training data, and stored."""
+    assert not (run / FREQUENCIES).is_file()
+    assert cli(["eval", str(run), *ON]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    results = json.loads((run / "results.json").read_text())
+    assert results["decoding"]["consensus"] == {
+        "samples": 4, "temperature": 1.5, "beams": 3, "weights": "uniform"
+    }  # fmt: skip
+    counted = json.loads((run / FREQUENCIES).read_text())
+    assert results["consensus_references"]["documents"] == counted["documents"] > 0
+    words = describe_decoding(results)
+    assert words is not None
+    assert "of 4 samples at temperature 1.5 and 3 beams" in words
+    assert words in printed
+    assert words[1:50] in (run / CARD).read_text()
+    assert cli(["eval", str(run)]) == 0
+    plain = json.loads((run / "results.json").read_text())
+    assert plain["decoding"]["consensus"] is None
+    assert describe_decoding(plain) is None
+    assert "consensus decoding" not in " ".join(capsys.readouterr().out.split())
+    assert "onsensus decoding" not in (run / CARD).read_text()
+
+
+def test_stored_frequencies_are_read_without_the_training_data(run: Path, tmp_path: Path) -> None:
+    load(run, overrides=ON)
+    first = (run / FREQUENCIES).read_bytes()
+    export(run, tmp_path / "shared.zip")
+    recipe = (run / RECIPE).read_text()
+    (run / RECIPE).write_text(recipe.replace("train.jsonl", "gone.jsonl"))
+    frequencies = load(run, overrides=ON).frequencies
+    assert frequencies is not None
+    shared = load(tmp_path / "shared.zip", overrides=ON).frequencies
+    assert shared == frequencies
+    assert (run / FREQUENCIES).read_bytes() == first
+    (run / FREQUENCIES).unlink()
+    with pytest.raises(UserError, match=rf"decode\.consensus: .* has no {FREQUENCIES}, so its training data is needed"):
+        load(run, overrides=ON)
+    assert load(run).frequencies is None, "not needed without"
+
+
+def test_a_server_refuses_it(run: Path) -> None:
+    with pytest.raises(UserError, match=r"decode\.consensus: not for the server, .*; set decode\.consensus=null"):
+        load_runs([str(run)], Limits(), overrides=ON)
+
+
+def test_a_training_stores_frequencies_if_its_recipe_needs_them(dwarfs: Path, tmp_path: Path) -> None:
+    import runs
+
+    decode = {"max_new_tokens": 4, "consensus": {"samples": 2, "beams": 2}}
+    given = runs.recipe(dwarfs, decode=decode, eval={"every": 3, "during_samples": 4})
+    perceptune.train(given, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / FREQUENCIES).read_text())["documents"] == 12
