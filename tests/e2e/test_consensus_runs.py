@@ -10,6 +10,7 @@ import pytest
 import perceptune
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
+from perceptune.evaluation.first_look import first_look, report_lines
 from perceptune.evaluation.results import describe_decoding
 from perceptune.models.run_folder import RECIPE, load
 from perceptune.models.run_location import CARD, FREQUENCIES
@@ -36,6 +37,10 @@ def test_every_result_names_it(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "of 4 samples at temperature 1.5 and 3 beams" in words
     assert words in printed
     assert words[1:50] in (run / CARD).read_text()
+    assert words in report_lines(first_look(run))[1]
+    assert cli(["report", str(run), "--markdown", str(run / "page.md")]) == 0
+    assert words[:50] in (run / "page.md").read_text()
+    capsys.readouterr()
     assert cli(["eval", str(run)]) == 0
     plain = json.loads((run / "results.json").read_text())
     assert plain["decoding"]["consensus"] is None

@@ -16,10 +16,11 @@ from transformers import GenerationConfig
 import blips
 import perceptune
 import support
+from perceptune.data.metrics.base import DocumentFrequencies
 from perceptune.errors import UserError
 from perceptune.models.instructblip.model import InstructBlipModel
 from perceptune.models.instructblip.text_format import BlipTokens
-from perceptune.types import Decoding, Sample
+from perceptune.types import Consensus, Decoding, Sample
 
 SHORT, LONG = "color?", "what color is this picture?"
 every_kind = pytest.mark.parametrize("kind", blips.KINDS)
@@ -98,7 +99,9 @@ def test_a_batch_is_its_rows(folder: Path, kind: str) -> None:
         alone = [model.loss(model.collate([row])) for row in rows]
     assert n == sum(m for _, m in alone)
     assert float(together) == pytest.approx(sum(float(loss) for loss, _ in alone), rel=1e-5)
-    for decoding in (Decoding(6), Decoding(6, beams=3), Decoding(6, sample=True), Decoding(max_length=30)):
+    model.frequencies = DocumentFrequencies(20, "characters", {"a": 12})
+    for decoding in (Decoding(6), Decoding(6, beams=3), Decoding(6, sample=True), Decoding(max_length=30),
+                     Decoding(6, consensus=Consensus(samples=3, beams=2, temperature=1.5))):  # fmt: skip
         answers = [model.answer([row], decoding=decoding)[0] for row in rows]
         assert model.answer(rows, decoding=decoding) == answers
         assert len(set(answers)) > 1
