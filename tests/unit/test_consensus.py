@@ -81,6 +81,8 @@ def test_the_order_of_candidates_does_not_matter(seed: int) -> None:
     for _ in range(10):
         chance.shuffle(candidates)
         assert most_typical({text: weights[text] for text in candidates}, frequencies) == chosen
+    for strangers in (["pqr", "stu"], ["stu", "pqr"]):  # equal scores
+        assert most_typical(dict.fromkeys(strangers, 0.5), frequencies) == "pqr"
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import rows
+import perceptune
 import sounds
+import support
 from encoder_cases import photo
 from perceptune.config.schema import CacheConfig, EncoderConfig
+from perceptune.data.build_task import make_task
 from perceptune.encoders.base import Encoder, TokenSelection, load_encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError
@@ -159,9 +161,30 @@ def test_a_model_refuses_tokens_before_anything_is_encoded(checkpoints: Path) ->
     from perceptune.lm.frozen_lm import FrozenLM
 
     named = {"encoders": {"image": {"id": str(checkpoints / "vit")}}, "method": {"name": "limber", "tokens": "grid-3"}}
-    encoder, lm = load_encoder(checkpoints / "vit"), FrozenLM(rows.support.random_lm("llama"))
+    encoder, lm = load_encoder(checkpoints / "vit"), FrozenLM(support.random_lm("llama"))
     with pytest.raises(UserError, match=r"encoders\.image `.*vit`: `tokens: grid-3`: .*use `grid-2`"):
         build_method(load_recipe(named), lm, {"image": encoder})
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [({"name": "epalm", "n_levels": 2, "tokens": "cls-mean"}, 2),
+     ({"name": "limber", "tokens": "grid-2", "slot_positions": "sequential"}, 5)],
+    ids=["cls-mean", "grid-2"],
+)  # fmt: skip
+def test_each_mean_has_a_slot_of_its_own(dwarfs: Path, method: dict[str, Any], count: int) -> None:
+    given = support.recipe(dwarfs / "lm", dwarfs / "encoder", dwarfs / "data/train.jsonl", method=method)
+    model: Any = perceptune.build(given)
+    samples = list(make_task(model.recipe).samples("train"))[:3]
+    batch = model.collate(samples)
+    assert batch.features["image"].values.shape[2] == count
+    assert count in [slots.states[slots.entry].shape[1] for slots in model.prompt(samples).slots]
+    loss, tokens = model.loss(batch)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert tokens
+    together = model.answer(samples)
+    assert [model.answer([sample])[0] for sample in samples] == together
 
 
 def test_a_selection_that_does_not_exist_names_the_nearest() -> None:
