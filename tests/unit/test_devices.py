@@ -10,7 +10,7 @@ from torch import nn
 
 import support
 from perceptune.cli.main import run as cli
-from perceptune.config.schema import TrainConfig
+from perceptune.config.training import TrainConfig
 from perceptune.lm.kernels.optimize import optimize_modules
 from perceptune.lm.kernels.short_attention import show_something
 from perceptune.training.optimizer import MethodOptimizer

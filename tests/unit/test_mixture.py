@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from perceptune.config.recipe import load_recipe
-from perceptune.config.schema import TrainConfig
+from perceptune.config.training import TrainConfig
 from perceptune.data.build_task import make_task
 from perceptune.data.tasks.mixture import Mixture
 from perceptune.errors import UserError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from perceptune.config.schema import TrainConfig
+from perceptune.config.training import TrainConfig
 from perceptune.methods.base import Site, TrainableMethod
 from perceptune.training.optimizer import MethodOptimizer
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from perceptune.config.schema import TrainConfig
+from perceptune.config.training import TrainConfig
 from perceptune.data.subset import subset
 from perceptune.training.optimizer import learning_rate
 from perceptune.training.sampler import (

@@ -18,6 +18,7 @@ from perceptune.config.command_schema import BuildConfig, CompareConfig
 from perceptune.config.overrides import Override, put, typed
 from perceptune.config.section import ConfigSection
 from perceptune.config.substitution import drop_foreign_keys, part_names
+from perceptune.config.training import TrainConfig
 from perceptune.errors import UserError, nearest
 from perceptune.utils.paths import absolute, given_path
 
@@ -44,7 +45,7 @@ class Recipe(ConfigSection):
     init_from: Annotated[schema.InitConfig, schema.named("run")] | None = None
     text: schema.TextConfig = schema.TextConfig()
     cache: schema.CacheConfig = schema.CacheConfig()
-    train: schema.TrainConfig = schema.TrainConfig()
+    train: TrainConfig = TrainConfig()
     eval: schema.EvalConfig = schema.EvalConfig()
     decode: schema.DecodeConfig = schema.DecodeConfig()
     compare: CompareConfig = CompareConfig()

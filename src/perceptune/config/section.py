@@ -1,8 +1,13 @@
 """The base of a recipe's sections."""
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+# `auto` = bfloat16 if matrix products of the LM are measured to be faster in it than in float32; see `precision.py`.
+DType = Literal["auto", "float32", "bfloat16"]
+# YAML reads a bare `off` as false.
+Off = BeforeValidator(lambda value: "off" if value is False else value)
 
 
 def require_amount(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from perceptune.config.schema import TrainConfig
+from perceptune.config.training import TrainConfig
 from perceptune.errors import UserError
 from perceptune.methods.base import TrainableMethod
 from perceptune.models.base import AdaptedModel

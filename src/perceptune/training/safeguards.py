@@ -10,7 +10,7 @@ from types import FrameType
 
 import torch
 
-from perceptune.config.schema import TrainConfig
+from perceptune.config.training import TrainConfig
 from perceptune.errors import UserError
 
 ECHO = 5.0  # seconds

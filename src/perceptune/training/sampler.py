@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perceptune.config.schema import TrainConfig
+from perceptune.config.training import TrainConfig
 from perceptune.data.subset import sample_count
 
 # Number of batches within which samples are sorted by length: enough to save padding, few enough to stay random.
