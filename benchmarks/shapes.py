@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, ViT
 
 from perceptune.config.recipe import Recipe, validate
 from perceptune.config.registry import leaf
-from perceptune.config.schema import TrainConfig
+from perceptune.config.training import TrainConfig
 from perceptune.data.media.source import image_transform
 from perceptune.encoders.base import PREPROCESSOR_DEFAULTS, Encoder
 from perceptune.errors import UserError, nearest
