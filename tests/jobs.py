@@ -34,7 +34,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
         return support.recipe(folder / lm, folder / "encoder", data, **changes)
 
     return {
-        "odd": one(train=train_section(steps=8, batch_size=5, clip=1.0), eval=EVALUATED),
+        "odd": one(train=train_section(steps=8, batch_size=5, clip=1.0, ema=0.8), eval=EVALUATED),
         # The second process has no row in most forward passes.
         "single rows": one(train=train_section(batch_size=1, accumulate=3)),
         "tokens": one(train=train_section(steps=None, epochs=2, batch_tokens=100, accumulate=2)),

@@ -22,10 +22,10 @@ class Line(TrainableMethod):
         return []
 
 
-def optimizer(clip: float | None) -> tuple[MethodOptimizer, nn.Parameter]:
+def optimizer(clip: float | None, ema: float | None = None) -> tuple[MethodOptimizer, nn.Parameter]:
     line = Line()
     line.weight.grad = torch.tensor([3.0, 4.0])
-    return MethodOptimizer(line, TrainConfig(steps=1, clip=clip), 1), line.weight
+    return MethodOptimizer(line, TrainConfig(steps=1, clip=clip, ema=ema), 1), line.weight
 
 
 @pytest.mark.parametrize(("clip", "left"), [(None, 5.0), (1.0, 1.0), (7.0, 5.0)])
@@ -42,6 +42,17 @@ def test_a_sum_becomes_a_mean_and_a_step_leaves_no_gradient() -> None:
     assert weight.grad is not None
     assert weight.grad.tolist() == [0.75, 1.0]
     made.set_lr(0)
-    made.step()
+    made.step(0)
     assert weight.grad is None
     assert bool((weight < 0).all())
+
+
+def test_after_a_reset_nothing_is_left_of_steps() -> None:
+    made, weight = optimizer(None, ema=0.5)
+    made.set_lr(0)
+    made.step(0)
+    assert {name.partition("/")[0] for name in made.state_dict()} == {"average", "step", "exp_avg", "exp_avg_sq"}
+    made.reset()
+    assert made.state_dict() == {}
+    with made.averaged():
+        assert bool((weight < 0).all())

@@ -35,6 +35,10 @@ class TrainConfig(ConfigSection):
     betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
     eps: float = Field(1e-8, gt=0, description="of AdamW")
     clip: float | None = Field(None, gt=0, description="maximum gradient norm; None = no clipping")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay per step, such as 0.99, of an exponential moving average of the trained "
+        "weights, with which the run is evaluated and saved; None = the weights of the step itself",
+    )  # fmt: skip
     precision: DType = Field(
         "auto",
         description="dtype of the frozen LM in training; `auto` = bfloat16 if measured at least 5 % faster, "

@@ -19,7 +19,7 @@ from perceptune.data.tasks.base import Task
 from perceptune.evaluation.clusters import cluster_of
 from perceptune.evaluation.runner import EvalOutput
 from perceptune.models.base import AdaptedModel
-from perceptune.models.run_folder import METHOD, fingerprints, read_meta
+from perceptune.models.run_folder import METHOD, describe_training, fingerprints, read_meta
 from perceptune.types import Sample
 from perceptune.utils.atomic_io import write_json_lines
 from perceptune.utils.run_log import read_log
@@ -147,7 +147,7 @@ def provenance(model: AdaptedModel, run: Path) -> dict[str, Any]:
         "documents": used.documents, "tokenizer": used.tokenizer, "sha256": used.digest()}}  # fmt: skip
     ranking = {} if config.rank is None else {"rank": config.rank, "rank_normalize": config.rank_normalize}
     return {
-        "seed": model.recipe.seed,
+        "seed": model.recipe.seed, **describe_training(model.recipe),
         "decoding": model.recipe.decode.model_dump(), **consensus, **ranking,
         "dtype": str(model.dtype).removeprefix("torch."), "template": model.recipe.text.template,
         "text": model.recipe.text.model_dump(), "models": model_fingerprints(model, run), "versions": versions(),

@@ -170,7 +170,13 @@ def describe_run(model: AdaptedModel) -> dict[str, Any]:
         "frozen": total - trained,
         "trained_share": trained / total,
         **({} if model.cleaning is None else {"cleaning": asdict(model.cleaning)}),
+        **describe_training(model.recipe),
     }
+
+
+def describe_training(recipe: Recipe) -> dict[str, Any]:
+    """Return what sets a run's weights apart from those of a plain training, for metadata and results."""
+    return {} if recipe.train.ema is None else {"ema": recipe.train.ema}
 
 
 def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:

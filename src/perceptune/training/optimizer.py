@@ -1,7 +1,8 @@
-"""AdamW over a method's parameters: learning rates by group and step, clipping, moments by name."""
+"""AdamW over a method's parameters: learning rates by group and step, clipping, averaging, moments by name."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from perceptune.errors import UserError
 from perceptune.methods.base import TrainableMethod
 from perceptune.models.base import AdaptedModel
 from perceptune.models.text_format import Batch
+from perceptune.training.averaging import WeightAverage
 
-AUXILIARY, VALUE = "auxiliary", "value"
+AUXILIARY, VALUE, AVERAGE = "auxiliary", "value", "average"
 
 
 class MethodOptimizer:
@@ -26,6 +28,8 @@ class MethodOptimizer:
         ]
         self.groups = [group for group in groups if group["named"]]
         self._own = [p for p in method.parameters() if p.requires_grad]
+        own = {name: p for group in self.groups for name, p in group["named"]}
+        self.average = None if config.ema is None else WeightAverage(own, config.ema)
         self.auxiliary: dict[str, nn.Parameter] = {}  # parameters trained beside the method
         if (beside := method.auxiliary_group()) is not None:
             self.auxiliary = {f"{AUXILIARY}.{name}": p for name, p in beside[0].named_parameters()}
@@ -59,14 +63,29 @@ class MethodOptimizer:
         limit = math.inf if self.config.clip is None else self.config.clip
         return torch.nn.utils.clip_grad_norm_(given, limit) if given else 0.0
 
-    def step(self) -> None:
-        """Take an optimizer step and reset the gradients."""
+    def step(self, number: int) -> None:
+        """Take optimizer step `number` (from 0) and reset the gradients."""
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(number)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a block in which the parameters are those that the run answers with: averaged, if configured."""
+        return nullcontext() if self.average is None else self.average.applied()
+
+    def reset(self) -> None:
+        """Forget all steps, as before the first one."""
+        self.adam.state.clear()
+        self.adam.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return Adam's moments by parameter name, and the auxiliary parameters, as plain tensors."""
+        """Return Adam's moments and the averages by parameter name, and the auxiliary parameters, as plain tensors."""
         tensors = {f"{VALUE}/{name}": p.detach().contiguous().cpu() for name, p in self.auxiliary.items()}
+        if self.average is not None:
+            tensors |= {f"{AVERAGE}/{name}": value.cpu() for name, value in self.average.state_dict().items()}
         for group in self.groups:
             for name, parameter in group["named"]:
                 for key, value in self.adam.state.get(parameter, {}).items():
@@ -76,15 +95,20 @@ class MethodOptimizer:
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Load what `state_dict` returned."""
         named = {name: parameter for group in self.groups for name, parameter in group["named"]}
+        averages: dict[str, Tensor] = {}
         for full, value in tensors.items():
             key, _, name = full.partition("/")
-            if name:  # older checkpoints contain a random state, too
+            if key == AVERAGE:
+                averages[name] = value
+            elif name:  # older checkpoints contain a random state, too
                 parameter = named[name]
                 if key == VALUE:
                     parameter.data.copy_(value)
                     continue
                 # The fused optimizer requires its step counts on the parameter's device, too.
                 self.adam.state[parameter][key] = value.to(parameter.device)
+        if self.average is not None:
+            self.average.load_state_dict(averages)
 
 
 def add_gradients(

@@ -181,8 +181,7 @@ class StepTimer:
             self.model.method.load_state_dict(before)
             for parameter, value in zip(self.optimizer.auxiliary.values(), beside, strict=True):
                 parameter.data.copy_(value)
-            self.optimizer.adam.state.clear()
-            self.optimizer.adam.zero_grad(set_to_none=True)
+            self.optimizer.reset()
 
 
 def _mean(values: tuple[float, ...]) -> float:

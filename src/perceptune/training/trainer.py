@@ -125,8 +125,7 @@ class Trainer:
         self.steps = self.loader.steps
         self.dummy_batch = self.loader.dummy_batch() if world.is_sharded else None
         self.optimizer = MethodOptimizer(model.method, self.config, self.steps)
-        self.checkpoints = Checkpoints(run)
-        self.state = State(data=self.loader.all.digest)
+        self.checkpoints, self.state = Checkpoints(run), State(data=self.loader.all.digest)
         self.held_out = Validator(self.model, task, world, self.loader.order)
         self.log: RunLog | None = None  # on the main process
         self._clock = time.monotonic()
@@ -210,7 +209,7 @@ class Trainer:
         loss = sum(losses) / max(tokens, 1)
         with self.world.same_on_all_ranks():
             require_finite(loss, norm, step + 1, self.checkpoints.where)
-        self.optimizer.step()
+        self.optimizer.step(step)
         self.state.step = step + 1
         self.state.samples += samples
         if self.state.step % self.config.log_every == 0:
@@ -249,7 +248,8 @@ class Trainer:
         if self.recipe.eval.every is None or not self.held_out.is_due(self.state.step, self.steps):
             return False
         self.loader.wait()
-        scores = self.held_out.validate(self.state.step)
+        with self.optimizer.averaged():
+            scores = self.held_out.validate(self.state.step)
         value = scores.summary[self.held_out.task.metric]
         where = {"step": self.state.step, "samples": self.state.samples, "split": self.held_out.split}
         self._write("eval", **where, evaluated=len(self.held_out.samples), **scores.summary)
@@ -274,9 +274,8 @@ class Trainer:
             return  # a finished run may be "resumed" again
         self.log.write("end", step=self.state.step, samples=self.state.samples, seconds=round(self._seconds(), 3),
                        best=self.state.best)  # fmt: skip
-        if (
-            self.run / run_folder.METHOD
-        ).is_file() and not self.world.is_sharded:  # else all processes would have to generate
+        is_saved = (self.run / run_folder.METHOD).is_file()
+        if is_saved and not self.world.is_sharded:  # else all processes would have to generate
             save_training_references(self.run, self.model, self.loader.one_sample_per_medium(ASKED))
         write_card(self.run)
 
@@ -294,7 +293,8 @@ class Trainer:
         Written after the checkpoint, and again when resuming from it, which repairs a kill between the two.
         """
         if self.state.best is None or self.state.best_step == self.state.step:
-            run_folder.write_tensors(self.run / run_folder.METHOD, self.model.method.state_dict())
+            with self.optimizer.averaged():
+                run_folder.write_tensors(self.run / run_folder.METHOD, self.model.method.state_dict())
 
     def _restored(self) -> bool:
         """Load the newest checkpoint; return False if there is none."""

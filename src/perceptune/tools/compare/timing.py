@@ -75,7 +75,7 @@ class TimedRow:
         losses, tokens, _ = add_gradients(self.model, self.feed.batches(step))
         self.optimizer.scale_grads(max(tokens, 1))
         read_numbers([*losses, self.optimizer.clip()])  # synchronises with a GPU
-        self.optimizer.step()
+        self.optimizer.step(step)
 
 
 def time_plan(
