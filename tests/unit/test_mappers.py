@@ -22,8 +22,9 @@ DIM, HIDDEN = 12, 20
 LAYOUT = TokenLayout(2 + 16, 2, (4, 4), "image")  # [CLS], a register and 4 x 4 patches
 OPTIONS: dict[str, dict[str, Any]] = {
     "linear": {}, "low-rank": {"mapper_rank": 3}, "mlp": {}, "qp": {"mapper_width": 8, "mapper_queries": 3},
-    "attn-pool": {"mapper_queries": 3}, "grid": {"mapper_grid": 3}, "space-to-depth": {}, "random-tokens": {},
-    "group-mean": {}, "group-linear": {"mapper_width": 8}, "group-qp": {"mapper_width": 8},
+    "blocks": {"mapper_width": 8}, "attn-pool": {"mapper_queries": 3}, "grid": {"mapper_grid": 3},
+    "space-to-depth": {}, "random-tokens": {}, "group-mean": {}, "group-linear": {"mapper_width": 8},
+    "group-qp": {"mapper_width": 8},
 }  # fmt: skip
 SMALL = {"mapper_heads": 2, "mapper_dropout": 0.0}
 
@@ -98,6 +99,18 @@ def test_query_pooling_is_its_definition(pre: bool, width: int | None) -> None:
     assert torch.allclose(mapper(tokens), expected, atol=1e-6)
     with torch.no_grad():  # where torch may take a faster way
         assert torch.allclose(mapper.eval()(tokens), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [8, None])
+def test_blocks_are_those_of_query_pooling_on_the_tokens_alone(width: int | None) -> None:
+    mapper = mapper_of("blocks", mapper_width=width).double()
+    tokens = tokens_of().double()
+    states = tokens if width is None else tokens @ mapper.enter.weight.T + mapper.enter.bias
+    for block in mapper.blocks:
+        states = norm(states + attention(states, block), block.norm1)
+        states = norm(states + feed_forward(states, block), block.norm2)
+    expected = states @ mapper.leave.weight.T + mapper.leave.bias
+    assert torch.allclose(mapper(tokens), expected, atol=1e-6)
 
 
 def groups(x: Tensor) -> list[Tensor]:

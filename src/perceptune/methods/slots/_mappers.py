@@ -37,6 +37,27 @@ class QueryPooling(nn.Module):
         return output
 
 
+class TokenBlocks(nn.Module):
+    """All tokens through transformer blocks between two linear maps, as DePALM's cross-attention has them.
+
+    Without `width` the blocks are as wide as the tokens, and there is no map in front of them.
+    """
+
+    def __init__(self, options: Any, dim: int, hidden: int) -> None:
+        super().__init__()
+        width = options.mapper_width or dim
+        self.enter = nn.Identity() if options.mapper_width is None else nn.Linear(dim, width)
+        self.blocks = _blocks(options, width)
+        self.leave = nn.Linear(width, hidden)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        states = self.enter(tokens)
+        for block in self.blocks:
+            states = block(states)
+        output: Tensor = self.leave(states)
+        return output
+
+
 class AttentionPooling(nn.Module):
     """Means of the tokens, weighted by their likeness to trained queries, and one linear map."""
 
@@ -211,6 +232,7 @@ _KINDS = {
     "low-rank": _Kind(lambda o, layout, dim, hidden: _low_rank(o, dim, hidden), _count_all),
     "mlp": _Kind(lambda o, layout, dim, hidden: _mlp(o, dim, hidden), _count_all),
     "qp": _Kind(lambda o, layout, dim, hidden: QueryPooling(o, dim, hidden), _count_queries),
+    "blocks": _Kind(lambda o, layout, dim, hidden: TokenBlocks(o, dim, hidden), _count_all),
     "attn-pool": _Kind(lambda o, layout, dim, hidden: AttentionPooling(o.mapper_queries, dim, hidden), _count_queries),
     "grid": _Kind(lambda o, layout, dim, hidden: GridMeans(o.mapper_grid, layout, dim, hidden), _count_grid),
     "space-to-depth": _Kind(SpaceToDepth, _count_groups),

@@ -22,7 +22,8 @@ def _with_default_rates(value: Any) -> Any:
 _POOLED = ("mapper_depth", "mapper_heads", "mapper_norm", "mapper_eps", "mapper_dropout")
 MAPPER_KEYS: dict[str, tuple[str, ...]] = {
     "linear": (), "low-rank": ("mapper_rank",), "mlp": ("mapper_width",),
-    "qp": ("mapper_width", "mapper_queries", *_POOLED), "attn-pool": ("mapper_queries",), "grid": ("mapper_grid",),
+    "qp": ("mapper_width", "mapper_queries", *_POOLED), "blocks": ("mapper_width", *_POOLED),
+    "attn-pool": ("mapper_queries",), "grid": ("mapper_grid",),
     "space-to-depth": ("mapper_group", "mapper_rank"), "random-tokens": ("mapper_eps",),
     "group-mean": ("mapper_group", "mapper_width", "mapper_eps"),
     "group-linear": ("mapper_group", "mapper_width", "mapper_eps"),
@@ -61,23 +62,25 @@ class InjectionOptions(BaseModel):
         "answers, at the layer where each level enters",
     )  # fmt: skip
     mapper: Literal[
-        "linear", "low-rank", "mlp", "qp", "attn-pool", "grid", "space-to-depth", "random-tokens", "group-mean",
-        "group-linear", "group-qp",
+        "linear", "low-rank", "mlp", "qp", "blocks", "attn-pool", "grid", "space-to-depth", "random-tokens",
+        "group-mean", "group-linear", "group-qp",
     ] = Field(
         "linear", description="what maps a level's tokens to the LM; all but linear, low-rank, mlp and qp need "
         "`tokens: all` (docs/methods.md)",
     )  # fmt: skip
     mapper_width: int | None = Field(
-        None, ge=1, description="hidden width of mlp, group-* (None = the LM's) and qp (None = the encoder's, without "
-        "a map in front of the blocks)",
+        None, ge=1, description="hidden width of mlp, group-* (None = the LM's), qp and blocks (None = the encoder's, "
+        "without a map in front)",
     )  # fmt: skip
     mapper_rank: int | None = Field(None, ge=1, description="rank of low-rank; of space-to-depth, None = a full map")
-    mapper_depth: int = Field(2, ge=1, description="transformer blocks of qp and group-qp")
+    mapper_depth: int = Field(2, ge=1, description="transformer blocks of qp, blocks and group-qp")
     mapper_queries: int = Field(32, ge=1, description="tokens that come out of qp and attn-pool")
-    mapper_heads: int = Field(8, ge=1, description="attention heads of qp and group-qp")
-    mapper_norm: Literal["post", "pre"] = Field("post", description="place of the layer norms of qp and group-qp")
+    mapper_heads: int = Field(8, ge=1, description="attention heads of qp, blocks and group-qp")
+    mapper_norm: Literal["post", "pre"] = Field(
+        "post", description="place of the layer norms of qp, blocks and group-qp"
+    )
     mapper_eps: float = Field(1e-4, gt=0, description="epsilon of the norms of mappers and of `per_layer`")
-    mapper_dropout: float = Field(0.1, ge=0, lt=1, description="dropout of qp and group-qp")
+    mapper_dropout: float = Field(0.1, ge=0, lt=1, description="dropout of qp, blocks and group-qp")
     mapper_grid: int = Field(4, ge=1, description="side of grid's cells: 4 = 4 x 4 means")
     mapper_group: int = Field(2, ge=1, description="side of the groups of patches of space-to-depth and group-*")
     per_layer: Literal["none", "scale-bias", "norm-scale-bias"] = Field(
@@ -102,13 +105,6 @@ class InjectionOptions(BaseModel):
     )
     adapter_scaled: bool = Field(False, description="scale each adapter by a trained factor, initially 1")
     adapter_at: tuple[Literal["attention", "mlp"], ...] = Field(("attention", "mlp"), min_length=1)
-    tune_norms: Literal["none", "injected", "all"] = Field(
-        "none", description="train scales, and biases where the LM has them, of the norms in the LM's layers: injected "
-        "= from the first layer that media enter to the last",
-    )  # fmt: skip
-    tune_biases: Literal["none", "injected", "all"] = Field(
-        "none", description="train a scale and a bias of the output of each linear map in these layers"
-    )
     slot_positions: Literal["zero", "sequential"] = Field(
         "zero",
         description="zero = slots stand in front of the text, all at position 0; sequential = in the text at the "
@@ -131,9 +127,6 @@ class InjectionOptions(BaseModel):
                     raise ValueError(f"`inject` names every layer, so it does not go with `{name}`")
         if self.slot_positions == "sequential" and self.slot_mask == "official":
             raise ValueError("`slot_mask: official` is for slots in front of the text: `slot_positions: zero`")
-        for name in ("tune_norms", "tune_biases") if "lm" in self.unfreeze else ():
-            if getattr(self, name) != "none":
-                raise ValueError(f"`unfreeze` trains all weights of the LM, so it does not go with `{name}`")
         for name, rate in self.unfreeze.items():
             if not rate > 0:
                 raise ValueError(f"`unfreeze.{name}` is a learning rate, greater than 0")
