@@ -45,13 +45,6 @@ EXTRA: dict[str, tuple[str, dict[str, Any], str]] = {
     "limber@grid-flowing": (
         "limber", {"first": 2, "last": 2, "tokens": "all", "mapper": "grid", "mapper_grid": 2}, "C",
     ),
-    "epalm-lin@tuned": ("epalm-lin", {"tune_norms": "injected", "tune_biases": "injected"}, "C + K*(S + O)"),
-    "lora@tuned": (
-        "lora",
-        {"first": 2, "last": 2, "peft": {"layers_to_transform": "injected"}, "tune_norms": "all",
-         "tune_biases": "injected"},
-        "C + LoRA//2 + L*S + 2*O",
-    ),
     "magma@parallel": ("magma", {"adapter_form": "parallel", "adapter_scaled": True}, "C + A + 2*L"),
 }  # fmt: skip
 # What a row changes of a variant's own settings: a core of 64 x 64 x 64 would dwarf the dwarfs.
@@ -59,6 +52,11 @@ QP = {"mapper_width": 8, "mapper_queries": 3, "mapper_depth": 1, "mapper_heads":
 SMALL: dict[str, dict[str, Any]] = {
     "epalm-dma": {"dma": {"r": 4, "dropout": 0.0}}, "depalm": QP, "mapl": QP,
     "depalm-inner": {**QP, "n_levels": 2, "first": 1, "last": 2},
+    "depalm-xattn": {
+        **{key: value for key, value in QP.items() if key != "mapper_queries"}, "cross_width": 8, "cross_heads": 2,
+        "n_levels": 2,
+    },
+    "depalm-xattn-narrow": {"cross_width": 8, "cross_heads": 2, "n_levels": 2},
     "depalm-group": {key: value for key, value in QP.items() if key != "mapper_queries"},
 }  # fmt: skip
 # Other names for the same thing, on an encoder of another modality.

@@ -30,8 +30,13 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "official": {"name": "epalm", "n_levels": 2, "slot_mask": "official"},
     "sequential": {"name": "limber", "tokens": "all", "slot_positions": "sequential"},
     "late-mapped": {"name": "epalm", "n_levels": 2, **MAPPED, "per_layer": "scale-bias"},
+    "cross": {
+        "name": "depalm-xattn", "n_levels": 2, "mapper_width": 8, "mapper_heads": 2, "mapper_dropout": 0.0,
+        "cross_width": 8, "cross_heads": 2,
+    },
+    "cross-narrow": {"name": "depalm-xattn-narrow", "n_levels": 2, "cross_width": 8, "cross_heads": 2},
     "sequential-mapped": {"name": "limber", **MAPPED, "slot_positions": "sequential"},
-}
+}  # fmt: skip
 FAMILIES = ("llama", "qwen2", "opt", "gpt2", "gpt-neox", "gemma3")
 CHAT = (
     "{% for message in messages %}{{ '<s>' + message['role'] + ': ' + message['content'] + '</s>' }}{% endfor %}"

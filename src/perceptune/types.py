@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -101,10 +101,6 @@ class Features:
     present: Tensor
     draws: Draws | None = None  # of a training batch; None = nothing is drawn
 
-    def of_rows(self, rows: slice) -> Features:
-        """Return the features of some rows of the batch."""
-        return replace(self, values=self.values[rows], present=self.present[rows])
-
     def by_order(self) -> list[Features]:
         """Return the features (B, n_levels, T, dim) of the first medium of each row, of the second, and so on."""
         if self.present.dim() == 1:
@@ -117,6 +113,28 @@ class Features:
 
 IN_TEXT = -1  # token id of a column of the text that holds a slot
 
+# The text's states (B, T, d) at the input of a layer, keys and values (B, heads, N, head size) of media, and which of
+# them each column sees (B, 1, T or 1, N) -> what is added to the states.
+CrossAttention = Callable[["Tensor", "Tensor", "Tensor", "Tensor"], "Tensor"]
+
+
+@dataclass(frozen=True)
+class CrossAttended:
+    """Keys and values of a medium that the columns of the text attend to at the input of some layers."""
+
+    kv: Sequence[tuple[Tensor, Tensor]]  # (B, heads, N, head size) each
+    layers: Mapping[int, tuple[int, CrossAttention]]  # layer -> the place in `kv` of what it attends to, and how
+
+    def of_rows(self, index: Tensor) -> CrossAttended:
+        """Return those of the rows that `index` (N,) names."""
+        pairs = [(keys[index.to(keys.device)], values[index.to(values.device)]) for keys, values in self.kv]
+        return replace(self, kv=pairs)
+
+    @property
+    def layout(self) -> Hashable:
+        """What two have in common whose rows can be put into one batch."""
+        return tuple(self.layers.items()), tuple(keys.shape[1:] for keys, _ in self.kv)
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -127,6 +145,8 @@ class Slots:
 
     With `in_text` they are columns of the text instead, with positions of their own: those whose token id is
     `IN_TEXT`, from left to right; the states (B, K, hidden_size) of layer 0 enter there.
+
+    With `cross` there are no columns and no states: the text attends to the medium from layer `entry` on.
     """
 
     name: str
@@ -139,11 +159,17 @@ class Slots:
     # (B,) index of the first column of the padded text that the slots are visible to; None = all. The text before
     # belongs to earlier turns of the conversation.
     visible_from: Tensor | None = None
+    cross: CrossAttended | None = None
+
+    @property
+    def in_front(self) -> bool:
+        """Whether there are columns in front of the text."""
+        return not self.in_text and self.cross is None
 
     @property
     def width(self) -> int:
         """Number of columns in front of the text."""
-        return 0 if self.in_text else int(self.states[self.entry].shape[1])
+        return int(self.states[self.entry].shape[1]) if self.in_front else 0
 
     def of_rows(self, index: Tensor) -> Slots:
         """Return the slots of the rows of a batch that `index` (N,) names; a row may be named more than once."""
@@ -154,7 +180,10 @@ class Slots:
         start = self.visible_from
         if start is not None:
             start = start[index.to(start.device)]
-        return replace(self, states=states, present=self.present[index.to(self.present.device)], visible_from=start)
+        return replace(
+            self, states=states, present=self.present[index.to(self.present.device)], visible_from=start,
+            cross=self.cross and self.cross.of_rows(index),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -236,11 +265,6 @@ class GenerationRequest:
     decoding: Decoding
     eos: int
     pad: int
-    seeds: Sequence[int] | None = None  # one per sampled sequence, in place of `decoding.seed`
+    seeds: Sequence[int] | None = None  # one per row, in place of `decoding.seed`
     callback: StreamCallback | None = None
-    num_return_sequences: int = 1  # of each row: its best beams, best first, or samples of it
-
-    @property
-    def n_sampled(self) -> int:
-        """Number of sequences that are decoded from each row without beams."""
-        return 1 if self.decoding.beams > 1 else self.num_return_sequences
+    n_best: int = 1  # beams returned of each row, best first

@@ -22,6 +22,7 @@ STEPS = 5
 
 
 PAIRS = [(family, layout) for family in (*FAMILIES, "bloom", "mistral") for layout in ("late", "sequential")]
+PAIRS += [("llama", "cross"), ("opt", "cross-narrow")]
 
 
 @pytest.fixture(params=PAIRS)
@@ -91,7 +92,7 @@ def test_a_conversation_is_answered_as_without_reuse(model: SlotModel) -> None:
     assert known.lookups == [False, True, True]
 
 
-@pytest.mark.parametrize("layout", ["late", "sequential"])
+@pytest.mark.parametrize("layout", ["late", "sequential", "cross"])
 def test_another_photo_is_another_conversation(layout: str) -> None:
     model, known = talker("llama", layout), Counted(64)
     history = [said("user", "what is it?", 0), said("assistant", "a cat")]

@@ -45,7 +45,7 @@ def media_of(image: Features, i: int) -> Features:
 
 
 @every_row
-@pytest.mark.parametrize("name", ["epalm", "epalm-lin", "epalm@not-last"])
+@pytest.mark.parametrize("name", ["epalm", "epalm-lin", "epalm@not-last", "depalm-xattn"])
 def test_they_are_those_of_a_literal_forward(name: str, family: str) -> None:
     r = row(name, family)
     image = r.media(3, PRESENT)

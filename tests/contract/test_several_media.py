@@ -15,9 +15,16 @@ from perceptune.models.text_format import Batch
 from perceptune.types import IN_TEXT, Decoding, Sample
 from talking import FAMILIES, asked, logits, said, talker
 
-every_family = pytest.mark.parametrize("family", FAMILIES)
-every_layout = pytest.mark.parametrize("layout", ["late", "sequential"])
-mapped_too = pytest.mark.parametrize("layout", ["late", "sequential", "late-mapped", "sequential-mapped"])
+SLOTS = ("late", "sequential")
+MAPPED = ("late-mapped", "sequential-mapped")
+CROSS = ("cross", "cross-narrow")  # no slots: they differ little by family
+
+
+def talkers(*layouts: str) -> pytest.MarkDecorator:
+    pairs = [(family, one) for one in layouts for family in (("llama", "opt") if one in CROSS else FAMILIES)]
+    return pytest.mark.parametrize(("family", "layout"), pairs)
+
+
 every_count = pytest.mark.parametrize("count", [1, 2, 3])
 
 
@@ -35,8 +42,7 @@ def conversation() -> Sample:
 
 
 @every_count
-@every_layout
-@every_family
+@talkers(*SLOTS, *CROSS)
 def test_a_token_changes_no_earlier_logit(family: str, layout: str, count: int) -> None:
     model = talker(family, layout)
     [before], [after] = (logits(model, [question(count, f"which is redder{end}")]) for end in "?.")
@@ -45,8 +51,7 @@ def test_a_token_changes_no_earlier_logit(family: str, layout: str, count: int) 
     assert not torch.allclose(before[-end:], after[-end:], atol=1e-3)
 
 
-@every_layout
-@every_family
+@talkers(*SLOTS, "cross-narrow")
 def test_without_media_nothing_acts(family: str, layout: str) -> None:
     model = talker(family, "late-lin" if layout == "late" else layout)
     messages = [{"role": "user", "content": "which is redder?"}]
@@ -57,8 +62,7 @@ def test_without_media_nothing_acts(family: str, layout: str) -> None:
 
 
 @every_count
-@every_layout
-@every_family
+@talkers(*SLOTS, *CROSS)
 def test_with_a_cache_as_without(family: str, layout: str, count: int) -> None:
     model = talker(family, layout)
     sample, said_so_far = question(count), list[int]()
@@ -74,8 +78,7 @@ def test_with_a_cache_as_without(family: str, layout: str, count: int) -> None:
     assert model.generate([sample], Decoding(6, min_new_tokens=0, repetition_penalty=1.0 + 1e-9)) == [expected]
 
 
-@mapped_too
-@every_family
+@talkers(*SLOTS, *MAPPED, *CROSS)
 def test_batched_as_alone(family: str, layout: str) -> None:
     """None, one, two, three media and a conversation in one batch, of different lengths."""
     model = talker(family, layout)
@@ -90,8 +93,7 @@ def test_batched_as_alone(family: str, layout: str) -> None:
         assert rows == [model.generate([sample], decoding)[0] for sample in samples]
 
 
-@mapped_too
-@every_family
+@talkers(*SLOTS, *MAPPED, *CROSS)
 def test_split_execution_equals_the_reference_path(family: str, layout: str) -> None:
     model = talker(family, layout)
     samples = [question(2), conversation(), question(0)]
@@ -99,16 +101,14 @@ def test_split_execution_equals_the_reference_path(family: str, layout: str) -> 
         assert torch.allclose(one, other, atol=1e-5)
 
 
-@mapped_too
-@every_family
+@talkers(*SLOTS, *MAPPED, *CROSS)
 def test_the_order_of_media_is_seen(family: str, layout: str) -> None:
     model = talker(family, layout)
     [one], [other] = (logits(model, [asked("which?", *media)]) for media in ((0, 1), (1, 0)))
     assert not torch.allclose(one[-1], other[-1], atol=1e-3)
 
 
-@every_layout
-@every_family
+@talkers(*SLOTS, *CROSS)
 def test_one_medium_gives_what_a_model_for_one_gives(family: str, layout: str) -> None:
     sample = asked("what is it?", 0)
     several, single = talker(family, layout), talker(family, layout, most=1)
@@ -117,8 +117,7 @@ def test_one_medium_gives_what_a_model_for_one_gives(family: str, layout: str) -
     assert torch.equal(logits(several, [sample])[0], logits(single, [sample])[0])
 
 
-@every_layout
-@every_family
+@talkers(*SLOTS, *CROSS)
 def test_a_later_image_moves_no_earlier_logit(family: str, layout: str) -> None:
     model, sample = talker(family, layout), conversation()
     other = replace(sample, media={"image": (*sample.list_media("image")[:1], *sample.list_media("image")[:0:-1])})
@@ -138,8 +137,7 @@ def _until_last_turn(sample: Sample) -> dict[str, object]:
     }  # fmt: skip
 
 
-@every_layout
-@every_family
+@talkers(*SLOTS, *CROSS)
 def test_a_conversation_in_one_pass_costs_what_its_answers_cost_apart(family: str, layout: str) -> None:
     model, whole = talker(family, layout), conversation()
     alone = [replace(one, is_target=False) for one in whole.history]

@@ -138,7 +138,7 @@ def expected_extra(slots: Sequence[Slots], rows: int, last: int) -> int:
     """
     extra, differs = 0, set()  # (slot, layer) whose state differs by row when it enters the layer
     for index, slot in enumerate(slots):
-        for layer in range(slot.entry, last):
+        for layer in range(slot.entry, last if slot.in_front else 0):
             if layer in slot.states and slot.states[layer].shape[0] > 1:
                 differs.add((index, layer))
             if layer + 1 in slot.states:

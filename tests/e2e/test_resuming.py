@@ -28,6 +28,7 @@ KILLS = 20
 QP = {"mapper_width": 8, "mapper_heads": 2}
 METHODS: dict[str, dict[str, Any]] = {
     "epalm": {"n_levels": 2}, "epalm-ada": {"n_levels": 2}, "epalm-lin": {"n_levels": 2},
+    "depalm-xattn": {**QP, "cross_width": 8, "n_levels": 2},
     "depalm": QP, "depalm-rand": {},  # which draw dropout and tokens
 }  # fmt: skip
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from perceptune.utils import downloads
-from perceptune.utils.assets import ASSETS
 from shelf import Shelf
 from tars import REMOTE
 
@@ -46,9 +45,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """A cache of its own."""
     made = Shelf(wheel=tmp_path / "tiny_wheel-1.2-py3-none-any.whl", cache=tmp_path / "cache")
     monkeypatch.setenv("PERCEPTUNE_CACHE", str(made.cache))
-    for name in reversed([*ASSETS]):  # undone in reverse, so that their order comes back
-        monkeypatch.delitem(ASSETS, name)
-    monkeypatch.setitem(ASSETS, "tiny", None)  # removed in the end
+    monkeypatch.setattr(downloads, "ASSETS", {})
     monkeypatch.setattr(downloads, "_run_pip", made.run_pip)
     made.set()
     return made

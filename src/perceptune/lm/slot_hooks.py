@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perceptune.lm.cross_attention import MediaReader, in_turn
 from perceptune.lm.kernels.short_attention import show_something
 from perceptune.types import IN_TEXT, Slots
 from perceptune.utils.tensors import move
@@ -28,7 +29,8 @@ class Splice:
     def __init__(self, slots: Sequence[Slots], text_mask: Tensor) -> None:
         self.text_mask = text_mask.bool()  # (B, T) the prompt's tokens, padding False
         # Of the slots in the text only columns are left, which are the text's.
-        self.slots = [slot for slot in slots if not slot.in_text]
+        self.slots = [slot for slot in slots if slot.in_front]
+        self._reader = MediaReader(slots)
         self._present = [move(slot.present, text_mask.device) for slot in self.slots]
         self.width = sum(slot.width for slot in self.slots)
         self.past = 0  # tokens already in the KV cache; set before each forward
@@ -39,6 +41,17 @@ class Splice:
         """Start a forward of the LM, after `past` cached tokens; 0 means prefill."""
         self.past = past
         self._masks.clear()
+
+    def layer_input(self, layer: int, hidden: Tensor) -> Tensor:
+        """Return a layer's input (B, S + T, d) with its slots' states written in, and the text's cross-attention added.
+
+        With a cache there are only columns of the text: (B, T, d).
+        """
+        hidden = self.inject_states(layer, hidden)
+        if not self._reader.acts_at(layer):
+            return hidden
+        slots, first = (0, self.past - self.width) if self.past else (self.width, 0)
+        return torch.cat([hidden[:, :slots], self._reader.add(layer, hidden[:, slots:], first)], 1)
 
     def inject_states(self, layer: int, hidden: Tensor) -> Tensor:
         """Return the hidden states (B, S + T, d) with those of this layer's slots written in."""
@@ -137,17 +150,6 @@ class Splice:
         return torch.where(rows, torch.zeros_like(rest).masked_fill(~text, lowest), rest)
 
 
-def in_turn(visible_from: Tensor | None, queries: Tensor, rows: int) -> Tensor:
-    """Return (B, 1, Q) bool: which text columns `queries` (Q,) slots are visible to.
-
-    Columns below 0 are slots, such as a prompt's: they see media of the first turn only, because all turns see them.
-    """
-    if visible_from is None:
-        return torch.ones(rows, 1, len(queries), dtype=torch.bool, device=queries.device)
-    start = move(visible_from, queries.device)
-    return (queries.clamp_min(0)[None] >= start[:, None])[:, None]
-
-
 class InText:
     """States of slots that stand in the text: they enter in place of the embeddings, with positions of their own."""
 
@@ -197,9 +199,9 @@ def replace_inputs(
     """Return the layer's arguments with hidden states and mask replaced by the splice."""
     arguments = list(args)
     if args:
-        arguments[0] = splice.inject_states(layer, args[0])
+        arguments[0] = splice.layer_input(layer, args[0])
     else:
-        kwargs = {**kwargs, "hidden_states": splice.inject_states(layer, kwargs["hidden_states"])}
+        kwargs = {**kwargs, "hidden_states": splice.layer_input(layer, kwargs["hidden_states"])}
     if splice.width == 0:
         return tuple(arguments), kwargs
     mask = kwargs.get(MASK) if MASK in kwargs else (args[position] if position < len(args) else None)

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from perceptune.lm.cross_attention import MediaReader, in_turn
 from perceptune.lm.kernels.short_attention import causal_mask, in_terms_of, show_something
 from perceptune.lm.prefix_cache import CapturedError, KVPair, PrefixCache
-from perceptune.lm.slot_hooks import MASK, in_turn
+from perceptune.lm.slot_hooks import MASK
 from perceptune.types import Slots
 from perceptune.utils.tensors import move
 
@@ -72,10 +73,11 @@ class SplitForward:
         self.tuples = tuples  # whether the LM's blocks return tuples (GPT-J's do, Llama's do not)
         self.groups: list[SlotGroup] = []
         for one in slots:
-            if one.in_text:
+            if not one.in_front:
                 continue
             shown = None if bool(one.present.all()) else move(one.present, one.states[one.entry].device)
             self.groups.append(SlotGroup(one, self.width, shown))
+        self.reader = MediaReader(slots)
         self.past = PrefixCache()
         self.text_states: tuple[int, Tensor] | None = None  # (layer, (B, T, d)): inputs of this layer
         self.query_range: tuple[int, int] | None = None  # text columns that the last block computes; None = all
@@ -114,6 +116,7 @@ class SplitForward:
         if self.text_states is not None and index < self.text_states[0]:
             self._note_kv(left)
             return text
+        text = self.reader.add(index, text, 0)
         mask = self._text_mask(given[MASK], left, text)
         if joint is not None:
             out, own = self._joint_forward(block, joint, text, mask, left)

@@ -6,7 +6,7 @@ that a medium enters, and the last block computes the last position only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from perceptune.lm.cross_attention import concatenate_rows
 from perceptune.lm.frozen_lm import FrozenLM, LayerStates
 from perceptune.lm.prefix_cache import KVPair
 from perceptune.lm.slot_hooks import Splice
@@ -125,14 +126,15 @@ class DecodeState:
         self._positions = mask.sum(-1)
         self._front = prompt.width
         self._seen = prepend_slot_columns(ids, mask, self._front)[1]
-        # The slots' states are in the cache now: only their visibility per row and entry layer matter.
-        left = [slot for slot in prompt.slots if not slot.in_text]
-        self._slots = [_seen_only(slot, move(slot.present, ids.device)) for slot in left]
+        self._slots = [_without_states(slot, ids.device) for slot in prompt.slots if not slot.in_text]
 
     @property
-    def layout(self) -> tuple[tuple[int, int], ...]:
-        """First layer and width of each group of slots: states of one LM with equal layouts can be merged."""
-        return tuple((slot.entry, slot.width) for slot in self._slots)
+    def layout(self) -> tuple[Hashable, ...]:
+        """First layer and width of each group of slots: states of one LM with equal layouts can be merged.
+
+        Media that the text attends to by itself also need the same modules.
+        """
+        return tuple((slot.entry, slot.width if slot.cross is None else slot.cross.layout) for slot in self._slots)
 
     def select_rows(self, index: Tensor) -> None:
         """Keep only these rows; an index may occur more than once."""
@@ -140,7 +142,7 @@ class DecodeState:
             given[index] for given in (self.rows, self._positions, self._seen, self.logits)
         )
         self.cache.select_rows(index)
-        self._slots = [_seen_only(slot, slot.present[index]) for slot in self._slots]
+        self._slots = [slot.of_rows(index) for slot in self._slots]
 
     def reorder(self, index: Tensor) -> None:
         """Replace each row's generated tokens by those of the row given by `index`."""
@@ -166,8 +168,7 @@ class DecodeState:
         self._positions = torch.cat([part._positions for part in parts])
         self.logits = torch.cat([part.logits for part in parts])
         self.rows = torch.arange(len(self.logits), device=self.rows.device)
-        present = zip(*([slot.present for slot in part._slots] for part in parts), strict=True)
-        self._slots = [_seen_only(slot, torch.cat(each)) for slot, each in zip(self._slots, present, strict=True)]
+        self._slots = [_merged(same) for same in zip(*(part._slots for part in parts), strict=True)]
 
     def columns_of(self, place: int) -> tuple[Tensor, Tensor]:
         """Return the columns of the slots in front, and those of a row's prompt and answer that are in the cache."""
@@ -225,10 +226,18 @@ class LowerDecodeState(DecodeState):
         return self.lm.states_reached(self._layer, lambda: self.lm.model(**inputs))
 
 
-def _seen_only(slot: Slots, present: Tensor) -> Slots:
-    """Return the slot for these rows without states, which are in the cache already."""
-    states = {slot.entry: present.new_empty(1, slot.width, 0)}
+def _without_states(slot: Slots, device: torch.device) -> Slots:
+    """Return the slot without states, which are in the cache already: their visibility and first layer still matter."""
+    present = move(slot.present, device)
+    states = {slot.entry: present.new_empty(1, slot.width, 0)} if slot.in_front else {}
     return replace(slot, states=states, present=present, visible_from=None)
+
+
+def _merged(parts: Sequence[Slots]) -> Slots:
+    """Return the slots of the rows of several states, one behind another."""
+    attended = [slot.cross for slot in parts if slot.cross is not None]
+    cross = concatenate_rows(attended) if attended else None
+    return replace(parts[0], present=torch.cat([slot.present for slot in parts]), cross=cross)
 
 
 def _prefill(lm: FrozenLM, prompt: Prompt, room: int, below: LayerStates | None) -> tuple[PreallocatedKVCache, Tensor]:
@@ -266,7 +275,7 @@ def write_pairs(
     """Write a layer's keys and values of the groups of slots that are open in it, and of the text if they are given."""
     starts, start = [], 0
     for slot in slots:
-        if slot.entry <= layer and not slot.in_text:
+        if slot.entry <= layer and slot.in_front:
             starts.append(start)
         start += slot.width
     for first, pair in zip([*starts, width][: len(pairs)], pairs, strict=True):
@@ -276,5 +285,6 @@ def write_pairs(
 def _first_layer_with_media(slots: Sequence[Slots], n_layers: int) -> int:
     """Return the first layer that media enter; below it, equal prompts have equal states."""
     own = [slot.entry for slot in slots if any(states.shape[0] > 1 for states in slot.states.values())]
+    own += [slot.entry for slot in slots if slot.cross is not None]
     partial = [slot.entry for slot in slots if not bool(slot.present.all())]
     return min([*own, *partial], default=n_layers)

@@ -69,7 +69,7 @@ def groups_of(slots: Sequence[Slots], media: MediaContent) -> Columns:
     return tuple(
         (slot.name, slot.order, slot.entry, slot.width, media.get((slot.name, slot.order)))
         for slot in slots
-        if not slot.in_text
+        if slot.in_front
     )
 
 
@@ -172,7 +172,8 @@ class ContinuedState(DecodeState):
             for layer, (keys, values) in enumerate(self._known.front):
                 cache.write(layer, 0, KVPair(keys, values))
             return
-        first = min(slot.entry for slot in slots if not slot.in_text)
+        slots = [slot for slot in slots if slot.in_front]
+        first = min(slot.entry for slot in slots)
         below = (first, torch.zeros(1, 1, self.lm.hidden_size, device=ids.device)) if first else None
         known = KnownSlots(same, self._known.front)
         for layer, pairs in enumerate(self.lm.prefill(ids, mask, slots, text_states=below, known=known)[1]):

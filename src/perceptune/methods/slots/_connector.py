@@ -14,18 +14,35 @@ from perceptune.utils.tensors import move
 RIDGE = 0.1  # of the features' mean variance, added to each
 
 
-class Connector(nn.Module):
+class LevelTokens(nn.Module):
+    """An encoder's tokens as they are or standardised, features (B, n_levels, T, dim) -> list of (B, T, dim)."""
+
+    mean: Tensor  # (n_levels, 1, dim)
+    std: Tensor
+
+    def __init__(self, levels: int, dim: int, *, standardize: bool) -> None:
+        super().__init__()
+        self.standardize = standardize
+        if standardize:  # statistics of the training split: saved, but not trained
+            self.register_buffer("mean", torch.zeros(levels, 1, dim))
+            self.register_buffer("std", torch.ones(levels, 1, dim))
+
+    def forward(self, features: Features) -> list[Tensor]:
+        return list(self._standardized(features.values).unbind(1))
+
+    def _standardized(self, values: Tensor) -> Tensor:
+        return (values - self.mean) / self.std if self.standardize else values
+
+
+class Connector(LevelTokens):
     """One mapper per level, or one for all; features (B, n_levels, T, dim) -> list of (B, N, hidden).
 
     The mappers are those of the recipe's keys under `method`; `connector_std` is that of the initial weights of their
     last linear map.
     """
 
-    mean: Tensor  # (n_levels, 1, dim)
-    std: Tensor
-
     def __init__(self, options: Any, levels: int, dim: int, hidden: int, layout: TokenLayout) -> None:
-        super().__init__()
+        super().__init__(levels, dim, standardize=options.standardize)
         number = 1 if options.shared_connector else levels
         self.maps = nn.ModuleList(make_mapper(options, layout, dim, hidden) for _ in range(number))
         if options.connector_std is not None:
@@ -34,10 +51,6 @@ class Connector(nn.Module):
                 nn.init.normal_(linear.weight, std=options.connector_std)
                 nn.init.zeros_(linear.bias)
         self.drawn = layout if options.mapper == "random-tokens" else None
-        self.standardize = options.standardize
-        if self.standardize:  # statistics of the training split: saved, but not trained
-            self.register_buffer("mean", torch.zeros(levels, 1, dim))
-            self.register_buffer("std", torch.ones(levels, 1, dim))
 
     @torch.no_grad()
     def fit(self, level: int, features: Tensor, wanted: Tensor) -> None:
@@ -54,9 +67,7 @@ class Connector(nn.Module):
         linear.bias.copy_(goal - weight @ middle)
 
     def forward(self, features: Features) -> list[Tensor]:
-        values = features.values
-        if self.standardize:
-            values = (values - self.mean) / self.std
+        values = self._standardized(features.values)
         if self.drawn is not None and features.draws is not None:
             index = move(draw_tokens(self.drawn, features.draws), values.device)
             values = values.gather(2, index[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3]))

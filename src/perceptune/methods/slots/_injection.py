@@ -4,7 +4,7 @@ The class behind eP-ALM and its baselines at the input, which differ in their op
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,7 @@ from perceptune.methods.slots._mappers import count_tokens
 from perceptune.methods.slots._method import EncoderShape, Method, Site
 from perceptune.methods.slots._options import InjectionOptions
 from perceptune.methods.slots._order import MediumOrder
-from perceptune.methods.slots._output_scales import OutputScales, linear_scales, norm_scales
-from perceptune.methods.slots._token_layout import layout_of
+from perceptune.methods.slots._token_layout import TokenLayout, layout_of
 from perceptune.types import Features, Slots
 
 
@@ -43,9 +42,7 @@ class Injection(Method):
             self._check_levels(modality)
         self.connectors = nn.ModuleDict(
             {
-                name: Connector(
-                    options, len(self._levels), shape.dim, lm.hidden_size, layout_of(options.tokens, shape, name)
-                )
+                name: self._make_connector(lm, shape, layout_of(options.tokens, shape, name))
                 for name, shape in shapes.items()
             }
         )
@@ -56,7 +53,7 @@ class Injection(Method):
             )
         self.orders = nn.ModuleDict(
             {
-                name: MediumOrder(shape.max_media - 1, len(self._levels), lm.hidden_size)
+                name: MediumOrder(shape.max_media - 1, len(self._levels), self._media_size(lm, shape))
                 for name, shape in shapes.items()
                 if shape.max_media > 1 and not self.is_in_text
             }
@@ -80,17 +77,17 @@ class Injection(Method):
                 lm, options.adapter_at, options.adapter_factor, scaled=options.adapter_scaled,
                 parallel=options.adapter_form == "parallel",
             )  # fmt: skip
-        self.tuned = nn.ModuleDict()
-        if options.tune_norms != "none":
-            self.tuned["norms"] = norm_scales(lm, self._tuned_layers(options.tune_norms))
-        if options.tune_biases != "none":
-            self.tuned["biases"] = linear_scales(lm, self._tuned_layers(options.tune_biases))
         self.unfrozen = nn.ModuleDict()
         self._project_prompt = lm.project_prompt
 
+    def _media_size(self, lm: FrozenLM, shape: EncoderShape) -> int:
+        """Return the width of a modality's mapped tokens."""
+        return lm.hidden_size
+
+    def _make_connector(self, lm: FrozenLM, shape: EncoderShape, layout: TokenLayout) -> nn.Module:
+        return Connector(self.options, len(self._levels), shape.dim, self._media_size(lm, shape), layout)
+
     def attach(self, lm: FrozenLM) -> None:
-        for scales in self._scales():
-            scales.attach()
         if self.adapters is not None:
             self.adapters.attach()
 
@@ -112,9 +109,7 @@ class Injection(Method):
     @property
     def first_layer(self) -> int:
         at_input = self.prompt is not None and self.options.prompt_at != "first_injected"
-        if at_input or self.adapters is not None or self.trains_lm:
-            return 0
-        return min([self.range.start, *(site.layer for scales in self._scales() for site in scales.sites())])
+        return 0 if at_input or self.adapters is not None or self.trains_lm else self.range.start
 
     @property
     def slots_see_text(self) -> bool:
@@ -174,10 +169,14 @@ class Injection(Method):
             projected = self.connectors[modality](one)
             if modality in self.orders:
                 projected = self.orders[modality](projected, order)
-            states = {layer: projected[level] for layer, level in self.injected.items()}
-            if modality in self.layer_scales:
-                states = self.layer_scales[modality](states)
-            yield Slots(modality, self.range.start, states, one.present, sees_text=self.slots_see_text, order=order)
+            yield self._slots_of(modality, projected, one.present, order)
+
+    def _slots_of(self, modality: str, projected: list[Tensor], present: Tensor, order: int) -> Slots:
+        """Return the slots of a medium from its mapped tokens (B, N, width) of each level."""
+        states = {layer: projected[level] for layer, level in self.injected.items()}
+        if modality in self.layer_scales:
+            states = self.layer_scales[modality](states)
+        return Slots(modality, self.range.start, states, present, sees_text=self.slots_see_text, order=order)
 
     def _prompt_slots(self, prompt: Tensor, batch: int) -> Slots:
         present = torch.ones(batch, dtype=torch.bool)
@@ -192,7 +191,7 @@ class Injection(Method):
         return Slots("prompt", entry, {entry: prompt[None]}, present)
 
     def prompt_group(self) -> Sequence[nn.Module | nn.Parameter]:
-        return [*(part for part in (self.prompt, self.adapters) if part is not None), *self._scales()]
+        return [part for part in (self.prompt, self.adapters) if part is not None]
 
     def unfrozen_group(self) -> Mapping[str, tuple[nn.Module, float]]:
         rates = self.options.unfreeze
@@ -208,16 +207,18 @@ class Injection(Method):
             if self.options.mapper != "linear":
                 what = f"{self.count_slots(self.options, shape, modality)} tokens by `{self.options.mapper}` of {what}"
             for layer, level in self._encoder_layers(modality).items():
-                sites.append(Site(layer, f"slot `{modality}`", f"{what} of encoder layer {level} (0-based)"))
+                sites.append(Site(layer, self._place_of(modality), f"{what} of encoder layer {level} (0-based)"))
         vectors = f"{self.options.prompt_tokens} trained vectors"
         sites += [Site(layer, "slots `prompt`", vectors) for layer in self._prompt_layers()]
         if self.adapters is not None:
             sites += self.adapters.sites()
-        for scales in self._scales():
-            sites += scales.sites()
         if self.trains_lm:
             sites += [Site(layer, "all of its weights", "trained themselves") for layer in range(self._lm_layers)]
         return sites
+
+    def _place_of(self, modality: str) -> str:
+        """Return where a modality enters a layer, for `sites`."""
+        return f"slot `{modality}`"
 
     def describe_inputs(self) -> dict[str, dict[str, Any]]:
         media = {
@@ -228,12 +229,6 @@ class Injection(Method):
         return {
             "media": media, "prompt": {"layers": prompt, "vectors": self.options.prompt_tokens if prompt else 0},
         }  # fmt: skip
-
-    def _tuned_layers(self, where: str) -> range:
-        return range(self.range.start if where == "injected" else 0, self._lm_layers)
-
-    def _scales(self) -> list[OutputScales]:
-        return [cast(OutputScales, part) for part in self.tuned.values()]
 
     def _encoder_layers(self, modality: str) -> dict[int, int]:
         """Return the encoder layer that enters each injected LM layer."""
