@@ -45,6 +45,13 @@ EXTRA: dict[str, tuple[str, dict[str, Any], str]] = {
     "limber@grid-flowing": (
         "limber", {"first": 2, "last": 2, "tokens": "all", "mapper": "grid", "mapper_grid": 2}, "C",
     ),
+    "epalm-lin@tuned": ("epalm-lin", {"tune_norms": "injected", "tune_biases": "injected"}, "C + K*(S + O)"),
+    "lora@tuned": (
+        "lora",
+        {"first": 2, "last": 2, "peft": {"layers_to_transform": "injected"}, "tune_norms": "all",
+         "tune_biases": "injected"},
+        "C + LoRA//2 + L*S + 2*O",
+    ),
     "magma@parallel": ("magma", {"adapter_form": "parallel", "adapter_scaled": True}, "C + A + 2*L"),
 }  # fmt: skip
 # What a row changes of a variant's own settings: a core of 64 x 64 x 64 would dwarf the dwarfs.

@@ -10,23 +10,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from perceptune.utils import downloads
+from perceptune.utils.assets import ASSETS, Asset, Wheel
 
 FILES = {"data/answers.txt": "yes\nno\n", "data/train/a.json": "{}", "data/.DS_Store": "x", "code.py": "1/0"}
 FINISHED = {"answers.txt", "asset.json", "train/a.json"}
 
 
-def make_wheel(file: Path, members: Iterable[str] = FILES) -> downloads.Asset:
+def make_wheel(file: Path, members: Iterable[str] = FILES, source: str = "data/") -> Wheel:
     with zipfile.ZipFile(file, "w") as archive:
         for name in members:
             archive.writestr(name, FILES.get(name, "evil"))
-    return downloads.Asset(
+    return Wheel("tiny-wheel==1.2", hashlib.sha256(file.read_bytes()).hexdigest(), source)
+
+
+def make_asset(wheel: Wheel) -> Asset:
+    return Asset(
         name="tiny",
         what="a made-up asset",
-        requirement="tiny-wheel==1.2",
-        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        wheels=(wheel,),
         licence="MIT",
-        source="data/",
         converter="folder",
         needs=None,
         download_mb=1,
@@ -49,8 +51,8 @@ class Shelf:
             shutil.copy(self.wheel, arguments[arguments.index("--dest") + 1])
         return subprocess.CompletedProcess(arguments, int(bool(self.pip_error)), "", self.pip_error)
 
-    def set(self, members: Iterable[str] = FILES, **changes: object) -> None:
-        downloads.ASSETS["tiny"] = replace(make_wheel(self.wheel, members), **changes)  # type: ignore[arg-type]
+    def set(self, members: Iterable[str] = FILES, source: str = "data/", **changes: object) -> None:
+        ASSETS["tiny"] = replace(make_asset(make_wheel(self.wheel, members, source)), **changes)  # type: ignore[arg-type]
 
     def files(self) -> set[str]:
         """Everything in the cache's asset folder, without the lock files."""

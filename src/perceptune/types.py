@@ -101,6 +101,10 @@ class Features:
     present: Tensor
     draws: Draws | None = None  # of a training batch; None = nothing is drawn
 
+    def of_rows(self, rows: slice) -> Features:
+        """Return the features of some rows of the batch."""
+        return replace(self, values=self.values[rows], present=self.present[rows])
+
     def by_order(self) -> list[Features]:
         """Return the features (B, n_levels, T, dim) of the first medium of each row, of the second, and so on."""
         if self.present.dim() == 1:
@@ -265,6 +269,11 @@ class GenerationRequest:
     decoding: Decoding
     eos: int
     pad: int
-    seeds: Sequence[int] | None = None  # one per row, in place of `decoding.seed`
+    seeds: Sequence[int] | None = None  # one per sampled sequence, in place of `decoding.seed`
     callback: StreamCallback | None = None
-    n_best: int = 1  # beams returned of each row, best first
+    num_return_sequences: int = 1  # of each row: its best beams, best first, or samples of it
+
+    @property
+    def n_sampled(self) -> int:
+        """Number of sequences that are decoded from each row without beams."""
+        return 1 if self.decoding.beams > 1 else self.num_return_sequences

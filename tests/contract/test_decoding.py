@@ -14,6 +14,7 @@ import torch
 from answers import beams_by_total_length, ending_some, generated, transformers_own, uncached
 from perceptune.errors import UserError
 from perceptune.lm.architectures import Capabilities
+from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.types import Decoding, Features, Slots
 from rows import Row, every_row, row
 
@@ -63,17 +64,17 @@ def test_all_beams_are_those_of_transformers(split_disabled: str | None) -> None
     asked = Asked(row("epalm", "llama"))
     asked.r.lm.capabilities = Capabilities(split_disabled_reason=split_disabled)
     for decoding in (Decoding(8, beams=3), Decoding(max_length=13, beams=4, length_penalty=0.0)):
-        found = asked.answers(decoding, n_best=3)
+        found = asked.answers(decoding, num_return_sequences=3)
         assert found[::3] == asked.answers(decoding)
         for i in range(6):
             ids, mask, slots = asked.alone(i)
             room = decoding if decoding.max_length is None else Decoding(max(1, 13 - ids.shape[1]), beams=4,
                                                                          length_penalty=0.0)  # fmt: skip
-            three = generated(asked.r.lm, ids, mask, slots, room, eos=asked.eos, pad=0, n_best=3)
+            three = generated(asked.r.lm, ids, mask, slots, room, eos=asked.eos, pad=0, num_return_sequences=3)
             assert found[3 * i : 3 * i + 3] == three
             assert len({tuple(one) for one in three}) == 3
             asked.r.lm.capabilities = Capabilities(split_disabled_reason="a test" if split_disabled is None else None)
-            assert generated(asked.r.lm, ids, mask, slots, room, eos=asked.eos, pad=0, n_best=3) == three
+            assert generated(asked.r.lm, ids, mask, slots, room, eos=asked.eos, pad=0, num_return_sequences=3) == three
             asked.r.lm.capabilities = Capabilities(split_disabled_reason=split_disabled)
 
 
@@ -129,6 +130,36 @@ def test_a_batch_draws_what_transformers_draws_for_each_row_alone(family: str) -
         torch.manual_seed(seed)
         assert transformers_own(asked.r, *asked.alone(i), Decoding(8, **DRAWN), asked.eos) == [together[i]]
     assert together != asked.answers(Decoding(8, **DRAWN), seeds=[seed + 1 for seed in seeds])
+
+
+@pytest.mark.parametrize("split_disabled", [None, "a test"])
+def test_several_samples_of_a_prompt_are_those_of_as_many_rows(split_disabled: str | None) -> None:
+    """They share its prefill; each ends by itself, and has the row's limit."""
+    asked = Asked(row("epalm", "llama"))
+    asked.r.lm.capabilities = Capabilities(split_disabled_reason=split_disabled)
+    order = torch.arange(6).repeat_interleave(3)
+    for room in ({"max_new_tokens": 8}, {"max_length": 13}):
+        decoding, seeds = Decoding(**room, **DRAWN), [*range(18)]
+        rows = [slot.of_rows(order) for slot in asked.slots]
+        expected = generated(
+            asked.r.lm, asked.ids[order], asked.mask[order], rows, decoding, eos=asked.eos, pad=0, seeds=seeds
+        )
+        assert asked.answers(decoding, seeds=seeds, num_return_sequences=3) == expected
+        assert len({*map(tuple, expected[:3])}) > 1, "they differ"
+    without = asked.answers(Decoding(8, seed=5, **DRAWN), num_return_sequences=3)
+    assert without == asked.answers(Decoding(8, **DRAWN), seeds=[5, 6, 7] * 6, num_return_sequences=3)
+
+
+def test_a_prompt_of_several_samples_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, prefill, rows = Asked(row("epalm", "llama")), FrozenLM.prefill, list[int]()
+
+    def counted(lm: FrozenLM, ids: torch.Tensor, *given: Any, **more: Any) -> Any:
+        rows.append(len(ids))
+        return prefill(lm, ids, *given, **more)
+
+    monkeypatch.setattr(FrozenLM, "prefill", counted)
+    assert len(asked.answers(Decoding(8, **DRAWN), num_return_sequences=5)) == 30
+    assert rows == [6]
 
 
 def test_without_seeds_every_row_draws_with_that_of_the_decoding() -> None:

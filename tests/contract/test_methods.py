@@ -88,6 +88,7 @@ def expected_count(name: str, family: str, prompt_size: int, injected: int) -> i
         "A": ADAPTERS, "d": HIDDEN, "e": SHAPE.dim, "L": LAYERS, "p": prompt_size, "E": 0,  # no encoder here
         "D": WIDTH, "N": QUERIES, "B": BLOCKS, "QP": MAPPER, "K": injected,
         "LM": sum(p.numel() for p in random_lm(family).parameters()) if "LM" in formula(name) else 0,
+        "S": NORMS.get(family, 2 * HIDDEN), "O": 2 * sum(OUTPUTS.get(family, LLAMA_OUTPUTS)),
         "LoRA": LAYERS * 8 * LORA_WIDTHS.get(family, HIDDEN + HIDDEN + HIDDEN + HIDDEN // 2),
         "DMA": sum(dma_count(*group) + 4**3 for group in dma_groups(family)),
         "DMAcp": sum(dma_count(*group) + 4 + group[0] * group[2] for group in dma_groups(family)),
@@ -95,6 +96,15 @@ def expected_count(name: str, family: str, prompt_size: int, injected: int) -> i
     return int(eval(formula(name), {"__builtins__": {}}, symbols))
 
 
+# Of a layer: scales and biases of its norms, and the widths of its linear maps' outputs.
+NORMS = dict.fromkeys(("opt", "gpt2", "gpt-neox"), 4 * HIDDEN) | {
+    "qwen3": 2 * HIDDEN + 2 * 8, "gemma3": 4 * HIDDEN + 2 * 8,
+}  # fmt: skip
+LLAMA_OUTPUTS = (HIDDEN, HIDDEN // 2, HIDDEN // 2, HIDDEN, 48, 48, HIDDEN)
+OUTPUTS = {
+    "opt": (HIDDEN,) * 4 + (48, HIDDEN), "gpt2": (3 * HIDDEN, HIDDEN, 4 * HIDDEN, HIDDEN),
+    "gpt-neox": (3 * HIDDEN, HIDDEN, 48, HIDDEN),
+}  # fmt: skip
 # Rank 8 at the queries' and values' maps: inputs + outputs. Half as many values as queries, but in these:
 LORA_WIDTHS = {"opt": 4 * HIDDEN, "gpt2": HIDDEN + 3 * HIDDEN, "gpt-neox": HIDDEN + 3 * HIDDEN}
 

@@ -11,6 +11,7 @@ import perceptune
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
 from perceptune.evaluation.first_look import first_look, report_lines
+from perceptune.evaluation.reference_answers import verify_reference_answers
 from perceptune.evaluation.results import describe_decoding
 from perceptune.models.run_folder import RECIPE, load
 from perceptune.models.run_location import CARD, FREQUENCIES
@@ -78,3 +79,20 @@ def test_a_training_stores_frequencies_if_its_recipe_needs_them(dwarfs: Path, tm
     given = runs.recipe(dwarfs, decode=decode, eval={"every": 3, "during_samples": 4})
     perceptune.train(given, tmp_path / "run")
     assert json.loads((tmp_path / "run" / FREQUENCIES).read_text())["documents"] == 12
+    assert verify_reference_answers(tmp_path / "run")["same"], "its stored answers are found again"
+
+
+def test_predictions_name_it_and_what_it_compares_by(run: Path, pictures: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    pictures[0].rename(tmp_path / "one" / "a.png")
+    ask = ["--prompt", "what?"]
+    assert cli(["predict", str(run), str(tmp_path / "one"), *ON, *ask, "--out", str(tmp_path / "out.jsonl")]) == 0
+    about = json.loads((tmp_path / "out.jsonl.meta.json").read_text())
+    assert about["decoding"]["consensus"]["samples"] == 4
+    assert about["consensus_references"]["documents"] > 0
+
+
+def test_ranked_choices_are_not_called_consensus_decoding() -> None:
+    results = {"decoding": {"consensus": {"samples": 4, "beams": 3, "temperature": 0.7}}}
+    assert describe_decoding(results) is not None
+    assert describe_decoding({**results, "rank": "choices"}) is None

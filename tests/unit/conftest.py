@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from perceptune.utils import downloads
+from perceptune.utils.assets import ASSETS
 from shelf import Shelf
 from tars import REMOTE
 
@@ -45,7 +46,9 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """A cache of its own."""
     made = Shelf(wheel=tmp_path / "tiny_wheel-1.2-py3-none-any.whl", cache=tmp_path / "cache")
     monkeypatch.setenv("PERCEPTUNE_CACHE", str(made.cache))
-    monkeypatch.setattr(downloads, "ASSETS", {})
+    for name in reversed([*ASSETS]):  # undone in reverse, so that their order comes back
+        monkeypatch.delitem(ASSETS, name)
+    monkeypatch.setitem(ASSETS, "tiny", None)  # removed in the end
     monkeypatch.setattr(downloads, "_run_pip", made.run_pip)
     made.set()
     return made

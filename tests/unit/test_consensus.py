@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,20 @@ def test_it_is_the_cider_of_the_metric(tmp_path: Path) -> None:
         whole = score([text] * len(given), [[one] for one in given], Options(df=str(file), tokenizer="ptb"))
         np.testing.assert_allclose(found[row], [one["CIDEr"] for one in whole.per_sample], rtol=1e-10, atol=1e-12)
     assert 0 < found.max() <= 10 + 1e-9
+
+
+def test_many_texts_need_little_memory() -> None:
+    """Not a number for each pair of texts and n-gram: 1,024 samples would take tens of gigabytes."""
+    words = [f"w{number}" for number in range(100)]
+    chance = random.Random(0)
+    many = [" ".join(chance.choices(words, k=12)) for _ in range(150)]
+    frequencies = DocumentFrequencies.count([[text] for text in many])
+    tracemalloc.start()
+    try:
+        pairwise_cider(many, frequencies)
+        assert tracemalloc.get_traced_memory()[1] < 40 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_texts_without_blanks_are_compared_by_characters() -> None:
@@ -162,7 +177,7 @@ def test_the_answer_is_one_of_beams_and_samples(asked: tuple[AdaptedModel, list[
     decoding = Decoding(6, consensus=HOW, seed=2)
     others = 0
     for sample, answer in zip(samples, model.answer(samples, decoding=decoding), strict=True):
-        beams = model.generate([sample], Decoding(6, beams=3), n_best=3)
+        beams = model.generate([sample], Decoding(6, beams=3), num_return_sequences=3)
         assert len({tuple(one) for one in beams}) == 3
         assert beams[:1] == model.generate([sample], Decoding(6, beams=3)), "best first"
         drawing = Decoding(6, sample=True, temperature=1.5)
@@ -174,6 +189,40 @@ def test_the_answer_is_one_of_beams_and_samples(asked: tuple[AdaptedModel, list[
         assert scores.sum(1)[candidates.index(answer.strip())] == pytest.approx(best)
         others += answer.strip() != candidates[0]
     assert others, "the best beam is not always chosen"
+
+
+def test_media_are_encoded_once_for_all_candidates(
+    asked: tuple[AdaptedModel, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, samples = asked
+    encode, rows = type(model).encode, list[int]()
+
+    def counted(self: AdaptedModel, given: list[Sample], *rest: object) -> object:
+        rows.append(len(given))
+        return encode(self, given, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(model), "encode", counted)
+    model.answer(samples, decoding=Decoding(6, consensus=HOW), batch_size=5)
+    assert sum(rows) == len(samples)
+
+
+def test_probabilities_are_those_of_the_candidates_as_targets(
+    asked: tuple[AdaptedModel, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The space in front that an answer is generated with belongs to the template of targets."""
+    model, samples = asked
+    ranked: list[list[str]] = []
+
+    def rank(given: list[Sample], candidates: list[list[str]]) -> list[list[float]]:
+        ranked.extend(candidates)
+        return [[0.0] * len(own) for own in candidates]
+
+    monkeypatch.setattr(model, "rank", rank)
+    decode = model.text.decode
+    monkeypatch.setattr(model.text, "decode", lambda ids: f" {decode(ids)}")
+    model.answer(samples, decoding=Decoding(6, consensus=replace(HOW, weights="probability")))
+    assert len(ranked) == len(samples)
+    assert all(text == text.strip() for own in ranked for text in own)
 
 
 def test_probabilities_of_candidates_may_be_their_weights(asked: tuple[AdaptedModel, list[Sample]]) -> None:
@@ -211,6 +260,6 @@ def test_what_needs_one_generation_refuses_it(asked: tuple[AdaptedModel, list[Sa
     with pytest.raises(UserError, match=r"decode\.consensus: not for log-probabilities"):
         model.token_logprobs(samples[:1], decoding=decoding)
     frequencies, model.frequencies = model.frequencies, None
-    with pytest.raises(UserError, match="document frequencies of a run's training references: load a run"):
+    with pytest.raises(UserError, match=r"load the run with overrides=.*consensus\.samples=6"):
         model.answer(samples[:1], decoding=decoding)
     model.frequencies = frequencies

@@ -28,7 +28,7 @@ from perceptune.data.tasks.base import id_of, media_of, place_files, plain
 from perceptune.data.tasks.jsonl import record_of
 from perceptune.errors import UserError, disk_errors
 from perceptune.evaluation import prediction_rows
-from perceptune.evaluation.results import model_fingerprints
+from perceptune.evaluation.results import consensus_references, model_fingerprints
 from perceptune.models.base import AdaptedModel
 from perceptune.models.run_folder import cleaning_of, load, make_writable
 from perceptune.models.run_location import is_address, local_run
@@ -98,6 +98,7 @@ def predict(
         model.place(world)
         model.setup()
     described = {"source": absolute(place), "prompt": prompt, "decoding": model.recipe.decode.model_dump(),
+                 **consensus_references(model),
                  "text": model.recipe.text.model_dump(), "models": model_fingerprints(model, run),
                  "portion": batch_size or model.recipe.eval.batch_size}  # fmt: skip
     with contextlib.ExitStack() as held:

@@ -20,8 +20,8 @@ from perceptune.evaluation.results import RESULTS, describe_decoding, gap_name, 
 from perceptune.models.pretrained import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.models.run_folder import read_meta
 from perceptune.models.run_location import CARD, PROOF, RECIPE
+from perceptune.utils.assets import ASSETS, Asset
 from perceptune.utils.atomic_io import write_text
-from perceptune.utils.downloads import ASSETS, Asset
 from perceptune.utils.markdown import escape_markdown, format_interval, markdown_table
 from perceptune.utils.run_log import read_log
 

@@ -19,8 +19,8 @@ from perceptune.errors import UserError
 from perceptune.evaluation.results import file_hash, versions
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import build, settle_answering
-from perceptune.models.document_frequencies import write_frequencies
-from perceptune.models.run_folder import METHOD, fingerprints, load_method, read_meta, read_recipe
+from perceptune.models.document_frequencies import run_frequencies, write_frequencies
+from perceptune.models.run_folder import METHOD, fingerprints, load_method, read_cleaning, read_meta, read_recipe
 from perceptune.models.run_location import PROOF, local_run
 from perceptune.types import Mark, Media, Medium, Message, Sample
 from perceptune.utils.atomic_io import write_text
@@ -102,6 +102,7 @@ def verify_reference_answers(run: str | Path, *, trust: bool = False, overrides:
     answers = []
     if not base:
         load_method(folder / METHOD, model)
+        model.cleaning, model.frequencies = read_cleaning(folder), run_frequencies(folder, recipe)
         model.eval().to(place)
         model.setup()
         answers = [_replay(model, row) for row in proof["samples"]]

@@ -142,22 +142,26 @@ def cross_dataset_gap(
 def provenance(model: AdaptedModel, run: Path) -> dict[str, Any]:
     """Return the settings and versions of an evaluation, without which its values cannot be compared."""
     config = model.recipe.eval
-    used = model.frequencies
-    consensus = {} if used is None else {"consensus_references": {
-        "documents": used.documents, "tokenizer": used.tokenizer, "sha256": used.digest()}}  # fmt: skip
     ranking = {} if config.rank is None else {"rank": config.rank, "rank_normalize": config.rank_normalize}
     return {
         "seed": model.recipe.seed, **describe_training(model.recipe),
-        "decoding": model.recipe.decode.model_dump(), **consensus, **ranking,
+        "decoding": model.recipe.decode.model_dump(), **consensus_references(model), **ranking,
         "dtype": str(model.dtype).removeprefix("torch."), "template": model.recipe.text.template,
         "text": model.recipe.text.model_dump(), "models": model_fingerprints(model, run), "versions": versions(),
     }  # fmt: skip
 
 
+def consensus_references(model: AdaptedModel) -> dict[str, Any]:
+    """Return what consensus decoding compares candidates by, beside its options; empty without it."""
+    used = model.frequencies
+    return {} if used is None else {"consensus_references": {
+        "documents": used.documents, "tokenizer": used.tokenizer, "sha256": used.digest()}}  # fmt: skip
+
+
 def describe_decoding(results: Mapping[str, Any]) -> str | None:
     """Return consensus decoding in words, as tables of results name it; None for an evaluation without it."""
     how = (results.get("decoding") or {}).get("consensus")
-    if not isinstance(how, Mapping):
+    if not isinstance(how, Mapping) or results.get("rank") is not None:  # ranked choices are not generated
         return None
     counted = (results.get("consensus_references") or {}).get("documents", "?")
     return (

@@ -126,12 +126,14 @@ class AdaptedModel(nn.Module, ABC):
     @abstractmethod
     def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        callback: StreamCallback | None = None, n_best: int = 1,
+        callback: StreamCallback | None = None, num_return_sequences: int = 1,
+        features: Mapping[str, Features] | None = None,
     ) -> list[list[int]]:  # fmt: skip
         """Return the generated tokens of each sample of one batch, without end tokens.
 
-        `seeds` replace `decoding.seed`, one per row; `callback` receives each token and can stop a row early. With
-        beams, `n_best` of them are returned of each sample, best first and one after another.
+        `num_return_sequences` of each sample are returned one after another: its best beams, best first, or draws.
+        `seeds` replace `decoding.seed`, one per sequence; `callback` receives each token and can stop a sequence early.
+        `features` are those of `encode`, if they are known.
         """
 
     @property

@@ -15,7 +15,7 @@ from perceptune.data.answer_cleaning import AS_WRITTEN, AnswerCleaning
 from perceptune.data.metrics.base import DocumentFrequencies, pairwise_cider
 from perceptune.errors import UserError
 from perceptune.models.text_format import TextFormat
-from perceptune.types import Consensus, Decoding, Sample
+from perceptune.types import Consensus, Decoding, Features, Sample
 
 _TIE = 1e-9  # CIDEr-D; scores closer than this are equal up to rounding
 
@@ -29,9 +29,12 @@ class CandidateModel(Protocol):
     @property
     def text(self) -> TextFormat: ...
 
+    def encode(self, samples: Sequence[Sample]) -> dict[str, Features]: ...
+
     def generate(
-        self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None, n_best: int = 1
-    ) -> list[list[int]]: ...
+        self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
+        num_return_sequences: int = 1, features: Mapping[str, Features] | None = None,
+    ) -> list[list[int]]: ...  # fmt: skip
 
     def rank(self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]]) -> list[list[float]]: ...
 
@@ -43,15 +46,17 @@ def answer_by_consensus(
     how = decoding.consensus
     assert how is not None
     if model.frequencies is None:
-        raise UserError("decode.consensus needs the document frequencies of a run's training references: load a run")
-    rows = max(1, batch_size // max(how.samples, how.beams))
+        raise UserError(
+            "decode.consensus needs the document frequencies of a run's training references: load the run with "
+            f'overrides=["decode.consensus.samples={how.samples}"]'
+        )
     answers: list[str] = []
-    for start in range(0, len(samples), rows):
-        part = samples[start : start + rows]
-        beams = _beams(model, part, decoding, how.beams)
-        drawn = _samples(model, part, decoding, how.samples, how.temperature)
-        for sample, found, more in zip(part, beams, drawn, strict=True):
-            answers.append(_chosen(model, sample, found, more, how.weights == "probability", model.frequencies))
+    for start in range(0, len(samples), batch_size):
+        part = samples[start : start + batch_size]
+        texts = _candidates(model, part, decoding, how)
+        weights = _probabilities(model, part, texts) if how.weights == "probability" else [_equal(own) for own in texts]
+        for own, weighted in zip(texts, weights, strict=True):
+            answers.append(own[most_typical(weighted, model.frequencies, preferred=next(iter(own)))])
     return answers
 
 
@@ -89,20 +94,37 @@ def uses_consensus(recipe: Recipe) -> bool:
     return any(section is not None and section.consensus is not None for section in sections)
 
 
-def _beams(model: CandidateModel, samples: Sequence[Sample], decoding: Decoding, beams: int) -> list[list[str]]:
-    """Return the texts of each sample's beams, best first."""
-    searching = replace(decoding, consensus=None, sample=False, beams=beams)
-    return _decoded(model, model.generate(samples, searching, n_best=beams), beams)
+def _candidates(
+    model: CandidateModel, samples: Sequence[Sample], decoding: Decoding, how: Consensus
+) -> list[dict[str, str]]:
+    """Return the candidates of each sample, the best beam first: cleaned text -> as generated.
+
+    Media are encoded once. As many sequences are sampled at a time as the beam search has.
+    """
+    features, clean = model.encode(samples), model.cleaning or AS_WRITTEN
+    searching = replace(decoding, consensus=None, sample=False, beams=how.beams)
+    beams = model.generate(samples, searching, num_return_sequences=how.beams, features=features)
+    drawing = replace(decoding, consensus=None, sample=True, beams=1, temperature=how.temperature)
+    seeds = [_seed(decoding.seed, number) for number in range(how.samples)]
+    rows, drawn = max(1, len(samples) * how.beams // how.samples), list[list[int]]()
+    for start in range(0, len(samples), rows):
+        part = slice(start, start + rows)
+        drawn += model.generate(
+            samples[part], drawing, seeds=seeds * len(samples[part]), num_return_sequences=how.samples,
+            features={name: given.of_rows(part) for name, given in features.items()},
+        )  # fmt: skip
+    found = []
+    for row in range(len(samples)):
+        tokens = [*_of_row(beams, row, how.beams), *_of_row(drawn, row, how.samples)]
+        texts: dict[str, str] = {}
+        for text in map(model.text.decode, tokens):
+            texts.setdefault(clean(text), text)
+        found.append(texts)
+    return found
 
 
-def _samples(
-    model: CandidateModel, samples: Sequence[Sample], decoding: Decoding, count: int, temperature: float
-) -> list[list[str]]:
-    """Return `count` sampled texts of each sample; those of a larger count begin with those of a smaller one."""
-    drawing = replace(decoding, consensus=None, sample=True, beams=1, temperature=temperature)
-    repeated = [sample for sample in samples for _ in range(count)]
-    seeds = [_seed(decoding.seed, number) for number in range(count)] * len(samples)
-    return _decoded(model, model.generate(repeated, drawing, seeds=seeds), count)
+def _of_row(sequences: Sequence[list[int]], row: int, each: int) -> Sequence[list[int]]:
+    return sequences[row * each : (row + 1) * each]
 
 
 def _seed(seed: int, number: int) -> int:
@@ -110,23 +132,17 @@ def _seed(seed: int, number: int) -> int:
     return (seed << 16) + number + 1
 
 
-def _decoded(model: CandidateModel, rows: Sequence[list[int]], each: int) -> list[list[str]]:
-    texts = [model.text.decode(row) for row in rows]
-    return [texts[start : start + each] for start in range(0, len(texts), each)]
+def _equal(texts: Mapping[str, str]) -> dict[str, float]:
+    return dict.fromkeys(texts, 1 / len(texts))
 
 
-def _chosen(
-    model: CandidateModel, sample: Sample, beams: Sequence[str], drawn: Sequence[str], is_weighted: bool,
-    frequencies: DocumentFrequencies,
-) -> str:  # fmt: skip
-    """Return the chosen candidate as generated. Candidates whose cleaned texts are equal are one."""
-    clean = model.cleaning or AS_WRITTEN
-    texts: dict[str, str] = {}  # cleaned -> as generated
-    for text in [*beams, *drawn]:
-        texts.setdefault(clean(text), text)
-    weights = dict.fromkeys(texts, 1 / len(texts))
-    if is_weighted and len(texts) > 1:
-        [logprobs] = model.rank([sample], [[*texts.values()]])
+def _probabilities(
+    model: CandidateModel, samples: Sequence[Sample], candidates: Sequence[Mapping[str, str]]
+) -> list[dict[str, float]]:
+    """Return the model's probability of each candidate, divided by their sum."""
+    found = []
+    ranked = model.rank(samples, [[text.strip() for text in texts.values()] for texts in candidates])
+    for texts, logprobs in zip(candidates, ranked, strict=True):
         chances = np.exp(np.array(logprobs) - max(logprobs))
-        weights = dict(zip(texts, (chances / chances.sum()).tolist(), strict=True))
-    return texts[most_typical(weights, frequencies, clean(beams[0]))]
+        found.append(dict(zip(texts, (chances / chances.sum()).tolist(), strict=True)))
+    return found

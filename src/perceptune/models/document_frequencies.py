@@ -9,6 +9,7 @@ from perceptune.config.recipe import Recipe
 from perceptune.data.build_task import make_task, training_rows
 from perceptune.data.metrics.base import DocumentFrequencies
 from perceptune.errors import NotWritableError, UserError, error_prefix
+from perceptune.models.consensus import uses_consensus
 from perceptune.models.run_location import FREQUENCIES
 from perceptune.utils.atomic_io import write_json
 
@@ -26,8 +27,13 @@ def training_frequencies(recipe: Recipe) -> DocumentFrequencies:
         raise UserError(f"split `{task.splits[0]}`: {error}") from error
 
 
-def run_frequencies(run: Path, recipe: Recipe) -> DocumentFrequencies:
-    """Return the document frequencies stored with a run; count them if there are none, and store them if possible."""
+def run_frequencies(run: Path, recipe: Recipe) -> DocumentFrequencies | None:
+    """Return the document frequencies stored with a run if its recipe needs them, else None.
+
+    If there are none, count them, and store them if possible.
+    """
+    if not uses_consensus(recipe):
+        return None
     path = run / FREQUENCIES
     if path.is_file():
         return read_frequencies(path)

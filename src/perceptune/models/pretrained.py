@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from perceptune.errors import UserError, disk_errors
 from perceptune.models.model_folders import has_vocabulary, is_path, missing_model, require_model, tokenizer_advice
 from perceptune.utils import downloads
+from perceptune.utils.assets import ASSETS
 from perceptune.utils.atomic_io import whole_folder
 from perceptune.utils.transformers_loading import quiet_loading
 
@@ -33,7 +34,7 @@ def resolve(name: str, default: str, meta: bool, *, files: Sequence[str] = (), i
     asset = default if name == "default" else name
     if meta and (published := CONFIGS / f"{asset.replace('/', '--')}.json").is_file():
         return str(published)
-    if asset in downloads.ASSETS:
+    if asset in ASSETS:
         return str(downloads.path(asset))
     place = Path(name).expanduser()
     if place.exists():
@@ -102,10 +103,10 @@ def explaining_quantization(name: str, config: Any) -> Iterator[None]:
 
 def _doubt(name: str, cause: BaseException | None) -> str:
     """Return what may be wrong with a name that led to `cause`; empty for one that exists on this machine."""
-    here = name == "default" or name in downloads.ASSETS or Path(name).expanduser().exists()
+    here = name == "default" or name in ASSETS or Path(name).expanduser().exists()
     if here or not isinstance(cause, OSError):
         return ""
-    known = ["default", *downloads.ASSETS, *(path.stem.replace("--", "/") for path in CONFIGS.glob("*.json"))]
+    known = ["default", *ASSETS, *(path.stem.replace("--", "/") for path in CONFIGS.glob("*.json"))]
     return missing_model(name, known)
 
 

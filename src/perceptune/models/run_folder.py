@@ -29,7 +29,6 @@ from perceptune.data.build_task import make_task
 from perceptune.errors import UserError, disk_error
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import build, settle_answering
-from perceptune.models.consensus import uses_consensus
 from perceptune.models.document_frequencies import run_frequencies
 from perceptune.models.run_format import FORMAT_VERSION, upgrade_recipe
 from perceptune.models.run_location import META as META
@@ -85,8 +84,7 @@ def load(
     require_same_base(run, model)
     load_method(run / METHOD, model)
     model.cleaning = read_cleaning(run)
-    if uses_consensus(recipe):
-        model.frequencies = run_frequencies(run, recipe)
+    model.frequencies = run_frequencies(run, recipe)
     model.eval().to(place)
     if ready:
         model.setup()

@@ -10,6 +10,7 @@ from perceptune.data.media.source import open_image
 from perceptune.errors import UserError
 from perceptune.evaluation.evaluate import evaluate
 from perceptune.evaluation.results import RESULTS, read_stored_predictions
+from perceptune.models.pretrained import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.models.run_folder import META
 from perceptune.tools.doctor import GIB, total_memory
 from perceptune.tools.plots.figures import NEEDED as NEEDED_FOR_IMAGES
@@ -24,6 +25,7 @@ SMOKE = (
     "eval.during_samples=50", "eval.samples=200",
 )  # fmt: skip
 QUESTIONS_SHOWN = 12
+ASSETS = (DEFAULT_LM, DEFAULT_ENCODERS["image"], "easy-vqa")
 NEEDED = 4 * GIB  # a float32 training takes 3.1
 
 
@@ -38,7 +40,7 @@ def run_demo(
     require_memory()
     overrides = SMOKE if smoke else ()
     recipe = load_recipe("demo", overrides)
-    downloads.fetch(tuple(downloads.ASSETS))
+    downloads.fetch(ASSETS)
     resume = (run / META).is_file() and not (run / RESULTS).is_file()
     if resume:
         say(f"going on with the unfinished run in {run}")

@@ -85,11 +85,12 @@ def _cache() -> dict[str, str]:
 
 
 def _assets() -> list[dict[str, str]]:
-    from perceptune.utils.downloads import ASSETS, present
+    from perceptune.utils.assets import ASSETS
+    from perceptune.utils.downloads import present
 
     found = {name: present(name) for name in ASSETS}
-    lacking = "not fetched yet: perceptune assets"
-    return [_check(name, "ok" if place else "note", str(place or lacking)) for name, place in found.items()]
+    lacking = "not fetched yet: perceptune assets "
+    return [_check(name, "ok" if place else "note", str(place or lacking + name)) for name, place in found.items()]
 
 
 def _precision(recipe: Recipe | None = None) -> list[dict[str, str]]:

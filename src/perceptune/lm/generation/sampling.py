@@ -25,13 +25,15 @@ def greedy(logits: Tensor, _: Sequence[int]) -> Tensor:
 def make_sampler(request: GenerationRequest, device: torch.device) -> Sampler:
     """Return (logits (n, vocab), the rows' numbers) -> next tokens (n,); row i draws with the request's i-th seed.
 
+    With several sequences of a prompt each of them is a row.
+
     A row's draws depend only on its seed and its logits, so a row draws the same in any batch: the tokens of
     transformers' `generate` for that row after `torch.manual_seed(seed)`.
     """
     decoding = request.decoding
     if not decoding.sample:
         return greedy
-    seeds = request.seeds or [decoding.seed] * len(request.prompt.mask)
+    seeds = request.seeds or [*range(decoding.seed, decoding.seed + request.n_sampled)] * len(request.prompt.mask)
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
     warpers: list[Any] = []

@@ -4,7 +4,7 @@ The class behind eP-ALM and its baselines at the input, which differ in their op
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from perceptune.methods.slots._mappers import count_tokens
 from perceptune.methods.slots._method import EncoderShape, Method, Site
 from perceptune.methods.slots._options import InjectionOptions
 from perceptune.methods.slots._order import MediumOrder
+from perceptune.methods.slots._output_scales import OutputScales, linear_scales, norm_scales
 from perceptune.methods.slots._token_layout import TokenLayout, layout_of
 from perceptune.types import Features, Slots
 
@@ -77,6 +78,11 @@ class Injection(Method):
                 lm, options.adapter_at, options.adapter_factor, scaled=options.adapter_scaled,
                 parallel=options.adapter_form == "parallel",
             )  # fmt: skip
+        self.tuned = nn.ModuleDict()
+        if options.tune_norms != "none":
+            self.tuned["norms"] = norm_scales(lm, self._tuned_layers(options.tune_norms))
+        if options.tune_biases != "none":
+            self.tuned["biases"] = linear_scales(lm, self._tuned_layers(options.tune_biases))
         self.unfrozen = nn.ModuleDict()
         self._project_prompt = lm.project_prompt
 
@@ -88,6 +94,8 @@ class Injection(Method):
         return Connector(self.options, len(self._levels), shape.dim, self._media_size(lm, shape), layout)
 
     def attach(self, lm: FrozenLM) -> None:
+        for scales in self._scales():
+            scales.attach()
         if self.adapters is not None:
             self.adapters.attach()
 
@@ -109,7 +117,9 @@ class Injection(Method):
     @property
     def first_layer(self) -> int:
         at_input = self.prompt is not None and self.options.prompt_at != "first_injected"
-        return 0 if at_input or self.adapters is not None or self.trains_lm else self.range.start
+        if at_input or self.adapters is not None or self.trains_lm:
+            return 0
+        return min([self.range.start, *(site.layer for scales in self._scales() for site in scales.sites())])
 
     @property
     def slots_see_text(self) -> bool:
@@ -191,7 +201,7 @@ class Injection(Method):
         return Slots("prompt", entry, {entry: prompt[None]}, present)
 
     def prompt_group(self) -> Sequence[nn.Module | nn.Parameter]:
-        return [part for part in (self.prompt, self.adapters) if part is not None]
+        return [*(part for part in (self.prompt, self.adapters) if part is not None), *self._scales()]
 
     def unfrozen_group(self) -> Mapping[str, tuple[nn.Module, float]]:
         rates = self.options.unfreeze
@@ -212,6 +222,8 @@ class Injection(Method):
         sites += [Site(layer, "slots `prompt`", vectors) for layer in self._prompt_layers()]
         if self.adapters is not None:
             sites += self.adapters.sites()
+        for scales in self._scales():
+            sites += scales.sites()
         if self.trains_lm:
             sites += [Site(layer, "all of its weights", "trained themselves") for layer in range(self._lm_layers)]
         return sites
@@ -229,6 +241,12 @@ class Injection(Method):
         return {
             "media": media, "prompt": {"layers": prompt, "vectors": self.options.prompt_tokens if prompt else 0},
         }  # fmt: skip
+
+    def _tuned_layers(self, where: str) -> range:
+        return range(self.range.start if where == "injected" else 0, self._lm_layers)
+
+    def _scales(self) -> list[OutputScales]:
+        return [cast(OutputScales, part) for part in self.tuned.values()]
 
     def _encoder_layers(self, modality: str) -> dict[int, int]:
         """Return the encoder layer that enters each injected LM layer."""

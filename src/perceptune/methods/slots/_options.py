@@ -105,6 +105,13 @@ class InjectionOptions(BaseModel):
     )
     adapter_scaled: bool = Field(False, description="scale each adapter by a trained factor, initially 1")
     adapter_at: tuple[Literal["attention", "mlp"], ...] = Field(("attention", "mlp"), min_length=1)
+    tune_norms: Literal["none", "injected", "all"] = Field(
+        "none", description="train scales, and biases where the LM has them, of the norms in the LM's layers: injected "
+        "= from the first layer that media enter to the last",
+    )  # fmt: skip
+    tune_biases: Literal["none", "injected", "all"] = Field(
+        "none", description="train a scale and a bias of the output of each linear map in these layers"
+    )
     slot_positions: Literal["zero", "sequential"] = Field(
         "zero",
         description="zero = slots stand in front of the text, all at position 0; sequential = in the text at the "
@@ -127,6 +134,9 @@ class InjectionOptions(BaseModel):
                     raise ValueError(f"`inject` names every layer, so it does not go with `{name}`")
         if self.slot_positions == "sequential" and self.slot_mask == "official":
             raise ValueError("`slot_mask: official` is for slots in front of the text: `slot_positions: zero`")
+        for name in ("tune_norms", "tune_biases") if "lm" in self.unfreeze else ():
+            if getattr(self, name) != "none":
+                raise ValueError(f"`unfreeze` trains all weights of the LM, so it does not go with `{name}`")
         for name, rate in self.unfreeze.items():
             if not rate > 0:
                 raise ValueError(f"`unfreeze.{name}` is a learning rate, greater than 0")

@@ -1,6 +1,6 @@
 """The Q-Former backbone: an InstructBLIP or BLIP-2, frozen except for the method's parts in its Q-Former."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -102,22 +102,26 @@ class InstructBlipModel(AdaptedModel):
 
     def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        callback: StreamCallback | None = None, n_best: int = 1,
+        callback: StreamCallback | None = None, num_return_sequences: int = 1,
+        features: Mapping[str, Features] | None = None,
     ) -> list[list[int]]:  # fmt: skip
-        output, tokens = self._query(samples)
+        output, tokens = self._query(samples, features)
         given = tokens.for_lm(self.device)
         request = GenerationRequest(
             Prompt(given.ids, given.mask), decoding, self.text.eos, self.text.pad,
-            seeds_of(self.text, samples, decoding, seeds), callback, n_best,
+            seeds_of(self.text, samples, decoding, seeds, num_return_sequences), callback, num_return_sequences,
         )  # fmt: skip
         return self.blip.generate(output.queries, given, request)
 
-    def _query(self, samples: Sequence[Sample]) -> tuple[QFormerOutput, BlipTokens]:
+    def _query(
+        self, samples: Sequence[Sample], features: Mapping[str, Features] | None = None
+    ) -> tuple[QFormerOutput, BlipTokens]:
         """Return the Q-Former's output for samples, and the tokens that it and the LM read."""
         self._require_images(samples)
         tokens = cast(BlipText, self.text).encode_prompts(samples)
         instructions = [one.to(self.device) for one in tokens.instructions]
-        return self.method.queries(self.blip, self._image(self.encode(samples)["image"]), instructions), tokens
+        image = self._image((self.encode(samples) if features is None else features)["image"])
+        return self.method.queries(self.blip, image, instructions), tokens
 
     def _image(self, features: Features) -> Tensor:
         """Return the single cached level (B, T, d_image)."""

@@ -183,10 +183,13 @@ class SlotModel(AdaptedModel):
 
     def generate(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        callback: StreamCallback | None = None, n_best: int = 1,
+        callback: StreamCallback | None = None, num_return_sequences: int = 1,
+        features: Mapping[str, Features] | None = None,
     ) -> list[list[int]]:  # fmt: skip
-        request = self.request(samples, decoding, seeds=seeds, callback=callback)
-        return generate(self.lm, replace(request, n_best=n_best))
+        return generate(self.lm, GenerationRequest(
+            self.prompt(samples, features), decoding, self.text.eos, self.text.pad,
+            seeds_of(self.text, samples, decoding, seeds, num_return_sequences), callback, num_return_sequences,
+        ))  # fmt: skip
 
     def request(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
@@ -198,10 +201,10 @@ class SlotModel(AdaptedModel):
             callback,
         )  # fmt: skip
 
-    def prompt(self, samples: Sequence[Sample]) -> Prompt:
+    def prompt(self, samples: Sequence[Sample], features: Mapping[str, Features] | None = None) -> Prompt:
         """Return the token ids of the prompts and their slots, on the LM's device."""
         tokens, device = self.text.pad_rows([self.text.prompt_row(sample) for sample in samples]), self.device
-        slots = self._arranged(tokens, self.encode(samples))
+        slots = self._arranged(tokens, self.encode(samples) if features is None else features)
         return Prompt(move(tokens.input_ids, device), move(tokens.attention_mask, device), slots)
 
     def content_of(self, sample: Sample) -> Content:
