@@ -36,7 +36,7 @@ def print_local_models(models: Sequence[str]) -> None:
 def print_scores(results: dict[str, Any]) -> None:
     """Print summary values beside their controls, with intervals."""
     from perceptune.evaluation.controls import CONTROLS
-    from perceptune.evaluation.results import describe_decoding, gap_name, shown_name
+    from perceptune.evaluation.results import gap_name, optimized_metrics, shown_name
 
     first = results["metrics"][0]
     controls = [name for name in CONTROLS if f"{first}_{name}" in results] or ["shuffled"]
@@ -66,8 +66,8 @@ def print_scores(results: dict[str, Any]) -> None:
     if results["trained_on_this_split"]:
         where += ": the run was trained on it, so this says nothing about new data (give a --validation file)"
     out.print(where)
-    if decoding := describe_decoding(results):
-        out.print(decoding, markup=False)
+    for sentence in optimized_metrics(results):
+        out.print(sentence, markup=False)
     if "others" in results:
         out.print(_gap_table(results["others"]))
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from perceptune.config.hold_out import HoldOut
+from perceptune.config.objective import RewardConfig
 from perceptune.config.section import ConfigSection, DType, Off, require_amount
 
 
@@ -57,6 +58,10 @@ class TrainConfig(ConfigSection):
     hold_out: HoldOut | None = Field(
         None, description="number or fraction of training samples kept as split `held-out`, whole media at a time; or "
         "a mapping with the following keys, which makes splits `validation` and `test`",
+    )  # fmt: skip
+    objective: RewardConfig | None = Field(
+        None, description="what is minimised: None = cross-entropy; {kind: reward} = a reward stage, which continues "
+        "the run named by `init_from`",
     )  # fmt: skip
     freeze: tuple[str, ...] = Field(
         (), description="parts of the method that are not trained, by prefix of their tensors' names"

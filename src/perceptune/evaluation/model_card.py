@@ -16,7 +16,7 @@ from perceptune._version import __version__
 from perceptune.config.recipe import read_yaml
 from perceptune.errors import UserError
 from perceptune.evaluation.confusion import confusion_tables
-from perceptune.evaluation.results import RESULTS, describe_decoding, gap_name, shown_name
+from perceptune.evaluation.results import RESULTS, gap_name, optimized_metrics, shown_name
 from perceptune.models.pretrained import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.models.run_folder import read_meta
 from perceptune.models.run_location import CARD, PROOF, RECIPE
@@ -182,8 +182,8 @@ def _results(results: Mapping[str, Any] | None) -> Iterator[str]:
     count = results.get("evaluated_samples")
     where = f"{f'{count:,}' if isinstance(count, int) else '?'} samples of split {plain(results.get('split'))}"
     yield f"{where}; decoding and versions are in `run.yaml` and `meta.json`.\n"
-    if words := describe_decoding(results):
-        yield f"C{plain(words[1:])}.\n"
+    for words in optimized_metrics(results):
+        yield f"{words[0].upper()}{plain(words[1:])}.\n"
     for caption, first, confused in confusion_tables(results):
         yield f"Classes, {plain(caption)}:\n"
         yield from _table(first, confused)

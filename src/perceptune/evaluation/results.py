@@ -171,6 +171,23 @@ def describe_decoding(results: Mapping[str, Any]) -> str | None:
     )
 
 
+def describe_objective(results: Mapping[str, Any]) -> str | None:
+    """Return a reward stage in words, as tables of results name it; None for a run trained by cross-entropy."""
+    how = results.get("objective")
+    if not isinstance(how, Mapping):
+        return None
+    return (
+        f"trained by reward: {how.get('samples')} sampled answers a step, rewarded by {how.get('reward')} against the "
+        f"training references, with {how.get('ce')} x cross-entropy. This optimises CIDEr itself: compare with values "
+        "of runs trained by reward only"
+    )
+
+
+def optimized_metrics(results: Mapping[str, Any]) -> list[str]:
+    """Describe what optimised the metric itself, in training and in decoding."""
+    return [words for words in (describe_objective(results), describe_decoding(results)) if words]
+
+
 def model_fingerprints(model: AdaptedModel, run: Path) -> dict[str, dict[str, str]]:
     """Return the fingerprints of the frozen parts and the hash of the method's file."""
     return {**fingerprints(model), "method": {"id": model.recipe.method.name, "sha256": file_hash(run / METHOD)}}

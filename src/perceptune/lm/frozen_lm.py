@@ -121,11 +121,13 @@ class FrozenLM(nn.Module):
 
     def loss(
         self, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots], *, keep: Tensor, targets: Tensor,
-        text_states: Callable[[Tensor, Tensor], LayerStates] | None = None, use_reference_path: bool = False,
+        weights: Tensor | None = None, text_states: Callable[[Tensor, Tensor], LayerStates] | None = None,
+        use_reference_path: bool = False,
     ) -> Tensor:  # fmt: skip
         """Return the cross-entropy summed over the N positions marked in `keep` (B, T); `targets` (N,) in their order.
 
-        Ids, mask and targets are moved to the LM; `text_states` looks states up by ids and mask as they are given.
+        `weights` (N,) on the LM's device multiply the losses. Ids, mask and targets are moved there; `text_states`
+        looks states up by ids and mask as they are given.
         """
         device, head = self.device, self.model.get_output_embeddings()
         states = None if text_states is None else text_states(input_ids, attention_mask)
@@ -135,8 +137,10 @@ class FrozenLM(nn.Module):
             slots, keep, states, use_reference_path=use_reference_path,
         )  # fmt: skip
         if is_bare:
-            return frozen_head_loss(out, head, move(targets, device))
-        return nn.functional.cross_entropy(out.float(), move(targets, device), reduction="sum")
+            return frozen_head_loss(out, head, move(targets, device), weights)
+        how = "sum" if weights is None else "none"
+        losses = nn.functional.cross_entropy(out.float(), move(targets, device), reduction=how)
+        return losses if weights is None else losses @ weights
 
     def final_hidden_states(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the vocabulary head's inputs (N, d) at the kept positions; arguments as in `forward`."""
@@ -165,14 +169,9 @@ class FrozenLM(nn.Module):
         return cast(Tensor, self.model(**inputs).logits)
 
     def prefill(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        slots: Sequence[Slots],
-        *,
-        text_states: LayerStates | None = None,
-        known: KnownSlots | None = None,
-    ) -> tuple[Tensor, list[list[KVPair]]]:
+        self, input_ids: Tensor, attention_mask: Tensor, slots: Sequence[Slots], *,
+        text_states: LayerStates | None = None, known: KnownSlots | None = None,
+    ) -> tuple[Tensor, list[list[KVPair]]]:  # fmt: skip
         """Return the logits (B, vocab) of the next token, and the keys and values the text attends to per layer."""
         last = torch.zeros(attention_mask.shape, dtype=torch.bool)
         last[:, -1] = True

@@ -174,7 +174,9 @@ def describe_run(model: AdaptedModel) -> dict[str, Any]:
 
 def describe_training(recipe: Recipe) -> dict[str, Any]:
     """Return what sets a run's weights apart from those of a plain training, for metadata and results."""
-    return {} if recipe.train.ema is None else {"ema": recipe.train.ema}
+    objective, ema = recipe.train.objective, recipe.train.ema
+    found: dict[str, Any] = {} if ema is None else {"ema": ema}
+    return found if objective is None else {**found, "objective": objective.model_dump()}
 
 
 def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:

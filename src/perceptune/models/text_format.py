@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from perceptune.config.schema import TextConfig
 from perceptune.data.records import TEXT
@@ -181,15 +181,8 @@ class TextFormat:
         prompt = self.config.template.replace("{prompt}", sample.prompt)
         answer = self.config.target.replace("{target}", target)
         is_single = self.chat is None and not self.slots_in_text and not sample.history
-        plain = (
-            is_single
-            and not self.may_lack_rows
-            and prompt.isascii()
-            and answer.isascii()
-            and not prompt.isspace()
-            and prompt
-        )
-        if not plain or MOST_TOKENS * (len(prompt) + len(answer)) + 8 > self.longest:
+        is_ascii = not self.may_lack_rows and prompt.isascii() and answer.isascii() and prompt.strip()
+        if not (is_single and is_ascii) or MOST_TOKENS * (len(prompt) + len(answer)) + 8 > self.longest:
             self.training_ids(sample, target)
 
     def plain_ids(self, text: str) -> list[int]:
@@ -300,6 +293,10 @@ class Batch:
 
     tokens: Tokens
     features: Mapping[str, Features]
+    samples: tuple[Sample, ...] = ()  # of a training batch, with a seed each that depends on the sample and the epoch
+    seeds: tuple[int, ...] = ()
+    # (N,) of the supervised tokens' losses, row by row, for texts that are seen once: no states of them are kept.
+    weights: Tensor | None = None
 
     @property
     def n_tokens(self) -> int:

@@ -249,9 +249,11 @@ class BatchLoader:
         return None
 
     def _with_draws(self, batch: Batch, picked: Picked, step: int) -> Batch:
-        """Return the batch with the seeds of its rows and of the step, for methods that draw at random."""
-        draws = Draws(tuple(seed for *_, seed in picked), step_seed(self.seed, step))
-        return replace(batch, features={name: replace(one, draws=draws) for name, one in batch.features.items()})
+        """Return the batch with its samples, and the seeds of its rows and of the step for what is drawn at random."""
+        samples, _, seeds = map(tuple, zip(*picked, strict=True))
+        draws = Draws(seeds, step_seed(self.seed, step))
+        features = {name: replace(one, draws=draws) for name, one in batch.features.items()}
+        return replace(batch, features=features, samples=samples, seeds=seeds)
 
 
 T = TypeVar("T")

@@ -40,6 +40,13 @@ class State:
     data: str = ""  # digest of the training samples, which a resumed run must match
     bad: dict[str, str] = field(default_factory=dict)  # broken media and why
 
+    def add_score(self, value: float) -> None:
+        """Count an evaluation at the current step by its value of the task's metric."""
+        if self.best is None or value > self.best:
+            self.best, self.best_step, self.evaluations_without_gain = value, self.step, 0
+        else:
+            self.evaluations_without_gain += 1
+
 
 def open_run(given: Recipe | None, run: Path | None, held: ExitStack, *, resume: bool) -> tuple[Path, Recipe]:
     """Return the run folder to write to, locked by `held`, and its recipe.

@@ -112,20 +112,22 @@ class MethodOptimizer:
 
 
 def add_gradients(
-    model: AdaptedModel, batches: Sequence[Batch | None], dummy_batch: Batch | None = None
-) -> tuple[list[Tensor], int, int]:
-    """Add up gradients of the loss sum; return each batch's loss with the number of tokens and samples.
+    model: AdaptedModel, batches: Sequence[Batch | None], dummy_batch: Batch | None = None, *,
+    scale: float = 1.0, dropout: bool = True,
+) -> tuple[list[Tensor], int, int]:  # fmt: skip
+    """Add up gradients of the loss sum times `scale`; return each batch's loss with the number of tokens and samples.
 
     Losses stay on their device: reading one synchronises. A missing batch is replaced by `dummy_batch`, which has no
     effect on the gradients.
     """
     losses: list[Tensor] = []
     tokens, samples = 0, 0
-    model.set_dropout(on=True)
+    model.set_dropout(on=dropout)
     try:
         for batch in batches:
             if batch is not None:
                 loss, n = model.loss(batch)
+                loss = loss if scale == 1 else scale * loss
                 if loss.requires_grad:  # without media no parameter may be involved
                     loss.backward()
                 losses.append(loss.detach())

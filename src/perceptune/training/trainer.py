@@ -30,7 +30,8 @@ from perceptune.models.build import build, dtypes_of, settle_training
 from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.checkpoints import Checkpoints, State, open_run
 from perceptune.training.init_from import Start, initialize
-from perceptune.training.optimizer import MethodOptimizer, add_gradients, require_finite
+from perceptune.training.optimizer import MethodOptimizer, require_finite
+from perceptune.training.reward import make_objective
 from perceptune.training.safeguards import Interruption, explain_out_of_memory, interruptions, out_of_memory_hint
 from perceptune.training.sampler import total_steps
 from perceptune.training.time_budget import StepTimer, require_minutes
@@ -124,6 +125,7 @@ class Trainer:
         self.loader = BatchLoader(self.model, task, run, world)
         self.steps = self.loader.steps
         self.dummy_batch = self.loader.dummy_batch() if world.is_sharded else None
+        self.objective = make_objective(model, task, self.loader.samples, world)
         self.optimizer = MethodOptimizer(model.method, self.config, self.steps)
         self.checkpoints, self.state = Checkpoints(run), State(data=self.loader.all.digest)
         self.held_out = Validator(self.model, task, world, self.loader.order)
@@ -214,7 +216,8 @@ class Trainer:
         self.state.samples += samples
         if self.state.step % self.config.log_every == 0:
             self._write("step", step=self.state.step, samples=self.state.samples, loss=loss, tokens=tokens,
-                        lr=rates, seconds=round(self._seconds(), 3), grad_norm=norm)  # fmt: skip
+                        lr=rates, seconds=round(self._seconds(), 3), grad_norm=norm,
+                        **self.objective.values)  # fmt: skip
         bar.advance(note=f"loss {loss:.3f}")
         return stop
 
@@ -228,7 +231,7 @@ class Trainer:
         own: Sequence[int] = (0, 0)
         error: UserError | OSError | None = None
         try:
-            losses, *own = add_gradients(self.model, self.loader.batches(step), self.dummy_batch)
+            losses, *own = self.objective.add_gradients(self.loader.batches(step), self.dummy_batch)
         except (UserError, OSError, MemoryError, RuntimeError) as caught:
             explained = explain_out_of_memory(caught, self.config)
             if self.world.is_sharded or not isinstance(explained, UserError | OSError):
@@ -253,11 +256,7 @@ class Trainer:
         value = scores.summary[self.held_out.task.metric]
         where = {"step": self.state.step, "samples": self.state.samples, "split": self.held_out.split}
         self._write("eval", **where, evaluated=len(self.held_out.samples), **scores.summary)
-        if self.state.best is None or value > self.state.best:
-            self.state.best, self.state.best_step = value, self.state.step
-            self.state.evaluations_without_gain = 0
-        else:
-            self.state.evaluations_without_gain += 1
+        self.state.add_score(value)
         return True
 
     def _log(self, resumed_at: int | None) -> RunLog:

@@ -163,8 +163,8 @@ class SlotModel(AdaptedModel):
         targets = tokens.input_ids[:, 1:][tokens.supervised[:, 1:]]
         loss = self.lm.loss(
             tokens.input_ids, tokens.attention_mask, self._slots(batch), keep=_predicting(tokens), targets=targets,
-            text_states=self.text_states.look_up if self.reuses_texts else None,
-            use_reference_path=self.use_reference_path,
+            text_states=self.text_states.look_up if self.reuses_texts and batch.weights is None else None,
+            weights=batch.weights, use_reference_path=self.use_reference_path,
         )  # fmt: skip
         return loss, len(targets)
 

@@ -21,7 +21,8 @@ from perceptune.errors import UserError
 from perceptune.models.build import build_to_train
 from perceptune.tools.compare.plan import Plan, PlannedRow
 from perceptune.training.batch_loader import BatchLoader
-from perceptune.training.optimizer import MethodOptimizer, add_gradients
+from perceptune.training.optimizer import MethodOptimizer
+from perceptune.training.reward import make_objective
 from perceptune.utils.atomic_io import write_json, write_text
 from perceptune.utils.distributed import World
 from perceptune.utils.launch_environment import read_launch
@@ -42,7 +43,9 @@ class TimedRow:
         world = World()
         self.entry, self.config = entry, recipe.train
         self.model = build_to_train(recipe, lambda model: model.place(world))
-        self.feed = BatchLoader(self.model, make_task(recipe), folder, world)
+        task = make_task(recipe)
+        self.feed = BatchLoader(self.model, task, folder, world)
+        self.objective = make_objective(self.model, task, self.feed.samples, world)
         self.optimizer = MethodOptimizer(self.model.method, recipe.train, self.feed.steps)
         wanted = STANDARDIZED if self.model.method.standardizes else 0
         self._kept, self._anew = self.model.stores, {name: _without(store) for name, store in self.model.stores.items()}
@@ -72,7 +75,7 @@ class TimedRow:
         """Run a step of the training loop."""
         self.optimizer.set_lr(step)
         torch.manual_seed(step)
-        losses, tokens, _ = add_gradients(self.model, self.feed.batches(step))
+        losses, tokens, _ = self.objective.add_gradients(self.feed.batches(step))
         self.optimizer.scale_grads(max(tokens, 1))
         read_numbers([*losses, self.optimizer.clip()])  # synchronises with a GPU
         self.optimizer.step(step)
