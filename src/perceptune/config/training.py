@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from perceptune.config.hold_out import HoldOut
 from perceptune.config.objective import RewardConfig
 from perceptune.config.section import ConfigSection, DType, Off, require_amount
+from perceptune.config.word_pretraining import WordPretrainingConfig
 
 
 def _tracker_names(value: Any) -> Any:
@@ -39,6 +40,10 @@ class TrainConfig(ConfigSection):
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay per step, such as 0.99, of an exponential moving average of the trained "
         "weights, with which the run is evaluated and saved; None = the weights of the step itself",
+    )  # fmt: skip
+    pretrain_words: WordPretrainingConfig | None = Field(
+        None, description="before the first step, train the mappers alone towards the LM's states of the words in the "
+        "answers; {} = with the defaults, None = off",
     )  # fmt: skip
     precision: DType = Field(
         "auto",

@@ -174,9 +174,8 @@ def describe_run(model: AdaptedModel) -> dict[str, Any]:
 
 def describe_training(recipe: Recipe) -> dict[str, Any]:
     """Return what sets a run's weights apart from those of a plain training, for metadata and results."""
-    objective, ema = recipe.train.objective, recipe.train.ema
-    found: dict[str, Any] = {} if ema is None else {"ema": ema}
-    return found if objective is None else {**found, "objective": objective.model_dump()}
+    given = recipe.train.model_dump(include={"ema", "objective", "pretrain_words"})
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def fingerprints(model: AdaptedModel) -> dict[str, dict[str, str]]:

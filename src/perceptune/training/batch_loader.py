@@ -56,7 +56,7 @@ class BatchLoader:
         self.precompute_statistics(standardized)
         if self.model.recipe.cache.features == "off":
             return
-        for samples, seeds in self._parts(self.steps):
+        for samples, seeds in self._parts(max(self.steps, math.ceil(self.word_batches / self.config.accumulate))):
             self._precompute(samples, seeds, "features")
 
     def precompute_statistics(self, standardized: int) -> None:
@@ -165,6 +165,20 @@ class BatchLoader:
             self._ahead.start(step + 1)
         return made
 
+    def whole_batches(self, number: int) -> Iterator[tuple[Batch, list[str]]]:
+        """Yield the first batches of the training, those of all processes, each with the answers of its rows."""
+        for index in range(number):
+            picked = self._rows_at(self.order.positions(index))
+            batch = self._collate(picked, index // self.config.accumulate)
+            if batch is not None:
+                yield batch, [target for sample, target, _ in picked if sample not in self.broken]
+
+    @property
+    def word_batches(self) -> int:
+        """Number of batches of the word pre-training; 0 without it."""
+        words = self.config.pretrain_words
+        return 0 if words is None else max(1, round(self.order.batches_of(words.epochs)))
+
     def wait(self) -> None:
         """Wait for the background thread: the tokenizer must not be used by two threads at a time."""
         self._ahead.wait()
@@ -217,10 +231,13 @@ class BatchLoader:
     def _picked(self, step: int) -> Iterator[Picked]:
         for micro in range(self.config.accumulate):
             rows = self.world.shard(self.order.positions(step * self.config.accumulate + micro))
-            yield [
-                (sample, chosen_target(sample.targets, self.seed, e, i), view_seed(self.seed, e, i))
-                for (e, i), sample in zip(rows, self._samples_at(rows), strict=True)
-            ]
+            yield self._rows_at(rows)
+
+    def _rows_at(self, rows: Sequence[tuple[int, int]]) -> Picked:
+        return [
+            (sample, chosen_target(sample.targets, self.seed, e, i), view_seed(self.seed, e, i))
+            for (e, i), sample in zip(rows, self._samples_at(rows), strict=True)
+        ]
 
     def _samples_at(self, rows: Sequence[tuple[int, int]]) -> Sequence[Sample]:
         indices = [index for _, index in rows]

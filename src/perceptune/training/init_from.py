@@ -16,6 +16,7 @@ from perceptune.models.base import AdaptedModel
 from perceptune.models.run_folder import METHOD, read_meta, read_recipe, read_tensors
 from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.safeguards import out_of_memory_hint
+from perceptune.training.word_pretraining import pretrain_words
 from perceptune.types import Sample
 from perceptune.utils.run_log import progress
 
@@ -64,6 +65,7 @@ def initialize(
     with world.synced_errors(), out_of_memory_hint(loader.config):
         start = start_from(model, base, trust=trust)
         _fit_statistics(loader, standardized, start.modalities if start else ())
+        pretrain_words(loader)
     world.broadcast(model.method.state_dict())
     return start
 

@@ -122,6 +122,10 @@ class StepTimer:
     ) -> Recipe:
         """Initialise, take steps by `step` and rewind; return the recipe with the number of steps, and print it."""
         self.loader.steps, recipe = TIMED, self.model.recipe  # nothing is prepared for later steps
+        if recipe.train.pretrain_words is not None:
+            raise UserError(
+                "--minutes does not go with `train.pretrain_words`, whose time is not known: set `train.steps`"
+            )
         with self._rewound():
             initialize()
             costs, per_text = self._measure(step, 60 * minutes * SHARE)

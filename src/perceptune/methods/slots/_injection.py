@@ -153,6 +153,9 @@ class Injection(Method):
     def starts_from_answers(self) -> bool:
         return self.options.connector_init == "answers"
 
+    def mappers(self) -> nn.Module | None:
+        return self.connectors
+
     def entries(self) -> list[int]:
         layers = [[layer for layer, own in self.injected.items() if own == level] for level in range(len(self._levels))]
         return [min(own) for own in layers]

@@ -68,6 +68,10 @@ class Method(TrainableMethod):
         """
         raise NotImplementedError
 
+    def mappers(self) -> nn.Module | None:
+        """Return the part that maps features to states of slots; None if there is none."""
+        return None
+
     def entries(self) -> list[int]:
         """Return the LM layers that the levels, in the order of `levels`, enter first."""
         raise NotImplementedError

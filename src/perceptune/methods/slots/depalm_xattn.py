@@ -90,6 +90,9 @@ class CrossAttention(Injection):
     def _is_narrow(self) -> bool:
         return self.options.cross_attention == "per-layer"
 
+    def mappers(self) -> None:
+        return None  # their tokens are not states of the LM
+
     def _media_size(self, lm: FrozenLM, shape: EncoderShape) -> int:
         return shape.dim if self._is_narrow else self.options.cross_width
 
