@@ -16,7 +16,13 @@ from perceptune.data.build_task import make_task
 from perceptune.data.tasks.mixture import Mixture
 from perceptune.errors import UserError
 from perceptune.models.run_folder import read_recipe
-from perceptune.training.sampler import BatchSampler, TokenBatchSampler, WeightedSampler, make_batch_sampler
+from perceptune.training.sampler import (
+    BatchSampler,
+    TextLengths,
+    TokenBatchSampler,
+    WeightedSampler,
+    make_batch_sampler,
+)
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -58,7 +64,7 @@ def test_weights_of_equal_parts_are_shuffled_and_seeded() -> None:
 
 def test_sorted_by_length_a_sample_keeps_its_pass() -> None:
     lengths = np.random.default_rng(0).integers(3, 9, 100).astype(np.int32)
-    order = TokenBatchSampler(lengths, 40, 5, WeightedSampler(PARTS, (1, 1, 2), 5))
+    order = TokenBatchSampler(TextLengths(lengths), 40, 5, WeightedSampler(PARTS, (1, 1, 2), 5))
     batches = round(order.batches_of(4))
     seen = Counter(position for batch in range(batches) for position in order.positions(batch))
     assert set(seen.values()) == {1}
@@ -76,7 +82,7 @@ def test_a_resumed_order_goes_on_exactly(budget: int | None) -> None:
     config = TrainConfig(batch_size=7, batch_tokens=budget)
 
     def order() -> Any:
-        return make_batch_sampler(config, lengths, 5, WeightedSampler(PARTS, (1, 1, 2), 5))
+        return make_batch_sampler(config, TextLengths(lengths), 5, WeightedSampler(PARTS, (1, 1, 2), 5))
 
     whole = order()
     assert isinstance(whole, BatchSampler if budget is None else TokenBatchSampler)

@@ -6,12 +6,14 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from perceptune.config.training import TrainConfig
 from perceptune.data.subset import subset
 from perceptune.training.optimizer import learning_rate
 from perceptune.training.sampler import (
     BatchSampler,
+    TextLengths,
     TokenBatchSampler,
     chosen_target,
     make_batch_sampler,
@@ -37,19 +39,22 @@ def test_the_order_does_not_depend_on_where_one_starts() -> None:
 
 
 def token_order(seed: int, n: int = 5000, budget: int = 600) -> TokenBatchSampler:
-    lengths = np.random.default_rng(seed).integers(1, 60, n).astype(np.int32)
-    return TokenBatchSampler(lengths, budget, seed)
+    return TokenBatchSampler(TextLengths(tokens_of(seed, n)), budget, seed)
+
+
+def tokens_of(seed: int, n: int = 5000) -> NDArray[np.int32]:
+    return np.random.default_rng(seed).integers(1, 60, n).astype(np.int32)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_token_batches_hold_every_sample_once_per_epoch_within_the_budget(seed: int) -> None:
-    order = token_order(seed, n=997 + seed, budget=60 + 100 * seed)
+    order, tokens = token_order(seed, n=997 + seed, budget=60 + 100 * seed), tokens_of(seed, 997 + seed)
     batches = [order.positions(number) for number in range(int(order.batches_of(2)))]
     for epoch in (0, 1):
         assert sorted(i for batch in batches for e, i in batch if e == epoch) == list(range(997 + seed))
     for batch in batches:
         assert len({epoch for epoch, _ in batch}) == 1
-        lengths = [int(order.lengths[i]) for _, i in batch]
+        lengths = [int(tokens[i]) for _, i in batch]
         assert len(batch) * max(lengths) <= order.budget
     assert batches[0] != order.positions(int(order.batches_of(1)))
 
@@ -66,13 +71,26 @@ def test_token_batches_do_not_depend_on_where_one_starts(seed: int) -> None:
 
 
 def test_token_batches_waste_little_and_come_in_random_order() -> None:
-    order = token_order(7)
-    batches = [[int(order.lengths[i]) for _, i in order.positions(n)] for n in range(int(order.batches_of(1)))]
+    order, tokens = token_order(7), tokens_of(7)
+    batches = [[int(tokens[i]) for _, i in order.positions(n)] for n in range(int(order.batches_of(1)))]
     padded = sum(len(batch) * max(batch) for batch in batches)
-    assert padded < 1.06 * int(order.lengths.sum())
+    assert padded < 1.06 * int(tokens.sum())
     assert padded > 0.9 * order.budget * len(batches), "batches are full"
     longest = [max(batch) for batch in batches]
     assert abs(np.corrcoef(longest[:-1], longest[1:])[0, 1]) < 0.15, "long batches do not follow one another"
+
+
+def test_token_batches_are_packed_by_the_target_that_is_drawn() -> None:
+    targets = np.random.default_rng(3).integers(1, 6, 400).astype(np.int32)
+    tokens, starts = tokens_of(3, int(targets.sum())), np.cumsum(targets) - targets
+    order = TokenBatchSampler(TextLengths(tokens, targets), 600, 3)
+    used = padded = 0
+    for batch in range(int(order.batches_of(2))):
+        rows = order.positions(batch)
+        own = [tokens[starts[i] + int(chosen_target([str(k) for k in range(targets[i])], 3, e, i))] for e, i in rows]
+        assert len(own) * max(own) <= 600
+        used, padded = used + sum(own), padded + len(own) * max(own)
+    assert padded < 1.1 * used, "by the longest targets half of it would be padding"
 
 
 def test_epochs_of_token_batches_become_steps_by_counting() -> None:
@@ -103,7 +121,7 @@ def test_subsets_are_nested_and_in_order() -> None:
 
 
 def test_steps_follow_from_epochs() -> None:
-    lengths = np.ones(40, np.int32)
+    lengths = TextLengths(np.ones(40, np.int32))
     for config, steps in ((TrainConfig(epochs=2, batch_size=4, accumulate=2), 10), (TrainConfig(steps=3), 3)):
         assert total_steps(config, make_batch_sampler(config, lengths, seed=0)) == steps
 

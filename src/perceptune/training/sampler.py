@@ -34,6 +34,31 @@ class TrainingSampler(ABC):
         """Return the number of whole epochs in this number of batches."""
 
 
+class TextLengths:
+    """Tokens of each sample with each of its targets."""
+
+    def __init__(self, tokens: NDArray[np.int32], targets: NDArray[np.int32] | None = None) -> None:
+        """Take the `tokens` (all targets,), sample by sample, and the number of `targets` (n,) of each; None = one."""
+        self._tokens = tokens
+        self._targets = np.ones(len(tokens), np.int32) if targets is None else targets
+        self._starts = np.cumsum(self._targets) - self._targets
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def mean(self) -> float:
+        """Return the mean over all targets."""
+        return float(self._tokens.mean())
+
+    def drawn(self, rows: NDArray[Any], passes: NDArray[Any], seed: int) -> NDArray[np.int32]:
+        """Return the tokens of samples (k,) with the target that `chosen_target` draws in their epoch."""
+        index = self._starts[rows]
+        for place in np.flatnonzero(self._targets[rows] > 1):
+            row = int(rows[place])
+            index[place] += _chosen_index(int(self._targets[row]), seed, int(passes[place]), row)
+        return self._tokens[index]
+
+
 class WeightedSampler:
     """Epochs in which each part of the samples has a given weight; within a part all samples come equally often.
 
@@ -98,18 +123,16 @@ class BatchSampler(TrainingSampler):
 
 
 class TokenBatchSampler(TrainingSampler):
-    """Batches of samples of similar length, at most `budget` tokens each when padded to their longest.
+    """Batches of samples of similar length, at most `budget` tokens each when padded to their longest drawn target.
 
     Each epoch is a seeded permutation, cut into windows of about 64 batches; within a window samples are sorted by
     length and packed, longest first; then the epoch's batches are shuffled. Every sample comes once per epoch. No
     sample may be longer than the budget.
     """
 
-    def __init__(
-        self, lengths: NDArray[np.int32], budget: int, seed: int, draws: WeightedSampler | None = None
-    ) -> None:
+    def __init__(self, lengths: TextLengths, budget: int, seed: int, draws: WeightedSampler | None = None) -> None:
         self.lengths, self.budget, self.seed, self._draws = lengths, budget, seed, draws
-        self.window = WINDOW * max(1, int(budget / float(lengths.mean())))
+        self.window = WINDOW * max(1, int(budget / lengths.mean()))
         self._ends: list[int] = []  # cumulative number of batches at the end of each epoch packed so far
         self._epoch = -1
         self._rows, self._passes = np.empty(0), np.empty(0)
@@ -143,11 +166,13 @@ class TokenBatchSampler(TrainingSampler):
         bounds: list[tuple[int, int]] = []
         for start in range(0, len(rows), self.window):
             window = slice(start, start + self.window)
-            longest_first = np.argsort(-self.lengths[rows[window]], kind="stable")
+            lengths = self.lengths.drawn(rows[window], passes[window], self.seed)
+            longest_first = np.argsort(-lengths, kind="stable")
             rows[window], passes[window] = rows[window][longest_first], passes[window][longest_first]
+            lengths = lengths[longest_first]
             at, stop = start, start + len(longest_first)
             while at < stop:
-                end = min(at + self.budget // int(self.lengths[rows[at]]), stop)
+                end = min(at + self.budget // int(lengths[at - start]), stop)
                 bounds.append((at, end))
                 at = end
         self._epoch, self._rows, self._passes = epoch, rows, passes
@@ -157,9 +182,9 @@ class TokenBatchSampler(TrainingSampler):
 
 
 def make_batch_sampler(
-    config: TrainConfig, lengths: NDArray[np.int32], seed: int, draws: WeightedSampler | None = None
+    config: TrainConfig, lengths: TextLengths, seed: int, draws: WeightedSampler | None = None
 ) -> TrainingSampler:
-    """Return the sampler for a recipe; `lengths` are the samples' tokens, `draws` replace permutations."""
+    """Return the sampler for a recipe; `draws` replace permutations."""
     if config.batch_tokens is None:
         return BatchSampler(len(lengths), config.batch_size, seed, draws)
     return TokenBatchSampler(lengths, config.batch_tokens, seed, draws)
@@ -167,9 +192,7 @@ def make_batch_sampler(
 
 def chosen_target(targets: Sequence[str], seed: int, epoch: int, index: int) -> str:
     """Choose one of several references at random for each sample in each epoch."""
-    if len(targets) == 1:
-        return targets[0]
-    return random.Random(f"{seed}-{epoch}-{index}").choice(list(targets))
+    return targets[_chosen_index(len(targets), seed, epoch, index)]
 
 
 def view_seed(seed: int, epoch: int, index: int) -> int:
@@ -191,10 +214,14 @@ def total_steps(config: TrainConfig, order: TrainingSampler) -> int:
 
 def planned_length(config: TrainConfig, n: int, tokens: int, seed: int) -> tuple[int, int]:
     """Steps of a training on a split of `n` samples of so many tokens each, and how many samples these steps see."""
-    lengths = np.full(min(n, sample_count(n, config.samples) or n), tokens, np.int32)
+    lengths = TextLengths(np.full(min(n, sample_count(n, config.samples) or n), tokens, np.int32))
     steps = total_steps(config, make_batch_sampler(config, lengths, seed))
     batch = config.batch_size if config.batch_tokens is None else config.batch_tokens // tokens
     return steps, steps * batch * config.accumulate
+
+
+def _chosen_index(targets: int, seed: int, epoch: int, index: int) -> int:
+    return random.Random(f"{seed}-{epoch}-{index}").choice(range(targets)) if targets > 1 else 0
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

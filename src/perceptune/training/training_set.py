@@ -19,7 +19,7 @@ from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
 from perceptune.models.base import AdaptedModel
 from perceptune.models.run_folder import CONVERSATIONS
-from perceptune.training.sampler import WeightedSampler
+from perceptune.training.sampler import TextLengths, WeightedSampler
 from perceptune.types import Medium, Sample
 
 IN_MEMORY = 10_000  # samples kept in memory instead of parsed at each use, unless their media are bytes
@@ -51,7 +51,7 @@ class TrainingSet:
     """Samples that can be tokenised and have supervised tokens."""
 
     samples: Sequence[Sample]
-    lengths: NDArray[np.int32]  # (n,) tokens with the longest target; 0 if batches do not depend on them
+    lengths: TextLengths  # 0 tokens each if batches do not depend on them
     draws: WeightedSampler | None  # weighted order of a mixture's parts, or of the answers to a prompt
     digest: str  # of everything that must be unchanged in a resumed run
     # For each modality (n, most media of a sample): a number for each medium, valid in this process; 0 = none.
@@ -81,7 +81,8 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
     split, config, seed = task.splits[0], model.recipe.train, model.recipe.seed
     samples = training_rows(model.recipe, task)
     kept: list[Sample] | None = [] if len(samples) <= IN_MEMORY else None
-    lengths, parts, digest = np.zeros(len(samples), np.int32), np.zeros(len(samples), np.int32), hashlib.sha256()
+    lengths: list[NDArray[np.int32]] = []
+    parts, digest = np.zeros(len(samples), np.int32), hashlib.sha256()
     most = {modality: model.recipe.encoders[modality].max_media for modality in model.stores}
     media = {modality: np.zeros((len(samples), count), np.int64) for modality, count in most.items()}
     has_histories = False
@@ -93,7 +94,7 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
         if not sample.targets:
             raise UserError(f"sample `{sample.id}` of split `{split}` has no targets to learn from")
         model.check_modalities([sample])
-        lengths[index] = _length(model, sample)
+        lengths.append(_lengths(model, sample))
         for modality, given in media.items():
             own = sample.list_media(modality)
             given[index, : len(own)] = [hash(medium) for medium in own]
@@ -112,7 +113,8 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
     weights = list(task.weights.values()) if answers is None else answers.weights()
     draws = WeightedSampler(parts, weights, seed) if weights else None
     chosen_samples = samples if kept is None else kept
-    return TrainingSet(chosen_samples, lengths, draws, digest.hexdigest(), [*media.values()], has_histories)
+    each = TextLengths(np.concatenate(lengths), np.array([len(one) for one in lengths], np.int32))
+    return TrainingSet(chosen_samples, each, draws, digest.hexdigest(), [*media.values()], has_histories)
 
 
 def name_of(medium: Medium) -> str:
@@ -120,14 +122,16 @@ def name_of(medium: Medium) -> str:
     return identity(medium) if isinstance(medium, bytes) else str(medium)
 
 
-def _length(model: AdaptedModel, sample: Sample) -> int:
-    """Return a sample's tokens with its longest target if `train.batch_tokens` needs them, else 0."""
+def _lengths(model: AdaptedModel, sample: Sample) -> NDArray[np.int32]:
+    """Return a sample's tokens with each of its targets if `train.batch_tokens` needs them, else one 0."""
     budget = model.recipe.train.batch_tokens
     if budget is None:
         for target in {*sample.targets}:
             model.text.require_fit(sample, target)
-        return 0
-    length = max(len(model.text.training_ids(sample, target)[0]) for target in {*sample.targets})
-    if length > budget:
-        raise UserError(f"sample `{sample.id}`: {length} tokens, more than `train.batch_tokens` = {budget}")
-    return length
+        return np.zeros(1, np.int32)
+    known = {target: len(model.text.training_ids(sample, target)[0]) for target in {*sample.targets}}
+    if max(known.values()) > budget:
+        raise UserError(
+            f"sample `{sample.id}`: {max(known.values())} tokens, more than `train.batch_tokens` = {budget}"
+        )
+    return np.array([known[target] for target in sample.targets], np.int32)
