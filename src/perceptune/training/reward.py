@@ -96,12 +96,14 @@ class SelfCritical:
         model, count = self.model, self.config.samples
         model.set_dropout(on=False)
         index = torch.arange(batch.n_samples).repeat_interleave(count)
-        features = {name: Features(one.values[index], one.present[index]) for name, one in batch.features.items()}
-        prompt = model.prompt([batch.samples[row] for row in index.tolist()], features)
+        features = {name: replace(one, draws=None) for name, one in batch.features.items()}
+        prompt, eos, pad = model.prompt(batch.samples, features), model.text.eos, model.text.pad
         seeds = [answer_seed(seed, number) for seed in batch.seeds for number in range(count)]
-        found = generate(model.lm, GenerationRequest(prompt, self.decoding, model.text.eos, model.text.pad, seeds))
-        limits = self.decoding.max_new_tokens_per_row(prompt.mask).tolist()
-        ended = [ids + [model.text.eos] * (len(ids) < limit) for ids, limit in zip(found, limits, strict=True)]
+        found = generate(
+            model.lm, GenerationRequest(prompt, self.decoding, eos, pad, seeds, num_return_sequences=count)
+        )
+        limits = self.decoding.max_new_tokens_per_row(prompt.mask)[index.to(prompt.mask.device)].tolist()
+        ended = [ids + [eos] * (len(ids) < limit) for ids, limit in zip(found, limits, strict=True)]
 
         clean = model.cleaning or AS_WRITTEN
         texts = [clean(model.text.decode(ids)) for ids in found]
@@ -117,7 +119,8 @@ class SelfCritical:
             for row, ids in zip(rows, ended, strict=True)
         ])  # fmt: skip
         weights = advantages(rewards).flatten().repeat_interleave(torch.tensor([len(ids) for ids in ended]))
-        return Batch(tokens, features, weights=move(weights.float(), model.device)), rewards
+        repeated = {name: Features(one.values[index], one.present[index]) for name, one in batch.features.items()}
+        return Batch(tokens, repeated, weights=move(weights.float(), model.device)), rewards
 
 
 def advantages(rewards: Tensor) -> Tensor:

@@ -181,24 +181,18 @@ class SlotModel(AdaptedModel):
         slots = self.method.build_slots(_moved(features, self.device), len(tokens.input_ids))
         return place_in_text(slots, tokens) if self.method.is_in_text else hide_from_earlier_turns(slots, tokens)
 
-    def generate(
-        self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        callback: StreamCallback | None = None, num_return_sequences: int = 1,
-        features: Mapping[str, Features] | None = None,
-    ) -> list[list[int]]:  # fmt: skip
-        return generate(self.lm, GenerationRequest(
-            self.prompt(samples, features), decoding, self.text.eos, self.text.pad,
-            seeds_of(self.text, samples, decoding, seeds, num_return_sequences), callback, num_return_sequences,
-        ))  # fmt: skip
+    def generate(self, samples: Sequence[Sample], decoding: Decoding, **options: Any) -> list[list[int]]:
+        return generate(self.lm, self.request(samples, decoding, **options))
 
     def request(
         self, samples: Sequence[Sample], decoding: Decoding, *, seeds: Sequence[int] | None = None,
-        callback: StreamCallback | None = None,
+        callback: StreamCallback | None = None, num_return_sequences: int = 1,
+        features: Mapping[str, Features] | None = None,
     ) -> GenerationRequest:  # fmt: skip
-        """Return the LM's request for `generate`. `seeds` replace `decoding.seed`, one per row."""
+        """Return the LM's request of `generate`, which has the same arguments."""
         return GenerationRequest(
-            self.prompt(samples), decoding, self.text.eos, self.text.pad, seeds_of(self.text, samples, decoding, seeds),
-            callback,
+            self.prompt(samples, features), decoding, self.text.eos, self.text.pad,
+            seeds_of(self.text, samples, decoding, seeds, num_return_sequences), callback, num_return_sequences,
         )  # fmt: skip
 
     def prompt(self, samples: Sequence[Sample], features: Mapping[str, Features] | None = None) -> Prompt:
