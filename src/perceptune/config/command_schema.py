@@ -16,6 +16,10 @@ class BuildConfig(ConfigSection):
     lm: str = Field("default", description="`default`, a Hugging Face id or a local folder")
     encoder: str = Field("default", description="a DINOv2: `default`, a Hugging Face id or a local folder")
     image_size: int = Field(224, ge=14, description="side of the images in pixels, a multiple of the patch size")
+    qformer: str | None = Field(
+        None, description="a BERT that gives the Q-Former its start, shape and tokenizer: `minilm`, a Hugging Face id "
+        "or a local folder; None = random weights and a tokenizer of the data's words",
+    )  # fmt: skip
     layers: int = Field(6, ge=1, description="layers of the Q-Former")
     hidden: int = Field(384, ge=8, description="width of the Q-Former")
     heads: int = Field(6, ge=1, description="attention heads of the Q-Former")
@@ -26,7 +30,7 @@ class BuildConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _divides(self) -> BuildConfig:
-        if self.hidden % self.heads:
+        if self.qformer is None and self.hidden % self.heads:
             raise ValueError(f"`hidden` {self.hidden} is not a multiple of `heads` {self.heads}")
         return self
 

