@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perceptune.methods.slots._disturbance import draw_noise
 from perceptune.methods.slots._mappers import make_mapper, output_map
 from perceptune.methods.slots._token_layout import TokenLayout, draw_tokens
 from perceptune.types import Features
@@ -20,18 +21,19 @@ class LevelTokens(nn.Module):
     mean: Tensor  # (n_levels, 1, dim)
     std: Tensor
 
-    def __init__(self, levels: int, dim: int, *, standardize: bool) -> None:
+    def __init__(self, levels: int, dim: int, *, standardize: bool, noise: float = 0.0) -> None:
         super().__init__()
-        self.standardize = standardize
+        self.standardize, self.noise = standardize, noise
         if standardize:  # statistics of the training split: saved, but not trained
             self.register_buffer("mean", torch.zeros(levels, 1, dim))
             self.register_buffer("std", torch.ones(levels, 1, dim))
 
     def forward(self, features: Features) -> list[Tensor]:
-        return list(self._standardized(features.values).unbind(1))
+        return list(self._standardized(features).unbind(1))
 
-    def _standardized(self, values: Tensor) -> Tensor:
-        return (values - self.mean) / self.std if self.standardize else values
+    def _standardized(self, features: Features) -> Tensor:
+        values = (features.values - self.mean) / self.std if self.standardize else features.values
+        return values + draw_noise(features, self.noise) if self.noise and features.draws is not None else values
 
 
 class Connector(LevelTokens):
@@ -42,7 +44,7 @@ class Connector(LevelTokens):
     """
 
     def __init__(self, options: Any, levels: int, dim: int, hidden: int, layout: TokenLayout) -> None:
-        super().__init__(levels, dim, standardize=options.standardize)
+        super().__init__(levels, dim, standardize=options.standardize, noise=options.feature_noise)
         number = 1 if options.shared_connector else levels
         self.maps = nn.ModuleList(make_mapper(options, layout, dim, hidden) for _ in range(number))
         if options.connector_std is not None:
@@ -67,7 +69,7 @@ class Connector(LevelTokens):
         linear.bias.copy_(goal - weight @ middle)
 
     def forward(self, features: Features) -> list[Tensor]:
-        values = self._standardized(features.values)
+        values = self._standardized(features)
         if self.drawn is not None and features.draws is not None:
             index = move(draw_tokens(self.drawn, features.draws), values.device)
             values = values.gather(2, index[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3]))

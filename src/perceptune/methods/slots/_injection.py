@@ -15,6 +15,7 @@ from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.methods.parts.unfrozen import UnfrozenParameters
 from perceptune.methods.slots._adapters import AdapterSites
 from perceptune.methods.slots._connector import Connector, LayerScale, SoftPrompt
+from perceptune.methods.slots._disturbance import drop_media
 from perceptune.methods.slots._mappers import count_tokens
 from perceptune.methods.slots._method import EncoderShape, Method, Site
 from perceptune.methods.slots._options import InjectionOptions
@@ -179,6 +180,10 @@ class Injection(Method):
     def _of(self, modality: str, given: Features) -> Iterator[Slots]:
         """Yield the slots of the first medium of each row, of the second, and so on."""
         for order, one in enumerate(given.by_order()):
+            if self.options.media_dropout:
+                one = drop_media(modality, one, self.options.media_dropout)
+                if not one.present.any():
+                    continue
             projected = self.connectors[modality](one)
             if modality in self.orders:
                 projected = self.orders[modality](projected, order)

@@ -87,6 +87,12 @@ class InjectionOptions(BaseModel):
         "none", description="trained scale and bias of what enters each injected layer; norm = behind an RMS norm"
     )
     standardize: bool = Field(True, description="scale features to mean 0, std 1 per level and dimension")
+    feature_noise: float = Field(
+        0.0, ge=0, description="Gaussian noise on the features in training, in standard deviations of each dimension"
+    )
+    media_dropout: float = Field(
+        0.0, ge=0, lt=1, description="probability that a medium of a training row is left out, with its slots"
+    )
     prompt: Literal["none", "plain", "mlp"] = Field("mlp", description="soft prompt; mlp = through an MLP")
     prompt_tokens: int = Field(10, ge=1, description="tokens of the soft prompt")
     prompt_std: float = Field(1.0, gt=0, description="standard deviation of the initial prompt")
@@ -134,6 +140,10 @@ class InjectionOptions(BaseModel):
                     raise ValueError(f"`inject` names every layer, so it does not go with `{name}`")
         if self.slot_positions == "sequential" and self.slot_mask == "official":
             raise ValueError("`slot_mask: official` is for slots in front of the text: `slot_positions: zero`")
+        if self.slot_positions == "sequential" and self.media_dropout:
+            raise ValueError("`media_dropout` is for slots in front of the text: `slot_positions: zero`")
+        if self.feature_noise and not self.standardize:
+            raise ValueError("`feature_noise` needs the features' standard deviations: `standardize: true`")
         for name in ("tune_norms", "tune_biases") if "lm" in self.unfreeze else ():
             if getattr(self, name) != "none":
                 raise ValueError(f"`unfreeze` trains all weights of the LM, so it does not go with `{name}`")

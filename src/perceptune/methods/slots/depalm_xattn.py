@@ -98,7 +98,9 @@ class CrossAttention(Injection):
 
     def _make_connector(self, lm: FrozenLM, shape: EncoderShape, layout: TokenLayout) -> nn.Module:
         if self._is_narrow:
-            return LevelTokens(len(self._levels), shape.dim, standardize=self.options.standardize)
+            return LevelTokens(
+                len(self._levels), shape.dim, standardize=self.options.standardize, noise=self.options.feature_noise
+            )
         return super()._make_connector(lm, shape, layout)
 
     def _slots_of(self, modality: str, projected: list[Tensor], present: Tensor, order: int) -> Slots:
