@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from perceptune.evaluation.evaluate import evaluate
     from perceptune.models.base import AdaptedModel
     from perceptune.models.build import build
+    from perceptune.models.ensemble import load_ensemble
     from perceptune.models.run_folder import load
     from perceptune.training.trainer import train
 
 __all__ = [
-    "AdaptedModel", "Recipe", "Sample", "UserError", "__version__", "build", "evaluate", "load", "load_recipe",
-    "train",
+    "AdaptedModel", "Recipe", "Sample", "UserError", "__version__", "build", "evaluate", "load", "load_ensemble",
+    "load_recipe", "train",
 ]  # fmt: skip
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "build": "models.build",
     "evaluate": "evaluation.evaluate",
     "load": "models.run_folder",
+    "load_ensemble": "models.ensemble",
     "load_recipe": "config.recipe",
     "train": "training.trainer",
 }

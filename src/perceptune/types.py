@@ -198,6 +198,7 @@ class Consensus:
     temperature: float = 0.7
     beams: int = 3  # candidates that a search of this width finds
     weights: Literal["uniform", "probability"] = "uniform"  # of the candidates as references
+    neighbours: int = 0  # nearest training media, whose captions are references, too
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from perceptune.evaluation.first_look import first_look, report_lines
 from perceptune.evaluation.reference_answers import verify_reference_answers
 from perceptune.evaluation.results import describe_decoding
 from perceptune.models.run_folder import RECIPE, load
-from perceptune.models.run_location import CARD, FREQUENCIES
+from perceptune.models.run_location import CARD, FREQUENCIES, NEIGHBOURS, local_run
 from perceptune.serving.limits import Limits
 from perceptune.tools.export.bundle import export
 from servers import load_runs
@@ -29,7 +29,7 @@ def test_every_result_names_it(run: Path, capsys: pytest.CaptureFixture[str]) ->
     printed = " ".join(capsys.readouterr().out.split())
     results = json.loads((run / "results.json").read_text())
     assert results["decoding"]["consensus"] == {
-        "samples": 4, "temperature": 1.5, "beams": 3, "weights": "uniform"
+        "samples": 4, "temperature": 1.5, "beams": 3, "weights": "uniform", "neighbours": 0
     }  # fmt: skip
     counted = json.loads((run / FREQUENCIES).read_text())
     assert results["consensus_references"]["documents"] == counted["documents"] > 0
@@ -96,3 +96,31 @@ def test_ranked_choices_are_not_called_consensus_decoding() -> None:
     results = {"decoding": {"consensus": {"samples": 4, "beams": 3, "temperature": 0.7}}}
     assert describe_decoding(results) is not None
     assert describe_decoding({**results, "rank": "choices"}) is None
+
+
+def test_training_captions_are_stored_only_if_the_recipe_asks_and_never_shared(dwarfs: Path, tmp_path: Path) -> None:
+    import runs
+
+    decode = {"max_new_tokens": 4, "consensus": {"samples": 2, "beams": 2, "neighbours": 2}}
+    run = tmp_path / "run"
+    perceptune.train(runs.recipe(dwarfs, decode=decode), run)
+    model = load(run)
+    assert verify_reference_answers(run)["same"]
+    results = perceptune.evaluate(run)
+    assert results["consensus_references"]["neighbours"]["media"] == 12
+    assert "and the captions of the 2 nearest training media" in str(describe_decoding(results))
+    export(run, tmp_path / "shared.zip")
+    shared = load(tmp_path / "shared.zip")
+    assert (shared.neighbours, shared.decoding.consensus.neighbours) == (None, 0)  # type: ignore[union-attr]
+    assert not [*local_run(tmp_path / "shared.zip").glob(NEIGHBOURS)]
+    recipe = (run / RECIPE).read_text()
+    (run / RECIPE).write_text(recipe.replace("train.jsonl", "gone.jsonl"))
+    again = load(run).neighbours
+    assert again is not None
+    assert again.digest() == model.neighbours.digest()  # type: ignore[union-attr]
+    (run / NEIGHBOURS).unlink()
+    said = rf"decode\.consensus\.neighbours: .* has no {NEIGHBOURS}, so its training data is needed"
+    with pytest.raises(UserError, match=said):
+        load(run)
+    assert load(run, overrides=["decode.consensus.neighbours=0"]).neighbours is None
+    assert not (run / NEIGHBOURS).exists(), "an override stores nothing"

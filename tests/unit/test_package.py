@@ -29,7 +29,7 @@ ORDER = (
 
 
 def test_the_public_face() -> None:
-    face = "AdaptedModel Recipe Sample UserError __version__ build evaluate load load_recipe train"
+    face = "AdaptedModel Recipe Sample UserError __version__ build evaluate load load_ensemble load_recipe train"
     assert perceptune.__all__ == face.split()
     for name in perceptune.__all__:
         assert getattr(perceptune, name) is not None

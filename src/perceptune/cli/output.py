@@ -36,7 +36,7 @@ def print_local_models(models: Sequence[str]) -> None:
 def print_scores(results: dict[str, Any]) -> None:
     """Print summary values beside their controls, with intervals."""
     from perceptune.evaluation.controls import CONTROLS
-    from perceptune.evaluation.results import gap_name, optimized_metrics, shown_name
+    from perceptune.evaluation.results import gap_name, result_notes, shown_name
 
     first = results["metrics"][0]
     controls = [name for name in CONTROLS if f"{first}_{name}" in results] or ["shuffled"]
@@ -66,7 +66,7 @@ def print_scores(results: dict[str, Any]) -> None:
     if results["trained_on_this_split"]:
         where += ": the run was trained on it, so this says nothing about new data (give a --validation file)"
     out.print(where)
-    for sentence in optimized_metrics(results):
+    for sentence in result_notes(results):
         out.print(sentence, markup=False)
     if "others" in results:
         out.print(_gap_table(results["others"]))

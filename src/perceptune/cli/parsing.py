@@ -42,6 +42,11 @@ class Parser(argparse.ArgumentParser):
         """Add the flag of commands that load a run, whose recipe may be untrusted."""
         self.add_argument("--trust", action="store_true", help="let a run folder's recipe name third-party code")
 
+    def add_ensemble(self) -> None:
+        """Add the option of commands that answer by several runs together."""
+        told = "answer together with this run of the same LM, by the mean of their probabilities; may be repeated"
+        self.add_argument("--ensemble", metavar="RUN", action="append", default=[], help=told)
+
     def add_media(self) -> None:
         """Add the option of the folder of media."""
         told = "folder of the media that rows name (default: found beside them)"

@@ -20,3 +20,7 @@ class ConsensusConfig(ConfigSection):
     weights: Literal["uniform", "probability"] = Field(
         "uniform", description="weights of the candidates as references: equal, or the model's probability of each"
     )
+    neighbours: int = Field(
+        0, ge=0, le=1000, description="training media most like the sample's, whose captions are references as well; "
+        "a run trained with them stores its training captions"
+    )  # fmt: skip

@@ -28,9 +28,10 @@ from perceptune.data.tasks.base import id_of, media_of, place_files, plain
 from perceptune.data.tasks.jsonl import record_of
 from perceptune.errors import UserError, disk_errors
 from perceptune.evaluation import prediction_rows
-from perceptune.evaluation.results import consensus_references, model_fingerprints
+from perceptune.evaluation.results import answering_info, model_fingerprints
 from perceptune.models.base import AdaptedModel
-from perceptune.models.run_folder import cleaning_of, load, make_writable
+from perceptune.models.ensemble import ensemble_name, load_answering
+from perceptune.models.run_folder import cleaning_of, make_writable
 from perceptune.models.run_location import is_address, local_run
 from perceptune.types import Sample
 from perceptune.utils.atomic_io import write_json
@@ -65,27 +66,28 @@ class _Request:
 def predict(
     run: str | Path, source: str | Path, out: str | Path | None = None, *, prompt: str | None = None,
     batch_size: int | None = None, trust: bool = False, overrides: Sequence[str] = (),
-    join_timeout: float | None = None, fetch_media: bool = False,
+    join_timeout: float | None = None, fetch_media: bool = False, ensemble: Sequence[str | Path] = (),
 ) -> Predicted:  # fmt: skip
     """Append an answer to every row of `source` to the JSONL file `out`; existing rows are kept.
 
     `prompt` is used for rows without one. Features are not cached on disk unless `overrides` set `cache.features=disk`.
-    `fetch_media` fetches media at http(s) addresses. `join_timeout` as in `train`. Raises `UserError` if `out` contains
-    rows of another input, model, prompt or decoding, or if another process is writing it.
+    `fetch_media` fetches media at http(s) addresses; the runs in `ensemble` answer together with `run`. `join_timeout`
+    as in `train`. Raises `UserError` if `out` contains rows of another input, model, prompt or decoding, or if another
+    process is writing it.
     """
     if is_address(run) and out is None:
         raise UserError(f"{run}: answers of a run on a hub need a file: name one (`out`, --out)")
     place = local_name(str(source))
     if modality_of(place) is not None:
         local_path(place, "FILE|DIR")  # one medium at an address
-    source = Path(place)
-    run = local_run(run)
-    target = run / f"predicted_{source.stem}.jsonl" if out is None else Path(out)
+    source, run = Path(place), local_run(run)
+    together = f"_{ensemble_name(ensemble)}" if ensemble else ""
+    target = run / f"predicted_{source.stem}{together}.jsonl" if out is None else Path(out)
     world = World(join_timeout)
     with world.synced_errors():
         kept = [] if any(word.startswith("cache.features=") for word in overrides) else ["cache.features=off"]
-        model = load(run, trust=trust, overrides=[*kept, *overrides], device=world.loading_device,
-                     ready=world.size == 1)  # fmt: skip
+        model = load_answering(run, ensemble, trust=trust, overrides=[*kept, *overrides], device=world.loading_device,
+                               ready=world.size == 1)  # fmt: skip
         if world.is_sharded:
             raise UserError("accelerate: `predict` gives every process the whole LM: leave out FSDP")
         passed = PassedOver()
@@ -98,9 +100,8 @@ def predict(
         model.place(world)
         model.setup()
     described = {"source": absolute(place), "prompt": prompt, "decoding": model.recipe.decode.model_dump(),
-                 **consensus_references(model),
                  "text": model.recipe.text.model_dump(), "models": model_fingerprints(model, run),
-                 "portion": batch_size or model.recipe.eval.batch_size}  # fmt: skip
+                 "portion": batch_size or model.recipe.eval.batch_size, **answering_info(model)}  # fmt: skip
     with contextlib.ExitStack() as held:
         done, size = world.run_on_main(lambda: _prepared(target, described, held))
         answered = _answer_all(model, cleaning, rows, target, source, world, done, size)
@@ -283,8 +284,8 @@ def _prepared(target: Path, described: Mapping[str, Any], held: contextlib.ExitS
     if not about.is_file():
         raise UserError(f"{target} exists and was not written by `predict` ({about.name} is missing): name another")
     before = json.loads(about.read_text(encoding="utf-8"))
-    for key in described:
-        if key != "portion" and before.get(key) != json.loads(json.dumps(described[key])):
+    for key in dict.fromkeys([*described, *before]):
+        if key != "portion" and before.get(key) != json.loads(json.dumps(described.get(key))):
             raise UserError(f"{target} was begun with another `{key}` (see {about.name}): name another --out")
     count, end = 0, 0
     with target.open("rb+") as file:

@@ -19,7 +19,8 @@ from perceptune.evaluation.controls import CONTROLS
 from perceptune.evaluation.model_card import write_card
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import text_of
-from perceptune.models.run_folder import load, make_writable
+from perceptune.models.ensemble import Ensemble, ensemble_name, load_answering
+from perceptune.models.run_folder import make_writable
 from perceptune.models.run_location import is_address, local_run
 from perceptune.types import Sample
 from perceptune.utils.atomic_io import write_json
@@ -60,7 +61,7 @@ def evaluate(
     run: str | Path, *, split: str | None = None, samples: int | None = None, control: bool | None = None,
     no_media: bool | None = None, exchanged: bool = False, batch_size: int | None = None, trust: bool = False,
     overrides: Sequence[Override] = (), into: str | Path | None = None, task: Mapping[str, Any] | None = None,
-    command: str | None = None, join_timeout: float | None = None,
+    command: str | None = None, join_timeout: float | None = None, ensemble: Sequence[str | Path] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluate a run folder's model; write `results.json` and predictions into the folder and return the results.
 
@@ -68,14 +69,17 @@ def evaluate(
     media of each sample in reverse order; the prompts are the same. The data sets of `eval.others` follow, with the gap
     to them. Defaults come from the recipe, whose `decode` and `eval` keys `overrides` may change. `task`, a task's
     `name` and options, replaces the run's own. `into` is another folder for the files; `command` is stored in the
-    results. `join_timeout` as in `train`.
+    results. `join_timeout` as in `train`. The runs in `ensemble` answer together with `run`; the results then go into
+    a folder of their own.
     """
     if is_address(run) and into is None:
         raise UserError(f"{run}: the results of a run on a hub need a folder: name one (`into`, --out)")
     world = World(join_timeout)
     with world.synced_errors():
         run = local_run(run)
-        model = load(run, trust=trust, overrides=overrides, device=world.loading_device, ready=world.size == 1)
+        model = load_answering(
+            run, ensemble, trust=trust, overrides=overrides, device=world.loading_device, ready=world.size == 1
+        )
         part = None if task is None else NamedPart(**task)
         own = evaluated_set(model.recipe, part, split, samples)
         runner.require_answerable(model, own.samples)
@@ -89,11 +93,14 @@ def evaluate(
         make_writable(folder, "name another folder for the results by --out")
         return {
             **own.counts(), **report.provenance(model, run), "split": own.split, "command": command,
-            "trained_on_this_split": is_trained_on(model.recipe, own, is_own=task is None),
+            "trained_on_this_split": any(
+                is_trained_on(recipe, own, is_own=task is None) for recipe in _recipes_of(model)
+            ),
             "data": report.dataset_info(own.part, own.split, own.samples), **report.training_info(run),
         }  # fmt: skip
 
-    folder = run if into is None else Path(into)
+    apart = run / "eval" / ensemble_name(ensemble) if ensemble else run
+    folder = apart if into is None else Path(into)
     noted = world.run_on_main(note)
     if world.size > 1:
         model.place(world)
@@ -197,6 +204,10 @@ def _other_results(
         **other.counts(), "data": report.dataset_info(other.part, other.split, other.samples),
         "gaps": report.cross_dataset_gap(own.samples, seen, other.samples, judged),
     }  # fmt: skip
+
+
+def _recipes_of(model: AdaptedModel) -> list[Recipe]:
+    return [member.model.recipe for member in model.members] if isinstance(model, Ensemble) else [model.recipe]
 
 
 def is_trained_on(recipe: Recipe, evaluated: EvaluatedSet, *, is_own: bool) -> bool:

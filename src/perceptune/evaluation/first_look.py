@@ -18,7 +18,7 @@ from perceptune.data.tasks.base import Task
 from perceptune.errors import UserError
 from perceptune.evaluation.clusters import cluster_of_row
 from perceptune.evaluation.evaluate import evaluate
-from perceptune.evaluation.results import PREDICTIONS, RESULTS, gap_name, optimized_metrics
+from perceptune.evaluation.results import PREDICTIONS, RESULTS, gap_name, result_notes
 from perceptune.evaluation.runner import select_subset
 from perceptune.models.run_folder import read_recipe
 from perceptune.models.run_location import local_run
@@ -58,7 +58,7 @@ def first_look(
         "shuffled": results.get(f"{metric}_shuffled"), "no_media": results.get(f"{metric}_no_media"),
         "gap": results.get(gap_name(metric)), "gap_interval": results.get(f"{gap_name(metric)}_interval"),
         "always": _constant(own, judged, metric, results), "loss": _last_losses(run), **_examples(rows, metric),
-        "optimized": optimized_metrics(results),
+        "notes": result_notes(results),
     }  # fmt: skip
     return {**found, "next": suggestions(found)}
 
@@ -102,7 +102,7 @@ def report_lines(found: Mapping[str, Any]) -> list[str]:
         f"{found['metric']} {found['value']:.3f} ({low:.3f} to {high:.3f}) on {found['samples']} samples with "
         f"{found['media']} media of split `{found['split']}`"
     ]
-    lines += [f"  {words}" for words in found.get("optimized") or ()]
+    lines += [f"  {words}" for words in found.get("notes") or ()]
     for name, words in (("shuffled", "media shuffled"), ("no_media", "without media")):
         if found[name] is not None:
             lines.append(f"  {words}: {found[name]:.3f}")

@@ -16,7 +16,7 @@ from perceptune._version import __version__
 from perceptune.config.recipe import read_yaml
 from perceptune.errors import UserError
 from perceptune.evaluation.confusion import confusion_tables
-from perceptune.evaluation.results import RESULTS, gap_name, optimized_metrics, shown_name
+from perceptune.evaluation.results import RESULTS, gap_name, result_notes, shown_name
 from perceptune.models.pretrained import DEFAULT_ENCODERS, DEFAULT_LM
 from perceptune.models.run_folder import read_meta
 from perceptune.models.run_location import CARD, PROOF, RECIPE
@@ -182,7 +182,7 @@ def _results(results: Mapping[str, Any] | None) -> Iterator[str]:
     count = results.get("evaluated_samples")
     where = f"{f'{count:,}' if isinstance(count, int) else '?'} samples of split {plain(results.get('split'))}"
     yield f"{where}; decoding and versions are in `run.yaml` and `meta.json`.\n"
-    for words in optimized_metrics(results):
+    for words in result_notes(results):
         yield f"{words[0].upper()}{plain(words[1:])}.\n"
     for caption, first, confused in confusion_tables(results):
         yield f"Classes, {plain(caption)}:\n"

@@ -20,6 +20,7 @@ from perceptune.evaluation.results import file_hash, versions
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import build, settle_answering
 from perceptune.models.document_frequencies import run_frequencies, write_frequencies
+from perceptune.models.neighbours import Neighbours, run_neighbours, write_neighbours
 from perceptune.models.run_folder import METHOD, fingerprints, load_method, read_cleaning, read_meta, read_recipe
 from perceptune.models.run_location import PROOF, local_run
 from perceptune.types import Mark, Media, Medium, Message, Sample
@@ -41,6 +42,8 @@ def save_training_references(run: Path, model: AdaptedModel, samples: Iterable[S
     load_method(run / METHOD, model)  # the best checkpoint may be earlier than the last
     if model.frequencies is not None:
         write_frequencies(run, model.frequencies)
+    if isinstance(model.neighbours, Neighbours):
+        write_neighbours(run, model.neighbours)
     write_reference_answers(run, model, samples)
     model.method.load_state_dict(last)
 
@@ -105,6 +108,7 @@ def verify_reference_answers(run: str | Path, *, trust: bool = False, overrides:
         model.cleaning, model.frequencies = read_cleaning(folder), run_frequencies(folder, recipe)
         model.eval().to(place)
         model.setup()
+        model.neighbours = run_neighbours(folder, recipe, model.stores)
         answers = [_replay(model, row) for row in proof["samples"]]
     compared = [row for row in answers if row["state"] in ("same", "differs")]
     unlike = method != proof["method"]

@@ -145,17 +145,26 @@ def provenance(model: AdaptedModel, run: Path) -> dict[str, Any]:
     ranking = {} if config.rank is None else {"rank": config.rank, "rank_normalize": config.rank_normalize}
     return {
         "seed": model.recipe.seed, **describe_training(model.recipe),
-        "decoding": model.recipe.decode.model_dump(), **consensus_references(model), **ranking,
+        "decoding": model.recipe.decode.model_dump(), **answering_info(model), **ranking,
         "dtype": str(model.dtype).removeprefix("torch."), "template": model.recipe.text.template,
         "text": model.recipe.text.model_dump(), "models": model_fingerprints(model, run), "versions": versions(),
     }  # fmt: skip
 
 
-def consensus_references(model: AdaptedModel) -> dict[str, Any]:
-    """Return what consensus decoding compares candidates by, beside its options; empty without it."""
-    used = model.frequencies
-    return {} if used is None else {"consensus_references": {
-        "documents": used.documents, "tokenizer": used.tokenizer, "sha256": used.digest()}}  # fmt: skip
+def answering_info(model: AdaptedModel) -> dict[str, Any]:
+    """Return what answers depend on beside the run and its recipe: runs of an ensemble, references of a consensus."""
+    found: dict[str, Any] = {}
+    if (used := model.frequencies) is not None:
+        near = model.neighbours
+        found["consensus_references"] = {
+            "documents": used.documents, "tokenizer": used.tokenizer, "sha256": used.digest(),
+            **({} if near is None else {"neighbours": {"media": len(near.captions), "sha256": near.digest()}}),
+        }  # fmt: skip
+    if model.member_runs:
+        found["ensemble"] = [
+            {"run": run.resolve().name, "sha256": file_hash(run / METHOD)} for run in model.member_runs
+        ]
+    return found
 
 
 def describe_decoding(results: Mapping[str, Any]) -> str | None:
@@ -164,10 +173,11 @@ def describe_decoding(results: Mapping[str, Any]) -> str | None:
     if not isinstance(how, Mapping) or results.get("rank") is not None:  # ranked choices are not generated
         return None
     counted = (results.get("consensus_references") or {}).get("documents", "?")
+    near = f" and the captions of the {how['neighbours']} nearest training media" if how.get("neighbours") else ""
     return (
         f"consensus decoding: of {how.get('samples')} samples at temperature {how.get('temperature')} and "
-        f"{how.get('beams')} beams, the answer most like the others by CIDEr-D with document frequencies of {counted} "
-        "training media. This optimises CIDEr itself: compare with values of consensus decoding only"
+        f"{how.get('beams')} beams, the answer most like the others{near} by CIDEr-D with document frequencies of "
+        f"{counted} training media. This optimises CIDEr itself: compare with values of consensus decoding only"
     )
 
 
@@ -183,9 +193,19 @@ def describe_objective(results: Mapping[str, Any]) -> str | None:
     )
 
 
-def optimized_metrics(results: Mapping[str, Any]) -> list[str]:
-    """Describe what optimised the metric itself, in training and in decoding."""
-    return [words for words in (describe_objective(results), describe_decoding(results)) if words]
+def describe_ensemble(results: Mapping[str, Any]) -> str | None:
+    """Return an ensemble in words, as tables of results name it; None for a single run."""
+    members = results.get("ensemble")
+    if not isinstance(members, list):
+        return None
+    names = ", ".join(str(member.get("run")) for member in members)
+    return f"ensemble of {len(members)} runs ({names}): each token by the mean of their probabilities"
+
+
+def result_notes(results: Mapping[str, Any]) -> list[str]:
+    """Describe what values may only be compared with their like: ensembles, and what optimises the metric itself."""
+    described = (describe_ensemble(results), describe_objective(results), describe_decoding(results))
+    return [words for words in described if words]
 
 
 def model_fingerprints(model: AdaptedModel, run: Path) -> dict[str, dict[str, str]]:

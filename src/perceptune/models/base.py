@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from perceptune.encoders.base import Encoder
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError, nearest
 from perceptune.methods.base import TrainableMethod, count, count_trained
-from perceptune.models.consensus import answer_by_consensus, decoding_of, uses_consensus
+from perceptune.models.consensus import References, answer_by_consensus, decoding_of, uses_consensus
 from perceptune.models.media_rows import by_row, first_uses, media_of, require_count
 from perceptune.models.text_format import Batch, FrozenPart, TextFormat
 from perceptune.models.text_rows import Tokens
@@ -39,6 +40,9 @@ class AdaptedModel(nn.Module, ABC):
     has_qformer: ClassVar[bool] = False
     cleaning: AnswerCleaning | None = None  # how answers are extracted from generated text, as stored with a run
     frequencies: DocumentFrequencies | None = None  # of the training references, for consensus decoding
+    neighbours: References | None = None  # training media with their captions, for consensus decoding that needs them
+
+    member_runs: Sequence[Path] = ()  # of an ensemble
 
     def __init__(
         self, recipe: Recipe, encoders: Mapping[str, Encoder], stores: Mapping[str, FeatureStore],

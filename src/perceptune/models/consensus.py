@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from perceptune.config.consensus import ConsensusConfig
 from perceptune.config.recipe import Recipe
 from perceptune.data.answer_cleaning import AS_WRITTEN, AnswerCleaning
 from perceptune.data.metrics.base import DocumentFrequencies, pairwise_cider
@@ -20,11 +21,23 @@ from perceptune.types import Consensus, Decoding, Features, Sample
 _TIE = 1e-9  # CIDEr-D; scores closer than this are equal up to rounding
 
 
+class References(Protocol):
+    """Captions of training media, found by features."""
+
+    def nearest(self, sample: Sample, features: Mapping[str, Features], row: int, count: int) -> dict[str, float]: ...
+
+    def digest(self) -> str: ...
+
+    @property
+    def captions(self) -> Sequence[Sequence[str]]: ...
+
+
 class CandidateModel(Protocol):
     """The parts of an `AdaptedModel` that generate and weigh candidates."""
 
     cleaning: AnswerCleaning | None
     frequencies: DocumentFrequencies | None
+    neighbours: References | None
 
     @property
     def text(self) -> TextFormat: ...
@@ -50,26 +63,42 @@ def answer_by_consensus(
             "decode.consensus needs the document frequencies of a run's training references: load the run with "
             f'overrides=["decode.consensus.samples={how.samples}"]'
         )
+    if how.neighbours and model.neighbours is None:
+        raise UserError(
+            "decode.consensus.neighbours needs the captions of a run's training media: load the run with "
+            f'overrides=["decode.consensus.neighbours={how.neighbours}"]'
+        )
     answers: list[str] = []
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
-        texts = _candidates(model, part, decoding, how)
+        features = model.encode(part)
+        texts = _candidates(model, part, features, decoding, how)
         weights = _probabilities(model, part, texts) if how.weights == "probability" else [_equal(own) for own in texts]
-        for own, weighted in zip(texts, weights, strict=True):
-            answers.append(own[most_typical(weighted, model.frequencies, preferred=next(iter(own)))])
+        for row, (sample, own) in enumerate(zip(part, texts, strict=True)):
+            near = None
+            if how.neighbours and model.neighbours is not None:
+                near = model.neighbours.nearest(sample, features, row, how.neighbours)
+            best = next(iter(own))
+            answers.append(own[most_typical(weights[row], model.frequencies, preferred=best, others=near)])
     return answers
 
 
-def most_typical(weights: Mapping[str, float], frequencies: DocumentFrequencies, preferred: str | None = None) -> str:
-    """Return the candidate with the highest weighted sum of CIDEr-D with the others as references.
+def most_typical(
+    weights: Mapping[str, float], frequencies: DocumentFrequencies, preferred: str | None = None,
+    others: Mapping[str, float] | None = None,
+) -> str:  # fmt: skip
+    """Return the candidate with the highest weighted sum of CIDEr-D with the other candidates as references.
 
-    `weights` are those of the candidates as references. The order of the candidates does not matter. Of equal ones
-    `preferred` is chosen, else the first in alphabetical order.
+    `weights` are those of the candidates as references, `others` further references with their weights. The order of
+    either does not matter. Of equal candidates `preferred` is chosen, else the first in alphabetical order.
     """
     candidates = sorted(weights)
     scores = pairwise_cider(candidates, frequencies)
     np.fill_diagonal(scores, 0.0)
     totals = scores @ np.array([weights[candidate] for candidate in candidates])
+    if others:
+        references = sorted(others)
+        totals += pairwise_cider(candidates, frequencies, references) @ np.array([others[one] for one in references])
     best = [one for one, total in zip(candidates, totals, strict=True) if total >= totals.max() - _TIE]
     return preferred if preferred in best else best[0]
 
@@ -90,18 +119,27 @@ def require_single(decoding: Decoding, use: str) -> Decoding:
 
 def uses_consensus(recipe: Recipe) -> bool:
     """Return whether a recipe's own data or another set of its evaluation is answered by consensus."""
+    return bool(consensus_sections(recipe))
+
+
+def consensus_sections(recipe: Recipe) -> list[ConsensusConfig]:
+    """Return the options of consensus decoding of a recipe's own data and of other sets of its evaluation."""
     sections = [recipe.decode, *(other.decode for other in recipe.eval.others.values())]
-    return any(section is not None and section.consensus is not None for section in sections)
+    return [section.consensus for section in sections if section is not None and section.consensus is not None]
 
 
 def _candidates(
-    model: CandidateModel, samples: Sequence[Sample], decoding: Decoding, how: Consensus
+    model: CandidateModel,
+    samples: Sequence[Sample],
+    features: Mapping[str, Features],
+    decoding: Decoding,
+    how: Consensus,
 ) -> list[dict[str, str]]:
     """Return the candidates of each sample, the best beam first: cleaned text -> as generated.
 
-    Media are encoded once. As many sequences are sampled at a time as the beam search has.
+    As many sequences are sampled at a time as the beam search has.
     """
-    features, clean = model.encode(samples), model.cleaning or AS_WRITTEN
+    clean = model.cleaning or AS_WRITTEN
     searching = replace(decoding, consensus=None, sample=False, beams=how.beams)
     beams = model.generate(samples, searching, num_return_sequences=how.beams, features=features)
     drawing = replace(decoding, consensus=None, sample=True, beams=1, temperature=how.temperature)

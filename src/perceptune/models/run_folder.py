@@ -30,6 +30,7 @@ from perceptune.errors import UserError, disk_error
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import build, settle_answering
 from perceptune.models.document_frequencies import run_frequencies
+from perceptune.models.neighbours import run_neighbours
 from perceptune.models.run_format import FORMAT_VERSION, upgrade_recipe
 from perceptune.models.run_location import META as META
 from perceptune.models.run_location import METHOD as METHOD
@@ -88,6 +89,7 @@ def load(
     model.eval().to(place)
     if ready:
         model.setup()
+    model.neighbours = run_neighbours(run, recipe, model.stores)
     return model
 
 

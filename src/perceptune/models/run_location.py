@@ -14,6 +14,7 @@ from perceptune.utils.paths import given_path
 METHOD, META, RECIPE = "method.safetensors", "meta.json", "run.yaml"
 PROOF, CARD = "proof.json", "README.md"
 FREQUENCIES = "document_frequencies.json"  # for consensus decoding; not in every run
+NEIGHBOURS = "neighbours.safetensors"  # for consensus decoding with neighbours; never shared
 # The files of a shared run; any others are neither uploaded nor downloaded.
 SHARED = (CARD, FREQUENCIES, META, METHOD, PROOF, RECIPE)
 # `Path` reduces two slashes to one.

@@ -5,21 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from perceptune.config.recipe import Recipe
-from perceptune.config.schema import LMConfig
 from perceptune.data.answer_cleaning import AnswerCleaning
 from perceptune.errors import UserError, error_prefix, nearest
-from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import BACKBONES, text_of
 from perceptune.models.consensus import require_single
+from perceptune.models.model_pool import Attachments, Borrowed, ModelPool
 from perceptune.models.run_folder import META, cleaning_of, has_histories, load, read_meta, read_recipe
 from perceptune.models.text_format import TextFormat
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
-from perceptune.serving.model_pool import Attachments, ModelPool
 
 
 @dataclass(frozen=True)
@@ -117,28 +113,12 @@ def load_runs(
 
 
 def _loaded(one: Described, pool: ModelPool, overrides: Sequence[str], trust: bool, device: str | None) -> ServedRun:
-    lent = _Borrowed(pool)
+    lent = Borrowed(pool)
     model = load(one.folder, overrides=overrides, trust=trust, parts=lent, device=device)
     lent.attachments.take_off()
     created = int((one.folder / META).stat().st_mtime)
     learned = has_histories(read_meta(one.folder))
     return ServedRun(one.name, created, model, text_of(model), cleaning_of(model), lent.attachments, learned)
-
-
-class _Borrowed:
-    """The pool's parts for one run; records what the run attaches to its LM.
-
-    A run whose backbone cannot share uses its own copy.
-    """
-
-    def __init__(self, pool: ModelPool) -> None:
-        self._pool, self.encoder = pool, pool.encoder
-        self.attachments = Attachments(nn.Module())
-
-    def lm(self, config: LMConfig, dtype: str) -> FrozenLM:
-        lm = self._pool.lm(config, dtype)
-        self.attachments = Attachments(lm)
-        return lm
 
 
 def _names(given: Sequence[str]) -> dict[str, Path]:

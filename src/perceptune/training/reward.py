@@ -146,7 +146,7 @@ class CiderReward:
     def __call__(self, sample: Sample, texts: Sequence[str]) -> list[float]:
         """Return the reward of each text as an answer to the sample; an empty text has 0."""
         references = [*self._references[_asked(sample)]]
-        scores = pairwise_cider([*texts, *references], self.frequencies)[: len(texts), len(texts) :]
+        scores = pairwise_cider(texts, self.frequencies, references)
         return [float(value) for value in scores.mean(1)]
 
 

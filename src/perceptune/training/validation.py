@@ -10,6 +10,7 @@ from perceptune.evaluation.runner import EvalOutput, check_has_references, predi
 from perceptune.models.base import AdaptedModel
 from perceptune.models.consensus import uses_consensus
 from perceptune.models.document_frequencies import training_frequencies
+from perceptune.models.neighbours import needs_neighbours, training_neighbours
 from perceptune.training.sampler import TrainingSampler
 from perceptune.types import Sample
 from perceptune.utils.distributed import World
@@ -32,6 +33,8 @@ class Validator:
             shuffle_media(last, 0)
         if uses_consensus(model.recipe):
             model.frequencies = training_frequencies(model.recipe)
+        if needs_neighbours(model.recipe):
+            model.neighbours = training_neighbours(model.recipe, model.stores)
         self.samples: Sequence[Sample] = []
         if self.config.every is None:
             return

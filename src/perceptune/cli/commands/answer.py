@@ -32,6 +32,7 @@ def add_arguments(parser: Parser) -> None:
         parser.add_argument(f"--{kind}", metavar="FILE", action="append", help=told)
     told = "answer with the most likely of these choices; without a value, of the run's own (`task.choices`)"
     parser.add_argument("--choices", nargs="?", const=True, metavar="A,B,C", help=told)
+    parser.add_ensemble()
     parser.add_argument("--logprobs", action="store_true", help="print log-probabilities of the tokens or choices, too")
     parser.add_json()
     parser.add_trust()
@@ -42,7 +43,8 @@ def run(options: Namespace) -> None:
     from perceptune.data.choices import choices_of
     from perceptune.data.conversations import as_media, mark_media
     from perceptune.data.storage import local_path
-    from perceptune.models.run_folder import cleaning_of, load
+    from perceptune.models.ensemble import load_answering
+    from perceptune.models.run_folder import cleaning_of
     from perceptune.types import Sample
 
     media: dict[str, Media] = {
@@ -50,7 +52,7 @@ def run(options: Namespace) -> None:
         for kind in ("image", "audio", "video")
         if (files := getattr(options, kind))
     }
-    model = load(options.run, trust=options.trust, overrides=options.overrides)
+    model = load_answering(options.run, options.ensemble, trust=options.trust, overrides=options.overrides)
     question, marks = mark_media(_question(options.question, model.recipe), media)
     sample = Sample("question", media, question, marks=marks)
     model.check_modalities([sample])

@@ -4,6 +4,7 @@ Examples:
   perceptune eval runs/mine
   perceptune eval runs/mine --control --no-media decode.beams=3
   perceptune eval runs/mine --gap --data other.jsonl
+  perceptune eval runs/mine --ensemble runs/second --ensemble runs/third
 """
 
 import re
@@ -31,6 +32,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_media()
     parser.add_fetch_media()
+    parser.add_ensemble()
     parser.add_argument("--gap", action="store_true", help="compare the run's own data with --task and --data")
     parser.add_argument("--control", action="store_true", default=None, help="evaluate with shuffled media, too")
     parser.add_argument("--no-media", action="store_true", default=None, help="evaluate without media, too")
@@ -61,7 +63,7 @@ def run(options: Namespace) -> None:
     split = None if options.gap else options.split
     common = {"samples": options.samples, "trust": options.trust, "task": task, "command": options.words}
     if options.predictions:
-        for given in ("control", "no_media", "exchanged", "gap", "report"):
+        for given in ("control", "no_media", "exchanged", "gap", "report", "ensemble"):
             if getattr(options, given):
                 raise UserError(f"--{given.replace('_', '-')} needs the model's answers, --predictions gives others")
         if words:
@@ -70,7 +72,8 @@ def run(options: Namespace) -> None:
     else:
         results = evaluate(
             options.run, control=options.control, no_media=options.no_media, exchanged=options.exchanged,
-            split=split, overrides=overrides, into=folder, join_timeout=options.join_timeout, **common,
+            split=split, overrides=overrides, into=folder, join_timeout=options.join_timeout, ensemble=options.ensemble,
+            **common,
         )  # fmt: skip
     found = first_look(options.run, folder, task=task, trust=options.trust) if wants_report else None
     if options.json and is_main_process():
@@ -143,6 +146,9 @@ def _folder(options: Namespace, task: dict[str, Any] | None) -> Path:
         return Path(options.out)
     if options.predictions:
         return Path(options.run) / "eval" / re.sub(r"[^\w-]", "-", Path(options.predictions).stem)
-    if task is None:
-        return Path(options.run)
-    return Path(options.run) / "eval" / "-".join([_name_of(options), *([options.split] if options.split else [])])
+    names = [] if task is None else [_name_of(options), *([options.split] if options.split else [])]
+    if options.ensemble:
+        from perceptune.models.ensemble import ensemble_name
+
+        names.append(ensemble_name(options.ensemble))
+    return Path(options.run) / "eval" / "-".join(names) if names else Path(options.run)

@@ -60,24 +60,32 @@ class DocumentFrequencies:
         return log(self.documents) - log(max(1, self.counts.get(gram, 1)))
 
 
-def pairwise_cider(texts: Sequence[str], frequencies: DocumentFrequencies) -> Floats:
-    """Return CIDEr-D (n, n) from 0 to 10 of each text, by row, with each text, by column, as its only reference."""
-    captions = [frequencies.tokens(text) for text in texts]
-    likeness = np.zeros((len(texts), len(texts)))
+def pairwise_cider(
+    texts: Sequence[str], frequencies: DocumentFrequencies, references: Sequence[str] | None = None
+) -> Floats:
+    """Return CIDEr-D (n, m) from 0 to 10 of each text, by row, with each reference, by column, as its only one.
+
+    The references are the texts themselves unless others are given.
+    """
+    n, others = len(texts), () if references is None else references
+    columns = slice(0 if references is None else n, None)
+    captions = [frequencies.tokens(text) for text in (*texts, *others)]
+    likeness = np.zeros((n, len(captions)))[:, columns]
     for order in range(1, ORDERS + 1):
         times = [Counter(_ngrams(caption, order)) for caption in captions]
         numbers = {gram: number for number, gram in enumerate(dict.fromkeys(chain.from_iterable(times)))}
-        vectors = np.zeros((len(texts), len(numbers)))
+        vectors = np.zeros((len(captions), len(numbers)))
         for row, own in enumerate(times):
             for gram, count in own.items():
                 vectors[row, numbers[gram]] = count * frequencies.rarity(gram)
         norms = np.sqrt((vectors**2).sum(1))
         # Clipped to the reference's; row by row, as all at once would need a number for each pair and n-gram.
-        common = np.array([(np.minimum(own, vectors) * vectors).sum(1) for own in vectors])
-        both = np.outer(norms, norms)
+        given = vectors[columns]
+        common = np.array([(np.minimum(own, given) * given).sum(1) for own in vectors[:n]])
+        both = np.outer(norms[:n], norms[columns])
         likeness += np.divide(common, both, out=np.zeros_like(common), where=both > 0)
     lengths = np.array([max(0, len(caption) - 1) for caption in captions], dtype=float)  # as in `Cider.scores`
-    penalty: Floats = np.exp(-((lengths[:, None] - lengths) ** 2) / (2 * SIGMA**2))
+    penalty: Floats = np.exp(-((lengths[:n, None] - lengths[columns]) ** 2) / (2 * SIGMA**2))
     return 10 * likeness / ORDERS * penalty
 
 

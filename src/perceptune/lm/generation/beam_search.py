@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from perceptune.lm.frozen_lm import FrozenLM
-from perceptune.lm.generation.decode_state import DecodeState
-from perceptune.lm.generation.uncached import UncachedState
+from perceptune.lm.generation.ensemble import start_state
 from perceptune.types import Decoding, Prompt
 from perceptune.utils.tensors import move
 
@@ -92,8 +91,7 @@ def beam_steps(
     n, most, beams = len(ids), limits.tolist(), decoding.beams
     room = max(most)
     rule = _Rule(decoding.length_penalty, mask.sum(-1, keepdim=True) if decoding.counts_prompt else None)
-    is_split = lm.why_reference_path(prompt.slots) is None
-    state = DecodeState(lm, prompt, room) if is_split else UncachedState(lm, prompt)
+    state = start_state(lm, prompt, room)
     held = _none_yet(n, beams, room, ids.device)
     state.select_rows(torch.arange(n, device=ids.device).repeat_interleave(beams))
     best: dict[int, Tensor] = {}  # (n_best, room) of the rows that have ended, read when all have

@@ -14,9 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from perceptune.errors import UserError
 from perceptune.lm.frozen_lm import FrozenLM
 from perceptune.lm.generation.beam_search import beam_search
 from perceptune.lm.generation.decode_state import GROWTH, DecodeState
+from perceptune.lm.generation.ensemble import EnsemblePrompt, start_state
 from perceptune.lm.generation.hf_generate import hf_generate
 from perceptune.lm.generation.sampling import Sampler, make_sampler, truncate_at_eos
 from perceptune.types import Decoding, GenerationRequest, Slots
@@ -107,7 +109,10 @@ class ContinuousBatch:
 @torch.no_grad()
 def generate(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
     """Return the new tokens of each row's `request.num_return_sequences`, up to and without the end token."""
-    if uses_hf_generate(lm, request.prompt.slots, request.decoding):
+    is_ensemble = isinstance(request.prompt, EnsemblePrompt)
+    if is_ensemble and request.decoding.changes_scores:
+        raise UserError("decode.min_new_tokens and decode.repetition_penalty: not for an ensemble; leave them out")
+    if not is_ensemble and uses_hf_generate(lm, request.prompt.slots, request.decoding):
         rows = hf_generate(lm, request)
     elif request.decoding.beams > 1:
         wanted = None if request.callback is None else request.callback.is_wanted
@@ -136,7 +141,8 @@ def decode(lm: FrozenLM, request: GenerationRequest) -> list[list[int]]:
         GeneratedSequence(limit, request.eos, sampler, row, on_token and partial(on_token, row))
         for row, limit in enumerate(limits)
     ]
-    state = DecodeState(lm, request.prompt, max(limits))
+    state = start_state(lm, request.prompt, max(limits))
+    assert isinstance(state, DecodeState), "transformers' loop runs LMs without split execution"
     if each > 1:
         state.select_rows(state.rows.repeat_interleave(each))
     batch = ContinuousBatch(state, rows)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from perceptune.lm.frozen_lm import FrozenLM, LayerStates
 from perceptune.lm.generation.decode_state import DecodeState, LowerDecodeState
+from perceptune.lm.generation.ensemble import EnsemblePrompt, start_state
+from perceptune.lm.generation.uncached import UncachedState
 from perceptune.types import Prompt
 from perceptune.utils.tensors import last_columns, move, pad_left
 
@@ -77,7 +79,7 @@ def continuation_scores(
     tokens = [list(one) for own in continuations for one in own]
     if not rows:
         return [[] for _ in continuations]
-    if lm.why_reference_path(prompt.slots) is not None:
+    if lm.why_reference_path(prompt.slots) is not None and not isinstance(prompt, EnsemblePrompt):
         scores = _score_at_once(lm, prompt, move(torch.tensor(rows), prompt.ids.device), tokens)
     else:
         below = []
@@ -96,7 +98,9 @@ def _score_token_by_token(
     width = prompt.ids.shape[1]
     padded = [nn.functional.pad(states, (0, 0, width - states.shape[1], 0)) for states, _ in below]
     whole = (layer, torch.cat(padded)) if padded else None
-    state = DecodeState(lm, prompt, max(map(len, tokens)), text_states=whole)
+    longest = max(map(len, tokens))
+    state: DecodeState | UncachedState
+    state = start_state(lm, prompt, longest) if whole is None else DecodeState(lm, prompt, longest, text_states=whole)
     order: list[int] = []  # the owner of each value in `values`
     values: list[Tensor] = []
     for place, step in enumerate(_steps(rows, tokens)):
@@ -125,12 +129,15 @@ def _steps(rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> Iterator[_St
         going, at = [going[k] for k in alive], [numbers[at[k], now[k]] for k in alive]
 
 
-def _advance(state: DecodeState, step: _Step, text_states: LayerStates | None = None) -> Tensor:
+def _advance(state: DecodeState | UncachedState, step: _Step, text_states: LayerStates | None = None) -> Tensor:
     """Continue the rows of a step by their next tokens."""
     device = state.rows.device
     if step.kept != list(range(len(state.rows))):
         state.select_rows(move(torch.tensor(step.kept), device))
-    return state.decode_step(move(torch.tensor(step.following), device), text_states=text_states)
+    tokens = move(torch.tensor(step.following), device)
+    if isinstance(state, UncachedState):
+        return state.decode_step(tokens)
+    return state.decode_step(tokens, text_states=text_states)
 
 
 def _texts(prompt: Prompt) -> list[list[int]]:

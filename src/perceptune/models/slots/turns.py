@@ -3,6 +3,7 @@
 import torch
 
 from perceptune.lm.generation.decode_state import GROWTH, DecodeState
+from perceptune.lm.generation.ensemble import EnsemblePrompt
 from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence, generate, uses_hf_generate
 from perceptune.lm.generation.prefix_reuse import ContinuedState, KnownTexts, make_keeper
 from perceptune.lm.generation.sampling import make_sampler, truncate_at_eos
@@ -14,11 +15,12 @@ from perceptune.types import Decoding, Sample
 def generate_turn(model: SlotModel, sample: Sample, decoding: Decoding, known: KnownTexts) -> list[int]:
     """Return the tokens that `model.generate` returns for one sample; its text is kept in `known`.
 
-    Beam search and transformers' own loop reuse nothing.
+    Beam search, ensembles and transformers' own loop reuse nothing.
     """
     request = model.request([sample], decoding)
     slots = request.prompt.slots
-    if decoding.beams > 1 or uses_hf_generate(model.lm, slots, decoding):
+    is_ensemble = isinstance(request.prompt, EnsemblePrompt)
+    if is_ensemble or decoding.beams > 1 or uses_hf_generate(model.lm, slots, decoding):
         return generate(model.lm, request)[0]
     text = model.content_of(sample)
     found = known.find(None, text.columns)

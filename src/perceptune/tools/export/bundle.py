@@ -1,10 +1,13 @@
 """The shared form of a run: the method, the recipe without its owner's folders, the card, some answers."""
 
+import copy
 import io
 import json
+import operator
 import re
 import zipfile
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +38,9 @@ def bundle(run: Path, *, trust: bool = False) -> Bundle:
     Raises `UserError` for a run that cannot be loaded.
     """
     meta = read_meta(run)
-    recipe = shared_recipe(read_yaml(run / RECIPE))
-    model = load(run, overrides=["cache.features=off"], trust=trust)
+    own = read_yaml(run / RECIPE)
+    recipe, alone = shared_recipe(own), [f"{'.'.join(key)}=0" for key in _neighbour_keys(own)]
+    model = load(run, overrides=["cache.features=off", *alone], trust=trust)
     proof = save_reference_answers(run, model, synthetic_samples(model.stores))
     text = card(run) + _own_words(run)
     files = {
@@ -69,13 +73,27 @@ def export(run: Path, file: Path, *, trust: bool = False) -> Bundle:
 
 def shared_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe without what reveals more of its owner's machine than loading needs."""
-    shared = {**recipe, "init_from": None}
+    shared = copy.deepcopy({**recipe, "init_from": None})
+    for *sections, key in _neighbour_keys(recipe):  # training captions stay with their owner
+        reduce(operator.getitem, sections, shared)[key] = 0
     for key in ("task", "eval"):
         if key in shared:
             shared[key] = _without_folders(shared[key])
     if isinstance(cache := shared.get("cache"), dict):
         shared["cache"] = {**cache, "dir": None}
     return shared
+
+
+def _neighbour_keys(recipe: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the keys of a stored recipe by which consensus decoding reads the training's captions."""
+    others = (recipe.get("eval") or {}).get("others") or {}
+    sections: dict[tuple[str, ...], Any] = {("decode",): recipe.get("decode"), **{
+        ("eval", "others", name, "decode"): other.get("decode") for name, other in others.items()}}  # fmt: skip
+    return [
+        (*place, "consensus", "neighbours")
+        for place, section in sections.items()
+        if ((section or {}).get("consensus") or {}).get("neighbours")
+    ]
 
 
 def _without_folders(value: Any) -> Any:

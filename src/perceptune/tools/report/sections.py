@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from perceptune.evaluation.confusion import confusion_tables
 from perceptune.evaluation.model_card import model_name, one_line, part_name
-from perceptune.evaluation.results import gap_name, optimized_metrics, shown_name
+from perceptune.evaluation.results import gap_name, result_notes, shown_name
 from perceptune.models.run_location import METHOD, PROOF
 from perceptune.tools.compare.report import cells, terms
 from perceptune.tools.compare.run import training_speed
@@ -62,7 +62,7 @@ def _overview(runs: Sequence[ReportedRun]) -> Section:
         blocks.append(without_empty(Table(caption, heading[known:], [row[known:] for row in rows])))
     told = "was trained on these samples: the numbers say nothing on new data."
     blocks += [Words(f"{run.name} {told}", "bad") for run in runs if (run.results or {}).get("trained_on_this_split")]
-    blocks += [Words(f"{run.name}: {words}.") for run in runs for words in optimized_metrics(run.results or {})]
+    blocks += [Words(f"{run.name}: {words}.") for run in runs for words in result_notes(run.results or {})]
     blocks += _others(runs)
     measured = [run for run in runs if _first(run) is not None]
     if len(measured) > 1:

@@ -89,3 +89,19 @@ class ModelPool:
         if key not in self._encoders:
             self._encoders[key] = load_encoder_of(modality, config)
         return self._encoders[key]
+
+
+class Borrowed:
+    """The pool's parts for one run; records what the run attaches to its LM.
+
+    A run whose backbone cannot share uses its own copy.
+    """
+
+    def __init__(self, pool: ModelPool) -> None:
+        self._pool, self.encoder = pool, pool.encoder
+        self.attachments = Attachments(nn.Module())
+
+    def lm(self, config: LMConfig, dtype: str) -> FrozenLM:
+        lm = self._pool.lm(config, dtype)
+        self.attachments = Attachments(lm)
+        return lm
