@@ -1,0 +1,130 @@
+"""Captions of Flickr8k: which mapper at which place, which recipe sees best, and how its runs are best decoded.
+
+    python studies/seeing.py train PART OUT DATA         trains and judges the rows of a part of `seeing.yaml`
+    python studies/seeing.py decode PART ROW OUT DATA    answers the runs of a row in each way of `seeing.yaml`
+    python studies/seeing.py table PART OUT              prints what there is, with intervals
+
+DATA is the folder that contains `flickr8k`. OUT holds the data, the runs and their results; what is there already is
+not computed again. Two processes may share a part by `--seeds 1,2` or `--rows captions`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import perceptune
+from planning import ROOT, STUDIES
+from verdicts import QUANTILES
+
+RECIPE = ROOT / "recipes" / "captions.yaml"
+METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["train", "decode", "table"])
+    parser.add_argument("words", nargs="+", help="as above")
+    parser.add_argument("--seeds", help="some of the part's seeds")
+    parser.add_argument("--rows", help="some of the part's rows")
+    given = parser.parse_args()
+    plan = yaml.safe_load((STUDIES / "seeing.yaml").read_text(encoding="utf-8"))
+    part = plan["parts"][given.words[0]]
+    seeds = [int(seed) for seed in given.seeds.split(",")] if given.seeds else part["seeds"]
+    rows = {name: own for name, own in rows_of(part).items() if not given.rows or name in given.rows.split(",")}
+    if given.command == "train":
+        name, out, data = given.words[0], *map(Path, given.words[1:])
+        for seed in seeds:
+            for row, overrides in rows.items():
+                judge(out / name / f"{row}-{seed}", seed, part, overrides, prepare(out, data))
+    elif given.command == "decode":
+        name, row, out, data = given.words[0], given.words[1], *map(Path, given.words[2:])
+        for seed in seeds:
+            decode(out / name / f"{row}-{seed}", part["split"], plan["decoding"])
+    else:
+        for line in table(Path(given.words[1]) / given.words[0], rows, seeds):
+            print(line)
+
+
+def rows_of(part: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the overrides of each row; with a grid those of each of its places beside each row."""
+    shared = part.get("set", [])
+    if "grid" not in part:
+        return {name: [*shared, *own] for name, own in part["rows"].items()}
+    return {
+        f"{place}-{name}": [*shared, *at, *own]
+        for place, at in part["grid"].items()
+        for name, own in part["rows"].items()
+    }
+
+
+def prepare(out: Path, data: Path) -> dict[str, Path]:
+    """Write the rows of Flickr8k, one a photo; return the files by name."""
+    folder, flickr = out / "data", data / "flickr8k"
+    first = [json.loads(line) for line in (flickr / "metadata.jsonl").read_text().splitlines()]
+    rest = [json.loads(line) for line in (flickr / "train_rest.jsonl").read_text().splitlines()]
+    by_split = {name: [row for row in first if row["split"] == split]
+                for name, split in (("1500", "train"), ("validation", "dev"), ("test", "test"))}  # fmt: skip
+    files = {}
+    for name, rows in {**by_split, "6000": [*by_split["1500"], *rest]}.items():
+        files[name] = folder / f"{name}.jsonl"
+        if not files[name].is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = [
+                json.dumps({"image": str((flickr / row["file"]).absolute()), "captions": row["captions"]})
+                for row in rows
+            ]
+            files[name].write_text("\n".join(lines) + "\n")
+    return files
+
+
+def judge(run: Path, seed: int, part: Mapping[str, Any], overrides: Sequence[str], files: Mapping[str, Path]) -> None:
+    """Train and evaluate a run, unless it is finished."""
+    result = run / part["split"] / "results.json"
+    if result.is_file():
+        return
+    data = {"train": files[str(part["photos"])], "validation": files["validation"], "test": files["test"]}
+    overrides = [*(f"task.{name}={path}" for name, path in data.items()), f"seed={seed}", *overrides]
+    perceptune.train(RECIPE, run, overrides=overrides, resume=(run / "run.yaml").is_file())
+    controls = bool(part.get("controls"))
+    perceptune.evaluate(run, split=part["split"], control=controls, no_media=controls, into=run / part["split"])
+
+
+def decode(run: Path, split: str, ways: Mapping[str, Sequence[str]]) -> None:
+    """Answer a finished run in each way that it has no results of."""
+    for name, overrides in ways.items():
+        into = run / f"{split}-{name}"
+        if not (into / "results.json").is_file():
+            perceptune.evaluate(run, split=split, overrides=overrides, control=False, no_media=False, into=into)
+
+
+def table(folder: Path, rows: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[str]:
+    """Yield a line for each row and way of decoding: mean over seeds with its t interval, x 100."""
+    for row in rows:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for seed in seeds:
+            for path in sorted((folder / f"{row}-{seed}").glob("*/results.json")):
+                found.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
+        for way, results in found.items():
+            figures = [f"{metric} {interval([100 * result[metric] for result in results])}" for metric in METRICS]
+            yield f"{row}, {way}: {len(results)} seeds, {results[0]['trained_share']:.2%}; " + ", ".join(figures)
+
+
+def interval(values: Sequence[float]) -> str:
+    """Return mean, deviation and 95 % t interval."""
+    middle = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{middle:.1f}"
+    deviation = statistics.stdev(values)
+    half = QUANTILES[len(values) - 1] * deviation / len(values) ** 0.5
+    return f"{middle:.1f} ± {deviation:.1f} ({middle - half:.1f} to {middle + half:.1f})"
+
+
+if __name__ == "__main__":
+    main()
