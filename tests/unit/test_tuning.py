@@ -20,8 +20,8 @@ from perceptune.lm.probe import probe
 from perceptune.methods.base import count
 from perceptune.methods.slots._output_scales import linear_scales, norm_scales
 from perceptune.methods.slots.base import Injection, InjectionOptions
+from perceptune.models.model_pool import Attachments
 from perceptune.models.slots.build import load_lm
-from perceptune.serving.model_pool import Attachments
 from rows import FAMILIES, FURTHER_FAMILIES, SHAPE, Row, row
 from support import random_lm
 
