@@ -154,7 +154,7 @@ def test_an_image_beyond_pillows_own_limit_is_refused_without_a_warning(trained:
         (["eval", "nowhere"], "`nowhere` is not a run folder"),
         (["answer", "nowhere", "why?"], "`nowhere` is not a run folder"),
         (["train", "--resume", "--run", "nowhere"], "holds no run to resume"),
-        (["assets", "smolm"], "smollm2-135m-instruct"),
+        (["assets", "smollm2"], "smollm2-135m-instruct"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(arguments: list[str], words: str, said: Said, tmp_path: Path,

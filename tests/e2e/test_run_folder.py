@@ -144,5 +144,19 @@ def test_an_answer_reads_no_data_set(
 def test_recipes_of_format_1_are_brought_to_today_s() -> None:
     old = {"name": "r", "method": {"name": "full", "naming": 1, "speaks": False}}
     new = {"name": "r", "method": {"name": "full", "naming": 1, "uses_lm_loss": False}}
-    assert upgrade_recipe(old) == upgrade_recipe(new) == new
-    assert upgrade_recipe({"method": "epalm"}) == {"method": "epalm"}
+    assert upgrade_recipe(old, 1) == upgrade_recipe(new, 3) == new
+    assert upgrade_recipe({"method": "epalm"}, 1) == {"method": "epalm"}
+
+
+def test_default_audio_of_format_2_is_the_image_encoder(run: Path) -> None:
+    """Of later runs it is another one; what was named keeps its name."""
+    earlier, named = {"id": "dinov2-small", "seconds": 5}, {"id": "mine"}
+    for given, meant in (("default", "dinov2-small"), ({"id": "default", "seconds": 5}, earlier), (named, named)):
+        data = {"encoders": {"image": "default", "audio": given}}
+        assert upgrade_recipe(data, 2) == {"encoders": {"image": "default", "audio": meant}}
+        assert upgrade_recipe(data, 3) == data
+    text = (run / "run.yaml").read_text().replace("encoders:", "encoders:\n  audio: {id: default}")
+    (run / "run.yaml").write_text(text)
+    assert run_folder.read_recipe(run).encoders["audio"].id == "default"
+    edit_meta(run, format_version=2)
+    assert run_folder.read_recipe(run).encoders["audio"].id == "dinov2-small"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,19 @@ def test_a_tenth_of_the_media_is_held_out_in_two_halves() -> None:
     assert "too few to choose" in line
     with pytest.raises(UserError, match="19 media, too few"):
         made(recognized(19))
+
+
+@pytest.mark.parametrize(
+    ("words", "encoder", "seconds"),
+    [
+        ([], None, 30), ([], "default", 30), ([], "dinov2-small", 10), (["encoders.audio.id=dinov2-small"], None, 10),
+        (["encoders.audio.seconds=4"], None, 4),
+    ],
+)  # fmt: skip
+def test_audio_is_used_as_far_as_the_encoder_takes_it(words: list[str], encoder: str | None, seconds: float) -> None:
+    found = Summary(samples=200, texts=200, modalities=Counter(audio=200), media=set(range(200)), probed={"audio": {}})
+    recipe, _ = made(replace(recognized(), found=found), *words, encoder=encoder)
+    assert recipe.encoders["audio"].seconds == seconds
 
 
 @pytest.mark.parametrize(

@@ -280,3 +280,12 @@ def test_masks_hide_frames_and_bands() -> None:
     assert {w for w, _ in widths} == set(range(11))
     assert {w for _, w in widths} == set(range(7))
     assert (masked(spectrogram, (99, 0), b"long", 0.0) == 0).sum() <= spectrogram.size
+
+
+def test_the_default_encoder_is_known_before_it_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERCEPTUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr("perceptune.utils.downloads._run_pip", lambda *_: pytest.fail("it was fetched"))
+    encoder = load_encoder_of("audio", EncoderConfig(), meta=True)
+    assert (encoder.n_layers, encoder.dim, encoder.n_tokens) == (6, 512, 1500)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 20_590_592
+    assert encoder.preprocessing()["seconds"] == 30

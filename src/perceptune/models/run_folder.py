@@ -147,7 +147,8 @@ def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
     """Read the recipe of a run. Run folders may be untrusted: without `trust` the recipe must not import code."""
     if not (run / RECIPE).is_file():
         raise UserError(f"`{run}` is not a run folder: it has no {RECIPE}")
-    data = upgrade_recipe(read_yaml(run / RECIPE))
+    version = read_meta(run)["format_version"] if (run / META).is_file() else FORMAT_VERSION
+    data = upgrade_recipe(read_yaml(run / RECIPE), version)
     for name in leaf_names(data):  # before `load_recipe`, which imports the task for its keys
         if "." in name and not trust:
             raise UserError(

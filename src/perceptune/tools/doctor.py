@@ -81,7 +81,7 @@ def _cache() -> dict[str, str]:
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         return _check("cache", "problem", f"{folder} cannot be written; set PERCEPTUNE_CACHE")
     state = "ok" if free > 2 * GIB else "problem"
-    return _check("cache", state, f"{folder}, {free / GIB:.0f} GiB free (the default models take 0.6 GiB)")
+    return _check("cache", state, f"{folder}, {free / GIB:.0f} GiB free (the default models take 0.8 GiB)")
 
 
 def _assets() -> list[dict[str, str]]:

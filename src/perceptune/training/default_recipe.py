@@ -20,6 +20,7 @@ LEAST_HELD_OUT, MOST_HELD_OUT = 20, 0.25
 LEAST_TO_SELECT = 80  # media; of fewer, the held-out part is too small to choose a checkpoint on it as well
 LEAST_MEDIA = 20
 _PADDING = 0.1  # seconds at the end of a file that may be cut off: encoders of audio files add a few milliseconds
+WHISPER_SECONDS, OTHER_SECONDS = 30.0, 10.0
 LEAST_STEPS, MOST_STEPS = 400, 5000
 _EVALUATIONS, _PATIENCE = 10, 4
 MOST_LEVELS = 6
@@ -38,7 +39,7 @@ def default_recipe(
     """
     recipe = {key: value for key, value in _base(data.learned, data.found.modality).items() if key in _SECTIONS}
     recipe["task"] = data.task
-    recipe["encoders"] = _encoders(recipe.get("encoders", {}), data.found)
+    recipe["encoders"] = _encoders(recipe.get("encoders", {}), data.found, _longest(data, encoder, words))
     if data.learned.template is not None:
         recipe["text"] = {"template": data.learned.template}
     _choose_models(recipe, data.found.modality, lm, encoder, method)
@@ -147,24 +148,31 @@ def _base(learned: Learned, modality: str) -> dict[str, Any]:
     return read_yaml(find_recipe(name))
 
 
-def _encoders(base: Mapping[str, Any], found: Summary) -> dict[str, Any]:
+def _encoders(base: Mapping[str, Any], found: Summary, longest: float) -> dict[str, Any]:
     """Return the encoders of all modalities, for all media of a sample and the length of most audio files."""
     given = base.get(found.modality) or {"id": "default"}
     encoders: dict[str, Any] = {}
     for modality in found.modalities:
         encoders[modality] = dict(given) if modality == found.modality else {"id": "default"}
         if modality == "audio":
-            encoders[modality]["seconds"] = seconds([*found.probed["audio"].values()])
+            encoders[modality]["seconds"] = seconds([*found.probed["audio"].values()], longest)
         if (most := found.most.get(modality, 1)) > 1:
             encoders[modality]["max_media"] = most
     return encoders
 
 
-def seconds(media: Sequence[Medium]) -> float:
-    """Return the duration that nine of ten files do not exceed, in half seconds, from 1 to 10."""
+def _longest(data: Recognized, encoder: str | None, words: Sequence[str]) -> float:
+    """Return the seconds of audio to use at most: what the default encoder takes, or what all others do."""
+    named = [encoder] if data.found.modality == "audio" else []
+    named += [word.partition("=")[2] for word in words if word.startswith(("encoders.audio.id=", "encoders.audio="))]
+    return OTHER_SECONDS if {*named} - {None, "default"} else WHISPER_SECONDS
+
+
+def seconds(media: Sequence[Medium], longest: float) -> float:
+    """Return the duration that nine of ten files do not exceed, in half seconds, from 1 to `longest`."""
     lengths = sorted(header.seconds for medium in media if (header := _header(medium)) is not None)
-    most = lengths[math.ceil(0.9 * len(lengths)) - 1] if lengths else 10.0
-    return min(max(math.ceil(2 * (most - _PADDING)) / 2, 1.0), 10.0)
+    most = lengths[math.ceil(0.9 * len(lengths)) - 1] if lengths else longest
+    return min(max(math.ceil(2 * (most - _PADDING)) / 2, 1.0), longest)
 
 
 def _header(medium: Medium) -> Any:

@@ -125,7 +125,6 @@ ASSETS: dict[str, Asset] = {
             needs=None,
             download_mb=150,
             disk_mb=146,
-            is_default=False,
         ),
         Asset(
             name="minilm",

@@ -102,7 +102,7 @@ def _shape(number: int) -> tuple[str, str, list[Row]]:
 
 _KINDS = {
     "image": _Kind("images of shapes", "{id: default, size: 112, resize: squash}", SIZES, 200, "png", _image),
-    "audio": _Kind("tones, chirps and noise", "{id: default, seconds: 2}", SIZES, 250, "flac", _audio),
+    "audio": _Kind("tones, chirps and noise", "{id: dinov2-small, seconds: 2}", SIZES, 250, "flac", _audio),
     "video": _Kind(
         "videos of shapes", "{id: default, size: 112, resize: squash, frames: 8}", SIZES_OF_VIDEOS, 200, "mp4", _video
     ),
