@@ -54,14 +54,15 @@ def main() -> None:
 
 def rows_of(part: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the overrides of each row; with a grid those of each of its places beside each row."""
-    shared = part.get("set", [])
+    shared, rows = part.get("set", []), part["rows"].items()
     if "grid" not in part:
-        return {name: [*shared, *own] for name, own in part["rows"].items()}
-    return {
-        f"{place}-{name}": [*shared, *at, *own]
-        for place, at in part["grid"].items()
-        for name, own in part["rows"].items()
-    }
+        return {name: _flat([shared, own]) for name, own in rows}
+    return {f"{place}-{name}": _flat([shared, at, own]) for place, at in part["grid"].items() for name, own in rows}
+
+
+def _flat(overrides: Sequence[Any]) -> list[str]:
+    """Return overrides of which some are lists of others."""
+    return [one for own in overrides for one in (_flat(own) if isinstance(own, list) else [own])]
 
 
 def prepare(out: Path, data: Path) -> dict[str, Path]:
