@@ -3,8 +3,7 @@
 Examples:
   perceptune eval runs/mine
   perceptune eval runs/mine --control --no-media decode.beams=3
-  perceptune eval runs/mine --gap --data other.jsonl
-  perceptune eval runs/mine --ensemble runs/second --ensemble runs/third
+  perceptune eval runs/mine --ensemble runs/second --data other.jsonl
 """
 
 import re
