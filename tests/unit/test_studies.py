@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import shutil
@@ -25,6 +24,7 @@ from perceptune.config.recipe import load_recipe
 from perceptune.errors import UserError
 from perceptune.models.backbone import method_options
 from perceptune.tools.compare.plan import _settings, _settings_of, _variants
+from perceptune.utils.assets import ASSETS
 from photo_questions import ask
 from prepare import prepare
 from studydata import save_study_data
@@ -212,14 +212,18 @@ def test_attention_is_measured_between_nothing_and_all() -> None:
     assert [row["value"] for row in figures([(0.0, 1.0, 0.5), (1.0, 1.0, 0.5)])] == [0.5, 1.0, 0.5]
 
 
-def test_chunks_of_the_second_lm_make_its_file_or_none(tmp_path: Path) -> None:
-    chunks = [tmp_path / name for name in ("m.part00", "m.part01", "m.part02")]
-    for number, chunk in enumerate(chunks):
-        chunk.write_bytes(bytes([number]) * 3)
-    whole = hashlib.sha256(b"\0\0\0\1\1\1\2\2\2").hexdigest()
-    second_lm.join(chunks, tmp_path / "m", whole)
-    with pytest.raises(UserError, match=f"the 2 chunks of .* not {whole}"):
-        second_lm.join(chunks[:2], tmp_path / "m", whole)
+def test_the_second_lm_is_under_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["second_lm.py", str(tmp_path / "gemma")])
+    monkeypatch.setenv("PERCEPTUNE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="perceptune assets gemma-3-270m --accept-terms"):
+        second_lm.main()
+    asset = tmp_path / "cache/assets" / ASSETS["gemma-3-270m"].folder
+    asset.mkdir(parents=True)
+    for name in ("asset.json", "config.json"):
+        (asset / name).touch()
+    for _ in range(2):
+        assert second_lm.main() == 0
+        assert (tmp_path / "gemma/config.json").samefile(asset / "config.json")
 
 
 def test_the_page_is_what_the_results_say() -> None:
