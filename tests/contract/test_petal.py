@@ -186,7 +186,7 @@ def test_estimators_learn_and_are_no_part_of_the_method(folder: Path, estimator:
         loss, n = model.loss(model.collate(samples(folder)))
         (loss / n).backward()
         still -= {name for name, p in optimizer.auxiliary.items() if p.grad is not None and p.grad.abs().max() > 0}
-        optimizer.step()
+        optimizer.step(step)
     assert still == set()
     assert [name for name in moving if torch.equal(optimizer.auxiliary[name], beside[name])] == []
     assert model.method.to(torch.float64) is model.method
