@@ -18,7 +18,7 @@ import perceptune
 import support
 from perceptune.encoders.cache import feature_cache
 from perceptune.errors import UserError
-from perceptune.training import batch_loader, trainer
+from perceptune.training import batch_loader, reward, trainer
 from perceptune.utils import distributed
 from support import train_section
 
@@ -119,8 +119,8 @@ def cache(folder: Path, world: distributed.World) -> dict[str, Any]:
 def fail(folder: Path, world: distributed.World) -> dict[str, Any]:
     """The second process alone cannot build its model; then it alone fails in a step; then both do."""
     said = []
-    for name in ("build", "add_gradients"):
-        where: Any = trainer
+    places: list[tuple[Any, str]] = [(trainer, "build"), (reward, "add_gradients")]
+    for where, name in places:
         original = getattr(where, name)
 
         def broken(*_: Any, **__: Any) -> Any:
@@ -133,7 +133,7 @@ def fail(folder: Path, world: distributed.World) -> dict[str, Any]:
         except UserError as error:
             said.append([type(error).__name__, str(error)])
         setattr(where, name, original)
-    trainer.add_gradients = lambda *_: ([float("nan")], 1, 1)  # type: ignore[assignment]
+    reward.add_gradients = lambda *_: ([float("nan")], 1, 1)  # type: ignore[assignment]
     try:
         perceptune.train(recipes(folder)["odd"], folder / "not a number")
     except UserError as error:

@@ -109,11 +109,11 @@ def test_a_full_queue_says_so(attacked_runs: Runs) -> None:
 def test_a_row_that_fails_leaves_the_others_of_its_batch(attacked_runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, release = SlotModel.prompt, threading.Event()
 
-    def failing(self: SlotModel, samples: Any) -> Any:
+    def failing(self: SlotModel, samples: Any, *given: Any) -> Any:
         release.wait(5)
         if any(sample.prompt == "poison" for sample in samples):
             raise RuntimeError("not told to anybody")
-        return prompts(self, samples)
+        return prompts(self, samples, *given)
 
     with served(attacked_runs) as server:
         right = server.chat()[1]["choices"]
@@ -141,9 +141,9 @@ def test_an_answer_that_takes_too_long(attacked_runs: Runs, monkeypatch: pytest.
     """None is ready before both have timed out. A busy machine has seconds, too, in which to begin with one."""
     prompts, both_are_over = SlotModel.prompt, threading.Event()
 
-    def slow(self: SlotModel, samples: Any) -> Any:
+    def slow(self: SlotModel, samples: Any, *given: Any) -> Any:
         both_are_over.wait(60)
-        return prompts(self, samples)
+        return prompts(self, samples, *given)
 
     with served(attacked_runs, Limits(seconds=5)) as server:
         monkeypatch.setattr(SlotModel, "prompt", slow)

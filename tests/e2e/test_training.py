@@ -19,7 +19,7 @@ import support
 from perceptune.errors import UserError
 from perceptune.models.run_folder import METHOD
 from perceptune.models.text_format import Batch
-from perceptune.training import trainer
+from perceptune.training import reward
 from perceptune.training.batch_loader import BatchLoader
 from perceptune.training.optimizer import MethodOptimizer, add_gradients
 from perceptune.training.validation import Validator
@@ -123,7 +123,7 @@ def test_what_is_not_finite_stops_before_the_update(dwarfs: Path, tmp_path: Path
         return [float("nan")] if is_due and what == "loss" else losses, tokens, samples
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "add_gradients", spoiled)
+        patch.setattr(reward, "add_gradients", spoiled)
         words = {"loss": "loss is nan", "gradient": "gradient's norm is inf"}[what]
         with pytest.raises(UserError, match=words + " at step 5.*last good checkpoint is .*step-00000004"):
             perceptune.train(recipe(dwarfs), tmp_path / "run")
@@ -136,7 +136,7 @@ def test_out_of_memory_says_what_to_lower(dwarfs: Path, tmp_path: Path) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "add_gradients", full)
+        patch.setattr(reward, "add_gradients", full)
         with pytest.raises(UserError, match=r"out of memory: lower `train.batch_size` \(now 2\)"):
             perceptune.train(recipe(dwarfs), tmp_path / "run")
 
