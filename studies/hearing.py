@@ -1,6 +1,6 @@
 """Encoders of audio beside one another: log-mel pictures for DINOv2, Whisper base, EfficientAT mn04.
 
-    python studies/hearing.py search DATA OUT     settings of the recipe `audio`, on a quarter of the training recordings
+    python studies/hearing.py search DATA OUT     settings, on a quarter of the training recordings
     python studies/hearing.py test DATA OUT       the chosen ones, three seeds, on the test recordings
 
 DATA holds `esc50_subset`, `fsdd`, `audiocaps_demo` and `models`; OUT the prepared data, the runs and `hearing.json`.
