@@ -5,6 +5,7 @@ a quarter of a minute.
 """
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
     split, config, seed = task.splits[0], model.recipe.train, model.recipe.seed
     samples = training_rows(model.recipe, task)
     kept: list[Sample] | None = [] if len(samples) <= IN_MEMORY else None
-    lengths: list[NDArray[np.int32]] = []
+    lengths, targets = array("i"), np.ones(len(samples), np.int32)
     parts, digest = np.zeros(len(samples), np.int32), hashlib.sha256()
     most = {modality: model.recipe.encoders[modality].max_media for modality in model.stores}
     media = {modality: np.zeros((len(samples), count), np.int64) for modality, count in most.items()}
@@ -94,7 +95,9 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
         if not sample.targets:
             raise UserError(f"sample `{sample.id}` of split `{split}` has no targets to learn from")
         model.check_modalities([sample])
-        lengths.append(_lengths(model, sample))
+        own_lengths = _lengths(model, sample)
+        lengths.extend(own_lengths)
+        targets[index] = len(own_lengths)
         for modality, given in media.items():
             own = sample.list_media(modality)
             given[index, : len(own)] = [hash(medium) for medium in own]
@@ -113,7 +116,7 @@ def training_set(model: AdaptedModel, task: Task) -> TrainingSet:
     weights = list(task.weights.values()) if answers is None else answers.weights()
     draws = WeightedSampler(parts, weights, seed) if weights else None
     chosen_samples = samples if kept is None else kept
-    each = TextLengths(np.concatenate(lengths), np.array([len(one) for one in lengths], np.int32))
+    each = TextLengths(np.array(lengths, np.int32), targets)
     return TrainingSet(chosen_samples, each, draws, digest.hexdigest(), [*media.values()], has_histories)
 
 
@@ -122,16 +125,16 @@ def name_of(medium: Medium) -> str:
     return identity(medium) if isinstance(medium, bytes) else str(medium)
 
 
-def _lengths(model: AdaptedModel, sample: Sample) -> NDArray[np.int32]:
+def _lengths(model: AdaptedModel, sample: Sample) -> list[int]:
     """Return a sample's tokens with each of its targets if `train.batch_tokens` needs them, else one 0."""
     budget = model.recipe.train.batch_tokens
     if budget is None:
         for target in {*sample.targets}:
             model.text.require_fit(sample, target)
-        return np.zeros(1, np.int32)
+        return [0]
     known = {target: len(model.text.training_ids(sample, target)[0]) for target in {*sample.targets}}
     if max(known.values()) > budget:
         raise UserError(
             f"sample `{sample.id}`: {max(known.values())} tokens, more than `train.batch_tokens` = {budget}"
         )
-    return np.array([known[target] for target in sample.targets], np.int32)
+    return [known[target] for target in sample.targets]
