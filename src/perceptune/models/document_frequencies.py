@@ -8,6 +8,7 @@ from typing import Any
 from perceptune.config.recipe import Recipe
 from perceptune.data.build_task import make_task, training_rows
 from perceptune.data.metrics.base import DocumentFrequencies
+from perceptune.data.tasks.base import Task
 from perceptune.errors import NotWritableError, UserError, error_prefix
 from perceptune.models.consensus import uses_consensus
 from perceptune.models.run_location import FREQUENCIES
@@ -15,18 +16,22 @@ from perceptune.types import Sample
 from perceptune.utils.atomic_io import write_json
 
 
-def training_frequencies(recipe: Recipe) -> DocumentFrequencies:
-    """Count the n-grams in the targets of a recipe's training samples; the samples of one medium are a document."""
+def training_frequencies(recipe: Recipe, task: Task | None = None) -> DocumentFrequencies:
+    """Count the n-grams in the targets of a recipe's training samples; the samples of one medium are a document.
+
+    `task` is the recipe's own, if it is there.
+    """
+    task = make_task(recipe) if task is None else task
     try:
-        return DocumentFrequencies.count([texts for _, texts in training_documents(recipe) if texts])
+        return DocumentFrequencies.count([texts for _, texts in training_documents(recipe, task) if texts])
     except ValueError as error:
-        raise UserError(f"split `{make_task(recipe).splits[0]}`: {error}") from error
+        raise UserError(f"split `{task.splits[0]}`: {error}") from error
 
 
-def training_documents(recipe: Recipe) -> list[tuple[Sample, list[str]]]:
+def training_documents(recipe: Recipe, task: Task) -> list[tuple[Sample, list[str]]]:
     """Return a recipe's training samples, the first of those with the same media, and all different targets of them."""
     documents: dict[Any, tuple[Sample, dict[str, None]]] = {}
-    for sample in training_rows(recipe, make_task(recipe)):
+    for sample in training_rows(recipe, task):
         media = tuple(medium for _, medium in sample.iter_media())
         documents.setdefault(media or sample.id, (sample, {}))[1].update(dict.fromkeys(sample.targets))
     return [(sample, [*texts]) for sample, texts in documents.values()]

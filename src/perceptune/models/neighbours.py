@@ -15,7 +15,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from perceptune.config.recipe import Recipe
+from perceptune.data.build_task import make_task
 from perceptune.data.media.source import content
+from perceptune.data.tasks.base import Task
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError, error_prefix
 from perceptune.models.consensus import consensus_sections
@@ -70,12 +72,16 @@ class Neighbours:
         return hashlib.sha256(_packed(self)).hexdigest()
 
 
-def training_neighbours(recipe: Recipe, stores: Mapping[str, FeatureStore]) -> Neighbours:
-    """Return the media of a recipe's training samples with their captions. Raises `UserError` without media."""
+def training_neighbours(recipe: Recipe, stores: Mapping[str, FeatureStore], task: Task | None = None) -> Neighbours:
+    """Return the media of a recipe's training samples with their captions; `task` is the recipe's, if it is there.
+
+    Raises `UserError` without media.
+    """
     if len(stores) != 1:
         raise UserError("decode.consensus.neighbours: for runs with one encoder; set it to 0")
     [(modality, store)] = stores.items()
-    documents = [(sample.list_media(modality), texts) for sample, texts in training_documents(recipe)]
+    task = make_task(recipe) if task is None else task
+    documents = [(sample.list_media(modality), texts) for sample, texts in training_documents(recipe, task)]
     documents = [(media, texts) for media, texts in documents if media and texts]
     if len(documents) < 2:
         raise UserError("decode.consensus.neighbours needs at least two training media with captions; set it to 0")

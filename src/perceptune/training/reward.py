@@ -173,4 +173,4 @@ def make_objective(model: AdaptedModel, task: Task, samples: Sequence[Sample], w
             f"train.objective: the reward {config.reward} is for captions, and the metric of the task is "
             f"`{task.metric}`: use cross-entropy (train.objective=null)"
         )
-    return SelfCritical(model, config, CiderReward(samples, training_frequencies(recipe)))
+    return SelfCritical(model, config, CiderReward(samples, training_frequencies(recipe, task)))

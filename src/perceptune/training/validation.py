@@ -32,9 +32,9 @@ class Validator:
             check_has_references(task, last)
             shuffle_media(last, 0)
         if uses_consensus(model.recipe):
-            model.frequencies = training_frequencies(model.recipe)
+            model.frequencies = training_frequencies(model.recipe, task)
         if needs_neighbours(model.recipe):
-            model.neighbours = training_neighbours(model.recipe, model.stores)
+            model.neighbours = training_neighbours(model.recipe, model.stores, task)
         self.samples: Sequence[Sample] = []
         if self.config.every is None:
             return
