@@ -19,9 +19,9 @@ from perceptune.errors import UserError
 from perceptune.evaluation.results import file_hash, versions
 from perceptune.models.base import AdaptedModel
 from perceptune.models.build import build, settle_answering
-from perceptune.models.document_frequencies import run_frequencies, write_frequencies
-from perceptune.models.neighbours import Neighbours, run_neighbours, write_neighbours
-from perceptune.models.run_folder import METHOD, fingerprints, load_method, read_cleaning, read_meta, read_recipe
+from perceptune.models.document_frequencies import write_frequencies
+from perceptune.models.neighbours import Neighbours, write_neighbours
+from perceptune.models.run_folder import METHOD, fingerprints, load_method, read_meta, read_recipe, restore
 from perceptune.models.run_location import PROOF, local_run
 from perceptune.types import Mark, Media, Medium, Message, Sample
 from perceptune.utils.atomic_io import write_text
@@ -104,11 +104,7 @@ def verify_reference_answers(run: str | Path, *, trust: bool = False, overrides:
     method = file_hash(folder / METHOD)
     answers = []
     if not base:
-        load_method(folder / METHOD, model)
-        model.cleaning, model.frequencies = read_cleaning(folder), run_frequencies(folder, recipe)
-        model.eval().to(place)
-        model.setup()
-        model.neighbours = run_neighbours(folder, recipe, model.stores)
+        restore(model, folder, place)
         answers = [_replay(model, row) for row in proof["samples"]]
     compared = [row for row in answers if row["state"] in ("same", "differs")]
     unlike = method != proof["method"]

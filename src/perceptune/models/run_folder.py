@@ -83,14 +83,19 @@ def load(
     recipe = settle_answering(load_recipe(read_recipe(run, trust=trust), overrides), place)
     model = build(recipe, dtype=dtype or recipe.eval.dtype, parts=parts, ready=False)
     require_same_base(run, model)
+    restore(model, run, place, ready=ready)
+    return model
+
+
+def restore(model: AdaptedModel, run: Path, place: torch.device, *, ready: bool = True) -> None:
+    """Give a model that was built from a run's recipe what else answers depend on, and move it to `place`."""
     load_method(run / METHOD, model)
     model.cleaning = read_cleaning(run)
-    model.frequencies = run_frequencies(run, recipe)
+    model.frequencies = run_frequencies(run, model.recipe)
     model.eval().to(place)
     if ready:
         model.setup()
-    model.neighbours = run_neighbours(run, recipe, model.stores)
-    return model
+    model.neighbours = run_neighbours(run, model.recipe, model.stores)
 
 
 def load_method(path: Path, model: AdaptedModel) -> None:
