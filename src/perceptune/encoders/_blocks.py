@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perceptune.config.schema import EncoderConfig
 from perceptune.encoders._checkpoints import build_tower, settings_of
 from perceptune.encoders._encoder import Encoder
-from perceptune.encoders._tokens import TokenSelection, grid_side, require_side
+from perceptune.encoders._tokens import TokenSelection, grid_means, grid_side, require_side
 from perceptune.errors import UserError
 
 
@@ -51,8 +51,6 @@ class BlockEncoder(Encoder):
     NORM: ClassVar[str]  # dotted path of the final norm
     UNUSED: ClassVar[tuple[str, ...]]  # prefixes of weights that a checkpoint may contain and the tower ignores
     POOL: ClassVar[Literal["first", "mean"]] = "first"  # token(s) that `cls` returns
-    n_special: int = 0  # tokens in front of the patches, [CLS] first
-    grid: tuple[int, int] | None = None  # rows and columns of the patches; None: they are not a grid
     uses_norm: bool = True  # whether the final norm is applied to every level
     PARTS: ClassVar[BlockParts | None] = None  # None: the highest block is run for all tokens, even for `cls`
 
@@ -146,6 +144,5 @@ class BlockEncoder(Encoder):
         if side is None or self.grid is None:
             means = patches.mean(1, keepdim=True)
         else:
-            cells = self.mean_over_time(patches).transpose(1, 2).unflatten(2, self.grid)
-            means = nn.functional.adaptive_avg_pool2d(cells, side).flatten(2).transpose(1, 2)
+            means = grid_means(self.mean_over_time(patches), self.grid, side)
         return torch.cat([first, means], 1)

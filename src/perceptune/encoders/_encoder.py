@@ -24,7 +24,7 @@ class Encoder(nn.Module, ABC):
     n_layers: int  # transformer blocks
     dim: int  # hidden size
     n_tokens: int  # T of `tokens="all"`, special tokens included
-    n_special: int = 0  # of these, [CLS] and others in front of the patches
+    n_special: int = 0  # of these, those in front of the patches, [CLS] first
     grid: tuple[int, int] | None = None  # rows and columns of the patches at one time; None = they are no such grid
 
     @classmethod

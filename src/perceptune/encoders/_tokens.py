@@ -4,6 +4,7 @@ import re
 from typing import Annotated
 
 from pydantic import AfterValidator
+from torch import Tensor, nn
 
 from perceptune.errors import UserError, nearest
 
@@ -36,6 +37,12 @@ def describe_selection(tokens: TokenSelection) -> str:
     if (side := grid_side(tokens)) is not None:
         return f"[CLS] and {side} x {side} means"
     return {"cls": "[CLS]", "cls-mean": "[CLS] and the mean patch"}.get(tokens, "all tokens")
+
+
+def grid_means(patches: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Return the means (B, side * side, dim) of patches (B, rows * columns, dim), cut as adaptive pooling cuts them."""
+    cells = nn.functional.adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, grid), side)
+    return cells.flatten(2).transpose(1, 2)
 
 
 def require_side(side: int, grid: tuple[int, int]) -> None:

@@ -56,7 +56,6 @@ class VideoEncoder(ViTEncoder):
             )
         height, width = (side // self.patch(self.tower.config) for side in self.transform.size)
         self.frames, self.n_tokens = frames, self.n_special + frames // tubelet * height * width
-        self.grid = (height, width)
 
     def mean_over_time(self, patches: Tensor) -> Tensor:
         """Average over time steps, (B, steps * P, dim) -> (B, P, dim); the patches of one step are adjacent."""

@@ -28,7 +28,7 @@ from perceptune.encoders._images import (
     transform_of,
 )
 from perceptune.encoders._stage_means import pooled_levels
-from perceptune.encoders._tokens import TokenSelection, describe_selection, grid_side
+from perceptune.encoders._tokens import TokenSelection, describe_selection, grid_means, grid_side
 from perceptune.encoders._videos import VideoEncoder
 from perceptune.errors import UserError
 from perceptune.utils.model_kinds import describe_vlm, part_of

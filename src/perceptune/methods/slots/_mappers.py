@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perceptune.encoders.base import grid_means
 from perceptune.errors import UserError
 from perceptune.methods.slots._token_layout import TokenLayout
 
@@ -26,8 +27,7 @@ class QueryPooling(nn.Module):
 
     def __init__(self, options: Any, dim: int, hidden: int) -> None:
         super().__init__()
-        width = options.mapper_width or dim
-        self.enter = nn.Identity() if options.mapper_width is None else nn.Linear(dim, width)
+        self.enter, width = _enter(options, dim)
         self.queries = nn.Parameter(torch.randn(options.mapper_queries, width))
         self.blocks = _blocks(options, width)
         self.leave = nn.Linear(width, hidden)
@@ -45,16 +45,12 @@ class TokenBlocks(nn.Module):
 
     def __init__(self, options: Any, dim: int, hidden: int) -> None:
         super().__init__()
-        width = options.mapper_width or dim
-        self.enter = nn.Identity() if options.mapper_width is None else nn.Linear(dim, width)
+        self.enter, width = _enter(options, dim)
         self.blocks = _blocks(options, width)
         self.leave = nn.Linear(width, hidden)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        states = self.enter(tokens)
-        for block in self.blocks:
-            states = block(states)
-        output: Tensor = self.leave(states)
+        output: Tensor = self.leave(_through(self.blocks, self.enter(tokens)))
         return output
 
 
@@ -86,8 +82,7 @@ class GridMeans(nn.Module):
         self.leave = nn.Linear(dim, hidden)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        patches = tokens[:, self.layout.n_special :].transpose(1, 2).unflatten(2, self.grid)
-        means = nn.functional.adaptive_avg_pool2d(patches, self.side).flatten(2).transpose(1, 2)
+        means = grid_means(tokens[:, self.layout.n_special :], self.grid, self.side)
         output: Tensor = self.leave(torch.cat([tokens[:, : self.layout.n_kept], means], 1))
         return output
 
@@ -164,6 +159,12 @@ class Resampler(nn.Module):
         return output
 
 
+def _enter(options: Any, dim: int) -> tuple[nn.Module, int]:
+    """Return the map in front of transformer blocks, none if they are as wide as the tokens, and their width."""
+    width = options.mapper_width
+    return (nn.Identity(), dim) if width is None else (nn.Linear(dim, width), width)
+
+
 def _blocks(options: Any, width: int) -> nn.ModuleList:
     if width % options.mapper_heads:
         raise UserError(f"method.mapper_heads: a width of {width} cannot be divided by {options.mapper_heads}")
@@ -176,12 +177,15 @@ def _blocks(options: Any, width: int) -> nn.ModuleList:
     )  # fmt: skip
 
 
-def _query(tokens: Tensor, queries: Tensor, blocks: nn.ModuleList) -> Tensor:
-    """Return the outputs (B, N, width) of the queries (N, width) behind the tokens (B, T, width)."""
-    states = torch.cat([tokens, queries.expand(len(tokens), -1, -1)], 1)
+def _through(blocks: nn.ModuleList, states: Tensor) -> Tensor:
     for block in blocks:
         states = block(states)
-    return states[:, -len(queries) :]
+    return states
+
+
+def _query(tokens: Tensor, queries: Tensor, blocks: nn.ModuleList) -> Tensor:
+    """Return the outputs (B, N, width) of the queries (N, width) behind the tokens (B, T, width)."""
+    return _through(blocks, torch.cat([tokens, queries.expand(len(tokens), -1, -1)], 1))[:, -len(queries) :]
 
 
 def _grouped(tokens: Tensor, layout: TokenLayout, side: int) -> Tensor:

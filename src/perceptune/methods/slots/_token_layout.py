@@ -9,6 +9,7 @@ from torch import Tensor
 
 from perceptune.encoders.base import grid_side
 from perceptune.errors import UserError
+from perceptune.methods.slots._disturbance import row_generators
 from perceptune.methods.slots._method import EncoderShape
 from perceptune.types import Draws
 
@@ -78,8 +79,7 @@ def draw_tokens(layout: TokenLayout, draws: Draws) -> Tensor:
     k = max(1, round(share * patches))
     special = torch.arange(layout.n_special)
     rows = []
-    for seed in draws.rows:
-        own = random.Random(f"tokens-{seed}-{draws.order}").getrandbits(63)
-        drawn = torch.randperm(patches, generator=torch.Generator().manual_seed(own))[:k]
+    for own in row_generators("tokens", draws):
+        drawn = torch.randperm(patches, generator=own)[:k]
         rows.append(torch.cat([special, layout.n_special + drawn.sort().values]))
     return torch.stack(rows)
