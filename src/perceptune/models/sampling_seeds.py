@@ -18,7 +18,7 @@ def seeds_of(
     """
     if not decoding.sample:
         return None
-    given = iter(seeds or [*range(decoding.seed, decoding.seed + each)] * len(samples))
+    given = iter(seeds or decoding.seeds(len(samples), each))
     hash_of = cache(lambda medium: digest_of(content(medium)))
     return [seed for sample in samples for seed in _seeds_of(text, sample, [next(given) for _ in range(each)], hash_of)]
 

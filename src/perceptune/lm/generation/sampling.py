@@ -33,7 +33,7 @@ def make_sampler(request: GenerationRequest, device: torch.device) -> Sampler:
     decoding = request.decoding
     if not decoding.sample:
         return greedy
-    seeds = request.seeds or [*range(decoding.seed, decoding.seed + request.n_sampled)] * len(request.prompt.mask)
+    seeds = request.seeds or decoding.seeds(len(request.prompt.mask), request.n_sampled)
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
     warpers: list[Any] = []
