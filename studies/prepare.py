@@ -39,9 +39,9 @@ def prepare(data: Path, out: Path) -> list[Path]:
     return written
 
 
-def flickr_captions(data: Path) -> Rows:
+def flickr_captions(data: Path, file: str = "metadata.jsonl") -> Rows:
     """One row a photo, with its five captions."""
-    for row in _rows(data, "flickr8k"):
+    for row in _rows(data, "flickr8k", file):
         yield row["split"], _sample(row, "image", _sentences(row["captions"]))
 
 
@@ -121,13 +121,13 @@ SETS: dict[str, Callable[[Path], Rows]] = {
 }  # fmt: skip
 
 
-def _rows(data: Path, name: str) -> Iterator[Row]:
+def _rows(data: Path, name: str, file: str = "metadata.jsonl") -> Iterator[Row]:
     """Yield the rows of a set's metadata, each with the path of its medium."""
-    path = data / name / "metadata.jsonl"
+    path = data / name / file
     if not path.is_file():
         raise UserError(f"{path} is not there: the first argument is the folder that holds `{name}`")
-    with path.open(encoding="utf-8") as file:
-        for row in map(json.loads, file):
+    with path.open(encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
             yield {**row, "medium": (path.parent / (row["file"] if "file" in row else row["image"])).resolve()}
 
 

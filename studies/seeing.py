@@ -1,7 +1,7 @@
 """Captions of Flickr8k: which mapper at which place, which recipe sees best, and how its runs are best decoded.
 
     python studies/seeing.py train PART OUT DATA         trains and judges the rows of a part of `seeing.yaml`
-    python studies/seeing.py decode PART ROW OUT DATA    answers the runs of a row in each way of `seeing.yaml`
+    python studies/seeing.py decode PART ROW OUT         answers the runs of a row in each way of `seeing.yaml`
     python studies/seeing.py table PART OUT              prints what there is, with intervals
 
 DATA is the folder that contains `flickr8k`. OUT holds the data, the runs and their results; what is there already is
@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import yaml
 
 import perceptune
+from perceptune.utils.atomic_io import write_text
 from planning import ROOT, STUDIES
-from verdicts import QUANTILES
+from prepare import flickr_captions
+from verdicts import t_interval
 
 RECIPE = ROOT / "recipes" / "captions.yaml"
 METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
@@ -40,13 +42,14 @@ def main() -> None:
     rows = {name: own for name, own in rows_of(part).items() if not given.rows or name in given.rows.split(",")}
     if given.command == "train":
         name, out, data = given.words[0], *map(Path, given.words[1:])
+        files = write_rows(out, data)
         for seed in seeds:
             for row, overrides in rows.items():
-                judge(out / name / f"{row}-{seed}", seed, part, overrides, prepare(out, data))
+                judge(out / name / f"{row}-{seed}", seed, part, overrides, files)
     elif given.command == "decode":
-        name, row, out, data = given.words[0], given.words[1], *map(Path, given.words[2:])
+        name, row, out = given.words
         for seed in seeds:
-            decode(out / name / f"{row}-{seed}", part["split"], plan["decoding"])
+            decode(Path(out) / name / f"{row}-{seed}", part["split"], plan["decoding"])
     else:
         for line in table(Path(given.words[1]) / given.words[0], rows, seeds):
             print(line)
@@ -65,23 +68,17 @@ def _flat(overrides: Sequence[Any]) -> list[str]:
     return [one for own in overrides for one in (_flat(own) if isinstance(own, list) else [own])]
 
 
-def prepare(out: Path, data: Path) -> dict[str, Path]:
+def write_rows(out: Path, data: Path) -> dict[str, Path]:
     """Write the rows of Flickr8k, one a photo; return the files by name."""
-    folder, flickr = out / "data", data / "flickr8k"
-    first = [json.loads(line) for line in (flickr / "metadata.jsonl").read_text().splitlines()]
-    rest = [json.loads(line) for line in (flickr / "train_rest.jsonl").read_text().splitlines()]
-    by_split = {name: [row for row in first if row["split"] == split]
-                for name, split in (("1500", "train"), ("validation", "dev"), ("test", "test"))}  # fmt: skip
-    files = {}
-    for name, rows in {**by_split, "6000": [*by_split["1500"], *rest]}.items():
-        files[name] = folder / f"{name}.jsonl"
+    first, rest = [*flickr_captions(data)], [*flickr_captions(data, "train_rest.jsonl")]
+    of = {split: [row for own, row in first if own == split] for split in ("train", "dev", "test")}
+    named = {"1500": of["train"], "6000": [*of["train"], *(row for _, row in rest)], "validation": of["dev"],
+             "test": of["test"]}  # fmt: skip
+    files = {name: out / "data" / f"{name}.jsonl" for name in named}
+    (out / "data").mkdir(parents=True, exist_ok=True)
+    for name, rows in named.items():
         if not files[name].is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            lines = [
-                json.dumps({"image": str((flickr / row["file"]).absolute()), "captions": row["captions"]})
-                for row in rows
-            ]
-            files[name].write_text("\n".join(lines) + "\n")
+            write_text(files[name], "".join(json.dumps(row) + "\n" for row in rows))
     return files
 
 
@@ -119,12 +116,10 @@ def table(folder: Path, rows: Mapping[str, Any], seeds: Sequence[int]) -> Iterat
 
 def interval(values: Sequence[float]) -> str:
     """Return mean, deviation and 95 % t interval."""
-    middle = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{middle:.1f}"
-    deviation = statistics.stdev(values)
-    half = QUANTILES[len(values) - 1] * deviation / len(values) ** 0.5
-    return f"{middle:.1f} ± {deviation:.1f} ({middle - half:.1f} to {middle + half:.1f})"
+    found = t_interval(values)
+    if found is None:
+        return f"{mean(values):.1f}"
+    return f"{mean(values):.1f} ± {stdev(values):.1f} ({found[0]:.1f} to {found[1]:.1f})"
 
 
 if __name__ == "__main__":
