@@ -73,6 +73,10 @@ class Sample:
         """Yield modality and location of each medium."""
         return ((modality, medium) for modality in self.media for medium in self.list_media(modality))
 
+    def question(self) -> tuple[object, ...]:
+        """Return media, prompt and earlier turns: samples with equal questions differ in id, targets or `meta` only."""
+        return tuple(self.iter_media()), self.prompt, self.marks, self.history
+
     def map_media(self, change: Callable[[str, Medium], Any]) -> dict[str, Any]:
         """Return `media` with each medium replaced by `change(modality, medium)`; several stay a tuple."""
         return {

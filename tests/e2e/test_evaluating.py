@@ -116,6 +116,29 @@ def test_without_media_the_same_questions_are_answered_blind(run: Path) -> None:
     assert not (run / "predictions_no_media.jsonl").exists(), "it would not belong to these results"
 
 
+def test_a_question_is_answered_once_in_all_passes(run: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prompt for all, as in captioning: shuffled media ask nothing new, and without media all ask the same."""
+    rows = [json.loads(line) for line in other.read_text().splitlines()]
+    repeated = [{**row, "targets": [f"{row['targets'][0]} again"]} for row in rows]
+    other.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *repeated]))
+    asked: list[perceptune.Sample] = []
+    whole = AdaptedModel.answer
+
+    def counted(model: AdaptedModel, samples: Sequence[perceptune.Sample], **options: Any) -> list[str]:
+        asked.extend(samples)
+        return whole(model, samples, **options)
+
+    monkeypatch.setattr(AdaptedModel, "answer", counted)
+    perceptune.evaluate(run, task={"name": "jsonl", "train": other}, control=True, no_media=True, into=run / "x")
+    distinct = {row["image"] for row in rows}
+    assert len(asked) == len(distinct) + 1
+    model, shuffled = perceptune.load(run), predictions(run / "x", "predictions_shuffled.jsonl")
+    assert len(shuffled) == 2 * len(rows)
+    assert [row["raw"] for row in shuffled] == whole(
+        model, [perceptune.Sample("x", {"image": Path(row["media"]["image"])}, row["prompt"]) for row in shuffled]
+    )
+
+
 def test_stored_predictions_are_scored_without_the_model(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

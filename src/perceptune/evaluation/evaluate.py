@@ -1,6 +1,6 @@
 """Evaluation by generation or by ranking choices, with controls and other data sets."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,10 +107,13 @@ def evaluate(
         model.setup(sharded=world.is_sharded)
     with world.synced_errors():
         model.precompute(own.samples, rank=world.rank, world=world.size)  # the shuffled control has the same media
-    seen = runner.predict_and_score(model, own.task, own.samples, world, batch_size=batch_size, label="evaluate")
+    known: dict[Hashable, runner.Prediction] = {}  # with one prompt for all, shuffled media ask nothing new
+    seen = runner.predict_and_score(
+        model, own.task, own.samples, world, batch_size=batch_size, label="evaluate", known=known
+    )
     blind = {
         name: runner.predict_and_score(
-            model, own.task, rows, world, batch_size=batch_size, label=f"{name.replace('_', ' ')} control"
+            model, own.task, rows, world, batch_size=batch_size, label=f"{name.replace('_', ' ')} control", known=known
         )
         for name, rows in controls.items()
     }

@@ -1,7 +1,7 @@
 """One pass over an evaluated set: samples are answered on all processes and scored on the main process."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from perceptune.data.choices import choices_of
@@ -79,13 +79,42 @@ def require_answerable(model: AdaptedModel, samples: Sequence[Sample]) -> None:
 
 def predict_and_score(
     model: AdaptedModel, task: Task, samples: Sequence[Sample], world: World, *, batch_size: int | None = None,
-    label: str = "",
+    label: str = "", known: dict[Hashable, Prediction] | None = None,
 ) -> EvalOutput:  # fmt: skip
     """Answer and score samples: each process answers a part, the main one scores; every process gets the same result.
 
-    Only the main process has the statistics for intervals of corpus values.
+    A question that several samples ask of the same media is answered once. `known` holds answers of earlier passes,
+    which are not given again, and receives the new ones. Only the main process has the statistics for intervals of
+    corpus values.
     """
-    size = batch_size or model.recipe.eval.batch_size
+    known = {} if known is None else known
+    keys = [_key(model, sample) for sample in samples]
+    unknown: dict[Hashable, Sample] = {}
+    for key, sample in zip(keys, samples, strict=True):
+        if key not in known:
+            unknown.setdefault(key, sample)
+    answers = _answer_all(model, list(unknown.values()), world, batch_size or model.recipe.eval.batch_size, label)
+    known.update(zip(unknown, answers, strict=True))
+    answered = [known[key] for key in keys]
+    corpus: dict[str, Corpus] = {}
+
+    def scored() -> Scored:
+        whole = task.score([one.raw for one in answered], samples)
+        corpus.update(whole.corpus)
+        return replace(whole, corpus={})  # functions cannot be sent between processes
+
+    return EvalOutput(replace(world.run_on_main(scored), corpus=corpus), answered)
+
+
+def _key(model: AdaptedModel, sample: Sample) -> Hashable:
+    """Return what an answer depends on: seeds of sampling are those of the question, too."""
+    return sample.question(), None if model.recipe.eval.rank is None else tuple(choices_of(sample))
+
+
+def _answer_all(
+    model: AdaptedModel, samples: Sequence[Sample], world: World, size: int, label: str
+) -> list[Prediction]:  # fmt: skip
+    """Return the answers to all samples, of which each process gives a part."""
     own, given = world.shard(samples), list[Prediction]()
     error: UserError | OSError | None = None
     most = math.ceil(len(samples) / world.size)  # samples of the process with the most
@@ -104,15 +133,7 @@ def predict_and_score(
             given += answers[: len(part)]
             bar.advance(len(part))
     world.raise_everywhere(error)
-    answered = world.gather(given)
-    corpus: dict[str, Corpus] = {}
-
-    def scored() -> Scored:
-        whole = task.score([one.raw for one in answered], samples)
-        corpus.update(whole.corpus)
-        return replace(whole, corpus={})  # functions cannot be sent between processes
-
-    return EvalOutput(replace(world.run_on_main(scored), corpus=corpus), answered)
+    return world.gather(given)
 
 
 def answers_of(model: AdaptedModel, samples: Sequence[Sample], batch_size: int) -> list[Prediction]:

@@ -10,9 +10,9 @@ answers; the cross-entropy has the training's dropout. An end token counts as a 
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -139,19 +139,15 @@ class CiderReward:
 
     def __init__(self, samples: Sequence[Sample], frequencies: DocumentFrequencies) -> None:
         self.frequencies = frequencies
-        self._references: dict[Any, dict[str, None]] = {}
+        self._references: dict[Hashable, dict[str, None]] = {}
         for sample in samples:
-            self._references.setdefault(_asked(sample), {}).update(dict.fromkeys(sample.targets))
+            self._references.setdefault(sample.question(), {}).update(dict.fromkeys(sample.targets))
 
     def __call__(self, sample: Sample, texts: Sequence[str]) -> list[float]:
         """Return the reward of each text as an answer to the sample; an empty text has 0."""
-        references = [*self._references[_asked(sample)]]
+        references = [*self._references[sample.question()]]
         scores = pairwise_cider(texts, self.frequencies, references)
         return [float(value) for value in scores.mean(1)]
-
-
-def _asked(sample: Sample) -> Any:
-    return tuple(sample.iter_media()), sample.prompt, sample.history
 
 
 def make_objective(model: AdaptedModel, task: Task, samples: Sequence[Sample], world: World) -> Objective:
