@@ -203,6 +203,13 @@ class Consensus:
     beams: int = 3  # candidates that a search of this width finds
     weights: Literal["uniform", "probability"] = "uniform"  # of the candidates as references
     neighbours: int = 0  # nearest training media, whose captions are references, too
+    regression: float = 0  # weight of the likeness that a regression on all training media predicts
+    ridge: float = 0.3  # its penalty
+
+    @property
+    def uses_training_captions(self) -> bool:
+        """Whether training media with their captions are needed."""
+        return self.neighbours > 0 or self.regression > 0
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ def test_every_result_names_it(run: Path, capsys: pytest.CaptureFixture[str]) ->
     printed = " ".join(capsys.readouterr().out.split())
     results = json.loads((run / "results.json").read_text())
     assert results["decoding"]["consensus"] == {
-        "samples": 4, "temperature": 1.5, "beams": 3, "weights": "uniform", "neighbours": 0
+        "samples": 4, "temperature": 1.5, "beams": 3, "weights": "uniform", "neighbours": 0,
+        "regression": 0, "ridge": 0.3,
     }  # fmt: skip
     counted = json.loads((run / FREQUENCIES).read_text())
     assert results["consensus_references"]["documents"] == counted["documents"] > 0
@@ -101,7 +102,7 @@ def test_ranked_choices_are_not_called_consensus_decoding() -> None:
 def test_training_captions_are_stored_only_if_the_recipe_asks_and_never_shared(dwarfs: Path, tmp_path: Path) -> None:
     import runs
 
-    decode = {"max_new_tokens": 4, "consensus": {"samples": 2, "beams": 2, "neighbours": 2}}
+    decode = {"max_new_tokens": 4, "consensus": {"samples": 2, "beams": 2, "neighbours": 2, "regression": 8}}
     run = tmp_path / "run"
     perceptune.train(runs.recipe(dwarfs, decode=decode), run)
     model = load(run)
@@ -109,9 +110,11 @@ def test_training_captions_are_stored_only_if_the_recipe_asks_and_never_shared(d
     results = perceptune.evaluate(run)
     assert results["consensus_references"]["neighbours"]["media"] == 12
     assert "and the captions of the 2 nearest training media" in str(describe_decoding(results))
+    assert "that a regression on all training media expects (weight 8)" in str(describe_decoding(results))
     export(run, tmp_path / "shared.zip")
     shared = load(tmp_path / "shared.zip")
-    assert (shared.neighbours, shared.decoding.consensus.neighbours) == (None, 0)  # type: ignore[union-attr]
+    assert shared.decoding.consensus is not None
+    assert (shared.neighbours, shared.decoding.consensus.uses_training_captions) == (None, False)
     assert not [*local_run(tmp_path / "shared.zip").glob(NEIGHBOURS)]
     recipe = (run / RECIPE).read_text()
     (run / RECIPE).write_text(recipe.replace("train.jsonl", "gone.jsonl"))
@@ -119,8 +122,8 @@ def test_training_captions_are_stored_only_if_the_recipe_asks_and_never_shared(d
     assert again is not None
     assert again.digest() == model.neighbours.digest()  # type: ignore[union-attr]
     (run / NEIGHBOURS).unlink()
-    said = rf"decode\.consensus\.neighbours: .* has no {NEIGHBOURS}, so its training data is needed"
+    said = rf"decode\.consensus: .* has no {NEIGHBOURS}, so its training data is needed"
     with pytest.raises(UserError, match=said):
         load(run)
-    assert load(run, overrides=["decode.consensus.neighbours=0"]).neighbours is None
+    assert load(run, overrides=[f"decode.consensus.{key}=0" for key in ("neighbours", "regression")]).neighbours is None
     assert not (run / NEIGHBOURS).exists(), "an override stores nothing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ import perceptune
 import support
 from perceptune.config.recipe import load_recipe
 from perceptune.data.build_task import make_task
-from perceptune.data.metrics.base import DocumentFrequencies, pairwise_cider
+from perceptune.data.metrics.base import CiderIndex, DocumentFrequencies, pairwise_cider
 from perceptune.errors import UserError
 from perceptune.models.base import AdaptedModel
 from perceptune.models.consensus import most_typical
 from perceptune.models.document_frequencies import training_frequencies
-from perceptune.models.neighbours import read_neighbours, training_neighbours, write_neighbours
+from perceptune.models.neighbours import Neighbours, read_neighbours, training_neighbours, write_neighbours
 from perceptune.models.run_location import NEIGHBOURS
 from perceptune.types import Consensus, Decoding, Sample
 
@@ -102,6 +103,60 @@ def test_an_answer_is_the_one_most_like_candidates_and_neighbours(model: Adapted
     assert model.answer(samples[::-1], decoding=decoding, batch_size=2) == together[::-1]
 
 
+def test_texts_are_predicted_as_by_a_regression_written_out(model: AdaptedModel) -> None:
+    """In the form with a kernel, of CIDEr-D with each training medium's captions, the own medium left out."""
+    known = model.neighbours
+    assert isinstance(known, Neighbours)
+    assert model.frequencies is not None
+    samples, texts = samples_of(model), ["a red picture", "red red", "nothing like it"]
+    features = model.encode(samples)
+    vectors = known.vectors.double()
+    for row in (0, 3):
+        own = known._vector(samples[row], features, row)
+        assert own is not None
+        kept = [one for one in range(len(vectors)) if one not in known._own_rows(samples[row])]
+        assert len(kept) < len(vectors)
+        kernel = vectors[kept] @ vectors[kept].T + 0.3 * torch.eye(len(kept), dtype=torch.double)
+        weights = torch.linalg.solve(kernel, vectors[kept] @ own.double())
+        targets = torch.tensor(
+            np.array([pairwise_cider(texts, model.frequencies, list(known.captions[one])).mean(1) for one in kept])
+        )
+        expected = targets.mean(0) + weights @ (targets - targets.mean(0))
+        found = known.predict_likeness(texts, samples[row], features, row, model.frequencies, 0.3)
+        assert found == pytest.approx(expected.tolist(), abs=1e-9)
+    nothing = known.predict_likeness(texts, Sample("text", {}, "what?"), {}, 0, model.frequencies, 0.3)
+    assert nothing == [0.0, 0.0, 0.0]
+
+
+def test_the_regression_moves_the_choice_and_not_the_batch(
+    model: AdaptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = samples_of(model)[:5]
+    decoding = Decoding(6, consensus=replace(HOW, neighbours=0, regression=8))
+    together = model.answer(samples, decoding=decoding)
+    assert [model.answer([sample], decoding=decoding)[0] for sample in samples] == together
+    candidates: list[str] = []
+
+    def last(_: Neighbours, texts: Sequence[str], *__: object) -> list[float]:
+        candidates.append(max(texts))
+        return [100.0 * (text == max(texts)) for text in texts]
+
+    monkeypatch.setattr(Neighbours, "predict_likeness", last)
+    assert [answer.strip() for answer in model.answer(samples, decoding=decoding)] == candidates
+
+
+def test_an_index_of_references_gives_the_sums_of_the_pairs() -> None:
+    documents = [["a dog runs .", "a dog a dog a dog"], ["the cat sits"], ["two dogs and a cat run", "", "a"]]
+    frequencies = DocumentFrequencies.count([["a dog runs"], ["a dog sits"], ["a cat runs"], ["the dog", "cat"]])
+    texts, weights = ["a dog and a dog run", "the cat", "", "unheard of"], np.array([0.5, -0.2, 2.0])
+    expected = sum(
+        weight * pairwise_cider(texts, frequencies, own).mean(1) for weight, own in zip(weights, documents, strict=True)
+    )
+    found = CiderIndex(documents, frequencies).weighted_sums(texts, weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert found[0] > 0
+
+
 def test_further_references_count_with_their_weights() -> None:
     frequencies = DocumentFrequencies.count([["a dog runs"], ["a dog sits"], ["a cat runs"], ["a cat sits"]])
     candidates = dict.fromkeys(["the dog jumps", "the dog jumps high", "one cat sleeps"], 1 / 3)
@@ -122,9 +177,12 @@ def test_what_lacks_them_is_refused(model: AdaptedModel) -> None:
     neighbours, model.neighbours = model.neighbours, None
     with pytest.raises(UserError, match=r"captions of a run's training media: load the run with .*neighbours=3"):
         model.answer(samples_of(model)[:1], decoding=Decoding(6, consensus=HOW))
+    predicted = Decoding(6, consensus=Consensus(samples=4, regression=8))
+    with pytest.raises(UserError, match=r"captions of a run's training media: load the run with .*regression=8"):
+        model.answer(samples_of(model)[:1], decoding=predicted)
     model.neighbours = neighbours
     stores: dict[str, Any] = {"image": model.stores["image"], "audio": model.stores["image"]}
-    with pytest.raises(UserError, match=r"decode\.consensus\.neighbours: for runs with one encoder"):
+    with pytest.raises(UserError, match=r"neighbours and regression are for runs with one encoder"):
         training_neighbours(model.recipe, stores)
     few = load_recipe({**model.recipe.model_dump(), "train": {"samples": 1, "steps": 1}})
     with pytest.raises(UserError, match="at least two training media"):

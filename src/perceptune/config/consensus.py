@@ -24,3 +24,8 @@ class ConsensusConfig(ConfigSection):
         0, ge=0, le=1000, description="training media most like the sample's, whose captions are references as well; "
         "a run trained with them stores its training captions"
     )  # fmt: skip
+    regression: float = Field(
+        0, ge=0, description="weight of the CIDEr-D with the medium's captions that a ridge regression on all training "
+        "media predicts (0: without); the likeness to the other candidates has weight 1. Needs captions as `neighbours`"
+    )  # fmt: skip
+    ridge: float = Field(0.3, gt=0, description="ridge penalty of `regression`; vectors of media have length 1")

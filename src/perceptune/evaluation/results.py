@@ -174,6 +174,8 @@ def describe_decoding(results: Mapping[str, Any]) -> str | None:
         return None
     counted = (results.get("consensus_references") or {}).get("documents", "?")
     near = f" and the captions of the {how['neighbours']} nearest training media" if how.get("neighbours") else ""
+    if how.get("regression"):
+        near += f", and to the captions that a regression on all training media expects (weight {how['regression']:g}),"
     return (
         f"consensus decoding: of {how.get('samples')} samples at temperature {how.get('temperature')} and "
         f"{how.get('beams')} beams, the answer most like the others{near} by CIDEr-D with document frequencies of "

@@ -26,6 +26,11 @@ class References(Protocol):
 
     def nearest(self, sample: Sample, features: Mapping[str, Features], row: int, count: int) -> dict[str, float]: ...
 
+    def predict_likeness(
+        self, texts: Sequence[str], sample: Sample, features: Mapping[str, Features], row: int,
+        frequencies: DocumentFrequencies, ridge: float,
+    ) -> list[float]: ...  # fmt: skip
+
     def digest(self) -> str: ...
 
     @property
@@ -63,10 +68,11 @@ def answer_by_consensus(
             "decode.consensus needs the document frequencies of a run's training references: load the run with "
             f'overrides=["decode.consensus.samples={how.samples}"]'
         )
-    if how.neighbours and model.neighbours is None:
+    if how.uses_training_captions and model.neighbours is None:
+        key = f"neighbours={how.neighbours}" if how.neighbours else f"regression={how.regression:g}"
         raise UserError(
-            "decode.consensus.neighbours needs the captions of a run's training media: load the run with "
-            f'overrides=["decode.consensus.neighbours={how.neighbours}"]'
+            f"decode.consensus.{key.split('=')[0]} needs the captions of a run's training media: load the run with "
+            f'overrides=["decode.consensus.{key}"]'
         )
     answers: list[str] = []
     for start in range(0, len(samples), batch_size):
@@ -75,22 +81,37 @@ def answer_by_consensus(
         texts = _candidates(model, part, features, decoding, how)
         weights = _probabilities(model, part, texts) if how.weights == "probability" else [_equal(own) for own in texts]
         for row, (sample, own) in enumerate(zip(part, texts, strict=True)):
-            near = None
-            if how.neighbours and model.neighbours is not None:
-                near = model.neighbours.nearest(sample, features, row, how.neighbours)
-            best = next(iter(own))
-            answers.append(own[most_typical(weights[row], model.frequencies, preferred=best, others=near)])
+            near, predicted = _from_training(model, how, sample, features, row, [*own])
+            best = most_typical(
+                weights[row], model.frequencies, preferred=next(iter(own)), others=near, predicted=predicted
+            )
+            answers.append(own[best])
     return answers
+
+
+def _from_training(
+    model: CandidateModel, how: Consensus, sample: Sample, features: Mapping[str, Features], row: int,
+    texts: Sequence[str],
+) -> tuple[dict[str, float], dict[str, float]]:  # fmt: skip
+    """Return captions of neighbours with their weights, and the weighted likeness that is predicted for each text."""
+    if (known := model.neighbours) is None or model.frequencies is None:
+        return {}, {}
+    near = known.nearest(sample, features, row, how.neighbours) if how.neighbours else {}
+    if not how.regression:
+        return near, {}
+    likeness = known.predict_likeness(texts, sample, features, row, model.frequencies, how.ridge)
+    return near, {text: how.regression * value for text, value in zip(texts, likeness, strict=True)}
 
 
 def most_typical(
     weights: Mapping[str, float], frequencies: DocumentFrequencies, preferred: str | None = None,
-    others: Mapping[str, float] | None = None,
+    others: Mapping[str, float] | None = None, predicted: Mapping[str, float] | None = None,
 ) -> str:  # fmt: skip
     """Return the candidate with the highest weighted sum of CIDEr-D with the other candidates as references.
 
-    `weights` are those of the candidates as references, `others` further references with their weights. The order of
-    either does not matter. Of equal candidates `preferred` is chosen, else the first in alphabetical order.
+    `weights` are those of the candidates as references, `others` further references with their weights, `predicted`
+    what is added to each candidate's sum. The order of none matters. Of equal candidates `preferred` is chosen, else
+    the first in alphabetical order.
     """
     candidates = sorted(weights)
     scores = pairwise_cider(candidates, frequencies)
@@ -99,6 +120,8 @@ def most_typical(
     if others:
         references = sorted(others)
         totals += pairwise_cider(candidates, frequencies, references) @ np.array([others[one] for one in references])
+    if predicted:
+        totals += np.array([predicted[one] for one in candidates])
     best = [one for one, total in zip(candidates, totals, strict=True) if total >= totals.max() - _TIE]
     return preferred if preferred in best else best[0]
 

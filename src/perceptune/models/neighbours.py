@@ -6,7 +6,7 @@ They are the training's own data, so they are stored with a run only if its reci
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -17,11 +17,13 @@ from torch import Tensor
 from perceptune.config.recipe import Recipe
 from perceptune.data.build_task import make_task
 from perceptune.data.media.source import content
+from perceptune.data.metrics.base import DocumentFrequencies
 from perceptune.data.tasks.base import Task
 from perceptune.encoders.cache.feature_cache import FeatureStore
 from perceptune.errors import UserError, error_prefix
 from perceptune.models.consensus import consensus_sections
 from perceptune.models.document_frequencies import training_documents
+from perceptune.models.likeness_regression import LikenessRegression
 from perceptune.models.run_location import NEIGHBOURS
 from perceptune.types import Features, Sample
 from perceptune.utils.atomic_io import write_chunks
@@ -42,6 +44,7 @@ class Neighbours:
     digests: Tensor  # (M, 16) uint8: of the contents of all media
     owners: Tensor  # (M,) row of each of them
     captions: Sequence[Sequence[str]]  # of each row
+    _fitted: list[LikenessRegression] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def nearest(self, sample: Sample, features: Mapping[str, Features], row: int, count: int) -> dict[str, float]:
         """Return the captions of the `count` training rows nearest to a sample, and their weights, which sum to 1.
@@ -49,16 +52,11 @@ class Neighbours:
         A neighbour's weight, the softmax of the cosines, is divided among its captions. Rows with a medium of the
         sample's own are left out. Without media there are none. `features` are those of a batch, with the sample's row.
         """
-        media = sample.list_media(self.modality)
-        if not media:
+        own = self._vector(sample, features, row)
+        if own is None:
             return {}
-        levels = features[self.modality].of_rows(slice(row, row + 1))
-        values = levels.values[levels.present]  # (media, n_levels, T, dim)
-        own = _normalized((_vectors(values, self.special).mean(0) - self.mean) / self.scale)
         cosines = (self.vectors.float() * own).sum(1)  # one product for each row: the same bits with any others
-        for digest in {digest_of(content(medium)) for medium in media}:
-            is_own = (self.digests == torch.tensor([*digest], dtype=torch.uint8)).all(1)
-            cosines[self.owners[is_own]] = -torch.inf
+        cosines[self._own_rows(sample)] = -torch.inf
         best = cosines.topk(min(count, len(cosines)))
         weights = best.values.softmax(0).nan_to_num(0.0).tolist()  # only its own media were trained on: no weight
         found: dict[str, float] = {}
@@ -66,6 +64,35 @@ class Neighbours:
             for caption in self.captions[place] if weight > 0 else ():
                 found[caption] = found.get(caption, 0.0) + weight / len(self.captions[place])
         return found
+
+    def predict_likeness(
+        self, texts: Sequence[str], sample: Sample, features: Mapping[str, Features], row: int,
+        frequencies: DocumentFrequencies, ridge: float,
+    ) -> list[float]:  # fmt: skip
+        """Return the CIDEr-D of texts with a sample's captions as a regression on all training rows predicts it.
+
+        Rows with a medium of the sample's own are left out; all are 0 without media. `features` as in `nearest`.
+        """
+        own = self._vector(sample, features, row)
+        if own is None:
+            return [0.0] * len(texts)
+        if not self._fitted or (self._fitted[0].frequencies, self._fitted[0].ridge) != (frequencies, ridge):
+            vectors = self.vectors.double().numpy()
+            self._fitted[:] = [LikenessRegression(vectors, self.captions, frequencies, ridge)]
+        return self._fitted[0].predict(texts, own.double().numpy(), self._own_rows(sample))
+
+    def _vector(self, sample: Sample, features: Mapping[str, Features], row: int) -> Tensor | None:
+        """Return the mean vector (D,) of a sample's media, standardised and of length 1; None without media."""
+        if not sample.list_media(self.modality):
+            return None
+        levels = features[self.modality].of_rows(slice(row, row + 1))
+        values = levels.values[levels.present].cpu()  # (media, n_levels, T, dim)
+        return _normalized((_vectors(values, self.special).mean(0) - self.mean) / self.scale)
+
+    def _own_rows(self, sample: Sample) -> list[int]:
+        """Return the rows that have a medium with the content of one of the sample's."""
+        own = [torch.tensor([*digest_of(content(one))], dtype=torch.uint8) for one in sample.list_media(self.modality)]
+        return sorted({row for digest in own for row in self.owners[(self.digests == digest).all(1)].tolist()})
 
     def digest(self) -> str:
         """Return the SHA-256 of everything that answers depend on."""
@@ -78,13 +105,15 @@ def training_neighbours(recipe: Recipe, stores: Mapping[str, FeatureStore], task
     Raises `UserError` without media.
     """
     if len(stores) != 1:
-        raise UserError("decode.consensus.neighbours: for runs with one encoder; set it to 0")
+        raise UserError("decode.consensus: neighbours and regression are for runs with one encoder; set them to 0")
     [(modality, store)] = stores.items()
     task = make_task(recipe) if task is None else task
     documents = [(sample.list_media(modality), texts) for sample, texts in training_documents(recipe, task)]
     documents = [(media, texts) for media, texts in documents if media and texts]
     if len(documents) < 2:
-        raise UserError("decode.consensus.neighbours needs at least two training media with captions; set it to 0")
+        raise UserError(
+            "decode.consensus: neighbours and regression need at least two training media with captions; set them to 0"
+        )
     special = store.encoder.n_special if store.tokens == "all" else min(1, store.encoder.n_special)
     media = [medium for own, _ in documents for medium in own]
     parts = [media[start : start + _AT_A_TIME] for start in range(0, len(media), _AT_A_TIME)]
@@ -103,13 +132,13 @@ def run_neighbours(run: Path, recipe: Recipe, stores: Mapping[str, FeatureStore]
         return None
     if (run / NEIGHBOURS).is_file():
         return read_neighbours(run / NEIGHBOURS)
-    with error_prefix(f"decode.consensus.neighbours: `{run}` has no {NEIGHBOURS}, so its training data is needed"):
+    with error_prefix(f"decode.consensus: `{run}` has no {NEIGHBOURS}, so its training data is needed"):
         return training_neighbours(recipe, stores)
 
 
 def needs_neighbours(recipe: Recipe) -> bool:
-    """Return whether a recipe's own data or another set of its evaluation is answered with neighbours."""
-    return any(section.neighbours > 0 for section in consensus_sections(recipe))
+    """Return whether a recipe's own data or another set of its evaluation is answered with training captions."""
+    return any(section.neighbours > 0 or section.regression > 0 for section in consensus_sections(recipe))
 
 
 def write_neighbours(run: Path, neighbours: Neighbours) -> None:
@@ -128,8 +157,9 @@ def read_neighbours(path: Path) -> Neighbours:
 
 
 def _packed(given: Neighbours) -> bytes:
-    tensors = {name: value.contiguous() for name, value in vars(given).items() if isinstance(value, Tensor)}
-    about = {name: value for name, value in vars(given).items() if name not in tensors}
+    stored = {one.name: getattr(given, one.name) for one in fields(given) if one.init}
+    tensors = {name: value.contiguous() for name, value in stored.items() if isinstance(value, Tensor)}
+    about = {name: value for name, value in stored.items() if name not in tensors}
     return save(tensors, {"neighbours": json.dumps(about, ensure_ascii=False)})
 
 

@@ -42,7 +42,7 @@ class DocumentFrequencies:
         counts: Counter[str] = Counter()
         for texts in documents:
             tokens = [_TOKENIZERS[tokenizer](text) for text in texts]
-            counts.update({gram for own in tokens for order in range(1, ORDERS + 1) for gram in _ngrams(own, order)})
+            counts.update({gram for own in tokens for order in range(1, ORDERS + 1) for gram in ngrams(own, order)})
         return cls(len(documents), tokenizer, {gram: n for gram, n in sorted(counts.items()) if n > 1})
 
     def tokens(self, text: str) -> list[str]:
@@ -72,7 +72,7 @@ def pairwise_cider(
     captions = [frequencies.tokens(text) for text in (*texts, *others)]
     likeness = np.zeros((n, len(captions)))[:, columns]
     for order in range(1, ORDERS + 1):
-        times = [Counter(_ngrams(caption, order)) for caption in captions]
+        times = [Counter(ngrams(caption, order)) for caption in captions]
         numbers = {gram: number for number, gram in enumerate(dict.fromkeys(chain.from_iterable(times)))}
         vectors = np.zeros((len(captions), len(numbers)))
         for row, own in enumerate(times):
@@ -89,6 +89,7 @@ def pairwise_cider(
     return 10 * likeness / ORDERS * penalty
 
 
-def _ngrams(tokens: Sequence[str], order: int) -> Iterator[str]:
+def ngrams(tokens: Sequence[str], order: int) -> Iterator[str]:
+    """Yield the n-grams of an order, tokens separated by blanks."""
     starts: Iterable[int] = range(len(tokens) - order + 1)
     return (" ".join(tokens[start : start + order]) for start in starts)

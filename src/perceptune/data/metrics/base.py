@@ -4,6 +4,7 @@
 from perceptune.data.metrics._bleu import ORDERS, Bleu
 from perceptune.data.metrics._characters import character_tokens, lacks_blanks
 from perceptune.data.metrics._cider import Cider
+from perceptune.data.metrics._cider_index import CiderIndex
 from perceptune.data.metrics._groups import Groups, averages, group_key, score_of, scored_by_group, with_groups, zipped
 from perceptune.data.metrics._java import find_java, java_version, package_folder
 from perceptune.data.metrics._ngrams import Captions, Ints, NGramTable, Tokenizer, numbered, rows_of, tables

@@ -90,9 +90,10 @@ def _neighbour_keys(recipe: Mapping[str, Any]) -> list[tuple[str, ...]]:
     sections: dict[tuple[str, ...], Any] = {("decode",): recipe.get("decode"), **{
         ("eval", "others", name, "decode"): other.get("decode") for name, other in others.items()}}  # fmt: skip
     return [
-        (*place, "consensus", "neighbours")
+        (*place, "consensus", key)
         for place, section in sections.items()
-        if ((section or {}).get("consensus") or {}).get("neighbours")
+        for key in ("neighbours", "regression")
+        if ((section or {}).get("consensus") or {}).get(key)
     ]
 
 
