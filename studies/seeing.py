@@ -1,7 +1,7 @@
 """Captions of Flickr8k: which mapper at which place, which recipe sees best, and how its runs are best decoded.
 
     python studies/seeing.py train PART OUT DATA         trains and judges the rows of a part of `seeing.yaml`
-    python studies/seeing.py decode PART ROW OUT         answers the runs of a row in each way of `seeing.yaml`
+    python studies/seeing.py decode PART ROW OUT         answers the runs of a row in each way of `seeing.yaml` (`--ways`)
     python studies/seeing.py table PART OUT              prints what there is, with intervals
 
 DATA is the folder that contains `flickr8k`. OUT holds the data, the runs and their results; what is there already is
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("words", nargs="+", help="as above")
     parser.add_argument("--seeds", help="some of the part's seeds")
     parser.add_argument("--rows", help="some of the part's rows")
+    parser.add_argument("--ways", help="some of the ways of decoding")
     given = parser.parse_args()
     plan = yaml.safe_load((STUDIES / "seeing.yaml").read_text(encoding="utf-8"))
     part = plan["parts"][given.words[0]]
@@ -48,8 +49,9 @@ def main() -> None:
                 judge(out / name / f"{row}-{seed}", seed, part, overrides, files)
     elif given.command == "decode":
         name, row, out = given.words
+        ways = {way: own for way, own in plan["decoding"].items() if not given.ways or way in given.ways.split(",")}
         for seed in seeds:
-            decode(Path(out) / name / f"{row}-{seed}", part["split"], plan["decoding"])
+            decode(Path(out) / name / f"{row}-{seed}", part["split"], ways)
     else:
         for line in table(Path(given.words[1]) / given.words[0], rows, seeds):
             print(line)
@@ -88,7 +90,8 @@ def judge(run: Path, seed: int, part: Mapping[str, Any], overrides: Sequence[str
     if result.is_file():
         return
     data = {"train": files[str(part["photos"])], "validation": files["validation"], "test": files["test"]}
-    overrides = [*(f"task.{name}={path}" for name, path in data.items()), f"seed={seed}", *overrides]
+    own = [one.replace("$PART", str(run.parent)).replace("$SEED", str(seed)) for one in overrides]
+    overrides = [*(f"task.{name}={path}" for name, path in data.items()), f"seed={seed}", *own]
     perceptune.train(RECIPE, run, overrides=overrides, resume=(run / "run.yaml").is_file())
     controls = bool(part.get("controls"))
     perceptune.evaluate(run, split=part["split"], control=controls, no_media=controls, into=run / part["split"])
