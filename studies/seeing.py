@@ -1,7 +1,7 @@
 """Captions of Flickr8k: which mapper at which place, which recipe sees best, and how its runs are best decoded.
 
     python studies/seeing.py train PART OUT DATA         trains and judges the rows of a part of `seeing.yaml`
-    python studies/seeing.py decode PART ROW OUT         answers the runs of a row in each way of `seeing.yaml` (`--ways`)
+    python studies/seeing.py decode PART ROW OUT         answers a row's runs in each way of `seeing.yaml` (`--ways`)
     python studies/seeing.py table PART OUT              prints what there is, with intervals
 
 DATA is the folder that contains `flickr8k`. OUT holds the data, the runs and their results; what is there already is
