@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,8 @@ def share_worthy(folder: Path, dwarfs: Path) -> Path:
     perceptune.train(given, folder / "run")
     perceptune.evaluate(folder / "run", control=True)
     return folder / "run"
+
+
+def predictions(folder: Path, name: str = "predictions.jsonl") -> list[dict[str, Any]]:
+    """Read stored predictions."""
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
+    import perceptune
     from perceptune.serving.runs import Runs
     from servers import Served
 
@@ -76,3 +79,30 @@ def goes_on(attacked: Served) -> Iterator[None]:
     assert attacked.settles("requests_admitted", 0)
     failed = [line for line in attacked.text("GET", "/metrics")[1].splitlines() if 'status="5' in line]
     assert failed == []
+
+
+@pytest.fixture
+def other(dwarfs: Path, tmp_path: Path) -> Path:
+    """Another file of the same pictures: fewer rows, other words, choices, and answers of three words or more."""
+    folder = shutil.copytree(dwarfs / "data", tmp_path / "other")
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()][:7]
+    rows = [{**row, "prompt": "which?", "targets": [f"a {row['targets'][0]} picture", "one color"],
+             "choices": ["red", "no", f"a {row['targets'][0]} picture"]} for row in rows]  # fmt: skip
+    (folder / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "other.jsonl"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[perceptune.Sample]:
+    """The samples that models are asked to answer from now on."""
+    from perceptune.models.base import AdaptedModel
+
+    samples: list[perceptune.Sample] = []
+    answer = AdaptedModel.answer
+
+    def kept(model: AdaptedModel, given: Sequence[perceptune.Sample], **options: Any) -> list[str]:
+        samples.extend(given)
+        return answer(model, given, **options)
+
+    monkeypatch.setattr(AdaptedModel, "answer", kept)
+    return samples

@@ -13,7 +13,6 @@ import perceptune
 import support
 from perceptune.cli.main import run as cli
 from perceptune.evaluation.batch_predict import predict
-from perceptune.models.base import AdaptedModel
 from perceptune.models.run_folder import has_histories, read_meta
 
 CHAT = (
@@ -134,16 +133,8 @@ def test_tokens_of_earlier_turns_count_in_a_batch(dwarfs: Path, talks: Path, tmp
 
 
 def test_several_images_are_asked_about_in_their_order(
-    trained: Path, talks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, talks: Path, asked: list[perceptune.Sample], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[perceptune.Sample] = []
-    answer = AdaptedModel.answer
-
-    def kept(model: AdaptedModel, samples: list[perceptune.Sample], **given: Any) -> list[str]:
-        asked.extend(samples)
-        return answer(model, samples, **given)
-
-    monkeypatch.setattr(AdaptedModel, "answer", kept)
     files = [talks / f"data/train{number}.png" for number in (3, 1)]
     words = ["answer", str(trained), "--trust", *(word for file in files for word in ("--image", str(file)))]
     assert cli([*words, "which colors?"]) == 0

@@ -69,10 +69,10 @@ def answer_by_consensus(
             f'overrides=["decode.consensus.samples={how.samples}"]'
         )
     if how.uses_training_captions and model.neighbours is None:
-        key = f"neighbours={how.neighbours}" if how.neighbours else f"regression={how.regression:g}"
+        key, value = ("neighbours", how.neighbours) if how.neighbours else ("regression", how.regression)
         raise UserError(
-            f"decode.consensus.{key.split('=')[0]} needs the captions of a run's training media: load the run with "
-            f'overrides=["decode.consensus.{key}"]'
+            f"decode.consensus.{key} needs the captions of a run's training media: load the run with "
+            f'overrides=["decode.consensus.{key}={value:g}"]'
         )
     answers: list[str] = []
     for start in range(0, len(samples), batch_size):

@@ -31,7 +31,7 @@ class LikenessRegression:
         """Fit to the vectors (N, D) of training media, of length 1, and their captions."""
         self.frequencies, self.ridge = frequencies, ridge
         self._vectors, self._index = vectors, CiderIndex(captions, frequencies)
-        self._gram = vectors.T @ vectors
+        self._gram = vectors.T @ vectors + ridge * np.eye(vectors.shape[1])
 
     def predict(self, texts: Sequence[str], vector: Doubles, left_out: Sequence[int] = ()) -> list[float]:
         """Return the CIDEr-D, on a scale of 0 to 10, of each text with the captions of a medium by its vector (D,).
@@ -45,7 +45,6 @@ class LikenessRegression:
         seen = np.ones(len(self._vectors), dtype=bool)
         seen[list(left_out)] = False
         own = self._vectors[~seen]
-        gram = self._gram - own.T @ own + self.ridge * np.eye(len(vector))
-        weights = np.where(seen, self._vectors @ np.linalg.solve(gram, vector), 0.0)
+        weights = np.where(seen, self._vectors @ np.linalg.solve(self._gram - own.T @ own, vector), 0.0)
         count = int(seen.sum())
         return np.where(seen, weights - weights.sum() / count + 1 / count, 0.0) if count else weights

@@ -10,7 +10,7 @@ import numpy as np
 
 from perceptune.data.metrics._bleu import ORDERS
 from perceptune.data.metrics._cider import SIGMA
-from perceptune.data.metrics._pairwise_cider import DocumentFrequencies, ngrams
+from perceptune.data.metrics._pairwise_cider import DocumentFrequencies, length_of, ngrams
 from perceptune.data.metrics._scored import Floats
 
 _Key = tuple[str, int]  # n-gram, and which of its occurrences in a text
@@ -31,7 +31,7 @@ class CiderIndex:
         self._owners = np.repeat(np.arange(len(documents)), each)
         self._shares = 1 / each[self._owners]
         tokens = [frequencies.tokens(text) for text in texts]
-        self._lengths = np.array([_length(own) for own in tokens])
+        self._lengths = np.array([length_of(own) for own in tokens])
         found: dict[_Key, list[tuple[int, float]]] = {}
         for number, own in enumerate(tokens):
             for counts, norm in self._vectors(own):
@@ -51,7 +51,7 @@ class CiderIndex:
 
     def _sum(self, tokens: Sequence[str], weights: Floats) -> float:
         total = 0.0
-        weights = weights * np.exp(-((self._lengths - _length(tokens)) ** 2) / (2 * SIGMA**2))
+        weights = weights * np.exp(-((self._lengths - length_of(tokens)) ** 2) / (2 * SIGMA**2))
         for counts, norm in self._vectors(tokens):
             shared = [
                 number for gram, count in counts.items() for occurrence in range(1, count + 1)
@@ -68,7 +68,3 @@ class CiderIndex:
             norm = float(np.sqrt(sum((n * self._frequencies.rarity(gram)) ** 2 for gram, n in counts.items())))
             if norm > 0:
                 yield counts, norm
-
-
-def _length(tokens: Sequence[str]) -> int:
-    return max(0, len(tokens) - 1)  # as in `Cider.scores`

@@ -84,9 +84,14 @@ def pairwise_cider(
         common = np.array([(np.minimum(own, given) * given).sum(1) for own in vectors[:n]])
         both = np.outer(norms[:n], norms[columns])
         likeness += np.divide(common, both, out=np.zeros_like(common), where=both > 0)
-    lengths = np.array([max(0, len(caption) - 1) for caption in captions], dtype=float)  # as in `Cider.scores`
+    lengths = np.array([length_of(caption) for caption in captions], dtype=float)
     penalty: Floats = np.exp(-((lengths[:n, None] - lengths[columns]) ** 2) / (2 * SIGMA**2))
     return 10 * likeness / ORDERS * penalty
+
+
+def length_of(tokens: Sequence[str]) -> int:
+    """Return the length of a caption that is compared, as in `Cider.scores`."""
+    return max(0, len(tokens) - 1)
 
 
 def ngrams(tokens: Sequence[str], order: int) -> Iterator[str]:
