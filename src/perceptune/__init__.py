@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perceptune._version import __version__
 from perceptune.errors import UserError
+from perceptune.models.hf.registration import register_when_imported
 from perceptune.types import Sample
 
 if TYPE_CHECKING:
@@ -48,3 +49,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register_when_imported()

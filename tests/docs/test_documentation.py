@@ -119,13 +119,17 @@ def _train(desk: Path, dwarfs: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT reads what transformers renamed
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "serving.md"], ids=lambda page: page.name)
 def test_documented_python_runs(page: Path, desk: Path, dwarfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"__name__": "documentation"}  # a later block of a page goes on with those of the earlier ones
     for code in blocks(page, "python"):
         ready = code.replace('"lm": "default"', f'"lm": "{dwarfs / "lm"}"')
         ready = ready.replace('{"image": "default"}', f'{{"image": "{dwarfs / "encoder"}"}}')
         ready = ready.replace('"method": "epalm"', '"method": {"name": "epalm", "n_levels": 2}')
         if "runs/mine" in ready:
             _train(desk, dwarfs)
-        exec(compile(ready, str(page), "exec"), {"__name__": "documentation"})
+        if "mine-hf" in ready and not (desk / "mine-hf").exists():
+            _train(desk, dwarfs)
+            assert cli(["export", "runs/mine", "mine-hf", "--to", "transformers"]) == 0
+        exec(compile(ready, str(page), "exec"), names)
 
 
 def test_the_readme_has_code_that_was_run() -> None:

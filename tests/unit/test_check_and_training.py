@@ -20,7 +20,7 @@ from perceptune.config.schema import EncoderConfig
 from perceptune.data.media import video
 from perceptune.data.media.source import MediaError
 from perceptune.encoders.base import Encoder
-from perceptune.encoders.cache.feature_cache import MediaLoader, MediaView
+from perceptune.encoders.cache.media_loader import MediaLoader, MediaView
 from perceptune.models.slots.build import load_encoder_of
 from perceptune.tools.datasets.validate import CheckOptions, validate_dataset
 from pngs import GREY, deep_png, png, png_header

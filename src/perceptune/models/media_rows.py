@@ -21,14 +21,18 @@ def media_of(
 
 def by_row(samples: Sequence[Sample], modality: str, given: Tensor) -> Features:
     """Scatter the features of all media, in the order of `media_of`, over the rows of the batch and their places."""
-    counts = torch.tensor([len(sample.list_media(modality)) for sample in samples])
+    return by_count(torch.tensor([len(sample.list_media(modality)) for sample in samples]), given)
+
+
+def by_count(counts: Tensor, given: Tensor) -> Features:
+    """Scatter the features (N, ...) of all media over rows that have `counts` (B,) of them each, on the CPU."""
     most = int(counts.max())
     present = torch.arange(most)[None] < counts[:, None]
-    values = given.new_zeros(len(samples) * most, *given.shape[1:])
+    values = given.new_zeros(len(counts) * most, *given.shape[1:])
     values[move(present.flatten().nonzero().flatten(), given.device)] = given
     if most == 1:
         return Features(values, present[:, 0])
-    return Features(values.unflatten(0, (len(samples), most)), present)
+    return Features(values.unflatten(0, (len(counts), most)), present)
 
 
 def first_uses(samples: Sequence[Sample], modality: str) -> dict[Medium, Sample]:

@@ -99,8 +99,12 @@ def restore(model: AdaptedModel, run: Path, place: torch.device, *, ready: bool 
 
 
 def load_method(path: Path, model: AdaptedModel) -> None:
-    """Load a method's tensors; every name and shape must match."""
-    tensors = read_tensors(path)
+    """Load a method's tensors from a file; every name and shape must match."""
+    load_tensors(model, read_tensors(path), path)
+
+
+def load_tensors(model: AdaptedModel, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load the tensors of a method; every name and shape must match. `path` names them in errors."""
     own = model.method.state_dict()
     for name in sorted(set(own) ^ set(tensors)):
         side = "lacks" if name in own else "has the unknown"
@@ -154,13 +158,18 @@ def read_recipe(run: Path, *, trust: bool = False) -> Recipe:
         raise UserError(f"`{run}` is not a run folder: it has no {RECIPE}")
     version = read_meta(run)["format_version"] if (run / META).is_file() else FORMAT_VERSION
     data = upgrade_recipe(read_yaml(run / RECIPE), version)
-    for name in leaf_names(data):  # before `load_recipe`, which imports the task for its keys
-        if "." in name and not trust:
-            raise UserError(
-                f"{run / RECIPE}: `{name}` is third-party code, "
-                "which a run folder may not name unless it is trusted (--trust)"
-            )
+    if not trust:
+        require_no_code(data, run / RECIPE)
     return load_recipe(data, where=str(run / RECIPE))
+
+
+def require_no_code(recipe: dict[str, Any], where: str | Path) -> None:
+    """Raise `UserError` for a recipe that names third-party code; before `load_recipe`, which imports the task."""
+    for name in leaf_names(recipe):
+        if "." in name:
+            raise UserError(
+                f"{where}: `{name}` is third-party code, which a run folder may not name unless it is trusted (--trust)"
+            )
 
 
 def describe_run(model: AdaptedModel) -> dict[str, Any]:
@@ -224,9 +233,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def require_same_base(run: Path, model: AdaptedModel) -> None:
     """Raise `UserError` if the frozen parts are not those the run was trained on."""
-    meta = read_meta(run)
+    require_bases(model, read_meta(run).get("base", {}), run)
+
+
+def require_bases(model: AdaptedModel, bases: Mapping[str, Mapping[str, Any]], run: str | Path) -> None:
+    """Raise `UserError` if the frozen parts have other fingerprints than `bases`, which a run stores by part."""
     for part, now in fingerprints(model).items():
-        then = meta.get("base", {}).get(part)
+        then = bases.get(part)
         if then is None or then.get("fingerprint") != now["fingerprint"]:
             raise UserError(
                 f"`{run}` was trained on another base model: {part} `{now['id']}` has fingerprint "

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from perceptune.encoders.base import Encoder
-from perceptune.encoders.cache.feature_cache import GROUP, FeatureStore, MediaLoader, prefetched_map
+from perceptune.encoders.cache.feature_cache import GROUP, FeatureStore
+from perceptune.encoders.cache.media_loader import MediaLoader, prefetched_map
 from perceptune.types import Medium
 from perceptune.utils.tensors import move
 
@@ -30,6 +31,11 @@ class LiveFeatures(FeatureStore):
     def get_cached(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> Tensor | None:
         """Return None: nothing is cached."""
         return None
+
+    def encode_loaded(self, pixels: Tensor) -> Tensor:
+        """Compute features of N media that `encoder.load` has loaded, with gradients to the encoder."""
+        device = next(self.encoder.parameters()).device
+        return self.encoder(move(pixels.float(), device), self.levels, self.tokens).float()
 
     def get(self, media: Sequence[Medium], view_seeds: Sequence[int] | None = None) -> Tensor:
         """Compute features (N, n_levels, T, dim) float32, with gradients to the encoder."""

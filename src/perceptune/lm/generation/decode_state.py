@@ -126,7 +126,7 @@ class DecodeState:
         self._positions = mask.sum(-1)
         self._front = prompt.width
         self._seen = prepend_slot_columns(ids, mask, self._front)[1]
-        self._slots = [_without_states(slot, ids.device) for slot in prompt.slots if not slot.in_text]
+        self._slots = [without_states(slot, ids.device) for slot in prompt.slots if not slot.in_text]
 
     @property
     def layout(self) -> tuple[Hashable, ...]:
@@ -226,7 +226,7 @@ class LowerDecodeState(DecodeState):
         return self.lm.states_reached(self._layer, lambda: self.lm.model(**inputs))
 
 
-def _without_states(slot: Slots, device: torch.device) -> Slots:
+def without_states(slot: Slots, device: torch.device) -> Slots:
     """Return the slot without states, which are in the cache already: their visibility and first layer still matter."""
     present = move(slot.present, device)
     states = {slot.entry: present.new_empty(1, slot.width, 0)} if slot.in_front else {}

@@ -116,6 +116,6 @@ def pack(modules: Iterable[nn.Module], megabytes: int) -> int:
 
 def _forward(module: nn.Linear, x: Tensor) -> Tensor:
     packed = packed_weight(module)  # None while it is trained: its gradient would be lost
-    if packed is None:
+    if packed is None or x.dtype != module.weight.dtype or torch.is_autocast_enabled(x.device.type):
         return nn.functional.linear(x, module.weight, module.bias)
     return _PackedLinear.apply(x, packed, module.bias)

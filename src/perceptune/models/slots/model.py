@@ -174,9 +174,9 @@ class SlotModel(AdaptedModel):
         return self.method.first_layer > 0 and self.may_reuse_texts and not self.use_reference_path
 
     def _slots(self, batch: Batch) -> list[Slots]:
-        return self._arranged(batch.tokens, batch.features)
+        return self.arrange_slots(batch.tokens, batch.features)
 
-    def _arranged(self, tokens: Tokens, features: Mapping[str, Features]) -> list[Slots]:
+    def arrange_slots(self, tokens: Tokens, features: Mapping[str, Features]) -> list[Slots]:
         """Return the method's slots for these texts, in front of them or at their places in them."""
         slots = self.method.build_slots(_moved(features, self.device), len(tokens.input_ids))
         return place_in_text(slots, tokens) if self.method.is_in_text else hide_from_earlier_turns(slots, tokens)
@@ -198,7 +198,7 @@ class SlotModel(AdaptedModel):
     def prompt(self, samples: Sequence[Sample], features: Mapping[str, Features] | None = None) -> Prompt:
         """Return the token ids of the prompts and their slots, on the LM's device."""
         tokens, device = self.text.pad_rows([self.text.prompt_row(sample) for sample in samples]), self.device
-        slots = self._arranged(tokens, self.encode(samples) if features is None else features)
+        slots = self.arrange_slots(tokens, self.encode(samples) if features is None else features)
         return Prompt(move(tokens.input_ids, device), move(tokens.attention_mask, device), slots)
 
     def content_of(self, sample: Sample) -> Content:

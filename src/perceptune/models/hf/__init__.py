@@ -1,0 +1,1 @@
+"""Perceptune models as classes of transformers; `perceptune.hf` is their public face."""
