@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from perceptune._version import __version__
 from perceptune.serving.auth_middleware import AuthMiddleware
+from perceptune.serving.chat import read_response
 from perceptune.serving.errors import ApiError
 from perceptune.serving.examples import Showing
 from perceptune.serving.limits import Limits
@@ -85,11 +86,17 @@ def make_app(
 
     @app.post(
         "/v1/chat/completions", summary="An answer to a question about a medium", response_class=JSONResponse,
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {
-            "schema": {"$ref": REFERENCE.format(model="ChatRequest")}}}}},
+        openapi_extra=_body_of("ChatRequest"),
     )  # fmt: skip
     async def chat(request: Request) -> Response:
         return await service.chat(request)
+
+    @app.post(
+        "/v1/responses", summary="The same in the form of OpenAI's Responses API", response_class=JSONResponse,
+        openapi_extra=_body_of("ResponseRequest"),
+    )  # fmt: skip
+    async def responses(request: Request) -> Response:
+        return await service.chat(request, read_response)
 
     @app.get("/docs", summary="This page", response_class=HTMLResponse)
     async def docs() -> HTMLResponse:
@@ -105,6 +112,12 @@ def make_app(
         open_routes={"/health", *files}, origins=Origins(access.origins),
     )  # fmt: skip
     return app
+
+
+def _body_of(model: str) -> dict[str, Any]:
+    """Return the OpenAPI description of a route's body, which is parsed by hand."""
+    described = {"application/json": {"schema": {"$ref": REFERENCE.format(model=model)}}}
+    return {"requestBody": {"required": True, "content": described}}
 
 
 def _card(run: ServedRun) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class AuthMiddleware:
         finally:
             route = scope["path"] if scope["path"] in self._routes else "other"
             self._metrics.count("requests_total", route=route, status=str(status))
-            if route.startswith("/v1/chat"):
+            if route in ("/v1/chat/completions", "/v1/responses"):
                 self._metrics.observe("request_seconds", time.monotonic() - started)
 
     def _answer_instead(self, scope: Scope) -> Response | None:

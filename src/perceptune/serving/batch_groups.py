@@ -20,6 +20,7 @@ import torch
 from perceptune.lm.generation.beam_search import beam_steps
 from perceptune.lm.generation.decode_state import GROWTH, DecodeState
 from perceptune.lm.generation.generate import ContinuousBatch, GeneratedSequence, generate, uses_hf_generate
+from perceptune.lm.generation.logprobs import score_answer
 from perceptune.lm.generation.prefix_reuse import ContinuedState, KnownText
 from perceptune.lm.generation.sampling import make_sampler, truncate_at_eos
 from perceptune.models.slots.model import SlotModel
@@ -74,6 +75,7 @@ class SequentialGroup(BatchGroup):
                 next(self._steps)
             except StopIteration as end:
                 for job, tokens in zip(self._all, end.value, strict=True):
+                    _detail(job, tokens)
                     job.set_tokens(tokens)
                 return False
         return True
@@ -129,6 +131,7 @@ def _start(jobs: Sequence[Job], reuse: TurnReuse, known: KnownText | None = None
             for number, job in enumerate(jobs)
         ]  # fmt: skip
         for job, row in zip(jobs, rows, strict=True):
+            row.on_logits = None if job.top_logprobs is None else job.append_logits
             row.on_end = reuse.keeper(job, row, request.prompt.slots)
         room = min(longest, GROWTH)
         if known is None:
@@ -153,6 +156,13 @@ def merge_groups(groups: Sequence[BatchGroup]) -> list[BatchGroup]:
 def _in_one_go(whole: partial[list[list[int]]]) -> Generator[None, None, list[list[int]]]:
     yield from ()
     return whole()
+
+
+def _detail(job: Job, tokens: list[int]) -> None:
+    """Give the job the log-probabilities of an answer whose tokens came all at once."""
+    if job.top_logprobs is not None and tokens:
+        model = cast(SlotModel, job.run.model)
+        job.details = score_answer(model.lm, model.prompt([job.sample]), tokens, job.top_logprobs)
 
 
 def _cut(steps: Generator[None, None, list[list[int]]], eos: int) -> Generator[None, None, list[list[int]]]:

@@ -1,9 +1,10 @@
-"""`POST /v1/chat/completions`: processing of a request from its first byte to the last of its response."""
+"""`POST /v1/chat/completions` and `/v1/responses`: a request from its first byte to the last of its response."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -15,9 +16,11 @@ from perceptune.serving.limits import MIB, Limits
 from perceptune.serving.metrics import Metrics
 from perceptune.serving.request_parser import RequestParser
 from perceptune.serving.requests import Job
+from perceptune.serving.responses import ResponseReply
+from perceptune.serving.responses_schema import parsed_response
 from perceptune.serving.runs import Runs
 from perceptune.serving.scheduler import Admission, Scheduler
-from perceptune.serving.schema import parsed
+from perceptune.serving.schema import ChatRequest, parsed
 from perceptune.serving.streaming import Reply
 
 Result = TypeVar("Result")
@@ -27,8 +30,32 @@ UNTRAINED = "trained on single questions, not on conversations"
 GONE = 499  # status of a response that no client reads
 
 
+class Answering(Protocol):
+    """What answers a request, complete or streamed."""
+
+    async def whole(self) -> dict[str, Any]: ...
+
+    def pieces(self) -> AsyncIterator[bytes]: ...
+
+
+# From a body to the question in it, and what makes the answer of the jobs that it becomes.
+Reading = Callable[[bytes], tuple[ChatRequest, Callable[[Sequence[Job]], Answering]]]
+
+
+def read_completion(body: bytes) -> tuple[ChatRequest, Callable[[Sequence[Job]], Answering]]:
+    """Read the body of `POST /v1/chat/completions`. Raises `ApiError`."""
+    asked = parsed(body)
+    return asked, partial(Reply, asked)
+
+
+def read_response(body: bytes) -> tuple[ChatRequest, Callable[[Sequence[Job]], Answering]]:
+    """Read the body of `POST /v1/responses`. Raises `ApiError`."""
+    asked = parsed_response(body)
+    return asked.to_chat(), partial(ResponseReply, asked)
+
+
 class Chat:
-    """Handler of chat completion requests."""
+    """Handler of requests for answers."""
 
     def __init__(
         self, runs: Runs, limits: Limits, intake: RequestParser, scheduler: Scheduler, metrics: Metrics
@@ -36,18 +63,18 @@ class Chat:
         self.runs, self._limits, self._intake = runs, limits, intake
         self._scheduler, self._metrics = scheduler, metrics
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, request: Request, read: Reading = read_completion) -> Response:
         async with AsyncExitStack() as stack:
             admission = await stack.enter_async_context(self._scheduler.admission())
             try:
-                return await self._answered(request, admission, stack)
+                return await self._answered(request, read, admission, stack)
             except ClientDisconnect:
                 self._metrics.count("cancelled_total")
                 return Response(status_code=GONE)
 
-    async def _answered(self, request: Request, admission: Admission, stack: AsyncExitStack) -> Response:
+    async def _answered(self, request: Request, read: Reading, admission: Admission, stack: AsyncExitStack) -> Response:
         until = asyncio.get_running_loop().time() + self._limits.seconds
-        asked = parsed(await self._body(request, admission))
+        asked, answering = read(await self._body(request, admission))
         run = self.runs.named(asked.model)
         try:
             async with asyncio.timeout_at(until):
@@ -60,7 +87,7 @@ class Chat:
         for job in jobs:
             job.on_start = admission.leave_queue
         self._scheduler.submit(jobs)
-        reply, headers = Reply(asked, jobs), _notes(jobs[0])
+        reply, headers = answering(jobs), _notes(jobs[0])
         if asked.stream:
             return _Events(reply, stack.pop_all(), headers)
         return JSONResponse(await unless_gone(request, reply.whole()), headers=headers)
@@ -94,7 +121,7 @@ class Chat:
 class _Events(StreamingResponse):
     """A stream that releases the request's resources, however it ends."""
 
-    def __init__(self, reply: Reply, stack: AsyncExitStack, headers: Mapping[str, str]) -> None:
+    def __init__(self, reply: Answering, stack: AsyncExitStack, headers: Mapping[str, str]) -> None:
         headers = {"X-Accel-Buffering": "no", **headers}
         super().__init__(reply.pieces(), media_type="text/event-stream", headers=headers)
         self._stack = stack

@@ -12,30 +12,30 @@ Classes = Mapping[str, type[BaseModel]]
 _LISTABLE = 12  # maximum number of an object's keys that a message lists
 _NAMED = 2  # of the keys of an expected object
 _ADDRESSES = ("image_url", "audio_url", "video_url")
-_LISTS = {"content": "parts", "stop": "texts"}
+_LISTS = {"content": "parts", "stop": "texts", "input": "messages"}
 
 
-def explain(error: ErrorDetails, request: type[BaseModel], parts: Classes) -> tuple[str, str]:
+def explain(error: ErrorDetails, request: type[BaseModel], parts: Classes, turns: str = "messages") -> tuple[str, str]:
     """Return the location of the error, as `messages.0.content.1.text`, and a sentence without the location.
 
-    `parts` are the kinds of parts of a message, by their `type`.
+    `parts` are the kinds of parts of a message, by their `type`; `turns` is the key of the messages.
     """
     found = error["loc"]
     # After a part's index pydantic inserts its type, which is not a key of the request.
-    where = [step for place, step in enumerate(found) if not (place and _is_part(found[:place]))]
-    return ".".join(map(str, where)), _describe(error, where, request, parts)
+    where = [step for place, step in enumerate(found) if not (place and _is_part(found[:place], turns))]
+    return ".".join(map(str, where)), _describe(error, where, request, parts, turns)
 
 
-def _is_part(where: Sequence[Step]) -> bool:
-    return len(where) == 4 and where[0] == "messages" and where[2] == "content"
+def _is_part(where: Sequence[Step], turns: str) -> bool:
+    return len(where) == 4 and where[0] == turns and where[2] == "content"
 
 
-def _describe(error: ErrorDetails, where: Sequence[Step], request: type[BaseModel], parts: Classes) -> str:
+def _describe(error: ErrorDetails, where: Sequence[Step], request: type[BaseModel], parts: Classes, turns: str) -> str:
     last = str(where[-1]) if where else ""
     if error["type"] == "extra_forbidden":
-        return _unknown(last, list(_class_at(error["loc"][:-1], request, parts).model_fields))
+        return _unknown(last, list(_class_at(error["loc"][:-1], request, parts, turns).model_fields))
     if error["type"] == "model_type":
-        fields = _class_at(error["loc"], request, parts).model_fields
+        fields = _class_at(error["loc"], request, parts, turns).model_fields
         needed = sorted(fields, key=lambda key: not fields[key].is_required())
         keys = " and ".join(f"`{key}`" for key in needed[:_NAMED])
         return f"is neither an address nor an object with {keys}" if last in _ADDRESSES else f"is no object with {keys}"
@@ -63,11 +63,11 @@ def _unknown(key: str, keys: Sequence[str]) -> str:
     return f"unknown key; did you mean `{near[0]}`?" if near else "unknown key, which might change the answer"
 
 
-def _class_at(where: Sequence[Step], request: type[BaseModel], parts: Classes) -> type[BaseModel]:
+def _class_at(where: Sequence[Step], request: type[BaseModel], parts: Classes, turns: str) -> type[BaseModel]:
     """Return the class of the object at a location."""
     here: type[BaseModel] = request
     for place, step in enumerate(where):
-        if place and _is_part(where[:place]):
+        if place and _is_part(where[:place], turns):
             here = parts[str(step)]
         elif isinstance(step, str):
             here = _object_in(here.model_fields[step].annotation) or here

@@ -6,20 +6,24 @@ from typing import Any
 from fastapi import FastAPI
 
 from perceptune.config.recipe import read_yaml
+from perceptune.serving.responses_schema import ResponseRequest
 from perceptune.serving.schema import ChatRequest
 
 REFERENCE = "#/components/schemas/{model}"
 _PARTS = read_yaml(Path(__file__).with_suffix(".yaml"))
+_ANSWERING = ("/v1/chat/completions", "/v1/responses")
 _EVERYWHERE = (400, 401, 415, 421)  # statuses of the checks before every route
 
 
 def complete_openapi(app: FastAPI) -> None:
     """Complete the application's OpenAPI description."""
     described = app.openapi()
-    schema = ChatRequest.model_json_schema(ref_template=REFERENCE)
-    parts = schema.pop("$defs", {})
     components = described.setdefault("components", {})
-    components.setdefault("schemas", {}).update({**parts, "ChatRequest": schema, "Error": _PARTS["error"]})
+    schemas = components.setdefault("schemas", {})
+    for request in (ChatRequest, ResponseRequest):
+        schema = request.model_json_schema(ref_template=REFERENCE)
+        schemas.update({**schema.pop("$defs", {}), request.__name__: schema})
+    schemas["Error"] = _PARTS["error"]
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, methods in described["paths"].items():
         for operation in methods.values():
@@ -43,11 +47,11 @@ def _describe(path: str, operation: dict[str, Any]) -> None:
     else:
         operation["security"] = [{"key": []}]
     statuses = {*_EVERYWHERE, *((404, 503) if path.startswith("/v1/") else ())}
-    statuses |= {*_PARTS["meanings"]} if path == "/v1/chat/completions" else set()
+    statuses |= {*_PARTS["meanings"]} if path in _ANSWERING else set()
     for status in sorted(statuses):
         answers.setdefault(str(status), {
             "description": _PARTS["meanings"][status],
             "content": {"application/json": {"schema": {"$ref": REFERENCE.format(model="Error")}}},
         })  # fmt: skip
-    if path == "/v1/chat/completions":
+    if path in _ANSWERING:
         answers["200"]["content"]["text/event-stream"] = {"schema": {}}

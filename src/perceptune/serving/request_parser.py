@@ -56,7 +56,16 @@ class RequestParser:
                 known[data] = await self._decoded(one, data, run)
         sample = conversation.sample(media)
         return [
-            Job(run, sample, decoded, replace(decoding, seed=decoding.seed + i), prompt, asked.stops, asked.stream)
+            Job(
+                run,
+                sample,
+                decoded,
+                replace(decoding, seed=decoding.seed + i),
+                prompt,
+                asked.stops,
+                asked.stream,
+                top_logprobs=asked.n_top,
+            )
             for i in range(asked.n)
         ]
 

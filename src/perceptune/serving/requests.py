@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from perceptune.lm.generation.logprobs import TokenDetail, describe_tokens
 from perceptune.serving.errors import ApiError
 from perceptune.serving.runs import ServedRun
 from perceptune.types import Decoding, Medium, Sample
@@ -26,7 +27,9 @@ class Job:
     stops: tuple[str, ...] = ()
     streams: bool = False  # whether every token is reported at once
     on_start: Callable[[], None] = lambda: None  # called in the server's thread when it leaves the queue
+    top_logprobs: int | None = None  # number of likeliest tokens to tell with each; None = no log-probabilities
     tokens: list[int] = field(default_factory=list)  # without the end token
+    details: list[TokenDetail] = field(default_factory=list)  # of the tokens, and of the end token
     reason: Reason | None = None
     error: ApiError | None = None
     is_cancelled: bool = False  # no client waits for it any more
@@ -69,6 +72,11 @@ class Job:
         elif self.streams:
             self._notify()
         return not self.ended
+
+    def append_logits(self, logits: Tensor, token: int) -> None:
+        """Keep the log-probabilities of the next token, from logits (1, vocab), in the worker's thread."""
+        assert self.top_logprobs is not None
+        self.details += describe_tokens(logits, [token], self.top_logprobs)
 
     def set_tokens(self, tokens: list[int]) -> None:
         """Set all tokens at once, for searches; does nothing if the job has ended."""

@@ -3,9 +3,10 @@
 Keys that would change the answer and are not supported are rejected, not ignored.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from perceptune.serving.accepted import Accepted
 from perceptune.serving.errors import ApiError
@@ -120,6 +121,8 @@ class ChatRequest(Accepted):
     seed: int | None = Field(None, ge=0, lt=2**63)
     n: int = Field(1, ge=1)
     stop: Annotated[list[str] | None, BeforeValidator(_as_list, json_schema_input_type=str | list[str])] = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="likeliest tokens told with each; needs `logprobs`")
     stream: bool = False
     stream_options: StreamOptions | None = None
     # Values that change nothing for the requested run are accepted, whichever those are; see `request_parser`.
@@ -135,6 +138,17 @@ class ChatRequest(Accepted):
         if stop is not None and (len(stop) > 4 or not all(0 < len(one) <= 128 for one in stop)):
             raise ValueError("at most four strings of 1 to 128 characters")
         return stop
+
+    @model_validator(mode="after")
+    def _needs_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError("needs", "top_logprobs: needs `logprobs: true`")
+        return self
+
+    @property
+    def n_top(self) -> int | None:
+        """Number of likeliest tokens to tell with each token; None if no log-probabilities are wanted."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ class Reply:
         choices = [
             {
                 "index": index, "message": {"role": "assistant", "content": content(job), "refusal": None},
-                "logprobs": None, "finish_reason": job.reason,
+                "logprobs": logprobs(job), "finish_reason": job.reason,
             }
             for index, job in enumerate(self.jobs)
         ]  # fmt: skip
@@ -35,7 +35,7 @@ class Reply:
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield server-sent events. An error after the first event is the last event."""
         waiting = {asyncio.create_task(job.changed()): index for index, job in enumerate(self.jobs)}
-        told = [""] * len(self.jobs)
+        told, scored = [""] * len(self.jobs), [Scored(job) for job in self.jobs]
         try:
             for index in range(len(self.jobs)):
                 yield self._event(index, {"role": "assistant", "content": ""})
@@ -49,10 +49,10 @@ class Reply:
                         raise job.error
                     text = content(job) if ended else sure(job, told[index])
                     if text.startswith(told[index]) and text != told[index]:
-                        yield self._event(index, {"content": text[len(told[index]) :]})
+                        yield self._event(index, {"content": text[len(told[index]) :]}, scored=scored[index])
                         told[index] = text
                     if ended:
-                        yield self._event(index, {}, job.reason)
+                        yield self._event(index, {}, job.reason, scored=scored[index])
                     else:
                         waiting[asyncio.create_task(job.changed())] = index
             if self._asked.stream_options and self._asked.stream_options.include_usage:
@@ -70,8 +70,11 @@ class Reply:
         read = self.jobs[0].prompt_tokens
         return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
 
-    def _event(self, index: int, delta: dict[str, str], reason: str | None = None) -> bytes:
-        return _line(self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}]))
+    def _event(
+        self, index: int, delta: dict[str, str], reason: str | None = None, scored: "Scored | None" = None
+    ) -> bytes:
+        found = None if scored is None else scored.news()
+        return _line(self._chunk([{"index": index, "delta": delta, "logprobs": found, "finish_reason": reason}]))
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk", "choices": choices}
@@ -99,6 +102,35 @@ def sure(job: Job, told: str) -> str:
     held = max([1, *map(len, job.stops)])
     # Cleaned again: without the part held back, trailing blanks and full stops may be cut off.
     return job.run.clean(job.run.clean(raw.rstrip("\ufffd"))[:-held])
+
+
+class Scored:
+    """The log-probabilities of a streamed answer, each told once."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._told = job, 0
+
+    def news(self) -> dict[str, Any] | None:
+        """Return those of the tokens since the last call."""
+        start, self._told = self._told, len(self._job.tokens)
+        return logprobs(self._job, start)
+
+
+def logprobs(job: Job, start: int = 0) -> dict[str, Any] | None:
+    """Return the log-probabilities of an answer's tokens from `start` on, without the end token's."""
+    if job.top_logprobs is None:
+        return None
+    text = job.run.text
+    found = []
+    for token, detail in zip(job.tokens[start:], job.details[start:], strict=False):
+        top = [_entry(text.token(other), value) for other, value in detail.top]
+        found.append({**_entry(text.token(token), detail.logprob), "top_logprobs": top})
+    return {"content": found, "refusal": None}
+
+
+def _entry(token: str, logprob: float) -> dict[str, Any]:
+    is_whole = "\ufffd" not in token  # else a part of a character, whose bytes are not known here
+    return {"token": token, "logprob": logprob, "bytes": [*token.encode()] if is_whole else None}
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

@@ -37,6 +37,9 @@ class GeneratedSequence:
     index: int = 0  # the row's number in `sampler`
     on_token: Callable[[int], bool] | None = None
     on_end: Callable[[DecodeState, int], None] | None = None  # receives the state and the row's place in it
+    on_logits: Callable[[Tensor, int], None] | None = (
+        None  # receives the logits (1, vocab) of each token, and the token
+    )
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
 
@@ -63,6 +66,8 @@ class ContinuousBatch:
         tokens = self._next_tokens()
         for place, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True)):
             if not row.ended:
+                if row.on_logits is not None:
+                    row.on_logits(self.state.logits[place : place + 1], token)
                 row.append(token)
                 if row.ended and row.on_end is not None:
                     row.on_end(self.state, place)

@@ -28,6 +28,13 @@ class TokenScore(NamedTuple):
     is_greedy: bool
 
 
+class TokenDetail(NamedTuple):
+    """Log-probability of a generated token, and the likeliest tokens in its place with theirs, best first."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
 class _Step(NamedTuple):
     """One place of all continuations: what is scored there, then the rows that go on, each with its next token."""
 
@@ -159,6 +166,28 @@ def _score_at_once(
     logits = lm(move(whole, device), move(shown, device), [slot.of_rows(rows) for slot in prompt.slots], keep=keep)
     scores = _read(_score(logits, torch.arange(len(logits), device=device), move(whole[aims], device)))
     return [list(islice(scores, length)) for length in lengths]
+
+
+def describe_tokens(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenDetail]:
+    """Return the details of tokens (N,) that were generated from logits (N, vocab), with `top` others for each."""
+    logprobs = logits.float().log_softmax(-1)
+    own = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)].tolist()
+    if not top:
+        return [TokenDetail(logprob, []) for logprob in own]
+    best = logprobs.topk(top, -1)
+    return [
+        TokenDetail(logprob, list(zip(ids, values, strict=True)))
+        for logprob, ids, values in zip(own, best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def score_answer(lm: FrozenLM, prompt: Prompt, tokens: Sequence[int], top: int) -> list[TokenDetail]:
+    """Return the details of the tokens of a finished answer to a prompt (1, T), as those of a search, in one pass."""
+    given = torch.tensor([list(tokens)], device=prompt.ids.device)
+    ids, mask = torch.cat([prompt.ids, given], 1), nn.functional.pad(prompt.mask, (0, len(tokens)), value=1)
+    keep = last_columns(ids.shape[1], [len(tokens) + 1])
+    keep[:, -1] = False  # what follows the answer is not asked for
+    return describe_tokens(lm(ids, mask, prompt.slots, keep=keep), tokens, top)
 
 
 def _score(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
