@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from perceptune._version import __version__
 from perceptune.serving.auth_middleware import AuthMiddleware
 from perceptune.serving.chat import read_response
+from perceptune.serving.drain import Drain
 from perceptune.serving.errors import ApiError
 from perceptune.serving.examples import Showing
 from perceptune.serving.limits import Limits
@@ -41,13 +42,14 @@ class Access:
 
 def make_app(
     runs: Runs | Callable[[], Runs], limits: Limits, access: Access | None = None, *, decoders: int = 2,
-    ended: Ended = lambda _: None,
+    ended: Ended = lambda _: None, drain: Drain | None = None, access_log: bool = False,
 ) -> FastAPI:  # fmt: skip
     """Build the ASGI application for these runs, with `decoders` media decoding processes.
 
-    Runs given as a function are loaded once the application is running; `ended` is called when that is done.
+    Runs given as a function are loaded once the application is running; `ended` is called when that is done. `drain`
+    is that of its server; with `access_log` each request is a line of JSON on standard error.
     """
-    access = access or Access()
+    access, drain = access or Access(), drain or Drain()
     metrics = Metrics()
     service = Service(limits, access.local, access.remote, access.examples, decoders=decoders, metrics=metrics)
 
@@ -64,9 +66,10 @@ def make_app(
 
     app = FastAPI(title="Perceptune", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
 
-    @app.get("/health", summary="Whether requests are answered: 503 while models are loaded")
+    @app.get("/health", summary="Whether requests are answered: 503 while models are loaded, or the server ends")
     async def health() -> JSONResponse:
-        return JSONResponse({"status": service.status}, 200 if service.status == "ok" else 503)
+        status = "shutting down" if drain.has_begun else service.status
+        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
     @app.get("/version", summary="Of this program")
     async def version() -> dict[str, str]:
@@ -109,7 +112,7 @@ def make_app(
     known = {path for path in app.openapi()["paths"] if "{" not in path}
     app.add_middleware(
         AuthMiddleware, key=access.key, hosts=access.hosts, metrics=metrics, routes=known,
-        open_routes={"/health", *files}, origins=Origins(access.origins),
+        open_routes={"/health", *files}, origins=Origins(access.origins), drain=drain, access_log=access_log,
     )  # fmt: skip
     return app
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from starlette.responses import Response
 
+from perceptune.serving.access_log import REQUEST_ID, request_id, write_line
+from perceptune.serving.drain import Drain
 from perceptune.serving.errors import ApiError
 from perceptune.serving.metrics import Metrics
 from perceptune.serving.origins import Origins
@@ -17,6 +19,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+ANSWERING = ("/v1/chat/completions", "/v1/responses")
 _SINGLE = (
     b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"content-encoding", b"origin"
 )  # fmt: skip
@@ -36,10 +39,10 @@ class AuthMiddleware:
 
     def __init__(
         self, app: App, *, key: str | None, hosts: Collection[str] | None, metrics: Metrics, routes: Collection[str],
-        open_routes: Collection[str], origins: Origins,
+        open_routes: Collection[str], origins: Origins, drain: Drain, access_log: bool = False,
     ) -> None:  # fmt: skip
         self._app, self._hosts, self._metrics, self._routes, self._origins = app, hosts, metrics, routes, origins
-        self._open = frozenset(open_routes)
+        self._open, self._drain, self._logs = frozenset(open_routes), drain, access_log
         self._key = None if key is None else hashlib.sha256(key.encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,13 +50,15 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         started, status, is_head = time.monotonic(), 500, scope.get("method") == "HEAD"
+        ident = request_id(dict(scope.get("headers", ())))
 
         async def sending(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 added = self._origins.headers_for(dict(scope.get("headers", ())).get(b"origin"))
-                message["headers"] = [*message.get("headers", ()), *_HEADERS, *added]
+                named = (REQUEST_ID, ident.encode())
+                message["headers"] = [*message.get("headers", ()), *_HEADERS, named, *added]
             elif is_head:
                 message = {**message, "body": b""}
             await send(message)
@@ -67,12 +72,25 @@ class AuthMiddleware:
                 await answer(scope, receive, sending)
                 return
             # HEAD gets the response of GET without its body.
-            await self._app({**scope, "method": "GET"} if is_head else scope, receive, sending)
+            await self._passed_on({**scope, "method": "GET"} if is_head else scope, receive, sending)
         finally:
             route = scope["path"] if scope["path"] in self._routes else "other"
             self._metrics.count("requests_total", route=route, status=str(status))
-            if route in ("/v1/chat/completions", "/v1/responses"):
+            if route in ANSWERING:
                 self._metrics.observe("request_seconds", time.monotonic() - started)
+            if self._logs and scope["type"] == "http":
+                write_line(scope, ident, status, started)
+
+    async def _passed_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request to its route; those for answers are counted, and refused while the server ends."""
+        if scope["path"] not in ANSWERING:
+            await self._app(scope, receive, send)
+            return
+        try:
+            with self._drain.counted():
+                await self._app(scope, receive, send)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
 
     def _answer_instead(self, scope: Scope) -> Response | None:
         """Return the response to a browser's CORS preflight; None for a request to be processed.

@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
+from perceptune.serving.access_log import NOTES
 from perceptune.serving.conversation import has_turns
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import MIB, Limits
@@ -82,7 +83,8 @@ class Chat:
         except TimeoutError:
             raise _too_slow() from None
         asked.messages.clear()  # the jobs hold the media now
-        stack.callback(_cancel, jobs, self._metrics)
+        request.scope[NOTES] = notes = {"model": run.name, "prompt_tokens": jobs[0].prompt_tokens}
+        stack.callback(_cancel, jobs, self._metrics, notes)
         stack.callback(asyncio.get_running_loop().call_at(until, _expire, jobs).cancel)
         for job in jobs:
             job.on_start = admission.leave_queue
@@ -157,10 +159,11 @@ def _notes(job: Job) -> dict[str, str]:
     return {NOTE: UNTRAINED} if has_turns(job.sample.history) and not job.run.is_trained_on_conversations else {}
 
 
-def _cancel(jobs: list[Job], metrics: Metrics) -> None:
-    """Cancel the jobs of a finished request that have not ended."""
+def _cancel(jobs: list[Job], metrics: Metrics, notes: dict[str, Any]) -> None:
+    """Cancel the jobs of a finished request that have not ended, and note what it cost."""
+    notes["completion_tokens"] = said = sum(len(job.tokens) for job in jobs)
     metrics.count("prompt_tokens_total", jobs[0].prompt_tokens)
-    metrics.count("completion_tokens_total", sum(len(job.tokens) for job in jobs))
+    metrics.count("completion_tokens_total", said)
     for job in jobs:
         job.cancel()
 

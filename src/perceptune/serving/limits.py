@@ -49,6 +49,7 @@ class Limits:
         256, "MiB for the keys and values of answered conversations, which their next turns reuse; 0 = none"
     )
     seconds: float = _limit(120, "request timeout in seconds")
+    drain_seconds: float = _limit(30, "seconds that answers in work are given to end after SIGTERM")
 
     def __post_init__(self) -> None:
         for one in fields(self):

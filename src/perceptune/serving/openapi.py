@@ -6,12 +6,12 @@ from typing import Any
 from fastapi import FastAPI
 
 from perceptune.config.recipe import read_yaml
+from perceptune.serving.auth_middleware import ANSWERING
 from perceptune.serving.responses_schema import ResponseRequest
 from perceptune.serving.schema import ChatRequest
 
 REFERENCE = "#/components/schemas/{model}"
 _PARTS = read_yaml(Path(__file__).with_suffix(".yaml"))
-_ANSWERING = ("/v1/chat/completions", "/v1/responses")
 _EVERYWHERE = (400, 401, 415, 421)  # statuses of the checks before every route
 
 
@@ -47,11 +47,11 @@ def _describe(path: str, operation: dict[str, Any]) -> None:
     else:
         operation["security"] = [{"key": []}]
     statuses = {*_EVERYWHERE, *((404, 503) if path.startswith("/v1/") else ())}
-    statuses |= {*_PARTS["meanings"]} if path in _ANSWERING else set()
+    statuses |= {*_PARTS["meanings"]} if path in ANSWERING else set()
     for status in sorted(statuses):
         answers.setdefault(str(status), {
             "description": _PARTS["meanings"][status],
             "content": {"application/json": {"schema": {"$ref": REFERENCE.format(model="Error")}}},
         })  # fmt: skip
-    if path in _ANSWERING:
+    if path in ANSWERING:
         answers["200"]["content"]["text/event-stream"] = {"schema": {}}

@@ -3,8 +3,10 @@
 import asyncio
 import ipaddress
 import os
+import signal
 import socket
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -12,6 +14,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from perceptune.errors import UserError
+from perceptune.serving.drain import Drain
 from perceptune.serving.limits import Limits
 
 HEADER_BYTES = 32_768
@@ -54,16 +57,37 @@ class Protocol(H11Protocol):
             self.transport.close()
 
 
-def make_server(app: FastAPI, limits: Limits, host: str, port: int, *, access_log: bool = False) -> uvicorn.Server:
-    """Return a server that is not running yet."""
-    return uvicorn.Server(
+class Server(uvicorn.Server):
+    """Ends at SIGTERM once the answers in work are finished; at a second one, and at SIGINT, at once."""
+
+    def __init__(self, config: uvicorn.Config, drain: Drain, seconds: float) -> None:
+        super().__init__(config)
+        self._drain, self._seconds = drain, seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end; called by uvicorn in the main thread."""
+        if sig == signal.SIGTERM and not self._drain.has_begun:
+            self._drain.begin(self._seconds)  # not told to uvicorn, which would raise the signal again at the end
+            return
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to end now; called by uvicorn ten times a second."""
+        self.should_exit |= self._drain.is_over
+        return await super().on_tick(counter)
+
+
+def make_server(app: FastAPI, limits: Limits, host: str, port: int, *, drain: Drain | None = None) -> Server:
+    """Return a server that is not running yet; `drain` is that of its application."""
+    return Server(
         uvicorn.Config(
-            app, host=host, port=port, http=Protocol, ws="none", lifespan="on", log_level="info", access_log=access_log,
+            app, host=host, port=port, http=Protocol, ws="none", lifespan="on", log_level="info", access_log=False,
             # Clients could send any X-Forwarded-For.
             proxy_headers=False, server_header=False, h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             limit_concurrency=limits.queue + limits.batch + _CONNECTIONS,
-        )
+        ),
+        drain or Drain(), limits.drain_seconds,
     )  # fmt: skip
 
 

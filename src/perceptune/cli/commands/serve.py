@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--port", type=int, default=PORT, help="port to listen on (default: %(default)s)")
     parser.add_argument("--device", help="torch device (default: a GPU if there is one)")
     parser.add_trust()
-    parser.add_argument("--access-log", action="store_true", help="print a line per request")
+    parser.add_argument("--access-log", action="store_true", help="print a line of JSON per request on standard error")
     parser.add_argument("--decoders", type=int, default=2, help="media decoding processes (default: %(default)s)")
     parser.add_argument("--examples", type=int, default=0, metavar="N", help="publish N rows of each run's test data")
     access = parser.add_argument_group("access")
@@ -65,6 +65,7 @@ def run(options: Namespace) -> int:
         if importlib.util.find_spec(module) is None:
             raise UserError(f"`serve` needs {module}: run `pip install 'perceptune[serve]'`")
     from perceptune.serving.app import Access, make_app
+    from perceptune.serving.drain import Drain
     from perceptune.serving.examples import load_examples
     from perceptune.serving.limits import Limits
     from perceptune.serving.local import LocalFiles
@@ -107,8 +108,11 @@ def run(options: Namespace) -> int:
             failed.append(error)
             server.should_exit = True
 
-    app = make_app(load, limits, access, decoders=options.decoders, ended=ended)
-    server = make_server(app, limits, options.host, options.port, access_log=options.access_log)
+    drain = Drain()
+    app = make_app(
+        load, limits, access, decoders=options.decoders, ended=ended, drain=drain, access_log=options.access_log
+    )
+    server = make_server(app, limits, options.host, options.port, drain=drain)
     with listening(options.host, options.port) as bound:
         print(f"loading {names}; {address}/health says when that is done", flush=True)
         server.run(sockets=[bound])
