@@ -125,6 +125,17 @@ def save_lm(folder: Path, family: str = "llama", *, pad: bool = True) -> Path:
     return folder
 
 
+def save_json_lm(folder: Path) -> Path:
+    """A folder with a tiny LM whose tokenizer has the characters of JSON: those of the last, unused words are taken."""
+    save_lm(folder)
+    file = folder / "tokenizer.json"
+    known = json.loads(file.read_text())
+    for character, unused in zip('{}"_', "WXYZ", strict=True):
+        known["model"]["vocab"][character] = known["model"]["vocab"].pop(unused)
+    file.write_text(json.dumps(known))
+    return folder
+
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<s>{{ message.role }}: {{ message.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"

@@ -107,7 +107,10 @@ def test_log_probabilities_are_those_of_chat_completions(server: Served) -> None
         ({"input": "a", "previous_response_id": "resp_1"}, "previous_response_id", "not possible here"),
         ({"input": "a", "tools": [{"type": "web_search"}]}, "tools", "allowed is []"),
         ({"input": "a", "max_tokens": 3}, "max_tokens", "did you mean `max_output_tokens`"),
-        ({"input": "a", "text": {"format": {"type": "json_schema"}}}, "text.format.type", "should be 'text'"),
+        ({"input": "a", "text": {"format": {"type": "json_schema"}}}, "text.format.name", "is missing"),
+        ({"input": "a", "text": {"format": {"type": "json_schema", "name": "a", "schema": {}, "scheme": 1}}},
+         "text.format.scheme", "allowed are name, schema"),
+        ({"input": "a", "text": {"format": {"type": "yaml"}}}, "text.format", "no form has the type `yaml`"),
         ({"input": "a", "model": "two"}, "model", "there is no model `two`"),
     ],
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """Request keys that are accepted beside the supported ones: `accepted.yaml`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, create_model
 
@@ -14,12 +14,6 @@ _NOTES = {
 }  # fmt: skip
 
 
-class ResponseFormat(Fields):
-    """The form of an answer: answers are text."""
-
-    type: Literal["text"]
-
-
 def _field(key: str, taken: Any) -> Any:
     kind = _TYPES[taken] | None if isinstance(taken, str) else Annotated[Any, Only(tuple(taken))]
     return kind, Field(None, description=_NOTES.get(key))
@@ -30,6 +24,6 @@ if TYPE_CHECKING:  # no code reads these keys
 else:
     _KEYS = read_yaml(Path(__file__).with_suffix(".yaml"))
     Accepted = create_model(
-        "Accepted", __base__=Fields, __module__=__name__, response_format=(ResponseFormat | None, None),
+        "Accepted", __base__=Fields, __module__=__name__,
         **{key: _field(key, taken) for key, taken in _KEYS.items()},
     )  # fmt: skip

@@ -131,6 +131,7 @@ def _start(jobs: Sequence[Job], reuse: TurnReuse, known: KnownText | None = None
             for number, job in enumerate(jobs)
         ]  # fmt: skip
         for job, row in zip(jobs, rows, strict=True):
+            row.constraint = job.constraint
             row.on_logits = None if job.top_logprobs is None else job.append_logits
             row.on_end = reuse.keeper(job, row, request.prompt.slots)
         room = min(longest, GROWTH)

@@ -1,6 +1,7 @@
 """Conversion of a request to jobs: media are fetched, checked and decoded within the server's limits."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from functools import partial
 from torch import Tensor
 
 from perceptune.errors import UserError
+from perceptune.lm.generation.generate import TokenConstraint
 from perceptune.serving.conversation import Attached, Conversation, read_conversation, require_answerable
 from perceptune.serving.errors import ApiError
 from perceptune.serving.inline import decode_address, decode_base64
@@ -23,6 +25,7 @@ from perceptune.serving.schema import ChatRequest, InputAudioPart
 from perceptune.types import Decoding, Medium, Sample
 
 _FETCHERS = 4
+_LONGEST_SCHEMA = 8_192  # characters: compiling a long one takes seconds
 _COLD = 1e-6  # temperatures below are treated as 0; logits divided by a much smaller one are infinite
 
 
@@ -55,19 +58,14 @@ class RequestParser:
             if data not in known:
                 known[data] = await self._decoded(one, data, run)
         sample = conversation.sample(media)
+        forms = [await self._form(asked, run) for _ in range(asked.n)]
         return [
             Job(
-                run,
-                sample,
-                decoded,
-                replace(decoding, seed=decoding.seed + i),
-                prompt,
-                asked.stops,
-                asked.stream,
-                top_logprobs=asked.n_top,
+                run, sample, decoded, replace(decoding, seed=decoding.seed + i), prompt, asked.stops, asked.stream,
+                constraint=forms[i], top_logprobs=asked.n_top,
             )
             for i in range(asked.n)
-        ]
+        ]  # fmt: skip
 
     def _within_limits(self, asked: ChatRequest) -> Conversation:
         """Return the conversation, checked before any medium is read."""
@@ -99,7 +97,22 @@ class RequestParser:
         if cold or (decoding.sample and (asked.top_p == 0 or asked.top_k == 1)):
             decoding = replace(decoding, sample=False, temperature=1.0, top_p=1.0)
         _require_no_change(asked, decoding)
+        if asked.is_json and not run.takes_json(decoding):
+            why = "beam search (`decode.beams`)" if decoding.beams > 1 else "the way this run generates"
+            raise ApiError(400, f"response_format: JSON is not possible with {why}", param="response_format")
         return decoding if asked.seed is None else replace(decoding, seed=asked.seed)
+
+    async def _form(self, asked: ChatRequest, run: ServedRun) -> TokenConstraint | None:
+        """Return what holds an answer to the request's schema; None for text. Raises `ApiError`."""
+        if not asked.is_json:
+            return None
+        if len(json.dumps(asked.json_schema)) > _LONGEST_SCHEMA:
+            raise ApiError(400, f"the schema has more than {_LONGEST_SCHEMA:,} characters", param="response_format")
+        try:
+            make = partial(run.json_forms.constraint, asked.json_schema)
+            return await asyncio.get_running_loop().run_in_executor(self._decoding, make)
+        except UserError as error:
+            raise ApiError(400, str(error), param="response_format") from error
 
     def _prompt(self, sample: Sample, run: ServedRun) -> int:
         """Return the number of the prompt's tokens. Raises `ApiError` for a question that does not fit the LM."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from perceptune.lm.generation.generate import TokenConstraint
 from perceptune.lm.generation.logprobs import TokenDetail, describe_tokens
 from perceptune.serving.errors import ApiError
 from perceptune.serving.runs import ServedRun
@@ -27,6 +28,7 @@ class Job:
     stops: tuple[str, ...] = ()
     streams: bool = False  # whether every token is reported at once
     on_start: Callable[[], None] = lambda: None  # called in the server's thread when it leaves the queue
+    constraint: TokenConstraint | None = None  # a form that the answer has, which is then not cleaned
     top_logprobs: int | None = None  # number of likeliest tokens to tell with each; None = no log-probabilities
     tokens: list[int] = field(default_factory=list)  # without the end token
     details: list[TokenDetail] = field(default_factory=list)  # of the tokens, and of the end token
@@ -47,6 +49,10 @@ class Job:
     @property
     def ended(self) -> bool:
         return self.reason is not None or self.error is not None
+
+    def clean(self, text: str) -> str:
+        """Return the answer in a generated text."""
+        return self.run.clean(text) if self.constraint is None else text
 
     def cancel(self) -> None:
         """Cancel the job: it leaves its batch, or never enters one."""

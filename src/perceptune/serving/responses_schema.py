@@ -8,7 +8,21 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from perceptune.serving.errors import ApiError
 from perceptune.serving.fields import Fields, Only
 from perceptune.serving.mistakes import explain
-from perceptune.serving.schema import ChatRequest, ImagePart, InputAudio, InputAudioPart, Message, Part, TextPart, Url
+from perceptune.serving.schema import (
+    AnyJsonForm,
+    ChatRequest,
+    Form,
+    ImagePart,
+    InputAudio,
+    InputAudioPart,
+    JsonSchema,
+    JsonSchemaForm,
+    Message,
+    Part,
+    TextForm,
+    TextPart,
+    Url,
+)
 
 
 class InputText(Fields):
@@ -53,12 +67,14 @@ def _as_messages(given: Any) -> Any:
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
 
-class TextFormat(Fields):
-    type: Literal["text"]
+class FlatSchemaForm(JsonSchema):
+    """A form for the answer, whose keys stand beside its type here."""
+
+    type: Literal["json_schema"]
 
 
 class TextOptions(Fields):
-    format: TextFormat | None = None
+    format: Annotated[TextForm | AnyJsonForm | FlatSchemaForm, Field(discriminator="type")] | None = None
     verbosity: Annotated[Any, Only(("medium",))] = None
 
 
@@ -99,6 +115,12 @@ class ResponseRequest(Fields):
         """Whether log-probabilities of the answer's tokens are wanted."""
         return "message.output_text.logprobs" in (self.include or ()) or bool(self.top_logprobs)
 
+    def _form(self) -> Form | None:
+        form = None if self.text is None else self.text.format
+        if not isinstance(form, FlatSchemaForm):
+            return form
+        return JsonSchemaForm(type="json_schema", json_schema=JsonSchema(name=form.name, schema=form.schema_))
+
     def to_chat(self) -> ChatRequest:
         """Return the same question as a chat completion request."""
         instructed = [Message(role="system", content=_text(self.instructions))] if self.instructions else []
@@ -107,7 +129,7 @@ class ResponseRequest(Fields):
         asked = {
             "model": self.model, "messages": [*instructed, *turns], "max_completion_tokens": self.max_output_tokens,
             "temperature": self.temperature, "top_p": self.top_p, "stream": self.stream,
-            "logprobs": self.has_logprobs, "top_logprobs": self.top_logprobs,
+            "logprobs": self.has_logprobs, "top_logprobs": self.top_logprobs, "response_format": self._form(),
         }  # fmt: skip
         return ChatRequest.model_validate(asked)
 

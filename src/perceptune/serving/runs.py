@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from perceptune.config.recipe import Recipe
@@ -13,9 +14,12 @@ from perceptune.models.build import BACKBONES, text_of
 from perceptune.models.consensus import require_single
 from perceptune.models.model_pool import Attachments, Borrowed, ModelPool
 from perceptune.models.run_folder import META, cleaning_of, has_histories, load, read_meta, read_recipe
+from perceptune.models.slots.model import SlotModel
+from perceptune.models.structured import JsonForms
 from perceptune.models.text_format import TextFormat
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
+from perceptune.types import Decoding
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,18 @@ class ServedRun:
     clean: AnswerCleaning  # gives the answer in a generated text, as `perceptune answer` prints it
     attachments: Attachments  # on the shared LM while this run answers
     is_trained_on_conversations: bool = False
+
+    @cached_property
+    def json_forms(self) -> JsonForms:
+        """Compiler of forms for answers. Raises `UserError` if xgrammar is not installed."""
+        return JsonForms(self.text)
+
+    def takes_json(self, decoding: Decoding) -> bool:
+        """Whether answers decoded like this can be held to a form: token by token, without a search."""
+        model = self.model
+        if not isinstance(model, SlotModel) or decoding.beams > 1 or decoding.changes_scores:
+            return False
+        return not model.method.slots_see_text and model.lm.why_reference_path(()) is None
 
     @property
     def takes_history(self) -> bool:

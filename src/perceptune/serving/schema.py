@@ -103,6 +103,31 @@ def _as_list(given: Any) -> Any:
     return [given] if isinstance(given, str) else given
 
 
+class JsonSchema(Fields):
+    """A form for the answer; the name and the description are the client's own."""
+
+    name: str = Field(max_length=64)
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = Field(None, description="of no effect: the answer always has this form")
+
+
+class TextForm(Fields):
+    type: Literal["text"]
+
+
+class AnyJsonForm(Fields):
+    type: Literal["json_object"]
+
+
+class JsonSchemaForm(Fields):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+Form = Annotated[TextForm | AnyJsonForm | JsonSchemaForm, Field(discriminator="type")]
+
+
 class StreamOptions(Fields):
     include_usage: bool = False
     include_obfuscation: bool = False
@@ -121,6 +146,7 @@ class ChatRequest(Accepted):
     seed: int | None = Field(None, ge=0, lt=2**63)
     n: int = Field(1, ge=1)
     stop: Annotated[list[str] | None, BeforeValidator(_as_list, json_schema_input_type=str | list[str])] = None
+    response_format: Form | None = Field(None, description="JSON needs the extra `structured` and no beam search")
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20, description="likeliest tokens told with each; needs `logprobs`")
     stream: bool = False
@@ -144,6 +170,17 @@ class ChatRequest(Accepted):
         if self.top_logprobs and not self.logprobs:
             raise PydanticCustomError("needs", "top_logprobs: needs `logprobs: true`")
         return self
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the answer is to be JSON."""
+        return self.response_format is not None and self.response_format.type != "text"
+
+    @property
+    def json_schema(self) -> dict[str, Any] | None:
+        """The form of an answer in JSON; None for any object."""
+        form = self.response_format
+        return form.json_schema.schema_ if isinstance(form, JsonSchemaForm) else None
 
     @property
     def n_top(self) -> int | None:

@@ -90,7 +90,7 @@ async def finished(job: Job) -> None:
 
 def content(job: Job) -> str:
     """Return the text of a finished answer, as `perceptune answer` prints it."""
-    return job.run.clean(cut(job.run.text.decode(job.tokens), job.stops))
+    return job.clean(cut(job.run.text.decode(job.tokens), job.stops))
 
 
 def sure(job: Job, told: str) -> str:
@@ -101,7 +101,7 @@ def sure(job: Job, told: str) -> str:
     # Half a character, half a stop string, a letter whose lower case depends on the next one.
     held = max([1, *map(len, job.stops)])
     # Cleaned again: without the part held back, trailing blanks and full stops may be cut off.
-    return job.run.clean(job.run.clean(raw.rstrip("\ufffd"))[:-held])
+    return job.clean(job.clean(raw.rstrip("\ufffd"))[:-held])
 
 
 class Scored:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +28,16 @@ from perceptune.utils.tensors import move
 LEAVE_AT = 0.75  # finished rows are removed once at most this fraction of the batch is active
 
 
+class TokenConstraint(Protocol):
+    """What an answer may contain."""
+
+    def mask(self, logits: Tensor) -> Tensor:
+        """Return logits (vocab,) with -inf for tokens that may not follow."""
+
+    def accept(self, token: int) -> None:
+        """Go on after a token."""
+
+
 @dataclass(eq=False)
 class GeneratedSequence:
     """Answer under generation. `on_token` receives each token, the end token included; False stops the row."""
@@ -40,12 +51,15 @@ class GeneratedSequence:
     on_logits: Callable[[Tensor, int], None] | None = (
         None  # receives the logits (1, vocab) of each token, and the token
     )
+    constraint: TokenConstraint | None = None
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
 
     def append(self, token: int) -> None:
         """Append the next token."""
         self.tokens.append(token)
+        if self.constraint is not None:
+            self.constraint.accept(token)
         said_to_end = self.on_token is not None and not self.on_token(token)
         self.ended = said_to_end or token == self.eos or len(self.tokens) >= self.max_new_tokens
 
@@ -98,9 +112,22 @@ class ContinuousBatch:
             self.rows = [self.rows[place] for place in places]
         return index
 
+    def _allowed(self) -> Tensor:
+        """Return the logits (rows, vocab), without the tokens that a row's constraint does not allow."""
+        logits = self.state.logits
+        bound = [place for place, row in enumerate(self.rows) if row.constraint is not None and not row.ended]
+        if not bound:
+            return logits
+        logits = logits.float().clone()
+        for place in bound:
+            constraint = self.rows[place].constraint
+            assert constraint is not None
+            logits[place] = constraint.mask(logits[place])
+        return logits
+
     def _next_tokens(self) -> Tensor:
         """Choose the next token (rows,) of each row, in one call per sampler."""
-        logits, ways = self.state.logits, dict.fromkeys(row.sampler for row in self.rows)
+        logits, ways = self._allowed(), dict.fromkeys(row.sampler for row in self.rows)
         if len(ways) == 1:
             return self.rows[0].sampler(logits, [row.index for row in self.rows])
         tokens = torch.zeros(len(self.rows), dtype=torch.long, device=logits.device)
