@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import json
 import re
 import shlex
 import shutil
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import container
 from perceptune.cli.commands.train import training_recipe
 from perceptune.cli.main import parser
 from perceptune.cli.parsing import place_overrides
@@ -93,3 +96,33 @@ def test_the_batch_script_starts_what_it_says(tmp_path: Path) -> None:
     assert "-m perceptune train small --data /d/t.jsonl" in new
     assert f"-m perceptune train --resume --run {run}" in resumed
     assert f"-m perceptune eval {run}" in evaluated
+
+
+def test_the_container_has_what_the_server_needs() -> None:
+    steps = [*container.instructions((LAUNCH / "Dockerfile").read_text())]
+    names = [name for name, _ in steps]
+    assert names[0] == "FROM"
+    assert ":" in steps[0][1], "a version of the image"
+    known = "FROM ARG WORKDIR COPY RUN ENV USER VOLUME EXPOSE STOPSIGNAL HEALTHCHECK ENTRYPOINT CMD"
+    assert set(names) <= set(known.split())
+    told = dict(steps)
+    assert names.index("USER") > max(place for place, name in enumerate(names) if name == "RUN"), "root installs only"
+    assert told["USER"] not in ("root", "0")
+    for name, rest in steps:
+        for source in shlex.split(rest)[:-1] if name == "COPY" else ():
+            assert (LAUNCH.parent / source).exists(), source
+    words = [*json.loads(told["ENTRYPOINT"]), *json.loads(told["CMD"])]
+    assert words[0] == "perceptune"
+    assert parser().parse_args(words[1:]).runs == ["mine=/run"]
+    assert "STOPSIGNAL SIGTERM" in (LAUNCH / "Dockerfile").read_text(), "at which answers in work end"
+
+
+def test_the_service_starts_a_server() -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(LAUNCH / "perceptune.service")
+    words = shlex.split(unit["Service"]["ExecStart"])
+    options = parser().parse_args(words[1:])
+    assert options.runs == ["mine=/srv/perceptune/run"]
+    assert float(unit["Service"]["TimeoutStopSec"]) > options.drain_seconds, "answers in work end before it is killed"
+    assert unit["Service"]["LoadCredential"].startswith("key:"), "no key on the command line"
