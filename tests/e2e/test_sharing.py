@@ -111,6 +111,29 @@ def test_a_run_pushed_to_a_hub_is_loaded_from_there(
         perceptune.evaluate("hf://someone/eyes")
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # how huggingface_hub calls its HTTP library
+def test_a_name_alone_is_on_the_hub_and_is_kept_for_offline_use(
+    trained: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(trained, "someone/eyes")
+    first, expected = hub.commits["someone/eyes"][0][0], answers(trained)
+    push(trained, "someone/eyes", message="again")
+    monkeypatch.chdir(tmp_path)
+    assert answers("someone/eyes") == expected
+    options = {"revision": first, "overrides": ["cache.features=off"]}
+    assert perceptune.load("someone/eyes", **options).recipe.name == perceptune.load(trained).recipe.name
+    hub.stop()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert answers("someone/eyes") == expected
+    with pytest.raises(UserError, match="cannot fetch hf://someone/ears"):
+        perceptune.load("someone/ears")
+    (tmp_path / "someone").mkdir()
+    with pytest.raises(UserError, match="`someone/ears` is not a run folder"):
+        perceptune.load("someone/ears")
+    with pytest.raises(UserError, match=r"revision `main`: .* is no run on a hub"):
+        perceptune.load(trained, revision="main")
+
+
 def _data(run: Path) -> Path:
     return Path(yaml.safe_load((run / RECIPE).read_text())["task"]["train"])
 

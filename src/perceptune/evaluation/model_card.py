@@ -77,6 +77,8 @@ def front_matter(
         head["pipeline_tag"] = _PIPELINES[modalities[0]]
     if hub:
         head |= {"base_model": hub, "base_model_relation": "adapter"}
+    if part_name(recipe.get("task")) == "hf_dataset" and _HUB_ID.fullmatch(name := str(recipe["task"].get("path"))):
+        head["datasets"] = [name]
     head["tags"] = ["perceptune", "parameter-efficient", one_line(part_name(recipe.get("method"))),
                     *map(one_line, modalities)]  # fmt: skip
     if results is not None:

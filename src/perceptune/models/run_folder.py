@@ -59,17 +59,18 @@ def save_description(run: Path, recipe: Recipe, description: Mapping[str, Any]) 
 def load(
     run: str | Path, *, dtype: str | None = None, device: str | torch.device | None = None,
     overrides: Sequence[Override] = (), trust: bool = False, parts: FrozenParts | None = None, ready: bool = True,
+    revision: str | None = None,
 ) -> AdaptedModel:  # fmt: skip
     """Load the trained model of a run folder, in the dtype stored in it (`eval.dtype`) unless `dtype` is given.
 
     `device` defaults to this process's GPU if there is one. `overrides` change `cache`, `decode` and `eval` keys for
     this use of the run, and the locations of its base models (`lm.id`, `lm.base`, `encoders.MODALITY.id`: same
     fingerprints); `trust` allows its recipe to import third-party code. `run` may also be a zip file of `perceptune
-    export`, or `hf://USER/NAME` on a hub. `parts` shares frozen parts between models. With `ready=False` the caller
-    moves the model and then calls its `setup`.
+    export`, or `USER/NAME` or `hf://USER/NAME` on a hub, at a `revision` of it. `parts` shares frozen parts between
+    models. With `ready=False` the caller moves the model and then calls its `setup`.
     Raises `UserError` for a folder that is not a run, of a newer format, damaged, or trained on other base models.
     """
-    run = local_run(run)
+    run = local_run(run, revision)
     read_meta(run)
     for override in overrides:
         word = override if isinstance(override, str) else f"{override[0]}="

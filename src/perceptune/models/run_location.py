@@ -19,6 +19,7 @@ NEIGHBOURS = "neighbours.safetensors"  # for consensus decoding with neighbours;
 SHARED = (CARD, FREQUENCIES, META, METHOD, PROOF, RECIPE)
 # `Path` reduces two slashes to one.
 _ADDRESS = re.compile(r"hf:/{1,2}(?P<name>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?")
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _MAX_TEXT = 64 * 2**20  # bytes of a text file in a zip file
 _MAX_RATIO = 50  # trained weights hardly compress: a file with a higher ratio is a zip bomb
 
@@ -28,15 +29,21 @@ def is_address(run: str | Path) -> bool:
     return str(run).startswith("hf:/")
 
 
-def local_run(run: str | Path) -> Path:
+def local_run(run: str | Path, revision: str | None = None) -> Path:
     """Return the folder of a run; one in a zip file or on a hub is first unpacked or downloaded into the cache.
 
-    A folder is returned as it is, run or not. Raises `UserError` for an invalid address, a hub or a name that does not
-    respond, and a zip file that is damaged or holds no run.
+    A folder is returned as it is, run or not. USER/NAME is on a hub unless there is a folder USER here; `revision` is a
+    branch, tag or commit of it. Raises `UserError` for an invalid address, a hub or a name that does not respond, and a
+    zip file that is damaged or holds no run.
     """
+    at = "" if revision is None else f"@{revision}"
     if is_address(run):
-        return _fetched(str(run))
+        return _fetched(f"{run}{at}")
     path = given_path(str(run))
+    if not path.exists() and _NAME.fullmatch(str(run)) and not path.parent.is_dir():
+        return _fetched(f"hf://{run}{at}")
+    if revision is not None:
+        raise UserError(f"revision `{revision}`: `{run}` is no run on a hub, of which there are several")
     return _unpacked(path) if path.is_file() and path.suffix == ".zip" else path
 
 
