@@ -39,7 +39,8 @@ CLIENTS = {
         "import litellm\n"
         'given = dict(model="openai/one", messages=messages, api_base=base, api_key=key)\n'
         "whole = litellm.completion(**given).choices[0].message.content\n"
-        "streamed = ''.join(piece.choices[0].delta.content or '' for piece in litellm.completion(**given, stream=True))\n"
+        "pieces = litellm.completion(**given, stream=True)\n"
+        "streamed = ''.join(piece.choices[0].delta.content or '' for piece in pieces)\n"
     ),
     "llama_index": (
         "from llama_index.llms.openai_like import OpenAILike\n"
