@@ -142,9 +142,11 @@ def test_another_peft_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_importing_it_loads_nothing_else_of_the_library_and_makes_it_known() -> None:
+    # Classes that register with transformers are imported with its auto classes.
     code = (
         "import sys, perceptune.methods.dma, peft; "
-        "print(sorted(m for m in sys.modules if m.startswith('perceptune')), peft.PeftType('DMA').value, "
+        "print(sorted(m for m in sys.modules if m.startswith('perceptune') and not m.startswith('perceptune.models')), "
+        "peft.PeftType('DMA').value, "
         "peft.PeftType.DMA in list(peft.PeftType))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

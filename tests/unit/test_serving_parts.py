@@ -224,8 +224,8 @@ def test_what_is_streamed_is_never_taken_back(text: str) -> None:
         return lines[0].rstrip(" .").lower() if lines else ""
 
     data = text.encode()
-    run = SimpleNamespace(clean=clean, text=SimpleNamespace(decode=lambda ids: bytes(ids).decode(errors="replace")))
-    job: Any = SimpleNamespace(run=run, stops=("STOP",), tokens=list(data))
+    run = SimpleNamespace(text=SimpleNamespace(decode=lambda ids: bytes(ids).decode(errors="replace")))
+    job: Any = SimpleNamespace(run=run, clean=clean, stops=("STOP",), tokens=list(data))
     whole, told = content(job), ""
     for n in range(len(data)):
         job.tokens = list(data[:n])
