@@ -1,8 +1,9 @@
-"""Write a run, with everything needed to load it, as one zip file or as a folder for transformers.
+"""Write a run as one zip file, or as a folder for transformers.
 
 Examples:
   perceptune export runs/mine mine.zip
   perceptune export runs/mine mine-hf --to transformers
+  perceptune export runs/mine mine-llava --to llava
 """
 
 from pathlib import Path
@@ -16,8 +17,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("run", help="run folder")
     parser.add_argument("file", metavar="FILE.zip|FOLDER", help="file or folder to write")
     parser.add_argument(
-        "--to", choices=("zip", "transformers"), default="zip",
-        help="zip (default): for perceptune; transformers: a folder for AutoModelForImageTextToText and pipelines",
+        "--to", choices=("zip", "transformers", "llava"), default="zip",
+        help="zip (default): for perceptune; transformers: a folder for its auto classes and pipelines where "
+        "perceptune is installed; llava: a whole checkpoint in LLaVA's layout, for transformers alone",
     )  # fmt: skip
     parser.add_trust()
 
@@ -33,6 +35,12 @@ def run(options: Namespace) -> None:
 
         size = export_transformers(run_folder, place, trust=options.trust)
         print(f"{size:,} bytes: {place}\nnext:  `import perceptune`, then transformers loads it")
+        return
+    if options.to == "llava":
+        from perceptune.tools.export.llava.folder import export_llava
+
+        size = export_llava(run_folder, place, trust=options.trust)
+        print(f"{size:,} bytes: {place}\nnext:  AutoModelForImageTextToText and AutoProcessor of transformers load it")
         return
     made = write(run_folder, place, trust=options.trust)
     print(f"{place.stat().st_size:,} bytes: {place}")
