@@ -80,7 +80,7 @@ def test_lora_s_recipe_takes_dma_too(dwarfs: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "words"),
     [
-        ({"dma": {"rank": 4}}, "method.dma: DMA has no key `rank`; choose from"),
+        ({"dma": {"rank": 4}}, "method.dma: DMA has no key `rank`; did you mean"),
         ({"dma": {"core": "cq"}}, "method.dma: DMAConfig: `core` cannot be `cq`"),
         ({"dma": {"r": 2, "target_modules": ["q_prj"]}}, r"method.dma: target_modules: .* did you mean `q_proj`"),
         ({"dma": {"r": 2, "target_modules": ["lm_head", "q_proj"]}}, "`lm_head` is not inside the LM's blocks"),

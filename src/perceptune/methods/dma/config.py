@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 from peft import PeftConfig
 
-from perceptune.errors import UserError, nearest
+from perceptune.errors import nearest
+from perceptune.methods.dma._errors import DMAError
 from perceptune.methods.dma._types import peft_type
 
 Core = Literal["tucker", "cp"]
@@ -33,7 +34,7 @@ class DMAConfig(PeftConfig):
     `core="tucker"`, as in the released code: C (r, r, r), M = sum_k C[:, :, k] p[k].
     `core="cp"`, as in the paper's formula: lambda (r,), M = diag(lambda p), a weighted sum of r rank-one terms.
 
-    Raises `UserError` for invalid settings.
+    Raises `DMAError`, a `ValueError`, for invalid settings.
     """
 
     r: int = _setting(64, "rank")
@@ -54,6 +55,9 @@ class DMAConfig(PeftConfig):
         None, "name: regular expression. Matrices of one shape are shared only within a name, for a lambda per "
         "modality where the modalities are equally wide",
     )  # fmt: skip
+    rank_pattern: dict[str, int] | None = _setting(
+        None, "regular expression of a name's end: rank, in place of `r`. One rank for all matrices that share factors"
+    )
     modules_to_save: list[str] | None = _setting(None, "further modules that are trained whole and saved")
     layers_to_transform: list[int] | int | None = _setting(
         None, "only these layers of what a list of `target_modules` names"
@@ -69,28 +73,35 @@ class DMAConfig(PeftConfig):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
-        if not (isinstance(self.r, int) and self.r > 0):
-            raise UserError(f"DMAConfig: `r` is a rank, a whole number greater than 0, not {self.r!r}")
+        _require_rank("r", self.r)
+        for pattern, rank in (self.rank_pattern or {}).items():
+            _require_pattern("rank_pattern", pattern)
+            _require_rank(f"rank_pattern.{pattern}", rank)
         if not 0 <= self.dropout < 1:
-            raise UserError(f"DMAConfig: `dropout` is a probability below 1, not {self.dropout!r}")
+            raise DMAError(f"DMAConfig: `dropout` is a probability below 1, not {self.dropout!r}")
         _require_choice("core", self.core, get_args(Core))
         if self.gamma is not None:
             _require_choice("gamma", self.gamma, get_args(Gamma))
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
-            raise UserError(
+            raise DMAError(
                 "DMAConfig: `layers_to_transform` goes with a list; a regular expression names layers itself"
             )
         for key in ("target_modules", "exclude_modules"):
             _require_pattern(key, getattr(self, key))
         for name, pattern in (self.groups or {}).items():
             if not re.fullmatch(r"\w+", name):
-                raise UserError(f"DMAConfig: the group `{name}` becomes part of a name: letters, digits and _ only")
+                raise DMAError(f"DMAConfig: the group `{name}` becomes part of a name: letters, digits and _ only")
             _require_pattern(f"groups.{name}", pattern)
+
+
+def _require_rank(key: str, value: Any) -> None:
+    if not (isinstance(value, int) and value > 0):
+        raise DMAError(f"DMAConfig: `{key}` is a rank, a whole number greater than 0, not {value!r}")
 
 
 def _require_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise UserError(f"DMAConfig: `{key}` cannot be `{value}`{nearest(str(value), choices)}")
+        raise DMAError(f"DMAConfig: `{key}` cannot be `{value}`{nearest(str(value), choices)}")
 
 
 def _require_pattern(key: str, value: Any) -> None:
@@ -98,4 +109,4 @@ def _require_pattern(key: str, value: Any) -> None:
         try:
             re.compile(value)
         except re.error as error:
-            raise UserError(f"DMAConfig: `{key}` is no regular expression: `{value}`: {error}") from error
+            raise DMAError(f"DMAConfig: `{key}` is no regular expression: `{value}`: {error}") from error
