@@ -206,3 +206,7 @@ def test_targets_are_what_pefts_table_says_now(targets: Any, monkeypatch: pytest
     monkeypatch.setitem(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, "llama", targets)
     model: Any = get_peft_model(model_of("llama"), DMAConfig(r=2))
     assert model.targeted_module_names == [f"model.layers.{i}.self_attn.v_proj" for i in (0, 1)]
+
+
+def test_an_adapter_may_act_from_the_start() -> None:
+    assert not torch.equal(output(adapted("opt", init_weights=False), "opt"), output(model_of("opt"), "opt"))

@@ -51,6 +51,7 @@ class DMAConfig(PeftConfig):
         None, "the paper's Gamma: a trained factor on W0 x, 1 at the start; one or one an output"
     )
     gated: bool = _setting(False, "lambda depends on the input by 2 sigmoid(G U x), 1 at the start; cannot be merged")
+    init_weights: bool = _setting(True, "V starts at zero; False: at random, so that it acts at once, for tests")
     groups: dict[str, str] | None = _setting(
         None, "name: regular expression. Matrices of one shape are shared only within a name, for a lambda per "
         "modality where the modalities are equally wide",

@@ -29,7 +29,7 @@ class Factors(NamedTuple):
         """Add an adapter's factors for a map like `base`: U and core initialised as in the released code, V zero."""
         n_in, n_out = width_of(base)
         self.u[adapter] = _uniform((r, n_in), 1 / math.sqrt(n_in), device, dtype)
-        self.v[adapter] = _uniform((n_out, r), 0.0, device, dtype)
+        self.v[adapter] = _uniform((n_out, r), 0.0 if config.init_weights else 1 / math.sqrt(r), device, dtype)
         if config.core == "tucker":
             self.core[adapter] = _uniform((r, r, r), math.sqrt(3) / r, device, dtype)  # Xavier
         else:  # gives M's entries the variance they have with the Tucker core

@@ -10,6 +10,8 @@ from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
+from perceptune.errors import nearest
+from perceptune.methods.dma._combination import combined_config, fill
 from perceptune.methods.dma._errors import DMAError
 from perceptune.methods.dma._mixed_batches import adapter_by_row
 from perceptune.methods.dma._offloading import bring_back, device_of, is_dispatched
@@ -53,6 +55,33 @@ class DMAModel(BaseTuner):
         """
         self._require_mergeable(adapter_names)
         super().merge_adapter(adapter_names, safe_merge)
+
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "svd",
+        svd_rank: int | None = None,
+    ) -> None:  # fmt: skip
+        """Add the weighted sum of adapters as a frozen adapter, as PEFT's LoRA does.
+
+        `cat` is exact; the ranks add up. `svd` has `svd_rank`, by default the largest rank of the adapters, and is the
+        best that a truncated higher-order SVD gives. One adapter is scaled exactly. Raises `DMAError` for other types
+        and for adapters that cannot be summed.
+        """
+        known: Any = self.peft_config
+        if missing := [name for name in adapters if name not in known]:
+            raise DMAError(f"Adapter {missing[0]} does not exist{nearest(missing[0], known)}")
+        if adapter_name in known:
+            raise DMAError(f"Adapter {adapter_name} exists already: delete it, or take another name")
+        kind = "cat" if len(adapters) == 1 else combination_type
+        configs = {name: known[name] for name in adapters}
+        known[adapter_name] = combined_config(configs, weights, kind, svd_rank, layers_of(self.model))
+        self.inject_adapter(self.model, adapter_name)
+        groups: dict[str, list[DMALinear]] = {}
+        for layer in layers_of(self.model).values():
+            if adapter_name in layer.dma_p:
+                groups.setdefault(layer.group, []).append(layer)
+        for layers in groups.values():
+            fill(layers, adapter_name, dict(zip(adapters, weights, strict=True)), kind)
+        self.set_requires_grad(adapter_name, False)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter with its factors. Raises `ValueError` for one that is unknown or merged."""
