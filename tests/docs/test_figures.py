@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -207,3 +208,20 @@ def test_rows_of_petals_baselines_are_rows_of_the_results() -> None:
             assert told[2] in ("", difference_of(row)), line
         checked += 1
     assert checked == 10
+
+
+def test_figures_of_audio_are_those_of_its_study() -> None:
+    found = json.loads((ROOT / "studies/hearing.json").read_text(encoding="utf-8"))
+    lines = (ROOT / "docs/audio.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    rows = {row[0]: row[1:] for row in cells}
+    for label, encoder in (("Whisper base (`default`)", "whisper"), ("EfficientAT mn04", "efficientat"),
+                           ("spectrogram image for DINOv2-S", "picture")):  # fmt: skip
+        shown = []
+        for name in ("esc50", "fsdd"):
+            runs = [found[f"test {name} {encoder} {seed}"] for seed in range(3)]
+            generated, shuffled, ranked = (
+                f"{100 * mean(run[key] for run in runs):.1f}" for key in ("accuracy", "accuracy shuffled", "ranked")
+            )
+            shown += [f"{generated} ({shuffled})", ranked]
+        assert rows[label] == shown
