@@ -20,6 +20,7 @@ from llavas import LINEAR, LORA, SHAPE, built, recipe, save_parts
 from perceptune.config.recipe import load_recipe
 from perceptune.config.registry import leaves
 from perceptune.errors import UserError
+from perceptune.models.backbone import method_options
 from perceptune.tools.export.llava.agreement import require_agreement
 from perceptune.tools.export.llava.folder import write_llava
 from perceptune.tools.export.llava.processor import processor_of
@@ -107,6 +108,13 @@ def test_each_method_fits_or_is_told_what_it_lacks(name: str) -> None:
         return
     with pytest.raises(UserError, match=LACKS.get(name, f"method `{name}` injects into later layers")):
         require_recipe(load_recipe(given))
+
+
+@pytest.mark.parametrize("words", [[], ["method.name=limber", "method.mapper=linear"]])
+def test_the_shipped_recipe_fits(words: list[str]) -> None:
+    found = load_recipe("llava", words)
+    require_recipe(found)
+    assert method_options(found).mapper == ("linear" if words else "mlp")
 
 
 def test_the_table_names_methods() -> None:
