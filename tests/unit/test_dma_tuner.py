@@ -77,6 +77,17 @@ def test_a_second_tuner_of_another_name_learns_beside_the_first() -> None:
     assert torch.equal(output(second, "opt"), other)
 
 
+def test_one_configuration_may_be_given_to_two_adapters() -> None:
+    settings = config("opt")
+    model: Any = get_peft_model(model_of("opt"), settings).eval()
+    move(model)
+    before = output(model, "opt")
+    model.add_adapter("second", settings)
+    assert torch.equal(output(model, "opt"), before)
+    model.set_adapter("second")
+    assert torch.equal(output(model, "opt"), output(model_of("opt"), "opt"))
+
+
 def test_a_refused_second_tuner_leaves_the_first_as_it_is() -> None:
     base = model_of("opt")
     first: Any = get_peft_model(base, config("opt")).eval()

@@ -213,8 +213,8 @@ class DMALinear(nn.Module, BaseTunerLayer):
         total = weight.to(torch.promote_types(weight.dtype, torch.float32))
         for name in names:
             total = total + self.get_delta_weight(name).to(total)
-        if safe_merge and not torch.isfinite(total).all():
-            raise DMAError(f"DMA cannot be merged: adapters {names} make weights that are not finite numbers")
+            if safe_merge and not torch.isfinite(total).all():
+                raise DMAError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
         if self._before_merge is None:
             self._before_merge = weight
         self.set_base_weight(total.to(weight.dtype))

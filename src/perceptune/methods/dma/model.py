@@ -44,6 +44,7 @@ class DMAModel(BaseTuner):
         """Inject the adapter as PEFT does, and keep whether the shared factors of other adapters are trainable."""
         containers = {id(one): one for layer in layers_of(model).values() for one in layer.containers()}.values()
         before = [(one[name], one[name].requires_grad) for one in containers for name in one if name != adapter_name]
+        self.__dict__["_injected"] = adapter_name  # for `_prepare_model`: two adapters may have one configuration
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for parameter, required in before:
             parameter.requires_grad_(required)
@@ -129,8 +130,7 @@ class DMAModel(BaseTuner):
         """Validate everything before PEFT replaces any module; PEFT has resolved the targets by now."""
         _maybe_include_all_linear_layers(peft_config, model)
         check_groups(peft_config, require_targets(peft_config, model, DMALinear))
-        configs: Any = self.peft_config
-        self._take_over(next(name for name, config in configs.items() if config is peft_config))
+        self._take_over(self.__dict__["_injected"])
 
     def _take_over(self, adapter: str) -> None:
         """Own what an earlier tuner of this model has shared among its layers; this adapter of it is replaced.
