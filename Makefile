@@ -6,7 +6,7 @@ RUN ?= runs/demo
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke study test test-fast mutants browser fuzz lint fix docs clean
+.PHONY: help demo smoke study test test-fast test-peft mutants browser fuzz lint fix docs clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test: $(VENV)/.made  ## all tests, in two processes; COST=FOLDER measures proces
 
 test-fast: $(VENV)/.made  ## fast unit tests, and methods against a literal implementation of the paper
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --fast tests/unit tests/contract/test_literal.py
+
+test-peft: $(VENV)/.made  ## PEFT's own tests with DMA, fetched from the package index
+	OMP_NUM_THREADS=1 $(BIN)/python tests/peft_suite.py
 
 mutants: $(VENV)/.made  ## apply one-line faults and check that a test fails for each
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --jobs 2
