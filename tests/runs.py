@@ -86,7 +86,7 @@ class Counting:
             return content(medium)
 
         monkeypatch.setattr(type(encoder), "forward", counted)
-        monkeypatch.setattr("perceptune.encoders.cache.feature_cache.content", counted_content)
+        monkeypatch.setattr("perceptune.encoders.cache.media_loader.content", counted_content)
 
 
 def share_worthy(folder: Path, dwarfs: Path) -> Path:

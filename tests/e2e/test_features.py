@@ -125,7 +125,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
         pictures[0].write_bytes(new)
         return data
 
-    monkeypatch.setattr("perceptune.encoders.cache.feature_cache.content", racing)
+    monkeypatch.setattr("perceptune.encoders.cache.media_loader.content", racing)
     old = store(encoder, tmp_path / "c").get(pictures[:1])
     monkeypatch.undo()
     ours, other = store(encoder, tmp_path / "c").get(pictures[:2])
