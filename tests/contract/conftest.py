@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import support
 from pairs import covering
-from rows import is_run
+from rows import FAMILIES, is_run
 
 HERE = Path(__file__).parent  # pytest hands over the tests of other folders, too
 FACTORS = ("family", "kind")  # beside `name`, the method
@@ -47,3 +48,14 @@ def _is_row(item: pytest.Item) -> bool:
 
 def _factors(item: pytest.Item) -> dict[str, str]:
     return {"test": item.nodeid.partition("[")[0]} | {key: str(value) for key, value in _given(item).items()}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an LM of each family by its name, `encoder`, and `data/train.jsonl` with six rows."""
+    folder = tmp_path_factory.mktemp("families")
+    for family in FAMILIES:
+        support.save_lm(folder / family, family)
+    support.save_encoder(folder / "encoder")
+    support.save_data(folder / "data", rows=6)
+    return folder

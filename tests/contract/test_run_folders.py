@@ -14,16 +14,6 @@ from perceptune.models.run_folder import METHOD, save_run
 from rows import FAMILIES, method_names, method_section
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("families")
-    for family in FAMILIES:
-        support.save_lm(folder / family, family)
-    support.save_encoder(folder / "encoder")
-    support.save_data(folder / "data", rows=6)
-    return folder
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", method_names())
 def test_a_saved_method_answers_the_same_when_loaded(name: str, family: str, models: Path, tmp_path: Path) -> None:

@@ -21,16 +21,6 @@ NEW = 6  # tokens
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("families")
-    for family in FAMILIES:
-        support.save_lm(folder / family, family)
-    support.save_encoder(folder / "encoder")
-    support.save_data(folder / "data", rows=6)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def talkers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LMs with a chat template."""
     folder = tmp_path_factory.mktemp("talkers")

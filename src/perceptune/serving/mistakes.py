@@ -16,7 +16,7 @@ _ADDRESSES = ("image_url", "audio_url", "video_url")
 _LISTS = {"content": "parts", "stop": "texts", "input": "messages"}
 
 
-def explain(error: ErrorDetails, request: type[BaseModel], parts: Classes, turns: str = "messages") -> tuple[str, str]:
+def explain(error: ErrorDetails, request: type[BaseModel], parts: Classes, turns: str) -> tuple[str, str]:
     """Return the location of the error, as `messages.0.content.1.text`, and a sentence without the location.
 
     `parts` are the kinds of parts of a message, by their `type`; `turns` is the key of the messages.

@@ -3,11 +3,9 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field
 
-from perceptune.serving.errors import ApiError
 from perceptune.serving.fields import Fields, Only
-from perceptune.serving.mistakes import explain
 from perceptune.serving.schema import (
     AnyJsonForm,
     ChatRequest,
@@ -22,6 +20,7 @@ from perceptune.serving.schema import (
     TextForm,
     TextPart,
     Url,
+    parse_body,
 )
 
 
@@ -154,10 +153,5 @@ PARTS: dict[str, type[BaseModel]] = {
 
 
 def parsed_response(body: bytes) -> ResponseRequest:
-    """Parse a request body. Raises `ApiError` naming the first invalid field and its allowed values."""
-    try:
-        return ResponseRequest.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place, message = explain(first, ResponseRequest, PARTS, "input")
-        raise ApiError(400, f"{place or 'body'}: {message}"[:500], param=place or None) from None
+    """Parse the body of a request for a response. Raises `ApiError` as `parse_body` does."""
+    return parse_body(body, ResponseRequest, PARTS, "input")

@@ -3,7 +3,8 @@
 Keys that would change the answer and are not supported are rejected, not ignored.
 """
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -12,6 +13,8 @@ from perceptune.serving.accepted import Accepted
 from perceptune.serving.errors import ApiError
 from perceptune.serving.fields import Fields, Only
 from perceptune.serving.mistakes import explain
+
+Request = TypeVar("Request", bound=Fields)
 
 
 class Url(Fields):
@@ -200,10 +203,18 @@ PARTS: dict[str, type[BaseModel]] = {
 
 
 def parsed(body: bytes) -> ChatRequest:
-    """Parse a request body. Raises `ApiError` naming the first invalid field and its allowed values."""
+    """Parse the body of a chat completion request. Raises `ApiError` as `parse_body` does."""
+    return parse_body(body, ChatRequest, PARTS, "messages")
+
+
+def parse_body(body: bytes, request: type[Request], parts: Mapping[str, type[BaseModel]], turns: str) -> Request:
+    """Parse a request body. Raises `ApiError` naming the first invalid field and its allowed values.
+
+    `parts` are the kinds of parts of a message by their `type`, `turns` is the key of the messages.
+    """
     try:
-        return ChatRequest.model_validate_json(body)
+        return request.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place, message = explain(first, ChatRequest, PARTS)
+        place, message = explain(first, request, parts, turns)
         raise ApiError(400, f"{place or 'body'}: {message}"[:500], param=place or None) from None
