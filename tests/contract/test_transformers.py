@@ -13,7 +13,7 @@ from hfruns import asked_of, messages_of, scrambled
 from perceptune.config.recipe import load_recipe
 from perceptune.data.build_task import make_task
 from perceptune.hf import PerceptuneForConditionalGeneration, PerceptuneProcessor
-from perceptune.types import Decoding, Mark, Message, Sample
+from perceptune.types import IN_TEXT, Decoding, Mark, Message, Sample
 from rows import FAMILIES, method_names, method_section
 from talking import LAYOUTS
 
@@ -97,3 +97,20 @@ def test_conversations_with_several_media_are_those_of_ours(layout: str, family:
         texts = processor.apply_chat_template(chats)
         again = processor(text=texts, images=[[first, second], [second, first]], return_tensors="pt")
         assert torch.equal(again["input_ids"], batch["input_ids"])
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_media_in_front_are_in_front_of_the_template(family: str, talkers: Path) -> None:
+    """As for `perceptune answer`, which has no marks; in one call and by way of the text."""
+    method = LAYOUTS["sequential"]
+    given = support.recipe(talkers / family, talkers / "encoder", talkers / "data/train.jsonl", method=method)
+    model = scrambled(given)
+    processor = PerceptuneProcessor.from_model(model)
+    picture = talkers / "data/train0.png"
+    chat = messages_of(Sample("a", {"image": picture}, "color?"))
+    batch = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+    [placeholder] = model.config.placeholders.values()
+    ours = model.model.text.prompt_ids(Sample("a", {"image": picture}, "color?"))
+    assert batch["input_ids"][0].tolist() == [placeholder if token == IN_TEXT else token for token in ours]
+    again = processor(text=processor.apply_chat_template(chat), images=picture, return_tensors="pt")
+    assert torch.equal(again["input_ids"], batch["input_ids"])

@@ -11,7 +11,7 @@ import numpy as np
 from perceptune.data.lazy_rows import LazyRows
 from perceptune.data.tasks.base import cut_tags, with_tags
 from perceptune.errors import UserError
-from perceptune.types import Mark, Media, Medium, Sample
+from perceptune.types import Mark, Media, Medium, Message, Sample
 
 # Keys of the meta that belong to a sample's own target: an earlier answer has none of them.
 _OF_TARGET = ("answers", "answer_type", "choices", "label")
@@ -28,6 +28,18 @@ def group_media(pairs: Iterable[tuple[str, Medium]]) -> dict[str, Media]:
     for modality, medium in pairs:
         grouped.setdefault(modality, []).append(medium)
     return {modality: as_media(media) for modality, media in grouped.items()}
+
+
+def marks_in_text(marks: Sequence[Mark], history: Sequence[Message] = ()) -> tuple[Mark, ...]:
+    """Return the marks of a prompt, none if all its media stand in front of it.
+
+    Media without marks are in front of the whole text, with the template around the prompt: there training and
+    `perceptune answer` have them.
+    """
+    modalities = [mark.modality for mark in marks]
+    grouped = sorted(modalities, key=modalities.index)
+    is_in_front = not history and modalities == grouped and all(mark.at == 0 for mark in marks)
+    return () if is_in_front else tuple(marks)
 
 
 def split_answers(samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from perceptune.data.conversations import group_media, tagged_history
+from perceptune.data.conversations import group_media, marks_in_text, tagged_history
 from perceptune.errors import UserError
 from perceptune.lm.generation.prefix_reuse import KnownTexts
 from perceptune.models.base import AdaptedModel
@@ -49,7 +49,8 @@ class Conversation:
         marks = tuple(Mark(0, modality) for modality, _ in media)
         new = [(modality, given_path(one) if isinstance(one, str) else one) for modality, one in media]
         seen = [*self._media, *new]
-        sample = Sample("question", group_media(seen), prompt, marks=marks, history=tuple(self._turns))
+        placed = marks_in_text(marks, self._turns)
+        sample = Sample("question", group_media(seen), prompt, marks=placed, history=tuple(self._turns))
         self.model.check_modalities([sample])
         answer = self._clean(self.model.text.decode(self._generate(sample)))
         if self.keeps_history:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perceptune.data.conversations import group_media
+from perceptune.data.conversations import group_media, marks_in_text
 from perceptune.errors import nearest
 from perceptune.serving import schema
 from perceptune.serving.errors import ApiError
@@ -42,7 +42,8 @@ class Conversation:
     def sample(self, media: Sequence[Medium]) -> Sample:
         """Return the conversation as one sample; `media` are the contents of `attached`."""
         given = group_media(zip((one.modality for one in self.attached), media, strict=True))
-        return Sample("question", given, self.prompt, marks=self.marks, history=self.history)
+        marks = marks_in_text(self.marks, self.history)
+        return Sample("question", given, self.prompt, marks=marks, history=self.history)
 
 
 def read_conversation(messages: Sequence[schema.Message]) -> Conversation:

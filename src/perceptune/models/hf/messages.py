@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from perceptune.data.conversations import group_media
+from perceptune.data.conversations import group_media, marks_in_text
 from perceptune.data.media.rgb import upright_rgb
 from perceptune.errors import UserError, nearest
 from perceptune.models.hf.configuration import INPUTS
@@ -43,7 +43,8 @@ def read_chat(messages: Sequence[Mapping[str, Any]], rate: int | None = None) ->
     if not turns or turns[-1].role != "user":
         raise UserError("messages: there is no question: the last message, before an answer, is the user's")
     *history, last = turns
-    return Chat(Sample("chat", group_media(media), last.text, marks=last.marks, history=tuple(history)), answer)
+    marks = marks_in_text(last.marks, history)
+    return Chat(Sample("chat", group_media(media), last.text, marks=marks, history=tuple(history)), answer)
 
 
 def _read(place: int, message: Mapping[str, Any], rate: int | None) -> tuple[Message, list[tuple[str, Medium]]]:

@@ -121,7 +121,10 @@ def render(text: TextFormat, chat: Chat, *, ended: bool) -> str:
     turns = messages_of(sample)
     texts = [with_tags(turn.text, turn.marks, before={}) if text.slots_in_text else turn.text for turn in turns]
     if text.chat is None:
-        shown = text.tokenizer.decode(text.bos) + text.config.template.replace("{prompt}", texts[-1])
+        front = ""
+        if text.slots_in_text and not sample.marks:  # in front of the template, too
+            front, texts[-1] = with_tags("", turns[-1].marks, before={}), turns[-1].text
+        shown = text.tokenizer.decode(text.bos) + front + text.config.template.replace("{prompt}", texts[-1])
         shown += text.config.separator or ""
     else:
         parts = text.chat.parts_of(tuple(turn.role for turn in turns))
