@@ -11,6 +11,7 @@ import pytest
 
 import perceptune
 import support
+from perceptune.lm.generation.generate import ContinuousBatch
 from perceptune.models.run_folder import save_run
 from perceptune.serving.limits import Limits
 from servers import Served, asked, load_runs, served
@@ -69,6 +70,28 @@ def test_drawn_answers_and_the_responses_api_keep_to_it(server: Served) -> None:
 def test_any_object(server: Served) -> None:
     _, reply = server.chat(response_format={"type": "json_object"}, max_tokens=8)
     assert reply["choices"][0]["message"]["content"].startswith("{")
+
+
+def test_an_answer_that_is_computed_again_begins_again(server: Served) -> None:
+    """As when another row makes its batch fail."""
+    fails, step = [True], ContinuousBatch.step
+
+    def failing(self: ContinuousBatch) -> bool:
+        if fails and len(self.rows[0].tokens) == 3:
+            fails.clear()
+            raise RuntimeError
+        return step(self)
+
+    wanted = {"response_format": form(COLOR), "logprobs": True, "n": 2}
+    expected = server.chat(**wanted)[1]["choices"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ContinuousBatch, "step", failing)
+        found = server.chat(**wanted)[1]["choices"]
+    assert not fails
+    assert [choice["message"] for choice in found] == [choice["message"] for choice in expected]
+    for one, other in zip(found, expected, strict=True):
+        tokens = [[each["token"] for each in choice["logprobs"]["content"]] for choice in (one, other)]
+        assert tokens[0] == tokens[1]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 
 from perceptune.cli.main import run as cli
 from perceptune.errors import UserError
+from perceptune.lm.generation.logprobs import TokenDetail
 from perceptune.serving import media_worker_pool
 from perceptune.serving.errors import ApiError
 from perceptune.serving.limits import Limits
@@ -25,7 +26,7 @@ from perceptune.serving.metrics import Metrics
 from perceptune.serving.origins import Origins, parse_origins
 from perceptune.serving.scheduler import Scheduler
 from perceptune.serving.server import hosts_of, is_loopback
-from perceptune.serving.streaming import content, cut, sure
+from perceptune.serving.streaming import Scored, content, cut, sure
 from servers import png
 
 
@@ -200,12 +201,34 @@ def test_a_row_is_tried_alone_when_the_one_to_blame_has_gone(monkeypatch: pytest
     async def run() -> None:
         scheduler = Scheduler(Limits(), Metrics())
         monkeypatch.setattr(scheduler, "_alone", answer)
-        jobs: list[Any] = [SimpleNamespace(ended=False, is_cancelled=gone, tokens=[]) for gone in (True, False)]
+        jobs: list[Any] = [
+            SimpleNamespace(ended=False, is_cancelled=gone, restart=lambda: None) for gone in (True, False)
+        ]
         assert await scheduler._computed(lambda: 1 / 0, jobs) is None
         assert alone == jobs[1:]
         await scheduler.close()
 
     asyncio.run(run())
+
+
+def test_log_probabilities_of_tokens_that_come_meanwhile_are_told_once() -> None:
+    """Each token is appended behind its details, by another thread, and may come between any two lines."""
+
+    class Growing(list[int]):
+        def __len__(self) -> int:
+            found = super().__len__()
+            if found < 6:  # one more as soon as its length was read
+                job.details.append(TokenDetail(-float(found), []))
+                self.append(found)
+            return found
+
+    job: Any = SimpleNamespace(top_logprobs=0, details=[], run=SimpleNamespace(text=SimpleNamespace(token=str)))
+    job.tokens = Growing()
+    scored, told = Scored(job), []
+    while len(told) < 6:
+        told += (scored.news() or {})["content"]
+    assert [one["token"] for one in told] == [str(number) for number in range(6)]
+    assert [one["logprob"] for one in told] == [-float(number) for number in range(6)]
 
 
 def test_stops_cut_at_the_first_of_them() -> None:

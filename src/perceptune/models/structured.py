@@ -64,3 +64,7 @@ class JsonConstraint:
     def accept(self, token: int) -> None:
         """Go on after a token that was allowed."""
         self._matcher.accept_token(token)
+
+    def reset(self) -> None:
+        """Go back to the start of the answer."""
+        self._matcher.reset()

@@ -54,6 +54,13 @@ class Job:
         """Return the answer in a generated text."""
         return self.run.clean(text) if self.constraint is None else text
 
+    def restart(self) -> None:
+        """Forget what was generated, to compute the answer again."""
+        self.tokens.clear()
+        self.details.clear()
+        if self.constraint is not None:
+            self.constraint.reset()
+
     def cancel(self) -> None:
         """Cancel the job: it leaves its batch, or never enters one."""
         self.is_cancelled = True

@@ -9,7 +9,7 @@ from typing import Any
 from perceptune.serving.errors import ApiError
 from perceptune.serving.requests import Job
 from perceptune.serving.responses_schema import ResponseRequest
-from perceptune.serving.streaming import Scored, content, finished, sure
+from perceptune.serving.streaming import Scored, content, finished, logprobs, sure
 
 
 class ResponseReply:
@@ -43,7 +43,7 @@ class ResponseReply:
                     raise self._job.error
                 text = content(self._job) if ended else sure(self._job, told)
                 if text.startswith(told) and text != told:
-                    news = self._logprobs(self._scored.news())
+                    news = _listed(self._scored.news())
                     yield self._event("response.output_text.delta", **place, delta=text[len(told) :], logprobs=news)
                     told = text
                 if ended:
@@ -67,7 +67,7 @@ class ResponseReply:
         status = "completed" if self._job.reason == "stop" else "incomplete"
         part = {
             "type": "output_text", "text": content(self._job), "annotations": [],
-            "logprobs": self._logprobs(Scored(self._job).news()),
+            "logprobs": _listed(logprobs(self._job)),
         }  # fmt: skip
         said, read = len(self._job.tokens), self._job.prompt_tokens
         return {
@@ -94,10 +94,12 @@ class ResponseReply:
     def _item(self, status: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
         return {"type": "message", "id": self._ids["item"], "status": status, "role": "assistant", "content": parts}
 
-    def _logprobs(self, found: dict[str, Any] | None) -> list[dict[str, Any]]:
-        return [] if found is None else found["content"]
-
     def _event(self, kind: str, **data: Any) -> bytes:
         self._number += 1
         event = json.dumps({"type": kind, "sequence_number": self._number, **data}, ensure_ascii=False)
         return f"event: {kind}\ndata: {event}\n\n".encode()
+
+
+def _listed(found: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return log-probabilities as this API has them."""
+    return [] if found is None else found["content"]

@@ -113,7 +113,7 @@ class Scheduler:
         left = [job for job in jobs if not (job.ended or job.is_cancelled)]
         for job in left:
             if len(jobs) > 1:  # cancelled ones may be the cause, too
-                job.tokens.clear()
+                job.restart()
                 error = await self._alone(job)
             if isinstance(error, UserError):
                 job.fail(ApiError(400, str(error)))

@@ -113,16 +113,17 @@ class Scored:
     def news(self) -> dict[str, Any] | None:
         """Return those of the tokens since the last call."""
         start, self._told = self._told, len(self._job.tokens)
-        return logprobs(self._job, start)
+        return logprobs(self._job, start, self._told)
 
 
-def logprobs(job: Job, start: int = 0) -> dict[str, Any] | None:
-    """Return the log-probabilities of an answer's tokens from `start` on, without the end token's."""
+def logprobs(job: Job, start: int = 0, end: int | None = None) -> dict[str, Any] | None:
+    """Return the log-probabilities of an answer's tokens from `start` to `end`, without the end token's."""
     if job.top_logprobs is None:
         return None
     text = job.run.text
+    tokens = job.tokens[start:end]  # first: those of another thread come after their details
     found = []
-    for token, detail in zip(job.tokens[start:], job.details[start:], strict=False):
+    for token, detail in zip(tokens, job.details[start : start + len(tokens)], strict=True):
         top = [_entry(text.token(other), value) for other, value in detail.top]
         found.append({**_entry(text.token(token), detail.logprob), "top_logprobs": top})
     return {"content": found, "refusal": None}

@@ -37,6 +37,9 @@ class TokenConstraint(Protocol):
     def accept(self, token: int) -> None:
         """Go on after a token."""
 
+    def reset(self) -> None:
+        """Go back to the start of the answer."""
+
 
 @dataclass(eq=False)
 class GeneratedSequence:
