@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,9 +43,3 @@ def asked_of(model: SlotModel, samples: Sequence[Sample], answers: Tensor) -> Te
     mask = nn.functional.pad(prompt.mask, (0, answers.shape[1]), value=1)
     logits: Tensor = model.lm(ids, mask, prompt.slots)
     return logits[:, prompt.ids.shape[1] - 1 : -1]
-
-
-def saved(recipe: dict[str, Any], folder: Path) -> Path:
-    """The folder of a scrambled model."""
-    scrambled(recipe).save_pretrained(folder)
-    return folder

@@ -118,7 +118,7 @@ def test_the_container_has_what_the_server_needs() -> None:
 
 
 def test_the_service_starts_a_server() -> None:
-    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(LAUNCH / "perceptune.service")
     words = shlex.split(unit["Service"]["ExecStart"])

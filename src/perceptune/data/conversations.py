@@ -30,6 +30,18 @@ def group_media(pairs: Iterable[tuple[str, Medium]]) -> dict[str, Media]:
     return {modality: as_media(media) for modality, media in grouped.items()}
 
 
+def join_texts(texts: Sequence[str], media: Sequence[tuple[int, str]]) -> tuple[str, tuple[Mark, ...]]:
+    """Return the texts of a message joined with line breaks, and the mark of each of its media.
+
+    `media` are modalities with the number of texts before them: a medium stands before the text that follows it.
+    """
+    text = "\n".join(texts)
+    starts = [0]
+    for one in texts:
+        starts.append(starts[-1] + len(one) + 1)
+    return text, tuple(Mark(min(starts[number], len(text)), modality) for number, modality in media)
+
+
 def marks_in_text(marks: Sequence[Mark], history: Sequence[Message] = ()) -> tuple[Mark, ...]:
     """Return the marks of a prompt, none if all its media stand in front of it.
 

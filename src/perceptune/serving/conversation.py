@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perceptune.data.conversations import group_media, marks_in_text
+from perceptune.data.conversations import group_media, join_texts, marks_in_text
 from perceptune.errors import nearest
 from perceptune.serving import schema
 from perceptune.serving.errors import ApiError
@@ -138,12 +138,7 @@ def _read(place: int, message: schema.Message) -> Message:
             texts.append(part.text)
         else:
             found.append((len(texts), _modality(part)))
-    text = "\n".join(texts)
-    starts = [0]
-    for one in texts:
-        starts.append(starts[-1] + len(one) + 1)
-    marks = tuple(Mark(min(starts[number], len(text)), modality) for number, modality in found)
-    return Message(role, text, marks)
+    return Message(role, *join_texts(texts, found))
 
 
 def _attached(turns: Sequence[tuple[int, schema.Message]]) -> tuple[Attached, ...]:

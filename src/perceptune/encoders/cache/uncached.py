@@ -41,7 +41,6 @@ class LiveFeatures(FeatureStore):
         """Compute features (N, n_levels, T, dim) float32, with gradients to the encoder."""
         items = self._views_of(media, view_seeds)
         distinct = list(dict.fromkeys(items))
-        device = next(self.encoder.parameters()).device
         parts = []
         for loaded in prefetched_map(
             [distinct[i : i + GROUP] for i in range(0, len(distinct), GROUP)], self.loader.load
@@ -50,5 +49,6 @@ class LiveFeatures(FeatureStore):
                 if one.error is not None:
                     raise one.error
             pixels = torch.stack([one.pixels for one in loaded if one.pixels is not None])
-            parts.append(self.encoder(move(pixels, device), self.levels, self.tokens))
-        return torch.cat(parts)[move(torch.tensor([distinct.index(item) for item in items]), device)].float()
+            parts.append(self.encode_loaded(pixels))
+        found = torch.cat(parts)
+        return found[move(torch.tensor([distinct.index(item) for item in items]), found.device)]

@@ -97,13 +97,12 @@ def generation_config_of(model: "AdaptedModel") -> GenerationConfig:
     )  # fmt: skip
 
 
-def recipe_of(config: PerceptuneConfig, overrides: Any = (), *, trust: bool = False) -> Recipe:
+def recipe_of(config: PerceptuneConfig, overrides: Any = ()) -> Recipe:
     """Return the recipe in a configuration. Raises `UserError` for one that would import code, and for none at all."""
     where = config.name_or_path or "config.json"
     if config.recipe is None:
         raise UserError(f"{where}: it holds no `recipe`: write the folder with `perceptune export --to transformers`")
-    if not trust:
-        require_no_code(config.recipe, where)
+    require_no_code(config.recipe, where)
     return load_recipe(config.recipe, overrides, where=where)
 
 

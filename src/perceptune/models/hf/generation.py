@@ -20,7 +20,8 @@ _REFUSED = {
 def prepare(model: Any, inputs: Tensor | None, config: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Return the options of `GenerationMixin.generate` for a `PerceptuneForConditionalGeneration`.
 
-    Raises `ValueError` for those that cannot be met."""
+    Raises `ValueError` for those that cannot be met.
+    """
     for name, why in _REFUSED.items():
         if options.get(name, getattr(config, name, None)) is not None:
             raise ValueError(f"{name}: {why}")

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from perceptune.data.conversations import group_media, marks_in_text
+from perceptune.data.conversations import group_media, join_texts, marks_in_text
 from perceptune.data.media.rgb import upright_rgb
 from perceptune.errors import UserError, nearest
 from perceptune.models.hf.configuration import INPUTS
-from perceptune.types import Mark, Medium, Message, Sample
+from perceptune.types import Medium, Message, Sample
 
 _LOCATIONS = ("url", "path", "base64")
 
@@ -62,10 +62,8 @@ def _read(place: int, message: Mapping[str, Any], rate: int | None) -> tuple[Mes
             found.append((len(texts), kind, _medium_of(place, kind, part, rate)))
         else:
             raise UserError(f"messages[{place}]: a part of type {kind!r}{nearest(str(kind), ('text', *INPUTS))}")
-    text = "\n".join(texts)
-    starts = [sum(len(one) + 1 for one in texts[:number]) for number in range(len(texts) + 1)]
-    marks = tuple(Mark(min(starts[number], len(text)), kind) for number, kind, _ in found)
-    return Message(role, text, marks), [(kind, medium) for _, kind, medium in found]
+    said = Message(role, *join_texts(texts, [(number, kind) for number, kind, _ in found]))
+    return said, [(kind, medium) for _, kind, medium in found]
 
 
 def _medium_of(place: int, kind: str, part: Mapping[str, Any], rate: int | None) -> Medium:

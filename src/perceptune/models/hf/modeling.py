@@ -36,7 +36,7 @@ class _Headless(nn.Module):
     ) -> BaseModelOutput:
         """Return the states; arguments as in `PerceptuneForConditionalGeneration.forward`."""
         model = cast(PerceptuneForConditionalGeneration, self._model)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = _whole_mask(input_ids) if attention_mask is None else attention_mask
         slots = model.build_slots(input_ids, mask, **media)
         states = model.model.lm.final_hidden_states(
             model.mark_slots(input_ids), mask, slots, use_reference_path=model.model.use_reference_path
@@ -194,9 +194,8 @@ class PerceptuneForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     f"{name}: not given by a Perceptune model; `perceptune show-attention` draws attention"
                 )
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        mask = attention_mask
-        if mask is None:  # `generate` leaves out one without padding
-            mask = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
+        # `generate` leaves out a mask without padding.
+        mask = _whole_mask(input_ids, past) if attention_mask is None else attention_mask
         if slots is None:
             slots = self.build_slots(
                 input_ids, mask, pixel_values=pixel_values, pixel_values_videos=pixel_values_videos,
@@ -234,7 +233,7 @@ class PerceptuneForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Return the slots that `forward` makes of a batch's media; none for texts that continue a cache."""
         from perceptune.models.hf.running import build_slots
 
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = _whole_mask(input_ids) if attention_mask is None else attention_mask
         return build_slots(self.model, input_ids, mask, media, self.config.placeholders) if is_first else []
 
     def mark_slots(self, ids: Tensor) -> Tensor:
@@ -256,6 +255,11 @@ class PerceptuneForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         options = prepare(self, inputs, generation_config or self.generation_config, options)
         return super().generate(inputs, generation_config, **options)  # type: ignore[misc]
+
+
+def _whole_mask(ids: Tensor, past: int = 0) -> Tensor:
+    """Return the mask of texts without padding that follow `past` columns in a cache."""
+    return ids.new_ones(len(ids), past + ids.shape[1])
 
 
 AutoModelForImageTextToText.register(PerceptuneConfig, PerceptuneForConditionalGeneration, exist_ok=True)

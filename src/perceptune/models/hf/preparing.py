@@ -82,11 +82,13 @@ class Asked:
         text = processor.text
         counts = text.slots_in_text
         given = [modality for modality, own in media.items() if own]
+        tag, pieces = "|".join(given), [prompt]
         if given and not counts:  # the slots stand in front of the text, wherever it has tags
-            prompt = re.sub(rf"<(?:{'|'.join(given)})>\n?", "", prompt)
-        pieces = re.split(rf"<({'|'.join(given)})>", prompt) if given and counts else [prompt]
-        if given and counts and len(pieces) == 1:  # no tags: before the text
-            pieces = [*(piece for name in given for _ in media[name] for piece in ("", name)), prompt]
+            pieces = [re.sub(rf"<(?:{tag})>\n?", "", prompt)]
+        elif given:
+            pieces = re.split(rf"<({tag})>", prompt)
+            if len(pieces) == 1:  # no tags: before the text
+                pieces = [*(piece for name in given for _ in media[name] for piece in ("", name)), prompt]
         in_text: list[Place] = []
         for modality in pieces[1::2]:
             in_text.append((modality, sum(name == modality for name, _ in in_text)))

@@ -67,7 +67,7 @@ def merged_weights(method: Any) -> dict[str, Tensor]:
         layer = copy.deepcopy(method.peft[name.replace(".", "/")])  # with the frozen weights below it
         try:
             layer.merge(safe_merge=True)
-        except (NotImplementedError, ValueError, AttributeError) as error:
+        except (NotImplementedError, ValueError) as error:
             raise UserError(
                 f"LLaVA's layout has no place for this run: {method.peft.kind} cannot be merged into the LM's weights "
                 f"({error})"
